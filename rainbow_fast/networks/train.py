@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Training, accuracy and weights on disk: what the examples need of a reference network, and no more."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rainbow_fast.networks.mlp import seeded
+
+Progress = Callable[[int, int, float], None]
+
+
+def train(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int = 5,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Train `module` in place on images `x` and labels `y`: stochastic gradient descent on the cross-entropy.
+
+        v <- momentum v + grad(loss + weight_decay |w|^2 / 2),    w <- w - lr v
+
+    No augmentation, a constant learning rate, a new order each epoch, the last batch of an epoch may be smaller.
+    The weights start as they are: the builders (`mlp`, `cnn`) initialise them.
+
+    Args:
+        module: from (N, ...) to (N, classes) logits; it is trained on the device it is on.
+        x: (N, ...) floating point, on any device.
+        y: (N,) int64 classes.
+        epochs: passes over the data.
+        lr: learning rate.
+        momentum: of the velocity v.
+        weight_decay: of all parameters.
+        batch_size: images a step.
+        seed: of the order of the images (and of dropout, if the module has any), 0 to 2^63 - 1.
+        progress: called after each epoch as `progress(epoch, epochs, loss)`: epochs done, epochs in all, mean loss of
+            the epoch in nats.
+
+    Returns:
+        `module`, its submodules in the train or eval mode they came in. Global random state is left as it was. For a
+        fixed number of threads two runs on the CPU give equal bits.
+
+    Raises:
+        TypeError: `x` or `y` is no tensor of its kind.
+        ValueError: `x` and `y` do not match or are empty; an argument is out of its range.
+        FloatingPointError: the loss of an epoch is not finite.
+
+    Source: the defaults are those of the tutorial of Guth, Menard, Rochette, Mallat (2024).
+    """
+    _check_labelled(x, y)
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}: wanted at least 1, got {value}")
+    device = _device(module)
+    optimiser = torch.optim.SGD(module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    order = torch.Generator()
+    with _mode(module, training=True), seeded(seed, device), torch.enable_grad():
+        order.manual_seed(seed)
+        for epoch in range(1, epochs + 1):
+            total = torch.zeros((), dtype=torch.float64, device=device)
+            for rows in torch.randperm(len(x), generator=order).to(x.device).split(batch_size):
+                images, labels = x[rows].to(device), y[rows.to(y.device)].to(device)
+                loss = cross_entropy(module(images), labels)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                total += loss.detach() * len(rows)
+            mean = total.item() / len(x)
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"epoch {epoch}: mean loss {mean}; x is not finite or lr={lr} too large")
+            if progress is not None:
+                progress(epoch, epochs, mean)
+    return module
+
+
+def accuracy(module: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1000) -> float:
+    """The fraction, 0 to 1, of images whose largest logit is that of their label, in eval mode.
+
+    Args:
+        module: from (N, ...) to (N, classes) logits, on any device; its mode is restored afterwards.
+        x: (N, ...) floating point.
+        y: (N,) int64 classes.
+        batch_size: images a forward pass.
+
+    Raises:
+        TypeError, ValueError: as in `train`.
+    """
+    _check_labelled(x, y)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: wanted at least 1, got {batch_size}")
+    device = _device(module)
+    right = 0
+    with _mode(module, training=False), torch.no_grad():
+        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            right += int((module(images.to(device)).argmax(1) == labels.to(device)).sum())
+    return right / len(x)
+
+
+def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the state dict of `module` to `path` in safetensors: the whole file or none.
+
+    Raises:
+        FileNotFoundError: the folder of `path` is missing.
+    """
+    path = Path(path)
+    dense = torch.contiguous_format  # copies: safetensors refuses strided and shared memory
+    state = {name: value.cpu().clone(memory_format=dense) for name, value in module.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(to_bytes(state))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Read into `module` the weights that `save_weights` wrote to `path`, and return `module`.
+
+    Values are converted to the dtype and device of the module. On an error the module is as it was.
+
+    Raises:
+        FileNotFoundError: no file at `path`.
+        ValueError: the file is no safetensors file, or its keys or shapes are not those of the module; the message
+            lists the missing and unexpected keys and the shapes that differ.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: no weights at {path}")
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"path: {path} is not a safetensors file ({error})") from error
+    wanted = module.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, wanted {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if problems:
+        raise ValueError(f"path: {path} does not fit the module: {'; '.join(problems)}")
+    module.load_state_dict(found)
+    return module
+
+
+@contextmanager
+def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """`module` in train or eval mode inside; afterwards every submodule in the mode it had."""
+    before = [(part, part.training) for part in module.modules()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
+
+
+def _device(module: nn.Module) -> torch.device:
+    """The device of the module's first parameter, the CPU if it has none."""
+    return next((value.device for value in module.parameters()), torch.device("cpu"))
+
+
+def _check_labelled(x: Tensor, y: Tensor) -> None:
+    """Images and labels that belong together, or an error that says which does not."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        raise TypeError(f"x: wanted a floating-point tensor (N, ...), got {_kind(x)}")
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.ndim != 1:
+        raise TypeError(f"y: wanted an int64 tensor (N,), got {_kind(y)}")
+    if len(x) != len(y):
+        raise ValueError(f"y: wanted one label for each of the {len(x)} images of x, got {len(y)}")
+    if len(x) == 0:
+        raise ValueError("x: wanted at least one image, got none")
+
+
+def _kind(value: object) -> str:
+    """How an error message names what came."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The pointwise non-linearities that the kernels know, with their derivatives, in plain PyTorch."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def _gelu_derivative(s: Tensor) -> Tensor:
+    return torch.special.ndtr(s) + s * torch.exp(-0.5 * s * s) / math.sqrt(2 * math.pi)
+
+
+def _silu_derivative(s: Tensor) -> Tensor:
+    t = torch.sigmoid(s)
+    return t * (1 + s * (1 - t))
+
+
+# name -> (function, derivative), both of (s, negative_slope). The order is enum Activation of csrc/cpu/activation.h.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor]]] = {
+    "identity": (lambda s, _: s, lambda s, _: torch.ones_like(s)),
+    "relu": (lambda s, _: s.relu(), lambda s, _: (s > 0).to(s.dtype)),
+    "abs": (lambda s, _: s.abs(), lambda s, _: s.sign()),
+    "leaky_relu": (lambda s, a: torch.where(s > 0, s, a * s), lambda s, a: torch.where(s > 0, 1.0, a).to(s.dtype)),
+    "tanh": (lambda s, _: s.tanh(), lambda s, _: 1 - s.tanh() ** 2),
+    "erf": (lambda s, _: s.erf(), lambda s, _: 2 / math.sqrt(math.pi) * torch.exp(-s * s)),
+    "gelu": (lambda s, _: torch.nn.functional.gelu(s), lambda s, _: _gelu_derivative(s)),
+    "silu": (lambda s, _: torch.nn.functional.silu(s), lambda s, _: _silu_derivative(s)),
+    "sign": (lambda s, _: s.sign(), lambda s, _: torch.zeros_like(s)),
+    "step": (lambda s, _: (s > 0).to(s.dtype), lambda s, _: torch.zeros_like(s)),
+    "cos": (lambda s, _: s.cos(), lambda s, _: -s.sin()),
+}
+CODE = {name: code for code, name in enumerate(ACTIVATIONS)}

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""gaussian: any tile of the implicit white Gaussian matrix G, a pure function of (seed, stream, i, j)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rainbow_fast import backend as _backend
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+VERSION = 1
+GAUSSIAN_KIND, CHOICE_KIND = 0, 1  # what a counter is used for; part of its last word
+
+
+def key(seed: int, stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
+    """Pack the address of a tile of G into one int64 tensor (4,): what every registered op takes.
+
+    A function compiled by `torch.compile` that takes the key does not recompile when the seed changes; wherever an op
+    takes ``seed=``, it takes a packed key as well.
+
+    Args:
+        seed: 0 <= seed < 2^63.
+        stream: 0 <= stream < 2^32; ``network << 12 | site`` in sampled networks.
+        row_offset: first row, 0 <= row_offset < 2^56.
+        col_offset: first column, 0 <= col_offset < 2^34.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+    for name, value, bits in (
+        ("seed", seed, 63),
+        ("stream", stream, 32),
+        ("row_offset", row_offset, 56),
+        ("col_offset", col_offset, 34),
+    ):
+        if not 0 <= value < 2**bits:
+            raise ValueError(f"{name}={value}: wanted 0 <= {name} < 2^{bits}")
+    return torch.tensor([seed, stream, row_offset, col_offset], dtype=torch.int64)
+
+
+def as_key(seed: int | Tensor, stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
+    """`seed` itself where it is a packed key already, else the packed key of the four numbers."""
+    if isinstance(seed, int | torch.SymInt):
+        return key(seed, stream, row_offset, col_offset)
+    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.shape != (4,):
+        raise ValueError(f"seed={seed!r}: wanted an int, or a key (an int64 tensor of shape (4,)) made by rainbow_fast.key")
+    if stream or row_offset or col_offset:
+        raise ValueError("seed is a packed key, which holds stream and offsets already: give them to rainbow_fast.key")
+    return seed
+
+
+def address(key: Tensor, rows: int, cols: int) -> list[int]:
+    """The four numbers of a key, once the tile (rows, cols) at its offsets is known to lie inside G."""
+    seed, stream, row_offset, col_offset = key.tolist()
+    if row_offset + rows > 2**56:
+        raise ValueError(f"rows={rows} at row_offset={row_offset}: wanted row_offset + rows <= 2^56")
+    if col_offset + cols > 2**34:
+        raise ValueError(f"cols={cols} at col_offset={col_offset}: wanted col_offset + cols <= 2^34")
+    return [seed, stream, row_offset, col_offset]
+
+
+def gaussian(
+    rows: int,
+    cols: int,
+    *,
+    seed: int | Tensor,
+    stream: int = 0,
+    row_offset: int = 0,
+    col_offset: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""The tile ``G[row_offset : row_offset + rows, col_offset : col_offset + cols]`` of a white Gaussian matrix.
+
+    ``G[i, j]`` is a pure function of (seed, stream, i, j): Philox4x32-10 at counter ``(j >> 2, i mod 2^32, stream,
+    version << 28 | kind << 24 | i >> 32)`` and key ``seed``, then the Box-Muller transform of `gaussian_reference`, made
+    of separately rounded ``+ - * sqrt`` and integer operations only. So its bits are the same for every tiling, thread
+    count, instruction set and backend, and G nests in rows and in columns. No global random state is read or written.
+
+    Args:
+        rows, cols: shape of the tile, at least 0.
+        seed, stream, row_offset, col_offset: the address, as in `key`; or a packed key as ``seed``.
+        dtype: float32; float64 (the same values), bfloat16 and float16 (roundings of the float32 value).
+        device: where the result lives; the CPU by default.
+        out: a (rows, cols) tensor to write into instead (dtype and device are then its own); rows must be contiguous.
+        backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
+
+    Returns:
+        (rows, cols) tensor; |G| <= 6.76.
+
+    Raises:
+        ValueError: an address outside its range, negative sizes, an `out` of another shape, a backend that is missing.
+        TypeError: a dtype that is not a floating one of the four.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox4x32-10.
+    """
+    for name, size in (("rows", rows), ("cols", cols)):
+        if size < 0:
+            raise ValueError(f"{name}={size}: wanted {name} >= 0")
+    packed = as_key(seed, stream, row_offset, col_offset)
+    if out is not None:
+        if tuple(out.shape) != (rows, cols):
+            raise ValueError(f"out has shape {tuple(out.shape)}: wanted (rows, cols) = {(rows, cols)}")
+        torch.ops.rainbow_fast.gaussian_out(packed, backend, out)
+        return out
+    return torch.ops.rainbow_fast.gaussian(rows, cols, packed, dtype, torch.device(device or "cpu"), backend)
+
+
+# The transform's polynomials: -ln on [sqrt(1/2), sqrt 2), sin and cos of z pi / 2 on [-1/2, 1/2), lowest degree first.
+_LOG = ["-0x1.fffffep-1", "0x1.00007ap-1", "-0x1.5559dcp-2", "0x1.ff623cp-3"]
+_LOG += ["-0x1.978e2ep-3", "0x1.614c0cp-3", "-0x1.4c3d10p-3", "0x1.9dfa6ap-4"]
+_SIN = ["0x1.921fb6p+0", "-0x1.4abbbap-1", "0x1.465e92p-4", "-0x1.2d9302p-8"]
+_COS = ["0x1.fffffep-1", "-0x1.3bd38cp+0", "0x1.03ae64p-2", "-0x1.4e35dap-6"]
+
+
+def _polynomial(coefficients: list[str], x: np.ndarray) -> np.ndarray:
+    value = np.full_like(x, np.float32(float.fromhex(coefficients[-1])))
+    for c in reversed(coefficients[:-1]):
+        value = value * x
+        value = value + np.float32(float.fromhex(c))
+    return value
+
+
+def philox_reference(counter: list[np.ndarray], key: list[int]) -> list[np.ndarray]:
+    """Philox4x32-10: four uint32 words of output for four of counter (arrays that broadcast) and two of key."""
+    c0, c1, c2, c3 = (np.asarray(c, dtype=np.uint64) for c in counter)
+    k0, k1 = key
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        p0 = c0 * np.uint64(0xD2511F53)
+        p1 = c2 * np.uint64(0xCD9E8D57)
+        c0 = (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0)
+        c2 = (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1)
+        c1 = p1 & low
+        c3 = p0 & low
+        k0 = (k0 + 0x9E3779B9) & 0xFFFFFFFF
+        k1 = (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return [c.astype(np.uint32) for c in np.broadcast_arrays(c0, c1, c2, c3)]
+
+
+def words_reference(address: list[int], rows: int, groups: int, kind: int, version: int) -> list[np.ndarray]:
+    """The four Philox words of rows ``i`` (down) and groups of four columns ``q`` (across), each (rows, groups)."""
+    seed, stream, row_offset, col_offset = address
+    i = np.uint64(row_offset) + np.arange(rows, dtype=np.uint64)[:, None]
+    q = np.uint64(col_offset >> 2) + np.arange(groups, dtype=np.uint64)[None, :]
+    tag = np.uint64(version << 28 | kind << 24) | (i >> np.uint64(32))
+    counter = [q, i & np.uint64(0xFFFFFFFF), np.uint64(stream), tag]
+    return philox_reference(counter, [seed & 0xFFFFFFFF, seed >> 32])
+
+
+def _box_muller(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    v = a.astype(np.float32)
+    v = v * np.float32(2**-32)
+    v = v + np.float32(2**-33)
+    bits = v.view(np.int32)
+    e = (bits - np.int32(0x3F3504F3)) >> np.int32(23)
+    m = (bits - (e << np.int32(23))).view(np.float32)
+    f = m - np.float32(1)
+    q = _polynomial(_LOG, f)
+    fq = f * q
+    el = e.astype(np.float32) * np.float32(float.fromhex("-0x1.62e430p-1"))
+    t = fq + el  # -ln v
+    rho = np.sqrt(t)
+    z = (b << np.uint32(2)).view(np.int32).astype(np.float32)
+    z = z * np.float32(2**-32)
+    z2 = z * z
+    s = _polynomial(_SIN, z2)
+    s = s * z
+    c = _polynomial(_COS, z2)
+    g0 = rho * (c - s)
+    g1 = rho * (c + s)
+    g0 = (g0.view(np.uint32) ^ (b & np.uint32(0x80000000))).view(np.float32)
+    g1 = (g1.view(np.uint32) ^ ((b << np.uint32(1)) & np.uint32(0x80000000))).view(np.float32)
+    return g0, g1
+
+
+def gaussian_reference(address: list[int], rows: int, cols: int, version: int = VERSION) -> np.ndarray:
+    """The (rows, cols) float32 tile at `address` = [seed, stream, row_offset, col_offset]: one line per operation."""
+    first = address[3] & 3
+    groups = (first + cols + 3) >> 2
+    x0, x1, x2, x3 = words_reference(address, rows, groups, GAUSSIAN_KIND, version)
+    g = np.stack([*_box_muller(x0, x1), *_box_muller(x2, x3)], axis=-1)
+    return np.ascontiguousarray(g.reshape(rows, 4 * groups)[:, first : first + cols])
+
+
+def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_offset: int = 0) -> Tensor:
+    """For each row i an index in [0, count): ``(x0 * count) >> 32``, x0 the first Philox word of (i, q = 0), kind 1.
+
+    Args:
+        rows: how many rows, at least 0.
+        count: 1 <= count < 2^32.
+        seed, stream, row_offset: the address, as in `key`; or a packed key as ``seed``.
+
+    Returns:
+        int64 tensor (rows,), on the CPU.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+    if rows < 0 or not 1 <= count < 2**32:
+        raise ValueError(f"rows={rows}, count={count}: wanted rows >= 0 and 1 <= count < 2^32")
+    where = address(as_key(seed, stream, row_offset), rows, 1)
+    x0 = words_reference([*where[:3], 0], rows, 1, CHOICE_KIND, VERSION)[0][:, 0]
+    return torch.from_numpy(((x0.astype(np.uint64) * np.uint64(count)) >> np.uint64(32)).astype(np.int64))
+
+
+def _gaussian_out(key: Tensor, backend: str | None, out: Tensor) -> None:
+    rows, cols = out.shape
+    where = address(key, rows, cols)
+    chosen = _backend.choose(backend, out.device, out.dtype, DTYPES)
+    if chosen == "reference":
+        out.copy_(torch.from_numpy(gaussian_reference(where, rows, cols)))
+    elif cols > 1 and out.stride(1) != 1:
+        raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
+    else:
+        threads = torch.get_num_threads()
+        _backend.kernels().gaussian(out.data_ptr(), _backend.CODE[out.dtype], rows, cols, out.stride(0), *where, threads)
+
+
+def _gaussian(
+    rows: int, cols: int, key: Tensor, dtype: torch.dtype, device: torch.device, backend: str | None = None
+) -> Tensor:
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype={dtype}: wanted one of {', '.join(map(str, DTYPES))}")
+    out = torch.empty(rows, cols, dtype=dtype, device=device)
+    _gaussian_out(key, backend, out)
+    return out
+
+
+_NAME = "rainbow_fast::gaussian"
+torch.library.define(
+    _NAME, "(SymInt rows, SymInt cols, Tensor key, ScalarType dtype, Device device, str? backend=None) -> Tensor"
+)
+torch.library.define(f"{_NAME}_out", "(Tensor key, str? backend, Tensor(a!) out) -> ()")
+torch.library.impl(_NAME, "CompositeExplicitAutograd")(_gaussian)
+torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_gaussian_out)
+torch.library.register_fake(_NAME)(
+    lambda rows, cols, key, dtype, device, backend=None: torch.empty(rows, cols, dtype=dtype, device=device)
+)

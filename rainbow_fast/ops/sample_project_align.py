@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""sample_project_align: the weights W' = scale G (L A) of a sampled layer; G is never stored."""
+
+import torch
+from torch import Tensor
+
+from rainbow_fast import backend as _backend
+from rainbow_fast.ops.gaussian import address, as_key, gaussian_reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def sample_project_align(
+    n: int,
+    L: Tensor,  # (r, d) or (r, d, *kernel)
+    A: Tensor | None = None,  # (d, m)
+    *,
+    seed: int | Tensor,
+    stream: int = 0,
+    row_offset: int = 0,
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:  # (n, m) or (n, m, *kernel)
+    r"""Sample n neurons ``w'_i = scale g_i L A``: Gaussian rows of covariance ``scale^2 (L A)^T (L A)``.
+
+    Equivalent to::
+
+        P = L if A is None else torch.einsum("rd...,dm->rm...", L, A)
+        G = rainbow_fast.gaussian(n, P.shape[0], seed=seed, stream=stream, row_offset=row_offset)
+        scale * torch.einsum("nr,rm...->nm...", G.to(P.dtype), P)
+
+    but G is generated tile by tile inside the matrix product. Any block of rows alone has the bits of that slice of the
+    whole, for any number of threads. Differentiable in L and A (G is generated again).
+
+    Args:
+        n: neurons, at least 0.
+        L: factor of the weight covariance, ``L^T L = C``; of a convolution with its kernel's axes last.
+        A: alignment; None for the identity (m = d).
+        seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a packed key as ``seed``.
+        scale: multiplies W'; 1 by default.
+        dtype: of the result; that of the product L A by default. float64 products are computed in float64, all others
+            in float32 and rounded once.
+        backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
+
+    Returns:
+        W', (n, m) or (n, m, *kernel), contiguous.
+
+    Raises:
+        ValueError: shapes that do not belong together, an address outside its range, a backend that is missing.
+        TypeError: a dtype that the backend does not take.
+
+    Source: W = G C^{1/2} of Guth, Menard, Rochette and Mallat (JMLR 2024), equation 15.
+    """
+    P = project(L, A)
+    if n < 0:
+        raise ValueError(f"n={n}: wanted n >= 0")
+    packed = as_key(seed, stream, row_offset)
+    W = torch.ops.rainbow_fast.sample_project_align(n, P.flatten(1), packed, scale, dtype or P.dtype, backend)
+    return W.view(n, *P.shape[1:])
+
+
+def sample_project_align_(
+    out: Tensor,
+    L: Tensor,
+    A: Tensor | None = None,
+    *,
+    seed: int | Tensor,
+    stream: int = 0,
+    row_offset: int = 0,
+    scale: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Write `sample_project_align` into `out`, (n, m) or (n, m, *kernel), and return it. No gradient.
+
+    Rows of `out` must be contiguous; their stride is free, so that a slice of a larger tensor will do.
+
+    Raises:
+        ValueError: as `sample_project_align`, or an `out` of another shape or layout.
+        TypeError: as `sample_project_align`.
+        RuntimeError: an input that requires grad while grad mode is on.
+    """
+    P = project(L, A)
+    if out.dim() != P.dim() or out.shape[1:] != P.shape[1:]:
+        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {('n', *P.shape[1:])}")
+    try:
+        flat = out.view(out.shape[0], -1) if out.dim() > 2 else out
+    except RuntimeError:
+        raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows") from None
+    packed = as_key(seed, stream, row_offset)
+    torch.ops.rainbow_fast.sample_project_align_out(P.flatten(1), packed, scale, backend, flat)
+    return out
+
+
+def sample_project_align_reference(G: Tensor, P: Tensor, scale: float) -> Tensor:
+    return scale * (G.to(P.dtype) @ P)
+
+
+def project(L: Tensor, A: Tensor | None) -> Tensor:
+    """P = L A, contracted over the channels of L: (r, m) or (r, m, *kernel)."""
+    if L.dim() < 2:
+        raise ValueError(f"L has shape {tuple(L.shape)}: wanted (r, d) or (r, d, *kernel)")
+    if A is None:
+        return L
+    if A.dim() != 2 or A.shape[0] != L.shape[1]:
+        raise ValueError(f"A has shape {tuple(A.shape)}: wanted (d, m) with d = {L.shape[1]}, the channels of L")
+    if A.dtype != L.dtype:
+        raise TypeError(f"A is {A.dtype}: wanted the dtype of L, {L.dtype}")
+    return torch.einsum("rd...,dm->rm...", L, A)
+
+
+def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str | None, out: Tensor) -> None:
+    _backend.refuse_grad("sample_project_align_", P, out)
+    if out.dim() != 2 or P.dim() != 2 or out.shape[1] != P.shape[1]:
+        raise ValueError(f"out has shape {tuple(out.shape)}: wanted (n, {P.shape[1]}) for P of shape {tuple(P.shape)}")
+    chosen = _backend.choose(backend, P.device, P.dtype, DTYPES)
+    _backend.choose(backend, out.device, out.dtype, DTYPES)
+    (n, m), r = out.shape, P.shape[0]
+    where = address(key, n, r)
+    if chosen == "reference":
+        G = torch.from_numpy(gaussian_reference(where, n, r)).to(P.device)
+        compute = torch.float64 if P.dtype == torch.float64 else torch.float32
+        out.copy_(sample_project_align_reference(G, P.to(compute), scale))
+        return
+    if m > 1 and out.stride(1) != 1:
+        raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
+    P = P.detach()
+    matrix = (P.data_ptr(), _backend.CODE[P.dtype], r, m, 1, P.stride(0), P.stride(1), 0)
+    target = (out.data_ptr(), _backend.CODE[out.dtype], n, out.stride(0))
+    _backend.kernels().sample_project_align(*target, matrix, *where, scale, torch.get_num_threads())
+
+
+def _sample_project_align(
+    n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, backend: str | None = None
+) -> Tensor:
+    out = P.new_empty(n, P.shape[1], dtype=dtype)
+    _sample_project_align_out(P.detach(), key, scale, backend, out)
+    return out
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    n, P, key, scale, _, ctx.backend = inputs
+    ctx.n, ctx.r, ctx.scale, ctx.dtype = n, P.shape[0], scale, P.dtype
+    ctx.save_for_backward(key)
+
+
+def _backward(ctx, grad: Tensor):
+    """dP = scale G^T dW', a few thousand rows of G at a time."""
+    (key,) = ctx.saved_tensors
+    grad_P = grad.new_zeros(ctx.r, grad.shape[1], dtype=ctx.dtype)
+    block = 4096
+    for start in range(0, ctx.n, block):
+        rows = min(block, ctx.n - start)
+        shifted = key + torch.tensor([0, 0, start, 0])
+        G = torch.ops.rainbow_fast.gaussian(rows, ctx.r, shifted, torch.float32, grad.device, ctx.backend)
+        grad_P += G.to(ctx.dtype).T @ grad[start : start + rows].to(ctx.dtype)
+    return None, ctx.scale * grad_P, None, None, None, None
+
+
+_NAME = "rainbow_fast::sample_project_align"
+torch.library.define(
+    _NAME, "(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, str? backend=None) -> Tensor"
+)
+torch.library.define(f"{_NAME}_out", "(Tensor P, Tensor key, float scale, str? backend, Tensor(a!) out) -> ()")
+torch.library.impl(_NAME, "CompositeExplicitAutograd")(_sample_project_align)
+torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_sample_project_align_out)
+torch.library.register_fake(_NAME)(
+    lambda n, P, key, scale, dtype, backend=None: P.new_empty(n, P.shape[1], dtype=dtype)
+)
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
