@@ -59,7 +59,8 @@ def cross_covariance_(out: Tensor, x: Tensor, y: Tensor | None = None, *, backen
 
 
 def cross_covariance_reference(x: Tensor, y: Tensor) -> Tensor:
-    return torch.einsum("nds,nms->dm", _flat(x).double(), _flat(y).double())
+    x, y = flat(x).double(), flat(y).double()
+    return torch.einsum("nds,nms->dm", x, y)
 
 
 def _check(x: Tensor, y: Tensor | None) -> None:
@@ -87,7 +88,7 @@ def _check_out(out: Tensor, x: Tensor, y: Tensor | None) -> None:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
 
 
-def _flat(x: Tensor) -> Tensor:
+def flat(x: Tensor) -> Tensor:
     """(N, d, *space) -> (N, d, S)."""
     return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
 
@@ -99,14 +100,13 @@ def samples(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """
     x = x.detach()
     try:
-        flat = _flat(x) if x.dim() <= 3 else x.view(*x.shape[:2], -1)
+        view = flat(x) if x.dim() <= 3 else x.view(*x.shape[:2], -1)
     except RuntimeError:
-        channels_last = x.movedim(1, -1)
         try:
-            flat = channels_last.view(x.shape[0], -1, x.shape[1]).transpose(1, 2)
+            view = x.movedim(1, -1).view(x.shape[0], -1, x.shape[1]).transpose(1, 2)
         except RuntimeError:
-            flat = _flat(x.contiguous())
-    return flat, (flat.data_ptr(), _backend.CODE[x.dtype], *flat.shape, *flat.stride())
+            view = flat(x.contiguous())
+    return view, (view.data_ptr(), _backend.CODE[x.dtype], *view.shape, *view.stride())
 
 
 def _cross_covariance_out(x: Tensor, y: Tensor | None, backend: str | None, out: Tensor) -> None:
@@ -123,7 +123,7 @@ def _cross_covariance_out(x: Tensor, y: Tensor | None, backend: str | None, out:
     )
 
 
-def _cross_covariance(x: Tensor, y: Tensor | None, backend: str | None = None) -> Tensor:
+def _cross_covariance(x: Tensor, y: Tensor | None, backend: str | None) -> Tensor:
     _check(x, y)
     out = x.new_zeros(x.shape[1], (x if y is None else y).shape[1], dtype=torch.float64)
     _cross_covariance_out(x.detach(), None if y is None else y.detach(), backend, out)
@@ -150,11 +150,11 @@ def _backward(ctx, grad: Tensor):
 
 
 _NAME = "rainbow_fast::cross_covariance"
-torch.library.define(_NAME, "(Tensor x, Tensor? y=None, str? backend=None) -> Tensor")
+torch.library.define(_NAME, "(Tensor x, Tensor? y, str? backend) -> Tensor")
 torch.library.define(f"{_NAME}_out", "(Tensor x, Tensor? y, str? backend, Tensor(a!) out) -> ()")
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_cross_covariance)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_cross_covariance_out)
 torch.library.register_fake(_NAME)(
-    lambda x, y=None, backend=None: x.new_empty(x.shape[1], (x if y is None else y).shape[1], dtype=torch.float64)
+    lambda x, y, backend: x.new_empty(x.shape[1], (x if y is None else y).shape[1], dtype=torch.float64)
 )
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

@@ -216,11 +216,11 @@ def _gaussian_out(key: Tensor, backend: str | None, out: Tensor) -> None:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
     else:
         threads = torch.get_num_threads()
-        _backend.kernels().gaussian(out.data_ptr(), _backend.CODE[out.dtype], rows, cols, out.stride(0), *where, threads)
+        _backend.kernels().gaussian(out.data_ptr(), _backend.CODE[out.dtype], rows, cols, out.stride(0), where, threads)
 
 
 def _gaussian(
-    rows: int, cols: int, key: Tensor, dtype: torch.dtype, device: torch.device, backend: str | None = None
+    rows: int, cols: int, key: Tensor, dtype: torch.dtype, device: torch.device, backend: str | None
 ) -> Tensor:
     if dtype not in DTYPES:
         raise TypeError(f"dtype={dtype}: wanted one of {', '.join(map(str, DTYPES))}")
@@ -231,11 +231,11 @@ def _gaussian(
 
 _NAME = "rainbow_fast::gaussian"
 torch.library.define(
-    _NAME, "(SymInt rows, SymInt cols, Tensor key, ScalarType dtype, Device device, str? backend=None) -> Tensor"
+    _NAME, "(SymInt rows, SymInt cols, Tensor key, ScalarType dtype, Device device, str? backend) -> Tensor"
 )
 torch.library.define(f"{_NAME}_out", "(Tensor key, str? backend, Tensor(a!) out) -> ()")
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_gaussian)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_gaussian_out)
 torch.library.register_fake(_NAME)(
-    lambda rows, cols, key, dtype, device, backend=None: torch.empty(rows, cols, dtype=dtype, device=device)
+    lambda rows, cols, key, dtype, device, backend: torch.empty(rows, cols, dtype=dtype, device=device)
 )

@@ -162,7 +162,7 @@ def _polar_out(M: Tensor, complete: bool, rtol: float, backend: str | None, out:
     statistics[3] = residual
 
 
-def _polar(M: Tensor, complete: bool, rtol: float, backend: str | None = None) -> tuple[Tensor, ...]:
+def _polar(M: Tensor, complete: bool, rtol: float, backend: str | None) -> tuple[Tensor, ...]:
     A = torch.empty(M.shape, dtype=M.dtype, device=M.device)
     statistics = M.new_empty(4, dtype=torch.float64)
     _polar_out(M.detach(), complete, rtol, backend, A, statistics)
@@ -170,14 +170,14 @@ def _polar(M: Tensor, complete: bool, rtol: float, backend: str | None = None) -
     return A, nuclear_norm, rank.long(), condition, residual
 
 
-def _polar_fake(M: Tensor, complete: bool, rtol: float, backend: str | None = None) -> tuple[Tensor, ...]:
+def _polar_fake(M: Tensor, complete: bool, rtol: float, backend: str | None) -> tuple[Tensor, ...]:
     number = [M.new_empty((), dtype=dtype) for dtype in (torch.float64, torch.int64, torch.float64, torch.float64)]
     return torch.empty(M.shape, dtype=M.dtype, device=M.device), *number
 
 
 _NAME = "rainbow_fast::polar"
 torch.library.define(
-    _NAME, "(Tensor M, bool complete, float rtol, str? backend=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    _NAME, "(Tensor M, bool complete, float rtol, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 torch.library.define(
     f"{_NAME}_out",

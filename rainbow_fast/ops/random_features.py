@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """random_features: phi' = scale sigma(u G^T + shift), and its two fused passes; G is never stored."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
+from rainbow_fast.ops import random_features_gradient as gradient
 from rainbow_fast.ops.activations import ACTIVATIONS, CODE
-from rainbow_fast.ops.cross_covariance import samples
+from rainbow_fast.ops.cross_covariance import cross_covariance_reference, flat, samples
 from rainbow_fast.ops.gaussian import address, as_key, gaussian_reference
 
 DTYPES = (torch.float32, torch.float64)
@@ -217,7 +216,7 @@ def _random_features_out(u, shift, key, G, activation, negative_slope, scale, ba
     )
 
 
-def _random_features(u, shift, n, key, G, activation, negative_slope, scale, backend=None):
+def _random_features(u, shift, n, key, G, activation, negative_slope, scale, backend):
     out = u.new_empty(u.shape[0], n, *u.shape[2:])
     given = [None if t is None else t.detach() for t in (u, shift, key, G)]
     _random_features_out(*given, activation, negative_slope, scale, backend, out)
@@ -235,9 +234,8 @@ def _random_features_covariance_out(
             raise ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)}: wanted contiguous float64 of shape {wanted}")
     if _backend.choose(backend, u.device, u.dtype, DTYPES) == "reference":
         rows = _rows(key, G, n, r, u.device)
-        phi = random_features_reference(u, rows, shift, activation, negative_slope, scale).flatten(2).double()
-        phi = phi.unsqueeze(2) if phi.dim() == 2 else phi
-        out += torch.einsum("nds,nms->dm", x.reshape(*x.shape[:2], -1).double(), phi)
+        phi = flat(random_features_reference(u, rows, shift, activation, negative_slope, scale)).double()
+        out += cross_covariance_reference(flat(x), phi)
         total += phi.sum((0, 2))
         square += (phi * phi).sum((0, 2))
         return
@@ -248,7 +246,7 @@ def _random_features_covariance_out(
     )  # fmt: skip
 
 
-def _random_features_covariance(x, u, shift, n, key, G, activation, negative_slope, scale, backend=None):
+def _random_features_covariance(x, u, shift, n, key, G, activation, negative_slope, scale, backend):
     out = u.new_zeros(x.shape[1], n, dtype=torch.float64)
     total, square = (u.new_zeros(n, dtype=torch.float64) for _ in range(2))
     given = [None if t is None else t.detach() for t in (x, u, shift, key, G)]
@@ -277,128 +275,31 @@ def _random_features_projection_out(u, A, shift, key, G, activation, negative_sl
     )  # fmt: skip
 
 
-def _random_features_projection(u, A, shift, key, G, activation, negative_slope, scale, backend=None):
+def _random_features_projection(u, A, shift, key, G, activation, negative_slope, scale, backend):
     out = u.new_empty(u.shape[0], A.shape[0], *u.shape[2:])
     given = [None if t is None else t.detach() for t in (u, A, shift, key, G)]
     _random_features_projection_out(*given, activation, negative_slope, scale, backend, out)
     return out
 
 
-def _differentiate(
-    ctx, u: Tensor, shift: Tensor | None, key: Tensor | None, G: Tensor | None, n: int, upstream: Callable
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of u, shift and G, a block of neurons at a time.
-
-    `upstream(phi, start, stop)` is the gradient of phi' (N S, block) for neurons start..stop, given phi' itself.
-    """
-    function, derivative = ACTIVATIONS[ctx.activation]
-    rows = u.movedim(1, -1).reshape(-1, u.shape[1])  # positions are samples
-    offset = None if shift is None else shift.reshape(-1, 1)
-    grad_rows, grad_shift = torch.zeros_like(rows), rows.new_zeros(rows.shape[0])
-    grad_G = torch.empty_like(G) if G is not None else None
-    block = max(64, min(n, 2**22 // max(1, rows.shape[0])))
-    for start in range(0, n, block):
-        stop = min(start + block, n)
-        if G is not None:
-            part = G[start:stop]
-        else:
-            shifted = key + torch.tensor([0, 0, start, 0])
-            part = torch.ops.rainbow_fast.gaussian(
-                stop - start, rows.shape[1], shifted, torch.float32, u.device, ctx.backend
-            ).to(u.dtype)
-        s = rows @ part.T
-        s = s if offset is None else s + offset
-        phi = ctx.scale * function(s, ctx.slope)
-        grad_s = ctx.scale * derivative(s, ctx.slope) * upstream(phi, start, stop)
-        grad_rows += grad_s @ part
-        grad_shift += grad_s.sum(1)
-        if grad_G is not None:
-            grad_G[start:stop] = grad_s.T @ rows
-    grad_u = grad_rows.view(u.shape[0], *u.shape[2:], u.shape[1]).movedim(-1, 1)
-    return grad_u, None if shift is None else grad_shift.view(shift.shape), grad_G
-
-
-def _keep(ctx, activation, negative_slope, scale, backend) -> None:
-    ctx.activation, ctx.slope, ctx.scale, ctx.backend = activation, negative_slope, scale, backend
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).reshape(-1, x.shape[1])
-
-
-def _setup_features(ctx, inputs, output) -> None:
-    u, shift, ctx.n, key, G, *rest = inputs
-    ctx.save_for_backward(u, shift, key, G)
-    _keep(ctx, *rest)
-
-
-def _backward_features(ctx, grad: Tensor):
-    u, shift, key, G = ctx.saved_tensors
-    upstream = _as_rows(grad)
-    grad_u, grad_shift, grad_G = _differentiate(
-        ctx, u, shift, key, G, ctx.n, lambda phi, start, stop: upstream[:, start:stop]
-    )
-    return grad_u, grad_shift, None, None, grad_G, None, None, None, None
-
-
-def _setup_covariance(ctx, inputs, output) -> None:
-    x, u, shift, ctx.n, key, G, *rest = inputs
-    ctx.save_for_backward(x, u, shift, key, G)
-    _keep(ctx, *rest)
-
-
-def _backward_covariance(ctx, grad_M: Tensor, grad_total: Tensor, grad_square: Tensor):
-    x, u, shift, key, G = ctx.saved_tensors
-    grad_M, grad_total, grad_square = (g.to(x.dtype) for g in (grad_M, grad_total, grad_square))
-    x_rows = _as_rows(x)
-    grad_x = torch.ops.rainbow_fast.random_features_projection(
-        u, grad_M, shift, key, G, ctx.activation, ctx.slope, ctx.scale, ctx.backend
-    )
-
-    def upstream(phi: Tensor, start: int, stop: int) -> Tensor:
-        return x_rows @ grad_M[:, start:stop] + grad_total[start:stop] + 2 * phi * grad_square[start:stop]
-
-    grad_u, grad_shift, grad_G = _differentiate(ctx, u, shift, key, G, ctx.n, upstream)
-    return grad_x, grad_u, grad_shift, None, None, grad_G, None, None, None, None
-
-
-def _setup_projection(ctx, inputs, output) -> None:
-    u, A, shift, key, G, *rest = inputs
-    ctx.save_for_backward(u, A, shift, key, G)
-    _keep(ctx, *rest)
-
-
-def _backward_projection(ctx, grad: Tensor):
-    u, A, shift, key, G = ctx.saved_tensors
-    grad_rows = _as_rows(grad)
-    grad_A, _, _ = torch.ops.rainbow_fast.random_features_covariance(
-        grad, u, shift, A.shape[1], key, G, ctx.activation, ctx.slope, ctx.scale, ctx.backend
-    )
-    grad_u, grad_shift, grad_G = _differentiate(
-        ctx, u, shift, key, G, A.shape[1], lambda phi, start, stop: grad_rows @ A[:, start:stop]
-    )
-    return grad_u, grad_A.to(A.dtype), grad_shift, None, grad_G, None, None, None, None
-
-
-def _fake_covariance(x, u, shift, n, key, G, activation, negative_slope, scale, backend=None):
-    out, total, square = ((x.shape[1], n), (n,), (n,))
-    return tuple(x.new_empty(shape, dtype=torch.float64) for shape in (out, total, square))
+def _fake_covariance(x, u, shift, n, *rest):
+    return tuple(x.new_empty(shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))
 
 
 _REST = "str activation, float negative_slope, float scale, str? backend"
 _SOURCE = "Tensor? key, Tensor? G"
 _NAME = "rainbow_fast::random_features"
-torch.library.define(_NAME, f"(Tensor u, Tensor? shift, SymInt n, {_SOURCE}, {_REST}=None) -> Tensor")
+torch.library.define(_NAME, f"(Tensor u, Tensor? shift, SymInt n, {_SOURCE}, {_REST}) -> Tensor")
 torch.library.define(f"{_NAME}_out", f"(Tensor u, Tensor? shift, {_SOURCE}, {_REST}, Tensor(a!) out) -> ()")
 torch.library.define(
     f"{_NAME}_covariance",
-    f"(Tensor x, Tensor u, Tensor? shift, SymInt n, {_SOURCE}, {_REST}=None) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor x, Tensor u, Tensor? shift, SymInt n, {_SOURCE}, {_REST}) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     f"{_NAME}_covariance_out",
     f"(Tensor x, Tensor u, Tensor? shift, {_SOURCE}, {_REST}, Tensor(a!) out, Tensor(b!) total, Tensor(c!) square) -> ()",
 )
-torch.library.define(f"{_NAME}_projection", f"(Tensor u, Tensor A, Tensor? shift, {_SOURCE}, {_REST}=None) -> Tensor")
+torch.library.define(f"{_NAME}_projection", f"(Tensor u, Tensor A, Tensor? shift, {_SOURCE}, {_REST}) -> Tensor")
 torch.library.define(
     f"{_NAME}_projection_out", f"(Tensor u, Tensor A, Tensor? shift, {_SOURCE}, {_REST}, Tensor(a!) out) -> ()"
 )
@@ -414,6 +315,10 @@ torch.library.register_fake(f"{_NAME}_covariance")(_fake_covariance)
 torch.library.register_fake(f"{_NAME}_projection")(
     lambda u, A, *rest: u.new_empty(u.shape[0], A.shape[0], *u.shape[2:])
 )
-torch.library.register_autograd(_NAME, _backward_features, setup_context=_setup_features)
-torch.library.register_autograd(f"{_NAME}_covariance", _backward_covariance, setup_context=_setup_covariance)
-torch.library.register_autograd(f"{_NAME}_projection", _backward_projection, setup_context=_setup_projection)
+torch.library.register_autograd(_NAME, gradient.backward_features, setup_context=gradient.setup_features)
+torch.library.register_autograd(
+    f"{_NAME}_covariance", gradient.backward_covariance, setup_context=gradient.setup_covariance
+)
+torch.library.register_autograd(
+    f"{_NAME}_projection", gradient.backward_projection, setup_context=gradient.setup_projection
+)

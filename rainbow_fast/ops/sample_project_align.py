@@ -127,11 +127,11 @@ def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str
     P = P.detach()
     matrix = (P.data_ptr(), _backend.CODE[P.dtype], r, m, 1, P.stride(0), P.stride(1), 0)
     target = (out.data_ptr(), _backend.CODE[out.dtype], n, out.stride(0))
-    _backend.kernels().sample_project_align(*target, matrix, *where, scale, torch.get_num_threads())
+    _backend.kernels().sample_project_align(*target, matrix, where, scale, torch.get_num_threads())
 
 
 def _sample_project_align(
-    n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, backend: str | None = None
+    n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, backend: str | None
 ) -> Tensor:
     out = P.new_empty(n, P.shape[1], dtype=dtype)
     _sample_project_align_out(P.detach(), key, scale, backend, out)
@@ -159,12 +159,12 @@ def _backward(ctx, grad: Tensor):
 
 _NAME = "rainbow_fast::sample_project_align"
 torch.library.define(
-    _NAME, "(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, str? backend=None) -> Tensor"
+    _NAME, "(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, str? backend) -> Tensor"
 )
 torch.library.define(f"{_NAME}_out", "(Tensor P, Tensor key, float scale, str? backend, Tensor(a!) out) -> ()")
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_sample_project_align)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_sample_project_align_out)
 torch.library.register_fake(_NAME)(
-    lambda n, P, key, scale, dtype, backend=None: P.new_empty(n, P.shape[1], dtype=dtype)
+    lambda n, P, key, scale, dtype, backend: P.new_empty(n, P.shape[1], dtype=dtype)
 )
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Element types in memory, and vectors loaded from and stored to them. Rounding is to nearest even.
+#pragma once
+
+#include "../kernels.h"
+#include "simd.h"
+
+namespace rf::RF_ISA {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+constexpr bool is_bf16(const void*) { return false; }
+constexpr bool is_bf16(const bf16*) { return true; }
+
+RF_INLINE uint32_t word(float x) {
+  uint32_t w;
+  __builtin_memcpy(&w, &x, 4);
+  return w;
+}
+RF_INLINE float real(uint32_t w) {
+  float x;
+  __builtin_memcpy(&x, &w, 4);
+  return x;
+}
+
+RF_INLINE float widen(float x) { return x; }
+RF_INLINE double widen(double x) { return x; }
+RF_INLINE float widen(bf16 x) { return real(static_cast<uint32_t>(x.bits) << 16); }
+RF_INLINE float widen(f16 x) {
+  const uint32_t sign = (x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
+  if (rest >= 0x7c00u) return real(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+  return real(sign | word(real(rest << 13) * 0x1p112f));  // the product rescales subnormals exactly
+}
+
+RF_INLINE void narrow(double x, double& to) { to = x; }
+RF_INLINE void narrow(double x, float& to) { to = static_cast<float>(x); }
+RF_INLINE void narrow(float x, double& to) { to = x; }
+RF_INLINE void narrow(float x, float& to) { to = x; }
+RF_INLINE void narrow(float x, bf16& to) {
+  const uint32_t w = word(x);
+  to.bits = (w & 0x7fffffffu) > 0x7f800000u ? static_cast<uint16_t>(w >> 16 | 0x40u)
+                                            : static_cast<uint16_t>((w + 0x7fffu + (w >> 16 & 1u)) >> 16);
+}
+RF_INLINE void narrow(float x, f16& to) {
+  const uint32_t w = word(x), sign = w >> 16 & 0x8000u, rest = w & 0x7fffffffu;
+  uint32_t h;
+  if (rest > 0x7f800000u) {
+    h = 0x7e00u;
+  } else if (rest >= 0x477ff000u) {  // rounds to 65536 or above
+    h = 0x7c00u;
+  } else if (rest < 0x38800000u) {  // subnormal: the sum's last place is that of a subnormal half
+    h = word(real(rest) + 0.5f) - 0x3f000000u;
+  } else {
+    h = (rest - 0x38000000u + 0xfffu + (rest >> 13 & 1u)) >> 13;
+  }
+  to.bits = static_cast<uint16_t>(sign | h);
+}
+RF_INLINE void narrow(double x, bf16& to) { narrow(static_cast<float>(x), to); }
+RF_INLINE void narrow(double x, f16& to) { narrow(static_cast<float>(x), to); }
+
+// N elements of S as a vector of T.
+template <class T, int N, class S>
+RF_INLINE Vector<T, N> load_as(const S* p) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    return load<T, N>(reinterpret_cast<const T*>(p));
+  } else if constexpr (sizeof(S) == 4 || sizeof(S) == 8) {
+    return __builtin_convertvector((load<S, N>(p)), Vector<T, N>);
+  } else if constexpr (is_bf16(static_cast<S*>(nullptr))) {
+    const auto halves = load<uint16_t, N>(&p->bits);
+    return (Vector<float, N>)(__builtin_convertvector(halves, Vector<uint32_t, N>) << 16);
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return (Vector<float, 16>)_mm512_cvtph_ps((__m256i)load<uint16_t, 16>(&p->bits));
+#endif
+#if defined(__F16C__)
+    if constexpr (N == 8) return (Vector<float, 8>)_mm256_cvtph_ps((__m128i)load<uint16_t, 8>(&p->bits));
+#endif
+    Vector<float, N> v;
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) v[i] = widen(p[i]);
+    return v;
+  }
+}
+
+// A vector of T as N elements of S.
+template <int N, class T, class S>
+RF_INLINE void store_as(S* p, Vector<T, N> v) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    store<T, N>(reinterpret_cast<T*>(p), v);
+  } else if constexpr (sizeof(S) == 4 || sizeof(S) == 8) {
+    store<S, N>(p, __builtin_convertvector(v, Vector<S, N>));
+  } else if constexpr (sizeof(T) == 4 && is_bf16(static_cast<S*>(nullptr))) {
+    const auto w = (Vector<uint32_t, N>)v;
+    const auto rounded = (w + 0x7fffu + (w >> 16 & 1u)) >> 16;
+    const auto nan = (Vector<uint32_t, N>)((w & 0x7fffffffu) > 0x7f800000u);
+    store<uint16_t, N>(&p->bits, __builtin_convertvector((nan & (w >> 16 | 0x40u)) | (~nan & rounded), Vector<uint16_t, N>));
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (N == 16 && sizeof(T) == 4)
+      return store<uint16_t, 16>(&p->bits, (Vector<uint16_t, 16>)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#endif
+#if defined(__F16C__)
+    if constexpr (N == 8 && sizeof(T) == 4)
+      return store<uint16_t, 8>(&p->bits, (Vector<uint16_t, 8>)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#endif
+    for (int i = 0; i < N; ++i) narrow(v[i], p[i]);
+  }
+}
+
+template <class S>
+struct Type {
+  typedef S type;
+};
+
+// Calls f(Type<S>) for the element type.
+template <class F>
+RF_INLINE void with_type(DType dtype, F f) {
+  switch (dtype) {
+    case DType::f32: return f(Type<float>{});
+    case DType::f64: return f(Type<double>{});
+    case DType::bf16: return f(Type<bf16>{});
+    case DType::f16: return f(Type<f16>{});
+  }
+}
+
+// Calls f(Type<S>) for the element type of an operand that is computed in T: doubles in double, all others in float.
+template <class T, class F>
+RF_INLINE void with_source(DType dtype, F f) {
+  if constexpr (sizeof(T) == 8) return f(Type<double>{});
+  else if (dtype == DType::bf16) return f(Type<bf16>{});
+  else if (dtype == DType::f16) return f(Type<f16>{});
+  else return f(Type<float>{});
+}
+
+}  // namespace rf::RF_ISA

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Epilogues: where the tiles of a product go.
+//
+// An epilogue opens on a block and takes its tiles: tile<V>(i, j, rows, cols, acc) with i, j counted from the block's
+// corner, of which the first rows x cols numbers count. skips(i, j) says that a tile is not wanted. One with `promotes`
+// gets a tile for every chunk of the sum.
+#pragma once
+
+#include "gemm.h"
+
+namespace rf::RF_ISA {
+
+// out[i, j] = scale * C[i, j], in the element type S
+template <class T, class S>
+struct Store {
+  static constexpr bool promotes = false;
+  S* out;
+  int64_t ld;
+  T scale;
+
+  struct Open {
+    S* out;
+    int64_t ld;
+    T scale;
+    bool skips(int64_t, int64_t) const { return false; }
+    template <int V>
+    void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
+      for (int64_t r = 0; r < rows; ++r) {
+        S* to = out + (i + r) * ld + j;
+        for (int v = 0; v < V; ++v, to += kWidth<T>) {
+          const Full<T> value = acc[r][v] * scale;
+          const int64_t left = cols - v * kWidth<T>;
+          if (left >= kWidth<T>) {
+            store_as<kWidth<T>, T>(to, value);
+          } else {
+            for (int64_t l = 0; l < left; ++l) narrow(value[l], to[l]);
+          }
+        }
+      }
+    }
+    void close() {}
+  };
+  Store from_column(int64_t j) const { return {out + j, ld, scale}; }
+  int64_t scratch(const Problem&) const { return 0; }
+  Open open(const Block& block, void*) const { return {out + block.row * ld + block.col, ld, scale}; }
+};
+
+template <class T>
+RF_INLINE void add_promoted(double* to, const Full<T>& value, int64_t count) {
+  constexpr int D = kWidth<double>;
+  if (count < kWidth<T>) {
+    for (int64_t l = 0; l < count; ++l) to[l] += value[l];
+  } else if constexpr (sizeof(T) == 8) {
+    store<double, D>(to, load<double, D>(to) + value);
+  } else {
+    store<double, D>(to, load<double, D>(to) + __builtin_convertvector(lower_half(value), Full<double>));
+    store<double, D>(to + D, load<double, D>(to + D) + __builtin_convertvector(upper_half(value), Full<double>));
+  }
+}
+
+// out[slab, i, j] += C[i, j] in float64; of a symmetric C only the tiles that meet the upper triangle
+template <class T>
+struct Promote {
+  static constexpr bool promotes = true;
+  double* out;
+  int64_t ld, slab_stride;
+  bool symmetric = false;
+
+  struct Open {
+    double* out;
+    int64_t ld, diagonal;  // tiles with j + NR <= i + diagonal lie below it
+    bool symmetric;
+    bool skips(int64_t i, int64_t j) const { return symmetric && j + NR<T> <= i + diagonal; }
+    template <int V>
+    void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int v = 0; v < V; ++v)
+          add_promoted<T>(out + (i + r) * ld + j + v * kWidth<T>, acc[r][v], cols - v * kWidth<T>);
+    }
+    void close() {}
+  };
+  int64_t scratch(const Problem&) const { return 0; }
+  Open open(const Block& block, void*) const {
+    return {out + block.slab * slab_stride + block.row * ld + block.col, ld, block.row - block.col, symmetric};
+  }
+};
+
+// How many parts a long sum is cut into: enough tasks for many threads, each with a few chunks at least.
+RF_INLINE int64_t slabs_for(int64_t output_blocks, int64_t chunks) {
+  constexpr int64_t tasks = 32, chunks_each = 4;
+  return larger(1, smaller(blocks(tasks, larger(1, output_blocks)), chunks / chunks_each));
+}
+
+// out[i, j] += the sum over slabs of parts[slab, i, j], in order
+static inline void add_slabs(double* out, int64_t ld, const double* parts, int64_t slabs, int64_t rows, int64_t cols, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) {
+      double sum = 0;
+      for (int64_t slab = 0; slab < slabs; ++slab) sum += parts[(slab * rows + i) * cols + j];
+      out[i * ld + j] += sum;
+    }
+}
+
+}  // namespace rf::RF_ISA

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// G in registers: four columns of a vector of rows.
+#pragma once
+
+#include "../kernels.h"
+#include "../philox.h"
+#include "simd.h"
+
+namespace rf::RF_ISA {
+
+// The part of the counter that a vector of rows i (64-bit, even lanes and odd lanes) fixes.
+struct RowCounter {
+  VectorLanes::Word low, tags;
+};
+
+RF_INLINE RowCounter row_counter(vq even, vq odd) {
+  const uint64_t first = tag(0);
+  return {{even, odd}, {(even >> 32) + first, (odd >> 32) + first}};
+}
+
+// Rows i, i + 1, ..., i + kLanes - 1.
+RF_INLINE RowCounter row_counter(int64_t i) {
+  vq even{};
+#pragma GCC unroll 8
+  for (int l = 0; l < kLanes / 2; ++l) even[l] = 2 * l;
+  even += static_cast<uint64_t>(i);
+  return row_counter(even, even + 1);
+}
+
+// G[rows, 4q .. 4q + 3], one vector a column.
+RF_INLINE void generate(const Address& at, const RowCounter& rows, VectorLanes::Word q, vf (&g)[4]) {
+  const uint64_t seed = static_cast<uint64_t>(at.seed);
+  gaussian4<VectorLanes>(q, rows.low, VectorLanes::uniform(static_cast<uint32_t>(at.stream)), rows.tags,
+                         static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), g);
+}
+
+}  // namespace rf::RF_ISA

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Vectors of one instruction-set level: GCC's vector types, and intrinsics where the language has no word (fused
+// multiply-add, square root, 32-bit products, half precision).
+#pragma once
+
+#include <cstdint>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define RF_INLINE static inline __attribute__((always_inline))
+
+namespace rf::RF_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;  // floats in a vector
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+template <class T, int N>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+  typedef T unaligned __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+template <class T, int N>
+using Vector = typename VectorOf<T, N>::type;
+
+template <class T>
+constexpr int kWidth = kLanes * 4 / static_cast<int>(sizeof(T));
+template <class T>
+using Full = Vector<T, kWidth<T>>;
+
+template <class T, int N>
+RF_INLINE Vector<T, N> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T, N>::unaligned*>(p);
+}
+template <class T, int N>
+RF_INLINE void store(T* p, Vector<T, N> v) {
+  *reinterpret_cast<typename VectorOf<T, N>::unaligned*>(p) = v;
+}
+
+// a * b + c, rounded once where the level has the instruction
+template <class V>
+RF_INLINE V fma(V a, V b, V c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64 && sizeof(a[0]) == 4) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (sizeof(V) == 64 && sizeof(a[0]) == 8) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#endif
+#if defined(__FMA__)
+  if constexpr (sizeof(V) == 32 && sizeof(a[0]) == 4) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (sizeof(V) == 32 && sizeof(a[0]) == 8) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#endif
+  return a * b + c;
+}
+
+typedef Full<float> vf;
+typedef Full<uint32_t> vu;
+typedef Full<int32_t> vi;
+typedef Vector<uint64_t, kLanes / 2> vq;
+
+typedef Vector<float, kLanes / 2> vh;
+
+#if defined(__AVX512F__)
+#define RF_LOWER 0, 1, 2, 3, 4, 5, 6, 7
+#define RF_UPPER 8, 9, 10, 11, 12, 13, 14, 15
+#elif defined(__AVX2__)
+#define RF_LOWER 0, 1, 2, 3
+#define RF_UPPER 4, 5, 6, 7
+#else
+#define RF_LOWER 0, 1
+#define RF_UPPER 2, 3
+#endif
+RF_INLINE vh lower_half(vf x) { return __builtin_shufflevector(x, x, RF_LOWER); }
+RF_INLINE vh upper_half(vf x) { return __builtin_shufflevector(x, x, RF_UPPER); }
+#undef RF_LOWER
+#undef RF_UPPER
+
+RF_INLINE vf square_root(vf x) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (vf)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (vf)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+// Products of the low halves of 64-bit lanes.
+RF_INLINE vq multiply_low_halves(vq a, vq b) {
+#if defined(__AVX512F__)
+  return (vq)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (vq)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (vq)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+}
+
+// The nearest float of an unsigned word. Without the instruction: the halves are exact, and only their sum rounds.
+RF_INLINE vf from_unsigned(vu x) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtepu32_ps((__m512i)x);
+#else
+  return __builtin_convertvector((vi)(x >> 16), vf) * 65536.0f + __builtin_convertvector((vi)(x & 0xffffu), vf);
+#endif
+}
+
+// Lanes of the generator on a CPU. A Word is a vector of 32-bit words spread over the low halves of two vectors of
+// 64-bit lanes, even words and odd ones: a product then needs no shuffle. What the high halves hold does not matter.
+struct VectorLanes {
+  struct Word {
+    vq even, odd;
+  };
+  typedef vf F;
+  typedef vu U;
+
+  RF_INLINE void multiply(Word x, uint32_t m, Word& high, Word& low) {
+    const vq factor = vq{} + m;
+    low = {multiply_low_halves(x.even, factor), multiply_low_halves(x.odd, factor)};
+    high = {low.even >> 32, low.odd >> 32};
+  }
+  RF_INLINE Word exclusive_or(Word a, Word b, uint32_t k) {
+    return {a.even ^ b.even ^ uint64_t{k}, a.odd ^ b.odd ^ uint64_t{k}};
+  }
+  RF_INLINE U lanes(Word x) {
+#if defined(__AVX512F__)
+    return (U)_mm512_mask_shuffle_epi32((__m512i)x.even, 0xAAAA, (__m512i)x.odd, (_MM_PERM_ENUM)0xA0);
+#else
+    return (U)((x.even & 0xffffffffu) | (x.odd << 32));
+#endif
+  }
+  RF_INLINE Word uniform(uint32_t x) { return {vq{} + x, vq{} + x}; }
+  RF_INLINE Word from_lanes(U x) { return {(vq)x, (vq)x >> 32}; }
+
+  RF_INLINE F constant(float x) { return F{} + x; }
+  RF_INLINE F add(F a, F b) { return a + b; }
+  RF_INLINE F sub(F a, F b) { return a - b; }
+  RF_INLINE F mul(F a, F b) { return a * b; }
+  RF_INLINE F sqrt(F a) { return square_root(a); }
+  RF_INLINE F from_unsigned(U x) { return RF_ISA::from_unsigned(x); }
+  RF_INLINE F from_signed(U x) { return __builtin_convertvector((vi)x, vf); }
+  RF_INLINE U bits(F x) { return (U)x; }
+  RF_INLINE F value(U x) { return (F)x; }
+  RF_INLINE U subtract(U a, U b) { return a - b; }
+  RF_INLINE U subtract(U a, uint32_t b) { return a - b; }
+  RF_INLINE U shift_left(U x, int n) { return x << n; }
+  RF_INLINE U shift_right_arithmetic(U x, int n) { return (U)((vi)x >> n); }
+  RF_INLINE F flip(F x, U sign) { return (F)((U)x ^ (sign & 0x80000000u)); }
+};
+
+}  // namespace rf::RF_ISA

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The CPU kernels' one interface: every instruction-set level fills a table of these functions.
+#pragma once
+
+#include <cstdint>
+
+namespace rf {
+
+enum class DType : int { f32, f64, bf16, f16 };
+
+// sigma, in the order of rainbow_fast/ops/activations.py
+enum class Activation : int { identity, relu, abs, leaky_relu, tanh, erf, gelu, silu, sign, step, cos };
+
+// Samples of `channels` numbers, at data[image * s_image + channel * s_channel + position * s_position]; sample
+// image * positions + position. Also a plain matrix: rows are images, columns channels, positions = 1. Strides in elements.
+struct Samples {
+  void* data;
+  DType dtype;
+  int64_t images, channels, positions;
+  int64_t s_image, s_channel, s_position;
+};
+
+// Where a tile of G begins.
+struct Address {
+  int64_t seed, stream, row, col;
+};
+
+// Rows of G: generated from an address, or explicit where `given.data` is set. `given.images` rows, `given.channels` columns.
+struct Rows {
+  Samples given;
+  Address address;
+};
+
+// phi' = scale sigma(u G^T + shift), shift one number a sample (none where null)
+struct Features {
+  Samples u;
+  const void* shift;
+  Rows g;
+  Activation activation;
+  double negative_slope, scale;
+};
+
+// Each function writes into given memory, runs on `threads` threads, and gives the same bits for any number of them.
+struct Kernels {
+  void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, int threads);
+  void (*cross_covariance)(double* out, int64_t ld, Samples x, Samples y, bool symmetric, int threads);
+  void (*polar_multiply)(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,
+                         int threads);
+  void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,
+                               int threads);
+  void (*random_features)(Samples out, const Features& features, int threads);
+  void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const Features& features,
+                                     int threads);
+  void (*random_features_projection)(Samples out, Samples a, const Features& features, int threads);
+};
+
+#define RF_LEVEL(level)           \
+  namespace level {               \
+  extern const Kernels kernels;   \
+  }
+RF_LEVEL(baseline)
+RF_LEVEL(avx2)
+RF_LEVEL(avx512)
+RF_LEVEL(avx512_bf16)
+#undef RF_LEVEL
+
+// 64-byte aligned memory for the length of a kernel's call; std::bad_alloc where there is none.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+}  // namespace rf
