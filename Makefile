@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# What a person types, and the CI too. Every target first sets up what is missing or out of date; the second time that is quick.
+#
+#     make demo     rainbow networks of growing width from a trained one, in under a minute
+#     make test     the tests                    ARGS="-k polar" goes on to pytest
+#     make bench    the table of timings, and bench/results.json
+#     make lint     ruff, mypy, clang-format     make format mends what can be mended
+#     make clean    removes all that make made
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: setup demo test bench lint format clean
+
+setup: build/done
+
+demo: setup
+	$(BIN)/rainbow-fast demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup
+	$(BIN)/python -m pytest bench --benchmark-json=bench/results.json $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info rainbow_fast/_C*.so bench/results.json
+	rm -rf .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# torch goes first and by its version, and nothing after it may replace it.
+$(VENV)/done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH) setuptools pybind11
+	$(PIP) --no-build-isolation --editable ".[cli,plots,data,dev]"
+	touch $@
+
+build/done: $(VENV)/done setup.py $(CSRC)
+	mkdir -p build && touch build/started
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	mv build/started $@

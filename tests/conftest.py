@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Poisoned memory, guard zones, and the data that some tests need."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data"))
+GUARD = 64  # elements on either side: a cache line and more of any dtype
+
+
+def poison(tensor: Tensor) -> Tensor:
+    """Fill with what no kernel should leave behind: NaN, or the smallest integer."""
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+        tensor.detach().fill_(torch.nan)
+    elif tensor.dtype != torch.bool:
+        tensor.detach().fill_(torch.iinfo(tensor.dtype).min)
+    return tensor
+
+
+def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def allocate_poisoned(*args, **kwargs) -> Tensor:
+        tensor = allocate(*args, **kwargs)
+        return tensor if torch.compiler.is_compiling() else poison(tensor)
+
+    return allocate_poisoned
+
+
+# Made once, so that a function compiled in one test is not compiled again in the next.
+POISONED = [
+    (owner, name, poisoned(getattr(owner, name)))
+    for owner, name in [
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (Tensor, "new_empty"),
+        (Tensor, "new_empty_strided"),
+    ]
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninitialised tensors come full of NaN, so that a kernel which forgets an entry is found."""
+    if "unpoisoned" not in request.keywords:
+        for owner, name, replacement in POISONED:
+            monkeypatch.setattr(owner, name, replacement)
+
+
+@pytest.fixture
+def guarded() -> Iterator[Callable[..., Tensor]]:
+    """``guarded(*shape, dtype=...)``: a poisoned tensor inside a larger one, whose rim must be untouched at the end."""
+    made = []
+
+    def allocate(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        whole = torch.full((torch.Size(shape).numel() + 2 * GUARD,), 7, dtype=dtype)
+        made.append(whole)
+        return poison(whole[GUARD:-GUARD]).view(shape)
+
+    yield allocate
+    for whole in made:
+        assert (whole[:GUARD] == 7).all() and (whole[-GUARD:] == 7).all(), "written outside of the output"
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR-10 in its published binary version: the folder ``cifar-10-batches-bin``."""
+    unpack = DATA / "cifar10" / "unpack.py"
+    if not unpack.exists():
+        pytest.skip("no CIFAR-10: RAINBOW_FAST_DATA names the folder that holds cifar10/unpack.py")
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, unpack, folder], check=True, stdout=subprocess.DEVNULL)
+    return folder / "cifar-10-batches-bin"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

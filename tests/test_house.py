@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The house checks itself: imports only go down, in no circle, and an op has its file in every room."""
+
+import ast
+import graphlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FLOORS = {
+    **dict.fromkeys(["backend", "distributed"], 0),
+    **dict.fromkeys(["triton_kernels"], 1),
+    **dict.fromkeys(["ops"], 2),
+    **dict.fromkeys(["networks", "data"], 3),
+    **dict.fromkeys(["rainbow"], 4),
+    **dict.fromkeys(["analysis", "random_networks"], 5),
+    **dict.fromkeys(["plots"], 6),
+    **dict.fromkeys(["cli"], 7),
+    **dict.fromkeys(["", "__main__"], 8),  # "" is rainbow_fast/__init__.py, which all others stand under
+    "_C": -1,
+}
+
+OPS = ["gaussian", "cross_covariance", "polar", "sample_project_align", "random_features"]
+OPEN_ROOMS = {
+    "rainbow_fast/ops/{}.py": OPS,
+    "csrc/cpu/{}.cpp": OPS,
+    "tests/test_{}.py": OPS,
+    "bench/bench_{}.py": OPS,
+}
+LATER_ROOMS = {  # may be absent, but not half there
+    "rainbow_fast/triton_kernels/{}.py": OPS,
+    "csrc/cuda/{}.cu": [op for op in OPS if op != "polar"],
+    "rainbow_fast/analysis/{}.py": ["spectra", "kernels", "convergence", "dynamics"],
+    "rainbow_fast/random_networks/{}.py": ["chains", "orthogonality", "lyapunov", "stieltjes"],
+}
+
+LONGEST = 400
+LICENCE = "SPDX-License-Identifier: BSD-3-Clause"
+
+
+# Each check takes the root of a tree and returns what is wrong in it, as sentences.
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module of the package by its full name, `rainbow_fast.ops` for its `__init__.py`."""
+    names = {}
+    for path in sorted(root.glob("rainbow_fast/**/*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imports(root: Path) -> dict[str, set[str]]:
+    """What of the package each of its modules imports, wherever in its text and however written."""
+    known = modules(root)
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        found = graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                source = ".".join([*base, *([node.module] if node.module else [])])
+                for alias in node.names:
+                    inner = f"{source}.{alias.name}"
+                    found.add(inner if inner in known or inner == "rainbow_fast._C" else source)
+        graph[name] = {target for target in found if target.split(".")[0] == "rainbow_fast"}
+    return graph
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def upward_imports(root: Path) -> list[str]:
+    graph = imports(root)
+    without = [f"{name} stands in no room with a floor" for name in graph if room(name) not in FLOORS]
+    return without + [
+        f"{name} imports {target}, which is not below it"
+        for name, targets in graph.items()
+        for target in sorted(targets)
+        if room(name) in FLOORS
+        and room(target) != room(name)
+        and FLOORS.get(room(target), len(FLOORS)) >= FLOORS[room(name)]
+    ]
+
+
+def circles(root: Path) -> list[str]:
+    try:
+        graphlib.TopologicalSorter(imports(root)).prepare()
+    except graphlib.CycleError as circle:
+        return [" imports ".join(reversed(circle.args[1]))]
+    return []
+
+
+def missing_files(root: Path) -> list[str]:
+    rooms = OPEN_ROOMS | {path: names for path, names in LATER_ROOMS.items() if (root / path).parent.exists()}
+    wanted = [path.format(name) for path, names in rooms.items() for name in names]
+    return [f"{path} is missing" for path in wanted if not (root / path).is_file()]
+
+
+def missing_lines(root: Path) -> list[str]:
+    kernels, readme = (root / "csrc/bind.cpp").read_text(), (root / "README.md").read_text()
+    return [f"csrc/bind.cpp does not bind {op}" for op in OPS if not re.search(rf'"{op}\w*"', kernels)] + [
+        f"README.md has no row for {op}" for op in OPS if not re.search(rf"^\|.*\b{op}\b", readme, re.MULTILINE)
+    ]
+
+
+def sources(root: Path) -> list[Path]:
+    folders = ("rainbow_fast", "csrc", "tests", "bench")
+    found = [path for folder in folders for path in root.glob(f"{folder}/**/*")]
+    return sorted(path for path in found if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"})
+
+
+def long_files(root: Path) -> list[str]:
+    lengths = {path: len(path.read_text().splitlines()) for path in sources(root)}
+    return [f"{path.relative_to(root)} has {n} lines" for path, n in lengths.items() if n > LONGEST]
+
+
+def unlicensed_files(root: Path) -> list[str]:
+    return [
+        f"{path.relative_to(root)} does not begin with its licence"
+        for path in sources(root)
+        if LICENCE not in "".join(path.read_text().splitlines()[:2])
+    ]
+
+
+def foreign_includes(root: Path) -> list[str]:
+    """Kernels know neither torch nor Python: only bind.cpp does."""
+    foreign = re.compile(r"^\s*#\s*include\s*[<\"]((torch|ATen|c10|pybind11)/.*|Python\.h)[>\"]", re.MULTILINE)
+    return [
+        f"{path.relative_to(root)} includes {match[1]}"
+        for path in sources(root)
+        if path.is_relative_to(root / "csrc") and path != root / "csrc/bind.cpp"
+        for match in foreign.finditer(path.read_text())
+    ]
+
+
+CHECKS = [
+    upward_imports,
+    circles,
+    missing_files,
+    missing_lines,
+    long_files,
+    unlicensed_files,
+    foreign_includes,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_house(check: Callable[[Path], list[str]]) -> None:
+    assert check(ROOT) == []
+
+
+# And each check can fail: a toy house that is in order, and one thing wrong in it.
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    paths = [path.format(name) for path, names in OPEN_ROOMS.items() for name in names]
+    for path in [*paths, "rainbow_fast/__init__.py", "rainbow_fast/backend.py", "rainbow_fast/rainbow/network.py"]:
+        write(tmp_path, path, f"{'#' if path.endswith('.py') else '//'} {LICENCE}\n")
+    bound = "".join(f'm.def("{op}", ...);\n' for op in OPS)
+    write(tmp_path, "csrc/bind.cpp", f"// {LICENCE}\n#include <pybind11/pybind11.h>\n{bound}")
+    write(tmp_path, "README.md", "".join(f"| `{op}` | what it does |\n" for op in OPS))
+    write(tmp_path, "rainbow_fast/__init__.py", f"# {LICENCE}\nfrom rainbow_fast.ops.polar import polar\n")
+    write(tmp_path, "rainbow_fast/ops/polar.py", f"# {LICENCE}\nfrom . import gaussian\nfrom .. import backend, _C\n")
+    return tmp_path
+
+
+def write(root: Path, path: str, text: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def test_toy_house_is_in_order(toy: Path) -> None:
+    assert [wrong for check in CHECKS for wrong in check(toy)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import rainbow_fast.rainbow.network",
+        "from rainbow_fast.rainbow import network",
+        "from rainbow_fast.rainbow.network import Network",
+        "from ..rainbow import network",
+        "from .. import rainbow",
+        "from rainbow_fast import sample",
+        "def late():\n    from rainbow_fast.rainbow.network import Network",
+    ],
+)
+def test_upward_import_is_found(toy: Path, line: str) -> None:
+    write(toy, "rainbow_fast/rainbow/__init__.py", f"# {LICENCE}\n")
+    write(toy, "rainbow_fast/ops/gaussian.py", f"# {LICENCE}\n{line}\n")
+    [wrong] = upward_imports(toy)
+    assert wrong.startswith("rainbow_fast.ops.gaussian imports rainbow_fast")
+
+
+def test_sideways_import_is_found(toy: Path) -> None:
+    write(toy, "rainbow_fast/data.py", "from rainbow_fast.networks import mlp")
+    write(toy, "rainbow_fast/networks/mlp.py", "")
+    assert upward_imports(toy) == ["rainbow_fast.data imports rainbow_fast.networks.mlp, which is not below it"]
+
+
+def test_room_without_floor_is_found(toy: Path) -> None:
+    write(toy, "rainbow_fast/attic.py", "")
+    assert upward_imports(toy) == ["rainbow_fast.attic stands in no room with a floor"]
+
+
+def test_circle_is_found(toy: Path) -> None:
+    write(toy, "rainbow_fast/ops/gaussian.py", "from rainbow_fast.ops.polar import polar")
+    assert upward_imports(toy) == []
+    [circle] = circles(toy)
+    assert "rainbow_fast.ops.gaussian imports rainbow_fast.ops.polar" in circle
+
+
+@pytest.mark.parametrize("path", [path.format("polar") for path in OPEN_ROOMS])
+def test_missing_file_is_found(toy: Path, path: str) -> None:
+    (toy / path).unlink()
+    assert missing_files(toy) == [f"{path} is missing"]
+
+
+@pytest.mark.parametrize("path, names", LATER_ROOMS.items())
+def test_half_opened_room_is_found(toy: Path, path: str, names: list[str]) -> None:
+    write(toy, path.format(names[0]), "")
+    assert missing_files(toy) == [f"{path.format(name)} is missing" for name in names[1:]]
+
+
+@pytest.mark.parametrize(
+    "check, path, text, wrong",
+    [
+        (missing_lines, "csrc/bind.cpp", "", "csrc/bind.cpp does not bind gaussian"),
+        (missing_lines, "README.md", "gaussian, outside of the table", "README.md has no row for gaussian"),
+        (long_files, "csrc/cpu/polar.cpp", "\n" * 401, "csrc/cpu/polar.cpp has 401 lines"),
+        (unlicensed_files, "tests/test_polar.py", "", "tests/test_polar.py does not begin with its licence"),
+        (foreign_includes, "csrc/cpu/gemm.h", "#include <Python.h>", "csrc/cpu/gemm.h includes Python.h"),
+        (foreign_includes, "csrc/cpu/gemm.h", '# include "torch/all.h"', "csrc/cpu/gemm.h includes torch/all.h"),
+    ],
+)
+def test_other_faults_are_found(toy: Path, check: Callable, path: str, text: str, wrong: str) -> None:
+    write(toy, path, text)
+    assert check(toy)[0] == wrong

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The one rule by which a kernel's numbers are judged: against float64, by what plain PyTorch achieves."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# The error of a kernel and that of plain PyTorch are two draws from the same law: another order of summation, another
+# rounding at the end. The largest of each over a tensor differ by less than a factor of two.
+FACTOR = 2.0
+
+
+def error(got: Tensor, reference64: Tensor) -> float:
+    """The largest absolute difference; NaN where `got` holds one, so that no comparison with it succeeds."""
+    return (got.double() - reference64).abs().max().item() if got.numel() else 0.0
+
+
+def assert_close_to_float64(got: Tensor, reference64: Tensor, plain: Tensor, *, terms: int = 1) -> None:
+    """Assert that ``error(got) <= FACTOR * error(plain) + floor``, both errors against `reference64`.
+
+    Args:
+        got: what the kernel gives, in its own dtype.
+        reference64: the same in float64, from the same (already rounded) inputs.
+        plain: what plain PyTorch gives for it in the inputs' dtype.
+        terms: how many terms are summed into an entry. It matters where `plain` is no yardstick: its own error is zero
+            by luck, or because it *is* the float64 result.
+    """
+    assert got.shape == reference64.shape, f"shape {tuple(got.shape)}, wanted {tuple(reference64.shape)}"
+    assert reference64.dtype == torch.float64 and reference64.isfinite().all(), "the reference is finite float64"
+    # The last place of the largest entry: storing a right result costs half of it, whatever `plain` did by luck; and
+    # a sum rounded at each of its terms wanders by the square root of their number.
+    scale = reference64.abs().max().item() if reference64.numel() else 0.0
+    floor = torch.finfo(got.dtype).eps * scale * math.sqrt(terms)
+    allowed = FACTOR * error(plain, reference64) + floor
+    found = error(got, reference64)
+    assert found <= allowed, f"error {found:.3e}, allowed {allowed:.3e} (plain PyTorch {error(plain, reference64):.3e})"
