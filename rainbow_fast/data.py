@@ -48,7 +48,7 @@ def digits() -> Images:
     Source: Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, UCI repository (its test part).
     """
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError('digits needs scikit-learn: pip install "rainbow_fast[data]"') from error
     found = load_digits()

@@ -60,7 +60,7 @@ def accuracy_and_error(
         ValueError: no records, a record that lacks a key or has a value out of its range, a fraction outside 0 .. 1,
             two records of one site, a network with two accuracies, unknown or too many `sites`, more than six methods.
     """
-    Figure = _figure_class()
+    figure = _blank_figure(10, 4.2)
     rows = _checked(records)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     if len(methods) > len(COLOURS):
@@ -71,8 +71,6 @@ def accuracy_and_error(
             raise ValueError(f"{name}: wanted an accuracy as a fraction, 0 to 1, got {level}")
     shown = _shown(list(dict.fromkeys(row["site"] for row in rows)), sites)
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06, wspace=0.04)  # type: ignore[union-attr]
     left, right = figure.subplots(1, 2, width_ratios=(1.05, 1))
     if title is not None:
         figure.suptitle(title, fontsize=13, color=INK)
@@ -121,7 +119,7 @@ def _draw_accuracy(
     for name, level, line, colour in levels:
         axes.axhline(100 * level, label=name, color=colour, linestyle=line, linewidth=1.4, zorder=1)
         labels.append((100 * level, edge, name, colour))
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel("test accuracy (%)", fontsize=11.5)
     axes.margins(y=0.08)
     _label_ends(axes, labels)
 
@@ -135,29 +133,29 @@ def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[
         for site, look in zip(sites, looks, strict=False):
             mine = [row for row in rows if row["method"] == method and row["site"] == site]
             if mine:
-                axes.errorbar(*_statistics(mine, "error"), label=f"{method}, {site}", color=colour, marker=marker, **look)
+                x, mean, std = _statistics(mine, "error")
+                axes.errorbar(x, mean, std, label=f"{method}, {site}", color=colour, marker=marker, **look)
     axes.set_yscale("log")
+    axes.margins(y=0)
     _tidy_decades(axes)
-    axes.set_ylabel(r"held-out error  $\mathrm{E}|\hat\varphi-\varphi|^2\,/\,\mathrm{E}|\varphi|^2$")
+    axes.set_ylabel(r"held-out error  $\mathrm{E}|\hat\varphi-\varphi|^2\,/\,\mathrm{E}|\varphi|^2$", fontsize=11.5)
     keys = [
-        Line2D([], [], color=INK, marker="o", label=site, **{k: look[k] for k in look if k in KEY})
+        Line2D([], [], color=INK, marker="o", label=f"site {site}", **{k: look[k] for k in look if k in KEY})
         for site, look in zip(sites, looks, strict=False)
     ]
     axes.legend(
         handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(keys), frameon=False, fontsize=10.5,
-        handlelength=3, borderpad=0.1,
+        handlelength=2.6, columnspacing=1.5, borderpad=0.1,
     )  # fmt: skip
 
 
 def _dress(axes: Axes, factors: list[float]) -> None:
     """Axes with a width-factor axis whose ticks are the factors themselves, and nothing that carries no data."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(factors, [f"×{factor:g}" for factor in factors])
+    axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
     axes.set_xticks([], minor=True)
     axes.set_xlim(factors[0] / 1.35, factors[-1] * 1.35)
-    axes.set_xlabel("width factor n/d")
-    axes.xaxis.label.set_size(11.5)
-    axes.yaxis.label.set_size(11.5)
+    axes.set_xlabel("width factor n/d", fontsize=11.5)
     axes.tick_params(which="both", labelsize=10.5, color=GREY, labelcolor=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -189,7 +187,8 @@ def _label_ends(axes: Axes, labels: list[Label]) -> None:
         axes.annotate(
             f"{name} {height:.1f}", (end, height), (1.05, place), textcoords=("axes fraction", "data"), va="center",
             fontsize=10.5, color=colour, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 0,
+                        "relpos": (0, 0.5)},
         )  # fmt: skip
 
 
@@ -253,10 +252,12 @@ def _checked(records: Iterable[Record]) -> list[Record]:
     return rows
 
 
-def _figure_class() -> type[Figure]:
-    """matplotlib's Figure, or an error that names the extra."""
+def _blank_figure(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches, or an error that names the extra."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "rainbow_fast[plots]"') from error
-    return Figure
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06, wspace=0.04)
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
