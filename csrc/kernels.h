@@ -12,7 +12,8 @@ enum class DType : int { f32, f64, bf16, f16 };
 enum class Activation : int { identity, relu, abs, leaky_relu, tanh, erf, gelu, silu, sign, step, cos };
 
 // Samples of `channels` numbers, at data[image * s_image + channel * s_channel + position * s_position]; sample
-// image * positions + position. Also a plain matrix: rows are images, columns channels, positions = 1. Strides in elements.
+// image * positions + position. Also a plain matrix: rows are images, columns channels, positions = 1. Strides in
+// elements.
 struct Samples {
   void* data;
   DType dtype;
@@ -25,7 +26,8 @@ struct Address {
   int64_t seed, stream, row, col;
 };
 
-// Rows of G: generated from an address, or explicit where `given.data` is set. `given.images` rows, `given.channels` columns.
+// Rows of G: generated from an address, or explicit where `given.data` is set. `given.images` rows, `given.channels`
+// columns.
 struct Rows {
   Samples given;
   Address address;
@@ -54,9 +56,9 @@ struct Kernels {
   void (*random_features_projection)(Samples out, Samples a, const Features& features, int threads);
 };
 
-#define RF_LEVEL(level)           \
-  namespace level {               \
-  extern const Kernels kernels;   \
+#define RF_LEVEL(level)         \
+  namespace level {             \
+  extern const Kernels kernels; \
   }
 RF_LEVEL(baseline)
 RF_LEVEL(avx2)

@@ -17,9 +17,7 @@ constexpr uint32_t kVersion = 1;
 constexpr uint32_t kGaussianKind = 0;
 
 // The last word of the counter of row i.
-RF_HOST_DEVICE uint32_t tag(int64_t i) {
-  return kVersion << 28 | kGaussianKind << 24 | static_cast<uint32_t>(i >> 32);
-}
+RF_HOST_DEVICE uint32_t tag(int64_t i) { return kVersion << 28 | kGaussianKind << 24 | static_cast<uint32_t>(i >> 32); }
 
 template <class S>
 struct Philox {

@@ -6,6 +6,7 @@ or the one named by the environment variable ``RAINBOW_FAST_ISA`` (``baseline``,
 ``avx512_bf16``), which is read once, when the package is imported.
 """
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -22,17 +23,14 @@ CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 def _load() -> ModuleType | None:
     if importlib.util.find_spec("rainbow_fast._C") is None:
         return None
-    from rainbow_fast import _C
-
-    return _C
+    return importlib.import_module("rainbow_fast._C")
 
 
 def _select(extension: ModuleType | None, wanted: str | None) -> str | None:
     present = extension.levels() if extension else []
     if wanted and wanted not in present:
-        raise ImportError(
-            f"{ISA_VARIABLE}={wanted!r}: this build on this machine can run {', '.join(present) or 'no compiled kernels'}"
-        )
+        runs = ", ".join(present) or "no compiled kernels"
+        raise ImportError(f"{ISA_VARIABLE}={wanted!r}: this build on this machine can run {runs}")
     if extension is None:
         return None
     level = wanted or present[-1]
@@ -45,7 +43,7 @@ isa: str | None = _select(_C, os.environ.get(ISA_VARIABLE))
 
 
 def available(device: torch.device | str = "cpu") -> list[str]:
-    """The backends that can run on `device`, best first: ``"cpu"`` (compiled) where it is built, and ``"reference"``."""
+    """The backends that run on `device`, best first: ``"cpu"`` (compiled) where it is built, and ``"reference"``."""
     compiled = ["cpu"] if _C is not None and torch.device(device).type == "cpu" else []
     return [*compiled, "reference"]
 
@@ -62,7 +60,9 @@ def choose(backend: str | None, device: torch.device, dtype: torch.dtype, suppor
     chosen = backend or present[0]
     if chosen != "reference" and dtype not in supported:
         names = ", ".join(str(s).removeprefix("torch.") for s in supported)
-        raise TypeError(f"dtype {dtype} is not supported by backend {chosen!r} (it takes {names}): use backend='reference'")
+        raise TypeError(
+            f"dtype {dtype} is not supported by backend {chosen!r} (it takes {names}): use backend='reference'"
+        )
     return chosen
 
 
@@ -75,4 +75,6 @@ def kernels() -> ModuleType:
 def refuse_grad(name: str, *tensors: torch.Tensor | None) -> None:
     """Raise RuntimeError where an op that writes into given memory would drop a gradient."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        raise RuntimeError(f"{name} writes into given memory and has no gradient: detach its inputs or use torch.no_grad()")
+        raise RuntimeError(
+            f"{name} writes into given memory and has no gradient: detach its inputs or use torch.no_grad()"
+        )

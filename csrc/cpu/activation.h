@@ -44,8 +44,8 @@ RF_INLINE vf exp_minus_half_square(vf x) {
 
 // e^(z^2) erfc(z) for 0 <= z <= 10.3
 RF_INLINE vf scaled_erfc(vf z) {
-  constexpr float p[11] = {0x1.40c522p+0f,  -0x1.15c08ap-3f, -0x1.85a1a0p-5f, 0x1.098414p-3f,
-                           -0x1.e8884ep-4f, 0x1.17bd48p-4f,  -0x1.85ee82p-6f, 0x1.504b16p-9f,
+  constexpr float p[11] = {0x1.40c522p+0f,  -0x1.15c08ap-3f,  -0x1.85a1a0p-5f, 0x1.098414p-3f,
+                           -0x1.e8884ep-4f, 0x1.17bd48p-4f,   -0x1.85ee82p-6f, 0x1.504b16p-9f,
                            0x1.06c782p-9f,  -0x1.951a80p-11f, -0x1.172a7cp-12f};
   return polynomial(p, (z - 3.0f) / (z + 3.0f)) / (1.0f + 2.0f * z);
 }
@@ -57,8 +57,8 @@ RF_INLINE vf tanh_(vf x) {
 }
 
 RF_INLINE vf erf_(vf x) {
-  constexpr float p[7] = {0x1.20dd74p+0f,  -0x1.81273ep-2f, 0x1.ce2cf8p-4f, -0x1.b7f910p-6f,
-                          0x1.5405c0p-8f,  -0x1.a3f75ap-11f, 0x1.496b10p-14f};
+  constexpr float p[7] = {0x1.20dd74p+0f, -0x1.81273ep-2f,  0x1.ce2cf8p-4f, -0x1.b7f910p-6f,
+                          0x1.5405c0p-8f, -0x1.a3f75ap-11f, 0x1.496b10p-14f};
   const vf a = magnitude(x), z = select(a > 10.0f, vf{} + 10.0f, a);
   return select(a < 1.0f, x * polynomial(p, x * x), with_sign_of(1.0f - exp_negative(-z * z) * scaled_erfc(z), x));
 }
@@ -122,34 +122,56 @@ RF_INLINE void map(double* values, int64_t count, double scale, F f) {
 static inline void activate(float* values, int64_t count, Activation activation, double slope, double scale) {
   const float s = static_cast<float>(scale), a = static_cast<float>(slope);
   switch (activation) {
-    case Activation::identity: return map(values, count, s, [](vf x) { return x; });
-    case Activation::relu: return map(values, count, s, [](vf x) { return select(x <= 0.0f, vf{}, x); });
-    case Activation::abs: return map(values, count, s, [](vf x) { return magnitude(x); });
-    case Activation::leaky_relu: return map(values, count, s, [a](vf x) { return select(x > 0.0f, x, a * x); });
-    case Activation::tanh: return map(values, count, s, [](vf x) { return tanh_(x); });
-    case Activation::erf: return map(values, count, s, [](vf x) { return erf_(x); });
-    case Activation::gelu: return map(values, count, s, [](vf x) { return gelu_(x); });
-    case Activation::silu: return map(values, count, s, [](vf x) { return silu_(x); });
-    case Activation::sign: return map(values, count, s, [](vf x) { return sign_(x); });
-    case Activation::step: return map(values, count, s, [](vf x) { return select(x > 0.0f, vf{} + 1.0f, vf{}); });
-    case Activation::cos: return map(values, count, s, [](vf x) { return cos_(x); });
+    case Activation::identity:
+      return map(values, count, s, [](vf x) { return x; });
+    case Activation::relu:
+      return map(values, count, s, [](vf x) { return select(x <= 0.0f, vf{}, x); });
+    case Activation::abs:
+      return map(values, count, s, [](vf x) { return magnitude(x); });
+    case Activation::leaky_relu:
+      return map(values, count, s, [a](vf x) { return select(x > 0.0f, x, a * x); });
+    case Activation::tanh:
+      return map(values, count, s, [](vf x) { return tanh_(x); });
+    case Activation::erf:
+      return map(values, count, s, [](vf x) { return erf_(x); });
+    case Activation::gelu:
+      return map(values, count, s, [](vf x) { return gelu_(x); });
+    case Activation::silu:
+      return map(values, count, s, [](vf x) { return silu_(x); });
+    case Activation::sign:
+      return map(values, count, s, [](vf x) { return sign_(x); });
+    case Activation::step:
+      return map(values, count, s, [](vf x) { return select(x > 0.0f, vf{} + 1.0f, vf{}); });
+    case Activation::cos:
+      return map(values, count, s, [](vf x) { return cos_(x); });
   }
 }
 
 static inline void activate(double* values, int64_t count, Activation activation, double a, double s) {
   constexpr double half_root = 0.70710678118654752440;
   switch (activation) {
-    case Activation::identity: return map(values, count, s, [](double x) { return x; });
-    case Activation::relu: return map(values, count, s, [](double x) { return x <= 0 ? 0 : x; });
-    case Activation::abs: return map(values, count, s, [](double x) { return ::fabs(x); });
-    case Activation::leaky_relu: return map(values, count, s, [a](double x) { return x > 0 ? x : a * x; });
-    case Activation::tanh: return map(values, count, s, [](double x) { return ::tanh(x); });
-    case Activation::erf: return map(values, count, s, [](double x) { return ::erf(x); });
-    case Activation::gelu: return map(values, count, s, [](double x) { return 0.5 * x * ::erfc(-x * half_root); });
-    case Activation::silu: return map(values, count, s, [](double x) { return x / (1 + ::exp(-x)); });
-    case Activation::sign: return map(values, count, s, [](double x) { return x > 0 ? 1 : x < 0 ? -1 : x; });
-    case Activation::step: return map(values, count, s, [](double x) { return x > 0 ? 1.0 : 0.0; });
-    case Activation::cos: return map(values, count, s, [](double x) { return ::cos(x); });
+    case Activation::identity:
+      return map(values, count, s, [](double x) { return x; });
+    case Activation::relu:
+      return map(values, count, s, [](double x) { return x <= 0 ? 0 : x; });
+    case Activation::abs:
+      return map(values, count, s, [](double x) { return ::fabs(x); });
+    case Activation::leaky_relu:
+      return map(values, count, s, [a](double x) { return x > 0 ? x : a * x; });
+    case Activation::tanh:
+      return map(values, count, s, [](double x) { return ::tanh(x); });
+    case Activation::erf:
+      return map(values, count, s, [](double x) { return ::erf(x); });
+    case Activation::gelu:
+      return map(values, count, s, [](double x) { return 0.5 * x * ::erfc(-x * half_root); });
+    case Activation::silu:
+      return map(values, count, s, [](double x) { return x / (1 + ::exp(-x)); });
+    case Activation::sign:
+      return map(values, count, s, [](double x) { return x > 0 ? 1 : x < 0 ? -1 : x; });
+    case Activation::step:
+      return map(values, count, s, [](double x) { return x > 0 ? 1.0 : 0.0; });
+    case Activation::cos:
+      return map(values, count, s, [](double x) { return ::cos(x); });
   }
 }
 

@@ -98,7 +98,8 @@ RF_INLINE void store_as(S* p, Vector<T, N> v) {
     const auto w = (Vector<uint32_t, N>)v;
     const auto rounded = (w + 0x7fffu + (w >> 16 & 1u)) >> 16;
     const auto nan = (Vector<uint32_t, N>)((w & 0x7fffffffu) > 0x7f800000u);
-    store<uint16_t, N>(&p->bits, __builtin_convertvector((nan & (w >> 16 | 0x40u)) | (~nan & rounded), Vector<uint16_t, N>));
+    store<uint16_t, N>(&p->bits,
+                       __builtin_convertvector((nan & (w >> 16 | 0x40u)) | (~nan & rounded), Vector<uint16_t, N>));
   } else {
 #if defined(__AVX512F__)
     if constexpr (N == 16 && sizeof(T) == 4)
@@ -121,20 +122,28 @@ struct Type {
 template <class F>
 RF_INLINE void with_type(DType dtype, F f) {
   switch (dtype) {
-    case DType::f32: return f(Type<float>{});
-    case DType::f64: return f(Type<double>{});
-    case DType::bf16: return f(Type<bf16>{});
-    case DType::f16: return f(Type<f16>{});
+    case DType::f32:
+      return f(Type<float>{});
+    case DType::f64:
+      return f(Type<double>{});
+    case DType::bf16:
+      return f(Type<bf16>{});
+    case DType::f16:
+      return f(Type<f16>{});
   }
 }
 
 // Calls f(Type<S>) for the element type of an operand that is computed in T: doubles in double, all others in float.
 template <class T, class F>
 RF_INLINE void with_source(DType dtype, F f) {
-  if constexpr (sizeof(T) == 8) return f(Type<double>{});
-  else if (dtype == DType::bf16) return f(Type<bf16>{});
-  else if (dtype == DType::f16) return f(Type<f16>{});
-  else return f(Type<float>{});
+  if constexpr (sizeof(T) == 8)
+    return f(Type<double>{});
+  else if (dtype == DType::bf16)
+    return f(Type<bf16>{});
+  else if (dtype == DType::f16)
+    return f(Type<f16>{});
+  else
+    return f(Type<float>{});
 }
 
 }  // namespace rf::RF_ISA

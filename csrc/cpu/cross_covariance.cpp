@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// cross_covariance: the product of channels by channels over samples, tiles of a few hundred samples promoted to float64.
+// cross_covariance: the product of channels by channels over samples, tiles of a few hundred samples promoted to
+// float64.
 #include <string.h>
 
 #include "epilogue.h"

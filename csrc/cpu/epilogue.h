@@ -92,7 +92,8 @@ RF_INLINE int64_t slabs_for(int64_t output_blocks, int64_t chunks) {
 }
 
 // out[i, j] += the sum over slabs of parts[slab, i, j], in order
-static inline void add_slabs(double* out, int64_t ld, const double* parts, int64_t slabs, int64_t rows, int64_t cols, int threads) {
+static inline void add_slabs(double* out, int64_t ld, const double* parts, int64_t slabs, int64_t rows, int64_t cols,
+                             int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < cols; ++j) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The matrix product C[i, j] = sum_p A[i, p] B[j, p] that every kernel is: micro-kernels, and one loop nest around them,
-// given where the rows of A and of B come from (sources) and where the tiles of C go (a epilogue).
+// The matrix product C[i, j] = sum_p A[i, p] B[j, p] that every kernel is: micro-kernels, and one loop nest around
+// them, given where the rows of A and of B come from (sources) and where the tiles of C go (a epilogue).
 //
 // Every element of C is summed over p in one order that sizes alone decide, so that neither the tile it falls into nor
 // the number of threads changes its bits.
@@ -30,7 +30,7 @@ RF_INLINE void multiply(int64_t k, const T* a, const T* b, Accumulators<T, V>& a
     for (int v = 0; v < V; ++v) row[v] = load<T, kWidth<T>>(b + v * kWidth<T>);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-      const Full<T> left = Full<T>{} + a[i];
+      const Full<T> left = splat<T, kWidth<T>>(a[i]);
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) acc[i][v] = fma(left, row[v], acc[i][v]);
     }
@@ -42,9 +42,10 @@ struct Chain {
   bool first = true, last = true;
 };
 
+// Not inlined: the accumulators then have the registers to themselves.
 template <class T, int V, class Epilogue>
-RF_INLINE void one_tile(const T* a, const T* b, int64_t k, int64_t i, int64_t j, int64_t rows, int64_t cols, T* partial,
-                        Chain chain, Epilogue& epilogue) {
+__attribute__((noinline)) static void one_tile(const T* a, const T* b, int64_t k, int64_t i, int64_t j, int64_t rows,
+                                               int64_t cols, T* partial, Chain chain, Epilogue& epilogue) {
   Accumulators<T, V> acc = {};
   if (!chain.first)
     for (int r = 0; r < MR; ++r)
@@ -60,7 +61,8 @@ RF_INLINE void one_tile(const T* a, const T* b, int64_t k, int64_t i, int64_t j,
 
 // All tiles of a block of C, given its panels.
 template <class T, class Epilogue>
-static void sweep(const T* a, const T* b, int64_t rows, int64_t cols, int64_t k, T* partial, Chain chain, Epilogue& epilogue) {
+static void sweep(const T* a, const T* b, int64_t rows, int64_t cols, int64_t k, T* partial, Chain chain,
+                  Epilogue& epilogue) {
   for (int64_t j = 0; j < cols; j += NR<T>, b += k * NR<T>) {
     const int64_t width = smaller(NR<T>, cols - j);
     const T* panel = a;
@@ -132,20 +134,19 @@ struct Prepacked {
 
 RF_INLINE int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// The loop nest. A epilogue with `promotes` gets a tile for each chunk of kc terms (to add it to something wider); without,
-// one for the whole sum, which is then one chain of fused multiply-adds in T.
+// The loop nest. A epilogue with `promotes` gets a tile for each chunk of kc terms (to add it to something wider);
+// without, one for the whole sum, which is then one chain of fused multiply-adds in T.
 template <class T, class A, class B, class Epilogue>
 static void product(const Problem& p, const A& a, const B& b, const Epilogue& c, int threads) {
-  const int64_t row_blocks = larger(1, blocks(p.m, p.mc)), col_blocks = blocks(p.n, p.nc), chunks = larger(1, blocks(p.k, p.kc));
+  const int64_t row_blocks = larger(1, blocks(p.m, p.mc)), col_blocks = blocks(p.n, p.nc),
+                chunks = larger(1, blocks(p.k, p.kc));
   const int64_t tasks = p.slabs * row_blocks * col_blocks;
-  const int64_t mc = blocks(smaller(p.mc, p.m), MR) * MR, nc = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, kc = smaller(p.kc, p.k);
+  const int64_t mc = blocks(smaller(p.mc, p.m), MR) * MR, nc = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>,
+                kc = smaller(p.kc, p.k);
   const bool chained = !Epilogue::promotes && chunks > 1;
-  const int64_t sizes[6] = {aligned(mc * kc * sizeof(T)),
-                            aligned(nc * kc * sizeof(T)),
-                            chained ? aligned(mc * nc * sizeof(T)) : 0,
-                            aligned(a.scratch(p)),
-                            aligned(b.scratch(p)),
-                            aligned(c.scratch(p))};
+  const int64_t sizes[6] = {
+      aligned(mc * kc * sizeof(T)), aligned(nc * kc * sizeof(T)), chained ? aligned(mc * nc * sizeof(T)) : 0,
+      aligned(a.scratch(p)),        aligned(b.scratch(p)),        aligned(c.scratch(p))};
   int64_t offsets[7] = {};
   for (int s = 0; s < 6; ++s) offsets[s + 1] = offsets[s] + sizes[s];
   threads = static_cast<int>(smaller(threads, tasks));
@@ -179,9 +180,11 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
 
 // The product where B is worth packing once for all rows of C: for a block of its rows at a time, at most 32 MiB.
 template <class T, class A, class PackB, class Epilogue>
-static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const PackB& b, const Epilogue& c, int threads) {
+static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const PackB& b, const Epilogue& c,
+                              int threads) {
   constexpr int64_t kc = 1024, mc = 96, fewest_tasks = 16;
-  const int64_t width = larger(1, smaller(96, (int64_t{32} << 20) / static_cast<int64_t>(sizeof(T)) / NR<T> / larger(k, 1)));
+  const int64_t width =
+      larger(1, smaller(96, (int64_t{32} << 20) / static_cast<int64_t>(sizeof(T)) / NR<T> / larger(k, 1)));
   for (int64_t j = 0; j < n; j += width * NR<T>) {
     const int64_t cols = smaller(width * NR<T>, n - j), panels = blocks(cols, NR<T>), padded = panels * NR<T>;
     const Scratch memory(padded * k * static_cast<int64_t>(sizeof(T)));

@@ -4,7 +4,12 @@
 namespace rf::RF_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {gaussian,        cross_covariance,           polar_multiply,            sample_project_align,
-                         random_features, random_features_covariance, random_features_projection};
+const Kernels kernels = {gaussian,
+                         cross_covariance,
+                         polar_multiply,
+                         sample_project_align,
+                         random_features,
+                         random_features_covariance,
+                         random_features_projection};
 
 }  // namespace rf::RF_ISA

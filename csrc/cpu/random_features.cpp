@@ -35,7 +35,8 @@ struct StoreFeatures {
       for (int64_t r = 0; r < rows; ++r) {
         for (int v = 0; v < V; ++v) store<T, kWidth<T>>(values[r] + v * kWidth<T>, acc[r][v]);
         if (f.shift != nullptr)
-          for (int64_t c = 0; c < cols; ++c) values[r][c] += shift_at<T>(f, ROWS_ARE_SAMPLES ? row + i + r : col + j + c);
+          for (int64_t c = 0; c < cols; ++c)
+            values[r][c] += shift_at<T>(f, ROWS_ARE_SAMPLES ? row + i + r : col + j + c);
         activate(values[r], cols, f.activation, f.negative_slope, f.scale);
       }
       if constexpr (ROWS_ARE_SAMPLES) {
@@ -81,7 +82,8 @@ struct PreactivationPanels {
       for (int v = 0; v < V; ++v) {
         const int64_t at = v * kWidth<T>;
         Full<T> value = acc[r][v];
-        if (shift != nullptr) value += ROWS_ARE_SAMPLES ? Full<T>{} + shift[i + r] : load<T, kWidth<T>>(shift + j + at);
+        if (shift != nullptr)
+          value += ROWS_ARE_SAMPLES ? splat<T, kWidth<T>>(shift[i + r]) : load<T, kWidth<T>>(shift + j + at);
         store<T, kWidth<T>>(panel + r * NR<T> + at, value);
       }
   }
@@ -124,7 +126,8 @@ struct FeaturesOverSamples {
       PreactivationPanels<T, true> epilogue{to, k, shift};
       sweep<T>(u, g, k, neurons, r, static_cast<T*>(nullptr), Chain{}, epilogue);
       activate_panels(to, k, neurons, f);
-      for (int64_t j = 0; j < neurons; j += NR<T>) add_sums(to + j * k, k, smaller(NR<T>, neurons - j), total + j, square + j);
+      for (int64_t j = 0; j < neurons; j += NR<T>)
+        add_sums(to + j * k, k, smaller(NR<T>, neurons - j), total + j, square + j);
       return to;
     }
 
@@ -270,7 +273,8 @@ void projection(const Samples& out, const Samples& a, const Features& f, int thr
   constexpr int64_t fewest_tasks = 16, widest = 10;
   const int64_t panels = larger(1, smaller(widest, blocks(samples, NR<T>) / fewest_tasks));
   const Problem problem{d, samples, n, larger(d, 1), panels * NR<T>, 240};
-  product<T>(problem, Packed<SamplePacker<T>>{{merged(a)}}, FeaturesOverNeurons<T>{f}, StoreProjection<T>{out}, threads);
+  product<T>(problem, Packed<SamplePacker<T>>{{merged(a)}}, FeaturesOverNeurons<T>{f}, StoreProjection<T>{out},
+             threads);
 }
 
 Features with_merged(const Features& f) {

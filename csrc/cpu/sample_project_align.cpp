@@ -7,7 +7,8 @@ namespace rf::RF_ISA {
 namespace {
 
 template <class T>
-void multiply_rows(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, Address at, double scale, int threads) {
+void multiply_rows(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, Address at, double scale,
+                   int threads) {
   const Packed<GaussianPacker<T>> left{{at}};
   with_type(dtype, [&]<class S>(Type<S>) {
     const Store<T, S> epilogue{static_cast<S*>(out), ld, static_cast<T>(scale)};

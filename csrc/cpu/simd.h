@@ -42,6 +42,12 @@ RF_INLINE void store(T* p, Vector<T, N> v) {
   *reinterpret_cast<typename VectorOf<T, N>::unaligned*>(p) = v;
 }
 
+// x in every lane. The difference is folded away: x - 0 is x, also for -0.
+template <class T, int N>
+RF_INLINE Vector<T, N> splat(T x) {
+  return x - Vector<T, N>{};
+}
+
 // a * b + c, rounded once where the level has the instruction
 template <class V>
 RF_INLINE V fma(V a, V b, V c) {

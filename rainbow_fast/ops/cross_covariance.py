@@ -94,7 +94,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 def samples(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """What a kernel reads of (N, d, *space): pointer, dtype, sizes (N, d, S), strides; and the tensor that keeps it alive.
+    """What a kernel reads of (N, d, *space): pointer, dtype, sizes (N, d, S), strides; behind the tensor that holds it.
 
     Positions must lie at one stride, as in NCHW and channels_last; any other layout is copied.
     """
@@ -157,4 +157,5 @@ torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_cross_covarianc
 torch.library.register_fake(_NAME)(
     lambda x, y, backend: x.new_empty(x.shape[1], (x if y is None else y).shape[1], dtype=torch.float64)
 )
+torch.library.register_fake(f"{_NAME}_out")(lambda x, y, backend, out: None)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """gaussian: any tile of the implicit white Gaussian matrix G, a pure function of (seed, stream, i, j)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,7 +45,9 @@ def as_key(seed: int | Tensor, stream: int = 0, row_offset: int = 0, col_offset:
     if isinstance(seed, int | torch.SymInt):
         return key(seed, stream, row_offset, col_offset)
     if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.shape != (4,):
-        raise ValueError(f"seed={seed!r}: wanted an int, or a key (an int64 tensor of shape (4,)) made by rainbow_fast.key")
+        raise ValueError(
+            f"seed={seed!r}: wanted an int, or a key (an int64 tensor of shape (4,)) made by rainbow_fast.key"
+        )
     if stream or row_offset or col_offset:
         raise ValueError("seed is a packed key, which holds stream and offsets already: give them to rainbow_fast.key")
     return seed
@@ -75,9 +79,10 @@ def gaussian(
     r"""The tile ``G[row_offset : row_offset + rows, col_offset : col_offset + cols]`` of a white Gaussian matrix.
 
     ``G[i, j]`` is a pure function of (seed, stream, i, j): Philox4x32-10 at counter ``(j >> 2, i mod 2^32, stream,
-    version << 28 | kind << 24 | i >> 32)`` and key ``seed``, then the Box-Muller transform of `gaussian_reference`, made
-    of separately rounded ``+ - * sqrt`` and integer operations only. So its bits are the same for every tiling, thread
-    count, instruction set and backend, and G nests in rows and in columns. No global random state is read or written.
+    version << 28 | kind << 24 | i >> 32)`` and key ``seed``, then the Box-Muller transform of `gaussian_reference`,
+    made of separately rounded ``+ - * sqrt`` and integer operations only. So its bits are the same for every tiling,
+    thread count, instruction set and backend, and G nests in rows and in columns. No global random state is read or
+    written.
 
     Args:
         rows, cols: shape of the tile, at least 0.
@@ -123,7 +128,7 @@ def _polynomial(coefficients: list[str], x: np.ndarray) -> np.ndarray:
     return value
 
 
-def philox_reference(counter: list[np.ndarray], key: list[int]) -> list[np.ndarray]:
+def philox_reference(counter: Sequence, key: list[int]) -> list[np.ndarray]:
     """Philox4x32-10: four uint32 words of output for four of counter (arrays that broadcast) and two of key."""
     c0, c1, c2, c3 = (np.asarray(c, dtype=np.uint64) for c in counter)
     k0, k1 = key
@@ -207,6 +212,8 @@ def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_o
 
 
 def _gaussian_out(key: Tensor, backend: str | None, out: Tensor) -> None:
+    if out.dtype not in DTYPES:
+        raise TypeError(f"out is {out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     rows, cols = out.shape
     where = address(key, rows, cols)
     chosen = _backend.choose(backend, out.device, out.dtype, DTYPES)
@@ -239,3 +246,4 @@ torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_gaussian_out)
 torch.library.register_fake(_NAME)(
     lambda rows, cols, key, dtype, device, backend: torch.empty(rows, cols, dtype=dtype, device=device)
 )
+torch.library.register_fake(f"{_NAME}_out")(lambda key, backend, out: None)

@@ -91,7 +91,9 @@ def _multiply(Q: Tensor, M: Tensor) -> Tensor:
     """Q (p, d) times M (d, m) in float64, on the loop nest of the kernels."""
     out = torch.empty(Q.shape[0], M.shape[1], dtype=torch.float64)
     Q, M = Q.contiguous(), M.contiguous()
-    _backend.kernels().polar_multiply(Q.data_ptr(), M.data_ptr(), out.data_ptr(), *Q.shape, M.shape[1], torch.get_num_threads())
+    _backend.kernels().polar_multiply(
+        Q.data_ptr(), M.data_ptr(), out.data_ptr(), *Q.shape, M.shape[1], torch.get_num_threads()
+    )
     return out
 
 
@@ -138,7 +140,9 @@ def _polar_out(M: Tensor, complete: bool, rtol: float, backend: str | None, out:
     if out.shape != M.shape or out.dtype != M.dtype:
         raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted {M.dtype} of shape {tuple(M.shape)}")
     if statistics.shape != (4,) or statistics.dtype != torch.float64:
-        raise ValueError(f"statistics is {statistics.dtype} of shape {tuple(statistics.shape)}: wanted float64 of shape (4,)")
+        raise ValueError(
+            f"statistics is {statistics.dtype} of shape {tuple(statistics.shape)}: wanted float64 of shape (4,)"
+        )
     chosen = _backend.choose(backend, M.device, M.dtype, DTYPES)
     largest = M.detach().abs().max().double()
     if not torch.isfinite(largest):
@@ -186,3 +190,4 @@ torch.library.define(
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_polar)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_polar_out)
 torch.library.register_fake(_NAME)(_polar_fake)
+torch.library.register_fake(f"{_NAME}_out")(lambda M, complete, rtol, backend, out, statistics: None)

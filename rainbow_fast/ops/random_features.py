@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """random_features: phi' = scale sigma(u G^T + shift), and its two fused passes; G is never stored."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -34,8 +36,8 @@ def random_features(
         G = rainbow_fast.gaussian(n, r, seed=seed, stream=stream, row_offset=row_offset)
         scale * sigma(torch.einsum("nr...,mr->nm...", u, G.to(u.dtype)) + shift.unsqueeze(1))
 
-    Rows of G are neurons: features nest in n, bit for bit. Differentiable in u, shift and G; the backward pass generates
-    G again, a block of neurons at a time.
+    Rows of G are neurons: features nest in n, bit for bit. Differentiable in u, shift and G; the backward pass
+    generates G again, a block of neurons at a time.
 
     Args:
         u: projections, samples by rank, then any positions (NCHW and channels_last are read in place).
@@ -91,7 +93,9 @@ def random_features_covariance(
     """
     key = _check(u, n, G, shift, activation, seed, stream, row_offset)
     if x.dim() != u.dim() or x.shape[0] != u.shape[0] or x.shape[2:] != u.shape[2:]:
-        raise ValueError(f"x has shape {tuple(x.shape)}: wanted the N and the positions of u, of shape {tuple(u.shape)}")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}: wanted the N and the positions of u, of shape {tuple(u.shape)}"
+        )
     if x.dtype != u.dtype:
         raise TypeError(f"x is {x.dtype}: wanted the dtype of u, {u.dtype}")
     return torch.ops.rainbow_fast.random_features_covariance(
@@ -156,7 +160,9 @@ def _check(
     if n < 0:
         raise ValueError(f"n={n}: wanted n >= 0")
     if shift is not None and shift.shape != u.shape[:1] + u.shape[2:]:
-        raise ValueError(f"shift has shape {tuple(shift.shape)}: wanted {tuple(u.shape[:1] + u.shape[2:])}, u without its channels")
+        raise ValueError(
+            f"shift has shape {tuple(shift.shape)}: wanted {tuple(u.shape[:1] + u.shape[2:])}, u without its channels"
+        )
     if shift is not None and shift.dtype != u.dtype:
         raise TypeError(f"shift is {shift.dtype}: wanted the dtype of u, {u.dtype}")
     if activation not in ACTIVATIONS:
@@ -173,136 +179,148 @@ def _check(
     return None
 
 
-def _rows(key: Tensor | None, G: Tensor | None, n: int, r: int, device: torch.device) -> Tensor:
-    """The (n, r) rows of G, for the reference."""
-    if G is not None:
-        return G.detach()
-    assert key is not None
-    return torch.from_numpy(gaussian_reference(address(key, n, r), n, r)).to(device)
+class _Features(NamedTuple):
+    """What features are made of; the arguments that the registered ops share."""
+
+    u: Tensor
+    shift: Tensor | None
+    key: Tensor | None
+    G: Tensor | None
+    activation: str
+    slope: float
+    scale: float
+
+    def values(self, n: int) -> Tensor:
+        """The features themselves, by the reference."""
+        G = self.G
+        if G is None:
+            assert self.key is not None
+            r = self.u.shape[1]
+            G = torch.from_numpy(gaussian_reference(address(self.key, n, r), n, r)).to(self.u.device)
+        return random_features_reference(self.u, G, self.shift, self.activation, self.slope, self.scale)
+
+    def memory(self, n: int) -> tuple[object, tuple]:
+        """What a kernel reads (struct Features of csrc/kernels.h), behind the tensors that keep it alive."""
+        r = self.u.shape[1]
+        u, u_samples = samples(self.u)
+        shift = None if self.shift is None else self.shift.contiguous()
+        where = (0, 0, 0, 0) if self.key is None else tuple(address(self.key, n, r))
+        given = (0, 0, n, r, 1, 0, 0, 0)
+        if self.G is not None:
+            given = (self.G.data_ptr(), _backend.CODE[self.G.dtype], n, r, 1, *self.G.stride(), 0)
+        pointer = 0 if shift is None else shift.data_ptr()
+        return (u, shift), (u_samples, pointer, given, where, CODE[self.activation], self.slope, self.scale)
 
 
-def _weights(key: Tensor | None, G: Tensor | None, n: int, r: int) -> tuple[Tensor | None, tuple[int, ...], list[int]]:
-    """What a kernel reads of the rows of G: explicit ones (pointer and strides) or an address."""
-    if G is None:
-        assert key is not None
-        return None, (0, 0, n, r, 1, 0, 0, 0), address(key, n, r)
-    G = G.detach()
-    return G, (G.data_ptr(), _backend.CODE[G.dtype], n, r, 1, *G.stride(), 0), [0, 0, 0, 0]
+def _compiled(u: Tensor, backend: str | None) -> bool:
+    return _backend.choose(backend, u.device, u.dtype, DTYPES) != "reference"
 
 
-def _shifts(shift: Tensor | None) -> Tensor | None:
-    return None if shift is None else shift.detach().contiguous()
-
-
-def _pointer(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _random_features_out(u, shift, key, G, activation, negative_slope, scale, backend, out) -> None:
-    _backend.refuse_grad("random_features_out", u, shift, G, out)
-    n, r = out.shape[1], u.shape[1]
-    if out.shape != (u.shape[0], n, *u.shape[2:]) or out.dtype != u.dtype:
-        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted {u.dtype} of shape (N, n, *space)")
-    if _backend.choose(backend, u.device, u.dtype, DTYPES) == "reference":
-        rows = _rows(key, G, n, r, u.device)
-        out.copy_(random_features_reference(u, rows, shift, activation, negative_slope, scale))
-        return
-    out_kept, out_samples = samples(out)
-    if out_kept.data_ptr() != out.data_ptr():
+def _target(out: Tensor, u: Tensor, channels: int) -> tuple[int, ...]:
+    """What a kernel writes of an (N, channels, *space) tensor."""
+    wanted = (u.shape[0], channels, *u.shape[2:])
+    if out.shape != wanted or out.dtype != u.dtype:
+        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted {u.dtype} of shape {wanted}")
+    view, target = samples(out)
+    if view.data_ptr() != out.data_ptr():
         raise ValueError(f"out has strides {out.stride()}: wanted positions at one stride")
-    kept = (samples(u), _shifts(shift), _weights(key, G, n, r))
-    _backend.kernels().random_features(
-        out_samples, kept[0][1], _pointer(kept[1]), *kept[2][1:], CODE[activation], negative_slope, scale, torch.get_num_threads()
-    )
+    return target
 
 
-def _random_features(u, shift, n, key, G, activation, negative_slope, scale, backend):
-    out = u.new_empty(u.shape[0], n, *u.shape[2:])
-    given = [None if t is None else t.detach() for t in (u, shift, key, G)]
-    _random_features_out(*given, activation, negative_slope, scale, backend, out)
-    return out
+def _write(f: _Features, backend: str | None, out: Tensor) -> None:
+    n = out.shape[1]
+    target = _target(out, f.u, n)
+    if not _compiled(f.u, backend):
+        out.copy_(f.values(n))
+        return
+    kept, features = f.memory(n)
+    _backend.kernels().random_features(target, features, torch.get_num_threads())
 
 
-def _random_features_covariance_out(
-    x, u, shift, key, G, activation, negative_slope, scale, backend, out, total, square
-) -> None:
-    """Adds to out (d, n), total (n,) and square (n,), all float64 and contiguous."""
-    _backend.refuse_grad("random_features_covariance_out", x, u, shift, G)
-    n, r = out.shape[1], u.shape[1]
+def _accumulate(f: _Features, x: Tensor, backend: str | None, out: Tensor, total: Tensor, square: Tensor) -> None:
+    n = out.shape[1]
+    wanted: tuple[int, ...]
     for name, t, wanted in (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,))):
         if t.shape != wanted or t.dtype != torch.float64 or not t.is_contiguous():
-            raise ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)}: wanted contiguous float64 of shape {wanted}")
-    if _backend.choose(backend, u.device, u.dtype, DTYPES) == "reference":
-        rows = _rows(key, G, n, r, u.device)
-        phi = flat(random_features_reference(u, rows, shift, activation, negative_slope, scale)).double()
+            got = f"{name} is {t.dtype} of shape {tuple(t.shape)}"
+            raise ValueError(f"{got}: wanted contiguous float64 of shape {wanted}")
+    if not _compiled(f.u, backend):
+        phi = flat(f.values(n)).double()
         out += cross_covariance_reference(flat(x), phi)
         total += phi.sum((0, 2))
         square += (phi * phi).sum((0, 2))
         return
-    kept = (samples(x), samples(u), _shifts(shift), _weights(key, G, n, r))
-    _backend.kernels().random_features_covariance(
-        out.data_ptr(), total.data_ptr(), square.data_ptr(), kept[0][1], kept[1][1], _pointer(kept[2]), *kept[3][1:],
-        CODE[activation], negative_slope, scale, torch.get_num_threads(),
-    )  # fmt: skip
+    x_kept, x_samples = samples(x)
+    kept, features = f.memory(n)
+    targets = (out.data_ptr(), total.data_ptr(), square.data_ptr())
+    _backend.kernels().random_features_covariance(*targets, x_samples, features, torch.get_num_threads())
 
 
-def _random_features_covariance(x, u, shift, n, key, G, activation, negative_slope, scale, backend):
+def _project(f: _Features, A: Tensor, backend: str | None, out: Tensor) -> None:
+    d, n = A.shape
+    target = _target(out, f.u, d)
+    if not _compiled(f.u, backend):
+        out.copy_(torch.einsum("nm...,dm->nd...", f.values(n), A))
+        return
+    matrix = (A.data_ptr(), _backend.CODE[A.dtype], d, n, 1, *A.stride(), 0)
+    kept, features = f.memory(n)
+    _backend.kernels().random_features_projection(target, matrix, features, torch.get_num_threads())
+
+
+# The registered implementations, in the order of their schemas' arguments.
+
+
+def _random_features(u, shift, n, key, G, activation, slope, scale, backend):
+    out = u.new_empty(u.shape[0], n, *u.shape[2:])
+    _write(_Features(u, shift, key, G, activation, slope, scale), backend, out)
+    return out
+
+
+def _random_features_out(u, shift, key, G, activation, slope, scale, backend, out):
+    _backend.refuse_grad("random_features_out", u, shift, G, out)
+    _write(_Features(u, shift, key, G, activation, slope, scale), backend, out)
+
+
+def _random_features_covariance(x, u, shift, n, key, G, activation, slope, scale, backend):
     out = u.new_zeros(x.shape[1], n, dtype=torch.float64)
     total, square = (u.new_zeros(n, dtype=torch.float64) for _ in range(2))
-    given = [None if t is None else t.detach() for t in (x, u, shift, key, G)]
-    _random_features_covariance_out(*given, activation, negative_slope, scale, backend, out, total, square)
+    _accumulate(_Features(u, shift, key, G, activation, slope, scale), x, backend, out, total, square)
     return out, total, square
 
 
-def _random_features_projection_out(u, A, shift, key, G, activation, negative_slope, scale, backend, out) -> None:
-    _backend.refuse_grad("random_features_projection_out", u, A, shift, G, out)
-    (d, n), r = A.shape, u.shape[1]
-    if out.shape != (u.shape[0], d, *u.shape[2:]) or out.dtype != u.dtype:
-        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted {u.dtype} of shape (N, d, *space)")
-    if _backend.choose(backend, u.device, u.dtype, DTYPES) == "reference":
-        phi = random_features_reference(u, _rows(key, G, n, r, u.device), shift, activation, negative_slope, scale)
-        out.copy_(torch.einsum("nm...,dm->nd...", phi, A))
-        return
-    out_kept, out_samples = samples(out)
-    if out_kept.data_ptr() != out.data_ptr():
-        raise ValueError(f"out has strides {out.stride()}: wanted positions at one stride")
-    A = A.detach()
-    matrix = (A.data_ptr(), _backend.CODE[A.dtype], d, n, 1, *A.stride(), 0)
-    kept = (samples(u), _shifts(shift), _weights(key, G, n, r))
-    _backend.kernels().random_features_projection(
-        out_samples, kept[0][1], matrix, _pointer(kept[1]), *kept[2][1:],
-        CODE[activation], negative_slope, scale, torch.get_num_threads(),
-    )  # fmt: skip
+def _random_features_covariance_out(x, u, shift, key, G, activation, slope, scale, backend, out, total, square):
+    """Adds to out (d, n), total (n,) and square (n,), all float64 and contiguous."""
+    _backend.refuse_grad("random_features_covariance_out", x, u, shift, G)
+    _accumulate(_Features(u, shift, key, G, activation, slope, scale), x, backend, out, total, square)
 
 
-def _random_features_projection(u, A, shift, key, G, activation, negative_slope, scale, backend):
+def _random_features_projection(u, A, shift, key, G, activation, slope, scale, backend):
     out = u.new_empty(u.shape[0], A.shape[0], *u.shape[2:])
-    given = [None if t is None else t.detach() for t in (u, A, shift, key, G)]
-    _random_features_projection_out(*given, activation, negative_slope, scale, backend, out)
+    _project(_Features(u, shift, key, G, activation, slope, scale), A, backend, out)
     return out
+
+
+def _random_features_projection_out(u, A, shift, key, G, activation, slope, scale, backend, out):
+    _backend.refuse_grad("random_features_projection_out", u, A, shift, G, out)
+    _project(_Features(u, shift, key, G, activation, slope, scale), A, backend, out)
 
 
 def _fake_covariance(x, u, shift, n, *rest):
     return tuple(x.new_empty(shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))
 
 
-_REST = "str activation, float negative_slope, float scale, str? backend"
-_SOURCE = "Tensor? key, Tensor? G"
 _NAME = "rainbow_fast::random_features"
-torch.library.define(_NAME, f"(Tensor u, Tensor? shift, SymInt n, {_SOURCE}, {_REST}) -> Tensor")
-torch.library.define(f"{_NAME}_out", f"(Tensor u, Tensor? shift, {_SOURCE}, {_REST}, Tensor(a!) out) -> ()")
-torch.library.define(
-    f"{_NAME}_covariance",
-    f"(Tensor x, Tensor u, Tensor? shift, SymInt n, {_SOURCE}, {_REST}) -> (Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    f"{_NAME}_covariance_out",
-    f"(Tensor x, Tensor u, Tensor? shift, {_SOURCE}, {_REST}, Tensor(a!) out, Tensor(b!) total, Tensor(c!) square) -> ()",
-)
-torch.library.define(f"{_NAME}_projection", f"(Tensor u, Tensor A, Tensor? shift, {_SOURCE}, {_REST}) -> Tensor")
-torch.library.define(
-    f"{_NAME}_projection_out", f"(Tensor u, Tensor A, Tensor? shift, {_SOURCE}, {_REST}, Tensor(a!) out) -> ()"
-)
+_FEATURES = "Tensor? key, Tensor? G, str activation, float negative_slope, float scale, str? backend"
+for _schema in (
+    f"{_NAME}(Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> Tensor",
+    f"{_NAME}_out(Tensor u, Tensor? shift, {_FEATURES}, Tensor(a!) out) -> ()",
+    f"{_NAME}_covariance(Tensor x, Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> (Tensor, Tensor, Tensor)",
+    f"{_NAME}_covariance_out(Tensor x, Tensor u, Tensor? shift, {_FEATURES}, "
+    "Tensor(a!) out, Tensor(b!) total, Tensor(c!) square) -> ()",
+    f"{_NAME}_projection(Tensor u, Tensor A, Tensor? shift, {_FEATURES}) -> Tensor",
+    f"{_NAME}_projection_out(Tensor u, Tensor A, Tensor? shift, {_FEATURES}, Tensor(a!) out) -> ()",
+):
+    torch.library.define(_schema[: _schema.index("(")], _schema[_schema.index("(") :])
 for _suffix, _functional, _out in (
     ("", _random_features, _random_features_out),
     ("_covariance", _random_features_covariance, _random_features_covariance_out),
@@ -310,6 +328,7 @@ for _suffix, _functional, _out in (
 ):
     torch.library.impl(_NAME + _suffix, "CompositeExplicitAutograd")(_functional)
     torch.library.impl(f"{_NAME}{_suffix}_out", "CompositeExplicitAutograd")(_out)
+    torch.library.register_fake(f"{_NAME}{_suffix}_out")(lambda *given: None)
 torch.library.register_fake(_NAME)(lambda u, shift, n, *rest: u.new_empty(u.shape[0], n, *u.shape[2:]))
 torch.library.register_fake(f"{_NAME}_covariance")(_fake_covariance)
 torch.library.register_fake(f"{_NAME}_projection")(

@@ -27,6 +27,7 @@ def _differentiate(
         if G is not None:
             part = G[start:stop]
         else:
+            assert key is not None
             shifted = key + torch.tensor([0, 0, start, 0])
             part = torch.ops.rainbow_fast.gaussian(
                 stop - start, rows.shape[1], shifted, torch.float32, u.device, ctx.backend

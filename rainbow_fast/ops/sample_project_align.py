@@ -158,13 +158,10 @@ def _backward(ctx, grad: Tensor):
 
 
 _NAME = "rainbow_fast::sample_project_align"
-torch.library.define(
-    _NAME, "(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, str? backend) -> Tensor"
-)
+torch.library.define(_NAME, "(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, str? backend) -> Tensor")
 torch.library.define(f"{_NAME}_out", "(Tensor P, Tensor key, float scale, str? backend, Tensor(a!) out) -> ()")
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_sample_project_align)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_sample_project_align_out)
-torch.library.register_fake(_NAME)(
-    lambda n, P, key, scale, dtype, backend: P.new_empty(n, P.shape[1], dtype=dtype)
-)
+torch.library.register_fake(_NAME)(lambda n, P, key, scale, dtype, backend: P.new_empty(n, P.shape[1], dtype=dtype))
+torch.library.register_fake(f"{_NAME}_out")(lambda P, key, scale, backend, out: None)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
