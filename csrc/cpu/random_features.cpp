@@ -101,7 +101,7 @@ void activate_panels(T* panels, int64_t k, int64_t cols, const Features& f) {
   }
 }
 
-constexpr int64_t kRank(const Features& f) { return f.u.channels; }
+int64_t rank(const Features& f) { return f.u.channels; }
 
 // Source: rows are neurons, k runs over samples. G is made once for a block of neurons. The sums of the features fall
 // off on the way: each feature is made once.
@@ -113,14 +113,13 @@ struct FeaturesOverSamples {
 
   template <class, int>
   struct Open {
-    const FeaturesOverSamples& from;
-    int64_t neuron, neurons;
+    const Features& f;
+    int64_t neurons;
     T *g, *u;
     double *total, *square;
 
     const T* panels(T* to, int64_t sample, int64_t k) {
-      const Features& f = from.f;
-      const int64_t r = kRank(f);
+      const int64_t r = rank(f);
       SamplePacker<T>{f.u}.template pack<MR>(u, sample, k, 0, r);
       const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
       PreactivationPanels<T, true> epilogue{to, k, shift};
@@ -147,17 +146,17 @@ struct FeaturesOverSamples {
   };
 
   int64_t g_bytes(const Problem& p) const {
-    return aligned(blocks(smaller(p.nc, p.n), NR<T>) * NR<T> * kRank(f) * static_cast<int64_t>(sizeof(T)));
+    return aligned(blocks(smaller(p.nc, p.n), NR<T>) * NR<T> * rank(f) * static_cast<int64_t>(sizeof(T)));
   }
   int64_t scratch(const Problem& p) const {
-    return g_bytes(p) + blocks(p.kc, MR) * MR * kRank(f) * static_cast<int64_t>(sizeof(T));
+    return g_bytes(p) + blocks(p.kc, MR) * MR * rank(f) * static_cast<int64_t>(sizeof(T));
   }
   template <class, int WIDTH>
   Open<T, WIDTH> open(const Block& block, int64_t neuron, int64_t neurons, void* memory) const {
     T* g = static_cast<T*>(memory);
-    RowPacker<T>{f.g}.template pack<WIDTH>(g, neuron, neurons, 0, kRank(f));
+    RowPacker<T>{f.g}.template pack<WIDTH>(g, neuron, neurons, 0, rank(f));
     const int64_t at = block.slab * n + neuron;
-    return {*this, neuron, neurons, g, g + blocks(neurons, WIDTH) * WIDTH * kRank(f), total + at, square + at};
+    return {f, neurons, g, g + blocks(neurons, WIDTH) * WIDTH * rank(f), total + at, square + at};
   }
 };
 
@@ -173,9 +172,9 @@ struct FeaturesOverNeurons {
     T *u, *g, *shift;
 
     const T* panels(T* to, int64_t neuron, int64_t k) {
-      RowPacker<T>{f.g}.template pack<MR>(g, neuron, k, 0, kRank(f));
+      RowPacker<T>{f.g}.template pack<MR>(g, neuron, k, 0, rank(f));
       PreactivationPanels<T, false> epilogue{to, k, f.shift == nullptr ? nullptr : shift};
-      sweep<T>(g, u, k, samples, kRank(f), static_cast<T*>(nullptr), Chain{}, epilogue);
+      sweep<T>(g, u, k, samples, rank(f), static_cast<T*>(nullptr), Chain{}, epilogue);
       activate_panels(to, k, samples, f);
       return to;
     }
@@ -183,7 +182,7 @@ struct FeaturesOverNeurons {
 
   int64_t scratch(const Problem& p) const {
     const int64_t padded = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, neurons = blocks(p.kc, MR) * MR;
-    return (padded * kRank(f) + neurons * kRank(f) + padded) * static_cast<int64_t>(sizeof(T));
+    return (padded * rank(f) + neurons * rank(f) + padded) * static_cast<int64_t>(sizeof(T));
   }
   template <class, int WIDTH>
   Open<T, WIDTH> open(const Block&, int64_t sample, int64_t samples, void* memory) const {
@@ -191,8 +190,8 @@ struct FeaturesOverNeurons {
     T* shift = static_cast<T*>(memory);
     T* u = shift + padded;
     for (int64_t s = 0; s < padded; ++s) shift[s] = s < samples ? shift_at<T>(f, sample + s) : T{0};
-    SamplePacker<T>{f.u}.template pack<WIDTH>(u, sample, samples, 0, kRank(f));
-    return {f, samples, u, u + padded * kRank(f), shift};
+    SamplePacker<T>{f.u}.template pack<WIDTH>(u, sample, samples, 0, rank(f));
+    return {f, samples, u, u + padded * rank(f), shift};
   }
 };
 
@@ -202,26 +201,19 @@ struct StoreProjection {
   static constexpr bool promotes = true;
   Samples out;
 
-  struct Open {
-    const Samples& out;
+  struct Open : Promote<T>::Open {  // promotes into scratch memory, (rows, cols) of its block
+    const Samples& samples;
     Block block;
-    double* sum;  // (rows, cols)
-    bool skips(int64_t, int64_t) const { return false; }
-    template <int V>
-    void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-      for (int64_t r = 0; r < rows; ++r)
-        for (int v = 0; v < V; ++v)
-          add_promoted<T>(sum + (i + r) * block.cols + j + v * kWidth<T>, acc[r][v], cols - v * kWidth<T>);
-    }
+
     void close() {
-      for_pieces<T>(out, block.col, block.col + block.cols, [&](int64_t sample, T* target, int64_t length) {
-        const double* from = sum + (sample - block.col);
-        const bool channels_last = out.s_channel == 1;
+      for_pieces<T>(samples, block.col, block.col + block.cols, [&](int64_t sample, T* target, int64_t length) {
+        const double* from = this->out + (sample - block.col);
+        const bool channels_last = samples.s_channel == 1;
         const int64_t outer = channels_last ? length : block.rows, inner = channels_last ? block.rows : length;
         for (int64_t a = 0; a < outer; ++a)
           for (int64_t b = 0; b < inner; ++b) {
             const int64_t channel = channels_last ? b : a, s = channels_last ? a : b;
-            target[(block.row + channel) * out.s_channel + s * out.s_position] =
+            target[(block.row + channel) * samples.s_channel + s * samples.s_position] =
                 static_cast<T>(from[channel * block.cols + s]);
           }
       });
@@ -230,13 +222,13 @@ struct StoreProjection {
   int64_t scratch(const Problem& p) const { return smaller(p.mc, p.m) * smaller(p.nc, p.n) * 8; }
   Open open(const Block& block, void* memory) const {
     memset(memory, 0, static_cast<size_t>(block.rows * block.cols) * 8);
-    return {out, block, static_cast<double*>(memory)};
+    return {{static_cast<double*>(memory), block.cols, 0, false}, out, block};
   }
 };
 
 template <class T>
 void store_features(const Samples& out, const Features& f, int threads) {
-  const int64_t samples = f.u.images * f.u.positions, n = f.g.given.images, r = kRank(f);
+  const int64_t samples = f.u.images * f.u.positions, n = f.g.given.images, r = rank(f);
   if (out.s_channel == 1) {
     product_prepacked<T>(samples, n, r, Packed<SamplePacker<T>>{{f.u}}, RowPacker<T>{f.g},
                          StoreFeatures<T, true>{out, f, 0}, threads);
