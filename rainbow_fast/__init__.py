@@ -10,17 +10,32 @@ from rainbow_fast.ops.random_features import (
     random_features_projection,
 )
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
+from rainbow_fast.rainbow.activation import RainbowActivation
+from rainbow_fast.rainbow.files import load, save
+from rainbow_fast.rainbow.model import RainbowModel, fit, sample
+from rainbow_fast.rainbow.moments import CrossCovariance
+from rainbow_fast.rainbow.network import RainbowNetwork
+from rainbow_fast.rainbow.report import Report
 
 __all__ = [
+    "CrossCovariance",
     "Polar",
+    "RainbowActivation",
+    "RainbowModel",
+    "RainbowNetwork",
+    "Report",
     "cross_covariance",
     "cross_covariance_",
+    "fit",
     "gaussian",
     "key",
+    "load",
     "polar",
     "random_features",
     "random_features_covariance",
     "random_features_projection",
+    "sample",
     "sample_project_align",
     "sample_project_align_",
+    "save",
 ]

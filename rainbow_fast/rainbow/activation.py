@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The sampled site, in reference coordinates: phih = A phi' + offset, phi' = sigma(G_eff zh)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.networks.trace import Site
+from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.cross_covariance import cross_covariance
+from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.ops.random_features import (
+    random_features,
+    random_features_covariance,
+    random_features_projection,
+)
+from rainbow_fast.rainbow.moments import ChannelMoments
+
+# Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
+FEATURE_BLOCK = 128
+ROW_BLOCK = 4096
+
+Select = Callable[[Tensor], Tensor]
+
+
+class Law(NamedTuple):
+    """The law of the rows of G_eff, drawn: ``z' = zbar + R U^T (zh - zbar) / sqrt(d)``, zbar = 0 without the mean row.
+
+    ``R`` is G itself; or ``T G``; or ``sqrt((1 - h^2) d) U[k] + h G``. None stands for the identity, or for absent.
+    """
+
+    n: int
+    d: int
+    mean_row: bool
+    key: Tensor  # (4,) int64: the address of G
+    U: Tensor | None = None  # (d, r) float64
+    T: Tensor | None = None  # (n, n) float64
+    k: Tensor | None = None  # (n,) int64
+    h: float = 0.0
+
+
+class RainbowActivation(nn.Module):
+    r"""A site of a sampled network: takes zh, gives phih, both in reference coordinates.
+
+        zh   <- gain zh + bias                       per channel, where the method recalibrates
+        u     = U^T (zh - zbar) / sqrt(d),           zbar the mean over channels, 0 unless the mean row is kept
+        phi'  = after(sigma(before(R u + zbar)))     n neurons at each position, made again at every call
+        phih  = A phi' + offset
+
+    Where there is no pooling all of it is one fused pass over ``R u`` (`rainbow_fast.random_features_projection`), and
+    nothing of width n is stored but A. Else neurons come in blocks of 128.
+
+    Buffers (None where there is none): ``key`` (4,) int64, the address of G; ``U`` (d, r) float64; ``T`` (n, n) and
+    ``k`` (n,), see `Law`; ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n positions) if `flattened`; ``offset``.
+
+    Args:
+        site: what is replaced.
+        law: the drawn law of the rows.
+        flattened: A takes all n positions features, and phih is (N, features): a Flatten follows.
+        recalibration: (gain, bias), each (d,).
+    """
+
+    key: Tensor
+    U: Tensor | None
+    T: Tensor | None
+    k: Tensor | None
+    gain: Tensor | None
+    bias: Tensor | None
+    A: Tensor | None
+    offset: Tensor | None
+
+    def __init__(
+        self,
+        site: Site,
+        law: Law,
+        *,
+        flattened: bool = False,
+        recalibration: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.activation, self.negative_slope = site.activation, site.negative_slope
+        self.before, self.after = site.before, site.after
+        self.n, self.d, self.mean_row, self.h = law.n, law.d, law.mean_row, law.h
+        self.axis, self.flattened = site.axis, flattened
+        gain, bias = recalibration or (None, None)
+        drawn = {"key": law.key, "U": law.U, "T": law.T, "k": law.k}
+        for name, value in (drawn | {"gain": gain, "bias": bias, "A": None, "offset": None}).items():
+            self.register_buffer(name, value)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z (N, d) or (N, d, *space), or (..., d) after a linear layer; phih of the same shape but for pooling."""
+        y = self._forward(channels_first(z, self.axis))
+        return y if y.dim() == z.dim() or self.flattened else y.view(*z.shape[:-1], -1)
+
+    def _forward(self, z: Tensor) -> Tensor:
+        assert self.A is not None
+        u, shift = self.project(z)
+        positions = self.A.shape[1] // self.n
+        total: Tensor | None = None
+        for start, stop in self.blocks():
+            A = self.A[:, start * positions : stop * positions]
+            if self.fused:
+                y = random_features_projection(u, A, shift=shift, **self._sigma(), **self._rows(u, start, stop))
+            elif self.flattened:
+                y = self._features(u, shift, start, stop).flatten(1) @ A.T
+            else:
+                y = torch.einsum("nm...,dm->nd...", self._features(u, shift, start, stop), A)
+            total = y if total is None else total + y
+        assert total is not None
+        if self.offset is not None:
+            total = total + _per_channel(self.offset, total)
+        return total
+
+    def covariance(self, x: Tensor, z: Tensor, select: Select) -> tuple[Tensor, ChannelMoments, ChannelMoments]:
+        """Sums of ``x phi'^T`` (d, n) and of x and phi' alone, over the samples that `select` takes; float64."""
+        u, shift = self.project(z)
+        x = select(x)
+        if self.fused:
+            u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
+        parts = []
+        for start, stop in self.blocks():
+            if self.fused:
+                given = dict(shift=shift, **self._sigma(), **self._rows(u, start, stop))
+                parts.append(random_features_covariance(x, u, stop - start, **given))
+            else:
+                phi = select(self._features(u, shift, start, stop))
+                features = ChannelMoments()
+                features.update(phi)
+                assert features.total is not None and features.square is not None
+                parts.append((cross_covariance(x, phi), features.total, features.square))
+        reference, sample = ChannelMoments(), ChannelMoments()
+        reference.update(x)
+        cross, total, square = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+        sample.add(total, square, reference.count)
+        return cross, reference, sample
+
+    def features(self, z: Tensor) -> Tensor:
+        """phi', (N, n, *space): all of it, in the dtype of z."""
+        u, shift = self.project(channels_first(z, self.axis))
+        return torch.cat([self._features(u, shift, start, stop) for start, stop in self.blocks()], 1)
+
+    def activity(self, z: Tensor) -> float:
+        """The share of (sample, neuron) pairs with z' > 0, before any pooling."""
+        u, shift = self.project(z)
+        ones = u.new_ones(u.shape[0], 1, *u.shape[2:])
+        active = 0.0
+        for start, stop in self.blocks():
+            given = dict(shift=shift, activation="step", **self._rows(u, start, stop))
+            active += float(random_features_covariance(ones, u, stop - start, **given)[0].sum())
+        return active / (ones.numel() * self.n)
+
+    def project(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """u (N, r, *space) and the shift zbar (N, *space)."""
+        if self.gain is not None and self.bias is not None:
+            z = z * _per_channel(self.gain, z) + _per_channel(self.bias, z)
+        shift = z.mean(1) if self.mean_row else None
+        if shift is not None:
+            z = z - shift.unsqueeze(1)
+        if self.U is None:
+            return z * (1 / math.sqrt(self.d)), shift
+        return torch.einsum("nd...,dr->nr...", z, (self.U / math.sqrt(self.d)).to(z.dtype)), shift
+
+    def effective_rows(self) -> Tensor:
+        """G_eff, (n, d) float64, without the recalibration."""
+        r = self.d if self.U is None else self.U.shape[1]
+        given = self._rows(torch.empty(0, r, dtype=torch.float64, device=self.key.device), 0, self.n)
+        R = given.get("G")
+        if R is None:
+            R = gaussian(self.n, r, seed=self.key, dtype=torch.float64, device=self.key.device)
+        rows = (R if self.U is None else R @ self.U.double().T) / math.sqrt(self.d)
+        return rows - rows.mean(1, keepdim=True) + 1 / self.d if self.mean_row else rows
+
+    @property
+    def fused(self) -> bool:
+        return self.before is None and self.after is None and not self.flattened
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """First and last-but-one neuron of each block; they depend on n and on the kind of the site alone."""
+        implicit = self.T is None and self.k is None
+        size = FEATURE_BLOCK if not self.fused else self.n if implicit else ROW_BLOCK
+        for start in range(0, self.n, size):
+            yield start, min(start + size, self.n)
+
+    def _sigma(self) -> dict:
+        return {"activation": self.activation, "negative_slope": self.negative_slope}
+
+    def _rows(self, u: Tensor, start: int, stop: int) -> dict:
+        """Rows start..stop of R: the address of G where R = G, else the rows themselves, made for this call."""
+        key, r, device = self.key, u.shape[1], u.device
+        if self.T is not None:
+            return {"G": self.T[start:stop].to(u.dtype) @ gaussian(self.n, r, seed=key, dtype=u.dtype, device=device)}
+        here = key if start == 0 else key + key.new_tensor([0, 0, start, 0])
+        if self.k is None:
+            return {"seed": here}
+        k = self.k[start:stop]
+        chosen = nn.functional.one_hot(k, r) if self.U is None else self.U[k]
+        R = math.sqrt((1 - self.h**2) * self.d) * chosen.to(u.dtype)
+        if self.h:
+            R = R + self.h * gaussian(stop - start, r, seed=here, dtype=u.dtype, device=device)
+        return {"G": R}
+
+    def _features(self, u: Tensor, shift: Tensor | None, start: int, stop: int) -> Tensor:
+        given = dict(shift=shift, **self._rows(u, start, stop))
+        if self.before is None:
+            phi = random_features(u, stop - start, **self._sigma(), **given)
+        else:
+            s = self.before(random_features(u, stop - start, activation="identity", **given))
+            phi = ACTIVATIONS[self.activation][0](s, self.negative_slope)
+        return phi if self.after is None else self.after(phi)
+
+    def extra_repr(self) -> str:
+        parts = [self.activation, f"d={self.d}", f"n={self.n}"]
+        parts += [f"r={self.U.shape[1]}"] if self.U is not None else []
+        return ", ".join(parts + [word for word in ("mean_row", "flattened") if getattr(self, word)])
+
+
+def channels_first(z: Tensor, axis: int | None) -> Tensor:
+    """z as (N, d, *space); as (samples, d) where its channel axis is the last."""
+    return z.flatten(0, -2) if axis == -1 and z.dim() > 2 else z
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(1, -1, *[1] * (like.dim() - 2)).to(like.dtype)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Refitting the classifier: ridge regression onto one-hot labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # over the mean eigenvalue of the covariance of the features
+
+
+def ridge_classifier(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, float]:
+    r"""The classifier ``B f + b`` that minimises ``mean |B (f - mean f) - (y - mean y)|^2 + lambda |B|^2``, y one-hot.
+
+    lambda is that of `RIDGES`, times the mean eigenvalue of the covariance of f, with the best accuracy on a fifth of
+    the samples (a fixed random one) that was left out; then all samples are used. Computed in float64, from the Gram
+    matrix of the smaller side.
+
+    Args:
+        features: (N, F).
+        labels: (N,) int64.
+        classes: K, above all labels.
+
+    Returns:
+        B (K, F) and b (K,), float64, and the ridge chosen.
+    """
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)).to(features.device)
+    left_out, used = order[: len(order) // 5], order[len(order) // 5 :]
+    best, chosen = -1.0, RIDGES[0]
+    if len(left_out):
+        f, y = features[left_out].double(), labels[left_out]
+        for ridge, (B, b) in zip(RIDGES, _solve(features[used], labels[used], classes, RIDGES), strict=True):
+            accuracy = float(((f @ B.T + b).argmax(1) == y).double().mean())
+            if accuracy > best:
+                best, chosen = accuracy, ridge
+    ((B, b),) = _solve(features, labels, classes, (chosen,))
+    return B, b, chosen
+
+
+def _solve(features: Tensor, labels: Tensor, classes: int, ridges: tuple[float, ...]) -> list[tuple[Tensor, Tensor]]:
+    f = features.double()
+    y = torch.nn.functional.one_hot(labels, classes).double()
+    mean_f, mean_y = f.mean(0), y.mean(0)
+    f, y = f - mean_f, y - mean_y
+    N, F = f.shape
+    gram = f.T @ f if F <= N else f @ f.T
+    mean_eigenvalue = gram.diagonal().sum() / F
+    solutions = []
+    for ridge in ridges:
+        regular = gram.clone()
+        regular.diagonal().add_(ridge * mean_eigenvalue + torch.finfo(torch.float64).tiny)
+        factor = torch.linalg.cholesky(regular)
+        B = torch.cholesky_solve(f.T @ y if F <= N else y, factor).T
+        B = B if F <= N else B @ f
+        solutions.append((B, mean_y - B @ mean_f))
+    return solutions

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Moments of activations over any number of batches, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.ops.cross_covariance import cross_covariance
+
+_KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")
+
+
+class ChannelMoments:
+    """Count, sum and sum of squares of every channel of x, (N, d) or (N, d, *space); positions are samples. float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | None = None  # (d,)
+        self.square: Tensor | None = None  # (d,)
+
+    def update(self, x: Tensor) -> None:
+        x = x.detach()
+        total, square = (_sum(t) for t in (x, x * x))
+        self.add(total, square, x.numel() // max(x.shape[1], 1))
+
+    def add(self, total: Tensor, square: Tensor, count: int) -> None:
+        if self.total is None or self.square is None:
+            self.total, self.square = torch.zeros_like(total), torch.zeros_like(square)
+        self.total += total
+        self.square += square
+        self.count += count
+
+    def not_finite(self) -> int | None:
+        """The first channel that has held a value that is not finite, None if there is none."""
+        assert self.square is not None
+        bad = (~torch.isfinite(self.square)).nonzero()
+        return int(bad[0]) if len(bad) else None
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], (d,)."""
+        assert self.total is not None
+        return self.total / self.count
+
+    @property
+    def power(self) -> float:
+        """E|x|^2, summed over channels."""
+        assert self.square is not None
+        return float(self.square.sum()) / self.count
+
+    @property
+    def spread(self) -> float:
+        """E|x - E[x]|^2, summed over channels."""
+        return max(self.power - float(self.mean.square().sum()), 0.0)
+
+    def second_moment_about(self, center: Tensor, factor: Tensor) -> float:
+        """E|factor (x - center)|^2, both (d,), summed over channels."""
+        assert self.square is not None
+        each = self.square / self.count - 2 * center * self.mean + center.square()
+        return float((each * factor.square()).sum())
+
+    def pooled(self, positions: int) -> ChannelMoments:
+        """The same data with each run of `positions` channels taken as samples of one."""
+        assert self.total is not None and self.square is not None
+        made = ChannelMoments()
+        total, square = (t.view(-1, positions).sum(1) for t in (self.total, self.square))
+        made.add(total, square, self.count * positions)
+        return made
+
+    def variance(self, *, unbiased: bool = False) -> Tensor:
+        """(d,); divided by count - 1 if unbiased."""
+        assert self.square is not None
+        variance = (self.square / self.count - self.mean.square()).clamp(min=0)
+        return variance * (self.count / max(self.count - 1, 1)) if unbiased else variance
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Over samples and positions, (d,) float64: each map in its own dtype, which needs no copy, then in float64."""
+    maps = x.flatten(2).sum(2) if x.dim() > 2 else x
+    return maps.sum(0, dtype=torch.float64)
+
+
+class CrossCovariance:
+    r"""Streaming cross-covariance ``M = E[x y^T]`` with the means and second moments of both sides.
+
+    Uncentred; positions of a map are samples; every batch counts by its own number of samples. Sums are float64, as
+    those of `rainbow_fast.cross_covariance`. Not a module: it has no parameters and no gradient.
+
+    Equivalent to::
+
+        x, y = torch.cat(xs).double(), torch.cat(ys).double()    # (N, d), (N, m)
+        x.T @ y / len(x)
+
+    Args:
+        name: of the layer, for error messages.
+
+    Attributes:
+        count: samples seen.
+        mean_x, mean_y: E[x] (d,) and E[y] (m,).
+        trace_x, trace_y: E|x|^2 and E|y|^2, floats.
+
+    Source: M of Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the name."""
+        self.cross: Tensor | None = None
+        self.x = ChannelMoments()
+        self.y = ChannelMoments()
+
+    @property
+    def count(self) -> int:
+        return self.x.count
+
+    def update(self, x: Tensor, y: Tensor | None = None) -> CrossCovariance:
+        """Add a batch: x (N, d) or (N, d, *space), y with the same N and positions; y=None stands for x. Returns self.
+
+        Raises:
+            ValueError, TypeError: as `rainbow_fast.cross_covariance`, or other channels than before.
+        """
+        self._check_channels(x.shape[1] if x.dim() > 1 else 0, (x if y is None else y).shape[1] if x.dim() > 1 else 0)
+        cross = cross_covariance(x.detach(), None if y is None else y.detach())
+        x_moments, y_moments = ChannelMoments(), ChannelMoments()
+        x_moments.update(x)
+        y_moments.update(x if y is None else y)
+        self._add(cross, x_moments, y_moments)
+        return self
+
+    def add(self, cross: Tensor, x: ChannelMoments, y: ChannelMoments) -> None:
+        """Add sums made elsewhere, as by `rainbow_fast.random_features_covariance`."""
+        self._check_channels(*cross.shape)
+        self._add(cross, x, y)
+
+    def merge(self, other: CrossCovariance) -> CrossCovariance:
+        """Add what another accumulator has seen, of the same channels. Returns self.
+
+        Raises:
+            ValueError: other channels.
+        """
+        if other.cross is not None:
+            self.add(other.cross, other.x, other.y)
+        return self
+
+    def compute(self) -> Tensor:
+        """The mean ``E[x y^T]``, (d, m) float64.
+
+        Raises:
+            ValueError: no samples yet; or a value that is not finite has come in: the message names layer and side.
+        """
+        if self.cross is None:
+            raise ValueError(f"{self._label}: no samples yet, wanted at least one update")
+        for side, moments in (("x", self.x), ("y", self.y)):
+            if (channel := moments.not_finite()) is not None:
+                raise ValueError(f"{self._label}: {side} is not finite, first in channel {channel}")
+        if not torch.isfinite(self.cross).all():
+            raise ValueError(f"{self._label}: the products x y^T overflow")
+        return self.cross / self.count
+
+    @property
+    def mean_x(self) -> Tensor:
+        return self._seen(self.x).mean
+
+    @property
+    def mean_y(self) -> Tensor:
+        return self._seen(self.y).mean
+
+    @property
+    def trace_x(self) -> float:
+        return self._seen(self.x).power
+
+    @property
+    def trace_y(self) -> float:
+        return self._seen(self.y).power
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All sums: cross (d, m), total_x and square_x (d,), total_y and square_y (m,), count; nothing at the start."""
+        if self.cross is None:
+            return {}
+        values = (self.cross, self.x.total, self.x.square, self.y.total, self.y.square, torch.tensor(self.count))
+        return {key: value.clone() for key, value in zip(_KEYS, values, strict=True) if value is not None}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: keys or shapes that do not belong together.
+        """
+        if state and set(state) != set(_KEYS):
+            raise ValueError(f"state has the keys {sorted(state)}: wanted {sorted(_KEYS)}, or none")
+        if state:
+            d, m = state["cross"].shape
+            shapes = {"total_x": (d,), "square_x": (d,), "total_y": (m,), "square_y": (m,), "count": ()}
+            for key, shape in shapes.items():
+                if tuple(state[key].shape) != shape:
+                    raise ValueError(f"state: {key} has shape {tuple(state[key].shape)}, wanted {shape}")
+        self.reset()
+        if state:
+            count = int(state["count"])
+            self.cross = state["cross"].clone()
+            self.x.add(state["total_x"], state["square_x"], count)
+            self.y.add(state["total_y"], state["square_y"], count)
+
+    def _add(self, cross: Tensor, x: ChannelMoments, y: ChannelMoments) -> None:
+        assert x.total is not None and x.square is not None and y.total is not None and y.square is not None
+        self.cross = cross.clone() if self.cross is None else self.cross.add_(cross)
+        self.x.add(x.total, x.square, x.count)
+        self.y.add(y.total, y.square, y.count)
+
+    def _check_channels(self, d: int, m: int) -> None:
+        if self.cross is not None and tuple(self.cross.shape) != (d, m):
+            wanted = tuple(self.cross.shape)
+            raise ValueError(f"{self._label}: x and y have {d} and {m} channels, wanted {wanted} as before")
+
+    def _seen(self, moments: ChannelMoments) -> ChannelMoments:
+        if moments.count == 0:
+            raise ValueError(f"{self._label}: no samples yet, wanted at least one update")
+        return moments
+
+    @property
+    def _label(self) -> str:
+        return "CrossCovariance" if self.name is None else f"layer {self.name!r}"

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What was asked of one sample, checked: which sites, how wide, of which rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.rainbow.parts import Parts
+from rainbow_fast.rainbow.statistics import SiteStatistics
+
+Widths = int | Mapping[str, int]
+SITE_BITS, NETWORK_BITS = 12, 20  # of a stream: network << 12 | site
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One sample, all choices made. `widths` and `directions` have one entry a sampled site."""
+
+    method: str
+    parts: Parts
+    widths: dict[str, int]
+    directions: dict[str, Tensor | None]  # U (d, r) float64, None for z itself
+    seed: int
+    network: int
+    align: str
+    classifier: str | None
+    accuracy_profile: bool
+
+
+def choose_sites(known: Sequence[SiteStatistics], sites: Sequence[str] | None) -> list[SiteStatistics]:
+    """The sites named, or all but output activations, in order of execution.
+
+    Raises:
+        ValueError: a name that is no site, or no site at all.
+    """
+    names = [statistics.site.name for statistics in known]
+    if isinstance(sites, str):
+        raise ValueError(f"sites={sites!r}: wanted a list of names, of {', '.join(names)}")
+    unknown = [name for name in sites or () if name not in names]
+    if unknown:
+        raise ValueError(f"sites: {unknown[0]!r} is not a site that can be sampled: wanted some of {', '.join(names)}")
+    chosen = [s for s in known if (not s.site.output if sites is None else s.site.name in sites)]
+    if not chosen:
+        raise ValueError(f"sites={sites!r}: nothing to sample, wanted at least one of {', '.join(names) or 'no sites'}")
+    return chosen
+
+
+def choose_widths(
+    chosen: Sequence[SiteStatistics], width: Widths | None, factor: float | None, law: str
+) -> dict[str, int]:
+    """Neurons by site. A dict may leave sites out, which then keep the reference's width.
+
+    Raises:
+        ValueError: both given, a number below 1 neuron, an unknown site, or another width than d for the identity.
+    """
+    if width is not None and factor is not None:
+        raise ValueError(f"width={width} and factor={factor}: wanted one of the two")
+    if factor is not None and not 0 < factor < float("inf"):
+        raise ValueError(f"factor={factor}: wanted a finite number above 0")
+    widths = {s.site.name: s.d for s in chosen}
+    if factor is not None:
+        widths = {name: max(round(factor * d), 1) for name, d in widths.items()}
+    elif width is not None:
+        widths |= _by_site("width", width, widths)
+    if law == "identity":
+        for s in chosen:
+            n = widths[s.site.name]
+            if n != s.d:
+                raise ValueError(f"law='identity': site {s.site.name!r} has {n} neurons, wanted the reference's {s.d}")
+    return widths
+
+
+def choose_directions(
+    chosen: Sequence[SiteStatistics], rank: Widths | None, energy: float | None, *, centred: bool
+) -> dict[str, Tensor | None]:
+    """U by site: the leading r directions, r the rank (at most d), or the least that holds `energy` of the trace.
+
+    Raises:
+        ValueError: both given, a rank below 1, an energy outside (0, 1], an unknown site.
+    """
+    if rank is not None and energy is not None:
+        raise ValueError(f"rank={rank} and energy={energy}: wanted one of the two")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy={energy}: wanted 0 < energy <= 1")
+    none: dict[str, Tensor | None] = {s.site.name: None for s in chosen}
+    if rank is None and energy is None:
+        return none
+    ranks = {} if rank is None else _by_site("rank", rank, none)
+    for s in chosen:
+        name = s.site.name
+        if energy is None and name not in ranks:
+            continue
+        values, U = s.directions(centred=centred)
+        r = ranks.get(name, len(values))
+        if energy is not None:
+            share = torch.cumsum(values, 0) / values.sum()
+            r = int((share < energy * (1 - 1e-12)).sum()) + 1
+        none[name] = U[:, : min(r, s.d)].contiguous()
+    return none
+
+
+def _by_site(what: str, value: Widths, sites: Mapping[str, object]) -> dict[str, int]:
+    given = dict(value) if isinstance(value, Mapping) else {name: value for name in sites}
+    for name, number in given.items():
+        if name not in sites:
+            raise ValueError(f"{what}: {name!r} is not among the sampled sites {', '.join(sites)}")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{what}={number!r} for site {name!r}: wanted an int, at least 1")
+    return given

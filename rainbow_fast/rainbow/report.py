@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The certificate of a sampled network: what was done, and how close it came, site by site."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.rainbow.moments import ChannelMoments
+from rainbow_fast.rainbow.parts import Parts
+
+
+@dataclass
+class SiteReport:
+    """One sampled site. Errors are squared and relative; a held-out number is None where no data was held out.
+
+    Attributes:
+        index, site: place in the full list of sites, name of the activation module.
+        d, n, rank: neurons of the reference, of the sample, and the rank of u.
+        samples: images times positions that M is the mean of.
+        error, error_centred: E|phih - phi|^2 on the alignment set, over E|phi|^2 and over E|phi - E phi|^2.
+        held_out_error, held_out_error_centred: the same on the held-out data.
+        similarity: |M|_* / sqrt(E|phi|^2 E|phi'|^2), 0 to 1; all three centred where M is.
+        scale: s.
+        activity, sampled_activity: share of positive z and of positive z', over channels, on a part of the samples.
+        M_rank, M_effective_rank, M_condition: singular values of M kept, |M|_*^2 / |M|_F^2, largest over smallest kept.
+    """
+
+    index: int
+    site: str
+    d: int
+    n: int
+    rank: int
+    samples: int
+    error: float
+    error_centred: float
+    held_out_error: float | None
+    held_out_error_centred: float | None
+    similarity: float
+    scale: float
+    activity: float
+    sampled_activity: float
+    M_rank: int
+    M_effective_rank: float
+    M_condition: float
+
+
+@dataclass
+class Report:
+    """What `RainbowModel.sample` did, with all parts of its method, and the certificate of every sampled site.
+
+    Attributes:
+        method, parts, align, classifier, seed, network: as asked for, presets resolved.
+        samples, held_out_samples: of the two data sets (images, not positions).
+        sites: one `SiteReport` a sampled site, in order of execution.
+        kept: what was not sampled, with the reason.
+        accuracy: of the sampled network and of the reference on both data sets, 0 to 1; empty without labels.
+        accuracy_profile: held-out accuracy with sites up to each sampled one sampled and the rest the reference's; None
+            unless asked for.
+        ridge: of a refit classifier, over the mean eigenvalue; None without one.
+    """
+
+    method: str
+    parts: Parts
+    align: str
+    classifier: str | None
+    seed: int
+    network: int
+    samples: int
+    held_out_samples: int
+    sites: list[SiteReport] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    accuracy_profile: list[float] | None = None
+    ridge: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as numbers, strings, lists and dicts."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name}={value}" for name, value in asdict(self.parts).items())
+        lines = [
+            f"method {self.method}: {parts}",
+            f"align={self.align}, classifier={self.classifier}, seed={self.seed}, network={self.network}; "
+            f"{self.samples} samples, {self.held_out_samples} held out",
+            "",
+            *_table(self.sites),
+        ]
+        lines += [f"kept {name}: {reason}" for name, reason in self.kept.items()]
+        if self.accuracy:
+            lines.append("accuracy: " + ", ".join(f"{name} {value:.4f}" for name, value in self.accuracy.items()))
+        if self.accuracy_profile is not None:
+            lines.append("accuracy profile: " + " ".join(f"{value:.4f}" for value in self.accuracy_profile))
+        return "\n".join(lines)
+
+
+class Error:
+    """Mean of |phih - phi|^2 over the power and over the variance of phi, a batch at a time."""
+
+    def __init__(self) -> None:
+        self.difference = 0.0
+        self.phi = ChannelMoments()
+
+    def update(self, phi: Tensor, phih: Tensor) -> None:
+        self.phi.update(phi)
+        each = (phih - phi).flatten(1).square().sum(1)
+        self.difference += float(each.sum(dtype=torch.float64))
+
+    def relative(self) -> tuple[float, float]:
+        return tuple(
+            self.difference / self.phi.count / size if size > 0 else float("nan")
+            for size in (self.phi.power, self.phi.spread)
+        )  # type: ignore[return-value]
+
+
+_COLUMNS = {
+    "site": "site", "d": "d", "n": "n", "rank": "rank", "samples": "samples", "error": "error",
+    "error_centred": "centred", "held_out_error": "held out", "held_out_error_centred": "centred",
+    "similarity": "similarity", "scale": "scale", "activity": "active", "sampled_activity": "sampled",
+    "M_rank": "rank M", "M_effective_rank": "eff.", "M_condition": "condition",
+}  # fmt: skip
+
+
+def _table(sites: list[SiteReport]) -> list[str]:
+    rows = [list(_COLUMNS.values())]
+    rows += [[_cell(getattr(site, name)) for name in _COLUMNS] for site in sites]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

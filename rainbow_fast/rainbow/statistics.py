@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is known of the reference at a site, from the alignment set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.networks.trace import Site
+from rainbow_fast.rainbow.moments import CrossCovariance
+
+
+@dataclass(frozen=True, eq=False)
+class SiteStatistics:
+    """A site with the moments of its z over the alignment set.
+
+    Attributes:
+        site: what is sampled.
+        d: neurons.
+        z_shape, phi_shape: of one sample.
+        z: the moments ``E[z z^T]``, with mean and variance of each channel.
+    """
+
+    site: Site
+    d: int
+    z_shape: tuple[int, ...]
+    phi_shape: tuple[int, ...]
+    z: CrossCovariance
+
+    @property
+    def positions(self) -> int:
+        """Of phi, in one sample."""
+        return math.prod(self.phi_shape) // self.d
+
+    def directions(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (d,) and eigenvectors U (d, d), float64, decreasing, the largest entry of each column positive.
+
+        Of ``W W^T`` where one bias-free linear layer writes z, else of ``E[z z^T]``; `centred` takes out the mean over
+        channels first, as the law does that keeps the mean row.
+        """
+        writer = self.site.writer
+        if writer is None:
+            C = self.z.compute()
+        else:
+            W = writer.weight.detach().double().flatten(1)
+            C = W @ W.T
+        if centred:
+            C = C - C.mean(0, keepdim=True)
+            C = C - C.mean(1, keepdim=True)
+        values, U = torch.linalg.eigh(C)
+        values, U = values.flip(0).clamp(min=0), U.flip(1)
+        largest = U.gather(0, U.abs().argmax(0, keepdim=True))
+        return values, U * torch.where(largest < 0, -1.0, 1.0)
+
+
+def every(samples: int, at_most: int) -> int:
+    """The odd step t that leaves at most `at_most` of the samples, 1 if all of them are."""
+    return 1 if samples <= at_most else -(-samples // at_most) | 1
+
+
+def take(x: Tensor, first: int, step: int) -> Tensor:
+    """Every step-th sample of x (N, d, *space), positions being samples, as (samples, d); x itself for step 1.
+
+    `first` is the number of samples in the batches before, so that the choice does not depend on where batches end.
+    """
+    if step == 1:
+        return x
+    return x.movedim(1, -1).reshape(-1, x.shape[1])[-first % step :: step]

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The streaming cross-covariance."""
+
+import pytest
+import torch
+
+import rainbow_fast as rf
+
+
+def data(*space: int, N: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, 3, *space, generator=generator, dtype=torch.float64)
+    return x, torch.randn(N, 4, *space, generator=generator, dtype=torch.float64) + 1
+
+
+@pytest.mark.parametrize("space", [(), (2, 3)])
+def test_ragged_batches_count_by_their_samples(space):
+    x, y = data(*space)
+    found = rf.CrossCovariance()
+    for start, stop in ((0, 7), (7, 8), (8, 50)):
+        assert found.update(x[start:stop], y[start:stop]) is found
+    x, y = (t.movedim(1, -1).reshape(-1, t.shape[1]) for t in (x, y))
+    torch.testing.assert_close(found.compute(), x.T @ y / len(x))
+    torch.testing.assert_close(found.mean_x, x.mean(0))
+    torch.testing.assert_close(found.mean_y, y.mean(0))
+    assert found.count == len(x)
+    assert found.trace_x == pytest.approx(float(x.square().sum(1).mean()))
+    assert found.trace_y == pytest.approx(float(y.square().sum(1).mean()))
+    torch.testing.assert_close(found.y.variance(unbiased=True), y.var(0))
+
+
+def test_one_argument_is_the_self_covariance():
+    x, _ = data()
+    found = rf.CrossCovariance().update(x)
+    torch.testing.assert_close(found.compute(), x.T @ x / len(x))
+    assert torch.equal(found.mean_x, found.mean_y)
+
+
+def test_merge_reset_and_state():
+    x, y = data()
+    whole = rf.CrossCovariance().update(x, y)
+    merged = rf.CrossCovariance().update(x[:20], y[:20]).merge(rf.CrossCovariance().update(x[20:], y[20:]))
+    torch.testing.assert_close(merged.compute(), whole.compute())
+    merged.merge(rf.CrossCovariance())
+    assert merged.count == 50
+    restored = rf.CrossCovariance()
+    restored.load_state_dict(merged.state_dict())
+    assert torch.equal(restored.compute(), merged.compute()) and restored.trace_y == merged.trace_y
+    restored.update(x, y)
+    assert merged.count == 50, "the state is a copy"
+    restored.reset()
+    assert restored.count == 0 and restored.state_dict() == {}
+    restored.load_state_dict({})
+    assert restored.count == 0
+
+
+def test_float32_relu_samples_by_the_million():
+    """Relative error at most 1e-8 against float64 at N = 4e6, as means of positive numbers are summed."""
+    generator = torch.Generator().manual_seed(0)
+    found, exact = rf.CrossCovariance(), torch.zeros(4, 4, dtype=torch.float64)
+    for _ in range(40):
+        x = torch.randn(100_000, 4, generator=generator).relu_()
+        found.update(x)
+        exact += x.double().T @ x.double()
+    exact /= 4e6
+    assert found.count == 4_000_000
+    assert (found.compute() - exact).norm() <= 1e-8 * exact.norm()
+
+
+def test_errors_name_layer_and_side():
+    x, y = data()
+    with pytest.raises(ValueError, match="layer 'stem': no samples yet"):
+        rf.CrossCovariance("stem").compute()
+    with pytest.raises(ValueError, match="CrossCovariance: no samples yet"):
+        _ = rf.CrossCovariance().mean_x
+    y[3, 2] = torch.nan
+    found = rf.CrossCovariance("stem").update(x, y)
+    with pytest.raises(ValueError, match="layer 'stem': y is not finite, first in channel 2"):
+        found.compute()
+    x[3, 1] = torch.inf
+    with pytest.raises(ValueError, match="layer 'stem': x is not finite, first in channel 1"):
+        rf.CrossCovariance("stem").update(x, data()[1]).compute()
+    overflowing = rf.CrossCovariance().update(torch.ones(1, 1))
+    overflowing.load_state_dict(overflowing.state_dict() | {"cross": torch.full((1, 1), torch.inf)})
+    with pytest.raises(ValueError, match=r"CrossCovariance: the products x y\^T overflow"):
+        overflowing.compute()
+    with pytest.raises(ValueError, match=r"x and y have 4 and 4 channels, wanted \(3, 4\) as before"):
+        rf.CrossCovariance().update(*data()).update(data()[1])
+
+
+def test_a_foreign_state_is_refused():
+    with pytest.raises(ValueError, match=r"state has the keys \['cross'\]: wanted"):
+        rf.CrossCovariance().load_state_dict({"cross": torch.zeros(2, 2)})
+    state = rf.CrossCovariance().update(*data()).state_dict()
+    state["square_y"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"state: square_y has shape \(3,\), wanted \(4,\)"):
+        rf.CrossCovariance().load_state_dict(state)
