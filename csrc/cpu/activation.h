@@ -21,33 +21,42 @@ RF_INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
 RF_INLINE vf magnitude(vf x) { return (vf)((vu)x & 0x7fffffffu); }
 RF_INLINE vf with_sign_of(vf x, vf sign) { return (vf)((vu)x | ((vu)sign & 0x80000000u)); }
 
-// e^x for x <= 0; 0 below -104. NaN stays NaN.
-RF_INLINE vf exp_negative(vf x) {
+// (1 + rest) * half * power, both powers of two. Multiplied by them last, a subnormal result is rounded only once.
+struct Exponential {
+  vf rest, half, power;
+};
+
+RF_INLINE vf times(vf x, const Exponential& e) { return fma(x, e.rest, x) * e.half * e.power; }
+
+// e^(x + low) for -170 <= x <= 0 and a small low
+RF_INLINE Exponential exponential(vf x, vf low) {
   constexpr float p[5] = {0x1.fffffcp-2f, 0x1.55549p-3f, 0x1.5558f6p-5f, 0x1.123a8ep-7f, 0x1.6a2316p-10f};
-  x = select(x < -104.0f, vf{} - 104.0f, x);
   constexpr float magic = 0x1.8p23f;
-  const vf shifted = x * 0x1.715476p+0f + magic;
+  const vf shifted = (x + low) * 0x1.715476p+0f + magic;
   const vf n = shifted - magic;
-  vf r = fma(n, vf{} - 0x1.63p-1f, x);  // the high part of ln 2 has 9 bits: its product with n is exact
-  r = fma(n, vf{} + 0x1.bd0106p-13f, r);
-  const vf e = fma(r * r, polynomial(p, r), r) + 1.0f;
-  // two factors, so that subnormal results keep what digits they have
+  const vf r = fma(n, vf{} - 0x1.63p-1f, x) +  // the high part of ln 2 has 9 bits: its product with n is exact
+               fma(n, vf{} + 0x1.bd0106p-13f, low);
   const vi exponent = (vi)shifted - 0x4b400000, half = exponent >> 1;
-  return e * (vf)((half + 127) << 23) * (vf)((exponent - half + 127) << 23);
+  return {fma(r * r, polynomial(p, r), r), (vf)((half + 127) << 23), (vf)((exponent - half + 127) << 23)};
 }
+
+// e^x for x <= 0; 0 below -104. NaN stays NaN.
+RF_INLINE vf exp_negative(vf x) { return times(vf{} + 1.0f, exponential(select(x < -104.0f, vf{} - 104.0f, x), vf{})); }
 
 // e^(-x^2 / 2), x^2 split so that its rounding does not enter
-RF_INLINE vf exp_minus_half_square(vf x) {
+RF_INLINE Exponential exp_minus_half_square(vf x) {
   const vf high = (vf)((vu)x & 0xfffff000u), low = x - high;
-  return exp_negative(-0.5f * high * high) * exp_negative(-0.5f * magnitude(low * (x + high)));
+  return exponential(-0.5f * high * high, -0.5f * low * (x + high));
 }
 
-// e^(z^2) erfc(z) for 0 <= z <= 10.3
-RF_INLINE vf scaled_erfc(vf z) {
-  constexpr float p[11] = {0x1.40c522p+0f,  -0x1.15c08ap-3f,  -0x1.85a1a0p-5f, 0x1.098414p-3f,
-                           -0x1.e8884ep-4f, 0x1.17bd48p-4f,   -0x1.85ee82p-6f, 0x1.504b16p-9f,
-                           0x1.06c782p-9f,  -0x1.951a80p-11f, -0x1.172a7cp-12f};
-  return polynomial(p, (z - 3.0f) / (z + 3.0f)) / (1.0f + 2.0f * z);
+// e^(z^2) erfc(z) for 0 <= z <= 10.3, of root2 * z; times 1 + lost, what the last rounding of the polynomial took
+RF_INLINE vf scaled_erfc(vf x, vf& lost) {
+  constexpr float p[10] = {-0x1.88cdp-4f,   -0x1.1382cep-5f, 0x1.777f08p-4f,  -0x1.5971d2p-4f,  0x1.8b9c7ap-5f,
+                           -0x1.13b92cp-6f, 0x1.db972ep-10f, 0x1.73a048p-10f, -0x1.1e7392p-11f, -0x1.8accep-13f};
+  constexpr float root2 = 0x1.6a09e6p+0f, first = 0x1.c5a32ap-1f, first_low = -0x1.29c2eep-27f;
+  const vf t = (x - 3 * root2) / (x + 3 * root2), rest = t * polynomial(p, t), value = first + rest;
+  lost = (rest - (value - first) + first_low) * (2 * root2 - 2.0f * value);  // the factor is 1 / value, nearly
+  return value / (x + root2 / 2);
 }
 
 RF_INLINE vf tanh_(vf x) {
@@ -56,22 +65,37 @@ RF_INLINE vf tanh_(vf x) {
   return select(a < 0.625f, fma(x * z, polynomial(p, z), x), with_sign_of((1.0f - e) / (1.0f + e), x));
 }
 
-RF_INLINE vf erf_(vf x) {
+// erf(x) / x of x^2 <= 1
+RF_INLINE vf erf_series(vf square) {
   constexpr float p[7] = {0x1.20dd74p+0f, -0x1.81273ep-2f,  0x1.ce2cf8p-4f, -0x1.b7f910p-6f,
                           0x1.5405c0p-8f, -0x1.a3f75ap-11f, 0x1.496b10p-14f};
+  return polynomial(p, square);
+}
+
+RF_INLINE vf erf_(vf x) {
   const vf a = magnitude(x), z = select(a > 10.0f, vf{} + 10.0f, a);
-  return select(a < 1.0f, x * polynomial(p, x * x), with_sign_of(1.0f - exp_negative(-z * z) * scaled_erfc(z), x));
+  vf lost;
+  const vf tail = exp_negative(-z * z) * scaled_erfc(z * 0x1.6a09e6p+0f, lost);
+  return select(a < 1.0f, x * erf_series(x * x), with_sign_of(1.0f - tail, x));
 }
 
 RF_INLINE vf gelu_(vf x) {
   const vf a = magnitude(x), z = select(a > 14.5f, vf{} + 14.5f, a);
-  const vf tail = 0.5f * exp_minus_half_square(z) * scaled_erfc(z * 0x1.6a09e6p-1f);  // Phi(-|x|)
-  return x * select(x < 0.0f, select(a > 14.5f, vf{}, tail), 1.0f - tail);
+  vf lost;
+  const vf factor = 0.5f * scaled_erfc(z, lost);
+  Exponential e = exp_minus_half_square(z);  // factor * e is Phi(-|x|)
+  e.rest += lost;
+  const vf near = x * fma(x * 0x1.6a09e6p-2f, erf_series(0.5f * x * x), vf{} + 0.5f);
+  const vf negative = select(a > 14.5f, x * 0.0f, times(x * factor, e)), positive = x * (1.0f - times(factor, e));
+  return select(a < 0.5f, near, select(x < 0.0f, negative, positive));
 }
 
 RF_INLINE vf silu_(vf x) {
-  const vf e = exp_negative(-magnitude(x));
-  return x * select(x < 0.0f, e, vf{} + 1.0f) / (1.0f + e);
+  const vf a = magnitude(x), z = select(a > 120.0f, vf{} + 120.0f, a);
+  const Exponential e = exponential(-z, vf{});
+  const vf below = 1.0f + times(vf{} + 1.0f, e);
+  const vf negative = select(a > 120.0f, x * 0.0f, times(x / below, e));
+  return select(x < 0.0f, negative, x / below);
 }
 
 RF_INLINE vf cos_(vf x) {

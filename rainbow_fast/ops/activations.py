@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor
     "identity": (lambda s, _: s, lambda s, _: torch.ones_like(s)),
     "relu": (lambda s, _: s.relu(), lambda s, _: (s > 0).to(s.dtype)),
     "abs": (lambda s, _: s.abs(), lambda s, _: s.sign()),
-    "leaky_relu": (lambda s, a: torch.where(s > 0, s, a * s), lambda s, a: torch.where(s > 0, 1.0, a).to(s.dtype)),
+    "leaky_relu": (lambda s, a: torch.where(s > 0, s, a * s), lambda s, a: torch.where(s > 0, torch.ones_like(s), a)),
     "tanh": (lambda s, _: s.tanh(), lambda s, _: 1 - s.tanh() ** 2),
     "erf": (lambda s, _: s.erf(), lambda s, _: 2 / math.sqrt(math.pi) * torch.exp(-s * s)),
     "gelu": (lambda s, _: torch.nn.functional.gelu(s), lambda s, _: _gelu_derivative(s)),

@@ -40,7 +40,7 @@ def polar(
         A = (U[:, keep] @ Vh[keep]).to(M.dtype)
 
     The compiled kernel takes the eigenvectors of the Gram matrix of the short side in float64 and corrects the factor
-    twice to second order, so that orthogonality and symmetry of ``A M^T`` hold to float64 rounding; where singular
+    to second order, so that orthogonality and symmetry of ``A M^T`` hold to float64 rounding; where singular
     values near the tolerance lie below what a Gram matrix resolves (1e-6 of the largest), it takes a float64 SVD.
     No gradient.
 
@@ -66,11 +66,9 @@ def polar(
     _check(M)
     if rank not in ("partial", "complete"):
         raise ValueError(f"rank={rank!r}: wanted 'partial' or 'complete'")
-    if rtol is None:
-        rtol = min(max(M.shape) * torch.finfo(M.dtype).eps, 0.5)
-    if not 0 <= rtol < 1:
+    if rtol is not None and not 0 <= rtol < 1:
         raise ValueError(f"rtol={rtol}: wanted 0 <= rtol < 1")
-    return Polar(*torch.ops.rainbow_fast.polar(M, rank == "complete", rtol, backend))
+    return Polar(*torch.ops.rainbow_fast.polar(M.detach(), rank == "complete", rtol, backend))
 
 
 def polar_reference(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,8 +110,9 @@ def _gram_factors(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor] | Non
     U, S = V[:, keep], S[keep]
     projected = _multiply(U.T, M)
     K = projected / S[:, None]
-    for _ in range(2):
-        # To first order, (1 - E/2 + X) K has orthonormal rows and, with X skew, a symmetric product with the rows of M.
+    # The error of K is about eps condition^2, and each correction squares it. To first order, (1 - E/2 + X) K has
+    # orthonormal rows and, X being skew, a symmetric product with the rows of M.
+    for _ in range(1 if S.max() < 1e4 * S.min() else 2):
         E = _gram(K, K)
         E.diagonal().sub_(1)
         N = _gram(K, projected)
@@ -134,7 +133,9 @@ def _completion(U: Tensor, Vh: Tensor, d: int, m: int) -> Tensor:
     return left[:, :null] @ right[:null]
 
 
-def _polar_out(M: Tensor, complete: bool, rtol: float, backend: str | None, out: Tensor, statistics: Tensor) -> None:
+def _polar_out(
+    M: Tensor, complete: bool, rtol: float | None, backend: str | None, out: Tensor, statistics: Tensor
+) -> None:
     _check(M)
     _backend.refuse_grad("polar_out", M)
     if out.shape != M.shape or out.dtype != M.dtype:
@@ -149,6 +150,8 @@ def _polar_out(M: Tensor, complete: bool, rtol: float, backend: str | None, out:
         raise ValueError("M has entries that are not finite: its polar factor is not defined")
     if largest == 0:
         raise ValueError(f"M of shape {tuple(M.shape)} is all zero: its polar factor is not defined")
+    if rtol is None:  # here, so that a compiled function does not depend on it
+        rtol = min(max(M.shape) * torch.finfo(M.dtype).eps, 0.5)
     scaled = M.detach().double() / largest
     tall = M.shape[0] > M.shape[1]
     wide = scaled.T.contiguous() if tall else scaled
@@ -166,7 +169,7 @@ def _polar_out(M: Tensor, complete: bool, rtol: float, backend: str | None, out:
     statistics[3] = residual
 
 
-def _polar(M: Tensor, complete: bool, rtol: float, backend: str | None) -> tuple[Tensor, ...]:
+def _polar(M: Tensor, complete: bool, rtol: float | None, backend: str | None) -> tuple[Tensor, ...]:
     A = torch.empty(M.shape, dtype=M.dtype, device=M.device)
     statistics = M.new_empty(4, dtype=torch.float64)
     _polar_out(M.detach(), complete, rtol, backend, A, statistics)
@@ -174,18 +177,18 @@ def _polar(M: Tensor, complete: bool, rtol: float, backend: str | None) -> tuple
     return A, nuclear_norm, rank.long(), condition, residual
 
 
-def _polar_fake(M: Tensor, complete: bool, rtol: float, backend: str | None) -> tuple[Tensor, ...]:
+def _polar_fake(M: Tensor, complete: bool, rtol: float | None, backend: str | None) -> tuple[Tensor, ...]:
     number = [M.new_empty((), dtype=dtype) for dtype in (torch.float64, torch.int64, torch.float64, torch.float64)]
     return torch.empty(M.shape, dtype=M.dtype, device=M.device), *number
 
 
 _NAME = "rainbow_fast::polar"
 torch.library.define(
-    _NAME, "(Tensor M, bool complete, float rtol, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    _NAME, "(Tensor M, bool complete, float? rtol, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 torch.library.define(
     f"{_NAME}_out",
-    "(Tensor M, bool complete, float rtol, str? backend, Tensor(a!) out, Tensor(b!) statistics) -> ()",
+    "(Tensor M, bool complete, float? rtol, str? backend, Tensor(a!) out, Tensor(b!) statistics) -> ()",
 )
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_polar)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_polar_out)

@@ -61,7 +61,8 @@ def random_features(
 
     Source: the random feature map of Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.1.
     """
-    key = _check(u, n, G, shift, activation, seed, stream, row_offset)
+    _check(u, n, G, shift, activation, seed)
+    key = _key(seed, stream, row_offset)
     return torch.ops.rainbow_fast.random_features(u, shift, n, key, G, activation, negative_slope, scale, backend)
 
 
@@ -91,13 +92,9 @@ def random_features_covariance(
     Arguments, errors and source as in `random_features`; x has the N, the positions and the dtype of u. Differentiable
     in x, u, shift and G.
     """
-    key = _check(u, n, G, shift, activation, seed, stream, row_offset)
-    if x.dim() != u.dim() or x.shape[0] != u.shape[0] or x.shape[2:] != u.shape[2:]:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}: wanted the N and the positions of u, of shape {tuple(u.shape)}"
-        )
-    if x.dtype != u.dtype:
-        raise TypeError(f"x is {x.dtype}: wanted the dtype of u, {u.dtype}")
+    _check(u, n, G, shift, activation, seed)
+    _check_samples(x, u)
+    key = _key(seed, stream, row_offset)
     return torch.ops.rainbow_fast.random_features_covariance(
         x, u, shift, n, key, G, activation, negative_slope, scale, backend
     )
@@ -126,11 +123,9 @@ def random_features_projection(
     summed in float64 over blocks of neurons. Arguments, errors and source as in `random_features`; A has the dtype of
     u. Differentiable in u, A, shift and G.
     """
-    if A.dim() != 2:
-        raise ValueError(f"A has shape {tuple(A.shape)}: wanted (d, n)")
-    if A.dtype != u.dtype:
-        raise TypeError(f"A is {A.dtype}: wanted the dtype of u, {u.dtype}")
-    key = _check(u, A.shape[1], G, shift, activation, seed, stream, row_offset)
+    _check_projection(A, u)
+    _check(u, A.shape[1], G, shift, activation, seed)
+    key = _key(seed, stream, row_offset)
     return torch.ops.rainbow_fast.random_features_projection(
         u, A, shift, key, G, activation, negative_slope, scale, backend
     )
@@ -145,16 +140,9 @@ def random_features_reference(
 
 
 def _check(
-    u: Tensor,
-    n: int,
-    G: Tensor | None,
-    shift: Tensor | None,
-    activation: str,
-    seed: int | Tensor | None,
-    stream: int,
-    row_offset: int,
-) -> Tensor | None:
-    """The packed key, or None where G is given."""
+    u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activation: str, where: int | Tensor | None
+) -> None:
+    """Shapes and dtypes belong together: for the message here, and for the kernels, which read what they are told."""
     if u.dim() < 2:
         raise ValueError(f"u has shape {tuple(u.shape)}: wanted (N, r) or (N, r, *space)")
     if n < 0:
@@ -167,16 +155,32 @@ def _check(
         raise TypeError(f"shift is {shift.dtype}: wanted the dtype of u, {u.dtype}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r}: wanted one of {', '.join(ACTIVATIONS)}")
-    if (G is None) == (seed is None):
+    if (G is None) == (where is None):
         raise ValueError(f"seed and G are {'both missing' if G is None else 'both given'}: wanted one of the two")
-    if G is None:
-        assert seed is not None
-        return as_key(seed, stream, row_offset)
-    if tuple(G.shape) != (n, u.shape[1]):
+    if G is not None and tuple(G.shape) != (n, u.shape[1]):
         raise ValueError(f"G has shape {tuple(G.shape)}: wanted (n, r) = {(n, u.shape[1])}")
-    if G.dtype != u.dtype:
+    if G is not None and G.dtype != u.dtype:
         raise TypeError(f"G is {G.dtype}: wanted the dtype of u, {u.dtype}")
-    return None
+
+
+def _check_samples(x: Tensor, u: Tensor) -> None:
+    if x.dim() != u.dim() or x.shape[0] != u.shape[0] or x.shape[2:] != u.shape[2:]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}: wanted the N and the positions of u, of shape {tuple(u.shape)}"
+        )
+    if x.dtype != u.dtype:
+        raise TypeError(f"x is {x.dtype}: wanted the dtype of u, {u.dtype}")
+
+
+def _check_projection(A: Tensor, u: Tensor) -> None:
+    if A.dim() != 2:
+        raise ValueError(f"A has shape {tuple(A.shape)}: wanted (d, n)")
+    if A.dtype != u.dtype:
+        raise TypeError(f"A is {A.dtype}: wanted the dtype of u, {u.dtype}")
+
+
+def _key(seed: int | Tensor | None, stream: int, row_offset: int) -> Tensor | None:
+    return None if seed is None else as_key(seed, stream, row_offset)
 
 
 class _Features(NamedTuple):
@@ -189,6 +193,9 @@ class _Features(NamedTuple):
     activation: str
     slope: float
     scale: float
+
+    def check(self, n: int) -> None:
+        _check(self.u, n, self.G, self.shift, self.activation, self.key)
 
     def values(self, n: int) -> Tensor:
         """The features themselves, by the reference."""
@@ -205,7 +212,7 @@ class _Features(NamedTuple):
         u, u_samples = samples(self.u)
         shift = None if self.shift is None else self.shift.contiguous()
         where = (0, 0, 0, 0) if self.key is None else tuple(address(self.key, n, r))
-        given = (0, 0, n, r, 1, 0, 0, 0)
+        given: tuple[int, ...] = (0, 0, n, r, 1, 0, 0, 0)
         if self.G is not None:
             given = (self.G.data_ptr(), _backend.CODE[self.G.dtype], n, r, 1, *self.G.stride(), 0)
         pointer = 0 if shift is None else shift.data_ptr()
@@ -229,6 +236,7 @@ def _target(out: Tensor, u: Tensor, channels: int) -> tuple[int, ...]:
 
 def _write(f: _Features, backend: str | None, out: Tensor) -> None:
     n = out.shape[1]
+    f.check(n)
     target = _target(out, f.u, n)
     if not _compiled(f.u, backend):
         out.copy_(f.values(n))
@@ -239,6 +247,8 @@ def _write(f: _Features, backend: str | None, out: Tensor) -> None:
 
 def _accumulate(f: _Features, x: Tensor, backend: str | None, out: Tensor, total: Tensor, square: Tensor) -> None:
     n = out.shape[1]
+    f.check(n)
+    _check_samples(x, f.u)
     wanted: tuple[int, ...]
     for name, t, wanted in (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,))):
         if t.shape != wanted or t.dtype != torch.float64 or not t.is_contiguous():
@@ -257,7 +267,9 @@ def _accumulate(f: _Features, x: Tensor, backend: str | None, out: Tensor, total
 
 
 def _project(f: _Features, A: Tensor, backend: str | None, out: Tensor) -> None:
+    _check_projection(A, f.u)
     d, n = A.shape
+    f.check(n)
     target = _target(out, f.u, d)
     if not _compiled(f.u, backend):
         out.copy_(torch.einsum("nm...,dm->nd...", f.values(n), A))

@@ -17,7 +17,7 @@ def _differentiate(
     `upstream(phi, start, stop)` is the gradient of phi' (N S, block) for neurons start..stop, given phi' itself.
     """
     function, derivative = ACTIVATIONS[ctx.activation]
-    rows = u.movedim(1, -1).reshape(-1, u.shape[1])  # positions are samples
+    rows = _as_rows(u)  # positions are samples
     offset = None if shift is None else shift.reshape(-1, 1)
     grad_rows, grad_shift = torch.zeros_like(rows), rows.new_zeros(rows.shape[0])
     grad_G = torch.empty_like(G) if G is not None else None
@@ -49,7 +49,7 @@ def _keep(ctx, activation, negative_slope, scale, backend) -> None:
 
 
 def _as_rows(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).reshape(-1, x.shape[1])
+    return x.movedim(1, -1).flatten(0, -2)
 
 
 def setup_features(ctx, inputs, output) -> None:

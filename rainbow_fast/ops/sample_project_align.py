@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """sample_project_align: the weights W' = scale G (L A) of a sampled layer; G is never stored."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -84,7 +86,7 @@ def sample_project_align_(
     if out.dim() != P.dim() or out.shape[1:] != P.shape[1:]:
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {('n', *P.shape[1:])}")
     try:
-        flat = out.view(out.shape[0], -1) if out.dim() > 2 else out
+        flat = out.view(out.shape[0], math.prod(out.shape[1:]))
     except RuntimeError:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows") from None
     packed = as_key(seed, stream, row_offset)
@@ -113,8 +115,9 @@ def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str
     _backend.refuse_grad("sample_project_align_", P, out)
     if out.dim() != 2 or P.dim() != 2 or out.shape[1] != P.shape[1]:
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted (n, {P.shape[1]}) for P of shape {tuple(P.shape)}")
+    if out.dtype not in DTYPES:
+        raise TypeError(f"dtype={out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     chosen = _backend.choose(backend, P.device, P.dtype, DTYPES)
-    _backend.choose(backend, out.device, out.dtype, DTYPES)
     (n, m), r = out.shape, P.shape[0]
     where = address(key, n, r)
     if chosen == "reference":

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the tests of the ops share: what can run here, how it is switched, and how results are compared."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from rainbow_fast import backend
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKENDS = backend.available("cpu")
+LEVELS = backend.kernels().levels() if "cpu" in BACKENDS else []  # instruction sets that this machine runs
+
+
+@contextmanager
+def level(name: str) -> Iterator[None]:
+    """The compiled kernels of another instruction set, for a while."""
+    backend.kernels().use(name)
+    try:
+        yield
+    finally:
+        backend.kernels().use(backend.isa)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_same_for_threads(compute: Callable[[], Tensor | tuple[Tensor, ...]]) -> None:
+    """Equal bits on one, two and three threads (three: more than divide the work evenly)."""
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            made = compute()
+            results.append(made if isinstance(made, tuple) else (made,))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert differing_bits(a, b) == 0
+
+
+def differing_bits(a: Tensor, b: Tensor) -> int:
+    """How many entries differ in any bit; -0 is not 0 here, and a NaN equals itself."""
+    assert a.shape == b.shape and a.dtype == b.dtype, f"{a.dtype} {tuple(a.shape)}, {b.dtype} {tuple(b.shape)}"
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return int((a.contiguous().view(integer) != b.contiguous().view(integer)).sum())
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Normal numbers, rounded from float64 to dtype."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """The same numbers (N, d, *space) in another arrangement of memory."""
+    if layout == "contiguous":
+        return x.contiguous()
+    if layout == "channels_last":  # channels side by side, for any number of positions' axes
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "sliced":  # every axis has a stride of its own; positions keep one
+        wide = torch.full([2 * x.shape[0], x.shape[1] + 3, *x.shape[2:], 2], torch.nan, dtype=x.dtype)
+        view = wide[::2, 1:-2, ..., 0]
+        return view.copy_(x)
+    if layout == "transposed":  # positions lie at no single stride: last axis first, images last
+        return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+    raise ValueError(layout)
+
+
+def assert_compiles_once(function: Callable[..., Tensor], calls: list[tuple], **options) -> None:
+    """torch.compile(fullgraph=True) gives what `function` gives, and compiles for the first of the calls only."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")  # traces as inductor does, and generates no code
+    fast = torch.compile(function, backend=counter, fullgraph=True, **options)
+    counts = []
+    for given in calls:
+        assert differing_bits(fast(*given), function(*given)) == 0
+        counts.append(counter.frame_count)
+    # One frame; where floats are dynamic, dynamo may hand it over twice while it is at it.
+    assert 1 <= counts[0] <= 2 and set(counts) == {counts[0]}, f"compilations after each call: {counts}"
+
+
+def fresh_python(code: str, **environment: str) -> str:
+    """What `code` prints in a new process."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def random_state_untouched() -> Iterator[None]:
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before), "the global random state has changed"

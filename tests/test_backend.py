@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""backend: what is there, which of it runs, and what is said where something is not."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from here import BACKENDS, LEVELS, fresh_python, level
+
+import rainbow_fast as rf
+from rainbow_fast import backend
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FLOATS = (torch.float32, torch.float64)
+KERNELS = SimpleNamespace(levels=lambda: ["baseline", "avx2"], use=lambda level: None)  # stands for the extension
+
+
+# --- what is there ---
+
+
+def test_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_C", KERNELS)
+    assert backend.available() == backend.available("cpu") == backend.available(CPU) == ["cpu", "reference"]
+    assert backend.available("cuda:1") == ["reference"]  # the compiled kernels are for the CPU
+    monkeypatch.setattr(backend, "_C", None)
+    assert backend.available() == ["reference"]
+
+
+@pytest.mark.parametrize(
+    ("extension", "wanted", "level"),
+    [(None, None, None), (KERNELS, None, "avx2"), (KERNELS, "", "avx2"), (KERNELS, "baseline", "baseline")],
+    ids=["not-built", "best", "empty-is-unset", "lower"],
+)
+def test_selected_level(extension: object, wanted: str | None, level: str | None) -> None:
+    assert backend._select(extension, wanted) == level
+
+
+def test_level_without_kernels_is_an_error() -> None:
+    with pytest.raises(ImportError, match=r"RAINBOW_FAST_ISA='avx2': this build on this machine can run no compiled"):
+        backend._select(None, "avx2")
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
+def test_level_in_use() -> None:
+    asked = os.environ.get(backend.ISA_VARIABLE)
+    assert backend.isa == (asked or LEVELS[-1])
+    assert LEVELS == [name for name in ("baseline", "avx2", "avx512", "avx512_bf16") if name in LEVELS]  # lowest first
+    with pytest.raises(ValueError, match=r"this build on this machine has no level sse9"):
+        backend.kernels().use("sse9")
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
+def test_variable_is_read_once() -> None:
+    code = """
+import os, rainbow_fast
+os.environ["RAINBOW_FAST_ISA"] = "no such level"
+import rainbow_fast.backend as backend
+rainbow_fast.gaussian(3, 3, seed=1)
+print(backend.isa)
+"""
+    assert fresh_python(code, RAINBOW_FAST_ISA="baseline").strip() == "baseline"
+
+
+@pytest.mark.skipif("avx2" not in LEVELS, reason="needs two levels")
+def test_levels_are_other_code() -> None:
+    """What `level` switches in these tests: without fused multiply-adds, sums round differently."""
+    u, results = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)), []
+    for name in ("baseline", "avx2"):
+        with level(name):
+            results.append(rf.random_features(u, 30, seed=1))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)  # sums of 40 terms of order one
+    assert not torch.equal(*results)
+
+
+# --- which runs ---
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "chosen"),
+    [(None, CPU, "cpu"), ("cpu", CPU, "cpu"), ("reference", CPU, "reference"), (None, CUDA, "reference")],
+    ids=["best", "named", "reference-named", "nothing-built-for-the-device"],
+)
+def test_choose(name: str | None, device: torch.device, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_C", KERNELS)
+    assert backend.choose(name, device, torch.float32, FLOATS) == chosen
+
+
+def test_reference_where_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = rf.gaussian(5, 6, seed=1)
+    monkeypatch.setattr(backend, "_C", None)
+    assert backend.choose(None, CPU, torch.float32, FLOATS) == "reference"
+    assert torch.equal(rf.gaussian(5, 6, seed=1), compiled)
+    with pytest.raises(ValueError, match=r"backend='cpu' is not available on cpu: present are reference$"):
+        rf.gaussian(5, 6, seed=1, backend="cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton", "", "CPU"])
+def test_missing_backend_is_named_with_those_present(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_C", KERNELS)
+    with pytest.raises(ValueError, match=rf"backend='{name}' is not available on cpu: present are cpu, reference$"):
+        backend.choose(name, CPU, torch.float32, FLOATS)
+    with pytest.raises(ValueError, match=r"backend='cpu' is not available on cuda: present are reference$"):
+        backend.choose("cpu", CUDA, torch.float32, FLOATS)
+
+
+@pytest.mark.parametrize("name", [None, "cpu"])
+def test_dtype_never_falls_back(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_C", KERNELS)
+    message = (
+        r"dtype torch.int8 is not supported by backend 'cpu' \(it takes float32, float64\): use backend='reference'$"
+    )
+    with pytest.raises(TypeError, match=message):
+        backend.choose(name, CPU, torch.int8, FLOATS)
+    assert backend.choose("reference", CPU, torch.int8, FLOATS) == "reference"
+
+
+# --- gradients ---
+
+
+def test_refuse_grad() -> None:
+    plain, asking = torch.ones(2), torch.ones(2, requires_grad=True)
+    backend.refuse_grad("op_", plain, None)
+    with pytest.raises(RuntimeError, match=r"op_ writes into given memory and has no gradient: detach its inputs"):
+        backend.refuse_grad("op_", plain, None, asking)
+    with torch.no_grad():
+        backend.refuse_grad("op_", asking)

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""polar: orthogonal to rounding, optimal to 1e-11, and clear about what a rank-deficient matrix leaves open."""
+
+import math
+
+import pytest
+import torch
+from here import BACKENDS, LEVELS, assert_compiles_once, differing_bits, level, random_state_untouched, threads
+from torch import Tensor
+
+import rainbow_fast as rf
+
+OP, OUT = torch.ops.rainbow_fast.polar.default, torch.ops.rainbow_fast.polar_out.default
+EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+
+
+def isometry(rows: int, cols: int, seed: int) -> Tensor:
+    G = torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.linalg.qr(G)[0]
+
+
+def matrix(d: int, m: int, singular_values: Tensor, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    k = len(singular_values)
+    return ((isometry(d, k, seed) * singular_values.double()) @ isometry(m, k, seed + 1).T).to(dtype)
+
+
+def power_law(count: int, condition: float) -> Tensor:
+    return torch.logspace(0, -math.log10(condition), count, dtype=torch.float64)
+
+
+def orthogonality(A: Tensor) -> float:
+    """|A A^T - I|_F / sqrt d, on the short side."""
+    Q = A.double() if A.shape[0] <= A.shape[1] else A.double().T
+    return float(torch.linalg.norm(Q @ Q.T - torch.eye(len(Q))) / math.sqrt(len(Q)))
+
+
+def assert_is_polar(M: Tensor, A: Tensor, *, forward: float, condition: float) -> None:
+    """The metrics of an alignment: optimality of the objective, symmetry, positivity, forward error.
+
+    What `A` owes to being rounded to the dtype of M is small against the bounds; `forward` is the conditioning times
+    the rounding of float64, in which all is computed.
+    """
+    M64, A64 = M.double(), A.double()
+    U, S, Vh = torch.linalg.svd(M64, full_matrices=False)
+    # The goals for float32 are 5e-8 (gap) and 5e-7 (orthogonality), for float64 1e-11.
+    single = M.dtype == torch.float32
+    assert abs(1 - (A64 * M64).sum() / S.sum()) <= (5e-8 if single else 1e-11)
+    assert orthogonality(A) <= (5e-7 if single else 1e-13)
+    H = A64 @ M64.T if M.shape[0] <= M.shape[1] else A64.T @ M64
+    # Some eps: rounding A, entry by entry, moves H by eps |M| (sqrt d + sqrt m) / sqrt d at most, and the SVD that the
+    # reference takes has errors of some eps of its own.
+    slack = 64 * EPS[M.dtype] * S[0]
+    assert torch.linalg.matrix_norm(H - H.T, 2) <= slack
+    assert torch.linalg.eigvalsh((H + H.T) / 2)[0] >= -slack
+    backward = M64 - ((H + H.T) / 2 @ A64 if M.shape[0] <= M.shape[1] else A64 @ (H + H.T) / 2)
+    assert torch.linalg.norm(backward) / torch.linalg.norm(M64) <= (5e-7 if single else 1e-10)
+    assert torch.linalg.norm(A64 - U @ Vh) / math.sqrt(len(S)) <= forward
+    assert abs(S[0] / S[-1] / condition - 1) < 0.2  # the test's own matrix is what it says
+
+
+# --- matches the reference ---
+
+SHAPES = {"square": (96, 96), "wide": (64, 250), "tall": (250, 64)}
+# Condition of M, then the forward error of float32 and of float64 results. In float64, the goal is the gap; what
+# float64 input determines of the weakest direction is eps * condition, and the sum of several weak ones is allowed for.
+CONDITIONS = {"1e3": (1e3, 2e-6, 1e-12), "1e6": (1e6, 2e-6, 1e-9), "1e8": (1e8, 2e-6, 1e-7)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("condition", "single", "double"), CONDITIONS.values(), ids=CONDITIONS)
+@pytest.mark.parametrize(("d", "m"), SHAPES.values(), ids=SHAPES)
+def test_accuracy(
+    d: int, m: int, condition: float, single: float, double: float, dtype: torch.dtype, backend: str
+) -> None:
+    M = matrix(d, m, power_law(min(d, m), condition), dtype)
+    result = rf.polar(M, rtol=0.0, backend=backend)
+    assert result.A.dtype == dtype and result.A.shape == M.shape
+    assert_is_polar(M, result.A, forward=single if dtype == torch.float32 else double, condition=condition)
+    S = torch.linalg.svdvals(M.double())
+    assert int(result.rank) == min(d, m) and result.residual <= 1e-10
+    assert abs(result.nuclear_norm / S.sum() - 1) <= 1e-14
+    assert abs(result.condition / (S[0] / S[-1]) - 1) <= 1e-15 * condition**2 + 1e-12 or condition > 1e6
+    assert result.nuclear_norm.dtype == result.condition.dtype == result.residual.dtype == torch.float64
+    assert result.rank.dtype == torch.int64
+
+
+EDGES = {  # shapes, and singular values that try the method
+    "one-by-one": (1, 1, [3.0]),
+    "row": (1, 7, [2.0]),
+    "column": (7, 1, [2.0]),
+    "all-equal": (20, 33, [5.0] * 20),  # any eigenvectors of the Gram matrix will do
+    "two-clusters": (30, 30, [1.0] * 15 + [1e-5] * 15),
+    "one-tiny": (40, 41, [1.0] * 39 + [2e-6]),  # barely resolved by a Gram matrix
+    "one-tinier": (40, 41, [1.0] * 39 + [5e-7]),  # not resolved
+    "corrected-once": (40, 40, [1.0] * 39 + [1.1e-4]),
+    "wider-than-a-chunk": (5, 2500, [1.0, 0.5, 0.1, 1e-2, 1e-3]),
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize(("d", "m", "values"), EDGES.values(), ids=EDGES)
+def test_edges(d: int, m: int, values: list[float], name: str) -> None:
+    M = matrix(d, m, torch.tensor(values))
+    with level(name):
+        result = rf.polar(M, rtol=0.0, backend="cpu")
+    # 1e-9: rounding of float64 times the condition, at most 2e6
+    assert_is_polar(M, result.A, forward=1e-9, condition=values[0] / values[-1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layouts(backend: str) -> None:
+    M = matrix(12, 30, power_law(12, 10.0))
+    wanted = rf.polar(M, backend=backend).A
+    strided = torch.full((24, 90), torch.nan, dtype=torch.float64)[::2, 1::3].copy_(M)
+    for other in (M.T.contiguous().T, strided):
+        # 1e-14: condition 10, and sums in another order
+        torch.testing.assert_close(rf.polar(other, backend=backend).A, wanted, rtol=0, atol=1e-14)
+    assert differing_bits(rf.polar(M.T, backend=backend).A, wanted.T) == 0  # one of the two is transposed first
+
+
+# --- rank ---
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("d", "m"), [(128, 128), (60, 200), (200, 60)], ids=["square", "wide", "tall"])
+def test_rank_deficient(d: int, m: int, dtype: torch.dtype, backend: str) -> None:
+    r = min(d, m) // 2
+    S = power_law(r, 100.0)
+    left, right = isometry(d, r, 0), isometry(m, r, 1)
+    M = ((left * S) @ right.T).to(dtype)
+    partial = rf.polar(M, backend=backend)
+    assert int(partial.rank) == r and abs(partial.condition / 100 - 1) < 1e-5
+    assert abs(partial.nuclear_norm / S.sum() - 1) < 1e-6
+    # On the range, the goal; off it, zero to the rounding of the entries and the tilt of the null spaces by that of M.
+    goal = 1e-6 if dtype == torch.float32 else 1e-11
+    assert torch.linalg.norm(partial.A.double() - left @ right.T) / math.sqrt(r) <= goal
+    assert torch.linalg.svdvals(partial.A.double())[r] <= goal
+    assert partial.residual <= (1e-6 if dtype == torch.float32 else 1e-13)
+
+    complete = rf.polar(M, rank="complete", backend=backend)
+    assert orthogonality(complete.A) <= (5e-7 if dtype == torch.float32 else 1e-13)
+    added = complete.A.double() - partial.A.double()
+    assert torch.linalg.norm(left.T @ added) <= 10 * goal and torch.linalg.norm(added @ right) <= 10 * goal
+    for a, b in zip(complete[1:], partial[1:], strict=True):
+        assert torch.equal(a, b)  # the statistics are those of what M determines
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("d", "m"), [(20, 20), (20, 31), (31, 20)], ids=["square", "wide", "tall"])
+def test_completion_depends_on_the_null_spaces_alone(d: int, m: int, backend: str) -> None:
+    left, right = isometry(d, 12, 0), isometry(m, 12, 1)
+    added = []
+    for seed in (5, 7):  # other singular vectors and values, and another polar factor, of the same spaces
+        M = left @ matrix(12, 12, power_law(12, 30.0 * seed), seed=seed) @ right.T
+        complete, partial = rf.polar(M, rank="complete", backend=backend), rf.polar(M, backend=backend)
+        assert int(partial.rank) == 12
+        added.append(complete.A - partial.A)
+    # 1e-10: the null spaces are known to the rounding of float64 times the condition
+    torch.testing.assert_close(added[0], added[1], rtol=0, atol=1e-10)
+    assert torch.linalg.matrix_rank(added[0], atol=1e-6) == min(d, m) - 12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_full_rank_needs_no_completion(backend: str) -> None:
+    M = matrix(9, 14, power_law(9, 10.0))
+    assert torch.equal(rf.polar(M, rank="complete", backend=backend).A, rf.polar(M, backend=backend).A)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tolerance_decides_the_rank(backend: str) -> None:
+    M = matrix(6, 8, torch.tensor([1.0, 0.1, 1e-3, 1e-5, 1e-9, 1e-12]))
+    for rtol, rank in ((0.05, 2), (1e-2, 2), (1e-4, 3), (1e-7, 4), (1e-10, 5), (None, 6), (0.0, 6)):
+        result = rf.polar(M, rtol=rtol, backend=backend)
+        assert int(result.rank) == rank
+        assert int(torch.linalg.matrix_rank(result.A, atol=0.5)) == rank
+    assert int(rf.polar(M.float(), backend=backend).rank) == 4  # 8 eps of float32 is 1e-6
+    assert int(rf.polar(torch.ones(4, 4), backend=backend).rank) == 1
+
+
+# --- invariants ---
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_scale_does_not_matter(dtype: torch.dtype, backend: str) -> None:
+    M = matrix(20, 30, power_law(20, 50.0), dtype)
+    wanted = rf.polar(M, backend=backend)
+    for exponent in (-100, 100):  # 8e-31 and 1e30; powers of two, so that M itself is not rounded anew
+        result = rf.polar(M * 2.0**exponent, backend=backend)
+        assert differing_bits(result.A, wanted.A) == 0
+        assert torch.equal(result.nuclear_norm, wanted.nuclear_norm * 2.0**exponent)
+        assert torch.equal(result.condition, wanted.condition) and torch.equal(result.residual, wanted.residual)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_orthogonal_maps_commute_with_it(backend: str) -> None:
+    M, Q, R = matrix(15, 22, power_law(15, 20.0)), isometry(15, 15, 5), isometry(22, 22, 6)
+    A = rf.polar(M, backend=backend).A
+    # 1e-13: rounding of float64 times a condition of 20, through two products
+    torch.testing.assert_close(rf.polar(Q @ M @ R, backend=backend).A, Q @ A @ R, rtol=0, atol=1e-13)
+    torch.testing.assert_close(rf.polar(A, backend=backend).A, A, rtol=0, atol=1e-13)
+    torch.testing.assert_close(rf.polar(-M, backend=backend).A, -A, rtol=0, atol=1e-13)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="LAPACK is torch's affair")
+def test_threads_agree_to_rounding() -> None:
+    M = matrix(130, 300, power_law(130, 100.0))
+    results = []
+    for count in (1, 3):
+        with threads(count):
+            results.append(rf.polar(M).A)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)  # eigenvectors of LAPACK come in other last places
+
+
+def test_random_state() -> None:
+    with random_state_untouched():
+        for backend in BACKENDS:
+            rf.polar(torch.ones(4, 5), rank="complete", backend=backend)
+
+
+# --- known answers ---
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_known_answers(dtype: torch.dtype, backend: str) -> None:
+    def both(*rows: list[float]) -> Tensor:
+        return torch.tensor(rows, dtype=dtype)
+
+    within = {"rtol": 0, "atol": 4 * EPS[dtype]}  # entries of order one
+    result = rf.polar(both([0, -2], [3, 0]), backend=backend)  # a rotation times a diagonal
+    torch.testing.assert_close(result.A, both([0, -1], [1, 0]), **within)
+    assert (float(result.nuclear_norm), int(result.rank)) == (pytest.approx(5), 2)
+    assert float(result.condition) == pytest.approx(1.5) and result.residual < 1e-14
+
+    result = rf.polar(both([3, 0, 0], [0, 0, 0]), backend=backend)
+    torch.testing.assert_close(result.A, both([1, 0, 0], [0, 0, 0]), **within)
+    assert (float(result.nuclear_norm), int(result.rank), float(result.condition)) == (pytest.approx(3), 1, 1)
+
+    torch.testing.assert_close(rf.polar(both([3, 4]), backend=backend).A, both([0.6, 0.8]), **within)
+    torch.testing.assert_close(rf.polar(both([-2.0]), backend=backend).A, both([-1.0]), **within)
+
+
+# --- registration ---
+
+
+@pytest.mark.parametrize("complete", [False, True], ids=["partial", "complete"])
+def test_registration(complete: bool) -> None:
+    M = matrix(4, 6, torch.tensor([1.0, 0.5, 0.1]))
+    torch.library.opcheck(OP, (M, complete, 1e-10, None))
+    torch.library.opcheck(OUT, (M, complete, 1e-10, None, torch.zeros(4, 6).double(), torch.zeros(4).double()))
+
+
+def test_compiles_once() -> None:
+    def both(M: Tensor) -> Tensor:
+        result = rf.polar(M)
+        return result.A * result.nuclear_norm + result.rank
+
+    assert_compiles_once(both, [(matrix(4, m, power_law(4, 5.0)),) for m in range(6, 12)], dynamic=True)
+
+
+def test_no_gradient() -> None:
+    result = rf.polar(matrix(3, 4, power_law(3, 5.0)).requires_grad_())
+    assert not any(t.requires_grad for t in result)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)], ids=["wide", "tall"])
+def test_writes_its_output_and_nothing_else(guarded, shape: tuple[int, int], backend: str) -> None:
+    M = matrix(*shape, power_law(5, 5.0))
+    out, statistics = guarded(*shape, dtype=torch.float64), guarded(4, dtype=torch.float64)
+    OUT(M, False, 1e-10, backend, out, statistics)
+    wanted = rf.polar(M, rtol=1e-10, backend=backend)
+    assert torch.equal(out, wanted.A) and statistics.tolist() == [float(t) for t in wanted[1:]]
+
+
+# --- bad input ---
+
+GOOD = matrix(3, 4, power_law(3, 5.0))
+NAN = GOOD.clone().index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(torch.nan).double())
+BAD = {
+    "vector": (torch.ones(3), {}, ValueError, r"M has shape \(3,\): wanted \(d, m\), neither of them 0"),
+    "empty": (torch.ones(0, 3), {}, ValueError, r"M has shape \(0, 3\): wanted \(d, m\), neither of them 0"),
+    "dtype": (GOOD.half(), {}, TypeError, r"M is torch.float16: wanted torch.float32 or torch.float64"),
+    "rank": (GOOD, {"rank": "full"}, ValueError, r"rank='full': wanted 'partial' or 'complete'"),
+    "rtol": (GOOD, {"rtol": 1.0}, ValueError, r"rtol=1.0: wanted 0 <= rtol < 1"),
+    "rtol-nan": (GOOD, {"rtol": math.nan}, ValueError, r"rtol=nan: wanted 0 <= rtol < 1"),
+    "nan": (NAN, {}, ValueError, r"M has entries that are not finite"),
+    "infinite": (GOOD / 0, {}, ValueError, r"M has entries that are not finite"),
+    "zero": (torch.zeros(3, 4), {}, ValueError, r"M of shape \(3, 4\) is all zero: its polar factor is not defined"),
+    "backend": (GOOD, {"backend": "abacus"}, ValueError, r"backend='abacus' is not available on cpu"),
+}
+
+
+@pytest.mark.parametrize(("M", "options", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input(M: Tensor, options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        rf.polar(M, **options)
+
+
+def doubles(*shape: int) -> Tensor:
+    return torch.full(shape, 7.0, dtype=torch.float64)
+
+
+BAD_OUT = {
+    "shape": (GOOD, doubles(3, 3), doubles(4), ValueError, r"out is .* of shape \(3, 3\): wanted .* shape \(3, 4\)"),
+    "dtype": (GOOD, doubles(3, 4).float(), doubles(4), ValueError, r"out is torch.float32 .*: wanted torch.float64"),
+    "statistics": (GOOD, doubles(3, 4), doubles(5), ValueError, r"statistics is .* \(5,\): wanted float64 of shape"),
+    "zero": (torch.zeros(3, 4).double(), doubles(3, 4), doubles(4), ValueError, r"is all zero"),
+    "nan": (NAN, doubles(3, 4), doubles(4), ValueError, r"not finite"),
+    "gradient": (GOOD.clone().requires_grad_(), doubles(3, 4), doubles(4), RuntimeError, r"polar_out .* no gradient"),
+}
+
+
+@pytest.mark.parametrize(("M", "out", "statistics", "error", "message"), BAD_OUT.values(), ids=BAD_OUT)
+def test_bad_output(M: Tensor, out: Tensor, statistics: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        OUT(M, False, 1e-10, None, out, statistics)
+    assert (out == 7).all() and (statistics == 7).all(), "written before the error"

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""random_features: registration, compilation, and gradients for which G is generated again."""
+
+import pytest
+import torch
+from features import FAR, plainly, problem, three
+from here import BACKENDS, assert_compiles_once, draw
+from torch import Tensor
+
+import rainbow_fast as rf
+from rainbow_fast.ops.activations import ACTIVATIONS
+
+ops = torch.ops.rainbow_fast
+
+
+def arguments(explicit: bool, activation: str = "tanh") -> tuple[tuple, tuple]:
+    """(x, u, A, shift), and what follows n in the schemas."""
+    x, u, A, shift = (t.requires_grad_() for t in problem((4, 3, 2), 6, 2, torch.float64))
+    G = draw(6, 3, dtype=torch.float64, seed=9).requires_grad_() if explicit else None
+    return (x, u, A, shift), (None if explicit else rf.key(3, 2, 2**32 - 3, 1), G, activation, 0.01, 0.7)
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["generated", "explicit"])
+def test_registration(explicit: bool) -> None:
+    (x, u, A, shift), rest = arguments(explicit)
+    torch.library.opcheck(ops.random_features.default, (u, shift, 6, *rest, None))
+    torch.library.opcheck(ops.random_features_covariance.default, (x, u, shift, 6, *rest, None))
+    torch.library.opcheck(ops.random_features_projection.default, (u, A, shift, *rest, None))
+    x, u, A, shift = (t.detach() for t in (x, u, A, shift))
+    rest = tuple(t.detach() if isinstance(t, Tensor) else t for t in rest)
+    out, M, n = torch.zeros(4, 6, 2).double(), torch.zeros(2, 6).double(), torch.zeros(6).double()
+    torch.library.opcheck(ops.random_features_out.default, (u, shift, *rest, None, out))
+    torch.library.opcheck(ops.random_features_covariance_out.default, (x, u, shift, *rest, None, M, n, n.clone()))
+    torch.library.opcheck(ops.random_features_projection_out.default, (u, A, shift, *rest, None, out[:, :2].clone()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("explicit", [False, True], ids=["generated", "explicit"])
+def test_gradients(explicit: bool, backend: str) -> None:
+    given, (key, G, activation, *_) = arguments(explicit)
+
+    def call(x: Tensor, u: Tensor, A: Tensor, shift: Tensor, *G: Tensor) -> tuple[Tensor, ...]:
+        source = {"G": G[0]} if G else {"seed": key}
+        return three(x, u, A, shift, activation=activation, scale=0.7, backend=backend, **source)
+
+    assert torch.autograd.gradcheck(call, given if G is None else (*given, G))
+
+
+BLOCKS = (66_000, 70)  # of neurons: 64, then 6 (four million features at a time, and 64 neurons at least)
+
+
+@pytest.mark.parametrize(
+    ("activation", "N", "n"), [*((a, 500, 40) for a in ACTIVATIONS), ("relu", *BLOCKS)], ids=[*ACTIVATIONS, "blocks"]
+)
+def test_gradients_by_regeneration_equal_autograd(activation: str, N: int, n: int) -> None:
+    given = [t.requires_grad_() for t in problem((N, 3), n, 2, torch.float64)]
+    G = rf.gaussian(n, 3, **FAR).double()
+    upstream = [draw(*shape, dtype=torch.float64, seed=7) for shape in ((N, n), (2, n), (n,), (n,), (N, 2))]
+    results = []
+    for outputs in (three(*given, activation=activation, scale=0.7, **FAR), plainly(*given, G, activation)):
+        total = sum((a * b).sum() for a, b in zip(outputs, upstream, strict=True))
+        total = total + 0 * sum(t.sum() for t in given)  # a step has no graph at all
+        results.append(torch.autograd.grad(total, given))
+    for got, wanted in zip(*results, strict=True):
+        # 1e-11 of the largest: sums of up to 66,000 terms in float64, in another order
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11 * float(wanted.abs().max()) + 1e-300)
+
+
+def test_gradient_of_one_output_and_of_rank_zero() -> None:
+    x, u, _, shift = (t.requires_grad_() for t in problem((6, 3), 4))
+    M, _, _ = rf.random_features_covariance(x, u, 4, shift=shift, seed=1)
+    M.sum().backward()
+    assert all(t.grad.dtype == t.dtype and t.grad.isfinite().all() for t in (x, u, shift))
+    nothing = torch.zeros(6, 0, requires_grad=True)
+    rf.random_features(nothing, 4, shift=shift, seed=1).sum().backward()
+    assert nothing.grad.shape == (6, 0)
+
+
+def test_one_compilation_for_ten_seeds() -> None:
+    x, u, A, shift = problem((4, 3, 2), 6, 2)
+
+    def all_of_them(key: Tensor) -> Tensor:
+        return torch.cat([t.double().flatten() for t in three(x, u, A, shift, seed=key)])
+
+    assert_compiles_once(all_of_them, [(rf.key(seed),) for seed in range(10)])
+    calls = [(seed, seed + 20) for seed in range(3, 13)]
+    assert_compiles_once(lambda seed, n: rf.random_features(u, n, seed=seed), calls, dynamic=True)
