@@ -119,6 +119,7 @@ void bind(py::module_& m, const char* name, void (*Kernels::*kernel)(T...)) {
 PYBIND11_MODULE(_C, m) {
   m.def("levels", &levels);
   m.def("use", &use);
+  m.def("advise_huge_pages", [](uint64_t data, int64_t bytes) { advise_huge_pages(Argument<void*>::to(data), bytes); });
   bind(m, "gaussian", &Kernels::gaussian);
   bind(m, "cross_covariance", &Kernels::cross_covariance);
   bind(m, "polar_multiply", &Kernels::polar_multiply);

@@ -66,6 +66,10 @@ RF_LEVEL(avx512)
 RF_LEVEL(avx512_bf16)
 #undef RF_LEVEL
 
+// Asks for large pages behind memory that is about to be written for the first time: where a page is touched first
+// costs more than most kernels' arithmetic. Does nothing below 4 MiB, or where the system has no such call.
+void advise_huge_pages(void* data, int64_t bytes);
+
 // 64-byte aligned memory for the length of a kernel's call; std::bad_alloc where there is none.
 class Scratch {
  public:

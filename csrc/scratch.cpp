@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Scratch memory, compiled once: an instruction-set level's objects hold no code that another level could call.
+// Memory, compiled once: an instruction-set level's objects hold no code that another level could call.
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <new>
 
@@ -7,8 +11,18 @@
 
 namespace rf {
 
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#ifdef __linux__
+  constexpr uint64_t page = 4096, least = 4 << 20;
+  const uint64_t begin = reinterpret_cast<uint64_t>(data), first = (begin + page - 1) / page * page;
+  if (bytes >= static_cast<int64_t>(least))
+    madvise(reinterpret_cast<void*>(first), (begin + bytes - first) / page * page, MADV_HUGEPAGE);
+#endif
+}
+
 Scratch::Scratch(int64_t bytes) : data_(std::aligned_alloc(64, (static_cast<size_t>(bytes) + 127) / 64 * 64)) {
   if (data_ == nullptr) throw std::bad_alloc();
+  advise_huge_pages(data_, bytes);
 }
 
 Scratch::~Scratch() { std::free(data_); }

@@ -231,7 +231,7 @@ def _gaussian(
 ) -> Tensor:
     if dtype not in DTYPES:
         raise TypeError(f"dtype={dtype}: wanted one of {', '.join(map(str, DTYPES))}")
-    out = torch.empty(rows, cols, dtype=dtype, device=device)
+    out = _backend.empty((rows, cols), dtype, device)
     _gaussian_out(key, backend, out)
     return out
 

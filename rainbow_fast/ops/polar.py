@@ -11,9 +11,13 @@ from rainbow_fast.ops.gaussian import gaussian_reference
 
 DTYPES = (torch.float32, torch.float64)
 
-# Squaring M costs half of the digits: singular values below this share of the largest cannot be told from rounding in
-# the eigenvalues of M M^T, and are left to an SVD.
-GRAM_RESOLUTION = 1e-6
+# Squaring M costs half of the digits. Singular values below RESOLUTION times the largest cannot be told from rounding in
+# the eigenvalues of the two Gram matrices, split at SPLIT, and are left to an SVD.
+SPLIT = 1e-4
+RESOLUTION = 1e-11
+CORRECTED_ONCE = 1e-6  # an error below is below float64 rounding after one more correction
+MOST_CORRECTIONS = 6
+ENOUGH = {torch.float32: 1e-9, torch.float64: 0.0}  # the error of orthogonality that the output does not show
 
 
 class Polar(NamedTuple):
@@ -39,10 +43,9 @@ def polar(
         keep = S > rtol * S[0]
         A = (U[:, keep] @ Vh[keep]).to(M.dtype)
 
-    The compiled kernel takes the eigenvectors of the Gram matrix of the short side in float64 and corrects the factor
-    to second order, so that orthogonality and symmetry of ``A M^T`` hold to float64 rounding; where singular
-    values near the tolerance lie below what a Gram matrix resolves (1e-6 of the largest), it takes a float64 SVD.
-    No gradient.
+    The compiled kernel takes the eigenvectors of Gram matrices of the short side in float64 and corrects the factor to
+    second order until orthogonality and symmetry of ``A M^T`` hold to the rounding of the result; where singular values
+    near the tolerance lie below what Gram matrices resolve (1e-11 of the largest), it takes a float64 SVD. No gradient.
 
     Args:
         M: tall, wide or square; scale does not matter.
@@ -100,26 +103,40 @@ def _gram(X: Tensor, Y: Tensor) -> Tensor:
     return torch.ops.rainbow_fast.cross_covariance(X.unsqueeze(0), None if Y is X else Y.unsqueeze(0), "cpu")
 
 
-def _gram_factors(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As `polar_reference`, for a wide float64 M, from the Gram matrix; None where that does not resolve the rank."""
-    eigenvalues, V = torch.linalg.eigh(_gram(M, M))
-    S = eigenvalues.clamp(min=0).sqrt()
-    if rtol < GRAM_RESOLUTION and S[0] <= GRAM_RESOLUTION * S[-1]:
-        return None
-    keep = S > rtol * S[-1]
-    U, S = V[:, keep], S[keep]
+def _gram_factors(M: Tensor, rtol: float, enough: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As `polar_reference`, for a wide float64 M, from Gram matrices; None where those do not resolve the rank.
+
+    The first Gram matrix resolves the directions above SPLIT times the largest singular value, the second, of M
+    projected on the others, what lies below. Then the rows of the factor are orthonormal up to an error that each
+    correction squares; none is made where the first error is below `enough`.
+    """
+    eigenvalues, U = torch.linalg.eigh(_gram(M, M))
     projected = _multiply(U.T, M)
+    weak = eigenvalues <= SPLIT**2 * eigenvalues[-1]
+    if weak.any():
+        eigenvalues[weak], W = torch.linalg.eigh(_gram(projected[weak], projected[weak]))
+        U[:, weak] = U[:, weak] @ W
+        projected[weak] = _multiply(W.T, projected[weak])
+    S = eigenvalues.clamp(min=0).sqrt()
+    if rtol < RESOLUTION and S.min() <= RESOLUTION * S.max():
+        return None
+    keep = S > rtol * S.max()
+    U, S, projected = U[:, keep], S[keep], projected[keep]
     K = projected / S[:, None]
-    # The error of K is about eps condition^2, and each correction squares it. To first order, (1 - E/2 + X) K has
-    # orthonormal rows and, X being skew, a symmetric product with the rows of M.
-    for _ in range(1 if S.max() < 1e4 * S.min() else 2):
+    for _ in range(MOST_CORRECTIONS):
         E = _gram(K, K)
         E.diagonal().sub_(1)
+        error = float(E.abs().max())
+        if error < enough:
+            return U, (K * projected).sum(1), K
+        # To first order, (1 - E/2 + X) K has orthonormal rows and, X being skew, a symmetric product with those of M.
         N = _gram(K, projected)
         N -= 0.5 * E @ N
         X = (N.T - N) / (S[:, None] + S[None, :])
         K = K + _multiply(X - 0.5 * E, K)
-    return U, (K * projected).sum(1), K
+        if error < CORRECTED_ONCE:
+            return U, (K * projected).sum(1), K
+    return None
 
 
 def _completion(U: Tensor, Vh: Tensor, d: int, m: int) -> Tensor:
@@ -155,7 +172,7 @@ def _polar_out(
     scaled = M.detach().double() / largest
     tall = M.shape[0] > M.shape[1]
     wide = scaled.T.contiguous() if tall else scaled
-    factors = _gram_factors(wide, rtol) if chosen == "cpu" else None
+    factors = _gram_factors(wide, rtol, ENOUGH[M.dtype]) if chosen == "cpu" else None
     U, S, Vh = factors or polar_reference(wide, rtol)
     A = _multiply(U, Vh) if chosen == "cpu" else U @ Vh
     B = (U * S) @ U.T  # H of the partial factor, exactly symmetric up to rounding

@@ -283,7 +283,7 @@ def _project(f: _Features, A: Tensor, backend: str | None, out: Tensor) -> None:
 
 
 def _random_features(u, shift, n, key, G, activation, slope, scale, backend):
-    out = u.new_empty(u.shape[0], n, *u.shape[2:])
+    out = _backend.empty((u.shape[0], n, *u.shape[2:]), u.dtype, u.device)
     _write(_Features(u, shift, key, G, activation, slope, scale), backend, out)
     return out
 
@@ -307,7 +307,7 @@ def _random_features_covariance_out(x, u, shift, key, G, activation, slope, scal
 
 
 def _random_features_projection(u, A, shift, key, G, activation, slope, scale, backend):
-    out = u.new_empty(u.shape[0], A.shape[0], *u.shape[2:])
+    out = _backend.empty((u.shape[0], A.shape[0], *u.shape[2:]), u.dtype, u.device)
     _project(_Features(u, shift, key, G, activation, slope, scale), A, backend, out)
     return out
 

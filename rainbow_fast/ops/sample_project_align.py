@@ -136,7 +136,7 @@ def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str
 def _sample_project_align(
     n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, backend: str | None
 ) -> Tensor:
-    out = P.new_empty(n, P.shape[1], dtype=dtype)
+    out = _backend.empty((n, P.shape[1]), dtype, P.device)
     _sample_project_align_out(P.detach(), key, scale, backend, out)
     return out
 
