@@ -11,8 +11,8 @@ from rainbow_fast.ops.gaussian import gaussian_reference
 
 DTYPES = (torch.float32, torch.float64)
 
-# Squaring M costs half of the digits. Singular values below RESOLUTION times the largest cannot be told from rounding in
-# the eigenvalues of the two Gram matrices, split at SPLIT, and are left to an SVD.
+# Squaring M costs half of the digits. Singular values below RESOLUTION times the largest cannot be told from rounding
+# in the eigenvalues of the two Gram matrices, split at SPLIT, and are left to an SVD.
 SPLIT = 1e-4
 RESOLUTION = 1e-11
 CORRECTED_ONCE = 1e-6  # an error below is below float64 rounding after one more correction
