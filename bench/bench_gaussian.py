@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""gaussian against torch.randn and NumPy, into new memory and into given memory.
+
+The error is the Kolmogorov-Smirnov distance to the normal law of the first 10^5 values; a part of ours is also compared
+with the reference, bit by bit. The published codes draw by torch.randn.
+"""
+
+import math
+
+import numpy as np
+import torch
+from floor import Floor
+from race import OURS, PLAIN, Candidate, Race, entries
+from torch import Tensor
+
+import rainbow_fast as rf
+from rainbow_fast.ops.gaussian import gaussian_reference
+
+NUMPY = "numpy PCG64"
+
+
+def distance(values: Tensor) -> float:
+    x = torch.special.ndtr(values.flatten()[:100_000].double()).sort().values
+    return float((x - (torch.arange(len(x)) + 0.5) / len(x)).abs().max())
+
+
+def exact_distance(G: Tensor) -> float:
+    rows = min(64, len(G))
+    expected = gaussian_reference([7, 3, 0, 0], rows, G.shape[1])
+    assert np.array_equal(G[:rows].numpy().view(np.uint32), expected.view(np.uint32)), "bits differ from the reference"
+    return distance(G)
+
+
+def gaussian(rows: int, cols: int, memory: str, threads: int) -> Race:
+    out, source = torch.empty(rows, cols), torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
+    if memory == "new":
+        ours = lambda: rf.gaussian(rows, cols, seed=7, stream=3)  # noqa: E731
+        plain = lambda: torch.randn(rows, cols, generator=source)  # noqa: E731
+        third = lambda: torch.from_numpy(generator.standard_normal((rows, cols), np.float32))  # noqa: E731
+    else:
+        ours = lambda: rf.gaussian(rows, cols, seed=7, stream=3, out=out)  # noqa: E731
+        plain = lambda: out.normal_(generator=source)  # noqa: E731
+        third = lambda: torch.from_numpy(generator.standard_normal(out=out.numpy(), dtype=np.float32))  # noqa: E731
+    return Race(
+        f"gaussian {rows} x {cols}, {memory} memory",
+        {OURS: Candidate(ours, exact_distance), PLAIN: Candidate(plain, distance), NUMPY: Candidate(third, distance)},
+        Floor(bytes=4 * rows * cols),
+        threads=threads,
+        variant=threads == 1 and rows == 10_000,
+        slack=1.95 / math.sqrt(100_000),
+    )
+
+
+CASES = [(10_000, 1000, memory, threads) for memory in ("new", "given") for threads in (2, 1)]
+bench_gaussian = entries(gaussian, [*CASES, (128, 1000, "given", 1)], (OURS, PLAIN, NUMPY))

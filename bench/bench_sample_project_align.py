@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""sample_project_align against randn and a product, and against the published square root of the covariance."""
+
+import torch
+from floor import Floor
+from race import OURS, PLAIN, PUBLISHED, Candidate, Race, entries, relative
+from torch import Tensor
+
+import rainbow_fast as rf
+
+PRODUCT = "torch, product alone"  # G given: what is left is the matrix product
+
+
+def square_root(P: Tensor) -> Tensor:
+    """The symmetric square root of P^T P, as the published codes take it."""
+    values, V = torch.linalg.eigh(P.T @ P)
+    return (V * values.clamp(min=0).sqrt()) @ V.T
+
+
+def sample_project_align(dtype_name: str, n: int, r: int, m: int, memory: str = "new") -> Race:
+    dtype = getattr(torch, dtype_name)
+    P = (torch.randn(r, m, generator=torch.Generator().manual_seed(0)) / r**0.5).to(dtype)
+    source = torch.Generator()
+
+    def draw(rows: int, cols: int) -> Tensor:
+        return torch.randn(rows, cols, generator=source.manual_seed(1))
+
+    given = draw(n, r).to(dtype)
+    out = torch.empty(n, m, dtype=dtype) if memory == "given" else None
+
+    def exact(G: Tensor) -> Tensor:
+        return G.to(dtype).double() @ P.double()
+
+    candidates = {
+        OURS: Candidate(
+            lambda: rf.sample_project_align(n, P, seed=1) if out is None else rf.sample_project_align_(out, P, seed=1),
+            lambda W: relative(W, rf.gaussian(n, r, seed=1).double() @ P.double()),
+        ),
+        PLAIN: Candidate(lambda: torch.mm(draw(n, r).to(dtype), P, out=out), lambda W: relative(W, exact(draw(n, r)))),
+        PRODUCT: Candidate(lambda: torch.mm(given, P, out=out), lambda W: relative(W, exact(given))),
+    }
+    if memory == "new" and dtype == torch.float32:
+        candidates[PUBLISHED] = Candidate(
+            lambda: draw(n, m) @ square_root(P), lambda W: relative(W, draw(n, m).double() @ square_root(P.double()))
+        )
+    return Race(
+        f"sample_project_align {dtype_name} n {n}, r {r}, m {m}" + ", given memory" * (memory == "given"),
+        candidates,
+        Floor({"bf16" if dtype == torch.bfloat16 else "f32": 2.0 * n * r * m}, bytes=P.element_size() * n * m),
+        slack=torch.finfo(dtype).eps,
+    )
+
+
+bench_new = entries(
+    sample_project_align, [("float32", 8192, 256, m) for m in (240, 1152)], (OURS, PLAIN, PRODUCT, PUBLISHED)
+)
+others = [("float32", 8192, 256, 1152, "given"), ("float32", 8192, 256, 4608, "given"), ("bfloat16", 8192, 256, 1152)]
+bench_others = entries(sample_project_align, others, (OURS, PLAIN, PRODUCT))

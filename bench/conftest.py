@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Prints the table of all races at the end, in place of pytest-benchmark's own."""
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from race import Result
+
+from rainbow_fast import backend
+
+RESULTS = pytest.StashKey[list[Result]]()
+HEAD = ("job", "candidate", "min ms", "median ms", "x plain", "error", "of floor")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-time", action="store_true", help="time one thread by its CPU time: for a busy machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RESULTS] = []
+    config.option.benchmark_quiet = True
+
+
+@pytest.fixture
+def record(pytestconfig: pytest.Config) -> Callable[[Result], None]:
+    return pytestconfig.stash[RESULTS].append
+
+
+def cpu() -> str:
+    """The model's name, as lscpu gives it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def table(results: list[Result]) -> list[str]:
+    """Markdown, with columns of one width."""
+    rows = [HEAD]
+    last = ""
+    for r in results:
+        best, median = (f"{1e3 * s:.2f}" if s < 1 else f"{1e3 * s:.0f}" for s in (r.best, r.median))
+        share = f"{100 * r.share:.0f} %" if r.share else "-"
+        rows.append((r.job if r.job != last else "", r.name, best, median, f"{r.ratio:.2f}", f"{r.error:.1e}", share))
+        last = r.job
+    widths = [max(len(row[k]) for row in rows) for k in range(len(HEAD))]
+    lines = []
+    for row in rows:
+        cells = [row[k].ljust(w) if k < 2 else row[k].rjust(w) for k, w in enumerate(widths)]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = ["-" * w if k < 2 else "-" * (w - 1) + ":" for k, w in enumerate(widths)]
+    return [lines[0], "| " + " | ".join(rule) + " |", *lines[1:]]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    results = [r for r in config.stash[RESULTS] if max(r.seconds) > 0]
+    if not results:
+        return
+    rates = {kind: max(r.rates.get(kind, 0.0) for r in results) / 1e9 for kind in ("f32", "f64", "bf16", "copy")}
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    terminalreporter.section("rainbow_fast against plain torch and the published way")
+    for line in (
+        f"{cpu()}, {os.cpu_count()} cores{load}; kernels {backend.isa}; torch {torch.__version__}"
+        f" ({torch.backends.cpu.get_cpu_capability()}); best rates seen in this run: "
+        + ", ".join(
+            f"{kind} {rate:.0f} {'GB/s' if kind == 'copy' else 'GFlop/s'}" for kind, rate in rates.items() if rate
+        ),
+        "",
+        *table(results),
+    ):
+        terminalreporter.write_line(line)

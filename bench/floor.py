@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the machine can do at most, measured beside every race: multiply-adds in registers, and copies of memory."""
+
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+KINDS = ("f32", "f64", "bf16")
+ROUNDS = 1_000_000  # a few milliseconds
+Clock = Callable[[], float]
+COPIED = 1 << 27  # bytes: beyond any cache, and well above what a page fault hides
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """peak.cpp, compiled for this machine; None where there is no compiler."""
+    found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    cxx = shlex.split(os.environ["CXX"]) if os.environ.get("CXX") else [found] if found else []
+    if not cxx:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        built = f"{folder}/peak.so"
+        source = str(Path(__file__).with_name("peak.cpp"))
+        flags = "-std=gnu++20 -O3 -march=native -ffp-contract=fast -shared -fPIC -o".split()
+        subprocess.run([*cxx, *flags, built, source], check=True)
+        library = ctypes.CDLL(built)
+    for kind in KINDS:
+        getattr(library, f"run_{kind}").argtypes = [ctypes.c_int64, ctypes.c_double, ctypes.c_double]
+        getattr(library, f"run_{kind}").restype = ctypes.c_double
+        getattr(library, f"flops_{kind}").restype = ctypes.c_int64
+    return library
+
+
+def _seconds(run: Callable[[], object], clock: Clock) -> float:
+    start = clock()
+    run()
+    return clock() - start
+
+
+@functools.cache
+def _buffers() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones(COPIED // 4), torch.zeros(COPIED // 4)
+
+
+def multiply_adds(kind: str, threads: int, clock: Clock) -> float:
+    """Flops per second that `threads` threads reach together now; 0 where nothing can be compiled."""
+    library = _library()
+    if library is None:
+        return 0.0
+    run = getattr(library, f"run_{kind}")  # ctypes lets go of the GIL
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda _: run(ROUNDS // 20, 0.5, 0.5), range(threads)))
+        seconds = _seconds(lambda: list(pool.map(lambda _: run(ROUNDS, 0.5, 0.5), range(threads))), clock)
+    return threads * ROUNDS * getattr(library, f"flops_{kind}")() / seconds
+
+
+def copies(clock: Clock) -> float:
+    """Bytes per second of a copy, read and written, on torch's threads."""
+    source, target = _buffers()
+    return 2 * COPIED / _seconds(lambda: target.copy_(source), clock)
+
+
+@dataclass
+class Floor:
+    """The least time a job takes: its flops at the peak rate of their kind, or its bytes at the rate of a copy.
+
+    Bytes are those of inputs and results, once each; where a job is given in both, the longer of the two counts.
+    """
+
+    flops: dict[str, float] = field(default_factory=dict)  # by kind
+    bytes: float = 0.0
+    rates: dict[str, float] = field(default_factory=dict)  # the best of all rounds
+
+    def measure(self, threads: int, clock: Clock) -> None:
+        for kind in self.flops:
+            self.rates[kind] = max(self.rates.get(kind, 0.0), multiply_adds(kind, threads, clock))
+        if self.bytes:
+            self.rates["copy"] = max(self.rates.get("copy", 0.0), copies(clock))
+
+    def seconds(self) -> float:
+        """0 where it could not be measured."""
+        if not all(self.rates.values()):
+            return 0.0
+        computed = sum(flops / self.rates[kind] for kind, flops in self.flops.items())
+        return max(computed, self.bytes / self.rates["copy"] if self.bytes else 0.0)

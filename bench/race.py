@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Several ways to do one job: each is checked against float64 first, then all are timed in turn, round by round."""
+
+import functools
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from floor import Clock, Floor
+from tolerance import FACTOR
+from torch import Tensor
+
+OURS, PLAIN, PUBLISHED = "rainbow_fast", "plain torch", "published"
+BUDGET = 3.0  # seconds a race may take once it has its rounds
+ROUNDS = (5, 60)  # at least, at most
+
+
+@dataclass(frozen=True)
+class Candidate:
+    run: Callable[[], Any]
+    error: Callable[[Any], float]  # of what `run` returns, against float64
+
+
+@dataclass(frozen=True)
+class Race:
+    """The first candidate is ours, the second the one that ratios refer to.
+
+    Ours may have FACTOR times the error of the second, as in the tests, and `slack` for where that is zero by luck.
+    """
+
+    job: str
+    candidates: dict[str, Candidate]
+    floor: Floor
+    threads: int = 2
+    variant: bool = False  # another case of the same job has more threads
+    slack: float = 1e-7
+    rounds: int = ROUNDS[0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table."""
+
+    job: str
+    name: str
+    seconds: list[float]
+    ratio: float  # time of the plain candidate over this one's, least against least
+    error: float
+    share: float  # of the floor: its time over the least of this one; 0 where unknown
+    rates: dict[str, float]
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def relative(got: Tensor, exact: Tensor) -> float:
+    """|got - exact|_F / |exact|_F in float64."""
+    return float(torch.linalg.vector_norm(got.double() - exact) / torch.linalg.vector_norm(exact))
+
+
+def checked(race: Race) -> tuple[dict[str, float], dict[str, str]]:
+    """The error of every candidate, and what is wrong with those that must not be timed."""
+    errors = {name: candidate.error(candidate.run()) for name, candidate in race.candidates.items()}
+    ours, plain, *_ = errors
+    allowed = FACTOR * errors[plain] + race.slack
+    wrong = {name: f"error {error}" for name, error in errors.items() if not error < float("inf")}
+    if not errors[ours] <= allowed:
+        wrong[ours] = f"error {errors[ours]:.2e}, allowed {allowed:.2e} ({plain}: {errors[plain]:.2e})"
+    return errors, wrong
+
+
+def timed(race: Race, wrong: dict[str, str], threads: int, clock: Clock) -> dict[str, list[float]]:
+    """Seconds of every round of each candidate, all candidates in each round, each round in another order."""
+    running = [(name, candidate.run) for name, candidate in race.candidates.items() if name not in wrong]
+    seconds: dict[str, list[float]] = {name: [] for name, _ in running}
+    start = time.perf_counter()
+    for number in range(ROUNDS[1]):
+        if number >= race.rounds and time.perf_counter() - start > BUDGET:
+            break
+        race.floor.measure(threads, clock)
+        turn = number % len(running)
+        for name, run in running[turn:] + running[:turn]:
+            began = clock()
+            result = run()
+            seconds[name].append(clock() - began)
+            del result
+    return seconds
+
+
+@functools.lru_cache(maxsize=1)
+def results(build: Callable[..., Race], case: tuple, timing: bool, cpu_time: bool) -> dict[str, Result | str]:
+    """The race of a case, run once for all its candidates: a line each, or what is wrong. Empty if there is none.
+
+    With `cpu_time` on one thread by its CPU time, which other work on the machine hardly touches.
+    """
+    before = torch.get_num_threads()
+    race = build(*case)
+    if cpu_time and race.variant:
+        return {}
+    threads, clock = (1, time.process_time) if cpu_time else (race.threads, time.perf_counter)
+    torch.set_num_threads(threads)
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            errors, wrong = checked(race)
+            seconds = timed(race, wrong, threads, clock) if timing else dict.fromkeys(errors, [0.0])
+    finally:
+        gc.enable()
+        torch.set_num_threads(before)
+    plain = min(seconds.get(list(race.candidates)[1], [float("nan")]))
+    found: dict[str, Result | str] = dict(wrong)
+    job = race.job + ", one thread" * (threads == 1)
+    for name in race.candidates:
+        if name not in wrong:
+            best = min(seconds[name])
+            ratio, share = (plain / best, race.floor.seconds() / best) if timing else (0.0, 0.0)
+            found[name] = Result(job, name, seconds[name], ratio, errors[name], share, dict(race.floor.rates))
+    return found
+
+
+class Tape:
+    """A clock for pytest-benchmark that plays back rounds which were timed in turn with others."""
+
+    __name__ = "tape"
+
+    def __init__(self) -> None:
+        self.readings: list[float] = []
+
+    def play(self, seconds: Sequence[float]) -> None:
+        self.readings = [reading for s in reversed(seconds) for reading in (s, 0.0)]
+
+    def __call__(self) -> float:
+        return self.readings.pop()
+
+
+tape = Tape()
+
+
+def entries(build: Callable[..., Race], cases: Sequence[tuple], names: Sequence[str] = (OURS, PLAIN, PUBLISHED)):
+    """A pytest-benchmark group for each case of `build`, with an entry for each of its candidates."""
+
+    @pytest.mark.benchmark(timer=tape)
+    @pytest.mark.parametrize("name", names)
+    @pytest.mark.parametrize("case", cases, ids=lambda case: "-".join(map(str, case)))
+    def bench(benchmark, record, request, case: tuple, name: str) -> None:
+        found = results(build, case, benchmark.enabled, request.config.getoption("--cpu-time", default=False))
+        if not found:
+            pytest.skip("the same as another case on one thread")
+        result = found[name]
+        if isinstance(result, str):
+            pytest.fail(f"{name} is wrong and is not timed: {result}", pytrace=False)
+        benchmark.group = result.job
+        benchmark.extra_info.update(
+            error=result.error, ratio_to_plain=result.ratio, share_of_floor=result.share, rates=result.rates
+        )
+        tape.play(result.seconds)
+        benchmark.pedantic(lambda: None, rounds=len(result.seconds))
+        record(result)
+
+    return bench
