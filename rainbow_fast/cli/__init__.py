@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command `rainbow-fast`: train, sample, demo, reproduce, info."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+
+def main() -> None:
+    """Run the command line and exit: 0, or 2 with one line on what the user got wrong, or 130 after Ctrl-C."""
+    missing = [name for name in ("typer", "rich") if find_spec(name) is None]
+    if missing:
+        print(f'Error: rainbow-fast needs {" and ".join(missing)}: pip install "rainbow_fast[cli]"', file=sys.stderr)
+        sys.exit(2)
+    from rainbow_fast.cli.app import run
+
+    sys.exit(run())

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the commands leave behind: whole files or none, whatever interrupts them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from rainbow_fast.networks import cnn, load_weights, mlp
+
+FORMAT, VERSION = "rainbow_fast.checkpoint", 1
+BUILDERS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says of itself, beside the weights.
+
+    Attributes:
+        architecture, arguments: the builder, `mlp` or `cnn`, and its arguments.
+        data, grey: the images it was trained on.
+        training: the arguments of `rainbow_fast.networks.train`.
+        accuracy: on the test images.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+    data: str
+    grey: bool
+    training: dict[str, Any]
+    accuracy: float
+
+    def build(self, seed: int = 0) -> nn.Sequential:
+        """The network as it is initialised from `seed`."""
+        return BUILDERS[self.architecture](**self.arguments, seed=seed)
+
+    def __str__(self) -> str:
+        return f"{self.architecture} on {self.data}, test accuracy {100 * self.accuracy:.1f} %"
+
+
+def save_checkpoint(module: nn.Module, about: About, path: Path) -> None:
+    """Write weights and architecture to one file in safetensors."""
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    write(path, to_bytes(state, {"format": FORMAT, "version": str(VERSION), "about": json.dumps(asdict(about))}))
+
+
+def load_checkpoint(path: Path) -> tuple[nn.Sequential, About]:
+    """Read what `save_checkpoint` wrote. Nothing is unpickled.
+
+    Raises:
+        FileNotFoundError: no file at `path`.
+        ValueError: the file is no checkpoint of this package, or of a later version; the message names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is no checkpoint of `rainbow-fast train`: its format is {header.get('format')!r}")
+    if int(header["version"]) > VERSION:
+        raise ValueError(f"{path} has version {header['version']}, this package reads versions up to {VERSION}")
+    about = About(**json.loads(header["about"]))
+    module = about.build()
+    load_weights(module, path)
+    return module, about
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Put `data` at `path`, the whole of it or nothing: through a temporary file beside it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line."""
+    write(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_records(path: Path) -> list[Record]:
+    """What `write_records` wrote; nothing where there is no file.
+
+    Raises:
+        ValueError: a line that is not JSON; the message names it.
+    """
+    records = []
+    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
+    return records

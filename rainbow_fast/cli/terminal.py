@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a person sees while a command runs, and after it: a progress bar, tables, one-line errors."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from rainbow_fast.cli.experiment import Step, summaries
+from rainbow_fast.cli.files import Record
+
+
+def out() -> Console:
+    """For results."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """For everything else."""
+    return Console(stderr=True, highlight=False)
+
+
+class Bar:
+    """A bar over jobs of unequal cost. `jobs` costs in all; each `job` is a share of it."""
+
+    def __init__(self, progress: Progress, total: float) -> None:
+        self.progress, self.done = progress, 0.0
+        self.task = progress.add_task("", total=total)
+
+    @contextmanager
+    def job(self, cost: float, name: str) -> Iterator[Step]:
+        def step(share: float, what: str) -> None:
+            self.progress.update(self.task, completed=self.done + cost * share, description=f"{name}: {what}")
+
+        self.progress.update(self.task, description=name)
+        yield step
+        self.done += cost
+        self.progress.update(self.task, completed=self.done)
+
+
+@contextmanager
+def bar(total: float) -> Iterator[Bar]:
+    """A progress bar with the time left, on a terminal only, gone at the end; then what was warned of, once each."""
+    console = err()
+    one_line = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    text = TextColumn("{task.description}", markup=False, table_column=one_line)
+    columns = (text, BarColumn(24), TaskProgressColumn(), TimeRemainingColumn(compact=True))
+    hidden = not console.is_terminal
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            with Progress(*columns, console=console, transient=True, expand=True, disable=hidden) as progress:
+                yield Bar(progress, total)
+        finally:
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                console.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True)
+
+
+def print_summary(records: Iterable[Record], title: str) -> None:
+    """Accuracy and held-out error of each site, by method and width: mean and standard deviation over networks."""
+    rows = summaries(records)
+    sites = list(dict.fromkeys(site for row in rows for site in row.errors))
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method")
+    for heading in ("width", "networks", "accuracy %", *(f"error at {site}" for site in sites)):
+        table.add_column(escape(heading), justify="right", no_wrap=True)
+    previous = None
+    for row in rows:
+        if previous not in (None, row.method):
+            table.add_section()
+        name = "" if row.method == previous else row.method
+        errors = [spread(*row.errors[site], digits=3) if site in row.errors else "-" for site in sites]
+        percent = spread(100 * row.accuracy[0], 100 * row.accuracy[1], digits=1)
+        table.add_row(escape(name), f"x{row.factor:g}", str(row.networks), percent, *errors)
+        previous = row.method
+    out().print(table)
+
+
+def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Names and what they stand for, below each other."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in pairs:
+        table.add_row(escape(name), escape(value))
+    out().print(table)
+
+
+def spread(mean: float, deviation: float, *, digits: int) -> str:
+    """Mean and standard deviation; the mean alone of one value."""
+    return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")

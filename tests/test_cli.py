@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The commands, each once on small data; what they leave behind; what they say to a wrong word."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("typer")
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+from rainbow_fast import cli
+from rainbow_fast.cli import app, baselines, reproduce
+from rainbow_fast.cli.files import FORMAT, load_checkpoint, read_records, save_checkpoint, write, write_records
+from rainbow_fast.data import Images
+from rainbow_fast.networks import accuracy, mlp
+from rainbow_fast.ops.gaussian import gaussian
+
+Run = Callable[..., tuple[int, str, str]]
+PNG = b"\x89PNG"
+RESULTS = ["figure.png", "report.txt", "results.jsonl"]
+
+
+@pytest.fixture
+def rainbow_fast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`rainbow_fast("sample", ...)`: exit code, stdout, stderr of the command, in this process."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rainbow-fast", *map(str, words)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return exit.value.code, *capsys.readouterr()  # type: ignore[return-value]
+
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Enough for small data, and faster where other work runs beside the tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A perceptron, hardly trained."""
+    path = tmp_path_factory.mktemp("checkpoint") / "mlp.safetensors"
+    words = ["train", "mlp", "--widths", "12,8", "--epochs", "3", "--seed", "5", "--out", str(path)]
+    assert app.get_command(app.app).main(words, standalone_mode=False) is None
+    return path
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_checkpoint_holds_the_architecture(checkpoint: Path) -> None:
+    module, about = load_checkpoint(checkpoint)
+    assert (about.architecture, about.arguments, about.data) == ("mlp", {"sizes": [64, 12, 8, 10]}, "digits")
+    assert about.training["epochs"] == 3 and about.training["seed"] == 5
+    images = app.load_images(about, None)
+    assert about.accuracy == accuracy(module, images.x_test, images.y_test) > 0.3
+
+
+def test_sample(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
+    given = ["--factors", "1,2.5", "--methods", "paper,calibrated", "--networks", 2, "--images", 500]
+    code, out, err = rainbow_fast("sample", checkpoint, *given, "--out", tmp_path / "new" / "folder")
+    assert (code, err) == (0, "")
+    assert "calibrated" in out and "x2.5" in out and "±" in out
+    folder = tmp_path / "new" / "folder"
+    assert contents(folder) == RESULTS
+    records = read_records(folder / "results.jsonl")
+    keys = [(r["method"], r["factor"], r["network"], r["site"]) for r in records]
+    assert keys == [(m, f, n, s) for m in ("paper", "calibrated") for f in (1, 2.5) for n in (0, 1) for s in ("2", "4")]
+    wide = records[-2]
+    assert (wide["d"], wide["n"], wide["images"], wide["held_out_images"]) == (12, 30, 500, 360)
+    assert 0 < wide["error"] < 1 and 0 < wide["accuracy"] < 1
+    assert wide["reference_accuracy"] == load_checkpoint(checkpoint)[1].accuracy
+    assert (folder / "report.txt").read_text().count("law=orthonormal") == 4
+    assert (folder / "figure.png").read_bytes().startswith(PNG)
+
+
+def test_sample_is_reproducible_and_takes_widths(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
+    given = ["--widths", "16", "--methods", "paper", "--networks", 1, "--rank", 4, "--out", tmp_path]
+    assert rainbow_fast("sample", checkpoint, *given)[0] == 0
+    first = (tmp_path / "results.jsonl").read_text()
+    assert [(r["n"], r["rank"], r["factor"]) for r in read_records(tmp_path / "results.jsonl")] == [
+        (16, 4, 32 / 20)
+    ] * 2
+    assert rainbow_fast("sample", checkpoint, *given)[0] == 0
+    assert (tmp_path / "results.jsonl").read_text() == first
+
+
+def test_demo(rainbow_fast: Run, tmp_path: Path) -> None:
+    code, out, _ = rainbow_fast("demo", "--out", tmp_path)
+    assert code == 0
+    assert contents(tmp_path) == ["cnn", "cnn.safetensors", "mlp", "mlp.safetensors"]
+    for name in ("mlp", "cnn"):
+        assert contents(tmp_path / name) == RESULTS
+        records = read_records(tmp_path / name / "results.jsonl")
+        assert len(records) == 3 * 4 * 3 * 2
+        best = [r["accuracy"] for r in records if r["method"] == "regression" and r["factor"] == 16]
+        assert min(best) > records[0]["reference_accuracy"] - 0.03 > 0.9
+    assert f"{tmp_path / 'cnn'}: results.jsonl, report.txt, figure.png" in out
+
+
+def test_info(rainbow_fast: Run) -> None:
+    code, out, _ = rainbow_fast("info")
+    assert code == 0
+    assert torch.__version__ in out and "cpu, reference" in out and "RAINBOW_FAST_ISA" in out
+
+
+def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
+    code, out, err = rainbow_fast()
+    assert code == 2 and "reproduce" in out and err == ""
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["bogus"], "No such command"),
+        (["sample"], "Missing argument"),
+        (["sample", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+        (["sample", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
+        (["sample", "{file}", "--factors", "1,x"], "--factors: wanted numbers above 0, separated by commas; got '1,x'"),
+        (["sample", "{file}", "--factors", "2,2"], "--factors: wanted each number once, got '2,2'"),
+        (["sample", "{file}", "--widths", "2.5"], "--widths: wanted whole numbers above 0"),
+        (["sample", "{file}", "--widths", "2", "--factors", "1"], "--factors and --widths: wanted one of the two"),
+        (["sample", "{file}", "--data", "elsewhere"], "--data: the checkpoint was trained on digits, got 'elsewhere'"),
+        (["sample", "{file}", "--align", "flattened"], "align='flattened': no sampled site feeds a Flatten"),
+        (["train", "resnet"], "architecture: wanted mlp or cnn, got 'resnet'"),
+        (["train", "mlp", "--data", "elsewhere"], "no file elsewhere/data_batch_1.bin"),
+        (["train", "mlp", "--epochs", "0"], "epochs: wanted at least 1, got 0"),
+        (["train", "mlp", "--out", "elsewhere/mlp.safetensors"], "--out: no folder elsewhere"),
+        (["train", "mlp", "--lr", "1e9"], "loss"),
+        (["reproduce", "elsewhere"], "no file elsewhere/data_batch_1.bin"),
+        (["reproduce", "elsewhere", "--architectures", "mlp,vgg"], "--architectures: wanted mlp, cnn or mlp,cnn"),
+    ],
+)
+def test_wrong_words_cost_one_line(
+    rainbow_fast: Run,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = rainbow_fast(*(word.format(file=checkpoint) for word in words))
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: ") and message in err and err.count("\n") == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_wrong_checkpoints_are_named(tmp_path: Path, checkpoint: Path) -> None:
+    whole = checkpoint.read_bytes()
+    path = tmp_path / "some.safetensors"
+    for data, message in [
+        (whole[:-1], "is not a whole safetensors file"),
+        (whole.replace(FORMAT.encode(), b"x" * len(FORMAT)), "is no checkpoint"),
+        (whole.replace(b'"version":"1"', b'"version":"9"'), "has version 9"),
+    ]:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"some.safetensors {message}"):
+            load_checkpoint(path)
+
+
+def test_cifar10_checkpoint_needs_its_folder(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
+    module, about = load_checkpoint(checkpoint)
+    save_checkpoint(module, replace(about, data="cifar10"), tmp_path / "it")
+    code, _, err = rainbow_fast("sample", tmp_path / "it", "--out", tmp_path)
+    assert code == 2 and "--data: the checkpoint was trained on CIFAR-10, wanted the folder" in err
+
+
+def test_missing_extras_are_named(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    assert rainbow_fast("demo")[2] == 'Error: plots need matplotlib: pip install "rainbow_fast[plots]"\n'
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    code, _, err = rainbow_fast("demo")
+    assert code == 2 and err == 'Error: rainbow-fast needs typer and rich: pip install "rainbow_fast[cli]"\n'
+
+
+def test_interruption_leaves_whole_files(checkpoint: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of `sample`, in a process of its own."""
+    out = tmp_path / "out"
+    words = ["sample", checkpoint, "--methods", "regression", "--factors", "64", "--networks", 500]
+    code = "from rainbow_fast.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words), "--threads", "1", "--out", str(out)],
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 50
+    while not (out / "results.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    printed, err = process.communicate(timeout=50)
+    assert (process.returncode, printed) == (130, "")
+    assert err == "Interrupted. What stands in the output folder is whole.\n"
+    assert contents(out) == ["results.jsonl"]
+    lines = (out / "results.jsonl").read_text()
+    assert lines.endswith("\n") and len(lines.splitlines()) % 2 == 0
+    assert {json.loads(line)["site"] for line in lines.splitlines()} == {"2", "4"}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write(path, "old")
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, "new")
+    assert path.read_text() == "old" and contents(tmp_path) == ["file"]
+
+
+# Baselines
+
+
+@pytest.fixture
+def toy() -> tuple[nn.Sequential, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """A float64 perceptron with data, more than one chunk of it."""
+    torch.manual_seed(0)
+    module = mlp((9, 7, 5, 3), seed=1).double()
+    x = torch.randn(1300, 9, dtype=torch.float64)
+    return module, x[:700], (x[700:], module(x[700:]).argmax(1))
+
+
+def test_white_weights_as_a_wide_network(toy: tuple) -> None:
+    module, align, (x_test, y_test) = toy
+    got, sites = baselines.white_weights(module, align, (x_test, y_test), factor=4, seed=3, network=2)
+    phi, phi_test, wide, wide_test, A = align, x_test, align, x_test, torch.eye(9, dtype=torch.float64)
+    for index, layer in enumerate((1, 3)):
+        W = module[layer].weight.detach()
+        G = gaussian(4 * len(W), W.shape[1], seed=3, stream=2 << 12 | index, dtype=torch.float64)
+        wide_W = (W.T @ W / len(W)).trace().div(W.shape[1]).sqrt() * G @ A
+        phi, phi_test, wide, wide_test = (torch.relu(t @ w.T) for t, w in
+            ((phi, W), (phi_test, W), (wide, wide_W), (wide_test, wide_W)))  # fmt: skip
+        U, _, Vh = torch.linalg.svd(phi.T @ wide, full_matrices=False)
+        A = U @ Vh * math.sqrt(len(W) / len(wide_W))
+        error = (wide_test @ A.T - phi_test).square().sum() / phi_test.square().sum()
+        assert sites[index]["error"] == pytest.approx(float(error), rel=1e-8)
+        assert (sites[index]["d"], sites[index]["n"]) == (len(W), 4 * len(W))
+    logits = wide_test @ A.T @ module[5].weight.T
+    assert got == pytest.approx(float((logits.argmax(1) == y_test).double().mean()))
+
+
+def test_a_permuted_network_is_the_same_network(toy: tuple) -> None:
+    module, align, test = toy
+    other = mlp((9, 7, 5, 3)).double()
+    p, q = torch.randperm(7), torch.randperm(5)
+    with torch.no_grad():
+        other[1].weight.copy_(module[1].weight[p])
+        other[3].weight.copy_(module[3].weight[q][:, p])
+    got, sites = baselines.another_network(module, other, align, test)
+    assert got == 1 and max(site["error"] for site in sites) < 1e-20
+
+
+def test_baselines_name_the_site_they_cannot_compare() -> None:
+    module = mlp((9, 7, 3), bias=True)
+    with pytest.raises(ValueError, match="site '2': wanted a bias-free layer"):
+        baselines.white_weights(module, torch.randn(9, 9), (torch.randn(9, 9), torch.zeros(9)), factor=1)
+
+
+# The published experiments, on noise
+
+
+@pytest.mark.filterwarnings("ignore:site")
+def test_reproduce(rainbow_fast: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case with few neurons, the paper's law at four widths; a second call goes on where the first stopped."""
+    torch.manual_seed(0)
+    x, y = torch.randn(200, 1, 32, 32), torch.arange(200) % 10
+    monkeypatch.setattr(app, "cifar10", lambda folder, grey: Images(x, y, x[:50], y[:50]))
+    few = {case.name: replace(case, factors=(1,) if case.factors == (1,) else (1 / 8,)) for case in reproduce.CASES}
+    cases = [replace(few.pop("paper"), factors=(1 / 16, 1 / 8, 1 / 4, 1 / 2)), *few.values()]
+    monkeypatch.setattr(reproduce, "CASES", cases)
+    given = ["folder", "--networks", 1, "--trainings", 2, "--out", tmp_path]
+    code, _, err = rainbow_fast("reproduce", *given, "--architectures", "cnn")
+    assert code == 0, err
+    first = (tmp_path / "results.jsonl").read_text()
+    assert rainbow_fast("reproduce", *given)[0] == 0
+    assert (tmp_path / "results.jsonl").read_text().startswith(first)
+    assert [name for name in contents(tmp_path) if "cifar10" not in name] == ["results.jsonl"]
+    assert len(contents(tmp_path)) == 4 + 3  # checkpoints, results, page and figure
+    records = read_records(tmp_path / "results.jsonl")
+    assert len({(r["architecture"], r["method"], r["factor"], r["network"]) for r in records}) == len(records) / 2
+    page = (tmp_path / "cifar10.md").read_text()
+    for case in cases:
+        assert page.count(f"| {case.name} |") >= len(case.architectures)
+    assert page.count("| site | limit | c | p |") == 2
+    assert (tmp_path / "cifar10.png").read_bytes().startswith(PNG)
+    write_records(tmp_path / "results.jsonl", records)
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write("{")
+    assert "is not JSON" in rainbow_fast("reproduce", *given)[2]
+
+
+@pytest.mark.parametrize("wanted", [(0.12, 0.4, 0.97), (0.0, 1.0, 0.5), (0.3, 0.05, 1.6)])
+def test_limit_of_exact_errors_is_found(wanted: tuple[float, float, float]) -> None:
+    limit, c, p = wanted
+    found = reproduce.fit_limit({n: limit + c * n**-p for n in (1.0, 4.0, 16.0, 64.0)})
+    assert found == pytest.approx(wanted, abs=1e-9)
