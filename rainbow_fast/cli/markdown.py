@@ -32,6 +32,7 @@ regression of the MLP (ridge 1e-2, else 1e-3).
 - *white, C = I*: the weights of each layer are white, as in an untrained network, with the trace of the trained
   covariance; only alignments are learned.
 - *second trained network*: in the place of a sample, aligned to the first site by site.
+- *50,000 images*: aligned on all training images, with the same random numbers as the networks of the first row.
 - *untrained*: sampled from the same architecture at its initialisation. *Classifier refit*: by ridge regression on the
   wide features of the alignment images.
 - *rows bootstrapped*: neurons of the reference drawn with replacement. A control: it holds the very neurons.
@@ -84,12 +85,12 @@ def figure(records: Sequence[Record]) -> bytes:
         shown = [record for record in mine if record["method"] in FIGURE_METHODS]
         if not shown:
             continue
-        others = {row.method: row.accuracy[0] for row in summaries(mine) if row.factor == 1}
-        levels = {"second trained": others.get("second trained network"), "untrained": others.get("untrained, paper")}
+        second = [row.accuracy[0] for row in summaries(mine) if row.method == "second trained network"]
+        levels = {"second trained": second, "untrained": _references(mine, trained=False)}
         made = plots.accuracy_and_error(
             shown,
             reference=mean(_references(mine)),
-            baselines={name: level for name, level in levels.items() if level is not None},
+            baselines={name: mean(level) for name, level in levels.items() if level},
             title=f"{title} on grey CIFAR-10",
         )
         made.set_dpi(110)
