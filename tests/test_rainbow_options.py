@@ -174,6 +174,7 @@ def test_errors_of_the_report_are_those_of_the_network(model):
 
 def test_moments_of_every_t_th_position():
     assert [every(10, 10), every(11, 10), every(30, 10), every(41, 10)] == [1, 3, 3, 5]
+    assert [every(41, 10, positions=n) for n in (4, 5, 35)] == [5, 7, 9], "a common factor would miss positions"
     maps = torch.arange(24.0).view(3, 2, 2, 2)
     rows = maps.movedim(1, -1).reshape(-1, 2)
     cut = torch.cat([take(maps[:1], 0, 5), take(maps[1:], 4, 5)])

@@ -47,7 +47,8 @@ def fit(
             and refit classifiers.
         holdout: what errors and accuracies are also measured on: data of its own, or the share of `data`, from its end,
             that is left out of the alignment; a tenth by default, 0 for none.
-        max_samples: of the moments of a site: where images times positions are more, every t-th is taken, t odd.
+        max_samples: of the moments of a site: where images times positions are more, every t-th is taken, t odd and
+            coprime with the positions of a map.
         progress: called as ``progress(done, total, what)``.
 
     Returns:
@@ -314,7 +315,7 @@ def _statistics(
         for s, segment in zip(found, cut.segments, strict=False):
             z = segment(x)
             per_sample = math.prod(s.z_shape) // s.d
-            step = every(data.count * per_sample, max_samples)
+            step = every(data.count * per_sample, max_samples, per_sample)
             s.z.update(take(channels_first(z, s.site.axis), before * per_sample, step))
             x = s.site.reference(z)
         before += samples

@@ -56,9 +56,15 @@ class SiteStatistics:
         return values, U * torch.where(largest < 0, -1.0, 1.0)
 
 
-def every(samples: int, at_most: int) -> int:
-    """The odd step t that leaves at most `at_most` of the samples, 1 if all of them are."""
-    return 1 if samples <= at_most else -(-samples // at_most) | 1
+def every(samples: int, at_most: int, positions: int = 1) -> int:
+    """The step t that leaves at most `at_most` of the samples, 1 if all of them are: odd, and without a common factor
+    with the positions of a map, so that every position is seen."""
+    if samples <= at_most:
+        return 1
+    step = -(-samples // at_most) | 1
+    while math.gcd(step, positions) > 1:
+        step += 2
+    return step
 
 
 def take(x: Tensor, first: int, step: int) -> Tensor:

@@ -65,7 +65,9 @@ class SiteStep:
         self.activation = RainbowActivation(
             self.site, self.law, flattened=self.flattened, recalibration=self.recalibration
         )
-        self.step = 1 if self.flattened else every(work.align.count * known.positions, work.max_samples)
+        self.step = (
+            1 if self.flattened else every(work.align.count * known.positions, work.max_samples, known.positions)
+        )
         self.collected: list[Tensor] = []
 
     def run(self, *, collect: bool) -> tuple[RainbowActivation, SiteReport]:
@@ -117,7 +119,7 @@ class SiteStep:
         """zh = gain zraw + bias has the mean and the unbiased variance of z in every channel."""
         align, z = self.work.align, ChannelMoments()
         per_sample = math.prod(self.known.z_shape) // self.known.d
-        step = every(align.count * per_sample, self.work.max_samples)
+        step = every(align.count * per_sample, self.work.max_samples, per_sample)
         for i, before in align:
             z.update(take(self._rows(align.y[i]), before * per_sample, step))
         wanted = self.known.z.x.variance(unbiased=True)
@@ -153,7 +155,7 @@ class SiteStep:
 
     def _activity(self, z: Tensor, zh: Tensor) -> tuple[float, float]:
         rows = z.movedim(1, -1).reshape(-1, self.known.d), zh.movedim(1, -1).reshape(-1, self.known.d)
-        step = every(len(rows[0]), ACTIVITY_SAMPLES)
+        step = every(len(rows[0]), ACTIVITY_SAMPLES, math.prod(self.known.z_shape) // self.known.d)
         return float((rows[0][::step] > 0).double().mean()), self.activation.activity(rows[1][::step])
 
     def _project(self, found: alignment.Alignment, collect: bool) -> ChannelMoments:
