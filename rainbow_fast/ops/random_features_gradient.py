@@ -21,7 +21,7 @@ def _differentiate(
     offset = None if shift is None else shift.reshape(-1, 1)
     grad_rows, grad_shift = torch.zeros_like(rows), rows.new_zeros(rows.shape[0])
     grad_G = torch.empty_like(G) if G is not None else None
-    block = max(64, min(n, 2**22 // max(1, rows.shape[0])))
+    block = max(64, min(n, 2**21 // max(1, rows.shape[0])))
     for start in range(0, n, block):
         stop = min(start + block, n)
         if G is not None:
