@@ -144,7 +144,6 @@ struct VectorLanes {
 #endif
   }
   RF_INLINE Word uniform(uint32_t x) { return {vq{} + x, vq{} + x}; }
-  RF_INLINE Word from_lanes(U x) { return {(vq)x, (vq)x >> 32}; }
 
   RF_INLINE F constant(float x) { return F{} + x; }
   RF_INLINE F add(F a, F b) { return a + b; }
