@@ -12,10 +12,6 @@ SHAPE = (4096, 64, 16384, 128)  # N, r, n, d
 BATCH = 128
 
 
-def exact_features(u: Tensor, G: Tensor) -> Tensor:
-    return (u.double() @ G.double().T).relu_()
-
-
 def random_features(form: str, activation: str, N: int, r: int, n: int, d: int) -> Race:
     source, drawing = torch.Generator().manual_seed(0), torch.Generator()
     u = torch.randn(N, r, generator=source) / r**0.5

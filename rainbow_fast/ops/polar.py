@@ -104,7 +104,8 @@ def _gram(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def _gram_factors(M: Tensor, rtol: float, enough: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As `polar_reference`, for a wide float64 M, from Gram matrices; None where those do not resolve the rank.
+    """As `polar_reference`, for a wide float64 M, from Gram matrices; None where those do not resolve the rank
+    or the corrections do not converge.
 
     The first Gram matrix resolves the directions above SPLIT times the largest singular value, the second, of M
     projected on the others, what lies below. Then the rows of the factor are orthonormal up to an error that each
@@ -114,9 +115,10 @@ def _gram_factors(M: Tensor, rtol: float, enough: float) -> tuple[Tensor, Tensor
     projected = _multiply(U.T, M)
     weak = eigenvalues <= SPLIT**2 * eigenvalues[-1]
     if weak.any():
-        eigenvalues[weak], W = torch.linalg.eigh(_gram(projected[weak], projected[weak]))
+        rest = projected[weak]
+        eigenvalues[weak], W = torch.linalg.eigh(_gram(rest, rest))
         U[:, weak] = U[:, weak] @ W
-        projected[weak] = _multiply(W.T, projected[weak])
+        projected[weak] = _multiply(W.T, rest)
     S = eigenvalues.clamp(min=0).sqrt()
     if rtol < RESOLUTION and S.min() <= RESOLUTION * S.max():
         return None
