@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rainbow_fast.rainbow.machine import Machine
@@ -19,24 +19,29 @@ class Work:
         flops: multiplications and additions.
         rate: the field of `Machine` that they run at.
         features: activations of the fused passes.
+        pooled: numbers that max-pooling reads.
         bytes: read and written by elementwise steps; inputs and results of products, once each.
     """
 
     flops: float = 0.0
     rate: str = "kernels"
     features: float = 0.0
+    pooled: float = 0.0
     bytes: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         assert self.rate == other.rate
-        return Work(self.flops + other.flops, self.rate, self.features + other.features, self.bytes + other.bytes)
+        names = ("flops", "features", "pooled", "bytes")
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def __mul__(self, times: int) -> Work:
-        return Work(times * self.flops, self.rate, times * self.features, times * self.bytes)
+        names = ("flops", "features", "pooled", "bytes")
+        return replace(self, **{name: times * getattr(self, name) for name in names})
 
     def seconds(self, machine: Machine) -> float:
         """Its arithmetic or its traffic, whichever takes longer."""
         computed = self.flops / getattr(machine, self.rate) + self.features / machine.activations
+        computed += self.pooled / machine.pooling
         return max(computed, self.bytes / machine.copy)
 
 
@@ -48,8 +53,9 @@ class SiteCost:
         index, site: place in the full list of sites, name of the activation module.
         d, n, rank, samples: as in `SiteReport`: of `samples`, images times positions, M is the mean.
         work: by pass. ``reference``: its own layers before this site, for both networks; ``moments``: the features with
-            their covariance, and their second moment for the regression; ``alignment``: polar, what a law or the
-            regression solves; ``projection``: the features with A; ``elementwise``: statistics, scales, errors.
+            their covariance, and their second moment for the regression; ``alignment``: polar; ``solve``: float64
+            algebra of the regression and of an orthonormal law; ``projection``: the features with A; ``elementwise``:
+            statistics, scales, errors.
         in_flight_bytes: activations of the reference and of the sample over all data, at most.
         float64_bytes: M, what is computed from it, and the regression's (n, n) matrices, at most.
         A_bytes: of the alignment: d n numbers, (d p)(n p) where it is flattened.
@@ -84,7 +90,8 @@ class Cost:
         sites: a `SiteCost` each, in order of execution.
         rest: work of the run beside its sites: ``fit`` where that is part of it, layers that no sampled site follows,
             the refit of a ``classifier``, ``accuracy``.
-        peak_bytes: memory at the worst moment, above what there was before the run (the data among it).
+        peak_bytes: memory in use at the worst moment, above what there was before the run (the data among it), without
+            the holes of the allocator: with glibc's the process may grow by twice as much.
         disk_bytes: what `rainbow_fast.save` writes, but for a header of a few hundred bytes.
         machine: the rates behind `seconds`.
     """
@@ -107,6 +114,11 @@ class Cost:
     def seconds(self) -> float:
         """Predicted. A run below a tenth of a second is mostly Python's, which is not counted."""
         return sum(site.seconds(self.machine) for site in self.sites) + self.rest_seconds
+
+    @property
+    def fit_seconds(self) -> float:
+        """Of `seconds`, what `fit` takes; 0 for a model that is fitted."""
+        return sum(work.seconds(self.machine) for name, work in self.rest.items() if name in FIT)
 
     @property
     def rest_seconds(self) -> float:
@@ -154,7 +166,8 @@ class Cost:
         )
 
 
-PASSES = ("reference", "moments", "alignment", "projection")  # of `SiteCost.work`, those with flops
+FIT = ("fit", "fit, moments")  # of `Cost.rest`
+PASSES = ("reference", "moments", "alignment", "solve", "projection")  # of `SiteCost.work`, those with flops
 MEMORY = ("in_flight", "float64", "A", "disk", "peak")  # of `SiteCost`, `..._bytes`
 COLUMNS = (
     *("site", "d", "n", "rank", "samples"),

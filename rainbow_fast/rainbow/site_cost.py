@@ -6,9 +6,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import nn
+
 from rainbow_fast.rainbow.activation import FEATURE_BLOCK, ROW_BLOCK
 from rainbow_fast.rainbow.cost import SiteCost, Work
-from rainbow_fast.rainbow.machine import POLAR_SHORT, polar_flops
+from rainbow_fast.rainbow.machine import polar_flops
 from rainbow_fast.rainbow.plan import Plan
 from rainbow_fast.rainbow.statistics import SiteStatistics, every
 from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES, FEATURE_NUMBERS
@@ -16,7 +18,8 @@ from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES, FEATURE_NUMBERS
 # float64 matrices alive at the worst moment: of the size of M while it is summed and while it is aligned, of the size
 # of the regression's S' = E[phi' phi'^T] while it is summed and while it is solved with.
 SUMMED, ALIGNED, SUMMED_S, SOLVED_S = 4, 9, 2, 6
-EIGENVECTORS = POLAR_SHORT  # of a symmetric (d, d) matrix: flops over d^3, in units of those of products
+STRIDED = 4  # a copy that transposes, over one that does not
+EIGENVECTORS = 10  # of a symmetric (d, d) matrix: flops over d^3
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class SiteCount:
     Attributes:
         z, phi: numbers of one image before and behind the site; `pixels` and `positions` are those of one channel.
         rows, columns: of M and A.
+        window: numbers of a channel of one image that pooling reads.
     """
 
     def __init__(self, known: SiteStatistics, plan: Plan, sizes: Sizes, *, first: bool) -> None:
@@ -55,6 +59,7 @@ class SiteCount:
         self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (self.d, self.n)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
         self.fused = self.site.before is None and self.site.after is None and not flattened
+        self.window = _pooled(known)
         U = plan.directions[self.site.name]
         self.r = self.d if U is None else U.shape[1]
         orthonormal = self.parts.law == "orthonormal"
@@ -72,7 +77,12 @@ class SiteCount:
         flops += 2.0 * images * self.z * self.r if self.has_U else 0.0
         flops += 2.0 * calls * self.n**2 * self.r if self.has_T else 0.0  # rows T G of the law, made at each call
         stored = 0 if self.fused else rows * self.n * (2 + 2 * (self.site.before is not None))
-        return Work(flops, features=float(rows * self.n), bytes=float(self.sizes.itemsize * (stored + rows * self.d)))
+        return Work(
+            flops,
+            features=float(rows * self.n),
+            pooled=float(images * self.n * self.window),
+            bytes=float(self.sizes.itemsize * (stored + rows * self.d)),
+        )
 
     def moments(self) -> Work:
         """The features with the covariance; for the regression once more, with their second moment."""
@@ -98,27 +108,31 @@ class SiteCount:
         return work + self.features(images, -(-images // self.sizes.chunk))
 
     def alignment(self) -> Work:
-        """float64: polar, the solve of the regression, the matrix of an orthonormal law."""
+        """polar, and the steps from the sums to M and from A to B."""
+        flops = polar_flops(self.rows, self.columns)
+        return Work(float(flops), "polar", bytes=8.0 * 20 * self.rows * self.columns)
+
+    def solve(self) -> Work:
+        """The solve of the regression, the matrix of an orthonormal law."""
         rows, columns, n, r = self.rows, self.columns, self.n, self.r
-        flops = float(polar_flops(rows, columns))
+        flops = moved = 0.0
         if self.regresses:
             flops += 2.0 * rows * columns**2
-            flops += columns**3 / 3 if self.parts.ridge > 0 else float(EIGENVECTORS + 2) * columns**3
-        if self.has_T:
-            flops += 2.0 * n**2 * r + (EIGENVECTORS + 2) * n**3
-        elif self.parts.law == "orthonormal":
-            flops += 2.0 * n * r**2 + (EIGENVECTORS + 2) * r**3
-        moved = 20 * rows * columns + (8 * columns**2 if self.regresses else 0)  # steps from the sums to A and B
-        return Work(flops, "float64", bytes=8.0 * moved)
+            flops += columns**3 / 3 if self.parts.ridge > 0 else (EIGENVECTORS + 2.0) * columns**3
+            moved += 8.0 * 24 * columns**2
+        if self.parts.law == "orthonormal":
+            flops += 2.0 * n * r * min(n, r) + (EIGENVECTORS + 2.0) * min(n, r) ** 3
+        return Work(flops, "float64", bytes=moved)
 
     def elementwise(self) -> Work:
         """Steps of the reference's site, of the projections u, of statistics, scales and errors."""
         align, held, z, phi = self.sizes.align, self.sizes.held, self.z, self.phi
         recalibrating, centring = 4 * z * self.recalibrates, 3 * z * self.parts.mean_row
         u = 2 * z + recalibrating + centring
-        selected = 2 * (z + phi) if self.fused and self.samples < align * self.positions else 0
-        numbers = align * (z + phi + 2 * u + recalibrating + selected + 16 * phi) + 8 * self.samples * self.d
-        return Work(bytes=float(self.sizes.itemsize * (numbers + held * (z + u + 13 * phi))))
+        transposed = (2 * z + 4 * phi) if self.samples < align * self.positions else 0  # for every t-th sample
+        numbers = align * (z + 2 * u + recalibrating + 17 * phi + STRIDED * transposed) + 8 * self.samples * self.d
+        pooled = self.sizes.both * self.d * self.window
+        return Work(pooled=float(pooled), bytes=float(self.sizes.itemsize * (numbers + held * (z + u + 13 * phi))))
 
     # Memory
 
@@ -190,6 +204,7 @@ class SiteCount:
                 "reference": reference,
                 "moments": self.moments(),
                 "alignment": self.alignment(),
+                "solve": self.solve(),
                 "projection": projection,
                 "elementwise": self.elementwise(),
             },
@@ -199,3 +214,14 @@ class SiteCount:
             disk_bytes=self.disk_bytes(refit),
             peak_bytes=kept + self.law_bytes + peak,
         )
+
+
+def _pooled(known: SiteStatistics) -> int:
+    """Numbers of one channel of one image that the pooling of a site reads, each once a window."""
+    pooling = known.site.before or known.site.after
+    if pooling is None:
+        return 0
+    assert isinstance(pooling, nn.MaxPool2d)
+    size = pooling.kernel_size
+    window = size**2 if isinstance(size, int) else math.prod(size)
+    return known.positions * window
