@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from rainbow_fast.cli.experiment import Step, summaries
 from rainbow_fast.cli.files import Record
 from rainbow_fast.cli.planning import CostGrid
-from rainbow_fast.rainbow.cost import quantity
+from rainbow_fast.rainbow.cost import duration, quantity
 
 
 def out() -> Console:
@@ -99,15 +99,15 @@ def print_costs(grid: CostGrid) -> None:
         for site in cost.sites:
             numbers = [site.in_flight_bytes, site.float64_bytes, site.disk_bytes, site.peak_bytes]
             cells = [quantity(number) for number in (sum(work.flops for work in site.work.values()), *numbers)]
-            table.add_row(escape(name), escape(site.site), str(site.n), *cells, f"{site.seconds(cost.machine):.2g}")
+            table.add_row(escape(name), escape(site.site), str(site.n), *cells, duration(site.seconds(cost.machine)))
             name = ""
         flops, disk, peak = (quantity(number) for number in (cost.flops, cost.disk_bytes, cost.peak_bytes))
-        table.add_row("", "all", "", flops, "", "", disk, peak, f"{cost.seconds:.2g}", style="bold", end_section=True)
+        table.add_row("", "all", "", flops, "", "", disk, peak, duration(cost.seconds), style="bold", end_section=True)
     out().print(table)
-    networks = grid.networks * len(grid.costs)
+    networks, threads = grid.networks * len(grid.costs), torch.get_num_threads()
     out().print(
-        f"{networks} network{'s' * (networks > 1)}, fitted once: {quantity(grid.seconds)}s with {torch.get_num_threads()} "
-        f"thread{'s' * (torch.get_num_threads() > 1)}; {quantity(grid.peak_bytes)}B at the peak"
+        f"{networks} network{'s' * (networks > 1)}, fitted once: {duration(grid.seconds)} s with {threads} "
+        f"thread{'s' * (threads > 1)}; {quantity(grid.peak_bytes)}B at the peak"
     )
 
 

@@ -142,14 +142,15 @@ class Cost:
             sizes = [site.site, *map(str, (site.d, site.n, site.rank, site.samples))]
             rows.append(sizes + [quantity(site.work[name].flops) for name in PASSES])
             rows[-1] += [quantity(getattr(site, f"{name}_bytes")) for name in MEMORY]
-            rows[-1].append(f"{site.seconds(self.machine):.3g}")
+            rows[-1].append(duration(site.seconds(self.machine)))
         rest = sum(work.flops for work in self.rest.values())
-        rows.append(["rest", *[""] * 4, quantity(rest), *[""] * 8, f"{self.rest_seconds:.3g}"])
+        blanks = [""] * (len(PASSES) - 1 + len(MEMORY))
+        rows.append(["rest", *[""] * 4, quantity(rest), *blanks, duration(self.rest_seconds)])
         memory = [max(site.in_flight_bytes for site in self.sites), max(site.float64_bytes for site in self.sites)]
         memory += [sum(site.A_bytes for site in self.sites), self.disk_bytes, self.peak_bytes]
         flops = [sum(site.work[name].flops for site in self.sites) for name in PASSES]
         flops[0] += rest
-        rows.append(["all", *[""] * 4, *map(quantity, [*flops, *memory]), f"{self.seconds:.3g}"])
+        rows.append(["all", *[""] * 4, *map(quantity, [*flops, *memory]), duration(self.seconds)])
         return rows
 
     def __str__(self) -> str:
@@ -159,7 +160,7 @@ class Cost:
         return "\n".join(
             [
                 f"method {self.method}, {self.images} samples, {self.held_out_images} held out: "
-                f"{quantity(self.flops)}flop, {quantity(self.peak_bytes)}B at the peak, {self.seconds:.3g} s",
+                f"{quantity(self.flops)}flop, {quantity(self.peak_bytes)}B at the peak, {duration(self.seconds)} s",
                 "",
                 *lines,
             ]
@@ -181,3 +182,8 @@ def quantity(value: float) -> str:
     """Three digits and a decimal prefix."""
     power = min(max(math.floor(math.log10(value * 1.0005) / 3), 0), 5) if value > 0 else 0
     return f"{value / 1000**power:.3g} {'kMGTP'[power - 1] if power else ''}"
+
+
+def duration(seconds: float) -> str:
+    """Two digits at least, without an exponent."""
+    return f"{seconds:.2g}" if 1e-4 < seconds < 10 else f"{seconds:.0f}"

@@ -82,7 +82,7 @@ class Machine:
         S = 2 * M @ M.T
         S.diagonal().add_(1)
         float64 = (2 + 1 / 3) * d**3 / _seconds(lambda: torch.linalg.cholesky(S @ S.T))
-        maps = torch.ones(32, 32, 32, 32, dtype=dtype)
+        maps = normal(16, 32, 32, 32)
         pooling = maps.numel() / _seconds(lambda: nn.functional.max_pool2d(maps, 2))
         numbers = torch.ones(2**24 // dtype.itemsize, dtype=dtype)
         copy = 2 * numbers.nbytes / _seconds(lambda: numbers * 2)

@@ -136,6 +136,8 @@ def choose_directions(
         if only_shapes and energy is None:
             none[name] = torch.empty(s.d, min(ranks[name], s.d), dtype=torch.float64, device="meta")
             continue
+        if s.site.writer is None and s.z.count == 0:
+            raise ValueError(f"energy={energy}: site {name!r} has no moments before fit: wanted a rank")
         values, U = s.directions(centred=centred)
         r = ranks.get(name, len(values))
         if energy is not None:
