@@ -70,10 +70,11 @@ def measure(number: int, threads: int) -> None:
     small = {key: value for key, value in options.items() if key != "factor"}
     rf.sample(reference, (x[:200], y[:200]), **small)  # what libraries do once is done
     model = rf.fit(reference, (x, y))
-    cost = model.plan(**options)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    machine = rf.Machine.measure(activation=model.sites[0].site.activation, clock=clock)
+    cost = model.plan(machine=machine, **options)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    clock = time.process_time if threads == 1 else time.perf_counter
     before, start = memory("VmRSS"), clock()
     made = model.sample(**options)
     seconds = clock() - start

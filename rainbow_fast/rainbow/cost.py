@@ -91,7 +91,8 @@ class Cost:
         rest: work of the run beside its sites: ``fit`` where that is part of it, layers that no sampled site follows,
             the refit of a ``classifier``, ``accuracy``.
         peak_bytes: memory in use at the worst moment, above what there was before the run (the data among it), without
-            the holes of the allocator: with glibc's the process may grow by twice as much.
+            the holes of the allocator: with glibc's a process may grow by up to three times as much where the blocks
+            are below 32 MB, as much where they are above.
         disk_bytes: what `rainbow_fast.save` writes, but for a header of a few hundred bytes.
         machine: the rates behind `seconds`.
     """

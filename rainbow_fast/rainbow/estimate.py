@@ -47,7 +47,8 @@ def estimate(
     rest = {} if fitted else _fit(layers, steps, statistics, sizes)
     sites: list[SiteCost] = []
     pending, profile, features = LAYERS, LAYERS, Work()
-    arriving = kept = peak = 0  # numbers of one image from the step before; bytes that stay; bytes at the worst
+    arriving = kept = 0  # numbers of one image from the step before; bytes that stay of the sites before
+    peak = 0 if fitted else max(_fit_bytes(s, sizes) for s in statistics)
     for place, known in enumerate(statistics):
         sides = 2 if sites else 1  # reference and sample are one up to the first sampled site
         pending += layers[place] * (sides * sizes.both)
@@ -108,6 +109,12 @@ def _fit(layers: list[Work], steps: list[Work], statistics: Sequence[SiteStatist
         samples = sizes.samples(z // s.d)
         moments += Work(1.0 * samples * s.d * (s.d + 1), bytes=float(6 * sizes.itemsize * samples * s.d))
     return {"fit": sum([*layers[:-1], *steps], LAYERS) * sizes.align, "fit, moments": moments}
+
+
+def _fit_bytes(s: SiteStatistics, sizes: Sizes) -> int:
+    """z, phi and what their moments are made of, for a chunk; two of its second moments."""
+    largest = max(math.prod(s.z_shape), math.prod(s.phi_shape))
+    return 4 * sizes.itemsize * min(sizes.chunk, sizes.align) * largest + 2 * 8 * s.d**2
 
 
 def _classifier(reference: nn.Module, trace: Trace, refit: SiteCount | None) -> tuple[int, int]:

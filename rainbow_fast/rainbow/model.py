@@ -94,13 +94,13 @@ def plan(
 ) -> Cost:
     r"""What `rainbow_fast.sample` with the same arguments takes: flops, bytes, peak memory, and a predicted time.
 
-    Every step of `fit` and `RainbowModel.sample` is counted from shapes; of the data nothing else is read. At a site of
-    d channels, n neurons, rank r, over N images of p positions, S of all N p positions being sampled::
+    Every step of `fit` and `RainbowModel.sample` is counted from shapes; of the data nothing else is read. The flops of
+    a site of d channels, n neurons and rank r, over N images of p positions, S of all N p positions being taken::
 
-        moments      2 S n (r + d)        alignment    27 s^2 l + 30 s^3, (s, l) = (d, n) or (n, d), s <= l
-        projection   2 N p n (r + d)      regression   S n^2 more in moments, n^3 / 3 + 2 d n^2 in the alignment
+        moments      2 S n (r + d)      alignment    27 s^2 l + 30 s^3, s and l the short and the long side of M (d, n)
+        projection   2 N p n (r + d)    regression   S n^2 and 2 N p n r more in moments; n^3 / 3 + 2 d n^2 in solve
 
-    and ``seconds = sum over passes of max(flops / rate + activations / rate, bytes / rate)``.
+    and ``seconds = sum of max(flops / rate + features / rate + pooled / rate, bytes / rate)`` over all `Work`.
 
     Args:
         reference, data, holdout, max_samples: as in `fit`.
@@ -121,7 +121,7 @@ def plan(
     """
     kept_reference, cut, sites, align, held = prepare(reference, data, holdout, max_samples, images)
     model = RainbowModel(kept_reference, cut, sites, align, held, max_samples)
-    return model.estimate(align, machine, fitted=False, **options)
+    return model._estimate(align, machine, fitted=False, **options)
 
 
 class RainbowModel:
@@ -227,7 +227,7 @@ class RainbowModel:
             align=align,
             accuracy_profile=accuracy_profile,
         )
-        self._check(plan)
+        self._check(plan, self._align)
         return sample_network(
             self.reference,
             self._trace,
@@ -262,14 +262,14 @@ class RainbowModel:
         data = self._align
         if images is not None:
             data = Data(split(repeat(data.chunks[0], images), self.sites), data.labels)
-        return self.estimate(data, machine, fitted=True, **options)
+        return self._estimate(data, machine, fitted=True, **options)
 
-    def estimate(self, data: Data, machine: Machine | None, *, fitted: bool, **options: Any) -> Cost:
+    def _estimate(self, data: Data, machine: Machine | None, *, fitted: bool, **options: Any) -> Cost:
         """`plan` with other data to align on; not `fitted`: with the work of `fit`."""
         if machine is not None and not isinstance(machine, Machine):
             raise TypeError(f"machine: wanted a Machine or None, got {type(machine).__name__}")
         plan = choose(self.sites, only_shapes=True, **options)
-        self._check(plan)
+        self._check(plan, data)
         if machine is None:
             machine = Machine.measure(data.chunks[0].dtype, self.sites[0].site.activation)
         return estimate(
@@ -284,19 +284,19 @@ class RainbowModel:
             fitted=fitted,
         )
 
-    def _check(self, plan: Plan) -> None:
+    def _check(self, plan: Plan, data: Data) -> None:
         if plan.align not in ("channels", "flattened"):
             raise ValueError(f"align={plan.align!r}: wanted 'channels' or 'flattened'")
         feeding = [s for s in self.sites if s.site.name in plan.widths and s.site.feeds_flatten]
         if plan.align == "flattened" and not feeding:
             raise ValueError("align='flattened': no sampled site feeds a Flatten")
         for s in feeding if plan.align == "flattened" else []:
-            warn_if_few(s.site.name, self._align.count, s.d * s.positions)
+            warn_if_few(s.site.name, data.count, s.d * s.positions)
         if plan.classifier not in CLASSIFIERS:
             raise ValueError(f"classifier={plan.classifier!r}: wanted None, 'refit' or 'refit_aligned'")
         if plan.classifier is not None:
             tail_layers(self.reference, self._trace)
-            if self._align.labels is None:
+            if data.labels is None:
                 raise ValueError(f"classifier={plan.classifier!r}: data has no labels, wanted batches (x, y)")
         if plan.classifier == "refit" and self.sites[-1].site.name not in plan.widths:
             raise ValueError(

@@ -38,7 +38,10 @@ class Sizes:
 
     def samples(self, positions: int) -> int:
         """Taken of all positions of the alignment set."""
-        return -(-self.align * positions // every(self.align * positions, self.max_samples, positions))
+        return -(-self.align * positions // self.step(positions))
+
+    def step(self, positions: int) -> int:
+        return every(self.align * positions, self.max_samples, positions)
 
 
 class SiteCount:
@@ -57,6 +60,7 @@ class SiteCount:
         self.pixels, self.positions = self.z // self.d, known.positions
         flattened = plan.align == "flattened" and self.site.feeds_flatten
         self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (self.d, self.n)
+        self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
         self.fused = self.site.before is None and self.site.after is None and not flattened
         self.window = _pooled(known)
@@ -94,16 +98,14 @@ class SiteCount:
         seen = -(-pixels // every(pixels, ACTIVITY_SAMPLES, self.pixels))
         work += Work(2.0 * seen * self.n * (self.r + 1), features=float(seen * self.n))
         if self.regresses:
-            stored = sizes.align * self.n * (self.pixels + 2 * self.positions)
             work += self.features(sizes.align, calls)
-            work += Work(1.0 * self.samples * self.columns * (self.columns + 1), bytes=float(b * stored))
+            work += Work(1.0 * self.samples * self.columns * (self.columns + 1))
         return work
 
     def projection(self, images: int) -> Work:
         """The features with A."""
         stored = 0 if self.fused else self.n * self.positions
-        outputs = self.rows if self.rows > self.d else self.phi
-        flops = 2.0 * images * self.columns * outputs
+        flops = 2.0 * images * self.columns * self.phi
         work = Work(flops, bytes=float(self.sizes.itemsize * images * (stored + self.phi)))
         return work + self.features(images, -(-images // self.sizes.chunk))
 
@@ -129,8 +131,10 @@ class SiteCount:
         align, held, z, phi = self.sizes.align, self.sizes.held, self.z, self.phi
         recalibrating, centring = 4 * z * self.recalibrates, 3 * z * self.parts.mean_row
         u = 2 * z + recalibrating + centring
-        transposed = (2 * z + 4 * phi) if self.samples < align * self.positions else 0  # for every t-th sample
-        numbers = align * (z + 2 * u + recalibrating + 17 * phi + STRIDED * transposed) + 8 * self.samples * self.d
+        stored = self.n * self.positions * self.regresses
+        transposed = (2 * z + 4 * phi + 2 * stored) * (self.step > 1)
+        each = z + 2 * u + recalibrating + 17 * phi + 4 * stored + STRIDED * transposed
+        numbers = align * each + 8 * self.samples * self.d
         pooled = self.sizes.both * self.d * self.window
         return Work(pooled=float(pooled), bytes=float(self.sizes.itemsize * (numbers + held * (z + u + 13 * phi))))
 
