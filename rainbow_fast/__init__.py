@@ -11,14 +11,18 @@ from rainbow_fast.ops.random_features import (
 )
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
 from rainbow_fast.rainbow.activation import RainbowActivation
+from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.files import load, save
-from rainbow_fast.rainbow.model import RainbowModel, fit, sample
+from rainbow_fast.rainbow.machine import Machine
+from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network import RainbowNetwork
 from rainbow_fast.rainbow.report import Report
 
 __all__ = [
+    "Cost",
     "CrossCovariance",
+    "Machine",
     "Polar",
     "RainbowActivation",
     "RainbowModel",
@@ -30,6 +34,7 @@ __all__ = [
     "gaussian",
     "key",
     "load",
+    "plan",
     "polar",
     "random_features",
     "random_features_covariance",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +22,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from rainbow_fast import cli
-from rainbow_fast.cli import app, baselines, reproduce
+from rainbow_fast.cli import app, baselines, experiment, planning, reproduce
 from rainbow_fast.cli.files import FORMAT, load_checkpoint, read_records, save_checkpoint, write, write_records
-from rainbow_fast.data import Images
+from rainbow_fast.data import Images, digits
 from rainbow_fast.networks import accuracy, mlp
 from rainbow_fast.ops.gaussian import gaussian
 
@@ -104,6 +105,33 @@ def test_sample_is_reproducible_and_takes_widths(rainbow_fast: Run, checkpoint: 
     assert (tmp_path / "results.jsonl").read_text() == first
 
 
+def test_plan(rainbow_fast: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The options of `sample`, whose sizes it gives; it writes nothing."""
+    given = ["--factors", "2,2.5", "--methods", "paper,regression", "--networks", 2, "--images", 500, "--rank", 5]
+    monkeypatch.chdir(tmp_path)
+    code, out, err = rainbow_fast("plan", checkpoint, *given, "--data", "digits", "--out", "out")
+    assert (code, err) == (0, "") and contents(tmp_path) == []
+    assert "regression x2.5" in out and "8 networks, fitted once: " in out
+    code, out, _ = rainbow_fast("plan", checkpoint, *given, "--json")
+    read = json.loads(out)
+    assert code == 0 and read["networks"] == 2 and out.count("\n") == 1
+    assert rainbow_fast("sample", checkpoint, *given, "--out", tmp_path)[0] == 0
+    records = [record for record in read_records(tmp_path / "results.jsonl") if record["network"] == 0]
+    sites = [cost | site for cost in read["costs"] for site in cost["sites"]]
+    for record, site in zip(records, sites, strict=True):
+        for name in ("method", "factor", "site", "d", "n", "rank", "samples", "images"):
+            assert record[name] == site[name]
+        assert record["held_out_images"] == site["held_out_images"]
+
+
+def test_plan_knows_the_numbers_of_images() -> None:
+    assert planning.IMAGES["digits"] == tuple(map(len, digits()[::2]))
+    about = experiment.new_reference("cnn", "cifar10", grey=False)
+    jobs = [experiment.Job("paper", {"width": 8}, 0)]
+    grid = planning.plan_grid(about.build(), about, jobs, 1, 10**6, lambda cost, name: nullcontext(print))
+    assert [(cost.images, cost.held_out_images) for _, cost in grid.costs] == [(50_000, 10_000)]
+
+
 def test_demo(rainbow_fast: Run, tmp_path: Path) -> None:
     code, out, _ = rainbow_fast("demo", "--out", tmp_path)
     assert code == 0
@@ -141,6 +169,10 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
         (["sample", "{file}", "--widths", "2", "--factors", "1"], "--factors and --widths: wanted one of the two"),
         (["sample", "{file}", "--data", "elsewhere"], "--data: the checkpoint was trained on digits, got 'elsewhere'"),
         (["sample", "{file}", "--align", "flattened"], "align='flattened': no sampled site feeds a Flatten"),
+        (["plan", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+        (["plan", "{file}", "--widths", "2.5"], "--widths: wanted whole numbers above 0"),
+        (["plan", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
+        (["plan", "{file}", "--align", "flattened"], "align='flattened': no sampled site feeds a Flatten"),
         (["train", "resnet"], "architecture: wanted mlp or cnn, got 'resnet'"),
         (["train", "mlp", "--data", "elsewhere"], "no file elsewhere/data_batch_1.bin"),
         (["train", "mlp", "--epochs", "0"], "epochs: wanted at least 1, got 0"),

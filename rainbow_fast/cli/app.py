@@ -25,11 +25,13 @@ from rainbow_fast.cli.files import (
     write,
     write_records,
 )
+from rainbow_fast.cli.planning import plan_grid
 from rainbow_fast.cli.reproduce import Trainings, tasks
 from rainbow_fast.data import cifar10
 from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.parts import METHODS, resolve
 
+ALL_METHODS = ",".join(METHODS)
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 
 app = typer.Typer(
@@ -38,6 +40,15 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+Checkpoint = Annotated[Path, typer.Argument(help="Written by `rainbow-fast train`.")]
+Factors = Annotated[str | None, typer.Option(help="Widths over the reference's (default: 1,4,16).")]
+Widths = Annotated[str | None, typer.Option(help="Neurons of every site, in place of factors.")]
+Methods = Annotated[str, typer.Option(help="Of paper, calibrated, regression.")]
+Networks = Annotated[int, typer.Option(help="Of each width and method.", min=1)]
+Aligned = Annotated[int, typer.Option("--images", help="Training images to align on, at most.", min=1)]
+Rank = Annotated[int | None, typer.Option(help="Combine that many directions only.")]
+Align = Annotated[str, typer.Option(help="channels, or flattened before a Flatten.")]
+Classifier = Annotated[str | None, typer.Option(help="refit or refit_aligned (default: the trained).")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the CPU (default: as torch chooses).", min=1)]
 Seed = Annotated[int, typer.Option(help="Of all random numbers.", min=0)]
 
@@ -99,16 +110,16 @@ def train(
 
 @app.command()
 def sample(
-    checkpoint: Annotated[Path, typer.Argument(help="Written by `rainbow-fast train`.")],
+    checkpoint: Checkpoint,
     data: Annotated[str | None, typer.Option(help="The images: the folder, for CIFAR-10.")] = None,
-    factors: Annotated[str | None, typer.Option(help="Widths over the reference's (default: 1,4,16).")] = None,
-    widths: Annotated[str | None, typer.Option(help="Neurons of every site, in place of factors.")] = None,
-    methods: Annotated[str, typer.Option(help="Of paper, calibrated, regression.")] = ",".join(METHODS),
-    networks: Annotated[int, typer.Option(help="Of each width and method.", min=1)] = 3,
-    images: Annotated[int, typer.Option(help="Training images to align on, at most.", min=1)] = 5000,
-    rank: Annotated[int | None, typer.Option(help="Combine that many directions only.")] = None,
-    align: Annotated[str, typer.Option(help="channels, or flattened before a Flatten.")] = "channels",
-    classifier: Annotated[str | None, typer.Option(help="refit or refit_aligned (default: the trained).")] = None,
+    factors: Factors = None,
+    widths: Widths = None,
+    methods: Methods = ALL_METHODS,
+    networks: Networks = 3,
+    images: Aligned = 5000,
+    rank: Rank = None,
+    align: Align = "channels",
+    classifier: Classifier = None,
     seed: Seed = 0,
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-sample"),
@@ -116,18 +127,10 @@ def sample(
     """Sample networks from a checkpoint: results.jsonl, report.txt and figure.png in a folder, a table here."""
     _set_threads(threads)
     _need_plots()
-    if factors is not None and widths is not None:
-        raise ValueError("--factors and --widths: wanted one of the two")
-    sizes: list[dict[str, Any]] = [{"factor": factor} for factor in _numbers("--factors", factors or "1,4,16")]
-    if widths is not None:
-        sizes = [{"width": int(width)} for width in _numbers("--widths", widths)]
-    chosen = [method.strip() for method in methods.split(",")]
-    for method in chosen:
-        resolve(method)
+    options = {"rank": rank, "align": align, "classifier": classifier}
+    jobs = _jobs(factors, widths, methods, networks, seed, options)
     reference, about = load_checkpoint(checkpoint)
     found = load_images(about, data)
-    options = {"rank": rank, "align": align, "classifier": classifier}
-    jobs = [Job(m, size, n, seed, options) for m in chosen for size in sizes for n in range(networks)]
     out.mkdir(parents=True, exist_ok=True)
     grid = Grid(out, {"architecture": about.architecture, "data": about.data}, str(about))
     grid.clear()
@@ -135,6 +138,36 @@ def sample(
         some = (found.x_train[:images], found.y_train[:images])
         sample_grid(fit(reference, some, holdout=(found.x_test, found.y_test)), jobs, grid, bar.job)
     _show(grid)
+
+
+@app.command()
+def plan(
+    checkpoint: Checkpoint,
+    factors: Factors = None,
+    widths: Widths = None,
+    methods: Methods = ALL_METHODS,
+    networks: Networks = 3,
+    images: Aligned = 5000,
+    rank: Rank = None,
+    align: Align = "channels",
+    classifier: Classifier = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of the table.")] = False,
+    data: Annotated[str | None, typer.Option(hidden=True)] = None,  # of `sample`: not needed here
+    out: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """What `sample` with the same options takes: flops, memory and predicted time. Samples nothing, needs no images."""
+    _set_threads(threads)
+    options = {"rank": rank, "align": align, "classifier": classifier}
+    jobs = _jobs(factors, widths, methods, 1, seed, options)
+    reference, about = load_checkpoint(checkpoint)
+    with terminal.bar(len(jobs)) as bar:
+        grid = plan_grid(reference, about, jobs, networks, images, bar.job)
+    if as_json:
+        terminal.out().print(grid.to_json(), markup=False, soft_wrap=True)
+    else:
+        terminal.print_costs(grid)
 
 
 @app.command()
@@ -221,6 +254,20 @@ def info() -> None:
 def _show(grid: Grid) -> None:
     terminal.print_summary(grid.records, grid.title)
     terminal.out().print(f"{grid.folder}: results.jsonl, report.txt, figure.png\n", markup=False, soft_wrap=True)
+
+
+def _jobs(
+    factors: str | None, widths: str | None, methods: str, networks: int, seed: int, options: dict[str, Any]
+) -> list[Job]:
+    if factors is not None and widths is not None:
+        raise ValueError("--factors and --widths: wanted one of the two")
+    sizes: list[dict[str, Any]] = [{"factor": factor} for factor in _numbers("--factors", factors or "1,4,16")]
+    if widths is not None:
+        sizes = [{"width": int(width)} for width in _numbers("--widths", widths)]
+    chosen = [method.strip() for method in methods.split(",")]
+    for method in chosen:
+        resolve(method)
+    return [Job(m, size, n, seed, options) for m in chosen for size in sizes for n in range(networks)]
 
 
 def _numbers(option: str, text: str) -> list[float]:

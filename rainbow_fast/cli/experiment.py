@@ -94,9 +94,14 @@ class Job:
         (size,) = self.size.values()
         return 1 + size / (1 if "factor" in self.size else 100)
 
+    @property
+    def width(self) -> str:
+        """For a person: x4, or the neurons of every site."""
+        return f"x{self.size['factor']:g}" if "factor" in self.size else str(self.size["width"])
+
     def __str__(self) -> str:
-        size = f"x{self.size['factor']:g}" if "factor" in self.size else f"width {self.size['width']}"
-        return f"{self.method}, {size}, network {self.network}"
+        width = self.width if "factor" in self.size else f"width {self.width}"
+        return f"{self.method}, {width}, network {self.network}"
 
     def run(self, model: RainbowModel, step: Step) -> Report:
         """Sample the network; only its certificate is kept."""

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,8 @@ from rich.table import Column, Table
 
 from rainbow_fast.cli.experiment import Step, summaries
 from rainbow_fast.cli.files import Record
+from rainbow_fast.cli.planning import CostGrid
+from rainbow_fast.rainbow.cost import duration, quantity
 
 
 def out() -> Console:
@@ -82,6 +85,30 @@ def print_summary(records: Iterable[Record], title: str) -> None:
         table.add_row(escape(name), f"x{row.factor:g}", str(row.networks), percent, *errors)
         previous = row.method
     out().print(table)
+
+
+def print_costs(grid: CostGrid) -> None:
+    """One network of each method and width, site by site; then all of them."""
+    table = Table(title=escape(grid.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    table.add_column("network")
+    for heading in ("site", "n", "flops", "in\nflight", "float64", "on\ndisk", "peak", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for job, cost in grid.costs:
+        name = f"{cost.method} {job.width}"
+        for site in cost.sites:
+            numbers = [site.in_flight_bytes, site.float64_bytes, site.disk_bytes, site.peak_bytes]
+            cells = [quantity(number) for number in (sum(work.flops for work in site.work.values()), *numbers)]
+            table.add_row(escape(name), escape(site.site), str(site.n), *cells, duration(site.seconds(cost.machine)))
+            name = ""
+        flops, disk, peak = (quantity(number) for number in (cost.flops, cost.disk_bytes, cost.peak_bytes))
+        table.add_row("", "all", "", flops, "", "", disk, peak, duration(cost.seconds), style="bold", end_section=True)
+    out().print(table)
+    networks, threads = grid.networks * len(grid.costs), torch.get_num_threads()
+    out().print(
+        f"{networks} network{'s' * (networks > 1)}, fitted once: {duration(grid.seconds)} s with {threads} "
+        f"thread{'s' * (threads > 1)}; {quantity(grid.peak_bytes)}B at the peak"
+    )
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:

@@ -1,32 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fit and sample: a trained network and its data in, networks of any width out."""
+"""fit, sample and plan: a trained network and its data in, networks of any width out, and what that takes."""
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rainbow_fast.data import batches
-from rainbow_fast.networks.trace import Trace, trace
+from rainbow_fast.networks.trace import Trace
 from rainbow_fast.rainbow.activation import channels_first
+from rainbow_fast.rainbow.cost import Cost
+from rainbow_fast.rainbow.estimate import estimate
 from rainbow_fast.rainbow.flight import Data
-from rainbow_fast.rainbow.moments import CrossCovariance
+from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.network import CLASSIFIERS, RainbowNetwork, tail_layers
-from rainbow_fast.rainbow.parts import resolve
-from rainbow_fast.rainbow.plan import NETWORK_BITS, Plan, Widths, choose_directions, choose_sites, choose_widths
+from rainbow_fast.rainbow.plan import Plan, Widths, choose
+from rainbow_fast.rainbow.prepare import prepare, repeat, split, warn_if_few
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling import Progress, sample_network
 from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
-
-HOLDOUT = 0.1
-CHUNK_NUMBERS = 2**21  # numbers of the largest map of the reference in one chunk of samples
-DTYPES = (torch.float32, torch.float64)
 
 
 def fit(
@@ -63,30 +58,10 @@ def fit(
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.
     """
-    cut = trace(reference)
-    device, dtype = _check_reference(reference, cut)
-    if not isinstance(max_samples, int) or max_samples < 1:
-        raise ValueError(f"max_samples={max_samples!r}: wanted an int, at least 1")
-    if isinstance(holdout, int | float) and not 0 <= holdout < 1:
-        raise ValueError(f"holdout={holdout}: wanted a share of the data, 0 <= holdout < 1, or data")
-    x, y = _gather(data, "data", device, dtype)
-    if holdout is None or isinstance(holdout, int | float):
-        kept = len(x) - int(len(x) * (HOLDOUT if holdout is None else holdout))
-        (x, x_held), (y, y_held) = (x[:kept], x[kept:]), (None, None) if y is None else (y[:kept], y[kept:])
-    else:
-        x_held, y_held = _gather(holdout, "holdout", device, dtype)
-        if x_held.shape[1:] != x.shape[1:]:
-            came, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
-            raise ValueError(f"holdout: samples of shape {came}, wanted {wanted} as in data")
-    kept_reference = copy.deepcopy(reference).eval()
-    cut = trace(kept_reference)
+    kept_reference, cut, sites, align, held = prepare(reference, data, holdout, max_samples)
     with torch.no_grad():
-        shapes = _shapes(cut, x[:1])
-        largest = max(math.prod(shape) for pair in shapes for shape in pair)
-        chunk = max(CHUNK_NUMBERS // max(largest, math.prod(x.shape[1:])), 1)
-        align, held = Data(list(x.split(chunk)), y), Data(list(x_held.split(chunk)) if len(x_held) else [], y_held)
-        statistics = _statistics(cut, shapes, align, max_samples, progress)
-    return RainbowModel(kept_reference, cut, statistics, align, held, max_samples)
+        _statistics(cut, sites, align, max_samples, progress)
+    return RainbowModel(kept_reference, cut, sites, align, held, max_samples)
 
 
 def sample(
@@ -104,6 +79,49 @@ def sample(
     """
     model = fit(reference, data, holdout=holdout, max_samples=max_samples)
     return model.sample(progress=progress, **options)
+
+
+def plan(
+    reference: nn.Module,
+    data: object,
+    *,
+    images: int | None = None,
+    holdout: object = None,
+    max_samples: int = 400_000,
+    machine: Machine | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Cost:
+    r"""What `rainbow_fast.sample` with the same arguments takes: flops, bytes, peak memory, and a predicted time.
+
+    Every step of `fit` and `RainbowModel.sample` is counted from shapes; of the data nothing else is read. The flops of
+    a site of d channels, n neurons and rank r, over N images of p positions, S of all N p positions being taken::
+
+        moments      2 S n (r + d)      alignment    27 s^2 l + 30 s^3, s and l the short and the long side of M (d, n)
+        projection   2 N p n (r + d)    regression   S n^2 and 2 N p n r more in moments; n^3 / 3 + 2 d n^2 in solve
+
+    and ``seconds = sum of max(flops / rate + features / rate + pooled / rate, bytes / rate)`` over all `Work`.
+
+    Args:
+        reference, data, holdout, max_samples: as in `fit`.
+        images: as if `data` had so many, its first image being the example: no data are needed then.
+        machine: rates; None measures those of this machine, in about half a second.
+        progress: not called.
+        options: those of `RainbowModel.sample`. `energy` needs the moments of sites that have not one bias-free writer:
+            `fit` first, then `RainbowModel.plan`.
+
+    Returns:
+        `Cost`; `print` gives a table.
+
+    Raises:
+        TypeError, ValueError: as `fit` and `RainbowModel.sample`; `images` that is no int of at least 1.
+
+    Warns:
+        UserWarning: as `fit`.
+    """
+    kept_reference, cut, sites, align, held = prepare(reference, data, holdout, max_samples, images)
+    model = RainbowModel(kept_reference, cut, sites, align, held, max_samples)
+    return model._estimate(align, machine, fitted=False, **options)
 
 
 class RainbowModel:
@@ -186,8 +204,16 @@ class RainbowModel:
 
         Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 2 and equations 12 to 15.
         """
-        parts = resolve(
-            method,
+        plan = choose(
+            self.sites,
+            width=width,
+            factor=factor,
+            rank=rank,
+            energy=energy,
+            sites=sites,
+            seed=seed,
+            network=network,
+            method=method,
             law=law,
             h=h,
             mean_row=mean_row,
@@ -197,23 +223,11 @@ class RainbowModel:
             scale=scale,
             alignment=alignment,
             ridge=ridge,
+            classifier=classifier,
+            align=align,
+            accuracy_profile=accuracy_profile,
         )
-        chosen = choose_sites(self.sites, sites)
-        for name, value, bits in (("seed", seed, 63), ("network", network, NETWORK_BITS)):
-            if not isinstance(value, int) or not 0 <= value < 2**bits:
-                raise ValueError(f"{name}={value!r}: wanted an int, 0 <= {name} < 2^{bits}")
-        plan = Plan(
-            method,
-            parts,
-            choose_widths(chosen, width, factor, parts.law),
-            choose_directions(chosen, rank, energy, centred=parts.mean_row),
-            seed,
-            network,
-            align,
-            classifier,
-            accuracy_profile,
-        )
-        self._check(plan, chosen)
+        self._check(plan, self._align)
         return sample_network(
             self.reference,
             self._trace,
@@ -225,19 +239,64 @@ class RainbowModel:
             progress=progress,
         )
 
-    def _check(self, plan: Plan, chosen: list[SiteStatistics]) -> None:
+    def plan(
+        self,
+        *,
+        images: int | None = None,
+        machine: Machine | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Cost:
+        """What `sample` with the same options takes: flops, bytes, peak memory, and a predicted time. Samples nothing.
+
+        Args:
+            images: to align on, in place of those that the model was fitted on.
+            machine: rates; None measures those of this machine, in about half a second.
+            progress: not called.
+            options: those of `sample`.
+
+        Raises:
+            ValueError: as `sample`, before anything is computed; `images` that is no int of at least 1.
+            TypeError: a `machine` that is none.
+        """
+        data = self._align
+        if images is not None:
+            data = Data(split(repeat(data.chunks[0], images), self.sites), data.labels)
+        return self._estimate(data, machine, fitted=True, **options)
+
+    def _estimate(self, data: Data, machine: Machine | None, *, fitted: bool, **options: Any) -> Cost:
+        """`plan` with other data to align on; not `fitted`: with the work of `fit`."""
+        if machine is not None and not isinstance(machine, Machine):
+            raise TypeError(f"machine: wanted a Machine or None, got {type(machine).__name__}")
+        plan = choose(self.sites, only_shapes=True, **options)
+        self._check(plan, data)
+        if machine is None:
+            machine = Machine.measure(data.chunks[0].dtype, self.sites[0].site.activation)
+        return estimate(
+            self.reference,
+            self._trace,
+            self.sites,
+            plan,
+            data,
+            self._held,
+            max_samples=self._max_samples,
+            machine=machine,
+            fitted=fitted,
+        )
+
+    def _check(self, plan: Plan, data: Data) -> None:
         if plan.align not in ("channels", "flattened"):
             raise ValueError(f"align={plan.align!r}: wanted 'channels' or 'flattened'")
-        feeding = [s for s in chosen if s.site.feeds_flatten]
+        feeding = [s for s in self.sites if s.site.name in plan.widths and s.site.feeds_flatten]
         if plan.align == "flattened" and not feeding:
             raise ValueError("align='flattened': no sampled site feeds a Flatten")
         for s in feeding if plan.align == "flattened" else []:
-            _warn_if_few(s.site.name, self._align.count, s.d * s.positions)
+            warn_if_few(s.site.name, data.count, s.d * s.positions)
         if plan.classifier not in CLASSIFIERS:
             raise ValueError(f"classifier={plan.classifier!r}: wanted None, 'refit' or 'refit_aligned'")
         if plan.classifier is not None:
             tail_layers(self.reference, self._trace)
-            if self._align.labels is None:
+            if data.labels is None:
                 raise ValueError(f"classifier={plan.classifier!r}: data has no labels, wanted batches (x, y)")
         if plan.classifier == "refit" and self.sites[-1].site.name not in plan.widths:
             raise ValueError(
@@ -247,72 +306,14 @@ class RainbowModel:
             raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
 
 
-def _check_reference(reference: nn.Module, cut: Trace) -> tuple[torch.device, torch.dtype]:
-    if not cut.sites:
-        raise ValueError("reference: no site, wanted at least one pointwise non-linearity")
-    parameters = dict(reference.named_parameters())
-    if not parameters:
-        raise ValueError("reference: no parameters, wanted a network with linear layers")
-    first = next(iter(parameters.values()))
-    for name, p in parameters.items():
-        if p.dtype not in DTYPES or p.dtype != first.dtype or p.device != first.device:
-            raise TypeError(
-                f"reference: parameter {name!r} is {p.dtype} on {p.device}: wanted float32 or float64, and one dtype "
-                "and device for all"
-            )
-    return first.device, first.dtype
-
-
-def _gather(data: object, name: str, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """All of a data set, as (x, y) on the device of the reference; y is None if there are no class labels."""
-    try:
-        parts = list(batches(data, batch_size=2**62))
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("data:", f"{name}:", 1)) from None
-    for x, _ in parts:
-        if x.shape[1:] != parts[0][0].shape[1:]:
-            shapes = tuple(parts[0][0].shape[1:]), tuple(x.shape[1:])
-            raise ValueError(f"{name}: samples of shapes {shapes[0]} and {shapes[1]}, wanted one shape")
-    xs = [x.to(device, dtype) for x, _ in parts]
-    ys = [y.to(device) for _, y in parts if y is not None]
-    x = xs[0] if len(xs) == 1 else torch.cat(xs)
-    if not ys or any(y.dtype != torch.int64 or y.dim() != 1 for y in ys):
-        return x, None
-    return x, torch.cat(ys)
-
-
-def _shapes(cut: Trace, x: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shapes of z and phi of one sample, site by site."""
-    found = []
-    for site, segment in zip(cut.sites, cut.segments, strict=False):
-        z = segment(x)
-        if z.dim() > 2 and site.axis is None:
-            raise ValueError(
-                f"site {site.name!r}: the channel axis of z, of shape {tuple(z.shape)}, is ambiguous: wanted (N, d), "
-                "or a convolution or linear layer before it"
-            )
-        x = site.reference(z)
-        found.append((tuple(z.shape[1:]), tuple(x.shape[1:])))
-    return found
-
-
 def _statistics(
-    cut: Trace,
-    shapes: list[tuple[tuple[int, ...], tuple[int, ...]]],
-    data: Data,
-    max_samples: int,
-    progress: Progress | None,
-) -> tuple[SiteStatistics, ...]:
-    found = []
-    for site, (z_shape, phi_shape) in zip(cut.sites, shapes, strict=True):
-        d = z_shape[-1 if site.axis == -1 else 0]
-        found.append(SiteStatistics(site, d, z_shape, phi_shape, CrossCovariance(site.name)))
-        if not site.output:
-            _warn_if_few(site.name, data.count * found[-1].positions, d)
+    cut: Trace, sites: tuple[SiteStatistics, ...], data: Data, max_samples: int, progress: Progress | None
+) -> None:
+    """The moments of z at every site."""
     before = 0
     for number, x in enumerate(data.chunks, start=1):
         samples = len(x)
-        for s, segment in zip(found, cut.segments, strict=False):
+        for s, segment in zip(sites, cut.segments, strict=False):
             z = segment(x)
             per_sample = math.prod(s.z_shape) // s.d
             step = every(data.count * per_sample, max_samples, per_sample)
@@ -321,16 +322,6 @@ def _statistics(
         before += samples
         if progress is not None:
             progress(number, len(data.chunks), "statistics of the reference")
-    for s in found:
+    for s in sites:
         if (channel := s.z.x.not_finite()) is not None:
             raise ValueError(f"site {s.site.name!r}: the reference's z is not finite, first in channel {channel}")
-    return tuple(found)
-
-
-def _warn_if_few(site: str, samples: int, d: int) -> None:
-    if samples < 2 * d:
-        warnings.warn(
-            f"site {site!r}: {samples} samples for {d} channels: an alignment over-fits with fewer than 2 d = {2 * d}",
-            UserWarning,
-            stacklevel=4,
-        )

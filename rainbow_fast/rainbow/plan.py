@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rainbow_fast.rainbow.parts import Parts
+from rainbow_fast.rainbow.parts import Parts, resolve
 from rainbow_fast.rainbow.statistics import SiteStatistics
 
 Widths = int | Mapping[str, int]
@@ -29,6 +30,38 @@ class Plan:
     align: str
     classifier: str | None
     accuracy_profile: bool
+
+
+def choose(
+    known: Sequence[SiteStatistics],
+    *,
+    width: Widths | None = None,
+    factor: float | None = None,
+    rank: Widths | None = None,
+    energy: float | None = None,
+    sites: Sequence[str] | None = None,
+    seed: int = 0,
+    network: int = 0,
+    method: str = "paper",
+    classifier: str | None = None,
+    align: str = "channels",
+    accuracy_profile: bool = False,
+    only_shapes: bool = False,
+    **parts: Any,
+) -> Plan:
+    """The plan that options of `RainbowModel.sample` make; `only_shapes`: with empty directions, where a rank is given.
+
+    Raises:
+        ValueError: as `RainbowModel.sample`, of all that needs no data.
+    """
+    resolved = resolve(method, **parts)
+    chosen = choose_sites(known, sites)
+    for name, value, bits in (("seed", seed, 63), ("network", network, NETWORK_BITS)):
+        if not isinstance(value, int) or not 0 <= value < 2**bits:
+            raise ValueError(f"{name}={value!r}: wanted an int, 0 <= {name} < 2^{bits}")
+    widths = choose_widths(chosen, width, factor, resolved.law)
+    directions = choose_directions(chosen, rank, energy, centred=resolved.mean_row, only_shapes=only_shapes)
+    return Plan(method, resolved, widths, directions, seed, network, align, classifier, accuracy_profile)
 
 
 def choose_sites(known: Sequence[SiteStatistics], sites: Sequence[str] | None) -> list[SiteStatistics]:
@@ -75,9 +108,15 @@ def choose_widths(
 
 
 def choose_directions(
-    chosen: Sequence[SiteStatistics], rank: Widths | None, energy: float | None, *, centred: bool
+    chosen: Sequence[SiteStatistics],
+    rank: Widths | None,
+    energy: float | None,
+    *,
+    centred: bool,
+    only_shapes: bool = False,
 ) -> dict[str, Tensor | None]:
     """U by site: the leading r directions, r the rank (at most d), or the least that holds `energy` of the trace.
+    `only_shapes`: of a rank, without their values.
 
     Raises:
         ValueError: both given, a rank below 1, an energy outside (0, 1], an unknown site.
@@ -94,6 +133,11 @@ def choose_directions(
         name = s.site.name
         if energy is None and name not in ranks:
             continue
+        if only_shapes and energy is None:
+            none[name] = torch.empty(s.d, min(ranks[name], s.d), dtype=torch.float64, device="meta")
+            continue
+        if s.site.writer is None and s.z.count == 0:
+            raise ValueError(f"energy={energy}: site {name!r} has no moments before fit: wanted a rank")
         values, U = s.directions(centred=centred)
         r = ranks.get(name, len(values))
         if energy is not None:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a sampling run takes: the steps of `sampling.sample_network`, and of `fit`, counted from shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.networks.trace import Trace
+from rainbow_fast.rainbow.classifier import RIDGES
+from rainbow_fast.rainbow.cost import Cost, SiteCost, Work
+from rainbow_fast.rainbow.flight import Data
+from rainbow_fast.rainbow.machine import Machine
+from rainbow_fast.rainbow.network import tail_layers
+from rainbow_fast.rainbow.plan import Plan
+from rainbow_fast.rainbow.site_cost import SiteCount, Sizes
+from rainbow_fast.rainbow.statistics import SiteStatistics
+
+LAYERS = Work(rate="layers")  # none yet
+VIEWS = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)  # move nothing in eval mode
+
+
+@torch.no_grad()
+def estimate(
+    reference: nn.Module,
+    trace: Trace,
+    statistics: Sequence[SiteStatistics],
+    plan: Plan,
+    align: Data,
+    held: Data,
+    *,
+    max_samples: int,
+    machine: Machine,
+    fitted: bool,
+) -> Cost:
+    """What `sample_network` takes with these arguments, from shapes alone; and `fit` before it, unless `fitted`.
+
+    One image of zeros goes through the reference, for the shapes between its layers.
+    """
+    example = align.chunks[0]
+    b = example.element_size()
+    sizes = Sizes(align.count, held.count, len(example), b, max_samples)
+    layers, steps = _layers(trace, example)
+    rest = {} if fitted else _fit(layers, steps, statistics, sizes)
+    sites: list[SiteCost] = []
+    pending, profile, features = LAYERS, LAYERS, Work()
+    arriving = kept = 0  # numbers of one image from the step before; bytes that stay of the sites before
+    peak = 0 if fitted else max(_fit_bytes(s, sizes) for s in statistics)
+    for place, known in enumerate(statistics):
+        sides = 2 if sites else 1  # reference and sample are one up to the first sampled site
+        pending += layers[place] * (sides * sizes.both)
+        if known.site.name not in plan.widths:
+            pending += steps[place] * (sides * sizes.both)
+            arriving = math.prod(known.phi_shape)
+            peak = max(peak, kept + b * sides * sizes.both * max(arriving, math.prod(known.z_shape)))
+            continue
+        refit = plan.classifier == "refit" and place == len(statistics) - 1
+        count = SiteCount(known, plan, sizes, first=not sites)
+        site = count.cost(pending, arriving, kept, _classifier(reference, trace, count) if refit else None)
+        sites.append(site)
+        peak = max(peak, site.peak_bytes)
+        kept, arriving, pending = kept + site.disk_bytes, count.phi, LAYERS
+        features += count.projection(1)
+        if plan.accuracy_profile:
+            profile += sum([*layers[place + 1 :], *steps[place + 1 :]], LAYERS) * sizes.held
+    rest["reference"] = pending + profile
+    disk = kept
+    if plan.classifier is not None:
+        classes, width = _classifier(reference, trace, count if plan.classifier == "refit" else None)
+        rest["classifier"] = _ridge(sizes.align, width, classes)
+        peak = max(peak, kept + 2 * b * arriving * sizes.both + _ridge_bytes(sizes.align, width, b))
+        disk += b * classes * (width + 1) if plan.classifier == "refit_aligned" else 0
+    for name, data in (("accuracy", align), ("held-out accuracy", held)):
+        if data.labels is not None and data.count:
+            again = sum([*layers[:-1], *steps], LAYERS) if plan.classifier else LAYERS
+            rest[name] = (layers[-1] * 2 + again) * data.count
+            if plan.classifier:
+                rest[f"{name}, features"] = features * data.count
+    return Cost(plan.method, sizes.align, sizes.held, tuple(sites), rest, peak, disk, machine)
+
+
+def _layers(trace: Trace, example: Tensor) -> tuple[list[Work], list[Work]]:
+    """Of one image: each segment between sites, and each site, as the reference computes them."""
+    x = example.new_zeros(1, *example.shape[1:])
+    segments, sites = [], []
+    for place, segment in enumerate(trace.segments):
+        work = LAYERS
+        for module in segment:
+            y = module(x)
+            terms = module.weight[0].numel() if isinstance(module, nn.Linear | nn.Conv2d) else 0
+            moved = 0 if isinstance(module, VIEWS) else x.nbytes + y.nbytes
+            work += Work(2.0 * y.numel() * terms, "layers", bytes=float(moved))
+            x = y
+        segments.append(work)
+        if place < len(trace.sites):
+            z, x = x, trace.sites[place].reference(x)
+            sites.append(Work(rate="layers", bytes=float(z.nbytes + x.nbytes)))
+    return segments, sites
+
+
+def _fit(layers: list[Work], steps: list[Work], statistics: Sequence[SiteStatistics], sizes: Sizes) -> dict[str, Work]:
+    """The forward pass of `fit` and its second moments of z, one triangle of each."""
+    moments = Work()
+    for s in statistics:
+        z = math.prod(s.z_shape)
+        samples = sizes.samples(z // s.d)
+        moments += Work(1.0 * samples * s.d * (s.d + 1), bytes=float(6 * sizes.itemsize * samples * s.d))
+    return {"fit": sum([*layers[:-1], *steps], LAYERS) * sizes.align, "fit, moments": moments}
+
+
+def _fit_bytes(s: SiteStatistics, sizes: Sizes) -> int:
+    """z, phi and what their moments are made of, for a chunk; two of its second moments."""
+    largest = max(math.prod(s.z_shape), math.prod(s.phi_shape))
+    return 4 * sizes.itemsize * min(sizes.chunk, sizes.align) * largest + 2 * 8 * s.d**2
+
+
+def _classifier(reference: nn.Module, trace: Trace, refit: SiteCount | None) -> tuple[int, int]:
+    """Classes and features of a refit classifier: of the wide features of the last site, or else of phih."""
+    between, last = tail_layers(reference, trace)
+    if refit is None:
+        return last.out_features, last.in_features
+    phi = torch.empty(1, refit.n, *refit.known.phi_shape[1:], device="meta")
+    return last.out_features, nn.Sequential(*between)(phi).numel()
+
+
+def _ridge(N: int, F: int, classes: int) -> Work:
+    """Of `ridge_classifier`: a Gram matrix of four fifths of the samples and one of all, a solve for each ridge and one
+    more."""
+    flops = 0.0
+    for samples, ridges in ((N - N // 5, len(RIDGES)), (N, 1)):
+        short, long = min(samples, F), max(samples, F)
+        flops += 2.0 * short**2 * long + ridges * (short**3 / 3 + 2.0 * classes * (short**2 + samples * F))
+    return Work(flops, "float64", bytes=8.0 * 8 * N * F)
+
+
+def _ridge_bytes(N: int, F: int, itemsize: int) -> int:
+    """The features as they come and in one piece, in float64 as they are and centred; or the Gram matrix, thrice."""
+    return 2 * itemsize * N * F + 8 * N * F + 8 * max(N * F, 3 * min(N, F) ** 2)

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What one site of a sample takes: the steps of `step.SiteStep` counted from shapes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from rainbow_fast.rainbow.activation import FEATURE_BLOCK, ROW_BLOCK
+from rainbow_fast.rainbow.cost import SiteCost, Work
+from rainbow_fast.rainbow.machine import polar_flops
+from rainbow_fast.rainbow.plan import Plan
+from rainbow_fast.rainbow.statistics import SiteStatistics, every
+from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES, FEATURE_NUMBERS
+
+# float64 matrices alive at the worst moment: of the size of M while it is summed and while it is aligned, of the size
+# of the regression's S' = E[phi' phi'^T] while it is summed and while it is solved with.
+SUMMED, ALIGNED, SUMMED_S, SOLVED_S = 4, 9, 2, 6
+STRIDED = 4  # a copy that transposes, over one that does not
+EIGENVECTORS = 10  # of a symmetric (d, d) matrix: flops over d^3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the data: images to align on, held out, and in a chunk; bytes of a number; `max_samples` of `fit`."""
+
+    align: int
+    held: int
+    chunk: int
+    itemsize: int
+    max_samples: int
+
+    @property
+    def both(self) -> int:
+        return self.align + self.held
+
+    def samples(self, positions: int) -> int:
+        """Taken of all positions of the alignment set."""
+        return -(-self.align * positions // self.step(positions))
+
+    def step(self, positions: int) -> int:
+        return every(self.align * positions, self.max_samples, positions)
+
+
+class SiteCount:
+    """One sampled site.
+
+    Attributes:
+        z, phi: numbers of one image before and behind the site; `pixels` and `positions` are those of one channel.
+        rows, columns: of M and A.
+        window: numbers of a channel of one image that pooling reads.
+    """
+
+    def __init__(self, known: SiteStatistics, plan: Plan, sizes: Sizes, *, first: bool) -> None:
+        self.known, self.sizes, self.first = known, sizes, first
+        self.site, self.parts, self.d, self.n = known.site, plan.parts, known.d, plan.widths[known.site.name]
+        self.z, self.phi = math.prod(known.z_shape), math.prod(known.phi_shape)
+        self.pixels, self.positions = self.z // self.d, known.positions
+        flattened = plan.align == "flattened" and self.site.feeds_flatten
+        self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (self.d, self.n)
+        self.step = 1 if flattened else sizes.step(self.positions)
+        self.samples = sizes.align if flattened else sizes.samples(self.positions)
+        self.fused = self.site.before is None and self.site.after is None and not flattened
+        self.window = _pooled(known)
+        U = plan.directions[self.site.name]
+        self.r = self.d if U is None else U.shape[1]
+        orthonormal = self.parts.law == "orthonormal"
+        self.has_T = orthonormal and self.n < self.r
+        self.has_U = U is not None or (orthonormal and not self.has_T)
+        self.recalibrates = self.parts.recalibrate and not first
+        self.regresses = self.parts.alignment == "regression"
+
+    # Work
+
+    def features(self, images: int, calls: int, *, rows: int | None = None) -> Work:
+        """phi' of some images, or of `rows` of their positions, in so many calls."""
+        rows = images * self.pixels if rows is None else rows
+        flops = 2.0 * rows * self.n * self.r
+        flops += 2.0 * images * self.z * self.r if self.has_U else 0.0
+        flops += 2.0 * calls * self.n**2 * self.r if self.has_T else 0.0  # rows T G of the law, made at each call
+        stored = 0 if self.fused else rows * self.n * (2 + 2 * (self.site.before is not None))
+        return Work(
+            flops,
+            features=float(rows * self.n),
+            pooled=float(images * self.n * self.window),
+            bytes=float(self.sizes.itemsize * (stored + rows * self.d)),
+        )
+
+    def moments(self) -> Work:
+        """The features with the covariance; for the regression once more, with their second moment."""
+        sizes, b, calls = self.sizes, self.sizes.itemsize, -(-self.sizes.align // self.sizes.chunk)
+        work = self.features(sizes.align, calls, rows=self.samples if self.fused else None)
+        stored = 0 if self.fused else sizes.align * self.n * self.positions  # read again: twice for the moments
+        work += Work(2.0 * self.samples * self.rows * self.columns, bytes=b * (3.0 * stored + sizes.align * self.phi))
+        pixels = min(sizes.chunk, sizes.align) * self.pixels
+        seen = -(-pixels // every(pixels, ACTIVITY_SAMPLES, self.pixels))
+        work += Work(2.0 * seen * self.n * (self.r + 1), features=float(seen * self.n))
+        if self.regresses:
+            work += self.features(sizes.align, calls)
+            work += Work(1.0 * self.samples * self.columns * (self.columns + 1))
+        return work
+
+    def projection(self, images: int) -> Work:
+        """The features with A."""
+        stored = 0 if self.fused else self.n * self.positions
+        flops = 2.0 * images * self.columns * self.phi
+        work = Work(flops, bytes=float(self.sizes.itemsize * images * (stored + self.phi)))
+        return work + self.features(images, -(-images // self.sizes.chunk))
+
+    def alignment(self) -> Work:
+        """polar, and the steps from the sums to M and from A to B."""
+        flops = polar_flops(self.rows, self.columns)
+        return Work(float(flops), "polar", bytes=8.0 * 20 * self.rows * self.columns)
+
+    def solve(self) -> Work:
+        """The solve of the regression, the matrix of an orthonormal law."""
+        rows, columns, n, r = self.rows, self.columns, self.n, self.r
+        flops = moved = 0.0
+        if self.regresses:
+            flops += 2.0 * rows * columns**2
+            flops += columns**3 / 3 if self.parts.ridge > 0 else (EIGENVECTORS + 2.0) * columns**3
+            moved += 8.0 * 24 * columns**2
+        if self.parts.law == "orthonormal":
+            flops += 2.0 * n * r * min(n, r) + (EIGENVECTORS + 2.0) * min(n, r) ** 3
+        return Work(flops, "float64", bytes=moved)
+
+    def elementwise(self) -> Work:
+        """Steps of the reference's site, of the projections u, of statistics, scales and errors."""
+        align, held, z, phi = self.sizes.align, self.sizes.held, self.z, self.phi
+        recalibrating, centring = 4 * z * self.recalibrates, 3 * z * self.parts.mean_row
+        u = 2 * z + recalibrating + centring
+        stored = self.n * self.positions * self.regresses
+        transposed = (2 * z + 4 * phi + 2 * stored) * (self.step > 1)
+        each = z + 2 * u + recalibrating + 17 * phi + 4 * stored + STRIDED * transposed
+        numbers = align * each + 8 * self.samples * self.d
+        pooled = self.sizes.both * self.d * self.window
+        return Work(pooled=float(pooled), bytes=float(self.sizes.itemsize * (numbers + held * (z + u + 13 * phi))))
+
+    # Memory
+
+    @property
+    def A_bytes(self) -> int:
+        return self.sizes.itemsize * self.rows * self.columns
+
+    @property
+    def law_bytes(self) -> int:
+        """U, T and k."""
+        law = 8 * self.d * self.r if self.has_U else 0
+        law += 8 * self.n**2 if self.has_T else 0
+        return law + (8 * self.n if self.parts.law in ("bootstrap", "identity") else 0)
+
+    def disk_bytes(self, refit: tuple[int, int] | None) -> int:
+        """Key, law, recalibration, A and offset; a refit classifier (classes, features) stands in the place of A."""
+        numbers = 2 * self.d if self.recalibrates else 0
+        if refit is not None:
+            numbers += refit[0] * (refit[1] + 1)
+        else:
+            numbers += self.rows * (self.columns + (self.parts.offset or self.site.norm is not None))
+        return 32 + self.law_bytes + self.sizes.itemsize * numbers
+
+    def cost(self, reference: Work, arriving: int, kept: int, refit: tuple[int, int] | None) -> SiteCost:
+        """Given the work of the layers before, the numbers of one image that come in on either side, bytes that stay of
+        the sites before, and classes and features of a classifier that is refit here."""
+        sizes, b, z, phi = self.sizes, self.sizes.itemsize, self.z, self.phi
+        sides, larger = 1 if self.first else 2, max(z, phi)
+        matrix, square = 8 * self.rows * self.columns, 8 * self.columns**2 if self.regresses else 0
+        waiting = sizes.held * z * sides
+        chunk = min(sizes.chunk, sizes.align)
+        block = 0 if self.fused else 3 * chunk * self.pixels * min(FEATURE_BLOCK, self.n)
+        copies = (2 + self.parts.mean_row + 2 * self.recalibrates) * chunk * larger + block
+        stored = min(chunk, max(FEATURE_NUMBERS // (self.n * self.pixels), 1)) * self.n * self.pixels
+        explicit = self.has_T or self.parts.law in ("bootstrap", "identity")
+        rows = min(self.n, ROW_BLOCK) * self.r * (b + 8) if explicit else 0
+        activations = {
+            "advance": sides * sizes.both * max(arriving, z),
+            "moments": sizes.align * ((phi if self.first else larger) + z) + waiting,
+            "alignment": sizes.align * (phi + z) + waiting,
+            "projection": sizes.align * (phi + larger) + waiting,
+            "held out": sizes.align * 2 * phi + sizes.held * 2 * larger,
+        }
+        float64 = {
+            "moments": SUMMED * matrix + SUMMED_S * square,
+            "alignment": ALIGNED * matrix + SOLVED_S * square,
+            "projection": 2 * matrix + square,
+        }
+        float64["held out"] = float64["projection"]
+        temporary = {
+            "moments": b * max(copies, 3 * stored if self.regresses else 0) + rows,
+            "projection": self.A_bytes + b * (copies + 2 * chunk * phi) + rows,
+        }
+        temporary["held out"] = temporary["projection"]
+        projection = self.projection(sizes.both)
+        if refit is not None:
+            for phase in ("projection", "held out"):
+                temporary[phase] += b * sizes.align * refit[1]
+            projection += self.features(sizes.align, -(-sizes.align // sizes.chunk))
+        peak = max(b * activations[phase] + float64.get(phase, 0) + temporary.get(phase, 0) for phase in activations)
+        return SiteCost(
+            index=self.site.index,
+            site=self.site.name,
+            d=self.d,
+            n=self.n,
+            rank=self.r,
+            samples=self.samples,
+            work={
+                "reference": reference,
+                "moments": self.moments(),
+                "alignment": self.alignment(),
+                "solve": self.solve(),
+                "projection": projection,
+                "elementwise": self.elementwise(),
+            },
+            in_flight_bytes=b * max(activations.values()),
+            float64_bytes=max(float64.values()),
+            A_bytes=self.A_bytes,
+            disk_bytes=self.disk_bytes(refit),
+            peak_bytes=kept + self.law_bytes + peak,
+        )
+
+
+def _pooled(known: SiteStatistics) -> int:
+    """Numbers of one channel of one image that the pooling of a site reads, each once a window."""
+    pooling = known.site.before or known.site.after
+    if pooling is None:
+        return 0
+    assert isinstance(pooling, nn.MaxPool2d)
+    size = pooling.kernel_size
+    window = size**2 if isinstance(size, int) else math.prod(size)
+    return known.positions * window
