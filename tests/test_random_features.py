@@ -180,18 +180,18 @@ import torch, rainbow_fast as rf
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 def grown(call):
-    call(1000)  # threads, buffers and code that come with the first call
+    call(50, 1000)  # threads and code that come with the first call; its buffers are small
     open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
     before = peak()
-    call(n)
+    call(N, n)
     print((peak() - before) // 1024)
 torch.set_num_threads(2)
 N, n = 2000, 200_000
 x, u, A = torch.randn(N, 4), torch.randn(N, 8), torch.randn(4, n)
-grown(lambda n: rf.random_features_covariance(x, u, n, seed=1))
-grown(lambda n: rf.random_features_projection(u, A[:, :n], seed=1))
+grown(lambda N, n: rf.random_features_covariance(x[:N], u[:N], n, seed=1))
+grown(lambda N, n: rf.random_features_projection(u[:N], A[:, :n], seed=1))
 u.requires_grad_(); A.requires_grad_(); n = 120_000
-grown(lambda n: rf.random_features_projection(u, A[:, :n], seed=1).sum().backward())
+grown(lambda N, n: rf.random_features_projection(u[:N], A[:, :n], seed=1).sum().backward())
 """
     covariance, projection, backward = map(int, fresh_python(code, RAINBOW_FAST_ISA="").split())  # MiB
     # Features would take 1526 MiB, those of the backward pass 915. The sums themselves are 9, gradients and their sums

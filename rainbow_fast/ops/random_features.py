@@ -248,7 +248,8 @@ def _random_features_out(u, shift, key, G, activation, slope, scale, backend, ou
 
 def _random_features_covariance(x, u, shift, n, key, G, activation, slope, scale, backend):
     f = Features(u, shift, key, G, activation, slope, scale)
-    sums = tuple(u.new_zeros(*f.seeds, *shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))
+    shapes = ((*f.seeds, x.shape[1], n), (*f.seeds, n), (*f.seeds, n))
+    sums = tuple(_backend.empty(shape, torch.float64, u.device).zero_() for shape in shapes)
     _accumulate(f, x, backend, *sums)
     return sums
 
