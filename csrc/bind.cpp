@@ -106,11 +106,13 @@ struct Argument<const Features&> {
             scale};
   }
 };
+
+// Lists of structs come as lists of tuples, kept for the length of the call.
 template <>
 struct Argument<Projections> {
   using Tuple = Argument<Samples>::From;
   using From = std::vector<std::tuple<Tuple, Tuple>>;
-  struct Kept {  // for the length of the call
+  struct Kept {
     std::vector<Projection> all;
     operator Projections() const { return {all.data(), static_cast<int64_t>(all.size())}; }
   };

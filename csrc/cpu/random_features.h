@@ -22,18 +22,19 @@ static inline Features with_merged(const Features& f) {
   return g;
 }
 
-// How many neurons are summed in T before they are promoted, and the numbers that decide the size of a pass's memory.
-constexpr int64_t kNeurons = 240;
+constexpr int64_t kNeurons = 240;  // of a chunk, whose sums in T are promoted
+
+// What decides the size of a pass's memory.
 struct Sizes {
-  int64_t left;  // of the longer side of what multiplies a chunk of neurons
+  int64_t left;  // rows of the longest operand that meets a chunk of neurons
   int64_t x;     // channels of all x
   int64_t sums;  // rows of sums
 };
 
-// The memory of one thread.
+// The memory of one thread: panels of a block of samples (shift, u, x; phi of a chunk) and of a chunk of neurons.
 template <class T>
 struct Buffers {
-  T *shift, *u, *g, *phi, *left, *x;  // of a block of samples: shift, u, x, phi of a chunk; of a chunk: g, left
+  T *shift, *u, *g, *phi, *left, *x;
   double* sums;
   int64_t bytes;
 
@@ -79,7 +80,7 @@ static void for_blocks_of_samples(const Features& f, const Sizes& sizes, int thr
   }
 }
 
-// left right^T, tiles to the epilogue; panels of k numbers a row
+// left right^T over k terms, given both as panels; its tiles go to the epilogue.
 template <class T, class Epilogue>
 RF_INLINE void multiply_panels(const T* left, const T* right, int64_t rows, int64_t cols, int64_t k,
                                Epilogue epilogue) {

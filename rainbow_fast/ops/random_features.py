@@ -37,8 +37,8 @@ def random_features(
         G = rainbow_fast.gaussian(n, r, seed=seed, stream=stream, row_offset=row_offset)
         scale * sigma(torch.einsum("nr...,mr->nm...", u, G.to(u.dtype)) + shift.unsqueeze(1))
 
-    Rows of G are neurons: features nest in n, bit for bit. Differentiable in u, shift and G; the backward pass
-    generates G again, a block of neurons at a time.
+    Rows of G are neurons: features nest in n, bit for bit. Differentiable in u, shift and G; the backward pass makes
+    the features again, a block at a time. (Gradients of an explicit G, and of gradients, run in plain PyTorch.)
 
     Args:
         u: projections, samples by rank, then any positions (NCHW and channels_last are read in place).
