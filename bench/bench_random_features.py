@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """random_features and its two fused passes against the same with every feature stored."""
 
+from collections.abc import Callable
+
 import torch
 from floor import Floor
 from race import OURS, PLAIN, PUBLISHED, Candidate, Race, entries, relative
@@ -85,6 +87,115 @@ def random_features(form: str, activation: str, N: int, r: int, n: int, d: int) 
     )
 
 
+EACH = "rainbow_fast, one call each"
+
+
+def several_widths(N: int, r: int, d: int, *widths: int) -> Race:
+    """Projections at nested widths: in one pass, plainly, and with a call for each."""
+    source = torch.Generator().manual_seed(0)
+    u = torch.randn(N, r, generator=source) / r**0.5
+    A = [torch.randn(d, n, generator=source) / n**0.5 for n in widths]
+    G = rf.gaussian(max(widths), r, seed=1)
+
+    def plain() -> list[Tensor]:
+        phi = (u @ torch.randn(max(widths), r, generator=source.manual_seed(1)).T).relu()
+        return [phi[:, :n] @ a.T for n, a in zip(widths, A, strict=True)]
+
+    def error(rows: Tensor) -> Callable[[list[Tensor]], float]:
+        phi = (u.double() @ rows.double().T).relu()
+        return lambda got: max(relative(g, phi[:, :n] @ a.double().T) for g, n, a in zip(got, widths, A, strict=True))
+
+    return Race(
+        f"random_features projection at widths {', '.join(map(str, widths))}, N {N}, r {r}, d {d}",
+        {
+            OURS: Candidate(lambda: rf.random_features_projection(u, A, seed=1), error(G)),
+            PLAIN: Candidate(
+                plain, lambda got: error(torch.randn(max(widths), r, generator=source.manual_seed(1)))(got)
+            ),
+            EACH: Candidate(lambda: [rf.random_features_projection(u, a, seed=1) for a in A], error(G)),
+        },
+        Floor({"f32": 2.0 * N * (max(widths) * r + sum(widths) * d)}),
+    )
+
+
+def several_seeds(N: int, r: int, d: int, n: int, S: int) -> Race:
+    """Covariances for S seeds of n neurons: in one call, plainly, as one call of S n neurons (x and u packed once)."""
+    source = torch.Generator().manual_seed(0)
+    u, x = torch.randn(N, r, generator=source) / r**0.5, torch.randn(N, d, generator=source)
+    seeds = list(range(S))
+
+    def exact(G: Tensor) -> Tensor:
+        return torch.stack([x.double().T @ (u.double() @ g.double().T).relu() for g in G])
+
+    def draw() -> Tensor:
+        return torch.randn(S, n, r, generator=source.manual_seed(1))
+
+    return Race(
+        f"random_features covariance of {S} seeds, n {n}, N {N}, r {r}, d {d}",
+        {
+            OURS: Candidate(
+                lambda: rf.random_features_covariance(x, u, n, seed=seeds)[0],
+                lambda got: relative(got, exact(rf.gaussian(n, r, seed=seeds))),
+            ),
+            PLAIN: Candidate(
+                lambda: torch.stack([x.T @ (u @ g.T).relu() for g in draw()]), lambda got: relative(got, exact(draw()))
+            ),
+            "rainbow_fast, S n neurons": Candidate(
+                lambda: rf.random_features_covariance(x, u, S * n, seed=1)[0],
+                lambda got: relative(got, exact(rf.gaussian(S * n, r, seed=1)[None])[0]),
+            ),
+        },
+        Floor({"f32": 2.0 * N * S * n * (r + d)}),
+    )
+
+
+def backward(form: str, N: int, r: int, n: int, d: int) -> Race:
+    """The gradient of u through sigma = relu, given that of the result; no forward pass is timed.
+
+    Plain torch keeps the features of its forward pass, ours makes them again.
+    """
+    source = torch.Generator().manual_seed(0)
+    u = (torch.randn(N, r, generator=source) / r**0.5).requires_grad_()
+    x, A = torch.randn(N, d, generator=source), torch.randn(d, n, generator=source) / n**0.5
+    G = rf.gaussian(n, r, seed=1)
+    with torch.enable_grad():
+        ours, phi = {
+            "features": (lambda: rf.random_features(u, n, seed=1), lambda phi: phi),
+            "covariance": (lambda: rf.random_features_covariance(x, u, n, seed=1)[0], lambda phi: x.T @ phi),
+            "projection": (lambda: rf.random_features_projection(u, A, seed=1), lambda phi: phi @ A.T),
+        }[form]
+        got, plain = ours(), phi((u @ G.T).relu())
+    upstream = torch.randn(plain.shape, generator=source)
+    wide, above = upstream.to(got.dtype), upstream.double()
+    dphi = {
+        "features": lambda: above,
+        "covariance": lambda: x.double() @ above,
+        "projection": lambda: above @ A.double(),
+    }
+    active = u.detach() @ G.T > 0  # of what plain torch computes: a feature at its corner may fall on either side
+    exact = (dphi[form]() * active) @ G.double()
+    return Race(
+        f"random_features {form}, backward to u, relu, N {N}, r {r}, n {n}" + f", d {d}" * (form != "features"),
+        {
+            OURS: Candidate(
+                lambda: torch.autograd.grad(got, u, wide, retain_graph=True)[0], lambda g: relative(g, exact)
+            ),
+            PLAIN: Candidate(
+                lambda: torch.autograd.grad(plain, u, upstream, retain_graph=True)[0], lambda g: relative(g, exact)
+            ),
+        },
+        Floor({"f32": 2.0 * N * n * (2 * r + (0 if form == "features" else d))}),
+        slack=1e-3,  # features at their corner that fall to the other side: three of 67 million make 3e-4
+    )
+
+
 fused = [(form, "relu", *SHAPE) for form in ("covariance", "projection")] + [("covariance", "gelu", *SHAPE)]
 bench_fused = entries(random_features, fused)
 bench_features = entries(random_features, [("features", "relu", *SHAPE)], (OURS, PLAIN))
+bench_widths = entries(several_widths, [(4096, 64, 128, 1024, 2048, 4096, 8192, 16384)], (OURS, PLAIN, EACH))
+bench_seeds = entries(
+    several_seeds,
+    [(4096, 64, 128, n, S) for n, S in ((1024, 16), (48, 128))],
+    (OURS, PLAIN, "rainbow_fast, S n neurons"),
+)
+bench_backward = entries(backward, [(form, *SHAPE) for form in ("features", "covariance", "projection")], (OURS, PLAIN))

@@ -137,6 +137,39 @@ struct Argument<const Features&> {
   }
 };
 
+// Lists of structs come as lists of tuples, kept for the length of the call.
+template <>
+struct Argument<Projections> {
+  using Tuple = Argument<Samples>::From;
+  using From = std::vector<std::tuple<Tuple, Tuple>>;
+  struct Kept {
+    std::vector<Projection> all;
+    operator Projections() const { return {all.data(), static_cast<int64_t>(all.size())}; }
+  };
+  static Kept to(const From& from) {
+    Kept kept;
+    for (const auto& [x, a] : from) kept.all.push_back({Argument<Samples>::to(x), Argument<Samples>::to(a)});
+    return kept;
+  }
+};
+
+template <>
+struct Argument<const Upstream&> {
+  using From = std::tuple<Argument<Samples>::From, uint64_t, uint64_t, Argument<Projections>::From>;
+  struct Kept {
+    Argument<Projections>::Kept products;
+    Upstream upstream;
+    operator const Upstream&() { return upstream; }
+  };
+  static Kept to(const From& from) {
+    const auto& [given, total, square, products] = from;
+    Kept kept{Argument<Projections>::to(products), {}};
+    kept.upstream = {Argument<Samples>::to(given), Argument<const void*>::to(total), Argument<const void*>::to(square),
+                     kept.products};
+    return kept;
+  }
+};
+
 template <class... T>
 void bind(py::module_& m, const char* name, void (*Kernels::*kernel)(T...)) {
   m.def(
@@ -157,4 +190,5 @@ PYBIND11_MODULE(_C, m) {
   bind(m, "random_features", &Kernels::random_features);
   bind(m, "random_features_covariance", &Kernels::random_features_covariance);
   bind(m, "random_features_projection", &Kernels::random_features_projection);
+  bind(m, "random_features_gradient", &Kernels::random_features_gradient);
 }

@@ -56,6 +56,22 @@ struct Sides {
   int64_t count;
 };
 
+// x = phi' a^T over the first neurons, as many as `a` has channels; its images are the channels of x.
+struct Projection {
+  Samples x, a;
+};
+struct Projections {
+  const Projection* data;
+  int64_t count;
+};
+
+// The gradient of phi' (sample, neuron): given, if not null, + total[neuron] + 2 square[neuron] phi' + sum of x a.
+struct Upstream {
+  Samples given;
+  const void *total, *square;
+  Projections products;
+};
+
 // Each function writes into given memory, runs on `threads` threads, and gives the same bits for any number of them.
 struct Kernels {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, int threads);
@@ -68,7 +84,9 @@ struct Kernels {
   void (*random_features)(Samples out, const Features& features, int threads);
   void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const Features& features,
                                      int threads);
-  void (*random_features_projection)(Samples out, Samples a, const Features& features, int threads);
+  void (*random_features_projection)(Projections projections, const Features& features, int threads);
+  void (*random_features_gradient)(Samples u, void* shift, const Upstream& upstream, const Features& features,
+                                   int threads);
 };
 
 #define RF_LEVEL(level)         \

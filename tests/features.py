@@ -22,9 +22,11 @@ def three(x: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, **options) -> t
     )
 
 
-def plainly(x: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, G: Tensor, activation: str) -> tuple[Tensor, ...]:
-    """The same in plain PyTorch and in the dtype of the arguments, with scale 0.7."""
-    phi = random_features_reference(u, G, shift, activation, 0.01, 0.7)
+def plainly(
+    x: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, G: Tensor, activation: str, scale: float = 0.7
+) -> tuple[Tensor, ...]:
+    """The same in plain PyTorch and in the dtype of the arguments."""
+    phi = random_features_reference(u, G, shift, activation, 0.01, scale)
     over = [axis for axis in range(phi.dim()) if axis != 1]
     projection = torch.einsum("nm...,dm->nd...", phi, A)
     return phi, torch.einsum(SAMPLES[x.dim()], phi, x), phi.sum(over), (phi * phi).sum(over), projection

@@ -232,12 +232,33 @@ def test_choices() -> None:
     assert counts.numel() == 7 and (counts - 10_000).abs().max() < 5 * 93  # five deviations of a binomial
 
 
+# --- several seeds ---
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_seeds(guarded, backend: str) -> None:
+    at = {"stream": 5, "row_offset": 2**32 - 3, "col_offset": 1, "dtype": torch.float64, "backend": backend}
+    seeds = [3, 2**63 - 1, 3]
+    for tile, seed in zip(rf.gaussian(7, 5, seed=seeds, **at), seeds, strict=True):
+        assert differing_bits(tile, rf.gaussian(7, 5, seed=seed, **at)) == 0
+    key = rf.key(range(2), 5)
+    assert key.tolist() == [[0, 5, 0, 0], [1, 5, 0, 0]]
+    key[1, 2] = 4  # each seed has an address of its own
+    whole = guarded(2, 7, 9)
+    rf.gaussian(7, 5, seed=key, out=whole[:, :, 1:6], backend=backend)
+    assert differing_bits(whole[1, :, 1:6], rf.gaussian(7, 5, seed=1, stream=5, row_offset=4)) == 0
+    assert whole[:, :, 0].isnan().all() and whole[:, :, 6:].isnan().all()
+    assert rf.gaussian(7, 5, seed=[], backend=backend).shape == (0, 7, 5)
+
+
 # --- registration ---
 
 
 def test_registration() -> None:
     torch.library.opcheck(OP, (9, 5, rf.key(1, 2, 3, 1), torch.bfloat16, CPU, None))
     torch.library.opcheck(OUT, (rf.key(1, 2, 3, 1), None, torch.empty(9, 5)))
+    torch.library.opcheck(OP, (9, 5, rf.key([1, 2]), torch.float32, CPU, None))
+    torch.library.opcheck(OUT, (rf.key([1, 2]), None, torch.empty(2, 9, 5)))
 
 
 @pytest.mark.parametrize("form", ["value", "out"])
@@ -247,6 +268,8 @@ def test_one_compilation_for_ten_seeds(form: str) -> None:
         return rf.gaussian(6, 7, seed=key, out=out) * 2
 
     assert_compiles_once(tile, [(rf.key(seed, row_offset=seed),) for seed in range(10)])
+    if form == "value":
+        assert_compiles_once(tile, [(rf.key([seed, seed + 1]),) for seed in range(10)])
 
 
 def test_one_compilation_for_int_seeds_where_ints_are_dynamic() -> None:
@@ -265,8 +288,17 @@ BAD = {
     "col-offset": ({"col_offset": 2**34}, ValueError, r"col_offset=\d+: wanted 0 <= col_offset < 2\^34"),
     "last-row": ({"row_offset": 2**56 - 3}, ValueError, r"rows=4 at .*: wanted row_offset \+ rows <= 2\^56"),
     "last-col": ({"col_offset": 2**34 - 3}, ValueError, r"cols=4 at .*: wanted col_offset \+ cols <= 2\^34"),
-    "seed-float": ({"seed": 0.5}, ValueError, r"seed=0\.5: wanted an int, or a key"),
+    "seed-float": ({"seed": 0.5}, ValueError, r"seed=0\.5: wanted an int or several, or a key"),
     "key-shape": ({"seed": torch.zeros(3, dtype=torch.int64)}, ValueError, r"int64 tensor of shape \(4,\)"),
+    "seeds-float": ({"seed": [1, 0.5]}, ValueError, r"seed=\[1, 0\.5\]: wanted an int or several, or a key"),
+    "seeds-range": ({"seed": [1, -2]}, ValueError, r"seed=-2: wanted 0 <= seed < 2\^63"),
+    "key-axes": ({"seed": rf.key([1]).unsqueeze(0)}, ValueError, r"int64 tensor of shape \(4,\) or \(S, 4\)"),
+    "seeds-out": ({"seed": [1, 2]}, ValueError, r"out has shape \(4, 4\): wanted \(S, rows, cols\) = \(2, 4, 4\)"),
+    "seeds-last-row": (
+        {"seed": rf.key(1, 0, 2**56 - 3).repeat(2, 1), "out": None},
+        ValueError,
+        r"rows=4 at .*: wanted",
+    ),
     "key-twice": ({"seed": rf.key(1), "stream": 1}, ValueError, r"packed key, which holds stream and offsets already"),
     "out-shape": ({"rows": 3}, ValueError, r"out has shape \(4, 4\): wanted \(rows, cols\) = \(3, 4\)"),
     "out-dtype": ({"out": torch.zeros(4, 4, dtype=torch.int32)}, TypeError, r"out is torch.int32: wanted one of"),
@@ -281,10 +313,10 @@ BAD = {
 @pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD)
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
     given = {"rows": 4, "cols": 4, "seed": 1, "out": torch.full((4, 4), 7.0), **change}
-    before = given["out"].clone()
+    before = None if given["out"] is None else given["out"].clone()
     with pytest.raises(error, match=message):
         rf.gaussian(given.pop("rows"), given.pop("cols"), **given)
-    assert torch.equal(given["out"], before), "written before the error"
+    assert before is None or torch.equal(given["out"], before), "written before the error"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -309,5 +341,7 @@ def test_bad_layout() -> None:
     "change", [{"rows": -1}, {"count": 0}, {"count": 2**32}], ids=["rows", "no-choice", "too-many-choices"]
 )
 def test_bad_choices(change: dict) -> None:
+    with pytest.raises(ValueError, match=r"seed holds 2 seeds: wanted one"):
+        choices(1, 1, seed=[1, 2])
     with pytest.raises(ValueError, match=r"wanted rows >= 0 and 1 <= count < 2\^32"):
         choices(**{"rows": 1, "count": 1, "seed": 0, **change})

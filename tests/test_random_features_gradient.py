@@ -4,7 +4,8 @@
 import pytest
 import torch
 from features import FAR, plainly, problem, three
-from here import BACKENDS, assert_compiles_once, draw
+from here import BACKENDS, LEVELS, assert_compiles_once, assert_same_for_threads, draw, level
+from tolerance import assert_close_to_float64
 from torch import Tensor
 
 import rainbow_fast as rf
@@ -25,13 +26,16 @@ def test_registration(explicit: bool) -> None:
     (x, u, A, shift), rest = arguments(explicit)
     torch.library.opcheck(ops.random_features.default, (u, shift, 6, *rest, None))
     torch.library.opcheck(ops.random_features_covariance.default, (x, u, shift, 6, *rest, None))
-    torch.library.opcheck(ops.random_features_projection.default, (u, A, shift, *rest, None))
+    torch.library.opcheck(ops.random_features_projection.default, (u, [A], shift, *rest, None))
+    torch.library.opcheck(ops.random_features_projection.default, (u, [A, A[:, :3]], shift, *rest, None))
     x, u, A, shift = (t.detach() for t in (x, u, A, shift))
     rest = tuple(t.detach() if isinstance(t, Tensor) else t for t in rest)
     out, M, n = torch.zeros(4, 6, 2).double(), torch.zeros(2, 6).double(), torch.zeros(6).double()
     torch.library.opcheck(ops.random_features_out.default, (u, shift, *rest, None, out))
     torch.library.opcheck(ops.random_features_covariance_out.default, (x, u, shift, *rest, None, M, n, n.clone()))
-    torch.library.opcheck(ops.random_features_projection_out.default, (u, A, shift, *rest, None, out[:, :2].clone()))
+    torch.library.opcheck(
+        ops.random_features_projection_out.default, (u, [A], shift, *rest, None, [out[:, :2].clone()])
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -46,24 +50,94 @@ def test_gradients(explicit: bool, backend: str) -> None:
     assert torch.autograd.gradcheck(call, given if G is None else (*given, G))
 
 
-BLOCKS = (66_000, 70)  # of neurons: 64, then 6 (four million features at a time, and 64 neurons at least)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_several_seeds_and_widths(backend: str) -> None:
+    x, u, A, shift = arguments(False)[0]
+    B = draw(2, 3, 4, dtype=torch.float64, seed=8).requires_grad_()  # one for each seed, of fewer neurons
+
+    def call(x: Tensor, u: Tensor, A: Tensor, B: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
+        given = {"shift": shift, "activation": "tanh", "seed": [1, 2], "scale": 0.7, "backend": backend}
+        sums = rf.random_features_covariance(x, u, [6, 2], **given)
+        return (
+            rf.random_features(u, 6, **given),
+            *(t for of_width in sums for t in of_width),
+            *rf.random_features_projection(u, [B, A], **given),
+        )
+
+    assert torch.autograd.gradcheck(call, (x, u, A, B, shift))
+    # one of two results alone: the other has no gradient
+    both = rf.random_features_projection(u, [B, A], seed=[1, 2], shift=shift, activation="tanh", backend=backend)
+    alone = rf.random_features_projection(u, B, seed=[1, 2], shift=shift, activation="tanh", backend=backend)
+    for got, wanted in zip(
+        torch.autograd.grad(both[0].sum(), (u, B, shift)), torch.autograd.grad(alone.sum(), (u, B, shift)), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_gradients() -> None:
+    (x, u, A, shift), _ = arguments(False)
+    call = lambda *given: three(*given, activation="tanh", seed=3)  # noqa: E731
+    assert torch.autograd.gradgradcheck(call, (x, u, A, shift))
+
+
+LARGE = (66_000, 70)  # the reference takes 64 neurons at a time, then 6
 
 
 @pytest.mark.parametrize(
-    ("activation", "N", "n"), [*((a, 500, 40) for a in ACTIVATIONS), ("relu", *BLOCKS)], ids=[*ACTIVATIONS, "blocks"]
+    ("activation", "N", "n", "backend"),
+    [*((a, 500, 250, None) for a in ACTIVATIONS), ("relu", *LARGE, "reference")],  # 250: chunks of 240
+    ids=[*ACTIVATIONS, "blocks-of-the-reference"],
 )
-def test_gradients_by_regeneration_equal_autograd(activation: str, N: int, n: int) -> None:
+def test_gradients_by_regeneration_equal_autograd(activation: str, N: int, n: int, backend: str | None) -> None:
     given = [t.requires_grad_() for t in problem((N, 3), n, 2, torch.float64)]
     G = rf.gaussian(n, 3, **FAR).double()
     upstream = [draw(*shape, dtype=torch.float64, seed=7) for shape in ((N, n), (2, n), (n,), (n,), (N, 2))]
     results = []
-    for outputs in (three(*given, activation=activation, scale=0.7, **FAR), plainly(*given, G, activation)):
+    for outputs in (
+        three(*given, activation=activation, scale=0.7, backend=backend, **FAR),
+        plainly(*given, G, activation),
+    ):
         total = sum((a * b).sum() for a, b in zip(outputs, upstream, strict=True))
         total = total + 0 * sum(t.sum() for t in given)  # a step has no graph at all
         results.append(torch.autograd.grad(total, given))
     for got, wanted in zip(*results, strict=True):
         # 1e-11 of the largest: sums of up to 66,000 terms in float64, in another order
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11 * float(wanted.abs().max()) + 1e-300)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("shape", [(1003, 9), (5, 9, 6, 7)], ids=["samples", "maps"])
+def test_float32_gradients_on_every_level(shape: tuple[int, ...], name: str) -> None:
+    given = [t.requires_grad_() for t in problem(shape, 301)]
+    G = rf.gaussian(301, 9, **FAR)
+
+    def gradients(outputs: tuple[Tensor, ...], given: list[Tensor]) -> tuple[Tensor, ...]:
+        upstream = [draw(*t.shape, seed=7).to(t.dtype) for t in outputs]
+        return torch.autograd.grad(outputs, given, upstream)
+
+    def ours() -> tuple[Tensor, ...]:
+        return gradients(three(*given, activation="gelu", scale=0.7, **FAR), given)
+
+    wide = [t.detach().double().requires_grad_() for t in given]
+    exact = gradients(plainly(*wide, G.double(), "gelu"), wide)
+    plain = gradients(plainly(*given, G, "gelu"), given)
+    with level(name):
+        for got, e, p in zip(ours(), exact, plain, strict=True):
+            assert_close_to_float64(got, e, p, terms=301)
+        assert_same_for_threads(ours)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_derivatives(activation: str, name: str) -> None:
+    far = torch.tensor([0.0, 1e-30, 13.1, 14.6, 90.0, 300.0, 1e6])
+    s = torch.cat([torch.linspace(-15, 15, 20_001), far, -far])
+    u = s.unsqueeze(1).requires_grad_()
+    with level(name):
+        rf.random_features(u, 1, G=torch.ones(1, 1), activation=activation).sum().backward()
+    exact = ACTIVATIONS[activation][1](s.double(), 0.01)
+    # 3e-7: 2.5 units in the last place of numbers between 1 and 2, such as the derivatives' largest values
+    torch.testing.assert_close(u.grad[:, 0].double(), exact, rtol=0, atol=3e-7)
 
 
 def test_gradient_of_one_output_and_of_rank_zero() -> None:

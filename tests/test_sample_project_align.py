@@ -146,6 +146,22 @@ def test_random_state() -> None:
             rf.sample_project_align(5, L, seed=1, backend=backend).sum().backward()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_several_seeds(guarded, dtype: torch.dtype, backend: str) -> None:
+    L, A, seeds = draw(6, 4, 3, dtype=dtype), draw(4, 9, seed=1, dtype=dtype), [2**63 - 1, 0, 7]
+    W = rf.sample_project_align(11, L, A, seed=seeds, stream=2, row_offset=3, backend=backend)
+    assert W.shape == (3, 11, 9, 3) and W.is_contiguous()
+    for slice_, seed in zip(W, seeds, strict=True):
+        alone = rf.sample_project_align(11, L, A, seed=seed, stream=2, row_offset=3, backend=backend)
+        assert differing_bits(slice_, alone) == 0
+    whole = guarded(3, 15, 9, 3, dtype=dtype)
+    part = whole[:, 2:13]
+    rf.sample_project_align_(part, L, A, seed=rf.key(seeds, 2, 3), backend=backend)
+    assert differing_bits(part, W) == 0 and whole[:, :2].isnan().all() and whole[:, 13:].isnan().all()
+    assert rf.sample_project_align(11, L, seed=[], backend=backend).shape == (0, 11, 4, 3)
+
+
 # --- known answers ---
 
 
@@ -165,15 +181,17 @@ def test_known_answers(backend: str) -> None:
 def test_registration(dtype: torch.dtype) -> None:
     torch.library.opcheck(OP, (5, draw(3, 4).requires_grad_(), rf.key(1), 0.5, dtype, None))
     torch.library.opcheck(OUT, (draw(3, 4), rf.key(1), 0.5, None, torch.zeros(5, 4, dtype=dtype)))
+    torch.library.opcheck(OP, (5, draw(3, 4).requires_grad_(), rf.key([1, 2]), 0.5, dtype, None))
+    torch.library.opcheck(OUT, (draw(3, 4), rf.key([1, 2]), 0.5, None, torch.zeros(2, 5, 4, dtype=dtype)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients(backend: str) -> None:
     L, A = draw(3, 2, 2, dtype=torch.float64).requires_grad_(), draw(2, 4, dtype=torch.float64, seed=1).requires_grad_()
-    key = rf.key(3, 2, 2**32 - 3, 1)
-    assert torch.autograd.gradcheck(
-        lambda L, A: rf.sample_project_align(6, L, A, seed=key, scale=0.7, backend=backend), (L, A)
-    )
+    for key in (rf.key(3, 2, 2**32 - 3, 1), rf.key([3, 4], 2, 2**32 - 3, 1)):
+        assert torch.autograd.gradcheck(
+            lambda L, A, key=key: rf.sample_project_align(6, L, A, seed=key, scale=0.7, backend=backend), (L, A)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -196,6 +214,8 @@ def test_one_compilation_for_ten_seeds(form: str) -> None:
         return rf.sample_project_align(6, L, A, seed=key) * 2
 
     assert_compiles_once(weights, [(rf.key(seed),) for seed in range(10)])
+    if form == "value":
+        assert_compiles_once(weights, [(rf.key([seed, seed + 1]),) for seed in range(10)])
 
 
 def test_one_compilation_for_int_seeds_and_widths_where_they_are_dynamic() -> None:
@@ -252,6 +272,7 @@ BAD_OUT = {
     "dim": (torch.zeros(5), L, r"out has shape \(5,\): wanted \('n', 4\)"),
     "columns": (torch.zeros(5, 3), L, r"out has shape \(5, 3\): wanted \('n', 4\)"),
     "kernel": (torch.zeros(5, 4, 2), draw(3, 4, 3), r"out has shape \(5, 4, 2\): wanted \('n', 4, 3\)"),
+    "seeds": (torch.zeros(5, 4), L, r"out has shape \(5, 4\): wanted \(2, 'n', 4\)"),
     "strides": (torch.zeros(5, 3, 4).transpose(1, 2), draw(3, 4, 3), r"out has strides .*: wanted contiguous rows"),
 }
 
@@ -259,7 +280,7 @@ BAD_OUT = {
 @pytest.mark.parametrize(("out", "L", "message"), BAD_OUT.values(), ids=BAD_OUT)
 def test_bad_output(out: Tensor, L: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rf.sample_project_align_(out, L, seed=1)
+        rf.sample_project_align_(out, L, seed=[1, 2] if "2, 'n'" in message else 1)
     assert (out == 0).all(), "written before the error"
 
 

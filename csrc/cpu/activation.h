@@ -98,7 +98,9 @@ RF_INLINE vf silu_(vf x) {
   return select(x < 0.0f, negative, x / below);
 }
 
-RF_INLINE vf cos_(vf x) {
+// cos(x + QUARTERS pi / 2)
+template <int QUARTERS>
+RF_INLINE vf cosine(vf x) {
   constexpr float sin_[3] = {-0x1.555544p-3f, 0x1.1107p-7f, -0x1.992f58p-13f};
   constexpr float cos_[3] = {0x1.55554ap-5f, -0x1.6c0bf2p-10f, 0x1.99d8d6p-16f};
   typedef Full<double> vd;
@@ -110,7 +112,7 @@ RF_INLINE vf cos_(vf x) {
     const vd rest = wide - n * 0x1.921fb544p+0 - n * 0x1.0b4611a626331p-34;  // n times 33 bits of pi / 2 is exact
     for (int l = 0; l < kLanes / 2; ++l) {
       r[half * kLanes / 2 + l] = static_cast<float>(rest[l]);
-      quadrant[half * kLanes / 2 + l] = static_cast<int32_t>(n[l]);
+      quadrant[half * kLanes / 2 + l] = static_cast<int32_t>(n[l]) + QUARTERS;
     }
   }
   const vf z = r * r;
@@ -118,7 +120,7 @@ RF_INLINE vf cos_(vf x) {
   vf y = select((quadrant & 1) != 0, s, c);
   y = (vf)((vu)y ^ ((vu)((quadrant + 1) & 2) << 30));
   for (int l = 0; l < kLanes; ++l)
-    if (!(__builtin_fabsf(x[l]) < 0x1p20f)) y[l] = ::cosf(x[l]);  // beyond, n has too many bits
+    if (!(__builtin_fabsf(x[l]) < 0x1p20f)) y[l] = QUARTERS == 0 ? ::cosf(x[l]) : -::sinf(x[l]);  // n has too many bits
   return y;
 }
 
@@ -167,7 +169,7 @@ static inline void activate(float* values, int64_t count, Activation activation,
     case Activation::step:
       return map(values, count, s, [](vf x) { return select(x > 0.0f, vf{} + 1.0f, vf{}); });
     case Activation::cos:
-      return map(values, count, s, [](vf x) { return cos_(x); });
+      return map(values, count, s, [](vf x) { return cosine<0>(x); });
   }
 }
 

@@ -18,6 +18,12 @@ constexpr int NV = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
 template <class T>
 constexpr int NR = NV * kWidth<T>;
 
+// Numbers behind rows of A that are packed side by side: the last tile reads on, into the next column.
+template <class T>
+RF_INLINE int64_t packed_size(int64_t rows, int64_t k) {
+  return whole_vectors<T>(rows) * k + MR;
+}
+
 template <class T, int V>
 using Accumulators = Full<Sum<T>>[MR][V];
 
@@ -109,11 +115,11 @@ static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t 
   }
 }
 
-// The same for a whole block whose rows of A are packed side by side, `ld` apart, with nothing to look ahead to.
+// The same for a whole block, with nothing to look ahead to.
 template <class T, class Epilogue>
-static void sweep(const T* a, int64_t ld, const T* b, int64_t rows, int64_t cols, int64_t k, Epilogue& epilogue) {
+static void sweep(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Epilogue epilogue) {
   NothingAhead nothing;
-  sweep<T>(RowsOf<T>{a, 1, ld}, b, 0, rows, cols, k, nullptr, Chain{}, epilogue, nothing);
+  sweep<T>(a, b, 0, rows, cols, k, nullptr, Chain{}, epilogue, nothing);
 }
 
 // What one task computes: rows and columns of C, over slab `slab` of p.
@@ -199,7 +205,7 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
   const int64_t strip = smaller(p.strip, p.m), mc = blocks(smaller(p.mc, p.m), MR) * MR,
                 nc = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, kc = smaller(p.kc, p.k);
   const bool chained = !Epilogue::promotes && chunks > 1;
-  const int64_t sizes[6] = {aligned(whole_vectors<T>(strip) * kc * sizeof(T)),
+  const int64_t sizes[6] = {aligned(packed_size<T>(strip, kc) * sizeof(T)),
                             aligned(nc * kc * sizeof(T)),
                             chained ? aligned(mc * nc * sizeof(Sum<T>)) : 0,
                             aligned(a.scratch(p)),

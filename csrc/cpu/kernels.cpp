@@ -10,6 +10,7 @@ const Kernels kernels = {gaussian,
                          sample_project_align,
                          random_features,
                          random_features_covariance,
-                         random_features_projection};
+                         random_features_projection,
+                         random_features_gradient};
 
 }  // namespace rf::RF_ISA

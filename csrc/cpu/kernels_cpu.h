@@ -13,5 +13,6 @@ __typeof__(*Kernels::sample_project_align) sample_project_align;
 __typeof__(*Kernels::random_features) random_features;
 __typeof__(*Kernels::random_features_covariance) random_features_covariance;
 __typeof__(*Kernels::random_features_projection) random_features_projection;
+__typeof__(*Kernels::random_features_gradient) random_features_gradient;
 
 }  // namespace rf::RF_ISA

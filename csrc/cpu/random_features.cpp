@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // random_features: sigma(u G^T + shift). The features alone are a product with an epilogue; the fused passes are
 // products in which they are an operand, made a block at a time by a source that is itself a small product.
-#include <string.h>
+#include "random_features.h"
 
-#include "activation.h"
-#include "epilogue.h"
 #include "kernels_cpu.h"
 
 namespace rf::RF_ISA {
 namespace {
-
-template <class T>
-T shift_at(const Features& f, int64_t sample) {
-  return f.shift == nullptr ? T{0} : static_cast<const T*>(f.shift)[sample];
-}
 
 // Epilogue: features to strided memory. Rows of C are samples and columns neurons, or the other way round.
 template <class T, bool ROWS_ARE_SAMPLES>
@@ -67,41 +60,35 @@ struct StoreFeatures {
   Open open(const Block& block, void*) const { return {*this, block.row, column + block.col}; }
 };
 
-// Epilogue: u G^T + shift as panels of the next product, k rows each.
+// Epilogue: features as panels of the next product, k rows each.
 template <class T, bool ROWS_ARE_SAMPLES>
-struct PreactivationPanels {
+struct FeaturePanels {
+  const Features& f;
   T* to;
   int64_t k;
   const T* shift;  // of the first row, or of the first column; readable for a whole panel
 
   bool skips(int64_t, int64_t) const { return false; }
   template <int V>
-  void tile(int64_t i, int64_t j, int64_t rows, int64_t, const Accumulators<T, V>& acc) {
+  void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
     T* panel = to + j * k + i * NR<T>;
-    for (int64_t r = 0; r < rows; ++r)
-      for (int v = 0; v < V; ++v) {
-        const int64_t at = v * kWidth<T>;
-        Full<T> value = acc[r][v];
-        if (shift != nullptr)
-          value += ROWS_ARE_SAMPLES ? splat<T, kWidth<T>>(shift[i + r]) : load<T, kWidth<T>>(shift + j + at);
-        store<T, kWidth<T>>(panel + r * NR<T> + at, value);
-      }
-  }
-};
-
-template <class T>
-void activate_panels(T* panels, int64_t k, int64_t cols, const Features& f) {
-  for (int64_t j = 0; j < cols; j += NR<T>, panels += k * NR<T>) {
-    const int64_t width = smaller(NR<T>, cols - j);
-    if (width == NR<T>) {
-      activate(panels, k * NR<T>, f.activation, f.negative_slope, f.scale);
+#pragma GCC unroll 24
+    for (int t = 0; t < MR * V; ++t) {
+      const int r = t / V, at = t % V * kWidth<T>;
+      if (r >= rows) break;
+      Full<T> value = acc[r][t % V];
+      if (shift != nullptr)
+        value += ROWS_ARE_SAMPLES ? splat<T, kWidth<T>>(shift[i + r]) : load<T, kWidth<T>>(shift + j + at);
+      store<T, kWidth<T>>(panel + r * NR<T> + at, value);
+    }
+    // While they are in the first cache; only whole rows lie side by side.
+    if (cols == NR<T>) {
+      activate(panel, rows * NR<T>, f.activation, f.negative_slope, f.scale);
     } else {
-      for (int64_t p = 0; p < k; ++p) activate(panels + p * NR<T>, width, f.activation, f.negative_slope, f.scale);
+      for (int64_t r = 0; r < rows; ++r) activate(panel + r * NR<T>, cols, f.activation, f.negative_slope, f.scale);
     }
   }
-}
-
-int64_t rank(const Features& f) { return f.u.channels; }
+};
 
 // Source: rows are neurons, k runs over samples. G is made once for a block of neurons. The sums of the features fall
 // off on the way: each feature is made once.
@@ -124,9 +111,7 @@ struct FeaturesOverSamples {
       const int64_t ld = whole_vectors<T>(k);
       SamplePacker<T>{f.u}.pack(u, ld, sample, k, 0, r);
       const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
-      PreactivationPanels<T, true> epilogue{to, k, shift};
-      sweep<T>(u, ld, g, k, neurons, r, epilogue);
-      activate_panels(to, k, neurons, f);
+      sweep(RowsOf<T>{u, 1, ld}, g, k, neurons, r, FeaturePanels<T, true>{f, to, k, shift});
       for (int64_t j = 0; j < neurons; j += NR<T>)
         add_sums(to + j * k, k, smaller(NR<T>, neurons - j), total + j, square + j);
       return to;
@@ -151,7 +136,7 @@ struct FeaturesOverSamples {
     return aligned(blocks(smaller(p.nc, p.n), NR<T>) * NR<T> * rank(f) * static_cast<int64_t>(sizeof(T)));
   }
   int64_t scratch(const Problem& p) const {
-    return g_bytes(p) + whole_vectors<T>(p.kc) * rank(f) * static_cast<int64_t>(sizeof(T));
+    return g_bytes(p) + packed_size<T>(p.kc, rank(f)) * static_cast<int64_t>(sizeof(T));
   }
   template <class>
   Open<T> open(const Block& block, int64_t neuron, int64_t neurons, void* memory) const {
@@ -159,74 +144,6 @@ struct FeaturesOverSamples {
     pack_panels(RowPacker<T>{f.g}, g, neuron, neurons, 0, rank(f));
     const int64_t at = block.slab * n + neuron;
     return {f, neurons, g, g + blocks(neurons, NR<T>) * NR<T> * rank(f), total + at, square + at};
-  }
-};
-
-// Source: rows are samples, k runs over neurons. u is packed once for a block of samples.
-template <class T>
-struct FeaturesOverNeurons {
-  const Features& f;
-
-  template <class>
-  struct Open {
-    const Features& f;
-    int64_t samples;
-    T *u, *g, *shift;
-    NothingAhead ahead(int64_t, int64_t, int64_t) const { return {}; }
-
-    const T* panels(T* to, int64_t neuron, int64_t k) {
-      const int64_t ld = whole_vectors<T>(k);
-      RowPacker<T>{f.g}.pack(g, ld, neuron, k, 0, rank(f));
-      PreactivationPanels<T, false> epilogue{to, k, f.shift == nullptr ? nullptr : shift};
-      sweep<T>(g, ld, u, k, samples, rank(f), epilogue);
-      activate_panels(to, k, samples, f);
-      return to;
-    }
-  };
-
-  int64_t scratch(const Problem& p) const {
-    const int64_t padded = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, neurons = whole_vectors<T>(p.kc);
-    return (padded * rank(f) + neurons * rank(f) + padded) * static_cast<int64_t>(sizeof(T));
-  }
-  template <class>
-  Open<T> open(const Block&, int64_t sample, int64_t samples, void* memory) const {
-    const int64_t padded = blocks(samples, NR<T>) * NR<T>;
-    T* shift = static_cast<T*>(memory);
-    T* u = shift + padded;
-    for (int64_t s = 0; s < padded; ++s) shift[s] = s < samples ? shift_at<T>(f, sample + s) : T{0};
-    pack_panels(SamplePacker<T>{f.u}, u, sample, samples, 0, rank(f));
-    return {f, samples, u, u + padded * rank(f), shift};
-  }
-};
-
-// Epilogue: out[sample, channel] = C[channel, sample], summed in float64 over chunks of neurons.
-template <class T>
-struct StoreProjection {
-  static constexpr bool promotes = true;
-  Samples out;
-
-  struct Open : Promote<T>::Open {  // promotes into scratch memory, (rows, cols) of its block
-    const Samples& samples;
-    Block block;
-
-    void close() {
-      for_pieces<T>(samples, block.col, block.col + block.cols, [&](int64_t sample, T* target, int64_t length) {
-        const double* from = this->out + (sample - block.col);
-        const bool channels_last = samples.s_channel == 1;
-        const int64_t outer = channels_last ? length : block.rows, inner = channels_last ? block.rows : length;
-        for (int64_t a = 0; a < outer; ++a)
-          for (int64_t b = 0; b < inner; ++b) {
-            const int64_t channel = channels_last ? b : a, s = channels_last ? a : b;
-            target[(block.row + channel) * samples.s_channel + s * samples.s_position] =
-                static_cast<T>(from[channel * block.cols + s]);
-          }
-      });
-    }
-  };
-  int64_t scratch(const Problem& p) const { return smaller(p.mc, p.m) * smaller(p.nc, p.n) * 8; }
-  Open open(const Block& block, void* memory) const {
-    memset(memory, 0, static_cast<size_t>(block.rows * block.cols) * 8);
-    return {{static_cast<double*>(memory), block.cols, 0, false}, out, block};
   }
 };
 
@@ -263,20 +180,46 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
   add_slabs(square, n, {squares, slabs, n, n}, 1, n, 1);
 }
 
+// a over neurons [k0, k0 + k), zeros beyond the last that it has.
 template <class T>
-void projection(const Samples& out, const Samples& a, const Features& f, int threads) {
-  const int64_t d = a.images, n = a.channels, samples = count(f.u);
-  constexpr int64_t fewest_tasks = 16, widest = 10;
-  const int64_t panels = larger(1, smaller(widest, blocks(samples, NR<T>) / fewest_tasks));
-  const Problem problem{d, samples, n, larger(d, 1), panels * NR<T>, 240};
-  product<T>(problem, Packed<SamplePacker<T>>{{merged(a)}}, FeaturesOverNeurons<T>{f}, StoreProjection<T>{out},
-             threads);
+RowsOf<T> pack_projection(T* to, const Samples& a, int64_t k0, int64_t k) {
+  const int64_t there = smaller(k, a.channels - k0), ld = whole_vectors<T>(a.images);
+  SamplePacker<T>{merged(a)}.pack(to, ld, 0, a.images, k0, there);
+  memset(to + there * ld, 0, static_cast<size_t>((k - there) * ld) * sizeof(T));
+  return {to, 1, ld};
 }
 
-Features with_merged(const Features& f) {
-  Features g = f;
-  g.u = merged(f.u);
-  return g;
+// Each feature, made once, enters all projections that reach as far as its neuron; float64 sums over chunks of neurons.
+template <class T>
+void project(Projections all, const Features& f, int threads) {
+  const int64_t n = f.g.given.images, r = rank(f);
+  Sizes sizes{};
+  for (int64_t p = 0; p < all.count; ++p) {
+    sizes.sums += all.data[p].a.images;
+    sizes.left = larger(sizes.left, all.data[p].a.images);
+  }
+  for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
+    for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
+      const int64_t k = smaller(kNeurons, n - k0);
+      const int64_t ld = whole_vectors<T>(k);
+      RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
+      sweep(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, FeaturePanels<T, false>{f, own.phi, k, own.shift});
+      double* to = own.sums;
+      for (int64_t p = 0; p < all.count; ++p) {
+        const Samples& a = all.data[p].a;
+        if (a.channels > k0) {
+          sweep(pack_projection(own.left, a, k0, k), own.phi, a.images, count, k,
+                typename Promote<T>::Open{to, count, 0, false});
+        }
+        to += a.images * count;
+      }
+    }
+    const double* from = own.sums;
+    for (int64_t p = 0; p < all.count; ++p) {
+      store_samples<T>(merged(all.data[p].x), begin, begin + count, from);
+      from += all.data[p].a.images * count;
+    }
+  });
 }
 
 }  // namespace
@@ -300,12 +243,12 @@ void random_features_covariance(double* out, double* total, double* square, Samp
   }
 }
 
-void random_features_projection(Samples out, Samples a, const Features& features, int threads) {
+void random_features_projection(Projections projections, const Features& features, int threads) {
   const Features f = with_merged(features);
   if (f.u.dtype == DType::f64) {
-    projection<double>(merged(out), a, f, threads);
+    project<double>(projections, f, threads);
   } else {
-    projection<float>(merged(out), a, f, threads);
+    project<float>(projections, f, threads);
   }
 }
 

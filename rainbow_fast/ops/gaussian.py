@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """gaussian: any tile of the implicit white Gaussian matrix G, a pure function of (seed, stream, i, j)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,14 +14,17 @@ VERSION = 1
 GAUSSIAN_KIND, CHOICE_KIND = 0, 1  # what a counter is used for; part of its last word
 
 
-def key(seed: int, stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
+Seed = int | Sequence[int] | Tensor  # what the ops take as ``seed=``
+
+
+def key(seed: int | Sequence[int], stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
     """Pack the address of a tile of G into one int64 tensor (4,): what every registered op takes.
 
     A function compiled by `torch.compile` that takes the key does not recompile when the seed changes; wherever an op
-    takes ``seed=``, it takes a packed key as well.
+    takes ``seed=``, it takes a packed key as well. Of S seeds the key is (S, 4), and results get a leading axis S.
 
     Args:
-        seed: 0 <= seed < 2^63.
+        seed: 0 <= seed < 2^63; or a sequence of such.
         stream: 0 <= stream < 2^32; ``network << 12 | site`` in sampled networks.
         row_offset: first row, 0 <= row_offset < 2^56.
         col_offset: first column, 0 <= col_offset < 2^34.
@@ -29,24 +32,29 @@ def key(seed: int, stream: int = 0, row_offset: int = 0, col_offset: int = 0) ->
     Raises:
         ValueError: a number outside its range.
     """
-    for name, value, bits in (
-        ("seed", seed, 63),
-        ("stream", stream, 32),
-        ("row_offset", row_offset, 56),
-        ("col_offset", col_offset, 34),
+    seeds = seed if isinstance(seed, Sequence) else [seed]
+    for name, values, bits in (
+        ("seed", seeds, 63),
+        ("stream", [stream], 32),
+        ("row_offset", [row_offset], 56),
+        ("col_offset", [col_offset], 34),
     ):
-        if not 0 <= value < 2**bits:
-            raise ValueError(f"{name}={value}: wanted 0 <= {name} < 2^{bits}")
-    return torch.tensor([seed, stream, row_offset, col_offset], dtype=torch.int64)
+        for value in values:
+            if not 0 <= value < 2**bits:
+                raise ValueError(f"{name}={value}: wanted 0 <= {name} < 2^{bits}")
+    packed = torch.tensor([[s, stream, row_offset, col_offset] for s in seeds], dtype=torch.int64).view(len(seeds), 4)
+    return packed if seeds is seed else packed[0]
 
 
-def as_key(seed: int | Tensor, stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
+def as_key(seed: Seed, stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
     """`seed` itself where it is a packed key already, else the packed key of the four numbers."""
-    if isinstance(seed, int | torch.SymInt):
-        return key(seed, stream, row_offset, col_offset)
-    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.shape != (4,):
+    integers = seed if isinstance(seed, Sequence) else [seed]
+    if all(isinstance(s, int | torch.SymInt) for s in integers):
+        return key(seed, stream, row_offset, col_offset)  # type: ignore[arg-type]
+    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.dim() > 2 or seed.shape[-1:] != (4,):
         raise ValueError(
-            f"seed={seed!r}: wanted an int, or a key (an int64 tensor of shape (4,)) made by rainbow_fast.key"
+            f"seed={seed!r}: wanted an int or several, or a key (an int64 tensor of shape (4,) or (S, 4)) made by "
+            "rainbow_fast.key"
         )
     if stream or row_offset or col_offset:
         raise ValueError("seed is a packed key, which holds stream and offsets already: give them to rainbow_fast.key")
@@ -63,11 +71,17 @@ def address(key: Tensor, rows: int, cols: int) -> list[int]:
     return [seed, stream, row_offset, col_offset]
 
 
+def addresses(key: Tensor, rows: int, cols: int, *given: Tensor) -> Iterator[tuple]:
+    """For each seed of a key its `address`, and of each of the tensors given, (S, ...), the slice that is its own."""
+    where = [address(one, rows, cols) for one in key.view(-1, 4)]
+    return zip(where, *(t if key.dim() == 2 else [t] for t in given), strict=True)
+
+
 def gaussian(
     rows: int,
     cols: int,
     *,
-    seed: int | Tensor,
+    seed: Seed,
     stream: int = 0,
     row_offset: int = 0,
     col_offset: int = 0,
@@ -86,14 +100,16 @@ def gaussian(
 
     Args:
         rows, cols: shape of the tile, at least 0.
-        seed, stream, row_offset, col_offset: the address, as in `key`; or a packed key as ``seed``.
+        seed, stream, row_offset, col_offset: the address, as in `key`; or a packed key as ``seed``. S seeds give a
+            tile each.
         dtype: float32; float64 (the same values), bfloat16 and float16 (roundings of the float32 value).
         device: where the result lives; the CPU by default.
-        out: a (rows, cols) tensor to write into instead (dtype and device are then its own); rows must be contiguous.
+        out: a tensor of the result's shape to write into instead (dtype and device are then its own); its rows must be
+            contiguous.
         backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
-        (rows, cols) tensor; |G| <= 6.76.
+        (rows, cols) tensor, (S, rows, cols) of S seeds; |G| <= 6.76.
 
     Raises:
         ValueError: an address outside its range, negative sizes, an `out` of another shape, a backend that is missing.
@@ -106,8 +122,10 @@ def gaussian(
             raise ValueError(f"{name}={size}: wanted {name} >= 0")
     packed = as_key(seed, stream, row_offset, col_offset)
     if out is not None:
-        if tuple(out.shape) != (rows, cols):
-            raise ValueError(f"out has shape {tuple(out.shape)}: wanted (rows, cols) = {(rows, cols)}")
+        wanted = (*packed.shape[:-1], rows, cols)
+        if tuple(out.shape) != wanted:
+            names = "(S, rows, cols)" if packed.dim() == 2 else "(rows, cols)"
+            raise ValueError(f"out has shape {tuple(out.shape)}: wanted {names} = {wanted}")
         torch.ops.rainbow_fast.gaussian_out(packed, backend, out)
         return out
     return torch.ops.rainbow_fast.gaussian(rows, cols, packed, dtype, torch.device(device or "cpu"), backend)
@@ -206,7 +224,10 @@ def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_o
     """
     if rows < 0 or not 1 <= count < 2**32:
         raise ValueError(f"rows={rows}, count={count}: wanted rows >= 0 and 1 <= count < 2^32")
-    where = address(as_key(seed, stream, row_offset), rows, 1)
+    packed = as_key(seed, stream, row_offset)
+    if packed.dim() != 1:
+        raise ValueError(f"seed holds {len(packed)} seeds: wanted one")
+    where = address(packed, rows, 1)
     x0 = words_reference([*where[:3], 0], rows, 1, CHOICE_KIND, VERSION)[0][:, 0]
     return torch.from_numpy(((x0.astype(np.uint64) * np.uint64(count)) >> np.uint64(32)).astype(np.int64))
 
@@ -214,16 +235,17 @@ def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_o
 def _gaussian_out(key: Tensor, backend: str | None, out: Tensor) -> None:
     if out.dtype not in DTYPES:
         raise TypeError(f"out is {out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
-    rows, cols = out.shape
-    where = address(key, rows, cols)
+    rows, cols = out.shape[-2:]
+    tiles = addresses(key, rows, cols, out)
     chosen = _backend.choose(backend, out.device, out.dtype, DTYPES)
-    if chosen == "reference":
-        out.copy_(torch.from_numpy(gaussian_reference(where, rows, cols)))
-    elif cols > 1 and out.stride(1) != 1:
+    if chosen != "reference" and cols > 1 and out.stride(-1) != 1:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
-    else:
-        threads = torch.get_num_threads()
-        _backend.kernels().gaussian(out.data_ptr(), _backend.CODE[out.dtype], rows, cols, out.stride(0), where, threads)
+    for where, tile in tiles:
+        if chosen == "reference":
+            tile.copy_(torch.from_numpy(gaussian_reference(where, rows, cols)))
+        else:
+            target = (tile.data_ptr(), _backend.CODE[out.dtype], rows, cols, tile.stride(0))
+            _backend.kernels().gaussian(*target, where, torch.get_num_threads())
 
 
 def _gaussian(
@@ -231,7 +253,7 @@ def _gaussian(
 ) -> Tensor:
     if dtype not in DTYPES:
         raise TypeError(f"dtype={dtype}: wanted one of {', '.join(map(str, DTYPES))}")
-    out = _backend.empty((rows, cols), dtype, device)
+    out = _backend.empty((*key.shape[:-1], rows, cols), dtype, device)
     _gaussian_out(key, backend, out)
     return out
 
@@ -244,6 +266,6 @@ torch.library.define(f"{_NAME}_out", "(Tensor key, str? backend, Tensor(a!) out)
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_gaussian)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_gaussian_out)
 torch.library.register_fake(_NAME)(
-    lambda rows, cols, key, dtype, device, backend: torch.empty(rows, cols, dtype=dtype, device=device)
+    lambda rows, cols, key, dtype, device, backend: torch.empty(*key.shape[:-1], rows, cols, dtype=dtype, device=device)
 )
 torch.library.register_fake(f"{_NAME}_out")(lambda key, backend, out: None)

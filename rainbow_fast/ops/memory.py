@@ -14,11 +14,11 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
 
 
-def samples(x: Tensor) -> tuple[Tensor, Samples]:
+def samples(x: Tensor, *, written: bool = False) -> tuple[Tensor, Samples]:
     """Of (N, d, *space) as maps of lines of positions, behind the tensor that holds it.
 
-    Channels or the positions of a line must lie side by side, as in NCHW, channels_last and their slices; any other
-    layout is copied, and so are more than two axes of space unless one stride spans them.
+    More than two axes of space are copied unless one stride spans them. What is read is copied as well where neither
+    channels nor the positions of a line lie side by side, as they do in NCHW, channels_last and slices of these.
     """
     x = x.detach()
     if x.dim() > 4:
@@ -31,7 +31,7 @@ def samples(x: Tensor) -> tuple[Tensor, Samples]:
                 view = x.contiguous().view(*x.shape[:2], 1, -1)
     else:
         view = x.reshape(*x.shape[:2], *[1] * (4 - x.dim()), *x.shape[2:])
-    if not any(view.shape[axis] == 1 or view.stride(axis) == 1 for axis in (1, 3)):
+    if not written and not any(view.shape[axis] == 1 or view.stride(axis) == 1 for axis in (1, 3)):
         view = view.contiguous()
     return view, (view.data_ptr(), _backend.CODE[x.dtype], tuple(view.shape), tuple(view.stride()))
 

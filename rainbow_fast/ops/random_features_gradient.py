@@ -1,106 +1,199 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Gradients of random_features and its fused passes: G is generated again, a block of neurons at a time."""
+"""Gradients of random_features and its fused passes: the features are made again, nothing of size N x n is stored.
+
+One op, without a gradient of its own, serves all three. What comes to the features phi' (N, n) is, from above,
+
+    given + total + 2 square phi' + sum_k x_k A_k
+
+with given (N, n), total (n,), square (n,), x_k (N, d_k), A_k (d_k, n_k) for the first n_k neurons; each may be missing.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from rainbow_fast import backend as _backend
 from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.memory import NOTHING, matrix, samples
+from rainbow_fast.ops.random_features_arguments import Features, check_upstream
+
+BLOCK = 2**21  # features at a time, in the reference
 
 
-def _differentiate(
-    ctx, u: Tensor, shift: Tensor | None, key: Tensor | None, G: Tensor | None, n: int, upstream: Callable
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of u, shift and G, a block of neurons at a time.
-
-    `upstream(phi, start, stop)` is the gradient of phi' (N S, block) for neurons start..stop, given phi' itself.
-    """
-    function, derivative = ACTIVATIONS[ctx.activation]
+def random_features_gradient_reference(
+    u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of u and shift, and of G where `of_G`; summed over seeds."""
+    function, derivative = ACTIVATIONS[activation]
     rows = _as_rows(u)  # positions are samples
-    offset = None if shift is None else shift.reshape(-1, 1)
+    offset = 0 if shift is None else shift.reshape(-1, 1)
     grad_rows, grad_shift = torch.zeros_like(rows), rows.new_zeros(rows.shape[0])
-    grad_G = torch.empty_like(G) if G is not None else None
-    block = max(64, min(n, 2**21 // max(1, rows.shape[0])))
-    for start in range(0, n, block):
-        stop = min(start + block, n)
-        if G is not None:
-            part = G[start:stop]
-        else:
-            assert key is not None
-            shifted = key + torch.tensor([0, 0, start, 0])
-            part = torch.ops.rainbow_fast.gaussian(
-                stop - start, rows.shape[1], shifted, torch.float32, u.device, ctx.backend
-            ).to(u.dtype)
-        s = rows @ part.T
-        s = s if offset is None else s + offset
-        phi = ctx.scale * function(s, ctx.slope)
-        grad_s = ctx.scale * derivative(s, ctx.slope) * upstream(phi, start, stop)
-        grad_rows += grad_s @ part
-        grad_shift += grad_s.sum(1)
-        if grad_G is not None:
-            grad_G[start:stop] = grad_s.T @ rows
+    grad_G = torch.zeros_like(G) if of_G else u.new_zeros(0)
+    block = max(64, min(n, BLOCK // max(1, rows.shape[0])))
+    for seed, one in enumerate([None] if key is None else key.view(-1, 4)):
+        whole, a_total, a_square, pairs = _of_seed(seed, u, given, total, square, x, A)
+        for start in range(0, n, block):
+            stop = min(start + block, n)
+            if one is None:
+                part = G[start:stop]
+            else:
+                shifted = one + torch.tensor([0, 0, start, 0])
+                size = (stop - start, rows.shape[1])
+                part = torch.ops.rainbow_fast.gaussian(*size, shifted, u.dtype, u.device, backend)
+            s = rows @ part.T + offset
+            upstream = torch.zeros_like(s) if whole is None else _as_rows(whole)[:, start:stop]
+            upstream = upstream if a_total is None else upstream + a_total[start:stop]
+            if a_square is not None:
+                upstream = upstream + 2 * a_square[start:stop] * scale * function(s, slope)
+            for x_k, A_k in pairs:
+                there = _as_rows(x_k) @ A_k[:, start:stop]
+                upstream = upstream + torch.nn.functional.pad(there, (0, stop - start - there.shape[1]))
+            grad_s = scale * derivative(s, slope) * upstream
+            grad_rows = grad_rows + grad_s @ part
+            grad_shift = grad_shift + grad_s.sum(1)
+            if of_G:
+                grad_G[start:stop] += grad_s.T @ rows
     grad_u = grad_rows.view(u.shape[0], *u.shape[2:], u.shape[1]).movedim(-1, 1)
-    return grad_u, None if shift is None else grad_shift.view(shift.shape), grad_G
+    return grad_u.contiguous(), grad_shift.view(u.shape[:1] + u.shape[2:]), grad_G
 
 
-def _keep(ctx, activation, negative_slope, scale, backend) -> None:
-    ctx.activation, ctx.slope, ctx.scale, ctx.backend = activation, negative_slope, scale, backend
+def _of_seed(seed: int, u: Tensor, given, total, square, x: list[Tensor], A: list[Tensor]) -> list:
+    """given, total, square and the pairs (x_k, A_k) of one seed: slices of what has an axis of seeds."""
+
+    def pick(t: Tensor | None, axes: int) -> Tensor | None:
+        return t if t is None or t.dim() == axes else t[seed]
+
+    pairs = [(pick(x_k, u.dim()), pick(A_k, 2)) for x_k, A_k in zip(x, A, strict=True)]
+    return [pick(given, u.dim()), pick(total, 1), pick(square, 1), pairs]
+
+
+def _random_features_gradient(
+    u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G
+) -> tuple[Tensor, Tensor, Tensor]:
+    f = Features(u, shift, key, G, activation, slope, scale)
+    f.check(n)
+    check_upstream(f, n, given, total, square, x, A)
+    if of_G or not f.compiled(backend):
+        return random_features_gradient_reference(
+            u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G
+        )
+    kept, features = f.memory(n)
+    grads_u, grads_shift = u.new_zeros(u.shape), u.new_zeros(u.shape[:1] + u.shape[2:])
+    for seed, (where,) in enumerate(f.each(n)):
+        whole, *sums, pairs = _of_seed(seed, u, given, total, square, x, A)
+        held, whole_samples = (None, NOTHING) if whole is None else samples(whole)
+        sums = [None if t is None else t.contiguous() for t in sums]
+        products = [(samples(x_k), matrix(A_k)) for x_k, A_k in pairs]
+        upstream = (
+            whole_samples,
+            *(0 if t is None else t.data_ptr() for t in sums),
+            [(x_samples, A_matrix) for (_, x_samples), A_matrix in products],
+        )
+        grad_u, grad_shift = torch.empty_like(grads_u), torch.empty_like(grads_shift)
+        _backend.kernels().random_features_gradient(
+            samples(grad_u)[1], grad_shift.data_ptr(), upstream, features(where), torch.get_num_threads()
+        )
+        grads_u += grad_u
+        grads_shift += grad_shift
+    return grads_u, grads_shift, u.new_zeros(0)
+
+
+_NAME = "rainbow_fast::random_features_gradient"
+torch.library.define(
+    _NAME,
+    "(Tensor u, Tensor? shift, SymInt n, Tensor? key, Tensor? G, str activation, float negative_slope, float scale, "
+    "str? backend, Tensor? given, Tensor? total, Tensor? square, Tensor[] x, Tensor[] A, bool of_G)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+torch.library.impl(_NAME, "CompositeExplicitAutograd")(_random_features_gradient)
+torch.library.register_fake(_NAME)(
+    lambda u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G: (
+        u.new_empty(u.shape),
+        u.new_empty(u.shape[:1] + u.shape[2:]),
+        torch.empty_like(G) if of_G else u.new_empty(0),
+    )
+)
+
+
+# The backward passes.
+
+
+def _keep(ctx, n, *features) -> None:
+    ctx.n, ctx.features = n, features
+    ctx.set_materialize_grads(False)
 
 
 def _as_rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(0, -2)
 
 
+def _gradient(ctx, needs, u, shift, key, G, given=None, total=None, square=None, x=(), A=()) -> list[Tensor | None]:
+    """Of u, shift and G, those that are needed."""
+    if not any(needs):
+        return [None, None, None]
+    # The kernel has no gradient of its own: where one is wanted (create_graph=True) plain PyTorch does it.
+    run: Callable = torch.ops.rainbow_fast.random_features_gradient
+    if torch.is_grad_enabled():
+        run = random_features_gradient_reference
+    grads = run(u, shift, ctx.n, key, G, *ctx.features, given, total, square, list(x), list(A), needs[2])
+    return [grad if needed else None for grad, needed in zip(grads, needs, strict=True)]
+
+
 def setup_features(ctx, inputs, output) -> None:
-    u, shift, ctx.n, key, G, *rest = inputs
+    u, shift, n, key, G, *rest = inputs
     ctx.save_for_backward(u, shift, key, G)
-    _keep(ctx, *rest)
+    _keep(ctx, n, *rest)
 
 
-def backward_features(ctx, grad: Tensor):
+def backward_features(ctx, grad: Tensor | None):
+    needs = ctx.needs_input_grad
+    needed = [wanted and grad is not None for wanted in (needs[0], needs[1], needs[4])]
     u, shift, key, G = ctx.saved_tensors
-    upstream = _as_rows(grad)
-    grad_u, grad_shift, grad_G = _differentiate(
-        ctx, u, shift, key, G, ctx.n, lambda phi, start, stop: upstream[:, start:stop]
-    )
+    grad_u, grad_shift, grad_G = _gradient(ctx, needed, u, shift, key, G, given=grad)
     return grad_u, grad_shift, None, None, grad_G, None, None, None, None
 
 
 def setup_covariance(ctx, inputs, output) -> None:
-    x, u, shift, ctx.n, key, G, *rest = inputs
+    x, u, shift, n, key, G, *rest = inputs
     ctx.save_for_backward(x, u, shift, key, G)
-    _keep(ctx, *rest)
+    _keep(ctx, n, *rest)
 
 
-def backward_covariance(ctx, grad_M: Tensor, grad_total: Tensor, grad_square: Tensor):
+def backward_covariance(ctx, grad_M: Tensor | None, grad_total: Tensor | None, grad_square: Tensor | None):
     x, u, shift, key, G = ctx.saved_tensors
-    grad_M, grad_total, grad_square = (g.to(x.dtype) for g in (grad_M, grad_total, grad_square))
-    x_rows = _as_rows(x)
-    grad_x = torch.ops.rainbow_fast.random_features_projection(
-        u, grad_M, shift, key, G, ctx.activation, ctx.slope, ctx.scale, ctx.backend
-    )
-
-    def upstream(phi: Tensor, start: int, stop: int) -> Tensor:
-        return x_rows @ grad_M[:, start:stop] + grad_total[start:stop] + 2 * phi * grad_square[start:stop]
-
-    grad_u, grad_shift, grad_G = _differentiate(ctx, u, shift, key, G, ctx.n, upstream)
-    return grad_x, grad_u, grad_shift, None, None, grad_G, None, None, None, None
+    needs = ctx.needs_input_grad
+    M, total, square = (None if t is None else t.to(x.dtype) for t in (grad_M, grad_total, grad_square))
+    products = {"x": [x], "A": [M]} if M is not None else {}
+    grads = _gradient(ctx, (needs[1], needs[2], needs[5]), u, shift, key, G, total=total, square=square, **products)
+    grad_x = None
+    if needs[0] and M is not None:
+        [grad_x] = torch.ops.rainbow_fast.random_features_projection(u, [M], shift, key, G, *ctx.features)
+        grad_x = grad_x.sum(0) if grad_x.dim() > x.dim() else grad_x  # over seeds
+    return grad_x, *grads[:2], None, None, grads[2], None, None, None, None
 
 
 def setup_projection(ctx, inputs, output) -> None:
     u, A, shift, key, G, *rest = inputs
-    ctx.save_for_backward(u, A, shift, key, G)
-    _keep(ctx, *rest)
+    ctx.save_for_backward(u, shift, key, G, *A)
+    _keep(ctx, max(a.shape[-1] for a in A), *rest)
 
 
-def backward_projection(ctx, grad: Tensor):
-    u, A, shift, key, G = ctx.saved_tensors
-    grad_rows = _as_rows(grad)
-    grad_A, _, _ = torch.ops.rainbow_fast.random_features_covariance(
-        grad, u, shift, A.shape[1], key, G, ctx.activation, ctx.slope, ctx.scale, ctx.backend
+def backward_projection(ctx, grads: list[Tensor | None]):
+    u, shift, key, G, *A = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    pairs = [(grad, a) for grad, a in zip(grads, A, strict=True) if grad is not None]
+    grad_u, grad_shift, grad_G = _gradient(
+        ctx, (needs[0], needs[2], needs[4]), u, shift, key, G, x=[g for g, _ in pairs], A=[a for _, a in pairs]
     )
-    grad_u, grad_shift, grad_G = _differentiate(
-        ctx, u, shift, key, G, A.shape[1], lambda phi, start, stop: grad_rows @ A[:, start:stop]
-    )
-    return grad_u, grad_A.to(A.dtype), grad_shift, None, grad_G, None, None, None, None
+    grads_A: list[Tensor | None] = []
+    for grad, a, wanted in zip(grads, A, needs[1], strict=True):
+        grads_A.append(None)
+        if grad is not None and wanted:
+            n, total = a.shape[-1], torch.zeros_like(a, dtype=torch.float64)
+            part = None if G is None else G[:n]
+            for seed, (one, g) in enumerate([(key, grad)] if grad.dim() == u.dim() else zip(key, grad, strict=True)):
+                M = torch.ops.rainbow_fast.random_features_covariance(g, u, shift, n, one, part, *ctx.features)[0]
+                (total if a.dim() == 2 else total[seed]).add_(M)
+            grads_A[-1] = total.to(a.dtype)
+    return grad_u, grads_A, grad_shift, None, grad_G, None, None, None, None

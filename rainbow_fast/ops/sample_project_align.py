@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.ops.gaussian import address, as_key, gaussian_reference
+from rainbow_fast.ops.gaussian import Seed, addresses, as_key, gaussian_reference
 from rainbow_fast.ops.memory import matrix
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -18,13 +18,13 @@ def sample_project_align(
     L: Tensor,  # (r, d) or (r, d, *kernel)
     A: Tensor | None = None,  # (d, m)
     *,
-    seed: int | Tensor,
+    seed: Seed,
     stream: int = 0,
     row_offset: int = 0,
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
-) -> Tensor:  # (n, m) or (n, m, *kernel)
+) -> Tensor:  # (n, m) or (n, m, *kernel); of S seeds (S, n, m, *kernel)
     r"""Sample n neurons ``w'_i = scale g_i L A``: Gaussian rows of covariance ``scale^2 (L A)^T (L A)``.
 
     Equivalent to::
@@ -40,14 +40,15 @@ def sample_project_align(
         n: neurons, at least 0.
         L: factor of the weight covariance, ``L^T L = C``; of a convolution with its kernel's axes last.
         A: alignment; None for the identity (m = d).
-        seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a packed key as ``seed``.
+        seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a packed key as ``seed``. S seeds
+            give a W' each, along a leading axis.
         scale: multiplies W'; 1 by default.
         dtype: of the result; that of the product L A by default. G is rounded to the dtype of L A where that is
             narrower than float32. Products are summed in float64 for float64, else in float32, and rounded once.
         backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
-        W', (n, m) or (n, m, *kernel), contiguous.
+        W', (n, m) or (n, m, *kernel), of S seeds (S, n, m, *kernel), contiguous.
 
     Raises:
         ValueError: shapes that do not belong together, an address outside its range, a backend that is missing.
@@ -60,7 +61,7 @@ def sample_project_align(
         raise ValueError(f"n={n}: wanted n >= 0")
     packed = as_key(seed, stream, row_offset)
     W = torch.ops.rainbow_fast.sample_project_align(n, P.flatten(1), packed, scale, dtype or P.dtype, backend)
-    return W.view(n, *P.shape[1:])
+    return W.view(*W.shape[:-1], *P.shape[1:])
 
 
 def sample_project_align_(
@@ -68,13 +69,13 @@ def sample_project_align_(
     L: Tensor,
     A: Tensor | None = None,
     *,
-    seed: int | Tensor,
+    seed: Seed,
     stream: int = 0,
     row_offset: int = 0,
     scale: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """Write `sample_project_align` into `out`, (n, m) or (n, m, *kernel), and return it. No gradient.
+    """Write `sample_project_align` into `out`, of its shape, and return it. No gradient.
 
     Rows of `out` must be contiguous; their stride is free, so that a slice of a larger tensor will do.
 
@@ -84,13 +85,14 @@ def sample_project_align_(
         RuntimeError: an input that requires grad while grad mode is on.
     """
     P = project(L, A)
-    if out.dim() != P.dim() or out.shape[1:] != P.shape[1:]:
-        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {('n', *P.shape[1:])}")
+    packed = as_key(seed, stream, row_offset)
+    lead = packed.dim()  # axes before those of a row
+    if out.dim() != lead + P.dim() - 1 or out.shape[: lead - 1] + out.shape[lead:] != packed.shape[:-1] + P.shape[1:]:
+        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*packed.shape[:-1], 'n', *P.shape[1:])}")
     try:
-        flat = out.view(out.shape[0], math.prod(out.shape[1:]))
+        flat = out.view(*out.shape[:lead], math.prod(out.shape[lead:]))
     except RuntimeError:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows") from None
-    packed = as_key(seed, stream, row_offset)
     torch.ops.rainbow_fast.sample_project_align_out(P.flatten(1), packed, scale, backend, flat)
     return out
 
@@ -116,28 +118,30 @@ def project(L: Tensor, A: Tensor | None) -> Tensor:
 
 def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str | None, out: Tensor) -> None:
     _backend.refuse_grad("sample_project_align_", P, out)
-    if out.dim() != 2 or P.dim() != 2 or out.shape[1] != P.shape[1]:
-        raise ValueError(f"out has shape {tuple(out.shape)}: wanted (n, {P.shape[1]}) for P of shape {tuple(P.shape)}")
+    wanted = (*key.shape[:-1], *out.shape[-2:-1], *P.shape[1:])
+    if P.dim() != 2 or out.shape != wanted:
+        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {wanted} for P of shape {tuple(P.shape)}")
     if out.dtype not in DTYPES:
         raise TypeError(f"dtype={out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     chosen = _backend.choose(backend, P.device, P.dtype, DTYPES)
-    (n, m), r = out.shape, P.shape[0]
-    where = address(key, n, r)
-    if chosen == "reference":
-        G = torch.from_numpy(gaussian_reference(where, n, r)).to(P.device)
-        out.copy_(sample_project_align_reference(G, P, scale))
-        return
-    if m > 1 and out.stride(1) != 1:
+    (n, m), r = out.shape[-2:], P.shape[0]
+    parts = addresses(key, n, r, out)
+    if chosen != "reference" and m > 1 and out.stride(-1) != 1:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
     P = P.detach()
-    target = (out.data_ptr(), _backend.CODE[out.dtype], n, out.stride(0))
-    _backend.kernels().sample_project_align(*target, matrix(P), where, scale, torch.get_num_threads())
+    for where, part in parts:
+        if chosen == "reference":
+            G = torch.from_numpy(gaussian_reference(where, n, r)).to(P.device)
+            part.copy_(sample_project_align_reference(G, P, scale))
+        else:
+            target = (part.data_ptr(), _backend.CODE[out.dtype], n, part.stride(0))
+            _backend.kernels().sample_project_align(*target, matrix(P), where, scale, torch.get_num_threads())
 
 
 def _sample_project_align(
     n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, backend: str | None
 ) -> Tensor:
-    out = _backend.empty((n, P.shape[1]), dtype, P.device)
+    out = _backend.empty((*key.shape[:-1], n, P.shape[1]), dtype, P.device)
     _sample_project_align_out(P.detach(), key, scale, backend, out)
     return out
 
@@ -151,13 +155,14 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad: Tensor):
     """dP = scale G^T dW', a few thousand rows of G at a time."""
     (key,) = ctx.saved_tensors
-    grad_P = grad.new_zeros(ctx.r, grad.shape[1], dtype=ctx.dtype)
+    grad_P = grad.new_zeros(ctx.r, grad.shape[-1], dtype=ctx.dtype)
     block = 4096
-    for start in range(0, ctx.n, block):
-        rows = min(block, ctx.n - start)
-        shifted = key + torch.tensor([0, 0, start, 0])
-        G = torch.ops.rainbow_fast.gaussian(rows, ctx.r, shifted, torch.float32, grad.device, ctx.backend)
-        grad_P += G.to(ctx.dtype).T @ grad[start : start + rows].to(ctx.dtype)
+    for one, part in zip(key.view(-1, 4), grad.view(-1, *grad.shape[-2:]), strict=True):
+        for start in range(0, ctx.n, block):
+            rows = min(block, ctx.n - start)
+            shifted = one + torch.tensor([0, 0, start, 0])
+            G = torch.ops.rainbow_fast.gaussian(rows, ctx.r, shifted, torch.float32, grad.device, ctx.backend)
+            grad_P += G.to(ctx.dtype).T @ part[start : start + rows].to(ctx.dtype)
     return None, ctx.scale * grad_P, None, None, None, None
 
 
@@ -166,6 +171,8 @@ torch.library.define(_NAME, "(SymInt n, Tensor P, Tensor key, float scale, Scala
 torch.library.define(f"{_NAME}_out", "(Tensor P, Tensor key, float scale, str? backend, Tensor(a!) out) -> ()")
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_sample_project_align)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_sample_project_align_out)
-torch.library.register_fake(_NAME)(lambda n, P, key, scale, dtype, backend: P.new_empty(n, P.shape[1], dtype=dtype))
+torch.library.register_fake(_NAME)(
+    lambda n, P, key, scale, dtype, backend: P.new_empty(*key.shape[:-1], n, P.shape[1], dtype=dtype)
+)
 torch.library.register_fake(f"{_NAME}_out")(lambda P, key, scale, backend, out: None)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

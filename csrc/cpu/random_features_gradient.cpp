@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// random_features_gradient: u and shift's, made from what comes to the features. Nothing of size N x n is stored.
+#include "derivative.h"
+#include "kernels_cpu.h"
+#include "random_features.h"
+
+namespace rf::RF_ISA {
+namespace {
+
+// Epilogue: adds to panels of k rows.
+template <class T>
+struct AddToPanels {
+  T* to;
+  int64_t k;
+
+  bool skips(int64_t, int64_t) const { return false; }
+  template <int V>
+  void tile(int64_t i, int64_t j, int64_t rows, int64_t, const Accumulators<T, V>& acc) {
+    T* panel = to + j * k + i * NR<T>;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int v = 0; v < V; ++v) {
+        T* at = panel + r * NR<T> + v * kWidth<T>;
+        store<T, kWidth<T>>(at, load<T, kWidth<T>>(at) + acc[r][v]);
+      }
+  }
+};
+
+// Epilogue: given s = u G^T, panels of what comes to phi' become panels of what comes to s.
+template <class T>
+struct ThroughActivation {
+  const Features& f;
+  T* to;
+  int64_t k;
+  const T *shift, *square;  // of the first column, of the first row
+
+  bool skips(int64_t, int64_t) const { return false; }
+  template <int V>
+  void tile(int64_t i, int64_t j, int64_t rows, int64_t, const Accumulators<T, V>& acc) {
+    constexpr int width = V * kWidth<T>;
+    T* panel = to + j * k + i * NR<T>;
+    T s[MR * width];
+    for (int64_t r = 0; r < rows; ++r)
+      for (int v = 0; v < V; ++v)
+        store<T, kWidth<T>>(s + r * width + v * kWidth<T>, acc[r][v] + load<T, kWidth<T>>(shift + j + v * kWidth<T>));
+    if (square != nullptr) {
+      T phi[MR * width];
+      memcpy(phi, s, static_cast<size_t>(rows * width) * sizeof(T));
+      activate(phi, rows * width, f.activation, f.negative_slope, f.scale);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int c = 0; c < width; ++c) panel[r * NR<T> + c] += 2 * square[i + r] * phi[r * width + c];
+    }
+    differentiate(s, rows * width, f.activation, f.negative_slope, f.scale);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int v = 0; v < V; ++v) {
+        T* at = panel + r * NR<T> + v * kWidth<T>;
+        store<T, kWidth<T>>(at, load<T, kWidth<T>>(at) * load<T, kWidth<T>>(s + r * width + v * kWidth<T>));
+      }
+  }
+};
+
+// What comes to the features of neurons [k0, k0 + k), but for its products, as panels of samples.
+template <class T>
+void pack_upstream(T* to, const Upstream& upstream, int64_t begin, int64_t count, int64_t k0, int64_t k) {
+  if (upstream.given.data != nullptr) {
+    pack_panels(SamplePacker<T>{merged(upstream.given)}, to, begin, count, k0, k);
+  } else {
+    memset(to, 0, static_cast<size_t>(blocks(count, NR<T>) * NR<T> * k) * sizeof(T));
+  }
+  if (upstream.total == nullptr) return;
+  const T* total = static_cast<const T*>(upstream.total) + k0;
+  for (int64_t j = 0; j < count; j += NR<T>)
+    for (int64_t p = 0; p < k; ++p)
+      for (int c = 0; c < NR<T>; ++c) *to++ += total[p];
+}
+
+template <class T>
+void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream& upstream, const Features& f,
+                            int threads) {
+  const int64_t n = f.g.given.images, r = rank(f);
+  const Projections all = upstream.products;
+  const T* square = static_cast<const T*>(upstream.square);
+  Sizes sizes{0, 0, r + 1};
+  for (int64_t p = 0; p < all.count; ++p) {
+    sizes.x += all.data[p].a.images;
+    sizes.left = kNeurons;
+  }
+  for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
+    const int64_t padded = blocks(count, NR<T>) * NR<T>;
+    T* x = own.x;
+    for (int64_t p = 0; p < all.count; ++p, x += padded * all.data[p - 1].a.images)
+      pack_panels(SamplePacker<T>{merged(all.data[p].x)}, x, begin, count, 0, all.data[p].a.images);
+    for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
+      const int64_t k = smaller(kNeurons, n - k0);
+      pack_upstream(own.phi, upstream, begin, count, k0, k);
+      x = own.x;
+      for (int64_t p = 0; p < all.count; ++p) {
+        const Samples& a = all.data[p].a;
+        const int64_t there = smaller(k, a.channels - k0);
+        if (there > 0) {
+          const int64_t ld = whole_vectors<T>(there);
+          ChannelPacker<T>{merged(a)}.pack(own.left, ld, k0, there, 0, a.images);
+          sweep(RowsOf<T>{own.left, 1, ld}, x, there, count, a.images, AddToPanels<T>{own.phi, k});
+        }
+        x += padded * a.images;
+      }
+      const int64_t ld = whole_vectors<T>(k);
+      RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
+      sweep(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r,
+            ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0});
+      for (int64_t p = 0; p < k; ++p) own.g[r * ld + p] = 1;  // sums for the shift
+      sweep(RowsOf<T>{own.g, ld, 1}, own.phi, r + 1, count, k, typename Promote<T>::Open{own.sums, count, 0, false});
+    }
+    store_samples<T>(merged(grad_u), begin, begin + count, own.sums);
+    for (int64_t s = 0; s < count; ++s) grad_shift[begin + s] = static_cast<T>(own.sums[r * count + s]);
+  });
+}
+
+}  // namespace
+
+void random_features_gradient(Samples u, void* shift, const Upstream& upstream, const Features& features, int threads) {
+  const Features f = with_merged(features);
+  if (f.u.dtype == DType::f64) {
+    differentiate_features<double>(u, static_cast<double*>(shift), upstream, f, threads);
+  } else {
+    differentiate_features<float>(u, static_cast<float*>(shift), upstream, f, threads);
+  }
+}
+
+}  // namespace rf::RF_ISA

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The arguments of random_features and its fused passes: what is refused, and what kernels are told."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rainbow_fast import backend as _backend
+from rainbow_fast.ops import memory
+from rainbow_fast.ops.activations import ACTIVATIONS, CODE
+from rainbow_fast.ops.gaussian import addresses
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def features(u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activation: str, key: Tensor | None) -> None:
+    """Shapes and dtypes belong together: for the message here, and for the kernels, which read what they are told."""
+    if u.dim() < 2:
+        raise ValueError(f"u has shape {tuple(u.shape)}: wanted (N, r) or (N, r, *space)")
+    if n < 0:
+        raise ValueError(f"n={n}: wanted n >= 0")
+    if shift is not None and shift.shape != u.shape[:1] + u.shape[2:]:
+        raise ValueError(
+            f"shift has shape {tuple(shift.shape)}: wanted {tuple(u.shape[:1] + u.shape[2:])}, u without its channels"
+        )
+    if shift is not None and shift.dtype != u.dtype:
+        raise TypeError(f"shift is {shift.dtype}: wanted the dtype of u, {u.dtype}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}: wanted one of {', '.join(ACTIVATIONS)}")
+    if (G is None) == (key is None):
+        raise ValueError(f"seed and G are {'both missing' if G is None else 'both given'}: wanted one of the two")
+    if G is not None and tuple(G.shape) != (n, u.shape[1]):
+        raise ValueError(f"G has shape {tuple(G.shape)}: wanted (n, r) = {(n, u.shape[1])}")
+    if G is not None and G.dtype != u.dtype:
+        raise TypeError(f"G is {G.dtype}: wanted the dtype of u, {u.dtype}")
+
+
+def samples(x: Tensor, u: Tensor) -> None:
+    if x.dim() != u.dim() or x.shape[0] != u.shape[0] or x.shape[2:] != u.shape[2:]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}: wanted the N and the positions of u, of shape {tuple(u.shape)}"
+        )
+    if x.dtype != u.dtype:
+        raise TypeError(f"x is {x.dtype}: wanted the dtype of u, {u.dtype}")
+
+
+def widest(widths: Sequence[int]) -> int:
+    if not widths:
+        raise ValueError("n is an empty list: wanted at least one width")
+    if min(widths) < 0:
+        raise ValueError(f"n={min(widths)}: wanted n >= 0")
+    return max(widths)
+
+
+def projections(parts: list[Tensor], u: Tensor, key: Tensor | None) -> int:
+    """The largest n of projections (d, n), or (S, d, n) for a key of S seeds."""
+    if not parts:
+        raise ValueError("A is an empty list: wanted at least one (d, n)")
+    several = () if key is None else key.shape[:-1]
+    for A in parts:
+        if A.dim() != 2 and (A.dim() != 3 or A.shape[:1] != several):
+            raise ValueError(
+                f"A has shape {tuple(A.shape)}: wanted (d, n)" + f" or {(*several, 'd', 'n')}" * len(several)
+            )
+        if A.dtype != u.dtype:
+            raise TypeError(f"A is {A.dtype}: wanted the dtype of u, {u.dtype}")
+    return max(A.shape[-1] for A in parts)
+
+
+class Features(NamedTuple):
+    """What features are made of; the arguments that the registered ops share."""
+
+    u: Tensor
+    shift: Tensor | None
+    key: Tensor | None
+    G: Tensor | None
+    activation: str
+    slope: float
+    scale: float
+
+    def check(self, n: int) -> None:
+        features(self.u, n, self.G, self.shift, self.activation, self.key)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The leading axes of the results: (S,) of S seeds, else none."""
+        return () if self.key is None else tuple(self.key.shape[:-1])
+
+    def each(self, n: int, *given: Tensor) -> Iterable[tuple]:
+        """For each seed the address of its G, and its slices of what has leading axes."""
+        if self.key is None:
+            return [((0, 0, 0, 0), *given)]
+        return addresses(self.key, n, self.u.shape[1], *given)
+
+    def memory(self, n: int) -> tuple[object, Callable[[list[int]], tuple]]:
+        """What a kernel reads (struct Features of csrc/kernels.h) given an address, behind what keeps it alive."""
+        r = self.u.shape[1]
+        u, u_samples = memory.samples(self.u)
+        shift = None if self.shift is None else self.shift.contiguous()
+        given: memory.Samples = (0, 0, (n, r, 1, 1), (0, 0, 0, 0)) if self.G is None else memory.matrix(self.G)
+        first = (u_samples, memory.address_of(shift), given)
+        last = (CODE[self.activation], self.slope, self.scale)
+        return (u, shift), lambda where: (*first, where, *last)
+
+    def compiled(self, backend: str | None) -> bool:
+        return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES) != "reference"
+
+
+def check_upstream(
+    f: Features, n: int, given: Tensor | None, total: Tensor | None, square: Tensor | None, x: list, A: list
+) -> None:
+    """What comes to the features from above is as large as the features; see random_features_gradient.py."""
+    N, r, *space = f.u.shape
+    wanted = [("given", given, (N, n, *space)), ("total", total, (n,)), ("square", square, (n,))]
+    for x_k, A_k in zip(x, A, strict=True):
+        d = A_k.shape[-2]
+        wanted += [("x", x_k, (N, d, *space)), ("A", A_k, (d, min(n, A_k.shape[-1])))]
+    for name, t, shape in wanted:
+        if t is not None and (t.shape not in (shape, (*f.seeds, *shape)) or t.dtype != f.u.dtype):
+            raise ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)}: wanted {f.u.dtype} of shape {shape}")
