@@ -1,17 +1,245 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// polar_multiply: the float64 product Q M that carries a polar factor from the short side to the whole matrix. Its Gram
-// matrices are cross_covariance's, with columns as samples.
-#include "epilogue.h"
+// polar: A = (M M^T)^(-1/2) M by rational functions of the Gram matrix in float64, in stages.
+//
+// A stage takes the Gram matrix R of X (M at first), and multiplies X by a rational function of R that brings all its
+// singular values in [kSmallest, 1] near 1: sums of (R + pole)^-1, two Zolotarev functions one after the other. Squaring
+// costs half of the digits, so a stage trusts R only down to kSmallest / 4; where singular values lie below, it
+// takes the first function alone, which raises them a thousandfold, and the next stage squares again. So A M^T
+// is symmetric up to 1e4 eps |M| whatever the condition of M.
+#include "cholesky.h"
 #include "kernels_cpu.h"
+#include "lanczos.h"
+#include "zolotarev.h"
 
 namespace rf::RF_ISA {
 
 void polar_multiply(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,
                     int threads) {
-  const Samples left{const_cast<double*>(q), DType::f64, 1, inner, rows, 0, 1, inner};
-  const Samples right{const_cast<double*>(m), DType::f64, 1, cols, inner, 0, 1, cols};
-  product_prepacked<double>(rows, cols, inner, Packed<SamplePacker<double>>{{left}}, ChannelPacker<double>{right},
-                            Store<double, double>{out, cols, 1.0}, threads);
+  multiply(rows, cols, inner, Strided<const double>{q, inner, 1}, Strided<const double>{m, cols, 1}, Into{out, cols},
+           threads);
+}
+
+namespace {
+
+constexpr double kSmallest = 5e-4, kResolved = kSmallest / 4;
+constexpr double kDeviation = 4e-8;  // of singular values from 1 where a stage ends
+constexpr double kMargin = 1.05;     // between a condition that is estimated and one that decides the rank
+constexpr int kMostStages = 6, kFirstPoles = 3, kProbes = MR, kSquares = 5;
+
+// Memory for one matrix d x n
+struct Work {
+  int64_t d, n;
+  double* memory;
+
+  static int64_t size(int64_t d, int64_t n) {
+    return (1 + kSquares) * d * d + d * d / 2 + kLeaf * kLeaf + (kLanczosSteps + 1) * d + d * n + 4 * kProbes * d +
+           3 * kProbes * n + 8 * 16;
+  }
+  double* take(int64_t count) {
+    double* const taken = memory;
+    memory += blocks(count, 8) * 8;
+    return taken;
+  }
+};
+
+template <class S>
+struct Polar {
+  int64_t d, n;  // d <= n
+  Strided<const S> m;
+  S* out;
+  bool tall;  // out is n x d
+  int threads;
+  double rtol;
+  double *r, *square[kSquares], *scratch, *vectors, *x, *probe, *short_rows, *long_rows;
+  Rational applied[kMostStages];
+  double scale[kMostStages];
+  double squared_norm = 0, condition = 0;
+
+  Polar(int64_t d, int64_t n, Strided<const S> m, S* out, bool tall, double rtol, Work work, int threads)
+      : d(d), n(n), m(m), out(out), tall(tall), threads(threads), rtol(rtol) {
+    r = work.take(d * d);
+    for (double*& s : square) s = work.take(d * d);
+    scratch = work.take(d * d / 2 + kLeaf * kLeaf);
+    vectors = work.take((kLanczosSteps + 1) * d);
+    x = work.take(d * n);
+    probe = work.take(kProbes * d);
+    short_rows = work.take(3 * kProbes * d);
+    long_rows = work.take(3 * kProbes * n);
+    gaussian(probe, DType::f64, kProbes, d, d, Address{0, 0, 0, 0}, 1);
+  }
+
+  Matrix matrix(double* data) const { return {data, d, 1}; }
+
+  // square[to ... ] = (r + pole)^-1, one for each pole; false where r is not positive
+  bool invert(const Rational& f, int to) {
+    for (int p = 0; p < f.count; ++p) {
+      double* y = square[to + p];
+#pragma omp parallel for num_threads(threads) schedule(static)
+      for (int64_t i = 0; i < d; ++i) {
+        for (int64_t j = i; j < d; ++j) y[i * d + j] = r[i * d + j];
+        y[i * d + i] += f.pole[p];
+      }
+      if (!factor(matrix(y), d, threads)) return false;
+      invert_factored(matrix(y), d, scratch, threads);
+    }
+    return true;
+  }
+
+  // From what `invert` left: square[to] = Z, x f(x) = Z(x^2); with `product`, square[to + 1] = R Z, which takes no
+  // product since R (R + pole)^-1 = 1 - pole (R + pole)^-1.
+  void combine(const Rational& f, int to, bool product) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < d; ++i) {
+      for (int64_t j = 0; j < d; ++j) {
+        double z = i == j, w = r[i * d + j];
+        for (int p = 0; p < f.count; ++p) {
+          const double y = square[to + p][i * d + j];
+          z += f.weight[p] * y;
+          w += f.weight[p] * ((i == j) - f.pole[p] * y);
+        }
+        square[to][i * d + j] = f.scale * z;
+        if (product) square[to + 1][i * d + j] = f.scale * w;
+      }
+    }
+  }
+
+  // The singular value of M over its largest that the stages so far have made x of.
+  double original(double x, int stage) const {
+    for (; stage > 0; --stage) {
+      const double y = x * scale[stage];
+      double low = 0, high = kSmallest;
+      for (int round = 0; round < 60; ++round) {
+        const double middle = (low + high) / 2;
+        (applied[stage - 1].of(middle) < y ? low : high) = middle;
+      }
+      x = low;
+    }
+    return x;
+  }
+
+  // out = q x
+  template <class X>
+  void finish(const double* q, Strided<X> from) {
+    const Strided<const double> left{q, d, 1};
+    if (tall)
+      multiply(n, d, d, from.transposed(), left, Store<double, S>{out, d, 1.0}, threads);
+    else
+      multiply(d, n, d, left, from, Store<double, S>{out, n, 1.0}, threads);
+  }
+
+  enum Outcome { done, go_on, null, failed };
+
+  template <class X>
+  Outcome stage(int number, Strided<X> from) {
+    multiply_long(d, d, n, from, from.transposed(), Into{r, d, 1.0, false, true}, threads);
+    if (number == 0)
+      for (int64_t i = 0; i < d; ++i) squared_norm += r[i * d + i];
+    const double largest = largest_eigenvalue(r, d, probe, vectors, threads), bound = 1.01 * largest;
+    if (!(bound > 0)) return failed;
+    scale[number] = sqrt(bound);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < d * d; ++i) r[i] *= 1 / bound;
+
+    const Rational first = zolotarev(kSmallest, kFirstPoles);
+    applied[number] = first;
+    if (!invert(first, 0)) return failed;
+    const double smallest =
+        sqrt(fmax(1 / largest_eigenvalue(square[0], d, probe, vectors, threads) - first.pole[0], 0.0));
+    combine(first, 0, true);
+    const bool resolved = smallest >= kResolved;
+    const double share = sqrt(1.01) * original(resolved ? smallest : kResolved, number);
+    if (share <= kMargin * rtol) return null;
+    if (!resolved) {
+      multiply(d, n, d, Matrix{square[0], d, 1}, from, Into{x, n, 1 / scale[number]}, threads);
+      return go_on;
+    }
+    condition = 1 / share;
+
+    const double l = fmin(first.of(0.9 * smallest), first.of(kSmallest));
+    Rational second = zolotarev(l, 1);
+    for (int count = 2; (1 - second.of(l)) / 2 > kDeviation && count <= kMostPoles; ++count) second = zolotarev(l, count);
+    second.scale *= 2 / (1 + second.of(l));
+    multiply(d, d, d, matrix(square[1]), matrix(square[0]), Into{r, d, 1.0, false, true}, threads);
+    if (!invert(second, 1)) return failed;
+    combine(second, 1, false);
+    multiply(d, d, d, matrix(square[1]), matrix(square[0]), Into{r, d, 1 / scale[number], false, true}, threads);
+    if constexpr (sizeof(S) == 4) {
+      finish(r, from);
+    } else {  // a Newton-Schulz step squares the error of orthogonality
+      multiply(d, n, d, matrix(r), from, Into{x, n}, threads);
+      const Matrix now{x, n, 1};
+      multiply_long(d, d, n, now, now.transposed(), Into{r, d, -0.5, false, true}, threads);
+      for (int64_t i = 0; i < d; ++i) r[i * d + i] += 1.5;
+      finish(r, now);
+    }
+    return done;
+  }
+
+  Outcome iterate() {
+    Outcome outcome = stage(0, m);
+    for (int number = 1; outcome == go_on && number < kMostStages; ++number) outcome = stage(number, Matrix{x, n, 1});
+    return outcome == go_on ? null : outcome;
+  }
+
+  // |M - H A|_F / |M|_F, H = sym(M A^T), and |A A^T - 1|_F / sqrt d, from products with kProbes Gaussian rows
+  void certify(double& residual, double& orthogonality) {
+    const Strided<const S> a = tall ? Strided<const S>{out, 1, d} : Strided<const S>{out, n, 1};
+    const Matrix rows{probe, d, 1};
+    double *wm = long_rows, *wa = wm + kProbes * n, *wha = wa + kProbes * n;
+    double *wh = short_rows, *waa = wh + kProbes * d;
+    multiply(kProbes, n, d, rows, m, Into{wm, n}, threads);
+    multiply(kProbes, n, d, rows, a, Into{wa, n}, threads);
+    multiply_long(kProbes, d, n, Matrix{wm, n, 1}, a.transposed(), Into{wh, d, 0.5}, threads);
+    multiply_long(kProbes, d, n, Matrix{wa, n, 1}, m.transposed(), Into{wh, d, 0.5, true}, threads);
+    multiply_long(kProbes, d, n, Matrix{wa, n, 1}, a.transposed(), Into{waa, d}, threads);
+    multiply(kProbes, n, d, Matrix{wh, d, 1}, a, Into{wha, n}, threads);
+    residual = sqrt(squared_distance(wm, wha, kProbes * n) / kProbes / squared_norm);
+    orthogonality = sqrt(squared_distance(waa, probe, kProbes * d) / static_cast<double>(kProbes * d));
+  }
+
+  static double squared_distance(const double* a, const double* b, int64_t count) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
+    return sum;
+  }
+
+  // tr(A M^T)
+  double nuclear_norm() const {
+    double sum = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
+    for (int64_t i = 0; i < d; ++i)
+      for (int64_t j = 0; j < n; ++j) sum += static_cast<double>(tall ? out[j * d + i] : out[i * n + j]) * *m.from(i, j).data;
+    return sum;
+  }
+};
+
+}  // namespace
+
+void polar(void* out, double* statistics, const void* m, DType dtype, int64_t batch, int64_t rows, int64_t cols,
+           int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, int threads) {
+  const bool tall = rows > cols;
+  const int64_t d = tall ? cols : rows, n = tall ? rows : cols;
+  const int together = batch >= threads ? threads : 1;
+  const int64_t size = Work::size(d, n);
+  const Scratch memory(together * size * 8);
+  with_type(dtype, [&]<class S>(Type<S>) {
+    if constexpr (sizeof(S) >= 4) {
+#pragma omp parallel for num_threads(together) schedule(dynamic)
+      for (int64_t b = 0; b < batch; ++b) {
+        const Work work{d, n, static_cast<double*>(memory.data()) + omp_get_thread_num() * size};
+        const Strided<const S> from{static_cast<const S*>(m) + b * s_batch, tall ? s_col : s_row, tall ? s_row : s_col};
+        Polar<S> polar(d, n, from, static_cast<S*>(out) + b * d * n, tall, rtol, work, together > 1 ? 1 : threads);
+        double* to = statistics + 6 * b;
+        const auto outcome = polar.iterate();
+        to[5] = static_cast<double>(outcome);
+        if (outcome != Polar<S>::done) continue;
+        to[0] = polar.nuclear_norm();
+        to[1] = static_cast<double>(d);
+        to[2] = polar.condition;
+        polar.certify(to[3], to[4]);
+      }
+    }
+  });
 }
 
 }  // namespace rf::RF_ISA

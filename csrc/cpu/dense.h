@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Float64 matrices in memory, and sums of products into them on the loop nest of all kernels.
+#pragma once
+
+#include "epilogue.h"
+
+namespace rf::RF_ISA {
+
+// Entry (i, j) at data[i * s_row + j * s_col].
+template <class S>
+struct Strided {
+  S* data;
+  int64_t s_row, s_col;
+
+  Strided from(int64_t i, int64_t j) const { return {data + i * s_row + j * s_col, s_row, s_col}; }
+  Strided transposed() const { return {data, s_col, s_row}; }
+};
+using Matrix = Strided<double>;
+
+// The packer of a matrix whose rows are rows of an operand.
+template <class S>
+struct MatrixPacker {
+  Strided<S> x;
+
+  template <int WIDTH>
+  void pack(double* to, int64_t row, int64_t rows, int64_t k0, int64_t k) const {
+    for (int64_t i = 0; i < rows; i += WIDTH, to += k * WIDTH) {
+      const int64_t count = smaller(WIDTH, rows - i);
+      pack_strided<WIDTH>(to, x.from(row + i, k0).data, count, k, x.s_row, x.s_col);
+      pad<WIDTH>(to, count, k);
+    }
+  }
+};
+
+// out = scale * C, or out += scale * C; of a symmetric C the upper triangle is computed and the lower one its mirror.
+struct Into {
+  static constexpr bool promotes = false;
+  double* out;
+  int64_t ld;
+  double scale = 1;
+  bool adds = false, symmetric = false;
+  int64_t first_col = 0;
+
+  Into from_column(int64_t j) const { return {out, ld, scale, adds, symmetric, j}; }
+  int64_t scratch(const Problem&) const { return 0; }
+  struct Open;
+  Open open(const Block& block, void*) const;
+};
+
+struct Into::Open {
+  Into to;
+  int64_t row, col;
+
+  bool skips(int64_t i, int64_t j) const { return to.symmetric && col + j + NR<double> <= row + i; }
+  template <int V>
+  void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<double, V>& acc) {
+    constexpr int W = kWidth<double>;
+    i += row, j += col;
+    const bool mirrors = to.symmetric && i + rows <= j, crosses = to.symmetric && !mirrors;
+    double* corner = to.out + i * to.ld + j;
+    for (int v = 0; v < V; ++v, j += W, corner += W, cols -= W) {
+      if (rows == MR && cols >= W && !crosses) {
+        Full<double> value[MR];
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+          value[r] = acc[r][v] * to.scale;
+          if (to.adds) value[r] += load<double, W>(corner + r * to.ld);
+          store<double, W>(corner + r * to.ld, value[r]);
+        }
+        if (!mirrors) continue;
+        if constexpr (MR == W) {
+          transpose<double, W>(value);
+#pragma GCC unroll 8
+          for (int l = 0; l < W; ++l) store<double, W>(to.out + (j + l) * to.ld + i, value[l]);
+        } else {
+          for (int l = 0; l < W; ++l)
+            for (int r = 0; r < MR; ++r) to.out[(j + l) * to.ld + i + r] = value[r][l];
+        }
+        continue;
+      }
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t l = 0; l < smaller(W, cols); ++l) {
+          if (crosses && j + l < i + r) continue;
+          double* const at = corner + r * to.ld + l;
+          *at = acc[r][v][l] * to.scale + (to.adds ? *at : 0.0);
+          if (to.symmetric) to.out[(j + l) * to.ld + i + r] = *at;
+        }
+    }
+  }
+  void close() {}
+};
+
+inline Into::Open Into::open(const Block& block, void*) const { return {*this, block.row, first_col + block.col}; }
+
+// C[i, j] = sum_p a[i, p] b[p, j], m x n, sums of k terms; b may be overwritten by C.
+template <class A, class B, class Epilogue>
+static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, const Epilogue& c, int threads) {
+  constexpr int64_t worth_two_threads = 96 * 96 * 96;
+  product_prepacked<double>(m, n, k, Packed<MatrixPacker<A>>{{a}}, MatrixPacker<B>{b.transposed()}, c,
+                            m * n * k < worth_two_threads ? 1 : threads);
+}
+
+// The same for sums so long that what is packed would leave the cache: a few thousand terms at a time.
+template <class A, class B>
+static void multiply_long(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, Into c, int threads) {
+  constexpr int64_t most = 4096;
+  for (int64_t p = 0; p < k; p += most, c.adds = true)
+    multiply(m, n, smaller(most, k - p), a.from(0, p), b.from(p, 0), c, threads);
+}
+
+}  // namespace rf::RF_ISA
