@@ -249,8 +249,8 @@ def test_known_answers(dtype: torch.dtype, backend: str) -> None:
 @pytest.mark.parametrize("complete", [False, True], ids=["partial", "complete"])
 def test_registration(complete: bool) -> None:
     M = matrix(4, 6, torch.tensor([1.0, 0.5, 0.1]))
-    torch.library.opcheck(OP, (M, complete, 1e-10, None))
-    torch.library.opcheck(OUT, (M, complete, 1e-10, None, torch.zeros(4, 6).double(), torch.zeros(4).double()))
+    torch.library.opcheck(OP, (M, complete, 1e-10, None, None))
+    torch.library.opcheck(OUT, (M, complete, 1e-10, None, None, torch.zeros(4, 6).double(), torch.zeros(4).double()))
 
 
 def test_compiles_once() -> None:
@@ -271,7 +271,7 @@ def test_no_gradient() -> None:
 def test_writes_its_output_and_nothing_else(guarded, shape: tuple[int, int], backend: str) -> None:
     M = matrix(*shape, power_law(5, 5.0))
     out, statistics = guarded(*shape, dtype=torch.float64), guarded(4, dtype=torch.float64)
-    OUT(M, False, 1e-10, backend, out, statistics)
+    OUT(M, False, 1e-10, None, backend, out, statistics)
     wanted = rf.polar(M, rtol=1e-10, backend=backend)
     assert torch.equal(out, wanted.A) and statistics.tolist() == [float(t) for t in wanted[1:]]
 
@@ -281,8 +281,8 @@ def test_writes_its_output_and_nothing_else(guarded, shape: tuple[int, int], bac
 GOOD = matrix(3, 4, power_law(3, 5.0))
 NAN = GOOD.clone().index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(torch.nan).double())
 BAD = {
-    "vector": (torch.ones(3), {}, ValueError, r"M has shape \(3,\): wanted \(d, m\), neither of them 0"),
-    "empty": (torch.ones(0, 3), {}, ValueError, r"M has shape \(0, 3\): wanted \(d, m\), neither of them 0"),
+    "vector": (torch.ones(3), {}, ValueError, r"M has shape \(3,\): wanted \(\*batch, d, m\), neither d nor m 0"),
+    "empty": (torch.ones(0, 3), {}, ValueError, r"M has shape \(0, 3\): wanted \(\*batch, d, m\), neither d nor m 0"),
     "dtype": (GOOD.half(), {}, TypeError, r"M is torch.float16: wanted torch.float32 or torch.float64"),
     "rank": (GOOD, {"rank": "full"}, ValueError, r"rank='full': wanted 'partial' or 'complete'"),
     "rtol": (GOOD, {"rtol": 1.0}, ValueError, r"rtol=1.0: wanted 0 <= rtol < 1"),
@@ -317,5 +317,5 @@ BAD_OUT = {
 @pytest.mark.parametrize(("M", "out", "statistics", "error", "message"), BAD_OUT.values(), ids=BAD_OUT)
 def test_bad_output(M: Tensor, out: Tensor, statistics: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        OUT(M, False, 1e-10, None, out, statistics)
+        OUT(M, False, 1e-10, None, None, out, statistics)
     assert (out == 7).all() and (statistics == 7).all(), "written before the error"

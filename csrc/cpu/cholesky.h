@@ -13,28 +13,60 @@ constexpr int64_t kLeaf = 64;
 
 RF_INLINE int64_t half(int64_t n) { return blocks(n, 2 * kLeaf) * kLeaf; }
 
+constexpr int kPivots = 4;  // rows that are eliminated together
+
+// to -= sum_q f[q] * rows[q] for kPivots rows of each, columns [begin, end)
+RF_INLINE void eliminate(double (*to)[kLeaf], const double (*rows)[kLeaf], const double (*f)[kPivots], int64_t begin,
+                         int64_t end) {
+  constexpr int W = kWidth<double>;
+  for (int64_t j = begin; j < end; j += W) {
+    Full<double> row[kPivots];
+#pragma GCC unroll 4
+    for (int q = 0; q < kPivots; ++q) row[q] = load<double, W>(rows[q] + j);
+#pragma GCC unroll 4
+    for (int i = 0; i < kPivots; ++i) {
+      Full<double> sum = load<double, W>(to[i] + j);
+#pragma GCC unroll 4
+      for (int q = 0; q < kPivots; ++q) sum = fma(splat<double, W>(-f[q][i]), row[q], sum);
+      store<double, W>(to[i] + j, sum);
+    }
+  }
+}
+
 // a, n <= kLeaf, becomes the inverse of its factor U, upper triangular with zeros below; false if a is not positive.
-// Gauss-Jordan: what is done to the rows of `a` to make it U makes the identity U^-T, in the lower triangle.
+// What is done to the rows of `a` to make it U makes the identity U^-T.
 static bool factor_leaf(Matrix a, int64_t n) {
   constexpr int W = kWidth<double>;
-  alignas(64) double row[kLeaf][kLeaf];
-  const int64_t padded = blocks(n, W) * W;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < padded; ++j) row[i][j] = j >= n ? 0 : j < i ? row[j][i] : a.data[i * a.s_row + j];
-  for (int64_t k = 0; k < n; ++k) {
-    if (!(row[k][k] > 0)) return false;
-    const double inverse = 1 / __builtin_sqrt(row[k][k]);
-    for (int64_t j = 0; j < padded; ++j) row[k][j] *= inverse;
-    row[k][k] = inverse;
-    for (int64_t i = k + 1; i < n; ++i) {
-      const Full<double> f = splat<double, W>(-row[i][k] * inverse);
-      row[i][k] = 0;
-      for (int64_t j = 0; j < padded; j += W)
-        store<double, W>(row[i] + j, fma(f, load<double, W>(row[k] + j), load<double, W>(row[i] + j)));
+  alignas(64) double u[kLeaf][kLeaf], inverse[kLeaf][kLeaf];
+  const int64_t padded = blocks(n, larger(W, kPivots)) * larger(W, kPivots);
+  for (int64_t i = 0; i < padded; ++i)
+    for (int64_t j = 0; j < padded; ++j) {
+      u[i][j] = i < n && j < n ? a.data[i * a.s_row + j] : i == j;
+      inverse[i][j] = i == j;
+    }
+  for (int64_t k = 0; k < padded; k += kPivots) {
+    const int64_t from = k / W * W, to = from + larger(W, kPivots);
+    for (int64_t p = k; p < k + kPivots; ++p) {
+      for (int64_t q = k; q < p; ++q) {
+        const double f = u[q][p];
+        for (int64_t j = from; j < padded; ++j) u[p][j] -= f * u[q][j];
+        for (int64_t j = 0; j < to; ++j) inverse[p][j] -= f * inverse[q][j];
+      }
+      if (!(u[p][p] > 0)) return false;
+      const double scale = 1 / __builtin_sqrt(u[p][p]);
+      for (int64_t j = from; j < padded; ++j) u[p][j] *= scale;
+      for (int64_t j = 0; j < to; ++j) inverse[p][j] *= scale;
+    }
+    for (int64_t i = k + kPivots; i < padded; i += kPivots) {
+      double f[kPivots][kPivots];
+      for (int q = 0; q < kPivots; ++q)
+        for (int r = 0; r < kPivots; ++r) f[q][r] = u[k + q][i + r];
+      eliminate(u + i, u + k, f, from, padded);
+      eliminate(inverse + i, inverse + k, f, 0, to);
     }
   }
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j) a.data[i * a.s_row + j] = j < i ? 0 : row[j][i];
+    for (int64_t j = 0; j < n; ++j) a.data[i * a.s_row + j] = inverse[j][i];
   return true;
 }
 
@@ -68,27 +100,40 @@ static bool factor(Matrix a, int64_t n, int threads) {
   return factor(rest, n - h, threads);
 }
 
-// U becomes A^-1, both triangles; work holds n * n / 2 + kLeaf * kLeaf numbers.
-static void invert_factored(Matrix u, int64_t n, double* work, int threads) {
+// to[j, i] = from[i, j], rows x cols, row-major both
+static void copy_transposed(Matrix to, Matrix from, int64_t rows, int64_t cols) {
+  constexpr int W = kWidth<double>;
+  for (int64_t i = 0; i < rows; i += W)
+    for (int64_t j = 0; j < cols; j += W) {
+      if (i + W <= rows && j + W <= cols) {
+        Full<double> v[W];
+        for (int r = 0; r < W; ++r) v[r] = load<double, W>(from.from(i + r, j).data);
+        transpose<double, W>(v);
+        for (int r = 0; r < W; ++r) store<double, W>(to.from(j + r, i).data, v[r]);
+      } else {
+        for (int64_t r = i; r < smaller(i + W, rows); ++r)
+          for (int64_t c = j; c < smaller(j + W, cols); ++c) *to.from(c, r).data = *from.from(r, c).data;
+      }
+    }
+}
+
+// U becomes A^-1, both triangles.
+static void invert_factored(Matrix u, int64_t n, int threads) {
   if (n <= kLeaf) {
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < n; ++j) work[i * n + j] = u.data[i * u.s_row + j];
-    const Matrix copy{work, n, 1};
-    multiply(n, n, n, copy, copy.transposed(), Into{u.data, u.s_row, 1.0, false, true}, threads);
+    alignas(64) double copied[kLeaf * kLeaf];
+    const Matrix copy{copied, kLeaf, 1};
+    copy_transposed(copy, u, n, n);
+    multiply(n, n, n, copy.transposed(), copy, Into{u.data, u.s_row, 1.0, false, true}, 1);
     return;
   }
   const int64_t h = half(n), m = n - h;
-  const Matrix g = u.from(0, h), rest = u.from(h, h), product{work, m, 1};
-  solve(u, h, g, m, false, threads);  // G = A11^-1 A12
-  invert_factored(rest, m, work, threads);
-  multiply(h, m, m, g, rest, Into{work, m}, threads);  // G S^-1
-  invert_factored(u, h, work + h * m, threads);
-  multiply(h, h, m, product, g.transposed(), Into{u.data, u.s_row, 1.0, true, true}, threads);
-  for (int64_t i = 0; i < h; ++i)
-    for (int64_t j = 0; j < m; ++j) {
-      u.from(i, h + j).data[0] = -work[i * m + j];
-      u.from(h + j, i).data[0] = -work[i * m + j];
-    }
+  const Matrix right = u.from(0, h), below = u.from(h, 0), rest = u.from(h, h);
+  solve(u, h, right, m, false, threads);  // G = A11^-1 A12
+  invert_factored(rest, m, threads);
+  multiply(m, h, m, rest, right.transposed(), Into{below.data, u.s_row, -1.0}, threads);
+  invert_factored(u, h, threads);
+  multiply(h, h, m, right, below, Into{u.data, u.s_row, -1.0, true, true}, threads);
+  copy_transposed(right, below, m, h);
 }
 
 }  // namespace rf::RF_ISA

@@ -17,18 +17,22 @@ struct Strided {
 };
 using Matrix = Strided<double>;
 
-// The packer of a matrix whose rows are rows of an operand.
+// The packer of a matrix whose rows are rows of an operand. Where a column is contiguous, a few of them at a time go to
+// all panels: memory is then read along lines, not down a column of pages.
 template <class S>
 struct MatrixPacker {
   Strided<S> x;
 
   template <int WIDTH>
   void pack(double* to, int64_t row, int64_t rows, int64_t k0, int64_t k) const {
-    for (int64_t i = 0; i < rows; i += WIDTH, to += k * WIDTH) {
-      const int64_t count = smaller(WIDTH, rows - i);
-      pack_strided<WIDTH>(to, x.from(row + i, k0).data, count, k, x.s_row, x.s_col);
-      pad<WIDTH>(to, count, k);
-    }
+    const int64_t step = x.s_row == 1 ? 16 : k;
+    for (int64_t p = 0; p < k; p += step)
+      for (int64_t i = 0; i < rows; i += WIDTH) {
+        const int64_t count = smaller(WIDTH, rows - i), length = smaller(step, k - p);
+        double* const panel = to + i * k + p * WIDTH;
+        pack_strided<WIDTH>(panel, x.from(row + i, k0 + p).data, count, length, x.s_row, x.s_col);
+        pad<WIDTH>(panel, count, length);
+      }
   }
 };
 
@@ -92,12 +96,26 @@ struct Into::Open {
 
 inline Into::Open Into::open(const Block& block, void*) const { return {*this, block.row, first_col + block.col}; }
 
-// C[i, j] = sum_p a[i, p] b[p, j], m x n, sums of k terms; b may be overwritten by C.
+// C[i, j] = sum_p a[i, p] b[p, j], m x n, sums of k terms; b may be overwritten by C. Unlike product_prepacked, it packs a
+// once for each thread at most: here many products are small, and packing costs as much as they do.
 template <class A, class B, class Epilogue>
 static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, const Epilogue& c, int threads) {
-  constexpr int64_t worth_two_threads = 96 * 96 * 96;
-  product_prepacked<double>(m, n, k, Packed<MatrixPacker<A>>{{a}}, MatrixPacker<B>{b.transposed()}, c,
-                            m * n * k < worth_two_threads ? 1 : threads);
+  constexpr int64_t kc = 1024, mc = 96, worth_threads = 1 << 21;
+  if (m * n * k < worth_threads) threads = 1;
+  const int64_t panels = blocks(n, NR<double>), padded = panels * NR<double>;
+  const Scratch memory(padded * k * 8);
+  double* const packed = static_cast<double*>(memory.data());
+  const MatrixPacker<B> packer{b.transposed()};
+  const int64_t group = blocks(panels, 2 * threads) * NR<double>;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < n; row += group)
+    for (int64_t k0 = 0; k0 < k; k0 += kc) {
+      const int64_t length = smaller(kc, k - k0);
+      packer.template pack<NR<double>>(packed + padded * k0 + row * length, row, smaller(group, n - row), k0, length);
+    }
+  const int64_t pieces = smaller(panels, threads == 1 ? 1 : larger(1, blocks(4 * threads, blocks(m, mc))));
+  product<double>(Problem{m, n, k, mc, blocks(panels, pieces) * NR<double>, kc}, Packed<MatrixPacker<A>>{{a}},
+                  Prepacked<double, NR<double>>{packed, padded}, c, threads);
 }
 
 // The same for sums so long that what is packed would leave the cache: a few thousand terms at a time.

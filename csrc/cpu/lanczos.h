@@ -26,9 +26,8 @@ RF_INLINE double dot(const double* x, const double* y, int64_t n) {
 }
 
 // The largest eigenvalue of a tridiagonal matrix by bisection: as many pivots of T - x are positive as lie above x.
-static double largest_of_tridiagonal(const double* diagonal, const double* next, int n, double at_most) {
-  double low = 0, high = at_most;
-  for (int round = 0; round < 40; ++round) {
+static double largest_of_tridiagonal(const double* diagonal, const double* next, int n, double low, double high) {
+  while (high - low > 1e-6 * high) {
     const double x = (low + high) / 2;
     double pivot = diagonal[0] - x;
     bool above = pivot > 0;
@@ -43,7 +42,7 @@ static double largest_of_tridiagonal(const double* diagonal, const double* next,
 
 // From below, from the vector `start`; work holds (kLanczosSteps + 1) * n numbers. Ends where the estimate has settled to
 // 1e-4 or after kLanczosSteps products.
-static double largest_eigenvalue(const double* a, int64_t n, const double* start, double* work, int threads) {
+static double largest_eigenvalue(Matrix a, int64_t n, const double* start, double* work, int threads) {
   double diagonal[kLanczosSteps], next[kLanczosSteps], bound = 0, estimate = 0;
   const double norm = sqrt(dot(start, start, n));
   for (int64_t i = 0; i < n; ++i) work[i] = start[i] / norm;
@@ -52,7 +51,7 @@ static double largest_eigenvalue(const double* a, int64_t n, const double* start
     const double* v = work + step * n;
     double* w = work + (step + 1) * n;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; ++i) w[i] = dot(a + i * n, v, n);
+    for (int64_t i = 0; i < n; ++i) w[i] = dot(a.from(i, 0).data, v, n);
     diagonal[step] = dot(w, v, n);
     for (int s = 0; s <= step; ++s) {  // against all: they stay orthogonal
       const double share = dot(w, work + s * n, n);
@@ -63,7 +62,7 @@ static double largest_eigenvalue(const double* a, int64_t n, const double* start
     bound = fmax(bound, diagonal[step] + left + (step ? next[step - 1] : 0));
     if (step % 4 == 3 || step + 1 == n || left <= 1e-14 * bound) {
       const double before = estimate;
-      estimate = largest_of_tridiagonal(diagonal, next, step + 1, bound);
+      estimate = largest_of_tridiagonal(diagonal, next, step + 1, before, bound);
       if (estimate - before <= 1e-4 * estimate || left <= 1e-14 * bound) break;
     }
     for (int64_t i = 0; i < n; ++i) w[i] /= left;

@@ -26,14 +26,15 @@ constexpr double kDeviation = 4e-8;  // of singular values from 1 where a stage 
 constexpr double kMargin = 1.05;     // between a condition that is estimated and one that decides the rank
 constexpr int kMostStages = 6, kFirstPoles = 3, kProbes = MR, kSquares = 5;
 
-// Memory for one matrix d x n
+// Memory for one matrix d x n. Rows of squares are a cache line longer than they need be: at a power of two
+// apart, they would all fall into the same few sets of the cache.
 struct Work {
-  int64_t d, n;
   double* memory;
 
+  static int64_t stride(int64_t d) { return blocks(d, 8) * 8 + 8; }
   static int64_t size(int64_t d, int64_t n) {
-    return (1 + kSquares) * d * d + d * d / 2 + kLeaf * kLeaf + (kLanczosSteps + 1) * d + d * n + 4 * kProbes * d +
-           3 * kProbes * n + 8 * 16;
+    return (1 + kSquares) * d * stride(d) + (kLanczosSteps + 1) * d + d * n + 4 * kProbes * d +
+           3 * kProbes * n + 16 * 8;
   }
   double* take(int64_t count) {
     double* const taken = memory;
@@ -44,22 +45,22 @@ struct Work {
 
 template <class S>
 struct Polar {
-  int64_t d, n;  // d <= n
+  int64_t d, n, ld;  // d <= n
   Strided<const S> m;
   S* out;
   bool tall;  // out is n x d
   int threads;
   double rtol;
-  double *r, *square[kSquares], *scratch, *vectors, *x, *probe, *short_rows, *long_rows;
+  Matrix r, square[kSquares];
+  double *vectors, *x, *probe, *short_rows, *long_rows;
   Rational applied[kMostStages];
   double scale[kMostStages];
   double squared_norm = 0, condition = 0;
 
   Polar(int64_t d, int64_t n, Strided<const S> m, S* out, bool tall, double rtol, Work work, int threads)
-      : d(d), n(n), m(m), out(out), tall(tall), threads(threads), rtol(rtol) {
-    r = work.take(d * d);
-    for (double*& s : square) s = work.take(d * d);
-    scratch = work.take(d * d / 2 + kLeaf * kLeaf);
+      : d(d), n(n), ld(Work::stride(d)), m(m), out(out), tall(tall), threads(threads), rtol(rtol) {
+    r = {work.take(d * ld), ld, 1};
+    for (Matrix& s : square) s = {work.take(d * ld), ld, 1};
     vectors = work.take((kLanczosSteps + 1) * d);
     x = work.take(d * n);
     probe = work.take(kProbes * d);
@@ -68,38 +69,47 @@ struct Polar {
     gaussian(probe, DType::f64, kProbes, d, d, Address{0, 0, 0, 0}, 1);
   }
 
-  Matrix matrix(double* data) const { return {data, d, 1}; }
-
-  // square[to ... ] = (r + pole)^-1, one for each pole; false where r is not positive
-  bool invert(const Rational& f, int to) {
-    for (int p = 0; p < f.count; ++p) {
-      double* y = square[to + p];
-#pragma omp parallel for num_threads(threads) schedule(static)
-      for (int64_t i = 0; i < d; ++i) {
-        for (int64_t j = i; j < d; ++j) y[i * d + j] = r[i * d + j];
-        y[i * d + i] += f.pole[p];
-      }
-      if (!factor(matrix(y), d, threads)) return false;
-      invert_factored(matrix(y), d, scratch, threads);
+  // y = (r + pole)^-1; false where that is not positive
+  bool invert(double pole, Matrix y, int on_threads) {
+#pragma omp parallel for num_threads(on_threads) schedule(static)
+    for (int64_t i = 0; i < d; ++i) {
+      for (int64_t j = 0; j < d; ++j) y.data[i * ld + j] = r.data[i * ld + j];
+      y.data[i * ld + i] += pole;
     }
+    if (!factor(y, d, on_threads)) return false;
+    invert_factored(y, d, on_threads);
     return true;
+  }
+
+  // square[to ... ] = (r + pole)^-1 for each pole: one to a thread while there is one for each, else all threads on one
+  bool invert(const Rational& f, int to) {
+    const int alone = f.count / threads * threads;
+    bool right = true;
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : right) if (alone > 0)
+    for (int p = 0; p < alone; ++p) right = invert(f.pole[p], square[to + p], 1) && right;
+    for (int p = alone; p < f.count; ++p) right = right && invert(f.pole[p], square[to + p], threads);
+    return right;
   }
 
   // From what `invert` left: square[to] = Z, x f(x) = Z(x^2); with `product`, square[to + 1] = R Z, which takes no
   // product since R (R + pole)^-1 = 1 - pole (R + pole)^-1.
   void combine(const Rational& f, int to, bool product) {
+    double at_zero = 0;
+    for (int p = 0; p < f.count; ++p) at_zero += f.weight[p];
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < d; ++i) {
-      for (int64_t j = 0; j < d; ++j) {
-        double z = i == j, w = r[i * d + j];
+      for (int64_t j = i * ld; j < i * ld + d; j += kWidth<double>) {
+        Full<double> z = {}, w = load<double, kWidth<double>>(r.data + j);
         for (int p = 0; p < f.count; ++p) {
-          const double y = square[to + p][i * d + j];
-          z += f.weight[p] * y;
-          w += f.weight[p] * ((i == j) - f.pole[p] * y);
+          const Full<double> y = f.weight[p] * load<double, kWidth<double>>(square[to + p].data + j);
+          z += y;
+          w -= f.pole[p] * y;
         }
-        square[to][i * d + j] = f.scale * z;
-        if (product) square[to + 1][i * d + j] = f.scale * w;
+        store<double, kWidth<double>>(square[to].data + j, f.scale * z);
+        if (product) store<double, kWidth<double>>(square[to + 1].data + j, f.scale * w);
       }
+      square[to].data[i * ld + i] += f.scale;
+      if (product) square[to + 1].data[i * ld + i] += f.scale * at_zero;
     }
   }
 
@@ -119,26 +129,25 @@ struct Polar {
 
   // out = q x
   template <class X>
-  void finish(const double* q, Strided<X> from) {
-    const Strided<const double> left{q, d, 1};
+  void finish(Matrix q, Strided<X> from) {
     if (tall)
-      multiply(n, d, d, from.transposed(), left, Store<double, S>{out, d, 1.0}, threads);
+      multiply(n, d, d, from.transposed(), q, Store<double, S>{out, d, 1.0}, threads);
     else
-      multiply(d, n, d, left, from, Store<double, S>{out, n, 1.0}, threads);
+      multiply(d, n, d, q, from, Store<double, S>{out, n, 1.0}, threads);
   }
 
   enum Outcome { done, go_on, null, failed };
 
   template <class X>
   Outcome stage(int number, Strided<X> from) {
-    multiply_long(d, d, n, from, from.transposed(), Into{r, d, 1.0, false, true}, threads);
+    multiply_long(d, d, n, from, from.transposed(), Into{r.data, ld, 1.0, false, true}, threads);
     if (number == 0)
-      for (int64_t i = 0; i < d; ++i) squared_norm += r[i * d + i];
+      for (int64_t i = 0; i < d; ++i) squared_norm += r.data[i * ld + i];
     const double largest = largest_eigenvalue(r, d, probe, vectors, threads), bound = 1.01 * largest;
     if (!(bound > 0)) return failed;
     scale[number] = sqrt(bound);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < d * d; ++i) r[i] *= 1 / bound;
+    for (int64_t i = 0; i < d * ld; ++i) r.data[i] *= 1 / bound;
 
     const Rational first = zolotarev(kSmallest, kFirstPoles);
     applied[number] = first;
@@ -150,7 +159,7 @@ struct Polar {
     const double share = sqrt(1.01) * original(resolved ? smallest : kResolved, number);
     if (share <= kMargin * rtol) return null;
     if (!resolved) {
-      multiply(d, n, d, Matrix{square[0], d, 1}, from, Into{x, n, 1 / scale[number]}, threads);
+      multiply(d, n, d, square[0], from, Into{x, n, 1 / scale[number]}, threads);
       return go_on;
     }
     condition = 1 / share;
@@ -159,17 +168,19 @@ struct Polar {
     Rational second = zolotarev(l, 1);
     for (int count = 2; (1 - second.of(l)) / 2 > kDeviation && count <= kMostPoles; ++count) second = zolotarev(l, count);
     second.scale *= 2 / (1 + second.of(l));
-    multiply(d, d, d, matrix(square[1]), matrix(square[0]), Into{r, d, 1.0, false, true}, threads);
+    multiply(d, d, d, square[1], square[0], Into{r.data, ld, 1.0, false, true}, threads);
     if (!invert(second, 1)) return failed;
     combine(second, 1, false);
-    multiply(d, d, d, matrix(square[1]), matrix(square[0]), Into{r, d, 1 / scale[number], false, true}, threads);
+    // In exact arithmetic symmetric. Half of it is enough for float32: its mirror has an error of eps / l^2, not eps / l.
+    multiply(d, d, d, square[1], square[0], Into{r.data, ld, 1 / scale[number], false, sizeof(S) == 4},
+             threads);
     if constexpr (sizeof(S) == 4) {
       finish(r, from);
     } else {  // a Newton-Schulz step squares the error of orthogonality
-      multiply(d, n, d, matrix(r), from, Into{x, n}, threads);
+      multiply(d, n, d, r, from, Into{x, n}, threads);
       const Matrix now{x, n, 1};
-      multiply_long(d, d, n, now, now.transposed(), Into{r, d, -0.5, false, true}, threads);
-      for (int64_t i = 0; i < d; ++i) r[i * d + i] += 1.5;
+      multiply_long(d, d, n, now, now.transposed(), Into{r.data, ld, -0.5, false, true}, threads);
+      for (int64_t i = 0; i < d; ++i) r.data[i * ld + i] += 1.5;
       finish(r, now);
     }
     return done;
@@ -205,10 +216,20 @@ struct Polar {
 
   // tr(A M^T)
   double nuclear_norm() const {
+    const Strided<const S> along = tall ? m.transposed() : m;
+    const int64_t rows = tall ? n : d, cols = tall ? d : n;
+    constexpr int W = kWidth<double>;
     double sum = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
-    for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = 0; j < n; ++j) sum += static_cast<double>(tall ? out[j * d + i] : out[i * n + j]) * *m.from(i, j).data;
+    for (int64_t i = 0; i < rows; ++i) {
+      const S *a = out + i * cols, *b = along.from(i, 0).data;
+      Full<double> lanes = {};
+      int64_t j = 0;
+      if (along.s_col == 1)
+        for (; j + W <= cols; j += W) lanes = fma(load_as<double, W>(a + j), load_as<double, W>(b + j), lanes);
+      for (int l = 0; l < W; ++l) sum += lanes[l];
+      for (; j < cols; ++j) sum += static_cast<double>(a[j]) * b[j * along.s_col];
+    }
     return sum;
   }
 };
@@ -226,7 +247,7 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
     if constexpr (sizeof(S) >= 4) {
 #pragma omp parallel for num_threads(together) schedule(dynamic)
       for (int64_t b = 0; b < batch; ++b) {
-        const Work work{d, n, static_cast<double*>(memory.data()) + omp_get_thread_num() * size};
+        const Work work{static_cast<double*>(memory.data()) + omp_get_thread_num() * size};
         const Strided<const S> from{static_cast<const S*>(m) + b * s_batch, tall ? s_col : s_row, tall ? s_row : s_col};
         Polar<S> polar(d, n, from, static_cast<S*>(out) + b * d * n, tall, rtol, work, together > 1 ? 1 : threads);
         double* to = statistics + 6 * b;
