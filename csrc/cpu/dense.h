@@ -96,26 +96,52 @@ struct Into::Open {
 
 inline Into::Open Into::open(const Block& block, void*) const { return {*this, block.row, first_col + block.col}; }
 
-// C[i, j] = sum_p a[i, p] b[p, j], m x n, sums of k terms; b may be overwritten by C. Unlike product_prepacked, it packs a
-// once for each thread at most: here many products are small, and packing costs as much as they do.
+// f(i) for i < n. On one thread without a parallel region: inside of another one, opening it costs as much as a small
+// product.
+template <class F>
+static void for_each(int64_t n, int threads, F f) {
+  if (threads == 1) {
+    for (int64_t i = 0; i < n; ++i) f(i);
+  } else {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; ++i) f(i);
+  }
+}
+
+// C[i, j] = sum_p a[i, p] b[p, j], m x n, sums of k terms; b may be overwritten by C. As product_prepacked, but a is
+// packed no more often than threads ask for: here many products are small, and packing costs as much as they do.
 template <class A, class B, class Epilogue>
 static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, const Epilogue& c, int threads) {
-  constexpr int64_t kc = 1024, mc = 96, worth_threads = 1 << 21;
+  constexpr int64_t kc = 1024, mc = 96, most = 96 * NR<double>, worth_threads = 1 << 21;
   if (m * n * k < worth_threads) threads = 1;
-  const int64_t panels = blocks(n, NR<double>), padded = panels * NR<double>;
-  const Scratch memory(padded * k * 8);
-  double* const packed = static_cast<double*>(memory.data());
-  const MatrixPacker<B> packer{b.transposed()};
-  const int64_t group = blocks(panels, 2 * threads) * NR<double>;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t row = 0; row < n; row += group)
-    for (int64_t k0 = 0; k0 < k; k0 += kc) {
-      const int64_t length = smaller(kc, k - k0);
-      packer.template pack<NR<double>>(packed + padded * k0 + row * length, row, smaller(group, n - row), k0, length);
+  const Scratch memory((blocks(smaller(n, most), NR<double>) * NR<double> * k + mc * smaller(k, kc)) * 8);
+  double *const buffer = static_cast<double*>(memory.data()), *const packed = buffer + mc * smaller(k, kc);
+  const MatrixPacker<A> left{a};
+  const MatrixPacker<B> right{b.transposed()};
+  for (int64_t j = 0; j < n; j += most) {
+    const int64_t cols = smaller(most, n - j), panels = blocks(cols, NR<double>), padded = panels * NR<double>;
+    const int64_t groups = threads == 1 ? 1 : 2 * threads, group = blocks(panels, groups) * NR<double>;
+    for_each(blocks(cols, group), threads, [&](int64_t g) {
+      const int64_t row = g * group;
+      for (int64_t k0 = 0; k0 < k; k0 += kc) {
+        const int64_t length = smaller(kc, k - k0);
+        right.template pack<NR<double>>(packed + padded * k0 + row * length, j + row, smaller(group, cols - row), k0,
+                                        length);
+      }
+    });
+    if (threads == 1 && k <= kc) {
+      for (int64_t i = 0; i < m; i += mc) {
+        const int64_t rows = smaller(mc, m - i);
+        left.template pack<MR>(buffer, i, rows, 0, k);
+        auto epilogue = c.from_column(j).open(Block{0, i, rows, 0, cols}, nullptr);
+        sweep<double>(buffer, packed, rows, cols, k, nullptr, Chain{}, epilogue);
+      }
+    } else {
+      const int64_t pieces = smaller(panels, blocks(4 * threads, blocks(m, mc)));
+      product<double>(Problem{m, cols, k, mc, blocks(panels, pieces) * NR<double>, kc}, Packed<MatrixPacker<A>>{left},
+                      Prepacked<double, NR<double>>{packed, padded}, c.from_column(j), threads);
     }
-  const int64_t pieces = smaller(panels, threads == 1 ? 1 : larger(1, blocks(4 * threads, blocks(m, mc))));
-  product<double>(Problem{m, n, k, mc, blocks(panels, pieces) * NR<double>, kc}, Packed<MatrixPacker<A>>{{a}},
-                  Prepacked<double, NR<double>>{packed, padded}, c, threads);
+  }
 }
 
 // The same for sums so long that what is packed would leave the cache: a few thousand terms at a time.

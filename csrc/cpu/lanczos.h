@@ -46,12 +46,10 @@ static double largest_eigenvalue(Matrix a, int64_t n, const double* start, doubl
   double diagonal[kLanczosSteps], next[kLanczosSteps], bound = 0, estimate = 0;
   const double norm = sqrt(dot(start, start, n));
   for (int64_t i = 0; i < n; ++i) work[i] = start[i] / norm;
-  if (n < 128) threads = 1;
   for (int step = 0; step < kLanczosSteps && step < n; ++step) {
     const double* v = work + step * n;
     double* w = work + (step + 1) * n;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; ++i) w[i] = dot(a.from(i, 0).data, v, n);
+    for_each(n, n < 256 ? 1 : threads, [&](int64_t i) { w[i] = dot(a.from(i, 0).data, v, n); });
     diagonal[step] = dot(w, v, n);
     for (int s = 0; s <= step; ++s) {  // against all: they stay orthogonal
       const double share = dot(w, work + s * n, n);

@@ -21,7 +21,6 @@ void polar_multiply(const double* q, const double* m, double* out, int64_t rows,
 
 namespace {
 
-constexpr double kSmallest = 5e-4, kResolved = kSmallest / 4;
 constexpr double kDeviation = 4e-8;  // of singular values from 1 where a stage ends
 constexpr double kMargin = 1.05;     // between a condition that is estimated and one that decides the rank
 constexpr int kMostStages = 6, kFirstPoles = 3, kProbes = MR, kSquares = 5;
@@ -45,6 +44,7 @@ struct Work {
 
 template <class S>
 struct Polar {
+  static constexpr double kSmallest = sizeof(S) == 4 ? 5e-4 : 2e-3, kResolved = kSmallest / 4;
   int64_t d, n, ld;  // d <= n
   Strided<const S> m;
   S* out;
@@ -71,11 +71,10 @@ struct Polar {
 
   // y = (r + pole)^-1; false where that is not positive
   bool invert(double pole, Matrix y, int on_threads) {
-#pragma omp parallel for num_threads(on_threads) schedule(static)
-    for (int64_t i = 0; i < d; ++i) {
+    for_each(d, on_threads, [&](int64_t i) {
       for (int64_t j = 0; j < d; ++j) y.data[i * ld + j] = r.data[i * ld + j];
       y.data[i * ld + i] += pole;
-    }
+    });
     if (!factor(y, d, on_threads)) return false;
     invert_factored(y, d, on_threads);
     return true;
@@ -83,12 +82,13 @@ struct Polar {
 
   // square[to ... ] = (r + pole)^-1 for each pole: one to a thread while there is one for each, else all threads on one
   bool invert(const Rational& f, int to) {
-    const int alone = f.count / threads * threads;
-    bool right = true;
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : right) if (alone > 0)
-    for (int p = 0; p < alone; ++p) right = invert(f.pole[p], square[to + p], 1) && right;
-    for (int p = alone; p < f.count; ++p) right = right && invert(f.pole[p], square[to + p], threads);
-    return right;
+    const int alone = threads == 1 ? 0 : f.count / threads * threads;
+    bool right[kMostPoles];
+    for_each(alone, threads, [&](int64_t p) { right[p] = invert(f.pole[p], square[to + p], 1); });
+    for (int p = alone; p < f.count; ++p) right[p] = invert(f.pole[p], square[to + p], threads);
+    bool all = true;
+    for (int p = 0; p < f.count; ++p) all = all && right[p];
+    return all;
   }
 
   // From what `invert` left: square[to] = Z, x f(x) = Z(x^2); with `product`, square[to + 1] = R Z, which takes no
@@ -96,8 +96,7 @@ struct Polar {
   void combine(const Rational& f, int to, bool product) {
     double at_zero = 0;
     for (int p = 0; p < f.count; ++p) at_zero += f.weight[p];
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < d; ++i) {
+    for_each(d, threads, [&](int64_t i) {
       for (int64_t j = i * ld; j < i * ld + d; j += kWidth<double>) {
         Full<double> z = {}, w = load<double, kWidth<double>>(r.data + j);
         for (int p = 0; p < f.count; ++p) {
@@ -110,7 +109,7 @@ struct Polar {
       }
       square[to].data[i * ld + i] += f.scale;
       if (product) square[to + 1].data[i * ld + i] += f.scale * at_zero;
-    }
+    });
   }
 
   // The singular value of M over its largest that the stages so far have made x of.
@@ -146,8 +145,9 @@ struct Polar {
     const double largest = largest_eigenvalue(r, d, probe, vectors, threads), bound = 1.01 * largest;
     if (!(bound > 0)) return failed;
     scale[number] = sqrt(bound);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < d * ld; ++i) r.data[i] *= 1 / bound;
+    for_each(d, threads, [&](int64_t i) {
+      for (int64_t j = 0; j < d; ++j) r.data[i * ld + j] *= 1 / bound;
+    });
 
     const Rational first = zolotarev(kSmallest, kFirstPoles);
     applied[number] = first;
@@ -219,17 +219,19 @@ struct Polar {
     const Strided<const S> along = tall ? m.transposed() : m;
     const int64_t rows = tall ? n : d, cols = tall ? d : n;
     constexpr int W = kWidth<double>;
-    double sum = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
-    for (int64_t i = 0; i < rows; ++i) {
+    for_each(rows, threads, [&](int64_t i) {
       const S *a = out + i * cols, *b = along.from(i, 0).data;
       Full<double> lanes = {};
       int64_t j = 0;
       if (along.s_col == 1)
         for (; j + W <= cols; j += W) lanes = fma(load_as<double, W>(a + j), load_as<double, W>(b + j), lanes);
+      double sum = 0;
       for (int l = 0; l < W; ++l) sum += lanes[l];
       for (; j < cols; ++j) sum += static_cast<double>(a[j]) * b[j * along.s_col];
-    }
+      long_rows[i] = sum;
+    });
+    double sum = 0;
+    for (int64_t i = 0; i < rows; ++i) sum += long_rows[i];
     return sum;
   }
 };
