@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The inverse of a symmetric positive definite matrix by its Cholesky factor, A = U^T U, in n^3 flops.
 //
-// Everything above blocks of kLeaf is matrix products, by recursion. A diagonal block of U is stored as its inverse: that
-// is all that is ever asked of it.
+// Everything above blocks of kLeaf is matrix products, by recursion. A diagonal block of U is stored as its inverse:
+// that is all that is ever asked of it.
 #pragma once
 
 #include "dense.h"

@@ -16,8 +16,7 @@ RF_INLINE double dot(const double* x, const double* y, int64_t n) {
   int64_t i = 0;
   for (; i + 4 * W <= n; i += 4 * W)
 #pragma GCC unroll 4
-    for (int s = 0; s < 4; ++s)
-      sums[s] = fma(load<double, W>(x + i + s * W), load<double, W>(y + i + s * W), sums[s]);
+    for (int s = 0; s < 4; ++s) sums[s] = fma(load<double, W>(x + i + s * W), load<double, W>(y + i + s * W), sums[s]);
   const Full<double> all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   double sum = 0;
   for (int l = 0; l < W; ++l) sum += all[l];
@@ -40,8 +39,8 @@ static double largest_of_tridiagonal(const double* diagonal, const double* next,
   return low;
 }
 
-// From below, from the vector `start`; work holds (kLanczosSteps + 1) * n numbers. Ends where the estimate has settled to
-// 1e-4 or after kLanczosSteps products.
+// From below, from the vector `start`; work holds (kLanczosSteps + 1) * n numbers. Ends where the estimate has settled
+// to 1e-4 or after kLanczosSteps products.
 static double largest_eigenvalue(Matrix a, int64_t n, const double* start, double* work, int threads) {
   double diagonal[kLanczosSteps], next[kLanczosSteps], bound = 0, estimate = 0;
   const double norm = sqrt(dot(start, start, n));

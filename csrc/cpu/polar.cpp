@@ -2,10 +2,10 @@
 // polar: A = (M M^T)^(-1/2) M by rational functions of the Gram matrix in float64, in stages.
 //
 // A stage takes the Gram matrix R of X (M at first), and multiplies X by a rational function of R that brings all its
-// singular values in [kSmallest, 1] near 1: sums of (R + pole)^-1, two Zolotarev functions one after the other. Squaring
-// costs half of the digits, so a stage trusts R only down to kSmallest / 4; where singular values lie below, it
-// takes the first function alone, which raises them a thousandfold, and the next stage squares again. So A M^T
-// is symmetric up to 1e4 eps |M| whatever the condition of M.
+// singular values in [kSmallest, 1] near 1: sums of (R + pole)^-1, two Zolotarev functions one after the other.
+// Squaring costs half of the digits, so a stage trusts R only down to kSmallest / 4; where singular values lie below,
+// it takes the first function alone, which raises them a thousandfold, and the next stage squares again. So A M^T is
+// symmetric up to 1e4 eps |M| whatever the condition of M.
 #include "cholesky.h"
 #include "kernels_cpu.h"
 #include "lanczos.h"
@@ -22,7 +22,7 @@ void polar_multiply(const double* q, const double* m, double* out, int64_t rows,
 namespace {
 
 constexpr double kDeviation = 4e-8;  // of singular values from 1 where a stage ends
-constexpr double kMargin = 1.05;     // between a condition that is estimated and one that decides the rank
+constexpr double kMargin = 1.01;     // between a condition that is estimated and one that decides the rank
 constexpr int kMostStages = 6, kFirstPoles = 3, kProbes = MR, kSquares = 5;
 
 // Memory for one matrix d x n. Rows of squares are a cache line longer than they need be: at a power of two
@@ -32,8 +32,8 @@ struct Work {
 
   static int64_t stride(int64_t d) { return blocks(d, 8) * 8 + 8; }
   static int64_t size(int64_t d, int64_t n) {
-    return (1 + kSquares) * d * stride(d) + (kLanczosSteps + 1) * d + d * n + 4 * kProbes * d +
-           3 * kProbes * n + 16 * 8;
+    return (1 + kSquares) * d * stride(d) + (kLanczosSteps + 1) * d + d * n + 4 * kProbes * d + 3 * kProbes * n +
+           16 * 8;
   }
   double* take(int64_t count) {
     double* const taken = memory;
@@ -166,14 +166,15 @@ struct Polar {
 
     const double l = fmin(first.of(0.9 * smallest), first.of(kSmallest));
     Rational second = zolotarev(l, 1);
-    for (int count = 2; (1 - second.of(l)) / 2 > kDeviation && count <= kMostPoles; ++count) second = zolotarev(l, count);
+    for (int count = 2; (1 - second.of(l)) / 2 > kDeviation && count <= kMostPoles; ++count)
+      second = zolotarev(l, count);
     second.scale *= 2 / (1 + second.of(l));
     multiply(d, d, d, square[1], square[0], Into{r.data, ld, 1.0, false, true}, threads);
     if (!invert(second, 1)) return failed;
     combine(second, 1, false);
-    // In exact arithmetic symmetric. Half of it is enough for float32: its mirror has an error of eps / l^2, not eps / l.
-    multiply(d, d, d, square[1], square[0], Into{r.data, ld, 1 / scale[number], false, sizeof(S) == 4},
-             threads);
+    // In exact arithmetic symmetric. Half of it is enough for float32: its mirror has an error of eps / l^2, not eps /
+    // l.
+    multiply(d, d, d, square[1], square[0], Into{r.data, ld, 1 / scale[number], false, sizeof(S) == 4}, threads);
     if constexpr (sizeof(S) == 4) {
       finish(r, from);
     } else {  // a Newton-Schulz step squares the error of orthogonality

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rational function x (1 + sum_j weight_j / (x^2 + pole_j)) that is nearest to a constant on [l, 1]: Zolotarev's, of
-// type (2 r + 1, 2 r); with one pole the step of QDWH. Source: Nakatsukasa and Freund, SIAM Review 58 (2016), 461-493.
+// The rational function x (1 + sum_j weight_j / (x^2 + pole_j)) that is nearest to a constant on [l, 1]: Zolotarev's,
+// of type (2 r + 1, 2 r); with one pole the step of QDWH. Source: Nakatsukasa and Freund, SIAM Review 58 (2016),
+// 461-493.
 #pragma once
 
 #include <math.h>

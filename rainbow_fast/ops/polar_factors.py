@@ -32,8 +32,8 @@ def _gram(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def gram_factors(M: Tensor, rtol: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The thin factors (U, S, Vh) of the singular values of a wide float64 M above the tolerance, for a result in `dtype`,
-    from Gram matrices; None where those do not resolve the rank or the corrections do not converge.
+    """The thin factors (U, S, Vh) of a wide float64 M, of its singular values above the tolerance, from Gram matrices;
+    None where those do not resolve the rank or the corrections do not converge.
 
     The first Gram matrix resolves the directions above SPLIT times the largest singular value, the second, of M
     projected on the others, what lies below. Then the rows of the factor are orthonormal up to an error that each
