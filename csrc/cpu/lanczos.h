@@ -48,7 +48,7 @@ static double largest_eigenvalue(Matrix a, int64_t n, const double* start, doubl
   for (int step = 0; step < kLanczosSteps && step < n; ++step) {
     const double* v = work + step * n;
     double* w = work + (step + 1) * n;
-    for_each(n, n < 256 ? 1 : threads, [&](int64_t i) { w[i] = dot(a.from(i, 0).data, v, n); });
+    for_each(n, n < 768 ? 1 : threads, [&](int64_t i) { w[i] = dot(a.from(i, 0).data, v, n); });
     diagonal[step] = dot(w, v, n);
     for (int s = 0; s <= step; ++s) {  // against all: they stay orthogonal
       const double share = dot(w, work + s * n, n);

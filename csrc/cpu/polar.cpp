@@ -243,7 +243,9 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
            int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, int threads) {
   const bool tall = rows > cols;
   const int64_t d = tall ? cols : rows, n = tall ? rows : cols;
-  const int together = batch >= threads ? threads : 1;
+  constexpr int64_t worth_threads = 1 << 25;  // flops
+  const int together = batch >= threads ? threads : 1,
+            each = together > 1 || d * d * (3 * n + 8 * d) < worth_threads ? 1 : threads;
   const int64_t size = Work::size(d, n);
   const Scratch memory(together * size * 8);
   with_type(dtype, [&]<class S>(Type<S>) {
@@ -252,7 +254,7 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
       for (int64_t b = 0; b < batch; ++b) {
         const Work work{static_cast<double*>(memory.data()) + omp_get_thread_num() * size};
         const Strided<const S> from{static_cast<const S*>(m) + b * s_batch, tall ? s_col : s_row, tall ? s_row : s_col};
-        Polar<S> polar(d, n, from, static_cast<S*>(out) + b * d * n, tall, rtol, work, together > 1 ? 1 : threads);
+        Polar<S> polar(d, n, from, static_cast<S*>(out) + b * d * n, tall, rtol, work, each);
         double* to = statistics + 6 * b;
         const auto outcome = polar.iterate();
         to[5] = static_cast<double>(outcome);
