@@ -24,24 +24,26 @@ def gram(M: Tensor) -> Tensor:
     return (V * values.rsqrt().unsqueeze(-2)) @ (V.mT @ M)
 
 
-def qdwh(M: Tensor, l: float) -> Tensor:  # noqa: E741
-    """The same algebra on torch's products and LAPACK: rational steps on the Gram matrix, with one pole each."""
+def qdwh(M: Tensor, low: float) -> Tensor:
+    """The same algebra on torch's products and LAPACK: rational steps on the Gram matrix, with one pole each.
+
+    `low` bounds the singular values of M from below, divided by the largest row sum of the Gram matrix, rooted.
+    """
     M = M.double()
     R = M @ M.mT
     bound = R.abs().sum(-1).amax(-1)[..., None, None]
-    R, Q = R / bound, None
-    while 1 - l > 1e-8:
-        h = (4 * (1 - l * l) / l**4) ** (1 / 3)
-        a = (1 + h) ** 0.5 + 0.5 * (8 - 4 * h + 8 * (2 - l * l) / (l * l * (1 + h) ** 0.5)) ** 0.5
+    R, Q = R / bound, 1 / bound.sqrt()
+    while 1 - low > 1e-8:
+        h = (4 * (1 - low**2) / low**4) ** (1 / 3)
+        a = (1 + h) ** 0.5 + 0.5 * (8 - 4 * h + 8 * (2 - low**2) / (low**2 * (1 + h) ** 0.5)) ** 0.5
         b = (a - 1) ** 2 / 4
         c = a + b - 1
-        Y = torch.cholesky_inverse(torch.linalg.cholesky(c * R + torch.eye(R.shape[-1], dtype=R.dtype)))
-        Z = (a - b / c) * Y
+        Z = (a - b / c) * torch.cholesky_inverse(torch.linalg.cholesky(c * R + torch.eye(R.shape[-1], dtype=R.dtype)))
         Z.diagonal(dim1=-2, dim2=-1).add_(b / c)
         R = Z @ R @ Z
-        Q = Z if Q is None else Z @ Q
-        l = l * (a + b * l * l) / (1 + c * l * l)  # noqa: E741
-    return ((Q / bound.sqrt()) @ M).float()
+        Q = Z * Q if Q.shape[-1] == 1 else Z @ Q
+        low = low * (a + b * low**2) / (1 + c * low**2)
+    return (Q @ M).float()
 
 
 def polar(d: int, m: int, condition: float, batch: int = 0) -> Race:

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // polar: A = (M M^T)^(-1/2) M by rational functions of the Gram matrix in float64, in stages.
 //
-// A stage takes the Gram matrix R of X (M at first), and multiplies X by a rational function of R that brings all its
-// singular values in [kSmallest, 1] near 1: sums of (R + pole)^-1, two Zolotarev functions one after the other.
-// Squaring costs half of the digits, so a stage trusts R only down to kSmallest / 4; where singular values lie below,
-// it takes the first function alone, which raises them a thousandfold, and the next stage squares again. So A M^T is
-// symmetric up to 1e4 eps |M| whatever the condition of M.
+// A stage takes the Gram matrix R of X (M at first) and multiplies X by a function of R that brings its singular values
+// near 1: two Zolotarev functions one after the other, each a sum of (R + pole)^-1. Squaring costs half of the digits,
+// so a stage trusts R only down to kResolved. Where singular values of X lie below, it applies the first function
+// alone, which raises them a thousandfold, and the next stage squares again. So errors do not grow with the condition
+// of M: A M^T is symmetric to 1e-11 of the largest singular value, before it is rounded to float32.
 #include "cholesky.h"
 #include "kernels_cpu.h"
 #include "lanczos.h"
@@ -42,10 +42,11 @@ struct Work {
   }
 };
 
+// One matrix, or its transpose where that is wide: d <= n
 template <class S>
 struct Polar {
   static constexpr double kSmallest = sizeof(S) == 4 ? 5e-4 : 2e-3, kResolved = kSmallest / 4;
-  int64_t d, n, ld;  // d <= n
+  int64_t d, n, ld;  // ld: of squares
   Strided<const S> m;
   S* out;
   bool tall;  // out is n x d
@@ -258,6 +259,7 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
         double* to = statistics + 6 * b;
         const auto outcome = polar.iterate();
         to[5] = static_cast<double>(outcome);
+        for (int i = 0; i < 5; ++i) to[i] = __builtin_nan("");
         if (outcome != Polar<S>::done) continue;
         to[0] = polar.nuclear_norm();
         to[1] = static_cast<double>(d);

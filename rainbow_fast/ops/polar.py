@@ -132,7 +132,12 @@ DONE, NULL = 0, 2  # outcomes of the kernel: enum Outcome of csrc/cpu/polar.cpp
 
 
 def _by_iteration(M: Tensor, rtol: float, complete: bool, out: Tensor, statistics: Tensor) -> None:
-    """The iteration for matrices (batch, d, m), and what takes its place where it does not serve."""
+    """The iteration for matrices (batch, d, m), and what takes its place where it does not serve.
+
+    Where its estimate of the condition says that directions are null, or leaves it open, singular factors decide the
+    rank exactly: from Gram matrices, many times faster than an SVD, unless these do not resolve what is asked. Where it
+    has not converged, though nothing is known to make that happen, the SVD.
+    """
     found = _iterate(M, rtol, out)
     statistics.copy_(found[:, :4])
     for i, (_, _, _, residual, orthogonality, outcome) in enumerate(found.tolist()):
