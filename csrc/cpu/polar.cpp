@@ -157,7 +157,7 @@ struct Polar {
         sqrt(fmax(1 / largest_eigenvalue(square[0], d, probe, vectors, threads) - first.pole[0], 0.0));
     combine(first, 0, true);
     const bool resolved = smallest >= kResolved;
-    const double share = sqrt(1.01) * original(resolved ? smallest : kResolved, number);
+    const double share = sqrt(1.01) * original(smallest, number);  // from above, since Lanczos' estimate is from below
     if (share <= kMargin * rtol) return null;
     if (!resolved) {
       multiply(d, n, d, square[0], from, Into{x, n, 1 / scale[number]}, threads);

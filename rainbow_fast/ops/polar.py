@@ -102,10 +102,11 @@ def _by_factors(M: Tensor, rtol: float, complete: bool, gram: bool, out: Tensor)
     scaled = M.double() / largest
     tall = M.shape[0] > M.shape[1]
     wide = scaled.T.contiguous() if tall else scaled
+    product = _factors.multiply if gram else torch.matmul
     U, S, Vh = (_factors.gram_factors(wide, rtol, M.dtype) if gram else None) or polar_reference(wide, rtol)
-    A = U @ Vh
+    A = product(U, Vh)
     B = (U * S) @ U.T  # H of the partial factor, exactly symmetric up to rounding
-    residual = torch.linalg.norm(wide - B @ A) / torch.linalg.norm(wide)
+    residual = torch.linalg.norm(wide - product(B, A)) / torch.linalg.norm(wide)
     if complete and len(S) < wide.shape[0]:
         A = A + _factors.completion(U, Vh, *wide.shape)
     out.copy_(A.T if tall else A)
