@@ -174,7 +174,7 @@ def _polar_out(
         )
     chosen = _backend.choose(backend, M.device, M.dtype, DTYPES)
     M = M.detach()
-    largest = torch.linalg.vector_norm(M, torch.inf, dim=(-2, -1))
+    largest = M.abs().amax((-2, -1))
     if not torch.isfinite(largest).all():
         raise ValueError("M has entries that are not finite: its polar factor is not defined")
     if (largest == 0).any():
