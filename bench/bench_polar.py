@@ -3,12 +3,14 @@
 
 import torch
 from floor import Floor
-from race import OURS, Candidate, Race, entries, relative
+from race import OURS, PLAIN, Candidate, Race, entries, relative
 from torch import Tensor
 
 import rainbow_fast as rf
+from rainbow_fast.ops.polar_factors import multiply
 
 SVD, DOUBLE, GRAM = "plain torch = published", "torch, svd float64", "torch, eigh of the Gram, float64"
+SAME = "torch, QDWH on Gram matrices, float64"
 
 
 def svd(M: Tensor) -> Tensor:
@@ -18,27 +20,74 @@ def svd(M: Tensor) -> Tensor:
 
 def gram(M: Tensor) -> Tensor:
     M = M.double()
-    values, V = torch.linalg.eigh(M @ M.T)
-    return (V * values.rsqrt()) @ (V.T @ M)
+    values, V = torch.linalg.eigh(M @ M.mT)
+    return (V * values.rsqrt().unsqueeze(-2)) @ (V.mT @ M)
 
 
-def polar(d: int, m: int, condition: float) -> Race:
+def qdwh(M: Tensor, low: float) -> Tensor:
+    """The same algebra on torch's products and LAPACK: rational steps on the Gram matrix, with one pole each.
+
+    `low` bounds the singular values of M from below, divided by the largest row sum of the Gram matrix, rooted.
+    """
+    M = M.double()
+    R = M @ M.mT
+    bound = R.abs().sum(-1).amax(-1)[..., None, None]
+    R, Q = R / bound, 1 / bound.sqrt()
+    while 1 - low > 1e-8:
+        h = (4 * (1 - low**2) / low**4) ** (1 / 3)
+        a = (1 + h) ** 0.5 + 0.5 * (8 - 4 * h + 8 * (2 - low**2) / (low**2 * (1 + h) ** 0.5)) ** 0.5
+        b = (a - 1) ** 2 / 4
+        c = a + b - 1
+        Z = (a - b / c) * torch.cholesky_inverse(torch.linalg.cholesky(c * R + torch.eye(R.shape[-1], dtype=R.dtype)))
+        Z.diagonal(dim1=-2, dim2=-1).add_(b / c)
+        R = Z @ R @ Z
+        Q = Z * Q if Q.shape[-1] == 1 else Z @ Q
+        low = low * (a + b * low**2) / (1 + c * low**2)
+    return (Q @ M).float()
+
+
+def polar(d: int, m: int, condition: float, batch: int = 0) -> Race:
     source = torch.Generator().manual_seed(0)
-    U, V = (torch.linalg.qr(torch.randn(size, d, generator=source, dtype=torch.float64)).Q for size in (d, m))
-    M = ((U * torch.logspace(0, -torch.tensor(condition).log10(), d, dtype=torch.float64)) @ V.T).float()
+    sizes = (batch,) if batch else ()
+    U, V = (torch.linalg.qr(torch.randn(*sizes, s, d, generator=source, dtype=torch.float64)).Q for s in (d, m))
+    M = ((U * torch.logspace(0, -torch.tensor(condition).log10(), d, dtype=torch.float64)) @ V.mT).float()
     exact = svd(M.double())
     ways = {
         OURS: lambda: rf.polar(M).A,
         SVD: lambda: svd(M),
         DOUBLE: lambda: svd(M.double()),
         GRAM: lambda: gram(M),
+        SAME: lambda: qdwh(M, 0.2 / condition),
     }
+    # A symmetric Gram matrix, a product, and in between eight times d^3: five inverses and a symmetric product for each
+    # of the two functions, and for their product.
+    flops = max(batch, 1) * (3.0 * d * d * m + 8.0 * d**3)
     return Race(
-        f"polar float32 {d} x {m}, condition {condition:.0e}",
+        f"polar float32 {f'{batch} x ' if batch else ''}{d} x {m}, condition {condition:.0e}",
         {name: Candidate(way, lambda A: relative(A, exact)) for name, way in ways.items()},
-        Floor({"f64": 3.0 * d * d * m}),  # a symmetric Gram matrix and one product: what no way with a Gram goes below
+        Floor({"f64": flops}),
     )
 
 
-CASES = [(64, 1024, 1e3), (512, 8192, 1e3), (512, 512, 1e3), (1024, 1024, 1e3)]
-bench_polar = entries(polar, CASES, (OURS, SVD, DOUBLE, GRAM))
+def float64_product(size: int) -> Race:
+    source = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(size, size, generator=source, dtype=torch.float64) for _ in "AB")
+    exact = A @ B
+    ways = {OURS: lambda: multiply(A, B), PLAIN: lambda: A @ B}
+    return Race(
+        f"float64 product {size} x {size} x {size}",
+        {name: Candidate(way, lambda C: relative(C, exact)) for name, way in ways.items()},
+        Floor({"f64": 2.0 * size**3}),
+    )
+
+
+CASES = [
+    (64, 1024, 1e3),
+    (512, 8192, 1e3),
+    (512, 512, 1e3),
+    (1024, 1024, 1e3),
+    (2048, 2048, 1e3),
+    (64, 64, 1e3, 256),
+]
+bench_polar = entries(polar, CASES, (OURS, SVD, DOUBLE, GRAM, SAME))
+bench_float64_product = entries(float64_product, [(1024,)], (OURS, PLAIN))

@@ -185,6 +185,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("advise_huge_pages", [](uint64_t data, int64_t bytes) { advise_huge_pages(Argument<void*>::to(data), bytes); });
   bind(m, "gaussian", &Kernels::gaussian);
   bind(m, "cross_covariance", &Kernels::cross_covariance);
+  bind(m, "polar", &Kernels::polar);
   bind(m, "polar_multiply", &Kernels::polar_multiply);
   bind(m, "sample_project_align", &Kernels::sample_project_align);
   bind(m, "random_features", &Kernels::random_features);

@@ -77,6 +77,8 @@ struct Kernels {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, int threads);
   void (*cross_covariance)(double* out, int64_t ld, const Side& x, Sides y, bool symmetric, Activation activation,
                            double negative_slope, int threads);
+  void (*polar)(void* out, double* statistics, const void* m, DType dtype, int64_t batch, int64_t rows, int64_t cols,
+                int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, int threads);
   void (*polar_multiply)(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,
                          int threads);
   void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,

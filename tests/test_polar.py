@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """polar: orthogonal to rounding, optimal to 1e-11, and clear about what a rank-deficient matrix leaves open."""
 
+import importlib
 import math
 
 import pytest
 import torch
-from here import BACKENDS, LEVELS, assert_compiles_once, differing_bits, level, random_state_untouched, threads
+from here import BACKENDS, LEVELS, assert_compiles_once, differing_bits, draw, level, random_state_untouched, threads
 from torch import Tensor
 
 import rainbow_fast as rf
 
+polar_module = importlib.import_module("rainbow_fast.ops.polar")  # the package names its function alike
 OP, OUT = torch.ops.rainbow_fast.polar.default, torch.ops.rainbow_fast.polar_out.default
 EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
@@ -47,9 +49,9 @@ def assert_is_polar(M: Tensor, A: Tensor, *, forward: float, condition: float) -
     assert abs(1 - (A64 * M64).sum() / S.sum()) <= (5e-8 if single else 1e-11)
     assert orthogonality(A) <= (5e-7 if single else 1e-13)
     H = A64 @ M64.T if M.shape[0] <= M.shape[1] else A64.T @ M64
-    # Some eps: rounding A, entry by entry, moves H by eps |M| (sqrt d + sqrt m) / sqrt d at most, and the SVD that the
-    # reference takes has errors of some eps of its own.
-    slack = 64 * EPS[M.dtype] * S[0]
+    # Rounding A, entry by entry, moves H by eps |M| (sqrt d + sqrt m) / sqrt d at most; in float64,
+    # the Gram matrix of a stage decides, of condition 2e3 squared at most.
+    slack = (64 if single else 5e4) * EPS[M.dtype] * S[0]
     assert torch.linalg.matrix_norm(H - H.T, 2) <= slack
     assert torch.linalg.eigvalsh((H + H.T) / 2)[0] >= -slack
     backward = M64 - ((H + H.T) / 2 @ A64 if M.shape[0] <= M.shape[1] else A64 @ (H + H.T) / 2)
@@ -60,10 +62,10 @@ def assert_is_polar(M: Tensor, A: Tensor, *, forward: float, condition: float) -
 
 # --- matches the reference ---
 
-SHAPES = {"square": (96, 96), "wide": (64, 250), "tall": (250, 64)}
+SHAPES = {"square": (96, 96), "wide": (64, 250), "tall": (250, 64), "goal": (256, 1024)}
 # Condition of M, then the forward error of float32 and of float64 results. In float64, the goal is the gap; what
 # float64 input determines of the weakest direction is eps * condition, and the sum of several weak ones is allowed for.
-CONDITIONS = {"1e3": (1e3, 2e-6, 1e-12), "1e6": (1e6, 2e-6, 1e-9), "1e8": (1e8, 2e-6, 1e-7)}
+CONDITIONS = {"1e3": (1e3, 2e-6, 5e-12), "1e6": (1e6, 2e-6, 1e-9), "1e8": (1e8, 2e-6, 1e-7)}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -78,9 +80,10 @@ def test_accuracy(
     assert result.A.dtype == dtype and result.A.shape == M.shape
     assert_is_polar(M, result.A, forward=single if dtype == torch.float32 else double, condition=condition)
     S = torch.linalg.svdvals(M.double())
-    assert int(result.rank) == min(d, m) and result.residual <= 1e-10
-    assert abs(result.nuclear_norm / S.sum() - 1) <= 1e-14
-    assert abs(result.condition / (S[0] / S[-1]) - 1) <= 1e-15 * condition**2 + 1e-12 or condition > 1e6
+    single_result = dtype == torch.float32
+    assert int(result.rank) == min(d, m) and result.residual <= (5e-7 if single_result else 1e-10)
+    assert abs(result.nuclear_norm / S.sum() - 1) <= (5e-8 if single_result else 1e-13)
+    assert abs(result.condition / (S[0] / S[-1]) - 1) <= 0.01
     assert result.nuclear_norm.dtype == result.condition.dtype == result.residual.dtype == torch.float64
     assert result.rank.dtype == torch.int64
 
@@ -94,7 +97,8 @@ EDGES = {  # shapes, and singular values that try the method
     "one-tiny": (40, 41, [1.0] * 39 + [2e-6]),  # barely resolved by a Gram matrix
     "one-tinier": (40, 41, [1.0] * 39 + [5e-7]),  # not resolved
     "corrected-once": (40, 40, [1.0] * 39 + [1.1e-4]),
-    "wider-than-a-chunk": (5, 2500, [1.0, 0.5, 0.1, 1e-2, 1e-3]),
+    "wider-than-a-chunk": (5, 4100, [1.0, 0.5, 0.1, 1e-2, 1e-3]),  # of the sums
+    "blocks": (150, 160, [1.0] * 75 + [3e-3] * 75),  # a Cholesky factor of several blocks, the last one not whole
 }
 
 
@@ -106,6 +110,58 @@ def test_edges(d: int, m: int, values: list[float], name: str) -> None:
         result = rf.polar(M, rtol=0.0, backend="cpu")
     # 1e-9: rounding of float64 times the condition, at most 2e6
     assert_is_polar(M, result.A, forward=1e-9, condition=values[0] / values[-1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batch(backend: str) -> None:
+    stack = torch.stack(
+        [matrix(10, 14, power_law(10, c), seed=s) for s, c in enumerate((5.0, 1e5, 30.0, 2.0, 1e3, 9.0))]
+    )
+    stack[2, 3] = stack[2, 4]  # of rank 9, so that it goes another way than its neighbours
+    batch = stack.view(2, 3, 10, 14)
+    for M in (batch, batch.mT.contiguous().mT):
+        together = rf.polar(M, backend=backend)
+        assert [tuple(t.shape) for t in together] == [(2, 3, 10, 14)] + 4 * [(2, 3)]
+        assert together.rank.flatten().tolist() == [10, 10, 9, 10, 10, 10]
+        for i in range(6):
+            alone = rf.polar(stack[i], backend=backend)
+            # 1e-9: sums in another order, times a condition of 1e5 at most
+            torch.testing.assert_close(together.A.flatten(0, 1)[i], alone.A, rtol=0, atol=1e-9)
+            torch.testing.assert_close(together.nuclear_norm.flatten()[i], alone.nuclear_norm)
+    empty = rf.polar(torch.ones(0, 3, 4), backend=backend)
+    assert empty.A.shape == (0, 3, 4) and empty.rank.shape == (0,)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the iteration is compiled")
+def test_method_svd_is_the_reference() -> None:
+    M = matrix(12, 30, power_law(12, 10.0))
+    by_svd, reference = rf.polar(M, method="svd", backend="cpu"), rf.polar(M, backend="reference")
+    for a, b in zip(by_svd, reference, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the iteration is compiled")
+def test_warns_where_the_iteration_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(polar_module.CERTIFIED, torch.float64, 0.0)  # which nothing reaches
+    M = matrix(12, 30, power_law(12, 10.0))
+    with pytest.warns(RuntimeWarning, match=r"did not converge \(residual .*\): the float64 SVD is taken instead"):
+        result = rf.polar(M, backend="cpu")
+    assert torch.equal(result.A, rf.polar(M, method="svd").A)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the iteration is compiled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("d", [64, 300], ids=str)
+def test_estimates(d: int, dtype: torch.dtype) -> None:
+    """The condition within 1 %, also of a spectrum whose ends are dense; the residual within a factor of two."""
+    M = draw(d, 4 * d, dtype=dtype)
+    result = rf.polar(M)
+    S = torch.linalg.svdvals(M.double())
+    assert abs(result.condition / (S[0] / S[-1]) - 1) < 0.01
+    A, M64 = result.A.double(), M.double()
+    P = A @ M64.T
+    exact = torch.linalg.norm(M64 - (P + P.T) / 2 @ A) / torch.linalg.norm(M64)
+    assert 0.5 < result.residual / exact < 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -187,7 +243,8 @@ def test_tolerance_decides_the_rank(backend: str) -> None:
 def test_scale_does_not_matter(dtype: torch.dtype, backend: str) -> None:
     M = matrix(20, 30, power_law(20, 50.0), dtype)
     wanted = rf.polar(M, backend=backend)
-    for exponent in (-100, 100):  # 8e-31 and 1e30; powers of two, so that M itself is not rounded anew
+    # 8e-31 and 1e30, in float64 what overflows when squared; powers of two, so that M itself is not rounded anew
+    for exponent in (-100, 100) if dtype == torch.float32 else (-1000, -100, 100, 1000):
         result = rf.polar(M * 2.0**exponent, backend=backend)
         assert differing_bits(result.A, wanted.A) == 0
         assert torch.equal(result.nuclear_norm, wanted.nuclear_norm * 2.0**exponent)
@@ -249,8 +306,9 @@ def test_known_answers(dtype: torch.dtype, backend: str) -> None:
 @pytest.mark.parametrize("complete", [False, True], ids=["partial", "complete"])
 def test_registration(complete: bool) -> None:
     M = matrix(4, 6, torch.tensor([1.0, 0.5, 0.1]))
-    torch.library.opcheck(OP, (M, complete, 1e-10, None))
-    torch.library.opcheck(OUT, (M, complete, 1e-10, None, torch.zeros(4, 6).double(), torch.zeros(4).double()))
+    torch.library.opcheck(OP, (M, complete, 1e-10, None, None))
+    torch.library.opcheck(OP, (torch.stack([M, M]), complete, 1e-10, None, None))
+    torch.library.opcheck(OUT, (M, complete, 1e-10, None, None, torch.zeros(4, 6).double(), torch.zeros(4).double()))
 
 
 def test_compiles_once() -> None:
@@ -271,7 +329,7 @@ def test_no_gradient() -> None:
 def test_writes_its_output_and_nothing_else(guarded, shape: tuple[int, int], backend: str) -> None:
     M = matrix(*shape, power_law(5, 5.0))
     out, statistics = guarded(*shape, dtype=torch.float64), guarded(4, dtype=torch.float64)
-    OUT(M, False, 1e-10, backend, out, statistics)
+    OUT(M, False, 1e-10, None, backend, out, statistics)
     wanted = rf.polar(M, rtol=1e-10, backend=backend)
     assert torch.equal(out, wanted.A) and statistics.tolist() == [float(t) for t in wanted[1:]]
 
@@ -281,13 +339,21 @@ def test_writes_its_output_and_nothing_else(guarded, shape: tuple[int, int], bac
 GOOD = matrix(3, 4, power_law(3, 5.0))
 NAN = GOOD.clone().index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(torch.nan).double())
 BAD = {
-    "vector": (torch.ones(3), {}, ValueError, r"M has shape \(3,\): wanted \(d, m\), neither of them 0"),
-    "empty": (torch.ones(0, 3), {}, ValueError, r"M has shape \(0, 3\): wanted \(d, m\), neither of them 0"),
+    "vector": (torch.ones(3), {}, ValueError, r"M has shape \(3,\): wanted \(\*batch, d, m\), neither d nor m 0"),
+    "empty": (torch.ones(0, 3), {}, ValueError, r"M has shape \(0, 3\): wanted \(\*batch, d, m\), neither d nor m 0"),
     "dtype": (GOOD.half(), {}, TypeError, r"M is torch.float16: wanted torch.float32 or torch.float64"),
     "rank": (GOOD, {"rank": "full"}, ValueError, r"rank='full': wanted 'partial' or 'complete'"),
     "rtol": (GOOD, {"rtol": 1.0}, ValueError, r"rtol=1.0: wanted 0 <= rtol < 1"),
     "rtol-nan": (GOOD, {"rtol": math.nan}, ValueError, r"rtol=nan: wanted 0 <= rtol < 1"),
+    "method": (GOOD, {"method": "qr"}, ValueError, r"method='qr': wanted None or 'svd'"),
     "nan": (NAN, {}, ValueError, r"M has entries that are not finite"),
+    "nan-in-a-batch": (torch.stack([GOOD, NAN]), {}, ValueError, r"M has entries that are not finite"),
+    "zero-in-a-batch": (
+        torch.stack([GOOD, 0 * GOOD]),
+        {},
+        ValueError,
+        r"M of shape \(2, 3, 4\) holds a matrix that is all zero: its polar factor is not defined",
+    ),
     "infinite": (GOOD / 0, {}, ValueError, r"M has entries that are not finite"),
     "zero": (torch.zeros(3, 4), {}, ValueError, r"M of shape \(3, 4\) is all zero: its polar factor is not defined"),
     "backend": (GOOD, {"backend": "abacus"}, ValueError, r"backend='abacus' is not available on cpu"),
@@ -317,5 +383,5 @@ BAD_OUT = {
 @pytest.mark.parametrize(("M", "out", "statistics", "error", "message"), BAD_OUT.values(), ids=BAD_OUT)
 def test_bad_output(M: Tensor, out: Tensor, statistics: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        OUT(M, False, 1e-10, None, out, statistics)
+        OUT(M, False, 1e-10, None, None, out, statistics)
     assert (out == 7).all() and (statistics == 7).all(), "written before the error"

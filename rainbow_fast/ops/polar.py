@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """polar: the orthogonal polar factor of a matrix, which is the alignment that a cross-covariance defines."""
 
+import math
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.ops.gaussian import gaussian_reference
+from rainbow_fast.ops import polar_factors as _factors
 
 DTYPES = (torch.float32, torch.float64)
-
-# Squaring M costs half of the digits. Singular values below RESOLUTION times the largest cannot be told from rounding
-# in the eigenvalues of the two Gram matrices, split at SPLIT, and are left to an SVD.
-SPLIT = 1e-4
-RESOLUTION = 1e-11
-CORRECTED_ONCE = 1e-6  # an error below is below float64 rounding after one more correction
-MOST_CORRECTIONS = 6
-ENOUGH = {torch.float32: 1e-9, torch.float64: 0.0}  # the error of orthogonality that the output does not show
+CERTIFIED = {torch.float32: 1e-6, torch.float64: 1e-10}  # residual and orthogonality of an iteration that has converged
+SQUARES = 2.0**300  # entries between its inverse and itself: nothing overflows where they are squared
 
 
 class Polar(NamedTuple):
-    A: Tensor  # (d, m), dtype of M
+    A: Tensor  # (*batch, d, m), dtype of M
     nuclear_norm: Tensor  # tr(A M^T) of the partial factor: the sum of the singular values kept; float64
     rank: Tensor  # singular values above rtol times the largest; int64
     condition: Tensor  # largest over smallest singular value kept; float64
@@ -29,10 +25,11 @@ class Polar(NamedTuple):
 
 
 def polar(
-    M: Tensor,  # (d, m)
+    M: Tensor,  # (*batch, d, m)
     *,
     rank: str = "partial",
     rtol: float | None = None,
+    method: str | None = None,
     backend: str | None = None,
 ) -> Polar:
     r"""The polar factor ``A = U V^T`` of ``M = U S V^T``: it maximises ``tr(A M^T)`` over matrices of norm at most 1.
@@ -43,9 +40,11 @@ def polar(
         keep = S > rtol * S[0]
         A = (U[:, keep] @ Vh[keep]).to(M.dtype)
 
-    The compiled kernel takes the eigenvectors of Gram matrices of the short side in float64 and corrects the factor to
-    second order until orthogonality and symmetry of ``A M^T`` hold to the rounding of the result; where singular values
-    near the tolerance lie below what Gram matrices resolve (1e-11 of the largest), it takes a float64 SVD. No gradient.
+    for each matrix of the batch. The compiled kernel takes no SVD: it brings the singular values to 1 by rational
+    functions of Gram matrices in float64, in as many stages as their condition asks for. Orthogonality is that of a
+    rounded result (1e-7 in float32, 1e-14 in float64) at any condition, and ``A M^T`` is symmetric to 1e-7 and 1e-11 of
+    the largest singular value. Where directions are null, eigenvectors of Gram matrices separate them, and a float64
+    SVD where singular values near the tolerance lie below what those resolve (1e-11 of the largest). No gradient.
 
     Args:
         M: tall, wide or square; scale does not matter.
@@ -54,24 +53,33 @@ def polar(
             matrix restricted to them, so that it depends on the null spaces alone.
         rtol: directions with singular values at most rtol times the largest count as null; ``max(d, m) eps`` of M's
             dtype by default.
+        method: ``"svd"`` for a float64 SVD; None for the iteration.
         backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
-        `Polar`: A, nuclear_norm, rank, condition, residual, all tensors.
+        `Polar`: A, nuclear_norm, rank, condition, residual, all tensors; the last four of the shape of the batch. Of
+        the iteration, the condition is an estimate by Lanczos' method, within 1 %, and the residual one from eight
+        Gaussian rows, within a factor of two.
 
     Raises:
-        ValueError: M is not a matrix, is empty, all zero or not finite; an unknown `rank`; rtol outside [0, 1).
+        ValueError: M is not a matrix, has no rows or columns, is all zero or not finite; an unknown `rank` or `method`;
+            rtol outside [0, 1).
         TypeError: a dtype that is not float32 or float64.
 
+    Warns:
+        RuntimeWarning: the iteration did not converge, and the SVD is taken.
+
     Source: orthogonal Procrustes, equation 6 of Guth, Menard, Rochette and Mallat (JMLR 2024); Higham, "Functions of
-    Matrices" (2008), chapter 8.
+    Matrices" (2008), chapter 8; Nakatsukasa and Freund, SIAM Review 58 (2016), 461-493.
     """
     _check(M)
     if rank not in ("partial", "complete"):
         raise ValueError(f"rank={rank!r}: wanted 'partial' or 'complete'")
     if rtol is not None and not 0 <= rtol < 1:
         raise ValueError(f"rtol={rtol}: wanted 0 <= rtol < 1")
-    return Polar(*torch.ops.rainbow_fast.polar(M.detach(), rank == "complete", rtol, backend))
+    if method not in (None, "svd"):
+        raise ValueError(f"method={method!r}: wanted None or 'svd'")
+    return Polar(*torch.ops.rainbow_fast.polar(M.detach(), rank == "complete", rtol, method, backend))
 
 
 def polar_reference(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,136 +90,140 @@ def polar_reference(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check(M: Tensor) -> None:
-    if M.dim() != 2 or 0 in M.shape:
-        raise ValueError(f"M has shape {tuple(M.shape)}: wanted (d, m), neither of them 0")
+    if M.dim() < 2 or 0 in M.shape[-2:]:
+        raise ValueError(f"M has shape {tuple(M.shape)}: wanted (*batch, d, m), neither d nor m 0")
     if M.dtype not in DTYPES:
         raise TypeError(f"M is {M.dtype}: wanted torch.float32 or torch.float64")
 
 
-def _multiply(Q: Tensor, M: Tensor) -> Tensor:
-    """Q (p, d) times M (d, m) in float64, on the loop nest of the kernels."""
-    out = torch.empty(Q.shape[0], M.shape[1], dtype=torch.float64)
-    Q, M = Q.contiguous(), M.contiguous()
-    _backend.kernels().polar_multiply(
-        Q.data_ptr(), M.data_ptr(), out.data_ptr(), *Q.shape, M.shape[1], torch.get_num_threads()
+def _by_factors(M: Tensor, rtol: float, complete: bool, gram: bool, out: Tensor) -> tuple[float, ...]:
+    """Write the polar factor of one matrix into `out`, from its singular factors; returns the statistics."""
+    largest = M.abs().max().double()
+    scaled = M.double() / largest
+    tall = M.shape[0] > M.shape[1]
+    wide = scaled.T.contiguous() if tall else scaled
+    product = _factors.multiply if gram else torch.matmul
+    U, S, Vh = (_factors.gram_factors(wide, rtol, M.dtype) if gram else None) or polar_reference(wide, rtol)
+    A = product(U, Vh)
+    B = (U * S) @ U.T  # H of the partial factor, exactly symmetric up to rounding
+    residual = torch.linalg.norm(wide - product(B, A)) / torch.linalg.norm(wide)
+    if complete and len(S) < wide.shape[0]:
+        A = A + _factors.completion(U, Vh, *wide.shape)
+    out.copy_(A.T if tall else A)
+    return float(S.sum() * largest), len(S), float(S.max() / S.min()), float(residual)
+
+
+def _iterate(M: Tensor, rtol: float, out: Tensor) -> Tensor:
+    """Run the kernel on matrices (batch, d, m): statistics, orthogonality of A and outcome, (batch, 6)."""
+    found = torch.empty(len(M), 6, dtype=torch.float64)
+    _backend.kernels().polar(
+        out.data_ptr(),
+        found.data_ptr(),
+        M.data_ptr(),
+        _backend.CODE[M.dtype],
+        *M.shape,
+        *M.stride(),
+        rtol,
+        torch.get_num_threads(),
     )
-    return out
+    return found
 
 
-def _gram(X: Tensor, Y: Tensor) -> Tensor:
-    """X (p, m) times Y (d, m) transposed in float64: the cross-covariance of columns as samples."""
-    return torch.ops.rainbow_fast.cross_covariance(
-        X.unsqueeze(0), [] if Y is X else [Y.unsqueeze(0)], "identity", 0.0, False, "cpu"
-    )
+DONE, NULL = 0, 2  # outcomes of the kernel: enum Outcome of csrc/cpu/polar.cpp
 
 
-def _gram_factors(M: Tensor, rtol: float, enough: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As `polar_reference`, for a wide float64 M, from Gram matrices; None where those do not resolve the rank
-    or the corrections do not converge.
+def _by_iteration(M: Tensor, rtol: float, complete: bool, out: Tensor, statistics: Tensor) -> None:
+    """The iteration for matrices (batch, d, m), and what takes its place where it does not serve.
 
-    The first Gram matrix resolves the directions above SPLIT times the largest singular value, the second, of M
-    projected on the others, what lies below. Then the rows of the factor are orthonormal up to an error that each
-    correction squares; none is made where the first error is below `enough`.
+    Where its estimate of the condition says that directions are null, or leaves it open, singular factors decide the
+    rank exactly: from Gram matrices, many times faster than an SVD, unless these do not resolve what is asked. Where it
+    has not converged, though nothing is known to make that happen, the SVD.
     """
-    eigenvalues, U = torch.linalg.eigh(_gram(M, M))
-    projected = _multiply(U.T, M)
-    weak = eigenvalues <= SPLIT**2 * eigenvalues[-1]
-    if weak.any():
-        rest = projected[weak]
-        eigenvalues[weak], W = torch.linalg.eigh(_gram(rest, rest))
-        U[:, weak] = U[:, weak] @ W
-        projected[weak] = _multiply(W.T, rest)
-    S = eigenvalues.clamp(min=0).sqrt()
-    if rtol < RESOLUTION and S.min() <= RESOLUTION * S.max():
-        return None
-    keep = S > rtol * S.max()
-    U, S, projected = U[:, keep], S[keep], projected[keep]
-    K = projected / S[:, None]
-    for _ in range(MOST_CORRECTIONS):
-        E = _gram(K, K)
-        E.diagonal().sub_(1)
-        error = float(E.abs().max())
-        if error < enough:
-            return U, (K * projected).sum(1), K
-        # To first order, (1 - E/2 + X) K has orthonormal rows and, X being skew, a symmetric product with those of M.
-        N = _gram(K, projected)
-        N -= 0.5 * E @ N
-        X = (N.T - N) / (S[:, None] + S[None, :])
-        K = K + _multiply(X - 0.5 * E, K)
-        if error < CORRECTED_ONCE:
-            return U, (K * projected).sum(1), K
-    return None
-
-
-def _completion(U: Tensor, Vh: Tensor, d: int, m: int) -> Tensor:
-    """The isometry between the null spaces of a wide matrix: polar factor of P_left Z P_right, Z a fixed Gaussian."""
-    Z = torch.from_numpy(gaussian_reference([0, 0, 0, 0], d, m)).double().to(U.device)
-    for _ in range(2):  # twice is enough: the second pass removes what rounding left of the first
-        Z = Z - U @ (U.T @ Z)
-        Z = Z - (Z @ Vh.T) @ Vh
-    left, _, right = torch.linalg.svd(Z, full_matrices=False)
-    null = d - U.shape[1]
-    return left[:, :null] @ right[:null]
+    found = _iterate(M, rtol, out)
+    statistics.copy_(found[:, :4])
+    for i, (_, _, _, residual, orthogonality, outcome) in enumerate(found.tolist()):
+        if outcome == DONE and max(residual, orthogonality) <= CERTIFIED[M.dtype]:
+            continue
+        if outcome != NULL:
+            warnings.warn(
+                f"polar: the iteration did not converge (residual {residual:.1e}, orthogonality {orthogonality:.1e},"
+                f" wanted {CERTIFIED[M.dtype]:.0e}): the float64 SVD is taken instead",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        statistics[i] = torch.tensor(_by_factors(M[i], rtol, complete, outcome == NULL, out[i]), dtype=torch.float64)
 
 
 def _polar_out(
-    M: Tensor, complete: bool, rtol: float | None, backend: str | None, out: Tensor, statistics: Tensor
+    M: Tensor,
+    complete: bool,
+    rtol: float | None,
+    method: str | None,
+    backend: str | None,
+    out: Tensor,
+    statistics: Tensor,
 ) -> None:
     _check(M)
     _backend.refuse_grad("polar_out", M)
     if out.shape != M.shape or out.dtype != M.dtype:
         raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted {M.dtype} of shape {tuple(M.shape)}")
-    if statistics.shape != (4,) or statistics.dtype != torch.float64:
+    wanted = (*M.shape[:-2], 4)
+    if statistics.shape != wanted or statistics.dtype != torch.float64:
         raise ValueError(
-            f"statistics is {statistics.dtype} of shape {tuple(statistics.shape)}: wanted float64 of shape (4,)"
+            f"statistics is {statistics.dtype} of shape {tuple(statistics.shape)}: wanted float64 of shape {wanted}"
         )
     chosen = _backend.choose(backend, M.device, M.dtype, DTYPES)
-    largest = M.detach().abs().max().double()
-    if not torch.isfinite(largest):
+    M = M.detach()
+    largest = M.abs().amax((-2, -1))
+    if not torch.isfinite(largest).all():
         raise ValueError("M has entries that are not finite: its polar factor is not defined")
-    if largest == 0:
-        raise ValueError(f"M of shape {tuple(M.shape)} is all zero: its polar factor is not defined")
+    if (largest == 0).any():
+        each = "is" if M.dim() == 2 else "holds a matrix that is"
+        raise ValueError(f"M of shape {tuple(M.shape)} {each} all zero: its polar factor is not defined")
     if rtol is None:  # here, so that a compiled function does not depend on it
-        rtol = min(max(M.shape) * torch.finfo(M.dtype).eps, 0.5)
-    scaled = M.detach().double() / largest
-    tall = M.shape[0] > M.shape[1]
-    wide = scaled.T.contiguous() if tall else scaled
-    factors = _gram_factors(wide, rtol, ENOUGH[M.dtype]) if chosen == "cpu" else None
-    U, S, Vh = factors or polar_reference(wide, rtol)
-    A = _multiply(U, Vh) if chosen == "cpu" else U @ Vh
-    B = (U * S) @ U.T  # H of the partial factor, exactly symmetric up to rounding
-    residual = torch.linalg.norm(wide - (_multiply(B, A) if chosen == "cpu" else B @ A)) / torch.linalg.norm(wide)
-    if complete and len(S) < wide.shape[0]:
-        A = A + _completion(U, Vh, *wide.shape)
-    out.copy_(A.T if tall else A)
-    statistics[0] = S.sum() * largest
-    statistics[1] = len(S)
-    statistics[2] = S.max() / S.min()
-    statistics[3] = residual
+        rtol = min(max(M.shape[-2:]) * torch.finfo(M.dtype).eps, 0.5)
+    exponent = torch.zeros_like(largest, dtype=torch.int32)
+    if M.dtype == torch.float64 and ((largest > SQUARES) | (largest < 1 / SQUARES)).any():
+        exponent = torch.frexp(largest).exponent
+        M = torch.ldexp(M, -exponent[..., None, None])
+    size = (math.prod(M.shape[:-2]), *M.shape[-2:])
+    matrices = M.reshape(size)
+    into = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    found = torch.empty(size[0], 4, dtype=torch.float64, device=M.device)
+    if chosen == "cpu" and method is None:
+        _by_iteration(matrices, rtol, complete, into.view(size), found)
+    else:
+        for i, one in enumerate(matrices):
+            found[i] = torch.tensor(_by_factors(one, rtol, complete, False, into.view(size)[i]), dtype=torch.float64)
+    if into is not out:
+        out.copy_(into)
+    statistics.copy_(found.view(wanted))
+    statistics[..., 0] = torch.ldexp(statistics[..., 0], exponent)
 
 
-def _polar(M: Tensor, complete: bool, rtol: float | None, backend: str | None) -> tuple[Tensor, ...]:
-    A = torch.empty(M.shape, dtype=M.dtype, device=M.device)
-    statistics = M.new_empty(4, dtype=torch.float64)
-    _polar_out(M.detach(), complete, rtol, backend, A, statistics)
-    nuclear_norm, rank, condition, residual = (s.clone() for s in statistics)
+def _polar(
+    M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None
+) -> tuple[Tensor, ...]:
+    A = _backend.empty(M.shape, M.dtype, M.device)
+    statistics = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64)
+    _polar_out(M.detach(), complete, rtol, method, backend, A, statistics)
+    nuclear_norm, rank, condition, residual = (s.clone() for s in statistics.unbind(-1))
     return A, nuclear_norm, rank.long(), condition, residual
 
 
-def _polar_fake(M: Tensor, complete: bool, rtol: float | None, backend: str | None) -> tuple[Tensor, ...]:
-    number = [M.new_empty((), dtype=dtype) for dtype in (torch.float64, torch.int64, torch.float64, torch.float64)]
-    return torch.empty(M.shape, dtype=M.dtype, device=M.device), *number
+def _polar_fake(
+    M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None
+) -> tuple[Tensor, ...]:
+    batch = M.shape[:-2]
+    numbers = [M.new_empty(batch, dtype=dtype) for dtype in (torch.float64, torch.int64, torch.float64, torch.float64)]
+    return torch.empty(M.shape, dtype=M.dtype, device=M.device), *numbers
 
 
 _NAME = "rainbow_fast::polar"
-torch.library.define(
-    _NAME, "(Tensor M, bool complete, float? rtol, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-torch.library.define(
-    f"{_NAME}_out",
-    "(Tensor M, bool complete, float? rtol, str? backend, Tensor(a!) out, Tensor(b!) statistics) -> ()",
-)
+_INPUTS = "Tensor M, bool complete, float? rtol, str? method, str? backend"
+torch.library.define(_NAME, f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+torch.library.define(f"{_NAME}_out", f"({_INPUTS}, Tensor(a!) out, Tensor(b!) statistics) -> ()")
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_polar)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_polar_out)
 torch.library.register_fake(_NAME)(_polar_fake)
-torch.library.register_fake(f"{_NAME}_out")(lambda M, complete, rtol, backend, out, statistics: None)
+torch.library.register_fake(f"{_NAME}_out")(lambda M, complete, rtol, method, backend, out, statistics: None)

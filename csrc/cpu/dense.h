@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Float64 matrices in memory, and sums of products into them on the loop nest of all kernels.
+#pragma once
+
+#include "epilogue.h"
+
+namespace rf::RF_ISA {
+
+// Entry (i, j) at data[i * s_row + j * s_col].
+template <class S>
+struct Strided {
+  S* data;
+  int64_t s_row, s_col;
+
+  Strided from(int64_t i, int64_t j) const { return {data + i * s_row + j * s_col, s_row, s_col}; }
+  Strided transposed() const { return {data, s_col, s_row}; }
+};
+using Matrix = Strided<double>;
+
+// The packer of a matrix whose rows are rows of an operand.
+template <class S>
+struct MatrixPacker {
+  Strided<S> x;
+
+  void pack(double* to, int64_t ld, int64_t row, int64_t rows, int64_t k0, int64_t k) const {
+    pack_strided(to, ld, x.from(row, k0).data, rows, k, x.s_row, x.s_col);
+  }
+  NothingAhead ahead(int64_t, int64_t, int64_t, int64_t, int64_t) const { return {}; }
+};
+
+// The left source of a matrix: float64 where it lies, all but the rows that do not fill a tile.
+template <class S>
+struct MatrixRows {
+  MatrixPacker<S> packer;
+
+  template <class T>
+  struct Open : Packed<MatrixPacker<S>>::template Open<T> {
+    template <class F>
+    int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
+      const int64_t whole = (this->size - i) / MR * MR;
+      if constexpr (sizeof(S) == 8)
+        if (whole > 0) {
+          const auto x = this->packer.x.from(this->row + i, k0);
+          f(RowsOf<T>{x.data, x.s_row, x.s_col}, whole);
+          return whole;
+        }
+      return Packed<MatrixPacker<S>>::template Open<T>::rows(to, i, count, k0, k, f);
+    }
+  };
+  int64_t scratch(const Problem&) const { return 0; }
+  template <class T>
+  Open<T> open(const Block&, int64_t row, int64_t rows, void*) const {
+    return {{packer, row, rows}};
+  }
+};
+
+// out = scale * C, or out += scale * C; of a symmetric C the upper triangle is computed and the lower one its mirror.
+struct Into {
+  static constexpr bool promotes = false;
+  double* out;
+  int64_t ld;
+  double scale = 1;
+  bool adds = false, symmetric = false;
+  int64_t first_col = 0;
+
+  Into from_column(int64_t j) const { return {out, ld, scale, adds, symmetric, j}; }
+  int64_t scratch(const Problem&) const { return 0; }
+  struct Open;
+  Open open(const Block& block, void*) const;
+};
+
+struct Into::Open {
+  Into to;
+  int64_t row, col;
+
+  bool skips(int64_t i, int64_t j) const { return to.symmetric && col + j + NR<double> <= row + i; }
+  template <int V>
+  void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<double, V>& acc) {
+    constexpr int W = kWidth<double>;
+    i += row, j += col;
+    const bool mirrors = to.symmetric && i + rows <= j, crosses = to.symmetric && !mirrors;
+    double* corner = to.out + i * to.ld + j;
+    for (int v = 0; v < V; ++v, j += W, corner += W, cols -= W) {
+      if (rows == MR && cols >= W && !crosses) {
+        Full<double> value[MR];
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+          value[r] = acc[r][v] * to.scale;
+          if (to.adds) value[r] += load<double, W>(corner + r * to.ld);
+          store<double, W>(corner + r * to.ld, value[r]);
+        }
+        if (!mirrors) continue;
+        if constexpr (MR <= W) {
+          Full<double> mirror[W] = {};
+#pragma GCC unroll 8
+          for (int r = 0; r < MR; ++r) mirror[r] = value[r];
+          transpose<double, W>(mirror);
+#pragma GCC unroll 8
+          for (int l = 0; l < W; ++l) __builtin_memcpy(to.out + (j + l) * to.ld + i, &mirror[l], MR * 8);
+        } else {
+          for (int l = 0; l < W; ++l)
+            for (int r = 0; r < MR; ++r) to.out[(j + l) * to.ld + i + r] = value[r][l];
+        }
+        continue;
+      }
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t l = 0; l < smaller(W, cols); ++l) {
+          if (crosses && j + l < i + r) continue;
+          double* const at = corner + r * to.ld + l;
+          *at = acc[r][v][l] * to.scale + (to.adds ? *at : 0.0);
+          if (to.symmetric) to.out[(j + l) * to.ld + i + r] = *at;
+        }
+    }
+  }
+  void close() {}
+};
+
+inline Into::Open Into::open(const Block& block, void*) const { return {*this, block.row, first_col + block.col}; }
+
+// f(i) for i < n. On one thread without a parallel region: inside of another one, opening it costs as much as a small
+// product.
+template <class F>
+static void for_each(int64_t n, int threads, F f) {
+  if (threads == 1) {
+    for (int64_t i = 0; i < n; ++i) f(i);
+  } else {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; ++i) f(i);
+  }
+}
+
+// C[i, j] = sum_p a[i, p] b[p, j], m x n, sums of k terms; b, but not a, may be overwritten by C. As product_prepacked,
+// but for many small products: on one thread without a parallel region.
+template <class A, class B, class Epilogue>
+static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, const Epilogue& c, int threads) {
+  constexpr int64_t kc = 1024, mc = 96, worth_threads = 1 << 22;
+  const int64_t most = larger(1, (int64_t{16} << 20) / (NR<double> * 8 * k)) * NR<double>;  // columns, 16 MiB packed
+  if (m * n * k < worth_threads) threads = 1;
+  const bool alone = threads == 1 && k <= kc;
+  const Scratch memory((blocks(smaller(n, most), NR<double>) * NR<double> * k + alone * packed_size<double>(mc, k)) *
+                       8);
+  double* const packed = static_cast<double*>(memory.data());
+  const MatrixRows<A> left{{a}};
+  const MatrixPacker<B> right{b.transposed()};
+  for (int64_t j = 0; j < n; j += most) {
+    const int64_t cols = smaller(most, n - j), panels = blocks(cols, NR<double>), padded = panels * NR<double>;
+    const int64_t groups = threads == 1 ? 1 : 2 * threads, group = blocks(panels, groups) * NR<double>;
+    for_each(blocks(cols, group), threads, [&](int64_t g) {
+      const int64_t row = g * group;
+      for (int64_t k0 = 0; k0 < k; k0 += kc) {
+        const int64_t length = smaller(kc, k - k0);
+        pack_panels(right, packed + padded * k0 + row * length, j + row, smaller(group, cols - row), k0, length);
+      }
+    });
+    if (alone) {
+      const Block block{0, 0, m, 0, cols};
+      auto rows = left.template open<double>(block, 0, m, nullptr);
+      auto epilogue = c.from_column(j).open(block, nullptr);
+      NothingAhead nothing;
+      for (int64_t i = 0, done; i < m; i += done)
+        done = rows.rows(packed + padded * k, i, mc, 0, k, [&](const RowsOf<double>& some, int64_t count) {
+          sweep<double>(some, packed, i, count, cols, k, nullptr, Chain{}, epilogue, nothing);
+        });
+    } else {
+      const int64_t pieces = smaller(panels, blocks(4 * threads, blocks(m, mc)));
+      product<double>(Problem{m, cols, k, mc, blocks(panels, pieces) * NR<double>, kc}, left,
+                      Prepacked<double>{packed, padded}, c.from_column(j), threads);
+    }
+  }
+}
+
+// The same for sums so long that what is packed would leave the cache: a few thousand terms at a time.
+template <class A, class B>
+static void multiply_long(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, Into c, int threads) {
+  constexpr int64_t most = 4096;
+  for (int64_t p = 0; p < k; p += most, c.adds = true)
+    multiply(m, n, smaller(most, k - p), a.from(0, p), b.from(p, 0), c, threads);
+}
+
+}  // namespace rf::RF_ISA

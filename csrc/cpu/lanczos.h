@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The largest eigenvalue of a symmetric positive definite matrix by Lanczos' method.
+#pragma once
+
+#include <math.h>
+
+#include "dense.h"
+
+namespace rf::RF_ISA {
+
+constexpr int kLanczosSteps = 32;
+
+RF_INLINE double dot(const double* x, const double* y, int64_t n) {
+  constexpr int W = kWidth<double>;
+  Full<double> sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * W <= n; i += 4 * W)
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; ++s) sums[s] = fma(load<double, W>(x + i + s * W), load<double, W>(y + i + s * W), sums[s]);
+  const Full<double> all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  double sum = 0;
+  for (int l = 0; l < W; ++l) sum += all[l];
+  for (; i < n; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+// The largest eigenvalue of a tridiagonal matrix by bisection: as many pivots of T - x are positive as lie above x.
+static double largest_of_tridiagonal(const double* diagonal, const double* next, int n, double low, double high) {
+  while (high - low > 1e-6 * high) {
+    const double x = (low + high) / 2;
+    double pivot = diagonal[0] - x;
+    bool above = pivot > 0;
+    for (int i = 1; i < n && !above; ++i) {
+      pivot = diagonal[i] - x - next[i - 1] * next[i - 1] / pivot;
+      above = pivot > 0;
+    }
+    (above ? low : high) = x;
+  }
+  return low;
+}
+
+// From below, from the vector `start`; work holds (kLanczosSteps + 1) * n numbers. Ends where the estimate has settled
+// to 1e-4 or after kLanczosSteps products.
+static double largest_eigenvalue(Matrix a, int64_t n, const double* start, double* work, int threads) {
+  double diagonal[kLanczosSteps], next[kLanczosSteps], bound = 0, estimate = 0;
+  const double norm = sqrt(dot(start, start, n));
+  for (int64_t i = 0; i < n; ++i) work[i] = start[i] / norm;
+  for (int step = 0; step < kLanczosSteps && step < n; ++step) {
+    const double* v = work + step * n;
+    double* w = work + (step + 1) * n;
+    for_each(n, n < 768 ? 1 : threads, [&](int64_t i) { w[i] = dot(a.from(i, 0).data, v, n); });
+    diagonal[step] = dot(w, v, n);
+    for (int s = 0; s <= step; ++s) {  // against all: they stay orthogonal
+      const double share = dot(w, work + s * n, n);
+      for (int64_t i = 0; i < n; ++i) w[i] -= share * work[s * n + i];
+    }
+    const double left = sqrt(dot(w, w, n));
+    next[step] = left;
+    bound = fmax(bound, diagonal[step] + left + (step ? next[step - 1] : 0));
+    if (step % 4 == 3 || step + 1 == n || left <= 1e-14 * bound) {
+      const double before = estimate;
+      estimate = largest_of_tridiagonal(diagonal, next, step + 1, before, bound);
+      if (estimate - before <= 1e-4 * estimate || left <= 1e-14 * bound) break;
+    }
+    for (int64_t i = 0; i < n; ++i) w[i] /= left;
+  }
+  return estimate;
+}
+
+}  // namespace rf::RF_ISA
