@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import sanitize
 import torch
 
 from rainbow_fast import backend
@@ -112,6 +113,14 @@ def test_isa_that_this_machine_cannot_run_is_an_error() -> None:
     assert backend._select(old_machine, None) == "avx2"
     with pytest.raises(ImportError, match="RAINBOW_FAST_ISA.*avx512.*baseline, avx2"):
         backend._select(old_machine, "avx512")
+
+
+# --- the sanitizers ---
+
+
+def test_sanitizers_run_every_kernel() -> None:
+    exported = {name for name in dir(backend.kernels()) if not name.startswith("_")}
+    assert set(sanitize.KERNELS) == exported - sanitize.NO_KERNELS
 
 
 # --- one OpenMP ---
