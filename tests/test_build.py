@@ -175,6 +175,14 @@ def test_only_what_changed_is_compiled_again(toy: Path) -> None:
     assert build(toy)[:2] == (0, ["build/bind.o", *kernels])
 
 
+def test_sanitizers_have_a_folder_of_their_own(toy: Path) -> None:
+    command = [sys.executable, "setup.py", "--quiet", "build_ext"]
+    subprocess.run(command, cwd=toy, env={**os.environ, "RAINBOW_FAST_SANITIZE": "1"}, check=True)
+    made = {path.relative_to(toy).as_posix() for suffix in ("*.o", "*.so") for path in toy.rglob(suffix)}
+    kernels = {f"build/sanitize/isa/{level}/kernel.o" for level in BUILT}
+    assert made == {"build/sanitize/_C.so", "build/sanitize/bind.o", *kernels}
+
+
 def test_compiler_that_fails_is_a_failed_build(toy: Path) -> None:
     (toy / "csrc/cpu/kernel.cpp").write_text("this is no C++\n")
     status, _, said = build(toy)
