@@ -14,10 +14,8 @@ import rainbow_fast as rf
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
-SIZES = st.one_of(
-    st.integers(0, 20), st.sampled_from([47, 48, 49, 63, 65, 95, 97])
-)  # within, at and beyond tiles of every level
-LONG = st.one_of(SIZES, st.sampled_from([239, 241, 255, 257, 1023, 1025]))  # and the blocks that sums are cut into
+SIZES = st.one_of(st.integers(0, 20), st.sampled_from([47, 48, 49, 63, 65, 95, 97]))  # around the tiles
+LONG = st.one_of(SIZES, st.sampled_from([239, 241, 255, 257, 1023, 1025]))  # and around the parts of sums
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
 WIDE = st.sampled_from([torch.float32, torch.float64])
 SEEDS = st.integers(0, 2**63 - 1)
