@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -78,18 +79,47 @@ struct Argument<Address> {
   static Address to(const From& t) { return std::make_from_tuple<Address>(t); }
 };
 template <>
+struct Argument<Activation> {
+  using From = int;
+  static Activation to(int code) { return static_cast<Activation>(code); }
+};
+template <>
 struct Argument<Samples> {
-  using From = std::tuple<uint64_t, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+  using Sizes = std::array<int64_t, 4>;
+  using From = std::tuple<uint64_t, int, Sizes, Sizes>;
   static Samples to(const From& t) {
-    const auto& [data, dtype, images, channels, positions, s_image, s_channel, s_position] = t;
+    const auto& [data, dtype, size, stride] = t;
     return {Argument<void*>::to(data),
             Argument<DType>::to(dtype),
-            images,
-            channels,
-            positions,
-            s_image,
-            s_channel,
-            s_position};
+            size[0],
+            size[1],
+            size[2],
+            size[3],
+            stride[0],
+            stride[1],
+            stride[2],
+            stride[3]};
+  }
+};
+template <>
+struct Argument<const Side&> {
+  using From = std::tuple<Argument<Samples>::From, uint64_t, uint64_t>;
+  static Side to(const From& t) {
+    const auto& [samples, shift, total] = t;
+    return {Argument<Samples>::to(samples), Argument<const void*>::to(shift), Argument<double*>::to(total)};
+  }
+};
+template <>
+struct Argument<Sides> {
+  using From = std::vector<Argument<const Side&>::From>;
+  struct Held {
+    std::vector<Side> sides;
+    operator Sides() const { return {sides.data(), static_cast<int64_t>(sides.size())}; }
+  };
+  static Held to(const From& from) {
+    Held held;
+    for (const auto& side : from) held.sides.push_back(Argument<const Side&>::to(side));
+    return held;
   }
 };
 template <>

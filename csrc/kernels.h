@@ -11,14 +11,14 @@ enum class DType : int { f32, f64, bf16, f16 };
 // sigma, in the order of rainbow_fast/ops/activations.py
 enum class Activation : int { identity, relu, abs, leaky_relu, tanh, erf, gelu, silu, sign, step, cos };
 
-// Samples of `channels` numbers, at data[image * s_image + channel * s_channel + position * s_position]; sample
-// image * positions + position. Also a plain matrix: rows are images, columns channels, positions = 1. Strides in
-// elements.
+// Samples of `channels` numbers: maps of `lines` lines of `positions` positions, at data[image * s_image + channel *
+// s_channel + line * s_line + position * s_position]; sample (image * lines + line) * positions + position. Also a
+// plain matrix: rows are images, columns channels, one line of one position. Strides in elements.
 struct Samples {
   void* data;
   DType dtype;
-  int64_t images, channels, positions;
-  int64_t s_image, s_channel, s_position;
+  int64_t images, channels, lines, positions;
+  int64_t s_image, s_channel, s_line, s_position;
 };
 
 // Where a tile of G begins.
@@ -42,10 +42,25 @@ struct Features {
   double negative_slope, scale;
 };
 
+// One side of a covariance: samples, from which `shift` is taken off (one number a channel; none where null), and where
+// the sums of what remains are added, one number a channel (nowhere where null).
+struct Side {
+  Samples samples;
+  const void* shift;
+  double* total;
+};
+
+// Several second sides, beside each other.
+struct Sides {
+  const Side* first;
+  int64_t count;
+};
+
 // Each function writes into given memory, runs on `threads` threads, and gives the same bits for any number of them.
 struct Kernels {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, int threads);
-  void (*cross_covariance)(double* out, int64_t ld, Samples x, Samples y, bool symmetric, int threads);
+  void (*cross_covariance)(double* out, int64_t ld, const Side& x, Sides y, bool symmetric, Activation activation,
+                           double negative_slope, int threads);
   void (*polar_multiply)(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,
                          int threads);
   void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,

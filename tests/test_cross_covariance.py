@@ -45,7 +45,7 @@ SHAPES = {  # of x, and the channels of y
     "no-positions": ((4, 3, 0), 2),
     "no-images": ((0, 3, 4, 4), 2),
     "one-channel-many-samples": ((5003, 1), 3),
-    "one-more-than-every-tile": ((257, 129), 241),  # 256 samples a chunk, 128 rows and 240 columns a block
+    "one-more-than-every-tile": ((257, 259), 129),  # more than a chunk, a block of rows, a block of columns
     "two-blocks-of-rows-and-columns": ((77, 150), 301),
     "images-cut-by-chunks": ((7, 5, 11, 13), 9),
     "images-of-one-position": ((300, 6, 1, 1), 5),
@@ -78,9 +78,12 @@ def test_half_precision_subnormals_and_extremes(name: str) -> None:
         codes = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
         codes = codes[codes.isfinite()]
         x = codes[: len(codes) // 131 * 131].view(1, -1, 131)
+        exact = x[0].double()
+        if dtype == torch.bfloat16 and name == "avx512_bf16":  # the instruction takes subnormal numbers for zero
+            exact = torch.where(exact.abs() < torch.finfo(dtype).smallest_normal, 0.0, exact)
         with level(name):  # each channel of x times the 131 unit vectors: the numbers themselves
             unit = torch.eye(131, dtype=dtype).unsqueeze(0)
-            assert torch.equal(rf.cross_covariance(x, unit, backend="cpu"), x[0].double())
+            assert torch.equal(rf.cross_covariance(x, unit, backend="cpu"), exact)
 
 
 LAYOUTS = {
@@ -107,7 +110,7 @@ def test_overlapping_strides(backend: str) -> None:
 
 
 def test_memory_format_is_read_in_place() -> None:
-    from rainbow_fast.ops.cross_covariance import samples
+    from rainbow_fast.ops.memory import samples
 
     x = draw(4, 6, 5, 3)
     for layout in ("contiguous", "channels_last"):
@@ -202,12 +205,13 @@ def test_adds_to_its_output(guarded, backend: str) -> None:
 # --- registration ---
 
 
-@pytest.mark.parametrize("of", ["two", "itself"])
+@pytest.mark.parametrize("of", ["several", "itself"])
 def test_registration(of: str) -> None:
-    y = draw(3, 4, 5, seed=1).requires_grad_() if of == "two" else None
-    torch.library.opcheck(OP, (draw(3, 2, 5).requires_grad_(), y, None))
-    out = torch.zeros(2, 4 if of == "two" else 2, dtype=torch.float64)
-    torch.library.opcheck(OUT, (draw(3, 2, 5), None if y is None else y.detach(), None, out))
+    ys = [draw(3, m, 5, seed=m).requires_grad_() for m in ((4, 1) if of == "several" else ())]
+    rest = ("tanh", 0.0, of == "several", None)
+    torch.library.opcheck(OP, (draw(3, 2, 5).requires_grad_(), ys, *rest))
+    out = torch.zeros(2, 5 if ys else 2, dtype=torch.float64)
+    torch.library.opcheck(OUT, (draw(3, 2, 5), [y.detach() for y in ys], *rest, out))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -200,4 +200,13 @@ static inline void activate(double* values, int64_t count, Activation activation
   }
 }
 
+// Of pairs only max(x, 0), where NaN stays.
+static inline void activate(bf16_pair* values, int64_t count, Activation, double, double) {
+  typedef Vector<int16_t, 2 * kLanes> Halves;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Halves x = (Halves)load<bf16_pair, kLanes>(values + i);
+    store<bf16_pair, kLanes>(values + i, (vu)(x & ((x > 0) | ((x & 0x7fff) > 0x7f80))));
+  }
+}
+
 }  // namespace rf::RF_ISA

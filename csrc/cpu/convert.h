@@ -63,27 +63,48 @@ RF_INLINE void narrow(float x, f16& to) {
 RF_INLINE void narrow(double x, bf16& to) { narrow(static_cast<float>(x), to); }
 RF_INLINE void narrow(double x, f16& to) { narrow(static_cast<float>(x), to); }
 
-// N elements of S as a vector of T.
-template <class T, int N, class S>
-RF_INLINE Vector<T, N> load_as(const S* p) {
-  if constexpr (sizeof(S) == sizeof(T)) {
-    return load<T, N>(reinterpret_cast<const T*>(p));
-  } else if constexpr (sizeof(S) == 4 || sizeof(S) == 8) {
-    return __builtin_convertvector((load<S, N>(p)), Vector<T, N>);
-  } else if constexpr (is_bf16(static_cast<S*>(nullptr))) {
-    const auto halves = load<uint16_t, N>(&p->bits);
-    return (Vector<float, N>)(__builtin_convertvector(halves, Vector<uint32_t, N>) << 16);
-  } else {
+// The first `count` of N elements, zeros beyond.
+template <class T, int N>
+RF_INLINE Vector<T, N> load_first(const T* p, int64_t count) {
+  if (count >= N) return load<T, N>(p);
 #if defined(__AVX512F__)
-    if constexpr (N == 16) return (Vector<float, 16>)_mm512_cvtph_ps((__m256i)load<uint16_t, 16>(&p->bits));
+  if constexpr (sizeof(T) * N == 64 && sizeof(T) == 2)
+    return (Vector<T, N>)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << count) - 1), p);
+  if constexpr (sizeof(T) * N == 64 && sizeof(T) == 4)
+    return (Vector<T, N>)_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << count) - 1), p);
+  if constexpr (sizeof(T) * N == 64 && sizeof(T) == 8)
+    return (Vector<T, N>)_mm512_maskz_loadu_epi64(static_cast<__mmask8>((1u << count) - 1), p);
+  if constexpr (sizeof(T) * N == 32 && sizeof(T) == 2)
+    return (Vector<T, N>)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p);
+#endif
+  T buffer[N] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
+  return load<T, N>(buffer);
+}
+
+// The first `count` of N elements of S as a vector of T, zeros beyond.
+template <class T, int N, class S>
+RF_INLINE Vector<T, N> load_as(const S* p, int64_t count = N) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    return load_first<T, N>(reinterpret_cast<const T*>(p), count);
+  } else if constexpr (sizeof(S) == 4 || sizeof(S) == 8) {
+    return __builtin_convertvector((load_first<S, N>(p, count)), Vector<T, N>);
+  } else {
+    const auto halves = load_first<uint16_t, N>(&p->bits, count);
+    if constexpr (is_bf16(static_cast<S*>(nullptr))) {
+      return (Vector<float, N>)(__builtin_convertvector(halves, Vector<uint32_t, N>) << 16);
+    } else {
+#if defined(__AVX512F__)
+      if constexpr (N == 16) return (Vector<float, 16>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)halves);
 #endif
 #if defined(__F16C__)
-    if constexpr (N == 8) return (Vector<float, 8>)_mm256_cvtph_ps((__m128i)load<uint16_t, 8>(&p->bits));
+      if constexpr (N == 8) return (Vector<float, 8>)_mm256_cvtph_ps((__m128i)halves);
 #endif
-    Vector<float, N> v;
+      Vector<float, N> v;
 #pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) v[i] = widen(p[i]);
-    return v;
+      for (int i = 0; i < N; ++i) v[i] = widen(f16{halves[i]});
+      return v;
+    }
   }
 }
 
@@ -133,10 +154,19 @@ RF_INLINE void with_type(DType dtype, F f) {
   }
 }
 
-// Calls f(Type<S>) for the element type of an operand that is computed in T: doubles in double, all others in float.
+// Elements of memory that make one number of an operand.
+template <class T>
+constexpr int kElements = 1;
+template <>
+constexpr int kElements<bf16_pair> = 2;
+
+// Calls f(Type<S>) for the element type of an operand that is computed in T: doubles in double, pairs of bfloat16 as
+// they are, all others in float.
 template <class T, class F>
 RF_INLINE void with_source(DType dtype, F f) {
-  if constexpr (sizeof(T) == 8)
+  if constexpr (kElements<T> == 2)
+    return f(Type<bf16>{});
+  else if constexpr (sizeof(T) == 8)
     return f(Type<double>{});
   else if (dtype == DType::bf16)
     return f(Type<bf16>{});

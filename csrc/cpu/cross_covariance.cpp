@@ -1,43 +1,209 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // cross_covariance: the product of channels by channels over samples, tiles of a few hundred samples promoted to
-// float64.
+// float64. On the way into their panels samples go through the activation, lose their shift and are summed.
 #include <string.h>
 
+#include "activation.h"
 #include "epilogue.h"
 #include "kernels_cpu.h"
 
 namespace rf::RF_ISA {
 namespace {
 
+// Takes `shift` off `rows` rows, whole vectors of them, and adds the sums of what remains to `sums`.
 template <class T>
-void accumulate(double* out, int64_t ld, const Samples& x, const Samples& y, bool symmetric, int threads) {
-  const int64_t d = x.channels, m = y.channels, samples = x.images * x.positions;
-  Problem problem{d, m, samples, 128, 5 * NR<T>, 256};
-  problem.slabs = slabs_for(blocks(d, problem.mc) * blocks(m, problem.nc), blocks(samples, problem.kc));
-  const Packed<ChannelPacker<T>> left{{merged(x)}}, right{{merged(y)}};
-  if (problem.slabs == 1 && !symmetric) {
-    product<T>(problem, left, right, Promote<T>{out, ld, 0}, threads);
-    return;
+void center(T* block, int64_t ld, int64_t rows, int64_t k, const T* shift, double* sums) {
+  constexpr int N = kWidth<T>;
+  for (int64_t i = 0; i < rows; i += N) {
+    const Full<T> off = load<T, N>(shift + i);
+    Full<T> sum{};
+    for (int64_t p = 0; p < k; ++p) {
+      const Full<T> x = load<T, N>(block + p * ld + i) - off;
+      store<T, N>(block + p * ld + i, x);
+      sum += x;
+    }
+    for (int l = 0; l < N; ++l) sums[i + l] += sum[l];
   }
-  const Scratch memory(problem.slabs * d * m * 8);
-  double* parts = static_cast<double*>(memory.data());
-  memset(parts, 0, static_cast<size_t>(problem.slabs * d * m) * 8);
-  product<T>(problem, left, right, Promote<T>{parts, m, d * m, symmetric}, threads);
+}
+
+// Rows are the channels of several sides, one side after the other, each rounded up to whole vectors; k runs over
+// samples.
+template <class T>
+struct SidePacker {
+  Sides sides;
+  Activation activation;
+  double negative_slope;
+
+  // Calls f(side, its first row, its channels).
+  template <class F>
+  void for_sides(F f) const {
+    int64_t row = 0;
+    for (int64_t s = 0; s < sides.count; ++s) {
+      const Side& side = sides.first[s];
+      f(side, row, side.samples.channels);
+      row += blocks(side.samples.channels, kWidth<T>) * kWidth<T>;
+    }
+  }
+  int64_t rows() const {
+    int64_t end = 0;
+    for_sides([&](const Side&, int64_t row, int64_t channels) { end = row + channels; });
+    return end;
+  }
+  bool centers() const { return sides.first[0].shift != nullptr; }
+
+  // At most NR rows at a time, so that what is done to them finds them in the nearest cache.
+  void pack(T* to, int64_t ld, int64_t row, int64_t rows, int64_t k0, int64_t k, double* sums) const {
+    Sum<T> shift[NR<T>] = {};
+    for_sides([&](const Side& side, int64_t first, int64_t channels) {
+      const int64_t from = larger(first, row), count = smaller(first + channels, row + rows) - from;
+      if (count <= 0) return;
+      ChannelPacker<T>{side.samples}.pack(to + (from - row), ld, from - first, count, k0, k);
+      if (side.shift != nullptr)
+        memcpy(shift + (from - row), static_cast<const Sum<T>*>(side.shift) + (from - first),
+               static_cast<size_t>(count) * sizeof(T));
+    });
+    if (activation != Activation::identity) activate(to, ld * k, activation, negative_slope, 1.0);
+    if constexpr (kElements<T> == 1) {
+      if (!centers()) return;
+      double found[NR<T>] = {};
+      center(to, ld, whole_vectors<T>(rows), k, shift, found);
+      if (sums != nullptr)
+        for (int64_t i = 0; i < rows; ++i) sums[row + i] += found[i];
+    }
+  }
+
+  // Whether columns [k0, k0 + k) can be read where they are: nothing is done to them but max(x, 0), and they lie side
+  // by side.
+  bool in_place(int64_t k0, int64_t k) const {
+    const Samples& x = sides.first[0].samples;
+    return kElements<T> == 1 && !centers() && (activation == Activation::identity || activation == Activation::relu) &&
+           (x.dtype == DType::f32) == (sizeof(T) == 4) && x.dtype != DType::bf16 && x.dtype != DType::f16 &&
+           (x.s_position == 1 || x.s_channel == 1) && k0 % x.positions + k <= x.positions;
+  }
+  const T* address(int64_t row, int64_t k0) const {
+    const Samples& x = sides.first[0].samples;
+    const T* found = nullptr;
+    for_pieces<T>(x, k0, k0 + 1, [&](int64_t, const T* src, int64_t) { found = src + row * x.s_channel; });
+    return found;
+  }
+
+  Ahead ahead(int64_t row, int64_t rows, int64_t k0, int64_t k, int64_t parts) const {
+    return ChannelPacker<T>{sides.first[0].samples}.ahead(row, rows, k0, k, parts);
+  }
+};
+
+// Source: sides, read where they lie if that can be. Their sums are taken by the first of the blocks that pack the same
+// rows. `sums` is (slabs, rows).
+template <class T, bool LEFT>
+struct SideSource {
+  const SidePacker<T>& packer;
+  double* sums;
+  int64_t rows;
+
+  template <class>
+  struct Open {
+    const SidePacker<T>& packer;
+    int64_t row, size;
+    double* sums;
+
+    void pack(T* to, int64_t ld, int64_t i, int64_t count, int64_t k0, int64_t k) const {
+      packer.pack(to, ld, i, count, k0, k, sums);
+    }
+    const T* panels(T* to, int64_t k0, int64_t k) {
+      pack_panels(*this, to, row, size, k0, k);
+      return to;
+    }
+    template <class F>
+    int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
+      const Samples& x = packer.sides.first[0].samples;
+      const int64_t whole = packer.in_place(k0, k) ? (size - i) / MR * MR : 0;
+      if (whole == 0) {
+        count = smaller(count, size - i);
+        const int64_t ld = whole_vectors<T>(count);
+        pack(to, ld, row + i, count, k0, k);
+        f(RowsOf<T>{to, 1, ld}, count);
+        return count;
+      }
+      const T* from = packer.address(row + i, k0);
+      if (packer.activation == Activation::relu)
+        f(RowsOf<T, true>{from, x.s_channel, x.s_position}, whole);
+      else
+        f(RowsOf<T>{from, x.s_channel, x.s_position}, whole);
+      return whole;
+    }
+    Ahead ahead(int64_t k0, int64_t k, int64_t steps) const { return packer.ahead(row, size, k0, k, steps); }
+  };
+  int64_t scratch(const Problem&) const { return 0; }
+  template <class>
+  Open<T> open(const Block& block, int64_t row, int64_t count, void*) const {
+    const bool first = sums != nullptr && (LEFT ? block.col : block.row) == 0;
+    return {packer, row, count, first ? sums + block.slab * rows : nullptr};
+  }
+};
+
+// The largest multiple of `unit` that cuts `size` into equal blocks of at most about `most`.
+int64_t even(int64_t size, int64_t unit, int64_t most) {
+  return larger(1, blocks(blocks(size, unit), blocks(size, most))) * unit;
+}
+
+template <class T>
+void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePacker<T>& right, int64_t columns,
+                bool symmetric, int threads) {
+  const int64_t d = left.rows(), m = right.rows();
+  Problem problem{d, m, columns, even(d, MR, 258), even(m, NR<T>, 2 * NR<T>), 256};
+  problem.strip = NR<T>;
+  problem.slabs = slabs_for(blocks(d, problem.mc) * blocks(m, problem.nc), blocks(columns, problem.kc));
+  const bool direct = problem.slabs == 1 && !symmetric && right.sides.count == 1, centers = left.centers();
+  const int64_t slabs = problem.slabs, numbers = direct ? 0 : d * m, sums = centers ? d + m : 0;
+  const Scratch memory(slabs * (numbers + sums) * 8);
+  double *parts = static_cast<double*>(memory.data()), *left_sums = parts + slabs * numbers;
+  double* right_sums = left_sums + slabs * d;
+  memset(parts, 0, static_cast<size_t>(slabs * (numbers + sums)) * 8);
+  const Promote<Sum<T>> epilogue = direct ? Promote<Sum<T>>{out, ld, 0} : Promote<Sum<T>>{parts, m, d * m, symmetric};
+  product<T>(problem, SideSource<T, true>{left, centers ? left_sums : nullptr, d},
+             SideSource<T, false>{right, centers && !symmetric ? right_sums : nullptr, m}, epilogue, threads);
+  const auto add_totals = [&](const SidePacker<T>& packer, const double* found, int64_t rows) {
+    packer.for_sides([&](const Side& side, int64_t row, int64_t channels) {
+      add_slabs(side.total, channels, {found + row, slabs, rows, rows}, 1, channels, 1);
+    });
+  };
+  if (centers) add_totals(left, left_sums, d);
+  if (centers && !symmetric) add_totals(right, right_sums, m);
+  if (direct) return;
   if (symmetric)
-    for (int64_t slab = 0; slab < problem.slabs; ++slab)
+    for (int64_t slab = 0; slab < slabs; ++slab)
       for (int64_t i = 0; i < d; ++i)
         for (int64_t j = 0; j < i; ++j) parts[(slab * d + i) * d + j] = parts[(slab * d + j) * d + i];
-  add_slabs(out, ld, parts, problem.slabs, d, m, threads);
+  right.for_sides([&](const Side&, int64_t row, int64_t channels) {
+    add_slabs(out, ld, {parts + row, slabs, d * m, m}, d, channels, threads);
+    out += channels;
+  });
+}
+
+template <class T>
+void accumulate_as(double* out, int64_t ld, const Side& x, Sides y, bool symmetric, Activation activation, double slope,
+                   int threads) {
+  const Samples& samples = x.samples;
+  const SidePacker<T> left{{&x, 1}, activation, slope}, right{y, activation, slope};
+  const int64_t columns = samples.images * samples.lines * blocks(samples.positions, kElements<T>);
+  accumulate<T>(out, ld, left, right, columns, symmetric, threads);
 }
 
 }  // namespace
 
-void cross_covariance(double* out, int64_t ld, Samples x, Samples y, bool symmetric, int threads) {
-  if (x.dtype == DType::f64) {
-    accumulate<double>(out, ld, x, y, symmetric, threads);
-  } else {
-    accumulate<float>(out, ld, x, y, symmetric, threads);
-  }
+void cross_covariance(double* out, int64_t ld, const Side& x, Sides y, bool symmetric, Activation activation,
+                      double negative_slope, int threads) {
+  const auto run = [&]<class T>(Type<T>) {
+    accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, threads);
+  };
+#if defined(__AVX512BF16__)
+  const bool exact = activation == Activation::identity || activation == Activation::relu;
+  if (x.samples.dtype == DType::bf16 && exact && x.shift == nullptr) return run(Type<bf16_pair>{});
+#endif
+  if (x.samples.dtype == DType::f64)
+    run(Type<double>{});
+  else
+    run(Type<float>{});
 }
 
 }  // namespace rf::RF_ISA

@@ -25,16 +25,17 @@ struct Store {
     bool skips(int64_t, int64_t) const { return false; }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-      for (int64_t r = 0; r < rows; ++r) {
-        S* to = out + (i + r) * ld + j;
-        for (int v = 0; v < V; ++v, to += kWidth<T>) {
-          const Full<T> value = acc[r][v] * scale;
-          const int64_t left = cols - v * kWidth<T>;
-          if (left >= kWidth<T>) {
-            store_as<kWidth<T>, T>(to, value);
-          } else {
-            for (int64_t l = 0; l < left; ++l) narrow(value[l], to[l]);
-          }
+      constexpr int N = kWidth<T>;
+#pragma GCC unroll 24
+      for (int t = 0; t < MR * V; ++t) {
+        const int r = t / V, v = t % V;
+        if (r >= rows) return;
+        const Full<T> value = acc[r][v] * scale;
+        S* to = out + (i + r) * ld + j + v * N;
+        if (cols >= (v + 1) * N) {
+          store_as<N, T>(to, value);
+        } else {
+          for (int64_t l = 0; l < cols - v * N; ++l) narrow(value[l], to[l]);
         }
       }
     }
@@ -73,9 +74,12 @@ struct Promote {
     bool skips(int64_t i, int64_t j) const { return symmetric && j + NR<T> <= i + diagonal; }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-      for (int64_t r = 0; r < rows; ++r)
-        for (int v = 0; v < V; ++v)
-          add_promoted<T>(out + (i + r) * ld + j + v * kWidth<T>, acc[r][v], cols - v * kWidth<T>);
+#pragma GCC unroll 24
+      for (int t = 0; t < MR * V; ++t) {
+        const int r = t / V, v = t % V;
+        if (r >= rows) return;
+        add_promoted<T>(out + (i + r) * ld + j + v * kWidth<T>, acc[r][v], cols - v * kWidth<T>);
+      }
     }
     void close() {}
   };
@@ -91,14 +95,19 @@ RF_INLINE int64_t slabs_for(int64_t output_blocks, int64_t chunks) {
   return larger(1, smaller(blocks(tasks, larger(1, output_blocks)), chunks / chunks_each));
 }
 
-// out[i, j] += the sum over slabs of parts[slab, i, j], in order
-static inline void add_slabs(double* out, int64_t ld, const double* parts, int64_t slabs, int64_t rows, int64_t cols,
-                             int threads) {
+// Parts of a sum: number i, j of part `slab` at data[slab * stride + i * ld + j].
+struct Parts {
+  const double* data;
+  int64_t slabs, stride, ld;
+};
+
+// out[i, j] += the sum of its parts, in order
+static inline void add_slabs(double* out, int64_t ld, Parts parts, int64_t rows, int64_t cols, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < cols; ++j) {
       double sum = 0;
-      for (int64_t slab = 0; slab < slabs; ++slab) sum += parts[(slab * rows + i) * cols + j];
+      for (int64_t slab = 0; slab < parts.slabs; ++slab) sum += parts.data[slab * parts.stride + i * parts.ld + j];
       out[i * ld + j] += sum;
     }
 }

@@ -13,71 +13,107 @@
 namespace rf::RF_ISA {
 
 // A tile is MR rows by NV vectors: 24 accumulators of 32 registers with AVX-512, 12 of 16 with AVX2, 8 of 16 below.
-constexpr int MR = kLanes == 16 ? 8 : 4;
-constexpr int NV = kLanes == 4 ? 2 : 3;
+constexpr int MR = kLanes == 16 ? 6 : 4;
+constexpr int NV = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
 template <class T>
 constexpr int NR = NV * kWidth<T>;
 
 template <class T, int V>
-using Accumulators = Full<T>[MR][V];
+using Accumulators = Full<Sum<T>>[MR][V];
 
-// The micro-kernel: acc += A panel (k, MR) transposed times the first V vectors of a B panel (k, NR).
-template <class T, int V>
-RF_INLINE void multiply(int64_t k, const T* a, const T* b, Accumulators<T, V>& acc) {
-  for (int64_t p = 0; p < k; ++p, a += MR, b += NR<T>) {
+// Rows of A as the micro-kernel reads them, packed or where they lie, possibly as max(a, 0). B comes in panels of NR
+// rows: column p of a panel at p * NR.
+template <class T, bool RELU = false>
+struct RowsOf {
+  const T* a;
+  int64_t s_row, s_k;
+  RF_INLINE Full<T> at(const RowsOf& x, int64_t p, int i) {
+    const Full<T> value = splat<T, kWidth<T>>(x.a[i * x.s_row + p * x.s_k]);
+    if constexpr (RELU) return positive_part(value);
+    return value;
+  }
+  RowsOf from(int64_t i) const { return {a + i * s_row, s_row, s_k}; }
+};
+
+// The micro-kernel: acc += columns [begin, end) of MR rows of A times the first V vectors of a panel of B.
+template <class T, int V, class Rows>
+RF_INLINE void multiply(int64_t begin, int64_t end, const Rows& a, const T* b, Accumulators<T, V>& acc) {
+  for (int64_t p = begin; p < end; ++p) {
     Full<T> row[V];
-#pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) row[v] = load<T, kWidth<T>>(b + v * kWidth<T>);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) row[v] = load<T, kWidth<T>>(b + p * NR<T> + v * kWidth<T>);
+#pragma GCC unroll 6
     for (int i = 0; i < MR; ++i) {
-      const Full<T> left = splat<T, kWidth<T>>(a[i]);
-#pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) acc[i][v] = fma(left, row[v], acc[i][v]);
+      const Full<T> left = Rows::at(a, p, i);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[i][v] = multiply_add(left, row[v], acc[i][v]);
     }
   }
 }
+
+template <int V>
+struct Vectors {};
+constexpr int smallest(int a, int b) { return a < b ? a : b; }
 
 // Where a sum over p is cut: it begins, or goes on from, or is put aside in `partial` (a tile of MR * NR numbers).
 struct Chain {
   bool first = true, last = true;
 };
 
-// Not inlined: the accumulators then have the registers to themselves.
-template <class T, int V, class Epilogue>
-__attribute__((noinline)) static void one_tile(const T* a, const T* b, int64_t k, int64_t i, int64_t j, int64_t rows,
-                                               int64_t cols, T* partial, Chain chain, Epilogue& epilogue) {
+constexpr int64_t kStep = 64;  // of the sum, between two looks ahead
+
+// Not inlined: the accumulators then have the registers to themselves. Whatever is done with them names each by
+// constants, as a register has no address. Every few steps `ahead` brings closer what is to come.
+template <class T, int V, class Rows, class Epilogue, class Ahead>
+__attribute__((noinline)) static void one_tile(const Rows a, const T* b, int64_t k, int64_t i, int64_t j, int64_t rows,
+                                               int64_t cols, Sum<T>* partial, Chain chain, Epilogue& epilogue,
+                                               Ahead& ahead) {
+  constexpr int N = kWidth<T>;
   Accumulators<T, V> acc = {};
   if (!chain.first)
-    for (int r = 0; r < MR; ++r)
-      for (int v = 0; v < V; ++v) acc[r][v] = load<T, kWidth<T>>(partial + (r * NV + v) * kWidth<T>);
-  multiply<T, V>(k, a, b, acc);
+#pragma GCC unroll 24
+    for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<Sum<T>, N>(partial + t * N);
+  for (int64_t p = 0; p < k; p += kStep) {
+    Ahead::step(ahead);
+    multiply<T, V>(p, smaller(p + kStep, k), a, b, acc);
+  }
   if (chain.last) {
     epilogue.template tile<V>(i, j, rows, cols, acc);
   } else {
-    for (int r = 0; r < MR; ++r)
-      for (int v = 0; v < V; ++v) store<T, kWidth<T>>(partial + (r * NV + v) * kWidth<T>, acc[r][v]);
+#pragma GCC unroll 24
+    for (int t = 0; t < MR * V; ++t) store<Sum<T>, N>(partial + t * N, acc[t / V][t % V]);
   }
 }
 
-// All tiles of a block of C, given its panels.
-template <class T, class Epilogue>
-static void sweep(const T* a, const T* b, int64_t rows, int64_t cols, int64_t k, T* partial, Chain chain,
-                  Epilogue& epilogue) {
+// All tiles of `rows` rows of a block of C, from row `top` on.
+template <class T, class Rows, class Epilogue, class Ahead>
+static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k, Sum<T>* partial,
+                  Chain chain, Epilogue& epilogue, Ahead& ahead) {
+  constexpr int N = kWidth<T>;
   for (int64_t j = 0; j < cols; j += NR<T>, b += k * NR<T>) {
     const int64_t width = smaller(NR<T>, cols - j);
-    const T* panel = a;
-    for (int64_t i = 0; i < rows; i += MR, panel += k * MR, partial += MR * NR<T>) {
-      if (epilogue.skips(i, j)) continue;
-      const int64_t height = smaller(MR, rows - i);
-      if (width > 2 * kWidth<T>) {
-        one_tile<T, NV>(panel, b, k, i, j, height, width, partial, chain, epilogue);
-      } else if (width > kWidth<T>) {
-        one_tile<T, 2>(panel, b, k, i, j, height, width, partial, chain, epilogue);
-      } else {
-        one_tile<T, 1>(panel, b, k, i, j, height, width, partial, chain, epilogue);
-      }
+    for (int64_t i = 0; i < rows; i += MR, partial += MR * NR<T>) {
+      if (epilogue.skips(top + i, j)) continue;
+      const auto run = [&]<int V>(Vectors<V>) {
+        one_tile<T, V>(a.from(i), b, k, top + i, j, smaller(MR, rows - i), width, partial, chain, epilogue, ahead);
+      };
+      if (NV == 4 && width > 3 * N)
+        run(Vectors<NV>{});
+      else if (NV >= 3 && width > 2 * N)
+        run(Vectors<smallest(NV, 3)>{});
+      else if (width > N)
+        run(Vectors<2>{});
+      else
+        run(Vectors<1>{});
     }
   }
+}
+
+// The same for a whole block whose rows of A are packed side by side, `ld` apart, with nothing to look ahead to.
+template <class T, class Epilogue>
+static void sweep(const T* a, int64_t ld, const T* b, int64_t rows, int64_t cols, int64_t k, Epilogue& epilogue) {
+  NothingAhead nothing;
+  sweep<T>(RowsOf<T>{a, 1, ld}, b, 0, rows, cols, k, nullptr, Chain{}, epilogue, nothing);
 }
 
 // What one task computes: rows and columns of C, over slab `slab` of p.
@@ -89,45 +125,64 @@ struct Problem {
   int64_t m, n, k;     // C is m x n, sums have k terms
   int64_t mc, nc, kc;  // block sizes
   int64_t slabs = 1;   // parts of the sum, each its own task
+  int64_t strip = mc;  // rows of A that are packed at a time
 };
 
-// A source opens on rows [row, row + rows) and yields their panels over [k0, k0 + k), into `to` unless it has them.
-// This one packs them each time.
+template <class T, class Packer>
+static void pack_panels(const Packer& packer, T* to, int64_t row, int64_t rows, int64_t k0, int64_t k) {
+  for (int64_t i = 0; i < rows; i += NR<T>, to += NR<T> * k)
+    packer.pack(to, NR<T>, row + i, smaller(NR<T>, rows - i), k0, k);
+}
+
+// A source opens on the rows of a block. On the right, panels(to, k0, k) yields their panels over [k0, k0 + k), made in
+// `to` unless they are there. On the left, rows(to, i, count, k0, k, f) calls f(RowsOf, number) for some rows from i
+// on, made in `to` or where they are, and returns how many: at most `count` of them if they have to be made. ahead(k0,
+// k, steps) has a step() that brings closer what either will need. This source packs each time.
 template <class Packer>
 struct Packed {
   Packer packer;
 
-  template <class T, int WIDTH>
+  template <class T>
   struct Open {
     const Packer& packer;
-    int64_t row, rows;
+    int64_t row, size;
     const T* panels(T* to, int64_t k0, int64_t k) {
-      packer.template pack<WIDTH>(to, row, rows, k0, k);
+      pack_panels(packer, to, row, size, k0, k);
       return to;
     }
+    template <class F>
+    int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
+      count = smaller(count, size - i);
+      const int64_t ld = whole_vectors<T>(count);
+      packer.pack(to, ld, row + i, count, k0, k);
+      f(RowsOf<T>{to, 1, ld}, count);
+      return count;
+    }
+    auto ahead(int64_t k0, int64_t k, int64_t steps) const { return packer.ahead(row, size, k0, k, steps); }
   };
   int64_t scratch(const Problem&) const { return 0; }
-  template <class T, int WIDTH>
-  Open<T, WIDTH> open(const Block&, int64_t row, int64_t rows, void*) const {
+  template <class T>
+  Open<T> open(const Block&, int64_t row, int64_t rows, void*) const {
     return {packer, row, rows};
   }
 };
 
-// Panels packed beforehand, chunk by chunk of kc, for rows that begin at a multiple of WIDTH.
-template <class T, int WIDTH>
+// Panels packed beforehand, chunk by chunk of kc, for rows that begin at a multiple of NR.
+template <class T>
 struct Prepacked {
   const T* data;
-  int64_t padded;  // rows, a multiple of WIDTH
+  int64_t padded;  // rows, a multiple of NR
 
-  template <class, int>
+  template <class>
   struct Open {
     const T* data;
     int64_t padded, row;
     const T* panels(T*, int64_t k0, int64_t k) { return data + padded * k0 + row * k; }
+    NothingAhead ahead(int64_t, int64_t, int64_t) const { return {}; }
   };
   int64_t scratch(const Problem&) const { return 0; }
-  template <class, int>
-  Open<T, WIDTH> open(const Block&, int64_t row, int64_t, void*) const {
+  template <class>
+  Open<T> open(const Block&, int64_t row, int64_t, void*) const {
     return {data, padded, row};
   }
 };
@@ -141,12 +196,15 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
   const int64_t row_blocks = larger(1, blocks(p.m, p.mc)), col_blocks = blocks(p.n, p.nc),
                 chunks = larger(1, blocks(p.k, p.kc));
   const int64_t tasks = p.slabs * row_blocks * col_blocks;
-  const int64_t mc = blocks(smaller(p.mc, p.m), MR) * MR, nc = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>,
-                kc = smaller(p.kc, p.k);
+  const int64_t strip = smaller(p.strip, p.m), mc = blocks(smaller(p.mc, p.m), MR) * MR,
+                nc = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, kc = smaller(p.kc, p.k);
   const bool chained = !Epilogue::promotes && chunks > 1;
-  const int64_t sizes[6] = {
-      aligned(mc * kc * sizeof(T)), aligned(nc * kc * sizeof(T)), chained ? aligned(mc * nc * sizeof(T)) : 0,
-      aligned(a.scratch(p)),        aligned(b.scratch(p)),        aligned(c.scratch(p))};
+  const int64_t sizes[6] = {aligned(whole_vectors<T>(strip) * kc * sizeof(T)),
+                            aligned(nc * kc * sizeof(T)),
+                            chained ? aligned(mc * nc * sizeof(Sum<T>)) : 0,
+                            aligned(a.scratch(p)),
+                            aligned(b.scratch(p)),
+                            aligned(c.scratch(p))};
   int64_t offsets[7] = {};
   for (int s = 0; s < 6; ++s) offsets[s + 1] = offsets[s] + sizes[s];
   threads = static_cast<int>(smaller(threads, tasks));
@@ -156,22 +214,29 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
   {
     char* own = static_cast<char*>(memory.data()) + omp_get_thread_num() * offsets[6];
     T *a_buffer = reinterpret_cast<T*>(own), *b_buffer = reinterpret_cast<T*>(own + offsets[1]);
-    T* partial = reinterpret_cast<T*>(own + offsets[2]);
+    Sum<T>* partial = reinterpret_cast<Sum<T>*>(own + offsets[2]);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t col = task % col_blocks * p.nc, row = task / col_blocks % row_blocks * p.mc;
       const int64_t slab = task / col_blocks / row_blocks;
       const Block block{slab, row, smaller(p.mc, p.m - row), col, smaller(p.nc, p.n - col)};
-      auto left = a.template open<T, MR>(block, block.row, block.rows, own + offsets[3]);
-      auto right = b.template open<T, NR<T>>(block, block.col, block.cols, own + offsets[4]);
+      auto left = a.template open<T>(block, block.row, block.rows, own + offsets[3]);
+      auto right = b.template open<T>(block, block.col, block.cols, own + offsets[4]);
       auto epilogue = c.open(block, own + offsets[5]);
       const int64_t begin = slab * chunks / p.slabs, end = (slab + 1) * chunks / p.slabs;
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         const int64_t k0 = chunk * p.kc, k = smaller(p.kc, p.k - k0);
         const T* right_panels = right.panels(b_buffer, k0, k);
-        const T* left_panels = left.panels(a_buffer, k0, k);
         const Chain chain{Epilogue::promotes || chunk == begin, Epilogue::promotes || chunk + 1 == end};
-        sweep<T>(left_panels, right_panels, block.rows, block.cols, k, partial, chain, epilogue);
+        const int64_t next = chunk + 1 < end ? smaller(p.kc, p.k - k0 - k) : 0;
+        const int64_t steps = blocks(block.rows, MR) * blocks(block.cols, NR<T>) * blocks(k, kStep);
+        Both ahead{left.ahead(k0 + k, next, steps), right.ahead(k0 + k, next, steps)};
+        Sum<T>* aside = partial;
+        for (int64_t i = 0, rows; i < block.rows; i += rows)
+          rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
+            sweep<T>(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
+            aside += blocks(count, MR) * MR * nc;
+          });
       }
       epilogue.close();
     }
@@ -193,11 +258,11 @@ static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const
     for (int64_t panel = 0; panel < panels; ++panel)
       for (int64_t k0 = 0; k0 < k; k0 += kc) {
         const int64_t length = smaller(kc, k - k0), row = panel * NR<T>;
-        b.template pack<NR<T>>(packed + padded * k0 + row * length, j + row, smaller(NR<T>, cols - row), k0, length);
+        b.pack(packed + padded * k0 + row * length, NR<T>, j + row, smaller(NR<T>, cols - row), k0, length);
       }
     const int64_t pieces = smaller(panels, larger(1, fewest_tasks / larger(1, blocks(m, mc))));
     const Problem problem{m, cols, k, mc, blocks(panels, pieces) * NR<T>, kc};
-    product<T>(problem, a, Prepacked<T, NR<T>>{packed, padded}, c.from_column(j), threads);
+    product<T>(problem, a, Prepacked<T>{packed, padded}, c.from_column(j), threads);
   }
 }
 

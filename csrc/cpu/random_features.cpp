@@ -111,19 +111,21 @@ struct FeaturesOverSamples {
   double *total, *square;  // (slabs, n)
   int64_t n;
 
-  template <class, int>
+  template <class>
   struct Open {
     const Features& f;
     int64_t neurons;
     T *g, *u;
     double *total, *square;
+    NothingAhead ahead(int64_t, int64_t, int64_t) const { return {}; }
 
     const T* panels(T* to, int64_t sample, int64_t k) {
       const int64_t r = rank(f);
-      SamplePacker<T>{f.u}.template pack<MR>(u, sample, k, 0, r);
+      const int64_t ld = whole_vectors<T>(k);
+      SamplePacker<T>{f.u}.pack(u, ld, sample, k, 0, r);
       const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
       PreactivationPanels<T, true> epilogue{to, k, shift};
-      sweep<T>(u, g, k, neurons, r, static_cast<T*>(nullptr), Chain{}, epilogue);
+      sweep<T>(u, ld, g, k, neurons, r, epilogue);
       activate_panels(to, k, neurons, f);
       for (int64_t j = 0; j < neurons; j += NR<T>)
         add_sums(to + j * k, k, smaller(NR<T>, neurons - j), total + j, square + j);
@@ -149,14 +151,14 @@ struct FeaturesOverSamples {
     return aligned(blocks(smaller(p.nc, p.n), NR<T>) * NR<T> * rank(f) * static_cast<int64_t>(sizeof(T)));
   }
   int64_t scratch(const Problem& p) const {
-    return g_bytes(p) + blocks(p.kc, MR) * MR * rank(f) * static_cast<int64_t>(sizeof(T));
+    return g_bytes(p) + whole_vectors<T>(p.kc) * rank(f) * static_cast<int64_t>(sizeof(T));
   }
-  template <class, int WIDTH>
-  Open<T, WIDTH> open(const Block& block, int64_t neuron, int64_t neurons, void* memory) const {
+  template <class>
+  Open<T> open(const Block& block, int64_t neuron, int64_t neurons, void* memory) const {
     T* g = static_cast<T*>(memory);
-    RowPacker<T>{f.g}.template pack<WIDTH>(g, neuron, neurons, 0, rank(f));
+    pack_panels(RowPacker<T>{f.g}, g, neuron, neurons, 0, rank(f));
     const int64_t at = block.slab * n + neuron;
-    return {f, neurons, g, g + blocks(neurons, WIDTH) * WIDTH * rank(f), total + at, square + at};
+    return {f, neurons, g, g + blocks(neurons, NR<T>) * NR<T> * rank(f), total + at, square + at};
   }
 };
 
@@ -165,32 +167,34 @@ template <class T>
 struct FeaturesOverNeurons {
   const Features& f;
 
-  template <class, int>
+  template <class>
   struct Open {
     const Features& f;
     int64_t samples;
     T *u, *g, *shift;
+    NothingAhead ahead(int64_t, int64_t, int64_t) const { return {}; }
 
     const T* panels(T* to, int64_t neuron, int64_t k) {
-      RowPacker<T>{f.g}.template pack<MR>(g, neuron, k, 0, rank(f));
+      const int64_t ld = whole_vectors<T>(k);
+      RowPacker<T>{f.g}.pack(g, ld, neuron, k, 0, rank(f));
       PreactivationPanels<T, false> epilogue{to, k, f.shift == nullptr ? nullptr : shift};
-      sweep<T>(g, u, k, samples, rank(f), static_cast<T*>(nullptr), Chain{}, epilogue);
+      sweep<T>(g, ld, u, k, samples, rank(f), epilogue);
       activate_panels(to, k, samples, f);
       return to;
     }
   };
 
   int64_t scratch(const Problem& p) const {
-    const int64_t padded = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, neurons = blocks(p.kc, MR) * MR;
+    const int64_t padded = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, neurons = whole_vectors<T>(p.kc);
     return (padded * rank(f) + neurons * rank(f) + padded) * static_cast<int64_t>(sizeof(T));
   }
-  template <class, int WIDTH>
-  Open<T, WIDTH> open(const Block&, int64_t sample, int64_t samples, void* memory) const {
-    const int64_t padded = blocks(samples, WIDTH) * WIDTH;
+  template <class>
+  Open<T> open(const Block&, int64_t sample, int64_t samples, void* memory) const {
+    const int64_t padded = blocks(samples, NR<T>) * NR<T>;
     T* shift = static_cast<T*>(memory);
     T* u = shift + padded;
     for (int64_t s = 0; s < padded; ++s) shift[s] = s < samples ? shift_at<T>(f, sample + s) : T{0};
-    SamplePacker<T>{f.u}.template pack<WIDTH>(u, sample, samples, 0, rank(f));
+    pack_panels(SamplePacker<T>{f.u}, u, sample, samples, 0, rank(f));
     return {f, samples, u, u + padded * rank(f), shift};
   }
 };
@@ -228,7 +232,7 @@ struct StoreProjection {
 
 template <class T>
 void store_features(const Samples& out, const Features& f, int threads) {
-  const int64_t samples = f.u.images * f.u.positions, n = f.g.given.images, r = rank(f);
+  const int64_t samples = count(f.u), n = f.g.given.images, r = rank(f);
   if (out.s_channel == 1) {
     product_prepacked<T>(samples, n, r, Packed<SamplePacker<T>>{{f.u}}, RowPacker<T>{f.g},
                          StoreFeatures<T, true>{out, f, 0}, threads);
@@ -240,7 +244,7 @@ void store_features(const Samples& out, const Features& f, int threads) {
 
 template <class T>
 void covariance(double* out, double* total, double* square, const Samples& x, const Features& f, int threads) {
-  const int64_t d = x.channels, n = f.g.given.images, samples = x.images * x.positions;
+  const int64_t d = x.channels, n = f.g.given.images, samples = count(x);
   Problem problem{d, n, samples, larger(d, 1), 5 * NR<T>, 240};
   problem.slabs = slabs_for(blocks(n, problem.nc), blocks(samples, problem.kc));
   const int64_t slabs = problem.slabs;
@@ -254,14 +258,14 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
   double *totals = parts + slabs * d * n, *squares = totals + slabs * n;
   memset(parts, 0, static_cast<size_t>(slabs * (d + 2) * n) * 8);
   product<T>(problem, left, FeaturesOverSamples<T>{f, totals, squares, n}, Promote<T>{parts, n, d * n}, threads);
-  add_slabs(out, n, parts, slabs, d, n, threads);
-  add_slabs(total, n, totals, slabs, 1, n, 1);
-  add_slabs(square, n, squares, slabs, 1, n, 1);
+  add_slabs(out, n, {parts, slabs, d * n, n}, d, n, threads);
+  add_slabs(total, n, {totals, slabs, n, n}, 1, n, 1);
+  add_slabs(square, n, {squares, slabs, n, n}, 1, n, 1);
 }
 
 template <class T>
 void projection(const Samples& out, const Samples& a, const Features& f, int threads) {
-  const int64_t d = a.images, n = a.channels, samples = f.u.images * f.u.positions;
+  const int64_t d = a.images, n = a.channels, samples = count(f.u);
   constexpr int64_t fewest_tasks = 16, widest = 10;
   const int64_t panels = larger(1, smaller(widest, blocks(samples, NR<T>) / fewest_tasks));
   const Problem problem{d, samples, n, larger(d, 1), panels * NR<T>, 240};

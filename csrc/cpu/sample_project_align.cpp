@@ -9,10 +9,11 @@ namespace {
 template <class T>
 void multiply_rows(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, Address at, double scale,
                    int threads) {
-  const Packed<GaussianPacker<T>> left{{at}};
+  const Packed<GaussianPacker<T>> left{{at, p.dtype}};
+  const int64_t columns = blocks(count(p), kElements<T>);
   with_type(dtype, [&]<class S>(Type<S>) {
-    const Store<T, S> epilogue{static_cast<S*>(out), ld, static_cast<T>(scale)};
-    product_prepacked<T>(n, p.channels, p.images, left, ChannelPacker<T>{merged(p)}, epilogue, threads);
+    const Store<Sum<T>, S> epilogue{static_cast<S*>(out), ld, static_cast<Sum<T>>(scale)};
+    product_prepacked<T>(n, p.channels, columns, left, ChannelPacker<T>{merged(p)}, epilogue, threads);
   });
 }
 
@@ -20,11 +21,14 @@ void multiply_rows(void* out, DType dtype, int64_t n, int64_t ld, const Samples&
 
 void sample_project_align(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,
                           int threads) {
-  if (p.dtype == DType::f64) {
-    multiply_rows<double>(out, dtype, n, ld, p, at, scale, threads);
-  } else {
-    multiply_rows<float>(out, dtype, n, ld, p, at, scale, threads);
-  }
+  const auto run = [&]<class T>(Type<T>) { multiply_rows<T>(out, dtype, n, ld, p, at, scale, threads); };
+#if defined(__AVX512BF16__)
+  if (p.dtype == DType::bf16) return run(Type<bf16_pair>{});
+#endif
+  if (p.dtype == DType::f64)
+    run(Type<double>{});
+  else
+    run(Type<float>{});
 }
 
 }  // namespace rf::RF_ISA

@@ -62,12 +62,44 @@ RF_INLINE V fma(V a, V b, V c) {
   return a * b + c;
 }
 
+// max(x, 0), where NaN stays
+template <class V>
+RF_INLINE V positive_part(V x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64 && sizeof(x[0]) == 4) return (V)_mm512_maskz_max_ps(0xffff, __m512{}, (__m512)x);
+  if constexpr (sizeof(V) == 64 && sizeof(x[0]) == 8) return (V)_mm512_maskz_max_pd(0xff, __m512d{}, (__m512d)x);
+#endif
+  return x <= 0 ? V{} : x;
+}
+
+// Two bfloat16 numbers, the first in the low half: what the instruction for their products takes from a lane.
+typedef uint32_t bf16_pair;
+
+template <class T>
+struct AccumulatorOf {
+  typedef T type;
+};
+template <>
+struct AccumulatorOf<bf16_pair> {
+  typedef float type;
+};
+// What products of T are summed in.
+template <class T>
+using Sum = typename AccumulatorOf<T>::type;
+
+// a * b + c
+RF_INLINE Full<float> multiply_add(Full<float> a, Full<float> b, Full<float> c) { return fma(a, b, c); }
+RF_INLINE Full<double> multiply_add(Full<double> a, Full<double> b, Full<double> c) { return fma(a, b, c); }
+#if defined(__AVX512BF16__)
+RF_INLINE Full<float> multiply_add(Full<bf16_pair> a, Full<bf16_pair> b, Full<float> c) {
+  return (Full<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
 typedef Full<float> vf;
 typedef Full<uint32_t> vu;
 typedef Full<int32_t> vi;
 typedef Vector<uint64_t, kLanes / 2> vq;
-
-typedef Vector<float, kLanes / 2> vh;
 
 #if defined(__AVX512F__)
 #define RF_LOWER 0, 1, 2, 3, 4, 5, 6, 7
@@ -79,8 +111,14 @@ typedef Vector<float, kLanes / 2> vh;
 #define RF_LOWER 0, 1
 #define RF_UPPER 2, 3
 #endif
-RF_INLINE vh lower_half(vf x) { return __builtin_shufflevector(x, x, RF_LOWER); }
-RF_INLINE vh upper_half(vf x) { return __builtin_shufflevector(x, x, RF_UPPER); }
+template <class V>
+RF_INLINE auto lower_half(V x) {
+  return __builtin_shufflevector(x, x, RF_LOWER);
+}
+template <class V>
+RF_INLINE auto upper_half(V x) {
+  return __builtin_shufflevector(x, x, RF_UPPER);
+}
 #undef RF_LOWER
 #undef RF_UPPER
 

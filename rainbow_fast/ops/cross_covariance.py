@@ -1,60 +1,128 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """cross_covariance: the sum over samples of x y^T, in float64, with maps read in place."""
 
+from collections.abc import Sequence
+from typing import overload
+
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
+from rainbow_fast.ops.activations import ACTIVATIONS, CODE
+from rainbow_fast.ops.memory import address_of, flat, samples
+from rainbow_fast.ops.patch_covariance import Patch, patch_covariance
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FIRST_SAMPLES = 256  # whose mean is taken off all, so that sums of what remains stay small
 
 
+@overload
+def cross_covariance(
+    x: Tensor,
+    y: Tensor | None = ...,
+    *,
+    activation: str = ...,
+    negative_slope: float = ...,
+    center: bool = ...,
+    patch: int | tuple | None = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+@overload
+def cross_covariance(
+    x: Tensor,
+    y: Sequence[Tensor],
+    *,
+    activation: str = ...,
+    negative_slope: float = ...,
+    center: bool = ...,
+    patch: int | tuple | None = ...,
+    backend: str | None = ...,
+) -> list[Tensor]: ...
 def cross_covariance(
     x: Tensor,  # (N, d) or (N, d, *space)
-    y: Tensor | None = None,  # (N, m) or (N, m, *space)
+    y: Tensor | Sequence[Tensor] | None = None,  # (N, m) or (N, m, *space)
     *,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    center: bool = False,
+    patch: int | tuple | None = None,
     backend: str | None = None,
-) -> Tensor:  # (d, m)
-    r"""The uncentred cross-covariance sum :math:`\sum_s x_s y_s^\top`; positions of a map are samples.
+) -> Tensor | list[Tensor]:  # (d, m)
+    r"""The cross-covariance sum :math:`\sum_s x_s y_s^\top`; positions of a map are samples.
 
     Equivalent to::
 
-        x = x.double().flatten(2); y = y.double().flatten(2)        # (N, d, S), (N, m, S)
+        x = sigma(x).double().flatten(2); y = sigma(y).double().flatten(2)    # (N, d, S), (N, m, S)
+        if center:
+            x = x - x.mean((0, 2), keepdim=True); y = y - y.mean((0, 2), keepdim=True)
         torch.einsum("nds,nms->dm", x, y)
 
-    without the copies: NCHW and channels_last are read in place. float32, bfloat16 and float16 are multiplied in
-    float32 tiles that are promoted to float64 every few hundred samples; float64 is float64 throughout. The result has
-    the same bits for any number of threads. Differentiable in x and y.
+    without the copies: NCHW, channels_last and slices of them are read in place. float32 and float16 are multiplied in
+    float32, bfloat16 by the CPU's own product of pairs where it has one (which takes subnormal numbers for zero); tiles
+    of a few hundred samples are promoted to float64. float64 is float64 throughout. The result has the same bits for
+    any number of threads. Differentiable in x and y.
 
     Args:
         x: samples by channels, then any positions.
-        y: the same N and positions, other channels; None stands for x and gives an exactly symmetric result.
+        y: the same N and positions, other channels; None stands for x and gives an exactly symmetric result, at half of
+            the work. A sequence of them (several sampled networks against one reference) shares the reading of x.
+        activation: sigma, applied to x and to y on the way: one of ``identity relu abs leaky_relu tanh erf gelu silu
+            sign step cos``, as in `random_features`. bfloat16 and float16 are widened first, not rounded after.
+        negative_slope: of leaky_relu; 0.01 by default.
+        center: take the means over samples off, in the same pass: the mean of the first samples is taken off all, and
+            what that leaves is corrected exactly.
+        patch: the covariance of k x k patches of maps (N, d, H, W) in place of their positions: k, or (k, stride,
+            padding, dilation), by default stride 1, padding (k - 1) // 2 and dilation 1, of zeros around the map. The
+            result is (d k k, m k k), both ordered as `torch.nn.functional.unfold` orders them. No im2col is stored.
         backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
-        (d, m) float64, a sum (divide by the number of samples for the mean).
+        (d, m) float64, a sum (divide by the number of samples for the mean); a list of them for a sequence.
 
     Raises:
-        ValueError: shapes that do not belong together, a backend that is missing.
+        ValueError: shapes that do not belong together, an unknown activation, a patch that does not fit or comes with
+            an activation or with `center`, a backend that is missing.
         TypeError: dtypes that differ, or one that the backend does not take.
 
     Source: M = E[phi phi'^T] of Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
-    _check(x, y)
-    return torch.ops.rainbow_fast.cross_covariance(x, y, backend)
+    ys = _as_list(y)
+    _check(x, ys, activation)
+    if patch is not None:
+        if activation != "identity" or center:
+            raise ValueError(f"patch={patch!r} with activation={activation!r}, center={center}: wanted neither")
+        shape = Patch.of(patch, x)
+        if isinstance(y, Sequence):
+            return [patch_covariance(x, other, shape, backend) for other in y]
+        return patch_covariance(x, y, shape, backend)
+    out = torch.ops.rainbow_fast.cross_covariance(x, ys, activation, negative_slope, center, backend)
+    return list(out.split([other.shape[1] for other in ys], 1)) if isinstance(y, Sequence) else out
 
 
-def cross_covariance_(out: Tensor, x: Tensor, y: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+def cross_covariance_(
+    out: Tensor,
+    x: Tensor,
+    y: Tensor | Sequence[Tensor] | None = None,
+    *,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    center: bool = False,
+    backend: str | None = None,
+) -> Tensor:
     """Add `cross_covariance(x, y)` to `out`, a (d, m) float64 tensor with contiguous rows, and return it. No gradient.
+
+    Of a sequence y the results stand beside each other: m is the sum of their channels. `center` takes off the means of
+    the samples of this call.
 
     Raises:
         ValueError: as `cross_covariance`, or an `out` of another shape.
         TypeError: as `cross_covariance`, or an `out` that is not float64.
         RuntimeError: an input that requires grad while grad mode is on.
     """
-    _check(x, y)
-    _check_out(out, x, y)
-    torch.ops.rainbow_fast.cross_covariance_out(x, y, backend, out)
+    ys = _as_list(y)
+    _check(x, ys, activation)
+    _check_out(out, x, ys)
+    torch.ops.rainbow_fast.cross_covariance_out(x, ys, activation, negative_slope, center, backend, out)
     return out
 
 
@@ -63,23 +131,35 @@ def cross_covariance_reference(x: Tensor, y: Tensor) -> Tensor:
     return torch.einsum("nds,nms->dm", x, y)
 
 
-def _check(x: Tensor, y: Tensor | None) -> None:
+def _as_list(y: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
+    """None as no tensors at all, which stand for x."""
+    if isinstance(y, Sequence) and not y:
+        raise ValueError("y is empty: wanted a tensor, some tensors, or None for x")
+    return [] if y is None else [y] if isinstance(y, Tensor) else list(y)
+
+
+def _check(x: Tensor, ys: Sequence[Tensor], activation: str) -> None:
     if x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: wanted (N, d) or (N, d, *space)")
-    if y is None:
-        return
-    if y.dim() != x.dim() or y.shape[0] != x.shape[0] or y.shape[2:] != x.shape[2:]:
-        raise ValueError(
-            f"y has shape {tuple(y.shape)}: wanted the N and the positions of x, which has shape {tuple(x.shape)}"
-        )
-    if y.dtype != x.dtype:
-        raise TypeError(f"y is {y.dtype}: wanted the dtype of x, {x.dtype}")
-    if y.device != x.device:
-        raise ValueError(f"y is on {y.device}: wanted the device of x, {x.device}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}: wanted one of {', '.join(ACTIVATIONS)}")
+    for y in ys:
+        if y.dim() != x.dim() or y.shape[0] != x.shape[0] or y.shape[2:] != x.shape[2:]:
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}: wanted the N and the positions of x, which has shape {tuple(x.shape)}"
+            )
+        if y.dtype != x.dtype:
+            raise TypeError(f"y is {y.dtype}: wanted the dtype of x, {x.dtype}")
+        if y.device != x.device:
+            raise ValueError(f"y is on {y.device}: wanted the device of x, {x.device}")
 
 
-def _check_out(out: Tensor, x: Tensor, y: Tensor | None) -> None:
-    wanted = (x.shape[1], (x if y is None else y).shape[1])
+def _columns(x: Tensor, ys: Sequence[Tensor]) -> int:
+    return sum(y.shape[1] for y in ys) if ys else x.shape[1]
+
+
+def _check_out(out: Tensor, x: Tensor, ys: Sequence[Tensor]) -> None:
+    wanted = (x.shape[1], _columns(x, ys))
     if tuple(out.shape) != wanted:
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted (d, m) = {wanted}")
     if out.dtype != torch.float64:
@@ -88,46 +168,68 @@ def _check_out(out: Tensor, x: Tensor, y: Tensor | None) -> None:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
 
 
-def flat(x: Tensor) -> Tensor:
-    """(N, d, *space) -> (N, d, S)."""
-    return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+def _sigma(x: Tensor, activation: str, slope: float) -> Tensor:
+    """The activation in the dtype that kernels compute in."""
+    return x if activation == "identity" else ACTIVATIONS[activation][0](x.to(_computed(x)), slope)
 
 
-def samples(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """What a kernel reads of (N, d, *space): pointer, dtype, sizes (N, d, S), strides; behind the tensor that holds it.
-
-    Positions must lie at one stride, as in NCHW and channels_last; any other layout is copied.
-    """
-    x = x.detach()
-    try:
-        view = flat(x) if x.dim() <= 3 else x.view(*x.shape[:2], -1)
-    except RuntimeError:
-        try:
-            view = x.movedim(1, -1).view(x.shape[0], -1, x.shape[1]).transpose(1, 2)
-        except RuntimeError:
-            view = flat(x.contiguous())
-    return view, (view.data_ptr(), _backend.CODE[x.dtype], *view.shape, *view.stride())
+def _computed(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _cross_covariance_out(x: Tensor, y: Tensor | None, backend: str | None, out: Tensor) -> None:
-    _check(x, y)
-    _check_out(out, x, y)
-    _backend.refuse_grad("cross_covariance_", x, y, out)
-    if _backend.choose(backend, x.device, x.dtype, DTYPES) == "reference":
-        out += cross_covariance_reference(x, x if y is None else y)
+def _by_reference(x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool) -> Tensor:
+    sides = [flat(_sigma(side, activation, slope)).double() for side in (x, *ys)]
+    if center:
+        sides = [side - side.mean((0, 2), keepdim=True) for side in sides]
+    return torch.cat([cross_covariance_reference(sides[0], side) for side in (sides[1:] or sides)], 1)
+
+
+def _first_mean(x: Tensor, activation: str, slope: float) -> Tensor:
+    """(d,): the mean of a few samples, in the dtype that kernels compute in."""
+    some = flat(x[:FIRST_SAMPLES])[:, :, :FIRST_SAMPLES]
+    some = some[: max(1, FIRST_SAMPLES // max(1, some.shape[2]))]
+    return _sigma(some, activation, slope).double().mean((0, 2)).to(_computed(x))
+
+
+def _cross_covariance_out(
+    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, backend: str | None, out: Tensor
+) -> None:
+    _check(x, ys, activation)
+    _check_out(out, x, ys)
+    _backend.refuse_grad("cross_covariance_", x, *ys, out)
+    if x.numel() == 0 or out.numel() == 0:
         return
-    x_kept, x_samples = samples(x)
-    y_kept, y_samples = (x_kept, x_samples) if y is None else samples(y)
+    if _backend.choose(backend, x.device, x.dtype, DTYPES) == "reference":
+        out += _by_reference(x, ys, activation, slope, center)
+        return
+    memory = [samples(side) for side in (x, *ys)]
+    shifts = [_first_mean(side, activation, slope) if center else None for side in (x, *ys)]
+    totals = [None if shift is None else torch.zeros(len(shift), dtype=torch.float64) for shift in shifts]
+    sides = [
+        (description, address_of(shift), address_of(total))
+        for (_, description), shift, total in zip(memory, shifts, totals, strict=True)
+    ]
     _backend.kernels().cross_covariance(
-        out.data_ptr(), out.stride(0), x_samples, y_samples, y is None, torch.get_num_threads()
-    )
+        out.data_ptr(), out.stride(0), sides[0], sides[1:] or sides, not ys, CODE[activation], slope,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if center:  # sum (x - a)(y - b)^T less the product of the sums of x - a and of y - b over the number of samples
+        found = [total for total in totals if total is not None]
+        out -= torch.outer(found[0], torch.cat(found[1:] or found)) / (x.numel() // x.shape[1])
 
 
-def _cross_covariance(x: Tensor, y: Tensor | None, backend: str | None) -> Tensor:
-    _check(x, y)
-    out = x.new_zeros(x.shape[1], (x if y is None else y).shape[1], dtype=torch.float64)
-    _cross_covariance_out(x.detach(), None if y is None else y.detach(), backend, out)
+def _cross_covariance(
+    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, backend: str | None
+) -> Tensor:
+    _check(x, ys, activation)
+    out = x.new_zeros(x.shape[1], _columns(x, ys), dtype=torch.float64)
+    _cross_covariance_out(x.detach(), [y.detach() for y in ys], activation, slope, center, backend, out)
     return out
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, ys, ctx.activation, ctx.slope, ctx.center, _ = inputs
+    ctx.save_for_backward(x, *ys)
 
 
 def _mix(matrix: Tensor, x: Tensor) -> Tensor:
@@ -135,27 +237,35 @@ def _mix(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("dm,nm...->nd...", matrix.to(x.dtype), x)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, y, _ = inputs
-    ctx.save_for_backward(x, y)
-
-
 def _backward(ctx, grad: Tensor):
-    x, y = ctx.saved_tensors
-    if y is None:
-        return _mix(grad + grad.T, x), None, None
-    grad_x = _mix(grad, y) if ctx.needs_input_grad[0] else None
-    grad_y = _mix(grad.T, x) if ctx.needs_input_grad[1] else None
-    return grad_x, grad_y, None
+    x, *ys = ctx.saved_tensors
+
+    def values(side: Tensor) -> Tensor:
+        phi = _sigma(side, ctx.activation, ctx.slope).to(side.dtype)
+        axes = [0, *range(2, side.dim())]
+        return phi - phi.double().mean(axes, keepdim=True).to(side.dtype) if ctx.center else phi
+
+    def through(side: Tensor, grad_phi: Tensor) -> Tensor:
+        if ctx.activation == "identity":
+            return grad_phi
+        return grad_phi * ACTIVATIONS[ctx.activation][1](side, ctx.slope)
+
+    rest = (None, None, None, None)
+    if not ys:
+        return through(x, _mix(grad + grad.T, values(x))), [], *rest
+    grads = grad.split([y.shape[1] for y in ys], 1)
+    grad_x, phi = None, values(x)
+    if ctx.needs_input_grad[0]:
+        grad_x = through(x, torch.stack([_mix(g, values(y)) for g, y in zip(grads, ys, strict=True)]).sum(0))
+    return grad_x, [through(y, _mix(g.T, phi)) for g, y in zip(grads, ys, strict=True)], *rest
 
 
 _NAME = "rainbow_fast::cross_covariance"
-torch.library.define(_NAME, "(Tensor x, Tensor? y, str? backend) -> Tensor")
-torch.library.define(f"{_NAME}_out", "(Tensor x, Tensor? y, str? backend, Tensor(a!) out) -> ()")
+_SHARED = "Tensor x, Tensor[] y, str activation, float negative_slope, bool center, str? backend"
+torch.library.define(_NAME, f"({_SHARED}) -> Tensor")
+torch.library.define(f"{_NAME}_out", f"({_SHARED}, Tensor(a!) out) -> ()")
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_cross_covariance)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_cross_covariance_out)
-torch.library.register_fake(_NAME)(
-    lambda x, y, backend: x.new_empty(x.shape[1], (x if y is None else y).shape[1], dtype=torch.float64)
-)
-torch.library.register_fake(f"{_NAME}_out")(lambda x, y, backend, out: None)
+torch.library.register_fake(_NAME)(lambda x, y, *_: x.new_empty(x.shape[1], _columns(x, y), dtype=torch.float64))
+torch.library.register_fake(f"{_NAME}_out")(lambda x, y, *_: None)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

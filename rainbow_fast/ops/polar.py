@@ -100,7 +100,9 @@ def _multiply(Q: Tensor, M: Tensor) -> Tensor:
 
 def _gram(X: Tensor, Y: Tensor) -> Tensor:
     """X (p, m) times Y (d, m) transposed in float64: the cross-covariance of columns as samples."""
-    return torch.ops.rainbow_fast.cross_covariance(X.unsqueeze(0), None if Y is X else Y.unsqueeze(0), "cpu")
+    return torch.ops.rainbow_fast.cross_covariance(
+        X.unsqueeze(0), [] if Y is X else [Y.unsqueeze(0)], "identity", 0.0, False, "cpu"
+    )
 
 
 def _gram_factors(M: Tensor, rtol: float, enough: float) -> tuple[Tensor, Tensor, Tensor] | None:

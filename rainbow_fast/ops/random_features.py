@@ -9,8 +9,9 @@ from torch import Tensor
 from rainbow_fast import backend as _backend
 from rainbow_fast.ops import random_features_gradient as gradient
 from rainbow_fast.ops.activations import ACTIVATIONS, CODE
-from rainbow_fast.ops.cross_covariance import cross_covariance_reference, flat, samples
+from rainbow_fast.ops.cross_covariance import cross_covariance_reference
 from rainbow_fast.ops.gaussian import address, as_key, gaussian_reference
+from rainbow_fast.ops.memory import Samples, address_of, flat, matrix, samples
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -212,18 +213,15 @@ class _Features(NamedTuple):
         u, u_samples = samples(self.u)
         shift = None if self.shift is None else self.shift.contiguous()
         where = (0, 0, 0, 0) if self.key is None else tuple(address(self.key, n, r))
-        given: tuple[int, ...] = (0, 0, n, r, 1, 0, 0, 0)
-        if self.G is not None:
-            given = (self.G.data_ptr(), _backend.CODE[self.G.dtype], n, r, 1, *self.G.stride(), 0)
-        pointer = 0 if shift is None else shift.data_ptr()
-        return (u, shift), (u_samples, pointer, given, where, CODE[self.activation], self.slope, self.scale)
+        given: Samples = (0, 0, (n, r, 1, 1), (0, 0, 0, 0)) if self.G is None else matrix(self.G)
+        return (u, shift), (u_samples, address_of(shift), given, where, CODE[self.activation], self.slope, self.scale)
 
 
 def _compiled(u: Tensor, backend: str | None) -> bool:
     return _backend.choose(backend, u.device, u.dtype, DTYPES) != "reference"
 
 
-def _target(out: Tensor, u: Tensor, channels: int) -> tuple[int, ...]:
+def _target(out: Tensor, u: Tensor, channels: int) -> Samples:
     """What a kernel writes of an (N, channels, *space) tensor."""
     wanted = (u.shape[0], channels, *u.shape[2:])
     if out.shape != wanted or out.dtype != u.dtype:
@@ -274,9 +272,8 @@ def _project(f: _Features, A: Tensor, backend: str | None, out: Tensor) -> None:
     if not _compiled(f.u, backend):
         out.copy_(torch.einsum("nm...,dm->nd...", f.values(n), A))
         return
-    matrix = (A.data_ptr(), _backend.CODE[A.dtype], d, n, 1, *A.stride(), 0)
     kept, features = f.memory(n)
-    _backend.kernels().random_features_projection(target, matrix, features, torch.get_num_threads())
+    _backend.kernels().random_features_projection(target, matrix(A), features, torch.get_num_threads())
 
 
 # The registered implementations, in the order of their schemas' arguments.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rainbow_fast import backend as _backend
 from rainbow_fast.ops.gaussian import address, as_key, gaussian_reference
+from rainbow_fast.ops.memory import matrix
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -41,8 +42,8 @@ def sample_project_align(
         A: alignment; None for the identity (m = d).
         seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a packed key as ``seed``.
         scale: multiplies W'; 1 by default.
-        dtype: of the result; that of the product L A by default. float64 products are computed in float64, all others
-            in float32 and rounded once.
+        dtype: of the result; that of the product L A by default. G is rounded to the dtype of L A where that is
+            narrower than float32. Products are summed in float64 for float64, else in float32, and rounded once.
         backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
@@ -95,7 +96,9 @@ def sample_project_align_(
 
 
 def sample_project_align_reference(G: Tensor, P: Tensor, scale: float) -> Tensor:
-    return scale * (G.to(P.dtype) @ P)
+    """G is rounded to the dtype of P; the product is summed in float32, or in float64 for a float64 P."""
+    compute = torch.float64 if P.dtype == torch.float64 else torch.float32
+    return scale * (G.to(P.dtype).to(compute) @ P.to(compute))
 
 
 def project(L: Tensor, A: Tensor | None) -> Tensor:
@@ -122,15 +125,13 @@ def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str
     where = address(key, n, r)
     if chosen == "reference":
         G = torch.from_numpy(gaussian_reference(where, n, r)).to(P.device)
-        compute = torch.float64 if P.dtype == torch.float64 else torch.float32
-        out.copy_(sample_project_align_reference(G, P.to(compute), scale))
+        out.copy_(sample_project_align_reference(G, P, scale))
         return
     if m > 1 and out.stride(1) != 1:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
     P = P.detach()
-    matrix = (P.data_ptr(), _backend.CODE[P.dtype], r, m, 1, P.stride(0), P.stride(1), 0)
     target = (out.data_ptr(), _backend.CODE[out.dtype], n, out.stride(0))
-    _backend.kernels().sample_project_align(*target, matrix, where, scale, torch.get_num_threads())
+    _backend.kernels().sample_project_align(*target, matrix(P), where, scale, torch.get_num_threads())
 
 
 def _sample_project_align(

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Strided memory as the operand of a product: rows side by side, so that a step of the product finds a vector of them.
+#pragma once
+
+#include "convert.h"
+
+namespace rf::RF_ISA {
+
+RF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+RF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+RF_INLINE int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+template <class T>
+RF_INLINE int64_t whole_vectors(int64_t size) {
+  return blocks(size, kWidth<T>) * kWidth<T>;
+}
+
+// v[i][j] <-> v[j][i]: each stage is a perfect shuffle of the vectors and of their lanes.
+template <class T, int N>
+RF_INLINE void transpose(Vector<T, N> (&v)[N]) {
+  decltype(v[0] < v[0]) low{}, high{};
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) low[j] = j / 2 + j % 2 * N, high[j] = low[j] + N / 2;
+#pragma GCC unroll 4
+  for (int stage = 1; stage < N; stage *= 2) {
+    Vector<T, N> w[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N / 2; ++i) {
+      w[2 * i] = __builtin_shuffle(v[i], v[i + N / 2], low);
+      w[2 * i + 1] = __builtin_shuffle(v[i], v[i + N / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) v[i] = w[i];
+  }
+}
+
+// A vector of columns of one row, from the first `count` elements of contiguous memory, zeros beyond.
+template <class T, class S>
+RF_INLINE Full<T> load_columns(const S* src, int64_t count) {
+  constexpr int N = kWidth<T>;
+  if constexpr (kElements<T> == 1)
+    return load_as<T, N>(src, count);
+  else
+    return (Full<T>)load_first<uint16_t, 2 * N>(&src->bits, count);
+}
+
+// The first `rows` of a vector of rows, zeros beyond.
+template <class T, class S>
+RF_INLINE Full<T> load_rows(const S* src, int64_t rows, int64_t s_row) {
+  constexpr int N = kWidth<T>;
+  if (s_row == 1) return load_as<T, N>(src, rows);
+  T values[N] = {};
+  for (int64_t j = 0; j < smaller(N, rows); ++j) values[j] = widen(src[j * s_row]);
+  return load<T, N>(values);
+}
+
+// The same in the column of an operand whose elements are s_k apart, of which `count` are there.
+template <class T, class S>
+RF_INLINE Full<T> load_column(const S* src, int64_t rows, int64_t count, int64_t s_row, int64_t s_k) {
+  if constexpr (kElements<T> == 1) {
+    return load_rows<T>(src, rows, s_row);
+  } else {
+    const vu first = (vu)load_rows<float>(src, rows, s_row);
+    return first >> 16 | (count > 1 ? (vu)load_rows<float>(src + s_k, rows, s_row) : vu{});
+  }
+}
+
+// N rows, each of N columns of contiguous memory.
+template <class T, class S>
+__attribute__((noinline)) static void pack_square(T* to, int64_t ld, const S* src, int64_t s_row) {
+  constexpr int N = kWidth<T>;
+  Vector<T, N> v[N];
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j, src += s_row) v[j] = load_columns<T>(src, N * kElements<T>);
+  transpose<T, N>(v);
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j, to += ld) store<T, N>(to, v[j]);
+}
+
+// As many rows and elements as there are, up to N columns and rows.
+template <class T, class S>
+__attribute__((noinline)) static void pack_corner(T* to, int64_t ld, const S* src, int64_t rows, int64_t length,
+                                                  int64_t s_row) {
+  constexpr int N = kWidth<T>;
+  Vector<T, N> v[N];
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) v[j] = j < rows ? load_columns<T>(src + j * s_row, length) : Full<T>{};
+  transpose<T, N>(v);
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j)
+    if (j * kElements<T> < length) store<T, N>(to + j * ld, v[j]);
+}
+
+// `rows` rows of `length` elements each: row j, element e at src[j * s_row + e * s_k]. Row j of column p goes to
+// to[p * ld + j]; the last vector of rows ends in zeros.
+template <class T, class S>
+static void pack_strided(T* to, int64_t ld, const S* src, int64_t rows, int64_t length, int64_t s_row, int64_t s_k) {
+  constexpr int N = kWidth<T>, E = kElements<T>;
+  if (s_k == 1 && s_row != 1) {
+    for (int64_t j = 0; j < rows; j += N)
+      for (int64_t e = 0; e < length; e += N * E)
+        if (rows - j >= N && length - e >= N * E)
+          pack_square(to + e / E * ld + j, ld, src + j * s_row + e, s_row);
+        else
+          pack_corner(to + e / E * ld + j, ld, src + j * s_row + e, rows - j, smaller(N * E, length - e), s_row);
+  } else {
+    for (int64_t e = 0; e < length; e += E, to += ld)
+      for (int64_t j = 0; j < rows; j += N)
+        store<T, N>(to + j, load_column<T>(src + j * s_row + e * s_k, rows - j, length - e, s_row, s_k));
+  }
+}
+
+}  // namespace rf::RF_ISA

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""cross_covariance of patches: (2k - 1)^2 products of shifted maps in place of the k^4 blocks of an im2col.
+
+Of two taps u and u' of a kernel only the shift u' - u matters, but for the border: x[q] y[q + u' - u] is summed over
+those positions q that tap u visits. For each shift these windows cut the map into few rectangles; each rectangle is one
+product of two slices of the maps, and a block is the sum of the rectangles in its window. Nothing is ever taken away
+again, so that borders are as exact as the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rainbow_fast import backend as _backend
+
+UNFOLDED_NUMBERS = 2**22  # of an im2col at a time, where the stride leaves no shifts to share
+
+
+class Patch(NamedTuple):
+    k: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @classmethod
+    def of(cls, patch: int | Sequence[int], x: Tensor) -> Patch:
+        """As `cross_covariance` takes it, checked against maps (N, d, H, W)."""
+        numbers = (patch,) if isinstance(patch, int) else tuple(patch)
+        if not 1 <= len(numbers) <= 4 or not all(isinstance(n, int) for n in numbers):
+            raise ValueError(f"patch={patch!r}: wanted k, or (k, stride, padding, dilation)")
+        made = cls(*numbers, *(1, (numbers[0] - 1) // 2, 1)[len(numbers) - 1 :])
+        if made.k < 1 or made.stride < 1 or made.padding < 0 or made.dilation < 1:
+            raise ValueError(f"patch={patch!r}: wanted k, stride and dilation of at least 1, padding of at least 0")
+        if x.dim() != 4:
+            raise ValueError(f"x has shape {tuple(x.shape)}: wanted maps (N, d, H, W) for patch={patch!r}")
+        if min(made.positions(x)) < 1:
+            raise ValueError(f"patch={patch!r}: wanted one that fits into maps of shape {tuple(x.shape[2:])}")
+        return made
+
+    def positions(self, x: Tensor) -> list[int]:
+        """Where the kernel can stand, along each axis of space."""
+        reach = self.dilation * (self.k - 1) + 1
+        return [(size + 2 * self.padding - reach) // self.stride + 1 for size in x.shape[2:]]
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """im2col: (N, d k k, positions)."""
+        if x.dtype == torch.float64 or x.dtype == torch.float32:
+            return F.unfold(x, self.k, self.dilation, self.padding, self.stride)
+        return F.unfold(x.float(), self.k, self.dilation, self.padding, self.stride).to(x.dtype)
+
+    def batch(self, x: Tensor) -> int:
+        """Images that are unfolded at a time."""
+        rows, columns = self.positions(x)
+        return max(1, UNFOLDED_NUMBERS // (x.shape[1] * self.k**2 * rows * columns))
+
+
+class Piece(NamedTuple):
+    """Positions [begin, end) of one axis that the same taps visit."""
+
+    begin: int
+    end: int
+    taps: list[int]
+
+
+def patch_covariance(x: Tensor, y: Tensor | None, patch: Patch, backend: str | None) -> Tensor:
+    return torch.ops.rainbow_fast.patch_covariance(x, y, list(patch), backend)
+
+
+def pieces(size: int, positions: int, patch: Patch, shift: int) -> list[Piece]:
+    """The pieces of an axis of `size` positions for taps u and u + shift."""
+    step, windows = patch.dilation * shift, {}
+    for u in range(max(0, -shift), min(patch.k, patch.k - shift)):
+        first = u * patch.dilation - patch.padding
+        windows[u] = max(0, first, -step), min(size, first + positions, size - step)
+    cuts = sorted({cut for begin, end in windows.values() if begin < end for cut in (begin, end)})
+    found = []
+    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        taps = [u for u, (low, high) in windows.items() if low <= begin and end <= high]
+        if taps:
+            found.append(Piece(begin, end, taps))
+    return found
+
+
+def _sum(x: Tensor, y: Tensor | None) -> Tensor:
+    return torch.ops.rainbow_fast.cross_covariance(x, [] if y is None else [y], "identity", 0.0, False, "cpu")
+
+
+def _by_shifts(x: Tensor, y: Tensor | None, patch: Patch) -> Tensor:
+    """Blocks (k, k, k, k, d, m): tap of x, tap of y."""
+    k, other = patch.k, x if y is None else y
+    blocks = x.new_zeros(k, k, k, k, x.shape[1], other.shape[1], dtype=torch.float64)
+    rows, columns = patch.positions(x)
+    shifts = range(1 - k, k)
+    for dy, dx in ((dy, dx) for dy in shifts for dx in shifts if y is not None or (dy, dx) >= (0, 0)):
+        down, right = dy * patch.dilation, dx * patch.dilation
+        for a in pieces(x.shape[2], rows, patch, dy):
+            for b in pieces(x.shape[3], columns, patch, dx):
+                here = x[:, :, a.begin : a.end, b.begin : b.end]
+                there = other[:, :, a.begin + down : a.end + down, b.begin + right : b.end + right]
+                found = _sum(here, None if y is None and dy == dx == 0 else there)
+                for u in a.taps:
+                    for v in b.taps:
+                        blocks[u, v, u + dy, v + dx] += found
+    if y is None:
+        for dy, dx in ((dy, dx) for dy in shifts for dx in shifts if (dy, dx) > (0, 0)):
+            for u in range(max(0, -dy), min(k, k - dy)):
+                for v in range(max(0, -dx), min(k, k - dx)):
+                    blocks[u + dy, v + dx, u, v] = blocks[u, v, u + dy, v + dx].T
+    return blocks
+
+
+def _patch_covariance_out(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out: Tensor) -> None:
+    _backend.refuse_grad("patch_covariance_out", x, y, out)
+    shape = Patch.of(patch, x)
+    d, m, area = x.shape[1], (x if y is None else y).shape[1], shape.k**2
+    if out.shape != (d * area, m * area) or out.dtype != torch.float64:
+        raise ValueError(
+            f"out is {out.dtype} of shape {tuple(out.shape)}: wanted float64 of shape {(d * area, m * area)}"
+        )
+    if x.numel() == 0 or m == 0:
+        return
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    if _backend.choose(backend, x.device, x.dtype, dtypes) != "reference" and shape.stride == 1:
+        blocks = _by_shifts(x.detach(), None if y is None else y.detach(), shape)
+        out.view(d, area, m, area).add_(blocks.view(area, area, d, m).permute(2, 0, 3, 1))
+        return
+    for some_x, some_y in _batches(x.detach(), None if y is None else y.detach(), shape):
+        unfolded = [] if some_y is None else [shape.unfold(some_y)]
+        out += torch.ops.rainbow_fast.cross_covariance(shape.unfold(some_x), unfolded, "identity", 0.0, False, backend)
+
+
+def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Tensor | None]]:
+    images = patch.batch(x)
+    parts = x.split(images)
+    return list(zip(parts, [None] * len(parts) if y is None else y.split(images), strict=True))
+
+
+def _patch_covariance(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
+    out = _fake(x, y, patch, backend).zero_()
+    _patch_covariance_out(x.detach(), None if y is None else y.detach(), patch, backend, out)
+    return out
+
+
+def _fake(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
+    area = patch[0] ** 2
+    return x.new_empty(x.shape[1] * area, (x if y is None else y).shape[1] * area, dtype=torch.float64)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, y, patch, _ = inputs
+    ctx.patch = Patch(*patch)
+    ctx.save_for_backward(x, y)
+
+
+def _backward(ctx, grad: Tensor):
+    """Patches of one side, mixed by the gradient and folded back, a few images at a time."""
+    x, y = ctx.saved_tensors
+
+    def folded(matrix: Tensor, side: Tensor) -> Tensor:
+        k, stride, padding, dilation = ctx.patch
+        size, images = tuple(side.shape[2:]), ctx.patch.batch(side)
+        return torch.cat([
+            F.fold(matrix.to(part.dtype) @ ctx.patch.unfold(part), size, k, dilation, padding, stride)
+            for part in side.split(images)
+        ])  # fmt: skip
+
+    if y is None:
+        return folded(grad + grad.T, x), None, None, None
+    grad_x = folded(grad, y) if ctx.needs_input_grad[0] else None
+    grad_y = folded(grad.T, x) if ctx.needs_input_grad[1] else None
+    return grad_x, grad_y, None, None
+
+
+_NAME = "rainbow_fast::patch_covariance"
+torch.library.define(_NAME, "(Tensor x, Tensor? y, int[] patch, str? backend) -> Tensor")
+torch.library.define(f"{_NAME}_out", "(Tensor x, Tensor? y, int[] patch, str? backend, Tensor(a!) out) -> ()")
+torch.library.impl(_NAME, "CompositeExplicitAutograd")(_patch_covariance)
+torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_patch_covariance_out)
+torch.library.register_fake(_NAME)(_fake)
+torch.library.register_fake(f"{_NAME}_out")(lambda x, y, patch, backend, out: None)
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
