@@ -3,6 +3,7 @@
 #
 #     make demo     rainbow networks of growing width from a trained one, in under a minute
 #     make test     the tests                    ARGS="-k polar" goes on to pytest
+#     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
 #     make bench    the table of timings, and bench/results.json
 #     make lint     ruff, mypy, clang-format     make format mends what can be mended
 #     make clean    removes all that make made
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: setup demo test bench lint format clean
+.PHONY: setup demo test sanitize bench lint format clean
 
 setup: build/done
 
@@ -25,6 +26,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+sanitize: $(VENV)/done
+	RAINBOW_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext
+	$(BIN)/python tests/sanitize.py $(ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results.json $(ARGS)
@@ -42,7 +47,7 @@ format: setup
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info rainbow_fast/_C*.so bench/results.json
-	rm -rf .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first and by its version, and nothing after it may replace it.

@@ -3,6 +3,7 @@
 
 A file dropped into csrc/cpu is found by itself. Objects are kept, and made again when their source, any header, this
 file or the compiler changes. CXX names the compiler; without one the package installs without its kernels.
+RAINBOW_FAST_SANITIZE=1 makes the build that tests/sanitize.py runs, all of it in build/sanitize/.
 """
 
 import os
@@ -21,8 +22,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+SANITIZE = bool(os.environ.get("RAINBOW_FAST_SANITIZE"))
+BUILD = "build/sanitize" if SANITIZE else "build"
+OPTIMISE = "-O1 -g1 -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all" if SANITIZE else "-O3"
 FLAGS = (
-    "-std=c++20 -O3 -ffp-contract=off -fno-math-errno -fopenmp -fPIC -fvisibility=hidden "
+    f"-std=c++20 {OPTIMISE} -ffp-contract=off -fno-math-errno -fopenmp -fPIC -fvisibility=hidden "
     "-Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"
 )
 INCLUDES = ["-Icsrc", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
@@ -55,15 +59,25 @@ class BuildKernels(build_ext):
         common = [ROOT / "setup.py", toolchain(cxx), *ROOT.glob("csrc/**/*.h")]
         self.changed = max(path.stat().st_mtime for path in common)
         once = FLAGS.split() + INCLUDES + ["-DRF_X86=1"] * ("avx2" in LEVELS)
-        jobs = [(source, f"build/{Path(source).stem}.o", once) for source in ext.sources if "csrc/cpu/" not in source]
+        jobs = [(source, f"{BUILD}/{Path(source).stem}.o", once) for source in ext.sources if "csrc/cpu/" not in source]
         for level, flags in LEVELS.items():
             each = [*FLAGS.split(), "-Icsrc", f"-DRF_ISA={level}", *flags.split()]
-            jobs += [(s, f"build/isa/{level}/{Path(s).stem}.o", each) for s in ext.sources if "csrc/cpu/" in s]
+            jobs += [(s, f"{BUILD}/isa/{level}/{Path(s).stem}.o", each) for s in ext.sources if "csrc/cpu/" in s]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: self.compile(cxx, *job), jobs))
-        target = Path(self.get_ext_fullpath(ext.name))
+        target = ROOT / BUILD / "_C.so" if SANITIZE else Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        run([*cxx, "-shared", "-fopenmp", *(made for _, made, _ in jobs), "-o", str(target.resolve())])
+        run(
+            [
+                *cxx,
+                *OPTIMISE.split(),
+                "-shared",
+                "-fopenmp",
+                *(made for _, made, _ in jobs),
+                "-o",
+                str(target.resolve()),
+            ]
+        )
 
     def compile(self, cxx: list[str], source: str, made: str, flags: list[str]) -> None:
         path = ROOT / made
@@ -78,9 +92,12 @@ class BuildKernels(build_ext):
 
 def toolchain(cxx: list[str]) -> Path:
     """A file that says what compiles: written when that changes, so that its age is the age of the toolchain."""
-    path, text = ROOT / "build/toolchain", f"{shlex.join(cxx)}, pybind11 {pybind11.__version__}, Python {sys.version}\n"
+    path, text = (
+        ROOT / BUILD / "toolchain",
+        f"{shlex.join(cxx)}, pybind11 {pybind11.__version__}, Python {sys.version}\n",
+    )
     if not path.exists() or path.read_text() != text:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return path
 

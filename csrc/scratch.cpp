@@ -20,8 +20,9 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t byt
 #endif
 }
 
-Scratch::Scratch(int64_t bytes) : data_(std::aligned_alloc(64, (static_cast<size_t>(bytes) + 127) / 64 * 64)) {
-  if (data_ == nullptr) throw std::bad_alloc();
+// Of exactly that size, so that the sanitizers see its end.
+Scratch::Scratch(int64_t bytes) {
+  if (posix_memalign(&data_, 64, static_cast<size_t>(bytes > 0 ? bytes : 1)) != 0) throw std::bad_alloc();
   advise_huge_pages(data_, bytes);
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import sanitize
 import torch
 
 from rainbow_fast import backend
@@ -114,6 +115,14 @@ def test_isa_that_this_machine_cannot_run_is_an_error() -> None:
         backend._select(old_machine, "avx512")
 
 
+# --- the sanitizers ---
+
+
+def test_sanitizers_run_every_kernel() -> None:
+    exported = {name for name in dir(backend.kernels()) if not name.startswith("_")}
+    assert set(sanitize.KERNELS) == exported - sanitize.NO_KERNELS
+
+
 # --- one OpenMP ---
 
 
@@ -164,6 +173,14 @@ def test_only_what_changed_is_compiled_again(toy: Path) -> None:
     assert build(toy)[:2] == (0, kernels)
     (toy / "csrc/cpu/kernel.h").touch()
     assert build(toy)[:2] == (0, ["build/bind.o", *kernels])
+
+
+def test_sanitizers_have_a_folder_of_their_own(toy: Path) -> None:
+    command = [sys.executable, "setup.py", "--quiet", "build_ext"]
+    subprocess.run(command, cwd=toy, env={**os.environ, "RAINBOW_FAST_SANITIZE": "1"}, check=True)
+    made = {path.relative_to(toy).as_posix() for suffix in ("*.o", "*.so") for path in toy.rglob(suffix)}
+    kernels = {f"build/sanitize/isa/{level}/kernel.o" for level in BUILT}
+    assert made == {"build/sanitize/_C.so", "build/sanitize/bind.o", *kernels}
 
 
 def test_compiler_that_fails_is_a_failed_build(toy: Path) -> None:

@@ -108,11 +108,12 @@ RF_INLINE vf cosine(vf x) {
   vi quadrant;
   for (int half = 0; half < 2; ++half) {
     const vd wide = __builtin_convertvector(half ? upper_half(x) : lower_half(x), vd);
-    const vd n = wide * 0x1.45f306dc9c883p-1 + 0x1.8p52 - 0x1.8p52;
+    const vd shifted = wide * 0x1.45f306dc9c883p-1 + 0x1.8p52, n = shifted - 0x1.8p52;
+    const vq integer = (vq)shifted;                                          // n is in its low bits
     const vd rest = wide - n * 0x1.921fb544p+0 - n * 0x1.0b4611a626331p-34;  // n times 33 bits of pi / 2 is exact
     for (int l = 0; l < kLanes / 2; ++l) {
       r[half * kLanes / 2 + l] = static_cast<float>(rest[l]);
-      quadrant[half * kLanes / 2 + l] = static_cast<int32_t>(n[l]) + QUARTERS;
+      quadrant[half * kLanes / 2 + l] = static_cast<int32_t>(integer[l] + QUARTERS);
     }
   }
   const vf z = r * r;

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every kernel under AddressSanitizer and UndefinedBehaviorSanitizer: `make sanitize`. A program, not a pytest file.
+
+It imports NumPy and no torch. The calls of `sanitize_calls.py` are made on every instruction-set level that runs here,
+compared with float64, and made again on two threads, which must give the same bits. Before that, calls in which one
+array is an element short must be found. Seeds are fixed; -v prints each call before it is made.
+"""
+
+import ctypes
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from sanitize_calls import KERNELS, Draw
+
+BUILT = Path(__file__).resolve().parent.parent / "build" / "sanitize" / "_C.so"
+CALLS = 40  # of each kernel on each level
+NO_KERNELS = {"levels", "use", "advise_huge_pages"}  # what else the extension exports
+
+
+def check(C: ModuleType, kernel: str, seed: str) -> None:
+    """One call on one thread and on two: close to float64, equal bits, nothing outside of the outputs."""
+    blocks = []
+    for threads in (1, 2):
+        draw = Draw(seed)
+        arguments, expected = KERNELS[kernel](C, draw)
+        getattr(C, kernel)(*arguments, threads)
+        blocks.append([e.memory.block.copy() for e in expected])
+        for e in expected:
+            if error := e.error():
+                sys.exit(f"{seed}: {kernel}{arguments} is off by {error:.3e}")
+            if not e.memory.gaps_are_untouched():
+                sys.exit(f"{seed}: {kernel}{arguments} writes between the entries of its output")
+    if any((a != b).any() for a, b in zip(*blocks, strict=True)):
+        sys.exit(f"{seed}: {kernel}{arguments} has other bits on two threads")
+
+
+def dies(call: Callable[[], None]) -> str:
+    """What is said on stderr by a process that makes the call; empty where it survives."""
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(into, 2)
+        call()
+        os._exit(0)
+    os.close(into)
+    with os.fdopen(out, errors="replace") as pipe:
+        said = pipe.read()
+    return said if os.waitpid(child, 0)[1] else ""
+
+
+def check_that_overruns_are_found(C: ModuleType, kernel: str) -> int:
+    seed, count = f"{kernel} short", 0
+    while True:
+        draw = Draw(seed, regular=True, short=count)
+        arguments, _ = KERNELS[kernel](C, draw)
+        if count == len(draw.arrays):
+            return count
+        if "heap-buffer-overflow" not in dies(lambda given=arguments: getattr(C, kernel)(*given, 1)):
+            sys.exit(f"{kernel}: array {count} of {arguments} is one element short, and nothing was found")
+        count += 1
+
+
+def leaks() -> str:
+    """What LeakSanitizer says of memory that the extension has lost; Python's own losses are not ours."""
+    look = ctypes.CDLL(None).__lsan_do_recoverable_leak_check
+    said = dies(lambda: os._exit(look()))
+    if "fatal error" in said:
+        print("no leak check: LeakSanitizer may not trace a process here")
+    return said if BUILT.name in said or "csrc/" in said else ""
+
+
+def preload() -> None:
+    """Starts this program again with the sanitizers' runtime, which must be the first library of its process."""
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+        return
+    cxx = shlex.split(os.environ.get("CXX") or "c++")
+    files = [[*cxx, f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]
+    found = [subprocess.run(file, check=True, capture_output=True, text=True).stdout.strip() for file in files]
+    environment = {
+        "LD_PRELOAD": " ".join(found),
+        "ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0:detect_stack_use_after_return=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",  # so that the leak check sees what Python holds
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
+
+
+def main() -> None:
+    preload()
+    np.seterr(all="ignore")  # some numbers are infinite
+    spec = importlib.util.spec_from_file_location("_C", BUILT)
+    assert spec is not None and spec.loader is not None
+    C = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(C)
+    exported = {name for name in dir(C) if not name.startswith("_")} - NO_KERNELS
+    if exported != set(KERNELS):
+        sys.exit(f"the extension has the kernels {sorted(exported)}, this file {sorted(KERNELS)}")
+    for kernel in KERNELS:
+        print(f"{kernel}: one element short, found in {check_that_overruns_are_found(C, kernel)} arrays of it")
+    for level in C.levels():
+        C.use(level)
+        for kernel in KERNELS:
+            started = time.perf_counter()
+            for call in range(CALLS):
+                if "-v" in sys.argv:
+                    print(level, kernel, call, flush=True)
+                check(C, kernel, f"{kernel} {call}")
+            print(f"{level}: {CALLS} calls of {kernel} in {time.perf_counter() - started:.1f} s", flush=True)
+    C.advise_huge_pages(np.empty(5 << 20, np.uint8)[1:].ctypes.data, (5 << 20) - 1)
+    try:
+        C.use("no such level")
+    except ValueError:
+        pass
+    if lost := leaks():
+        sys.exit(lost)
+    print("clean")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every op on every level, chosen by RAINBOW_FAST_ISA in a process of its own, for any number of threads."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from here import BACKENDS, LEVELS, ROOT, differing_bits, draw, fresh_python
+from tolerance import assert_close_to_float64
+from torch import Tensor
+
+import rainbow_fast as rf
+
+pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
+
+AT = {"seed": 5, "stream": 1 << 12 | 3, "row_offset": 2**32 - 20}
+EXACT = "gaussian", "gaussian_wide"
+TERMS = 770  # the longest of the sums below
+
+
+def results(dtype: torch.dtype = torch.float32, backend: str | None = None) -> dict[str, Tensor]:
+    """Each op once, at sizes with remainders in every direction; tasks enough for five threads."""
+    how = {**AT, "backend": backend}
+    features = {**how, "activation": "gelu", "scale": 0.3}
+    x, y = draw(7, 19, 10, 11).to(dtype), draw(7, 150, 10, 11, seed=1).to(dtype)  # 770 samples
+    P, A = draw(67, 301, seed=2).to(dtype), draw(9, 260, seed=3).to(dtype)
+    shift, M = draw(7, 10, 11, seed=4).to(dtype), draw(41, 90, seed=5).to(dtype)
+    covariance, total, square = rf.random_features_covariance(x, x, 260, shift=shift, **features)
+    return {
+        "gaussian": rf.gaussian(203, 1031, col_offset=3, dtype=torch.float32, **how),
+        "gaussian_wide": rf.gaussian(203, 41, dtype=torch.float64, **how),
+        "cross_covariance": rf.cross_covariance(x, y, backend=backend),
+        "cross_covariance_self": rf.cross_covariance(y, backend=backend),
+        "sample_project_align": rf.sample_project_align(301, P, **how),
+        "random_features": rf.random_features(x, 260, shift=shift, **features),
+        "random_features_covariance": covariance,
+        "random_features_total": total,
+        "random_features_square": square,
+        "random_features_projection": rf.random_features_projection(x, A, shift=shift, **features),
+        "polar": rf.polar(M, backend=backend).A,
+        "polar_tall": rf.polar(M.T.contiguous(), backend=backend).A,
+    }
+
+
+PROGRAM = """
+import torch
+from here import backend, threads
+from test_levels import results
+made = {{}}
+for count in (1, 2, 3, 5):
+    with threads(count):
+        made[count] = results()
+torch.save((backend.isa, made), {!r})
+"""
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_every_op_for_any_number_of_threads(name: str, tmp_path: Path) -> None:
+    saved = tmp_path / "results.pt"
+    fresh_python(
+        PROGRAM.format(str(saved)), RAINBOW_FAST_ISA=name, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    )
+    isa, made = torch.load(saved, weights_only=True)
+    assert isa == name
+    exact, plain = results(torch.float64, "reference"), results(torch.float32, "reference")
+    for op, got in made[1].items():
+        if op in EXACT:
+            assert differing_bits(got, plain[op]) == 0
+        else:
+            assert_close_to_float64(got.to(torch.float32), exact[op].double(), plain[op].float(), terms=TERMS)
+        for count in (2, 3, 5):
+            if op.startswith("polar"):  # it stands on torch.linalg: float64, then one rounding of numbers up to 1
+                torch.testing.assert_close(made[count][op], got, rtol=0, atol=torch.finfo(torch.float32).eps)
+            else:
+                assert differing_bits(made[count][op], got) == 0, f"{op} on {count} threads"
