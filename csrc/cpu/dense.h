@@ -159,7 +159,7 @@ static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b
       NothingAhead nothing;
       for (int64_t i = 0, done; i < m; i += done)
         done = rows.rows(packed + padded * k, i, mc, 0, k, [&](const RowsOf<double>& some, int64_t count) {
-          sweep<double>(some, packed, i, count, cols, k, nullptr, Chain{}, epilogue, nothing);
+          sweep(some, packed, i, count, cols, k, nullptr, Chain{}, epilogue, nothing);
         });
     } else {
       const int64_t pieces = smaller(panels, blocks(4 * threads, blocks(m, mc)));

@@ -38,7 +38,6 @@ struct RowsOf {
     if constexpr (RELU) return positive_part(value);
     return value;
   }
-  RowsOf from(int64_t i) const { return {a + i * s_row, s_row, s_k}; }
 };
 
 // The micro-kernel: acc += columns [begin, end) of MR rows of A times the first V vectors of a panel of B.
@@ -69,11 +68,12 @@ struct Chain {
 constexpr int64_t kStep = 64;  // of the sum, between two looks ahead
 
 // Not inlined: the accumulators then have the registers to themselves. Whatever is done with them names each by
-// constants, as a register has no address. Every few steps `ahead` brings closer what is to come.
-template <class T, int V, class Rows, class Epilogue, class Ahead>
-__attribute__((noinline)) static void one_tile(const Rows a, const T* b, int64_t k, int64_t i, int64_t j, int64_t rows,
-                                               int64_t cols, Sum<T>* partial, Chain chain, Epilogue& epilogue,
-                                               Ahead& ahead) {
+// constants, as a register has no address. Its arguments are single words: the copy of a struct would be read wider
+// than it was written, which waits for all stores before. Every few steps `ahead` brings closer what is to come.
+template <class T, int V, bool RELU, class Epilogue, class Ahead>
+__attribute__((noinline)) static void one_tile(const T* a, int64_t s_row, int64_t s_k, const T* b, int64_t k, int64_t i,
+                                               int64_t j, int64_t rows, int64_t cols, Sum<T>* partial, Chain chain,
+                                               Epilogue& epilogue, Ahead& ahead) {
   constexpr int N = kWidth<T>;
   Accumulators<T, V> acc = {};
   if (!chain.first)
@@ -81,7 +81,7 @@ __attribute__((noinline)) static void one_tile(const Rows a, const T* b, int64_t
     for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<Sum<T>, N>(partial + t * N);
   for (int64_t p = 0; p < k; p += kStep) {
     Ahead::step(ahead);
-    multiply<T, V>(p, smaller(p + kStep, k), a, b, acc);
+    multiply<T, V>(p, smaller(p + kStep, k), RowsOf<T, RELU>{a, s_row, s_k}, b, acc);
   }
   if (chain.last) {
     epilogue.template tile<V>(i, j, rows, cols, acc);
@@ -92,16 +92,17 @@ __attribute__((noinline)) static void one_tile(const Rows a, const T* b, int64_t
 }
 
 // All tiles of `rows` rows of a block of C, from row `top` on.
-template <class T, class Rows, class Epilogue, class Ahead>
-static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k, Sum<T>* partial,
-                  Chain chain, Epilogue& epilogue, Ahead& ahead) {
+template <class T, bool RELU, class Epilogue, class Ahead>
+static void sweep(const RowsOf<T, RELU>& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k,
+                  Sum<T>* partial, Chain chain, Epilogue& epilogue, Ahead& ahead) {
   constexpr int N = kWidth<T>;
   for (int64_t j = 0; j < cols; j += NR<T>, b += k * NR<T>) {
     const int64_t width = smaller(NR<T>, cols - j);
     for (int64_t i = 0; i < rows; i += MR, partial += MR * NR<T>) {
       if (epilogue.skips(top + i, j)) continue;
       const auto run = [&]<int V>(Vectors<V>) {
-        one_tile<T, V>(a.from(i), b, k, top + i, j, smaller(MR, rows - i), width, partial, chain, epilogue, ahead);
+        one_tile<T, V, RELU>(a.a + i * a.s_row, a.s_row, a.s_k, b, k, top + i, j, smaller(MR, rows - i), width, partial,
+                             chain, epilogue, ahead);
       };
       if (NV == 4 && width > 3 * N)
         run(Vectors<NV>{});
@@ -119,7 +120,7 @@ static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t 
 template <class T, class Epilogue>
 static void sweep(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Epilogue epilogue) {
   NothingAhead nothing;
-  sweep<T>(a, b, 0, rows, cols, k, nullptr, Chain{}, epilogue, nothing);
+  sweep(a, b, 0, rows, cols, k, nullptr, Chain{}, epilogue, nothing);
 }
 
 // What one task computes: rows and columns of C, over slab `slab` of p.
@@ -240,7 +241,7 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
         Sum<T>* aside = partial;
         for (int64_t i = 0, rows; i < block.rows; i += rows)
           rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
-            sweep<T>(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
+            sweep(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
             aside += blocks(count, MR) * MR * nc;
           });
       }
