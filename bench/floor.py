@@ -21,11 +21,16 @@ Clock = Callable[[], float]
 COPIED = 1 << 27  # bytes: beyond any cache, and well above what a page fault hides
 
 
+def compiler() -> list[str]:
+    """The command that compiles C++: CXX, else the first that is installed; empty where there is none."""
+    found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    return shlex.split(os.environ["CXX"]) if os.environ.get("CXX") else [found] if found else []
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     """peak.cpp, compiled for this machine; None where there is no compiler."""
-    found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-    cxx = shlex.split(os.environ["CXX"]) if os.environ.get("CXX") else [found] if found else []
+    cxx = compiler()
     if not cxx:
         return None
     with tempfile.TemporaryDirectory() as folder:

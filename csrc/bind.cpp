@@ -102,7 +102,7 @@ struct Argument<Samples> {
   }
 };
 template <>
-struct Argument<const Side&> {
+struct Argument<Side> {
   using From = std::tuple<Argument<Samples>::From, uint64_t, uint64_t>;
   static Side to(const From& t) {
     const auto& [samples, shift, total] = t;
@@ -111,14 +111,14 @@ struct Argument<const Side&> {
 };
 template <>
 struct Argument<Sides> {
-  using From = std::vector<Argument<const Side&>::From>;
+  using From = std::vector<Argument<Side>::From>;
   struct Held {
     std::vector<Side> sides;
-    operator Sides() const { return {sides.data(), static_cast<int64_t>(sides.size())}; }
+    operator Sides() { return {sides.data(), static_cast<int64_t>(sides.size())}; }
   };
   static Held to(const From& from) {
     Held held;
-    for (const auto& side : from) held.sides.push_back(Argument<const Side&>::to(side));
+    for (const auto& side : from) held.sides.push_back(Argument<Side>::to(side));
     return held;
   }
 };

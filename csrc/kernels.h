@@ -50,9 +50,9 @@ struct Side {
   double* total;
 };
 
-// Several second sides, beside each other.
+// Several second sides, beside each other; the kernel's to change.
 struct Sides {
-  const Side* first;
+  Side* first;
   int64_t count;
 };
 
@@ -75,7 +75,7 @@ struct Upstream {
 // Each function writes into given memory, runs on `threads` threads, and gives the same bits for any number of them.
 struct Kernels {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, int threads);
-  void (*cross_covariance)(double* out, int64_t ld, const Side& x, Sides y, bool symmetric, Activation activation,
+  void (*cross_covariance)(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                            double negative_slope, int threads);
   void (*polar)(void* out, double* statistics, const void* m, DType dtype, int64_t batch, int64_t rows, int64_t cols,
                 int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, int threads);

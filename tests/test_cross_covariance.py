@@ -96,9 +96,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
-def test_layouts(layouts: tuple[str, str], backend: str) -> None:
-    x, y = laid_out(draw(5, 19, 6, 7), layouts[0]), laid_out(draw(5, 50, 6, 7, seed=1), layouts[1])
-    check(x, y, rf.cross_covariance(x, y, backend=backend))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)  # bfloat16 goes by pairs of positions
+def test_layouts(dtype: torch.dtype, layouts: tuple[str, str], backend: str) -> None:
+    for space in ((6, 7), (7, 7), (1, 7), (7, 1), (1, 1)):
+        x, y = draw(5, 19, *space, dtype=dtype), draw(5, 50, *space, dtype=dtype, seed=1)
+        x, y = laid_out(x, layouts[0]), laid_out(y, layouts[1])
+        check(x, y, rf.cross_covariance(x, y, backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

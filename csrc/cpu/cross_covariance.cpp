@@ -180,9 +180,26 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   });
 }
 
+// Fewer and longer lines. Pairs must be the same samples on all sides: lines of an odd number of them, which end in
+// half a pair, are joined on all sides or on none.
+void join_lines(Side& x, Sides y, bool pairs) {
+  bool joins = merged_lines(x.samples).lines == 1;
+  for (int64_t s = 0; s < y.count; ++s) joins = joins && merged_lines(y.first[s].samples).lines == 1;
+  const int64_t length = x.samples.positions * (joins ? x.samples.lines : 1);
+  const auto join = [&](Samples& samples) {
+    if (!pairs || length % 2 == 0 || length == 1)
+      samples = merged(samples);
+    else if (joins)
+      samples = merged_lines(samples);
+  };
+  join(x.samples);
+  for (int64_t s = 0; s < y.count; ++s) join(y.first[s].samples);
+}
+
 template <class T>
-void accumulate_as(double* out, int64_t ld, const Side& x, Sides y, bool symmetric, Activation activation, double slope,
+void accumulate_as(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation, double slope,
                    int threads) {
+  join_lines(x, y, kElements<T> == 2);
   const Samples& samples = x.samples;
   const SidePacker<T> left{{&x, 1}, activation, slope}, right{y, activation, slope};
   const int64_t columns = samples.images * samples.lines * blocks(samples.positions, kElements<T>);
@@ -191,7 +208,7 @@ void accumulate_as(double* out, int64_t ld, const Side& x, Sides y, bool symmetr
 
 }  // namespace
 
-void cross_covariance(double* out, int64_t ld, const Side& x, Sides y, bool symmetric, Activation activation,
+void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                       double negative_slope, int threads) {
   const auto run = [&]<class T>(Type<T>) {
     accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, threads);

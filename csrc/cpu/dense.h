@@ -73,7 +73,9 @@ struct Into::Open {
   Into to;
   int64_t row, col;
 
-  bool skips(int64_t i, int64_t j) const { return to.symmetric && col + j + NR<double> <= row + i; }
+  int64_t skips(int64_t i, int64_t j) const {
+    return to.symmetric ? smaller(larger(row + i - col - j, 0), NR<double>) : 0;
+  }
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<double, V>& acc) {
     constexpr int W = kWidth<double>;

@@ -2,8 +2,8 @@
 // Epilogues: where the tiles of a product go.
 //
 // An epilogue opens on a block and takes its tiles: tile<V>(i, j, rows, cols, acc) with i, j counted from the block's
-// corner, of which the first rows x cols numbers count. skips(i, j) says that a tile is not wanted. One with `promotes`
-// gets a tile for every chunk of the sum.
+// corner, of which the first rows x cols numbers count. skips(i, j) says how many columns of it, from its first, are
+// not wanted. One with `promotes` gets a tile for every chunk of the sum.
 #pragma once
 
 #include "gemm.h"
@@ -22,7 +22,7 @@ struct Store {
     S* out;
     int64_t ld;
     T scale;
-    bool skips(int64_t, int64_t) const { return false; }
+    int64_t skips(int64_t, int64_t) const { return 0; }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
       constexpr int N = kWidth<T>;
@@ -69,9 +69,9 @@ struct Promote {
 
   struct Open {
     double* out;
-    int64_t ld, diagonal;  // tiles with j + NR <= i + diagonal lie below it
+    int64_t ld, diagonal;  // columns below i + diagonal lie below the diagonal
     bool symmetric;
-    bool skips(int64_t i, int64_t j) const { return symmetric && j + NR<T> <= i + diagonal; }
+    int64_t skips(int64_t i, int64_t j) const { return symmetric ? smaller(larger(i + diagonal - j, 0), NR<T>) : 0; }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
 #pragma GCC unroll 24

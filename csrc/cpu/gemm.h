@@ -38,6 +38,7 @@ struct RowsOf {
     if constexpr (RELU) return positive_part(value);
     return value;
   }
+  RowsOf from(int64_t i) const { return {a + i * s_row, s_row, s_k}; }
 };
 
 // The micro-kernel: acc += columns [begin, end) of MR rows of A times the first V vectors of a panel of B.
@@ -68,20 +69,22 @@ struct Chain {
 constexpr int64_t kStep = 64;  // of the sum, between two looks ahead
 
 // Not inlined: the accumulators then have the registers to themselves. Whatever is done with them names each by
-// constants, as a register has no address. Its arguments are single words: the copy of a struct would be read wider
-// than it was written, which waits for all stores before. Every few steps `ahead` brings closer what is to come.
-template <class T, int V, bool RELU, class Epilogue, class Ahead>
-__attribute__((noinline)) static void one_tile(const T* a, int64_t s_row, int64_t s_k, const T* b, int64_t k, int64_t i,
+// constants, as a register has no address. The rows come as a
+// reference: a copy on the stack would be read wider than it was written, which waits for all stores before.
+// Every few steps `ahead` brings closer what is to come.
+template <class T, int V, class Rows, class Epilogue, class Ahead>
+__attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, const T* b, int64_t k, int64_t i,
                                                int64_t j, int64_t rows, int64_t cols, Sum<T>* partial, Chain chain,
                                                Epilogue& epilogue, Ahead& ahead) {
   constexpr int N = kWidth<T>;
+  const Rows a = all.from(row);
   Accumulators<T, V> acc = {};
   if (!chain.first)
 #pragma GCC unroll 24
     for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<Sum<T>, N>(partial + t * N);
   for (int64_t p = 0; p < k; p += kStep) {
     Ahead::step(ahead);
-    multiply<T, V>(p, smaller(p + kStep, k), RowsOf<T, RELU>{a, s_row, s_k}, b, acc);
+    multiply<T, V>(p, smaller(p + kStep, k), a, b, acc);
   }
   if (chain.last) {
     epilogue.template tile<V>(i, j, rows, cols, acc);
@@ -92,17 +95,16 @@ __attribute__((noinline)) static void one_tile(const T* a, int64_t s_row, int64_
 }
 
 // All tiles of `rows` rows of a block of C, from row `top` on.
-template <class T, bool RELU, class Epilogue, class Ahead>
-static void sweep(const RowsOf<T, RELU>& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k,
-                  Sum<T>* partial, Chain chain, Epilogue& epilogue, Ahead& ahead) {
+template <class T, class Rows, class Epilogue, class Ahead>
+static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k, Sum<T>* partial,
+                  Chain chain, Epilogue& epilogue, Ahead& ahead) {
   constexpr int N = kWidth<T>;
   for (int64_t j = 0; j < cols; j += NR<T>, b += k * NR<T>) {
-    const int64_t width = smaller(NR<T>, cols - j);
     for (int64_t i = 0; i < rows; i += MR, partial += MR * NR<T>) {
-      if (epilogue.skips(top + i, j)) continue;
+      const int64_t skipped = epilogue.skips(top + i, j) / N * N, width = smaller(NR<T>, cols - j) - skipped;
       const auto run = [&]<int V>(Vectors<V>) {
-        one_tile<T, V, RELU>(a.a + i * a.s_row, a.s_row, a.s_k, b, k, top + i, j, smaller(MR, rows - i), width, partial,
-                             chain, epilogue, ahead);
+        one_tile<T, V>(a, i, b + skipped, k, top + i, j + skipped, smaller(MR, rows - i), width, partial, chain,
+                       epilogue, ahead);
       };
       if (NV == 4 && width > 3 * N)
         run(Vectors<NV>{});
@@ -110,7 +112,7 @@ static void sweep(const RowsOf<T, RELU>& a, const T* b, int64_t top, int64_t row
         run(Vectors<smallest(NV, 3)>{});
       else if (width > N)
         run(Vectors<2>{});
-      else
+      else if (width > 0)
         run(Vectors<1>{});
     }
   }

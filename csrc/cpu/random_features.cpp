@@ -19,7 +19,7 @@ struct StoreFeatures {
   struct Open {
     const StoreFeatures& to;
     int64_t row, col;
-    bool skips(int64_t, int64_t) const { return false; }
+    int64_t skips(int64_t, int64_t) const { return 0; }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
       constexpr int width = V * kWidth<T>;
@@ -68,7 +68,7 @@ struct FeaturePanels {
   int64_t k;
   const T* shift;  // of the first row, or of the first column; readable for a whole panel
 
-  bool skips(int64_t, int64_t) const { return false; }
+  int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
     T* panel = to + j * k + i * NR<T>;

@@ -13,7 +13,7 @@ struct AddToPanels {
   T* to;
   int64_t k;
 
-  bool skips(int64_t, int64_t) const { return false; }
+  int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t, const Accumulators<T, V>& acc) {
     T* panel = to + j * k + i * NR<T>;
@@ -33,7 +33,7 @@ struct ThroughActivation {
   int64_t k;
   const T *shift, *square;  // of the first column, of the first row
 
-  bool skips(int64_t, int64_t) const { return false; }
+  int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t, const Accumulators<T, V>& acc) {
     constexpr int width = V * kWidth<T>;

@@ -8,14 +8,19 @@ namespace rf::RF_ISA {
 
 RF_INLINE int64_t count(const Samples& x) { return x.images * x.lines * x.positions; }
 
-// The same samples in as few lines and images as their strides allow: (N, d) and channels_last are one line.
-RF_INLINE Samples merged(Samples x) {
+// The same samples with all lines of an image as one, if their strides allow it.
+RF_INLINE Samples merged_lines(Samples x) {
   if (x.lines == 1 || x.positions == 1 || x.s_line == x.positions * x.s_position) {
     if (x.positions == 1 && x.lines > 1) x.s_position = x.s_line;
     x.positions *= x.lines, x.lines = 1, x.s_line = 0;
   }
-  if (x.lines > 1) return x;
-  if (x.images == 1 || x.positions == 1 || x.s_image == x.positions * x.s_position) {
+  return x;
+}
+
+// The same samples in as few lines and images as their strides allow: (N, d) and channels_last are one line.
+RF_INLINE Samples merged(Samples x) {
+  x = merged_lines(x);
+  if (x.lines == 1 && (x.images == 1 || x.positions == 1 || x.s_image == x.positions * x.s_position)) {
     if (x.positions == 1 && x.images > 1) x.s_position = x.s_image;
     x.positions *= x.images, x.images = 1, x.s_image = 0;
   }
