@@ -56,11 +56,23 @@ struct Sides {
   int64_t count;
 };
 
+// Positions [begin, end) of one axis of x, which taps [tap, tap + taps) of a kernel visit alike, with those `step`
+// further on in y, where taps shifted by `shift` stand.
+struct Piece {
+  int64_t shift, step, begin, end, tap, taps;
+};
+struct Pieces {
+  const Piece* first;
+  int64_t count;
+};
+
 // Each function writes into given memory, runs on `threads` threads, and gives the same bits for any number of them.
 struct Kernels {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, int threads);
   void (*cross_covariance)(double* out, int64_t ld, const Side& x, Sides y, bool symmetric, Activation activation,
                            double negative_slope, int threads);
+  void (*patch_covariance)(double* out, int64_t ld, Samples x, Samples y, Pieces lines, Pieces columns, int64_t k,
+                           bool symmetric, int threads);
   void (*polar_multiply)(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,
                          int threads);
   void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,
