@@ -103,7 +103,7 @@ def _patch_covariance_out(x: Tensor, y: Tensor | None, patch: list[int], backend
         return
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     if _backend.choose(backend, x.device, x.dtype, dtypes) != "reference" and shape.stride == 1:
-        x_held, x_memory = samples(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
+        x_held, x_memory = samples(x)
         y_held, y_memory = samples(x if y is None else y)
         lines, columns = (
             pieces(size, positions, shape) for size, positions in zip(x.shape[2:], shape.positions(x), strict=True)
