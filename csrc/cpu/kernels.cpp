@@ -4,13 +4,8 @@
 namespace rf::RF_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {gaussian,
-                         cross_covariance,
-                         patch_covariance,
-                         polar_multiply,
-                         sample_project_align,
-                         random_features,
-                         random_features_covariance,
-                         random_features_projection};
+const Kernels kernels = {
+    gaussian,        cross_covariance,           patch_covariance,          polar_multiply, sample_project_align,
+    random_features, random_features_covariance, random_features_projection};
 
 }  // namespace rf::RF_ISA

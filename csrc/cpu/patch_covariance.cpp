@@ -41,6 +41,8 @@ RF_INLINE void multiply(int64_t begin, int64_t end, const Rectangle<T>& a, const
     }
 }
 
+bool has_tap(const Piece& piece, int64_t tap) { return tap >= piece.tap && tap < piece.tap + piece.taps; }
+
 // Lines [top, bottom) of some maps of x, and lines [above, below) of y, which taps there can reach.
 struct Batch {
   int64_t map, maps, top, bottom, above, below;
@@ -52,7 +54,7 @@ struct Sums {
   Samples x, y;
   Pieces lines, columns;
   bool symmetric;
-  int64_t rows, panels, count, size;  // of panels of y, of rectangles, of numbers in a sum
+  int64_t rows, count, size;  // of a sum, of rectangles, of numbers in a sum
   double* data;
 
   const Piece& line(int64_t r) const { return lines.first[r / columns.count]; }
@@ -63,8 +65,9 @@ struct Sums {
   int64_t row(int64_t channel) const {
     return channel < rows - MR || rows == MR ? channel : channel + rows - x.channels;
   }
-  // Of a symmetric result only steps of at least zero are computed; of step zero only the upper triangle.
-  int64_t sign(int64_t r) const { return line(r).step != 0 ? line(r).step : column(r).step; }
+  // Its sign says what is computed of a symmetric result: all where positive, the upper triangle where zero, else
+  // nothing.
+  int64_t step(int64_t r) const { return line(r).step != 0 ? line(r).step : column(r).step; }
 
   void pack(T* to, const Batch& batch, int64_t panel, int64_t begin, int64_t length) const {
     const int64_t first = (batch.map * y.lines + batch.above) * y.positions;
@@ -79,7 +82,7 @@ struct Sums {
     const int64_t width = even(c.end - c.begin, kTerms), height = even(bottom - top, kTerms / width);
     const int64_t maps = even(batch.maps, kTerms / (width * height)), b_map = (batch.below - batch.above) * y.positions;
     const Block block{0, 0, rows, panel * NR<T>, columns_of(panel)};
-    auto epilogue = Promote<T>{sum(r), y.channels, 0, symmetric && sign(r) == 0}.open(block, nullptr);
+    auto epilogue = Promote<T>{sum(r), y.channels, 0, symmetric && step(r) == 0}.open(block, nullptr);
     NothingAhead nothing;
     for (int64_t map = 0; map < batch.maps; map += maps)
       for (int64_t i = top; i < bottom; i += height)
@@ -102,28 +105,29 @@ struct Sums {
   // What was left out of a symmetric result, from the sum over the same samples with x and y exchanged.
   void mirror(int64_t r) const {
     constexpr int64_t block = 16;
-    if (sign(r) > 0) return;
+    if (step(r) > 0) return;
     const double* from = sum(mirrored(lines, line(r)) * columns.count + mirrored(columns, column(r)));
     double* to = sum(r);
     const int64_t d = x.channels;
     for (int64_t i0 = 0; i0 < d; i0 += block)
       for (int64_t j0 = 0; j0 < d; j0 += block)
         for (int64_t i = i0; i < smaller(d, i0 + block); ++i)
-          for (int64_t j = j0; j < smaller(sign(r) < 0 ? d : i, j0 + block); ++j)
+          for (int64_t j = j0; j < smaller(step(r) < 0 ? d : i, j0 + block); ++j)
             to[row(i) * d + j] = from[row(j) * d + i];
   }
 
-  // Adds to the row of the result for a channel of x and a tap (u, v), by way of `taps`, k k numbers for a channel of
-  // y.
+  // Adds to the result's row for a channel of x and its tap (u, v). `taps` is a (k k, channels of y) matrix.
   void spread(double* out, double* taps, int64_t channel, int64_t u, int64_t v, int64_t k) const {
     const int64_t m = y.channels;
     memset(taps, 0, static_cast<size_t>(k * k * m) * 8);
-    for (int64_t r = 0; r < count; ++r) {
-      const Piece &l = line(r), &c = column(r);
-      if (u < l.tap || u >= l.tap + l.taps || v < c.tap || v >= c.tap + c.taps) continue;
-      const double* from = sum(r) + row(channel) * m;
-      double* to = taps + ((u + l.shift) * k + v + c.shift) * m;
-      for (int64_t j = 0; j < m; ++j) to[j] += from[j];
+    for (int64_t l = 0; l < lines.count; ++l) {
+      if (!has_tap(lines.first[l], u)) continue;
+      for (int64_t c = 0; c < columns.count; ++c) {
+        if (!has_tap(columns.first[c], v)) continue;
+        const double* from = sum(l * columns.count + c) + row(channel) * m;
+        double* to = taps + ((u + lines.first[l].shift) * k + v + columns.first[c].shift) * m;
+        for (int64_t j = 0; j < m; ++j) to[j] += from[j];
+      }
     }
     for (int64_t j = 0; j < m; ++j)
       for (int64_t tap = 0; tap < k * k; ++tap) out[j * k * k + tap] += taps[tap * m + j];
@@ -155,8 +159,7 @@ void accumulate(double* out, int64_t ld, Samples x, const Samples& y, Pieces lin
   const Scratch sums_memory(count * size * 8), taps_memory(threads * taps * 8);
   const Scratch panels_memory(panels * panel_size * static_cast<int64_t>(sizeof(T)));
   T* packed = static_cast<T*>(panels_memory.data());
-  const Sums<T> sums{x,    y,      lines, columns, symmetric,
-                     rows, panels, count, size,    static_cast<double*>(sums_memory.data())};
+  const Sums<T> sums{x, y, lines, columns, symmetric, rows, count, size, static_cast<double*>(sums_memory.data())};
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for
@@ -176,7 +179,7 @@ void accumulate(double* out, int64_t ld, Samples x, const Samples& y, Pieces lin
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < count * panels; ++task) {
           const int64_t r = task / panels, panel = task % panels;
-          if (!symmetric || sums.sign(r) >= 0) sums.add(r, panel, packed + panel * panel_size, batch);
+          if (!symmetric || sums.step(r) >= 0) sums.add(r, panel, packed + panel * panel_size, batch);
         }
       }
     if (symmetric) {

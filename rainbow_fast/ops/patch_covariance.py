@@ -91,31 +91,41 @@ def pieces(size: int, positions: int, patch: Patch) -> list[Piece]:
     return sorted(found, key=lambda piece: piece.begin - piece.end)
 
 
+def _shape(x: Tensor, y: Tensor | None, k: int) -> tuple[int, int]:
+    return x.shape[1] * k**2, (x if y is None else y).shape[1] * k**2
+
+
 def _patch_covariance_out(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out: Tensor) -> None:
     _backend.refuse_grad("patch_covariance_out", x, y, out)
     shape = Patch.of(patch, x)
-    d, m, area = x.shape[1], (x if y is None else y).shape[1], shape.k**2
-    if out.shape != (d * area, m * area) or out.dtype != torch.float64:
-        raise ValueError(
-            f"out is {out.dtype} of shape {tuple(out.shape)}: wanted float64 of shape {(d * area, m * area)}"
-        )
-    if x.numel() == 0 or m == 0:
+    _check(x, y, shape, out)
+    if x.numel() == 0 or out.numel() == 0:
         return
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     if _backend.choose(backend, x.device, x.dtype, dtypes) != "reference" and shape.stride == 1:
-        x_held, x_memory = samples(x)
-        y_held, y_memory = samples(x if y is None else y)
-        lines, columns = (
-            pieces(size, positions, shape) for size, positions in zip(x.shape[2:], shape.positions(x), strict=True)
-        )
+        sides = [samples(side) for side in (x, x if y is None else y)]
+        rows, columns = shape.positions(x)
         _backend.kernels().patch_covariance(
-            out.data_ptr(), out.stride(0), x_memory, y_memory, lines, columns, shape.k, y is None,
-            torch.get_num_threads(),
+            out.data_ptr(), out.stride(0), *(memory for _, memory in sides), pieces(x.shape[2], rows, shape),
+            pieces(x.shape[3], columns, shape), shape.k, y is None, torch.get_num_threads(),
         )  # fmt: skip
         return
     for some_x, some_y in _batches(x.detach(), None if y is None else y.detach(), shape):
         unfolded = [] if some_y is None else [shape.unfold(some_y)]
         out += torch.ops.rainbow_fast.cross_covariance(shape.unfold(some_x), unfolded, "identity", 0.0, False, backend)
+
+
+def _check(x: Tensor, y: Tensor | None, patch: Patch, out: Tensor) -> None:
+    if y is not None and (y.dim() != 4 or (y.shape[0], y.shape[2:]) != (x.shape[0], x.shape[2:]) or y.dtype != x.dtype):
+        raise ValueError(
+            f"y is {y.dtype} of shape {tuple(y.shape)}: wanted the dtype, the N and the positions of x, which is "
+            f"{x.dtype} of shape {tuple(x.shape)}"
+        )
+    wanted = _shape(x, y, patch.k)
+    if out.shape != wanted or out.dtype != torch.float64:
+        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted float64 of shape {wanted}")
+    if out.shape[1] > 1 and out.stride(1) != 1:
+        raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
 
 
 def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Tensor | None]]:
@@ -125,14 +135,13 @@ def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Te
 
 
 def _patch_covariance(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
-    out = _fake(x, y, patch, backend).zero_()
+    out = _backend.empty(_shape(x, y, patch[0]), torch.float64, x.device).zero_()
     _patch_covariance_out(x.detach(), None if y is None else y.detach(), patch, backend, out)
     return out
 
 
 def _fake(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
-    area = patch[0] ** 2
-    return x.new_empty(x.shape[1] * area, (x if y is None else y).shape[1] * area, dtype=torch.float64)
+    return x.new_empty(_shape(x, y, patch[0]), dtype=torch.float64)
 
 
 def _setup_context(ctx, inputs, output) -> None:
