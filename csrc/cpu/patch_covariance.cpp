@@ -10,7 +10,7 @@
 namespace rf::RF_ISA {
 namespace {
 
-constexpr int64_t kTerms = 384;       // of a sum, at most, before it is promoted to float64
+constexpr int64_t kTerms = 256;       // of a sum, at most, before it is promoted to float64
 constexpr int64_t kPositions = 8192;  // that are packed at a time: 2 MiB for a panel of floats
 
 // The part that cuts `size` into equal ones of at most about `most`.
