@@ -123,6 +123,19 @@ struct Argument<Sides> {
   }
 };
 template <>
+struct Argument<Pieces> {
+  using From = std::vector<std::array<int64_t, 6>>;
+  struct Held {
+    std::vector<Piece> pieces;
+    operator Pieces() const { return {pieces.data(), static_cast<int64_t>(pieces.size())}; }
+  };
+  static Held to(const From& from) {
+    Held held;
+    for (const auto& t : from) held.pieces.push_back(std::make_from_tuple<Piece>(t));
+    return held;
+  }
+};
+template <>
 struct Argument<const Features&> {
   using Tuple = Argument<Samples>::From;
   using From = std::tuple<Tuple, uint64_t, Tuple, Argument<Address>::From, int, double, double>;
@@ -185,6 +198,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("advise_huge_pages", [](uint64_t data, int64_t bytes) { advise_huge_pages(Argument<void*>::to(data), bytes); });
   bind(m, "gaussian", &Kernels::gaussian);
   bind(m, "cross_covariance", &Kernels::cross_covariance);
+  bind(m, "patch_covariance", &Kernels::patch_covariance);
   bind(m, "polar", &Kernels::polar);
   bind(m, "polar_multiply", &Kernels::polar_multiply);
   bind(m, "sample_project_align", &Kernels::sample_project_align);

@@ -72,11 +72,23 @@ struct Upstream {
   Projections products;
 };
 
+// Positions [begin, end) of one axis of x, which taps [tap, tap + taps) of a kernel visit alike, with those `step`
+// further on in y, where taps shifted by `shift` stand.
+struct Piece {
+  int64_t shift, step, begin, end, tap, taps;
+};
+struct Pieces {
+  const Piece* first;
+  int64_t count;
+};
+
 // Each function writes into given memory, runs on `threads` threads, and gives the same bits for any number of them.
 struct Kernels {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, int threads);
   void (*cross_covariance)(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                            double negative_slope, int threads);
+  void (*patch_covariance)(double* out, int64_t ld, Samples x, Samples y, Pieces lines, Pieces columns, int64_t k,
+                           bool symmetric, int threads);
   void (*polar)(void* out, double* statistics, const void* m, DType dtype, int64_t batch, int64_t rows, int64_t cols,
                 int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, int threads);
   void (*polar_multiply)(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,

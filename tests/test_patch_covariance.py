@@ -64,6 +64,29 @@ def test_every_dtype_on_every_level(dtype: torch.dtype, name: str) -> None:
             check(x, y, (3, 1, 1, 1), got)
 
 
+LARGE = {  # more than is packed or summed at a time
+    "maps": ((130, 7, 12, 11), (3, 1, 1, 1)),
+    "lines": ((2, 7, 40, 450), (3, 1, 1, 1)),
+    "positions-of-a-line": ((1, 7, 9, 2600), (3, 1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize(("shape", "patch"), LARGE.values(), ids=LARGE)
+def test_in_several_batches(shape: tuple, patch: tuple) -> None:
+    x, y = draw(*shape), draw(shape[0], 3, *shape[2:], seed=1)
+    check(x, y, patch, rf.cross_covariance(x, y, patch=patch))
+    check(x, x, patch, rf.cross_covariance(x, patch=patch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_channels_that_fill_no_tile(dtype: torch.dtype) -> None:
+    for channels in (1, 3, 7):  # fewer than a tile has rows, and one more; what lies around them must not matter
+        around = torch.full((4, channels, 6, 5), torch.nan, dtype=dtype)
+        around[1:3] = draw(2, channels, 6, 5, dtype=dtype)
+        x = around[1:3]
+        check(x, x, (3, 1, 1, 1), rf.cross_covariance(x, x.clone(), patch=3))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_sides(backend: str) -> None:
     x, ys = draw(2, 3, 6, 5), [draw(2, m, 6, 5, seed=m) for m in (2, 4)]
@@ -138,6 +161,13 @@ def test_bad_output() -> None:
     with pytest.raises(ValueError, match=r"out is torch.float64 of shape \(3, 3\): wanted float64 of shape \(27, 27\)"):
         torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, out)
     assert (out == 0).all(), "written before the error"
+    out = torch.zeros(27, 27, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"out has strides \(1, 27\): wanted contiguous rows"):
+        torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, out.T)
+    with pytest.raises(
+        ValueError, match=r"y is torch.float32 of shape \(2, 3, 5, 3\): wanted the dtype, the N and the p"
+    ):
+        torch.ops.rainbow_fast.patch_covariance_out(X, X[..., :3], [3, 1, 1, 1], None, out)
 
 
 def test_output_form_adds_and_refuses_gradients() -> None:

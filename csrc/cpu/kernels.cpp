@@ -6,6 +6,7 @@ namespace rf::RF_ISA {
 extern const Kernels kernels;
 const Kernels kernels = {gaussian,
                          cross_covariance,
+                         patch_covariance,
                          polar,
                          polar_multiply,
                          sample_project_align,

@@ -8,6 +8,7 @@ namespace rf::RF_ISA {
 
 __typeof__(*Kernels::gaussian) gaussian;
 __typeof__(*Kernels::cross_covariance) cross_covariance;
+__typeof__(*Kernels::patch_covariance) patch_covariance;
 __typeof__(*Kernels::polar) polar;
 __typeof__(*Kernels::polar_multiply) polar_multiply;
 __typeof__(*Kernels::sample_project_align) sample_project_align;

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rainbow_fast import backend as _backend
+from rainbow_fast.ops.memory import samples
 
 UNFOLDED_NUMBERS = 2**22  # of an im2col at a time, where the stride leaves no shifts to share
 
@@ -60,78 +61,71 @@ class Patch(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Positions [begin, end) of one axis that the same taps visit."""
+    """Positions [begin, end) of one axis, visited by `taps` taps from `tap` on; `shift` taps are `step` positions."""
 
+    shift: int
+    step: int
     begin: int
     end: int
-    taps: list[int]
+    tap: int
+    taps: int
 
 
 def patch_covariance(x: Tensor, y: Tensor | None, patch: Patch, backend: str | None) -> Tensor:
     return torch.ops.rainbow_fast.patch_covariance(x, y, list(patch), backend)
 
 
-def pieces(size: int, positions: int, patch: Patch, shift: int) -> list[Piece]:
-    """The pieces of an axis of `size` positions for taps u and u + shift."""
-    step, windows = patch.dilation * shift, {}
-    for u in range(max(0, -shift), min(patch.k, patch.k - shift)):
-        first = u * patch.dilation - patch.padding
-        windows[u] = max(0, first, -step), min(size, first + positions, size - step)
-    cuts = sorted({cut for begin, end in windows.values() if begin < end for cut in (begin, end)})
+def pieces(size: int, positions: int, patch: Patch) -> list[Piece]:
+    """Of an axis of `size` positions, for all shifts; the longest first, which share the work best among threads."""
     found = []
-    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
-        taps = [u for u, (low, high) in windows.items() if low <= begin and end <= high]
-        if taps:
-            found.append(Piece(begin, end, taps))
-    return found
+    for shift in range(1 - patch.k, patch.k):
+        step, windows = patch.dilation * shift, {}
+        for u in range(max(0, -shift), min(patch.k, patch.k - shift)):
+            first = u * patch.dilation - patch.padding
+            windows[u] = max(0, first, -step), min(size, first + positions, size - step)
+        cuts = sorted({cut for begin, end in windows.values() if begin < end for cut in (begin, end)})
+        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+            taps = [u for u, (low, high) in windows.items() if low <= begin and end <= high]
+            if taps:
+                found.append(Piece(shift, step, begin, end, taps[0], len(taps)))
+    return sorted(found, key=lambda piece: piece.begin - piece.end)
 
 
-def _sum(x: Tensor, y: Tensor | None) -> Tensor:
-    return torch.ops.rainbow_fast.cross_covariance(x, [] if y is None else [y], "identity", 0.0, False, "cpu")
-
-
-def _by_shifts(x: Tensor, y: Tensor | None, patch: Patch) -> Tensor:
-    """Blocks (k, k, k, k, d, m): tap of x, tap of y."""
-    k, other = patch.k, x if y is None else y
-    blocks = x.new_zeros(k, k, k, k, x.shape[1], other.shape[1], dtype=torch.float64)
-    rows, columns = patch.positions(x)
-    shifts = range(1 - k, k)
-    for dy, dx in ((dy, dx) for dy in shifts for dx in shifts if y is not None or (dy, dx) >= (0, 0)):
-        down, right = dy * patch.dilation, dx * patch.dilation
-        for a in pieces(x.shape[2], rows, patch, dy):
-            for b in pieces(x.shape[3], columns, patch, dx):
-                here = x[:, :, a.begin : a.end, b.begin : b.end]
-                there = other[:, :, a.begin + down : a.end + down, b.begin + right : b.end + right]
-                found = _sum(here, None if y is None and dy == dx == 0 else there)
-                for u in a.taps:
-                    for v in b.taps:
-                        blocks[u, v, u + dy, v + dx] += found
-    if y is None:
-        for dy, dx in ((dy, dx) for dy in shifts for dx in shifts if (dy, dx) > (0, 0)):
-            for u in range(max(0, -dy), min(k, k - dy)):
-                for v in range(max(0, -dx), min(k, k - dx)):
-                    blocks[u + dy, v + dx, u, v] = blocks[u, v, u + dy, v + dx].T
-    return blocks
+def _shape(x: Tensor, y: Tensor | None, k: int) -> tuple[int, int]:
+    return x.shape[1] * k**2, (x if y is None else y).shape[1] * k**2
 
 
 def _patch_covariance_out(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out: Tensor) -> None:
     _backend.refuse_grad("patch_covariance_out", x, y, out)
     shape = Patch.of(patch, x)
-    d, m, area = x.shape[1], (x if y is None else y).shape[1], shape.k**2
-    if out.shape != (d * area, m * area) or out.dtype != torch.float64:
-        raise ValueError(
-            f"out is {out.dtype} of shape {tuple(out.shape)}: wanted float64 of shape {(d * area, m * area)}"
-        )
-    if x.numel() == 0 or m == 0:
+    _check(x, y, shape, out)
+    if x.numel() == 0 or out.numel() == 0:
         return
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     if _backend.choose(backend, x.device, x.dtype, dtypes) != "reference" and shape.stride == 1:
-        blocks = _by_shifts(x.detach(), None if y is None else y.detach(), shape)
-        out.view(d, area, m, area).add_(blocks.view(area, area, d, m).permute(2, 0, 3, 1))
+        sides = [samples(side) for side in (x, x if y is None else y)]
+        rows, columns = shape.positions(x)
+        _backend.kernels().patch_covariance(
+            out.data_ptr(), out.stride(0), *(memory for _, memory in sides), pieces(x.shape[2], rows, shape),
+            pieces(x.shape[3], columns, shape), shape.k, y is None, torch.get_num_threads(),
+        )  # fmt: skip
         return
     for some_x, some_y in _batches(x.detach(), None if y is None else y.detach(), shape):
         unfolded = [] if some_y is None else [shape.unfold(some_y)]
         out += torch.ops.rainbow_fast.cross_covariance(shape.unfold(some_x), unfolded, "identity", 0.0, False, backend)
+
+
+def _check(x: Tensor, y: Tensor | None, patch: Patch, out: Tensor) -> None:
+    if y is not None and (y.dim() != 4 or (y.shape[0], y.shape[2:]) != (x.shape[0], x.shape[2:]) or y.dtype != x.dtype):
+        raise ValueError(
+            f"y is {y.dtype} of shape {tuple(y.shape)}: wanted the dtype, the N and the positions of x, which is "
+            f"{x.dtype} of shape {tuple(x.shape)}"
+        )
+    wanted = _shape(x, y, patch.k)
+    if out.shape != wanted or out.dtype != torch.float64:
+        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted float64 of shape {wanted}")
+    if out.shape[1] > 1 and out.stride(1) != 1:
+        raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
 
 
 def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Tensor | None]]:
@@ -141,14 +135,13 @@ def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Te
 
 
 def _patch_covariance(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
-    out = _fake(x, y, patch, backend).zero_()
+    out = _backend.empty(_shape(x, y, patch[0]), torch.float64, x.device).zero_()
     _patch_covariance_out(x.detach(), None if y is None else y.detach(), patch, backend, out)
     return out
 
 
 def _fake(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
-    area = patch[0] ** 2
-    return x.new_empty(x.shape[1] * area, (x if y is None else y).shape[1] * area, dtype=torch.float64)
+    return x.new_empty(_shape(x, y, patch[0]), dtype=torch.float64)
 
 
 def _setup_context(ctx, inputs, output) -> None:

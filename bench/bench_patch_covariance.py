@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""cross_covariance of patches by shifts, against products of an im2col: plain, in float64, and by our own kernel."""
+
+import torch
+from floor import Floor
+from race import OURS, PLAIN, Candidate, Race, entries, relative
+from torch import Tensor
+from torch.nn.functional import unfold
+
+import rainbow_fast as rf
+
+UNFOLDED, DOUBLE = "unfold, our product", "torch, float64"
+
+
+def plain(x: Tensor, y: Tensor | None, k: int) -> Tensor:
+    a, b = (unfold(t, k, padding=k // 2).movedim(1, 0).flatten(1) for t in (x, x if y is None else y))
+    return a @ b.T
+
+
+def unfolded(x: Tensor, y: Tensor | None, k: int) -> Tensor:
+    """The algebra of an im2col with the arithmetic of ours, so that plain over it is the share of the arithmetic."""
+    a, *b = (unfold(t, k, padding=k // 2) for t in (x, y) if t is not None)
+    return rf.cross_covariance(a, b[0] if b else None)
+
+
+def patch_covariance(of: str, k: int, *shape: int) -> Race:
+    source = torch.Generator().manual_seed(0)
+    x, other = (torch.randn(shape, generator=source).relu_() for _ in "xy")
+    y = other if of == "cross" else None
+    exact = plain(x.double(), None if y is None else y.double(), k)
+    ways = {
+        OURS: lambda: rf.cross_covariance(x, y, patch=k),
+        PLAIN: lambda: plain(x, y, k),
+        UNFOLDED: lambda: unfolded(x, y, k),
+        DOUBLE: lambda: plain(x.double(), None if y is None else y.double(), k),
+    }
+    # Pairs of positions that a shift leaves inside the map, over all shifts of a line and of a column.
+    lines, columns = (sum(max(0, size - abs(shift)) for shift in range(1 - k, k)) for size in shape[2:])
+    flops = 2.0 * shape[0] * shape[1] ** 2 * lines * columns / (1 if of == "cross" else 2)
+    return Race(
+        f"patch_covariance {of} k={k} {list(shape)}",
+        {name: Candidate(way, lambda M: relative(M, exact)) for name, way in ways.items()},
+        Floor({"f32": flops}),
+        rounds=3,
+    )
+
+
+MAPS = (32, 64, 32, 32)
+CASES = [("cross", 3, *MAPS), ("self", 3, *MAPS), ("cross", 5, *MAPS), ("cross", 3, 32, 256, 14, 14)]
+bench_patches = entries(patch_covariance, CASES, (OURS, PLAIN, UNFOLDED, DOUBLE))
