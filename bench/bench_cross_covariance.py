@@ -3,12 +3,13 @@
 
 import torch
 from floor import Floor
-from race import OURS, PLAIN, PUBLISHED, Candidate, Race, entries, relative
+from race import AVX2, OURS, PLAIN, PUBLISHED, Candidate, Race, entries, relative, with_avx2
 from torch import Tensor
 
 import rainbow_fast as rf
 
-BATCHED, DOUBLE = "torch, bmm by image", "torch, float64"
+BATCHED, DOUBLE, COPIED = "torch, bmm by image", "torch, float64", "rainbow_fast, of copies"
+BARE, EACH = "rainbow_fast, no activation", "rainbow_fast, one by one"
 
 
 def samples_last(x: Tensor) -> Tensor:
@@ -34,28 +35,107 @@ def batched(x: Tensor, y: Tensor) -> Tensor:
     return torch.bmm(x.flatten(2), y.flatten(2).mT).sum(0)
 
 
-def cross_covariance(dtype: str, *shape: int) -> Race:
-    source = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(shape, generator=source).relu_().to(getattr(torch, dtype)) for _ in "xy")
-    exact = plain(x.double(), y.double())
+def draw(seed: int, dtype: str, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).relu_().to(getattr(torch, dtype))
+
+
+def race(job: str, ways: dict, exact: Tensor, x: Tensor, columns: int, share: float = 1.0) -> Race:
+    """`share` of the products of x with so many columns, in the kind of x; each side is read once."""
+    flops = 2.0 * x.numel() * columns * share
+    size = x.numel() * x.element_size() * (1 + columns / x.shape[1] if share == 1 else 1)
+    return Race(
+        f"cross_covariance {job}",
+        {name: Candidate(way, lambda M: relative(M, exact)) for name, way in ways.items()},
+        Floor({"bf16" if x.dtype == torch.bfloat16 else "f32": flops}, bytes=size),
+    )
+
+
+def two_sides(dtype: str, *shape: int) -> Race:
+    x, y = draw(0, dtype, *shape), draw(1, dtype, *shape)
     ways = {
         OURS: lambda: rf.cross_covariance(x, y),
         PLAIN: lambda: plain(x, y),
         PUBLISHED: lambda: published(x, y),
         DOUBLE: lambda: plain(x.double(), y.double()),
+        AVX2: with_avx2(lambda: rf.cross_covariance(x, y)),
     }
     if x.dim() > 2:
         ways[BATCHED] = lambda: batched(x, y)
-    flops = 2.0 * x.numel() * shape[1]
+        ways[COPIED] = lambda: rf.cross_covariance(samples_last(x), samples_last(y))
+    return race(f"{dtype} {list(shape)}", ways, plain(x.double(), y.double()), x, shape[1])
+
+
+def one_side(*shape: int) -> Race:
+    x = draw(0, "float32", *shape)
+    ways = {
+        OURS: lambda: rf.cross_covariance(x),
+        PLAIN: lambda: plain(x, x),
+        BATCHED: lambda: batched(x, x),
+        "rainbow_fast, two sides": lambda: rf.cross_covariance(x, x),
+    }
+    return race(f"of one side {list(shape)}", ways, plain(x.double(), x.double()), x, shape[1], 0.5)
+
+
+def activated(*shape: int) -> Race:
+    """The floor is that of the products; the third line has no activation, on samples that it would not change."""
+    x, y = draw(0, "float32", *shape), draw(1, "float32", *shape)
+    ways = {
+        OURS: lambda: rf.cross_covariance(x, y, activation="relu"),
+        PLAIN: lambda: plain(x.relu(), y.relu()),
+        BARE: lambda: rf.cross_covariance(x, y),
+    }
+    return race(f"of relu {list(shape)}", ways, plain(x.double(), y.double()), x, shape[1])
+
+
+def centered(*shape: int) -> Race:
+    x, y = draw(0, "float32", *shape) + 1, draw(1, "float32", *shape) + 1
+
+    def about(t: Tensor) -> Tensor:
+        return t - t.mean((0, 2, 3), keepdim=True)
+
+    ways = {
+        OURS: lambda: rf.cross_covariance(x, y, center=True),
+        PLAIN: lambda: plain(about(x), about(y)),
+    }
+    return race(f"about the mean {list(shape)}", ways, plain(about(x.double()), about(y.double())), x, shape[1])
+
+
+def several(count: int, *shape: int) -> Race:
+    x, *ys = (draw(seed, "float32", *shape) for seed in range(count + 1))
+    ways = {
+        OURS: lambda: torch.cat(rf.cross_covariance(x, ys), 1),
+        PLAIN: lambda: torch.cat([plain(x, y) for y in ys], 1),
+        EACH: lambda: torch.cat([rf.cross_covariance(x, y) for y in ys], 1),
+    }
+    exact = torch.cat([plain(x.double(), y.double()) for y in ys], 1)
+    return race(f"with {count} sides {list(shape)}", ways, exact, x, count * shape[1])
+
+
+def long_sum(C: int, N: int) -> Race:
+    """The largest relative error of an entry; plain is float64, the only plain way to eight digits."""
+    x, y = draw(0, "float32", N, C), draw(1, "float32", N, C)
+    exact = plain(x.double(), y.double())
+    ways = {
+        OURS: lambda: rf.cross_covariance(x, y),
+        DOUBLE: lambda: plain(x.double(), y.double()),
+        "torch, float32": lambda: plain(x, y),
+    }
     return Race(
-        f"cross_covariance {dtype} {list(shape)}",
-        {name: Candidate(way, lambda M: relative(M, exact)) for name, way in ways.items()},
-        Floor({"bf16" if dtype == "bfloat16" else "f32": flops}, bytes=2 * x.numel() * x.element_size()),
+        f"cross_covariance, long sum {[N, C]}",
+        {name: Candidate(way, lambda M: float(((M - exact) / exact).abs().max())) for name, way in ways.items()},
+        Floor({"f32": 2.0 * N * C * C}, bytes=8.0 * N * C),
+        slack=1e-8,  # the goal
     )
 
 
 MAPS = [("float32", 128, 64, 32, 32), ("float32", 32, 512, 16, 16)]
-bench_maps = entries(
-    cross_covariance, [*MAPS, ("bfloat16", 32, 512, 16, 16)], (OURS, PLAIN, PUBLISHED, BATCHED, DOUBLE)
+bench_maps = entries(two_sides, MAPS, (OURS, PLAIN, PUBLISHED, BATCHED, COPIED, DOUBLE, AVX2))
+bench_bfloat16 = entries(two_sides, [("bfloat16", 32, 512, 16, 16)], (OURS, PLAIN, PUBLISHED, BATCHED, DOUBLE))
+bench_samples = entries(two_sides, [("float32", 20_000, 512)], (OURS, PLAIN, PUBLISHED, DOUBLE, AVX2))
+bench_one_side = entries(
+    one_side, [(128, 64, 32, 32), (32, 512, 16, 16)], (OURS, PLAIN, BATCHED, "rainbow_fast, two sides")
 )
-bench_samples = entries(cross_covariance, [("float32", 20_000, 512)], (OURS, PLAIN, PUBLISHED, DOUBLE))
+bench_activated = entries(activated, [(128, 64, 32, 32), (32, 512, 16, 16)], (OURS, PLAIN, BARE))
+bench_centered = entries(centered, [(128, 64, 32, 32)], (OURS, PLAIN))
+bench_several = entries(several, [(4, 128, 64, 32, 32)], (OURS, PLAIN, EACH))
+bench_long_sums = entries(long_sum, [(64, 4_000_000), (512, 262_144)], (OURS, DOUBLE, "torch, float32"))

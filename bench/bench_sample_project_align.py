@@ -3,7 +3,7 @@
 
 import torch
 from floor import Floor
-from race import OURS, PLAIN, PUBLISHED, Candidate, Race, entries, relative
+from race import AVX2, OURS, PLAIN, PUBLISHED, Candidate, Race, entries, relative, with_avx2
 from torch import Tensor
 
 import rainbow_fast as rf
@@ -31,15 +31,19 @@ def sample_project_align(dtype_name: str, n: int, r: int, m: int, memory: str = 
     def exact(G: Tensor) -> Tensor:
         return G.to(dtype).double() @ P.double()
 
+    def ours() -> Tensor:
+        return rf.sample_project_align(n, P, seed=1) if out is None else rf.sample_project_align_(out, P, seed=1)
+
+    def error(W: Tensor) -> float:
+        return relative(W, exact(rf.gaussian(n, r, seed=1)))
+
     candidates = {
-        OURS: Candidate(
-            lambda: rf.sample_project_align(n, P, seed=1) if out is None else rf.sample_project_align_(out, P, seed=1),
-            lambda W: relative(W, rf.gaussian(n, r, seed=1).double() @ P.double()),
-        ),
+        OURS: Candidate(ours, error),
         PLAIN: Candidate(lambda: torch.mm(draw(n, r).to(dtype), P, out=out), lambda W: relative(W, exact(draw(n, r)))),
         PRODUCT: Candidate(lambda: torch.mm(given, P, out=out), lambda W: relative(W, exact(given))),
+        AVX2: Candidate(with_avx2(ours), error),
     }
-    if memory == "new" and dtype == torch.float32:
+    if memory == "new" and dtype == torch.float32 and m < 4608:
         candidates[PUBLISHED] = Candidate(
             lambda: draw(n, m) @ square_root(P), lambda W: relative(W, draw(n, m).double() @ square_root(P.double()))
         )
@@ -52,7 +56,8 @@ def sample_project_align(dtype_name: str, n: int, r: int, m: int, memory: str = 
 
 
 bench_new = entries(
-    sample_project_align, [("float32", 8192, 256, m) for m in (240, 1152)], (OURS, PLAIN, PRODUCT, PUBLISHED)
+    sample_project_align, [("float32", 8192, 256, m) for m in (240, 1152)], (OURS, PLAIN, PRODUCT, AVX2, PUBLISHED)
 )
-others = [("float32", 8192, 256, 1152, "given"), ("float32", 8192, 256, 4608, "given"), ("bfloat16", 8192, 256, 1152)]
-bench_others = entries(sample_project_align, others, (OURS, PLAIN, PRODUCT))
+others = [("float32", 8192, 256, m, "given") for m in (1152, 4608)]
+others += [("float32", 8192, 256, 4608), ("bfloat16", 8192, 256, 1152), ("bfloat16", 8192, 256, 1152, "given")]
+bench_others = entries(sample_project_align, others, (OURS, PLAIN, PRODUCT, AVX2))

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from floor import Clock, Floor
+from here import level
 from tolerance import FACTOR
 from torch import Tensor
 
 OURS, PLAIN, PUBLISHED = "rainbow_fast", "plain torch", "published"
+AVX2 = "rainbow_fast, AVX2"  # what remains of a gain where torch's products use the same instructions as ours
 BUDGET = 3.0  # seconds a race may take once it has its rounds
 ROUNDS = (5, 60)  # at least, at most
 
@@ -61,6 +63,16 @@ class Result:
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+
+def with_avx2(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The same with the kernels for AVX2."""
+
+    def lower() -> Any:
+        with level("avx2"):
+            return run()
+
+    return lower
 
 
 def relative(got: Tensor, exact: Tensor) -> float:

@@ -15,10 +15,10 @@ from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.ops.polar import polar
 from rainbow_fast.ops.random_features import random_features_covariance, random_features_projection
 
-# polar of a (d, n) matrix, d <= n, in float64, of condition 1e6 to 1e8 as cross-covariances are. d^2 n: a Gram matrix
-# (1), the projection on its eigenvectors (2), four corrections (5 each), the factor and its certificate (4). d^3: the
-# eigenvectors, whose 10 d^3 operations take about three times as long as those of a product.
-POLAR_LONG, POLAR_SHORT = 27, 30
+# polar of a (d, n) matrix, d <= n, in float64, of condition 1e6 to 1e8 as cross-covariances are: three stages. d^2 n: a
+# Gram matrix (1) and a product (2) in each, a Newton-Schulz step (1 + 2). d^3: three inverses in each, four and three
+# products more in the last, which reach about two thirds of a long product's rate.
+POLAR_LONG, POLAR_SHORT = 12, 24
 ENOUGH = 0.02  # seconds of each measurement
 
 

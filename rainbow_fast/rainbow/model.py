@@ -97,7 +97,7 @@ def plan(
     Every step of `fit` and `RainbowModel.sample` is counted from shapes; of the data nothing else is read. The flops of
     a site of d channels, n neurons and rank r, over N images of p positions, S of all N p positions being taken::
 
-        moments      2 S n (r + d)      alignment    27 s^2 l + 30 s^3, s and l the short and the long side of M (d, n)
+        moments      2 S n (r + d)      alignment    12 s^2 l + 24 s^3, s and l the short and the long side of M (d, n)
         projection   2 N p n (r + d)    regression   S n^2 and 2 N p n r more in moments; n^3 / 3 + 2 d n^2 in solve
 
     and ``seconds = sum of max(flops / rate + features / rate + pooled / rate, bytes / rate)`` over all `Work`.
