@@ -162,7 +162,7 @@ def test_neurons_nest_in_any_layout(N, r, n, S, dtype, seed, memory, data) -> No
     A = draw(5, count, dtype=dtype)
     aligned = arranged((N, 5, S), dtype, *memory[2:])
     with nothing_else_written(aligned):
-        torch.ops.rainbow_fast.random_features_projection_out(u, A, None, key, None, "tanh", 0.0, 1.0, None, aligned)
+        torch.ops.rainbow_fast.random_features_projection_out(u, [A], None, key, None, "tanh", 0.0, 1.0, None, [aligned])
     wanted = rf.random_features_projection(u.contiguous(), A, seed=key, activation="tanh")
     assert differing_bits(aligned, wanted) == 0
 
