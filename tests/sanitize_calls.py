@@ -29,7 +29,7 @@ def gaussian_numbers(at: tuple[int, int, int, int], rows: int, cols: int) -> np.
         angle = np.pi / 2 * ((b + np.uint64(2**29)) % np.uint64(2**30)).astype(np.float64) / 2**30
         for part, bit in ((np.cos(angle), 31), (np.sin(angle), 30)):
             normals.append(np.where(b >> np.uint64(bit) & np.uint64(1), -radius, radius) * part)
-    return np.stack(np.broadcast_arrays(*normals), -1).reshape(rows, -1)[:, first : first + cols]
+    return np.stack(np.broadcast_arrays(*normals), -1).reshape(rows, 4 * q.size)[:, first : first + cols]
 
 
 def generated(C: ModuleType, at: tuple[int, int, int, int], rows: int, cols: int) -> np.ndarray:
