@@ -50,7 +50,7 @@ struct Side {
   double* total;
 };
 
-// Several second sides, beside each other.
+// Several second sides, beside each other: each of the images, lines and positions of the first side.
 struct Sides {
   const Side* first;
   int64_t count;

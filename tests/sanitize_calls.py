@@ -116,9 +116,9 @@ def cross_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     channels = [d, *draw.any([], [m], [m, 1, 17], [3, m])]  # none: the samples with themselves
     code = draw.any(0, 0, 1, draw.random.randrange(len(ACTIVATIONS)))
     computed, centered = "f64" if dtype == "f64" else "f32", draw.regular or draw.any(False, True)
-    sides, values, errors, totals = [], [], [], []
+    sides, values, errors, totals, lines = [], [], [], [], draw.lines(S)
     for size in channels:
-        x, X = draw.samples(N, size, S, dtype)
+        x, X = draw.samples(N, size, S, dtype, lines)
         phi, wrong = activated(X, np.zeros_like(X), code, computed)
         shift, total = 0, 0
         if centered:
@@ -289,7 +289,10 @@ def polar(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     elif outcome != DONE:
         outcome, numbers = FAILED, numbers * draw.any(0, np.nan, np.inf)
     strides = draw.any(
-        (rows * cols, cols, 1), (rows * cols, 1, rows), (cols, batch * cols, 1), (2 * rows * cols + 9, 2 * cols + 1, 2)
+        (rows * cols, cols, 1),
+        (rows * cols, 1, rows),
+        (cols, batch * cols, 1),
+        (rows * (2 * cols + 1) + 9, 2 * cols + 1, 2),
     )
     m, found = draw.memory((batch, rows, cols), dtype, strides, numbers), draw.memory((batch, 6), "f64")
     out = draw.memory((batch, rows, cols), dtype)

@@ -120,10 +120,12 @@ class Draw:
         memory = self.normal((rows, cols), dtype, strides)
         return samples_struct(memory, (rows, cols, 1, 1), (*strides, 0, 0)), memory.numbers()
 
-    def layout(self, N: int, d: int, S: int) -> tuple[tuple, tuple]:
+    def lines(self, S: int) -> int:
+        return self.any(*(n for n in (1, 2, 3, 16) if S % n == 0))
+
+    def layout(self, N: int, d: int, S: int, lines: int) -> tuple[tuple, tuple]:
         """Sizes (N, d, lines, positions) of S samples an image, and strides: NCHW, channels_last, images inside of
         channels, a slice of longer lines, and one of every axis."""
-        lines = self.any(*(n for n in (1, 2, 3, 16) if S % n == 0))
         P = S // lines
         line, map_ = P + 3, lines * (P + 3)
         strides = self.any(
@@ -132,14 +134,14 @@ class Draw:
         )  # fmt: skip
         return (N, d, lines, P), strides
 
-    def samples(self, N: int, d: int, S: int, dtype: str) -> tuple[tuple, np.ndarray]:
+    def samples(self, N: int, d: int, S: int, dtype: str, lines: int | None = None) -> tuple[tuple, np.ndarray]:
         """Struct Samples, and its numbers (N S, d)."""
-        sizes, strides = self.layout(N, d, S)
+        sizes, strides = self.layout(N, d, S, lines or self.lines(S))
         memory = self.normal(sizes, dtype, strides)
         return samples_struct(memory, sizes, strides), memory.numbers().transpose(0, 2, 3, 1).reshape(N * S, d)
 
     def samples_out(self, N: int, d: int, S: int, dtype: str) -> tuple[tuple, Memory]:
-        sizes, strides = self.layout(N, d, S)
+        sizes, strides = self.layout(N, d, S, self.lines(S))
         memory = self.memory(sizes, dtype, strides)
         return samples_struct(memory, sizes, strides), memory
 
