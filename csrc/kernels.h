@@ -50,7 +50,8 @@ struct Side {
   double* total;
 };
 
-// Several second sides, beside each other; the kernel's to change.
+// Several second sides, beside each other: each of the images, lines and positions of the first side. They are the
+// kernel's to change.
 struct Sides {
   Side* first;
   int64_t count;

@@ -3,9 +3,10 @@
 
 It imports NumPy and no torch. The calls of `sanitize_calls.py` are made on every instruction-set level that runs here,
 compared with float64, and made again on two threads, which must give the same bits. Before that, calls in which one
-array is an element short must be found. Seeds are fixed; -v prints each call before it is made.
+array is an element short must be found. Whatever a kernel allocates comes full of NaN.
 """
 
+import argparse
 import ctypes
 import importlib.util
 import os
@@ -18,10 +19,10 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from sanitize_calls import KERNELS, Draw
+from sanitize_calls import KERNELS
+from sanitize_draw import Draw
 
 BUILT = Path(__file__).resolve().parent.parent / "build" / "sanitize" / "_C.so"
-CALLS = 40  # of each kernel on each level
 NO_KERNELS = {"levels", "use", "advise_huge_pages"}  # what else the extension exports
 
 
@@ -63,7 +64,7 @@ def check_that_overruns_are_found(C: ModuleType, kernel: str) -> int:
         arguments, _ = KERNELS[kernel](C, draw)
         if count == len(draw.arrays):
             return count
-        if "heap-buffer-overflow" not in dies(lambda given=arguments: getattr(C, kernel)(*given, 1)):
+        if "ERROR: AddressSanitizer" not in dies(lambda given=arguments: getattr(C, kernel)(*given, 1)):
             sys.exit(f"{kernel}: array {count} of {arguments} is one element short, and nothing was found")
         count += 1
 
@@ -86,7 +87,7 @@ def preload() -> None:
     found = [subprocess.run(file, check=True, capture_output=True, text=True).stdout.strip() for file in files]
     environment = {
         "LD_PRELOAD": " ".join(found),
-        "ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0:detect_stack_use_after_return=1",
+        "ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0:malloc_fill_byte=255:max_malloc_fill_size=1073741824",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",  # so that the leak check sees what Python holds
         "OPENBLAS_NUM_THREADS": "1",
@@ -95,6 +96,12 @@ def preload() -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=40, help="of each kernel on each level")
+    parser.add_argument("--seed", default="", help="any text, for other calls")
+    parser.add_argument("--kernels", nargs="*", default=[], help="these alone")
+    parser.add_argument("-v", action="store_true", help="print each call before it is made")
+    given = parser.parse_args()
     preload()
     np.seterr(all="ignore")  # some numbers are infinite
     spec = importlib.util.spec_from_file_location("_C", BUILT)
@@ -104,17 +111,17 @@ def main() -> None:
     exported = {name for name in dir(C) if not name.startswith("_")} - NO_KERNELS
     if exported != set(KERNELS):
         sys.exit(f"the extension has the kernels {sorted(exported)}, this file {sorted(KERNELS)}")
-    for kernel in KERNELS:
+    for kernel in given.kernels or KERNELS:
         print(f"{kernel}: one element short, found in {check_that_overruns_are_found(C, kernel)} arrays of it")
     for level in C.levels():
         C.use(level)
-        for kernel in KERNELS:
-            started = time.perf_counter()
-            for call in range(CALLS):
-                if "-v" in sys.argv:
+        for kernel in given.kernels or KERNELS:
+            started = time.process_time()
+            for call in range(given.calls):
+                if given.v:
                     print(level, kernel, call, flush=True)
-                check(C, kernel, f"{kernel} {call}")
-            print(f"{level}: {CALLS} calls of {kernel} in {time.perf_counter() - started:.1f} s", flush=True)
+                check(C, kernel, f"{kernel} {call}{given.seed}")
+            print(f"{level}: {given.calls} calls of {kernel} in {time.process_time() - started:.1f} s", flush=True)
     C.advise_huge_pages(np.empty(5 << 20, np.uint8)[1:].ctypes.data, (5 << 20) - 1)
     try:
         C.use("no such level")

@@ -1,145 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The calls that `make sanitize` makes: for each kernel a function that draws arguments and says what they should give.
-
-Every array lies in a block of its own of exactly its size, aligned to its element only, with NaN in its gaps.
-"""
+"""The calls that `make sanitize` makes: for each kernel a function that draws arguments and says what they give."""
 
 import math
-import random
 from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-
-DTYPES = ["f32", "f64", "bf16", "f16"]  # enum DType
-STORAGE = {"f32": np.float32, "f64": np.float64, "bf16": np.uint16, "f16": np.float16}
-EPS = {"f32": 2.0**-23, "f64": 2.0**-52, "bf16": 2.0**-7, "f16": 2.0**-10}
-LEAST = {"f32": 1e-38, "f64": 0.0, "bf16": 1e-38, "f16": 2.0**-24}  # below it, precision is absolute
-
-
-class Memory:
-    """Numbers at strides given in elements, in a block that begins with `offset` elements and ends with the last one.
-
-    `start` fills it; without, it is NaN. `short` elements are missing at the end of the block that kernels see.
-    """
-
-    def __init__(self, shape, dtype: str, strides, start, offset: int, short: int) -> None:
-        self.dtype, size = dtype, np.dtype(STORAGE[dtype]).itemsize
-        extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if math.prod(shape) else 0
-        self.block = np.full((offset + extent) * size, 0xFF, np.uint8)  # NaN in every dtype
-        elements = self.block[offset * size :].view(STORAGE[dtype])
-        self.view = np.lib.stride_tricks.as_strided(elements, shape, [s * size for s in strides])
-        if start is not None:
-            self.view[...] = encode(np.asarray(start, np.float64), dtype)
-        seen = self.block[: len(self.block) - short * size].copy() if short else self.block
-        self.seen, self.address = seen, seen.ctypes.data + offset * size
-
-    def numbers(self) -> np.ndarray:
-        return decode(self.view, self.dtype)
-
-    def gaps_are_untouched(self) -> bool:
-        self.view.view(f"u{self.view.itemsize}")[...] = -1 % 2 ** (8 * self.view.itemsize)
-        return bool((self.block == 0xFF).all())
-
-
-def encode(values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype != "bf16":
-        return values.astype(STORAGE[dtype])
-    words = values.astype(np.float32).view(np.uint32)
-    return ((words + 0x7FFF + (words >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def decode(stored: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "bf16":
-        stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float64)
-
-
-class Expected(NamedTuple):
-    memory: Memory
-    values: np.ndarray
-    tolerance: np.ndarray  # of what is computed; storing is added
-
-    def error(self) -> float:
-        """The largest, where one is above its tolerance."""
-        dtype, got = self.memory.dtype, self.memory.numbers()
-        allowed = self.tolerance + EPS[dtype] * abs(self.values) + LEAST[dtype]
-        rounded = decode(encode(self.values, dtype), dtype)  # beyond the largest number: infinite
-        same = (got == rounded) | np.isnan(got) & np.isnan(rounded)
-        wrong = ~(same | (abs(got - self.values) <= allowed))
-        return abs(got - self.values)[wrong].max(initial=0)
-
-
-def samples_struct(memory: Memory | None, images: int, channels: int, positions: int, strides=(0, 0, 0)) -> tuple:
-    """struct Samples as the extension takes it; without memory, sizes alone."""
-    where = (memory.address, DTYPES.index(memory.dtype)) if memory else (0, 0)
-    return (*where, images, channels, positions, *strides)
-
-
-class Draw:
-    """Random arguments. The array number `short` of a call gets a block one element too short."""
-
-    SIZES = [1, 4, 8, 16, 24, 32, 48, 96, 120, 128, 240, 256, 1024, 2304, 4608]  # tiles, blocks, and parts of sums
-
-    def __init__(self, seed: str, *, regular: bool = False, short: int | None = None) -> None:
-        self.random, self.noise = random.Random(seed), np.random.default_rng(list(seed.encode()))
-        self.regular, self.short = regular, short
-        self.arrays: list[Memory] = []  # kept for the call
-
-    def any(self, *choices):
-        return self.random.choice(choices)
-
-    def sizes(self, count: int, most: float = 2e6) -> list[int]:
-        """One more or less than a tile, or empty; the product, which is the work of a call, is bounded."""
-        if self.regular:
-            return [5 + i for i in range(count)]
-        while True:
-            sizes = [self.any(*self.SIZES) + self.any(-1, 0, 1) for _ in range(count)]
-            if math.prod(s or 1 for s in sizes) <= most and (0 not in sizes or self.random.random() < 0.1):
-                return sizes
-
-    def address(self, cols: int) -> tuple[int, int, int, int]:
-        return self.any(0, 2**63 - 2), self.any(0, 2**32 - 1), self.any(0, 2**32 - 5), self.any(0, 3, 2**34 - cols)
-
-    def memory(self, shape, dtype: str, strides=None, start=None) -> Memory:
-        if strides is None:
-            strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        short, offset = int(len(self.arrays) == self.short), 0 if self.regular else self.any(0, 1)
-        self.arrays.append(Memory(shape, dtype, strides, start, offset, short))
-        return self.arrays[-1]
-
-    def normal(self, shape, dtype: str, strides=None) -> Memory:
-        values = self.noise.standard_normal(shape)
-        if values.size and self.random.random() < 0.2:
-            values[tuple(self.random.randrange(n) for n in shape)] = self.any(np.inf, -np.inf, np.nan, 1e12, -1e12)
-        return self.memory(shape, dtype, strides, values)
-
-    def matrix(self, rows: int, cols: int, dtype: str) -> tuple[tuple, np.ndarray]:
-        """As struct Samples, and its numbers."""
-        strides = self.any((cols, 1), (1, rows), (2 * cols + 3, 2), (cols + 5, 1))
-        memory = self.normal((rows, cols), dtype, strides)
-        return samples_struct(memory, rows, cols, 1, (*strides, 0)), memory.numbers()
-
-    def layout(self, N: int, d: int, S: int) -> tuple[int, int, int]:
-        return self.any((d * S, S, 1), (S * d, 1, d), (S, N * S, 1), (d * (2 * S + 3) + 5, 2 * S + 3, 2))
-
-    def samples(self, N: int, d: int, S: int, dtype: str) -> tuple[tuple, np.ndarray]:
-        """Struct Samples, and its numbers (N S, d)."""
-        strides = self.layout(N, d, S)
-        memory = self.normal((N, d, S), dtype, strides)
-        numbers = memory.numbers().transpose(0, 2, 1).reshape(N * S, d)
-        return samples_struct(memory, N, d, S, strides), numbers
-
-    def samples_out(self, N: int, d: int, S: int, dtype: str) -> tuple[tuple, Memory]:
-        strides = self.layout(N, d, S)
-        memory = self.memory((N, d, S), dtype, strides)
-        return samples_struct(memory, N, d, S, strides), memory
-
-
-def as_maps(values: np.ndarray, N: int, S: int) -> np.ndarray:
-    return values.reshape(N, S, values.shape[1]).transpose(0, 2, 1)
-
+from sanitize_draw import DTYPES, EPS, Draw, Expected, as_maps, decode, encode, samples_struct
 
 # --- the generator, by the textbook ---
 
@@ -161,7 +29,7 @@ def gaussian_numbers(at: tuple[int, int, int, int], rows: int, cols: int) -> np.
         angle = np.pi / 2 * ((b + np.uint64(2**29)) % np.uint64(2**30)).astype(np.float64) / 2**30
         for part, bit in ((np.cos(angle), 31), (np.sin(angle), 30)):
             normals.append(np.where(b >> np.uint64(bit) & np.uint64(1), -radius, radius) * part)
-    return np.stack(np.broadcast_arrays(*normals), -1).reshape(rows, -1)[:, first : first + cols]
+    return np.stack(np.broadcast_arrays(*normals), -1).reshape(rows, 4 * q.size)[:, first : first + cols]
 
 
 def generated(C: ModuleType, at: tuple[int, int, int, int], rows: int, cols: int) -> np.ndarray:
@@ -195,17 +63,6 @@ def gaussian(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     return (out.address, DTYPES.index(dtype), rows, cols, ld, at), [Expected(out, values, tolerance)]
 
 
-def cross_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
-    (d, m, N, S), dtype, symmetric = draw.sizes(4), draw.any(*DTYPES), draw.any(False, True)
-    m = d if symmetric else m
-    x, X = draw.samples(N, d, S, dtype)
-    y, Y = (x, X) if symmetric else draw.samples(N, m, S, dtype)
-    ld = m + draw.any(0, 5)
-    out = draw.memory((d, m), "f64", (ld, 1), START)
-    values, tolerance = product(X.T, Y, "f64" if dtype == "f64" else "f32")
-    return (out.address, ld, x, y, symmetric), [Expected(out, START + values, tolerance)]
-
-
 def polar_multiply(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     rows, inner, cols = draw.sizes(3)
     q, m = draw.normal((rows, inner), "f64"), draw.normal((inner, cols), "f64")
@@ -220,7 +77,8 @@ def sample_project_align(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expecte
     at, ld = draw.address(r), m + draw.any(0, 5)
     out = draw.memory((n, m), stored, (ld, 1))
     computed = "f64" if dtype == "f64" else "f32"
-    values, tolerance = product(0.25 * generated(C, at, n, r), P, computed)
+    G = decode(encode(generated(C, at, n, r), dtype), dtype)  # rounded to the dtype of P
+    values, tolerance = product(0.25 * G, P, computed)
     return (out.address, DTYPES.index(stored), n, ld, p, at, 0.25), [Expected(out, values, tolerance)]
 
 
@@ -241,10 +99,63 @@ ACTIVATIONS: list[Callable[[np.ndarray], np.ndarray]] = [  # enum Activation
 JUMPS = (np.sign, ACTIVATIONS[9])
 
 
-def features(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: str):
-    """Struct Features, then phi' (N S, n) and its tolerance."""
+def activated(s: np.ndarray, wrong: np.ndarray, code: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """sigma(s), and its error where s has one."""
+    f = ACTIVATIONS[code]
+    phi = f(s)
+    # Slopes are at most 1.13, values within a few units in the last place; a jump may be taken on the other side.
+    tolerance = 1.2 * wrong + 8 * EPS[dtype] * abs(phi)
+    if f in JUMPS:
+        tolerance[abs(s) <= wrong] = 2.1
+    tolerance[~np.isfinite(phi)] = 0
+    return phi, tolerance
+
+
+def cross_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
+    (d, m, N, S), dtype = draw.sizes(4), draw.any(*DTYPES)
+    channels = [d, *draw.any([], [m], [m, 1, 17], [3, m])]  # none: the samples with themselves
+    code = draw.any(0, 0, 1, draw.random.randrange(len(ACTIVATIONS)))
+    computed, centered = "f64" if dtype == "f64" else "f32", draw.regular or draw.any(False, True)
+    sides, values, errors, totals, lines = [], [], [], [], draw.lines(S)
+    for size in channels:
+        x, X = draw.samples(N, size, S, dtype, lines)
+        phi, wrong = activated(X, np.zeros_like(X), code, computed)
+        shift, total = 0, 0
+        if centered:
+            off = draw.normal((size,), computed)
+            totals.append(draw.memory((size,), "f64", start=START))
+            shift, total = off.address, totals[-1].address
+            phi, wrong = phi - off.numbers(), wrong + EPS[computed] * (abs(phi) + abs(off.numbers()))
+        sides.append((x, shift, total))
+        values.append(phi)
+        errors.append(wrong)
+    left, right, more = values[0], np.hstack(values[1:] or values), np.hstack(errors[1:] or errors)
+    ld = right.shape[1] + draw.any(0, 5)
+    out = draw.memory((d, right.shape[1]), "f64", (ld, 1), START)
+    product_, tolerance = product(left.T, right, computed)
+    tolerance = tolerance + errors[0].T @ abs(right) + abs(left).T @ more + errors[0].T @ more
+    expected = [Expected(out, START + product_, tolerance)]
+    for total, phi, wrong in zip(totals, values, errors, strict=False):
+        sums, error = column_sums(phi, computed)
+        drift = math.sqrt(len(phi))  # equal numbers, as a step makes them, are rounded in one direction
+        expected.append(Expected(total, START + sums, drift * error + wrong.sum(0)))
+    call = (out.address, ld, sides[0], sides[1:] or sides, len(sides) == 1, code, SLOPE)
+    return call, expected
+
+
+class Neurons(NamedTuple):
+    """What features are made of: struct Features, s = u G^T + shift with its tolerance, and G."""
+
+    struct: tuple
+    s: np.ndarray
+    wrong: np.ndarray
+    G: np.ndarray
+    code: int
+
+
+def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: str) -> Neurons:
     u, U = draw.samples(N, r, S, dtype)
-    at, given = draw.address(r), samples_struct(None, n, r, 1)
+    at, given = draw.address(r), samples_struct(None, (n, r, 1, 1))
     if draw.regular or draw.any(False, True):
         given, G = draw.matrix(n, r, dtype)
     else:
@@ -255,27 +166,29 @@ def features(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: s
         memory = draw.normal((N * S,), dtype)
         pointer, shift = memory.address, memory.numbers()[:, None]
         s, wrong = s + shift, wrong + 8 * EPS[dtype] * (1 + abs(shift))
+    wrong[~np.isfinite(s)] = 0  # infinite s may become finite features, exactly
     code = draw.random.randrange(len(ACTIVATIONS))
-    f = ACTIVATIONS[code]
-    phi = SCALE * f(s)
-    # Slopes are at most 1.13, values within a few units in the last place; a jump may be taken on the other side.
-    tolerance = SCALE * 1.2 * wrong + 8 * EPS[dtype] * abs(phi)
-    if f in JUMPS:
-        tolerance[abs(s) <= wrong] = 2
-    tolerance[np.isnan(s)] = 0  # what comes of NaN is exact
-    return (u, pointer, given, at, code, SLOPE, SCALE), phi, tolerance
+    return Neurons((u, pointer, given, at, code, SLOPE, SCALE), s, wrong, G, code)
+
+
+def features(f: Neurons, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """phi' (N S, n) and its tolerance."""
+    phi, tolerance = activated(f.s, f.wrong, f.code, dtype)
+    return SCALE * phi, SCALE * tolerance
 
 
 def random_features(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     (N, S, r, n), dtype = draw.sizes(4, 1e6), draw.any("f32", "f64")
-    f, phi, tolerance = features(C, draw, N, S, r, n, dtype)
+    f = neurons(C, draw, N, S, r, n, dtype)
+    phi, tolerance = features(f, dtype)
     target, out = draw.samples_out(N, n, S, dtype)
-    return (target, f), [Expected(out, as_maps(phi, N, S), as_maps(tolerance, N, S))]
+    return (target, f.struct), [Expected(out, as_maps(phi, out), as_maps(tolerance, out))]
 
 
 def random_features_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     (N, S, r, n, d), dtype = draw.sizes(5, 1e6), draw.any("f32", "f64")
-    f, phi, wrong = features(C, draw, N, S, r, n, dtype)
+    f = neurons(C, draw, N, S, r, n, dtype)
+    phi, wrong = features(f, dtype)
     x, X = draw.samples(N, d, S, dtype)
     memories = [draw.memory(shape, "f64", start=START) for shape in ((d, n), (n,), (n,))]
     sums = [product(X.T, phi, dtype), column_sums(phi, dtype), column_sums(phi * phi, dtype)]
@@ -284,16 +197,117 @@ def random_features_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[E
         Expected(memory, START + values, error + more)
         for memory, (values, error), more in zip(memories, sums, extra, strict=True)
     ]
-    return (*(m.address for m in memories), x, f), expected
+    return (*(m.address for m in memories), x, f.struct), expected
 
 
 def random_features_projection(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     (N, S, r, n, d), dtype = draw.sizes(5, 1e6), draw.any("f32", "f64")
-    f, phi, wrong = features(C, draw, N, S, r, n, dtype)
-    a, A = draw.matrix(d, n, dtype)
-    target, out = draw.samples_out(N, d, S, dtype)
-    values, error = product(phi, A.T, dtype)
-    return (target, a, f), [Expected(out, as_maps(values, N, S), as_maps(error + wrong @ abs(A.T), N, S))]
+    f = neurons(C, draw, N, S, r, n, dtype)
+    phi, wrong = features(f, dtype)
+    projections, expected = [], []
+    for channels, width in draw.any([(d, n)], [(2, n // 3), (d, n)], [(d, n), (0, n), (3, max(n - 1, 0))]):
+        a, A = draw.matrix(channels, width, dtype)
+        target, out = draw.samples_out(N, channels, S, dtype)
+        values, error = product(phi[:, :width], A.T, dtype)
+        error = error + wrong[:, :width] @ abs(A.T)
+        projections.append((target, a))
+        expected.append(Expected(out, as_maps(values, out), as_maps(error, out)))
+    return (projections, f.struct), expected
+
+
+DERIVATIVES: list[Callable[[np.ndarray], np.ndarray]] = [
+    lambda s: np.ones_like(s),
+    lambda s: (s > 0) * 1.0,
+    np.sign,
+    lambda s: np.where(s > 0, 1, SLOPE),
+    lambda s: 1 / np.cosh(s) ** 2,
+    lambda s: 2 / math.sqrt(math.pi) * np.exp(-s * s),
+    np.vectorize(
+        lambda s: 0.5 * math.erfc(-s / math.sqrt(2)) + s * math.exp(-s * s / 2) / math.sqrt(2 * math.pi), otypes=[float]
+    ),
+    lambda s: np.where(np.isinf(s), s > 0, (1 + np.tanh(s / 2)) / 2 * (1 + s * (1 - np.tanh(s / 2)) / 2)),
+    lambda s: np.zeros_like(s),
+    lambda s: np.zeros_like(s),
+    lambda s: -np.sin(s),
+]
+CORNERS = {1: 1.0, 2: 2.0, 3: 1 - SLOPE}  # how far derivatives jump at 0
+
+
+def random_features_gradient(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
+    (N, S, r, n, d), dtype = draw.sizes(5, 1e6), draw.any("f32", "f64")
+    f = neurons(C, draw, N, S, r, n, dtype)
+    up, error = np.zeros_like(f.s), np.zeros_like(f.s)
+    given, total, square, products = samples_struct(None, (0, 0, 0, 0)), 0, 0, []
+    if draw.regular or draw.any(False, True):
+        given, up = draw.samples(N, n, S, dtype)
+    if draw.regular or draw.any(False, True):
+        memory = draw.normal((n,), dtype)
+        total, up = memory.address, up + memory.numbers()
+    for channels, width in draw.any([(d, n)], [], [(2, n // 3), (d, n)]) if not draw.regular else [(d, n)]:
+        (x, X), (a, A) = draw.samples(N, channels, S, dtype), draw.matrix(channels, width, dtype)
+        values, more = product(X, A, dtype)
+        up[:, :width] += values
+        error[:, :width] += more
+        products.append((x, a))
+    if draw.regular or draw.any(False, True):
+        memory, (phi, wrong) = draw.normal((n,), dtype), features(f, dtype)
+        square, up = memory.address, up + 2 * memory.numbers() * phi
+        error += 2 * abs(memory.numbers()) * (wrong + 4 * EPS[dtype] * abs(phi))
+    error += 8 * EPS[dtype] * abs(up)
+    slope = SCALE * DERIVATIVES[f.code](f.s)
+    off = SCALE * (1.2 * f.wrong + 8 * EPS[dtype])  # second derivatives are at most 1.13
+    if f.code in CORNERS:
+        off[abs(f.s) <= f.wrong] += CORNERS[f.code]
+    off[np.isnan(slope)] = 0
+    grad = slope * up
+    error = abs(slope) * error + off * (abs(up) + error)
+    values, tolerance = product(grad, f.G, dtype)
+    target, out = draw.samples_out(N, r, S, dtype)
+    sums, of_sums = product(grad, np.ones((n, 1)), dtype)
+    shift = draw.memory((N * S,), dtype)
+    expected = [
+        Expected(out, as_maps(values, out), as_maps(tolerance + error @ abs(f.G), out)),
+        Expected(shift, sums[:, 0], of_sums[:, 0] + error.sum(1)),
+    ]
+    return (target, shift.address, (given, total, square, products), f.struct), expected
+
+
+DONE, NULL, FAILED = 0, 2, 3  # enum Outcome of polar.cpp
+
+
+def polar(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
+    (rows, cols), dtype = draw.sizes(2, 6e4), draw.any("f32", "f64")
+    rows, cols, batch = max(rows, 1), max(cols, 1), 2 if draw.regular else draw.any(0, 1, 1, 2, 5)
+    rows, cols = (min(rows, 260), cols) if rows < cols else (rows, min(cols, 260))
+    d, batch = min(rows, cols), batch if rows * cols < 5000 else min(batch, 1)
+    outcome = DONE if draw.regular else draw.any(DONE, DONE, DONE, NULL, FAILED)
+    condition, size = draw.any(1.0, 30.0, 1e3) if d > 1 else 1.0, draw.any(1e-6, 1.0, 1e6)
+    left, right = (np.linalg.qr(draw.noise.standard_normal((batch, n, d)))[0] for n in (rows, cols))
+    numbers = size * (left * np.geomspace(1, 1 / condition, d)) @ right.transpose(0, 2, 1)
+    if outcome == NULL and d > 1:
+        numbers[(slice(None), 0) if rows <= cols else (slice(None), slice(None), 0)] = 0
+    elif outcome != DONE:
+        outcome, numbers = FAILED, numbers * draw.any(0, np.nan, np.inf)
+    strides = draw.any(
+        (rows * cols, cols, 1),
+        (rows * cols, 1, rows),
+        (cols, batch * cols, 1),
+        (rows * (2 * cols + 1) + 9, 2 * cols + 1, 2),
+    )
+    m, found = draw.memory((batch, rows, cols), dtype, strides, numbers), draw.memory((batch, 6), "f64")
+    out = draw.memory((batch, rows, cols), dtype)
+    rtol = max(rows, cols) * EPS[dtype]
+    call = (out.address, found.address, m.address, DTYPES.index(dtype), batch, rows, cols, *strides, rtol)
+    if outcome != DONE:
+        return call, [Expected(found, np.array([*[np.nan] * 5, outcome]) + np.zeros((batch, 1)), np.zeros((batch, 6)))]
+    U, s, V = np.linalg.svd(m.numbers(), full_matrices=False)
+    top, nuclear = s.max(1, initial=0), s.sum(1)
+    ratio = top / s.min(1, initial=math.inf)
+    certified = 1e-6 if dtype == "f32" else 1e-10
+    columns = [nuclear, d, ratio, 0, 0, DONE], [certified * nuclear, 0, 0.02 * ratio, certified, certified, 0]
+    values, tolerance = (np.stack(np.broadcast_arrays(*c), -1).reshape(batch, 6) for c in columns)
+    near = ((1e-7 if dtype == "f32" else 1e-13) + 1e-12 * ratio)[:, None, None] + np.zeros((rows, cols))
+    return call, [Expected(out, U @ V, near), Expected(found, values, tolerance)]
 
 
 KERNELS = {
@@ -301,10 +315,12 @@ KERNELS = {
     for f in (
         gaussian,
         cross_covariance,
+        polar,
         polar_multiply,
         sample_project_align,
         random_features,
         random_features_covariance,
         random_features_projection,
+        random_features_gradient,
     )
 }

@@ -64,7 +64,7 @@ def test_random_features(strides: tuple[int, int, int]) -> None:
     given = (None, None, far_apart((3, 3), (FAR, 1), torch.float32, G), "tanh", 0.0, 1.0, None)
     torch.ops.rainbow_fast.random_features_out(u, *given, out)
     assert differing_bits(out, rf.random_features(numbers, 3, G=G, activation="tanh")) == 0
-    torch.ops.rainbow_fast.random_features_projection_out(u, A, None, key, None, "tanh", 0.0, 1.0, None, out)
+    torch.ops.rainbow_fast.random_features_projection_out(u, [A], None, key, None, "tanh", 0.0, 1.0, None, [out])
     assert differing_bits(out, rf.random_features_projection(numbers, A, seed=key, activation="tanh")) == 0
     for a, b in zip(
         rf.random_features_covariance(u, u, 4, seed=1),

@@ -27,19 +27,34 @@ def results(dtype: torch.dtype = torch.float32, backend: str | None = None) -> d
     P, A = draw(67, 301, seed=2).to(dtype), draw(9, 260, seed=3).to(dtype)
     shift, M = draw(7, 10, 11, seed=4).to(dtype), draw(41, 90, seed=5).to(dtype)
     covariance, total, square = rf.random_features_covariance(x, x, 260, shift=shift, **features)
+    wide, narrow = rf.random_features_projection(x, [A, A[:2, :70]], shift=shift, **features)
+    sides = rf.cross_covariance(x, [y, y[:, :33]], activation="relu", center=True, backend=backend)
+    several = {**features, "seed": [5, 6]}
+    factors = rf.polar(draw(6, 30, 17, seed=6).to(dtype), backend=backend)
+    u = x.clone().requires_grad_()
+    rf.random_features_projection(u, A, shift=shift, **features).backward(x[:, :9])
+    assert u.grad is not None
     return {
         "gaussian": rf.gaussian(203, 1031, col_offset=3, dtype=torch.float32, **how),
         "gaussian_wide": rf.gaussian(203, 41, dtype=torch.float64, **how),
         "cross_covariance": rf.cross_covariance(x, y, backend=backend),
         "cross_covariance_self": rf.cross_covariance(y, backend=backend),
+        "cross_covariance_side": sides[0],
+        "cross_covariance_other_side": sides[1],
+        "cross_covariance_patch": rf.cross_covariance(x, y[:, :20], patch=3, backend=backend),
         "sample_project_align": rf.sample_project_align(301, P, **how),
         "random_features": rf.random_features(x, 260, shift=shift, **features),
         "random_features_covariance": covariance,
         "random_features_total": total,
         "random_features_square": square,
-        "random_features_projection": rf.random_features_projection(x, A, shift=shift, **features),
+        "random_features_projection": wide,
+        "random_features_narrow_projection": narrow,
+        "random_features_seeds": rf.random_features(x, 130, shift=shift, **several),
+        "random_features_gradient": u.grad,
         "polar": rf.polar(M, backend=backend).A,
         "polar_tall": rf.polar(M.T.contiguous(), backend=backend).A,
+        "polar_batch": factors.A,
+        "polar_norms": factors.nuclear_norm,
     }
 
 
@@ -70,7 +85,4 @@ def test_every_op_for_any_number_of_threads(name: str, tmp_path: Path) -> None:
         else:
             assert_close_to_float64(got.to(torch.float32), exact[op].double(), plain[op].float(), terms=TERMS)
         for count in (2, 3, 5):
-            if op.startswith("polar"):  # it stands on torch.linalg: float64, then one rounding of numbers up to 1
-                torch.testing.assert_close(made[count][op], got, rtol=0, atol=torch.finfo(torch.float32).eps)
-            else:
-                assert differing_bits(made[count][op], got) == 0, f"{op} on {count} threads"
+            assert differing_bits(made[count][op], got) == 0, f"{op} on {count} threads"

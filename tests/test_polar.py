@@ -164,6 +164,14 @@ def test_estimates(d: int, dtype: torch.dtype) -> None:
     assert 0.5 < result.residual / exact < 2
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the iteration is compiled")
+@pytest.mark.parametrize("condition", [1 + 1e-6, 1.01, 1.1], ids=str)
+def test_condition_of_equal_singular_values(condition: float) -> None:
+    """Lanczos' vectors then end early, and what cancels in the next must not be taken for a direction of its own."""
+    M = matrix(24, 127, power_law(24, condition), torch.float64)
+    assert abs(rf.polar(M).condition / condition - 1) < 0.001
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts(backend: str) -> None:
     M = matrix(12, 30, power_law(12, 10.0))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from here import differing_bits, draw
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -98,6 +98,33 @@ def test_self_covariance_is_symmetric(N, d, dtype, order, steps) -> None:
 
 
 @few
+@given(
+    st.integers(1, 30), st.integers(1, 20), st.lists(SIZES, min_size=1, max_size=3), DTYPES, st.booleans(),
+    st.sampled_from(["identity", "relu", "tanh", "sign"]), st.tuples(ORDERS, STEPS),
+)  # fmt: skip
+def test_sides_agree_with_calls_of_their_own(N, d, sides, dtype, center, activation, memory) -> None:
+    x, ys = some((N, d, 9), dtype, *memory), [draw(N, m, 9, dtype=dtype, seed=i) for i, m in enumerate(sides)]
+    how = {"activation": activation, "center": center}
+    for y, got in zip(ys, rf.cross_covariance(x, ys, **how), strict=True):
+        assert differing_bits(got, rf.cross_covariance(x, y, **how)) == 0
+        assert_near(got, rf.cross_covariance(x, y, backend="reference", **how), 9 * N, torch.float32)
+
+
+@few
+@given(
+    st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(4, 9), st.integers(4, 9), DTYPES,
+    st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(0, 4), st.integers(1, 2)),
+)  # fmt: skip
+def test_patches_are_unfolded_maps(N, d, m, H, W, dtype, patch) -> None:
+    k, stride, padding, dilation = patch
+    assume(dilation * (k - 1) < min(H, W) + 2 * padding)
+    x, y = draw(N, d, H, W, dtype=dtype), draw(N, m, H, W, dtype=dtype, seed=1)
+    unfolded = [torch.nn.functional.unfold(t.double(), k, dilation, padding, stride) for t in (x, y)]
+    got = rf.cross_covariance(x, y, patch=patch)
+    assert_near(got, torch.einsum("nds,nms->dm", *unfolded), unfolded[0].shape[2] * N, torch.float32)
+
+
+@few
 @given(LONG, SIZES, SIZES, WIDE, st.data())
 def test_samples_add_up_in_any_order_and_in_batches(N, d, m, dtype, data) -> None:
     x, y = draw(N, d, dtype=dtype), draw(N, m, dtype=dtype, seed=1)
@@ -162,9 +189,27 @@ def test_neurons_nest_in_any_layout(N, r, n, S, dtype, seed, memory, data) -> No
     A = draw(5, count, dtype=dtype)
     aligned = arranged((N, 5, S), dtype, *memory[2:])
     with nothing_else_written(aligned):
-        torch.ops.rainbow_fast.random_features_projection_out(u, A, None, key, None, "tanh", 0.0, 1.0, None, aligned)
+        torch.ops.rainbow_fast.random_features_projection_out(
+            u, [A], None, key, None, "tanh", 0.0, 1.0, None, [aligned]
+        )
     wanted = rf.random_features_projection(u.contiguous(), A, seed=key, activation="tanh")
     assert differing_bits(aligned, wanted) == 0
+
+
+@few
+@given(
+    st.integers(1, 12), st.integers(0, 12), st.lists(LONG, min_size=1, max_size=3), st.lists(SEEDS, max_size=3), WIDE,
+    st.booleans(),
+)  # fmt: skip
+def test_seeds_and_widths_have_the_bits_of_their_own_calls(N, r, widths, seeds, dtype, maps) -> None:
+    u = draw(N, r, 3, 2, dtype=dtype) if maps else draw(N, r, dtype=dtype)
+    A = [draw(4, n, dtype=dtype, seed=i) for i, n in enumerate(widths)]
+    for a, got in zip(A, rf.random_features_projection(u, A, seed=seeds), strict=True):
+        assert len(got) == len(seeds)
+        for seed, one in zip(seeds, got, strict=True):
+            assert differing_bits(one, rf.random_features_projection(u, a, seed=seed)) == 0
+    for seed, one in zip(seeds, rf.random_features(u, widths[0], seed=seeds), strict=True):
+        assert differing_bits(one, rf.random_features(u, widths[0], seed=seed)) == 0
 
 
 # --- polar ---
@@ -194,3 +239,16 @@ def test_polar_factor_is_an_isometry_that_maps_commute_with(d, m, dtype, exponen
     scaled = rf.polar(M * 2.0**exponent)
     torch.testing.assert_close(scaled.A, out.A, rtol=0, atol=allowed)
     torch.testing.assert_close(scaled.nuclear_norm, out.nuclear_norm * 2.0**exponent, rtol=allowed, atol=0)
+
+
+@few
+@given(st.integers(0, 4), st.integers(1, 30), st.integers(1, 30), WIDE, ORDERS, STEPS)
+def test_matrices_of_a_batch_are_alone(batch, d, m, dtype, order, steps) -> None:
+    M = some((batch, d, m), dtype, order, steps)
+    out = rf.polar(M)
+    assert out.rank.shape == (batch,)
+    for i, one in enumerate(M):
+        alone = rf.polar(one.contiguous())
+        assert differing_bits(out.A[i], alone.A) == 0
+        for got, wanted in zip(out[1:], alone[1:], strict=True):  # float64 sums, over contiguous rows in vectors
+            torch.testing.assert_close(got[i], wanted, rtol=1e-12, atol=1e-15)

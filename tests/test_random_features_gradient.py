@@ -140,6 +140,15 @@ def test_derivatives(activation: str, name: str) -> None:
     torch.testing.assert_close(u.grad[:, 0].double(), exact, rtol=0, atol=3e-7)
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="plain PyTorch gives NaN for silu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("activation", "wanted"), [("tanh", (0, 0)), ("erf", (0, 0)), ("silu", (0, 1))])
+def test_derivatives_at_infinity(activation: str, wanted: tuple[float, float], dtype: torch.dtype) -> None:
+    u, shift = torch.zeros(2, 1, dtype=dtype), torch.tensor([-torch.inf, torch.inf], dtype=dtype).requires_grad_()
+    rf.random_features(u, 1, G=torch.ones(1, 1, dtype=dtype), shift=shift, activation=activation).sum().backward()
+    assert shift.grad.tolist() == list(wanted)
+
+
 def test_gradient_of_one_output_and_of_rank_zero() -> None:
     x, u, _, shift = (t.requires_grad_() for t in problem((6, 3), 4))
     M, _, _ = rf.random_features_covariance(x, u, 4, shift=shift, seed=1)

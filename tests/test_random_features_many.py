@@ -99,6 +99,15 @@ def test_several_widths_by_the_reference() -> None:
                 assert_close_to_float64(g.to(u.dtype), e, p, terms=240)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neurons_beyond_a_width_do_not_enter(backend: str) -> None:
+    u, G = draw(50, 3), draw(20, 3, seed=1)
+    G[10:] = torch.nan
+    A = [draw(2, n, seed=2) for n in (20, 10)]
+    got = rf.random_features_projection(u, A, G=G, activation="tanh", backend=backend)
+    assert got[0].isnan().all() and got[1].isfinite().all()
+
+
 def test_widths_of_a_covariance_are_views() -> None:
     x, u, _, _ = problem((30, 7), 1)
     sums = rf.random_features_covariance(x, u, (5, 9), seed=[1, 2])

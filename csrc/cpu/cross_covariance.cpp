@@ -143,7 +143,7 @@ struct SideSource {
 
 // The largest multiple of `unit` that cuts `size` into equal blocks of at most about `most`.
 int64_t even(int64_t size, int64_t unit, int64_t most) {
-  return larger(1, blocks(blocks(size, unit), blocks(size, most))) * unit;
+  return larger(1, blocks(blocks(size, unit), larger(1, blocks(size, most)))) * unit;
 }
 
 template <class T>

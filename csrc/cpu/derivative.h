@@ -16,7 +16,7 @@ RF_INLINE vf erf_derivative(vf x) {
   const vf a = magnitude(x), z = select(a > 13.0f, vf{} + 13.0f, a);
   const vf high = (vf)((vu)z & 0xfffff000u), low = z - high;
   const vf value = times(vf{} + 0x1.20dd76p+0f, exponential(-high * high, -low * (z + high)));
-  return select(a > 13.0f, x * 0.0f, value);
+  return select(a > 13.0f, vf{}, value);
 }
 
 // Phi(x) + x Phi'(x), which is one minus itself at -x
@@ -91,8 +91,8 @@ static inline void differentiate(double* values, int64_t count, Activation activ
       });
     case Activation::silu:
       return map(values, count, s, [](double x) {
-        const double e = ::exp(-::fabs(x)), large = 1 / (1 + e), small = e / (1 + e);
-        return x < 0 ? small * (1 + x * large) : large * (1 + x * small);
+        const double e = ::exp(-::fabs(x)), large = 1 / (1 + e), small = e * large, y = small == 0 ? 0 : x;
+        return x < 0 ? small * (1 + y * large) : large * (1 + y * small);
       });
     case Activation::sign:
     case Activation::step:

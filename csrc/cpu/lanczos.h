@@ -50,7 +50,8 @@ static double largest_eigenvalue(Matrix a, int64_t n, const double* start, doubl
     double* w = work + (step + 1) * n;
     for_each(n, n < 768 ? 1 : threads, [&](int64_t i) { w[i] = dot(a.from(i, 0).data, v, n); });
     diagonal[step] = dot(w, v, n);
-    for (int s = 0; s <= step; ++s) {  // against all: they stay orthogonal
+    for (int64_t i = 0; i < n; ++i) w[i] -= diagonal[step] * v[i];
+    for (int s = step; s >= 0; --s) {  // against all, and what cancels most once more: they stay orthogonal
       const double share = dot(w, work + s * n, n);
       for (int64_t i = 0; i < n; ++i) w[i] -= share * work[s * n + i];
     }

@@ -180,15 +180,6 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
   add_slabs(square, n, {squares, slabs, n, n}, 1, n, 1);
 }
 
-// a over neurons [k0, k0 + k), zeros beyond the last that it has.
-template <class T>
-RowsOf<T> pack_projection(T* to, const Samples& a, int64_t k0, int64_t k) {
-  const int64_t there = smaller(k, a.channels - k0), ld = whole_vectors<T>(a.images);
-  SamplePacker<T>{merged(a)}.pack(to, ld, 0, a.images, k0, there);
-  memset(to + there * ld, 0, static_cast<size_t>((k - there) * ld) * sizeof(T));
-  return {to, 1, ld};
-}
-
 // Each feature, made once, enters all projections that reach as far as its neuron; float64 sums over chunks of neurons.
 template <class T>
 void project(Projections all, const Features& f, int threads) {
@@ -207,9 +198,12 @@ void project(Projections all, const Features& f, int threads) {
       double* to = own.sums;
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples& a = all.data[p].a;
-        if (a.channels > k0) {
-          sweep(pack_projection(own.left, a, k0, k), own.phi, a.images, count, k,
-                typename Promote<T>::Open{to, count, 0, false});
+        const int64_t there = smaller(k, a.channels - k0), rows = whole_vectors<T>(a.images);
+        if (there > 0) {
+          SamplePacker<T>{merged(a)}.pack(own.left, rows, 0, a.images, k0, there);
+          for (int64_t j = 0; j < count; j += NR<T>)  // panel by panel: of each the first `there` neurons of k
+            sweep(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, a.images, smaller(NR<T>, count - j), there,
+                  typename Promote<T>::Open{to + j, count, 0, false});
         }
         to += a.images * count;
       }
