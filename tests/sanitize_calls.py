@@ -63,6 +63,56 @@ def gaussian(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     return (out.address, DTYPES.index(dtype), rows, cols, ld, at), [Expected(out, values, tolerance)]
 
 
+def windows(size: int, k: int, padding: int, dilation: int, shift: int) -> dict[int, tuple[int, int]]:
+    """Positions of an axis that tap u visits, of those that tap u + shift reaches too, for each u."""
+    stands, step = size + 2 * padding - dilation * (k - 1), dilation * shift
+    return {
+        u: (max(0, u * dilation - padding, -step), min(size, u * dilation - padding + stands, size - step))
+        for u in range(max(0, -shift), min(k, k - shift))
+    }
+
+
+def pieces(size: int, k: int, padding: int, dilation: int) -> list[list[int]]:
+    """struct Piece of all shifts of an axis."""
+    found = []
+    for shift in range(1 - k, k):
+        visited = windows(size, k, padding, dilation, shift)
+        cuts = sorted({cut for begin, end in visited.values() if begin < end for cut in (begin, end)})
+        for begin, end in zip(cuts, cuts[1:], strict=False):
+            taps = [u for u, (low, high) in visited.items() if low <= begin and end <= high]
+            if taps:
+                found.append([shift, dilation * shift, begin, end, taps[0], len(taps)])
+    return found
+
+
+def patch_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
+    (d, m), dtype, symmetric = draw.sizes(2, 3e3), draw.any(*DTYPES), not draw.regular and draw.any(False, True)
+    N, H, W = draw.any(1, 3), draw.any(2, 5, 9), draw.any(2, 7, 30)
+    form = k, padding, dilation = draw.any(1, 2, 3), draw.any(0, 1, 2), draw.any(1, 2)
+    m = d if symmetric else m
+    x, X = draw.samples(N, d, H * W, dtype, H)
+    y, Y = (x, X) if symmetric else draw.samples(N, m, H * W, dtype, H)
+    X, Y = X.reshape(N, H, W, d), Y.reshape(N, H, W, m)
+    values, tolerance = np.zeros((2, d, k, k, m, k, k))
+    shifts = range(1 - k, k)
+    for dy, dx in ((dy, dx) for dy in shifts for dx in shifts):
+        for u, (top, bottom) in windows(H, *form, dy).items():
+            for v, (left, right) in windows(W, *form, dx).items():
+                if top >= bottom or left >= right:
+                    continue
+                samples = N * (bottom - top) * (right - left)
+                here = X[:, top:bottom, left:right].reshape(samples, d)
+                down, along = dy * dilation, dx * dilation
+                there = Y[:, top + down : bottom + down, left + along : right + along].reshape(samples, m)
+                block = (slice(None), u, v, slice(None), u + dy, v + dx)
+                values[block], tolerance[block] = product(here.T, there, "f64" if dtype == "f64" else "f32")
+    ld = m * k * k + draw.any(0, 5)
+    out = draw.memory((d * k * k, m * k * k), "f64", (ld, 1), START)
+    values, tolerance = (t.reshape(d * k * k, m * k * k) for t in (values, tolerance))
+    call = (out.address, ld, x, y, pieces(H, *form), pieces(W, *form), k, symmetric)
+    return call, [Expected(out, START + values, tolerance + EPS["f64"])]
+
+
 def polar_multiply(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     rows, inner, cols = draw.sizes(3)
     q, m = draw.normal((rows, inner), "f64"), draw.normal((inner, cols), "f64")
@@ -315,6 +365,7 @@ KERNELS = {
     for f in (
         gaussian,
         cross_covariance,
+        patch_covariance,
         polar,
         polar_multiply,
         sample_project_align,
