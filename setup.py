@@ -24,7 +24,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SANITIZE = bool(os.environ.get("RAINBOW_FAST_SANITIZE"))
 BUILD = "build/sanitize" if SANITIZE else "build"
-OPTIMISE = "-O1 -g1 -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all" if SANITIZE else "-O3"
+OPTIMISE = "-Og -g1 -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all" if SANITIZE else "-O3"
 FLAGS = (
     f"-std=c++20 {OPTIMISE} -ffp-contract=off -fno-math-errno -fopenmp -fPIC -fvisibility=hidden "
     "-Wall -Wextra -Wno-psabi -Wno-maybe-uninitialized"

@@ -97,7 +97,7 @@ def preload() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=40, help="of each kernel on each level")
+    parser.add_argument("--calls", type=int, default=30, help="of each kernel on each level")
     parser.add_argument("--seed", default="", help="any text, for other calls")
     parser.add_argument("--kernels", nargs="*", default=[], help="these alone")
     parser.add_argument("-v", action="store_true", help="print each call before it is made")

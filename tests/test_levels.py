@@ -2,6 +2,7 @@
 """Every op on every level, chosen by RAINBOW_FAST_ISA in a process of its own, for any number of threads."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,11 @@ def results(dtype: torch.dtype = torch.float32, backend: str | None = None) -> d
     }
 
 
+@cache
+def references() -> tuple[dict[str, Tensor], ...]:
+    return results(torch.float64, "reference"), results(torch.float32, "reference")
+
+
 PROGRAM = """
 import torch
 from here import backend, threads
@@ -78,7 +84,7 @@ def test_every_op_for_any_number_of_threads(name: str, tmp_path: Path) -> None:
     )
     isa, made = torch.load(saved, weights_only=True)
     assert isa == name
-    exact, plain = results(torch.float64, "reference"), results(torch.float32, "reference")
+    exact, plain = references()
     for op, got in made[1].items():
         if op in EXACT:
             assert differing_bits(got, plain[op]) == 0
