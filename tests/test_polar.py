@@ -393,3 +393,20 @@ def test_bad_output(M: Tensor, out: Tensor, statistics: Tensor, error: type[Exce
     with pytest.raises(error, match=message):
         OUT(M, False, 1e-10, None, None, out, statistics)
     assert (out == 7).all() and (statistics == 7).all(), "written before the error"
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)], ids=["wide", "tall", "square"])
+def test_rows_and_columns_of_zeros_are_null(shape: tuple[int, int], monkeypatch) -> None:
+    """Units that are never active: what is left is iterated, and no singular factors are taken."""
+    from rainbow_fast.ops import polar as module
+
+    M = draw(3, *shape, dtype=torch.float64)
+    M[0, 3] = M[0, :, 7] = M[2, 11:14] = 0
+    wanted = [rf.polar(one, backend="reference") for one in M]
+    monkeypatch.setattr(module, "_by_factors", None)
+    got = rf.polar(M)
+    for i, one in enumerate(wanted):
+        torch.testing.assert_close(got.A[i], one.A, rtol=0, atol=1e-12)  # condition below 1e3 in float64
+        assert got.rank[i] == one.rank
+        torch.testing.assert_close(got.condition[i], one.condition, rtol=0.01, atol=0)  # as documented
+    assert (got.A[0, 3] == 0).all() and (got.A[0, :, 7] == 0).all()

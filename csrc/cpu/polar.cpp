@@ -163,7 +163,7 @@ struct Polar {
       multiply(d, n, d, square[0], from, Into{x, n, 1 / scale[number]}, threads);
       return go_on;
     }
-    condition = 1 / share;
+    condition = fmax(1 / share, 1.0);
 
     const double l = fmin(first.of(0.9 * smallest), first.of(kSmallest));
     Rational second = zolotarev(l, 1);

@@ -132,6 +132,23 @@ def _iterate(M: Tensor, rtol: float, out: Tensor) -> Tensor:
 DONE, NULL = 0, 2  # outcomes of the kernel: enum Outcome of csrc/cpu/polar.cpp
 
 
+def _without_zeros(M: Tensor, rtol: float, complete: bool, out: Tensor, statistics: Tensor) -> None:
+    """`_by_iteration` of what is left of each matrix without its rows and columns of zeros.
+
+    Units that are never active make such rows and columns: null directions, which would stop the iteration.
+    """
+    rows, columns = (M != 0).any(2), (M != 0).any(1)
+    if complete or (rows.all() and columns.all()):
+        _by_iteration(M, rtol, complete, out, statistics)
+        return
+    out.zero_()
+    for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        part = M[i][row][:, column].unsqueeze(0)
+        A = torch.empty_like(part, memory_format=torch.contiguous_format)
+        _by_iteration(part, rtol, complete, A, statistics[i : i + 1])
+        out[i][row.nonzero(), column.nonzero().T] = A[0]
+
+
 def _by_iteration(M: Tensor, rtol: float, complete: bool, out: Tensor, statistics: Tensor) -> None:
     """The iteration for matrices (batch, d, m), and what takes its place where it does not serve.
 
@@ -191,7 +208,7 @@ def _polar_out(
     into = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
     found = torch.empty(size[0], 4, dtype=torch.float64, device=M.device)
     if chosen == "cpu" and method is None:
-        _by_iteration(matrices, rtol, complete, into.view(size), found)
+        _without_zeros(matrices, rtol, complete, into.view(size), found)
     else:
         for i, one in enumerate(matrices):
             found[i] = torch.tensor(_by_factors(one, rtol, complete, False, into.view(size)[i]), dtype=torch.float64)
