@@ -16,6 +16,7 @@ import torch
 from race import Result
 
 import rainbow_fast as rf
+from rainbow_fast.networks import mlp
 
 ROUNDS = 5
 WIDTHS = (10_000, 100_000, 1_000_000)
@@ -56,7 +57,25 @@ def by_samples(N: int) -> Callable[[], object]:
     return covariance(1000, N)
 
 
+def sums(N: int) -> Callable[[], object]:
+    x, y = torch.randn(N, 64), torch.randn(N, 64)
+    return lambda: rf.cross_covariance(x, y)
+
+
+def several_sides(count: int) -> Callable[[], object]:
+    x, *ys = (torch.randn(20_000, 64) for _ in range(count + 1))
+    return lambda: rf.cross_covariance(x, ys)
+
+
+def sampling(depth: int) -> Callable[[], object]:
+    x = torch.randn(2000, 128)
+    model = rf.fit(mlp((128, *[128] * depth, 10), seed=0), x, holdout=0)
+    return lambda: model.sample(width=512)
+
+
 LAWS = {  # what runs at a size, and the sizes; time should be proportional to them
+    "cross_covariance, by samples": (sums, (10_000, 100_000, 1_000_000)),
+    "cross_covariance, by sides": (several_sides, (1, 4, 16)),
     "random_features_covariance, by neurons": (covariance, WIDTHS),
     "random_features_covariance, by samples": (by_samples, (10_000, 100_000)),
     "random_features_projection, by neurons": (projection, WIDTHS),
@@ -64,6 +83,7 @@ LAWS = {  # what runs at a size, and the sizes; time should be proportional to t
     "sample_project_align, by neurons": (weights, WIDTHS[:2]),
     "sample_project_align, by rank": (by_rank, (256, 1024, 4096)),
     "sample_project_align, by columns": (by_columns, (240, 960, 3840)),
+    "sampling, by depth": (sampling, (2, 4, 8, 16)),
 }
 
 
