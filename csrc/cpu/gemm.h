@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The matrix product C[i, j] = sum_p A[i, p] B[j, p] that every kernel is: micro-kernels, and one loop nest around
-// them, given where the rows of A and of B come from (sources) and where the tiles of C go (a epilogue).
+// them, given where the rows of A and of B come from (sources) and where the tiles of C go (an epilogue).
 //
 // Every element of C is summed over p in one order that sizes alone decide, so that neither the tile it falls into nor
 // the number of threads changes its bits.
@@ -69,9 +69,8 @@ struct Chain {
 constexpr int64_t kStep = 64;  // of the sum, between two looks ahead
 
 // Not inlined: the accumulators then have the registers to themselves. Whatever is done with them names each by
-// constants, as a register has no address. The rows come as a
-// reference: a copy on the stack would be read wider than it was written, which waits for all stores before.
-// Every few steps `ahead` brings closer what is to come.
+// constants, as a register has no address. The rows come as a reference: a copy on the stack would be read wider than
+// it was written, which waits for all stores before. Every few steps `ahead` brings closer what is to come.
 template <class T, int V, class Rows, class Epilogue, class Ahead>
 __attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, const T* b, int64_t k, int64_t i,
                                                int64_t j, int64_t rows, int64_t cols, Sum<T>* partial, Chain chain,
@@ -198,7 +197,7 @@ struct Prepacked {
 
 RF_INLINE int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// The loop nest. A epilogue with `promotes` gets a tile for each chunk of kc terms (to add it to something wider);
+// The loop nest. An epilogue with `promotes` gets a tile for each chunk of kc terms (to add it to something wider);
 // without, one for the whole sum, which is then one chain of fused multiply-adds in T.
 template <class T, class A, class B, class Epilogue>
 static void product(const Problem& p, const A& a, const B& b, const Epilogue& c, int threads) {
