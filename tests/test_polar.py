@@ -7,58 +7,13 @@ import math
 import pytest
 import torch
 from here import BACKENDS, LEVELS, assert_compiles_once, differing_bits, draw, level, random_state_untouched, threads
+from matrices import EPS, assert_is_polar, isometry, matrix, power_law
 from torch import Tensor
 
 import rainbow_fast as rf
 
 polar_module = importlib.import_module("rainbow_fast.ops.polar")  # the package names its function alike
 OP, OUT = torch.ops.rainbow_fast.polar.default, torch.ops.rainbow_fast.polar_out.default
-EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-
-
-def isometry(rows: int, cols: int, seed: int) -> Tensor:
-    G = torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.linalg.qr(G)[0]
-
-
-def matrix(d: int, m: int, singular_values: Tensor, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    k = len(singular_values)
-    return ((isometry(d, k, seed) * singular_values.double()) @ isometry(m, k, seed + 1).T).to(dtype)
-
-
-def power_law(count: int, condition: float) -> Tensor:
-    return torch.logspace(0, -math.log10(condition), count, dtype=torch.float64)
-
-
-def orthogonality(A: Tensor) -> float:
-    """|A A^T - I|_F / sqrt d, on the short side."""
-    Q = A.double() if A.shape[0] <= A.shape[1] else A.double().T
-    return float(torch.linalg.norm(Q @ Q.T - torch.eye(len(Q))) / math.sqrt(len(Q)))
-
-
-def assert_is_polar(M: Tensor, A: Tensor, *, forward: float, condition: float) -> None:
-    """The metrics of an alignment: optimality of the objective, symmetry, positivity, forward error.
-
-    What `A` owes to being rounded to the dtype of M is small against the bounds; `forward` is the conditioning times
-    the rounding of float64, in which all is computed.
-    """
-    M64, A64 = M.double(), A.double()
-    U, S, Vh = torch.linalg.svd(M64, full_matrices=False)
-    # The goals for float32 are 5e-8 (gap) and 5e-7 (orthogonality), for float64 1e-11.
-    single = M.dtype == torch.float32
-    assert abs(1 - (A64 * M64).sum() / S.sum()) <= (5e-8 if single else 1e-11)
-    assert orthogonality(A) <= (5e-7 if single else 1e-13)
-    H = A64 @ M64.T if M.shape[0] <= M.shape[1] else A64.T @ M64
-    # Rounding A, entry by entry, moves H by eps |M| (sqrt d + sqrt m) / sqrt d at most; in float64,
-    # the Gram matrix of a stage decides, of condition 2e3 squared at most.
-    slack = (64 if single else 5e4) * EPS[M.dtype] * S[0]
-    assert torch.linalg.matrix_norm(H - H.T, 2) <= slack
-    assert torch.linalg.eigvalsh((H + H.T) / 2)[0] >= -slack
-    backward = M64 - ((H + H.T) / 2 @ A64 if M.shape[0] <= M.shape[1] else A64 @ (H + H.T) / 2)
-    assert torch.linalg.norm(backward) / torch.linalg.norm(M64) <= (5e-7 if single else 1e-10)
-    assert torch.linalg.norm(A64 - U @ Vh) / math.sqrt(len(S)) <= forward
-    assert abs(S[0] / S[-1] / condition - 1) < 0.2  # the test's own matrix is what it says
-
 
 # --- matches the reference ---
 
@@ -181,66 +136,6 @@ def test_layouts(backend: str) -> None:
         # 1e-14: condition 10, and sums in another order
         torch.testing.assert_close(rf.polar(other, backend=backend).A, wanted, rtol=0, atol=1e-14)
     assert differing_bits(rf.polar(M.T, backend=backend).A, wanted.T) == 0  # one of the two is transposed first
-
-
-# --- rank ---
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("d", "m"), [(128, 128), (60, 200), (200, 60)], ids=["square", "wide", "tall"])
-def test_rank_deficient(d: int, m: int, dtype: torch.dtype, backend: str) -> None:
-    r = min(d, m) // 2
-    S = power_law(r, 100.0)
-    left, right = isometry(d, r, 0), isometry(m, r, 1)
-    M = ((left * S) @ right.T).to(dtype)
-    partial = rf.polar(M, backend=backend)
-    assert int(partial.rank) == r and abs(partial.condition / 100 - 1) < 1e-5
-    assert abs(partial.nuclear_norm / S.sum() - 1) < 1e-6
-    # On the range, the goal; off it, zero to the rounding of the entries and the tilt of the null spaces by that of M.
-    goal = 1e-6 if dtype == torch.float32 else 1e-11
-    assert torch.linalg.norm(partial.A.double() - left @ right.T) / math.sqrt(r) <= goal
-    assert torch.linalg.svdvals(partial.A.double())[r] <= goal
-    assert partial.residual <= (1e-6 if dtype == torch.float32 else 1e-13)
-
-    complete = rf.polar(M, rank="complete", backend=backend)
-    assert orthogonality(complete.A) <= (5e-7 if dtype == torch.float32 else 1e-13)
-    added = complete.A.double() - partial.A.double()
-    assert torch.linalg.norm(left.T @ added) <= 10 * goal and torch.linalg.norm(added @ right) <= 10 * goal
-    for a, b in zip(complete[1:], partial[1:], strict=True):
-        assert torch.equal(a, b)  # the statistics are those of what M determines
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("d", "m"), [(20, 20), (20, 31), (31, 20)], ids=["square", "wide", "tall"])
-def test_completion_depends_on_the_null_spaces_alone(d: int, m: int, backend: str) -> None:
-    left, right = isometry(d, 12, 0), isometry(m, 12, 1)
-    added = []
-    for seed in (5, 7):  # other singular vectors and values, and another polar factor, of the same spaces
-        M = left @ matrix(12, 12, power_law(12, 30.0 * seed), seed=seed) @ right.T
-        complete, partial = rf.polar(M, rank="complete", backend=backend), rf.polar(M, backend=backend)
-        assert int(partial.rank) == 12
-        added.append(complete.A - partial.A)
-    # 1e-10: the null spaces are known to the rounding of float64 times the condition
-    torch.testing.assert_close(added[0], added[1], rtol=0, atol=1e-10)
-    assert torch.linalg.matrix_rank(added[0], atol=1e-6) == min(d, m) - 12
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_full_rank_needs_no_completion(backend: str) -> None:
-    M = matrix(9, 14, power_law(9, 10.0))
-    assert torch.equal(rf.polar(M, rank="complete", backend=backend).A, rf.polar(M, backend=backend).A)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_tolerance_decides_the_rank(backend: str) -> None:
-    M = matrix(6, 8, torch.tensor([1.0, 0.1, 1e-3, 1e-5, 1e-9, 1e-12]))
-    for rtol, rank in ((0.05, 2), (1e-2, 2), (1e-4, 3), (1e-7, 4), (1e-10, 5), (None, 6), (0.0, 6)):
-        result = rf.polar(M, rtol=rtol, backend=backend)
-        assert int(result.rank) == rank
-        assert int(torch.linalg.matrix_rank(result.A, atol=0.5)) == rank
-    assert int(rf.polar(M.float(), backend=backend).rank) == 4  # 8 eps of float32 is 1e-6
-    assert int(rf.polar(torch.ones(4, 4), backend=backend).rank) == 1
 
 
 # --- invariants ---
@@ -393,20 +288,3 @@ def test_bad_output(M: Tensor, out: Tensor, statistics: Tensor, error: type[Exce
     with pytest.raises(error, match=message):
         OUT(M, False, 1e-10, None, None, out, statistics)
     assert (out == 7).all() and (statistics == 7).all(), "written before the error"
-
-
-@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)], ids=["wide", "tall", "square"])
-def test_rows_and_columns_of_zeros_are_null(shape: tuple[int, int], monkeypatch) -> None:
-    """Units that are never active: what is left is iterated, and no singular factors are taken."""
-    from rainbow_fast.ops import polar as module
-
-    M = draw(3, *shape, dtype=torch.float64)
-    M[0, 3] = M[0, :, 7] = M[2, 11:14] = 0
-    wanted = [rf.polar(one, backend="reference") for one in M]
-    monkeypatch.setattr(module, "_by_factors", None)
-    got = rf.polar(M)
-    for i, one in enumerate(wanted):
-        torch.testing.assert_close(got.A[i], one.A, rtol=0, atol=1e-12)  # condition below 1e3 in float64
-        assert got.rank[i] == one.rank
-        torch.testing.assert_close(got.condition[i], one.condition, rtol=0.01, atol=0)  # as documented
-    assert (got.A[0, 3] == 0).all() and (got.A[0, :, 7] == 0).all()
