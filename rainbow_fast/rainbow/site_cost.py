@@ -17,7 +17,7 @@ from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES, FEATURE_NUMBERS
 
 # float64 matrices alive at the worst moment: of the size of M while it is summed and while it is aligned, of the size
 # of the regression's S' = E[phi' phi'^T] while it is summed and while it is solved with.
-SUMMED, ALIGNED, SUMMED_S, SOLVED_S = 4, 7, 2, 6
+SUMMED, ALIGNED, SUMMED_S, SOLVED_S = 4, 8, 2, 6
 STRIDED = 4  # a copy that transposes, over one that does not
 EIGENVECTORS = 10  # of a symmetric (d, d) matrix: flops over d^3
 
