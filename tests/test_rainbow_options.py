@@ -255,10 +255,10 @@ def test_a_classifier_that_cannot_be_refit():
         (mlp((6, 8, 2)), {"holdout": 1.0}, ValueError, "holdout=1.0: wanted a share of the data, 0 <= holdout < 1"),
         (mlp((6, 8, 2)), {"max_samples": 0}, ValueError, "max_samples=0: wanted an int, at least 1"),
         (
-            mlp((6, 8, 2)).half(),
+            mlp((6, 8, 2)).to(torch.complex64),
             {},
             TypeError,
-            "parameter '1.weight' is torch.float16 on cpu: wanted float32 or float64",
+            "parameter '1.weight' is torch.complex64 on cpu: wanted float32, float64, bfloat16",
         ),
         (nn.Sequential(nn.Linear(6, 2)), {}, ValueError, "reference: no site, wanted at least one pointwise"),
         (nn.Sequential(nn.ReLU()), {}, ValueError, "reference: no parameters"),

@@ -1,22 +1,60 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The trace of a Sequential: which sites it finds, that the pieces compute the reference, what it refuses."""
+"""The trace of a module: which sites it finds, that the pieces compute the reference, what it refuses."""
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.networks.trace import Trace, rebuild, trace
+from rainbow_fast.networks.trace import Trace, trace
 
 
 def run(cut: Trace, x: Tensor) -> Tensor:
-    for site, segment in zip(cut.sites, cut.segments, strict=False):
-        x = site.reference(segment(x))
-    return cut.segments[-1](x)
+    return cut.finish(0, (x,), [])
+
+
+class Block(nn.Module):
+    """A residual block with one activation module called twice, a function, a method, and sums in place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn(self.conv(x)))
+        y = F.gelu(self.conv(y), approximate="tanh")
+        y = self.conv(y).tanh_()
+        y = self.conv(y)
+        y += x
+        return self.relu(y)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3)
+        self.blocks = nn.Sequential(Block(4), Block(4))
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        x = F.leaky_relu(F.max_pool2d(self.stem(x), 2), 0.2)
+        x = self.blocks(x)
+        x = F.avg_pool2d(x, x.size()[3])
+        return self.fc(x.view(x.size(0), -1) if scale is None else x)
+
+
+def residual() -> Residual:
+    torch.manual_seed(0)
+    net = Residual()
+    net.train()(torch.randn(30, 2, 10, 10))
+    return net.eval()
 
 
 def varied() -> nn.Sequential:
-    """Every kind of module, nested, with a batch norm that has seen data."""
+    """Many kinds of modules, nested, with a batch norm that has seen data."""
     torch.manual_seed(0)
     stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=2, dilation=2), nn.MaxPool2d(2), nn.LeakyReLU(0.2))
     middle = nn.Sequential(
@@ -33,7 +71,11 @@ def varied() -> nn.Sequential:
 
 
 def test_pieces_compute_the_reference():
-    for net, shape in ((varied(), (2, 14, 14)), (mlp((16, 8, 6, 3), batch_norm="before"), (16,))):
+    for net, shape in (
+        (varied(), (2, 14, 14)),
+        (mlp((16, 8, 6, 3), batch_norm="before"), (16,)),
+        (residual(), (2, 10, 10)),
+    ):
         net.eval()
         x = torch.randn(7, *shape)
         torch.testing.assert_close(run(trace(net), x), net(x))
@@ -43,10 +85,61 @@ def test_sites_of_nested_sequentials():
     sites = trace(varied()).sites
     assert [s.name for s in sites] == ["0.2", "1.0.1", "1.1", "2.4"]
     assert [s.activation for s in sites] == ["leaky_relu", "gelu", "tanh", "silu"]
-    assert [s.layers for s in sites] == [("0.1", "0.2"), ("1.0.1", "1.0.2"), ("1.1", "1.2"), ("2.4",)]
+    assert [s.modules for s in sites] == [("0.1", "0.2"), ("1.0.1", "1.0.2"), ("1.1", "1.2"), ("2.4",)]
     assert [s.axis for s in sites] == [1, 1, 1, -1]
     assert [s.feeds_flatten for s in sites] == [False, False, True, False]
     assert sites[0].negative_slope == 0.2 and sites[0].before is not None and sites[2].after is not None
+
+
+def test_sites_of_functions_methods_and_shared_modules():
+    sites = trace(residual()).sites
+    block = ["relu", "gelu", "tanh", "relu_1"]
+    assert [s.name for s in sites] == ["leaky_relu", *(f"blocks.{i}.{name}" for i in (0, 1) for name in block)]
+    assert [s.activation for s in sites[:5]] == ["leaky_relu", "relu", None, "tanh", "relu"]
+    assert sites[0].negative_slope == 0.2 and isinstance(sites[0].before, nn.MaxPool2d) and sites[0].axis == 1
+    assert all(s.modules is None for s in sites)
+    assert [s.writer is not None for s in sites] == [False, False, True, True, False] + [False, True, True, False]
+
+
+def test_only_what_is_read_later_is_alive():
+    cut, state, alive = trace(residual()), (torch.randn(2, 2, 10, 10),), []
+    for place, site in enumerate(cut.sites):
+        z, *rest = cut.advance(place, state, [])
+        alive.append(len(rest))
+        state = (site.reference(z), *rest)
+    assert alive == [0, 1, 1, 1, 0, 1, 1, 1, 0], "the input of a block, up to its sum"
+
+
+def test_the_network_given_is_not_changed():
+    net, seen = residual().train(), []
+    hook = net.blocks.register_forward_hook(lambda *_: seen.append(1))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    cut = trace(net)
+    run(cut, torch.randn(3, 2, 10, 10))
+    assert net.training and net.blocks[0].relu.inplace and not cut.reference.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    seen.clear()
+    net(torch.randn(3, 2, 10, 10))
+    assert len(seen) == 1, "its hooks are kept"
+    hook.remove()
+
+
+def test_what_is_overwritten_in_place_is_read_overwritten():
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu, self.linear, self.drop = nn.ReLU(inplace=True), nn.Linear(4, 4), nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.linear(x)
+            return self.linear(self.relu(self.drop(x))) + x  # x is positive here
+
+    net = PreActivation().eval()
+    x = torch.randn(5, 4)
+    cut = trace(net)
+    assert not cut.swappable
+    torch.testing.assert_close(run(cut, x), net(x))
+    torch.testing.assert_close(cut.rebuild({"relu": nn.ReLU()})(x), net(x))
 
 
 def test_normalisation_after_is_of_the_site_and_its_affine_part_is_not():
@@ -67,15 +160,49 @@ def test_writer_is_the_one_bias_free_linear_layer():
 def test_a_module_used_twice_is_two_sites():
     relu, block = nn.ReLU(), nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     net = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, block, block, nn.Linear(4, 2))
-    assert [s.name for s in trace(net).sites] == ["1", "3", "4.1", "5.1"]
-    made = rebuild(net, {"4.1": nn.ReLU()})
-    assert isinstance(made[4][1], nn.ReLU) and isinstance(made[5][1], nn.Tanh) and made[4][0] is made[5][0]
-    assert isinstance(net[4][1], nn.Tanh), "the reference is not changed"
+    cut = trace(net)
+    assert [s.name for s in cut.sites] == ["1", "1_1", "4.1", "4.1_1"]
+    made, x = cut.rebuild({"4.1": nn.ReLU()}), torch.randn(6, 4)
+    y = net[:4](x)
+    torch.testing.assert_close(made(x), net[6](block(block[0](y).relu())))
 
 
-def test_output_activation_is_marked():
+def test_a_network_of_modules_keeps_its_class():
+    net = varied()
+    made = trace(net).rebuild({"1.0.1": nn.Hardswish(), "2.4": nn.ReLU()})
+    assert isinstance(made, nn.Sequential) and isinstance(made[1][0][1], nn.Hardswish)
+    assert isinstance(made[1][0][2], nn.BatchNorm2d), "the affine part stays"
+    assert isinstance(net[1][0][1], nn.GELU), "the reference is not changed"
+
+
+def test_outputs_and_gates_are_marked():
     sites = trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh())).sites
     assert [s.output for s in sites] == [False, True]
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.scale = nn.Linear(4, 4), nn.Linear(4, 4), nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x)) * self.scale  # a constant is no gate
+            return self.b(F.silu(self.a(h)) * self.b(h))
+
+    assert [s.gate for s in trace(Gated()).sites] == [False, True]
+
+
+def test_channel_axis_behind_permutations():
+    class Axes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.linear = nn.Conv2d(2, 3, 1), nn.LayerNorm(3), nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            last = self.norm(self.conv(x).permute(0, 2, 3, 1)).relu()
+            last = self.linear(last).relu() + 1
+            return self.conv(x) + last.relu().transpose(1, 2).tanh().sum()
+
+    assert [s.axis for s in trace(Axes()).sites] == [-1, -1, -1, None]
 
 
 def test_in_place_activation_leaves_z_as_it_is():
@@ -90,30 +217,82 @@ def test_prelu_with_one_slope_is_a_leaky_relu():
     assert site.activation == "leaky_relu" and site.negative_slope == pytest.approx(0.3)
 
 
+class Untraceable(nn.Module):
+    """Its forward depends on values."""
+
+    def __init__(self, *, twice: bool = False) -> None:
+        super().__init__()
+        self.conv, self.a, self.linear, self.b = nn.Conv1d(1, 3, 3), nn.ReLU(inplace=True), nn.Linear(18, 4), nn.Tanh()
+        self.head, self.twice = nn.Linear(4, 2), twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 1e9:
+            x = x * 0
+        y = self.a(self.conv(x))
+        y = self.b(self.linear(y.flatten(1)))
+        return self.head(self.b(y) if self.twice else y)
+
+
+def test_a_network_without_a_graph_is_cut_at_its_activation_modules():
+    net, x = Untraceable().eval(), torch.randn(4, 1, 8)
+    cut = trace(net, x)
+    assert cut.graph is None and [s.name for s in cut.sites] == ["a", "b"] and [s.axis for s in cut.sites] == [1, -1]
+    torch.testing.assert_close(run(cut, x), net(x))
+    z, *rest = cut.advance(1, (torch.zeros(1), x), [nn.GELU()])
+    torch.testing.assert_close(z, net.linear(F.gelu(net.conv(x)).flatten(1)))
+    assert len(rest) == 1 and rest[0] is x
+    made = cut.rebuild({"a": nn.GELU()})
+    assert isinstance(made, Untraceable) and isinstance(made.a, nn.GELU)
+
+
+def test_what_cannot_be_traced_is_named_with_its_line():
+    line = r"line \d+ of .*test_trace.py, `if x.sum\(\) > 1e9:`"
+    with pytest.raises(ValueError, match=f"torch.fx cannot trace it .*{line}.*without an example input"):
+        trace(Untraceable())
+    with pytest.raises(ValueError, match=f"{line}.*its activation module 'b' is called more than once"):
+        trace(Untraceable(twice=True), torch.randn(4, 1, 8))
+
+    class Written(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x[0] = 0
+            return torch.relu(x)
+
+    with pytest.raises(ValueError, match=r"`x\[0\] = 0`.*it calls no activation module"):
+        trace(Written(), torch.randn(2, 2))
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.relu(x) + y
+
+    with pytest.raises(ValueError, match="its forward needs 'y' beside 'x', wanted one input"):
+        trace(Two())
+
+
+def test_modules_of_ones_own_are_sites_where_they_are_declared():
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x
+
+    net = nn.Sequential(nn.Linear(4, 4), Square(), nn.Linear(4, 2))
+    assert trace(net).sites == ()
+    (site,) = trace(net, pointwise=[Square]).sites
+    assert site.name == "1" and site.activation is None
+    assert torch.equal(site.reference(torch.arange(3.0)), torch.arange(3.0) ** 2)
+    with pytest.raises(TypeError, match="pointwise: wanted kinds of nn.Module, got 'Square'"):
+        trace(net, pointwise=["Square"])
+
+
 @pytest.mark.parametrize(
-    ("module", "kind", "message"),
+    ("module", "message"),
     [
-        (nn.Softmax(1), TypeError, r"module 'block.1' \(Softmax\) is of a kind that cannot be sampled"),
-        (nn.PReLU(4), ValueError, r"module 'block.1' \(PReLU\) has 4 slopes, one a channel"),
-        (nn.GELU(approximate="tanh"), ValueError, r"module 'block.1' \(GELU\) has approximate='tanh'"),
-        (nn.BatchNorm1d(4, track_running_stats=False), ValueError, r"'block.1' \(BatchNorm1d\) has no running stat"),
-        (nn.MaxPool2d(2, return_indices=True), ValueError, r"module 'block.1' \(MaxPool2d\) has return_indices=True"),
-        (nn.Flatten(2), ValueError, r"module 'block.1' \(Flatten\) has start_dim=2, end_dim=-1: wanted 1 and -1"),
+        (nn.PReLU(4), r"module 'block.1' \(PReLU\) has 4 slopes, one a channel"),
+        (nn.BatchNorm1d(4, track_running_stats=False), r"'block.1' \(BatchNorm1d\) has no running stat"),
     ],
 )
-def test_what_cannot_be_sampled_is_named(module, kind, message):
+def test_what_cannot_be_sampled_is_named(module, message):
     net = nn.Sequential()
     net.add_module("block", nn.Sequential(nn.Linear(4, 4), module))
-    with pytest.raises(kind, match=message):
+    with pytest.raises(ValueError, match=message):
         trace(net)
-
-
-def test_a_module_with_its_own_forward_is_refused():
-    class Residual(nn.Sequential):
-        def forward(self, x):
-            return x + super().forward(x)
-
-    with pytest.raises(TypeError, match="reference: wanted an nn.Sequential, got Linear"):
-        trace(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match=r"module '0' \(Residual\) is of a kind"):
-        trace(nn.Sequential(Residual(nn.Linear(2, 2))))
+    with pytest.raises(TypeError, match="reference: wanted an nn.Module, got function"):
+        trace(lambda x: x)

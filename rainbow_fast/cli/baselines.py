@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.networks.trace import Site, trace
+from rainbow_fast.networks.sites import Site
+from rainbow_fast.networks.trace import Trace, trace
 from rainbow_fast.ops.cross_covariance import cross_covariance
 from rainbow_fast.ops.polar import polar
 from rainbow_fast.ops.random_features import random_features_covariance, random_features_projection
@@ -40,7 +41,7 @@ def another_network(reference: nn.Module, other: nn.Module, align: Tensor, test:
     The accuracy is that of its last site through the reference's classifier.
     """
     cut = trace(other)
-    stages = [_Trained(site, segment) for site, segment in zip(cut.sites, cut.segments, strict=False)]
+    stages = [_Trained(cut, site) for site in cut.sites]
     return _compare(reference, stages, align, test)
 
 
@@ -84,11 +85,11 @@ class _White:
 class _Trained:
     follows = False
 
-    def __init__(self, site: Site, segment: nn.Module) -> None:
-        self.n, self.layers = _writer(site).weight.shape[0], nn.Sequential(segment, site.reference)
+    def __init__(self, cut: Trace, site: Site) -> None:
+        self.n, self.cut, self.site = _writer(site).weight.shape[0], cut, site
 
     def enter(self, y: Tensor) -> Tensor:
-        return self.layers(y)
+        return _pass(self.cut, self.site, y)
 
     def covariance(self, phi: Tensor, a: Tensor) -> Tensor:
         return cross_covariance(phi, a)
@@ -103,8 +104,8 @@ def _compare(reference: nn.Module, stages: Sequence[_Stage], align: Tensor, test
     cut = trace(reference)
     x, y = [list(chunks.split(CHUNK)) for chunks in (align, test[0])], [list(c.split(CHUNK)) for c in (align, test[0])]
     records = []
-    for site, segment, stage in zip(cut.sites, cut.segments, stages, strict=False):
-        x = [[site.reference(segment(phi)) for phi in chunks] for chunks in x]
+    for site, stage in zip(cut.sites, stages, strict=True):
+        x = [[_pass(cut, site, phi) for phi in chunks] for chunks in x]
         y = [[stage.enter(a) for a in chunks] for chunks in y]
         M = torch.stack([stage.covariance(phi, a) for phi, a in zip(x[0], y[0], strict=True)]).sum(0)
         A = (polar(M, rank="partial", rtol=1e-10).A * math.sqrt(len(M) / stage.n)).to(align.dtype)
@@ -116,8 +117,13 @@ def _compare(reference: nn.Module, stages: Sequence[_Stage], align: Tensor, test
             | {"alignment_error": errors[0], "error": errors[1]}
         )
         y = phih if stage.follows else y
-    answers = torch.cat([cut.segments[-1](a).argmax(1) for a in phih[1]])
+    answers = torch.cat([cut.finish(len(cut.sites), (a,), []).argmax(1) for a in phih[1]])
     return float((answers == test[1]).double().mean()), records
+
+
+def _pass(cut: Trace, site: Site, phi: Tensor) -> Tensor:
+    """From one site through the next, in a chain."""
+    return site.reference(cut.advance(site.index, (phi,), [])[0])
 
 
 def _power(t: Tensor) -> float:
@@ -126,7 +132,7 @@ def _power(t: Tensor) -> float:
 
 def _writer(site: Site) -> nn.Linear | nn.Conv2d:
     """The layer that writes a site, which must be a plain one."""
-    if site.writer is None or not (site.before is site.after is site.norm is None):
+    if not isinstance(site.writer, nn.Linear | nn.Conv2d) or not (site.before is site.after is site.norm is None):
         raise ValueError(f"site {site.name!r}: wanted a bias-free layer and a non-linearity, no pooling, no batch norm")
     return site.writer
 

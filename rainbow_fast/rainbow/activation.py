@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sampled site, in reference coordinates: phih = A phi' + offset, phi' = sigma(G_eff zh)."""
+"""The sampled site, in reference coordinates: phih = scale A phi' + offset, phi' = sigma(G_eff zh)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.networks.trace import Site
-from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.networks.sites import Site
 from rainbow_fast.ops.cross_covariance import cross_covariance
 from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.ops.random_features import (
@@ -24,6 +23,7 @@ from rainbow_fast.rainbow.moments import ChannelMoments
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
 FEATURE_BLOCK = 128
 ROW_BLOCK = 4096
+HALVES = (torch.bfloat16, torch.float16)
 
 Select = Callable[[Tensor], Tensor]
 
@@ -50,13 +50,15 @@ class RainbowActivation(nn.Module):
         zh   <- gain zh + bias                       per channel, where the method recalibrates
         u     = U^T (zh - zbar) / sqrt(d),           zbar the mean over channels, 0 unless the mean row is kept
         phi'  = after(sigma(before(R u + zbar)))     n neurons at each position, made again at every call
-        phih  = A phi' + offset
+        phih  = scale A phi' + offset
 
-    Where there is no pooling all of it is one fused pass over ``R u`` (`rainbow_fast.random_features_projection`), and
-    nothing of width n is stored but A. Else neurons come in blocks of 128.
+    Where there is no pooling, and the kernels know sigma, all of it is one fused pass over ``R u``
+    (`rainbow_fast.random_features_projection`), and nothing of width n is stored but A. Else neurons come in blocks of
+    128. zh of half precision is computed on in float32.
 
     Buffers (None where there is none): ``key`` (4,) int64, the address of G; ``U`` (d, r) float64; ``T`` (n, n) and
-    ``k`` (n,), see `Law`; ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n positions) if `flattened`; ``offset``.
+    ``k`` (n,), see `Law`; ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n positions) if `flattened`; ``scale``
+    (), float64; ``offset`` (d,).
 
     Args:
         site: what is replaced.
@@ -72,6 +74,7 @@ class RainbowActivation(nn.Module):
     gain: Tensor | None
     bias: Tensor | None
     A: Tensor | None
+    scale: Tensor
     offset: Tensor | None
 
     def __init__(
@@ -83,23 +86,24 @@ class RainbowActivation(nn.Module):
         recalibration: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.activation, self.negative_slope = site.activation, site.negative_slope
+        self.activation, self.negative_slope, self.sigma = site.activation, site.negative_slope, site.sigma
         self.before, self.after = site.before, site.after
         self.n, self.d, self.mean_row, self.h = law.n, law.d, law.mean_row, law.h
         self.axis, self.flattened = site.axis, flattened
         gain, bias = recalibration or (None, None)
         drawn = {"key": law.key, "U": law.U, "T": law.T, "k": law.k}
+        drawn["scale"] = torch.ones((), dtype=torch.float64, device=law.key.device)
         for name, value in (drawn | {"gain": gain, "bias": bias, "A": None, "offset": None}).items():
             self.register_buffer(name, value)
 
     def forward(self, z: Tensor) -> Tensor:
         """z (N, d) or (N, d, *space), or (..., d) after a linear layer; phih of the same shape but for pooling."""
-        y = self._forward(channels_first(z, self.axis))
-        return y if y.dim() == z.dim() or self.flattened else y.view(*z.shape[:-1], -1)
+        return self.finish(self.raw(z)).to(z.dtype)
 
-    def _forward(self, z: Tensor) -> Tensor:
+    def raw(self, z: Tensor) -> Tensor:
+        """A phi', without scale and offset, for z as in `forward`; in the dtype of A."""
         assert self.A is not None
-        u, shift = self.project(z)
+        u, shift = self.project(channels_first(z, self.axis))
         positions = self.A.shape[1] // self.n
         total: Tensor | None = None
         for start, stop in self.blocks():
@@ -112,14 +116,18 @@ class RainbowActivation(nn.Module):
                 y = torch.einsum("nm...,dm->nd...", self._features(u, shift, start, stop), A)
             total = y if total is None else total + y
         assert total is not None
-        if self.offset is not None:
-            total = total + _per_channel(self.offset, total)
-        return total
+        return total if total.dim() == z.dim() or self.flattened else total.view(*z.shape[:-1], -1)
+
+    def finish(self, y: Tensor) -> Tensor:
+        """``scale y + offset``, in place."""
+        y = y.mul_(self.scale)
+        rows = channels_first(y, None if self.flattened else self.axis)
+        return y if self.offset is None else rows.add_(_per_channel(self.offset, rows)).view(y.shape)
 
     def covariance(self, x: Tensor, z: Tensor, select: Select) -> tuple[Tensor, ChannelMoments, ChannelMoments]:
         """Sums of ``x phi'^T`` (d, n) and of x and phi' alone, over the samples that `select` takes; float64."""
         u, shift = self.project(z)
-        x = select(x)
+        x = select(x).to(u.dtype)
         if self.fused:
             u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
         parts = []
@@ -135,7 +143,7 @@ class RainbowActivation(nn.Module):
                 parts.append((cross_covariance(x, phi), features.total, features.square))
         reference, sample = ChannelMoments(), ChannelMoments()
         reference.update(x)
-        cross, total, square = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+        cross, total, square = parts[0] if len(parts) == 1 else (torch.cat(p, -1) for p in zip(*parts, strict=True))
         sample.add(total, square, reference.count)
         return cross, reference, sample
 
@@ -156,6 +164,7 @@ class RainbowActivation(nn.Module):
 
     def project(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """u (N, r, *space) and the shift zbar (N, *space)."""
+        z = z.float() if z.dtype in HALVES else z
         if self.gain is not None and self.bias is not None:
             z = z * _per_channel(self.gain, z) + _per_channel(self.bias, z)
         shift = z.mean(1) if self.mean_row else None
@@ -177,7 +186,7 @@ class RainbowActivation(nn.Module):
 
     @property
     def fused(self) -> bool:
-        return self.before is None and self.after is None and not self.flattened
+        return self.activation is not None and self.before is None and self.after is None and not self.flattened
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """First and last-but-one neuron of each block; they depend on n and on the kind of the site alone."""
@@ -206,15 +215,15 @@ class RainbowActivation(nn.Module):
 
     def _features(self, u: Tensor, shift: Tensor | None, start: int, stop: int) -> Tensor:
         given = dict(shift=shift, **self._rows(u, start, stop))
-        if self.before is None:
+        if self.before is None and self.activation is not None:
             phi = random_features(u, stop - start, **self._sigma(), **given)
         else:
-            s = self.before(random_features(u, stop - start, activation="identity", **given))
-            phi = ACTIVATIONS[self.activation][0](s, self.negative_slope)
+            s = random_features(u, stop - start, activation="identity", **given)
+            phi = self.sigma(s if self.before is None else self.before(s))
         return phi if self.after is None else self.after(phi)
 
     def extra_repr(self) -> str:
-        parts = [self.activation, f"d={self.d}", f"n={self.n}"]
+        parts = [self.activation or type(self.sigma).__name__, f"d={self.d}", f"n={self.n}"]
         parts += [f"r={self.U.shape[1]}"] if self.U is not None else []
         return ", ".join(parts + [word for word in ("mean_row", "flattened") if getattr(self, word)])
 

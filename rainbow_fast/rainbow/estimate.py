@@ -5,27 +5,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from rainbow_fast.networks.trace import Trace
+from rainbow_fast.networks.trace import State, Trace
 from rainbow_fast.rainbow.classifier import RIDGES
 from rainbow_fast.rainbow.cost import Cost, SiteCost, Work
 from rainbow_fast.rainbow.flight import Data
 from rainbow_fast.rainbow.machine import Machine
-from rainbow_fast.rainbow.network import tail_layers
 from rainbow_fast.rainbow.plan import Plan
 from rainbow_fast.rainbow.site_cost import SiteCount, Sizes
 from rainbow_fast.rainbow.statistics import SiteStatistics
 
 LAYERS = Work(rate="layers")  # none yet
-VIEWS = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)  # move nothing in eval mode
 
 
 @torch.no_grad()
 def estimate(
-    reference: nn.Module,
     trace: Trace,
     statistics: Sequence[SiteStatistics],
     plan: Plan,
@@ -40,10 +41,9 @@ def estimate(
 
     One image of zeros goes through the reference, for the shapes between its layers.
     """
-    example = align.chunks[0]
-    b = example.element_size()
-    sizes = Sizes(align.count, held.count, len(example), b, max_samples)
-    layers, steps = _layers(trace, example)
+    b = align.dtype.itemsize
+    sizes = Sizes(align.count, held.count, align.size, b, max_samples)
+    layers, steps = _layers(trace, align.example)
     rest = {} if fitted else _fit(layers, steps, statistics, sizes)
     sites: list[SiteCost] = []
     pending, profile, features = LAYERS, LAYERS, Work()
@@ -54,12 +54,12 @@ def estimate(
         pending += layers[place] * (sides * sizes.both)
         if known.site.name not in plan.widths:
             pending += steps[place] * (sides * sizes.both)
-            arriving = math.prod(known.phi_shape)
+            arriving = math.prod(known.phi_shape) + known.alive
             peak = max(peak, kept + b * sides * sizes.both * max(arriving, math.prod(known.z_shape)))
             continue
         refit = plan.classifier == "refit" and place == len(statistics) - 1
         count = SiteCount(known, plan, sizes, first=not sites)
-        site = count.cost(pending, arriving, kept, _classifier(reference, trace, count) if refit else None)
+        site = count.cost(pending, arriving, kept, _classifier(trace, count) if refit else None)
         sites.append(site)
         peak = max(peak, site.peak_bytes)
         kept, arriving, pending = kept + site.disk_bytes, count.phi, LAYERS
@@ -69,7 +69,7 @@ def estimate(
     rest["reference"] = pending + profile
     disk = kept
     if plan.classifier is not None:
-        classes, width = _classifier(reference, trace, count if plan.classifier == "refit" else None)
+        classes, width = _classifier(trace, count if plan.classifier == "refit" else None)
         rest["classifier"] = _ridge(sizes.align, width, classes)
         peak = max(peak, kept + 2 * b * arriving * sizes.both + _ridge_bytes(sizes.align, width, b))
         disk += b * classes * (width + 1) if plan.classifier == "refit_aligned" else 0
@@ -84,21 +84,34 @@ def estimate(
 
 def _layers(trace: Trace, example: Tensor) -> tuple[list[Work], list[Work]]:
     """Of one image: each segment between sites, and each site, as the reference computes them."""
-    x = example.new_zeros(1, *example.shape[1:])
+    state: State = (example.new_zeros(1, *example.shape[1:]),)
     segments, sites = [], []
-    for place, segment in enumerate(trace.segments):
-        work = LAYERS
-        for module in segment:
-            y = module(x)
-            terms = module.weight[0].numel() if isinstance(module, nn.Linear | nn.Conv2d) else 0
-            moved = 0 if isinstance(module, VIEWS) else x.nbytes + y.nbytes
-            work += Work(2.0 * y.numel() * terms, "layers", bytes=float(moved))
-            x = y
-        segments.append(work)
+    done: list[nn.Module] = []
+    for place in range(len(trace.segments)):
+        with FlopCounterMode(display=False) as flops, _Traffic() as moved:
+            z, *rest = trace.advance(place, state, done)
+        segments.append(Work(float(flops.get_total_flops()), "layers", bytes=float(moved.bytes)))
         if place < len(trace.sites):
-            z, x = x, trace.sites[place].reference(x)
-            sites.append(Work(rate="layers", bytes=float(z.nbytes + x.nbytes)))
+            phi = trace.sites[place].reference(z)
+            sites.append(Work(rate="layers", bytes=float(z.nbytes + phi.nbytes)))
+            state = (phi, *rest)
+            done.append(trace.sites[place].reference)
     return segments, sites
+
+
+class _Traffic(TorchDispatchMode):
+    """Counts the bytes that operations read and write; views move nothing, and weights stay in the cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not func.is_view:
+            given = next((t for t in tree_leaves(args) if isinstance(t, Tensor)), None)
+            self.bytes += result.nbytes + (0 if given is None else given.nbytes)
+        return result
 
 
 def _fit(layers: list[Work], steps: list[Work], statistics: Sequence[SiteStatistics], sizes: Sizes) -> dict[str, Work]:
@@ -117,13 +130,13 @@ def _fit_bytes(s: SiteStatistics, sizes: Sizes) -> int:
     return 4 * sizes.itemsize * min(sizes.chunk, sizes.align) * largest + 2 * 8 * s.d**2
 
 
-def _classifier(reference: nn.Module, trace: Trace, refit: SiteCount | None) -> tuple[int, int]:
+def _classifier(trace: Trace, refit: SiteCount | None) -> tuple[int, int]:
     """Classes and features of a refit classifier: of the wide features of the last site, or else of phih."""
-    between, last = tail_layers(reference, trace)
+    tail = trace.tail()
     if refit is None:
-        return last.out_features, last.in_features
+        return tail.last.out_features, tail.last.in_features
     phi = torch.empty(1, refit.n, *refit.known.phi_shape[1:], device="meta")
-    return last.out_features, nn.Sequential(*between)(phi).numel()
+    return tail.last.out_features, tail.between(phi).numel()
 
 
 def _ridge(N: int, F: int, classes: int) -> Work:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 
 from rainbow_fast.networks.trace import trace
 from rainbow_fast.rainbow.activation import Law, RainbowActivation
-from rainbow_fast.rainbow.network import RainbowNetwork, assemble, fingerprint, refit_layout, tail_layers
+from rainbow_fast.rainbow.network import RainbowNetwork, assemble, fingerprint
 
-FORMAT, VERSION = "rainbow_fast.network", 1
+FORMAT, VERSION = "rainbow_fast.network", 2
 REQUIRED = ("key", "A")
-_BUFFERS = (*REQUIRED, "U", "T", "k", "gain", "bias", "offset")
+_BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "gain", "bias", "offset")
 
 
 def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
@@ -60,8 +61,13 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str], reference: nn.Module) -> RainbowNetwork:
+def load(
+    path: str | os.PathLike[str], reference: nn.Module, *, pointwise: Iterable[type[nn.Module]] = ()
+) -> RainbowNetwork:
     """Read the network that `save` wrote to `path`, sampled from `reference`, which is copied. Nothing is unpickled.
+
+    Args:
+        pointwise: as it was given to `fit`.
 
     Raises:
         FileNotFoundError: no file at `path`.
@@ -78,33 +84,34 @@ def load(path: str | os.PathLike[str], reference: nn.Module) -> RainbowNetwork:
             f"path: {path} was sampled from another reference (its weights have SHA-256 {header['reference'][:12]}..., "
             f"those of this one {found[:12]}...)"
         )
-    reference = copy.deepcopy(reference).eval()
-    cut = trace(reference)
     device = next(reference.parameters()).device
+    shape = tuple(header["input_shape"])
+    example = next(reference.parameters()).new_zeros(1, *shape)
+    cut = trace(reference, example, pointwise)
     sites = {site.name: site for site in cut.sites}
     activations = {}
     try:
         for entry in header["sites"]:
             name, site = entry["name"], sites[entry["name"]]
             mine = {b: tensors[f"{name}.{b}"].to(device) for b in _BUFFERS if b in REQUIRED or f"{name}.{b}" in tensors}
-            if header["classifier"] == "refit" and site is cut.sites[-1]:
-                positions = mine["A"].shape[1] // entry["n"]
-                site = replace(site, after=refit_layout(site, tail_layers(reference, cut)[0], positions)[1])
+            if header["classifier"] == "refit" and site is cut.sites[-1] and entry["flattened"]:
+                after = [] if site.after is None else [site.after]
+                site = replace(site, after=nn.Sequential(*after, cut.tail().between))
             options = {option: entry[option] for option in ("n", "d", "mean_row", "h")}
             law = Law(key=mine["key"], U=mine.get("U"), T=mine.get("T"), k=mine.get("k"), **options)
             recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
             made = RainbowActivation(site, law, flattened=entry["flattened"], recalibration=recalibration)
             made.A, made.offset = mine["A"], mine.get("offset")
+            made.scale = mine.get("scale", made.scale)  # version 1 has it in A
             activations[name] = made
         head = None
         if header["classifier"] == "refit_aligned":
-            head = copy.deepcopy(tail_layers(reference, cut)[1])
+            head = copy.deepcopy(cut.tail().last)
             head.weight = nn.Parameter(tensors["classifier.weight"].to(device))
             head.bias = nn.Parameter(tensors["classifier.bias"].to(device))
     except KeyError as error:
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
-    shape = tuple(header["input_shape"])
-    return assemble(reference, cut, activations, classifier=header["classifier"], head=head, input_shape=shape)
+    return assemble(cut, activations, classifier=header["classifier"], head=head, input_shape=shape, fingerprint=found)
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.networks.trace import leaves
-from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.networks.graph import capture
 from rainbow_fast.rainbow.activation import RainbowActivation
-
-MODULES = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
 @dataclass
@@ -99,12 +96,11 @@ class _Writer:
         self.held = self.held.mixed(site.effective_rows(), constant=site.offset is not None)
         self.write()
         self.layers += [] if site.before is None else [copy.deepcopy(site.before)]
-        sigma = MODULES[site.activation]
-        self.layers.append(sigma(site.negative_slope) if sigma is nn.LeakyReLU else sigma())
+        self.layers.append(copy.deepcopy(site.sigma))
         self.layers += [] if site.after is None else [copy.deepcopy(site.after)]
-        self.P = site.A.double()
+        self.P = site.scale * site.A.double()
         if site.offset is not None:
-            one = ACTIVATIONS[site.activation][0](torch.ones((), dtype=torch.float64), site.negative_slope)
+            one = site.sigma(torch.ones((), dtype=torch.float64))
             extra = self.P.new_zeros(len(self.P), self.P.shape[1] // site.n)
             extra[:, 0] = site.offset.double() / one.to(extra.device)
             self.P = torch.cat([self.P, extra], 1)
@@ -116,7 +112,8 @@ def materialize(body: nn.Module, input_shape: tuple[int, ...]) -> nn.Sequential:
     weight = next(p for p in body.parameters() if p.is_floating_point())
     writer = _Writer(weight.dtype)
     x = torch.zeros(1, *input_shape, dtype=weight.dtype, device=weight.device)
-    for _, module in leaves(body):
+    graph, _ = capture(body, (RainbowActivation,))
+    for module in [graph.get_submodule(node.target) for node in graph.graph.nodes if node.op == "call_module"]:
         y = module(x)
         if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d):
             pass

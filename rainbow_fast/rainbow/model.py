@@ -4,24 +4,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from rainbow_fast.networks.trace import Trace
+from rainbow_fast.networks.trace import State, Trace
+from rainbow_fast.rainbow import storage as storing
 from rainbow_fast.rainbow.activation import channels_first
 from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.estimate import estimate
-from rainbow_fast.rainbow.flight import Data
+from rainbow_fast.rainbow.flight import Data, in_flight_bytes
 from rainbow_fast.rainbow.machine import Machine
-from rainbow_fast.rainbow.network import CLASSIFIERS, RainbowNetwork, tail_layers
+from rainbow_fast.rainbow.network import CLASSIFIERS, RainbowNetwork
 from rainbow_fast.rainbow.plan import Plan, Widths, choose
-from rainbow_fast.rainbow.prepare import prepare, repeat, split, warn_if_few
+from rainbow_fast.rainbow.prepare import prepare, repeat, warn_if_few
 from rainbow_fast.rainbow.report import Report
-from rainbow_fast.rainbow.sampling import Progress, sample_network
+from rainbow_fast.rainbow.sampling import Progress, sample_networks
 from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
+from rainbow_fast.rainbow.step import active_rows
 
 
 def fit(
@@ -30,20 +33,23 @@ def fit(
     *,
     holdout: object = None,
     max_samples: int = 400_000,
+    pointwise: Iterable[type[nn.Module]] = (),
     progress: Progress | None = None,
 ) -> RainbowModel:
     """Fit a rainbow model to a trained network: find its sites, and their moments on the alignment data.
 
     Args:
-        reference: an nn.Sequential, nested as you like, of the modules that `rainbow_fast.networks.trace` understands,
-            with float32 or float64 parameters. It is copied; the copy is in eval mode.
-        data: a tensor, ``(x, y)``, a DataLoader, or any re-iterable of batches, on which networks are aligned. It is
-            held in memory, on the device of the reference; a tensor is not copied. Labels y (N,) int64 serve accuracies
-            and refit classifiers.
+        reference: any nn.Module of one input, with float32, float64, bfloat16 or float16 parameters (computed on in
+            float32 where it is sampled). It is copied; the copy is in eval mode. `rainbow_fast.sites` lists what of it
+            would be sampled; see `rainbow_fast.networks.trace.trace` for networks that torch.fx cannot trace.
+        data: a tensor, ``(x, y)``, a DataLoader, or any re-iterable of batches, read once; networks are aligned on it.
+            A tensor is not copied, and may lie in a file that is mapped. Labels y (N,) int64 serve accuracies and refit
+            classifiers.
         holdout: what errors and accuracies are also measured on: data of its own, or the share of `data`, from its end,
             that is left out of the alignment; a tenth by default, 0 for none.
         max_samples: of the moments of a site: where images times positions are more, every t-th is taken, t odd and
             coprime with the positions of a map.
+        pointwise: kinds of modules of one's own that treat every number alike, and so can be sampled.
         progress: called as ``progress(done, total, what)``.
 
     Returns:
@@ -58,10 +64,10 @@ def fit(
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.
     """
-    kept_reference, cut, sites, align, held = prepare(reference, data, holdout, max_samples)
+    cut, sites, align, held = prepare(reference, data, holdout, max_samples, pointwise)
     with torch.no_grad():
         _statistics(cut, sites, align, max_samples, progress)
-    return RainbowModel(kept_reference, cut, sites, align, held, max_samples)
+    return RainbowModel(cut, sites, align, held, max_samples)
 
 
 def sample(
@@ -70,6 +76,7 @@ def sample(
     *,
     holdout: object = None,
     max_samples: int = 400_000,
+    pointwise: Iterable[type[nn.Module]] = (),
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[RainbowNetwork, Report]:
@@ -77,7 +84,7 @@ def sample(
 
     `options` are those of `RainbowModel.sample`.
     """
-    model = fit(reference, data, holdout=holdout, max_samples=max_samples)
+    model = fit(reference, data, holdout=holdout, max_samples=max_samples, pointwise=pointwise)
     return model.sample(progress=progress, **options)
 
 
@@ -88,6 +95,7 @@ def plan(
     images: int | None = None,
     holdout: object = None,
     max_samples: int = 400_000,
+    pointwise: Iterable[type[nn.Module]] = (),
     machine: Machine | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -103,7 +111,7 @@ def plan(
     and ``seconds = sum of max(flops / rate + features / rate + pooled / rate, bytes / rate)`` over all `Work`.
 
     Args:
-        reference, data, holdout, max_samples: as in `fit`.
+        reference, data, holdout, max_samples, pointwise: as in `fit`.
         images: as if `data` had so many, its first image being the example: no data are needed then.
         machine: rates; None measures those of this machine, in about half a second.
         progress: not called.
@@ -119,8 +127,8 @@ def plan(
     Warns:
         UserWarning: as `fit`.
     """
-    kept_reference, cut, sites, align, held = prepare(reference, data, holdout, max_samples, images)
-    model = RainbowModel(kept_reference, cut, sites, align, held, max_samples)
+    cut, sites, align, held = prepare(reference, data, holdout, max_samples, pointwise, images)
+    model = RainbowModel(cut, sites, align, held, max_samples)
     return model._estimate(align, machine, fitted=False, **options)
 
 
@@ -134,14 +142,13 @@ class RainbowModel:
 
     def __init__(
         self,
-        reference: nn.Module,
         trace: Trace,
         sites: tuple[SiteStatistics, ...],
         align: Data,
         held: Data,
         max_samples: int,
     ) -> None:
-        self.reference, self.sites = reference, sites
+        self.reference, self.sites = trace.reference, sites
         self._trace, self._align, self._held, self._max_samples = trace, align, held, max_samples
 
     def sample(
@@ -167,6 +174,10 @@ class RainbowModel:
         classifier: str | None = None,
         align: str = "channels",
         accuracy_profile: bool = False,
+        memory_budget: int | None = None,
+        storage: str | None = None,
+        storage_dtype: torch.dtype | None = None,
+        scratch: str | None = None,
         progress: Progress | None = None,
     ) -> tuple[RainbowNetwork, Report]:
         r"""Sample one network: at every site, n neurons that are random combinations of the reference's d, aligned.
@@ -193,6 +204,12 @@ class RainbowModel:
             align: ``"channels"``, positions being samples; ``"flattened"``: a site that feeds a Flatten is aligned on
                 all its features (d p, n p) at once.
             accuracy_profile: also measure the held-out accuracy with sites 1..j sampled (quadratic in depth).
+            memory_budget: bytes that the activations of all data may take between two sites; None for no limit.
+                Above it they go to files; where the disk is too small, they are computed again for every site
+                (quadratic in depth).
+            storage: one of the three by name, ``"memory"``, ``"file"``, ``"recompute"``. The choice changes no bit.
+            storage_dtype: torch.bfloat16 rounds what waits, at half the size; None does not.
+            scratch: an existing folder for these files; that of the system for temporary ones by default.
             progress: called as ``progress(done, total, what)``, several times a site.
 
         Returns:
@@ -204,8 +221,7 @@ class RainbowModel:
 
         Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 2 and equations 12 to 15.
         """
-        plan = choose(
-            self.sites,
+        options = dict(
             width=width,
             factor=factor,
             rank=rank,
@@ -227,15 +243,60 @@ class RainbowModel:
             align=align,
             accuracy_profile=accuracy_profile,
         )
-        self._check(plan, self._align)
-        return sample_network(
-            self.reference,
+        return self.sample_many(
+            [options],
+            memory_budget=memory_budget,
+            storage=storage,
+            storage_dtype=storage_dtype,
+            scratch=scratch,
+            progress=progress,
+        )[0]
+
+    def sample_many(
+        self,
+        networks: Sequence[Mapping[str, Any]],
+        *,
+        memory_budget: int | None = None,
+        storage: str | None = None,
+        storage_dtype: torch.dtype | None = None,
+        scratch: str | None = None,
+        progress: Progress | None = None,
+    ) -> list[tuple[RainbowNetwork, Report]]:
+        """Sample several networks in one pass of the reference: at each site, one after the other. Each is the network
+        that `sample` gives, to the bit.
+
+        Args:
+            networks: the options of `sample` that each network is sampled with.
+            memory_budget, storage, storage_dtype, scratch: as in `sample`, of all networks together.
+            progress: called as ``progress(done, total, what)``.
+
+        Returns:
+            Each network with its report.
+
+        Raises:
+            ValueError: no network; and as `sample`.
+        """
+        if not networks:
+            raise ValueError("networks: wanted the options of at least one network, got none")
+        plans = [choose(self.sites, **options) for options in networks]
+        for plan in plans:
+            self._check(plan, self._align)
+        kept = storing.choose(
+            in_flight_bytes(self.sites, len(plans), [self._align, self._held], storage_dtype),
+            memory_budget=memory_budget,
+            storage=storage,
+            storage_dtype=storage_dtype,
+            scratch=scratch,
+        )
+        return sample_networks(
             self._trace,
             self.sites,
-            plan,
+            plans,
             self._align,
             self._held,
             max_samples=self._max_samples,
+            storage=kept,
+            scratch=scratch,
             progress=progress,
         )
 
@@ -261,7 +322,7 @@ class RainbowModel:
         """
         data = self._align
         if images is not None:
-            data = Data(split(repeat(data.chunks[0], images), self.sites), data.labels)
+            data = replace(data, x=repeat(data.x, images))
         return self._estimate(data, machine, fitted=True, **options)
 
     def _estimate(self, data: Data, machine: Machine | None, *, fitted: bool, **options: Any) -> Cost:
@@ -271,9 +332,8 @@ class RainbowModel:
         plan = choose(self.sites, only_shapes=True, **options)
         self._check(plan, data)
         if machine is None:
-            machine = Machine.measure(data.chunks[0].dtype, self.sites[0].site.activation)
+            machine = Machine.measure(data.dtype, self.sites[0].site.activation)
         return estimate(
-            self.reference,
             self._trace,
             self.sites,
             plan,
@@ -295,7 +355,7 @@ class RainbowModel:
         if plan.classifier not in CLASSIFIERS:
             raise ValueError(f"classifier={plan.classifier!r}: wanted None, 'refit' or 'refit_aligned'")
         if plan.classifier is not None:
-            tail_layers(self.reference, self._trace)
+            self._trace.tail()
             if data.labels is None:
                 raise ValueError(f"classifier={plan.classifier!r}: data has no labels, wanted batches (x, y)")
         if plan.classifier == "refit" and self.sites[-1].site.name not in plan.widths:
@@ -310,18 +370,20 @@ def _statistics(
     cut: Trace, sites: tuple[SiteStatistics, ...], data: Data, max_samples: int, progress: Progress | None
 ) -> None:
     """The moments of z at every site."""
-    before = 0
-    for number, x in enumerate(data.chunks, start=1):
-        samples = len(x)
-        for s, segment in zip(sites, cut.segments, strict=False):
-            z = segment(x)
+    for number, start in enumerate(data.starts, start=1):
+        state: State = (data.chunk(start),)
+        done: list[nn.Module] = []
+        for place, s in enumerate(sites):
+            z, *rest = cut.advance(place, state, done)
+            rows = channels_first(z, s.site.axis)
             per_sample = math.prod(s.z_shape) // s.d
-            step = every(data.count * per_sample, max_samples, per_sample)
-            s.z.update(take(channels_first(z, s.site.axis), before * per_sample, step))
-            x = s.site.reference(z)
-        before += samples
+            s.z.update(take(rows, start * per_sample, every(data.count * per_sample, max_samples, per_sample)))
+            if start == 0:
+                s.activity = float((active_rows(rows, s) > 0).double().mean())
+            state = (s.site.reference(z), *rest)
+            done.append(s.site.reference)
         if progress is not None:
-            progress(number, len(data.chunks), "statistics of the reference")
+            progress(number, len(data.starts), "statistics of the reference")
     for s in sites:
         if (channel := s.z.x.not_finite()) is not None:
             raise ValueError(f"site {s.site.name!r}: the reference's z is not finite, first in channel {channel}")

@@ -23,6 +23,7 @@ class ChannelMoments:
 
     def update(self, x: Tensor) -> None:
         x = x.detach()
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         total, square = (_sum(t) for t in (x, x * x))
         self.add(total, square, x.numel() // max(x.shape[1], 1))
 

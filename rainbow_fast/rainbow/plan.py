@@ -65,7 +65,7 @@ def choose(
 
 
 def choose_sites(known: Sequence[SiteStatistics], sites: Sequence[str] | None) -> list[SiteStatistics]:
-    """The sites named, or all but output activations, in order of execution.
+    """The sites named, or all but output activations and gates, in order of execution.
 
     Raises:
         ValueError: a name that is no site, or no site at all.
@@ -76,7 +76,7 @@ def choose_sites(known: Sequence[SiteStatistics], sites: Sequence[str] | None) -
     unknown = [name for name in sites or () if name not in names]
     if unknown:
         raise ValueError(f"sites: {unknown[0]!r} is not a site that can be sampled: wanted some of {', '.join(names)}")
-    chosen = [s for s in known if (not s.site.output if sites is None else s.site.name in sites)]
+    chosen = [s for s in known if (not (s.site.output or s.site.gate) if sites is None else s.site.name in sites)]
     if not chosen:
         raise ValueError(f"sites={sites!r}: nothing to sample, wanted at least one of {', '.join(names) or 'no sites'}")
     return chosen

@@ -3,62 +3,74 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rainbow_fast.data import batches
-from rainbow_fast.networks.trace import Trace, trace
+from rainbow_fast.networks.trace import State, Trace, trace
 from rainbow_fast.rainbow.flight import Data
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.statistics import SiteStatistics
 
 HOLDOUT = 0.1
 CHUNK_NUMBERS = 2**21  # numbers of the largest map of the reference in one chunk of samples
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+Labelled = tuple[Tensor, Tensor | None]
 
 
 def prepare(
-    reference: nn.Module, data: object, holdout: object, max_samples: int, images: int | None = None
-) -> tuple[nn.Module, Trace, tuple[SiteStatistics, ...], Data, Data]:
-    """Checks the arguments of `fit`; a copy of the reference, its sites without moments, the two data sets in chunks.
+    reference: nn.Module,
+    data: object,
+    holdout: object,
+    max_samples: int,
+    pointwise: Iterable[type[nn.Module]],
+    images: int | None = None,
+) -> tuple[Trace, tuple[SiteStatistics, ...], Data, Data]:
+    """Checks the arguments of `fit`; the trace of the reference, its sites without moments, the two data sets.
 
     `images`: as if `data` had so many.
     """
-    device, dtype = _check_reference(reference, trace(reference))
+    if not isinstance(reference, nn.Module):
+        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
+    device, dtype = _check_parameters(reference)
     if not isinstance(max_samples, int) or max_samples < 1:
         raise ValueError(f"max_samples={max_samples!r}: wanted an int, at least 1")
     if isinstance(holdout, int | float) and not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout}: wanted a share of the data, 0 <= holdout < 1, or data")
-    x, y = _gather(data, "data", device, dtype)
+    x, y = _gather(data, "data")
     if images is not None:
         x, y = repeat(x, images), None if y is None else repeat(y, images)
     if holdout is None or isinstance(holdout, int | float):
         kept = len(x) - int(len(x) * (HOLDOUT if holdout is None else holdout))
         (x, x_held), (y, y_held) = (x[:kept], x[kept:]), (None, None) if y is None else (y[:kept], y[kept:])
     else:
-        x_held, y_held = _gather(holdout, "holdout", device, dtype)
+        x_held, y_held = _gather(holdout, "holdout")
         if x_held.shape[1:] != x.shape[1:]:
             came, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
             raise ValueError(f"holdout: samples of shape {came}, wanted {wanted} as in data")
-    kept_reference = copy.deepcopy(reference).eval()
-    cut = trace(kept_reference)
+    example = x[:1].to(device, dtype)
+    cut = trace(reference, example, pointwise)
+    if not cut.sites:
+        raise ValueError("reference: no site, wanted at least one pointwise non-linearity")
     with torch.no_grad():
-        sites = _sites(cut, x[:1])
+        sites = site_shapes(cut, example)
+    size = chunk_size(sites, example)
     for s in sites:
-        if not s.site.output:
+        if not (s.site.output or s.site.gate):
             warn_if_few(s.site.name, len(x) * s.positions, s.d)
-    return kept_reference, cut, sites, Data(split(x, sites), y), Data(split(x_held, sites), y_held)
+    made = [Data(x, _to(y, device), size, device, dtype), Data(x_held, _to(y_held, device), size, device, dtype)]
+    return cut, sites, made[0], made[1]
 
 
-def split(x: Tensor, sites: Sequence[SiteStatistics]) -> list[Tensor]:
-    """In chunks whose largest map has about `CHUNK_NUMBERS` numbers."""
-    largest = max(math.prod(shape) for s in sites for shape in (s.z_shape, s.phi_shape, x.shape[1:]))
-    return list(x.split(max(CHUNK_NUMBERS // largest, 1))) if len(x) else []
+def chunk_size(sites: Sequence[SiteStatistics], example: Tensor) -> int:
+    """Samples whose largest map has about `CHUNK_NUMBERS` numbers."""
+    largest = max(math.prod(shape) for s in sites for shape in (s.z_shape, s.phi_shape, example.shape[1:]))
+    return max(CHUNK_NUMBERS // largest, 1)
 
 
 def repeat(x: Tensor, images: int) -> Tensor:
@@ -72,9 +84,11 @@ def repeat(x: Tensor, images: int) -> Tensor:
     return x[:1].expand(images, *x.shape[1:])
 
 
-def _check_reference(reference: nn.Module, cut: Trace) -> tuple[torch.device, torch.dtype]:
-    if not cut.sites:
-        raise ValueError("reference: no site, wanted at least one pointwise non-linearity")
+def _to(y: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if y is None else y.to(device)
+
+
+def _check_parameters(reference: nn.Module) -> tuple[torch.device, torch.dtype]:
     parameters = dict(reference.named_parameters())
     if not parameters:
         raise ValueError("reference: no parameters, wanted a network with linear layers")
@@ -82,14 +96,14 @@ def _check_reference(reference: nn.Module, cut: Trace) -> tuple[torch.device, to
     for name, p in parameters.items():
         if p.dtype not in DTYPES or p.dtype != first.dtype or p.device != first.device:
             raise TypeError(
-                f"reference: parameter {name!r} is {p.dtype} on {p.device}: wanted float32 or float64, and one dtype "
-                "and device for all"
+                f"reference: parameter {name!r} is {p.dtype} on {p.device}: wanted float32, float64, bfloat16 or "
+                "float16, and one dtype and device for all"
             )
     return first.device, first.dtype
 
 
-def _gather(data: object, name: str, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """All of a data set, as (x, y) on the device of the reference; y is None if there are no class labels."""
+def _gather(data: object, name: str) -> Labelled:
+    """All of a data set, as (x, y); y is None if there are no class labels."""
     try:
         parts = list(batches(data, batch_size=2**62))
     except (TypeError, ValueError) as error:
@@ -98,27 +112,30 @@ def _gather(data: object, name: str, device: torch.device, dtype: torch.dtype) -
         if x.shape[1:] != parts[0][0].shape[1:]:
             shapes = tuple(parts[0][0].shape[1:]), tuple(x.shape[1:])
             raise ValueError(f"{name}: samples of shapes {shapes[0]} and {shapes[1]}, wanted one shape")
-    xs = [x.to(device, dtype) for x, _ in parts]
-    ys = [y.to(device) for _, y in parts if y is not None]
-    x = xs[0] if len(xs) == 1 else torch.cat(xs)
+    ys = [y for _, y in parts if y is not None]
+    x = parts[0][0] if len(parts) == 1 else torch.cat([x for x, _ in parts])
     if not ys or any(y.dtype != torch.int64 or y.dim() != 1 for y in ys):
         return x, None
     return x, torch.cat(ys)
 
 
-def _sites(cut: Trace, x: Tensor) -> tuple[SiteStatistics, ...]:
-    """Every site with its shapes, for images like the one of x; no moments yet."""
-    found = []
-    for site, segment in zip(cut.sites, cut.segments, strict=False):
-        z = segment(x)
+def site_shapes(cut: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
+    """Every site with its shapes, for one input; no moments yet."""
+    found: list[SiteStatistics] = []
+    state: State = (example,)
+    for place, site in enumerate(cut.sites):
+        z, *rest = cut.advance(place, state, [s.reference for s in cut.sites[:place]])
         if z.dim() > 2 and site.axis is None:
             raise ValueError(
                 f"site {site.name!r}: the channel axis of z, of shape {tuple(z.shape)}, is ambiguous: wanted (N, d), "
                 "or a convolution or linear layer before it"
             )
-        x = site.reference(z)
+        phi = site.reference(z)
+        state = (phi, *rest)
         d = z.shape[-1 if site.axis == -1 else 1]
-        found.append(SiteStatistics(site, d, tuple(z.shape[1:]), tuple(x.shape[1:]), CrossCovariance(site.name)))
+        alive = sum(t.numel() for t in {id(t): t for t in rest if isinstance(t, Tensor)}.values())
+        moments = CrossCovariance(site.name)
+        found.append(SiteStatistics(site, d, tuple(z.shape[1:]), tuple(phi.shape[1:]), alive, moments))
     return tuple(found)
 
 

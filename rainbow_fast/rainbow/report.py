@@ -62,6 +62,7 @@ class Report:
         accuracy_profile: held-out accuracy with sites up to each sampled one sampled and the rest the reference's; None
             unless asked for.
         ridge: of a refit classifier, over the mean eigenvalue; None without one.
+        storage: where activations waited between two sites.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Report:
     accuracy: dict[str, float] = field(default_factory=dict)
     accuracy_profile: list[float] | None = None
     ridge: float | None = None
+    storage: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as numbers, strings, lists and dicts."""
@@ -95,6 +97,7 @@ class Report:
             "",
             *_table(self.sites),
         ]
+        lines += [self.storage] if self.storage else []
         lines += [f"kept {name}: {reason}" for name, reason in self.kept.items()]
         if self.accuracy:
             lines.append("accuracy: " + ", ".join(f"{name} {value:.4f}" for name, value in self.accuracy.items()))
@@ -112,7 +115,7 @@ class Error:
 
     def update(self, phi: Tensor, phih: Tensor) -> None:
         self.phi.update(phi)
-        each = (phih - phi).flatten(1).square().sum(1)
+        each = (phih - phi).flatten(1).to(torch.promote_types(phi.dtype, torch.float32)).square().sum(1)
         self.difference += float(each.sum(dtype=torch.float64))
 
     def relative(self) -> tuple[float, float]:

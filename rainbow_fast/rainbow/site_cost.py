@@ -62,7 +62,7 @@ class SiteCount:
         self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (self.d, self.n)
         self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
-        self.fused = self.site.before is None and self.site.after is None and not flattened
+        self.fused = self.site.activation is not None and self.site.before is self.site.after is None and not flattened
         self.window = _pooled(known)
         U = plan.directions[self.site.name]
         self.r = self.d if U is None else U.shape[1]
@@ -152,13 +152,13 @@ class SiteCount:
         return law + (8 * self.n if self.parts.law in ("bootstrap", "identity") else 0)
 
     def disk_bytes(self, refit: tuple[int, int] | None) -> int:
-        """Key, law, recalibration, A and offset; a refit classifier (classes, features) stands in the place of A."""
+        """Key, scale, law, recalibration, A, offset; a refit classifier (classes, features) stands in for A."""
         numbers = 2 * self.d if self.recalibrates else 0
         if refit is not None:
             numbers += refit[0] * (refit[1] + 1)
         else:
             numbers += self.rows * (self.columns + (self.parts.offset or self.site.norm is not None))
-        return 32 + self.law_bytes + self.sizes.itemsize * numbers
+        return 40 + self.law_bytes + self.sizes.itemsize * numbers
 
     def cost(self, reference: Work, arriving: int, kept: int, refit: tuple[int, int] | None) -> SiteCost:
         """Given the work of the layers before, the numbers of one image that come in on either side, bytes that stay of
@@ -166,7 +166,7 @@ class SiteCount:
         sizes, b, z, phi = self.sizes, self.sizes.itemsize, self.z, self.phi
         sides, larger = 1 if self.first else 2, max(z, phi)
         matrix, square = 8 * self.rows * self.columns, 8 * self.columns**2 if self.regresses else 0
-        waiting = sizes.held * z * sides
+        waiting = sizes.held * (z + self.known.alive) * sides + sizes.align * self.known.alive * sides
         chunk = min(sizes.chunk, sizes.align)
         block = 0 if self.fused else 3 * chunk * self.pixels * min(FEATURE_BLOCK, self.n)
         copies = (2 + self.parts.mean_row + 2 * self.recalibrates) * chunk * larger + block

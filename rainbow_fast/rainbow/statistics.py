@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rainbow_fast.networks.trace import Site
+from rainbow_fast.networks.sites import Site
 from rainbow_fast.rainbow.moments import CrossCovariance
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SiteStatistics:
     """A site with the moments of its z over the alignment set.
 
@@ -21,14 +21,18 @@ class SiteStatistics:
         site: what is sampled.
         d: neurons.
         z_shape, phi_shape: of one sample.
+        alive: numbers of one sample that wait at this site to be read after it, z and phi aside.
         z: the moments ``E[z z^T]``, with mean and variance of each channel.
+        activity: share of positive z, over channels, on a part of the samples.
     """
 
     site: Site
     d: int
     z_shape: tuple[int, ...]
     phi_shape: tuple[int, ...]
+    alive: int
     z: CrossCovariance
+    activity: float = float("nan")
 
     @property
     def positions(self) -> int:

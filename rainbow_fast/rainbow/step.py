@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rainbow_fast.networks.trace import Trace
+from rainbow_fast.networks.tail import Tail
 from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.ops.gaussian import key
 from rainbow_fast.rainbow import alignment
 from rainbow_fast.rainbow.activation import RainbowActivation, channels_first
 from rainbow_fast.rainbow.classifier import ridge_classifier
-from rainbow_fast.rainbow.flight import InFlight
+from rainbow_fast.rainbow.flight import REFERENCE, Flight
 from rainbow_fast.rainbow.laws import draw
 from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
-from rainbow_fast.rainbow.network import refit_layout, tail_layers
+from rainbow_fast.rainbow.network import refit_layout
 from rainbow_fast.rainbow.plan import SITE_BITS, Plan
 from rainbow_fast.rainbow.report import Error, SiteReport
 from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
@@ -30,28 +30,25 @@ ACTIVITY_SAMPLES = 2048
 
 @dataclass
 class Work:
-    """What stays the same from site to site."""
+    """What the sites of one sample share: both data sets in flight, and the lane of the sample."""
 
-    reference: nn.Module
-    trace: Trace
+    align: Flight
+    held: Flight
+    lane: int
     plan: Plan
-    align: InFlight
-    held: InFlight
     max_samples: int
-    dtype: torch.dtype
     tick: Callable[[str], None]
 
 
 class SiteStep:
-    """One site: draw the law, accumulate the moments, align, project. In flight are z and zraw, then phi and phih."""
+    """One site: draw the law, accumulate the moments, align, project. The reference is past it, the sample at z."""
 
-    def __init__(self, work: Work, known: SiteStatistics, *, first: bool) -> None:
-        self.work, self.known, self.site = work, known, known.site
+    def __init__(self, work: Work, known: SiteStatistics, *, tail: Tail | None = None) -> None:
+        self.work, self.known, self.site, self.tail = work, known, known.site, tail
         self.parts = work.plan.parts
         self.flattened = work.plan.align == "flattened" and known.site.feeds_flatten
         self.n = work.plan.widths[known.site.name]
         stream = work.plan.network << SITE_BITS | known.site.index
-        where = key(work.plan.seed, stream).to(work.align.x[0].device)
         self.law = draw(
             self.parts.law,
             n=self.n,
@@ -59,30 +56,34 @@ class SiteStep:
             mean_row=self.parts.mean_row,
             h=self.parts.h,
             U=work.plan.directions[known.site.name],
-            key=where,
+            key=key(work.plan.seed, stream).to(work.align.data.device),
         )
-        self.recalibration = None if first or not self.parts.recalibrate else self._recalibration()
+        recalibrates = self.parts.recalibrate and work.align.apart[work.lane]
+        self.recalibration = self._recalibration() if recalibrates else None
         self.activation = RainbowActivation(
             self.site, self.law, flattened=self.flattened, recalibration=self.recalibration
         )
         self.step = (
             1 if self.flattened else every(work.align.count * known.positions, work.max_samples, known.positions)
         )
-        self.collected: list[Tensor] = []
+        self.collected: list[Tensor] = []  # features for the classifier, where there is a tail
 
-    def run(self, *, collect: bool) -> tuple[RainbowActivation, SiteReport]:
-        """The sampled site, and its report; `collect` keeps the features that `refit` needs."""
-        moments, S, activity, sampled_activity = self._moments()
+    def run(self) -> tuple[RainbowActivation, SiteReport]:
+        """The sampled site, and its report."""
+        moments, S, activity = self._moments()
         eps = None if self.site.norm is None else float(self.site.norm.eps)  # type: ignore[arg-type]
         positions = self.known.positions if self.flattened else 1
         found = alignment.align(moments, self.parts, positions=positions, eps=eps, S=S)
-        projected = self._project(found, collect)
+        self.activation.A = found.B.to(self._dtype)
+        projected = self._project(found)
         s = alignment.scale(found, projected, self.parts, self.site.name)
         c = alignment.offset(found, s, moments, self.parts)
-        self.activation.A = (s * found.B).to(self.work.dtype)
-        self.activation.offset = None if c is None else c.to(self.work.dtype)
-        error = self._finish(s, found.b, c)
-        held_out_error = self._hold_out()
+        self.activation.scale.fill_(s)
+        self.activation.offset = None if c is None else c.to(self._dtype)
+        for flight in (self.work.align, self.work.held):
+            flight.activations[self.work.lane].append(self.activation)
+        error, error_centred = self._finish()
+        held_out_error, held_out_error_centred = self._hold_out()
         return self.activation, SiteReport(
             index=self.site.index,
             site=self.site.name,
@@ -90,14 +91,14 @@ class SiteStep:
             n=self.n,
             rank=self.known.d if self.law.U is None else self.law.U.shape[1],
             samples=moments.count,
-            error=error[0],
-            error_centred=error[1],
-            held_out_error=held_out_error[0],
-            held_out_error_centred=held_out_error[1],
+            error=error,
+            error_centred=error_centred,
+            held_out_error=held_out_error,
+            held_out_error_centred=held_out_error_centred,
             similarity=found.similarity,
             scale=s,
-            activity=activity,
-            sampled_activity=sampled_activity,
+            activity=self.known.activity,
+            sampled_activity=activity,
             M_rank=found.rank,
             M_effective_rank=found.effective_rank,
             M_condition=found.condition,
@@ -105,45 +106,50 @@ class SiteStep:
 
     def refit(self) -> tuple[RainbowActivation, float]:
         """The site with the refit classifier in the place of A; the features are those that `run` collected."""
+        assert self.tail is not None and self.work.align.data.labels is not None
         features = torch.cat(self.collected)
-        between, last = tail_layers(self.work.reference, self.work.trace)
-        assert self.work.align.labels is not None
-        B, b, ridge = ridge_classifier(features, self.work.align.labels, last.out_features)
-        flattened, after = refit_layout(self.site, between, features.shape[1] // self.n)
+        B, b, ridge = ridge_classifier(features, self.work.align.data.labels, self.tail.last.out_features)
+        phi = self.activation.A.new_empty(1, self.n, *self.known.phi_shape[1:])  # type: ignore[union-attr]
+        flattened, after = refit_layout(self.site, self.tail, phi)
         site = replace(self.site, after=after)
         made = RainbowActivation(site, self.law, flattened=flattened, recalibration=self.recalibration)
-        made.A, made.offset = B.to(self.work.dtype), b.to(self.work.dtype)
+        made.A, made.offset = B.to(self._dtype), b.to(self._dtype)
         return made, ridge
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of A: that of the reference, float32 for half precision."""
+        return torch.promote_types(self.work.align.data.dtype, torch.float32)
 
     def _recalibration(self) -> tuple[Tensor, Tensor]:
         """zh = gain zraw + bias has the mean and the unbiased variance of z in every channel."""
         align, z = self.work.align, ChannelMoments()
         per_sample = math.prod(self.known.z_shape) // self.known.d
         step = every(align.count * per_sample, self.work.max_samples, per_sample)
-        for i, before in align:
-            z.update(take(self._rows(align.y[i]), before * per_sample, step))
+        for start in align:
+            z.update(take(self._rows(align.z(self.work.lane, start)), start * per_sample, step))
         wanted = self.known.z.x.variance(unbiased=True)
         gain = (wanted / z.variance(unbiased=True).clamp(min=1e-12)).sqrt()
         bias = self.known.z.mean_x - gain * z.mean
-        return gain.to(self.work.dtype), bias.to(self.work.dtype)
+        return gain.to(self._dtype), bias.to(self._dtype)
 
-    def _moments(self) -> tuple[CrossCovariance, Tensor | None, float, float]:
-        align, activity = self.work.align, (0.0, 0.0)
+    def _moments(self) -> tuple[CrossCovariance, Tensor | None, float]:
+        align, lane, activity = self.work.align, self.work.lane, 0.0
         moments = CrossCovariance(self.site.name)
         features = self.n * (self.known.positions if self.flattened else 1)
         S: Tensor | None = None
         if self.parts.alignment == "regression":
-            S = torch.zeros(features, features, dtype=torch.float64, device=align.x[0].device)
-        for i, before in align:
-            z, zh = self._rows(align.x[i]), self._rows(align.y[i])
-            align.x[i] = self.site.reference(align.x[i])
-            moments.add(*self.activation.covariance(self._rows(align.x[i]), zh, self._select(before)))
+            S = torch.zeros(features, features, dtype=torch.float64, device=align.data.device)
+        for start in align:
+            zh = self._rows(align.z(lane, start))
+            phi = align.output(REFERENCE, start)
+            moments.add(*self.activation.covariance(self._rows(phi), zh, self._select(start)))
             if S is not None:
-                self._add_second_moment(S, zh, before, len(align.x[i]))
-            if i == 0:
-                activity = self._activity(z, zh)
+                self._add_second_moment(S, zh, start, len(phi))
+            if start == 0:
+                activity = self.activation.activity(active_rows(zh, self.known))
             self.work.tick(f"{self.site.name}: moments")
-        return moments, None if S is None else S / moments.count, *activity
+        return moments, None if S is None else S / moments.count, activity
 
     def _add_second_moment(self, S: Tensor, zh: Tensor, before: int, samples: int) -> None:
         per_sample = len(zh) // samples  # rows of zh: more than one where the channel axis is the last
@@ -153,57 +159,48 @@ class SiteStep:
             select = self._select(before + start // per_sample)
             cross_covariance_(S, select(self.activation.features(zh[start : start + rows])))
 
-    def _activity(self, z: Tensor, zh: Tensor) -> tuple[float, float]:
-        rows = z.movedim(1, -1).reshape(-1, self.known.d), zh.movedim(1, -1).reshape(-1, self.known.d)
-        step = every(len(rows[0]), ACTIVITY_SAMPLES, math.prod(self.known.z_shape) // self.known.d)
-        return float((rows[0][::step] > 0).double().mean()), self.activation.activity(rows[1][::step])
-
-    def _project(self, found: alignment.Alignment, collect: bool) -> ChannelMoments:
-        """The unscaled projection in the place of the sample's activations, and its moments."""
-        align, projected = self.work.align, ChannelMoments()
-        self.activation.A, self.activation.offset = found.B.to(self.work.dtype), found.b.to(self.work.dtype)
-        for i, before in align:
-            if collect:
-                self.collected.append(self._seen_by_classifier(align.y[i]))
-            align.y[i] = self.activation(align.y[i])
-            projected.update(self._select(before)(self._rows(align.y[i])))
+    def _project(self, found: alignment.Alignment) -> ChannelMoments:
+        """Put the projection without scale and offset, and take its moments."""
+        align, lane, projected = self.work.align, self.work.lane, ChannelMoments()
+        for start in align:
+            zh = align.z(lane, start)
+            if self.tail is not None:
+                self.collected.append(self.tail.between(self.activation.features(zh)))
+            raw = self.activation.raw(zh)
+            projected.update(self._select(start)(self._rows(raw)))
+            align.put(lane, start, raw)
             self.work.tick(f"{self.site.name}: projection")
         return projected
 
-    def _finish(self, s: float, b: Tensor, c: Tensor | None) -> tuple[float, float]:
-        """phih from the unscaled projection, and its error."""
+    def _finish(self) -> tuple[float, float]:
+        """phih in the place of the projection, and its error."""
         align, error = self.work.align, Error()
-        constant = (-s * b if c is None else c - s * b).to(self.work.dtype)
-        for i, _ in align:
-            y = align.y[i].mul_(s)
-            rows = self._rows(y)
-            rows.add_(constant.view(1, -1, *[1] * (rows.dim() - 2)))
-            error.update(self._rows(self._shaped(align.x[i])), rows)
+        for start in align:
+            phih = align.settle(self.work.lane, start)
+            error.update(self._shaped(align.output(REFERENCE, start)), phih)
         return error.relative()
 
     def _hold_out(self) -> tuple[float | None, float | None]:
         held, error = self.work.held, Error()
-        for i, _ in held:
-            held.y[i] = self.activation(held.y[i])
-            held.x[i] = self.site.reference(held.x[i])
-            error.update(self._rows(self._shaped(held.x[i])), self._rows(held.y[i]))
+        for start in held:
+            phih = held.apply(self.work.lane, start)
+            error.update(self._shaped(held.output(REFERENCE, start)), phih)
             self.work.tick(f"{self.site.name}: held-out data")
         return error.relative() if held.count else (None, None)
-
-    def _seen_by_classifier(self, z: Tensor) -> Tensor:
-        """phi' as the classifier gets it, all positions in one row."""
-        phi = self.activation.features(z)
-        for module in tail_layers(self.work.reference, self.work.trace)[0]:
-            phi = module(phi)
-        return phi.flatten(1)
 
     def _shaped(self, phi: Tensor) -> Tensor:
         return phi.flatten(1) if self.flattened else phi
 
     def _rows(self, t: Tensor) -> Tensor:
-        return channels_first(t, self.site.axis)
+        return channels_first(t, None if self.flattened and t.dim() == 2 else self.site.axis)
 
     def _select(self, before: int) -> Callable[[Tensor], Tensor]:
         if self.flattened:
             return lambda t: t.flatten(1)
         return lambda t: take(t, before * self.known.positions, self.step)
+
+
+def active_rows(z: Tensor, known: SiteStatistics) -> Tensor:
+    """A part of the samples of z (N, d, *space), on which the activity is measured, as (samples, d)."""
+    rows = z.movedim(1, -1).reshape(-1, known.d)
+    return rows[:: every(len(rows), ACTIVITY_SAMPLES, math.prod(known.z_shape) // known.d)]

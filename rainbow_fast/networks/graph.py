@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A module as a graph of its calls, without side effects."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+NOTHING_TO_DO = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in eval mode
+
+
+class CannotTrace(Exception):
+    """Why a module has no graph, with the line."""
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self.leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+
+def capture(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tuple[fx.GraphModule, bool]:
+    """The graph of a module in eval mode, sharing its parameters: every operation makes a new tensor.
+
+    Args:
+        leaves: kinds of modules that are not looked into, beside those of torch.
+
+    Returns:
+        The graph; and whether an operation in place has changed what a later one reads, so that the module with another
+        activation in its place would compute something else.
+
+    Raises:
+        CannotTrace: the forward depends on values, writes into a tensor by index, or needs several inputs.
+    """
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    optional = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
+    try:
+        traced = _Tracer(leaves).trace(module, optional)
+    except Exception as error:  # whatever the module's own code makes of a proxy
+        raise CannotTrace(f"{_line_of(error)}: {error}") from error
+    graph_module = fx.GraphModule(module, traced)
+    in_place = {name: m for name, m in graph_module.named_modules() if getattr(m, "inplace", False)}
+    shared = [_functional(node, graph_module, in_place) for node in list(traced.nodes)]
+    for name, m in in_place.items():
+        plain = copy.deepcopy(m)
+        plain.inplace = False
+        graph_module.add_submodule(name, plain)
+    traced.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    for node in traced.find_nodes(op="placeholder")[1:]:
+        if node.users:
+            raise CannotTrace(f"its forward needs {node.target!r} beside {parameters[0].name!r}, wanted one input")
+        traced.erase_node(node)
+    graph_module.recompile()
+    return graph_module.eval(), any(shared)
+
+
+def _line_of(error: BaseException) -> str:
+    """The last line of the user's own code that led to an error."""
+    torch_folder = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_folder)]
+    if not frames or frames[-1].filename == __file__:
+        return "forward"
+    return f"line {frames[-1].lineno} of {frames[-1].filename}, `{frames[-1].line}`"
+
+
+def _functional(node: fx.Node, owner: fx.GraphModule, in_place: Mapping[str, nn.Module]) -> bool:
+    """Make an operation in place one that returns a new tensor; what reads the old one later reads that. Whether
+    something does."""
+    target: Any = node.target
+    if node.op == "call_module":
+        if target not in in_place:
+            return False
+    elif node.op == "call_method" and _in_place_name(target):
+        if not hasattr(Tensor, target[:-1]):
+            raise CannotTrace(f"{_where(node)}: it calls {target}, which has no form that is not in place")
+        node.target = target[:-1]
+    elif node.op == "call_function" and _in_place_name(target.__name__):
+        plain = next((p for m in (torch, F) if (p := getattr(m, target.__name__[:-1], None)) is not None), None)
+        if plain is None:
+            raise CannotTrace(f"{_where(node)}: it calls {target.__name__}, which has no form that is not in place")
+        node.target = plain
+    elif not (node.op == "call_function" and _in_place_argument(node)):
+        return False
+    written = node.args[0]
+    return isinstance(written, fx.Node) and _replace_later(written, node, owner)
+
+
+def _in_place_argument(node: fx.Node) -> bool:
+    """Whether a function is called with ``inplace=True``, which is then taken back."""
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a builtin, none of which has the argument
+        return False
+    if not bound.arguments.get("inplace"):
+        return False
+    bound.arguments["inplace"] = False
+    node.args, node.kwargs = bound.args, bound.kwargs
+    return True
+
+
+def _in_place_name(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _replace_later(written: fx.Node, node: fx.Node, owner: fx.GraphModule) -> bool:
+    """Let all that comes after `node` and reads `written`, or what `written` only passes on, read `node`."""
+    order = {n: place for place, n in enumerate(node.graph.nodes)}
+    replaced = False
+    while True:
+        for user in list(written.users):
+            if user is not node and order[user] > order[node]:
+                user.replace_input_with(written, node)
+                replaced = True
+        if not passes_on(written, owner):
+            return replaced
+        written = written.all_input_nodes[0]
+
+
+def passes_on(node: fx.Node, owner: fx.GraphModule) -> bool:
+    """Whether a node returns its input as it is."""
+    if node.op == "call_module":
+        return isinstance(owner.get_submodule(str(node.target)), NOTHING_TO_DO)
+    return node.op == "call_function" and node.target in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+
+
+def _where(node: fx.Node) -> str:
+    return f"module {scope(node) or 'reference'!r}"
+
+
+def scope(node: fx.Node) -> str:
+    """The dotted name of the module whose forward makes the call, "" for the outermost."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    if node.op == "call_module":
+        stack = stack[:-1]
+    return stack[-1][0] if stack else ""
+
+
+def is_call(node: object, owner: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a node calls a module of one of these very kinds, subclasses not among them."""
+    return (
+        isinstance(node, fx.Node) and node.op == "call_module" and type(owner.get_submodule(str(node.target))) in kinds
+    )
+
+
+def is_function(node: object, names: tuple[str, ...], functions: tuple[Callable, ...]) -> bool:
+    """Whether a node calls one of these methods of a tensor or one of these functions."""
+    if not isinstance(node, fx.Node):
+        return False
+    return (node.op == "call_method" and node.target in names) or (
+        node.op == "call_function" and node.target in functions
+    )
