@@ -99,6 +99,33 @@ def test_train_is_torchs_sgd_on_batches_in_shuffled_order():
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("schedule", ["steps", "cosine"])
+def test_schedules_and_augmentation_are_those_of_torch_and_of_loops(schedule):
+    """In float64, where a rate that is rounded otherwise does not show."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 2, 4, 3, generator=generator).double(), torch.randint(3, (20,), generator=generator)
+    ours, theirs = mlp((24, 5, 3), seed=0).double(), mlp((24, 5, 3), seed=0).double()
+    train(ours, x, y, epochs=3, lr=0.3, batch_size=8, schedule=schedule, crop=2, flip=True, seed=7)
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.3, momentum=0.9)
+    schedulers = torch.optim.lr_scheduler
+    rate = schedulers.StepLR(sgd, 3) if schedule == "steps" else schedulers.CosineAnnealingLR(sgd, 9)
+    generator.manual_seed(7)
+    for _ in range(3):
+        for rows in torch.randperm(20, generator=generator).split(8):
+            corners = torch.randint(5, (2, len(rows)), generator=generator).T.tolist()
+            mirrored = (torch.rand(len(rows), generator=generator) < 0.5).tolist()
+            cuts = []
+            for image, (top, left), mirror in zip(x[rows], corners, mirrored, strict=True):
+                cut = nn.functional.pad(image, (2, 2, 2, 2))[:, top : top + 4, left : left + 3]
+                cuts.append(cut.flip(2) if mirror else cut)
+            sgd.zero_grad()
+            nn.functional.cross_entropy(theirs(torch.stack(cuts)), y[rows]).backward()
+            sgd.step()
+            rate.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
 def test_train_repeats_bit_for_bit_and_leaves_global_state_and_modes():
     x, y = blobs()
 
@@ -155,13 +182,16 @@ def test_accuracy_is_a_fraction_in_eval_mode_whatever_the_batches():
         ({"epochs": 0}, ValueError, "epochs: wanted at least 1, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size: wanted at least 1, got 0"),
         ({"seed": -1}, ValueError, "seed: wanted an int from 0"),
+        ({"crop": -1}, ValueError, "crop: wanted at least 0, got -1"),
+        ({"schedule": "linear"}, ValueError, 'schedule: wanted "constant", "steps" or "cosine", got .linear.'),
+        ({"flip": True}, ValueError, r"x: crop and flip want images \(N, C, H, W\), got \(4, 8\)"),
     ],
 )
 def test_train_refuses(change, error, message):
     arguments = {"x": torch.zeros(4, 8), "y": torch.zeros(4, dtype=torch.int64), **change}
     with pytest.raises(error, match=message):
         train(mlp((8, 5, 3), seed=0), **arguments)
-    if not {"epochs", "seed"} & change.keys():
+    if {"x", "y", "batch_size"} & change.keys():
         with pytest.raises(error, match=message):
             accuracy(mlp((8, 5, 3), seed=0), **arguments)
 

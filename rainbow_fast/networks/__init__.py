@@ -3,6 +3,18 @@
 
 from rainbow_fast.networks.cnn import cnn
 from rainbow_fast.networks.mlp import mlp
+from rainbow_fast.networks.resnet import resnet_cifar, resnet_imagenet
 from rainbow_fast.networks.train import accuracy, load_weights, save_weights, train
+from rainbow_fast.networks.vgg import vgg
 
-__all__ = ["accuracy", "cnn", "load_weights", "mlp", "save_weights", "train"]
+__all__ = [
+    "accuracy",
+    "cnn",
+    "load_weights",
+    "mlp",
+    "resnet_cifar",
+    "resnet_imagenet",
+    "save_weights",
+    "train",
+    "vgg",
+]

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Images with labels, and what turns a user's data into batches."""
+
+from rainbow_fast.data.batching import Batch, batches
+from rainbow_fast.data.datasets import LUMA, MEAN, STD, Images, cifar10, digits
+from rainbow_fast.data.files import image_folder, npy_pair
+
+__all__ = ["LUMA", "MEAN", "STD", "Batch", "Images", "batches", "cifar10", "digits", "image_folder", "npy_pair"]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The published sets of images with labels that examples and experiments use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Channel statistics of ImageNet and the luma weights of ITU-R 601, as the published experiments apply them to CIFAR-10.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+LUMA = (0.2989, 0.587, 0.114)
+
+CIFAR10_RECORDS = 10_000
+CIFAR10_RECORD_BYTES = 3_073  # one label, then 1,024 red, 1,024 green and 1,024 blue bytes, row by row
+
+
+class Images(NamedTuple):
+    """A training and a test set: `x_*` float32 (N, C, H, W), `y_*` int64 (N,), all on the CPU."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+def digits() -> Images:
+    """The 1,797 hand-written digits that scikit-learn ships: 1 x 8 x 8 grey images, 10 classes.
+
+        x = (pixel / 16 - mean) / std,    mean and std (numbers) over the pixels of the training images
+
+    Returns:
+        `Images` with 1,437 images to train and 360 to test: a fixed split, by the first 1,437 of
+        `numpy.random.RandomState(0).permutation(1797)`, whose values NumPy keeps for ever.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+
+    Source: Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, UCI repository (its test part).
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError('digits needs scikit-learn: pip install "rainbow_fast[data]"') from error
+    found = load_digits()
+    x = torch.from_numpy(found.images / 16).to(torch.float32).unsqueeze(1)
+    y = torch.from_numpy(found.target).to(torch.int64)
+    order = torch.from_numpy(np.random.RandomState(0).permutation(len(x)))
+    train, test = order[:1437], order[1437:]
+    x = (x - x[train].mean()) / x[train].std()
+    return Images(x[train], y[train], x[test], y[test])
+
+
+def cifar10(folder: str | os.PathLike[str], *, grey: bool = False) -> Images:
+    """CIFAR-10 from its published binary version: 3 x 32 x 32 images, 10 classes, 50,000 to train, 10,000 to test.
+
+        x_c = (pixel_c / 255 - MEAN_c) / STD_c,    grey:  x = sum_c LUMA_c x_c
+
+    Args:
+        folder: holds `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, or the folder
+            `cifar-10-batches-bin` that does.
+        grey: one channel, combined *after* the normalisation, as the published experiments do it.
+
+    Returns:
+        `Images`, in the order of the files. Colour takes 0.7 GB.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message names it.
+        ValueError: a file is not 10,000 records of 3,073 bytes, or holds a label above 9; the message names it.
+
+    Source: Krizhevsky (2009), Learning multiple layers of features from tiny images; the archive is
+    https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz.
+    """
+    folder = Path(folder)
+    if (folder / "cifar-10-batches-bin").is_dir():
+        folder = folder / "cifar-10-batches-bin"
+    parts = [_read_cifar10(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
+    x_test, y_test = _read_cifar10(folder / "test_batch.bin")
+    x_train, y_train = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Images(normalised(x_train, grey=grey), y_train, normalised(x_test, grey=grey), y_test)
+
+
+def normalised(images: Tensor, *, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, grey: bool) -> Tensor:
+    """uint8 (N, 3, H, W) to float32, per channel; grey: (N, 1, H, W), combined after that."""
+    mean_, std_ = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    x = images.to(torch.float32).div_(255).sub_(mean_).div_(std_)
+    return torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA)).unsqueeze(1) if grey else x
+
+
+def _read_cifar10(path: Path) -> tuple[Tensor, Tensor]:
+    """One file: images (10000, 3, 32, 32) uint8 and labels (10000,) int64."""
+    if not path.is_file():
+        raise FileNotFoundError(f"folder: no file {path}; wanted the binary version of CIFAR-10, not the pickled one")
+    size, wanted = path.stat().st_size, CIFAR10_RECORDS * CIFAR10_RECORD_BYTES
+    if size != wanted:
+        raise ValueError(f"folder: {path} has {size} bytes, wanted {wanted}: 10,000 records of 3,073 bytes")
+    records = np.fromfile(path, dtype=np.uint8).reshape(CIFAR10_RECORDS, CIFAR10_RECORD_BYTES)
+    labels = records[:, 0]
+    if labels.max() > 9:
+        raise ValueError(f"folder: {path} has a label {labels.max()} in record {labels.argmax()}, wanted 0 to 9")
+    images = torch.from_numpy(records[:, 1:].copy()).view(-1, 3, 32, 32)
+    return images, torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Images and arrays on disk as batches, read as they are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rainbow_fast.data.batching import Batch
+from rainbow_fast.data.datasets import MEAN, STD, normalised
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Batches (x, y) of samples that are read when the iteration gets there, in the same order each time.
+
+    Attributes:
+        samples: their number; `len` is the number of batches, of which the last may be smaller.
+        batch_size: samples a batch.
+        classes: names of the classes, in the order of their labels; empty where they have none.
+        read: of the samples from its first to before its second argument.
+    """
+
+    samples: int
+    batch_size: int
+    classes: tuple[str, ...]
+    read: Callable[[int, int], Batch]
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, self.samples, self.batch_size):
+            yield self.read(start, min(start + self.batch_size, self.samples))
+
+
+def image_folder(
+    path: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+    grey: bool = False,
+    seed: int | None = 0,
+    batch_size: int = 256,
+) -> Batches:
+    """The images below a folder that has one sub-folder for each class.
+
+        x_c = (pixel_c / 255 - mean_c) / std_c,    grey:  x = sum_c LUMA_c x_c
+
+    Classes are numbered in the order of the names of their folders. Images are the files at any depth whose name has
+    one of the suffixes bmp, gif (its first frame), jpg, jpeg, pgm, png, ppm, tif, tiff, webp, in either case; others
+    and hidden files are passed over. Every pixel counts as red, green and blue of 8 bits; transparency is dropped.
+
+    Args:
+        path: the folder of the sub-folders.
+        size: side in pixels to which the largest square in the middle is resized (bilinear, over all pixels that it
+            covers). `None` takes images as they are: all must have one size.
+        mean, std: one number a channel, of pixels between 0 and 1; the default is that of ImageNet.
+        grey: one channel, combined after the normalisation, as in `cifar10`.
+        seed: of the fixed order, in which classes are mixed, so that any part of it can be held out: 0 to 2^32 - 1.
+            `None`: sorted by class and path.
+        batch_size: images a batch.
+
+    Returns:
+        A re-iterable of batches: x float32 (n, 3 or 1, H, W), y int64 (n,), on the CPU.
+
+    Raises:
+        ImportError: Pillow is missing.
+        FileNotFoundError: no folder, no sub-folder in it, or one without an image.
+        ValueError: an argument out of its range; a file that cannot be read as an image of 8 bits a channel, or has
+            another size than the first: of all but the first when the iteration gets there.
+    """
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise ImportError('image_folder needs Pillow: pip install "rainbow_fast[data]"') from error
+    for name, value in (("size", 1 if size is None else size), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: wanted an int of at least 1, got {value}")
+    if len(mean) != 3:
+        raise ValueError(f"mean: wanted three numbers, got {tuple(mean)}")
+    if len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"std: wanted three positive numbers, got {tuple(std)}")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ValueError(f"seed: wanted None or an int from 0 to 2^32 - 1, got {seed}")
+    folders = _class_folders(Path(path))
+    files = [(file, label) for label, folder in enumerate(folders) for file in _images(folder)]
+    if seed is not None:
+        files = [files[i] for i in np.random.RandomState(seed).permutation(len(files))]
+    wanted = _decode(files[0][0], size).shape
+
+    def read(start: int, stop: int) -> Batch:
+        pixels = []
+        for file, _ in files[start:stop]:
+            pixels.append(_decode(file, size))
+            if pixels[-1].shape != wanted:
+                came, first = (f"{height} x {width} pixels" for height, width, _ in (pixels[-1].shape, wanted))
+                raise ValueError(f"path: {file} has {came}, {files[0][0]} has {first}: wanted one size, or size=")
+        x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        y = torch.tensor([label for _, label in files[start:stop]])
+        return normalised(x, mean=mean, std=std, grey=grey), y
+
+    return Batches(len(files), batch_size, tuple(folder.name for folder in folders), read)
+
+
+def npy_pair(
+    x_path: str | os.PathLike[str], y_path: str | os.PathLike[str] | None = None, *, batch_size: int = 1000
+) -> Batches:
+    """Arrays in NumPy's npy files as batches, in the order of the files; only the current batch is read into memory.
+
+    Args:
+        x_path: (N, ...) float32, float64 or uint8. The floats come as they are, uint8 as float32 divided by 255.
+        y_path: (N,) labels in integers of any width; they come as int64. `None`: no labels.
+        batch_size: samples a batch.
+
+    Returns:
+        A re-iterable of batches (x, y), y None without labels, on the CPU.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file that is no npy array or has another dtype or shape; unequal lengths; a `batch_size` below 1.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: wanted an int of at least 1, got {batch_size}")
+    x = _mapped("x_path", x_path)
+    if x.dtype not in DTYPES or x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"x_path: wanted float32, float64 or uint8 (N, ...) with N >= 1, got {x.dtype} {x.shape}")
+    y = None if y_path is None else _mapped("y_path", y_path)
+    if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
+        raise ValueError(f"y_path: wanted integers of shape ({len(x)},) as x has samples, got {y.dtype} {y.shape}")
+
+    def read(start: int, stop: int) -> Batch:
+        rows = torch.from_numpy(np.array(x[start:stop], order="C"))
+        labels = None if y is None else torch.from_numpy(y[start:stop].astype(np.int64))
+        return rows.to(torch.float32).div_(255) if rows.dtype == torch.uint8 else rows, labels
+
+    return Batches(len(x), batch_size, (), read)
+
+
+def _class_folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise FileNotFoundError(f"path: no folder {path}")
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise FileNotFoundError(f"path: no sub-folder in {path}, wanted one for each class")
+    return folders
+
+
+def _images(folder: Path) -> list[Path]:
+    found = []
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
+            found.append(file)
+    if not found:
+        raise FileNotFoundError(f"path: no image in {folder}, wanted files named {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def _decode(file: Path, size: int | None) -> np.ndarray:
+    """The image as uint8 (H, W, 3)."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {image.mode}, wanted 8 bits a channel")
+            colour = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"path: {file} cannot be read as an image ({error})") from error
+    return np.asarray(colour if size is None else ImageOps.fit(colour, (size, size), Image.Resampling.BILINEAR))
+
+
+def _mapped(name: str, path: str | os.PathLike[str]) -> np.ndarray:
+    """The array of an npy file, memory-mapped; nothing is unpickled."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{name}: no file {path}")
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}: {path} is no npy file that can be mapped ({error})") from error
