@@ -325,9 +325,10 @@ for net, x, options in (
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
-@pytest.mark.parametrize("allocator, factor", [({"MALLOC_MMAP_THRESHOLD_": str(2**20)}, 1.2), ({}, 3)])
+@pytest.mark.parametrize("allocator, factor", [({"MALLOC_MMAP_THRESHOLD_": str(2**20)}, 1.4), ({}, 3)])
 def test_peak_memory_is_that_of_a_process(allocator, factor):
-    """Without the allocator's holes, every block of a megabyte a mapping of its own; and with them."""
+    """Without the allocator's holes, every block of a megabyte a mapping of its own; and with them. The growth of the
+    process itself varies by 15 % either way from run to run."""
     given = os.environ | {"PYTHONPATH": str(ROOT)} | allocator
     done = subprocess.run([sys.executable, "-c", MEASURE], env=given, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
