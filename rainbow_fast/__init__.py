@@ -13,6 +13,7 @@ from rainbow_fast.ops.sample_project_align import sample_project_align, sample_p
 from rainbow_fast.rainbow.activation import RainbowActivation
 from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.files import load, save
+from rainbow_fast.rainbow.listing import sites
 from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
 from rainbow_fast.rainbow.moments import CrossCovariance
@@ -43,4 +44,5 @@ __all__ = [
     "sample_project_align",
     "sample_project_align_",
     "save",
+    "sites",
 ]

@@ -34,6 +34,8 @@ def fit(
     holdout: object = None,
     max_samples: int = 400_000,
     pointwise: Iterable[type[nn.Module]] = (),
+    memory_budget: int | None = None,
+    scratch: str | None = None,
     progress: Progress | None = None,
 ) -> RainbowModel:
     """Fit a rainbow model to a trained network: find its sites, and their moments on the alignment data.
@@ -50,6 +52,8 @@ def fit(
         max_samples: of the moments of a site: where images times positions are more, every t-th is taken, t odd and
             coprime with the positions of a map.
         pointwise: kinds of modules of one's own that treat every number alike, and so can be sampled.
+        memory_budget: bytes of data that is not a tensor already; beyond, it is put into a file in `scratch`, an
+            existing folder, that of the system for temporary files by default. None: no limit.
         progress: called as ``progress(done, total, what)``.
 
     Returns:
@@ -64,7 +68,10 @@ def fit(
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.
     """
-    cut, sites, align, held = prepare(reference, data, holdout, max_samples, pointwise)
+    storing.check_budget(memory_budget, scratch)
+    cut, sites, align, held = prepare(
+        reference, data, holdout, max_samples, pointwise, memory_budget=memory_budget, scratch=scratch
+    )
     with torch.no_grad():
         _statistics(cut, sites, align, max_samples, progress)
     return RainbowModel(cut, sites, align, held, max_samples)
@@ -77,6 +84,8 @@ def sample(
     holdout: object = None,
     max_samples: int = 400_000,
     pointwise: Iterable[type[nn.Module]] = (),
+    memory_budget: int | None = None,
+    scratch: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[RainbowNetwork, Report]:
@@ -84,8 +93,9 @@ def sample(
 
     `options` are those of `RainbowModel.sample`.
     """
-    model = fit(reference, data, holdout=holdout, max_samples=max_samples, pointwise=pointwise)
-    return model.sample(progress=progress, **options)
+    limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
+    model = fit(reference, data, holdout=holdout, max_samples=max_samples, pointwise=pointwise, **limits)
+    return model.sample(progress=progress, **limits, **options)
 
 
 def plan(

@@ -15,6 +15,7 @@ from rainbow_fast.networks.trace import Trace
 from rainbow_fast.rainbow.activation import RainbowActivation
 from rainbow_fast.rainbow.classifier import ridge_classifier
 from rainbow_fast.rainbow.flight import REFERENCE, Data, Flight
+from rainbow_fast.rainbow.listing import reason_kept
 from rainbow_fast.rainbow.network import RainbowNetwork, assemble, fingerprint
 from rainbow_fast.rainbow.plan import Plan
 from rainbow_fast.rainbow.report import Report
@@ -91,7 +92,7 @@ class Lane:
                 flight.activations[self.work.lane].append(known.site.reference)
                 for start in flight if flight.apart[self.work.lane] else ():
                     flight.apply(self.work.lane, start)
-            self.report.kept[name] = _why(known)
+            self.report.kept[name] = reason_kept(known.site) or "not among the sites asked for"
             return
         refits = last and plan.classifier == "refit"
         step = SiteStep(self.work, known, tail=self.trace.tail() if refits else None)
@@ -140,12 +141,6 @@ class Lane:
         head.weight = nn.Parameter(B.to(align.data.dtype))
         head.bias = nn.Parameter(b.to(align.data.dtype))
         return head
-
-
-def _why(known: SiteStatistics) -> str:
-    if known.site.output:
-        return "an output activation, not named"
-    return "a gate, not named" if known.site.gate else "not among the sites asked for"
 
 
 def _accuracy(flight: Flight, lane: int) -> float:

@@ -62,7 +62,7 @@ class SiteCount:
         self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (self.d, self.n)
         self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
-        self.fused = self.site.activation is not None and self.site.before is self.site.after is None and not flattened
+        self.fused = self.site.fused and not flattened
         self.window = _pooled(known)
         U = plan.directions[self.site.name]
         self.r = self.d if U is None else U.shape[1]

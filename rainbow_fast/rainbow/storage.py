@@ -104,10 +104,7 @@ def choose(
         raise ValueError(f"storage={storage!r}: wanted None or one of {', '.join(KINDS)}")
     if storage_dtype not in DTYPES:
         raise ValueError(f"storage_dtype={storage_dtype}: wanted None or torch.bfloat16")
-    if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget < 0):
-        raise ValueError(f"memory_budget={memory_budget!r}: wanted None or a number of bytes, at least 0")
-    if scratch is not None and not Path(scratch).is_dir():
-        raise ValueError(f"scratch: no folder {scratch}")
+    check_budget(memory_budget, scratch)
     kind = storage
     if kind is None and (memory_budget is None or bytes_needed <= memory_budget):
         kind = "memory"
@@ -115,6 +112,14 @@ def choose(
         free = shutil.disk_usage(scratch or tempfile.gettempdir()).free
         kind = "file" if bytes_needed < free // 2 else "recompute"
     return Storage(kind, bytes_needed, storage_dtype)
+
+
+def check_budget(memory_budget: int | None, scratch: str | os.PathLike[str] | None) -> None:
+    """A number of bytes and an existing folder, or a ValueError."""
+    if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget < 0):
+        raise ValueError(f"memory_budget={memory_budget!r}: wanted None or a number of bytes, at least 0")
+    if scratch is not None and not Path(scratch).is_dir():
+        raise ValueError(f"scratch: no folder {scratch}")
 
 
 def keeper(storage: Storage, folder: Path) -> Keep | None:
