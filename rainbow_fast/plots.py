@@ -249,7 +249,9 @@ def _draw_convergence(axes: Axes, widths: np.ndarray, panel: Panel, groups: list
     colours = [
         Line2D([], [], color=colour, linewidth=4, label=group) for group, colour in zip(groups, COLOURS, strict=False)
     ]
-    axes.legend(handles=colours + shapes, loc="lower left", frameon=False, fontsize=9.5)
+    axes.legend(
+        handles=colours + shapes, loc="lower left", facecolor="white", framealpha=1, edgecolor="none", fontsize=9.5
+    )
     axes.set_title(panel.title, fontsize=11.5, color=INK)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,12 +56,15 @@ class Features(NamedTuple):
     negative_slope: float
 
     def expected(self) -> Tensor:
-        sigma = {"activation": self.activation, "negative_slope": self.negative_slope}
-        return expected_kernel(self.u, shift=self.shift, **sigma)  # type: ignore[arg-type]
+        """The kernel of infinitely many of them, (N, N)."""
+        return expected_kernel(self.u, **self._options())
 
     def empirical(self) -> Tensor:
-        sigma = {"activation": self.activation, "negative_slope": self.negative_slope}
-        return empirical_kernel(self.u, self.n, shift=self.shift, seed=self.key, **sigma)  # type: ignore[arg-type]
+        """The kernel of the n of them, (N, N)."""
+        return empirical_kernel(self.u, self.n, seed=self.key, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {"shift": self.shift, "activation": self.activation, "negative_slope": self.negative_slope}
 
 
 def kernel_convergence(
@@ -126,7 +129,6 @@ def site_convergence(
         ValueError: a site that pools, or whose rows are not Gaussian; else as `kernel_convergence`.
     """
 
-    @torch.no_grad()
     def draw(n: int, index: int) -> dict[str, Features]:
         network = network_at_width(n, index)
         return site_features(network, x, sites=sites, samples=samples)
@@ -134,6 +136,7 @@ def site_convergence(
     return _converge(draw, widths, networks, progress)
 
 
+@torch.no_grad()
 def site_features(
     network: RainbowNetwork, x: Tensor, *, sites: Sequence[str] | None = None, samples: int = 512
 ) -> dict[str, Features]:
@@ -222,8 +225,7 @@ def _converge(
     if progress is not None:
         progress(1, total, f"width {wide_width}")
     for place, n in enumerate(widths):
-        kept: dict[str, list[Tensor]] = {name: [] for name in made}
-        energy: dict[str, float] = {}
+        kept: dict[str, list[tuple[Tensor, float]]] = {name: [] for name in made}
         for network in range(networks):
             for name, features in draw(n, network * count + place).items():
                 k, khat, to = features.expected(), features.empirical(), made[name]
@@ -232,12 +234,11 @@ def _converge(
                 to.kernel[network, place] = float((khat - k).square().mean()) / power
                 to.limit[network, place] = _distance(root, _root(k)) / trace
                 to.wide[network, place] = _distance(root, far[name]) / float(far[name].square().sum() / len(k))
-                kept[name].append(khat)
-                energy[name] = power
+                kept[name].append((khat, power))
             if progress is not None:
                 progress(1 + place * networks + network + 1, total, f"width {n}, network {network}")
         for name, found in kept.items():
-            for network in range(networks):
-                difference = found[network] - found[(network + 1) % networks]
-                made[name].between[network, place] = float(difference.square().mean()) / energy[name]
+            for network, (khat, power) in enumerate(found):
+                difference = khat - found[(network + 1) % networks][0]
+                made[name].between[network, place] = float(difference.square().mean()) / power
     return made

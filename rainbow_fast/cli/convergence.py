@@ -44,7 +44,7 @@ what they are aligned with. Numbers are means over the networks; fits are `e_inf
 - *two samples*: `E (khat - khat')^2 / E k^2` of two networks, each at its own input: the noise floor.
 - *to the limit*: `min_A E|A phi' - phi|^2 / E|phi|^2`, phi infinitely many features at the same input.
 - *to a wide sample*: the same, phi being the features of one network of width {wide} at its own input: all layers up to
-  this one take part.
+  this one take part, and what that network is itself off by remains as e_inf.
 - *to the trained network*: `E|phih - phi|^2 / E|phi|^2` on the test images, phi of the trained network, of finite width
   and not of Gaussian rows: it tends to e_inf > 0, whatever the width.
 """
@@ -149,7 +149,7 @@ def page(sites: list[Site], sizes: str, accuracy: float, images: int) -> str:
             theory = theory_slopes(site.decay.alpha)
             text += (
                 f"\nExponents of the alignment error that follow: {theory.theorem:.2f} (theorem 1, a bound), "
-                f"{theory.kpca:.2f} (kernel principal\ncomponents), {theory.heuristic:.2f} (heuristic, by perturbation)."
+                f"{theory.kpca:.2f} (kernel principal components),\n{theory.heuristic:.2f} (by perturbation, no proof)."
             )
         decays.append(text + "\n")
     return "\n".join([introduction, "\n".join(_table(sites)) + "\n", *decays])

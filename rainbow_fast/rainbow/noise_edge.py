@@ -45,7 +45,7 @@ def marchenko_pastur_rank(W: Tensor) -> int:
     values = torch.linalg.svdvals(matrix).square() / q
     roots = math.sqrt(p) + math.sqrt(q)
     edge = (roots**2 + TRACY_WIDOM * roots * (1 / math.sqrt(p) + 1 / math.sqrt(q)) ** (1 / 3)) / q
-    zero = float(values[0]) * q * torch.finfo(W.dtype).eps
+    zero = float(values[0]) * q * torch.finfo(W.dtype).eps ** 2
     rank = 0
     while rank < p:
         noise = values[rank:]  # decreasing
