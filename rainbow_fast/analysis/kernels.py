@@ -44,9 +44,9 @@ def expected_kernel(
     ====================================  ==========================  =======================================
 
     All in float64, on the CPU. Largest absolute error: 1e-13 (1 + |shift| + |u|) (1 + |shift_v| + |v|) of the closed
-    forms; of the series 1e-11 sqrt(k(u, u) k(v, v)) more, with as many terms as that takes. Angles are exact to a few units in the
-    last place also for samples that are nearly parallel or opposite; a row of zeros is a constant activation. Memory:
-    the result and 10 MB.
+    forms; of the series 1e-11 sqrt(k(u, u) k(v, v)) more, with as many terms as that takes. Angles are exact to a few
+    units in the last place also for samples that are nearly parallel or opposite; a row of zeros is a constant
+    activation. Memory: the result and some 50 MB; of a series, (N + N') times its terms more.
 
     Args:
         u, v: projections, as `RainbowActivation.project` gives them; None stands for u (with its shift).
