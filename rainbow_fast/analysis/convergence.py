@@ -22,8 +22,8 @@ Progress = Callable[[int, int, str], None]
 class KernelConvergence(NamedTuple):
     """Errors at growing widths, ``(networks, widths)`` float64 each. All samples are independent.
 
-    khat is the kernel of the n features of a sample, k its closed form at the same input; means are over all N^2 pairs of
-    inputs. phi' are the features over sqrt(n), so that khat is their Gram matrix.
+    khat is the kernel of the n features of a sample, k its closed form at the same input; means are over all N^2 pairs
+    of inputs. phi' are the features over sqrt(n), so that khat is their Gram matrix.
 
     Attributes:
         widths: (widths,) int64.
