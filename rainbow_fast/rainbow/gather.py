@@ -53,10 +53,11 @@ class _Collected:
     def add(self, x: Tensor) -> None:
         if self.count == 0:
             self.shape, self.dtype = x.shape[1:], x.dtype
-        for what, came, wanted in (("shape", x.shape[1:], self.shape), ("dtype", x.dtype, self.dtype)):
-            if came != wanted:
-                shown = tuple(wanted) if what == "shape" else wanted, tuple(came) if what == "shape" else came
-                raise ValueError(f"{self.name}: samples of {what}s {shown[0]} and {shown[1]}, wanted one {what}")
+        if x.shape[1:] != self.shape:
+            shapes = tuple(self.shape), tuple(x.shape[1:])
+            raise ValueError(f"{self.name}: samples of shapes {shapes[0]} and {shapes[1]}, wanted one shape")
+        if x.dtype != self.dtype:
+            raise ValueError(f"{self.name}: samples of dtypes {self.dtype} and {x.dtype}, wanted one dtype")
         self.count += len(x)
         self.bytes += x.nbytes
         self.parts.append(x)

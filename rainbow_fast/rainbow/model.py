@@ -19,7 +19,7 @@ from rainbow_fast.rainbow.estimate import estimate
 from rainbow_fast.rainbow.flight import Data, in_flight_bytes
 from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.network import CLASSIFIERS, RainbowNetwork
-from rainbow_fast.rainbow.plan import Plan, Widths, choose
+from rainbow_fast.rainbow.plan import Plan, Ranks, Widths, choose
 from rainbow_fast.rainbow.prepare import prepare, repeat, warn_if_few
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling import Progress, sample_networks
@@ -166,7 +166,7 @@ class RainbowModel:
         *,
         width: Widths | None = None,
         factor: float | None = None,
-        rank: Widths | None = None,
+        rank: Ranks | None = None,
         energy: float | None = None,
         sites: Sequence[str] | None = None,
         seed: int = 0,
@@ -199,7 +199,8 @@ class RainbowModel:
         Args:
             width: neurons of each site: an int, or a dict by site, in which others keep the reference's width.
             factor: multiplies the reference's widths; 1 by default. One of `width` and `factor`.
-            rank: combine the leading r directions of z only; an int (at most d) or a dict by site. None uses z itself.
+            rank: combine the leading r directions of z only: an int (at most d), ``"marchenko_pastur"`` for as many as
+                the writer's weights have above noise, or a dict by site. None uses z itself.
             energy: the least rank that holds this share of the variance. One of `rank` and `energy`.
             sites: names of those to sample; all but output activations by default.
             seed, network: address of the random numbers; networks of one seed are independent. ``0 <= seed < 2^63``,
