@@ -15,6 +15,7 @@ from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.files import load, save
 from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
+from rainbow_fast.rainbow.model_file import load_model, save_model
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network import RainbowNetwork
 from rainbow_fast.rainbow.report import Report
@@ -34,6 +35,7 @@ __all__ = [
     "gaussian",
     "key",
     "load",
+    "load_model",
     "plan",
     "polar",
     "random_features",
@@ -43,4 +45,5 @@ __all__ = [
     "sample_project_align",
     "sample_project_align_",
     "save",
+    "save_model",
 ]
