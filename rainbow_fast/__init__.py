@@ -16,6 +16,7 @@ from rainbow_fast.rainbow.files import load, save
 from rainbow_fast.rainbow.listing import sites
 from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
+from rainbow_fast.rainbow.model_file import load_model, save_model
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network import RainbowNetwork
 from rainbow_fast.rainbow.report import Report
@@ -35,6 +36,7 @@ __all__ = [
     "gaussian",
     "key",
     "load",
+    "load_model",
     "plan",
     "polar",
     "random_features",
@@ -44,5 +46,6 @@ __all__ = [
     "sample_project_align",
     "sample_project_align_",
     "save",
+    "save_model",
     "sites",
 ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,20 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from rainbow_fast.networks.trace import State, Trace
+from rainbow_fast.networks.trace import Trace
 from rainbow_fast.rainbow import storage as storing
-from rainbow_fast.rainbow.activation import channels_first
 from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.estimate import estimate
+from rainbow_fast.rainbow.fitting import Progress, fit_moments
 from rainbow_fast.rainbow.flight import Data, in_flight_bytes
 from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.network import CLASSIFIERS, RainbowNetwork
 from rainbow_fast.rainbow.plan import Plan, Ranks, Widths, choose
 from rainbow_fast.rainbow.prepare import prepare, repeat, warn_if_few
 from rainbow_fast.rainbow.report import Report
-from rainbow_fast.rainbow.sampling import Progress, sample_networks
-from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
-from rainbow_fast.rainbow.step import active_rows
+from rainbow_fast.rainbow.sampling import sample_networks
+from rainbow_fast.rainbow.statistics import SiteStatistics
 
 
 def fit(
@@ -69,11 +68,9 @@ def fit(
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.
     """
     storing.check_budget(memory_budget, scratch)
-    cut, sites, align, held = prepare(
-        reference, data, holdout, max_samples, pointwise, memory_budget=memory_budget, scratch=scratch
-    )
-    with torch.no_grad():
-        _statistics(cut, sites, align, max_samples, progress)
+    limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
+    cut, sites, align, held = prepare(reference, data, holdout, max_samples, pointwise, **limits)
+    fit_moments(cut, sites, align, max_samples, progress)
     return RainbowModel(cut, sites, align, held, max_samples)
 
 
@@ -187,7 +184,8 @@ class RainbowModel:
         memory_budget: int | None = None,
         storage: str | None = None,
         storage_dtype: torch.dtype | None = None,
-        scratch: str | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+        resume: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> tuple[RainbowNetwork, Report]:
         r"""Sample one network: at every site, n neurons that are random combinations of the reference's d, aligned.
@@ -221,6 +219,9 @@ class RainbowModel:
             storage: one of the three by name, ``"memory"``, ``"file"``, ``"recompute"``. The choice changes no bit.
             storage_dtype: torch.bfloat16 rounds what waits, at half the size; None does not.
             scratch: an existing folder for these files; that of the system for temporary ones by default.
+            resume: a folder, made if it is not there, that every finished site is written to. Called again with the
+                same arguments, a run that was stopped, in whatever way, goes on behind its last finished site, and ends
+                with the bits of one that never was. The folder stays; remove it when it is no longer wanted.
             progress: called as ``progress(done, total, what)``, several times a site.
 
         Returns:
@@ -228,7 +229,9 @@ class RainbowModel:
 
         Raises:
             ValueError: an option that is unknown, out of range or contradicts another, or labels that are missing:
-                before anything is computed. Activations that are not finite or vanish: the message names the site.
+                before anything is computed. Activations that are not finite or vanish: the message names the site. A
+                folder to resume from that holds something else, or a run of another reference, data, options, number
+                of threads, instruction set or version: the message names what differs.
 
         Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 2 and equations 12 to 15.
         """
@@ -260,6 +263,7 @@ class RainbowModel:
             storage=storage,
             storage_dtype=storage_dtype,
             scratch=scratch,
+            resume=resume,
             progress=progress,
         )[0]
 
@@ -270,7 +274,8 @@ class RainbowModel:
         memory_budget: int | None = None,
         storage: str | None = None,
         storage_dtype: torch.dtype | None = None,
-        scratch: str | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+        resume: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[RainbowNetwork, Report]]:
         """Sample several networks in one pass of the reference: at each site, one after the other. Each is the network
@@ -278,7 +283,7 @@ class RainbowModel:
 
         Args:
             networks: the options of `sample` that each network is sampled with.
-            memory_budget, storage, storage_dtype, scratch: as in `sample`, of all networks together.
+            memory_budget, storage, storage_dtype, scratch, resume: as in `sample`, of all networks together.
             progress: called as ``progress(done, total, what)``.
 
         Returns:
@@ -308,6 +313,7 @@ class RainbowModel:
             max_samples=self._max_samples,
             storage=kept,
             scratch=scratch,
+            resume=resume,
             progress=progress,
         )
 
@@ -375,26 +381,3 @@ class RainbowModel:
             )
         if plan.accuracy_profile and (self._held.labels is None or not self._held.count):
             raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
-
-
-def _statistics(
-    cut: Trace, sites: tuple[SiteStatistics, ...], data: Data, max_samples: int, progress: Progress | None
-) -> None:
-    """The moments of z at every site."""
-    for number, start in enumerate(data.starts, start=1):
-        state: State = (data.chunk(start),)
-        done: list[nn.Module] = []
-        for place, s in enumerate(sites):
-            z, *rest = cut.advance(place, state, done)
-            rows = channels_first(z, s.site.axis)
-            per_sample = math.prod(s.z_shape) // s.d
-            s.z.update(take(rows, start * per_sample, every(data.count * per_sample, max_samples, per_sample)))
-            if start == 0:
-                s.activity = float((active_rows(rows, s) > 0).double().mean())
-            state = (s.site.reference(z), *rest)
-            done.append(s.site.reference)
-        if progress is not None:
-            progress(number, len(data.starts), "statistics of the reference")
-    for s in sites:
-        if (channel := s.z.x.not_finite()) is not None:
-            raise ValueError(f"site {s.site.name!r}: the reference's z is not finite, first in channel {channel}")

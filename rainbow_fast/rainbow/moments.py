@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rainbow_fast.ops.cross_covariance import cross_covariance
 
-_KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")
+KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")
 
 
 class ChannelMoments:
@@ -185,7 +185,7 @@ class CrossCovariance:
         if self.cross is None:
             return {}
         values = (self.cross, self.x.total, self.x.square, self.y.total, self.y.square, torch.tensor(self.count))
-        return {key: value.clone() for key, value in zip(_KEYS, values, strict=True) if value is not None}
+        return {key: value.clone() for key, value in zip(KEYS, values, strict=True) if value is not None}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave.
@@ -193,8 +193,8 @@ class CrossCovariance:
         Raises:
             ValueError: keys or shapes that do not belong together.
         """
-        if state and set(state) != set(_KEYS):
-            raise ValueError(f"state has the keys {sorted(state)}: wanted {sorted(_KEYS)}, or none")
+        if state and set(state) != set(KEYS):
+            raise ValueError(f"state has the keys {sorted(state)}: wanted {sorted(KEYS)}, or none")
         if state:
             d, m = state["cross"].shape
             shapes = {"total_x": (d,), "square_x": (d,), "total_y": (m,), "square_y": (m,), "count": ()}

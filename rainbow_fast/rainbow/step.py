@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from rainbow_fast.rainbow.classifier import ridge_classifier
 from rainbow_fast.rainbow.flight import REFERENCE, Flight
 from rainbow_fast.rainbow.laws import draw
 from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
-from rainbow_fast.rainbow.network import refit_layout
+from rainbow_fast.rainbow.network import refit_flattened, refit_site
 from rainbow_fast.rainbow.plan import SITE_BITS, Plan
 from rainbow_fast.rainbow.report import Error, SiteReport
 from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
@@ -74,7 +74,7 @@ class SiteStep:
         eps = None if self.site.norm is None else float(self.site.norm.eps)  # type: ignore[arg-type]
         positions = self.known.positions if self.flattened else 1
         found = alignment.align(moments, self.parts, positions=positions, eps=eps, S=S)
-        self.activation.A = found.B.to(self._dtype)
+        self.activation.A = found.B.to(self._dtype).contiguous()
         projected = self._project(found)
         s = alignment.scale(found, projected, self.parts, self.site.name)
         c = alignment.offset(found, s, moments, self.parts)
@@ -110,10 +110,10 @@ class SiteStep:
         features = torch.cat(self.collected)
         B, b, ridge = ridge_classifier(features, self.work.align.data.labels, self.tail.last.out_features)
         phi = self.activation.A.new_empty(1, self.n, *self.known.phi_shape[1:])  # type: ignore[union-attr]
-        flattened, after = refit_layout(self.site, self.tail, phi)
-        site = replace(self.site, after=after)
+        flattened = refit_flattened(self.tail, phi)
+        site = refit_site(self.site, self.tail, flattened=flattened)
         made = RainbowActivation(site, self.law, flattened=flattened, recalibration=self.recalibration)
-        made.A, made.offset = B.to(self._dtype), b.to(self._dtype)
+        made.A, made.offset = B.to(self._dtype).contiguous(), b.to(self._dtype)
         return made, ridge
 
     @property

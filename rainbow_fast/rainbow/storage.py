@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 KINDS = ("memory", "file", "recompute")
 DTYPES = (None, torch.bfloat16)
+ALIGNMENT = 64  # bytes, of what torch allocates
 
 
 class Cell(Protocol):
@@ -56,8 +56,10 @@ class InFile:
 
     def load(self) -> Tensor:
         # Read, not mapped: the pages of a map count as the process's own, and a site reads each file once or twice.
-        raw = torch.from_numpy(np.fromfile(self.path, dtype=np.uint8))
-        return raw.view(self.stored).view(self.shape).to(self.device, self.dtype)
+        made = torch.empty(self.shape, dtype=self.stored)
+        with self.path.open("rb") as file:
+            file.readinto(memoryview(made.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        return made.to(self.device, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Storage:
 
     def round(self, value: Any) -> Any:
         """What comes back of a value that was stored."""
-        return value.to(self.dtype).to(value.dtype) if self.rounds(value) else value
+        value = value.to(self.dtype).to(value.dtype) if self.rounds(value) else value
+        return plain(value) if isinstance(value, Tensor) else value
 
     def rounds(self, value: Any) -> bool:
         return self.dtype is not None and isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float64)
@@ -85,6 +88,12 @@ class Storage:
         rounded = ", rounded to bfloat16" if self.dtype is not None else ""
         where = {"memory": "in memory", "file": "in files", "recompute": "nowhere, computed again for every site"}
         return f"activations wait {where[self.kind]} ({self.bytes / 1e6:.1f} MB{rounded})"
+
+
+def plain(value: Tensor) -> Tensor:
+    """The same numbers as they lie in new memory: contiguous, from an aligned address on; libraries round by both."""
+    value = value.contiguous().view(-1).view(value.shape)  # twice, for strides along axes of size 1
+    return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
 def choose(
@@ -129,8 +138,8 @@ def keeper(storage: Storage, folder: Path) -> Keep | None:
 
     def keep(value: Any) -> Cell:
         dtype = storage.dtype if storage.rounds(value) else None
-        if storage.kind == "file" and isinstance(value, Tensor):
-            return InFile(value, folder, dtype)
-        return InMemory(value, dtype)
+        if not isinstance(value, Tensor):
+            return InMemory(value, dtype)
+        return InFile(value, folder, dtype) if storage.kind == "file" else InMemory(plain(value), dtype)
 
     return keep
