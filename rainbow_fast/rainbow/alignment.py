@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops.polar import polar
+from rainbow_fast.ops.polar import polar_
 from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
 from rainbow_fast.rainbow.parts import Parts
 
@@ -51,7 +51,7 @@ def align(
     ``A = M (S' + lambda I)^-1``.
 
     Args:
-        moments: of phi and of the raw phi'.
+        moments: of phi and of the raw phi'; its sums are consumed, their memory is that of B.
         positions: features of phi' that belong to one channel, of a flattened site; 1 otherwise.
         eps: of the normalisation, None without one.
         S: E[phi' phi'^T] of the raw features, (n, n); for the regression.
@@ -61,35 +61,42 @@ def align(
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 6 and 12.
     """
-    M = moments.compute()
+    M = moments.consume()
     mu, mean = moments.mean_x, moments.mean_y
     shift, inverse = _normalisation(moments.y, positions, eps)
-    centred = (M - torch.outer(mu, mean)) * inverse
     subtracted = mean if parts.center else shift
-    M = (M - torch.outer(mu, subtracted)) * inverse
-    if S is not None:
-        cross = torch.outer(subtracted, mean)
-        S = (S - cross - cross.T + torch.outer(subtracted, subtracted)) * torch.outer(inverse, inverse)
-    if not M.any():
+    if parts.center or eps is not None:
+        M.addr_(mu, subtracted, alpha=-1)
+    if eps is not None:
+        M.mul_(inverse)
+    size = float(torch.linalg.vector_norm(M))
+    if size == 0:
         raise ValueError(f"site {moments.name!r}: M = 0, activations of the reference or of the sample are all zero")
-    factor = polar(M, rank="complete" if parts.alignment == "polar_complete" else "partial", rtol=RTOL)
-    A = factor.A
     if parts.alignment == "regression":
         assert S is not None
-        A = _regress(M, S, parts.ridge)
+        cross = torch.outer(subtracted, mean)
+        S = (S - cross - cross.T + torch.outer(subtracted, subtracted)) * torch.outer(inverse, inverse)
+        B = _regress(M, S, parts.ridge)
+        overlap = float((B * M).sum())
+    factor = polar_(M, rank="complete" if parts.alignment == "polar_complete" else "partial", rtol=RTOL)
     nuclear = float(factor.nuclear_norm)
+    if parts.alignment != "regression":
+        B, overlap = M, nuclear
     features = moments.y.second_moment_about(subtracted, inverse)
     phi = moments.x.spread if parts.center else moments.trace_x
-    B = A * inverse
+    if parts.offset:  # what the mean of phi' that is left in M adds
+        overlap -= float(mu @ (B @ ((mean - subtracted) * inverse)))
+    if eps is not None:
+        B.mul_(inverse)
     return Alignment(
         B=B,
         b=-(B @ shift),
-        overlap=float((A * (centred if parts.offset else M)).sum()),
+        overlap=overlap,
         nuclear_norm=nuclear,
         features=features,
         similarity=nuclear / math.sqrt(phi * features),
         rank=int(factor.rank),
-        effective_rank=nuclear**2 / float(M.square().sum()),
+        effective_rank=(nuclear / size) ** 2,
         condition=float(factor.condition),
     )
 

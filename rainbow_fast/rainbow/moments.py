@@ -154,14 +154,27 @@ class CrossCovariance:
         Raises:
             ValueError: no samples yet; or a value that is not finite has come in: the message names layer and side.
         """
+        return self._checked_cross() / self.count
+
+    def consume(self) -> Tensor:
+        """`compute` in the memory of the sums, without a copy. Only counts, means and second moments are left.
+
+        Raises:
+            ValueError: as `compute`.
+        """
+        M, self.cross = self._checked_cross().div_(self.count), None
+        return M
+
+    def _checked_cross(self) -> Tensor:
         if self.cross is None:
-            raise ValueError(f"{self._label}: no samples yet, wanted at least one update")
+            gone = "its sums have been consumed" if self.count else "no samples yet"
+            raise ValueError(f"{self._label}: {gone}, wanted at least one update")
         for side, moments in (("x", self.x), ("y", self.y)):
             if (channel := moments.not_finite()) is not None:
                 raise ValueError(f"{self._label}: {side} is not finite, first in channel {channel}")
-        if not torch.isfinite(self.cross).all():
+        if not all(torch.isfinite(end) for end in torch.aminmax(self.cross)):  # no temporary as large as M
             raise ValueError(f"{self._label}: the products x y^T overflow")
-        return self.cross / self.count
+        return self.cross
 
     @property
     def mean_x(self) -> Tensor:
@@ -214,6 +227,8 @@ class CrossCovariance:
         self.y.add(y.total, y.square, y.count)
 
     def _check_channels(self, d: int, m: int) -> None:
+        if self.cross is None and self.count:
+            raise ValueError(f"{self._label}: its sums have been consumed, wanted reset() before more samples")
         if self.cross is not None and tuple(self.cross.shape) != (d, m):
             wanted = tuple(self.cross.shape)
             raise ValueError(f"{self._label}: x and y have {d} and {m} channels, wanted {wanted} as before")
