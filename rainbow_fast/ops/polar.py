@@ -216,7 +216,9 @@ def _complete(A: Tensor, left: Tensor, method: str | None) -> None:
             len(A), A[:, at].shape[1], seed=key(0, col_offset=at.start), dtype=torch.float64, device=A.device
         )
     for _ in range(2):  # twice is enough: the second pass removes what rounding left of the first
-        along = sum(Z[:, at] @ A[:, at].double().T for at in _lq.columns(A))
+        along = torch.zeros(len(Z), len(A), dtype=torch.float64, device=A.device)
+        for at in _lq.columns(A):
+            along += Z[:, at] @ A[:, at].double().T
         for at in _lq.columns(A):
             Z[:, at] -= along @ A[:, at].double()
     _polar_(Z, False, 0.0, method, None)

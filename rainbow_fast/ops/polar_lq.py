@@ -15,7 +15,7 @@ from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.ops.gaussian import gaussian_reference
 from rainbow_fast.ops.polar_factors import multiply
 
-BLOCK_NUMBERS = 2**18  # of a block of columns, which stays in the cache
+BLOCK_NUMBERS = 2**18  # of a block of columns, for each thread: it stays in the cache
 PROBES = 8
 FLOOR = 1e-14  # eigenvalues of a Gram matrix below this share of the largest are rounding, more or less
 NOTHING = 4 * torch.finfo(torch.float64).eps  # directions below this share of the largest are the rounding of M
@@ -89,7 +89,7 @@ def assemble(lq: LQ, A: Tensor, out: Tensor) -> float:
 
 def columns(M: Tensor) -> Iterator[slice]:
     """Blocks of columns, each of a size that stays in the cache."""
-    width = max(BLOCK_NUMBERS // len(M), 1)
+    width = max(BLOCK_NUMBERS * torch.get_num_threads() // len(M), 1)
     for start in range(0, M.shape[1], width):
         yield slice(start, start + width)
 
