@@ -19,11 +19,12 @@ from rainbow_fast.ops.random_features import (
     random_features_covariance,
     random_features_projection,
 )
-from rainbow_fast.rainbow.moments import ChannelMoments
+from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
 
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
 FEATURE_BLOCK = 128
 ROW_BLOCK = 4096
+IMPLICIT_BLOCK = 2**16  # where they need not: their sums are float64 numbers, d times as many
 
 Select = Callable[[Tensor], Tensor]
 
@@ -116,28 +117,27 @@ class RainbowActivation(nn.Module):
             total = total + _per_channel(self.offset, total)
         return total
 
-    def covariance(self, x: Tensor, z: Tensor, select: Select) -> tuple[Tensor, ChannelMoments, ChannelMoments]:
-        """Sums of ``x phi'^T`` (d, n) and of x and phi' alone, over the samples that `select` takes; float64."""
+    def covariance(self, moments: CrossCovariance, features: int, x: Tensor, z: Tensor, select: Select) -> None:
+        """Add a batch, the samples of it that `select` takes, to the moments of x and the features phi'."""
         u, shift = self.project(z)
         x = select(x)
         if self.fused:
             u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
-        parts = []
+        positions = features // self.n
+        cross, total, square = moments.begin(x, features)
         for start, stop in self.blocks():
+            at = slice(start * positions, stop * positions)
             if self.fused:
                 given = dict(shift=shift, **self._sigma(), **self._rows(u, start, stop))
-                parts.append(random_features_covariance(x, u, stop - start, **given))
+                found = random_features_covariance(x, u, stop - start, **given)
             else:
                 phi = select(self._features(u, shift, start, stop))
-                features = ChannelMoments()
-                features.update(phi)
-                assert features.total is not None and features.square is not None
-                parts.append((cross_covariance(x, phi), features.total, features.square))
-        reference, sample = ChannelMoments(), ChannelMoments()
-        reference.update(x)
-        cross, total, square = (torch.cat(part, -1) for part in zip(*parts, strict=True))
-        sample.add(total, square, reference.count)
-        return cross, reference, sample
+                sample = ChannelMoments()
+                sample.update(phi)
+                assert sample.total is not None and sample.square is not None
+                found = (cross_covariance(x, phi), sample.total, sample.square)
+            for out, part in zip((cross[:, at], total[at], square[at]), found, strict=True):
+                out += part
 
     def features(self, z: Tensor) -> Tensor:
         """phi', (N, n, *space): all of it, in the dtype of z."""
@@ -182,7 +182,7 @@ class RainbowActivation(nn.Module):
     def blocks(self) -> Iterator[tuple[int, int]]:
         """First and last-but-one neuron of each block; they depend on n and on the kind of the site alone."""
         implicit = self.T is None and self.k is None
-        size = FEATURE_BLOCK if not self.fused else self.n if implicit else ROW_BLOCK
+        size = FEATURE_BLOCK if not self.fused else IMPLICIT_BLOCK if implicit else ROW_BLOCK
         for start in range(0, self.n, size):
             yield start, min(start + size, self.n)
 

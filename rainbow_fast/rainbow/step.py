@@ -79,7 +79,8 @@ class SiteStep:
         projected = self._project(found, collect)
         s = alignment.scale(found, projected, self.parts, self.site.name)
         c = alignment.offset(found, s, moments, self.parts)
-        self.activation.A = (s * found.B).to(self.work.dtype)
+        assert self.activation.A is not None
+        self.activation.A.copy_(found.B.mul_(s))
         self.activation.offset = None if c is None else c.to(self.work.dtype)
         error = self._finish(s, found.b, c)
         held_out_error = self._hold_out()
@@ -137,7 +138,7 @@ class SiteStep:
         for i, before in align:
             z, zh = self._rows(align.x[i]), self._rows(align.y[i])
             align.x[i] = self.site.reference(align.x[i])
-            moments.add(*self.activation.covariance(self._rows(align.x[i]), zh, self._select(before)))
+            self.activation.covariance(moments, features, self._rows(align.x[i]), zh, self._select(before))
             if S is not None:
                 self._add_second_moment(S, zh, before, len(align.x[i]))
             if i == 0:
