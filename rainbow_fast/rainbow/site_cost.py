@@ -10,10 +10,11 @@ from torch import nn
 
 from rainbow_fast.rainbow.activation import FEATURE_BLOCK, ROW_BLOCK
 from rainbow_fast.rainbow.cost import SiteCost, Work
+from rainbow_fast.rainbow.least_squares import FEATURE_NUMBERS
 from rainbow_fast.rainbow.machine import polar_flops
 from rainbow_fast.rainbow.plan import Plan
 from rainbow_fast.rainbow.statistics import SiteStatistics, every
-from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES, FEATURE_NUMBERS
+from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES
 
 # float64 matrices alive at the worst moment: of the size of M while it is summed and while it is aligned, of the size
 # of the regression's S' = E[phi' phi'^T] while it is summed and while it is solved with.
