@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rainbow_fast.rainbow.activation import FEATURE_BLOCK, ROW_BLOCK
+from rainbow_fast.ops.polar import LONG_IN_PLACE
+from rainbow_fast.rainbow.activation import FEATURE_BLOCK, IMPLICIT_BLOCK, ROW_BLOCK
 from rainbow_fast.rainbow.cost import SiteCost, Work
 from rainbow_fast.rainbow.least_squares import FEATURE_NUMBERS
 from rainbow_fast.rainbow.machine import polar_flops
@@ -16,9 +17,10 @@ from rainbow_fast.rainbow.plan import Plan
 from rainbow_fast.rainbow.statistics import SiteStatistics, every
 from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES
 
-# float64 matrices alive at the worst moment: of the size of M while it is summed and while it is aligned, of the size
-# of the regression's S' = E[phi' phi'^T] while it is summed and while it is solved with.
+# float64 matrices alive at the worst moment: of the size of a block of M while that is summed, of M while it is aligned
+# and not long; of the regression's S' = E[phi' phi'^T] while it is summed and while it is solved with.
 SUMMED, ALIGNED, SUMMED_S, SOLVED_S = 4, 8, 2, 6
+PROBES = 8  # rows of a long M that its alignment keeps
 STRIDED = 4  # a copy that transposes, over one that does not
 EIGENVECTORS = 10  # of a symmetric (d, d) matrix: flops over d^3
 
@@ -166,6 +168,7 @@ class SiteCount:
         the sites before, and classes and features of a classifier that is refit here."""
         sizes, b, z, phi = self.sizes, self.sizes.itemsize, self.z, self.phi
         sides, larger = 1 if self.first else 2, max(z, phi)
+        long = self.columns >= LONG_IN_PLACE * self.rows and not self.regresses
         matrix, square = 8 * self.rows * self.columns, 8 * self.columns**2 if self.regresses else 0
         waiting = sizes.held * (z + self.known.alive) * sides + sizes.align * self.known.alive * sides
         chunk = min(sizes.chunk, sizes.align)
@@ -182,9 +185,9 @@ class SiteCount:
             "held out": sizes.align * 2 * phi + sizes.held * 2 * larger,
         }
         float64 = {
-            "moments": SUMMED * matrix + SUMMED_S * square,
-            "alignment": ALIGNED * matrix + SOLVED_S * square,
-            "projection": 2 * matrix + square,
+            "moments": matrix + SUMMED * 8 * self.rows * min(self.columns, IMPLICIT_BLOCK) + SUMMED_S * square,
+            "alignment": (matrix + 8 * PROBES * self.columns if long else ALIGNED * matrix) + SOLVED_S * square,
+            "projection": (1 + self.regresses) * matrix + square,
         }
         float64["held out"] = float64["projection"]
         temporary = {
