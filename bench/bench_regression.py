@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The regression A = M (S + lambda I)^-1 of a site: by products with S in fused passes, and with S itself.
 
-Plain torch stores the features and S in float32 and solves in float64; so does ours below a few ten thousand neurons,
-where it takes fewer flops (`rainbow.regression.direct_is_cheaper`): the products are for where S does not fit. The
-error is that of the predictions A phi', against S in float64 of the same features.
+Plain torch stores the features and S in float32 and solves in float64; so does ours where S fits
+(`rainbow.least_squares.is_summed`), as it always is faster: the products are for where it does not. The error is that of
+the predictions A phi', against S in float64 of the same features.
 """
 
 import functools

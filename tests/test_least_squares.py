@@ -7,7 +7,7 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.rainbow import step
+from rainbow_fast.rainbow import least_squares
 
 SOURCE = torch.Generator().manual_seed(0)
 X, MAPS = torch.randn(400, 16, generator=SOURCE), torch.randn(200, 1, 10, 10, generator=SOURCE)
@@ -29,8 +29,8 @@ def test_products_give_what_the_sum_gives(net, x, options, monkeypatch) -> None:
     """Up to the tolerance of the products, 1e-4 of the predictions at each site."""
     net = net.double().eval()
     found = []
-    for budget in (step.SUMMED_BYTES, 0):
-        monkeypatch.setattr(step, "SUMMED_BYTES", budget)
+    for budget in (least_squares.SUMMED_BYTES, 0):
+        monkeypatch.setattr(least_squares, "SUMMED_BYTES", budget)
         network, _ = rf.sample(net, x, method="regression", **options)
         found.append(network(x.double()))
     error = torch.linalg.vector_norm(found[1] - found[0]) / torch.linalg.vector_norm(found[0] - found[0].mean(0))
@@ -40,5 +40,5 @@ def test_products_give_what_the_sum_gives(net, x, options, monkeypatch) -> None:
 def test_without_a_ridge_it_is_summed(monkeypatch) -> None:
     net = mlp((16, 12, 2), seed=0)
     wanted = rf.sample(net, X, method="regression", ridge=0.0, width=50)[0](X)
-    monkeypatch.setattr(step, "SUMMED_BYTES", 0)
+    monkeypatch.setattr(least_squares, "SUMMED_BYTES", 0)
     assert torch.equal(rf.sample(net, X, method="regression", ridge=0.0, width=50)[0](X), wanted)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rainbow_fast as rf
 from rainbow_fast.networks import mlp
 from rainbow_fast.networks.train import train
-from rainbow_fast.rainbow.regression import centred, direct_is_cheaper, regress
+from rainbow_fast.rainbow.regression import centred, regress
 
 RIDGE = 1e-3
 
@@ -152,14 +152,6 @@ def test_nothing_of_size_n_by_n():
     with Largest() as seen:
         regress(site.apply, site.M, site.mean_diagonal, RIDGE, tolerance=0.1, sketch=sketch)
     assert seen.numbers == sketch * n
-
-
-def test_direct_where_it_fits_and_is_cheaper():
-    """Many samples: memory decides. Few rows and more neurons: products win though S would fit."""
-    assert direct_is_cheaper(2000, 400_000, 64, 64, memory=2e9)
-    assert direct_is_cheaper(8000, 400_000, 64, 64, memory=4e9)
-    assert not direct_is_cheaper(10_000, 400_000, 64, 64, memory=4e9)
-    assert not direct_is_cheaper(30_000, 400_000, 8, 8, memory=1e12)
 
 
 def test_bad_input():

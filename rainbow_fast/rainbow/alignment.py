@@ -25,9 +25,9 @@ Solve = Callable[[Tensor, CrossCovariance, Tensor, Tensor, float], Tensor]
 class Alignment:
     """What is known of a map from the raw features phi' to reference coordinates, before its scale: ``B phi' + b``.
 
-    `shape` is that of B, `mean` is ``B E[phi']``; b and mean are (d,), float64. `overlap` is tr(A M^T), of the centred M
-    where there is an offset; `features` is E|phi'|^2 of the features that M correlates (normalised, centred, or as they
-    are), `similarity` |M|_* / sqrt(E|phi|^2 E|phi'|^2).
+    `shape` is that of B, `mean` is ``B E[phi']``; b and mean are (d,), float64. `overlap` is tr(A M^T), of the centred
+    M where there is an offset; `features` is E|phi'|^2 of the features that M correlates (normalised, centred, or as
+    they are), `similarity` |M|_* / sqrt(E|phi|^2 E|phi'|^2).
     """
 
     shape: tuple[int, int]

@@ -11,12 +11,20 @@ from torch import Tensor
 from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.rainbow.activation import RainbowActivation, Select
 from rainbow_fast.rainbow.moments import CrossCovariance
+from rainbow_fast.rainbow.parts import Parts
 from rainbow_fast.rainbow.regression import Apply, centred, regress
 
 RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
+SUMMED_BYTES = 2**33  # that S and its factor may take: beyond, products with S
+SOLVED_S = 3  # float64 matrices of the size of S, while it is solved with
 FEATURE_NUMBERS = 2**24  # numbers of phi' at a time, where all n neurons of a sample are needed together
 
 Batches = Callable[[], Iterator[tuple[Tensor, Select]]]  # zh as rows, and which of its samples are taken
+
+
+def is_summed(parts: Parts, features: int) -> bool:
+    """Whether the regression sums S, which is always faster: where S fits, and without a ridge, if it is singular."""
+    return parts.ridge == 0 or SOLVED_S * 8 * features**2 <= SUMMED_BYTES
 
 
 class Summed:

@@ -14,8 +14,6 @@ Apply = Callable[[Tensor], Tensor]  # V (k, m), m <= n, to (V, 0) S (k, n) float
 LEAST_SKETCH, MOST_SKETCH, SKETCH_PER_ROW = 256, 1024, 8
 # Products until predictions are certain to 1e-4, over (n / l)^1/2: 8 at the stem of ResNet-20, 18 in its third stage.
 PRODUCTS = 18
-DIRECT_MATRICES = 6  # of float64 (n, n), while S is solved with
-FLOAT64 = 2  # the cost of a float64 flop, over that of one of the passes
 
 
 def regress(
@@ -109,23 +107,9 @@ def regress(
     )
 
 
-def direct_is_cheaper(n: int, samples: int, d: int, rank: int, *, memory: float) -> bool:
-    r"""Whether S itself (n, n), and a Cholesky factor of it, fit into `memory` bytes and take fewer flops.
-
-        direct     n^2 N + 2 (n^3 / 3 + 2 d n^2),    6 float64 matrices (n, n)
-        products   4 N n (r + d) each, and float64 algebra 16 l d n;  18 (n / l)^1/2 of them, and the sketch
-
-    With 400,000 samples and d = r = 64, a product is n = 512 of a direct solve: memory decides below n = 10^5.
-
-    Args:
-        n, samples, d, rank: neurons, samples N of S, rows of M, rank of u.
-        memory: bytes that there are for the direct solve.
-    """
-    sketch = _sketch(d, n)
-    direct = n**2 * samples + FLOAT64 * (n**3 / 3 + 2 * d * n**2)
-    each = 4 * samples * n * (rank + d) + FLOAT64 * 8 * sketch * d * n
-    products = 2 * samples * n * (rank + sketch) + FLOAT64 * 6 * sketch**2 * n + PRODUCTS * math.sqrt(n / sketch) * each
-    return DIRECT_MATRICES * 8 * n**2 <= memory and direct <= products
+def products_expected(d: int, n: int) -> float:
+    """Products of all d rows with S until the predictions are certain to 1e-4, the sketch aside."""
+    return PRODUCTS * math.sqrt(n / sketch_size(d, n))
 
 
 def centred(
@@ -166,13 +150,14 @@ def _check(M: Tensor, positive: dict[str, float], sketch: int | None) -> int:
             raise ValueError(f"{name}={value}: wanted a finite number above 0")
     d, n = M.shape
     if sketch is None:
-        return _sketch(d, n)
+        return sketch_size(d, n)
     if not 1 <= sketch <= n:
         raise ValueError(f"sketch={sketch}: wanted 1 to n = {n}")
     return sketch
 
 
-def _sketch(d: int, n: int) -> int:
+def sketch_size(d: int, n: int) -> int:
+    """Neurons that the preconditioner is made of, by default."""
     return min(max(SKETCH_PER_ROW * d, LEAST_SKETCH), MOST_SKETCH, n)
 
 

@@ -19,15 +19,13 @@ from rainbow_fast.rainbow.alignment import Solve
 from rainbow_fast.rainbow.classifier import ridge_classifier
 from rainbow_fast.rainbow.flight import REFERENCE, Flight
 from rainbow_fast.rainbow.laws import draw
-from rainbow_fast.rainbow.least_squares import Products, Summed
+from rainbow_fast.rainbow.least_squares import Products, Summed, is_summed
 from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
 from rainbow_fast.rainbow.network import refit_flattened, refit_site
 from rainbow_fast.rainbow.plan import SITE_BITS, Plan
-from rainbow_fast.rainbow.regression import direct_is_cheaper
 from rainbow_fast.rainbow.report import Error, SiteReport
 from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
 
-SUMMED_BYTES = 2**33  # for what is as large as S = E[phi' phi'^T], in the regression; beyond, products with it
 ACTIVITY_SAMPLES = 2048
 
 
@@ -78,7 +76,7 @@ class SiteStep:
         positions = self.known.positions if self.flattened else 1
         B, found = alignment.align(moments, self.parts, positions=positions, eps=eps, least_squares=least_squares)
         self.activation.A = B.to(self._dtype).contiguous()
-        del B  # as large as A in float64
+        del B, least_squares  # as large as A and S, in float64
         projected = self._project()
         s = alignment.scale(found, projected, self.parts, self.site.name)
         c = alignment.offset(found, s, moments, self.parts)
@@ -141,7 +139,12 @@ class SiteStep:
         align, lane, activity = self.work.align, self.work.lane, 0.0
         moments = CrossCovariance(self.site.name)
         features = self.n * (self.known.positions if self.flattened else 1)
-        S = self._summed(features)
+        regresses = self.parts.alignment == "regression"
+        S = (
+            Summed(self.activation, features, align.data.device)
+            if regresses and is_summed(self.parts, features)
+            else None
+        )
         for start in align:
             zh = self._rows(align.z(lane, start))
             phi = align.output(REFERENCE, start)
@@ -151,20 +154,9 @@ class SiteStep:
             if start == 0:
                 activity = self.activation.activity(active_rows(zh, self.known))
             self.work.tick(f"{self.site.name}: moments")
-        if self.parts.alignment != "regression":
+        if not regresses:
             return moments, None, activity
         return moments, (S or Products(self.activation, self._batches, self._dtype)).solve, activity
-
-    def _summed(self, features: int) -> Summed | None:
-        """S to be summed, where the regression needs it and has the room."""
-        if self.parts.alignment != "regression":
-            return None
-        rank = self.known.d if self.law.U is None else self.law.U.shape[1]
-        samples = self.work.align.count * (1 if self.flattened else self.known.positions) // self.step
-        rows = features // self.n * math.prod(self.known.phi_shape) // self.known.positions
-        if self.parts.ridge > 0 and not direct_is_cheaper(features, samples, rows, rank, memory=SUMMED_BYTES):
-            return None
-        return Summed(self.activation, features, self.work.align.data.device)
 
     def _batches(self) -> Iterator[tuple[Tensor, Select]]:
         for start in self.work.align:
