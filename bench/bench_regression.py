@@ -2,7 +2,7 @@
 """The regression A = M (S + lambda I)^-1 of a site: by products with S in fused passes, and with S itself.
 
 Plain torch stores the features and S in float32 and solves in float64; so does ours where S fits
-(`rainbow.least_squares.is_summed`), as it always is faster: the products are for where it does not. The error is that of
+(`rainbow.least_squares.is_summed`), as it always is faster: the products are for where it does not. The error is that
 the predictions A phi', against S in float64 of the same features.
 """
 
