@@ -96,23 +96,20 @@ def test_written_out_it_is_the_same_function_with_the_same_gradients_and_plain(m
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def relative(got: Tensor, wanted: Tensor) -> float:
-    return float((got.double() - wanted).norm() / wanted.norm())
-
-
-@pytest.mark.parametrize("options", [{"method": "calibrated"}, {"method": "paper", "law": "identity"}], ids=str)
 @torch.no_grad()
-def test_in_half_precision(model, options):
-    """Weights and data of bfloat16: sampled, it is as near to the float64 network as the reference is in bfloat16."""
-    net, x, fitted = model
+def test_in_half_precision(model):
+    """From weights and images of bfloat16: as near to the network of float64 as the reference is in bfloat16."""
+    net, x, _ = model
     half, rounded = copy.deepcopy(net).bfloat16(), x.bfloat16()
-    network, report = rf.sample(half, rounded, holdout=0, factor=1, **options)
-    plain = network.materialize()
-    for made in (network, plain):
+    exact, same = copy.deepcopy(half).double(), rounded.double()
+    wanted, wide = rf.sample(exact, same, holdout=0, method="calibrated")
+    network, report = rf.sample(half, rounded, holdout=0, method="calibrated")
+    # The activations of every site are rounded once more, those of the wide layers written out too.
+    allowed = 5 * (half(rounded).double() - exact(same)).norm() / exact(same).norm()
+    for made in (network, network.materialize()):
         out = made(rounded)
         assert out.dtype == torch.bfloat16 and out.isfinite().all()
-    exact = copy.deepcopy(half).double()
-    wide, _ = rf.sample(exact, rounded.double(), holdout=0, factor=1, **options)
-    print(relative(network(rounded), wide(rounded.double())), relative(plain(rounded), wide(rounded.double())), relative(half(rounded), exact(rounded.double())))
-    print([ (s.site,s.error, t.error) for s,t in zip(report.sites, _.sites)])
-    assert 0
+        assert (out.double() - wanted(same)).norm() <= allowed * wanted(same).norm()
+    # Each number is rounded to 2^-9 of itself, at a few layers before; at most means over 20 images.
+    for site, close in zip(report.sites, wide.sites, strict=True):
+        assert site.error == pytest.approx(close.error, rel=2**-4, abs=2**-12), site.site

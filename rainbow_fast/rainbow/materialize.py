@@ -202,14 +202,12 @@ class _Writer:
         value = self.values[node.all_input_nodes[0]] if node.all_input_nodes else None
         if not isinstance(value, Affine) or not value.pointwise:
             return None
-        pooled = isinstance(module, _AvgPoolNd | _AdaptiveAvgPoolNd) or is_function(node, (), AVERAGES)
-        padded = isinstance(module, _AvgPoolNd) or is_function(node, (), PADDED_AVERAGES)
         axis, positions, layer = value.axis, 1, None
         if _over_space(node, value):
             axis -= sum(dim % value.dims < axis for dim in _dims(node)) * (len(_shape(node)) < value.dims)
         elif is_flatten(node, self.owner) and axis == 1 and self._linear_reads(node):
             positions, layer = math.prod(_shape(node.all_input_nodes[0])[2:]), nn.Flatten()
-        elif not (pooled and axis == 1 and not (padded and value.bias.any())) and not _takes_positions(node, value):
+        elif not (_pools(node, module, value) or _takes_positions(node, value)):
             return None
         terms = tuple(
             Term(self._on(node, term) if layer is None else self._call(layer, term.source, node.name), term.weight)
@@ -271,6 +269,16 @@ def _shape(node: fx.Node) -> torch.Size:
 def _dims(node: fx.Node) -> tuple[Any, ...]:
     dims = _given(node, ("input", "dim")).get("dim", ())
     return tuple(dims) if isinstance(dims, tuple | list) else (dims,)
+
+
+def _pools(node: fx.Node, module: nn.Module | None, value: Affine) -> bool:
+    """Whether a node pools a map channel by channel; with a bias, only if it cannot mix in padded zeros."""
+    kind: Any = node.target if module is None else type(module)
+    if not isinstance(module, _AvgPoolNd | _AdaptiveAvgPoolNd) and kind not in AVERAGES:
+        return False
+    batch = int(kind.__name__[-2]) + 2 == value.dims  # else the images are taken for channels
+    padded = isinstance(module, _AvgPoolNd) or kind in PADDED_AVERAGES
+    return batch and value.axis == 1 and not (padded and value.bias.any())
 
 
 def _over_space(node: fx.Node, value: Affine) -> bool:
