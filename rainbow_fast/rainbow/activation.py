@@ -114,7 +114,7 @@ class RainbowActivation(nn.Module):
             elif self.flattened:
                 y = self._features(u, shift, start, stop).flatten(1) @ A.T
             else:
-                y = torch.einsum("nm...,dm->nd...", self._features(u, shift, start, stop), A)
+                y = torch.einsum("nm...,dm->nd...", self._features(u, shift, start, stop), A).contiguous()
             total = y if total is None else total + y
         assert total is not None
         return total if total.dim() == z.dim() or self.flattened else total.view(*z.shape[:-1], -1)
