@@ -183,6 +183,18 @@ def test_only_shapes_are_read():
     assert rf.plan(net.double(), (X, Y), **options).sites[0].A_bytes == 2 * cost.sites[0].A_bytes
 
 
+def test_what_waits_elsewhere_takes_no_memory(tmp_path):
+    net = small_cnn()
+    options = dict(factor=3, machine=MACHINE)
+    memory = rf.plan(net, MAPS, **options)
+    file = rf.plan(net, MAPS, memory_budget=1000, scratch=str(tmp_path), resume=tmp_path / "run", **options)
+    rounded = rf.plan(net, MAPS, storage_dtype=torch.bfloat16, **options)
+    assert [s.in_flight_bytes for s in file.sites] == [0, 0] and file.peak_bytes < memory.peak_bytes
+    assert [2 * s.in_flight_bytes for s in rounded.sites] == [s.in_flight_bytes for s in memory.sites]
+    with pytest.raises(ValueError, match="storage='disk': wanted None or one of memory, file, recompute"):
+        rf.plan(net, MAPS, storage="disk", **options)
+
+
 def test_sites_that_are_not_sampled_pass_on_their_work():
     """The layers before them count at the next sampled site, or beside the sites where none follows."""
     net = mlp((6, 8, 5, 2), seed=0)

@@ -297,13 +297,8 @@ class RainbowModel:
         plans = [choose(self.sites, **options) for options in networks]
         for plan in plans:
             self._check(plan, self._align)
-        kept = storing.choose(
-            in_flight_bytes(self.sites, len(plans), [self._align, self._held], storage_dtype),
-            memory_budget=memory_budget,
-            storage=storage,
-            storage_dtype=storage_dtype,
-            scratch=scratch,
-        )
+        limits = dict(memory_budget=memory_budget, storage=storage, storage_dtype=storage_dtype, scratch=scratch)
+        kept = self._storage(len(plans), self._align, limits)
         return sample_networks(
             self._trace,
             self.sites,
@@ -327,6 +322,8 @@ class RainbowModel:
     ) -> Cost:
         """What `sample` with the same options takes: flops, bytes, peak memory, and a predicted time. Samples nothing.
 
+        Time is that of activations which wait in memory, the peak that of where they do.
+
         Args:
             images: to align on, in place of those that the model was fitted on.
             machine: rates; None measures those of this machine, in about half a second.
@@ -346,8 +343,11 @@ class RainbowModel:
         """`plan` with other data to align on; not `fitted`: with the work of `fit`."""
         if machine is not None and not isinstance(machine, Machine):
             raise TypeError(f"machine: wanted a Machine or None, got {type(machine).__name__}")
+        options.pop("resume", None)
+        limits = {name: options.pop(name, None) for name in ("memory_budget", "storage", "storage_dtype", "scratch")}
         plan = choose(self.sites, only_shapes=True, **options)
         self._check(plan, data)
+        waits = self._storage(1, data, limits)
         if machine is None:
             machine = Machine.measure(data.dtype, self.sites[0].site.activation)
         return estimate(
@@ -357,9 +357,14 @@ class RainbowModel:
             data,
             self._held,
             max_samples=self._max_samples,
+            waiting=(waits.dtype or data.dtype).itemsize if waits.kind == "memory" else 0,
             machine=machine,
             fitted=fitted,
         )
+
+    def _storage(self, lanes: int, align: Data, limits: dict[str, Any]) -> storing.Storage:
+        needed = in_flight_bytes(self.sites, lanes, [align, self._held], limits["storage_dtype"])
+        return storing.choose(needed, **limits)
 
     def _check(self, plan: Plan, data: Data) -> None:
         if plan.align not in ("channels", "flattened"):

@@ -28,12 +28,14 @@ EIGENVECTORS = 10  # of a symmetric (d, d) matrix: flops over d^3
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the data: images to align on, held out, and in a chunk; bytes of a number; `max_samples` of `fit`."""
+    """Of the data: images to align on, held out, and in a chunk; bytes of a number, and of one that waits between two
+    sites; `max_samples` of `fit`."""
 
     align: int
     held: int
     chunk: int
     itemsize: int
+    waiting: int
     max_samples: int
 
     @property
@@ -211,7 +213,8 @@ class SiteCount:
             for phase in ("projection", "held out"):
                 temporary[phase] += b * sizes.align * refit[1]
             projection += self.features(sizes.align, -(-sizes.align // sizes.chunk))
-        peak = max(b * activations[phase] + float64.get(phase, 0) + temporary.get(phase, 0) for phase in activations)
+        in_flight = {phase: sizes.waiting * numbers for phase, numbers in activations.items()}
+        peak = max(in_flight[phase] + float64.get(phase, 0) + temporary.get(phase, 0) for phase in activations)
         return SiteCost(
             index=self.site.index,
             site=self.site.name,
@@ -227,7 +230,7 @@ class SiteCount:
                 "projection": projection,
                 "elementwise": self.elementwise(),
             },
-            in_flight_bytes=b * max(activations.values()),
+            in_flight_bytes=max(in_flight.values()),
             float64_bytes=max(float64.values()),
             A_bytes=self.A_bytes,
             disk_bytes=self.disk_bytes(refit),
