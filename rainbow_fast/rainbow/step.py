@@ -74,7 +74,7 @@ class SiteStep:
         eps = None if self.site.norm is None else float(self.site.norm.eps)  # type: ignore[arg-type]
         positions = self.known.positions if self.flattened else 1
         found = alignment.align(moments, self.parts, positions=positions, eps=eps, S=S)
-        self.activation.A = found.B.to(self._dtype).contiguous()
+        self.activation.A = found.B.to(self._dtype)
         projected = self._project(found)
         s = alignment.scale(found, projected, self.parts, self.site.name)
         c = alignment.offset(found, s, moments, self.parts)
@@ -113,7 +113,7 @@ class SiteStep:
         flattened = refit_flattened(self.tail, phi)
         site = refit_site(self.site, self.tail, flattened=flattened)
         made = RainbowActivation(site, self.law, flattened=flattened, recalibration=self.recalibration)
-        made.A, made.offset = B.to(self._dtype).contiguous(), b.to(self._dtype)
+        made.A, made.offset = B.to(self._dtype), b.to(self._dtype)
         return made, ridge
 
     @property
