@@ -14,7 +14,7 @@ from here import fresh_python, threads
 from torch import Tensor, nn
 
 import rainbow_fast as rf
-from rainbow_fast.networks import cnn, resnet_cifar
+from rainbow_fast.networks import cnn, mlp, resnet_cifar
 from rainbow_fast.rainbow import prepare
 from rainbow_fast.rainbow.storage import KINDS, choose
 
@@ -257,3 +257,13 @@ def test_chunk_sizes_agree_to_the_condition_of_the_alignment(monkeypatch):
         bounds.append(sum(10 * 2 * site.M_condition * site.samples * 2**-53 for site in report.sites))
     error = float((logits[1] - logits[0]).norm() / logits[0].norm())
     assert 0 < error <= max(bounds) < 1e-6
+
+
+@torch.no_grad()
+def test_the_same_bits_from_any_address():
+    """Matrix products of torch round by the address of what comes in; images in a mapped file lie anywhere."""
+    memory = torch.zeros(40 * 17 + 1)
+    x = memory[1:].view(40, 17)
+    x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
+    made = [rf.sample(mlp((17, 5, 3), seed=0), data, method="calibrated") for data in (x, x.clone())]
+    assert_same(*made, x)

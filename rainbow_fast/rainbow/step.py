@@ -115,7 +115,7 @@ class SiteStep:
         flattened = refit_flattened(self.tail, phi)
         site = refit_site(self.site, self.tail, flattened=flattened)
         made = RainbowActivation(site, self.law, flattened=flattened, recalibration=self.recalibration)
-        made.A, made.offset = B.to(self._dtype).contiguous(), b.to(self._dtype)
+        made.A, made.offset = B.to(self._dtype), b.to(self._dtype)
         return made, ridge
 
     @property
