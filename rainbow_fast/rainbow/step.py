@@ -143,7 +143,7 @@ class SiteStep:
         for start in align:
             zh = self._rows(align.z(lane, start))
             phi = align.output(REFERENCE, start)
-            moments.add(*self.activation.covariance(self._rows(phi), zh, self._select(start)))
+            moments.add(*self.activation.covariance(self._rows(self._shaped(phi)), zh, self._select(start)))
             if S is not None:
                 self._add_second_moment(S, zh, start, len(phi))
             if start == 0:
@@ -192,7 +192,7 @@ class SiteStep:
         return phi.flatten(1) if self.flattened else phi
 
     def _rows(self, t: Tensor) -> Tensor:
-        return channels_first(t, None if self.flattened and t.dim() == 2 else self.site.axis)
+        return channels_first(t, self.site.axis, self.flattened)
 
     def _select(self, before: int) -> Callable[[Tensor], Tensor]:
         if self.flattened:
