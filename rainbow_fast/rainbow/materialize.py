@@ -45,9 +45,11 @@ def _swapped(body: nn.Module, x: Tensor) -> nn.Module:
     inputs: dict[RainbowActivation, Tensor] = {}
     sites = [module for module in body.modules() if isinstance(module, RainbowActivation)]
     handles = [site.register_forward_pre_hook(lambda m, given: inputs.update({m: given[0]})) for site in sites]
-    body(x)
-    for handle in handles:
-        handle.remove()
+    try:
+        body(x)
+    finally:
+        for handle in handles:
+            handle.remove()
     written = {id(site): materialize(nn.Sequential(site), z) for site, z in inputs.items()}
     return copy.deepcopy(body, written)
 
@@ -127,8 +129,8 @@ class _Writer:
         P = site.scale * site.A.double()
         offset = P.new_zeros(len(P)) if site.offset is None else site.offset.double()
         # A neuron that is 1 before sigma carries the offset, which zero padding then sees as it should.
-        one = site.sigma(P.new_ones((), dtype=self.dtype)).double()
-        constant = site.offset is not None and not site.flattened and bool(one)
+        one = float(site.sigma(P.new_ones(1, 1, dtype=self.dtype)))
+        constant = site.offset is not None and not site.flattened and one != 0
         wide = self._write(form.mixed(site.effective_rows(), constant=constant), f"{node.name}_map")
         for layer in (site.before, site.sigma, site.after):
             if layer is not None:
@@ -189,7 +191,12 @@ class _Writer:
         """Channels of zeros."""
         value, given = self.values[node.all_input_nodes[0]], _given(node, ("input", "pad", "mode", "value"))
         pad = given["pad"]
-        if not isinstance(value, Affine) or given.get("mode", "constant") != "constant" or given.get("value"):
+        if (
+            not isinstance(value, Affine)
+            or not isinstance(pad, tuple | list)
+            or given.get("mode", "constant") != "constant"
+            or given.get("value")
+        ):
             return None
         place = 2 * (value.dims - 1 - value.axis)  # pairs are listed from the last axis on
         if not all(isinstance(p, int) for p in pad) or any(pad[:place]) or any(pad[place + 2 :]):
