@@ -104,7 +104,7 @@ class RainbowActivation(nn.Module):
     def raw(self, z: Tensor) -> Tensor:
         """A phi', without scale and offset, for z as in `forward`; in the dtype of A."""
         assert self.A is not None
-        u, shift = self.project(channels_first(z, self.axis))
+        u, shift = self.project(channels_first(z, self.axis, self.flattened))
         positions = self.A.shape[1] // self.n
         total: Tensor | None = None
         for start, stop in self.blocks():
@@ -183,7 +183,7 @@ class RainbowActivation(nn.Module):
 
     def features(self, z: Tensor) -> Tensor:
         """phi', (N, n, *space): all of it, in the dtype of z."""
-        u, shift = self.project(channels_first(z, self.axis))
+        u, shift = self.project(channels_first(z, self.axis, self.flattened))
         return torch.cat([self._features(u, shift, start, stop) for start, stop in self.blocks()], 1)
 
     def activity(self, z: Tensor) -> float:
@@ -264,9 +264,11 @@ class RainbowActivation(nn.Module):
         return ", ".join(parts + [word for word in ("mean_row", "flattened") if getattr(self, word)])
 
 
-def channels_first(z: Tensor, axis: int | None) -> Tensor:
-    """z as (N, d, *space); as (samples, d) where its channel axis is the last."""
-    return z.flatten(0, -2) if axis == -1 and z.dim() > 2 else z
+def channels_first(z: Tensor, axis: int | None, flattened: bool = False) -> Tensor:
+    """z as (N, d, *space); as (samples, d) where its channel axis is the last and no Flatten takes its positions."""
+    if axis != -1 or z.dim() == 2:
+        return z
+    return z.movedim(-1, 1) if flattened else z.flatten(0, -2)
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

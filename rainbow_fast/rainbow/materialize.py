@@ -45,9 +45,11 @@ def _swapped(body: nn.Module, x: Tensor) -> nn.Module:
     inputs: dict[RainbowActivation, Tensor] = {}
     sites = [module for module in body.modules() if isinstance(module, RainbowActivation)]
     handles = [site.register_forward_pre_hook(lambda m, given: inputs.update({m: given[0]})) for site in sites]
-    body(x)
-    for handle in handles:
-        handle.remove()
+    try:
+        body(x)
+    finally:
+        for handle in handles:
+            handle.remove()
     written = {id(site): materialize(nn.Sequential(site), z) for site, z in inputs.items()}
     return copy.deepcopy(body, written)
 
@@ -71,10 +73,15 @@ class _Writer:
         owner.add_submodule(self.prefix, self.layers)
 
     def run(self) -> nn.Module:
+        done: set[fx.Node] = set()
         for node in self.owner.graph.nodes:
             self.values[node] = value = self._value(node)
+            done.add(node)
             if len(node.users) > 1 and isinstance(value, Affine) and not (value.pointwise and len(value.terms) == 1):
                 self._written(node)  # else every reader would compute it
+            for x in node.all_input_nodes:
+                if x.users.keys() <= done:
+                    del self.values[x]
         made = fx.GraphModule(self.owner, self.graph)
         made.graph.eliminate_dead_code()
         made.delete_all_unused_submodules()
@@ -122,17 +129,19 @@ class _Writer:
         P = site.scale * site.A.double()
         offset = P.new_zeros(len(P)) if site.offset is None else site.offset.double()
         # A neuron that is 1 before sigma carries the offset, which zero padding then sees as it should.
-        one = site.sigma(P.new_ones((), dtype=self.dtype)).double()
-        constant = site.offset is not None and not site.flattened and bool(one)
+        one = float(site.sigma(P.new_ones(1, 1, dtype=self.dtype)))
+        constant = site.offset is not None and not site.flattened and one != 0
         wide = self._write(form.mixed(site.effective_rows(), constant=constant), f"{node.name}_map")
-        after = nn.Flatten() if site.flattened else None
-        for layer in (site.before, site.sigma, site.after, after):
+        for layer in (site.before, site.sigma, site.after):
             if layer is not None:
                 wide = self._call(copy.deepcopy(layer), wide, node.name)
+        if site.flattened:
+            wide = self._call(nn.Flatten(), wide, node.name)
+            if form.axis > 1:  # A lists the positions of a neuron one after the other
+                P = P.view(len(P), site.n, -1).transpose(1, 2).flatten(1)
+            return Affine((Term(wide, P),), offset, 1, 2)
         if constant:
             P, offset = torch.cat([P, (offset / one).unsqueeze(1)], 1), torch.zeros_like(offset)
-        if site.flattened:
-            return Affine((Term(wide, P),), offset, 1, 2)
         return Affine((Term(wide, P),), offset, form.axis, form.dims)
 
     def _linear(self, node: fx.Node, module: nn.Linear | _ConvNd) -> Affine | None:
@@ -166,6 +175,8 @@ class _Writer:
         axes = {value.axis for part in parts if isinstance(value := self.values[part], Affine)}
         if len(axes) != 1 or not isinstance(dim, int) or dim % len(_shape(node)) not in axes:
             return None
+        if not self._read_by(node, (nn.Linear, _ConvNd, *NORMS, RainbowActivation)):
+            return None  # what has to be written is written part by part
         before, total, forms = 0, _shape(node)[dim], []
         for part in parts:
             form = self._form(part, *axes)
@@ -180,7 +191,12 @@ class _Writer:
         """Channels of zeros."""
         value, given = self.values[node.all_input_nodes[0]], _given(node, ("input", "pad", "mode", "value"))
         pad = given["pad"]
-        if not isinstance(value, Affine) or given.get("mode", "constant") != "constant" or given.get("value"):
+        if (
+            not isinstance(value, Affine)
+            or not isinstance(pad, tuple | list)
+            or given.get("mode", "constant") != "constant"
+            or given.get("value")
+        ):
             return None
         place = 2 * (value.dims - 1 - value.axis)  # pairs are listed from the last axis on
         if not all(isinstance(p, int) for p in pad) or any(pad[:place]) or any(pad[place + 2 :]):
@@ -205,7 +221,7 @@ class _Writer:
         axis, positions, layer = value.axis, 1, None
         if _over_space(node, value):
             axis -= sum(dim % value.dims < axis for dim in _dims(node)) * (len(_shape(node)) < value.dims)
-        elif is_flatten(node, self.owner) and axis == 1 and self._linear_reads(node):
+        elif is_flatten(node, self.owner) and axis == 1 and _row_each(node) and self._read_by(node, (nn.Linear,)):
             positions, layer = math.prod(_shape(node.all_input_nodes[0])[2:]), nn.Flatten()
         elif not (_pools(node, module, value) or _takes_positions(node, value)):
             return None
@@ -215,13 +231,13 @@ class _Writer:
         )
         return Affine(terms, value.bias, axis, len(_shape(node)), positions)
 
-    def _linear_reads(self, flat: fx.Node) -> bool:
-        """Whether nothing but linear layers reads a tensor of one row for each image."""
-        for user in flat.users:
+    def _read_by(self, node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> bool:
+        """Whether nothing but modules of these kinds reads a value."""
+        for user in node.users:
             module = self.owner.get_submodule(str(user.target)) if user.op == "call_module" else None
-            if not (isinstance(module, nn.Linear) or (passes_on(user, self.owner) and self._linear_reads(user))):
+            if not (isinstance(module, kinds) or (passes_on(user, self.owner) and self._read_by(user, kinds))):
                 return False
-        return len(_shape(flat)) == 2 and _shape(flat)[0] == _shape(flat.all_input_nodes[0])[0]
+        return True
 
     # The new graph.
 
@@ -287,6 +303,11 @@ def _over_space(node: fx.Node, value: Affine) -> bool:
         return False
     dims = _dims(node)
     return bool(dims) and all(isinstance(d, int) and d % value.dims not in (0, value.axis) for d in dims)
+
+
+def _row_each(flat: fx.Node) -> bool:
+    """Whether a Flatten makes one row of each image."""
+    return len(_shape(flat)) == 2 and _shape(flat)[0] == _shape(flat.all_input_nodes[0])[0]
 
 
 def _takes_positions(node: fx.Node, value: Affine) -> bool:

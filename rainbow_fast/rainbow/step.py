@@ -148,7 +148,7 @@ class SiteStep:
         for start in align:
             zh = self._rows(align.z(lane, start))
             phi = align.output(REFERENCE, start)
-            self.activation.covariance(moments, features, self._rows(phi), zh, self._select(start))
+            self.activation.covariance(moments, features, self._rows(self._shaped(phi)), zh, self._select(start))
             if S is not None:
                 S.add(zh, len(phi), functools.partial(self._select_after, start))
             if start == 0:
@@ -198,7 +198,7 @@ class SiteStep:
         return phi.flatten(1) if self.flattened else phi
 
     def _rows(self, t: Tensor) -> Tensor:
-        return channels_first(t, None if self.flattened and t.dim() == 2 else self.site.axis)
+        return channels_first(t, self.site.axis, self.flattened)
 
     def _select(self, before: int) -> Select:
         if self.flattened:
