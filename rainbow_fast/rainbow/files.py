@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.networks.joined import JoinedNetwork
 from rainbow_fast.networks.trace import Site, trace
 from rainbow_fast.rainbow.activation import Law, RainbowActivation
 from rainbow_fast.rainbow.container import Format, Header
@@ -27,10 +28,13 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: `network` is not a `RainbowNetwork` (a materialised one is saved by its state dict).
+        ValueError: it was sampled from several references.
         FileNotFoundError: the folder of `path` is missing.
     """
     if not isinstance(network, RainbowNetwork):
         raise TypeError(f"network: wanted a RainbowNetwork, got {type(network).__name__}")
+    if isinstance(network.body, JoinedNetwork):
+        raise ValueError("network: sampled from several references, wanted one")
     tensors: dict[str, Tensor] = {}
     sites = []
     for name in network.sampled:
