@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.networks.sites import Site
 from rainbow_fast.networks.trace import State, Trace
 
 CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -169,15 +170,20 @@ def _maps(trace: Trace, example: Tensor, number: int) -> list[Tensor]:
 
 def _check_alike(traces: Sequence[Trace], maps: Sequence[Sequence[Tensor]]) -> None:
     def steps(trace: Trace, made: Sequence[Tensor]) -> list[str]:
-        shapes = [f"of shape {tuple(t.shape[1:])}" for t in made]
-        sites = [f"site {s.name!r} {s.reference}, slope {s.negative_slope}" for s in trace.sites]
-        return [f"{what} {shape}" for what, shape in zip([*sites, "outputs"], shapes, strict=True)]
+        names = [f"site {site.name!r} of {_layers(site)}" for site in trace.sites]
+        return [f"{name}, shape {tuple(t.shape[1:])}" for name, t in zip([*names, "outputs"], made, strict=True)]
 
     wanted = steps(traces[0], maps[0])
     for number, (trace, made) in enumerate(zip(traces, maps, strict=True), 1):
         for mine, its in itertools.zip_longest(steps(trace, made), wanted):
             if mine != its:
-                raise ValueError(f"reference: number {number} has {mine}, the first {its}: wanted one architecture")
+                raise ValueError(f"reference: number {number} has {mine}; the first {its}: wanted one architecture")
+
+
+def _layers(site: Site) -> str:
+    """All in which a site of another network has to be alike: kinds, options, and the parameters of sigma."""
+    layers = [repr(layer) for layer in site.reference]
+    return " + ".join([*layers, *(str(value.tolist()) for value in site.sigma.state_dict().values())])
 
 
 def _channels(phi: Tensor, axis: int, channels: int, d: int) -> nn.Module:
