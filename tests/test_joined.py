@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import rainbow_fast as rf
-from rainbow_fast.networks import mlp
+from rainbow_fast.data import digits
+from rainbow_fast.networks import mlp, train
 from rainbow_fast.networks.joined import JoinedNetwork, Stage, join
 from rainbow_fast.rainbow.fitting import fit_moments
 from rainbow_fast.rainbow.prepare import prepare, site_shapes
@@ -175,7 +176,7 @@ OPTIONS = {
     "a site between": {"sites": ["2"], "accuracy_profile": True},
     "around a kept one": {"sites": ["0.1", "7"]},
     "rank": {"rank": 4, "method": "regression"},
-    "refit of all positions": {"sites": ["0.1", "2", "7"], "classifier": "refit", "factor": 2},
+    "refit": {"classifier": "refit", "factor": 2},
     "refit behind a kept one": {"sites": ["0.1"], "classifier": "refit_aligned"},
 }
 
@@ -197,6 +198,47 @@ def test_the_network_is_what_was_measured_wherever_activations_wait(options, tmp
         assert torch.equal(model.sample(**options, **given)[0](x), outputs)
     planned = rf.plan(networks, (x[:1], y[:1]), images=222, **options)
     assert [(s.d, s.n) for s in planned.sites] == [(s.d, s.n) for s in report.sites]
+
+
+@torch.no_grad()
+def test_a_refit_classifier_takes_all_positions_and_outputs_are_not_rotated():
+    """The last site holds the classifier, and all behind it is left out; a last ReLU is the mean of the outputs."""
+    x = images(200)
+    networks = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        networks.append(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).double())
+    y = sum(network(x) for network in networks).argmax(1)
+    network, report = rf.fit(networks, (x, y)).sample(factor=2, classifier="refit")
+    assert network.site("1").flattened and network(x).shape == (200, 3)
+    assert report.accuracy["alignment"] == (network(x)[:180].argmax(1) == y[:180]).double().mean()
+    model = rf.fit([nn.Sequential(*network, nn.ReLU()) for network in networks], x)
+    for rotation in back(model, 1):
+        torch.testing.assert_close(rotation, torch.eye(3, dtype=torch.float64), rtol=0, atol=0)
+    assert model.sample()[1].kept == {"4": "an output activation, not named"}
+
+
+@torch.no_grad()
+def test_samples_of_several_come_closer_to_other_trained_networks():
+    """To the mean held-out kernel of two more trainings: what one training has of its own is averaged out."""
+    pytest.importorskip("sklearn")
+    images = digits()
+    x, y, held = images.x_train.flatten(1), images.y_train, images.x_test.flatten(1)
+    with torch.enable_grad():
+        networks = [train(mlp((64, 128, 64, 10), seed=s), x, y, epochs=10, lr=0.05, seed=s) for s in range(5)]
+
+    def kernel(phi: Tensor) -> Tensor:
+        return phi @ phi.T / (phi @ phi.T).norm()
+
+    def error(references: list[nn.Module]) -> float:
+        network = rf.fit(references, x, holdout=0).sample(factor=4, method="calibrated")[0]
+        phi: list[Tensor] = []
+        network.site("4").register_forward_hook(lambda module, given, result: phi.append(result))
+        network(held)
+        return float((kernel(phi[0]) - target).norm())
+
+    target = sum(kernel(network[:-1](held)) for network in networks[3:]) / 2
+    assert error(networks[:3]) < sum(error([network]) for network in networks[:3]) / 3
 
 
 class Skip(nn.Module):

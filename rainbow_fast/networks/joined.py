@@ -7,6 +7,8 @@ import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -115,7 +117,7 @@ class Stage(nn.Module):
         else:
             each = [rotation(x) for rotation in self.back] if aligned else self.own.each(x)
         made = [segment(value)[0] for segment, value in zip(self.segments, each, strict=True)]
-        return sum(made) / len(made) if self.axis is None else torch.cat(made, self.axis)
+        return reduce(add, made) / len(made) if self.axis is None else torch.cat(made, self.axis)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
     if not isinstance(network, RainbowNetwork):
         raise TypeError(f"network: wanted a RainbowNetwork, got {type(network).__name__}")
     if isinstance(network.body, JoinedNetwork):
-        raise ValueError("network: sampled from several references, wanted one")
+        raise ValueError("network: sampled from several references, wanted one; or save materialize()'s state dict")
     tensors: dict[str, Tensor] = {}
     sites = []
     for name in network.sampled:

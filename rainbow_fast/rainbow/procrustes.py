@@ -31,6 +31,8 @@ def fit_rotations(
 ) -> None:
     """Align the references at every site, positions of a map being samples: one pass over the data.
 
+    An output activation keeps the identities: outputs are in common coordinates.
+
     Raises:
         ValueError: activations that are not finite, or a reference's that are not correlated with the mean; the message
             names the site.
@@ -48,7 +50,8 @@ def fit_rotations(
         if progress is not None:
             progress(number, len(data.starts), "alignment of the references")
     for place, (s, moment) in enumerate(zip(sites, moments, strict=True)):
-        cut.rotate(place, rotations(moment.compute(), cut.references, iterations, s.site.name))
+        if not s.site.output:
+            cut.rotate(place, rotations(moment.compute(), cut.references, iterations, s.site.name))
 
 
 def rotations(C: Tensor, K: int, iterations: int, site: str) -> Tensor:
