@@ -59,6 +59,8 @@ def rotations(C: Tensor, K: int, iterations: int, site: str) -> Tensor:
 
         A_k = polar(E[phi phi_k^T]),    phi = mean_k A_k phi_k,    again and again; phi = phi_1 to begin with.
 
+    The mean is not rescaled, so it is smaller than the phi_k where these differ.
+
     Args:
         C: (K d, K d) float64, E of the product of phi_1, ..., phi_K one after the other with itself.
         iterations: polar factors taken of each reference, at least 1; 1 aligns to the first.
