@@ -46,7 +46,8 @@ def estimate(
     b = align.dtype.itemsize
     sizes = Sizes(align.count, held.count, align.size, b, waiting, max_samples)
     layers, steps = _layers(trace, align.example)
-    rest = {} if fitted else _fit(layers, steps, statistics, sizes)
+    passes = 1 if trace.references == 1 else 2  # one more, for the rotations
+    rest = {} if fitted else {k: work * passes for k, work in _fit(layers, steps, statistics, sizes).items()}
     sites: list[SiteCost] = []
     pending, profile, features = LAYERS, LAYERS, Work()
     arriving = kept = 0  # numbers of one image from the step before; bytes that stay of the sites before

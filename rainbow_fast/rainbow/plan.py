@@ -97,7 +97,7 @@ def choose_widths(
         raise ValueError(f"width={width} and factor={factor}: wanted one of the two")
     if factor is not None and not 0 < factor < float("inf"):
         raise ValueError(f"factor={factor}: wanted a finite number above 0")
-    widths = {s.site.name: s.d for s in chosen}
+    widths = {s.site.name: s.channels for s in chosen}
     if factor is not None:
         widths = {name: max(round(factor * d), 1) for name, d in widths.items()}
     elif width is not None:

@@ -65,7 +65,7 @@ class SiteCount:
         self.z, self.phi = math.prod(known.z_shape), math.prod(known.phi_shape)
         self.pixels, self.positions = self.z // self.d, known.positions
         flattened = plan.align == "flattened" and self.site.feeds_flatten
-        self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (self.d, self.n)
+        self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (known.channels, self.n)
         self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
         self.fused = self.site.fused and not flattened
@@ -218,7 +218,7 @@ class SiteCount:
         return SiteCost(
             index=self.site.index,
             site=self.site.name,
-            d=self.d,
+            d=self.known.channels,
             n=self.n,
             rank=self.r,
             samples=self.samples,

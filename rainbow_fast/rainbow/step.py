@@ -89,7 +89,7 @@ class SiteStep:
         return self.activation, SiteReport(
             index=self.site.index,
             site=self.site.name,
-            d=self.known.d,
+            d=self.known.channels,
             n=self.n,
             rank=self.known.d if self.law.U is None else self.law.U.shape[1],
             samples=moments.count,
