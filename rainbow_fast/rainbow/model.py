@@ -19,9 +19,9 @@ from rainbow_fast.rainbow.estimate import estimate
 from rainbow_fast.rainbow.fitting import Progress, fit_moments
 from rainbow_fast.rainbow.flight import Data, in_flight_bytes
 from rainbow_fast.rainbow.machine import Machine
-from rainbow_fast.rainbow.network import CLASSIFIERS, RainbowNetwork
-from rainbow_fast.rainbow.plan import Plan, Ranks, Widths, choose
-from rainbow_fast.rainbow.prepare import prepare, repeat, warn_if_few
+from rainbow_fast.rainbow.network import RainbowNetwork
+from rainbow_fast.rainbow.plan import Ranks, Widths, check, choose
+from rainbow_fast.rainbow.prepare import prepare, repeat
 from rainbow_fast.rainbow.procrustes import fit_rotations
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling import sample_networks
@@ -309,7 +309,7 @@ class RainbowModel:
             raise ValueError("networks: wanted the options of at least one network, got none")
         plans = [choose(self.sites, **options) for options in networks]
         for plan in plans:
-            self._check(plan, self._align)
+            check(plan, self._trace, self.sites, self._align, self._held)
         limits = dict(memory_budget=memory_budget, storage=storage, storage_dtype=storage_dtype, scratch=scratch)
         kept = self._storage(len(plans), self._align, limits)
         return sample_networks(
@@ -359,7 +359,7 @@ class RainbowModel:
         options.pop("resume", None)
         limits = {name: options.pop(name, None) for name in ("memory_budget", "storage", "storage_dtype", "scratch")}
         plan = choose(self.sites, only_shapes=True, **options)
-        self._check(plan, data)
+        check(plan, self._trace, self.sites, data, self._held)
         waits = self._storage(1, data, limits)
         if machine is None:
             machine = Machine.measure(data.dtype, self.sites[0].site.activation)
@@ -378,26 +378,3 @@ class RainbowModel:
     def _storage(self, lanes: int, align: Data, limits: dict[str, Any]) -> storing.Storage:
         needed = in_flight_bytes(self.sites, lanes, [align, self._held], limits["storage_dtype"])
         return storing.choose(needed, **limits)
-
-    def _check(self, plan: Plan, data: Data) -> None:
-        if plan.align not in ("channels", "flattened"):
-            raise ValueError(f"align={plan.align!r}: wanted 'channels' or 'flattened'")
-        if plan.align == "flattened" and self._trace.references > 1:
-            raise ValueError(f"align='flattened': wanted one reference, got {self._trace.references}")
-        feeding = [s for s in self.sites if s.site.name in plan.widths and s.site.feeds_flatten]
-        if plan.align == "flattened" and not feeding:
-            raise ValueError("align='flattened': no sampled site feeds a Flatten")
-        for s in feeding if plan.align == "flattened" else []:
-            warn_if_few(s.site.name, data.count, s.channels * s.positions)
-        if plan.classifier not in CLASSIFIERS:
-            raise ValueError(f"classifier={plan.classifier!r}: wanted None, 'refit' or 'refit_aligned'")
-        if plan.classifier is not None:
-            self._trace.tail()
-            if data.labels is None:
-                raise ValueError(f"classifier={plan.classifier!r}: data has no labels, wanted batches (x, y)")
-        if plan.classifier == "refit" and self.sites[-1].site.name not in plan.widths:
-            raise ValueError(
-                f"classifier='refit': the last site {self.sites[-1].site.name!r} is not sampled; wanted 'refit_aligned'"
-            )
-        if plan.accuracy_profile and (self._held.labels is None or not self._held.count):
-            raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")

@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rainbow_fast.networks.trace import Trace
+from rainbow_fast.rainbow.flight import Data
+from rainbow_fast.rainbow.network import CLASSIFIERS
 from rainbow_fast.rainbow.noise_edge import marchenko_pastur_rank
 from rainbow_fast.rainbow.parts import Parts, resolve
+from rainbow_fast.rainbow.prepare import warn_if_few
 from rainbow_fast.rainbow.statistics import SiteStatistics
 
 Widths = int | Mapping[str, int]
@@ -65,6 +69,35 @@ def choose(
     widths = choose_widths(chosen, width, factor, resolved.law)
     directions = choose_directions(chosen, rank, energy, centred=resolved.mean_row, only_shapes=only_shapes)
     return Plan(method, resolved, widths, directions, seed, network, align, classifier, accuracy_profile)
+
+
+def check(plan: Plan, trace: Trace, sites: Sequence[SiteStatistics], data: Data, held: Data) -> None:
+    """What of a plan the network and the data must allow.
+
+    Raises:
+        ValueError: an unknown alignment or classifier, or one that this network or these data do not have.
+    """
+    if plan.align not in ("channels", "flattened"):
+        raise ValueError(f"align={plan.align!r}: wanted 'channels' or 'flattened'")
+    if plan.align == "flattened" and trace.references > 1:
+        raise ValueError(f"align='flattened': wanted one reference, got {trace.references}")
+    feeding = [s for s in sites if s.site.name in plan.widths and s.site.feeds_flatten]
+    if plan.align == "flattened" and not feeding:
+        raise ValueError("align='flattened': no sampled site feeds a Flatten")
+    for s in feeding if plan.align == "flattened" else []:
+        warn_if_few(s.site.name, data.count, s.channels * s.positions)
+    if plan.classifier not in CLASSIFIERS:
+        raise ValueError(f"classifier={plan.classifier!r}: wanted None, 'refit' or 'refit_aligned'")
+    if plan.classifier is not None:
+        trace.tail()
+        if data.labels is None:
+            raise ValueError(f"classifier={plan.classifier!r}: data has no labels, wanted batches (x, y)")
+    if plan.classifier == "refit" and sites[-1].site.name not in plan.widths:
+        raise ValueError(
+            f"classifier='refit': the last site {sites[-1].site.name!r} is not sampled; wanted 'refit_aligned'"
+        )
+    if plan.accuracy_profile and (held.labels is None or not held.count):
+        raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
 
 
 def choose_sites(known: Sequence[SiteStatistics], sites: Sequence[str] | None) -> list[SiteStatistics]:
