@@ -54,7 +54,7 @@ clean:
 $(VENV)/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH) setuptools pybind11
-	$(PIP) --no-build-isolation --editable ".[cli,plots,data,dev]"
+	$(PIP) --no-build-isolation --editable ".[cli,plots,data,analysis,dev]"
 	touch $@
 
 build/done: $(VENV)/done setup.py $(CSRC)

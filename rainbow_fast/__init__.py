@@ -3,7 +3,7 @@
 
 from rainbow_fast.ops.cross_covariance import cross_covariance, cross_covariance_
 from rainbow_fast.ops.gaussian import gaussian, key
-from rainbow_fast.ops.polar import Polar, polar
+from rainbow_fast.ops.polar import Polar, polar, polar_
 from rainbow_fast.ops.random_features import (
     random_features,
     random_features_covariance,
@@ -13,8 +13,10 @@ from rainbow_fast.ops.sample_project_align import sample_project_align, sample_p
 from rainbow_fast.rainbow.activation import RainbowActivation
 from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.files import load, save
+from rainbow_fast.rainbow.listing import sites
 from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
+from rainbow_fast.rainbow.model_file import load_model, save_model
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network import RainbowNetwork
 from rainbow_fast.rainbow.report import Report
@@ -34,8 +36,10 @@ __all__ = [
     "gaussian",
     "key",
     "load",
+    "load_model",
     "plan",
     "polar",
+    "polar_",
     "random_features",
     "random_features_covariance",
     "random_features_projection",
@@ -43,4 +47,6 @@ __all__ = [
     "sample_project_align",
     "sample_project_align_",
     "save",
+    "save_model",
+    "sites",
 ]

@@ -164,3 +164,46 @@ def test_save_writes_whole_files_only(tmp_path, monkeypatch, suffix, start):
 def test_save_refuses_an_unknown_suffix(tmp_path):
     with pytest.raises(ValueError, match=r"path: wanted a name that ends in .png, .pdf or .svg, got figure.doc"):
         plots.save(plots.accuracy_and_error(records()), tmp_path / "figure.doc")
+
+
+def panels() -> list[plots.Panel]:
+    kernel = np.array([[0.4, 0.1, 0.02], [0.2, 0.06, 0.04]])
+    first = plots.Curve("site 2", "kernel", kernel, (0.0, 12.8, 1.0))
+    second = plots.Curve("site 4", "kernel", 2 * kernel)
+    noise = plots.Curve("site 2", "two samples", 2 * kernel)
+    level = plots.Curve("site 4", "error", 0.2 + kernel, (0.2, 12.8, 1.0))
+    return [plots.Panel("kernels", [first, second, noise], {"theory": 1.0}), plots.Panel("aligned", [level])]
+
+
+def test_convergence_shows_means_fits_limits_and_slopes():
+    figure = plots.convergence([32, 128, 512], panels(), title="on digits")
+    left, right = figure.axes
+    assert (left.get_xscale(), left.get_yscale(), left.get_title()) == ("log", "log", "kernels")
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["$2^{5}$", "$2^{7}$", "$2^{9}$"]
+    found = {container.get_label(): container[0] for container in left.containers}
+    assert list(found) == ["site 2, kernel", "site 4, kernel", "site 2, two samples"]
+    np.testing.assert_allclose(found["site 4, kernel"].get_ydata(), [0.6, 0.16, 0.06])
+    assert found["site 2, kernel"].get_color() == found["site 2, two samples"].get_color()
+    fits = [line for line in left.lines if len(line.get_xdata()) == 200]
+    assert len(fits) == 1 and fits[0].get_ydata()[[0, -1]] == pytest.approx([0.4, 0.025])
+    (theory,) = [line for line in left.lines if line.get_color() == plots.GREY]
+    assert theory.get_ydata()[0] / theory.get_ydata()[-1] == pytest.approx(16)
+    assert [text.get_text() for text in left.texts] == ["$n^{-1}$ theory"]
+    assert not [line for line in left.lines if line.get_linestyle() == ":"]  # e_inf = 0
+    (limit,) = [line for line in right.lines if line.get_linestyle() == ":"]
+    assert limit.get_ydata()[0] == 0.2 and limit.get_color() == found["site 4, kernel"].get_color()
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["site 2", "site 4", "kernel", "two samples"]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ([], "panels: wanted curves of one to 6 groups, got 0"),
+        ([plots.Panel("empty", []), *panels()], "panels: 'empty' has 0 kinds of curves, wanted one to 3"),
+        ([plots.Panel("p", [plots.Curve("s", "k", np.ones((2, 4)))])], r"panels: 'p': wanted errors \(networks, 3\)"),
+        ([plots.Panel("p", [plots.Curve("s", "k", np.zeros((2, 3)))])], r"panels: 'p': wanted errors .* above 0"),
+    ],
+)
+def test_convergence_refuses(given, message):
+    with pytest.raises(ValueError, match=message):
+        plots.convergence([32, 128, 512], given)

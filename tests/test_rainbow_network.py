@@ -95,7 +95,7 @@ def test_files_that_are_refused(tmp_path):
     network, _ = rf.sample(reference(), x)
     with pytest.raises(TypeError, match="network: wanted a RainbowNetwork, got Sequential"):
         rf.save(network.materialize(), path)
-    with pytest.raises(FileNotFoundError, match="path: no network at .*network.safetensors"):
+    with pytest.raises(FileNotFoundError, match="path: no sampled network at .*network.safetensors"):
         rf.load(path, reference())
     with pytest.raises(FileNotFoundError):
         rf.save(network, tmp_path / "missing" / "network.safetensors")

@@ -46,6 +46,21 @@ def test_holdout():
     assert torch.equal(same(X), rf.sample(net, X)[0](X)), "what is held out is not aligned on"
 
 
+def test_rank_above_the_noise_edge():
+    """Three planted directions in the noise of an initialisation, and a layer with a bias, whose noise is not told."""
+    net = mlp((60, 40, 5, 2), seed=0)
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        net[1].weight += torch.randn(40, 3, generator=source) @ torch.randn(3, 60, generator=source)
+    x = torch.randn(200, 60, generator=source)
+    model = rf.fit(net, x)
+    assert [s.rank for s in model.sample(rank={"2": "marchenko_pastur"}, factor=4)[1].sites] == [3, 5]
+    assert model.sample(rank="marchenko_pastur", sites=["2"])[1].sites[0].rank == 3
+    net[1].bias = nn.Parameter(torch.zeros(40))
+    with pytest.raises(ValueError, match="rank='marchenko_pastur': site '2' is not written by one bias-free linear"):
+        rf.fit(net, x).sample(rank="marchenko_pastur")
+
+
 def test_widths_and_ranks(model):
     def sizes(**options):
         return [(s.n, s.rank) for s in model.sample(**options)[1].sites]

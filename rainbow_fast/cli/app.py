@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from rainbow_fast import backend
 from rainbow_fast.cli import markdown, terminal
+from rainbow_fast.cli.convergence import convergence
 from rainbow_fast.cli.experiment import Grid, Job, load_images, new_reference, sample_grid, train_reference
 from rainbow_fast.cli.files import (
     BUILDERS,
@@ -229,6 +230,9 @@ def reproduce(
     write(out / "cifar10.md", markdown.table(records))
     write(out / "cifar10.png", markdown.figure(records))
     terminal.out().print(f"{out}: results.jsonl, cifar10.md, cifar10.png", markup=False, soft_wrap=True)
+
+
+app.command()(convergence)
 
 
 @app.command()

@@ -67,6 +67,11 @@ class Site:
     modules: tuple[str, ...] | None
     reference: nn.Sequential  # z -> phi, leaves z as it is
 
+    @property
+    def fused(self) -> bool:
+        """Whether the fused kernels compute it, so that no features need be stored."""
+        return self.activation is not None and self.before is None and self.after is None
+
 
 def find(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> list[tuple[Site, list[fx.Node]]]:
     """The sites of a graph in order of execution, each with its nodes: pooling, non-linearity, pooling, norm."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rainbow_fast.rainbow.machine import Machine
+from rainbow_fast.rainbow.table import aligned
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,7 @@ class Cost:
 
     def __str__(self) -> str:
         rows = [list(COLUMNS), *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        lines = aligned(rows)
         return "\n".join(
             [
                 f"method {self.method}, {self.images} samples, {self.held_out_images} held out: "

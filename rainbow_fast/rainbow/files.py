@@ -4,24 +4,22 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from rainbow_fast.networks.trace import trace
+from rainbow_fast.networks.trace import Site, trace
 from rainbow_fast.rainbow.activation import Law, RainbowActivation
-from rainbow_fast.rainbow.network import RainbowNetwork, assemble, fingerprint
+from rainbow_fast.rainbow.container import Format, Header
+from rainbow_fast.rainbow.network import RainbowNetwork, assemble, fingerprint, refit_site
 
-FORMAT, VERSION = "rainbow_fast.network", 2
+NETWORK = Format("rainbow_fast.network", 2, "sampled network")
 REQUIRED = ("key", "A")
 _BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "gain", "bias", "offset")
+_OPTIONS = ("n", "d", "mean_row", "h", "flattened")
 
 
 def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
@@ -36,29 +34,19 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, Tensor] = {}
     sites = []
     for name in network.sampled:
-        site = network.site(name)
-        options = ("n", "d", "mean_row", "h", "flattened")
-        sites.append({"name": name} | {option: getattr(site, option) for option in options})
-        tensors |= {f"{name}.{b}": value for b in _BUFFERS if (value := getattr(site, b)) is not None}
+        options, buffers = pack(network.site(name))
+        sites.append({"name": name} | options)
+        tensors |= {f"{name}.{b}": value for b, value in buffers.items()}
     if network.head is not None:
         head = network.body.get_submodule(network.head)
-        tensors |= {f"classifier.{key}": value for key, value in head.state_dict().items()}
+        tensors |= {f"classifier.{key}": copied(value) for key, value in head.state_dict().items()}
     header = {
         "sites": sites,
         "classifier": network.classifier,
         "input_shape": network.input_shape,
         "reference": network.fingerprint,
     }
-    metadata = {"format": FORMAT, "version": str(VERSION), "network": json.dumps(header)}
-    dense = torch.contiguous_format  # copies: safetensors refuses strided and shared memory
-    data = to_bytes({name: t.detach().cpu().clone(memory_format=dense) for name, t in tensors.items()}, metadata)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    NETWORK.write(Path(path), header, tensors)
 
 
 def load(
@@ -75,9 +63,7 @@ def load(
             message names it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path: no network at {path}")
-    header, tensors = _read(path)
+    header, tensors = NETWORK.read(path)
     found = fingerprint(reference)
     if header["reference"] != found:
         raise ValueError(
@@ -93,17 +79,9 @@ def load(
     try:
         for entry in header["sites"]:
             name, site = entry["name"], sites[entry["name"]]
-            mine = {b: tensors[f"{name}.{b}"].to(device) for b in _BUFFERS if b in REQUIRED or f"{name}.{b}" in tensors}
-            if header["classifier"] == "refit" and site is cut.sites[-1] and entry["flattened"]:
-                after = [] if site.after is None else [site.after]
-                site = replace(site, after=nn.Sequential(*after, cut.tail().between))
-            options = {option: entry[option] for option in ("n", "d", "mean_row", "h")}
-            law = Law(key=mine["key"], U=mine.get("U"), T=mine.get("T"), k=mine.get("k"), **options)
-            recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
-            made = RainbowActivation(site, law, flattened=entry["flattened"], recalibration=recalibration)
-            made.A, made.offset = mine["A"], mine.get("offset")
-            made.scale = mine.get("scale", made.scale)  # version 1 has it in A
-            activations[name] = made
+            if header["classifier"] == "refit" and site is cut.sites[-1]:
+                site = refit_site(site, cut.tail(), flattened=entry["flattened"])
+            activations[name] = unpack(site, entry, tensors, f"{name}.", device)
         head = None
         if header["classifier"] == "refit_aligned":
             head = copy.deepcopy(cut.tail().last)
@@ -114,16 +92,30 @@ def load(
     return assemble(cut, activations, classifier=header["classifier"], head=head, input_shape=shape, fingerprint=found)
 
 
-def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                came = metadata.get("format")
-                raise ValueError(f"path: {path} holds no sampled network: its format is {came!r}, not {FORMAT!r}")
-            version = int(metadata["version"])
-            if version > VERSION:
-                raise ValueError(f"path: {path} has version {version}, this package reads versions up to {VERSION}")
-            return json.loads(metadata["network"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"path: {path} is not a whole safetensors file ({error})") from error
+def pack(activation: RainbowActivation) -> tuple[Header, dict[str, Tensor]]:
+    """What a sampled site has beyond the reference's, as options and buffers."""
+    buffers = {b: copied(value) for b in _BUFFERS if (value := getattr(activation, b)) is not None}
+    return {option: getattr(activation, option) for option in _OPTIONS}, buffers
+
+
+def unpack(
+    site: Site, options: Header, tensors: Mapping[str, Tensor], prefix: str, device: torch.device
+) -> RainbowActivation:
+    """The sampled site that `pack` took apart, the names of its buffers having a prefix.
+
+    Raises:
+        KeyError: one that is missing.
+    """
+    mine = {b: tensors[prefix + b].to(device) for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
+    given = {option: options[option] for option in _OPTIONS if option != "flattened"}
+    law = Law(key=mine["key"], U=mine.get("U"), T=mine.get("T"), k=mine.get("k"), **given)
+    recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
+    made = RainbowActivation(site, law, flattened=options["flattened"], recalibration=recalibration)
+    made.A, made.offset = mine["A"], mine.get("offset")
+    made.scale = mine.get("scale", made.scale)  # version 1 has it in A
+    return made
+
+
+def copied(t: Tensor) -> Tensor:
+    """In memory of its own, for safetensors refuses what is shared."""
+    return t.detach().cpu().clone(memory_format=torch.contiguous_format)

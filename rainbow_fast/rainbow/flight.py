@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rainbow_fast.networks.trace import State, Trace
 from rainbow_fast.rainbow.activation import RainbowActivation
 from rainbow_fast.rainbow.statistics import SiteStatistics
-from rainbow_fast.rainbow.storage import Cell, Storage, keeper
+from rainbow_fast.rainbow.storage import Cell, Storage, keeper, plain
 
 REFERENCE = 0  # the lane of the reference; the others follow
 
@@ -39,7 +39,7 @@ class Data:
         return range(0, len(self.x), self.size)
 
     def chunk(self, start: int) -> Tensor:
-        return self.x[start : start + self.size].to(self.device, self.dtype)
+        return plain(self.x[start : start + self.size].to(self.device, self.dtype))
 
     @property
     def example(self) -> Tensor:
@@ -98,8 +98,16 @@ class Flight:
 
     def apply(self, lane: int, start: int) -> Tensor:
         """Put what the activation of the lane makes of z; it is returned."""
-        self.put(lane, start, self._applied(self.activations[lane][self.place], self.z(lane, start)))
+        if self.keep is not None:
+            self.put(lane, start, self._applied(self.activations[lane][self.place], self.z(lane, start)))
         return self.output(lane, start)
+
+    def follow(self, lane: int, activation: nn.Module) -> None:
+        """Let a module stand for the site in a lane, of which nothing is to be measured."""
+        self.activations[lane].append(activation)
+        parts = self.apart[lane] or isinstance(activation, RainbowActivation)
+        for start in self if parts and self.keep is not None else ():
+            self.apply(lane, start)
 
     def settle(self, lane: int, start: int) -> Tensor:
         """`apply`, where the projection without scale and offset has been put."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,20 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from rainbow_fast.networks.trace import State, Trace
+from rainbow_fast.networks.trace import Trace
 from rainbow_fast.rainbow import storage as storing
-from rainbow_fast.rainbow.activation import channels_first
 from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.estimate import estimate
+from rainbow_fast.rainbow.fitting import Progress, fit_moments
 from rainbow_fast.rainbow.flight import Data, in_flight_bytes
 from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.network import CLASSIFIERS, RainbowNetwork
-from rainbow_fast.rainbow.plan import Plan, Widths, choose
+from rainbow_fast.rainbow.plan import Plan, Ranks, Widths, choose
 from rainbow_fast.rainbow.prepare import prepare, repeat, warn_if_few
 from rainbow_fast.rainbow.report import Report
-from rainbow_fast.rainbow.sampling import Progress, sample_networks
-from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
-from rainbow_fast.rainbow.step import active_rows
+from rainbow_fast.rainbow.sampling import sample_networks
+from rainbow_fast.rainbow.statistics import SiteStatistics
 
 
 def fit(
@@ -34,6 +33,8 @@ def fit(
     holdout: object = None,
     max_samples: int = 400_000,
     pointwise: Iterable[type[nn.Module]] = (),
+    memory_budget: int | None = None,
+    scratch: str | None = None,
     progress: Progress | None = None,
 ) -> RainbowModel:
     """Fit a rainbow model to a trained network: find its sites, and their moments on the alignment data.
@@ -50,6 +51,8 @@ def fit(
         max_samples: of the moments of a site: where images times positions are more, every t-th is taken, t odd and
             coprime with the positions of a map.
         pointwise: kinds of modules of one's own that treat every number alike, and so can be sampled.
+        memory_budget: bytes of data that is not a tensor already; beyond, it is put into a file in `scratch`, an
+            existing folder, that of the system for temporary files by default. None: no limit.
         progress: called as ``progress(done, total, what)``.
 
     Returns:
@@ -64,9 +67,10 @@ def fit(
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.
     """
-    cut, sites, align, held = prepare(reference, data, holdout, max_samples, pointwise)
-    with torch.no_grad():
-        _statistics(cut, sites, align, max_samples, progress)
+    storing.check_budget(memory_budget, scratch)
+    limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
+    cut, sites, align, held = prepare(reference, data, holdout, max_samples, pointwise, **limits)
+    fit_moments(cut, sites, align, max_samples, progress)
     return RainbowModel(cut, sites, align, held, max_samples)
 
 
@@ -77,6 +81,8 @@ def sample(
     holdout: object = None,
     max_samples: int = 400_000,
     pointwise: Iterable[type[nn.Module]] = (),
+    memory_budget: int | None = None,
+    scratch: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[RainbowNetwork, Report]:
@@ -84,8 +90,9 @@ def sample(
 
     `options` are those of `RainbowModel.sample`.
     """
-    model = fit(reference, data, holdout=holdout, max_samples=max_samples, pointwise=pointwise)
-    return model.sample(progress=progress, **options)
+    limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
+    model = fit(reference, data, holdout=holdout, max_samples=max_samples, pointwise=pointwise, **limits)
+    return model.sample(progress=progress, **limits, **options)
 
 
 def plan(
@@ -156,7 +163,7 @@ class RainbowModel:
         *,
         width: Widths | None = None,
         factor: float | None = None,
-        rank: Widths | None = None,
+        rank: Ranks | None = None,
         energy: float | None = None,
         sites: Sequence[str] | None = None,
         seed: int = 0,
@@ -177,7 +184,8 @@ class RainbowModel:
         memory_budget: int | None = None,
         storage: str | None = None,
         storage_dtype: torch.dtype | None = None,
-        scratch: str | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+        resume: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> tuple[RainbowNetwork, Report]:
         r"""Sample one network: at every site, n neurons that are random combinations of the reference's d, aligned.
@@ -189,7 +197,8 @@ class RainbowModel:
         Args:
             width: neurons of each site: an int, or a dict by site, in which others keep the reference's width.
             factor: multiplies the reference's widths; 1 by default. One of `width` and `factor`.
-            rank: combine the leading r directions of z only; an int (at most d) or a dict by site. None uses z itself.
+            rank: combine the leading r directions of z only: an int (at most d), ``"marchenko_pastur"`` for as many as
+                the writer's weights have above noise, or a dict by site. None uses z itself.
             energy: the least rank that holds this share of the variance. One of `rank` and `energy`.
             sites: names of those to sample; all but output activations by default.
             seed, network: address of the random numbers; networks of one seed are independent. ``0 <= seed < 2^63``,
@@ -210,6 +219,9 @@ class RainbowModel:
             storage: one of the three by name, ``"memory"``, ``"file"``, ``"recompute"``. The choice changes no bit.
             storage_dtype: torch.bfloat16 rounds what waits, at half the size; None does not.
             scratch: an existing folder for these files; that of the system for temporary ones by default.
+            resume: a folder, made if it is not there, that every finished site is written to. Called again with the
+                same arguments, a run that was stopped, in whatever way, goes on behind its last finished site, and ends
+                with the bits of one that never was. The folder stays; remove it when it is no longer wanted.
             progress: called as ``progress(done, total, what)``, several times a site.
 
         Returns:
@@ -217,7 +229,9 @@ class RainbowModel:
 
         Raises:
             ValueError: an option that is unknown, out of range or contradicts another, or labels that are missing:
-                before anything is computed. Activations that are not finite or vanish: the message names the site.
+                before anything is computed. Activations that are not finite or vanish: the message names the site. A
+                folder to resume from that holds something else, or a run of another reference, data, options, number
+                of threads, instruction set or version: the message names what differs.
 
         Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 2 and equations 12 to 15.
         """
@@ -249,6 +263,7 @@ class RainbowModel:
             storage=storage,
             storage_dtype=storage_dtype,
             scratch=scratch,
+            resume=resume,
             progress=progress,
         )[0]
 
@@ -259,7 +274,8 @@ class RainbowModel:
         memory_budget: int | None = None,
         storage: str | None = None,
         storage_dtype: torch.dtype | None = None,
-        scratch: str | None = None,
+        scratch: str | os.PathLike[str] | None = None,
+        resume: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[RainbowNetwork, Report]]:
         """Sample several networks in one pass of the reference: at each site, one after the other. Each is the network
@@ -267,7 +283,7 @@ class RainbowModel:
 
         Args:
             networks: the options of `sample` that each network is sampled with.
-            memory_budget, storage, storage_dtype, scratch: as in `sample`, of all networks together.
+            memory_budget, storage, storage_dtype, scratch, resume: as in `sample`, of all networks together.
             progress: called as ``progress(done, total, what)``.
 
         Returns:
@@ -297,6 +313,7 @@ class RainbowModel:
             max_samples=self._max_samples,
             storage=kept,
             scratch=scratch,
+            resume=resume,
             progress=progress,
         )
 
@@ -364,26 +381,3 @@ class RainbowModel:
             )
         if plan.accuracy_profile and (self._held.labels is None or not self._held.count):
             raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
-
-
-def _statistics(
-    cut: Trace, sites: tuple[SiteStatistics, ...], data: Data, max_samples: int, progress: Progress | None
-) -> None:
-    """The moments of z at every site."""
-    for number, start in enumerate(data.starts, start=1):
-        state: State = (data.chunk(start),)
-        done: list[nn.Module] = []
-        for place, s in enumerate(sites):
-            z, *rest = cut.advance(place, state, done)
-            rows = channels_first(z, s.site.axis)
-            per_sample = math.prod(s.z_shape) // s.d
-            s.z.update(take(rows, start * per_sample, every(data.count * per_sample, max_samples, per_sample)))
-            if start == 0:
-                s.activity = float((active_rows(rows, s) > 0).double().mean())
-            state = (s.site.reference(z), *rest)
-            done.append(s.site.reference)
-        if progress is not None:
-            progress(number, len(data.starts), "statistics of the reference")
-    for s in sites:
-        if (channel := s.z.x.not_finite()) is not None:
-            raise ValueError(f"site {s.site.name!r}: the reference's z is not finite, first in channel {channel}")

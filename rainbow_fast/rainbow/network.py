@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -125,12 +126,17 @@ def fingerprint(reference: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def refit_layout(site: Site, tail: Tail, phi: Tensor) -> tuple[bool, nn.Module | None]:
-    """How a site holds a classifier, phi being what it gives the layers between: whether flattened, and its pooling.
+def refit_flattened(tail: Tail, phi: Tensor) -> bool:
+    """Whether a site holds a refit classifier as a map of all its features, phi being what it gives the layers between.
 
-    One feature for each neuron, of a map of ones one: a map of channels, which commutes with the averages that follow.
-    More: a map of all features, which takes the layers between into the site.
+    Where these leave one feature for each neuron, and of a map of ones one, a map of channels does, which commutes with
+    the averages.
     """
-    if tail.features(phi) == 1 and tail.keeps_constants(phi):
-        return False, site.after
-    return True, nn.Sequential(*([] if site.after is None else [site.after]), tail.between)
+    return not (tail.features(phi) == 1 and tail.keeps_constants(phi))
+
+
+def refit_site(site: Site, tail: Tail, *, flattened: bool) -> Site:
+    """A site that holds a refit classifier: of all features, it takes the layers between into its pooling."""
+    if not flattened:
+        return site
+    return replace(site, after=nn.Sequential(*([] if site.after is None else [site.after]), tail.between))

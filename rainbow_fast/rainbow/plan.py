@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rainbow_fast.rainbow.noise_edge import marchenko_pastur_rank
 from rainbow_fast.rainbow.parts import Parts, resolve
 from rainbow_fast.rainbow.statistics import SiteStatistics
 
 Widths = int | Mapping[str, int]
+Ranks = int | str | Mapping[str, int | str]
+NOISE_EDGE = "marchenko_pastur"
 SITE_BITS, NETWORK_BITS = 12, 20  # of a stream: network << 12 | site
 
 
@@ -37,7 +40,7 @@ def choose(
     *,
     width: Widths | None = None,
     factor: float | None = None,
-    rank: Widths | None = None,
+    rank: Ranks | None = None,
     energy: float | None = None,
     sites: Sequence[str] | None = None,
     seed: int = 0,
@@ -109,17 +112,18 @@ def choose_widths(
 
 def choose_directions(
     chosen: Sequence[SiteStatistics],
-    rank: Widths | None,
+    rank: Ranks | None,
     energy: float | None,
     *,
     centred: bool,
     only_shapes: bool = False,
 ) -> dict[str, Tensor | None]:
-    """U by site: the leading r directions, r the rank (at most d), or the least that holds `energy` of the trace.
-    `only_shapes`: of a rank, without their values.
+    """U by site: the leading r directions, r the rank (at most d), or as many as stand out of noise, or the least that
+    holds `energy` of the trace. `only_shapes`: of a rank, without their values.
 
     Raises:
-        ValueError: both given, a rank below 1, an energy outside (0, 1], an unknown site.
+        ValueError: both given, a rank below 1, an energy outside (0, 1], an unknown site, a site without the one writer
+            whose noise could be told.
     """
     if rank is not None and energy is not None:
         raise ValueError(f"rank={rank} and energy={energy}: wanted one of the two")
@@ -128,6 +132,8 @@ def choose_directions(
     none: dict[str, Tensor | None] = {s.site.name: None for s in chosen}
     if rank is None and energy is None:
         return none
+    above = {s.site.name: _above_noise(s) for s in chosen if NOISE_EDGE in (rank, _of(rank, s.site.name))}
+    rank = above if rank == NOISE_EDGE else {**rank, **above} if isinstance(rank, Mapping) else rank
     ranks = {} if rank is None else _by_site("rank", rank, none)
     for s in chosen:
         name = s.site.name
@@ -147,11 +153,25 @@ def choose_directions(
     return none
 
 
-def _by_site(what: str, value: Widths, sites: Mapping[str, object]) -> dict[str, int]:
+def _of(rank: Ranks | None, name: str) -> int | str | None:
+    return rank.get(name) if isinstance(rank, Mapping) else None
+
+
+def _above_noise(known: SiteStatistics) -> int:
+    writer = known.site.writer
+    if writer is None:
+        raise ValueError(
+            f"rank={NOISE_EDGE!r}: site {known.site.name!r} is not written by one bias-free linear layer, whose noise "
+            "could be told: wanted a number"
+        )
+    return max(marchenko_pastur_rank(writer.weight), 1)
+
+
+def _by_site(what: str, value: Ranks, sites: Mapping[str, object]) -> dict[str, int]:
     given = dict(value) if isinstance(value, Mapping) else {name: value for name in sites}
     for name, number in given.items():
         if name not in sites:
             raise ValueError(f"{what}: {name!r} is not among the sampled sites {', '.join(sites)}")
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ValueError(f"{what}={number!r} for site {name!r}: wanted an int, at least 1")
-    return given
+    return given  # type: ignore[return-value]  # all of them ints

@@ -10,17 +10,15 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.data import batches
 from rainbow_fast.networks.trace import State, Trace, trace
 from rainbow_fast.rainbow.flight import Data
+from rainbow_fast.rainbow.gather import gather
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.statistics import SiteStatistics
 
 HOLDOUT = 0.1
 CHUNK_NUMBERS = 2**21  # numbers of the largest map of the reference in one chunk of samples
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-Labelled = tuple[Tensor, Tensor | None]
 
 
 def prepare(
@@ -30,6 +28,8 @@ def prepare(
     max_samples: int,
     pointwise: Iterable[type[nn.Module]],
     images: int | None = None,
+    memory_budget: int | None = None,
+    scratch: str | None = None,
 ) -> tuple[Trace, tuple[SiteStatistics, ...], Data, Data]:
     """Checks the arguments of `fit`; the trace of the reference, its sites without moments, the two data sets.
 
@@ -42,14 +42,14 @@ def prepare(
         raise ValueError(f"max_samples={max_samples!r}: wanted an int, at least 1")
     if isinstance(holdout, int | float) and not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout}: wanted a share of the data, 0 <= holdout < 1, or data")
-    x, y = _gather(data, "data")
+    x, y = gather(data, "data", memory_budget=memory_budget, scratch=scratch)
     if images is not None:
         x, y = repeat(x, images), None if y is None else repeat(y, images)
     if holdout is None or isinstance(holdout, int | float):
         kept = len(x) - int(len(x) * (HOLDOUT if holdout is None else holdout))
         (x, x_held), (y, y_held) = (x[:kept], x[kept:]), (None, None) if y is None else (y[:kept], y[kept:])
     else:
-        x_held, y_held = _gather(holdout, "holdout")
+        x_held, y_held = gather(holdout, "holdout", memory_budget=memory_budget, scratch=scratch)
         if x_held.shape[1:] != x.shape[1:]:
             came, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
             raise ValueError(f"holdout: samples of shape {came}, wanted {wanted} as in data")
@@ -100,23 +100,6 @@ def _check_parameters(reference: nn.Module) -> tuple[torch.device, torch.dtype]:
                 "float16, and one dtype and device for all"
             )
     return first.device, first.dtype
-
-
-def _gather(data: object, name: str) -> Labelled:
-    """All of a data set, as (x, y); y is None if there are no class labels."""
-    try:
-        parts = list(batches(data, batch_size=2**62))
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("data:", f"{name}:", 1)) from None
-    for x, _ in parts:
-        if x.shape[1:] != parts[0][0].shape[1:]:
-            shapes = tuple(parts[0][0].shape[1:]), tuple(x.shape[1:])
-            raise ValueError(f"{name}: samples of shapes {shapes[0]} and {shapes[1]}, wanted one shape")
-    ys = [y for _, y in parts if y is not None]
-    x = parts[0][0] if len(parts) == 1 else torch.cat([x for x, _ in parts])
-    if not ys or any(y.dtype != torch.int64 or y.dim() != 1 for y in ys):
-        return x, None
-    return x, torch.cat(ys)
 
 
 def site_shapes(cut: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:

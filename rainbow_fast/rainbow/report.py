@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rainbow_fast.rainbow.moments import ChannelMoments
 from rainbow_fast.rainbow.parts import Parts
+from rainbow_fast.rainbow.table import aligned
 
 
 @dataclass
@@ -136,8 +137,7 @@ _COLUMNS = {
 def _table(sites: list[SiteReport]) -> list[str]:
     rows = [list(_COLUMNS.values())]
     rows += [[_cell(getattr(site, name)) for name in _COLUMNS] for site in sites]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return aligned(rows)
 
 
 def _cell(value: object) -> str:

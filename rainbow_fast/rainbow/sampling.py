@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,16 +15,17 @@ from torch import Tensor, nn
 
 from rainbow_fast.networks.trace import Trace
 from rainbow_fast.rainbow.activation import RainbowActivation
+from rainbow_fast.rainbow.checkpoint import Checkpoint, Finished, describe, opened
 from rainbow_fast.rainbow.classifier import ridge_classifier
+from rainbow_fast.rainbow.fitting import Progress
 from rainbow_fast.rainbow.flight import REFERENCE, Data, Flight
+from rainbow_fast.rainbow.listing import reason_kept
 from rainbow_fast.rainbow.network import RainbowNetwork, assemble, fingerprint
 from rainbow_fast.rainbow.plan import Plan
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.statistics import SiteStatistics
 from rainbow_fast.rainbow.step import SiteStep, Work
 from rainbow_fast.rainbow.storage import Storage
-
-Progress = Callable[[int, int, str], None]
 
 
 @torch.no_grad()
@@ -35,20 +38,27 @@ def sample_networks(
     *,
     max_samples: int,
     storage: Storage,
-    scratch: str | None,
+    scratch: str | os.PathLike[str] | None,
+    resume: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> list[tuple[RainbowNetwork, Report]]:
     """Sample one network for each plan: all sites in order of execution, at each site one network after the other."""
     total = sum(len(plan.widths) for plan in plans) * (2 * len(align.starts) + len(held.starts))
     tick = _ticker(progress, total)
-    with tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=scratch) as folder:
+    run: AbstractContextManager[Checkpoint | None] = nullcontext()
+    if resume is not None:
+        dtype = storage.dtype
+        facts = describe(trace, statistics, plans, align, held, max_samples=max_samples, storage_dtype=dtype)
+        run = opened(resume, trace, facts)
+    with run as checkpoint, tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=scratch) as folder:
         flights = tuple(Flight(trace, data, 1 + len(plans), storage, Path(folder)) for data in (align, held))
         lanes = [
-            Lane(Work(flights[0], flights[1], lane, plan, max_samples, tick), storage)
+            Lane(Work(flights[0], flights[1], lane, plan, max_samples, tick), storage, checkpoint)
             for lane, plan in enumerate(plans, REFERENCE + 1)
         ]
         for known in statistics:
-            _reference(flights, known)
+            for flight in flights:
+                flight.follow(REFERENCE, known.site.reference)
             for lane in lanes:
                 lane.pass_site(known, last=known is statistics[-1])
             sampled = [lane.work.lane for lane in lanes if known.site.name in lane.work.plan.widths]
@@ -61,20 +71,12 @@ def sample_networks(
         return [lane.assembled(digest, accuracies) for lane in lanes]
 
 
-def _reference(flights: Sequence[Flight], known: SiteStatistics) -> None:
-    """Bring the reference past a site, and whatever still is the reference to its z."""
-    for flight in flights:
-        flight.activations[REFERENCE].append(known.site.reference)
-        for start in flight:
-            flight.apply(REFERENCE, start)
-
-
 class Lane:
     """One network that is being sampled."""
 
-    def __init__(self, work: Work, storage: Storage) -> None:
+    def __init__(self, work: Work, storage: Storage, checkpoint: Checkpoint | None) -> None:
         plan, align, held = work.plan, work.align, work.held
-        self.work, self.trace = work, align.trace
+        self.work, self.trace, self.checkpoint = work, align.trace, checkpoint
         self.report = Report(
             plan.method, plan.parts, plan.align, plan.classifier, plan.seed, plan.network, align.count, held.count
         )
@@ -84,21 +86,35 @@ class Lane:
         self.refit: RainbowActivation | None = None
 
     def pass_site(self, known: SiteStatistics, *, last: bool) -> None:
-        """Sample a site if that is planned, else let it be the reference's."""
-        plan, name = self.work.plan, known.site.name
-        if name not in plan.widths:
-            for flight in (self.work.align, self.work.held):
-                flight.activations[self.work.lane].append(known.site.reference)
-                for start in flight if flight.apart[self.work.lane] else ():
-                    flight.apply(self.work.lane, start)
-            self.report.kept[name] = _why(known)
+        """Sample a site if that is planned, or read it if it has been; else let it be the reference's."""
+        work, name, number = self.work, known.site.name, self.work.lane - REFERENCE - 1
+        if name not in work.plan.widths:
+            for flight in (work.align, work.held):
+                flight.follow(work.lane, known.site.reference)
+            self.report.kept[name] = reason_kept(known.site) or "not among the sites asked for"
             return
-        refits = last and plan.classifier == "refit"
+        done = None
+        if self.checkpoint is not None:
+            done = self.checkpoint.read(number, known.site, work.align.data.device)
+        if done is None:
+            done = self._sampled(known, last and work.plan.classifier == "refit")
+            if self.checkpoint is not None:
+                self.checkpoint.write(number, known.site, done)
+        else:
+            for flight, passes in ((work.align, 2), (work.held, 1)):
+                flight.follow(work.lane, done.activation)
+                for _ in range(passes * len(flight.data.starts)):
+                    work.tick(f"{name}: read")
+        self.activations[name] = done.activation
+        self.report.sites.append(done.report)
+        self.refit, self.report.ridge = done.refit, done.ridge
+
+    def _sampled(self, known: SiteStatistics, refits: bool) -> Finished:
         step = SiteStep(self.work, known, tail=self.trace.tail() if refits else None)
-        self.activations[name], site_report = step.run()
-        self.report.sites.append(site_report)
+        done = Finished(*step.run())
         if refits:
-            self.refit, self.report.ridge = step.refit()
+            done.refit, done.ridge = step.refit()
+        return done
 
     def profile(self) -> None:
         """The held-out accuracy with the sites so far, after each sampled one."""
@@ -140,12 +156,6 @@ class Lane:
         head.weight = nn.Parameter(B.to(align.data.dtype))
         head.bias = nn.Parameter(b.to(align.data.dtype))
         return head
-
-
-def _why(known: SiteStatistics) -> str:
-    if known.site.output:
-        return "an output activation, not named"
-    return "a gate, not named" if known.site.gate else "not among the sites asked for"
 
 
 def _accuracy(flight: Flight, lane: int) -> float:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 KINDS = ("memory", "file", "recompute")
 DTYPES = (None, torch.bfloat16)
+ALIGNMENT = 64  # bytes, of what torch allocates
 
 
 class Cell(Protocol):
@@ -56,8 +56,10 @@ class InFile:
 
     def load(self) -> Tensor:
         # Read, not mapped: the pages of a map count as the process's own, and a site reads each file once or twice.
-        raw = torch.from_numpy(np.fromfile(self.path, dtype=np.uint8))
-        return raw.view(self.stored).view(self.shape).to(self.device, self.dtype)
+        made = torch.empty(self.shape, dtype=self.stored)
+        with self.path.open("rb") as file:
+            file.readinto(memoryview(made.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        return made.to(self.device, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Storage:
 
     def round(self, value: Any) -> Any:
         """What comes back of a value that was stored."""
-        return value.to(self.dtype).to(value.dtype) if self.rounds(value) else value
+        value = value.to(self.dtype).to(value.dtype) if self.rounds(value) else value
+        return plain(value) if isinstance(value, Tensor) else value
 
     def rounds(self, value: Any) -> bool:
         return self.dtype is not None and isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float64)
@@ -85,6 +88,12 @@ class Storage:
         rounded = ", rounded to bfloat16" if self.dtype is not None else ""
         where = {"memory": "in memory", "file": "in files", "recompute": "nowhere, computed again for every site"}
         return f"activations wait {where[self.kind]} ({self.bytes / 1e6:.1f} MB{rounded})"
+
+
+def plain(value: Tensor) -> Tensor:
+    """The same numbers as they lie in new memory: contiguous, from an aligned address on; libraries round by both."""
+    value = value.contiguous().view(-1).view(value.shape)  # twice, for strides along axes of size 1
+    return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
 def choose(
@@ -104,10 +113,7 @@ def choose(
         raise ValueError(f"storage={storage!r}: wanted None or one of {', '.join(KINDS)}")
     if storage_dtype not in DTYPES:
         raise ValueError(f"storage_dtype={storage_dtype}: wanted None or torch.bfloat16")
-    if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget < 0):
-        raise ValueError(f"memory_budget={memory_budget!r}: wanted None or a number of bytes, at least 0")
-    if scratch is not None and not Path(scratch).is_dir():
-        raise ValueError(f"scratch: no folder {scratch}")
+    check_budget(memory_budget, scratch)
     kind = storage
     if kind is None and (memory_budget is None or bytes_needed <= memory_budget):
         kind = "memory"
@@ -117,6 +123,14 @@ def choose(
     return Storage(kind, bytes_needed, storage_dtype)
 
 
+def check_budget(memory_budget: int | None, scratch: str | os.PathLike[str] | None) -> None:
+    """A number of bytes and an existing folder, or a ValueError."""
+    if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget < 0):
+        raise ValueError(f"memory_budget={memory_budget!r}: wanted None or a number of bytes, at least 0")
+    if scratch is not None and not Path(scratch).is_dir():
+        raise ValueError(f"scratch: no folder {scratch}")
+
+
 def keeper(storage: Storage, folder: Path) -> Keep | None:
     """What puts a value where the storage says, files into `folder`; None where nothing is kept."""
     if storage.kind == "recompute":
@@ -124,8 +138,8 @@ def keeper(storage: Storage, folder: Path) -> Keep | None:
 
     def keep(value: Any) -> Cell:
         dtype = storage.dtype if storage.rounds(value) else None
-        if storage.kind == "file" and isinstance(value, Tensor):
-            return InFile(value, folder, dtype)
-        return InMemory(value, dtype)
+        if not isinstance(value, Tensor):
+            return InMemory(value, dtype)
+        return InFile(value, folder, dtype) if storage.kind == "file" else InMemory(plain(value), dtype)
 
     return keep

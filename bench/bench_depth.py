@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Sampling convolutional networks of growing depth: linear in it for ours, quadratic for the published loop.
+
+3 x 3 convolutions of 32 channels on maps of 16 x 16, on CIFAR-10 where it is found (else on images of its shape and
+spectrum), 256 to align on and 128 to test with. Plain torch keeps the activations of the last layer; the published
+codes run both networks in full for every layer, and then evaluate both. Errors as in `bench_sampling`.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from bench_sampling import polar
+from floor import Floor
+from here import ROOT
+from race import OURS, PLAIN, PUBLISHED, Candidate, Race, entries, relative
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import rainbow_fast as rf
+from rainbow_fast.data import cifar10
+
+CHANNELS, SIDE, BATCH, ALIGN, TEST = 32, 16, 64, 256, 128
+
+
+@functools.cache
+def images() -> tuple[Tensor, str]:
+    """Training images of CIFAR-10, or maps whose spectrum falls as theirs does; and what they are."""
+    unpack = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data")) / "cifar10" / "unpack.py"
+    if unpack.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, str(unpack), folder], check=True, stdout=subprocess.DEVNULL)
+            return cifar10(folder).x_train[: ALIGN + TEST].clone(), "CIFAR-10"
+    frequency = (torch.fft.fftfreq(32)[:, None] ** 2 + torch.fft.rfftfreq(32) ** 2).sqrt().clamp(min=1 / 32)
+    noise = torch.randn(ALIGN + TEST, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return torch.fft.irfft2(torch.fft.rfft2(noise) / frequency), "maps"
+
+
+def network(depth: int) -> nn.Sequential:
+    """With weights that keep the power of activations."""
+    torch.manual_seed(0)
+    sizes = [3] + [CHANNELS] * depth
+    layers: list[nn.Module] = []
+    for number, (before, after) in enumerate(pairwise(sizes)):
+        conv = nn.Conv2d(before, after, 3, padding=1, stride=1 + (number == 0), bias=False)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        layers += [conv, nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10)).eval()
+
+
+def layer(weights: list[Tensor], number: int, x: Tensor) -> Tensor:
+    return F.relu(F.conv2d(x, weights[number], padding=1, stride=1 + (number == 0)))
+
+
+def head(weights: list[Tensor], bias: Tensor, x: Tensor) -> Tensor:
+    return F.linear(x.mean((2, 3)), weights[-1], bias)
+
+
+def drawn(W: Tensor, G: Tensor, A: Tensor | None) -> Tensor:
+    """W' = G W A / sqrt(d), A on the channels that come in."""
+    made = torch.einsum("nd,dcij->ncij", G, W) / W.shape[0] ** 0.5
+    return made if A is None else torch.einsum("ndij,dc->ncij", made, A)
+
+
+def covariance(x: Tensor, y: Tensor) -> Tensor:
+    return x.transpose(0, 1).flatten(1) @ y.transpose(0, 1).flatten(1).T
+
+
+@torch.no_grad()
+def site_by_site(weights: list[Tensor], x: Tensor, draws: list[Tensor]) -> list[Tensor]:
+    y, A, sampled = x, None, []
+    for number, G in enumerate(draws):
+        sampled.append(drawn(weights[number], G, A))
+        x, y = layer(weights, number, x), layer(sampled, number, y)
+        A = polar(covariance(x, y))
+    return [*sampled, weights[-1] @ A]
+
+
+@torch.no_grad()
+def layer_by_layer(weights: list[Tensor], bias: Tensor, x: Tensor, test: Tensor, draws: list[Tensor]) -> list[Tensor]:
+    """As published: for every layer two whole forwards over the data, and two over the test images."""
+
+    def activations(net: list[Tensor], batch: Tensor) -> list[Tensor]:
+        kept = []
+        for number in range(len(draws)):
+            batch = layer(net, number, batch)
+            kept.append(batch)
+        return [*kept, head(net, bias, batch)]
+
+    made, A = list(weights), None
+    for number, G in enumerate(draws):
+        made[number] = drawn(weights[number], G, A)
+        M = torch.zeros(CHANNELS, CHANNELS)
+        for batch in x.split(BATCH):
+            M += covariance(activations(weights, batch)[number], activations(made, batch)[number])
+        A = polar(M / len(x))
+        last = number + 1 == len(draws)
+        following = weights[-1] @ A if last else torch.einsum("ndij,dc->ncij", weights[number + 1], A)
+        made[-1 if last else number + 1] = following
+        for batch in test.split(BATCH):
+            activations(weights, batch), activations(made, batch)
+    return made
+
+
+@torch.no_grad()
+def logits(weights: list[Tensor], bias: Tensor, x: Tensor) -> Tensor:
+    for number in range(len(weights) - 1):
+        x = layer(weights, number, x)
+    return head(weights, bias, x)
+
+
+def sampling(depth: int) -> Race:
+    reference = network(depth)
+    weights = [m.weight.detach() for m in reference if isinstance(m, nn.Conv2d | nn.Linear)]
+    bias = reference[-1].bias.detach()
+    found, what = images()
+    x, test = found[:ALIGN], found[ALIGN:]
+    source = torch.Generator()
+
+    def draw() -> list[Tensor]:
+        source.manual_seed(1)
+        return [torch.randn(CHANNELS, CHANNELS, generator=source) for _ in range(depth)]
+
+    @functools.cache
+    def exact(generated: bool) -> Tensor:
+        draws = [rf.gaussian(CHANNELS, CHANNELS, seed=1, stream=k) for k in range(depth)] if generated else draw()
+        wide = site_by_site([W.double() for W in weights], x.double(), [G.double() for G in draws])
+        return logits(wide, bias.double(), test.double())
+
+    def error_of_weights(made: list[Tensor]) -> float:
+        return relative(logits(made, bias, test), exact(generated=False))
+
+    candidates = {
+        OURS: Candidate(
+            lambda: rf.sample(reference, x, holdout=test, seed=1, max_samples=2**31),
+            lambda found: relative(found[0](test), exact(generated=True)),
+        ),
+        PLAIN: Candidate(lambda: site_by_site(weights, x, draw()), error_of_weights),
+        PUBLISHED: Candidate(lambda: layer_by_layer(weights, bias, x, test, draw()), error_of_weights),
+    }
+    # The layers of both networks over all images, the features in two passes, their covariance, their projection.
+    positions = (ALIGN + TEST) * SIDE**2
+    flops = depth * positions * (2 * 2.0 * CHANNELS**2 * 9 + 6 * 2.0 * CHANNELS**2)
+    return Race(f"sampling on {what}, depth {depth}", candidates, Floor({"f32": flops}), rounds=2, slack=1e-4)
+
+
+bench_depth = entries(sampling, [(8,), (16,)])

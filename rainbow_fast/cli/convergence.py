@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command `convergence`: how fast kernels and alignments of sampled networks converge, on digits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import torch
+import typer
+
+from rainbow_fast import plots
+from rainbow_fast.cli import terminal
+from rainbow_fast.cli.experiment import new_reference, train_reference
+from rainbow_fast.cli.files import Record, write, write_records
+from rainbow_fast.data import digits
+from rainbow_fast.rainbow.model import RainbowModel, fit
+from rainbow_fast.rainbow.report import Report
+
+if TYPE_CHECKING:  # needs scipy
+    from rainbow_fast.analysis.convergence import KernelConvergence
+    from rainbow_fast.analysis.rates import PowerFit, Slope
+
+HIDDEN = (128, 128)
+WIDTHS = "128,256,512,1024,2048,4096,8192,16384,32768"
+RANKS = (4, 64)  # of the power law of the spectrum
+INTRODUCTION = """\
+# Convergence in width
+
+    rainbow-fast convergence
+
+![Errors against width](convergence.png)
+
+A perceptron {sizes} trained on digits ({accuracy:.1f} % of the test images right); from it, {networks} independent
+networks of each width n are sampled by the paper's method. Kernels are those of the {images} test images. At each site,
+khat is the kernel of the n sampled features, k its closed form at the same input zh, phi' the sampled features and phi
+what they are aligned with. Numbers are means over the networks; fits are `e_inf + c n^-p`, with intervals of 95 %.
+
+- *kernel*: `E (khat - k)^2 / E k^2`. Theory: p = 1, e_inf = 0.
+- *two samples*: `E (khat - khat')^2 / E k^2` of two networks, each at its own input: the noise floor.
+- *to the limit*: `min_A E|A phi' - phi|^2 / E|phi|^2`, phi infinitely many features at the same input.
+- *to a wide sample*: the same, phi being the features of one network of width {wide} at its own input: all layers up to
+  this one take part, and what that network is itself off by remains as e_inf.
+- *to the trained network*: `E|phih - phi|^2 / E|phi|^2` on the test images, phi of the trained network, of finite width
+  and not of Gaussian rows: it tends to e_inf > 0, whatever the width.
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What was measured at a site, and what was fitted to it (None where nothing falls)."""
+
+    name: str
+    found: KernelConvergence
+    trained: np.ndarray  # (networks, widths): error to the trained network
+    fits: Mapping[str, PowerFit | None]
+    decay: Slope
+
+
+def convergence(
+    widths: Annotated[str, typer.Option(help="Neurons of every site, increasing.")] = WIDTHS,
+    networks: Annotated[int, typer.Option(help="Of each width.", min=2)] = 5,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.", min=0)] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU (default: as torch chooses).", min=1)] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-convergence"),
+) -> None:
+    """How fast kernels converge with the width, on digits: results.jsonl, convergence.md, convergence.png."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = _widths(widths)
+    for package, extra in (("matplotlib", "plots"), ("scipy", "analysis")):
+        if find_spec(package) is None:
+            raise ImportError(f'convergence needs {package}: pip install "rainbow_fast[{extra}]"')
+    images, about = digits(), new_reference("mlp", "digits", widths=HIDDEN, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    with terminal.bar(networks * sum(chosen) + 4 * chosen[-1]) as bar:
+        with bar.job(0, "train mlp") as step:
+            reference, about = train_reference(about, images, {"seed": seed}, step)
+        model = fit(reference, (images.x_train, images.y_train), holdout=(images.x_test, images.y_test))
+        with bar.job(networks * sum(chosen) + 4 * chosen[-1], "sample") as step:
+            sites = study(model, images.x_test, chosen, networks, seed, step)
+    write_records(out / "results.jsonl", [record for site in sites for record in records(site)])
+    sizes = "-".join(map(str, about.arguments["sizes"]))
+    write(out / "convergence.md", page(sites, sizes, 100 * about.accuracy, len(images.x_test)))
+    plots.save(figure(sites, f"mlp {sizes} on digits"), out / "convergence.png")
+    for line in _table(sites):
+        terminal.out().print(line, markup=False, soft_wrap=True)
+    terminal.out().print(f"{out}: results.jsonl, convergence.md, convergence.png", markup=False, soft_wrap=True)
+
+
+def study(
+    model: RainbowModel, x: torch.Tensor, widths: list[int], networks: int, seed: int, step: terminal.Step
+) -> list[Site]:
+    """Sample networks of each width and measure all sites on the images x."""
+    from rainbow_fast.analysis.convergence import site_convergence
+    from rainbow_fast.analysis.rates import power_law_decay
+
+    errors: dict[str, dict[int, list[float]]] = {}
+
+    def sample(n: int, index: int):
+        network, report = model.sample(width=n, network=index, seed=seed)
+        _keep(errors, n, report)
+        return network
+
+    found = site_convergence(
+        sample, x, widths, networks=networks, progress=lambda done, total, what: step(done / total, what)
+    )
+    sites = []
+    for name, measured in found.items():
+        trained = np.array([errors[name][n] for n in widths]).T
+        decay = power_law_decay(measured.spectrum, first=RANKS[0], last=RANKS[1])
+        sites.append(Site(name, measured, trained, _fits(measured, trained), decay))
+    return sites
+
+
+def records(site: Site) -> list[Record]:
+    """One for each sampled network: numbers and names only."""
+    found, made = site.found, []
+    for place, n in enumerate(found.widths.tolist()):
+        for network in range(len(found.kernel)):
+            made.append(
+                {"site": site.name, "width": n, "network": network}
+                | {name: float(getattr(found, name)[network, place]) for name in ("kernel", "between", "limit", "wide")}
+                | {"wide_width": found.wide_width, "trained": float(site.trained[network, place])}
+            )
+    return made
+
+
+def page(sites: list[Site], sizes: str, accuracy: float, images: int) -> str:
+    """The results as the text of a page."""
+    from rainbow_fast.analysis.rates import theory_slopes
+
+    first = sites[0].found
+    introduction = INTRODUCTION.format(
+        sizes=sizes, accuracy=accuracy, networks=len(first.kernel), images=images, wide=first.wide_width
+    )
+    decays = []
+    for site in sites:
+        low, high = site.decay.interval
+        text = (
+            f"Site {site.name}: eigenvalues of `E[phi phi^T]` fall as `m^-alpha`, alpha = {site.decay.alpha:.2f} "
+            f"({low:.2f} to {high:.2f}) over the ranks {RANKS[0]} to {RANKS[1]}."
+        )
+        if site.decay.alpha > 1:
+            theory = theory_slopes(site.decay.alpha)
+            text += (
+                f"\nExponents of the alignment error that follow: {theory.theorem:.2f} (theorem 1, a bound), "
+                f"{theory.kpca:.2f} (kernel principal components),\n{theory.heuristic:.2f} (by perturbation, no proof)."
+            )
+        decays.append(text + "\n")
+    return "\n".join([introduction, "\n".join(_table(sites)) + "\n", *decays])
+
+
+def figure(sites: list[Site], title: str) -> plots.Figure:
+    """Three panels: kernels, alignments with the limit, errors to the trained network."""
+    from rainbow_fast.analysis.rates import theory_slopes
+
+    def curve(site: Site, kind: str, name: str) -> plots.Curve:
+        errors = site.trained if name == "trained" else getattr(site.found, name)
+        fitted = site.fits.get(name)
+        return plots.Curve(f"site {site.name}", kind, errors, None if fitted is None else fitted[:3])
+
+    kernels = [curve(s, kind, name) for s in sites for kind, name in (("kernel", "kernel"), ("two samples", "between"))]
+    wide = f"width {sites[0].found.wide_width}"
+    aligned = [curve(s, kind, name) for s in sites for kind, name in (("infinite width", "limit"), (wide, "wide"))]
+    alpha = min(site.decay.alpha for site in sites)
+    theory = theory_slopes(alpha) if alpha > 1 else None
+    slopes = {} if theory is None else {"theorem 1": theory.theorem, "KPCA": theory.kpca, "heuristic": theory.heuristic}
+    panels = [
+        plots.Panel("kernel, against its limit", kernels, {"theory": 1.0}),
+        plots.Panel("aligned with wider samples", aligned, slopes),
+        plots.Panel("aligned with the trained network", [curve(s, "error", "trained") for s in sites]),
+    ]
+    return plots.convergence(sites[0].found.widths.tolist(), panels, title=title)
+
+
+def _fits(found: KernelConvergence, trained: np.ndarray) -> dict[str, PowerFit | None]:
+    """Of each error. To the trained network, networks differ by ``s n^-1/2``, s pooled over all widths: most of what
+    they differ by is not of the size of the error, which does not vanish."""
+    from rainbow_fast.analysis.rates import fit_power
+
+    networks, count = found.kernel.shape
+    n = np.broadcast_to(found.widths, (networks, count))
+    sigma = np.sqrt((trained.var(0, ddof=1) * found.widths).mean() / (networks * found.widths))
+    calls = {
+        "kernel": lambda: fit_power(n, found.kernel, e_inf=0),
+        "limit": lambda: fit_power(n, found.limit),
+        "wide": lambda: fit_power(n, found.wide),
+        "trained": lambda: fit_power(found.widths, trained.mean(0), sigma),
+    }
+    made: dict[str, PowerFit | None] = {}
+    for name, call in calls.items():
+        try:
+            made[name] = call()
+        except ValueError:  # too few widths, or errors that do not fall
+            made[name] = None
+    return made
+
+
+def _table(sites: list[Site]) -> list[str]:
+    names = {
+        "kernel": "kernel",
+        "limit": "to the limit",
+        "wide": "to a wide sample",
+        "trained": "to the trained network",
+    }
+    first = sites[0].found.widths
+    lines = [
+        ["site", "error", f"n = {first[0]}", f"n = {first[-1]}", "p", "e_inf"],
+        ["---"] * 6,
+    ]
+    for site in sites:
+        for name, title in names.items():
+            errors = (site.trained if name == "trained" else getattr(site.found, name)).mean(0)
+            fitted = site.fits[name]
+            cells = ["no fit", ""]
+            if fitted is not None:
+                low, high = fitted.p_interval
+                ends = fitted.e_inf_interval
+                cells = [
+                    f"{fitted.p:.2f} ({low:.2f} to {high:.2f})",
+                    f"{fitted.e_inf:.2g} ({ends[0]:.2g} to {ends[1]:.2g})",
+                ]
+                cells[1] = "0 (known)" if name == "kernel" else cells[1]
+            lines.append([site.name, title, f"{errors[0]:.2g}", f"{errors[-1]:.2g}", *cells])
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _keep(errors: dict[str, dict[int, list[float]]], n: int, report: Report) -> None:
+    for site in report.sites:
+        assert site.held_out_error is not None
+        errors.setdefault(site.site, {}).setdefault(n, []).append(site.held_out_error)
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        widths = [int(part) for part in text.split(",")]
+    except ValueError:
+        widths = []
+    if not widths or widths[0] < 1 or any(b <= a for a, b in zip(widths, widths[1:], strict=False)):
+        raise ValueError(f"--widths: wanted increasing whole numbers above 0, separated by commas; got {text!r}")
+    return widths

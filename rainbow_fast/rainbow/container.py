@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Files of this package: safetensors with a format, a version and a header; whole, or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+PART = ".part"  # ends the name of a file that is being written; it begins with a dot
+
+Header = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        name: written into each; the header stands under its last word.
+        version: that is written; older ones are read.
+        holds: in words, for messages.
+    """
+
+    name: str
+    version: int
+    holds: str
+
+    def write(self, path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors that share no memory, and a header of what JSON knows.
+
+        Raises:
+            FileNotFoundError: the folder of `path` is missing.
+        """
+        metadata = {"format": self.name, "version": str(self.version), self._key: json.dumps(header)}
+        write_whole(path, to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+
+    def read(self, path: Path, argument: str = "path") -> tuple[Header, dict[str, Tensor]]:
+        """What `write` wrote, by the number to the same bits. Nothing is unpickled.
+
+        Raises:
+            FileNotFoundError: no file at `path`.
+            ValueError: it is truncated, of another format, or of a newer version; the message names it.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{argument}: no {self.holds} at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                self._check(metadata, f"{argument}: {path}")
+                # Cloned, for in the file they lie at any address, and libraries round by it.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                return json.loads(metadata[self._key]), tensors
+        except SafetensorError as error:
+            raise ValueError(f"{argument}: {path} is not a whole safetensors file ({error})") from error
+        except (KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{argument}: {path} is damaged, its header cannot be read ({error})") from error
+
+    @property
+    def _key(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    def _check(self, metadata: Mapping[str, str], what: str) -> None:
+        came = metadata.get("format")
+        if came != self.name:
+            raise ValueError(f"{what} holds no {self.holds}: its format is {came!r}, not {self.name!r}")
+        version = metadata["version"]
+        if not version.isdecimal() or int(version) > self.version:
+            raise ValueError(f"{what} has version {version}, this package reads versions up to {self.version}")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, the whole of it or nothing: through a temporary file beside it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""All of a data set as one tensor, in memory or in a file that is mapped."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rainbow_fast.data import batches
+
+Labelled = tuple[Tensor, Tensor | None]
+
+
+def gather(
+    data: object, name: str, *, memory_budget: int | None = None, scratch: str | os.PathLike[str] | None = None
+) -> Labelled:
+    """All of a data set, as (x, y), in its own dtype; y is None if there are no class labels.
+
+    Tensors are taken as they are. Batches are put together: in memory, or beyond `memory_budget` bytes in a file in
+    `scratch`, which is mapped and has no name, so that it goes with the tensor.
+
+    Raises:
+        TypeError, ValueError: what is no data; samples of several shapes or dtypes. The message begins with `name`.
+    """
+    images, labels = _Collected(name, memory_budget, scratch), []
+    try:
+        for x, y in batches(data, batch_size=2**62):
+            images.add(x)
+            labels += [] if y is None else [y]
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("data:", f"{name}:", 1)) from None
+    if not labels or any(y.dtype != torch.int64 or y.dim() != 1 for y in labels):
+        return images.tensor(), None
+    return images.tensor(), torch.cat(labels)
+
+
+class _Collected:
+    """Batches of images, one after the other."""
+
+    def __init__(self, name: str, memory_budget: int | None, scratch: str | os.PathLike[str] | None) -> None:
+        self.name, self.scratch = name, scratch
+        self.budget = math.inf if memory_budget is None else memory_budget
+        self.parts: list[Tensor] = []
+        self.count = self.bytes = 0
+        self.file: IO[bytes] | None = None
+
+    def add(self, x: Tensor) -> None:
+        if self.count == 0:
+            self.shape, self.dtype = x.shape[1:], x.dtype
+        if x.shape[1:] != self.shape:
+            shapes = tuple(self.shape), tuple(x.shape[1:])
+            raise ValueError(f"{self.name}: samples of shapes {shapes[0]} and {shapes[1]}, wanted one shape")
+        if x.dtype != self.dtype:
+            raise ValueError(f"{self.name}: samples of dtypes {self.dtype} and {x.dtype}, wanted one dtype")
+        self.count += len(x)
+        self.bytes += x.nbytes
+        self.parts.append(x)
+        if len(self.parts) > 1 and self.bytes > self.budget:
+            self._spill()
+
+    def tensor(self) -> Tensor:
+        if self.file is None:
+            return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+        self._spill()
+        self.file.flush()
+        raw = torch.from_numpy(np.memmap(self.file, dtype=np.uint8, mode="c"))
+        self.file.close()
+        return raw.view(self.dtype).view(self.count, *self.shape)
+
+    def _spill(self) -> None:
+        if self.file is None:
+            self.file = tempfile.TemporaryFile(dir=self.scratch)  # noqa: SIM115  closed once it is mapped
+        for part in self.parts:
+            part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tofile(self.file)
+        self.parts.clear()

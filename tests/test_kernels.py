@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Kernels of infinite width against quadrature in two dimensions, at their edges, and against n features."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from here import draw
+from torch import Tensor
+
+import rainbow_fast as rf
+from rainbow_fast.ops.activations import ACTIVATIONS
+
+pytest.importorskip("scipy")
+
+from rainbow_fast.analysis import kernels
+from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel, expected_mean
+
+SLOPE = 0.25
+LEGENDRE = np.polynomial.legendre.leggauss(64)
+# |u|, |v|, cosine, shift of u, shift of v
+PAIRS = [(1.0, 2.0, 0.5, 0.0, 0.0), (1.5, 0.7, -0.95, -0.4, 0.6), (0.8, 3.0, 0.99, 1.0, 1.2)]
+
+
+def quadrature(function, breaks: list[float]) -> float:
+    """E[function(X)], X standard normal, by Gauss and Legendre between -11 and 11, cut where it has kinks."""
+    cuts = np.unique(np.clip([-11, *breaks, *np.linspace(-10, 10, 11), 11], -11, 11))
+    middle, half = (cuts[1:] + cuts[:-1]) / 2, (cuts[1:] - cuts[:-1]) / 2
+    x = (middle[:, None] + half[:, None] * LEGENDRE[0]).ravel()
+    weights = (half[:, None] * LEGENDRE[1]).ravel() * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    return float((function(x) * weights).sum())
+
+
+def sigma(activation: str, x: np.ndarray) -> np.ndarray:
+    return ACTIVATIONS[activation][0](torch.from_numpy(np.asarray(x)), SLOPE).numpy()
+
+
+def expectation(activation: str, s: float, t: float, cos: float, a: float, b: float) -> float:
+    """E[sigma(a + s X) sigma(b + t Y)], one integral inside the other."""
+    sin = math.sqrt(1 - cos**2)
+
+    def given(x: float) -> float:
+        y = b + t * cos * x
+        return quadrature(lambda z: sigma(activation, y + t * sin * z), [-y / (t * sin)])
+
+    return quadrature(lambda x: sigma(activation, a + s * x) * np.array([given(v) for v in x]), [-a / s, -b / t / cos])
+
+
+def vectors(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_kernel_is_the_integral(activation: str) -> None:
+    """Without a shift, with one at nearly opposite, and at nearly parallel inputs. 1e-13: rounding of sums of 1e4."""
+    for s, t, cos, a, b in PAIRS:
+        u, v = vectors([s, 0.0]), vectors([t * cos, t * math.sqrt(1 - cos**2)])
+        shifts = {} if a == b == 0 else {"shift": vectors(a), "shift_v": vectors(b)}
+        shifts = {name: value.view(1) for name, value in shifts.items()}
+        found = expected_kernel(u, v, activation=activation, negative_slope=SLOPE, **shifts)
+        wanted = expectation(activation, s, t, cos, a, b)
+        assert abs(float(found) - wanted) < 1e-13 * (1 + s + abs(a)) * (1 + t + abs(b))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mean_is_the_integral(activation: str) -> None:
+    u, shift = vectors([1.0, 0.0], [0.6, 0.8], [2.0, 1.5]), vectors([0.0], [-0.7], [1.3]).view(3)
+    found = expected_mean(u, activation=activation, negative_slope=SLOPE, shift=shift)
+    for size, a, value in zip([1, 1, 2.5], shift.tolist(), found.tolist(), strict=True):
+        wanted = quadrature(lambda x, a=a, size=size: sigma(activation, a + size * x), [-a / size])
+        assert abs(value - wanted) < 1e-13
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_rows_of_zeros_are_constants(activation: str) -> None:
+    """Of a row of zeros sigma(shift) is left: the kernel is its product with the means of the others."""
+    u = vectors([0.0, 0.0], [1.0, 2.0], [-1.0, -2.0], [0.0, 0.0])
+    for shift in (torch.zeros(4, dtype=torch.float64), vectors([0.7, 0.0, -3.0, 0.0]).view(4)):
+        given = {"activation": activation, "shift": shift}
+        k, mean = expected_kernel(u, **given), expected_mean(u, **given)
+        constant = ACTIVATIONS[activation][0](shift[0], 0.01)
+        torch.testing.assert_close(k[0], constant * mean, rtol=0, atol=1e-13)
+        torch.testing.assert_close(mean[0], constant, rtol=0, atol=1e-13)
+
+
+def test_nearly_opposite_and_nearly_parallel() -> None:
+    """sin t + (pi - t) cos t would cancel at t near pi, and arccos of a rounded cosine is off by 1e-8 near 0."""
+    for tilt in (1e-2, 1e-6, 1e-9):
+        x = 2 * math.atan(tilt)  # pi minus the angle
+        u, v = vectors([1.0, tilt]), vectors([-1.0, tilt])
+        series = x**3 / 3 - x**5 / 30 + x**7 / 840
+        assert float(expected_kernel(u, v)) == pytest.approx((1 + tilt**2) * series / (2 * math.pi), rel=1e-8)
+        assert float(expected_kernel(u, v, activation="step")) == pytest.approx(x / (2 * math.pi), rel=1e-9)
+        parallel = float(expected_kernel(u, vectors([1.0, -tilt]), activation="step"))
+        assert 0.5 - parallel == pytest.approx(x / (2 * math.pi), abs=1e-16)
+    u = draw(50, 7, dtype=torch.float64)
+    assert (expected_kernel(u, activation="step").diagonal() == 0.5).all()
+    assert float(expected_kernel(u, -u).diagonal().abs().max()) == 0
+
+
+def test_kernels_of_data_are_positive_and_agree_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    u, shift = draw(40, 5, dtype=torch.float64), draw(40, dtype=torch.float64, seed=1)
+    whole = {name: expected_kernel(u, activation=name, shift=shift) for name in ("relu", "tanh")}
+    monkeypatch.setattr(kernels, "PAIRS", 70)
+    for name, k in whole.items():
+        blocks = expected_kernel(u, activation=name, shift=shift)
+        torch.testing.assert_close(blocks, k, rtol=0, atol=1e-14)
+        part = expected_kernel(u[:9], u[7:], activation=name, shift=shift[:9], shift_v=shift[7:])
+        torch.testing.assert_close(part, k[:9, 7:], rtol=0, atol=1e-11)  # a series of another length
+        assert float((k - k.T).abs().max()) < 1e-14 and torch.linalg.eigvalsh(k)[0] > -1e-13
+
+
+def test_series_refuses_what_is_too_steep() -> None:
+    far = vectors([20.0, 0.0])
+    with pytest.raises(ValueError, match="u: a row of norm 20 makes tanh too steep for its Hermite series"):
+        expected_kernel(far, activation="tanh")
+    with pytest.raises(ValueError, match="u: a row of norm 40 makes tanh too steep: wanted 24"):
+        expected_mean(2 * far, activation="tanh")
+    assert 0.8 < float(expected_kernel(far * 0.375, activation="tanh")) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_empirical_kernel_is_of_the_features(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    u, shift, n = draw(30, 6, dtype=dtype), draw(30, dtype=dtype, seed=1), 300
+    monkeypatch.setattr(kernels, "FEATURES", 30 * 128)  # three blocks, the last a small one
+    given = {"seed": 3, "stream": 5, "row_offset": 7, "activation": "leaky_relu", "negative_slope": SLOPE}
+    phi = rf.random_features(u, n, shift=shift, **given).double()
+    found = empirical_kernel(u, n, shift=shift, **given)
+    assert torch.equal(found, found.T)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14  # products in the dtype of u, sums in float64
+    torch.testing.assert_close(found, phi @ phi.T / n, rtol=0, atol=tolerance * 10)
+    crossed = empirical_kernel(u[:4], n, u[2:], shift=shift[:4], shift_v=shift[2:], **given)
+    torch.testing.assert_close(crossed, found[:4, 2:], rtol=0, atol=tolerance * 10)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+def test_kernel_of_many_features_is_the_expected_one(activation: str) -> None:
+    """Within five standard errors, found from 32 samples, at all 36 pairs."""
+    u, shift = draw(8, 5, dtype=torch.float64), draw(8, dtype=torch.float64, seed=1)
+    given = {"activation": activation, "shift": shift}
+    samples = torch.stack([empirical_kernel(u, 2000, seed=0, stream=s, **given) for s in range(32)])
+    error = (samples.mean(0) - expected_kernel(u, **given)).abs() / (samples.std(0) / math.sqrt(32))
+    assert float(error.max()) < 5
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"u": torch.zeros(3)}, r"u has shape \(3,\): wanted \(N, r\)"),
+        ({"v": torch.zeros(2, 5)}, "v has rank 5: wanted that of u, 4"),
+        ({"activation": "softmax"}, "activation='softmax': wanted one of identity, relu"),
+        ({"shift": torch.zeros(2)}, r"shift has shape \(2,\): wanted \(3,\)"),
+        ({"shift_v": torch.zeros(3)}, "shift_v is given without v: wanted both, or shift alone"),
+        ({"u": torch.full((3, 4), torch.nan)}, "u is not finite"),
+        ({"shift": torch.full((3,), torch.inf)}, "shift is not finite"),
+    ],
+)
+def test_expected_kernel_refuses(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        expected_kernel(**{"u": torch.zeros(3, 4)} | given)
+
+
+def test_empirical_kernel_refuses() -> None:
+    with pytest.raises(ValueError, match="n=0: wanted at least 1"):
+        empirical_kernel(torch.zeros(3, 4), 0, seed=0)
+    with pytest.raises(ValueError, match="shift_v is given without v"):
+        empirical_kernel(torch.zeros(3, 4), 2, seed=0, shift_v=torch.zeros(3))

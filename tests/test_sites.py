@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The list of what would be sampled, and data that does not fit into memory."""
+
+from pathlib import Path
+
+import architectures
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rainbow_fast as rf
+from rainbow_fast.networks import cnn, mlp, resnet_imagenet
+from rainbow_fast.rainbow.gather import gather
+
+KINDS = (architectures.Mixer, architectures.ConvNeXt, architectures.Transformer, architectures.UNet)
+
+
+def test_the_sites_of_a_residual_network():
+    found = rf.sites(resnet_imagenet(width=4), torch.randn(1, 3, 64, 64))
+    assert [site.name for site in found[:3]] == ["activation", "layer1.0.activation", "layer1.0.activation_1"]
+    assert len(found) == 17 and all(site.kept is None for site in found)
+    assert (found[0].activation, found[0].fused) == ("ReLU + MaxPool2d", False)
+    assert (found[0].channels, found[0].z_shape, found[0].phi_shape) == (4, (4, 32, 32), (4, 16, 16))
+    text = str(found).splitlines()
+    assert len(text) == 18 and text[0].split() == ["site", "non-linearity", "channels", "z", "phi", "sampled"]
+    assert text[1].split()[-4:] == ["4", "4x32x32", "4x16x16", "yes"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_are_those_that_are_sampled(kind):
+    net = architectures.build(kind, seed=0)
+    x = torch.randn(150, *net.image)
+    _, report = rf.sample(net, x)
+    assert [(s.name, s.channels) for s in rf.sites(net, x)] == [(s.site, s.d) for s in report.sites]
+
+
+def test_without_data_there_are_no_shapes():
+    found = rf.sites(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Sigmoid()))
+    assert [(site.channels, site.kept) for site in found] == [(None, None), (None, "an output activation, not named")]
+    assert str(found).splitlines()[2].split()[2:5] == ["-", "-", "-"]
+
+
+def test_a_loader_beyond_the_budget_lies_in_a_file(tmp_path: Path):
+    x, y = torch.randn(300, 1, 14, 14), torch.randint(3, (300,))
+    loader = [(x[i : i + 70], y[i : i + 70]) for i in range(0, 300, 70)]
+    given, labels = gather(loader, "data", memory_budget=100_000, scratch=tmp_path)
+    assert torch.equal(given, x) and torch.equal(labels, y)
+    assert not list(tmp_path.iterdir()), "the file has no name"
+    mapped = given.untyped_storage().data_ptr()
+    assert any(int(line.split("-")[0], 16) <= mapped < int(line.split("-")[1].split()[0], 16) and "deleted" in line
+               for line in Path("/proc/self/maps").read_text().splitlines())  # fmt: skip
+    net = cnn((1, 4, 6), image_size=14, kernel_size=3, seed=0)
+    made = [
+        rf.sample(net, data, factor=2, memory_budget=budget)[0](x) for data, budget in (((x, y), None), (loader, 0))
+    ]
+    assert torch.equal(*made)
+
+
+def test_batches_must_agree():
+    parts: list[Tensor] = [torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.float64)]
+    with pytest.raises(ValueError, match=r"data: samples of dtypes torch.float32 and torch.float64, wanted one dtype"):
+        rf.fit(mlp((3, 4, 2)), parts)
+    with pytest.raises(ValueError, match="memory_budget=-1: wanted None or a number of bytes, at least 0"):
+        rf.fit(mlp((3, 4, 2)), parts[0], memory_budget=-1)
+    with pytest.raises(ValueError, match="scratch: no folder /nowhere"):
+        rf.fit(mlp((3, 4, 2)), parts[0], scratch="/nowhere")
