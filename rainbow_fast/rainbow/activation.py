@@ -182,8 +182,8 @@ class RainbowActivation(nn.Module):
                 out[:, at] += cross_covariance(y, features(start, stop))
 
     def features(self, z: Tensor) -> Tensor:
-        """phi', (N, n, *space): all of it, in the dtype of z."""
-        u, shift = self.project(channels_first(z, self.axis, self.flattened))
+        """phi', (N, n, *space): all of it, in the dtype of z; z as in `forward`, (N, d, *space) if flattened."""
+        u, shift = self.project(channels_first(z, None if self.flattened else self.axis))
         return torch.cat([self._features(u, shift, start, stop) for start, stop in self.blocks()], 1)
 
     def activity(self, z: Tensor) -> float:
