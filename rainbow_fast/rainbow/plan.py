@@ -92,10 +92,14 @@ def check(plan: Plan, trace: Trace, sites: Sequence[SiteStatistics], data: Data,
         trace.tail()
         if data.labels is None:
             raise ValueError(f"classifier={plan.classifier!r}: data has no labels, wanted batches (x, y)")
-    if plan.classifier == "refit" and sites[-1].site.name not in plan.widths:
+    last = sites[-1]
+    if plan.classifier == "refit" and last.site.axis == -1 and len(last.z_shape) > 1:
         raise ValueError(
-            f"classifier='refit': the last site {sites[-1].site.name!r} is not sampled; wanted 'refit_aligned'"
+            f"classifier='refit': channels of the last site {last.site.name!r} are its last axis, of shape "
+            f"{last.z_shape}: wanted 'refit_aligned'"
         )
+    if plan.classifier == "refit" and last.site.name not in plan.widths:
+        raise ValueError(f"classifier='refit': the last site {last.site.name!r} is not sampled; wanted 'refit_aligned'")
     if plan.accuracy_profile and (held.labels is None or not held.count):
         raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
 
