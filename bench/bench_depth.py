@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sampling convolutional networks of growing depth: linear in it for ours, quadratic for the published loop.
 
-3 x 3 convolutions of 32 channels on maps of 16 x 16, on CIFAR-10 where it is found (else on images of its shape and
-spectrum), 256 to align on and 128 to test with. Plain torch keeps the activations of the last layer; the published
+3 x 3 convolutions of 64 channels on maps of 16 x 16, on CIFAR-10 where it is found (else on images of its shape and
+spectrum), 320 to align on and 64 to test with. Plain torch keeps the activations of the last layer; the published
 codes run both networks in full for every layer, and then evaluate both. Errors as in `bench_sampling`.
 """
 
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import rainbow_fast as rf
 from rainbow_fast.data import cifar10
 
-CHANNELS, SIDE, BATCH, ALIGN, TEST = 32, 16, 64, 256, 128
+CHANNELS, SIDE, BATCH, ALIGN, TEST = 64, 16, 128, 320, 64
 
 
 @functools.cache

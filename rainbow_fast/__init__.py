@@ -12,10 +12,11 @@ from rainbow_fast.ops.random_features import (
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
 from rainbow_fast.rainbow.activation import RainbowActivation
 from rainbow_fast.rainbow.cost import Cost
+from rainbow_fast.rainbow.entry import fit, plan, sample
 from rainbow_fast.rainbow.files import load, save
 from rainbow_fast.rainbow.listing import sites
 from rainbow_fast.rainbow.machine import Machine
-from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
+from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.model_file import load_model, save_model
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network import RainbowNetwork

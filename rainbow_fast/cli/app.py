@@ -29,7 +29,7 @@ from rainbow_fast.cli.files import (
 from rainbow_fast.cli.planning import plan_grid
 from rainbow_fast.cli.reproduce import Trainings, tasks
 from rainbow_fast.data import cifar10
-from rainbow_fast.rainbow.model import fit
+from rainbow_fast.rainbow.entry import fit
 from rainbow_fast.rainbow.parts import METHODS, resolve
 
 ALL_METHODS = ",".join(METHODS)

@@ -18,7 +18,8 @@ from rainbow_fast.cli import terminal
 from rainbow_fast.cli.experiment import new_reference, train_reference
 from rainbow_fast.cli.files import Record, write, write_records
 from rainbow_fast.data import digits
-from rainbow_fast.rainbow.model import RainbowModel, fit
+from rainbow_fast.rainbow.entry import fit
+from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.report import Report
 
 if TYPE_CHECKING:  # needs scipy

@@ -15,8 +15,8 @@ from rainbow_fast.cli.experiment import Job, Watch
 from rainbow_fast.cli.files import About
 from rainbow_fast.networks.trace import trace
 from rainbow_fast.rainbow.cost import Cost
+from rainbow_fast.rainbow.entry import plan
 from rainbow_fast.rainbow.machine import Machine
-from rainbow_fast.rainbow.model import plan
 
 IMAGES = {"digits": (1_437, 360), "cifar10": (50_000, 10_000)}  # to train and to test on
 

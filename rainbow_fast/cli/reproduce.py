@@ -19,7 +19,8 @@ from rainbow_fast.cli import baselines
 from rainbow_fast.cli.experiment import Job, Step, new_reference, records, train_reference
 from rainbow_fast.cli.files import Record, load_checkpoint, save_checkpoint
 from rainbow_fast.data import Images
-from rainbow_fast.rainbow.model import RainbowModel, fit
+from rainbow_fast.rainbow.entry import fit
+from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.network import fingerprint
 
 TITLES = {"mlp": "MLP 1024-512-256-10", "cnn": "CNN 5x5/2 1-32-64"}

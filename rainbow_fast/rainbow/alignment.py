@@ -110,8 +110,8 @@ def align(
     )
 
 
-def scale(alignment: Alignment, projected: ChannelMoments, parts: Parts, site: str) -> float:
-    """The scale s of an alignment, given the moments of ``B phi'``, without scale and b.
+def scale(alignment: Alignment, projected: ChannelMoments | None, parts: Parts, site: str) -> float:
+    """The scale s of an alignment, given, for the optimal one, the moments of ``B phi'``.
 
     Raises:
         ValueError: the projection is zero, or not finite: the message names the site.
@@ -122,6 +122,7 @@ def scale(alignment: Alignment, projected: ChannelMoments, parts: Parts, site: s
         return 1.0
     size = alignment.features
     if parts.scale == "optimal":
+        assert projected is not None
         of_b = -alignment.b, torch.ones_like(alignment.b)
         size = projected.spread if parts.offset else projected.second_moment_about(*of_b)
     top = alignment.nuclear_norm if parts.scale == "nuclear" else alignment.overlap

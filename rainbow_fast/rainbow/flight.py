@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.networks.trace import State, Trace
-from rainbow_fast.rainbow.activation import RainbowActivation
+from rainbow_fast.rainbow.activation import RainbowActivation, channels_first
+from rainbow_fast.rainbow.moments import ChannelMoments
 from rainbow_fast.rainbow.statistics import SiteStatistics
 from rainbow_fast.rainbow.storage import Cell, Storage, keeper, plain
 
@@ -58,6 +59,7 @@ class Flight:
         activations: of each lane, the modules that stand for the sites so far, the present one among them once it is
             known.
         apart: of each lane, whether it has been sampled at a site before.
+        phi: moments of what the present site gives in the reference.
     """
 
     def __init__(self, trace: Trace, data: Data, lanes: int, storage: Storage, folder: Path) -> None:
@@ -66,6 +68,7 @@ class Flight:
         self.place = 0
         self.activations: list[list[nn.Module]] = [[] for _ in range(lanes)]
         self.apart = [lane == REFERENCE for lane in range(lanes)]
+        self.phi = ChannelMoments()
         self._cells: list[dict[int, tuple[Cell, ...]]] = [{} for _ in range(lanes)]
         self._at_z: list[set[int]] = [set() for _ in range(lanes)]
 
@@ -108,6 +111,16 @@ class Flight:
         parts = self.apart[lane] or isinstance(activation, RainbowActivation)
         for start in self if parts and self.keep is not None else ():
             self.apply(lane, start)
+
+    def reference(self, module: nn.Module, look: Callable[[int, Tensor], None] | None = None) -> None:
+        """Bring the reference past the site, which is this module, and measure phi; `look` sees each z before."""
+        self.activations[REFERENCE].append(module)
+        self.phi = ChannelMoments()
+        site = self.trace.sites[self.place]
+        for start in self:
+            if look is not None:
+                look(start, self.z(REFERENCE, start))
+            self.phi.update(channels_first(self.apply(REFERENCE, start), site.axis))
 
     def settle(self, lane: int, start: int) -> Tensor:
         """`apply`, where the projection without scale and offset has been put."""

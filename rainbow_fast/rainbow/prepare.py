@@ -146,5 +146,5 @@ def warn_if_few(site: str, samples: int, d: int) -> None:
         warnings.warn(
             f"site {site!r}: {samples} samples for {d} channels: an alignment over-fits with fewer than 2 d = {2 * d}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -111,15 +111,19 @@ class Report:
 
 
 class Error:
-    """Mean of |phih - phi|^2 over the power and over the variance of phi, a batch at a time."""
+    """Mean of |phih - phi|^2 over the power and over the variance of phi, a batch at a time.
 
-    def __init__(self) -> None:
-        self.difference = 0.0
-        self.phi = ChannelMoments()
+    `phi`: the moments of phi, where they are known; else they are taken from the batches.
+    """
+
+    def __init__(self, phi: ChannelMoments | None = None) -> None:
+        self.difference, self.known = 0.0, phi is not None
+        self.phi = ChannelMoments() if phi is None else phi
 
     def update(self, phi: Tensor, phih: Tensor) -> None:
-        self.phi.update(phi)
-        each = (phih - phi).flatten(1).to(torch.promote_types(phi.dtype, torch.float32)).square().sum(1)
+        if not self.known:
+            self.phi.update(phi)
+        each = (phih - phi).flatten(1).to(torch.promote_types(phi.dtype, torch.float32)).square_().sum(1)
         self.difference += float(each.sum(dtype=torch.float64))
 
     def relative(self) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from rainbow_fast.networks.trace import Trace
 from rainbow_fast.rainbow.activation import RainbowActivation
 from rainbow_fast.rainbow.checkpoint import Checkpoint, Finished, describe, opened
 from rainbow_fast.rainbow.classifier import ridge_classifier
-from rainbow_fast.rainbow.fitting import Progress
+from rainbow_fast.rainbow.fitting import Progress, Watch
 from rainbow_fast.rainbow.flight import REFERENCE, Data, Flight
 from rainbow_fast.rainbow.listing import reason_kept
 from rainbow_fast.rainbow.network import RainbowNetwork, assemble, fingerprint
@@ -57,8 +57,9 @@ def sample_networks(
             for lane, plan in enumerate(plans, REFERENCE + 1)
         ]
         for known in statistics:
-            for flight in flights:
-                flight.follow(REFERENCE, known.site.reference)
+            watch = None if known.fitted else Watch(known, align, max_samples, plans)
+            for flight, look in zip(flights, (watch, None), strict=True):
+                flight.reference(known.site.reference, look)
             for lane in lanes:
                 lane.pass_site(known, last=known is statistics[-1])
             sampled = [lane.work.lane for lane in lanes if known.site.name in lane.work.plan.widths]

@@ -40,6 +40,11 @@ class SiteStatistics:
         return self.phi_shape[-1 if self.site.axis == -1 else 0]
 
     @property
+    def fitted(self) -> bool:
+        """Whether the second moments of z are known."""
+        return self.z.cross is not None
+
+    @property
     def positions(self) -> int:
         """Of phi, in one sample."""
         return math.prod(self.phi_shape) // self.channels
@@ -83,4 +88,8 @@ def take(x: Tensor, first: int, step: int) -> Tensor:
     """
     if step == 1:
         return x
-    return x.movedim(1, -1).reshape(-1, x.shape[1])[-first % step :: step]
+    if x.dim() == 2:
+        return x[-first % step :: step]
+    maps = x.flatten(2)
+    rows = torch.arange(-first % step, len(maps) * maps.shape[2], step, device=x.device)
+    return maps[rows // maps.shape[2], :, rows % maps.shape[2]]

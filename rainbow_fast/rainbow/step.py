@@ -77,14 +77,14 @@ class SiteStep:
         B, found = alignment.align(moments, self.parts, positions=positions, eps=eps, least_squares=least_squares)
         self.activation.A = B.to(self._dtype).contiguous()
         del B, least_squares  # as large as A and S, in float64
-        projected = self._project()
+        projected = self._project() if self.parts.scale == "optimal" else None
         s = alignment.scale(found, projected, self.parts, self.site.name)
         c = alignment.offset(found, s, moments, self.parts)
         self.activation.scale.fill_(s)
         self.activation.offset = None if c is None else c.to(self._dtype)
         for flight in (self.work.align, self.work.held):
             flight.activations[self.work.lane].append(self.activation)
-        error, error_centred = self._finish()
+        error, error_centred = self._finish(projected is not None)
         held_out_error, held_out_error_centred = self._hold_out()
         return self.activation, SiteReport(
             index=self.site.index,
@@ -169,25 +169,36 @@ class SiteStep:
         """Put the projection without scale and offset, and take its moments."""
         align, lane, projected = self.work.align, self.work.lane, ChannelMoments()
         for start in align:
-            zh = align.z(lane, start)
-            if self.tail is not None:
-                self.collected.append(self.tail.between(self.activation.features(zh)))
-            raw = self.activation.raw(zh)
+            self._collect(start)
+            raw = self.activation.raw(align.z(lane, start))
             projected.update(self._select(start)(self._rows(raw)))
             align.put(lane, start, raw)
             self.work.tick(f"{self.site.name}: projection")
         return projected
 
-    def _finish(self) -> tuple[float, float]:
-        """phih in the place of the projection, and its error."""
-        align, error = self.work.align, Error()
+    def _finish(self, projected: bool) -> tuple[float, float]:
+        """phih, from the projection where that has been put, and its error."""
+        align, error = self.work.align, self._error(self.work.align)
         for start in align:
-            phih = align.settle(self.work.lane, start)
+            if projected:
+                phih = align.settle(self.work.lane, start)
+            else:
+                self._collect(start)
+                phih = align.apply(self.work.lane, start)
+                self.work.tick(f"{self.site.name}: projection")
             error.update(self._shaped(align.output(REFERENCE, start)), phih)
         return error.relative()
 
+    def _collect(self, start: int) -> None:
+        if self.tail is not None:
+            zh = self.work.align.z(self.work.lane, start)
+            self.collected.append(self.tail.between(self.activation.features(zh)))
+
+    def _error(self, flight: Flight) -> Error:
+        return Error(None if self.flattened else flight.phi)
+
     def _hold_out(self) -> tuple[float | None, float | None]:
-        held, error = self.work.held, Error()
+        held, error = self.work.held, self._error(self.work.held)
         for start in held:
             phih = held.apply(self.work.lane, start)
             error.update(self._shaped(held.output(REFERENCE, start)), phih)
@@ -208,5 +219,6 @@ class SiteStep:
 
 def active_rows(z: Tensor, known: SiteStatistics) -> Tensor:
     """A part of the samples of z (N, d, *space), on which the activity is measured, as (samples, d)."""
-    rows = z.movedim(1, -1).reshape(-1, known.d)
-    return rows[:: every(len(rows), ACTIVITY_SAMPLES, math.prod(known.z_shape) // known.d)]
+    positions = math.prod(known.z_shape) // known.d
+    rows = take(z, 0, every(z.numel() // known.d, ACTIVITY_SAMPLES, positions))
+    return rows.movedim(1, -1).reshape(-1, known.d)
