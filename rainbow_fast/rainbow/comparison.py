@@ -91,12 +91,13 @@ class Comparison:
         """`to_dict` as one line of JSON."""
         return json.dumps(self.to_dict())
 
-    def rows(self) -> list[list[str]]:
-        """The table, its heading first."""
-        return [list(_COLUMNS.values()), *([cell(getattr(site, name)) for name in _COLUMNS] for site in self.sites)]
+    def table(self) -> str:
+        """A row for each site."""
+        rows = [[cell(getattr(site, name)) for name in _COLUMNS] for site in self.sites]
+        return "\n".join(aligned([list(_COLUMNS.values()), *rows]))
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.samples} samples, {self.held_out_samples} held out", "", *aligned(self.rows())])
+        return f"{self.samples} samples, {self.held_out_samples} held out\n\n{self.table()}"
 
 
 @torch.no_grad()
