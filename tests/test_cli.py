@@ -32,19 +32,6 @@ PNG = b"\x89PNG"
 RESULTS = ["figure.png", "report.json", "report.txt", "results.jsonl"]
 
 
-@pytest.fixture
-def rainbow_fast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`rainbow_fast("sample", ...)`: exit code, stdout, stderr of the command, in this process."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rainbow-fast", *map(str, words)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return exit.value.code, *capsys.readouterr()  # type: ignore[return-value]
-
-    return run
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Enough for small data, and faster where other work runs beside the tests."""
@@ -231,7 +218,7 @@ def test_missing_extras_are_named(rainbow_fast: Run, monkeypatch: pytest.MonkeyP
 def test_an_interrupted_run_goes_on(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle of `sample`, in a process of its own; then the bits of a run that was left alone."""
     out, whole = tmp_path / "out", tmp_path / "whole"
-    words = ["sample", checkpoint, "--methods", "paper,regression", "--factors", "1,64", "--networks", 12]
+    words = ["sample", checkpoint, "--methods", "paper,regression", "--factors", "1,64", "--networks", 5]
     words += ["--images", 300, "--threads", 1, "--out"]
     code = "from rainbow_fast.cli import main; main()"
     process = subprocess.Popen(
@@ -242,25 +229,25 @@ def test_an_interrupted_run_goes_on(rainbow_fast: Run, checkpoint: Path, tmp_pat
         text=True,
     )
     deadline = time.monotonic() + 50
-    while not list(out.glob("unfinished-24/network-13-*")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(out.glob("unfinished-10/network-6-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     printed, err = process.communicate(timeout=50)
     assert (process.returncode, printed) == (130, "")
     assert err == "Interrupted. What stands in the output folder is whole.\n"
-    assert contents(out) == ["report.json", "results.jsonl", "unfinished-24"]
+    assert contents(out) == ["report.json", "results.jsonl", "unfinished-10"]
     there = (out / "results.jsonl").read_text()
     code, _, err = rainbow_fast(*words, out)
     assert code == 2 and f"--out: {out} holds a run that was stopped: wanted --resume, or another folder" in err
-    code, _, err = rainbow_fast("sample", "--resume", out, "--networks", 11)
-    assert code == 2 and f"--networks: the run in {out} has 12, got 11" in err
+    code, _, err = rainbow_fast("sample", "--resume", out, "--networks", 4)
+    assert code == 2 and f"--networks: the run in {out} has 5, got 4" in err
     code, printed, err = rainbow_fast("sample", "--resume", out)
     assert code == 0, err
     assert contents(out) == RESULTS and "regression" in printed
     assert rainbow_fast(*words, whole)[0] == 0
     for name in ("results.jsonl", "report.json", "report.txt"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
-    assert (out / "results.jsonl").read_text().startswith(there) and len(there.splitlines()) == 2 * 24
+    assert (out / "results.jsonl").read_text().startswith(there) and len(there.splitlines()) == 2 * 10
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
