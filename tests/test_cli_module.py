@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The commands with a module of one's own: where it, its weights and its data come from, and what is said of wrong ones."""
+"""The commands with a module of one's own, its weights and its data; what they say to wrong ones."""
 
 import json
 import pickle
@@ -42,10 +42,10 @@ def deep(depth):
     middle = [layer for _ in range(depth - 1) for layer in (nn.Linear(8, 8), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), *middle, nn.Linear(8, 10))
 
-def broken():
+def broken(width):
     raise KeyError("a word of its own")
 
-def number():
+def number(width):
     return 1
 """
 MODEL = ["--module", "own.model:build", "--module-args", '{"width": 16}']
@@ -122,20 +122,9 @@ def test_files_of_weights(rainbow_fast: Run, folder: Path) -> None:
     save_file(net.state_dict(), folder / "w.safetensors")
     torch.save({"model": net.state_dict()}, folder / "w.pth")
     for name in ("w.safetensors", "w.pth"):
-        given = [
-            *MODEL,
-            "--weights",
-            name,
-            "--data",
-            "digits",
-            *FEW,
-            "--methods",
-            "paper",
-            "--out",
-            name.partition(".")[2],
-        ]
+        given = [*MODEL, "--weights", name, "--data", "digits", *FEW, "--methods", "paper", "--out", f"of {name}"]
         assert rainbow_fast("sample", *given)[0] == 0
-    first, second = (Path(kind, "results.jsonl").read_text() for kind in ("safetensors", "pth"))
+    first, second = (Path(f"of {name}", "results.jsonl").read_text() for name in ("w.safetensors", "w.pth"))
     assert first == second
     plain = [*MODEL, "--data", "digits", *FEW, "--methods", "paper", "--seed", 3, "--out"]
     assert rainbow_fast("sample", *plain, "a")[0] == rainbow_fast("sample", *plain, "b")[0] == 0
@@ -268,7 +257,7 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--module", "own.model"], "--module: wanted package.module:name, got 'own.model'"),
         (["--module", "own.nothing:build"], "--module: 'own.nothing:build' cannot be imported (ModuleNotFoundError"),
         (["--module", "own.model:nothing"], "--module: 'own.model:nothing' cannot be imported (AttributeError"),
-        (["--module", "own.model:broken"], "--module: own.model:broken() raised KeyError: 'a word of its own'"),
+        (["--module", "own.model:broken"], "--module: own.model:broken(width=16) raised KeyError: 'a word of its own'"),
         (["--module", "own.model:number"], "--module: own.model:number returned int, wanted a module"),
         (["--module-args", "{width"], "--module-args: '{width' is not JSON"),
         (["--module-args", "[1]"], "--module-args: wanted a JSON object, got '[1]'"),
@@ -279,7 +268,7 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--weights", "cut.pt"], "--weights: cut.pt is no file of tensors alone"),
         (["--weights", "cut.safetensors"], "--weights: cut.safetensors is not a whole safetensors file"),
         (["--weights", "list.pt"], "--weights: list.pt holds no state dict of tensors"),
-        (["--weights", "other.pt"], "--weights: other.pt does not fit the network: it lacks 5.bias; it has extra, which"),
+        (["--weights", "other.pt"], "--weights: other.pt does not fit the network: it lacks 5.bias; it has extra,"),
         (["--weights", "wide.pt"], "1.weight has shape (20, 64), wanted (16, 64)"),
         (["--pointwise", "own.model:build"], "--pointwise: 'own.model:build' is function, wanted a class of modules"),
         (["--data", "nowhere"], "--data: 'nowhere' is no data: wanted digits, the folder of CIFAR-10 or"),
@@ -316,7 +305,7 @@ def test_wrong_words_cost_one_line_and_write_nothing(
     torch.save([1], folder / "list.pt")
     torch.save({k: v for k, v in state.items() if k != "5.bias"} | {"extra": torch.zeros(1)}, folder / "other.pt")
     torch.save(network(width=20).state_dict(), folder / "wide.pt")
-    np.save("x.npy", np.zeros((5, 3), dtype=np.float32))
+    np.save("x.npy", np.zeros((50, 3), dtype=np.float32))
     before = sorted(folder.rglob("*.*"))
     code, out, err = rainbow_fast("sample", *MODEL, "--data", "digits", *words, "--out", "out")
     assert (code, out) == (2, "")

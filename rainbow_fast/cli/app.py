@@ -77,7 +77,7 @@ def train(
     """Train a reference network and write it to a checkpoint, which `sample` takes."""
     set_threads(threads)
     digits = data == "digits"
-    hidden = None if widths is None else tuple(int(width) for width in numbers("--widths", widths))
+    hidden = None if widths is None else tuple(int(width) for width in numbers("--widths", widths, once=False))
     about = new_reference(architecture, "digits" if digits else "cifar10", grey=not colour, widths=hidden, seed=seed)
     path = Path(f"{architecture}-{about.data}-{seed}.safetensors") if out is None else out
     _need_folder(path.parent)

@@ -262,10 +262,11 @@ def summaries(found: Iterable[Record]) -> list[Summary]:
         sites = dict.fromkeys(record["site"] for record in group)
         accuracies = {record["network"]: record["accuracy"] for record in group}
         errors = {site: _mean_std([r["error"] for r in group if r["site"] == site]) for site in sites}
-        reached = [math.nan if value is None else value for value in accuracies.values()]
-        made.append(Summary(method, factor, len(accuracies), _mean_std(reached), errors))
+        made.append(Summary(method, factor, len(accuracies), _mean_std(list(accuracies.values())), errors))
     return made
 
 
 def _mean_std(values: list[float]) -> tuple[float, float]:
+    if None in values:
+        return math.nan, math.nan
     return mean(values), stdev(values) if len(values) > 1 else math.nan

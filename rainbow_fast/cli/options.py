@@ -120,8 +120,8 @@ def names(option: str, text: str) -> list[str]:
     return found
 
 
-def numbers(option: str, text: str) -> list[float]:
-    """Above 0, separated by commas, each once; whole ones of `--widths`."""
+def numbers(option: str, text: str, *, once: bool = True) -> list[float]:
+    """Above 0, separated by commas, each once unless they may repeat; whole ones of `--widths`."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
@@ -130,7 +130,7 @@ def numbers(option: str, text: str) -> list[float]:
     if not found or any(not 0 < n < math.inf or (whole and n != int(n)) for n in found):
         kind = "whole numbers" if whole else "numbers"
         raise ValueError(f"{option}: wanted {kind} above 0, separated by commas; got {text!r}")
-    if len(set(found)) < len(found):
+    if once and len(set(found)) < len(found):
         raise ValueError(f"{option}: wanted each number once, got {text!r}")
     return found
 

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +126,14 @@ def _read(option: str, path: Path) -> Any:
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(f"{option}: wanted a file .safetensors, .pt or .pth; got {path}")
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():  # of other versions of pickle, which are refused anyway
+            warnings.simplefilter("ignore")
+            return torch.load(path, "cpu", weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"{option}: {path} is not a whole safetensors file ({error})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ValueError(f"{option}: {path} is no file of tensors alone that torch has written ({first})") from error
 
