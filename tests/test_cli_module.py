@@ -42,12 +42,16 @@ def deep(depth):
     middle = [layer for _ in range(depth - 1) for layer in (nn.Linear(8, 8), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), *middle, nn.Linear(8, 10))
 
+def mean():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+
 def broken(width):
     raise KeyError("a word of its own")
 
 def number(width):
     return 1
 """
+CIFAR = ["--module", "own.model:mean", "--module-args", "{}"]  # takes images of CIFAR-10
 MODEL = ["--module", "own.model:build", "--module-args", '{"width": 16}']
 FEW = ["--images", 200, "--factors", "1,2", "--networks", 2, "--threads", 1]
 
@@ -272,7 +276,8 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--weights", "wide.pt"], "1.weight has shape (20, 64), wanted (16, 64)"),
         (["--pointwise", "own.model:build"], "--pointwise: 'own.model:build' is function, wanted a class of modules"),
         (["--data", "nowhere"], "--data: 'nowhere' is no data: wanted digits, the folder of CIFAR-10 or"),
-        (["--data", "own"], "--data: path: no sub-folder in own"),
+        (["--data", "own"], "--data: no sub-folder in own"),
+        (["--data", "half", *CIFAR], "--data: no file half/data_batch_2.bin; wanted the binary version of CIFAR-10"),
         (["--data", "x.npy,nowhere.npy"], "--data: y_path: no file nowhere.npy"),
         (["--data", "x.npy"], "--data: the network does not take a sample of shape (3,)"),
         (["--holdout", "1.5"], "--holdout: wanted a share above 0 and below 1, or data; got 1.5"),
@@ -306,6 +311,8 @@ def test_wrong_words_cost_one_line_and_write_nothing(
     torch.save({k: v for k, v in state.items() if k != "5.bias"} | {"extra": torch.zeros(1)}, folder / "other.pt")
     torch.save(network(width=20).state_dict(), folder / "wide.pt")
     np.save("x.npy", np.zeros((50, 3), dtype=np.float32))
+    (folder / "half").mkdir()
+    (folder / "half" / "data_batch_1.bin").write_bytes(bytes(10_000 * 3_073))
     before = sorted(folder.rglob("*.*"))
     code, out, err = rainbow_fast("sample", *MODEL, "--data", "digits", *words, "--out", "out")
     assert (code, out) == (2, "")

@@ -61,14 +61,16 @@ class CostGrid:
 def job_costs(
     reference: nn.Module, data: Split, jobs: Iterable[Job], watch: Watch, *, machine: Machine | None, pointwise: Kinds
 ) -> list[Cost]:
-    """What each network takes: all options are checked, of the data no more is read than one sample."""
+    """What each network takes, from shapes alone: all options are checked. Seconds count only with a `machine`."""
     example, held = data.shapes()
-    costs = []
+    found: dict[tuple[str, str], Cost] = {}
     for job in jobs:
-        with watch(0, str(job)):
-            some: dict[str, Any] = {"images": data.aligned, "holdout": held, "pointwise": pointwise}
-            costs.append(plan(reference, example, machine=machine or UNIT, **some, **job.given))
-    return costs
+        if (job.method, job.width) not in found:
+            with watch(0, str(job)):
+                some: dict[str, Any] = {"images": data.aligned, "holdout": held, "pointwise": pointwise}
+                cost = plan(reference, example, machine=machine or UNIT, **some, **job.given)
+                found[job.method, job.width] = cost
+    return [found[job.method, job.width] for job in jobs]
 
 
 def groups(jobs: Sequence[Job], costs: Sequence[Cost], lane: int, budget: int) -> list[list[Job]]:
@@ -111,10 +113,9 @@ def plan_grid(
     network = reference.module
     dtype = next(network.parameters()).dtype
     machine = Machine.measure(dtype, trace(network, data.source.example()[0].to(dtype), pointwise).sites[0].activation)
-    first = [job for job in jobs if job.network == 0]
-    costs = job_costs(network, data, first, watch, machine=machine, pointwise=pointwise)
-    each = {(job.method, job.width): cost for job, cost in zip(first, costs, strict=True)}
+    costs = job_costs(network, data, jobs, watch, machine=machine, pointwise=pointwise)
     lane = lane_bytes(network, data, pointwise=pointwise)
-    together = max(map(len, groups(jobs, [each[job.method, job.width] for job in jobs], lane, budget)))
+    together = max(map(len, groups(jobs, costs, lane, budget)))
     kept = choose((1 + together) * lane, memory_budget=budget, storage=storage, storage_dtype=None, scratch=None)
-    return CostGrid(reference.title, list(zip(first, costs, strict=True)), len(jobs) // len(first), together, str(kept))
+    first = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if job.network == 0]
+    return CostGrid(reference.title, first, len(jobs) // len(first), together, str(kept))

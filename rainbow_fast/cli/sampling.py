@@ -58,7 +58,7 @@ def sample(
     """
     given = o.Given.of(context) if resume is None else _resumed(context, resume)
     need_plots()
-    jobs, reference, pixels, chosen = _understood(given)
+    jobs, reference, chosen = _understood(given)
     network, declared = reference.module, kinds(given.pointwise)
     digest = fingerprint(network)
     run = {"options": given.to_dict(), "reference": digest}
@@ -127,7 +127,7 @@ def plan(
     Samples nothing, and reads one image at most; none for a checkpoint.
     """
     given = o.Given.of(context)
-    jobs, reference, _, chosen = _understood(given)
+    jobs, reference, chosen = _understood(given)
     declared = kinds(given.pointwise)
     with terminal.bar(len(jobs)) as bar:
         grid = plan_grid(
@@ -152,7 +152,7 @@ def show(grid: Grid) -> None:
     terminal.out().print("\n".join(lines), markup=False, soft_wrap=True)
 
 
-def _understood(given: o.Given) -> tuple[list[Job], Reference, Pixels, Split]:
+def _understood(given: o.Given) -> tuple[list[Job], Reference, Split]:
     """The networks to sample, the one to sample from, and the data, of which one sample is known."""
     o.set_threads(given.threads)
     jobs, _ = given.jobs(), given.budget
@@ -160,7 +160,7 @@ def _understood(given: o.Given) -> tuple[list[Job], Reference, Pixels, Split]:
     pixels = Pixels(given.size, given.mean, given.std, given.grey)
     chosen = choose_data(reference, given.data, given.holdout, given.images, pixels)
     check_takes(reference.module, chosen.source.example()[0], "--data")
-    return jobs, reference, pixels, chosen
+    return jobs, reference, chosen
 
 
 def _resumed(context: typer.Context, folder: Path) -> o.Given:

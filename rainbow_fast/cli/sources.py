@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,14 @@ def open_source(option: str, words: str, pixels: Pixels) -> Source:
     folder = Path(words)
     if words == "digits":
         pixels.of("digits")
-        return _known("digits", (1, 8, 8), digits)
+        return _known(option, "digits", (1, 8, 8), digits)
     if words.endswith(".npy"):
         pixels.of("an array")
         x, _, y = words.partition(",")
         return _loader(option, Path(x).stem, lambda: npy_pair(x, y or None))
     if any((folder / part).exists() for part in ("cifar-10-batches-bin", "data_batch_1.bin")):
         given = pixels.of("CIFAR-10", "mean", "std", "grey")
-        return _known("cifar10", (1 if pixels.grey else 3, 32, 32), lambda: cifar10(folder, **given))
+        return _known(option, "cifar10", (1 if pixels.grey else 3, 32, 32), lambda: cifar10(folder, **given))
     if folder.is_dir():
         return _loader(
             option, folder.resolve().name, lambda: image_folder(folder, **pixels.of("", "size", "mean", "std", "grey"))
@@ -102,7 +103,7 @@ def source_of(about: About | None, data: str | None, pixels: Pixels) -> Source:
         return open_source("--data", data, pixels)
     pixels.of("a checkpoint, which has its own,")
     side, channels = (8, 1) if about.data == "digits" else (32, 1 if about.grey else 3)
-    return _known(about.data, (channels, side, side), lambda: load_images(about, data))
+    return _known("--data", about.data, (channels, side, side), lambda: load_images(about, data))
 
 
 @dataclass(frozen=True)
@@ -187,21 +188,29 @@ def check_takes(module: nn.Module, x: Tensor, option: str) -> None:
         ) from error
 
 
-def _known(name: str, shape: tuple[int, ...], read: Callable[[], Any]) -> Source:
+def _known(option: str, name: str, shape: tuple[int, ...], read: Callable[[], Any]) -> Source:
     def both() -> tuple[Samples, Samples]:
-        x, y, x_test, y_test = read()
+        with _named(option, "folder: "):
+            x, y, x_test, y_test = read()
         return (x, y), (x_test, y_test)
 
     return Source(name, *COUNTS[name], lambda: (torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)), both)
 
 
 def _loader(option: str, name: str, make: Callable[[], Batches]) -> Source:
-    try:
+    with _named(option, "path: "):
         found = make()
+    return Source(name, found.samples, 0, lambda: found.read(0, 1), lambda: (found, None))
+
+
+@contextmanager
+def _named(option: str, argument: str) -> Iterator[None]:
+    """Errors name the option in place of the argument of a function."""
+    try:
+        yield
     except (ValueError, FileNotFoundError) as error:
         text = str(error)
-        raise type(error)(text if text.startswith("--") else f"{option}: {text}") from error
-    return Source(name, found.samples, 0, lambda: found.read(0, 1), lambda: (found, None))
+        raise type(error)(text if text.startswith("--") else f"{option}: {text.removeprefix(argument)}") from error
 
 
 def _first(data: Samples, count: int) -> Samples:
