@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -56,7 +55,7 @@ def sample(
 
     The trained network is a checkpoint of `rainbow-fast train`, or any module: --module, --weights, --data.
     """
-    given = o.Given.of(context) if resume is None else _resumed(context, resume)
+    given, before = (o.Given.of(context), None) if resume is None else _resumed(context, resume)
     need_plots()
     jobs, reference, chosen = _understood(given)
     network, declared = reference.module, kinds(given.pointwise)
@@ -65,7 +64,8 @@ def sample(
     about = {"architecture": reference.name, "data": chosen.source.name}
     grid = Grid(out if resume is None else resume, about, reference.title, run)
     if resume is not None:
-        _check_weights(resume, digest)
+        if before != digest:
+            raise ValueError(f"--resume: the run in {resume} is of a network with other weights")
         grid.resume(jobs)
     todo = jobs[len(grid.jobs) :]
     with terminal.bar(1 + sum(job.cost for job in todo)) as bar:
@@ -163,34 +163,21 @@ def _understood(given: o.Given) -> tuple[list[Job], Reference, Split]:
     return jobs, reference, chosen
 
 
-def _resumed(context: typer.Context, folder: Path) -> o.Given:
-    """The options of the run in a folder; those that are given again have to be the same."""
-    there = o.Given(**_run(folder)["options"])
-    for field in [*fields(there), None]:
-        name = "out" if field is None else field.name
+def _resumed(context: typer.Context, folder: Path) -> tuple[o.Given, str]:
+    """The options of the run in a folder, those that are given again being the same, and its network's fingerprint."""
+    try:
+        run = json.loads((folder / "report.json").read_text())["run"]
+        there, digest = o.Given(**run["options"]), run["reference"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--resume: no run of `sample` in {folder}") from error
+    here = o.Given.of(context).to_dict()
+    for name, its in [*there.to_dict().items(), ("out", None)]:
         source = context.get_parameter_source(name)
         if source is None or source.name != "COMMANDLINE":
             continue
-        if field is None:
+        if name == "out":
             raise ValueError("--out and --resume: wanted one of the two")
-        here, its = getattr(o.Given.of(context), name), getattr(there, name)
-        if here != its:
+        if here[name] != its:
             option = name if name == "checkpoint" else f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option}: the run in {folder} has {its!r}, got {here!r}")
-    return there
-
-
-def _check_weights(folder: Path, digest: str) -> None:
-    if _run(folder)["reference"] != digest:
-        raise ValueError(f"--resume: the run in {folder} is of a network with other weights")
-
-
-def _run(folder: Path) -> dict:
-    path = folder / "report.json"
-    try:
-        found = json.loads(path.read_text())["run"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--resume: no run of `sample` in {folder}") from error
-    if not found:
-        raise ValueError(f"--resume: no run of `sample` in {folder}")
-    return found
+            raise ValueError(f"{option}: the run in {folder} has {its!r}, got {here[name]!r}")
+    return there, digest
