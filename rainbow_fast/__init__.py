@@ -3,7 +3,7 @@
 
 from rainbow_fast.ops.cross_covariance import cross_covariance, cross_covariance_
 from rainbow_fast.ops.gaussian import gaussian, key
-from rainbow_fast.ops.polar import Polar, polar
+from rainbow_fast.ops.polar import Polar, polar, polar_
 from rainbow_fast.ops.random_features import (
     random_features,
     random_features_covariance,
@@ -42,6 +42,7 @@ __all__ = [
     "load_model",
     "plan",
     "polar",
+    "polar_",
     "random_features",
     "random_features_covariance",
     "random_features_projection",

@@ -123,7 +123,7 @@ def test_half_precision_is_compared_in_float32():
     [
         (nn.Linear(8, 3), X.float(), "b: no site, wanted at least one pointwise non-linearity"),
         (mlp((8, 4, 3)), X.float(), "b: it has 1 sites, wanted 2 as a has"),
-        (lambda x: x, X.float(), "b: wanted an nn.Module, got function"),
+        ([mlp((8, 4, 4, 3))], X.float(), "b: wanted an nn.Module, got list"),
         (mlp((8, 4, 4, 3)), X.float()[:0], r"data: wanted x of shape \(N, ...\) with N >= 1"),
     ],
 )

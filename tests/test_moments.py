@@ -67,6 +67,28 @@ def test_float32_relu_samples_by_the_million():
     assert (found.compute() - exact).norm() <= 1e-8 * exact.norm()
 
 
+def test_consuming_and_beginning_work_in_place():
+    x, y = data(3, 4)
+    wanted = rf.CrossCovariance().update(x[:20], y[:20]).update(x[20:], y[20:])
+    found = rf.CrossCovariance("stem")
+    for part in (slice(0, 20), slice(20, None)):
+        cross, total, square = found.begin(x[part], y.shape[1])
+        cross += rf.cross_covariance(x[part], y[part])
+        total += y[part].double().sum((0, 2, 3))
+        square += y[part].double().square().sum((0, 2, 3))
+    assert found.count == wanted.count
+    torch.testing.assert_close(found.mean_y, wanted.mean_y)
+    assert (found.trace_x, found.trace_y) == pytest.approx((wanted.trace_x, wanted.trace_y))
+    M = found.consume()
+    torch.testing.assert_close(M, wanted.compute())
+    assert M.data_ptr() == cross.data_ptr() and found.cross is None
+    torch.testing.assert_close(found.mean_x, wanted.mean_x)
+    with pytest.raises(ValueError, match=r"layer 'stem': its sums have been consumed, wanted reset\(\) first"):
+        found.compute()
+    with pytest.raises(ValueError, match=r"layer 'stem': its sums have been consumed, wanted reset\(\) first"):
+        found.begin(x, 4)
+
+
 def test_errors_name_layer_and_side():
     x, y = data()
     with pytest.raises(ValueError, match="layer 'stem': no samples yet"):

@@ -102,7 +102,9 @@ def test_regression_is_quadratic_in_width():
     assert flops(site(20))["moments"] == once + 90 * 20 * 21, "one triangle of the second moment"
     assert flops(site(20))["solve"] == 20**3 / 3 + 2 * 8 * 20**2
     paper = rf.plan(mlp((6, 8, 2)), X, width=4000, machine=MACHINE)
-    assert site(4000).float64_bytes >= 6 * 8 * 4000**2, "what a user must be warned of"
+    assert site(4000).float64_bytes >= 3 * 8 * 4000**2, "what a user must be warned of"
+    assert site(40_000).float64_bytes < 8 * 40_000**2 / 4, "products with S, where it does not fit"
+    assert flops(site(40_000))["moments"] > 5 * 2 * 90 * 40_000 * 2 * (8 + 8)
     assert site(8000).peak_bytes / site(4000).peak_bytes == pytest.approx(4, rel=0.02)
     assert paper.peak_bytes < 4_000_000
 
@@ -179,6 +181,18 @@ def test_only_shapes_are_read():
     assert fitted.seconds + cost.fit_seconds == pytest.approx(cost.seconds)
     assert rf.fit(net, (X, Y)).plan(images=90, **options) == fitted
     assert rf.plan(net.double(), (X, Y), **options).sites[0].A_bytes == 2 * cost.sites[0].A_bytes
+
+
+def test_what_waits_elsewhere_takes_no_memory(tmp_path):
+    net = small_cnn()
+    options = dict(factor=3, machine=MACHINE)
+    memory = rf.plan(net, MAPS, **options)
+    file = rf.plan(net, MAPS, memory_budget=1000, scratch=str(tmp_path), resume=tmp_path / "run", **options)
+    rounded = rf.plan(net, MAPS, storage_dtype=torch.bfloat16, **options)
+    assert [s.in_flight_bytes for s in file.sites] == [0, 0] and file.peak_bytes < memory.peak_bytes
+    assert [2 * s.in_flight_bytes for s in rounded.sites] == [s.in_flight_bytes for s in memory.sites]
+    with pytest.raises(ValueError, match="storage='disk': wanted None or one of memory, file, recompute"):
+        rf.plan(net, MAPS, storage="disk", **options)
 
 
 def test_sites_that_are_not_sampled_pass_on_their_work():

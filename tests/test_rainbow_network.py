@@ -230,3 +230,13 @@ def test_refit_on_phih():
     network, report = rf.sample(net, (x, y), classifier="refit_aligned", factor=8)
     assert report.ridge is not None and report.accuracy["alignment"] > report.accuracy["reference_alignment"]
     torch.testing.assert_close(network.materialize()(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_refit_needs_channels_where_the_tail_has_them():
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(15, 2))
+    x, y = torch.randn(60, 5, 4), torch.zeros(60, dtype=torch.int64)
+    with pytest.raises(
+        ValueError, match=r"classifier='refit': channels of the last site '1' are its last axis, of sha"
+    ):
+        rf.sample(net, (x, y), classifier="refit")
+    rf.sample(net, (x, y), classifier="refit_aligned")

@@ -64,3 +64,22 @@ def test_batches_must_agree():
         rf.fit(mlp((3, 4, 2)), parts[0], memory_budget=-1)
     with pytest.raises(ValueError, match="scratch: no folder /nowhere"):
         rf.fit(mlp((3, 4, 2)), parts[0], scratch="/nowhere")
+
+
+def test_every_layer_sees_each_image_once_for_each_network():
+    """In fit; then, in one pass of the reference for all samples, once more and once for each: linear in depth."""
+    seen: dict[int, int] = {}
+    layers: list[nn.Module] = []
+    for number in range(5):
+        linear = nn.Linear(6, 6)
+        linear.register_forward_hook(
+            lambda _, given, result, number=number: seen.update({number: seen[number] + len(given[0])})
+        )
+        layers += [linear, nn.Tanh()]
+    net, images, samples = nn.Sequential(*layers, nn.Linear(6, 2)), 200, 3
+    seen.update(dict.fromkeys(range(5), 0))
+    model = rf.fit(net, torch.randn(images, 6))  # a tenth is held out, one image shows the shapes
+    assert set(seen.values()) == {images - images // 10 + 1}
+    seen.update(dict.fromkeys(range(5), 0))
+    model.sample_many([{"network": k, "factor": 2} for k in range(samples)])
+    assert list(seen.values()) == [images, *[(1 + samples) * images] * 4], "the first site's input is the reference's"

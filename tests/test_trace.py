@@ -205,6 +205,12 @@ def test_channel_axis_behind_permutations():
     assert [s.axis for s in trace(Axes()).sites] == [-1, -1, -1, None]
 
 
+def test_pooling_over_the_neurons_of_a_linear_layer_is_not_of_the_site():
+    for layers in ([nn.ReLU(), nn.MaxPool1d(2)], [nn.MaxPool1d(2), nn.ReLU()]):
+        site = trace(nn.Sequential(nn.Linear(4, 4), *layers, nn.Linear(2, 2))).sites[0]
+        assert site.before is None and site.after is None
+
+
 def test_in_place_activation_leaves_z_as_it_is():
     site = trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))).sites[0]
     z = torch.randn(5, 4)

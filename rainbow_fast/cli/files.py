@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from rainbow_fast.networks import cnn, load_weights, mlp
+from rainbow_fast.rainbow.container import write_whole
 
 FORMAT, VERSION = "rainbow_fast.checkpoint", 1
 BUILDERS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
@@ -79,13 +79,8 @@ def load_checkpoint(path: Path) -> tuple[nn.Sequential, About]:
 
 
 def write(path: Path, data: bytes | str) -> None:
-    """Put `data` at `path`, the whole of it or nothing: through a temporary file beside it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Put `data` at `path`, the whole of it or nothing."""
+    write_whole(path, data.encode() if isinstance(data, str) else data)
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -99,8 +99,10 @@ def find(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> list[t
 def _parts(node: fx.Node, owner: fx.GraphModule, taken: set[fx.Node]) -> list[fx.Node]:
     parts, before = [node], node.all_input_nodes[0]
     if before not in taken and max_pooling(before, owner) is not None and len(before.users) == 1:
-        parts.insert(0, before)
-    for kind in (max_pooling, batch_norm):
+        if _axis(before.all_input_nodes[0], owner, False) == 1:
+            parts.insert(0, before)
+    maps = _axis(parts[0].all_input_nodes[0], owner, False) == 1  # else a pooling goes over neurons
+    for kind in (max_pooling, batch_norm) if maps else (batch_norm,):
         following = list(parts[-1].users)
         if len(following) == 1 and following[0].op != "output" and kind(following[0], owner) is not None:
             parts.append(following[0])

@@ -29,6 +29,7 @@ class Trace:
         reference: a copy of the network, in eval mode, that segments and sites share.
         sites: in order of execution.
         graph: in which every site is one call of the module that is named like it; None where there is no graph.
+        references: how many networks it computes, more than one in `networks.joined.Joined` alone.
     """
 
     reference: nn.Module
@@ -36,6 +37,7 @@ class Trace:
     graph: fx.GraphModule | None
     segments: tuple[nn.Module, ...]
     swappable: bool  # whether a module in the place of another computes what a node in the place of another does
+    references: int = 1
 
     def advance(self, place: int, state: State, activations: Sequence[nn.Module]) -> State:
         """From the state after the site before `place` to ``(z, *rest)``, or to the outputs at the end.

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from rainbow_fast import backend as _backend
 from rainbow_fast.ops import polar_factors as _factors
+from rainbow_fast.ops import polar_lq as _lq
+from rainbow_fast.ops.gaussian import gaussian, key
 
 DTYPES = (torch.float32, torch.float64)
 CERTIFIED = {torch.float32: 1e-6, torch.float64: 1e-10}  # residual and orthogonality of an iteration that has converged
+LONG, LONG_IN_PLACE = 256, 16  # ratio of the sides from which the LQ decomposition is faster, or saves memory worth it
 SQUARES = 2.0**300  # entries between its inverse and itself: nothing overflows where they are squared
 
 
@@ -44,7 +47,8 @@ def polar(
     functions of Gram matrices in float64, in as many stages as their condition asks for. Orthogonality is that of a
     rounded result (1e-7 in float32, 1e-14 in float64) at any condition, and ``A M^T`` is symmetric to 1e-7 and 1e-11 of
     the largest singular value. Where directions are null, eigenvectors of Gram matrices separate them, and a float64
-    SVD where singular values near the tolerance lie below what those resolve (1e-11 of the largest). No gradient.
+    SVD where singular values near the tolerance lie below what those resolve (1e-11 of the largest). Of a matrix with
+    one side at least 256 times the other, all of this is done for L of ``M = L Q``. No gradient.
 
     Args:
         M: tall, wide or square; scale does not matter.
@@ -70,16 +74,35 @@ def polar(
         RuntimeWarning: the iteration did not converge, and the SVD is taken.
 
     Source: orthogonal Procrustes, equation 6 of Guth, Menard, Rochette and Mallat (JMLR 2024); Higham, "Functions of
-    Matrices" (2008), chapter 8; Nakatsukasa and Freund, SIAM Review 58 (2016), 461-493.
+    Matrices" (2008), chapter 8; Nakatsukasa and Freund, SIAM Review 58 (2016), 461-493; for L Q, Stathopoulos and Wu,
+    SIAM Journal on Scientific Computing 23 (2002), 2165-2182.
     """
     _check(M)
-    if rank not in ("partial", "complete"):
-        raise ValueError(f"rank={rank!r}: wanted 'partial' or 'complete'")
-    if rtol is not None and not 0 <= rtol < 1:
-        raise ValueError(f"rtol={rtol}: wanted 0 <= rtol < 1")
-    if method not in (None, "svd"):
-        raise ValueError(f"method={method!r}: wanted None or 'svd'")
+    _check_options(rank, rtol, method)
     return Polar(*torch.ops.rainbow_fast.polar(M.detach(), rank == "complete", rtol, method, backend))
+
+
+def polar_(
+    M: Tensor,
+    *,
+    rank: str = "partial",
+    rtol: float | None = None,
+    method: str | None = None,
+    backend: str | None = None,
+) -> Polar:
+    """`polar(M)` written over M, which is the result's A; equal to it up to rounding. No gradient.
+
+    Where one side of M is at least 16 times the other, the compiled kernels need little memory besides M: some matrices
+    as large as the square of the shorter side, and eight float64 rows as long as the longer one; ``rank="complete"``
+    adds one such row for each null direction. M may have any strides.
+
+    Raises:
+        ValueError, TypeError: as `polar`, before anything is written; or M is expanded.
+        RuntimeError: M requires grad while grad mode is on.
+    """
+    _check(M)
+    _check_options(rank, rtol, method)
+    return Polar(M, *torch.ops.rainbow_fast.polar_(M, rank == "complete", rtol, method, backend))
 
 
 def polar_reference(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,9 +119,18 @@ def _check(M: Tensor) -> None:
         raise TypeError(f"M is {M.dtype}: wanted torch.float32 or torch.float64")
 
 
+def _check_options(rank: str, rtol: float | None, method: str | None) -> None:
+    if rank not in ("partial", "complete"):
+        raise ValueError(f"rank={rank!r}: wanted 'partial' or 'complete'")
+    if rtol is not None and not 0 <= rtol < 1:
+        raise ValueError(f"rtol={rtol}: wanted 0 <= rtol < 1")
+    if method not in (None, "svd"):
+        raise ValueError(f"method={method!r}: wanted None or 'svd'")
+
+
 def _by_factors(M: Tensor, rtol: float, complete: bool, gram: bool, out: Tensor) -> tuple[float, ...]:
     """Write the polar factor of one matrix into `out`, from its singular factors; returns the statistics."""
-    largest = M.abs().max().double()
+    largest = torch.maximum(M.max(), -M.min()).double()
     scaled = M.double() / largest
     tall = M.shape[0] > M.shape[1]
     wide = scaled.T.contiguous() if tall else scaled
@@ -108,7 +140,7 @@ def _by_factors(M: Tensor, rtol: float, complete: bool, gram: bool, out: Tensor)
     B = (U * S) @ U.T  # H of the partial factor, exactly symmetric up to rounding
     residual = torch.linalg.norm(wide - product(B, A)) / torch.linalg.norm(wide)
     if complete and len(S) < wide.shape[0]:
-        A = A + _factors.completion(U, Vh, *wide.shape)
+        _complete(A, A, None if gram else "svd")
     out.copy_(A.T if tall else A)
     return float(S.sum() * largest), len(S), float(S.max() / S.min()), float(residual)
 
@@ -171,6 +203,42 @@ def _by_iteration(M: Tensor, rtol: float, complete: bool, out: Tensor, statistic
         statistics[i] = torch.tensor(_by_factors(M[i], rtol, complete, outcome == NULL, out[i]), dtype=torch.float64)
 
 
+def _complete(A: Tensor, left: Tensor, method: str | None) -> None:
+    """Add to a wide partial isometry one between its null spaces; `left` is as A, or has its left null space alone.
+
+    The polar factor of P_left Z P_right, Z a fixed Gaussian matrix and P the projections on the null spaces.
+    """
+    values, vectors = torch.linalg.eigh(left @ left.T)
+    null = vectors[:, values < 0.5]
+    Z = torch.empty(null.shape[1], A.shape[1], dtype=torch.float64, device=A.device)
+    for at in _lq.columns(A):
+        Z[:, at] = null.T @ gaussian(
+            len(A), A[:, at].shape[1], seed=key(0, col_offset=at.start), dtype=torch.float64, device=A.device
+        )
+    for _ in range(2):  # twice is enough: the second pass removes what rounding left of the first
+        along = torch.zeros(len(Z), len(A), dtype=torch.float64, device=A.device)
+        for at in _lq.columns(A):
+            along += Z[:, at] @ A[:, at].double().T
+        for at in _lq.columns(A):
+            Z[:, at] -= along @ A[:, at].double()
+    _polar_(Z, False, 0.0, method, None)
+    for at in _lq.columns(A):
+        A[:, at] += (null @ Z[:, at]).to(A.dtype)
+
+
+def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bool) -> None:
+    """For one matrix much longer on one side; `out` may be M."""
+    if M.shape[0] > M.shape[1]:
+        M, out = M.T, out.T
+    lq = _lq.decompose(M, out)
+    A, found = torch.empty(lq.L.shape, dtype=torch.float64), statistics.new_empty(1, 4)
+    _without_zeros(lq.L[None], rtol, False, A[None], found)
+    found[0, 3] = _lq.assemble(lq, A, out)
+    if complete and found[0, 1] < len(M):
+        _complete(out, A, None)
+    statistics.copy_(found[0])
+
+
 def _polar_out(
     M: Tensor,
     complete: bool,
@@ -189,9 +257,21 @@ def _polar_out(
         raise ValueError(
             f"statistics is {statistics.dtype} of shape {tuple(statistics.shape)}: wanted float64 of shape {wanted}"
         )
+    _write(M.detach(), complete, rtol, method, backend, out, statistics)
+
+
+def _write(
+    M: Tensor,
+    complete: bool,
+    rtol: float | None,
+    method: str | None,
+    backend: str | None,
+    out: Tensor,
+    statistics: Tensor,
+) -> None:
+    """Into `out`, which may be M."""
     chosen = _backend.choose(backend, M.device, M.dtype, DTYPES)
-    M = M.detach()
-    largest = M.abs().amax((-2, -1))
+    largest = torch.maximum(M.amax((-2, -1)), -M.amin((-2, -1)))
     if not torch.isfinite(largest).all():
         raise ValueError("M has entries that are not finite: its polar factor is not defined")
     if (largest == 0).any():
@@ -205,16 +285,23 @@ def _polar_out(
         M = torch.ldexp(M, -exponent[..., None, None])
     size = (math.prod(M.shape[:-2]), *M.shape[-2:])
     matrices = M.reshape(size)
-    into = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    same = M.data_ptr() == out.data_ptr()
+    long = max(M.shape[-2:]) >= (LONG_IN_PLACE if same else LONG) * min(M.shape[-2:])
+    by_lq = chosen == "cpu" and method is None and long
+    direct = out.is_contiguous() or (by_lq and out.dim() <= 3)
+    into = (out if direct else torch.empty(out.shape, dtype=out.dtype, device=out.device)).view(size)
     found = torch.empty(size[0], 4, dtype=torch.float64, device=M.device)
-    if chosen == "cpu" and method is None:
-        _without_zeros(matrices, rtol, complete, into.view(size), found)
+    if by_lq:
+        for given in zip(matrices, into, found, strict=True):
+            _by_lq(*given, rtol, complete)
+    elif chosen == "cpu" and method is None:
+        _without_zeros(matrices.clone() if same else matrices, rtol, complete, into, found)
     else:
         for i, one in enumerate(matrices):
-            found[i] = torch.tensor(_by_factors(one, rtol, complete, False, into.view(size)[i]), dtype=torch.float64)
-    if into is not out:
-        out.copy_(into)
-    statistics.copy_(found.view(wanted))
+            found[i] = torch.tensor(_by_factors(one, rtol, complete, False, into[i]), dtype=torch.float64)
+    if not direct:
+        out.copy_(into.view(out.shape))
+    statistics.copy_(found.view(statistics.shape))
     statistics[..., 0] = torch.ldexp(statistics[..., 0], exponent)
 
 
@@ -224,23 +311,43 @@ def _polar(
     A = _backend.empty(M.shape, M.dtype, M.device)
     statistics = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64)
     _polar_out(M.detach(), complete, rtol, method, backend, A, statistics)
-    nuclear_norm, rank, condition, residual = (s.clone() for s in statistics.unbind(-1))
-    return A, nuclear_norm, rank.long(), condition, residual
+    return A, *_numbers(statistics)
 
 
-def _polar_fake(
+def _polar_(
     M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None
 ) -> tuple[Tensor, ...]:
-    batch = M.shape[:-2]
-    numbers = [M.new_empty(batch, dtype=dtype) for dtype in (torch.float64, torch.int64, torch.float64, torch.float64)]
-    return torch.empty(M.shape, dtype=M.dtype, device=M.device), *numbers
+    _check(M)
+    _backend.refuse_grad("polar_", M)
+    if any(size > 1 and stride == 0 for size, stride in zip(M.shape, M.stride(), strict=True)):
+        raise ValueError(f"M has strides {M.stride()}: wanted an address of its own for each entry")
+    statistics = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64)
+    _write(M.detach(), complete, rtol, method, backend, M.detach(), statistics)
+    return _numbers(statistics)
+
+
+def _numbers(statistics: Tensor) -> tuple[Tensor, ...]:
+    nuclear_norm, rank, condition, residual = (s.clone() for s in statistics.unbind(-1))
+    return nuclear_norm, rank.long(), condition, residual
+
+
+def _numbers_fake(M: Tensor, *options) -> tuple[Tensor, ...]:
+    dtypes = (torch.float64, torch.int64, torch.float64, torch.float64)
+    return tuple(M.new_empty(M.shape[:-2], dtype=dtype) for dtype in dtypes)
 
 
 _NAME = "rainbow_fast::polar"
 _INPUTS = "Tensor M, bool complete, float? rtol, str? method, str? backend"
 torch.library.define(_NAME, f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 torch.library.define(f"{_NAME}_out", f"({_INPUTS}, Tensor(a!) out, Tensor(b!) statistics) -> ()")
+torch.library.define(
+    f"{_NAME}_", f"({_INPUTS.replace('Tensor M', 'Tensor(a!) M')}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_polar)
+torch.library.impl(f"{_NAME}_", "CompositeExplicitAutograd")(_polar_)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_polar_out)
-torch.library.register_fake(_NAME)(_polar_fake)
+torch.library.register_fake(_NAME)(
+    lambda M, *options: (torch.empty(M.shape, dtype=M.dtype, device=M.device), *_numbers_fake(M))
+)
+torch.library.register_fake(f"{_NAME}_")(_numbers_fake)
 torch.library.register_fake(f"{_NAME}_out")(lambda M, complete, rtol, method, backend, out, statistics: None)

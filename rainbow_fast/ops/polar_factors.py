@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""polar where there are null directions: thin singular factors from Gram matrices, and a completion of what is null."""
+"""polar where there are null directions: thin singular factors from Gram matrices."""
 
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.ops.gaussian import gaussian_reference
 
 # Squaring M costs half of the digits. Singular values below RESOLUTION times the largest cannot be told from rounding
 # in the eigenvalues of the two Gram matrices, split at SPLIT, and are left to an SVD.
@@ -69,14 +68,3 @@ def gram_factors(M: Tensor, rtol: float, dtype: torch.dtype) -> tuple[Tensor, Te
         if error < CORRECTED_ONCE:
             return U, (K * projected).sum(1), K
     return None
-
-
-def completion(U: Tensor, Vh: Tensor, d: int, m: int) -> Tensor:
-    """The isometry between the null spaces of a wide matrix: polar factor of P_left Z P_right, Z a fixed Gaussian."""
-    Z = torch.from_numpy(gaussian_reference([0, 0, 0, 0], d, m)).double().to(U.device)
-    for _ in range(2):  # twice is enough: the second pass removes what rounding left of the first
-        Z = Z - U @ (U.T @ Z)
-        Z = Z - (Z @ Vh.T) @ Vh
-    left, _, right = torch.linalg.svd(Z, full_matrices=False)
-    null = d - U.shape[1]
-    return left[:, :null] @ right[:null]

@@ -18,12 +18,13 @@ from rainbow_fast.ops.random_features import (
     random_features_covariance,
     random_features_projection,
 )
-from rainbow_fast.rainbow.moments import ChannelMoments
+from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
 
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
 FEATURE_BLOCK = 128
 ROW_BLOCK = 4096
 HALVES = (torch.bfloat16, torch.float16)
+IMPLICIT_BLOCK = 2**16  # where they need not: their sums are float64 numbers, d times as many
 
 Select = Callable[[Tensor], Tensor]
 
@@ -103,7 +104,7 @@ class RainbowActivation(nn.Module):
     def raw(self, z: Tensor) -> Tensor:
         """A phi', without scale and offset, for z as in `forward`; in the dtype of A."""
         assert self.A is not None
-        u, shift = self.project(channels_first(z, self.axis))
+        u, shift = self.project(channels_first(z, self.axis, self.flattened))
         positions = self.A.shape[1] // self.n
         total: Tensor | None = None
         for start, stop in self.blocks():
@@ -113,7 +114,7 @@ class RainbowActivation(nn.Module):
             elif self.flattened:
                 y = self._features(u, shift, start, stop).flatten(1) @ A.T
             else:
-                y = torch.einsum("nm...,dm->nd...", self._features(u, shift, start, stop), A)
+                y = torch.einsum("nm...,dm->nd...", self._features(u, shift, start, stop), A).contiguous()
             total = y if total is None else total + y
         assert total is not None
         return total if total.dim() == z.dim() or self.flattened else total.view(*z.shape[:-1], -1)
@@ -124,32 +125,65 @@ class RainbowActivation(nn.Module):
         rows = channels_first(y, None if self.flattened else self.axis)
         return y if self.offset is None else rows.add_(_per_channel(self.offset, rows)).view(y.shape)
 
-    def covariance(self, x: Tensor, z: Tensor, select: Select) -> tuple[Tensor, ChannelMoments, ChannelMoments]:
-        """Sums of ``x phi'^T`` (d, n) and of x and phi' alone, over the samples that `select` takes; float64."""
+    def covariance(self, moments: CrossCovariance, features: int, x: Tensor, z: Tensor, select: Select) -> None:
+        """Add a batch, the samples of it that `select` takes, to the moments of x and the features phi'."""
         u, shift = self.project(z)
         x = select(x).to(u.dtype)
         if self.fused:
             u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
-        parts = []
+        positions = features // self.n
+        cross, total, square = moments.begin(x, features)
         for start, stop in self.blocks():
+            at = slice(start * positions, stop * positions)
             if self.fused:
                 given = dict(shift=shift, **self._sigma(), **self._rows(u, start, stop))
-                parts.append(random_features_covariance(x, u, stop - start, **given))
+                found = random_features_covariance(x, u, stop - start, **given)
             else:
                 phi = select(self._features(u, shift, start, stop))
-                features = ChannelMoments()
-                features.update(phi)
-                assert features.total is not None and features.square is not None
-                parts.append((cross_covariance(x, phi), features.total, features.square))
-        reference, sample = ChannelMoments(), ChannelMoments()
-        reference.update(x)
-        cross, total, square = parts[0] if len(parts) == 1 else (torch.cat(p, -1) for p in zip(*parts, strict=True))
-        sample.add(total, square, reference.count)
-        return cross, reference, sample
+                sample = ChannelMoments()
+                sample.update(phi)
+                assert sample.total is not None and sample.square is not None
+                found = (cross_covariance(x, phi), sample.total, sample.square)
+            for out, part in zip((cross[:, at], total[at], square[at]), found, strict=True):
+                out += part
+
+    def add_product(self, out: Tensor, V: Tensor, c: Tensor, z: Tensor, select: Select) -> None:
+        """Add the sum of ``(V phi' - c) phi'^T`` (k, features) over the samples that `select` takes to `out`, float64.
+
+        V (k, m) has zeros for the features after the first m.
+        """
+        u, shift = self.project(z)
+        if self.fused:
+            u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
+        positions = out.shape[1] // self.n
+
+        def features(start: int, stop: int) -> Tensor:
+            return select(self._features(u, shift, start, stop))
+
+        y: Tensor | None = None
+        neurons = -(-V.shape[1] // positions)
+        V = nn.functional.pad(V, (0, neurons * positions - V.shape[1]))
+        for start, stop in self.blocks(neurons):
+            of_block = V[:, start * positions : stop * positions]
+            if self.fused:
+                given = dict(shift=shift, **self._sigma(), **self._rows(u, start, stop))
+                part = random_features_projection(u, of_block, **given)
+            else:
+                part = torch.einsum("nm...,km->nk...", features(start, stop), of_block)
+            y = part if y is None else y.add_(part)
+        assert y is not None
+        y -= _per_channel(c, y)
+        for start, stop in self.blocks():
+            at = slice(start * positions, stop * positions)
+            if self.fused:
+                given = dict(shift=shift, **self._sigma(), **self._rows(u, start, stop))
+                out[:, at] += random_features_covariance(y, u, stop - start, **given)[0]
+            else:
+                out[:, at] += cross_covariance(y, features(start, stop))
 
     def features(self, z: Tensor) -> Tensor:
-        """phi', (N, n, *space): all of it, in the dtype of z."""
-        u, shift = self.project(channels_first(z, self.axis))
+        """phi', (N, n, *space): all of it, in the dtype of z; z as in `forward`, (N, d, *space) if flattened."""
+        u, shift = self.project(channels_first(z, None if self.flattened else self.axis))
         return torch.cat([self._features(u, shift, start, stop) for start, stop in self.blocks()], 1)
 
     def activity(self, z: Tensor) -> float:
@@ -188,12 +222,14 @@ class RainbowActivation(nn.Module):
     def fused(self) -> bool:
         return self.activation is not None and self.before is None and self.after is None and not self.flattened
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """First and last-but-one neuron of each block; they depend on n and on the kind of the site alone."""
+    def blocks(self, neurons: int | None = None) -> Iterator[tuple[int, int]]:
+        """First and last-but-one neuron of each block of all, or of the first so many; their size depends on the kind
+        of the site alone."""
         implicit = self.T is None and self.k is None
-        size = FEATURE_BLOCK if not self.fused else self.n if implicit else ROW_BLOCK
-        for start in range(0, self.n, size):
-            yield start, min(start + size, self.n)
+        size = FEATURE_BLOCK if not self.fused else IMPLICIT_BLOCK if implicit else ROW_BLOCK
+        neurons = self.n if neurons is None else neurons
+        for start in range(0, neurons, size):
+            yield start, min(start + size, neurons)
 
     def _sigma(self) -> dict:
         return {"activation": self.activation, "negative_slope": self.negative_slope}
@@ -228,9 +264,11 @@ class RainbowActivation(nn.Module):
         return ", ".join(parts + [word for word in ("mean_row", "flattened") if getattr(self, word)])
 
 
-def channels_first(z: Tensor, axis: int | None) -> Tensor:
-    """z as (N, d, *space); as (samples, d) where its channel axis is the last."""
-    return z.flatten(0, -2) if axis == -1 and z.dim() > 2 else z
+def channels_first(z: Tensor, axis: int | None, flattened: bool = False) -> Tensor:
+    """z as (N, d, *space); as (samples, d) where its channel axis is the last and no Flatten takes its positions."""
+    if axis != -1 or z.dim() == 2:
+        return z
+    return z.movedim(-1, 1) if flattened else z.flatten(0, -2)
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

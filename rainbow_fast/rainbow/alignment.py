@@ -4,28 +4,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops.polar import polar
+from rainbow_fast.ops.polar import polar_
 from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
 from rainbow_fast.rainbow.parts import Parts
 
 RTOL = 1e-10  # singular values of M below this share of the largest are null: M is a mean of float64 sums
 
 
+# M, the moments, and the features' shift and factor, as `align` has them, and the ridge.
+Solve = Callable[[Tensor, CrossCovariance, Tensor, Tensor, float], Tensor]
+
+
 @dataclass(frozen=True)
 class Alignment:
-    """A map from the raw features phi' to reference coordinates, before its scale: ``B phi' + b``, float64.
+    """What is known of a map from the raw features phi' to reference coordinates, before its scale: ``B phi' + b``.
 
-    `overlap` is tr(A M^T), of the centred M where there is an offset; `features` is E|phi'|^2 of the features that M
-    correlates (normalised, centred, or as they are), `similarity` |M|_* / sqrt(E|phi|^2 E|phi'|^2).
+    `shape` is that of B, `mean` is ``B E[phi']``; b and mean are (d,), float64. `overlap` is tr(A M^T), of the centred
+    M where there is an offset; `features` is E|phi'|^2 of the features that M correlates (normalised, centred, or as
+    they are), `similarity` |M|_* / sqrt(E|phi|^2 E|phi'|^2).
     """
 
-    B: Tensor  # (d, n)
-    b: Tensor  # (d,)
+    shape: tuple[int, int]
+    b: Tensor
+    mean: Tensor
     overlap: float
     nuclear_norm: float
     features: float
@@ -41,8 +48,8 @@ def align(
     *,
     positions: int = 1,
     eps: float | None = None,
-    S: Tensor | None = None,
-) -> Alignment:
+    least_squares: Solve | None = None,
+) -> tuple[Tensor, Alignment]:
     r"""Align the features phi' of a site with the reference's phi.
 
     ``M = E[phi phi'^T]``; centred, ``M - mu mu'^T``. Where the site ends in a normalisation (`eps` given, phi
@@ -51,63 +58,72 @@ def align(
     ``A = M (S' + lambda I)^-1``.
 
     Args:
-        moments: of phi and of the raw phi'.
+        moments: of phi and of the raw phi'; its sums are consumed, their memory is that of B.
         positions: features of phi' that belong to one channel, of a flattened site; 1 otherwise.
         eps: of the normalisation, None without one.
-        S: E[phi' phi'^T] of the raw features, (n, n); for the regression.
+        least_squares: solves for A, where the method is the regression.
+
+    Returns:
+        B (d, n) float64, and what is known of it.
 
     Raises:
         ValueError: activations that are not finite, or that are all zero; the message names the site.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 6 and 12.
     """
-    M = moments.compute()
+    M = moments.consume()
     mu, mean = moments.mean_x, moments.mean_y
     shift, inverse = _normalisation(moments.y, positions, eps)
-    centred = (M - torch.outer(mu, mean)) * inverse
     subtracted = mean if parts.center else shift
-    M = (M - torch.outer(mu, subtracted)) * inverse
-    if S is not None:
-        cross = torch.outer(subtracted, mean)
-        S = (S - cross - cross.T + torch.outer(subtracted, subtracted)) * torch.outer(inverse, inverse)
-    if not M.any():
+    if parts.center or eps is not None:
+        M.addr_(mu, subtracted, alpha=-1)
+    if eps is not None:
+        M.mul_(inverse)
+    size = float(torch.linalg.vector_norm(M))
+    if size == 0:
         raise ValueError(f"site {moments.name!r}: M = 0, activations of the reference or of the sample are all zero")
-    factor = polar(M, rank="complete" if parts.alignment == "polar_complete" else "partial", rtol=RTOL)
-    A = factor.A
     if parts.alignment == "regression":
-        assert S is not None
-        A = _regress(M, S, parts.ridge)
+        assert least_squares is not None
+        B = least_squares(M, moments, subtracted, inverse, parts.ridge)
+        overlap = float((B * M).sum())
+    factor = polar_(M, rank="complete" if parts.alignment == "polar_complete" else "partial", rtol=RTOL)
     nuclear = float(factor.nuclear_norm)
+    if parts.alignment != "regression":
+        B, overlap = M, nuclear
     features = moments.y.second_moment_about(subtracted, inverse)
     phi = moments.x.spread if parts.center else moments.trace_x
-    B = A * inverse
-    return Alignment(
-        B=B,
+    if parts.offset:  # what the mean of phi' that is left in M adds
+        overlap -= float(mu @ (B @ ((mean - subtracted) * inverse)))
+    if eps is not None:
+        B.mul_(inverse)
+    return B, Alignment(
+        shape=(B.shape[0], B.shape[1]),
         b=-(B @ shift),
-        overlap=float((A * (centred if parts.offset else M)).sum()),
+        mean=B @ mean,
+        overlap=overlap,
         nuclear_norm=nuclear,
         features=features,
         similarity=nuclear / math.sqrt(phi * features),
         rank=int(factor.rank),
-        effective_rank=nuclear**2 / float(M.square().sum()),
+        effective_rank=(nuclear / size) ** 2,
         condition=float(factor.condition),
     )
 
 
 def scale(alignment: Alignment, projected: ChannelMoments, parts: Parts, site: str) -> float:
-    """The scale s of an alignment, given the moments of the unscaled ``B phi' + b``.
+    """The scale s of an alignment, given the moments of ``B phi'``, without scale and b.
 
     Raises:
         ValueError: the projection is zero, or not finite: the message names the site.
     """
-    d, n = alignment.B.shape
     if parts.scale == "sqrt":
-        return math.sqrt(d / n)
+        return math.sqrt(alignment.shape[0] / alignment.shape[1])
     if parts.scale == "one":
         return 1.0
     size = alignment.features
     if parts.scale == "optimal":
-        size = projected.spread if parts.offset else projected.power
+        of_b = -alignment.b, torch.ones_like(alignment.b)
+        size = projected.spread if parts.offset else projected.second_moment_about(*of_b)
     top = alignment.nuclear_norm if parts.scale == "nuclear" else alignment.overlap
     if not (0 < size < math.inf):
         raise ValueError(f"site {site!r}: the aligned activations have power {size}, wanted a finite one above 0")
@@ -117,7 +133,7 @@ def scale(alignment: Alignment, projected: ChannelMoments, parts: Parts, site: s
 def offset(alignment: Alignment, s: float, moments: CrossCovariance, parts: Parts) -> Tensor | None:
     """The constant c of ``phih = s B phi' + c``; None where it is zero by construction."""
     if parts.offset:
-        return moments.mean_x - s * (alignment.B @ moments.mean_y)
+        return moments.mean_x - s * alignment.mean
     return s * alignment.b if alignment.b.any() else None
 
 
@@ -128,13 +144,3 @@ def _normalisation(features: ChannelMoments, positions: int, eps: float | None) 
     channels = features.pooled(positions)
     inverse = (channels.variance() + eps).rsqrt()
     return channels.mean.repeat_interleave(positions), inverse.repeat_interleave(positions)
-
-
-def _regress(M: Tensor, S: Tensor, ridge: float) -> Tensor:
-    """M (S + lambda I)^-1; the pseudo-inverse of S where S is singular and there is no ridge."""
-    regular = S.clone()
-    regular.diagonal().add_(ridge * S.diagonal().mean())
-    factor, failed = torch.linalg.cholesky_ex(regular)
-    if ridge > 0 and not failed:
-        return torch.cholesky_solve(M.T, factor).T
-    return M @ torch.linalg.pinv(regular, hermitian=True, rtol=RTOL)

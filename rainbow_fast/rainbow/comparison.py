@@ -181,8 +181,8 @@ def compare(
                 before = start * known.positions
                 moments.update(take(x, before, step), take(y, before, step))
                 tick(f"{known.site.name}: moments")
-            alignment = align(moments, Parts())
-            map_ = math.sqrt(known.d / other.d) * alignment.B
+            A, alignment = align(moments, Parts())
+            map_ = math.sqrt(known.d / other.d) * A
             errors: list[tuple[float | None, float | None]] = []
             for pair in sets:
                 error = Error()
@@ -193,7 +193,7 @@ def compare(
                 errors.append(error.relative() if pair[0].count else (None, None))
                 for flight in pair:
                     flight.leave()
-            alignments.append(alignment.B)
+            alignments.append(A)
             found.append(
                 SiteComparison(
                     site=known.site.name,
@@ -217,7 +217,9 @@ def compare(
 def _named(
     name: str, network: nn.Module, data: object, holdout: object, max_samples: int, kinds: Any, limits: dict[str, Any]
 ) -> Any:
-    """`prepare`, whose messages call the network by the name of the argument."""
+    """`prepare` of one network, whose messages call it by the name of the argument."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")
     try:
         return prepare(network, data, holdout, max_samples, kinds, **limits)
     except (TypeError, ValueError) as error:

@@ -34,17 +34,20 @@ def estimate(
     held: Data,
     *,
     max_samples: int,
+    waiting: int,
     machine: Machine,
     fitted: bool,
 ) -> Cost:
-    """What `sample_network` takes with these arguments, from shapes alone; and `fit` before it, unless `fitted`.
+    """What `sample_networks` takes with these arguments, from shapes alone; and `fit` before it, unless `fitted`. A
+    number that waits between two sites takes `waiting` bytes of memory.
 
     One image of zeros goes through the reference, for the shapes between its layers.
     """
     b = align.dtype.itemsize
-    sizes = Sizes(align.count, held.count, align.size, b, max_samples)
+    sizes = Sizes(align.count, held.count, align.size, b, waiting, max_samples)
     layers, steps = _layers(trace, align.example)
-    rest = {} if fitted else _fit(layers, steps, statistics, sizes)
+    passes = 1 if trace.references == 1 else 2  # one more, for the rotations
+    rest = {} if fitted else {k: work * passes for k, work in _fit(layers, steps, statistics, sizes).items()}
     sites: list[SiteCost] = []
     pending, profile, features = LAYERS, LAYERS, Work()
     arriving = kept = 0  # numbers of one image from the step before; bytes that stay of the sites before
@@ -55,7 +58,7 @@ def estimate(
         if known.site.name not in plan.widths:
             pending += steps[place] * (sides * sizes.both)
             arriving = math.prod(known.phi_shape) + known.alive
-            peak = max(peak, kept + b * sides * sizes.both * max(arriving, math.prod(known.z_shape)))
+            peak = max(peak, kept + waiting * sides * sizes.both * max(arriving, math.prod(known.z_shape)))
             continue
         refit = plan.classifier == "refit" and place == len(statistics) - 1
         count = SiteCount(known, plan, sizes, first=not sites)
@@ -71,7 +74,7 @@ def estimate(
     if plan.classifier is not None:
         classes, width = _classifier(trace, count if plan.classifier == "refit" else None)
         rest["classifier"] = _ridge(sizes.align, width, classes)
-        peak = max(peak, kept + 2 * b * arriving * sizes.both + _ridge_bytes(sizes.align, width, b))
+        peak = max(peak, kept + 2 * waiting * arriving * sizes.both + _ridge_bytes(sizes.align, width, b))
         disk += b * classes * (width + 1) if plan.classifier == "refit_aligned" else 0
     for name, data in (("accuracy", align), ("held-out accuracy", held)):
         if data.labels is not None and data.count:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.networks.joined import JoinedNetwork
 from rainbow_fast.networks.trace import Site, trace
 from rainbow_fast.rainbow.activation import Law, RainbowActivation
 from rainbow_fast.rainbow.container import Format, Header
@@ -27,10 +28,13 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: `network` is not a `RainbowNetwork` (a materialised one is saved by its state dict).
+        ValueError: it was sampled from several references.
         FileNotFoundError: the folder of `path` is missing.
     """
     if not isinstance(network, RainbowNetwork):
         raise TypeError(f"network: wanted a RainbowNetwork, got {type(network).__name__}")
+    if isinstance(network.body, JoinedNetwork):
+        raise ValueError("network: sampled from several references, wanted one; or save materialize()'s state dict")
     tensors: dict[str, Tensor] = {}
     sites = []
     for name in network.sampled:
@@ -58,10 +62,13 @@ def load(
         pointwise: as it was given to `fit`.
 
     Raises:
+        TypeError: `reference` is no nn.Module.
         FileNotFoundError: no file at `path`.
         ValueError: the file is truncated, foreign, of a newer version, or was sampled from another reference; the
             message names it.
     """
+    if not isinstance(reference, nn.Module):
+        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
     path = Path(path)
     header, tensors = NETWORK.read(path)
     found = fingerprint(reference)

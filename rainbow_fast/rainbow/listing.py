@@ -58,6 +58,8 @@ def sites(reference: nn.Module, data: object = None, *, pointwise: Iterable[type
     Raises:
         TypeError, ValueError: a network that cannot be cut into sites, as in `fit`; data that cannot be used.
     """
+    if not isinstance(reference, nn.Module):
+        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
     example: Tensor | None = None
     if data is not None:
         like = next(reference.parameters())

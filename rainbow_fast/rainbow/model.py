@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rainbow_fast.networks.joined import Joined
 from rainbow_fast.networks.trace import Trace
 from rainbow_fast.rainbow import storage as storing
 from rainbow_fast.rainbow.cost import Cost
@@ -18,21 +19,23 @@ from rainbow_fast.rainbow.estimate import estimate
 from rainbow_fast.rainbow.fitting import Progress, fit_moments
 from rainbow_fast.rainbow.flight import Data, in_flight_bytes
 from rainbow_fast.rainbow.machine import Machine
-from rainbow_fast.rainbow.network import CLASSIFIERS, RainbowNetwork
-from rainbow_fast.rainbow.plan import Plan, Ranks, Widths, choose
-from rainbow_fast.rainbow.prepare import prepare, repeat, warn_if_few
+from rainbow_fast.rainbow.network import RainbowNetwork
+from rainbow_fast.rainbow.plan import Ranks, Widths, check, choose
+from rainbow_fast.rainbow.prepare import prepare, repeat
+from rainbow_fast.rainbow.procrustes import fit_rotations
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling import sample_networks
 from rainbow_fast.rainbow.statistics import SiteStatistics
 
 
 def fit(
-    reference: nn.Module,
+    reference: nn.Module | Sequence[nn.Module],
     data: object,
     *,
     holdout: object = None,
     max_samples: int = 400_000,
     pointwise: Iterable[type[nn.Module]] = (),
+    iterations: int = 2,
     memory_budget: int | None = None,
     scratch: str | None = None,
     progress: Progress | None = None,
@@ -42,7 +45,9 @@ def fit(
     Args:
         reference: any nn.Module of one input, with float32, float64, bfloat16 or float16 parameters (computed on in
             float32 where it is sampled). It is copied; the copy is in eval mode. `rainbow_fast.sites` lists what of it
-            would be sampled; see `rainbow_fast.networks.trace.trace` for networks that torch.fx cannot trace.
+            would be sampled; see `rainbow_fast.networks.trace.trace` for networks that torch.fx cannot trace. Or a list
+            of K networks of one architecture, chains without skips: neurons are combinations of those of all K, rotated
+            onto their mean, ``w'_i ~ N(0, sum_k A_k W_k^T W_k A_k^T / (K d))``, and outputs are means over the K.
         data: a tensor, ``(x, y)``, a DataLoader, or any re-iterable of batches, read once; networks are aligned on it.
             A tensor is not copied, and may lie in a file that is mapped. Labels y (N,) int64 serve accuracies and refit
             classifiers.
@@ -51,6 +56,7 @@ def fit(
         max_samples: of the moments of a site: where images times positions are more, every t-th is taken, t odd and
             coprime with the positions of a map.
         pointwise: kinds of modules of one's own that treat every number alike, and so can be sampled.
+        iterations: of the generalised Procrustes alignment of several references; 1 rotates them onto the first.
         memory_budget: bytes of data that is not a tensor already; beyond, it is put into a file in `scratch`, an
             existing folder, that of the system for temporary files by default. None: no limit.
         progress: called as ``progress(done, total, what)``.
@@ -65,22 +71,27 @@ def fit(
     Warns:
         UserWarning: fewer samples at a site than twice its channels: the alignment over-fits.
 
-    Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.
+    Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2; several references: equation 17.
     """
     storing.check_budget(memory_budget, scratch)
     limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
+    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
+        raise ValueError(f"iterations={iterations!r}: wanted an int, at least 1")
     cut, sites, align, held = prepare(reference, data, holdout, max_samples, pointwise, **limits)
+    if isinstance(cut, Joined):
+        fit_rotations(cut, sites, align, max_samples=max_samples, iterations=iterations, progress=progress)
     fit_moments(cut, sites, align, max_samples, progress)
     return RainbowModel(cut, sites, align, held, max_samples)
 
 
 def sample(
-    reference: nn.Module,
+    reference: nn.Module | Sequence[nn.Module],
     data: object,
     *,
     holdout: object = None,
     max_samples: int = 400_000,
     pointwise: Iterable[type[nn.Module]] = (),
+    iterations: int = 2,
     memory_budget: int | None = None,
     scratch: str | None = None,
     progress: Progress | None = None,
@@ -91,18 +102,20 @@ def sample(
     `options` are those of `RainbowModel.sample`.
     """
     limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
-    model = fit(reference, data, holdout=holdout, max_samples=max_samples, pointwise=pointwise, **limits)
+    given: dict[str, Any] = {"max_samples": max_samples, "pointwise": pointwise, "iterations": iterations}
+    model = fit(reference, data, holdout=holdout, **given, **limits)
     return model.sample(progress=progress, **limits, **options)
 
 
 def plan(
-    reference: nn.Module,
+    reference: nn.Module | Sequence[nn.Module],
     data: object,
     *,
     images: int | None = None,
     holdout: object = None,
     max_samples: int = 400_000,
     pointwise: Iterable[type[nn.Module]] = (),
+    iterations: int = 2,
     machine: Machine | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -118,7 +131,7 @@ def plan(
     and ``seconds = sum of max(flops / rate + features / rate + pooled / rate, bytes / rate)`` over all `Work`.
 
     Args:
-        reference, data, holdout, max_samples, pointwise: as in `fit`.
+        reference, data, holdout, max_samples, pointwise, iterations: as in `fit`.
         images: as if `data` had so many, its first image being the example: no data are needed then.
         machine: rates; None measures those of this machine, in about half a second.
         progress: not called.
@@ -143,7 +156,7 @@ class RainbowModel:
     """A trained network with the moments of its sites: what `fit` returns and networks are sampled from.
 
     Attributes:
-        reference: a copy of the trained network, in eval mode.
+        reference: a copy of the trained network, in eval mode; of several, the mean of their outputs.
         sites: a `SiteStatistics` each, in order of execution.
     """
 
@@ -296,14 +309,9 @@ class RainbowModel:
             raise ValueError("networks: wanted the options of at least one network, got none")
         plans = [choose(self.sites, **options) for options in networks]
         for plan in plans:
-            self._check(plan, self._align)
-        kept = storing.choose(
-            in_flight_bytes(self.sites, len(plans), [self._align, self._held], storage_dtype),
-            memory_budget=memory_budget,
-            storage=storage,
-            storage_dtype=storage_dtype,
-            scratch=scratch,
-        )
+            check(plan, self._trace, self.sites, self._align, self._held)
+        limits = dict(memory_budget=memory_budget, storage=storage, storage_dtype=storage_dtype, scratch=scratch)
+        kept = self._storage(len(plans), self._align, limits)
         return sample_networks(
             self._trace,
             self.sites,
@@ -327,6 +335,8 @@ class RainbowModel:
     ) -> Cost:
         """What `sample` with the same options takes: flops, bytes, peak memory, and a predicted time. Samples nothing.
 
+        Time is that of activations which wait in memory, the peak that of where they do.
+
         Args:
             images: to align on, in place of those that the model was fitted on.
             machine: rates; None measures those of this machine, in about half a second.
@@ -346,8 +356,11 @@ class RainbowModel:
         """`plan` with other data to align on; not `fitted`: with the work of `fit`."""
         if machine is not None and not isinstance(machine, Machine):
             raise TypeError(f"machine: wanted a Machine or None, got {type(machine).__name__}")
+        options.pop("resume", None)
+        limits = {name: options.pop(name, None) for name in ("memory_budget", "storage", "storage_dtype", "scratch")}
         plan = choose(self.sites, only_shapes=True, **options)
-        self._check(plan, data)
+        check(plan, self._trace, self.sites, data, self._held)
+        waits = self._storage(1, data, limits)
         if machine is None:
             machine = Machine.measure(data.dtype, self.sites[0].site.activation)
         return estimate(
@@ -357,27 +370,11 @@ class RainbowModel:
             data,
             self._held,
             max_samples=self._max_samples,
+            waiting=(waits.dtype or data.dtype).itemsize if waits.kind == "memory" else 0,
             machine=machine,
             fitted=fitted,
         )
 
-    def _check(self, plan: Plan, data: Data) -> None:
-        if plan.align not in ("channels", "flattened"):
-            raise ValueError(f"align={plan.align!r}: wanted 'channels' or 'flattened'")
-        feeding = [s for s in self.sites if s.site.name in plan.widths and s.site.feeds_flatten]
-        if plan.align == "flattened" and not feeding:
-            raise ValueError("align='flattened': no sampled site feeds a Flatten")
-        for s in feeding if plan.align == "flattened" else []:
-            warn_if_few(s.site.name, data.count, s.d * s.positions)
-        if plan.classifier not in CLASSIFIERS:
-            raise ValueError(f"classifier={plan.classifier!r}: wanted None, 'refit' or 'refit_aligned'")
-        if plan.classifier is not None:
-            self._trace.tail()
-            if data.labels is None:
-                raise ValueError(f"classifier={plan.classifier!r}: data has no labels, wanted batches (x, y)")
-        if plan.classifier == "refit" and self.sites[-1].site.name not in plan.widths:
-            raise ValueError(
-                f"classifier='refit': the last site {self.sites[-1].site.name!r} is not sampled; wanted 'refit_aligned'"
-            )
-        if plan.accuracy_profile and (self._held.labels is None or not self._held.count):
-            raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
+    def _storage(self, lanes: int, align: Data, limits: dict[str, Any]) -> storing.Storage:
+        needed = in_flight_bytes(self.sites, lanes, [align, self._held], limits["storage_dtype"])
+        return storing.choose(needed, **limits)

@@ -36,11 +36,13 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
 
     Raises:
         TypeError: `model` is not a `RainbowModel`.
-        ValueError: `probe` is no int of at least 1.
+        ValueError: `probe` is no int of at least 1; a model of several references.
         FileNotFoundError: the folder of `path` is missing.
     """
     if not isinstance(model, RainbowModel):
         raise TypeError(f"model: wanted a RainbowModel, got {type(model).__name__}")
+    if model._trace.references > 1:
+        raise ValueError(f"model: fitted to {model._trace.references} references, wanted one")
     if probe is not None and (not isinstance(probe, int) or isinstance(probe, bool) or probe < 1):
         raise ValueError(f"probe={probe!r}: wanted None or an int, at least 1")
     tensors = {f"reference.{name}": copied(value) for name, value in model.reference.state_dict().items()}
@@ -93,7 +95,7 @@ def load_model(
             s.z.load_state_dict({key: tensors[f"sites.{s.site.index}.{key}"].to(device) for key in KEYS})
             s.activity = about["activity"]
             if not (s.site.output or s.site.gate):
-                warn_if_few(s.site.name, len(x["alignment"]) * s.positions, s.d)
+                warn_if_few(s.site.name, len(x["alignment"]) * s.positions, s.channels)
         max_samples = header["max_samples"]
     except KeyError as error:
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None

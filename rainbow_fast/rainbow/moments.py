@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rainbow_fast.ops.cross_covariance import cross_covariance
 
+_NO_SAMPLES = "no samples yet, wanted at least one update"
 KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")
 
 
@@ -139,6 +140,25 @@ class CrossCovariance:
         self._check_channels(*cross.shape)
         self._add(cross, x, y)
 
+    def begin(self, x: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Count a batch x, (N, d) or (N, d, *space), and its own moments; the caller adds what depends on y.
+
+        Returns:
+            The sums of ``x y^T`` (d, m), y (m,) and y^2 (m,), contiguous float64, for the caller to add to in place.
+
+        Raises:
+            ValueError: other channels than before.
+        """
+        d = x.shape[1]
+        self._check_channels(d, m)
+        if self.cross is None:
+            self.cross = torch.zeros(d, m, dtype=torch.float64, device=x.device)
+        self.x.update(x)
+        zeros = self.cross.new_zeros(m)
+        self.y.add(zeros, zeros, x.numel() // max(d, 1))
+        assert self.y.total is not None and self.y.square is not None
+        return self.cross, self.y.total, self.y.square
+
     def merge(self, other: CrossCovariance) -> CrossCovariance:
         """Add what another accumulator has seen, of the same channels. Returns self.
 
@@ -155,14 +175,27 @@ class CrossCovariance:
         Raises:
             ValueError: no samples yet; or a value that is not finite has come in: the message names layer and side.
         """
+        return self._checked_cross() / self.count
+
+    def consume(self) -> Tensor:
+        """`compute` in the memory of the sums, without a copy. Only counts, means and second moments are left.
+
+        Raises:
+            ValueError: as `compute`.
+        """
+        M, self.cross = self._checked_cross().div_(self.count), None
+        return M
+
+    def _checked_cross(self) -> Tensor:
         if self.cross is None:
-            raise ValueError(f"{self._label}: no samples yet, wanted at least one update")
+            why = "its sums have been consumed, wanted reset() first" if self.count else _NO_SAMPLES
+            raise ValueError(f"{self._label}: {why}")
         for side, moments in (("x", self.x), ("y", self.y)):
             if (channel := moments.not_finite()) is not None:
                 raise ValueError(f"{self._label}: {side} is not finite, first in channel {channel}")
-        if not torch.isfinite(self.cross).all():
+        if not all(torch.isfinite(end) for end in torch.aminmax(self.cross)):  # no temporary as large as M
             raise ValueError(f"{self._label}: the products x y^T overflow")
-        return self.cross / self.count
+        return self.cross
 
     @property
     def mean_x(self) -> Tensor:
@@ -215,13 +248,15 @@ class CrossCovariance:
         self.y.add(y.total, y.square, y.count)
 
     def _check_channels(self, d: int, m: int) -> None:
+        if self.cross is None and self.count:
+            raise ValueError(f"{self._label}: its sums have been consumed, wanted reset() first")
         if self.cross is not None and tuple(self.cross.shape) != (d, m):
             wanted = tuple(self.cross.shape)
             raise ValueError(f"{self._label}: x and y have {d} and {m} channels, wanted {wanted} as before")
 
     def _seen(self, moments: ChannelMoments) -> ChannelMoments:
         if moments.count == 0:
-            raise ValueError(f"{self._label}: no samples yet, wanted at least one update")
+            raise ValueError(f"{self._label}: {_NO_SAMPLES}")
         return moments
 
     @property

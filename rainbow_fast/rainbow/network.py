@@ -64,15 +64,25 @@ class RainbowNetwork(nn.Module):
         assert isinstance(module, RainbowActivation)
         return module
 
+    @torch.no_grad()
     def materialize(self) -> nn.Module:
         """The same network as a plain, wide module of torch's own layers: ``W' = s G_eff W A`` written out.
 
-        Biases, eval-mode batch norms, recalibration and scale are folded into the weights; an offset is one more neuron
-        with zero weights and bias 1, so that zero padding stays right. Equal to rounding. Memory: n m numbers between
-        two sites of widths n and m.
+        Between two sites, linear layers and convolutions become one dense wide layer, into which biases, eval-mode
+        batch norms, recalibration and scale are folded; a skip becomes a dense 1x1 map beside it. An offset is one more
+        neuron with zero weights and bias 1, so that zero padding stays right. Averages over positions and Flatten act
+        on the wide maps. Whatever else reads a value (grouped convolutions, layer norm, attention, products,
+        max-pooling that is not of a site), and what is read twice and is no map of channels, gets it written out in the
+        d channels of the reference, as a factor of its own.
+
+        Returns:
+            A Sequential where one layer follows the other, else a `torch.fx.GraphModule`, in eval mode; equal to
+            rounding. A network that torch.fx cannot trace is copied, with a Sequential of linear map, non-linearity and
+            linear map in the place of each site. Memory: n m k numbers between two sites of widths n and m with kernels
+            of k positions, in float64 while they are multiplied.
         """
-        with torch.no_grad():
-            return materialize(self.body, self.input_shape)
+        weight = next(p for p in self.body.parameters() if p.is_floating_point())
+        return materialize(self.body, weight.new_zeros(2, *self.input_shape))
 
 
 def assemble(

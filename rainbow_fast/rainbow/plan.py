@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rainbow_fast.networks.trace import Trace
+from rainbow_fast.rainbow.flight import Data
+from rainbow_fast.rainbow.network import CLASSIFIERS
 from rainbow_fast.rainbow.noise_edge import marchenko_pastur_rank
 from rainbow_fast.rainbow.parts import Parts, resolve
+from rainbow_fast.rainbow.prepare import warn_if_few
 from rainbow_fast.rainbow.statistics import SiteStatistics
 
 Widths = int | Mapping[str, int]
@@ -67,6 +71,39 @@ def choose(
     return Plan(method, resolved, widths, directions, seed, network, align, classifier, accuracy_profile)
 
 
+def check(plan: Plan, trace: Trace, sites: Sequence[SiteStatistics], data: Data, held: Data) -> None:
+    """What of a plan the network and the data must allow.
+
+    Raises:
+        ValueError: an unknown alignment or classifier, or one that this network or these data do not have.
+    """
+    if plan.align not in ("channels", "flattened"):
+        raise ValueError(f"align={plan.align!r}: wanted 'channels' or 'flattened'")
+    if plan.align == "flattened" and trace.references > 1:
+        raise ValueError(f"align='flattened': wanted one reference, got {trace.references}")
+    feeding = [s for s in sites if s.site.name in plan.widths and s.site.feeds_flatten]
+    if plan.align == "flattened" and not feeding:
+        raise ValueError("align='flattened': no sampled site feeds a Flatten")
+    for s in feeding if plan.align == "flattened" else []:
+        warn_if_few(s.site.name, data.count, s.channels * s.positions)
+    if plan.classifier not in CLASSIFIERS:
+        raise ValueError(f"classifier={plan.classifier!r}: wanted None, 'refit' or 'refit_aligned'")
+    if plan.classifier is not None:
+        trace.tail()
+        if data.labels is None:
+            raise ValueError(f"classifier={plan.classifier!r}: data has no labels, wanted batches (x, y)")
+    last = sites[-1]
+    if plan.classifier == "refit" and last.site.axis == -1 and len(last.z_shape) > 1:
+        raise ValueError(
+            f"classifier='refit': channels of the last site {last.site.name!r} are its last axis, of shape "
+            f"{last.z_shape}: wanted 'refit_aligned'"
+        )
+    if plan.classifier == "refit" and last.site.name not in plan.widths:
+        raise ValueError(f"classifier='refit': the last site {last.site.name!r} is not sampled; wanted 'refit_aligned'")
+    if plan.accuracy_profile and (held.labels is None or not held.count):
+        raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
+
+
 def choose_sites(known: Sequence[SiteStatistics], sites: Sequence[str] | None) -> list[SiteStatistics]:
     """The sites named, or all but output activations and gates, in order of execution.
 
@@ -97,7 +134,7 @@ def choose_widths(
         raise ValueError(f"width={width} and factor={factor}: wanted one of the two")
     if factor is not None and not 0 < factor < float("inf"):
         raise ValueError(f"factor={factor}: wanted a finite number above 0")
-    widths = {s.site.name: s.d for s in chosen}
+    widths = {s.site.name: s.channels for s in chosen}
     if factor is not None:
         widths = {name: max(round(factor * d), 1) for name, d in widths.items()}
     elif width is not None:

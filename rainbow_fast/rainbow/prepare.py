@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.networks.joined import join
 from rainbow_fast.networks.trace import State, Trace, trace
 from rainbow_fast.rainbow.flight import Data
 from rainbow_fast.rainbow.gather import gather
@@ -22,7 +23,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def prepare(
-    reference: nn.Module,
+    reference: nn.Module | Sequence[nn.Module],
     data: object,
     holdout: object,
     max_samples: int,
@@ -35,9 +36,8 @@ def prepare(
 
     `images`: as if `data` had so many.
     """
-    if not isinstance(reference, nn.Module):
-        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
-    device, dtype = _check_parameters(reference)
+    references = _checked(reference)
+    device, dtype = _check_parameters(references[0])
     if not isinstance(max_samples, int) or max_samples < 1:
         raise ValueError(f"max_samples={max_samples!r}: wanted an int, at least 1")
     if isinstance(holdout, int | float) and not 0 <= holdout < 1:
@@ -54,15 +54,16 @@ def prepare(
             came, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
             raise ValueError(f"holdout: samples of shape {came}, wanted {wanted} as in data")
     example = x[:1].to(device, dtype)
-    cut = trace(reference, example, pointwise)
-    if not cut.sites:
+    cuts = [trace(network, example, pointwise) for network in references]
+    if not cuts[0].sites:
         raise ValueError("reference: no site, wanted at least one pointwise non-linearity")
+    cut = cuts[0] if len(cuts) == 1 else join(cuts, example)
     with torch.no_grad():
         sites = site_shapes(cut, example)
     size = chunk_size(sites, example)
     for s in sites:
         if not (s.site.output or s.site.gate):
-            warn_if_few(s.site.name, len(x) * s.positions, s.d)
+            warn_if_few(s.site.name, len(x) * s.positions, s.channels)
     made = [Data(x, _to(y, device), size, device, dtype), Data(x_held, _to(y_held, device), size, device, dtype)]
     return cut, sites, made[0], made[1]
 
@@ -86,6 +87,24 @@ def repeat(x: Tensor, images: int) -> Tensor:
 
 def _to(y: Tensor | None, device: torch.device) -> Tensor | None:
     return None if y is None else y.to(device)
+
+
+def _checked(reference: object) -> list[nn.Module]:
+    """One network or several, of one device and dtype."""
+    given = reference if isinstance(reference, list | tuple) else [reference]
+    if not given:
+        raise ValueError("reference: got an empty list, wanted at least one nn.Module")
+    references: list[nn.Module] = []
+    found = []
+    for network in given:
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"reference: wanted an nn.Module, got {type(network).__name__}")
+        references.append(network)
+        found.append(_check_parameters(network))
+        if found[-1] != found[0]:
+            here, there = (f"{dtype} on {device}" for device, dtype in (found[-1], found[0]))
+            raise TypeError(f"reference: number {len(found)} is {here}, the first {there}: wanted one dtype and device")
+    return references
 
 
 def _check_parameters(reference: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -21,7 +21,7 @@ class SiteReport:
 
     Attributes:
         index, site: place in the full list of sites, name of the activation module.
-        d, n, rank: neurons of the reference, of the sample, and the rank of u.
+        d, n, rank: neurons of the reference, or of one of several; of the sample; and the rank of u.
         samples: images times positions that M is the mean of.
         error, error_centred: E|phih - phi|^2 on the alignment set, over E|phi|^2 and over E|phi - E phi|^2.
         held_out_error, held_out_error_centred: the same on the held-out data.
@@ -64,6 +64,7 @@ class Report:
             unless asked for.
         ridge: of a refit classifier, over the mean eigenvalue; None without one.
         storage: where activations waited between two sites.
+        references: how many networks, aligned to their mean, it was sampled from.
     """
 
     method: str
@@ -80,6 +81,7 @@ class Report:
     accuracy_profile: list[float] | None = None
     ridge: float | None = None
     storage: str = ""
+    references: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as numbers, strings, lists and dicts."""
@@ -98,6 +100,7 @@ class Report:
             "",
             *_table(self.sites),
         ]
+        lines += [f"{self.references} references, aligned to their mean"] if self.references > 1 else []
         lines += [self.storage] if self.storage else []
         lines += [f"kept {name}: {reason}" for name, reason in self.kept.items()]
         if self.accuracy:

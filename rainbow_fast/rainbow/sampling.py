@@ -80,7 +80,7 @@ class Lane:
         self.report = Report(
             plan.method, plan.parts, plan.align, plan.classifier, plan.seed, plan.network, align.count, held.count
         )
-        self.report.storage = str(storage)
+        self.report.storage, self.report.references = str(storage), self.trace.references
         self.report.accuracy_profile = [] if plan.accuracy_profile else None
         self.activations: dict[str, RainbowActivation] = {}
         self.refit: RainbowActivation | None = None

@@ -8,28 +8,34 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rainbow_fast.rainbow.activation import FEATURE_BLOCK, ROW_BLOCK
+from rainbow_fast.ops.polar import LONG_IN_PLACE
+from rainbow_fast.rainbow.activation import FEATURE_BLOCK, IMPLICIT_BLOCK, ROW_BLOCK
 from rainbow_fast.rainbow.cost import SiteCost, Work
+from rainbow_fast.rainbow.least_squares import FEATURE_NUMBERS, SOLVED_S, is_summed
 from rainbow_fast.rainbow.machine import polar_flops
 from rainbow_fast.rainbow.plan import Plan
+from rainbow_fast.rainbow.regression import products_expected, sketch_size
 from rainbow_fast.rainbow.statistics import SiteStatistics, every
-from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES, FEATURE_NUMBERS
+from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES
 
-# float64 matrices alive at the worst moment: of the size of M while it is summed and while it is aligned, of the size
-# of the regression's S' = E[phi' phi'^T] while it is summed and while it is solved with.
-SUMMED, ALIGNED, SUMMED_S, SOLVED_S = 4, 8, 2, 6
+# float64 matrices alive at the worst moment: of the size of a block of M while that is summed, of M while it is aligned
+# and not long; of the regression's S' = E[phi' phi'^T] while it is summed and while it is solved with.
+SUMMED, ALIGNED, SUMMED_S = 4, 8, 2
+PROBES = 8  # rows of a long M that its alignment keeps
 STRIDED = 4  # a copy that transposes, over one that does not
 EIGENVECTORS = 10  # of a symmetric (d, d) matrix: flops over d^3
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the data: images to align on, held out, and in a chunk; bytes of a number; `max_samples` of `fit`."""
+    """Of the data: images to align on, held out, and in a chunk; bytes of a number, and of one that waits between two
+    sites; `max_samples` of `fit`."""
 
     align: int
     held: int
     chunk: int
     itemsize: int
+    waiting: int
     max_samples: int
 
     @property
@@ -59,7 +65,7 @@ class SiteCount:
         self.z, self.phi = math.prod(known.z_shape), math.prod(known.phi_shape)
         self.pixels, self.positions = self.z // self.d, known.positions
         flattened = plan.align == "flattened" and self.site.feeds_flatten
-        self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (self.d, self.n)
+        self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (known.channels, self.n)
         self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
         self.fused = self.site.fused and not flattened
@@ -71,6 +77,7 @@ class SiteCount:
         self.has_U = U is not None or (orthonormal and not self.has_T)
         self.recalibrates = self.parts.recalibrate and not first
         self.regresses = self.parts.alignment == "regression"
+        self.sums = self.regresses and is_summed(self.parts, self.columns)
 
     # Work
 
@@ -97,9 +104,13 @@ class SiteCount:
         pixels = min(sizes.chunk, sizes.align) * self.pixels
         seen = -(-pixels // every(pixels, ACTIVITY_SAMPLES, self.pixels))
         work += Work(2.0 * seen * self.n * (self.r + 1), features=float(seen * self.n))
-        if self.regresses:
+        if self.sums:
             work += self.features(sizes.align, calls)
             work += Work(1.0 * self.samples * self.columns * (self.columns + 1))
+        elif self.regresses:
+            each = self.features(sizes.align, calls, rows=self.samples if self.fused else None) * 2
+            each += Work(4.0 * self.samples * self.rows * self.columns)
+            work += each * math.ceil(products_expected(self.rows, self.columns))
         return work
 
     def projection(self, images: int) -> Work:
@@ -118,10 +129,13 @@ class SiteCount:
         """The solve of the regression, the matrix of an orthonormal law."""
         rows, columns, n, r = self.rows, self.columns, self.n, self.r
         flops = moved = 0.0
-        if self.regresses:
+        if self.sums:
             flops += 2.0 * rows * columns**2
             flops += columns**3 / 3 if self.parts.ridge > 0 else (EIGENVECTORS + 2.0) * columns**3
             moved += 8.0 * 24 * columns**2
+        elif self.regresses:
+            sketch = sketch_size(rows, columns)
+            flops += 6.0 * sketch**2 * columns + 16.0 * sketch * rows * columns * products_expected(rows, columns)
         if self.parts.law == "orthonormal":
             flops += 2.0 * n * r * min(n, r) + (EIGENVECTORS + 2.0) * min(n, r) ** 3
         return Work(flops, "float64", bytes=moved)
@@ -131,7 +145,7 @@ class SiteCount:
         align, held, z, phi = self.sizes.align, self.sizes.held, self.z, self.phi
         recalibrating, centring = 4 * z * self.recalibrates, 3 * z * self.parts.mean_row
         u = 2 * z + recalibrating + centring
-        stored = self.n * self.positions * self.regresses
+        stored = self.n * self.positions * self.sums
         transposed = (2 * z + 4 * phi + 2 * stored) * (self.step > 1)
         each = z + 2 * u + recalibrating + 17 * phi + 4 * stored + STRIDED * transposed
         numbers = align * each + 8 * self.samples * self.d
@@ -165,7 +179,8 @@ class SiteCount:
         the sites before, and classes and features of a classifier that is refit here."""
         sizes, b, z, phi = self.sizes, self.sizes.itemsize, self.z, self.phi
         sides, larger = 1 if self.first else 2, max(z, phi)
-        matrix, square = 8 * self.rows * self.columns, 8 * self.columns**2 if self.regresses else 0
+        long = self.columns >= LONG_IN_PLACE * self.rows and not self.regresses
+        matrix, square = 8 * self.rows * self.columns, 8 * self.columns**2 if self.sums else 0
         waiting = sizes.held * (z + self.known.alive) * sides + sizes.align * self.known.alive * sides
         chunk = min(sizes.chunk, sizes.align)
         block = 0 if self.fused else 3 * chunk * self.pixels * min(FEATURE_BLOCK, self.n)
@@ -181,13 +196,15 @@ class SiteCount:
             "held out": sizes.align * 2 * phi + sizes.held * 2 * larger,
         }
         float64 = {
-            "moments": SUMMED * matrix + SUMMED_S * square,
-            "alignment": ALIGNED * matrix + SOLVED_S * square,
-            "projection": 2 * matrix + square,
+            "moments": matrix + SUMMED * 8 * self.rows * min(self.columns, IMPLICIT_BLOCK) + SUMMED_S * square,
+            "alignment": (matrix + 8 * PROBES * self.columns if long else ALIGNED * matrix) + SOLVED_S * square,
+            "projection": matrix,  # at its start, beside A
         }
+        if self.regresses and not self.sums:  # more of the size of M, and of the preconditioner
+            float64["alignment"] += 8 * matrix + 3 * 8 * sketch_size(self.rows, self.columns) * self.columns
         float64["held out"] = float64["projection"]
         temporary = {
-            "moments": b * max(copies, 3 * stored if self.regresses else 0) + rows,
+            "moments": b * max(copies, 3 * stored if self.sums else 0) + rows,
             "projection": self.A_bytes + b * (copies + 2 * chunk * phi) + rows,
         }
         temporary["held out"] = temporary["projection"]
@@ -196,11 +213,12 @@ class SiteCount:
             for phase in ("projection", "held out"):
                 temporary[phase] += b * sizes.align * refit[1]
             projection += self.features(sizes.align, -(-sizes.align // sizes.chunk))
-        peak = max(b * activations[phase] + float64.get(phase, 0) + temporary.get(phase, 0) for phase in activations)
+        in_flight = {phase: sizes.waiting * numbers for phase, numbers in activations.items()}
+        peak = max(in_flight[phase] + float64.get(phase, 0) + temporary.get(phase, 0) for phase in activations)
         return SiteCost(
             index=self.site.index,
             site=self.site.name,
-            d=self.d,
+            d=self.known.channels,
             n=self.n,
             rank=self.r,
             samples=self.samples,
@@ -212,7 +230,7 @@ class SiteCount:
                 "projection": projection,
                 "elementwise": self.elementwise(),
             },
-            in_flight_bytes=b * max(activations.values()),
+            in_flight_bytes=max(in_flight.values()),
             float64_bytes=max(float64.values()),
             A_bytes=self.A_bytes,
             disk_bytes=self.disk_bytes(refit),

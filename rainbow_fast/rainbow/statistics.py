@@ -19,7 +19,7 @@ class SiteStatistics:
 
     Attributes:
         site: what is sampled.
-        d: neurons.
+        d: channels of z: the neurons, of all references where there are several.
         z_shape, phi_shape: of one sample.
         alive: numbers of one sample that wait at this site to be read after it, z and phi aside.
         z: the moments ``E[z z^T]``, with mean and variance of each channel.
@@ -35,9 +35,14 @@ class SiteStatistics:
     activity: float = float("nan")
 
     @property
+    def channels(self) -> int:
+        """Of phi: the width of the reference, or of one of several."""
+        return self.phi_shape[-1 if self.site.axis == -1 else 0]
+
+    @property
     def positions(self) -> int:
         """Of phi, in one sample."""
-        return math.prod(self.phi_shape) // self.d
+        return math.prod(self.phi_shape) // self.channels
 
     def directions(self, *, centred: bool) -> tuple[Tensor, Tensor]:
         """Eigenvalues (d,) and eigenvectors U (d, d), float64, decreasing, the largest entry of each column positive.

@@ -3,28 +3,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rainbow_fast.networks.tail import Tail
-from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.ops.gaussian import key
 from rainbow_fast.rainbow import alignment
-from rainbow_fast.rainbow.activation import RainbowActivation, channels_first
+from rainbow_fast.rainbow.activation import RainbowActivation, Select, channels_first
+from rainbow_fast.rainbow.alignment import Solve
 from rainbow_fast.rainbow.classifier import ridge_classifier
 from rainbow_fast.rainbow.flight import REFERENCE, Flight
 from rainbow_fast.rainbow.laws import draw
+from rainbow_fast.rainbow.least_squares import Products, Summed, is_summed
 from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
 from rainbow_fast.rainbow.network import refit_flattened, refit_site
 from rainbow_fast.rainbow.plan import SITE_BITS, Plan
 from rainbow_fast.rainbow.report import Error, SiteReport
 from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
 
-FEATURE_NUMBERS = 2**24  # numbers of phi' at a time, where all n neurons of a sample are needed together
 ACTIVITY_SAMPLES = 2048
 
 
@@ -70,12 +71,13 @@ class SiteStep:
 
     def run(self) -> tuple[RainbowActivation, SiteReport]:
         """The sampled site, and its report."""
-        moments, S, activity = self._moments()
+        moments, least_squares, activity = self._moments()
         eps = None if self.site.norm is None else float(self.site.norm.eps)  # type: ignore[arg-type]
         positions = self.known.positions if self.flattened else 1
-        found = alignment.align(moments, self.parts, positions=positions, eps=eps, S=S)
-        self.activation.A = found.B.to(self._dtype).contiguous()
-        projected = self._project(found)
+        B, found = alignment.align(moments, self.parts, positions=positions, eps=eps, least_squares=least_squares)
+        self.activation.A = B.to(self._dtype).contiguous()
+        del B, least_squares  # as large as A and S, in float64
+        projected = self._project()
         s = alignment.scale(found, projected, self.parts, self.site.name)
         c = alignment.offset(found, s, moments, self.parts)
         self.activation.scale.fill_(s)
@@ -87,7 +89,7 @@ class SiteStep:
         return self.activation, SiteReport(
             index=self.site.index,
             site=self.site.name,
-            d=self.known.d,
+            d=self.known.channels,
             n=self.n,
             rank=self.known.d if self.law.U is None else self.law.U.shape[1],
             samples=moments.count,
@@ -113,7 +115,7 @@ class SiteStep:
         flattened = refit_flattened(self.tail, phi)
         site = refit_site(self.site, self.tail, flattened=flattened)
         made = RainbowActivation(site, self.law, flattened=flattened, recalibration=self.recalibration)
-        made.A, made.offset = B.to(self._dtype).contiguous(), b.to(self._dtype)
+        made.A, made.offset = B.to(self._dtype), b.to(self._dtype)
         return made, ridge
 
     @property
@@ -133,33 +135,37 @@ class SiteStep:
         bias = self.known.z.mean_x - gain * z.mean
         return gain.to(self._dtype), bias.to(self._dtype)
 
-    def _moments(self) -> tuple[CrossCovariance, Tensor | None, float]:
+    def _moments(self) -> tuple[CrossCovariance, Solve | None, float]:
         align, lane, activity = self.work.align, self.work.lane, 0.0
         moments = CrossCovariance(self.site.name)
         features = self.n * (self.known.positions if self.flattened else 1)
-        S: Tensor | None = None
-        if self.parts.alignment == "regression":
-            S = torch.zeros(features, features, dtype=torch.float64, device=align.data.device)
+        regresses = self.parts.alignment == "regression"
+        S = (
+            Summed(self.activation, features, align.data.device)
+            if regresses and is_summed(self.parts, features)
+            else None
+        )
         for start in align:
             zh = self._rows(align.z(lane, start))
             phi = align.output(REFERENCE, start)
-            moments.add(*self.activation.covariance(self._rows(phi), zh, self._select(start)))
+            self.activation.covariance(moments, features, self._rows(self._shaped(phi)), zh, self._select(start))
             if S is not None:
-                self._add_second_moment(S, zh, start, len(phi))
+                S.add(zh, len(phi), functools.partial(self._select_after, start))
             if start == 0:
                 activity = self.activation.activity(active_rows(zh, self.known))
             self.work.tick(f"{self.site.name}: moments")
-        return moments, None if S is None else S / moments.count, activity
+        if not regresses:
+            return moments, None, activity
+        return moments, (S or Products(self.activation, self._batches, self._dtype)).solve, activity
 
-    def _add_second_moment(self, S: Tensor, zh: Tensor, before: int, samples: int) -> None:
-        per_sample = len(zh) // samples  # rows of zh: more than one where the channel axis is the last
-        numbers = self.n * math.prod(zh.shape[2:])
-        rows = max(FEATURE_NUMBERS // (numbers * per_sample), 1) * per_sample
-        for start in range(0, len(zh), rows):
-            select = self._select(before + start // per_sample)
-            cross_covariance_(S, select(self.activation.features(zh[start : start + rows])))
+    def _batches(self) -> Iterator[tuple[Tensor, Select]]:
+        for start in self.work.align:
+            yield self._rows(self.work.align.z(self.work.lane, start)), self._select(start)
 
-    def _project(self, found: alignment.Alignment) -> ChannelMoments:
+    def _select_after(self, start: int, samples: int) -> Select:
+        return self._select(start + samples)
+
+    def _project(self) -> ChannelMoments:
         """Put the projection without scale and offset, and take its moments."""
         align, lane, projected = self.work.align, self.work.lane, ChannelMoments()
         for start in align:
@@ -192,9 +198,9 @@ class SiteStep:
         return phi.flatten(1) if self.flattened else phi
 
     def _rows(self, t: Tensor) -> Tensor:
-        return channels_first(t, None if self.flattened and t.dim() == 2 else self.site.axis)
+        return channels_first(t, self.site.axis, self.flattened)
 
-    def _select(self, before: int) -> Callable[[Tensor], Tensor]:
+    def _select(self, before: int) -> Select:
         if self.flattened:
             return lambda t: t.flatten(1)
         return lambda t: take(t, before * self.known.positions, self.step)

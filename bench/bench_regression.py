@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The regression A = M (S + lambda I)^-1 of a site: by products with S in fused passes, and with S itself.
+
+Plain torch stores the features and S in float32 and solves in float64; so does ours where S fits
+(`rainbow.least_squares.is_summed`), as it always is faster: the products are for where it does not. The error is that
+the predictions A phi', against S in float64 of the same features.
+"""
+
+import functools
+
+import torch
+from floor import Floor
+from race import OURS, PLAIN, Candidate, Race, entries, relative
+from torch import Tensor
+
+import rainbow_fast as rf
+from rainbow_fast.rainbow.regression import regress
+
+RIDGE = 1e-3
+DIRECT = "rainbow_fast, S itself"
+
+
+def regression(N: int, r: int, d: int, n: int) -> Race:
+    source = torch.Generator().manual_seed(0)
+    u = torch.randn(N, r, generator=source) * torch.arange(1, r + 1).rsqrt()
+    x = (u @ torch.randn(r, d, generator=source)).relu()
+    M, _, square = (t / N for t in rf.random_features_covariance(x, u, n, seed=1))
+    mean_diagonal = float(square.mean())
+    G = rf.gaussian(n, r, seed=1)
+
+    def apply(V: Tensor) -> Tensor:
+        y = rf.random_features_projection(u, V, seed=1)
+        return rf.random_features_covariance(y, u, n, seed=1)[0] / N
+
+    def solve(S: Tensor) -> Tensor:
+        S.diagonal().add_(RIDGE * mean_diagonal)
+        return torch.cholesky_solve(M.T, torch.linalg.cholesky(S)).T
+
+    def plain() -> Tensor:
+        phi = (u @ G.T).relu()
+        return solve((phi.T @ phi / N).double())
+
+    @functools.cache
+    def features() -> Tensor:
+        return rf.random_features(u, n, seed=1).double()
+
+    @functools.cache
+    def exact() -> Tensor:
+        return features() @ solve(features().T @ features() / N).T
+
+    def error(A: Tensor) -> float:
+        return relative(features() @ A.T, exact())
+
+    return Race(
+        f"regression, N {N}, r {r}, d {d}, n {n}",
+        {
+            OURS: Candidate(lambda: regress(apply, M, mean_diagonal, RIDGE), error),
+            PLAIN: Candidate(plain, error),
+            DIRECT: Candidate(lambda: solve(rf.cross_covariance(rf.random_features(u, n, seed=1)) / N), error),
+        },
+        Floor({"f32": 1.0 * N * n**2, "f64": n**3 / 3 + 2.0 * d * n**2}),
+        rounds=2,
+        slack=1e-4,  # the tolerance of the products
+    )
+
+
+bench_regression = entries(regression, [(8192, 32, 32, 2048)], (OURS, PLAIN, DIRECT))

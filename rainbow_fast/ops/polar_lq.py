@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""polar of a matrix with many more columns than rows: M = L Q, so that polar(M) = polar(L) Q and L is small.
+
+Q takes the place of M, or of the result, a block of columns at a time: besides these, memory is d x d matrices, a few
+blocks, and eight rows as long as M.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.ops.cross_covariance import cross_covariance_
+from rainbow_fast.ops.gaussian import gaussian_reference
+from rainbow_fast.ops.polar_factors import multiply
+
+BLOCK_NUMBERS = 2**18  # of a block of columns, for each thread: it stays in the cache
+PROBES = 8
+FLOOR = 1e-14  # eigenvalues of a Gram matrix below this share of the largest are rounding, more or less
+NOTHING = 4 * torch.finfo(torch.float64).eps  # directions below this share of the largest are the rounding of M
+# The condition of a Gram matrix from which rows are made orthonormal without another look at them: their error is its
+# product with the rounding of float64.
+TRUSTED = {torch.float32: 1e6, torch.float64: 4.0}
+
+
+class LQ(NamedTuple):
+    """M = L Q, Q = T X with orthonormal rows."""
+
+    L: Tensor  # (d, r) float64
+    T: Tensor  # (r, p) float64
+    X: Tensor  # (p, n), dtype of M: M itself, or what has been written in the place of the result
+    pending: list[Tensor]  # X stands for the product of these with it, the first one first
+    W: Tensor  # (w, d): probes, E[W^T W] = 1
+    WM: Tensor  # (w, n) float64
+    norm: float  # |M|_F
+
+
+def decompose(M: Tensor, out: Tensor) -> LQ:
+    """The LQ decomposition of a wide M by eigenvectors of Gram matrices; `out` is M or as large, and is overwritten.
+
+    A step divides each eigenvector's row by its size: by 1e-7 of the largest at least, for smaller ones are rounding
+    where M is squared. Three steps raise to 1 whatever is above the rounding of M; what is not is left out of L.
+    Each row of a step is as exact as its own size, so that L Q = M to the rounding of float64. Float64 rows are stored
+    after each step; float32 ones are made again from M.
+    """
+    d = len(M)
+    W = torch.eye(d, dtype=torch.float64)
+    if d > PROBES:
+        W = torch.from_numpy(gaussian_reference([0, 0, 0, 0], PROBES, d)).double() / PROBES**0.5
+    WM = torch.empty(len(W), M.shape[1], dtype=torch.float64)
+    L, norm = torch.eye(d, dtype=torch.float64), 0.0
+    X, pending = M, list[Tensor]()
+    while True:
+        R = torch.zeros(L.shape[1], L.shape[1], dtype=torch.float64)
+        for at, block in _blocks(X, pending):
+            cross_covariance_(R, block.unsqueeze(0), backend="cpu")
+            if not norm:
+                WM[:, at] = multiply(W, block)
+            if pending and M.dtype == torch.float64:
+                out[: len(R), at] = block
+        norm = norm or float(R.diagonal().sum().sqrt())
+        if pending and M.dtype == torch.float64:
+            X, pending = out[: len(R)], []
+        alive = R.diagonal() > 0  # rows of zeros stay so exactly
+        values, vectors = torch.linalg.eigh(R[alive][:, alive])
+        V = torch.zeros(len(R), len(values), dtype=torch.float64)
+        V[alive] = vectors
+        size = values.clamp(min=FLOOR * values[-1]).sqrt()
+        L = L @ (V * size)
+        share = torch.linalg.vector_norm(L, dim=0)
+        keep = share > NOTHING * share.max()
+        L, T = L[:, keep], (V / size)[:, keep].T
+        if values[-1] <= TRUSTED[M.dtype] * values[keep].min():
+            return LQ(L, T, X, pending, W, WM, norm)
+        pending.append(T)
+
+
+def assemble(lq: LQ, A: Tensor, out: Tensor) -> float:
+    """Write ``A Q`` into `out`, A (d, r) the polar factor of L; returns ``|M - H A Q|_F / |M|_F, H = sym(A L^T)``."""
+    H = A @ lq.L.T
+    WH = lq.W @ (H + H.T) / 2
+    square = 0.0
+    for at, block in _blocks(lq.X, [*lq.pending, A @ lq.T]):
+        out[:, at] = block
+        square += float((lq.WM[:, at] - multiply(WH, out[:, at].double())).square().sum())
+    return square**0.5 / lq.norm
+
+
+def columns(M: Tensor) -> Iterator[slice]:
+    """Blocks of columns, each of a size that stays in the cache."""
+    width = max(BLOCK_NUMBERS * torch.get_num_threads() // len(M), 1)
+    for start in range(0, M.shape[1], width):
+        yield slice(start, start + width)
+
+
+def _blocks(X: Tensor, factors: list[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of columns of the product of `factors` with X in float64, and where they are."""
+    for at in columns(X):
+        block = X[:, at].double()
+        for factor in factors:
+            block = multiply(factor, block)
+        yield at, block

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Affine maps of wide tensors, that are not written out until something has to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+CONVOLUTIONS: dict[int, type[_ConvNd]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the dimensions of a batch
+GEOMETRY = ("stride", "padding", "dilation", "padding_mode")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer: `weight` (k, d) or (k, d, *kernel) and `bias` (k,), float64; `options` of a convolution."""
+
+    weight: Tensor
+    bias: Tensor
+    options: Mapping[str, Any]
+
+    @property
+    def keeps_constants(self) -> bool:
+        """Whether a map that is constant gives one; not where zeros are padded."""
+        padding = self.options.get("padding", 0)
+        return self.options.get("padding_mode") != "zeros" or padding == "valid" or not any(padding)
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one tensor of the new network contributes.
+
+    `weight` is a channel matrix (d, c), or the kernel (d, c, *kernel) of a convolution with `options`; None stands for
+    the identity. float64.
+    """
+
+    source: fx.Node
+    weight: Tensor | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The sum of its terms and of `bias` (d,): a tensor of `dims` dimensions, d channels along `axis`.
+
+    With more than one of `positions` it is flat, (N, d positions), and so are the sources of its terms, (N, c
+    positions).
+    """
+
+    terms: tuple[Term, ...]
+    bias: Tensor
+    axis: int
+    dims: int
+    positions: int = 1
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each term is a channel matrix, alike at every position."""
+        return all(term.weight is None or term.weight.dim() == 2 for term in self.terms)
+
+    def then(self, layer: Linear) -> Affine:
+        """Followed by a linear layer, which must keep constants if there is a bias; pointwise forms only."""
+        k, d = len(layer.weight), len(self.bias)
+        split = layer.weight.reshape(k, d, -1)
+        terms = []
+        for term in self.terms:
+            weight = layer.weight
+            if term.weight is not None:
+                weight = torch.einsum("kdp,dc->kcp", split, term.weight).reshape(k, -1, *weight.shape[2:])
+            terms.append(Term(term.source, weight, layer.options))
+        return Affine(tuple(terms), layer.bias + split.sum(2) @ self.bias, self.axis, self.dims)
+
+    def mixed(self, G: Tensor, *, constant: bool) -> Affine:
+        """Followed by the rows of G (n, d); `constant` adds a channel that is always 1."""
+        one = int(constant)
+        bias = torch.cat([G @ self.bias, self.bias.new_ones(one)])
+        mixed = [G if w is None else torch.einsum("nd,d...->n...", G, w) for w in (term.weight for term in self.terms)]
+        return self._with([torch.cat([w, w.new_zeros(one, *w.shape[1:])]) for w in mixed], bias)
+
+    def scaled(self, factor: Tensor, shift: Tensor) -> Affine:
+        """Followed by ``factor x + shift`` per channel."""
+        weights = [factor.view(-1, *[1] * (w.dim() - 1)) * w for w in self._weights()]
+        return self._with(weights, factor * self.bias + shift)
+
+    def padded(self, before: int, after: int) -> Affine:
+        """With so many channels of zeros before and after its own."""
+        weights = [
+            torch.cat([w.new_zeros(before, *w.shape[1:]), w, w.new_zeros(after, *w.shape[1:])]) for w in self._weights()
+        ]
+        bias = self.bias
+        return self._with(weights, torch.cat([bias.new_zeros(before), bias, bias.new_zeros(after)]))
+
+    def plus(self, other: Affine) -> Affine:
+        return replace(self, terms=self.terms + other.terms, bias=self.bias + other.bias)
+
+    def layers(self, dtype: torch.dtype) -> Iterator[tuple[fx.Node, nn.Module | None]]:
+        """The source and the layer of each term, None for the identity; the first layer has the bias."""
+        bias: Tensor | None = self.bias if self.bias.any() else None
+        for term in self.terms:
+            if term.weight is None:
+                yield term.source, None
+            else:
+                yield term.source, self._layer(term.weight, bias, term.options, dtype)
+                bias = None
+
+    def _layer(self, weight: Tensor, bias: Tensor | None, options: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+        k, c, *kernel = weight.shape
+        given: dict[str, Any] = dict(bias=bias is not None, dtype=dtype, device=weight.device)
+        if self.axis == self.dims - 1:
+            made: Any = nn.utils.skip_init(nn.Linear, c, k, **given)
+        else:
+            kernel = kernel or [1] * (self.dims - 2)
+            made = nn.utils.skip_init(CONVOLUTIONS[self.dims], c, k, tuple(kernel), **given, **options)
+        made.weight.copy_(weight.view_as(made.weight))
+        if bias is not None:
+            made.bias.copy_(bias)
+        return made
+
+    def _weights(self) -> list[Tensor]:
+        one = torch.eye(len(self.bias), dtype=torch.float64, device=self.bias.device)
+        return [one if term.weight is None else term.weight for term in self.terms]
+
+    def _with(self, weights: list[Tensor], bias: Tensor) -> Affine:
+        terms = [replace(term, weight=weight) for term, weight in zip(self.terms, weights, strict=True)]
+        return replace(self, terms=tuple(terms), bias=bias)
+
+
+def read(module: nn.Linear | _ConvNd) -> Linear:
+    """The layer that a module computes; a convolution that is alike at every position as a channel matrix."""
+    weight = module.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
+    if isinstance(module, nn.Linear):
+        return Linear(weight, bias, {})
+    padded = not isinstance(module.padding, str) and any(module.padding)
+    if not padded and set(module.kernel_size) == {1} and set(module.stride) == {1}:
+        return Linear(weight.flatten(1), bias, {})
+    return Linear(weight, bias, {name: getattr(module, name) for name in GEOMETRY})
+
+
+def read_norm(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """An eval-mode batch norm as ``factor x + shift``."""
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    assert module.running_mean is not None and module.running_var is not None
+    factor = (module.running_var.double() + module.eps).rsqrt()
+    if module.affine:
+        factor = factor * module.weight.double()
+    shift = -factor * module.running_mean.double()
+    return factor, shift + module.bias.double() if module.affine else shift

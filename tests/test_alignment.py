@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The alignment of a site, in the memory of its sums, against its formulae."""
+
+import pytest
+import torch
+from here import draw
+
+import rainbow_fast as rf
+from rainbow_fast.rainbow.alignment import align
+from rainbow_fast.rainbow.parts import Parts
+
+N, D, M = 300, 6, 120
+
+
+@pytest.mark.parametrize("eps", [None, 1e-3], ids=["raw", "normalised"])
+@pytest.mark.parametrize(
+    ("center", "offset"), [(False, False), (False, True), (True, True)], ids=["neither", "offset", "both"]
+)
+@pytest.mark.parametrize("alignment", ["polar", "regression"])
+def test_align(alignment: str, center: bool, offset: bool, eps: float | None) -> None:
+    x, y = draw(N, D, dtype=torch.float64), draw(N, M, dtype=torch.float64, seed=1).abs()
+    x = x + y[:, :D]
+    if eps is not None:  # the reference's phi is normalised already
+        x = (x - x.mean(0)) / x.std(0)
+    moments = rf.CrossCovariance("site").update(x, y)
+    sums = moments.cross
+    parts = Parts(alignment=alignment, center=center, offset=offset, ridge=0.1 if alignment == "regression" else 0.0)
+
+    def solve(M, moments, subtracted, inverse, ridge):
+        seen.append((subtracted, inverse))
+        used = (y - subtracted) * inverse
+        S = used.T @ used / N
+        return M @ torch.linalg.inv(S + ridge * S.diagonal().mean() * torch.eye(len(S), dtype=S.dtype))
+
+    seen: list = []
+    B, found = align(moments, parts, eps=eps, least_squares=solve)
+
+    features = y if eps is None else (y - y.mean(0)) / (y.var(0, unbiased=False) + eps).sqrt()
+    inverse = torch.ones(M).double() if eps is None else (y.var(0, unbiased=False) + eps).rsqrt()
+    used = features - features.mean(0) if center else features
+    cross = x.T @ used / N
+    if alignment == "polar":
+        A = rf.polar(cross, rtol=1e-10, backend="reference").A
+    else:
+        S = used.T @ used / N
+        A = cross @ torch.linalg.inv(S + 0.1 * S.diagonal().mean() * torch.eye(M, dtype=torch.float64))
+    kept = x.T @ (features - features.mean(0)) / N if offset else cross
+    S = torch.linalg.svdvals(cross)
+    within = {"rtol": 1e-10, "atol": 1e-12}  # rounding times the conditions of cross and of S, below 1e3
+    torch.testing.assert_close(B, A * inverse, **within)
+    torch.testing.assert_close(found.b, torch.zeros(D).double() if eps is None else -B @ y.mean(0), **within)
+    assert found.overlap == pytest.approx(float((A * kept).sum()), rel=1e-10)
+    assert found.nuclear_norm == pytest.approx(float(S.sum()), rel=1e-12)
+    assert found.effective_rank == pytest.approx(float(S.sum() ** 2 / S.square().sum()), rel=1e-12)
+    assert found.features == pytest.approx(float(used.square().sum()) / N, rel=1e-12)
+    torch.testing.assert_close(found.mean, B @ y.mean(0), **within)
+    assert found.shape == (D, M) and len(seen) == (alignment == "regression")
+    assert sums is not None and moments.cross is None
+    if alignment == "polar":
+        assert B.data_ptr() == sums.data_ptr(), "B is made in the memory of the sums"
+
+
+def test_nothing_to_align() -> None:
+    moments = rf.CrossCovariance("stem").update(torch.zeros(5, 2), torch.ones(5, 3))
+    with pytest.raises(ValueError, match="site 'stem': M = 0, activations of the reference or of the sample are all"):
+        align(moments, Parts())

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Networks can be sampled later, elsewhere, from a file: without the training set, with the same bits."""
+
+import pytest
+import torch
+from architectures import Residual, UNet, build
+from here import fresh_python, threads
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import rainbow_fast as rf
+from rainbow_fast.networks import mlp
+
+pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with threads(1):
+        yield
+
+
+def images(*shape: int, N: int = 120, seed: int = 1) -> Tensor:
+    return torch.randn(N, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def labels(N: int = 120) -> Tensor:
+    return torch.arange(N) % 10
+
+
+def pixels(N: int = 120) -> Tensor:
+    """Bytes, as images are stored."""
+    return (images(3, 16, 16, N=N) * 40 + 128).clamp(0, 255).to(torch.uint8)
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, a buffer that is no number of the network's dtype, a pointwise module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+        self.second.weight = self.first.weight
+        self.act1, self.act2 = Cube(), nn.GELU()
+        self.register_buffer("steps", torch.tensor(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act2(self.second(self.act1(self.first(x)))))
+
+
+class Cube(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x * x
+
+
+def tied(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return Tied()
+
+
+MODELS = {
+    "residual": (lambda seed: build(Residual, seed=seed), lambda: (images(1, 8, 8), labels()), {}),
+    "bytes": (lambda seed: build(UNet, seed=seed), pixels, {"holdout": 0}),
+    "float64": (lambda seed: mlp((8, 6, 10), seed=seed).double(), lambda: (images(8), labels()), {"max_samples": 50}),
+    "bfloat16": (lambda seed: mlp((8, 6, 10), seed=seed).bfloat16(), lambda: images(8), {"holdout": images(8, N=30)}),
+    "tied": (tied, lambda: (images(8), labels()), {"pointwise": (Cube,)}),
+}
+OPTIONS = ({"factor": 2, "method": "calibrated"}, {"factor": 3, "energy": 0.9, "seed": 5})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_loaded_model_samples_the_same_bits(tmp_path, kind):
+    """The module that gives the architecture has other weights, of another dtype."""
+    make, data, options = MODELS[kind]
+    x = data()[0] if isinstance(data(), tuple) else data()
+    model = rf.fit(make(0), data(), **options)
+    rf.save_model(model, tmp_path / "model.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    other = make(1).float()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    loaded = rf.load_model(tmp_path / "model.safetensors", other, pointwise=options.get("pointwise", ()))
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    first = x[:20].to(next(model.reference.parameters()).dtype)
+    assert torch.equal(loaded.reference(first), model.reference(first))
+    for given in OPTIONS:
+        network, report = model.sample(**given)
+        again, report_again = loaded.sample(**given)
+        assert report.to_dict() == report_again.to_dict()
+        assert torch.equal(network(first), again(first))
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), name
+    if kind == "tied":
+        assert loaded.reference.first.weight is loaded.reference.second.weight
+
+
+def test_in_another_process(tmp_path):
+    model = rf.fit(build(Residual), (images(1, 8, 8), labels()))
+    rf.save_model(model, tmp_path / "model.safetensors")
+    there = fresh_python(f"""
+import sys, warnings; sys.path.insert(0, "tests"); warnings.simplefilter("ignore")
+import torch, rainbow_fast as rf
+from architectures import Residual, build
+torch.set_num_threads(1)
+model = rf.load_model({str(tmp_path / "model.safetensors")!r}, Residual())
+print(model.sample(factor=2, classifier="refit", method="calibrated")[1].to_json())
+""")
+    assert there.strip() == model.sample(factor=2, classifier="refit", method="calibrated")[1].to_json()
+
+
+def test_a_probe_is_the_first_images_of_both_sets(tmp_path):
+    x, y = images(1, 8, 8), labels()
+    held = images(1, 8, 8, N=30, seed=2), labels(30)
+    model = rf.fit(build(Residual), (x, y), holdout=held)
+    rf.save_model(model, tmp_path / "model.safetensors", probe=50)
+    kept = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(kept["alignment.x"], x[:50]) and torch.equal(kept["alignment.labels"], y[:50])
+    assert torch.equal(kept["held_out.x"], held[0]) and torch.equal(kept["held_out.labels"], held[1])
+    loaded = rf.load_model(tmp_path / "model.safetensors", build(Residual))
+    _, report = loaded.sample(method="calibrated")
+    assert (report.samples, report.held_out_samples) == (50, 30)
+    for s, t in zip(model.sites, loaded.sites, strict=True):  # moments and directions are those of all images
+        assert torch.equal(s.z.compute(), t.z.compute()) and s.activity == t.activity and t.z.count == s.z.count
+    with pytest.warns(UserWarning, match="site 'relu_3': 20 samples for 12 channels"):
+        rf.save_model(model, tmp_path / "model.safetensors", probe=20)
+        rf.load_model(tmp_path / "model.safetensors", build(Residual))
+
+
+def test_what_save_model_refuses(tmp_path):
+    model = rf.fit(mlp((8, 6, 10), seed=0), images(8))
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(TypeError, match="model: wanted a RainbowModel, got RainbowNetwork"):
+        rf.save_model(model.sample()[0], path)
+    for probe in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match=f"probe={probe}: wanted None or an int, at least 1"):
+            rf.save_model(model, path, probe=probe)
+    with pytest.raises(FileNotFoundError):
+        rf.save_model(model, tmp_path / "missing" / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_refused(tmp_path):
+    net = mlp((8, 6, 10), seed=0)
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="path: no rainbow model at .*model.safetensors"):
+        rf.load_model(path, net)
+    model = rf.fit(net, images(8))
+    rf.save_model(model, path)
+    whole = path.read_bytes()
+    for data, message in (
+        (whole[:-1], "is not a whole safetensors file"),
+        (whole.replace(b'"version":"1"', b'"version":"2"'), "has version 2, this package reads versions up to 1"),
+        (whole.replace(b'"version":"1"', b'"version":"x"'), "has version x, this package reads versions up to 1"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"path: .*model.safetensors {message}"):
+            rf.load_model(path, net)
+    rf.save(model.sample()[0], path)
+    with pytest.raises(ValueError, match="holds no rainbow model: its format is 'rainbow_fast.network', not 'rainbow_"):
+        rf.load_model(path, net)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="holds no sampled network: its format is 'rainbow_fast.model'"):
+        rf.load(path, net)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    for name in ("sites.0.cross", "alignment.x"):
+        tensors = load_file(path)
+        del tensors[name]
+        save_file(tensors, tmp_path / "damaged.safetensors", header)
+        with pytest.raises(ValueError, match=f"damaged.safetensors is damaged, it has no '{name}'"):
+            rf.load_model(tmp_path / "damaged.safetensors", net)
+    save_file(load_file(path), tmp_path / "damaged.safetensors", header | {"model": "{"})
+    with pytest.raises(ValueError, match="damaged.safetensors is damaged, its header cannot be read"):
+        rf.load_model(tmp_path / "damaged.safetensors", net)
+
+
+@pytest.mark.parametrize(
+    "other, error, message",
+    [
+        (lambda: "mlp", TypeError, "reference: wanted an nn.Module, got str"),
+        (
+            lambda: mlp((8, 6, 6, 10)),
+            ValueError,
+            "reference: it has '5.weight', which .*model.safetensors has not: wanted",
+        ),
+        (lambda: nn.Linear(8, 6), ValueError, "reference: it has 'weight', which .* has not: wanted the architecture"),
+        (lambda: mlp((8, 6, 10))[:3], ValueError, "reference: it has no '3.weight', which .*model.safetensors has"),
+        (lambda: mlp((8, 7, 10)), ValueError, r"'1.weight' has shape \(7, 8\), that of .* has \(6, 8\)"),
+        (lambda: mlp((8, 6, 10), activation=nn.Tanh), ValueError, r"'2' has layers \['Tanh'\], .* has \['ReLU'\]"),
+        (lambda: nn.Sequential(*mlp((8, 6, 10)), nn.Tanh()), ValueError, "its sites are 2, 4, those of .* 2$"),
+    ],
+    ids=str,
+)
+def test_another_architecture_is_refused(tmp_path, other, error, message):
+    rf.save_model(rf.fit(mlp((8, 6, 10), seed=0), images(8)), tmp_path / "model.safetensors")
+    with pytest.raises(error, match=message):
+        rf.load_model(tmp_path / "model.safetensors", other())

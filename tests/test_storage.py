@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where activations wait changes no bit, keeps to its budget, and leaves nothing behind."""
+
+import copy
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import Residual, build
+from here import fresh_python, threads
+from torch import Tensor, nn
+
+import rainbow_fast as rf
+from rainbow_fast.networks import cnn, mlp, resnet_cifar
+from rainbow_fast.rainbow import prepare
+from rainbow_fast.rainbow.storage import KINDS, choose
+
+pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
+METHODS = ("paper", "calibrated")
+
+
+class Untraceable(nn.Module):
+    """It asks for a value, so there is no graph, and every site runs from the input; its input is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.conv1(x))
+        assert float(y.max()) >= 0
+        return self.head(self.relu2(self.conv2(torch.cat([x, y], 1))).mean((2, 3)))
+
+
+def model(kind: str = "residual") -> tuple[rf.RainbowModel, Tensor]:
+    """Images that begin at an odd address, and several chunks of them, the last one shorter."""
+    torch.manual_seed(0)
+    net = {
+        "residual": lambda: build(Residual),
+        "channels_last": lambda: resnet_cifar(8, width=8, image_channels=1).to(memory_format=torch.channels_last),
+        "untraceable": Untraceable,
+    }[kind]()
+    memory = torch.randn(120 * 64 + 1, generator=torch.Generator().manual_seed(1))
+    x = memory[1:].view(120, 1, 8, 8)
+    return rf.fit(net, (x, torch.arange(120) % 10)), x
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(prepare, "CHUNK_NUMBERS", 37 * 8 * 64)
+    with threads(1):
+        yield
+
+
+def assert_same(a: tuple, b: tuple, x: Tensor) -> None:
+    (network, report), (other, other_report) = a, b
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+    assert report.to_dict() | {"storage": ""} == other_report.to_dict() | {"storage": ""}
+    assert torch.equal(network(x), other(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["residual", "channels_last", "untraceable"])
+def test_the_same_bits_wherever_activations_wait(kind, method, dtype):
+    """With skips, with maps whose channels lie side by side (a file does not keep strides), and without a graph."""
+    fitted, x = model(kind)
+    made = [fitted.sample(factor=2, method=method, storage=where, storage_dtype=dtype) for where in KINDS]
+    assert len({report.storage for _, report in made}) == 3
+    for other in made[1:]:
+        assert_same(made[0], other, x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("storage", KINDS)
+def test_the_same_bits_alone_and_among_others(storage):
+    """Methods, widths, ranks, classifiers mixed; one network remains the reference for two sites, one skips a site."""
+    fitted, x = model()
+    names = [s.site.name for s in fitted.sites]
+    networks = [
+        {"factor": 2, "method": "calibrated", "classifier": "refit"},
+        {"sites": names[2:], "rank": 3, "accuracy_profile": True},
+        {"sites": [names[0], names[3]], "method": "calibrated", "seed": 1, "classifier": "refit_aligned"},
+        {"width": 5, "method": "regression"},
+    ]
+    together = fitted.sample_many(networks, storage=storage)
+    for options, made in zip(networks, together, strict=True):
+        assert_same(fitted.sample(**options), made, x)
+
+
+@torch.no_grad()
+def test_bfloat16_costs_what_its_precision_says():
+    """Every value that waits is rounded by at most 2^-9 of itself. The network does not round; its A is made of means
+    over all samples, in which much of that cancels: the logits move by less than 2^-9 of their size."""
+    fitted, x = model()
+    for method in METHODS:
+        exact, rounded = (fitted.sample(factor=4, method=method, storage_dtype=d)[0](x) for d in (None, torch.bfloat16))
+        assert 0 < float((rounded - exact).norm() / exact.norm()) < 2**-9
+
+
+def test_the_choice_follows_budget_and_disk(monkeypatch, tmp_path):
+    def chosen(bytes_needed: int, **options) -> str:
+        given = dict(memory_budget=None, storage=None, storage_dtype=None, scratch=tmp_path)
+        return choose(bytes_needed, **(given | options)).kind
+
+    free = namedtuple("Usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free(1000))
+    assert chosen(10**12) == "memory"
+    assert chosen(400, memory_budget=400) == "memory"
+    assert chosen(400, memory_budget=399) == "file"
+    assert chosen(499, memory_budget=0) == "file"
+    assert chosen(500, memory_budget=0) == "recompute"  # half of the disk at most
+    assert chosen(10, memory_budget=0, storage="memory") == "memory"
+
+
+def test_a_budget_is_of_all_networks_together():
+    fitted, _ = model()
+    one = fitted.sample()[1].storage
+    assert one.startswith("activations wait in memory")
+    needed = round(float(one.split("(")[1].split(" MB")[0]) * 1e6)
+    budget = 2 * needed  # the reference with two networks takes 3 / 2 of it with one, with four 5 / 2
+    reports = [fitted.sample_many([{}] * count, memory_budget=budget)[0][1].storage for count in (2, 4)]
+    assert "in memory" in reports[0] and "in files" in reports[1]
+    halved = fitted.sample(memory_budget=round(0.6 * needed), storage_dtype=torch.bfloat16)[1].storage
+    assert "in memory" in halved and "rounded to bfloat16" in halved
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"storage": "disk"}, "storage='disk': wanted None or one of memory, file, recompute"),
+        ({"storage_dtype": torch.float16}, "storage_dtype=torch.float16: wanted None or torch.bfloat16"),
+        ({"memory_budget": -1}, "memory_budget=-1: wanted None or a number of bytes, at least 0"),
+        ({"memory_budget": 1e9}, "memory_budget=1000000000.0: wanted None or a number of bytes"),
+        ({"scratch": "/missing/folder"}, "scratch: no folder /missing/folder"),
+    ],
+)
+def test_what_is_refused(options, message):
+    fitted, _ = model()
+    with pytest.raises(ValueError, match=message):
+        fitted.sample(progress=lambda *_: pytest.fail("computed before it was refused"), **options)
+    with pytest.raises(ValueError, match="networks: wanted the options of at least one network, got none"):
+        fitted.sample_many([])
+
+
+def test_files_are_there_meanwhile_and_gone_afterwards(tmp_path):
+    fitted, _ = model()
+    counts: list[int] = []
+
+    def count(*_) -> None:
+        counts.append(sum(path.is_file() for path in tmp_path.rglob("*")))
+
+    fitted.sample(storage="file", scratch=tmp_path, progress=count)
+    chunks, lanes, alive = 4, 2, 2  # both data sets; what waits at a site: z or phi, and the skip
+    assert 0 < max(counts) <= chunks * lanes * alive and list(tmp_path.iterdir()) == []
+
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted.sample(storage="file", scratch=tmp_path, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+PEAK = """
+import json, pathlib, torch, rainbow_fast as rf
+from torch import nn
+torch.set_num_threads(1)
+
+def status(key):
+    text = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(text.split(key + ":")[1].split()[0])
+
+x = torch.randn(3000, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+layers = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()
+model = rf.fit(nn.Sequential(*layers, nn.Flatten(), nn.Linear(16**3, 10)), x)
+peaks = {}
+for kind, budget in (("file", 2**26), ("memory", None)):
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status("VmRSS")
+    _, report = model.sample(memory_budget=budget)
+    peaks[kind] = status("VmHWM") - before, report.storage
+print(json.dumps(peaks))
+"""
+
+
+def test_what_waits_in_files_takes_no_memory():
+    """Of 3000 images with maps of 16 x 16 x 16, on two sides, 98 MB wait. Where they do so in files, memory holds the
+    work on one chunk of 512 images: less than 6 of its maps, 8.4 MB each."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("the peak of memory cannot be read here")
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once, and does not count
+    peaks = json.loads(fresh_python(PEAK, **at_once))
+    waiting, map_of_chunk = 2 * 3000 * 16**3 * 4, 512 * 16**3 * 4
+    assert "in files" in peaks["file"][1] and "in memory" in peaks["memory"][1]
+    assert peaks["file"][0] < 6 * map_of_chunk
+    assert peaks["memory"][0] > waiting
+
+
+@torch.no_grad()
+def test_batch_sizes_agree_to_the_rounding_of_their_sums():
+    """A sum of k products is within gamma_k = k u / (1 - k u) of the sum of their sizes, whatever its order (Higham
+    2002, section 3.1); carried through the network, that bounds every logit. Two batch sizes differ by twice that."""
+    net = cnn((1, 6, 8), kernel_size=3, image_size=10, classes=5, seed=0)
+    x = torch.randn(200, 1, 10, 10, generator=torch.Generator().manual_seed(1))
+    network, _ = rf.sample(net, x, factor=3)
+    whole, bound, value = network(x), torch.zeros(x.shape, dtype=torch.float64), x.double()
+
+    def gamma(k: int) -> float:
+        return k * 2**-24 / (1 - k * 2**-24)
+
+    for layer in network.body:
+        if isinstance(layer, rf.RainbowActivation):
+            G, A = layer.effective_rows(), layer.A.double() * layer.scale
+            bound = mix(G.abs(), bound + gamma(layer.d + 3) * value.abs())  # 3: u / sqrt(d), the rounding of G
+            value = mix(G, value).relu()
+            bound = mix(A.abs(), bound + gamma(layer.n + 2) * value)  # 2: scale, and its rounding
+            value = mix(A, value)
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            layer, sizes = copy.deepcopy(layer).double(), copy.deepcopy(layer).double()
+            sizes.weight.abs_()
+            assert layer.bias is None
+            bound = sizes(bound + gamma(layer.weight[0].numel()) * value.abs())
+            value = layer(value)
+        else:
+            bound, value = layer(bound), layer(value)
+    assert ((whole - value).abs() <= bound).all()
+    assert bound.max() < 1e-2 * value.abs().mean(), "the bound says nothing"
+    for size in (1, 7):
+        parts = torch.cat([network(part) for part in x.split(size)])
+        assert ((parts - whole).abs() <= 2 * bound).all()
+
+
+def mix(weights: Tensor, x: Tensor) -> Tensor:
+    return torch.einsum("nd,bd...->bn...", weights, x)
+
+
+@torch.no_grad()
+def test_chunk_sizes_agree_to_the_condition_of_the_alignment(monkeypatch):
+    """In float64 the sum of S products in another order moves M by at most S u |M|, and its polar factor by 2 cond(M)
+    times that (Li 1995); with a factor of 10 for what the layers that follow make of it."""
+    x = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    logits, bounds = [], []
+    for numbers in (7 * 6 * 64, 2**21):
+        monkeypatch.setattr(prepare, "CHUNK_NUMBERS", numbers)
+        network, report = rf.sample(build(Residual).double(), x, factor=3, method="calibrated")
+        logits.append(network(x))
+        bounds.append(sum(10 * 2 * site.M_condition * site.samples * 2**-53 for site in report.sites))
+    error = float((logits[1] - logits[0]).norm() / logits[0].norm())
+    assert 0 < error <= max(bounds) < 1e-6
+
+
+@torch.no_grad()
+def test_the_same_bits_from_any_address():
+    """Matrix products of torch round by the address of what comes in; images in a mapped file lie anywhere."""
+    memory = torch.zeros(40 * 17 + 1)
+    x = memory[1:].view(40, 17)
+    x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
+    made = [rf.sample(mlp((17, 5, 3), seed=0), data, method="calibrated") for data in (x, x.clone())]
+    assert_same(*made, x)
