@@ -11,6 +11,7 @@ from rainbow_fast.ops.random_features import (
 )
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
 from rainbow_fast.rainbow.activation import RainbowActivation
+from rainbow_fast.rainbow.comparison import Comparison, compare
 from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.entry import fit, plan, sample
 from rainbow_fast.rainbow.files import load, save
@@ -23,6 +24,7 @@ from rainbow_fast.rainbow.network import RainbowNetwork
 from rainbow_fast.rainbow.report import Report
 
 __all__ = [
+    "Comparison",
     "Cost",
     "CrossCovariance",
     "Machine",
@@ -31,6 +33,7 @@ __all__ = [
     "RainbowModel",
     "RainbowNetwork",
     "Report",
+    "compare",
     "cross_covariance",
     "cross_covariance_",
     "fit",

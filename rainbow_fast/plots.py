@@ -36,16 +36,18 @@ def accuracy_and_error(
     sites: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Two panels against the width factor n/d: test accuracy, and held-out alignment error of each site.
+    """Panels against the width factor n/d: test accuracy, and held-out alignment error; then the error at all sites.
 
     A point is the mean over the sampled networks of one method and one factor, its bar one standard deviation
     (divisor: networks - 1; no bar for one network). Error: `E|phih - phi|^2 / E|phi|^2`. The factor has a logarithmic
-    axis in both panels, the error too.
+    axis in both panels, the error too. Without accuracies there is no first panel. Where there are more than three
+    sites, and none are chosen, a third panel has the error at every site, in order, at the largest factor.
 
     Args:
         records: one mapping per sampled network and site, with the keys `method` (str), `factor` (n/d, > 0),
             `network` (what tells the networks of a method and a factor apart), `site` (str), `accuracy` (fraction, the
-            same in all records of a network) and `error` (held-out, >= 0). Other keys are ignored.
+            same in all records of a network, or None in all records) and `error` (held-out, >= 0). Other keys are
+            ignored.
         reference: accuracy of the trained network, a fraction: a dashed line.
         baselines: name to accuracy, fractions: dotted lines.
         sites: those of the second panel, at most three. Default: all, or the first, middle and last if there are
@@ -53,14 +55,13 @@ def accuracy_and_error(
         title: above the panels.
 
     Returns:
-        A `matplotlib.figure.Figure` of 10 x 4.2 inches.
+        A `matplotlib.figure.Figure`, 4.2 inches high, of 5 inches a panel.
 
     Raises:
         ImportError: matplotlib is missing.
         ValueError: no records, a record that lacks a key or has a value out of its range, a fraction outside 0 .. 1,
             two records of one site, a network with two accuracies, unknown or too many `sites`, more than six methods.
     """
-    figure = _blank_figure(10, 4.2)
     rows = _checked(records)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     if len(methods) > len(COLOURS):
@@ -69,16 +70,22 @@ def accuracy_and_error(
     for name, level in [*levels.items(), *([] if reference is None else [("reference", reference)])]:
         if not 0 <= level <= 1:
             raise ValueError(f"{name}: wanted an accuracy as a fraction, 0 to 1, got {level}")
-    shown = _shown(list(dict.fromkeys(row["site"] for row in rows)), sites)
-
-    left, right = figure.subplots(1, 2, width_ratios=(1.05, 1))
+    found = list(dict.fromkeys(row["site"] for row in rows))
+    chosen = _shown(found, sites)
+    known, deep = rows[0]["accuracy"] is not None, sites is None and len(found) > len(chosen)
+    ratios = [1.05] * known + [1.0] + [1.0] * deep
+    figure = _blank_figure(5 * len(ratios), 4.2)
+    panels = list(figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0])
     if title is not None:
         figure.suptitle(title, fontsize=13, color=INK)
     factors = sorted({row["factor"] for row in rows})
-    for axes in (left, right):
+    for axes in panels[: len(ratios) - deep]:
         _dress(axes, factors)
-    _draw_accuracy(left, rows, methods, reference, levels)
-    _draw_error(right, rows, methods, shown)
+    if known:
+        _draw_accuracy(panels[0], rows, methods, reference, levels)
+    _draw_error(panels[known], rows, methods, chosen, named=not known)
+    if deep:
+        _draw_depth(panels[-1], rows, methods, found)
     return figure
 
 
@@ -176,8 +183,8 @@ def _draw_accuracy(
     _label_ends(axes, labels)
 
 
-def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[str]) -> None:
-    """The right panel: a line per method and site; colour tells the method, as on the left, dashes the site."""
+def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[str], *, named: bool) -> None:
+    """The second panel: colour tells the method, as in the first, dashes the site. `named`: with a key to methods."""
     from matplotlib.lines import Line2D
 
     looks = [{**CURVE, "linestyle": line, **({} if line == "-" else {"markerfacecolor": "white"})} for line in LINES]
@@ -195,10 +202,32 @@ def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[
         Line2D([], [], color=INK, marker="o", label=f"site {site}", **{k: look[k] for k in look if k in KEY})
         for site, look in zip(sites, looks, strict=False)
     ]
+    ncols = 3 if sum(map(len, sites)) < 30 else 1
+    if named:
+        ncols = 2
+        keys += [Line2D([], [], color=c, linewidth=4, label=m) for m, c in zip(methods, COLOURS, strict=False)]
     axes.legend(
-        handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(keys), frameon=False, fontsize=10.5,
+        handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=ncols, frameon=False, fontsize=10.5,
         handlelength=2.6, columnspacing=1.5, borderpad=0.1,
     )  # fmt: skip
+
+
+def _draw_depth(axes: Axes, rows: list[Record], methods: list[str], sites: list[str]) -> None:
+    """The third panel: the error at every site, of the widest networks."""
+    widest = max(row["factor"] for row in rows)
+    for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
+        mine = [row for row in rows if (row["method"], row["factor"]) == (method, widest)]
+        x, mean, std = _statistics([{**row, "factor": 1 + sites.index(row["site"])} for row in mine], "error")
+        axes.errorbar(x, mean, std, label=method, color=colour, marker=marker, **CURVE)
+    _dress(axes, [1, len(sites)])
+    axes.set_xscale("linear")
+    axes.set_xticks([1, *range(5, len(sites) + 1, 5)])
+    axes.set_xlim(0, len(sites) + 1)
+    axes.set_xlabel("site, in order", fontsize=11.5)
+    axes.set_yscale("log")
+    axes.margins(y=0)
+    _tidy_decades(axes)
+    axes.set_title(f"held-out error, n/d = {widest:g}", fontsize=10.5, color=INK)
 
 
 def _draw_convergence(axes: Axes, widths: np.ndarray, panel: Panel, groups: list[str]) -> None:
@@ -345,7 +374,9 @@ def _checked(records: Iterable[Record]) -> list[Record]:
             raise ValueError(f"records: record {index} lacks {', '.join(missing)}")
         if not 0 < row["factor"] < math.inf:
             raise ValueError(f"records: record {index} has factor {row['factor']}, wanted a number above 0")
-        if not 0 <= row["accuracy"] <= 1:
+        if (row["accuracy"] is None) != (rows[0]["accuracy"] is None):
+            raise ValueError(f"records: some have an accuracy, record {index} differs from the first")
+        if row["accuracy"] is not None and not 0 <= row["accuracy"] <= 1:
             raise ValueError(f"records: record {index} has accuracy {row['accuracy']}, wanted a fraction, 0 to 1")
         if not 0 <= row["error"] < math.inf:
             raise ValueError(f"records: record {index} has error {row['error']}, wanted a finite number, 0 or more")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rainbow_fast import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data"))
 GUARD = 64  # elements on either side: a cache line and more of any dtype
@@ -67,6 +69,21 @@ def guarded() -> Iterator[Callable[..., Tensor]]:
     yield allocate
     for whole in made:
         assert (whole[:GUARD] == 7).all() and (whole[-GUARD:] == 7).all(), "written outside of the output"
+
+
+@pytest.fixture
+def rainbow_fast(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`rainbow_fast("sample", ...)`: exit code, stdout, stderr of the command, in this process."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rainbow-fast", *map(str, words)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return exit.value.code, *capsys.readouterr()  # type: ignore[return-value]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from rainbow_fast import cli
-from rainbow_fast.cli import app, baselines, experiment, planning, reproduce
+from rainbow_fast.cli import app, baselines, experiment, reproduce, sampling, sources
 from rainbow_fast.cli.files import FORMAT, load_checkpoint, read_records, save_checkpoint, write, write_records
 from rainbow_fast.data import Images, digits
 from rainbow_fast.networks import accuracy, mlp
@@ -30,20 +29,7 @@ from rainbow_fast.ops.gaussian import gaussian
 
 Run = Callable[..., tuple[int, str, str]]
 PNG = b"\x89PNG"
-RESULTS = ["figure.png", "report.txt", "results.jsonl"]
-
-
-@pytest.fixture
-def rainbow_fast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`rainbow_fast("sample", ...)`: exit code, stdout, stderr of the command, in this process."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rainbow-fast", *map(str, words)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return exit.value.code, *capsys.readouterr()  # type: ignore[return-value]
-
-    return run
+RESULTS = ["figure.png", "report.json", "report.txt", "results.jsonl"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,12 +110,16 @@ def test_plan(rainbow_fast: Run, checkpoint: Path, tmp_path: Path, monkeypatch: 
         assert record["held_out_images"] == site["held_out_images"]
 
 
-def test_plan_knows_the_numbers_of_images() -> None:
-    assert planning.IMAGES["digits"] == tuple(map(len, digits()[::2]))
+def test_plan_knows_the_numbers_of_images(rainbow_fast: Run, tmp_path: Path) -> None:
+    """Those of CIFAR-10 without the images."""
+    assert sources.COUNTS["digits"] == tuple(map(len, digits()[::2]))
     about = experiment.new_reference("cnn", "cifar10", grey=False)
-    jobs = [experiment.Job("paper", {"width": 8}, 0)]
-    grid = planning.plan_grid(about.build(), about, jobs, 1, 10**6, lambda cost, name: nullcontext(print))
-    assert [(cost.images, cost.held_out_images) for _, cost in grid.costs] == [(50_000, 10_000)]
+    save_checkpoint(about.build(), about, tmp_path / "it")
+    code, out, _ = rainbow_fast(
+        "plan", tmp_path / "it", "--widths", 8, "--images", 10**6, "--methods", "paper", "--json"
+    )
+    assert code == 0
+    assert [(cost["images"], cost["held_out_images"]) for cost in json.loads(out)["costs"]] == [(50_000, 10_000)]
 
 
 def test_demo(rainbow_fast: Run, tmp_path: Path) -> None:
@@ -142,7 +132,7 @@ def test_demo(rainbow_fast: Run, tmp_path: Path) -> None:
         assert len(records) == 3 * 4 * 3 * 2
         best = [r["accuracy"] for r in records if r["method"] == "regression" and r["factor"] == 16]
         assert min(best) > records[0]["reference_accuracy"] - 0.03 > 0.9
-    assert f"{tmp_path / 'cnn'}: results.jsonl, report.txt, figure.png" in out
+    assert f"{tmp_path / 'cnn'}: results.jsonl, report.txt, report.json, figure.png" in out
 
 
 def test_info(rainbow_fast: Run) -> None:
@@ -160,7 +150,7 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
     "words, message",
     [
         (["bogus"], "No such command"),
-        (["sample"], "Missing argument"),
+        (["sample"], "wanted a checkpoint of `rainbow-fast train`, or --module; one of the two"),
         (["sample", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
         (["sample", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
         (["sample", "{file}", "--factors", "1,x"], "--factors: wanted numbers above 0, separated by commas; got '1,x'"),
@@ -210,44 +200,54 @@ def test_wrong_checkpoints_are_named(tmp_path: Path, checkpoint: Path) -> None:
             load_checkpoint(path)
 
 
-def test_cifar10_checkpoint_needs_its_folder(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
-    module, about = load_checkpoint(checkpoint)
-    save_checkpoint(module, replace(about, data="cifar10"), tmp_path / "it")
+def test_cifar10_checkpoint_needs_its_folder(rainbow_fast: Run, tmp_path: Path) -> None:
+    about = experiment.new_reference("mlp", "cifar10", widths=(12, 8))
+    save_checkpoint(about.build(), about, tmp_path / "it")
     code, _, err = rainbow_fast("sample", tmp_path / "it", "--out", tmp_path)
     assert code == 2 and "--data: the checkpoint was trained on CIFAR-10, wanted the folder" in err
 
 
 def test_missing_extras_are_named(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    monkeypatch.setattr(sampling, "find_spec", lambda name: None)
     assert rainbow_fast("demo")[2] == 'Error: plots need matplotlib: pip install "rainbow_fast[plots]"\n'
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     code, _, err = rainbow_fast("demo")
     assert code == 2 and err == 'Error: rainbow-fast needs typer and rich: pip install "rainbow_fast[cli]"\n'
 
 
-def test_interruption_leaves_whole_files(checkpoint: Path, tmp_path: Path) -> None:
-    """Ctrl-C in the middle of `sample`, in a process of its own."""
-    out = tmp_path / "out"
-    words = ["sample", checkpoint, "--methods", "regression", "--factors", "64", "--networks", 500]
+def test_an_interrupted_run_goes_on(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of `sample`, in a process of its own; then the bits of a run that was left alone."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    words = ["sample", checkpoint, "--methods", "paper,regression", "--factors", "1,64", "--networks", 5]
+    words += ["--images", 300, "--threads", 1, "--out"]
     code = "from rainbow_fast.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words), "--threads", "1", "--out", str(out)],
+        [sys.executable, "-c", code, *map(str, words), str(out)],
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 50
-    while not (out / "results.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    while not list(out.glob("unfinished-10/network-6-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     printed, err = process.communicate(timeout=50)
     assert (process.returncode, printed) == (130, "")
     assert err == "Interrupted. What stands in the output folder is whole.\n"
-    assert contents(out) == ["results.jsonl"]
-    lines = (out / "results.jsonl").read_text()
-    assert lines.endswith("\n") and len(lines.splitlines()) % 2 == 0
-    assert {json.loads(line)["site"] for line in lines.splitlines()} == {"2", "4"}
+    assert contents(out) == ["report.json", "results.jsonl", "unfinished-10"]
+    there = (out / "results.jsonl").read_text()
+    code, _, err = rainbow_fast(*words, out)
+    assert code == 2 and f"--out: {out} holds a run that was stopped: wanted --resume, or another folder" in err
+    code, _, err = rainbow_fast("sample", "--resume", out, "--networks", 4)
+    assert code == 2 and f"--networks: the run in {out} has 5, got 4" in err
+    code, printed, err = rainbow_fast("sample", "--resume", out)
+    assert code == 0, err
+    assert contents(out) == RESULTS and "regression" in printed
+    assert rainbow_fast(*words, whole)[0] == 0
+    for name in ("results.jsonl", "report.json", "report.txt"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert (out / "results.jsonl").read_text().startswith(there) and len(there.splitlines()) == 2 * 10
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,27 @@ def test_cifar10_in_colour_is_the_published_normalisation(cifar10_folder):
     assert torch.allclose(images.x_train[10007, 2], (blue / 255 - 0.406) / 0.225, atol=1e-6)
 
 
+def test_cifar10_takes_other_statistics(cifar10_folder):
+    usual, other = (
+        data.cifar10(cifar10_folder, **given).x_test[:50] for given in ({}, {"mean": (0.5, 0, 1), "std": (2, 1, 0.5)})
+    )
+    pixels = usual * torch.tensor(data.STD).view(3, 1, 1) + torch.tensor(data.MEAN).view(3, 1, 1)
+    wanted = (pixels - torch.tensor([0.5, 0, 1]).view(3, 1, 1)) / torch.tensor([2, 1, 0.5]).view(3, 1, 1)
+    assert torch.allclose(other, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"mean": (1, 2)}, r"mean: wanted three numbers, got \(1, 2\)"),
+        ({"std": (1, 1, 0)}, r"std: wanted three positive numbers, got \(1, 1, 0\)"),
+    ],
+)
+def test_cifar10_names_wrong_statistics(given, message):
+    with pytest.raises(ValueError, match=message):
+        data.cifar10("nowhere", **given)
+
+
 def test_cifar10_grey_combines_after_the_normalisation(cifar10_folder):
     grey, colour = data.cifar10(cifar10_folder.parent, grey=True), data.cifar10(cifar10_folder)
     assert grey.x_train.shape == (50000, 1, 32, 32)

@@ -103,6 +103,25 @@ def test_many_sites_are_thinned_to_first_middle_and_last_or_to_those_named():
     assert list(curves(plots.accuracy_and_error(many, sites=["d"]).axes[1])) == ["paper, d", "regression, d"]
 
 
+def test_more_sites_than_the_second_panel_shows_have_a_third():
+    """All of them in order, at the largest factor."""
+    figure = plots.accuracy_and_error(records(sites=("a", "b", "c", "d", "e")))
+    x, mean, std = curves(figure.axes[2])["paper"]
+    np.testing.assert_allclose(x, [1, 2, 3, 4, 5])
+    np.testing.assert_allclose(mean, 0.3 * np.arange(1, 6))
+    np.testing.assert_allclose(std, 0.03 * np.arange(1, 6))
+    assert [tick.get_text() for tick in figure.axes[2].get_xticklabels()] == ["1", "5"]
+    assert figure.axes[2].get_title() == "held-out error, n/d = 4"
+    assert len(plots.accuracy_and_error(records(sites=("a", "b", "c"))).axes) == 2
+
+
+def test_without_accuracies_errors_alone_with_the_names_of_the_methods():
+    (axes,) = plots.accuracy_and_error([row | {"accuracy": None} for row in records()]).axes
+    assert list(curves(axes)) == ["paper, 1", "paper, 3", "regression, 1", "regression, 3"]
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named == ["site 1", "site 3", "paper", "regression"]
+
+
 def test_one_network_has_no_bar():
     left, _ = plots.accuracy_and_error(records(networks=(0.0,))).axes
     assert all(np.isnan(std).all() for _, _, std in curves(left).values())
@@ -131,6 +150,7 @@ def changed(**change) -> list[dict]:
         ({"records": [{**records()[0], "method": str(i)} for i in range(7)]}, "records: at most 6 methods .*, got 7"),
         ({"records": records(), "reference": 42.6}, "reference: wanted an accuracy as a fraction, 0 to 1, got 42.6"),
         ({"records": records(), "baselines": {"C = I": 24}}, "C = I: wanted an accuracy as a fraction, 0 to 1, got 24"),
+        ({"records": [*records(), records()[0] | {"accuracy": None}]}, "some have an accuracy, record 24 differs"),
         ({"records": records(), "sites": ["2"]}, r"sites: wanted one to 3 of \['1', '3'\], got \['2'\]"),
     ],
 )

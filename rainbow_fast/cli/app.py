@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -16,23 +15,18 @@ from typer.main import get_command
 
 from rainbow_fast import backend
 from rainbow_fast.cli import markdown, terminal
+from rainbow_fast.cli.comparing import compare
 from rainbow_fast.cli.convergence import convergence
 from rainbow_fast.cli.experiment import Grid, Job, load_images, new_reference, sample_grid, train_reference
-from rainbow_fast.cli.files import (
-    BUILDERS,
-    load_checkpoint,
-    read_records,
-    save_checkpoint,
-    write,
-    write_records,
-)
-from rainbow_fast.cli.planning import plan_grid
+from rainbow_fast.cli.files import BUILDERS, read_records, save_checkpoint, write, write_records
+from rainbow_fast.cli.options import Seed, Threads, numbers, set_threads
 from rainbow_fast.cli.reproduce import Trainings, tasks
+from rainbow_fast.cli.sampling import need_plots, plan, sample, show
+from rainbow_fast.cli.sites import sites
 from rainbow_fast.data import cifar10
 from rainbow_fast.rainbow.entry import fit
-from rainbow_fast.rainbow.parts import METHODS, resolve
+from rainbow_fast.rainbow.parts import METHODS
 
-ALL_METHODS = ",".join(METHODS)
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 
 app = typer.Typer(
@@ -40,18 +34,6 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
 )
-
-Checkpoint = Annotated[Path, typer.Argument(help="Written by `rainbow-fast train`.")]
-Factors = Annotated[str | None, typer.Option(help="Widths over the reference's (default: 1,4,16).")]
-Widths = Annotated[str | None, typer.Option(help="Neurons of every site, in place of factors.")]
-Methods = Annotated[str, typer.Option(help="Of paper, calibrated, regression.")]
-Networks = Annotated[int, typer.Option(help="Of each width and method.", min=1)]
-Aligned = Annotated[int, typer.Option("--images", help="Training images to align on, at most.", min=1)]
-Rank = Annotated[int | None, typer.Option(help="Combine that many directions only.")]
-Align = Annotated[str, typer.Option(help="channels, or flattened before a Flatten.")]
-Classifier = Annotated[str | None, typer.Option(help="refit or refit_aligned (default: the trained).")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the CPU (default: as torch chooses).", min=1)]
-Seed = Annotated[int, typer.Option(help="Of all random numbers.", min=0)]
 
 
 def run() -> int:
@@ -93,9 +75,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The checkpoint (default: e.g. mlp-digits-0.safetensors).")] = None,
 ) -> None:
     """Train a reference network and write it to a checkpoint, which `sample` takes."""
-    _set_threads(threads)
+    set_threads(threads)
     digits = data == "digits"
-    hidden = None if widths is None else tuple(int(width) for width in _numbers("--widths", widths))
+    hidden = None if widths is None else tuple(int(width) for width in numbers("--widths", widths, once=False))
     about = new_reference(architecture, "digits" if digits else "cifar10", grey=not colour, widths=hidden, seed=seed)
     path = Path(f"{architecture}-{about.data}-{seed}.safetensors") if out is None else out
     _need_folder(path.parent)
@@ -109,66 +91,8 @@ def train(
     terminal.out().print(f"{path}: {about}", markup=False, soft_wrap=True)
 
 
-@app.command()
-def sample(
-    checkpoint: Checkpoint,
-    data: Annotated[str | None, typer.Option(help="The images: the folder, for CIFAR-10.")] = None,
-    factors: Factors = None,
-    widths: Widths = None,
-    methods: Methods = ALL_METHODS,
-    networks: Networks = 3,
-    images: Aligned = 5000,
-    rank: Rank = None,
-    align: Align = "channels",
-    classifier: Classifier = None,
-    seed: Seed = 0,
-    threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-sample"),
-) -> None:
-    """Sample networks from a checkpoint: results.jsonl, report.txt and figure.png in a folder, a table here."""
-    _set_threads(threads)
-    _need_plots()
-    options = {"rank": rank, "align": align, "classifier": classifier}
-    jobs = _jobs(factors, widths, methods, networks, seed, options)
-    reference, about = load_checkpoint(checkpoint)
-    found = load_images(about, data)
-    out.mkdir(parents=True, exist_ok=True)
-    grid = Grid(out, {"architecture": about.architecture, "data": about.data}, str(about))
-    grid.clear()
-    with terminal.bar(sum(job.cost for job in jobs)) as bar:
-        some = (found.x_train[:images], found.y_train[:images])
-        sample_grid(fit(reference, some, holdout=(found.x_test, found.y_test)), jobs, grid, bar.job)
-    _show(grid)
-
-
-@app.command()
-def plan(
-    checkpoint: Checkpoint,
-    factors: Factors = None,
-    widths: Widths = None,
-    methods: Methods = ALL_METHODS,
-    networks: Networks = 3,
-    images: Aligned = 5000,
-    rank: Rank = None,
-    align: Align = "channels",
-    classifier: Classifier = None,
-    seed: Seed = 0,
-    threads: Threads = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of the table.")] = False,
-    data: Annotated[str | None, typer.Option(hidden=True)] = None,  # of `sample`: not needed here
-    out: Annotated[Path | None, typer.Option(hidden=True)] = None,
-) -> None:
-    """What `sample` with the same options takes: flops, memory and predicted time. Samples nothing, needs no images."""
-    _set_threads(threads)
-    options = {"rank": rank, "align": align, "classifier": classifier}
-    jobs = _jobs(factors, widths, methods, 1, seed, options)
-    reference, about = load_checkpoint(checkpoint)
-    with terminal.bar(len(jobs)) as bar:
-        grid = plan_grid(reference, about, jobs, networks, images, bar.job)
-    if as_json:
-        terminal.out().print(grid.to_json(), markup=False, soft_wrap=True)
-    else:
-        terminal.print_costs(grid)
+for command in (sample, plan, sites, compare):
+    app.command()(command)
 
 
 @app.command()
@@ -178,8 +102,8 @@ def demo(
     threads: Threads = None,
 ) -> None:
     """Train a perceptron and a convolutional network on digits, and sample both at growing widths: under a minute."""
-    _set_threads(threads)
-    _need_plots()
+    set_threads(threads)
+    need_plots()
     out.mkdir(parents=True, exist_ok=True)
     for architecture in BUILDERS:
         about = new_reference(architecture, "digits", seed=seed)
@@ -194,8 +118,8 @@ def demo(
             grid = Grid(folder, {"architecture": architecture, "data": "digits"}, str(about))
             grid.clear()
             model = fit(reference, (images.x_train, images.y_train), holdout=(images.x_test, images.y_test))
-            sample_grid(model, jobs, grid, bar.job)
-        _show(grid)
+            sample_grid(model, [[job for job in jobs if job.method == method] for method in METHODS], grid, bar.job)
+        show(grid)
 
 
 @app.command()
@@ -211,8 +135,8 @@ def reproduce(
 
     About an hour. Interrupted, it goes on where it was when it is called again.
     """
-    _set_threads(threads)
-    _need_plots()
+    set_threads(threads)
+    need_plots()
     chosen = tuple(name.strip() for name in architectures.split(","))
     for name in chosen:
         if name not in BUILDERS:
@@ -255,52 +179,9 @@ def info() -> None:
     )
 
 
-def _show(grid: Grid) -> None:
-    terminal.print_summary(grid.records, grid.title)
-    terminal.out().print(f"{grid.folder}: results.jsonl, report.txt, figure.png\n", markup=False, soft_wrap=True)
-
-
-def _jobs(
-    factors: str | None, widths: str | None, methods: str, networks: int, seed: int, options: dict[str, Any]
-) -> list[Job]:
-    if factors is not None and widths is not None:
-        raise ValueError("--factors and --widths: wanted one of the two")
-    sizes: list[dict[str, Any]] = [{"factor": factor} for factor in _numbers("--factors", factors or "1,4,16")]
-    if widths is not None:
-        sizes = [{"width": int(width)} for width in _numbers("--widths", widths)]
-    chosen = [method.strip() for method in methods.split(",")]
-    for method in chosen:
-        resolve(method)
-    return [Job(m, size, n, seed, options) for m in chosen for size in sizes for n in range(networks)]
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    whole = option == "--widths"
-    if not numbers or any(not 0 < n < float("inf") or (whole and n != int(n)) for n in numbers):
-        kind = "whole numbers" if whole else "numbers"
-        raise ValueError(f"{option}: wanted {kind} above 0, separated by commas; got {text!r}")
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"{option}: wanted each number once, got {text!r}")
-    return numbers
-
-
 def _need_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"--out: no folder {folder}")
-
-
-def _need_plots() -> None:
-    if find_spec("matplotlib") is None:  # before the work, not after it
-        raise ImportError('plots need matplotlib: pip install "rainbow_fast[plots]"')
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def _devices() -> list[str]:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -18,14 +20,16 @@ from rainbow_fast.cli.files import BUILDERS, About, Record, write, write_records
 from rainbow_fast.data import Images, cifar10, digits
 from rainbow_fast.networks import accuracy, train
 from rainbow_fast.rainbow.model import RainbowModel
-from rainbow_fast.rainbow.report import Report
+from rainbow_fast.rainbow.parts import Parts
+from rainbow_fast.rainbow.report import Report, SiteReport
 
 Step = Callable[[float, str], None]  # share of a job that is done, and what is going on
 Watch = Callable[[float, str], AbstractContextManager[Step]]  # cost and name of a job
 
 DIGITS_TRAINING = {"epochs": 20, "batch_size": 32}
 CIFAR10_TRAINING = {"epochs": 5, "batch_size": 128}
-FILES = ("results.jsonl", "report.txt", "figure.png")
+FILES = ("results.jsonl", "report.json", "report.txt", "figure.png")
+UNFINISHED = "unfinished-"  # begins the name of the folder of a group that is being sampled
 
 
 def new_reference(
@@ -103,51 +107,107 @@ class Job:
         width = self.width if "factor" in self.size else f"width {self.width}"
         return f"{self.method}, {width}, network {self.network}"
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What `RainbowModel.sample` takes."""
+        return {"method": self.method, "network": self.network, "seed": self.seed, **self.size, **self.options}
+
     def run(self, model: RainbowModel, step: Step) -> Report:
         """Sample the network; only its certificate is kept."""
-        return model.sample(
-            **({"method": self.method} | dict(self.options)),
-            **self.size,
-            network=self.network,
-            seed=self.seed,
-            progress=lambda done, total, what: step(done / total, what),
-        )[1]
+        return model.sample(**self.given, progress=lambda done, total, what: step(done / total, what))[1]
 
 
 @dataclass
 class Grid:
-    """The results of one reference, and the folder that they go to."""
+    """The results of one reference, and the folder that they go to.
+
+    Attributes:
+        about: goes into every record; title: above table and figure.
+        run: what the networks were sampled with, so that a run which was stopped can go on.
+    """
 
     folder: Path
-    about: Mapping[str, Any]  # goes into every record
+    about: Mapping[str, Any]
     title: str
-    records: list[Record] = field(default_factory=list)
-    reports: list[str] = field(default_factory=list)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+
+    @property
+    def records(self) -> list[Record]:
+        return [
+            dict(self.about) | record
+            for job, report in zip(self.jobs, self.reports, strict=True)
+            for record in records(report, factor=job.size.get("factor"))
+        ]
+
+    @property
+    def unfinished(self) -> list[Path]:
+        """Folders with the sites of networks that were being sampled."""
+        return [path.parent for path in sorted(self.folder.glob(f"{UNFINISHED}*/run.safetensors"))]
 
     def clear(self) -> None:
-        """Remove what an earlier run left, which would no longer belong together."""
+        """Remove what an earlier run left, which would no longer belong together.
+
+        Raises:
+            ValueError: it is not finished.
+        """
+        if self.unfinished:
+            raise ValueError(f"--out: {self.folder} holds a run that was stopped: wanted --resume, or another folder")
         for name in FILES:
             (self.folder / name).unlink(missing_ok=True)
 
-    def add(self, job: Job, report: Report) -> None:
-        """Take in one network; the file of records is complete after each."""
-        self.records += [dict(self.about) | record for record in records(report, factor=job.size.get("factor"))]
-        self.reports.append(f"{job}\n\n{report}\n")
+    def add(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
+        """Take in networks; the files of records and reports are complete after each."""
+        self.jobs += jobs
+        self.reports += reports
+        networks = [
+            {"job": str(job), "report": report.to_dict()} for job, report in zip(self.jobs, self.reports, strict=True)
+        ]
+        write(self.folder / "report.json", json.dumps({"run": self.run, "networks": networks}, indent=1) + "\n")
         write_records(self.folder / "results.jsonl", self.records)
+
+    def resume(self, jobs: Sequence[Job]) -> None:
+        """Take in the first of these networks again, those that an earlier run has finished."""
+        path = self.folder / "report.json"
+        found = json.loads(path.read_text())["networks"] if path.is_file() else []
+        self.jobs = list(jobs[: len(found)])
+        self.reports = [_report(each["report"]) for each in found]
 
     def finish(self) -> None:
         """Write the certificates and draw the figure."""
-        write(self.folder / "report.txt", "\n\n".join(self.reports))
-        made = plots.accuracy_and_error(self.records, reference=self.records[0]["reference_accuracy"], title=self.title)
+        texts = [f"{job}\n\n{report}\n" for job, report in zip(self.jobs, self.reports, strict=True)]
+        write(self.folder / "report.txt", "\n\n".join(texts))
+        reference = self.records[0]["reference_accuracy"]
+        made = plots.accuracy_and_error(self.records, reference=reference, title=self.title)
         plots.save(made, self.folder / "figure.png")
 
 
-def sample_grid(model: RainbowModel, jobs: Iterable[Job], grid: Grid, watch: Watch) -> None:
-    """Sample one network after the other and write down what came."""
-    for job in jobs:
-        with watch(job.cost, str(job)) as step:
-            grid.add(job, job.run(model, step))
+def sample_grid(model: RainbowModel, groups: Iterable[Sequence[Job]], grid: Grid, watch: Watch, **options: Any) -> None:
+    """Sample the networks of a group together, one group after the other, and write down what came.
+
+    `options` are those of `RainbowModel.sample_many`. Where the grid says what was run, the state of a group is in its
+    folder until the group is finished.
+    """
+    for group in groups:
+        first, last = str(group[0]), f" to {group[-1]}" if len(group) > 1 else ""
+        with watch(sum(job.cost for job in group), first + last) as step:
+            state = grid.folder / f"{UNFINISHED}{len(grid.jobs)}" if grid.run else None
+
+            def tell(done: int, total: int, what: str, step: Step = step) -> None:
+                step(done / total, what)
+
+            made = model.sample_many([job.given for job in group], resume=state, progress=tell, **options)
+            grid.add(group, [report for _, report in made])
+        for folder in grid.unfinished:
+            shutil.rmtree(folder)
     grid.finish()
+
+
+def _report(found: Record) -> Report:
+    """What `Report.to_dict` made a dict of."""
+    parts, sites = Parts(**found["parts"]), [SiteReport(**site) for site in found["sites"]]
+    return Report(**found | {"parts": parts, "sites": sites})
 
 
 def records(report: Report, *, factor: float | None = None) -> list[Record]:
@@ -155,7 +215,8 @@ def records(report: Report, *, factor: float | None = None) -> list[Record]:
 
     `error` is E|phih - phi|^2 / E|phi|^2 on held-out data, `alignment_error` the same on the data of the alignment;
     `..._centred` over E|phi - E phi|^2.
-    `factor` is n/d; where it is not given, that of all sites together, to three digits.
+    Accuracies are None without labels. `factor` is n/d; where it is not given, that of all sites together, to three
+    digits.
     """
     if factor is None:
         ratio = sum(site.n for site in report.sites) / sum(site.d for site in report.sites)
@@ -167,8 +228,8 @@ def records(report: Report, *, factor: float | None = None) -> list[Record]:
         "seed": report.seed,
         "align": report.align,
         "classifier": report.classifier,
-        "accuracy": report.accuracy["held_out"],
-        "reference_accuracy": report.accuracy["reference_held_out"],
+        "accuracy": report.accuracy.get("held_out"),
+        "reference_accuracy": report.accuracy.get("reference_held_out"),
         "images": report.samples,
         "held_out_images": report.held_out_samples,
     }
@@ -187,7 +248,7 @@ class Summary:
     method: str
     factor: float
     networks: int
-    accuracy: tuple[float, float]
+    accuracy: tuple[float, float]  # NaN without labels
     errors: dict[str, tuple[float, float]]  # by site
 
 
@@ -206,4 +267,6 @@ def summaries(found: Iterable[Record]) -> list[Summary]:
 
 
 def _mean_std(values: list[float]) -> tuple[float, float]:
+    if None in values:
+        return math.nan, math.nan
     return mean(values), stdev(values) if len(values) > 1 else math.nan

@@ -70,10 +70,13 @@ def bar(total: float) -> Iterator[Bar]:
 def print_summary(records: Iterable[Record], title: str) -> None:
     """Accuracy and held-out error of each site, by method and width: mean and standard deviation over networks."""
     rows = summaries(records)
-    sites = list(dict.fromkeys(site for row in rows for site in row.errors))
+    found = list(dict.fromkeys(site for row in rows for site in row.errors))
+    sites = found if len(found) < 3 else [found[0], found[-1]]
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method")
-    for heading in ("width", "networks", "accuracy %", *(f"error at {site}" for site in sites)):
+    table.padding = (0, 1, 0, 0)
+    table.add_column("method", no_wrap=True)
+    errors_at = [f"error at\n{site.replace('.', '.' + chr(10))}" for site in sites]  # long names on lines of their own
+    for heading in ("width", "net-\nworks", "accuracy\n%", *errors_at):
         table.add_column(escape(heading), justify="right", no_wrap=True)
     previous = None
     for row in rows:
@@ -81,10 +84,12 @@ def print_summary(records: Iterable[Record], title: str) -> None:
             table.add_section()
         name = "" if row.method == previous else row.method
         errors = [spread(*row.errors[site], digits=3) if site in row.errors else "-" for site in sites]
-        percent = spread(100 * row.accuracy[0], 100 * row.accuracy[1], digits=1)
+        percent = "-" if math.isnan(row.accuracy[0]) else spread(*(100 * value for value in row.accuracy), digits=1)
         table.add_row(escape(name), f"x{row.factor:g}", str(row.networks), percent, *errors)
         previous = row.method
     out().print(table)
+    if len(sites) < len(found):
+        out().print(f"the first and the last of {len(found)} sites; report.txt has them all", markup=False)
 
 
 def print_costs(grid: CostGrid) -> None:
@@ -109,6 +114,8 @@ def print_costs(grid: CostGrid) -> None:
         f"{networks} network{'s' * (networks > 1)}, fitted once: {duration(grid.seconds)} s with {threads} "
         f"thread{'s' * (threads > 1)}; {quantity(grid.peak_bytes)}B at the peak"
     )
+    together = f"up to {grid.together} networks of a method together" if grid.together > 1 else "one at a time"
+    out().print(f"{together}; {grid.storage}")
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:

@@ -57,14 +57,17 @@ def digits() -> Images:
     return Images(x[train], y[train], x[test], y[test])
 
 
-def cifar10(folder: str | os.PathLike[str], *, grey: bool = False) -> Images:
+def cifar10(
+    folder: str | os.PathLike[str], *, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, grey: bool = False
+) -> Images:
     """CIFAR-10 from its published binary version: 3 x 32 x 32 images, 10 classes, 50,000 to train, 10,000 to test.
 
-        x_c = (pixel_c / 255 - MEAN_c) / STD_c,    grey:  x = sum_c LUMA_c x_c
+        x_c = (pixel_c / 255 - mean_c) / std_c,    grey:  x = sum_c LUMA_c x_c
 
     Args:
         folder: holds `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, or the folder
             `cifar-10-batches-bin` that does.
+        mean, std: one number a channel, of pixels between 0 and 1; the default is that of ImageNet.
         grey: one channel, combined *after* the normalisation, as the published experiments do it.
 
     Returns:
@@ -72,21 +75,32 @@ def cifar10(folder: str | os.PathLike[str], *, grey: bool = False) -> Images:
 
     Raises:
         FileNotFoundError: a file is missing; the message names it.
-        ValueError: a file is not 10,000 records of 3,073 bytes, or holds a label above 9; the message names it.
+        ValueError: a file is not 10,000 records of 3,073 bytes, or holds a label above 9; the message names it. `mean`
+            or `std` that are not three numbers, positive ones of `std`.
 
     Source: Krizhevsky (2009), Learning multiple layers of features from tiny images; the archive is
     https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz.
     """
+    check_statistics(mean, std)
     folder = Path(folder)
     if (folder / "cifar-10-batches-bin").is_dir():
         folder = folder / "cifar-10-batches-bin"
     parts = [_read_cifar10(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
     x_test, y_test = _read_cifar10(folder / "test_batch.bin")
     x_train, y_train = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Images(normalised(x_train, grey=grey), y_train, normalised(x_test, grey=grey), y_test)
+    x_train, x_test = (normalised(x, mean=mean, std=std, grey=grey) for x in (x_train, x_test))
+    return Images(x_train, y_train, x_test, y_test)
 
 
-def normalised(images: Tensor, *, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, grey: bool) -> Tensor:
+def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Three numbers each, or a ValueError."""
+    if len(mean) != 3:
+        raise ValueError(f"mean: wanted three numbers, got {tuple(mean)}")
+    if len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"std: wanted three positive numbers, got {tuple(std)}")
+
+
+def normalised(images: Tensor, *, mean: Sequence[float], std: Sequence[float], grey: bool) -> Tensor:
     """uint8 (N, 3, H, W) to float32, per channel; grey: (N, 1, H, W), combined after that."""
     mean_, std_ = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
     x = images.to(torch.float32).div_(255).sub_(mean_).div_(std_)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rainbow_fast.data.batching import Batch
-from rainbow_fast.data.datasets import MEAN, STD, normalised
+from rainbow_fast.data.datasets import MEAN, STD, check_statistics, normalised
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8))
@@ -86,10 +86,7 @@ def image_folder(
     for name, value in (("size", 1 if size is None else size), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: wanted an int of at least 1, got {value}")
-    if len(mean) != 3:
-        raise ValueError(f"mean: wanted three numbers, got {tuple(mean)}")
-    if len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"std: wanted three positive numbers, got {tuple(std)}")
+    check_statistics(mean, std)
     if seed is not None and not 0 <= seed < 2**32:
         raise ValueError(f"seed: wanted None or an int from 0 to 2^32 - 1, got {seed}")
     folders = _class_folders(Path(path))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rainbow_fast.rainbow.moments import ChannelMoments
 from rainbow_fast.rainbow.parts import Parts
-from rainbow_fast.rainbow.table import aligned
+from rainbow_fast.rainbow.table import aligned, cell
 
 
 @dataclass
@@ -143,9 +143,5 @@ _COLUMNS = {
 
 def _table(sites: list[SiteReport]) -> list[str]:
     rows = [list(_COLUMNS.values())]
-    rows += [[_cell(getattr(site, name)) for name in _COLUMNS] for site in sites]
+    rows += [[cell(getattr(site, name)) for name in _COLUMNS] for site in sites]
     return aligned(rows)
-
-
-def _cell(value: object) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -10,3 +10,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """One line for each row, columns flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def cell(value: object) -> str:
+    """Floats to four digits, None as a dash."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The data that commands are given: what their words mean, how much there is, one sample; then all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.cli.experiment import load_images
+from rainbow_fast.cli.files import About
+from rainbow_fast.cli.references import Reference
+from rainbow_fast.data import MEAN, STD, cifar10, digits, image_folder, npy_pair
+from rainbow_fast.data.batching import Batch
+from rainbow_fast.data.files import Batches
+
+COUNTS = {"digits": (1_437, 360), "cifar10": (50_000, 10_000)}  # images to train and to test on
+SHARE = 0.1  # held out by default of data that brings no test set
+WORDS = "digits, the folder of CIFAR-10 or one with a sub-folder of images for each class, or x.npy,y.npy"
+
+Samples = tuple[Tensor, Tensor | None] | Batches
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `--data` names.
+
+    Attributes:
+        samples: to align on.
+        tested: samples of the test set that belongs to it; 0 if there is none.
+        example: makes one sample, without reading all.
+        read: all samples, and the test set.
+    """
+
+    name: str
+    samples: int
+    tested: int
+    example: Callable[[], Batch]
+    read: Callable[[], tuple[Samples, Samples | None]]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How images become numbers, as it was written; None and False for what was not."""
+
+    size: int | None = None
+    mean: str | None = None
+    std: str | None = None
+    grey: bool = False
+
+    def of(self, data: str, *taken: str) -> dict[str, Any]:
+        """As keyword arguments of what reads images, which takes these of them.
+
+        Raises:
+            ValueError: others are given; not numbers.
+        """
+        made: dict[str, Any] = {}
+        for name, value in (("size", self.size), ("mean", self.mean), ("std", self.std), ("grey", self.grey)):
+            if name not in taken and value:
+                raise ValueError(f"--{name}: {data} does not take it")
+            if name in taken:
+                made[name] = value
+        for name, default in (("mean", MEAN), ("std", STD)):
+            if name in taken:
+                made[name] = default if made[name] is None else _three(f"--{name}", made[name])
+        return made
+
+
+def open_source(option: str, words: str, pixels: Pixels) -> Source:
+    """What the words of an option name; nothing is read but one sample.
+
+    Raises:
+        ValueError, FileNotFoundError: they name nothing; the message names the option.
+    """
+    folder = Path(words)
+    if words == "digits":
+        pixels.of("digits")
+        return _known(option, "digits", (1, 8, 8), digits)
+    if words.endswith(".npy"):
+        pixels.of("an array")
+        x, _, y = words.partition(",")
+        return _loader(option, Path(x).stem, lambda: npy_pair(x, y or None))
+    if any((folder / part).exists() for part in ("cifar-10-batches-bin", "data_batch_1.bin")):
+        given = pixels.of("CIFAR-10", "mean", "std", "grey")
+        return _known(option, "cifar10", (1 if pixels.grey else 3, 32, 32), lambda: cifar10(folder, **given))
+    if folder.is_dir():
+        return _loader(
+            option, folder.resolve().name, lambda: image_folder(folder, **pixels.of("", "size", "mean", "std", "grey"))
+        )
+    raise ValueError(f"{option}: {words!r} is no data: wanted {WORDS}")
+
+
+def source_of(about: About | None, data: str | None, pixels: Pixels) -> Source:
+    """The data of a command: a checkpoint says what it was trained on."""
+    if about is None:
+        if data is None:
+            raise ValueError(f"--data: wanted {WORDS}")
+        return open_source("--data", data, pixels)
+    pixels.of("a checkpoint, which has its own,")
+    side, channels = (8, 1) if about.data == "digits" else (32, 1 if about.grey else 3)
+    return _known("--data", about.data, (channels, side, side), lambda: load_images(about, data))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Data to align on and data to measure on.
+
+    Attributes:
+        aligned, held: their numbers of samples.
+        share: of the samples taken that are held out, from the end; None where they come from elsewhere.
+        other: what they come from, None for the test set of the source.
+    """
+
+    source: Source
+    aligned: int
+    held: int
+    share: float | None
+    other: Source | None
+
+    def load(self) -> tuple[Samples, Samples | float]:
+        """Data and holdout, as `fit` takes them."""
+        data, test = self.source.read()
+        data = _first(data, self.aligned if self.share is None else self.aligned + self.held)
+        if self.share is not None:
+            return data, self.share
+        if self.other is None:
+            assert test is not None
+            return data, test
+        held, its_test = self.other.read()
+        return data, held if its_test is None else its_test
+
+    def shapes(self) -> tuple[Batch, tuple[Tensor, Tensor | None]]:
+        """One sample, and as many views of it as are held out."""
+        x, y = self.source.example()
+        return (x, y), (x.expand(self.held, *x.shape[1:]), None if y is None else y.expand(self.held))
+
+
+def choose_data(reference: Reference, data: str | None, holdout: str | None, images: int, pixels: Pixels) -> Split:
+    """What `--data`, `--holdout` and `--images` ask for."""
+    about = reference.about
+    source = source_of(about, data, pixels)
+    if about is not None:
+        pixels = Pixels(grey=about.grey and about.data != "digits")
+    return split(source, holdout, images, pixels)
+
+
+def split(source: Source, holdout: str | None, images: int, pixels: Pixels) -> Split:
+    """Take `images` samples to align on, and those to measure on: a share, other data, or the source's test set.
+
+    Raises:
+        ValueError: a share outside of 0 to 1, or of which no sample comes; the message names the option.
+    """
+    share = _share(holdout)
+    if holdout is not None and share is None:
+        other = open_source("--holdout", holdout, pixels)
+        return Split(source, min(images, source.samples), other.tested or other.samples, None, other)
+    if holdout is None and source.tested:
+        return Split(source, min(images, source.samples), source.tested, None, None)
+    share = SHARE if share is None else share
+    total = min(int(images / (1 - share)), source.samples)
+    while total < source.samples and total - int(total * share) < images:
+        total += 1
+    held = int(total * share)
+    if not held:
+        raise ValueError(f"--holdout: a share {share:g} of {total} samples is none, wanted at least one")
+    return Split(source, total - held, held, share, None)
+
+
+def check_takes(module: nn.Module, x: Tensor, option: str) -> None:
+    """Run a network, in eval mode, on one sample.
+
+    Raises:
+        ValueError: it does not take it; the message names the option.
+    """
+    like = next(module.parameters(), x)
+    try:
+        with torch.no_grad():
+            module(x.to(like.device, like.dtype))
+    except Exception as error:  # it is the user's own code
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{option}: the network does not take a sample of shape {tuple(x.shape[1:])} ({first})"
+        ) from error
+
+
+def _known(option: str, name: str, shape: tuple[int, ...], read: Callable[[], Any]) -> Source:
+    def both() -> tuple[Samples, Samples]:
+        with _named(option, "folder: "):
+            x, y, x_test, y_test = read()
+        return (x, y), (x_test, y_test)
+
+    return Source(name, *COUNTS[name], lambda: (torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)), both)
+
+
+def _loader(option: str, name: str, make: Callable[[], Batches]) -> Source:
+    with _named(option, "path: "):
+        found = make()
+    return Source(name, found.samples, 0, lambda: found.read(0, 1), lambda: (found, None))
+
+
+@contextmanager
+def _named(option: str, argument: str) -> Iterator[None]:
+    """Errors name the option in place of the argument of a function."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        text = str(error)
+        raise type(error)(text if text.startswith("--") else f"{option}: {text.removeprefix(argument)}") from error
+
+
+def _first(data: Samples, count: int) -> Samples:
+    if isinstance(data, Batches):
+        return replace(data, samples=min(count, data.samples))
+    x, y = data
+    return x[:count], None if y is None else y[:count]
+
+
+def _share(holdout: str | None) -> float | None:
+    try:
+        share = float(holdout or "")
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise ValueError(f"--holdout: wanted a share above 0 and below 1, or data; got {holdout}")
+    return share
+
+
+def _three(option: str, text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != 3 or (option == "--std" and min(found) <= 0):
+        kind = "positive numbers" if option == "--std" else "numbers"
+        raise ValueError(f"{option}: wanted three {kind} separated by commas, got {text!r}")
+    return found
