@@ -24,6 +24,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 INK, GREY, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 CURVE: dict[str, Any] = {"linestyle": "-", "linewidth": 1.8, "markersize": 5.5, "capsize": 3, "elinewidth": 1.2}
+ERROR_LABEL = r"held-out error  $\mathrm{E}|\hat\varphi-\varphi|^2\,/\,\mathrm{E}|\varphi|^2$"
 KEY = ("linestyle", "linewidth", "markersize", "markerfacecolor")
 FIELDS = ("method", "factor", "network", "site", "accuracy", "error")
 
@@ -79,6 +80,54 @@ def accuracy_and_error(
         _dress(axes, factors)
     _draw_accuracy(left, rows, methods, reference, levels)
     _draw_error(right, rows, methods, shown)
+    return figure
+
+
+def against_novelty(
+    groups: Sequence[Sequence[Record]], *, reference: float | None = None, title: str | None = None
+) -> Figure:
+    """Two panels against the novelty of the sampled neurons: test accuracy, and alignment error.
+
+    A point is the mean over the networks of a group, its bars one standard deviation (divisor: networks - 1).
+
+    Args:
+        groups: of networks sampled alike, each a mapping with the keys `novelty`, `accuracy` and `refit_accuracy`
+            (fractions), `error` (mean over sites) and `last_error` (at the last site).
+        reference: accuracy of the trained network, a fraction: a dashed line.
+        title: above the panels.
+
+    Returns:
+        A `matplotlib.figure.Figure` of 10 x 4.2 inches.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: no groups, or an empty one.
+    """
+    figure = _blank_figure(10, 4.2)
+    if not groups or not all(groups):
+        raise ValueError(f"groups: wanted at least one, none of them empty; got {[len(group) for group in groups]}")
+    left, right = figure.subplots(1, 2, width_ratios=(1.05, 1))
+    if title is not None:
+        figure.suptitle(title, fontsize=13, color=INK)
+    panels: tuple[tuple[Axes, float, dict[str, str]], ...] = (
+        (left, 100, {"accuracy": "trained classifier", "refit_accuracy": "refit"}),
+        (right, 1, {"error": "mean over sites", "last_error": "last site"}),
+    )
+    for axes, unit, keys in panels:
+        for (key, name), colour, marker in zip(keys.items(), COLOURS, MARKERS, strict=False):
+            (x, sx), (y, sy) = (
+                _over_networks([[row[k] for row in group] for group in groups]) for k in ("novelty", key)
+            )
+            axes.errorbar(x, unit * y, unit * sy, sx, label=name, color=colour, marker=marker, **CURVE)
+        _plain(axes)
+        axes.set_xlabel("novelty of the neurons", fontsize=11.5)
+    left.set_ylabel("test accuracy (%)", fontsize=11.5)
+    right.set_ylabel(ERROR_LABEL, fontsize=11.5)
+    if reference is not None:
+        left.axhline(100 * reference, label="trained network", color=INK, linestyle="--", linewidth=1.4, zorder=1)
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=10.5)
     return figure
 
 
@@ -138,7 +187,7 @@ def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[
     axes.set_yscale("log")
     axes.margins(y=0)
     _tidy_decades(axes)
-    axes.set_ylabel(r"held-out error  $\mathrm{E}|\hat\varphi-\varphi|^2\,/\,\mathrm{E}|\varphi|^2$", fontsize=11.5)
+    axes.set_ylabel(ERROR_LABEL, fontsize=11.5)
     keys = [
         Line2D([], [], color=INK, marker="o", label=f"site {site}", **{k: look[k] for k in look if k in KEY})
         for site, look in zip(sites, looks, strict=False)
@@ -156,6 +205,11 @@ def _dress(axes: Axes, factors: list[float]) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlim(factors[0] / 1.35, factors[-1] * 1.35)
     axes.set_xlabel("width factor n/d", fontsize=11.5)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    """Nothing that carries no data."""
     axes.tick_params(which="both", labelsize=10.5, color=GREY, labelcolor=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -211,9 +265,13 @@ def _statistics(rows: Iterable[Record], key: str) -> tuple[np.ndarray, np.ndarra
     for row in rows:
         groups.setdefault(float(row["factor"]), []).append(float(row[key]))
     x = np.array(sorted(groups))
-    mean = np.array([np.mean(groups[factor]) for factor in x])
-    std = np.array([np.std(groups[factor], ddof=1) if len(groups[factor]) > 1 else np.nan for factor in x])
-    return x, mean, std
+    return x, *_over_networks([groups[factor] for factor in x])
+
+
+def _over_networks(groups: Iterable[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (NaN for one network) of each group."""
+    pairs = [(np.mean(group), np.std(group, ddof=1) if len(group) > 1 else np.nan) for group in groups]
+    return np.array([m for m, _ in pairs]), np.array([s for _, s in pairs])
 
 
 def _shown(found: list[str], wanted: Sequence[str] | None) -> list[str]:

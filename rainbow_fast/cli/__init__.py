@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `rainbow-fast`: train, sample, plan, demo, reproduce, info."""
+"""The command `rainbow-fast`: train, sample, plan, demo, reproduce, resnet20, info."""
 
 from __future__ import annotations
 
