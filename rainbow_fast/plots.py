@@ -114,7 +114,7 @@ def against_novelty(
         (right, 1, {"error": "mean over sites", "last_error": "last site"}),
     )
     for axes, unit, keys in panels:
-        for (key, name), colour, marker in zip(keys.items(), COLOURS, MARKERS, strict=False):
+        for (key, name), colour, marker in zip(keys.items(), COLOURS[4:], MARKERS[4:], strict=False):
             (x, sx), (y, sy) = (
                 _over_networks([[row[k] for row in group] for group in groups]) for k in ("novelty", key)
             )

@@ -214,7 +214,7 @@ def test_command_writes_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     keys = [(r["reference"], r["method"], r["factor"], r["network"], r["site"]) for r in found]
     assert len(set(keys)) == len(keys) == 7 * len(resnet20.tasks((1, 4, 16), 2, ["width3"]))
     page = (tmp_path / "out" / "resnet20.md").read_text()
-    for name in ("calibrated", "naive", "untrained, itself", "h = 0.25", "width3: width 3, ", "layer3.0.activation_1"):
+    for name in ("calibrated", "naive", "untrained, itself", "h = 0.25", "width3: width 3, ", "3.0.b"):
         assert f"| {name}" in page
     assert (tmp_path / "out" / "resnet20.png").read_bytes().startswith(b"\x89PNG")
     zero = [r["novelty"] for r in found if r["method"] == resnet20.smoothed(0)]

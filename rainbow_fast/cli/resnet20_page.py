@@ -55,10 +55,14 @@ LIMITS = """\
 ## The limit of the error, and the width of the reference
 
 Calibrated, mean over all sites of `E|phih - phi|^2 / E|phi|^2` on test images. `limit` is that of
-`limit + c (n/d)^-p`, fitted to the mean errors at the widths of the table. A reference is compared with others of its
-own training only: one that is trained longer has other activations.
+`limit + c (n/d)^-p`, fitted to the mean errors at the widths of the table: of three widths it is exact and has no error
+bar. References of different training have different activations; compare those of one.
 """
-ERRORS = "## Errors site by site\n\nHeld-out `E|phih - phi|^2 / E|phi|^2`, mean over networks:\n"
+ERRORS = """\
+## Errors site by site
+
+Held-out `E|phih - phi|^2 / E|phi|^2`, mean over networks; site 2.0.b is the second of block 0 of stage 2:
+"""
 
 Found = dict[tuple[str, float], list[Point]]
 
@@ -95,7 +99,7 @@ def figure(records: Sequence[Record]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     trained = [r for r in records if r["reference"] == TRAINED]
-    shown = [r for method in MAIN for r in trained if r["method"] == method]
+    shown = [r | {"site": _short(r["site"])} for method in MAIN for r in trained if r["method"] == method]
     reference = next(r["reference_accuracy"] for r in trained if "reference_accuracy" in r)
     made = [plots.accuracy_and_error(shown, reference=reference, title="ResNet-20 on CIFAR-10")]
     found = points(records)
@@ -142,8 +146,14 @@ def _errors(trained: Sequence[Record]) -> str:
     ends = {method: [f for m, f in errors if m == method] for method in MAIN}
     columns = [(m, f) for m, factors in ends.items() if factors for f in sorted({min(factors), max(factors)})]
     sites = list(dict.fromkeys(r["site"] for r in trained))
-    rows = [[site, *(f"{mean(errors[column][site]):.3f}" for column in columns)] for site in sites]
+    rows = [[_short(site), *(f"{mean(errors[column][site]):.3f}" for column in columns)] for site in sites]
     return grid(["site", *(f"{method} x{factor:g}" for method, factor in columns)], rows)
+
+
+def _short(site: str) -> str:
+    """`2.0.b` for `layer2.0.activation_1`, the second site of the first block of the second stage; `stem`."""
+    block = site.removeprefix("layer").removesuffix("_1").removesuffix("activation")
+    return block + ("b" if site.endswith("_1") else "a") if block else "stem"
 
 
 def _novelties(found: Found) -> str:
