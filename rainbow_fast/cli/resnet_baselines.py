@@ -129,10 +129,11 @@ class Naive:
 class White:
     """Calibrated, but the convolutions have white weights, as at initialisation.
 
-        z' = c G p(phih) + s zbar + G_2 (s - s zbar) / sqrt(d),    s = bias + shortcut(phih of the block's input)
+        z' = c G p(phih) + sbar + G_2 (s - sbar) / sqrt(d),    s = bias + shortcut(phih of the block's input)
 
     p takes the patches of the convolution, and c is such that ``E|c G p|^2 / n`` is the mean power of the trained
-    convolution (batch norm folded in) over its d neurons; s, which has no weights, is combined as ever (mean row kept).
+    convolution (batch norm folded in) over its d neurons; s, which has no weights, is combined as ever (sbar: its mean
+    over channels).
     Only alignments, scales, offsets and one number a layer, c, are learned.
     """
 
