@@ -54,9 +54,9 @@ other. Mean over the sites. Width x4; *error* as above, mean over all sites and 
 LIMITS = """\
 ## The limit of the error, and the width of the reference
 
-Calibrated, mean over all sites of `E|phih - phi|^2 / E|phi|^2` on test images. `limit` is that of
-`limit + c (n/d)^-p`, fitted to the mean errors at the widths of the table: of three widths it is exact and has no error
-bar. References of different training have different activations; compare those of one.
+Mean over all sites of `E|phih - phi|^2 / E|phi|^2` on test images. `limit` is that of `limit + c (n/d)^-p`, fitted to
+the mean errors at the widths of the table: of three widths it is exact and has no error bar. References of different
+training have different activations; compare those of one.
 """
 ERRORS = """\
 ## Errors site by site
@@ -169,21 +169,19 @@ def _novelties(found: Found) -> str:
 
 
 def _limits(records: Sequence[Record]) -> list[str]:
-    """A row for each reference that is sampled at three widths or more."""
-    rows, factors = [], set()
+    """A row for each reference and method that is there at three widths or more."""
+    rows, factors = [], sorted({r["factor"] for r in records})
     for name in dict.fromkeys(r["reference"] for r in records):
-        groups = {factor: group for (m, factor), group in points(records, name).items() if m == "calibrated"}
-        if len(groups) >= 3:
+        found = points(records, name)
+        for method in ("calibrated", "regression"):
+            errors = {f: mean(p.error for p in group) for (m, f), group in sorted(found.items()) if m == method}
+            if len(errors) < 3:
+                continue
             mine = next(r for r in records if r["reference"] == name and "reference_accuracy" in r)
-            errors = {factor: mean(p.error for p in groups[factor]) for factor in sorted(groups)}
-            factors |= set(errors)
-            limit, _, p = fit_limit(errors)
+            limit, _, power = fit_limit(errors)
             label = f"{name}: width {mine['d']}, {100 * mine['reference_accuracy']:.1f} %"
-            best = _percent(groups[max(groups)], lambda p: p.accuracy)
-            rows.append((label, errors, [f"**{limit:.3f}**", f"{p:.2f}", best]))
-    if len(rows) < 2:
-        return []
-    order = sorted(factors)
-    cells = [[label, *(f"{e[f]:.3f}" if f in e else "" for f in order), *rest] for label, e, rest in rows]
-    heading = ["reference", *(f"x{factor:g}" for factor in order), "limit", "p", "accuracy at the widest"]
-    return [LIMITS, grid(heading, cells)]
+            measured = [f"{errors[factor]:.3f}" if factor in errors else "" for factor in factors]
+            widest = _percent(found[method, max(errors)], lambda p: p.accuracy)
+            rows.append([label, method, *measured, f"**{limit:.3f}**", f"{power:.2f}", widest])
+    sizes = [f"x{factor:g}" for factor in factors]
+    return [LIMITS, grid(["reference", "", *sizes, "limit", "p", "accuracy at the widest"], rows)] if rows else []
