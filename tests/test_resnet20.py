@@ -166,9 +166,12 @@ def test_weights_bring_depth_and_width(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weights at"):
         resnet20.load(tmp_path / "none.pt")
-    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
-    with pytest.raises(ValueError, match="net.pt: wanted the weights of a ResNet for CIFAR-10"):
-        resnet20.load(tmp_path / "net.pt")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
+    for name in ("noise.pt", "noise.safetensors"):
+        (tmp_path / name).write_bytes(b"noise")
+    for name in ("linear.pt", "noise.pt", "noise.safetensors"):
+        with pytest.raises(ValueError, match=f"{name}: wanted the weights of a ResNet for CIFAR-10"):
+            resnet20.load(tmp_path / name)
 
 
 def test_untrained_network_has_the_statistics_of_the_images() -> None:

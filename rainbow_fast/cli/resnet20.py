@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from statistics import mean
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -101,7 +103,7 @@ class Task:
         return 4 + self.factor
 
     @property
-    def pass_(self) -> object:
+    def together(self) -> object:
         """What the networks have in common that are sampled in one pass of the reference."""
         return (self.reference, self.factor) if self.case.sampler is None and self.factor <= LANES_FACTOR else self
 
@@ -126,7 +128,7 @@ def passes(todo: Sequence[Task]) -> Iterator[list[Task]]:
     waiting = list(todo)
     while waiting:
         first = waiting[0]
-        same = [task for task in waiting if task.network == first.network and task.pass_ == first.pass_][:LANES]
+        same = [task for task in waiting if task.network == first.network and task.together == first.together][:LANES]
         yield same
         waiting = [task for task in waiting if task not in same]
 
@@ -140,28 +142,32 @@ def load(path: Path) -> nn.Sequential:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
-    safe = path.suffix == ".safetensors"
-    state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    convolutions = [name for name in state if name.endswith("conv2.weight")]
     try:
-        made = resnet_cifar(2 + 2 * len(convolutions), width=len(state["conv1.weight"]))
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        made = _of_shape(state)
         made.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise ValueError(f"{path}: wanted the weights of a ResNet for CIFAR-10, `resnet_cifar` ({error})") from error
     return made.eval()
 
 
 def untrained_like(net: nn.Sequential, x: Tensor, seed: int = 0) -> nn.Sequential:
     """The same architecture at its initialisation, its batch norms with the statistics of the images x."""
-    convolutions = [name for name in net.state_dict() if name.endswith("conv2.weight")]
-    made = resnet_cifar(2 + 2 * len(convolutions), width=len(net.state_dict()["conv1.weight"]), seed=seed)
-    norms = [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # the mean over all batches
+    made = _of_shape(net.state_dict(), seed)
+    for norm in made.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None  # the mean over all batches
     with torch.no_grad():
         for chunk in x.split(500):
             made.train()(chunk)
     return made.eval()
+
+
+def _of_shape(state: Mapping[str, Tensor], seed: int | None = None) -> nn.Sequential:
+    """A `resnet_cifar` with as many blocks and channels as these weights have."""
+    blocks = sum(name.endswith("conv2.weight") for name in state)
+    return resnet_cifar(2 + 2 * blocks, width=len(state["conv1.weight"]), seed=seed)
 
 
 class Study:
@@ -183,14 +189,12 @@ class Study:
         Raises:
             ValueError: the first record that does not belong here.
         """
-        for record in found:
-            name = record["reference"]
+        names = ("images", "held_out_images", "reference", "fingerprint")
+        for images, held, name, digest in {tuple(record[key] for key in names) for record in found}:
+            if (images, held) != (len(self.align[0]), len(self.test[0])):
+                raise ValueError(f"--out: it holds results of {images} and {held} images")
             known = name == UNTRAINED or name in self.references
-            if record["images"] != len(self.align[0]) or record["held_out_images"] != len(self.test[0]):
-                raise ValueError(
-                    f"--out: it holds results of {record['images']} and {record['held_out_images']} images"
-                )
-            if known and record["fingerprint"] != fingerprint(self.reference(name))[:12]:
+            if known and digest != fingerprint(self.reference(name))[:12]:
                 raise ValueError(f"--out: it holds results of other weights of the network {name!r}")
 
     def run(self, group: Sequence[Task], step: Step) -> list[Record]:
