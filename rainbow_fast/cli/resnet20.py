@@ -190,7 +190,7 @@ class Study:
             ValueError: the first record that does not belong here.
         """
         names = ("images", "held_out_images", "reference", "fingerprint")
-        for images, held, name, digest in {tuple(record[key] for key in names) for record in found}:
+        for images, held, name, digest in dict.fromkeys(tuple(record[key] for key in names) for record in found):
             if (images, held) != (len(self.align[0]), len(self.test[0])):
                 raise ValueError(f"--out: it holds results of {images} and {held} images")
             known = name == UNTRAINED or name in self.references
