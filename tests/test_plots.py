@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rainbow_fast import plots
+from rainbow_fast.plots.axes import GREY, spread
 
 pytest.importorskip("matplotlib")
 
@@ -128,9 +129,9 @@ def test_one_network_has_no_bar():
 
 
 def test_spread_keeps_order_and_distance_and_moves_no_more_than_needed():
-    assert plots._spread([1.0, 5.0], 1.0) == [1.0, 5.0]
-    assert plots._spread([1.0, 1.0, 9.0], 2.0) == [0.0, 2.0, 9.0]
-    assert plots._spread([0.0, 0.1, 0.2], 1.0) == pytest.approx([-0.9, 0.1, 1.1])
+    assert spread([1.0, 5.0], 1.0) == [1.0, 5.0]
+    assert spread([1.0, 1.0, 9.0], 2.0) == [0.0, 2.0, 9.0]
+    assert spread([0.0, 0.1, 0.2], 1.0) == pytest.approx([-0.9, 0.1, 1.1])
 
 
 def changed(**change) -> list[dict]:
@@ -206,7 +207,7 @@ def test_convergence_shows_means_fits_limits_and_slopes():
     assert found["site 2, kernel"].get_color() == found["site 2, two samples"].get_color()
     fits = [line for line in left.lines if len(line.get_xdata()) == 200]
     assert len(fits) == 1 and fits[0].get_ydata()[[0, -1]] == pytest.approx([0.4, 0.025])
-    (theory,) = [line for line in left.lines if line.get_color() == plots.GREY]
+    (theory,) = [line for line in left.lines if line.get_color() == GREY]
     assert theory.get_ydata()[0] / theory.get_ydata()[-1] == pytest.approx(16)
     assert [text.get_text() for text in left.texts] == ["$n^{-1}$ theory"]
     assert not [line for line in left.lines if line.get_linestyle() == ":"]  # e_inf = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `rainbow-fast`: train, sample, plan, sites, compare, demo, reproduce, convergence, info."""
+"""The command `rainbow-fast`: train, sample, plan, sites, compare, demo, reproduce, resnet20, convergence, info."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ from rich.markup import escape
 from typer.main import get_command
 
 from rainbow_fast import backend
-from rainbow_fast.cli import markdown, terminal
+from rainbow_fast.cli import markdown, resnet20, resnet20_page, terminal
 from rainbow_fast.cli.comparing import compare
 from rainbow_fast.cli.convergence import convergence
 from rainbow_fast.cli.experiment import Grid, Job, load_images, new_reference, sample_grid, train_reference
 from rainbow_fast.cli.files import BUILDERS, read_records, save_checkpoint, write, write_records
-from rainbow_fast.cli.options import Seed, Threads, numbers, set_threads
+from rainbow_fast.cli.options import Aligned, Networks, Seed, Threads, numbers, set_threads
 from rainbow_fast.cli.reproduce import Trainings, tasks
 from rainbow_fast.cli.sampling import need_plots, plan, sample, show
 from rainbow_fast.cli.sites import sites
@@ -154,6 +154,51 @@ def reproduce(
     write(out / "cifar10.md", markdown.table(records))
     write(out / "cifar10.png", markdown.figure(records))
     terminal.out().print(f"{out}: results.jsonl, cifar10.md, cifar10.png", markup=False, soft_wrap=True)
+
+
+@app.command("resnet20")
+def study_resnet20(
+    data: Annotated[Path, typer.Argument(help="The folder with CIFAR-10's binary version.")],
+    weights: Annotated[Path, typer.Argument(help="Of a trained `resnet_cifar`: safetensors, or saved by torch.")],
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Weights of another one, of any width; repeatable.")
+    ] = None,
+    factors: Annotated[str, typer.Option(help="Widths over the reference's.")] = "1,4,8,16",
+    networks: Networks = 3,
+    images: Aligned = 5000,
+    test: Annotated[int, typer.Option(help="Test images to measure on, at most.", min=1)] = 2500,
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-resnet20"),
+) -> None:
+    """Residual networks: all methods with their controls, and how new the neurons may be. results.jsonl, resnet20.md,
+    resnet20.png.
+
+    Hours on one core. Interrupted, it goes on where it was when it is called again.
+    """
+    set_threads(threads)
+    need_plots()
+    widths = numbers("--factors", factors)
+    others = [path.stem for path in compare or []]
+    if len({*others, resnet20.TRAINED, resnet20.UNTRAINED}) < len(others) + 2:
+        raise ValueError(f"--compare: wanted files of different names, not trained or untrained; got {others}")
+    paths = zip([*others, resnet20.TRAINED], [*(compare or []), weights], strict=True)
+    references = {name: resnet20.load(path) for name, path in paths}
+    found = cifar10(data)
+    study = resnet20.Study(
+        references, (found.x_train[:images], found.y_train[:images]), (found.x_test[:test], found.y_test[:test])
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    records = read_records(out / "results.jsonl")
+    study.check(records)
+    todo = [task for task in resnet20.tasks(widths, networks, others) if not task.done(records)]
+    with terminal.bar(sum(task.cost for task in todo)) as bar:
+        for group in resnet20.passes(todo):
+            with bar.job(sum(task.cost for task in group), str(group[0])) as step:
+                records += study.run(group, step)
+            write_records(out / "results.jsonl", records)
+    write(out / "resnet20.md", resnet20_page.table(records))
+    write(out / "resnet20.png", resnet20_page.figure(records))
+    terminal.out().print(f"{out}: results.jsonl, resnet20.md, resnet20.png", markup=False, soft_wrap=True)
 
 
 app.command()(convergence)

@@ -22,7 +22,9 @@ from rainbow_fast.rainbow.entry import fit
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.report import Report
 
-if TYPE_CHECKING:  # needs scipy
+if TYPE_CHECKING:  # needs scipy, matplotlib
+    from matplotlib.figure import Figure
+
     from rainbow_fast.analysis.convergence import KernelConvergence
     from rainbow_fast.analysis.rates import PowerFit, Slope
 
@@ -156,7 +158,7 @@ def page(sites: list[Site], sizes: str, accuracy: float, images: int) -> str:
     return "\n".join([introduction, "\n".join(_table(sites)) + "\n", *decays])
 
 
-def figure(sites: list[Site], title: str) -> plots.Figure:
+def figure(sites: list[Site], title: str) -> Figure:
     """Three panels: kernels, alignments with the limit, errors to the trained network."""
     from rainbow_fast.analysis.rates import theory_slopes
 

@@ -63,14 +63,14 @@ def _section(architecture: str, title: str, records: list[Record]) -> list[str]:
     initial = _references(records, trained=False)
     trained = f"Trained: {_percent(_references(records))} %."
     trained += f" As initialised: {_percent(initial)} %." if initial else ""
-    parts = [f"## {title}\n", trained + " Test accuracy in per cent:\n", _table(["", *sizes], rows)]
+    parts = [f"## {title}\n", trained + " Test accuracy in per cent:\n", grid(["", *sizes], rows)]
     rows = [[m, s, *(_error(cells.get((m, f)), s) for f in factors)] for m in methods for s in sites]
-    parts += ["Held-out error `E|phih - phi|^2 / E|phi|^2` at each site:\n", _table(["", "site", *sizes], rows)]
+    parts += ["Held-out error `E|phih - phi|^2 / E|phi|^2` at each site:\n", grid(["", "site", *sizes], rows)]
     widest, rows = max(f for m, f in cells if m == "paper"), []
     for fit in limits(records, architecture):
         measured = cells["paper", widest].errors[fit.site][0]
         rows.append([fit.site, f"**{fit.limit:.3f}**", f"{fit.c:.3f}", f"{fit.p:.2f}", f"{measured:.3f}"])
-    return [*parts, LIMIT, _table(["site", "limit", "c", "p", f"measured at x{widest:g}"], rows)] if rows else parts
+    return [*parts, LIMIT, grid(["site", "limit", "c", "p", f"measured at x{widest:g}"], rows)] if rows else parts
 
 
 def figure(records: Sequence[Record]) -> bytes:
@@ -122,6 +122,7 @@ def _error(row: Summary | None, site: str) -> str:
     return "" if row is None else spread(*row.errors[site], digits=3)
 
 
-def _table(heading: list[str], rows: list[list[str]]) -> str:
+def grid(heading: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

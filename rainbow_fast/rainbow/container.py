@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 PART = ".part"  # ends the name of a file that is being written; it begins with a dot
@@ -40,7 +41,9 @@ class Format:
             FileNotFoundError: the folder of `path` is missing.
         """
         metadata = {"format": self.name, "version": str(self.version), self._key: json.dumps(header)}
-        write_whole(path, to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+        dense = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        with whole(path) as temporary:
+            save_file(dense, temporary, metadata)  # a tensor at a time, not all of the file in memory
 
     def read(self, path: Path, argument: str = "path") -> tuple[Header, dict[str, Tensor]]:
         """What `write` wrote, by the number to the same bits. Nothing is unpickled.
@@ -76,14 +79,26 @@ class Format:
             raise ValueError(f"{what} has version {version}, this package reads versions up to {self.version}")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, the whole of it or nothing: through a temporary file beside it."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write into, which then takes its place: the whole of it or nothing.
+
+    Raises:
+        FileNotFoundError: the folder of `path` is missing.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, the whole of it or nothing."""
+    with whole(path) as temporary:
+        temporary.write_bytes(data)

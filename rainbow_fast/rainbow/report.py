@@ -59,7 +59,8 @@ class Report:
         samples, held_out_samples: of the two data sets (images, not positions).
         sites: one `SiteReport` a sampled site, in order of execution.
         kept: what was not sampled, with the reason.
-        accuracy: of the sampled network and of the reference on both data sets, 0 to 1; empty without labels.
+        accuracy: of the sampled network and of the reference on both data sets, 0 to 1; empty without labels. With a
+            refit classifier also what the trained one would give: `trained_classifier_...`.
         accuracy_profile: held-out accuracy with sites up to each sampled one sampled and the rest the reference's; None
             unless asked for.
         ridge: of a refit classifier, over the mean eigenvalue; None without one.

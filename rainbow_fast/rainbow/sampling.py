@@ -140,9 +140,9 @@ class Lane:
         for name, flight, of_reference in zip(("alignment", "held_out"), (align, held), accuracies, strict=True):
             data = flight.data
             if data.labels is not None and data.count:
-                if plan.classifier is None:
-                    found = _accuracy(flight, self.work.lane)
-                else:
+                found = _accuracy(flight, self.work.lane)
+                if plan.classifier is not None:
+                    self.report.accuracy[f"trained_classifier_{name}"] = found
                     found = _share(torch.cat([network(data.chunk(start)) for start in data.starts]), data.labels)
                 self.report.accuracy |= {name: found, f"reference_{name}": of_reference}
         return network, self.report

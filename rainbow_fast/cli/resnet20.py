@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Residual networks on CIFAR-10: which networks are sampled, and what is written down of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from statistics import mean
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rainbow_fast.cli.experiment import Step, records
+from rainbow_fast.cli.files import Record
+from rainbow_fast.cli.novelty import novelty
+from rainbow_fast.cli.resnet_baselines import Naive, Outcome, Sampler, White, sample
+from rainbow_fast.networks import resnet_cifar
+from rainbow_fast.rainbow.entry import fit
+from rainbow_fast.rainbow.model import RainbowModel
+from rainbow_fast.rainbow.network import RainbowNetwork, fingerprint
+from rainbow_fast.rainbow.report import Report
+
+TRAINED, UNTRAINED = "trained", "untrained"
+LANES = 3  # networks in one pass of the reference,
+LANES_FACTOR = 4  # up to this width; above it the pass costs little of the whole
+H = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+Labelled = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        factors: n/d; None for those of the command.
+        networks: at most.
+        options: of `RainbowModel.sample`.
+        reference: whether from the trained network, from one as initialised, or from each that it is compared with.
+        sampler: in place of `RainbowModel.sample`.
+    """
+
+    name: str
+    factors: tuple[float, ...] | None = None
+    networks: int = 3
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = TRAINED
+    sampler: Callable[[float, int, int], Sampler] | None = None
+
+
+def smoothed(h: float) -> str:
+    """The name of a smoothed bootstrap."""
+    return f"smoothed bootstrap, h = {h:g}"
+
+
+SMOOTHED = {smoothed(h): {"method": "calibrated", "law": "bootstrap", "h": h} for h in H}
+COMPARED = "compared"
+CASES = (
+    Case("calibrated", options={"method": "calibrated"}),
+    Case("regression", options={"method": "regression"}),
+    Case("paper"),
+    Case("paper, rows bootstrapped", (1, 8), options={"law": "bootstrap"}),
+    *(Case(name, (4,), options=options) for name, options in SMOOTHED.items()),
+    Case("naive", (1, 4), sampler=Naive),
+    Case("calibrated", (1, 4, 16), 2, {"method": "calibrated"}, COMPARED),
+    Case("calibrated, white convolutions", (1, 4), 2, sampler=White),
+    Case("calibrated", (1, 4), 2, {"method": "calibrated"}, UNTRAINED),
+    Case("itself", (1,), 1, {"law": "identity"}, UNTRAINED),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network of one case."""
+
+    case: Case
+    reference: str
+    factor: float
+    network: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the records of this network, and no other, have in common."""
+        return {
+            "reference": self.reference,
+            "method": self.case.name,
+            "factor": self.factor,
+            "network": self.network,
+        }
+
+    def done(self, found: Iterable[Record]) -> bool:
+        """Whether there are records of it."""
+        return any(record.items() >= self.key.items() for record in found)
+
+    @property
+    def cost(self) -> float:
+        """For the progress bar."""
+        return 4 + self.factor
+
+    @property
+    def together(self) -> object:
+        """What the networks have in common that are sampled in one pass of the reference."""
+        return (self.reference, self.factor) if self.case.sampler is None and self.factor <= LANES_FACTOR else self
+
+    def __str__(self) -> str:
+        return f"{self.reference}: {self.case.name}, x{self.factor:g}, network {self.network}"
+
+
+def tasks(factors: Sequence[float], networks: int, compared: Sequence[str]) -> list[Task]:
+    """All networks: the first of every case, then the second, so that an interrupted run has some of each."""
+    return [
+        Task(case, reference, factor, network)
+        for network in range(networks)
+        for case in CASES
+        if network < case.networks
+        for factor in case.factors or factors
+        for reference in (compared if case.reference == COMPARED else (case.reference,))
+    ]
+
+
+def passes(todo: Sequence[Task]) -> Iterator[list[Task]]:
+    """The tasks in their order, but together those that share a pass of the reference."""
+    waiting = list(todo)
+    while waiting:
+        first = waiting[0]
+        same = [task for task in waiting if task.network == first.network and task.together == first.together][:LANES]
+        yield same
+        waiting = [task for task in waiting if task not in same]
+
+
+def load(path: Path) -> nn.Sequential:
+    """A `resnet_cifar` of the depth and width of the weights in a file: safetensors, or a state dict saved by torch.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: weights of another network.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        made = _of_shape(state)
+        made.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(f"{path}: wanted the weights of a ResNet for CIFAR-10, `resnet_cifar` ({error})") from error
+    return made.eval()
+
+
+def untrained_like(net: nn.Sequential, x: Tensor, seed: int = 0) -> nn.Sequential:
+    """The same architecture at its initialisation, its batch norms with the statistics of the images x."""
+    made = _of_shape(net.state_dict(), seed)
+    for norm in made.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        for chunk in x.split(500):
+            made.train()(chunk)
+    return made.eval()
+
+
+def _of_shape(state: Mapping[str, Tensor], seed: int | None = None) -> nn.Sequential:
+    """A `resnet_cifar` with as many blocks and channels as these weights have."""
+    blocks = sum(name.endswith("conv2.weight") for name in state)
+    return resnet_cifar(2 + 2 * blocks, width=len(state["conv1.weight"]), seed=seed)
+
+
+class Study:
+    """The references, and what they are sampled and measured on: `align` and `test`, images with labels."""
+
+    def __init__(self, references: Mapping[str, nn.Sequential], align: Labelled, test: Labelled) -> None:
+        self.references, self.align, self.test = dict(references), align, test
+        self._model: tuple[str, RainbowModel] | None = None
+
+    def reference(self, name: str) -> nn.Sequential:
+        """By its name; the untrained one is made when it is first asked for."""
+        if name == UNTRAINED and name not in self.references:
+            self.references[name] = untrained_like(self.references[TRAINED], self.align[0])
+        return self.references[name]
+
+    def check(self, found: Iterable[Record]) -> None:
+        """Refuse results of other networks or images.
+
+        Raises:
+            ValueError: the first record that does not belong here.
+        """
+        names = ("images", "held_out_images", "reference", "fingerprint")
+        for images, held, name, digest in dict.fromkeys(tuple(record[key] for key in names) for record in found):
+            if (images, held) != (len(self.align[0]), len(self.test[0])):
+                raise ValueError(f"--out: it holds results of {images} and {held} images")
+            known = name == UNTRAINED or name in self.references
+            if known and digest != fingerprint(self.reference(name))[:12]:
+                raise ValueError(f"--out: it holds results of other weights of the network {name!r}")
+
+    def run(self, group: Sequence[Task], step: Step) -> list[Record]:
+        """Sample the networks of one pass and write down what came."""
+        first = group[0]
+        if first.case.sampler is None:
+            made = self._sample(group, step)
+        else:
+            net = self.reference(first.reference)
+            sampler = first.case.sampler(first.factor, 0, first.network)
+            made = [_of_outcome(sample(net, sampler, self.align, self.test))]
+        shared: Record = {"images": len(self.align[0]), "held_out_images": len(self.test[0])}
+        shared["fingerprint"] = fingerprint(self.reference(first.reference))[:12]
+        return [r | task.key | shared for task, found in zip(group, made, strict=True) for r in found]
+
+    def _sample(self, group: Sequence[Task], step: Step) -> list[list[Record]]:
+        name = group[0].reference
+        if self._model is None or self._model[0] != name:
+            self._model = None  # frees the old one first
+            self._model = name, fit(self.reference(name), self.align, holdout=self.test)
+        model = self._model[1]
+        networks = [
+            {**task.case.options, "factor": task.factor, "network": task.network, "classifier": "refit"}
+            for task in group
+        ]
+        found = model.sample_many(networks, progress=lambda done, total, what: step(done / total, what))
+        return [_of_report(model, task, *pair) for task, pair in zip(group, found, strict=True)]
+
+
+def _of_outcome(outcome: Outcome) -> list[Record]:
+    shared = {"accuracy": outcome.accuracy, "refit_accuracy": outcome.refit_accuracy}
+    return [shared | site for site in outcome.sites]
+
+
+def _of_report(model: RainbowModel, task: Task, network: RainbowNetwork, report: Report) -> list[Record]:
+    """Accuracies with both classifiers, and how new the neurons of each site are."""
+    shared = {
+        "accuracy": report.accuracy["trained_classifier_held_out"],
+        "refit_accuracy": report.accuracy["held_out"],
+    }
+    made = [record | shared for record in records(report, factor=task.factor)]
+    for record, known in zip(made, model.sites, strict=True):
+        del record["classifier"]
+        record["novelty"] = novelty(network.site(known.site.name).effective_rows(), known.z.compute())
+    return made
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network: its accuracies, and means over its sites."""
+
+    accuracy: float
+    refit_accuracy: float
+    error: float
+    last_error: float
+    novelty: float
+
+
+def points(found: Iterable[Record], reference: str = TRAINED) -> dict[tuple[str, float], list[Point]]:
+    """The networks of each method and factor, in the order in which they come."""
+    networks: dict[tuple[str, float, int], list[Record]] = {}
+    for r in found:
+        if r["reference"] == reference:
+            networks.setdefault((r["method"], r["factor"], r["network"]), []).append(r)
+    made: dict[tuple[str, float], list[Point]] = {}
+    for (method, factor, _), sites in networks.items():
+        errors = [site["error"] for site in sites]
+        new = mean(site.get("novelty", math.nan) for site in sites)
+        accuracies = sites[0]["accuracy"], sites[0]["refit_accuracy"]
+        made.setdefault((method, factor), []).append(Point(*accuracies, mean(errors), errors[-1], new))
+    return made

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The results of `rainbow-fast resnet20` as a page in Markdown and as a figure."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from statistics import mean, stdev
+
+from rainbow_fast import plots
+from rainbow_fast.cli.files import Record
+from rainbow_fast.cli.markdown import grid
+from rainbow_fast.cli.reproduce import fit_limit
+from rainbow_fast.cli.resnet20 import TRAINED, UNTRAINED, H, Point, points, smoothed
+from rainbow_fast.cli.terminal import spread
+
+MAIN = ("calibrated", "regression", "paper", "naive")
+INTRODUCTION = """\
+# Rainbow networks of a residual network
+
+    rainbow-fast resnet20 cifar-10-batches-bin WEIGHTS --compare ANOTHER
+
+![Accuracy and error against width and against novelty](resnet20.png)
+
+A trained ResNet for CIFAR-10 ({sites} sites, test accuracy {accuracy:.1f} %) is sampled at 1 to {widest:g} times its
+width, aligned on the first {images:,} training images and measured on the first {held:,} test images, on which one
+standard error of an accuracy is up to {error:.1f} points. Numbers are means over sampled networks, ± one standard
+deviation; in brackets how many networks.
+
+- *paper*, *calibrated*, *regression*: the methods of `RainbowModel.sample`. All of them keep the residual sums in the
+  coordinates of the reference. *Regression* is layerwise regression on random features, no rainbow network: what the
+  same neurons can do at best.
+- *naive*: as the published codes sample residual networks. Each convolution has its own random rows and its batch norm
+  is recomputed, but the new neuron i keeps the affine part of the old one, and the shortcut adds activations of
+  another random basis.
+- *paper, rows bootstrapped*: neurons of the reference drawn with replacement. A control: it holds the very neurons.
+- *smoothed bootstrap, h*: calibrated, each neuron `sqrt(1 - h^2)` of one of the reference's and `h` of a Gaussian
+  combination; mean and covariance of the neurons are the same for all h.
+- *calibrated, white convolutions*: calibrated, but the convolutions have white weights with the power of the trained
+  ones; of the trained network only alignments, scales and offsets are used, one number a layer, and the biases.
+- *untrained*: the same architecture at its initialisation, batch norms set to the images; *itself* is that network
+  with its last layer refit.
+"""
+NOVELTY = """\
+## How new may a neuron be?
+
+*Novelty*: the mean distance of a sampled neuron to the nearest one of the reference, over the mean distance of the
+reference's neurons to their nearest; the distance is the root mean square of the difference of two pre-activations,
+`sqrt((g - e_k)^T E[z z^T] (g - e_k))`, over images and positions. 0: the very neurons; 1: as far as they are from each
+other. Mean over the sites. Width x4; *error* as above, mean over all sites and at the last.
+"""
+LIMITS = """\
+## The limit of the error, and the width of the reference
+
+Mean over all sites of `E|phih - phi|^2 / E|phi|^2` on test images. `limit` is that of `limit + c (n/d)^-p`, fitted to
+the mean errors at the widths of the table: of three widths it is exact and has no error bar. References of different
+training have different activations; compare those of one.
+"""
+ERRORS = """\
+## Errors site by site
+
+Held-out `E|phih - phi|^2 / E|phi|^2`, mean over networks; site 2.0.b is the second of block 0 of stage 2:
+"""
+
+Found = dict[tuple[str, float], list[Point]]
+
+
+def table(records: Sequence[Record]) -> str:
+    """The text of the page."""
+    trained = [r for r in records if r["reference"] == TRAINED]
+    first, widest = trained[0], max(r["factor"] for r in trained)
+    accuracy = next(r["reference_accuracy"] for r in trained if "reference_accuracy" in r)
+    parts = [
+        INTRODUCTION.format(
+            sites=len({r["site"] for r in trained}),
+            accuracy=100 * accuracy,
+            widest=widest,
+            images=first["images"],
+            held=first["held_out_images"],
+            error=50 / math.sqrt(first["held_out_images"]),
+        )
+    ]
+    found, initial = points(records), points(records, UNTRAINED)
+    found |= {(f"untrained, {method}", factor): group for (method, factor), group in initial.items()}
+    parts += ["## Accuracy\n", "With the trained classifier, in per cent:\n", _accuracies(found, lambda p: p.accuracy)]
+    parts += ["With the classifier refit by ridge regression on the wide features of the alignment images:\n"]
+    parts += [_accuracies(found, lambda p: p.refit_accuracy)]
+    parts += [ERRORS, _errors(trained)]
+    parts += [NOVELTY, _novelties(found), *_limits(records)]
+    return "\n".join(parts)
+
+
+def figure(records: Sequence[Record]) -> bytes:
+    """Two rows as a PNG: accuracy and error against width, and against novelty."""
+    import numpy as np
+    from matplotlib import image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    trained = [r for r in records if r["reference"] == TRAINED]
+    shown = [r | {"site": _short(r["site"])} for method in MAIN for r in trained if r["method"] == method]
+    reference = next(r["reference_accuracy"] for r in trained if "reference_accuracy" in r)
+    names = list(dict.fromkeys(r["site"] for r in shown))
+    sites = [names[0], names[len(names) // 2], names[-1]]
+    made = [plots.accuracy_and_error(shown, reference=reference, sites=sites, title="ResNet-20 on CIFAR-10")]
+    found = points(records)
+    groups = [found[smoothed(h), 4.0] for h in H if (smoothed(h), 4.0) in found]
+    if groups:
+        rows = [[asdict(point) for point in group] for group in groups]
+        title = f"Smoothed bootstrap at x4, h from {H[0]:g} (left) to {H[-1]:g}"
+        made.append(plots.against_novelty(rows, reference=reference, title=title))
+    panels = []
+    for each in made:
+        each.set_dpi(110)
+        canvas = FigureCanvasAgg(each)
+        canvas.draw()
+        panels.append(np.asarray(canvas.buffer_rgba())[..., :3])
+    buffer = io.BytesIO()
+    image.imsave(buffer, np.concatenate(panels), format="png")
+    return buffer.getvalue()
+
+
+def _accuracies(found: Found, of: Callable[[Point], float]) -> str:
+    factors = sorted({factor for _, factor in found})
+    rows = [
+        [method, *(_percent(found.get((method, factor), []), of) for factor in factors)]
+        for method in dict.fromkeys(method for method, _ in found)
+    ]
+    return grid(["", *(f"x{factor:g}" for factor in factors)], rows)
+
+
+def _percent(group: Sequence[Point], of: Callable[[Point], float]) -> str:
+    return f"{_mean((100 * of(p) for p in group), 1)} ({len(group)})" if group else ""
+
+
+def _mean(values: Iterable[float], digits: int) -> str:
+    found = list(values)
+    return spread(mean(found), stdev(found) if len(found) > 1 else math.nan, digits=digits)
+
+
+def _errors(trained: Sequence[Record]) -> str:
+    """A row for each site; the methods of the figure at the least and the largest width of each."""
+    errors: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for r in trained:
+        if r["method"] in MAIN:
+            errors.setdefault((r["method"], r["factor"]), {}).setdefault(r["site"], []).append(r["error"])
+    ends = {method: [f for m, f in errors if m == method] for method in MAIN}
+    columns = [(m, f) for m, factors in ends.items() if factors for f in sorted({min(factors), max(factors)})]
+    sites = list(dict.fromkeys(r["site"] for r in trained))
+    rows = [[_short(site), *(f"{mean(errors[column][site]):.3f}" for column in columns)] for site in sites]
+    return grid(["site", *(f"{method} x{factor:g}" for method, factor in columns)], rows)
+
+
+def _short(site: str) -> str:
+    """`2.0.b` for `layer2.0.activation_1`, the second site of the first block of the second stage; `stem`."""
+    block = site.removeprefix("layer").removesuffix("_1").removesuffix("activation")
+    return block + ("b" if site.endswith("_1") else "a") if block else "stem"
+
+
+def _novelties(found: Found) -> str:
+    names = {smoothed(h): f"h = {h:g}" for h in H} | {"calibrated": "calibrated (orthonormal)", "paper": "paper"}
+    rows = []
+    for method, name in names.items():
+        group = found.get((method, 4.0))
+        if group:
+            cells = [_mean((getattr(p, key) for p in group), 2) for key in ("novelty", "error", "last_error")]
+            accuracies = [_percent(group, lambda p: p.accuracy), _percent(group, lambda p: p.refit_accuracy)]
+            rows.append([name, cells[0], *accuracies, *cells[1:]])
+    return grid(["", "novelty", "accuracy", "refit", "error", "at the last site"], rows)
+
+
+def _limits(records: Sequence[Record]) -> list[str]:
+    """A row for each reference and method that is there at three widths or more."""
+    rows, factors = [], sorted({r["factor"] for r in records})
+    for name in dict.fromkeys(r["reference"] for r in records):
+        found = points(records, name)
+        for method in ("calibrated", "regression"):
+            errors = {f: mean(p.error for p in group) for (m, f), group in sorted(found.items()) if m == method}
+            if len(errors) < 3:
+                continue
+            mine = next(r for r in records if r["reference"] == name and "reference_accuracy" in r)
+            limit, _, power = fit_limit(errors)
+            label = f"{name}: width {mine['d']}, {100 * mine['reference_accuracy']:.1f} %"
+            measured = [f"{errors[factor]:.3f}" if factor in errors else "" for factor in factors]
+            widest = _percent(found[method, max(errors)], lambda p: p.accuracy)
+            rows.append([label, method, *measured, f"**{limit:.3f}**", f"{power:.2f}", widest])
+    sizes = [f"x{factor:g}" for factor in factors]
+    return [LIMITS, grid(["reference", "", *sizes, "limit", "p", "accuracy at the widest"], rows)] if rows else []

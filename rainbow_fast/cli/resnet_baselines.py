@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two samplers of ResNets to compare with, in plain PyTorch: that of the published codes, and one of white weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, unfold
+
+from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.rainbow import alignment
+from rainbow_fast.rainbow.classifier import ridge_classifier
+from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
+from rainbow_fast.rainbow.parts import METHODS, Parts
+from rainbow_fast.rainbow.plan import SITE_BITS
+from rainbow_fast.rainbow.report import Error
+from rainbow_fast.rainbow.statistics import every, take
+
+CHUNK = 125  # images
+MAX_SAMPLES = 400_000  # of the moments of a site
+
+Labelled = tuple[Tensor, Tensor]
+
+
+class Outcome(NamedTuple):
+    """Test accuracy with the trained classifier and with one refit to the wide features; a record of each site."""
+
+    accuracy: float
+    refit_accuracy: float
+    sites: list[dict[str, Any]]
+
+
+class Layer(NamedTuple):
+    """A convolution, its batch norm, and the shortcut of the block's input where the block ends: relu follows."""
+
+    name: str
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+    shortcut: nn.Module | None
+
+
+def layers(net: nn.Sequential) -> Iterator[Layer]:
+    """Of a `resnet_cifar` in the order of 2016, named as the sites of its trace."""
+    yield Layer("activation", net.conv1, net.bn1, None)  # type: ignore[arg-type]
+    for name, block in net.named_modules():
+        if hasattr(block, "conv2"):
+            yield Layer(f"{name}.activation", block.conv1, block.bn1, None)
+            shortcut = block.downsample if isinstance(block.downsample, nn.Module) else nn.Identity()
+            yield Layer(f"{name}.activation_1", block.conv2, block.bn2, shortcut)
+
+
+@dataclass
+class Images:
+    """A data set between two layers, in chunks.
+
+    Attributes:
+        phi, block: of the reference: what the layer before gave, and the input of the present block.
+        phih: of the sample in reference coordinates; `kept` is what its own shortcut takes.
+    """
+
+    phi: list[Tensor]
+    phih: list[Tensor]
+    block: list[Tensor] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)
+
+    def begin_block(self, wide: list[Tensor]) -> None:
+        self.block, self.kept = list(self.phi), wide
+
+    def advance(self, layer: Layer) -> None:
+        """The reference by one layer."""
+        for i, phi in enumerate(self.phi):
+            z = layer.norm(layer.conv(phi))
+            self.phi[i] = (z if layer.shortcut is None else z + layer.shortcut(self.block[i])).relu_()
+
+
+class Sampler(Protocol):
+    """How the features of a layer are made. `wide`: whether its shortcut takes the features, or the aligned ones."""
+
+    parts: Parts
+    wide: bool
+
+    def enter(self, layer: Layer, number: int, data: Images) -> int:
+        """Before the reference goes on; `data` is that of the alignment. The number of neurons."""
+
+    def features(self, layer: Layer, data: Images, i: int) -> Tensor: ...
+
+
+class Naive:
+    """ResNets as the published codes sample them: each convolution by itself.
+
+        z' = batch_norm(G conv(phih) / sqrt(d)) + shortcut(phi' of the block's input)
+
+    Rows of the convolution are N(0, W^T W / d). The batch norm has the statistics of the sample over the alignment set,
+    and for neuron i still the affine part of the reference's neuron i mod d, which is another neuron; the shortcut adds
+    activations of another random basis than the convolution.
+    """
+
+    parts, wide = METHODS["paper"], True
+
+    def __init__(self, factor: float, seed: int, network: int) -> None:
+        self.factor, self.seed, self.network = factor, seed, network
+
+    def enter(self, layer: Layer, number: int, data: Images) -> int:
+        d = layer.conv.out_channels
+        n = max(round(self.factor * d), 1)
+        moments = CrossCovariance(layer.name)
+        for phih in data.phih:
+            moments.update(layer.conv(phih))
+        C, mean = moments.compute(), moments.mean_x
+        G = gaussian(n, d, seed=self.seed, stream=self.network << SITE_BITS | number, dtype=torch.float64) / d**0.5
+        variance = ((G @ (C - torch.outer(mean, mean))) * G).sum(1)
+        k = torch.arange(n) % d
+        rows = G * (layer.norm.weight[k] * (variance + layer.norm.eps).rsqrt()).unsqueeze(1)
+        self.rows, self.shift = rows.float(), (layer.norm.bias[k] - rows @ mean).float()
+        return n
+
+    def features(self, layer: Layer, data: Images, i: int) -> Tensor:
+        z = torch.einsum("nchw,mc->nmhw", layer.conv(data.phih[i]), self.rows) + self.shift.view(-1, 1, 1)
+        if layer.shortcut is not None:
+            z += _widened(layer.shortcut, data.kept[i], len(self.rows))
+        return z.relu_()
+
+
+class White:
+    """Calibrated, but the convolutions have white weights, as at initialisation.
+
+        z' = c G p(phih) + sbar + G_2 (s - sbar) / sqrt(d),    s = bias + shortcut(phih of the block's input)
+
+    p takes the patches of the convolution, and c is such that ``E|c G p|^2 / n`` is the mean power of the trained
+    convolution (batch norm folded in) over its d neurons; s, which has no weights, is combined as ever (sbar: its mean
+    over channels).
+    Only alignments, scales, offsets and one number a layer, c, are learned.
+    """
+
+    parts, wide = METHODS["calibrated"], False
+
+    def __init__(self, factor: float, seed: int, network: int) -> None:
+        self.factor, self.seed, self.network = factor, seed, network
+
+    def enter(self, layer: Layer, number: int, data: Images) -> int:
+        d = layer.conv.out_channels
+        variance, average = layer.norm.running_var, layer.norm.running_mean
+        assert variance is not None and average is not None
+        gain = layer.norm.weight * (variance + layer.norm.eps).rsqrt()
+        self.bias = layer.norm.bias - gain * average
+        trained = sum(_power(gain.view(-1, 1, 1) * layer.conv(phi)) for phi in data.phi)
+        self.c = math.sqrt(trained / d / sum(_power(_patches(layer.conv, phih)) for phih in data.phih))
+        n, columns = max(round(self.factor * d), 1), layer.conv.weight[0].numel() + d
+        self.G = gaussian(n, columns, seed=self.seed, stream=self.network << SITE_BITS | number)
+        return n
+
+    def features(self, layer: Layer, data: Images, i: int) -> Tensor:
+        patches = self.c * _patches(layer.conv, data.phih[i])
+        s = self.bias.view(1, -1, 1, 1).expand(len(patches), -1, *patches.shape[2:])
+        s = s if layer.shortcut is None else s + layer.shortcut(data.kept[i])
+        mean = s.mean(1, keepdim=True)
+        u = torch.cat([patches, (s - mean) / math.sqrt(s.shape[1])], 1)
+        return (torch.einsum("nchw,mc->nmhw", u, self.G) + mean).relu_()
+
+
+@torch.no_grad()
+def sample(net: nn.Sequential, sampler: Sampler, align: Labelled, test: Labelled) -> Outcome:
+    """Site by site: align on one data set, measure on the other."""
+    data = [Images(list(x.split(CHUNK)), list(x.split(CHUNK))) for x, _ in (align, test)]
+    steps, sites = list(layers(net.eval())), []
+    for number, layer in enumerate(steps):
+        n = sampler.enter(layer, number, data[0])
+        for images in data:
+            images.advance(layer)
+        found, c = _align(layer, sampler, data[0])
+        last = number == len(steps) - 1
+        starts = last or steps[number + 1].shortcut is None
+        errors = []
+        for images in data:
+            error, wide = Error(), []
+            for i, phi in enumerate(images.phi):
+                features = sampler.features(layer, images, i)
+                images.phih[i] = torch.einsum("nm...,dm->nd...", features, found) + c.view(-1, 1, 1)
+                error.update(phi, images.phih[i])
+                if last:
+                    wide.append(features.mean((2, 3)))
+                elif starts:
+                    wide.append(features if sampler.wide else images.phih[i])
+            errors.append(error.relative()[0])
+            if starts:
+                images.begin_block(wide)
+        names = {"index": number, "site": layer.name, "d": layer.conv.out_channels, "n": n}
+        sites.append(names | {"alignment_error": errors[0], "error": errors[1]})
+    means, wide = torch.cat([phih.mean((2, 3)) for phih in data[1].phih]), [torch.cat(images.kept) for images in data]
+    B, b, _ = ridge_classifier(wide[0], align[1], net.linear.out_features)  # type: ignore[union-attr, arg-type]
+    refit = wide[1].double() @ B.T + b
+    return Outcome(_share(net.linear(means), test[1]), _share(refit, test[1]), sites)  # type: ignore[operator]
+
+
+def _align(layer: Layer, sampler: Sampler, data: Images) -> tuple[Tensor, Tensor]:
+    """s A (d, n) and the offset (d,) of a layer whose reference has gone on."""
+    moments, projected = CrossCovariance(layer.name), ChannelMoments()
+    positions = data.phi[0][0, 0].numel()
+    step, before = every(sum(map(len, data.phi)) * positions, MAX_SAMPLES, positions), 0
+    chosen = []
+    for i, phi in enumerate(data.phi):
+        features = take(sampler.features(layer, data, i), before * positions, step)
+        moments.update(take(phi, before * positions, step), features)
+        chosen.append(features)
+        before += len(phi)
+    B, found = alignment.align(moments, sampler.parts)
+    for features in chosen:
+        projected.update(torch.einsum("nm...,dm->nd...", features.double(), B))
+    s = alignment.scale(found, projected, sampler.parts, layer.name)
+    c = alignment.offset(found, s, moments, sampler.parts)
+    return (s * B).float(), torch.zeros(len(B)) if c is None else c.float()
+
+
+def _widened(shortcut: nn.Module, kept: Tensor, n: int) -> Tensor:
+    """The shortcut without weights on features, any number of them."""
+    if isinstance(shortcut, nn.Identity):
+        return kept
+    stride: Any = shortcut.stride
+    missing = n - kept.shape[1]
+    return pad(kept[:, :, ::stride, ::stride], (0, 0, 0, 0, missing // 2, missing - missing // 2))
+
+
+def _patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """What a row of the weights is multiplied by: (N, in k k, *space)."""
+    rows = unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # type: ignore[arg-type]
+    side = (x.shape[2] + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1  # type: ignore[operator]
+    return rows.view(len(x), rows.shape[1], side, -1)
+
+
+def _power(x: Tensor) -> float:
+    return float(x.square().flatten(1).sum(1).sum(dtype=torch.float64))
+
+
+def _share(outputs: Tensor, labels: Tensor) -> float:
+    return float((outputs.argmax(1) == labels).double().mean())

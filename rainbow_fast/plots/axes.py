@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the figures share: colours, axes that stay out of the way, names at the ends of curves, files."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+Label = tuple[float, float, str, str]  # height, x where the curve ends, name, colour
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe, Ito (2008): colour-blind safe
+MARKERS = ("o", "s", "D", "^", "v", "P")
+LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+INK, GREY, GRID = "#222222", "#6b6b6b", "#e4e4e4"
+CURVE: dict[str, Any] = {"linestyle": "-", "linewidth": 1.8, "markersize": 5.5, "capsize": 3, "elinewidth": 1.2}
+ERROR_LABEL = r"held-out error  $\mathrm{E}|\hat\varphi-\varphi|^2\,/\,\mathrm{E}|\varphi|^2$"
+KEY = ("linestyle", "linewidth", "markersize", "markerfacecolor")
+FIELDS = ("method", "factor", "network", "site", "accuracy", "error")
+
+
+def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160) -> None:
+    """Write `figure` to `path`, the whole file or none; the suffix chooses the format (png, pdf, svg).
+
+    Raises:
+        ValueError: another suffix.
+        FileNotFoundError: the folder of `path` is missing.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "pdf", "svg"):
+        raise ValueError(f"path: wanted a name that ends in .png, .pdf or .svg, got {path.name}")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=dpi)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def dress(axes: Axes, factors: list[float]) -> None:
+    """Axes with a width-factor axis whose ticks are the factors themselves, and nothing that carries no data."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(factors[0] / 1.35, factors[-1] * 1.35)
+    axes.set_xlabel("width factor n/d", fontsize=11.5)
+    plain(axes)
+
+
+def plain(axes: Axes) -> None:
+    """Nothing that carries no data."""
+    axes.tick_params(which="both", labelsize=10.5, color=GREY, labelcolor=INK)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+
+
+def tidy_decades(axes: Axes) -> None:
+    """A logarithmic y axis from one number of the series 1, 2, 5, 10, ... to another, those numbers as its ticks;
+    powers of ten alone where there would be more than eight."""
+    low, high = axes.get_ylim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    series = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+    low, high = max(v for v in series if v <= low), min(v for v in series if v >= high)
+    ticks = [value for value in series if low <= value <= high]
+    if len(ticks) > 8:
+        ticks = [10.0**decade for decade in decades if low <= 10.0**decade <= high]
+    axes.set_ylim(low, high)
+    axes.set_yticks(ticks, [f"{value:g}" for value in ticks])
+    axes.set_yticks([], minor=True)
+
+
+def label_ends(axes: Axes, labels: list[Label]) -> None:
+    """Name and height of each curve in the right margin, in its colour, moved apart where texts would overlap."""
+    low, high = axes.get_ylim()
+    labels = sorted(labels)
+    places = spread([height for height, *_ in labels], 0.068 * (high - low))
+    for place, (height, end, name, colour) in zip(places, labels, strict=True):
+        axes.annotate(
+            f"{name} {height:.1f}", (end, height), (1.05, place), textcoords=("axes fraction", "data"), va="center",
+            fontsize=10.5, color=colour, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 0,
+                        "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Increasing `heights` moved as little as need be (least squares) for neighbours to be `gap` apart."""
+    blocks: list[tuple[float, int]] = []  # each a mean of height - index * gap, and how many labels share it
+    for index, height in enumerate(heights):
+        mean, count = height - index * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, many = blocks.pop()
+            mean, count = (mean * count + before * many) / (count + many), count + many
+        blocks.append((mean, count))
+    bases = [mean for mean, count in blocks for _ in range(count)]
+    return [base + index * gap for index, base in enumerate(bases)]
+
+
+def statistics(rows: Iterable[Record], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Factors in increasing order, mean and standard deviation (NaN for one network) of `key` over the networks."""
+    groups: dict[float, list[float]] = {}
+    for row in rows:
+        groups.setdefault(float(row["factor"]), []).append(float(row[key]))
+    x = np.array(sorted(groups))
+    return x, *over_networks([groups[factor] for factor in x])
+
+
+def over_networks(groups: Iterable[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (NaN for one network) of each group."""
+    pairs = [(np.mean(group), np.std(group, ddof=1) if len(group) > 1 else np.nan) for group in groups]
+    return np.array([m for m, _ in pairs]), np.array([s for _, s in pairs])
+
+
+def shown(found: list[str], wanted: Sequence[str] | None) -> list[str]:
+    """The sites of the second panel."""
+    if wanted is None:
+        return found if len(found) <= len(LINES) else [found[0], found[len(found) // 2], found[-1]]
+    unknown = [site for site in wanted if site not in found]
+    if unknown or not 1 <= len(wanted) <= len(LINES):
+        raise ValueError(f"sites: wanted one to {len(LINES)} of {found}, got {list(wanted)}")
+    return list(wanted)
+
+
+def checked(records: Iterable[Record]) -> list[Record]:
+    """The records, or a ValueError that names the first that does not belong."""
+    rows = list(records)
+    if not rows:
+        raise ValueError("records: wanted at least one, got none")
+    accuracies: dict[tuple[object, ...], float] = {}
+    seen: set[tuple[object, ...]] = set()
+    for index, row in enumerate(rows):
+        missing = [field for field in FIELDS if field not in row]
+        if missing:
+            raise ValueError(f"records: record {index} lacks {', '.join(missing)}")
+        if not 0 < row["factor"] < math.inf:
+            raise ValueError(f"records: record {index} has factor {row['factor']}, wanted a number above 0")
+        if (row["accuracy"] is None) != (rows[0]["accuracy"] is None):
+            raise ValueError(f"records: some have an accuracy, record {index} differs from the first")
+        if row["accuracy"] is not None and not 0 <= row["accuracy"] <= 1:
+            raise ValueError(f"records: record {index} has accuracy {row['accuracy']}, wanted a fraction, 0 to 1")
+        if not 0 <= row["error"] < math.inf:
+            raise ValueError(f"records: record {index} has error {row['error']}, wanted a finite number, 0 or more")
+        network = (row["method"], row["factor"], row["network"])
+        if (*network, row["site"]) in seen:
+            raise ValueError(f"records: record {index} repeats method, factor, network and site of an earlier one")
+        seen.add((*network, row["site"]))
+        if accuracies.setdefault(network, row["accuracy"]) != row["accuracy"]:
+            raise ValueError(f"records: record {index} gives its network another accuracy than an earlier one")
+    return rows
+
+
+def blank_figure(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches, or an error that names the extra."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "rainbow_fast[plots]"') from error
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06, wspace=0.04)
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
