@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The regression A = M (S + lambda I)^-1 of a site: by products with S in fused passes, and with S itself.
 
-Plain torch stores the features and S in float32 and solves in float64; so does ours where S fits
-(`rainbow.least_squares.is_summed`), as it always is faster: the products are for where it does not. The error is that
-the predictions A phi', against S in float64 of the same features.
+Plain torch stores the features and S in float32 and solves in float64; so does ours where S fits, and where samples are
+fewer than neurons it takes their kernel (`rainbow.least_squares.solver`): products are for where neither does. The error
+is that of the predictions A phi', against S in float64 of the same features.
 """
 
 import functools

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The regression of a site: S summed and products with it give the same alignment, of every kind of site."""
+"""The regression of a site: S summed, the kernel of its samples, and products with S give the same alignment."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -7,11 +9,17 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.rainbow import least_squares
+from rainbow_fast.rainbow import least_squares, step
+from rainbow_fast.rainbow.parts import METHODS
 
 SOURCE = torch.Generator().manual_seed(0)
 X, MAPS = torch.randn(400, 16, generator=SOURCE), torch.randn(200, 1, 10, 10, generator=SOURCE)
 POOLED = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 2))
+
+
+def ways(monkeypatch, wanted: str) -> None:
+    """Let a site be solved the way that is named."""
+    monkeypatch.setattr(step, "solver", lambda parts, features, samples: wanted)
 
 
 @pytest.mark.parametrize(
@@ -29,16 +37,36 @@ def test_products_give_what_the_sum_gives(net, x, options, monkeypatch) -> None:
     """Up to the tolerance of the products, 1e-4 of the predictions at each site."""
     net = net.double().eval()
     found = []
-    for budget in (least_squares.SUMMED_BYTES, 0):
-        monkeypatch.setattr(least_squares, "SUMMED_BYTES", budget)
+    for way in ("summed", "kernel", "products"):
+        ways(monkeypatch, way)
         network, _ = rf.sample(net, x, method="regression", **options)
         found.append(network(x.double()))
-    error = torch.linalg.vector_norm(found[1] - found[0]) / torch.linalg.vector_norm(found[0] - found[0].mean(0))
-    assert 0 < error < 1e-3  # two sites, and what the next layers make of it
+    size = torch.linalg.vector_norm(found[0] - found[0].mean(0))
+    kernel, products = (float(torch.linalg.vector_norm(other - found[0]) / size) for other in found[1:])
+    assert 0 < products < 1e-3  # two sites, and what the next layers make of it
+    assert kernel < 1e-9  # float64 throughout, conditions below 1e6
 
 
-def test_without_a_ridge_it_is_summed(monkeypatch) -> None:
+def test_the_fastest_way_that_fits() -> None:
+    regression = METHODS["regression"]
+    singular = dataclasses.replace(regression, ridge=0.0)
+    assert least_squares.solver(regression, 1000, 5000) == "summed"
+    assert least_squares.solver(regression, 100_000, 5000) == "kernel"
+    assert least_squares.solver(regression, 100_000, 400_000) == "products"
+    assert least_squares.solver(regression, 100_000, 50_000) == "products", "neither S nor the kernel fits"
+    assert least_squares.solver(singular, 100_000, 400_000) == "summed", "products need a ridge"
+
+
+def test_without_a_ridge_the_pseudo_inverse_is_that_of_either(monkeypatch) -> None:
+    net, found = mlp((16, 12, 2), seed=0).double(), []
+    for way in ("summed", "kernel"):
+        ways(monkeypatch, way)
+        found.append(rf.sample(net, X, method="regression", ridge=0.0, width=500)[0](X.double()))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
+def test_a_hundred_thousand_neurons_fit() -> None:
+    """S would take 80 GB; the error falls with the width, to that of the ridge."""
     net = mlp((16, 12, 2), seed=0)
-    wanted = rf.sample(net, X, method="regression", ridge=0.0, width=50)[0](X)
-    monkeypatch.setattr(least_squares, "SUMMED_BYTES", 0)
-    assert torch.equal(rf.sample(net, X, method="regression", ridge=0.0, width=50)[0](X), wanted)
+    errors = [rf.sample(net, X, method="regression", width=n)[1].sites[0].error for n in (1_000, 100_000)]
+    assert errors[1] < errors[0] / 2

@@ -181,6 +181,16 @@ class RainbowActivation(nn.Module):
             else:
                 out[:, at] += cross_covariance(y, features(start, stop))
 
+    def rows(self, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
+        """Neurons start to stop of phi' as (samples, features), of the samples that `select` takes."""
+        u, shift = self.project(z)
+        if self.fused:
+            u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
+            phi = self._features(u, shift, start, stop)
+        else:
+            phi = select(self._features(u, shift, start, stop))
+        return phi.movedim(1, -1).reshape(-1, phi.shape[1])
+
     def features(self, z: Tensor) -> Tensor:
         """phi', (N, n, *space): all of it, in the dtype of z; z as in `forward`, (N, d, *space) if flattened."""
         u, shift = self.project(channels_first(z, None if self.flattened else self.axis))

@@ -15,16 +15,19 @@ from rainbow_fast.rainbow.parts import Parts
 from rainbow_fast.rainbow.regression import Apply, centred, regress
 
 RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
-SUMMED_BYTES = 2**33  # that S and its factor may take: beyond, products with S
-SOLVED_S = 3  # float64 matrices of the size of S, while it is solved with
+SQUARE_BYTES = 2**33  # that S, or the kernel, and its factor may take
+SOLVED = 3  # float64 matrices of its size, while it is solved with
 FEATURE_NUMBERS = 2**24  # numbers of phi' at a time, where all n neurons of a sample are needed together
 
-Batches = Callable[[], Iterator[tuple[Tensor, Select]]]  # zh as rows, and which of its samples are taken
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor, Select]]]  # phi and zh, and which of their samples are taken
 
 
-def is_summed(parts: Parts, features: int) -> bool:
-    """Whether the regression sums S, which is always faster: where S fits, and without a ridge, if it is singular."""
-    return parts.ridge == 0 or SOLVED_S * 8 * features**2 <= SUMMED_BYTES
+def solver(parts: Parts, features: int, samples: int) -> str:
+    """Which is the fastest that fits: S (n, n) summed, the kernel of the N samples where they are fewer than features,
+    or products with S alone. Without a ridge, where S is singular, not the last."""
+    if samples < features and (parts.ridge == 0 or SOLVED * 8 * samples**2 <= SQUARE_BYTES):
+        return "kernel"
+    return "summed" if parts.ridge == 0 or SOLVED * 8 * features**2 <= SQUARE_BYTES else "products"
 
 
 class Summed:
@@ -59,6 +62,39 @@ class Summed:
         return M @ torch.linalg.pinv(S, hermitian=True, rtol=RTOL)
 
 
+class Kernel:
+    """K = F F^T (N, N) of the features F (N, n) of N samples: ``A = X^T (K + N lambda I)^-1 F`` is the same A."""
+
+    def __init__(self, activation: RainbowActivation, batches: Batches) -> None:
+        self.activation, self.batches = activation, batches
+
+    def solve(self, M: Tensor, moments: CrossCovariance, subtracted: Tensor, inverse: Tensor, ridge: float) -> Tensor:
+        """A, for features ``inverse (phi' - subtracted)``; by the pseudo-inverse of K where there is no ridge."""
+        count, n = moments.count, self.activation.n
+        positions, size = M.shape[1] // n, max(FEATURE_NUMBERS // count, 1)
+
+        def blocks() -> Iterator[tuple[slice, Tensor]]:
+            for start in range(0, n, size):
+                stop = min(start + size, n)
+                at = slice(start * positions, stop * positions)
+                rows = torch.cat([self.activation.rows(zh, take, start, stop) for _, zh, take in self.batches()])
+                yield at, (rows - subtracted[at].to(rows.dtype)) * inverse[at].to(rows.dtype)
+
+        K = M.new_zeros(count, count)
+        for _, rows in blocks():
+            cross_covariance_(K, rows.T)
+        X = torch.cat([_rows(take(phi)) for phi, _, take in self.batches()]).double()
+        if ridge > 0:
+            K.diagonal().add_(count * ridge * moments.y.second_moment_about(subtracted, inverse) / M.shape[1])
+            Y = torch.cholesky_solve(X, torch.linalg.cholesky(K)).T
+        else:
+            Y = X.T @ torch.linalg.pinv(K, hermitian=True, rtol=RTOL)
+        A = torch.empty_like(M)
+        for at, rows in blocks():
+            A[:, at] = Y @ rows.double()
+        return A
+
+
 class Products:
     """S known by products with it, two passes over the samples each: nothing of size n x n is stored."""
 
@@ -70,7 +106,7 @@ class Products:
 
         def covariance(V: Tensor, c: Tensor) -> Tensor:
             out = torch.zeros(len(V), M.shape[1], dtype=torch.float64, device=V.device)
-            for zh, select in self.batches():
+            for _, zh, select in self.batches():
                 self.activation.add_product(out, V, c, zh, select)
             return out.div_(moments.count)
 
@@ -82,3 +118,7 @@ class Products:
             apply = centred(covariance, moments.mean_y, subtracted, inverse, self.dtype)
         mean_diagonal = moments.y.second_moment_about(subtracted, inverse) / M.shape[1]
         return regress(apply, M, mean_diagonal, ridge, dtype=self.dtype)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).reshape(-1, x.shape[1])

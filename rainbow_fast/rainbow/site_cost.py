@@ -11,7 +11,7 @@ from torch import nn
 from rainbow_fast.ops.polar import LONG_IN_PLACE
 from rainbow_fast.rainbow.activation import FEATURE_BLOCK, IMPLICIT_BLOCK, ROW_BLOCK
 from rainbow_fast.rainbow.cost import SiteCost, Work
-from rainbow_fast.rainbow.least_squares import FEATURE_NUMBERS, SOLVED_S, is_summed
+from rainbow_fast.rainbow.least_squares import FEATURE_NUMBERS, SOLVED, solver
 from rainbow_fast.rainbow.machine import polar_flops
 from rainbow_fast.rainbow.plan import Plan
 from rainbow_fast.rainbow.regression import products_expected, sketch_size
@@ -77,7 +77,8 @@ class SiteCount:
         self.has_U = U is not None or (orthonormal and not self.has_T)
         self.recalibrates = self.parts.recalibrate and not first
         self.regresses = self.parts.alignment == "regression"
-        self.sums = self.regresses and is_summed(self.parts, self.columns)
+        self.solver = solver(self.parts, self.columns, self.samples) if self.regresses else None
+        self.sums, self.kernel = self.solver == "summed", self.solver == "kernel"
 
     # Work
 
@@ -107,6 +108,9 @@ class SiteCount:
         if self.sums:
             work += self.features(sizes.align, calls)
             work += Work(1.0 * self.samples * self.columns * (self.columns + 1))
+        elif self.kernel:
+            work += self.features(sizes.align, calls) * 2
+            work += Work(1.0 * self.samples * (self.samples + 1) * self.columns)
         elif self.regresses:
             each = self.features(sizes.align, calls, rows=self.samples if self.fused else None) * 2
             each += Work(4.0 * self.samples * self.rows * self.columns)
@@ -133,6 +137,11 @@ class SiteCount:
             flops += 2.0 * rows * columns**2
             flops += columns**3 / 3 if self.parts.ridge > 0 else (EIGENVECTORS + 2.0) * columns**3
             moved += 8.0 * 24 * columns**2
+        elif self.kernel:
+            N = self.samples
+            flops += 2.0 * rows * N * (N + columns)
+            flops += N**3 / 3 if self.parts.ridge > 0 else (EIGENVECTORS + 2.0) * N**3
+            moved += 8.0 * 24 * N**2
         elif self.regresses:
             sketch = sketch_size(rows, columns)
             flops += 6.0 * sketch**2 * columns + 16.0 * sketch * rows * columns * products_expected(rows, columns)
@@ -180,7 +189,8 @@ class SiteCount:
         sizes, b, z, phi = self.sizes, self.sizes.itemsize, self.z, self.phi
         sides, larger = 1 if self.first else 2, max(z, phi)
         long = self.columns >= LONG_IN_PLACE * self.rows and not self.regresses
-        matrix, square = 8 * self.rows * self.columns, 8 * self.columns**2 if self.sums else 0
+        matrix = 8 * self.rows * self.columns
+        square = 8 * self.columns**2 if self.sums else 8 * self.samples**2 if self.kernel else 0
         waiting = sizes.held * (z + self.known.alive) * sides + sizes.align * self.known.alive * sides
         chunk = min(sizes.chunk, sizes.align)
         block = 0 if self.fused else 3 * chunk * self.pixels * min(FEATURE_BLOCK, self.n)
@@ -197,10 +207,12 @@ class SiteCount:
         }
         float64 = {
             "moments": matrix + SUMMED * 8 * self.rows * min(self.columns, IMPLICIT_BLOCK) + SUMMED_S * square,
-            "alignment": (matrix + 8 * PROBES * self.columns if long else ALIGNED * matrix) + SOLVED_S * square,
+            "alignment": (matrix + 8 * PROBES * self.columns if long else ALIGNED * matrix) + SOLVED * square,
             "projection": matrix,  # at its start, beside A
         }
-        if self.regresses and not self.sums:  # more of the size of M, and of the preconditioner
+        if self.kernel:
+            float64["alignment"] += 2 * matrix + (8 + 2 * b) * min(FEATURE_NUMBERS, self.samples * self.columns)
+        elif self.regresses and not self.sums:  # more of the size of M, and of the preconditioner
             float64["alignment"] += 8 * matrix + 3 * 8 * sketch_size(self.rows, self.columns) * self.columns
         float64["held out"] = float64["projection"]
         temporary = {

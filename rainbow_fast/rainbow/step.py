@@ -19,7 +19,7 @@ from rainbow_fast.rainbow.alignment import Solve
 from rainbow_fast.rainbow.classifier import ridge_classifier
 from rainbow_fast.rainbow.flight import REFERENCE, Flight
 from rainbow_fast.rainbow.laws import draw
-from rainbow_fast.rainbow.least_squares import Products, Summed, is_summed
+from rainbow_fast.rainbow.least_squares import Kernel, Products, Summed, solver
 from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
 from rainbow_fast.rainbow.network import refit_flattened, refit_site
 from rainbow_fast.rainbow.plan import SITE_BITS, Plan
@@ -139,12 +139,8 @@ class SiteStep:
         align, lane, activity = self.work.align, self.work.lane, 0.0
         moments = CrossCovariance(self.site.name)
         features = self.n * (self.known.positions if self.flattened else 1)
-        regresses = self.parts.alignment == "regression"
-        S = (
-            Summed(self.activation, features, align.data.device)
-            if regresses and is_summed(self.parts, features)
-            else None
-        )
+        way = self._solver(features)
+        S = Summed(self.activation, features, align.data.device) if way == "summed" else None
         for start in align:
             zh = self._rows(align.z(lane, start))
             phi = align.output(REFERENCE, start)
@@ -154,13 +150,26 @@ class SiteStep:
             if start == 0:
                 activity = self.activation.activity(active_rows(zh, self.known))
             self.work.tick(f"{self.site.name}: moments")
-        if not regresses:
-            return moments, None, activity
-        return moments, (S or Products(self.activation, self._batches, self._dtype)).solve, activity
+        solvers: dict[str | None, Summed | Kernel | Products | None] = {"summed": S}
+        if way == "kernel":
+            solvers[way] = Kernel(self.activation, self._batches)
+        if way == "products":
+            solvers[way] = Products(self.activation, self._batches, self._dtype)
+        found = solvers.get(way)
+        return moments, None if found is None else found.solve, activity
 
-    def _batches(self) -> Iterator[tuple[Tensor, Select]]:
-        for start in self.work.align:
-            yield self._rows(self.work.align.z(self.work.lane, start)), self._select(start)
+    def _solver(self, features: int) -> str | None:
+        """Of the regression; None for another alignment."""
+        if self.parts.alignment != "regression":
+            return None
+        samples = -(-self.work.align.count * (1 if self.flattened else self.known.positions) // self.step)
+        return solver(self.parts, features, samples)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Select]]:
+        align = self.work.align
+        for start in align:
+            phi = self._rows(self._shaped(align.output(REFERENCE, start)))
+            yield phi, self._rows(align.z(self.work.lane, start)), self._select(start)
 
     def _select_after(self, start: int, samples: int) -> Select:
         return self._select(start + samples)
