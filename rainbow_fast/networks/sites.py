@@ -186,7 +186,7 @@ def _split(norm: nn.Module) -> tuple[nn.Module, nn.Module | None]:
         norm.bias.zero_()
         affine.running_mean.zero_()
         affine.running_var.fill_(1)
-    affine.eps = 0.0
+    affine.eps = torch.finfo(torch.float32).tiny  # lost in 1 + eps; torch 2.11 refuses 0
     return norm, affine.eval()
 
 
