@@ -258,6 +258,11 @@ def test_what_cannot_be_traced_is_named_with_its_line():
     with pytest.raises(ValueError, match=f"{line}.*its activation module 'b' is called more than once"):
         trace(Untraceable(twice=True), torch.randn(4, 1, 8))
 
+    slopes = Untraceable()
+    slopes.a = nn.PReLU(3)
+    with pytest.raises(ValueError, match=r"module 'a' \(PReLU\) has 3 slopes, one a channel"):
+        trace(slopes, torch.randn(4, 1, 8))
+
     class Written(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             x[0] = 0

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from rainbow_fast.networks.pointwise import KERNELS, MODULES
-from rainbow_fast.networks.sites import Site, slope
+from rainbow_fast.networks.pointwise import MODULES
+from rainbow_fast.networks.sites import Site, make
 
 
 class _Reached(Exception):
@@ -80,29 +80,18 @@ def find(
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{what}, and its activation module {name!r} is called more than once")
-    sites = []
-    for index, (name, axis, writer, output) in enumerate(called):
-        sigma = copy.deepcopy(network.get_submodule(name))
-        sites.append(
-            Site(
-                index=index,
-                name=name,
-                sigma=sigma,
-                activation=None if getattr(sigma, "approximate", "none") != "none" else KERNELS.get(type(sigma)),
-                negative_slope=slope(sigma),
-                before=None,
-                after=None,
-                norm=None,
-                affine=None,
-                axis=axis,
-                writer=writer,
-                feeds_flatten=False,
-                output=output,
-                gate=False,
-                modules=(name,),
-                reference=nn.Sequential(sigma).eval().requires_grad_(False),
-            )
+    sites = [
+        make(
+            index,
+            call.name,
+            copy.deepcopy(network.get_submodule(call.name)),
+            axis=call.axis,
+            writer=call.writer,
+            output=call.output,
+            modules=(call.name,),
         )
+        for index, call in enumerate(called)
+    ]
     stops: list[str | None] = [*names, None]
     return tuple(sites), tuple(UpTo(network, names[:number], stop) for number, stop in enumerate(stops))
 

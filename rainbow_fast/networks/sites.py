@@ -134,26 +134,16 @@ def _site(
     owner: fx.GraphModule,
     modules: tuple[str, ...] | None,
 ) -> Site:
-    if isinstance(sigma, nn.PReLU) and sigma.num_parameters != 1:
-        raise ValueError(
-            f"reference: module {name!r} (PReLU) has {sigma.num_parameters} slopes, one a channel: wanted one, for a "
-            "site treats channels alike"
-        )
     place = parts.index(node)
     before = max_pooling(parts[0], owner) if place else None
     after = max_pooling(parts[place + 1], owner) if len(parts) > place + 1 else None
     norm = batch_norm(parts[-1], owner)
     norm, affine = (None, None) if norm is None else _split(norm)
-    if getattr(sigma, "inplace", False):
-        sigma.inplace = False  # type: ignore[assignment]  # z is read again after phi
-    layers = [layer for layer in (before, sigma, after, norm) if layer is not None]
     z, phi = parts[0].all_input_nodes[0], parts[-1]
-    return Site(
-        index=index,
-        name=name,
-        sigma=sigma,
-        activation=None if getattr(sigma, "approximate", "none") != "none" else KERNELS.get(type(sigma)),
-        negative_slope=slope(sigma),
+    return make(
+        index,
+        name,
+        sigma,
         before=before,
         after=after,
         norm=norm,
@@ -164,11 +154,59 @@ def _site(
         output=not _reaches_linear(phi, owner),
         gate=_multiplies(phi, owner),
         modules=modules,
+    )
+
+
+def make(
+    index: int,
+    name: str,
+    sigma: nn.Module,
+    *,
+    axis: int | None,
+    writer: nn.Linear | _ConvNd | None,
+    output: bool,
+    modules: tuple[str, ...] | None,
+    before: nn.Module | None = None,
+    after: nn.Module | None = None,
+    norm: nn.Module | None = None,
+    affine: nn.Module | None = None,
+    feeds_flatten: bool = False,
+    gate: bool = False,
+) -> Site:
+    """The site of a non-linearity, a module of its own, and of what belongs to it.
+
+    Raises:
+        ValueError: a PReLU with a slope for each channel.
+    """
+    if isinstance(sigma, nn.PReLU) and sigma.num_parameters != 1:
+        raise ValueError(
+            f"reference: module {name!r} (PReLU) has {sigma.num_parameters} slopes, one a channel: wanted one, for a "
+            "site treats channels alike"
+        )
+    if getattr(sigma, "inplace", False):
+        sigma.inplace = False  # type: ignore[assignment]  # z is read again after phi
+    layers = [layer for layer in (before, sigma, after, norm) if layer is not None]
+    return Site(
+        index=index,
+        name=name,
+        sigma=sigma,
+        activation=None if getattr(sigma, "approximate", "none") != "none" else KERNELS.get(type(sigma)),
+        negative_slope=_slope(sigma),
+        before=before,
+        after=after,
+        norm=norm,
+        affine=affine,
+        axis=axis,
+        writer=writer,
+        feeds_flatten=feeds_flatten,
+        output=output,
+        gate=gate,
+        modules=modules,
         reference=nn.Sequential(*layers).eval().requires_grad_(False),
     )
 
 
-def slope(sigma: nn.Module) -> float:
+def _slope(sigma: nn.Module) -> float:
     if isinstance(sigma, nn.PReLU):
         return float(sigma.weight.detach())
     return float(sigma.negative_slope) if isinstance(sigma, nn.LeakyReLU) else 0.01
