@@ -228,3 +228,8 @@ def test_convergence_shows_means_fits_limits_and_slopes():
 def test_convergence_refuses(given, message):
     with pytest.raises(ValueError, match=message):
         plots.convergence([32, 128, 512], given)
+
+
+def test_figures_one_below_the_other_have_one_width():
+    with pytest.raises(ValueError, match=r"figures: wanted at least one, all of one width, got widths \[\]"):
+        plots.stacked([])

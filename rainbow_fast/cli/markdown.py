@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from statistics import mean
 
@@ -75,10 +74,6 @@ def _section(architecture: str, title: str, records: list[Record]) -> list[str]:
 
 def figure(records: Sequence[Record]) -> bytes:
     """Accuracy and error against width, a row of panels for each architecture, as a PNG."""
-    import numpy as np
-    from matplotlib import image
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     rows = []
     for architecture, title in TITLES.items():
         mine = [record for record in records if record["architecture"] == architecture]
@@ -93,13 +88,8 @@ def figure(records: Sequence[Record]) -> bytes:
             baselines={name: mean(level) for name, level in levels.items() if level},
             title=f"{title} on grey CIFAR-10",
         )
-        made.set_dpi(110)
-        canvas = FigureCanvasAgg(made)
-        canvas.draw()
-        rows.append(np.asarray(canvas.buffer_rgba())[..., :3])
-    buffer = io.BytesIO()
-    image.imsave(buffer, np.concatenate(rows), format="png")
-    return buffer.getvalue()
+        rows.append(made)
+    return plots.stacked(rows)
 
 
 def _references(records: list[Record], *, trained: bool = True) -> list[float]:

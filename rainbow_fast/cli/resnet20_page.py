@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -94,10 +93,6 @@ def table(records: Sequence[Record]) -> str:
 
 def figure(records: Sequence[Record]) -> bytes:
     """Two rows as a PNG: accuracy and error against width, and against novelty."""
-    import numpy as np
-    from matplotlib import image
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     trained = [r for r in records if r["reference"] == TRAINED]
     shown = [r | {"site": _short(r["site"])} for method in MAIN for r in trained if r["method"] == method]
     reference = next(r["reference_accuracy"] for r in trained if "reference_accuracy" in r)
@@ -110,15 +105,7 @@ def figure(records: Sequence[Record]) -> bytes:
         rows = [[asdict(point) for point in group] for group in groups]
         title = f"Smoothed bootstrap at x4, h from {H[0]:g} (left) to {H[-1]:g}"
         made.append(plots.against_novelty(rows, reference=reference, title=title))
-    panels = []
-    for each in made:
-        each.set_dpi(110)
-        canvas = FigureCanvasAgg(each)
-        canvas.draw()
-        panels.append(np.asarray(canvas.buffer_rgba())[..., :3])
-    buffer = io.BytesIO()
-    image.imsave(buffer, np.concatenate(panels), format="png")
-    return buffer.getvalue()
+    return plots.stacked(made)
 
 
 def _accuracies(found: Found, of: Callable[[Point], float]) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Figures: arrays in, matplotlib Figures out. No pyplot, so no global state and no display."""
 
-from rainbow_fast.plots.axes import save
+from rainbow_fast.plots.axes import save, stacked
 from rainbow_fast.plots.convergence import Curve, Panel, convergence
 from rainbow_fast.plots.novelty import against_novelty
 from rainbow_fast.plots.widths import accuracy_and_error
 
-__all__ = ["Curve", "Panel", "accuracy_and_error", "against_novelty", "convergence", "save"]
+__all__ = ["Curve", "Panel", "accuracy_and_error", "against_novelty", "convergence", "save", "stacked"]

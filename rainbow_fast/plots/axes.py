@@ -49,6 +49,28 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160) -> Non
         temporary.unlink(missing_ok=True)
 
 
+def stacked(figures: Iterable[Figure], *, dpi: int = 110) -> bytes:
+    """Figures of one width, one below the other, as a PNG of `dpi` dots an inch.
+
+    Raises:
+        ValueError: no figure, or figures of several widths.
+    """
+    from matplotlib import image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    rows = []
+    for figure in figures:
+        figure.set_dpi(dpi)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        rows.append(np.asarray(canvas.buffer_rgba())[..., :3])
+    if len({row.shape[1] for row in rows}) != 1:
+        raise ValueError(f"figures: wanted at least one, all of one width, got widths {[r.shape[1] for r in rows]}")
+    buffer = io.BytesIO()
+    image.imsave(buffer, np.concatenate(rows), format="png")
+    return buffer.getvalue()
+
+
 def dress(axes: Axes, factors: list[float]) -> None:
     """Axes with a width-factor axis whose ticks are the factors themselves, and nothing that carries no data."""
     axes.set_xscale("log", base=2)
