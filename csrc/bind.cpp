@@ -16,7 +16,10 @@ using namespace rf;
 
 namespace {
 
-const Kernels* kernels = &baseline::kernels;
+const Kernels* cpu_kernels = &baseline::kernels;
+#ifdef RF_CUDA
+const KernelsOn<Stream>* const cuda_kernels = &cuda::kernels;
+#endif
 
 struct Level {
   const char* name;
@@ -50,7 +53,7 @@ std::vector<std::string> levels() {
 void use(const std::string& name) {
   for (const Level& level : all_levels())
     if (level.runs_here && name == level.name) {
-      kernels = level.kernels;
+      cpu_kernels = level.kernels;
       return;
     }
   throw std::invalid_argument("this build on this machine has no level " + name);
@@ -183,11 +186,34 @@ struct Argument<const Upstream&> {
   }
 };
 
-template <class... T>
-void bind(py::module_& m, const char* name, void (*Kernels::*kernel)(T...)) {
+template <>
+struct Argument<Stream> {
+  using From = std::tuple<int, uint64_t, uint64_t, int64_t>;
+  static Stream to(const From& t) {
+    const auto& [device, handle, workspace, bytes] = t;
+    return {device, Argument<void*>::to(handle), Argument<void*>::to(workspace), bytes};
+  }
+};
+
+// A function of the table that `kernels` points to when it is called.
+template <class Here, class Table, class... T>
+void bind(py::module_& m, const char* name, Here* const* kernels, void (*Table::*kernel)(T...)) {
   m.def(
-      name, [kernel](const typename Argument<T>::From&... from) { (kernels->*kernel)(Argument<T>::to(from)...); },
+      name,
+      [kernels, kernel](const typename Argument<T>::From&... from) { ((*kernels)->*kernel)(Argument<T>::to(from)...); },
       py::call_guard<py::gil_scoped_release>());
+}
+
+// What CPU and CUDA have in common.
+template <class Run, class Here>
+void bind_shared(py::module_& m, Here* const* kernels) {
+  using Table = KernelsOn<Run>;
+  bind(m, "gaussian", kernels, &Table::gaussian);
+  bind(m, "cross_covariance", kernels, &Table::cross_covariance);
+  bind(m, "sample_project_align", kernels, &Table::sample_project_align);
+  bind(m, "random_features", kernels, &Table::random_features);
+  bind(m, "random_features_covariance", kernels, &Table::random_features_covariance);
+  bind(m, "random_features_projection", kernels, &Table::random_features_projection);
 }
 
 }  // namespace
@@ -196,14 +222,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("levels", &levels);
   m.def("use", &use);
   m.def("advise_huge_pages", [](uint64_t data, int64_t bytes) { advise_huge_pages(Argument<void*>::to(data), bytes); });
-  bind(m, "gaussian", &Kernels::gaussian);
-  bind(m, "cross_covariance", &Kernels::cross_covariance);
-  bind(m, "patch_covariance", &Kernels::patch_covariance);
-  bind(m, "polar", &Kernels::polar);
-  bind(m, "polar_multiply", &Kernels::polar_multiply);
-  bind(m, "sample_project_align", &Kernels::sample_project_align);
-  bind(m, "random_features", &Kernels::random_features);
-  bind(m, "random_features_covariance", &Kernels::random_features_covariance);
-  bind(m, "random_features_projection", &Kernels::random_features_projection);
-  bind(m, "random_features_gradient", &Kernels::random_features_gradient);
+  bind_shared<int>(m, &cpu_kernels);
+  bind(m, "patch_covariance", &cpu_kernels, &Kernels::patch_covariance);
+  bind(m, "polar", &cpu_kernels, &Kernels::polar);
+  bind(m, "polar_multiply", &cpu_kernels, &Kernels::polar_multiply);
+  bind(m, "random_features_gradient", &cpu_kernels, &Kernels::random_features_gradient);
+#ifdef RF_CUDA
+  py::module_ gpu = m.def_submodule("cuda");
+  gpu.def("toolkit_version", &cuda::toolkit_version);
+  gpu.def("driver_version", &cuda::driver_version);
+  bind_shared<Stream>(gpu, &cuda_kernels);
+#endif
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CPU kernels' one interface: every instruction-set level fills a table of these functions.
+// The kernels' one interface: every instruction-set level of the CPU fills a table of these functions, and so does
+// CUDA.
 #pragma once
 
 #include <cstdint>
@@ -83,26 +84,46 @@ struct Pieces {
   int64_t count;
 };
 
-// Each function writes into given memory, runs on `threads` threads, and gives the same bits for any number of them.
-struct Kernels {
-  void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, int threads);
+// A stream of a CUDA device, and memory there that a kernel may write to until it ends.
+struct Stream {
+  int device;
+  void* handle;  // cudaStream_t
+  void* workspace;
+  int64_t bytes;
+};
+
+// Each function writes into given memory and gives the same bits wherever it runs: `Run` is the number of threads on a
+// CPU, and a Stream on a GPU, where a call returns once its kernels are in line.
+template <class Run>
+struct KernelsOn {
+  void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, Run run);
   void (*cross_covariance)(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
-                           double negative_slope, int threads);
+                           double negative_slope, Run run);
+  void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,
+                               Run run);
+  void (*random_features)(Samples out, const Features& features, Run run);
+  void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const Features& features,
+                                     Run run);
+  void (*random_features_projection)(Projections projections, const Features& features, Run run);
+};
+
+struct Kernels : KernelsOn<int> {
   void (*patch_covariance)(double* out, int64_t ld, Samples x, Samples y, Pieces lines, Pieces columns, int64_t k,
                            bool symmetric, int threads);
   void (*polar)(void* out, double* statistics, const void* m, DType dtype, int64_t batch, int64_t rows, int64_t cols,
                 int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, int threads);
   void (*polar_multiply)(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,
                          int threads);
-  void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,
-                               int threads);
-  void (*random_features)(Samples out, const Features& features, int threads);
-  void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const Features& features,
-                                     int threads);
-  void (*random_features_projection)(Projections projections, const Features& features, int threads);
   void (*random_features_gradient)(Samples u, void* shift, const Upstream& upstream, const Features& features,
                                    int threads);
 };
+
+namespace cuda {
+extern const KernelsOn<Stream> kernels;
+// The CUDA toolkit of this build, and the newest that the driver takes (0: no driver): 13000 for 13.0.
+int toolkit_version();
+int driver_version();
+}  // namespace cuda
 
 #define RF_LEVEL(level)         \
   namespace level {             \

@@ -7,8 +7,10 @@
 
 #ifdef __CUDACC__
 #define RF_HOST_DEVICE __host__ __device__ __forceinline__
+#define RF_UNROLL _Pragma("unroll")
 #else
 #define RF_HOST_DEVICE inline __attribute__((always_inline))
+#define RF_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace rf::RF_ISA {
@@ -25,7 +27,7 @@ struct Philox {
 
   // Ten rounds on (c0, c1, c2, c3), in place.
   static RF_HOST_DEVICE void rounds(Word& c0, Word& c1, Word& c2, Word& c3, uint32_t k0, uint32_t k1) {
-#pragma GCC unroll 10
+    RF_UNROLL
     for (int round = 0; round < 10; ++round) {
       Word high0, low0, high1, low1;
       S::multiply(c0, 0xD2511F53u, high0, low0);
@@ -48,7 +50,7 @@ struct BoxMuller {
   template <int N>
   static RF_HOST_DEVICE F polynomial(const float (&c)[N], F x) {
     F value = S::constant(c[N - 1]);
-#pragma GCC unroll 8
+    RF_UNROLL
     for (int k = N - 2; k >= 0; --k) value = S::add(S::mul(value, x), S::constant(c[k]));
     return value;
   }

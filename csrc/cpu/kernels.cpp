@@ -4,15 +4,11 @@
 namespace rf::RF_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {gaussian,
-                         cross_covariance,
+const Kernels kernels = {{gaussian, cross_covariance, sample_project_align, random_features, random_features_covariance,
+                          random_features_projection},
                          patch_covariance,
                          polar,
                          polar_multiply,
-                         sample_project_align,
-                         random_features,
-                         random_features_covariance,
-                         random_features_projection,
                          random_features_gradient};
 
 }  // namespace rf::RF_ISA

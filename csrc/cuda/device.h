@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What a GPU has and C++ has not, behind names: matrix products of a warp, copies that wait for nobody, shuffles,
+// launches. Kernels use these names and CUDA's own words (threadIdx, __shared__, ...), and no assembly; so
+// tests/cuda_on_cpu can put other hands behind the names and run the very same kernels on a CPU.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "../kernels.h"
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define RF_DEVICE __device__ __forceinline__
+#else
+#include "emulation.h"  // tests/cuda_on_cpu
+#endif
+
+namespace rf::cuda {
+
+constexpr int kWarp = 32;
+
+#ifdef __CUDACC__
+
+// d += a b for a tile of 16 x 8 of d, over 16 terms. Lane 4 g + t holds of d rows g (0, 1) and g + 8 (2, 3), columns
+// 2 t and 2 t + 1; of a rows g (words 0, 2) and g + 8 (words 1, 3), terms 2 t, 2 t + 1 (words 0, 1) and 8 more (words
+// 2, 3), the first in the low half of a word; of b column g, terms 2 t, 2 t + 1 (word 0) and 8 more (word 1).
+RF_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+RF_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same over 8 terms of tf32, one in a word: of a rows g (0, 2) and g + 8 (1, 3), terms t (0, 1) and t + 4 (2, 3);
+// of b column g, terms t (0) and t + 4 (1).
+RF_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// d += a b for a tile of 8 x 8 over 4 terms, in float64: lane 4 g + t holds of d row g, columns 2 t and 2 t + 1; of a
+// row g, term t; of b column g, term t.
+RF_DEVICE void mma_f64(double (&d)[2], double a, double b) {
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+d"(d[0]), "+d"(d[1])
+      : "d"(a), "d"(b));
+}
+
+// x rounded to the ten bits of tf32, to nearest, ties away from zero: bits of a float.
+RF_DEVICE uint32_t to_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+
+// Two numbers rounded to nearest even, the first in the low half.
+RF_DEVICE uint32_t pack_bf16(float low, float high) {
+  uint32_t y;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+RF_DEVICE uint32_t pack_f16(float low, float high) {
+  uint32_t y;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+}
+
+RF_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// Four matrices of 8 x 8 numbers of 16 bits out of shared memory: lanes 8 k .. 8 k + 7 give the eight rows (16 bytes
+// each, aligned to 16) of matrix k; lane 4 g + t receives in word k row g, columns 2 t and 2 t + 1. Transposed: column
+// g, rows 2 t and 2 t + 1.
+RF_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+RF_DEVICE void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// Copies 16 bytes (both addresses aligned to them), of which those from `bytes` on are zeros that are not read. It is
+// done once the group that it is committed with has been waited for, and visible to others after a barrier.
+RF_DEVICE void copy_async(void* shared, const void* global, int bytes = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+               : "memory");
+}
+// The same of 4 bytes, all or none.
+RF_DEVICE void copy_async_word(void* shared, const void* global, bool there = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(there ? 4 : 0)
+               : "memory");
+}
+RF_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all but the last `kPending` groups of this thread are done.
+template <int kPending>
+RF_DEVICE void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+template <class T>
+RF_DEVICE T shuffle(T x, int lane) {
+  return __shfl_sync(0xffffffffu, x, lane);
+}
+template <class T>
+RF_DEVICE T shuffle_xor(T x, int mask) {
+  return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+
+RF_DEVICE void barrier() { __syncthreads(); }
+RF_DEVICE void warp_barrier() { __syncwarp(); }
+
+// The dynamic shared memory of the block, aligned to 128 bytes.
+template <class T>
+RF_DEVICE T* shared_memory() {
+  extern __shared__ __align__(128) unsigned char rf_shared[];
+  return reinterpret_cast<T*>(rf_shared);
+}
+
+inline void check(cudaError_t error, const char* name) {
+  if (error != cudaSuccess)
+    throw std::runtime_error("rainbow_fast: the CUDA kernel " + std::string(name) +
+                             " was not launched: " + cudaGetErrorString(error));
+}
+
+// Puts a kernel in line on the stream. `name` is what an error says; the caller's device is as before afterwards.
+template <class... Formal, class... Actual>
+void launch(const char* name, void (*kernel)(Formal...), dim3 grid, int threads, int64_t shared_bytes,
+            const Stream& stream, Actual... actual) {
+  int before = 0;
+  check(cudaGetDevice(&before), name);
+  if (before != stream.device) check(cudaSetDevice(stream.device), name);
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 48 * 1024)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (error == cudaSuccess) {
+    kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream.handle)>>>(static_cast<Formal>(actual)...);
+    error = cudaGetLastError();
+  }
+  if (before != stream.device) cudaSetDevice(before);
+  check(error, name);
+}
+
+#endif  // __CUDACC__
+
+}  // namespace rf::cuda

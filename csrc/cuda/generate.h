@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// G on a GPU: a lane of the generator is a float and a word, and nothing is contracted, whatever the compiler's flags.
+#pragma once
+
+#include "../philox.h"
+#include "device.h"
+
+namespace rf::cuda {
+
+struct DeviceLanes {
+  typedef uint32_t Word;
+  typedef float F;
+  typedef uint32_t U;
+
+  static RF_DEVICE void multiply(Word x, uint32_t m, Word& high, Word& low) {
+    const uint64_t product = static_cast<uint64_t>(x) * m;
+    high = static_cast<uint32_t>(product >> 32);
+    low = static_cast<uint32_t>(product);
+  }
+  static RF_DEVICE Word exclusive_or(Word a, Word b, uint32_t k) { return a ^ b ^ k; }
+  static RF_DEVICE U lanes(Word x) { return x; }
+
+  static RF_DEVICE F constant(float x) { return x; }
+  static RF_DEVICE F add(F a, F b) { return __fadd_rn(a, b); }
+  static RF_DEVICE F sub(F a, F b) { return __fsub_rn(a, b); }
+  static RF_DEVICE F mul(F a, F b) { return __fmul_rn(a, b); }
+  static RF_DEVICE F sqrt(F a) { return __fsqrt_rn(a); }
+  static RF_DEVICE F from_unsigned(U x) { return __uint2float_rn(x); }
+  static RF_DEVICE F from_signed(U x) { return __int2float_rn(static_cast<int>(x)); }
+  static RF_DEVICE U bits(F x) { return __float_as_uint(x); }
+  static RF_DEVICE F value(U x) { return __uint_as_float(x); }
+  static RF_DEVICE U subtract(U a, U b) { return a - b; }
+  static RF_DEVICE U shift_left(U x, int n) { return x << n; }
+  static RF_DEVICE U shift_right_arithmetic(U x, int n) { return static_cast<U>(static_cast<int>(x) >> n); }
+  static RF_DEVICE F flip(F x, U sign) { return value(bits(x) ^ (sign & 0x80000000u)); }
+};
+
+// G[i, 4 q .. 4 q + 3], i and q counted from the origin of G.
+RF_DEVICE void generate(const Address& at, int64_t i, uint32_t q, float (&g)[4]) {
+  const uint64_t seed = static_cast<uint64_t>(at.seed);
+  gaussian4<DeviceLanes>(q, static_cast<uint32_t>(i), static_cast<uint32_t>(at.stream), tag(i),
+                         static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), g);
+}
+
+}  // namespace rf::cuda

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "device.h"
+#include "kernels_cuda.h"
+
+namespace rf::cuda {
+
+extern const KernelsOn<Stream> kernels;
+const KernelsOn<Stream> kernels = {gaussian,        cross_covariance,           sample_project_align,
+                                   random_features, random_features_covariance, random_features_projection};
+
+int toolkit_version() { return CUDART_VERSION; }
+
+int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
+}  // namespace rf::cuda

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The CUDA kernels, declared by the types of the table that kernels.cu puts them into.
+#pragma once
+
+#include "../kernels.h"
+
+namespace rf::cuda {
+
+using Table = KernelsOn<Stream>;
+
+__typeof__(*Table::gaussian) gaussian;
+__typeof__(*Table::cross_covariance) cross_covariance;
+__typeof__(*Table::sample_project_align) sample_project_align;
+__typeof__(*Table::random_features) random_features;
+__typeof__(*Table::random_features_covariance) random_features_covariance;
+__typeof__(*Table::random_features_projection) random_features_projection;
+
+}  // namespace rf::cuda
