@@ -10,12 +10,13 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.8.0
 VENV ?= .venv
 ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
-CSRC := $(shell find csrc bench -name "*.cpp" -o -name "*.h")
+CSRC := $(shell find csrc bench tests -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 
 .PHONY: setup demo test sanitize bench lint format clean
 
@@ -50,11 +51,13 @@ clean:
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# torch goes first and by its version, and nothing after it may replace it.
+# torch goes first and by its version, and nothing after it may replace it. triton goes beside it without being asked
+# by it: to interpret, compile and read the GPU kernels. An empty TRITON leaves the one that torch brings.
 $(VENV)/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH) setuptools pybind11
-	$(PIP) --no-build-isolation --editable ".[cli,plots,data,analysis,dev]"
+	$(if $(TRITON),$(PIP) --no-deps $(TRITON))
+	$(PIP) --no-build-isolation --editable ".[cli,plots,data,analysis,dev,cuda]"
 	touch $@
 
 build/done: $(VENV)/done setup.py $(CSRC)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What was built, and which kernel runs.
+"""What was built, and which kernel runs: ``"cpu"``, ``"cuda"`` and ``"triton"`` are compiled, ``"reference"`` is torch.
 
 `isa` is the instruction-set level of the CPU kernels in use: the highest that this build holds and this machine runs,
 or the one named by the environment variable ``RAINBOW_FAST_ISA`` (``baseline``, ``avx2``, ``avx512``,
 ``avx512_bf16``), which is read once, when the package is imported.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch  # before `_C`: both then share the OpenMP runtime that torch has loaded
@@ -40,36 +42,129 @@ def _select(extension: ModuleType | None, wanted: str | None) -> str | None:
 
 _C = _load()
 isa: str | None = _select(_C, os.environ.get(ISA_VARIABLE))
+_cuda: ModuleType | None = getattr(_C, "cuda", None)
+_CUDA_DEVICES = ("cuda",)  # kinds of devices that the CUDA kernels run on
+
+LEAST_CAPABILITY = (8, 0)  # of a device that the CUDA kernels run on
+WORKSPACE_BYTES = 2**26  # that a CUDA kernel may use besides its results; the parts of a long sum fit into it
 
 
-def available(device: torch.device | str = "cpu") -> list[str]:
-    """The backends that run on `device`, best first: ``"cpu"`` (compiled) where it is built, and ``"reference"``."""
-    compiled = ["cpu"] if _C is not None and torch.device(device).type == "cpu" else []
-    return [*compiled, "reference"]
+def available(device: torch.device | str = "cpu", lacking: Sequence[str] = ()) -> list[str]:
+    """The backends that run on `device`, best first, but for those that are `lacking` of an op.
 
-
-def choose(backend: str | None, device: torch.device, dtype: torch.dtype, supported: Sequence[torch.dtype]) -> str:
-    """The backend that runs: the one named, else the first of `available`.
-
-    Raises ValueError for a backend that is not there, and TypeError for a dtype outside `supported` unless the backend
-    named is the reference. Nothing falls back silently.
+    ``"cpu"`` or ``"cuda"``, the compiled kernels of the device, where they are built; ``"triton"`` on CUDA and ROCm
+    devices where it is installed, and on the CPU where Triton interprets its kernels (``TRITON_INTERPRET=1``);
+    ``"reference"``.
     """
-    present = available(device)
+    kind = torch.device(device).type
+    compiled = ["cpu"] if _C is not None and kind == "cpu" else []
+    if _cuda is not None and kind in _CUDA_DEVICES and torch.version.hip is None:
+        compiled.append("cuda")
+    if _has_triton() and (kind == "cuda" or (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")):
+        compiled.append("triton")
+    return [name for name in (*compiled, "reference") if name not in lacking]
+
+
+def choose(
+    backend: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    supported: Sequence[torch.dtype],
+    lacking: Sequence[str] = (),
+) -> str:
+    """The backend that runs: the one named, else the first of `available`. Nothing falls back silently.
+
+    Raises:
+        ValueError: a backend that is not there.
+        TypeError: a dtype outside `supported`, unless the backend named is the reference.
+        RuntimeError: CUDA kernels that the driver, or the device, is too old for.
+    """
+    present = available(device, lacking)
     if backend is not None and backend not in present:
-        raise ValueError(f"backend={backend!r} is not available on {device.type}: present are {', '.join(present)}")
+        why = ""
+        if backend == "triton" and device.type == "cuda" and not _has_triton():
+            why = " (triton is not installed: pip install triton)"
+        elif backend == "cuda" and device.type == "cuda" and "cuda" not in lacking:
+            why = " (built without nvcc, or for ROCm: RAINBOW_FAST_CUDA=1 asks for the CUDA kernels at build time)"
+        raise ValueError(
+            f"backend={backend!r} is not available on {device.type}: present are {', '.join(present)}{why}"
+        )
     chosen = backend or present[0]
     if chosen != "reference" and dtype not in supported:
         names = ", ".join(str(s).removeprefix("torch.") for s in supported)
         raise TypeError(
             f"dtype {dtype} is not supported by backend {chosen!r} (it takes {names}): use backend='reference'"
         )
+    if chosen == "cuda" and device.type == "cuda":
+        _check_driver()
+        _check_capability(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     return chosen
 
 
-def kernels() -> ModuleType:
+def kernels(chosen: str = "cpu") -> ModuleType:
     """The compiled kernels, for an implementation that `choose` has sent here."""
-    assert _C is not None
-    return _C
+    extension = _cuda if chosen == "cuda" else _C
+    assert extension is not None
+    return extension
+
+
+def triton_kernels(name: str) -> ModuleType:
+    """The module of an op's Triton kernel, for an implementation that `choose` has sent here."""
+    return importlib.import_module(f"rainbow_fast.triton_kernels.{name}")
+
+
+Run = int | tuple[int, int, int, int]  # threads; or struct Stream of csrc/kernels.h
+
+
+@contextmanager
+def running(chosen: str, device: torch.device, *, workspace: bool = False) -> Iterator[Run]:
+    """Where a compiled kernel is to run, its last argument: the number of threads, or the current stream of the device,
+    with memory for the parts of a long sum where `workspace` says so."""
+    if chosen == "cpu":
+        yield torch.get_num_threads()
+        return
+    size = WORKSPACE_BYTES if workspace else 0
+    parts = torch.empty(size, dtype=torch.uint8, device=device)
+    if device.type != "cuda":
+        yield 0, 0, parts.data_ptr(), size
+        return
+    stream = torch.cuda.current_stream(device)
+    yield stream.device.index, stream.cuda_stream, parts.data_ptr(), size
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def cuda_versions() -> dict[str, str]:
+    """The CUDA of this build's toolkit, of torch, and the newest that the driver takes; ``"none"`` where one is missing."""
+
+    def text(version: int) -> str:
+        return f"{version // 1000}.{version % 1000 // 10}" if version else "none"
+
+    toolkit, driver = (0, 0) if _cuda is None else (_cuda.toolkit_version(), _cuda.driver_version())
+    return {"toolkit": text(toolkit), "torch": torch.version.cuda or "none", "driver": text(driver)}
+
+
+def _check_driver() -> None:
+    """A driver takes kernels of its own major version of CUDA, and of older ones."""
+    versions = cuda_versions()
+    if versions["driver"] == "none":
+        raise RuntimeError("backend='cuda': no NVIDIA driver is loaded; wanted one for CUDA " + versions["toolkit"])
+    if int(versions["toolkit"].split(".")[0]) > int(versions["driver"].split(".")[0]):
+        raise RuntimeError(
+            f"backend='cuda': the kernels were built with CUDA {versions['toolkit']}, the driver takes up to "
+            f"{versions['driver']}: update the driver, build with an older toolkit, or use backend='triton'"
+        )
+
+
+@functools.cache
+def _check_capability(name: str, capability: tuple[int, int]) -> None:
+    if capability < LEAST_CAPABILITY:
+        have, want = (".".join(map(str, numbers)) for numbers in (capability, LEAST_CAPABILITY))
+        raise RuntimeError(
+            f"backend='cuda': {name} has compute capability {have}, wanted {want} or newer: use backend='triton'"
+        )
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

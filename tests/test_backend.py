@@ -14,17 +14,47 @@ from rainbow_fast import backend
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FLOATS = (torch.float32, torch.float64)
 KERNELS = SimpleNamespace(levels=lambda: ["baseline", "avx2"], use=lambda level: None)  # stands for the extension
+CUDA_KERNELS = SimpleNamespace(toolkit_version=lambda: 13000, driver_version=lambda: 13020)
+
+
+def built(monkeypatch: pytest.MonkeyPatch, *, cpu: object = KERNELS, cuda: object = None, triton: bool = False) -> None:
+    """Let these be what is there."""
+    monkeypatch.setattr(backend, "_C", cpu)
+    monkeypatch.setattr(backend, "_cuda", cuda)
+    monkeypatch.setattr(backend, "_CUDA_DEVICES", ("cuda",))
+    monkeypatch.setattr(backend, "_has_triton", lambda: triton)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 # --- what is there ---
 
 
 def test_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_C", KERNELS)
+    built(monkeypatch)
     assert backend.available() == backend.available("cpu") == backend.available(CPU) == ["cpu", "reference"]
     assert backend.available("cuda:1") == ["reference"]  # the compiled kernels are for the CPU
-    monkeypatch.setattr(backend, "_C", None)
+    built(monkeypatch, cpu=None)
     assert backend.available() == ["reference"]
+
+
+def test_available_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch, triton=True)
+    assert backend.available("cuda") == ["triton", "reference"] and backend.available() == ["cpu", "reference"]
+    built(monkeypatch, cuda=CUDA_KERNELS, triton=True)
+    assert backend.available("cuda:1") == ["cuda", "triton", "reference"]
+    assert backend.available("cuda", lacking=("cuda",)) == ["triton", "reference"]  # of an op without a CUDA kernel
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert backend.available("cuda") == ["triton", "reference"]  # ROCm calls its devices cuda, and runs no CUDA kernels
+
+
+def test_triton_runs_on_the_cpu_where_it_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch, triton=True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend.available() == ["cpu", "triton", "reference"]
+    assert backend.choose(None, CPU, torch.float32, FLOATS) == "cpu"
+    built(monkeypatch, triton=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend.available() == ["cpu", "reference"]
 
 
 @pytest.mark.parametrize(
@@ -82,13 +112,13 @@ def test_levels_are_other_code() -> None:
     ids=["best", "named", "reference-named", "nothing-built-for-the-device"],
 )
 def test_choose(name: str | None, device: torch.device, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_C", KERNELS)
+    built(monkeypatch)
     assert backend.choose(name, device, torch.float32, FLOATS) == chosen
 
 
 def test_reference_where_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = rf.gaussian(5, 6, seed=1)
-    monkeypatch.setattr(backend, "_C", None)
+    built(monkeypatch, cpu=None)
     assert backend.choose(None, CPU, torch.float32, FLOATS) == "reference"
     assert torch.equal(rf.gaussian(5, 6, seed=1), compiled)
     with pytest.raises(ValueError, match=r"backend='cpu' is not available on cpu: present are reference$"):
@@ -97,7 +127,7 @@ def test_reference_where_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", ["cuda", "triton", "", "CPU"])
 def test_missing_backend_is_named_with_those_present(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_C", KERNELS)
+    built(monkeypatch)
     with pytest.raises(ValueError, match=rf"backend='{name}' is not available on cpu: present are cpu, reference$"):
         backend.choose(name, CPU, torch.float32, FLOATS)
     with pytest.raises(ValueError, match=r"backend='cpu' is not available on cuda: present are reference$"):
@@ -106,13 +136,65 @@ def test_missing_backend_is_named_with_those_present(name: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", [None, "cpu"])
 def test_dtype_never_falls_back(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_C", KERNELS)
+    built(monkeypatch)
     message = (
         r"dtype torch.int8 is not supported by backend 'cpu' \(it takes float32, float64\): use backend='reference'$"
     )
     with pytest.raises(TypeError, match=message):
         backend.choose(name, CPU, torch.int8, FLOATS)
     assert backend.choose("reference", CPU, torch.int8, FLOATS) == "reference"
+
+
+# --- what a GPU needs ---
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("triton", r"'triton' is not available on cuda: present are reference \(triton is not installed: pip install"),
+        (
+            "cuda",
+            r"'cuda' is not available on cuda: present are reference \(built without nvcc, .* RAINBOW_FAST_CUDA=1",
+        ),
+    ],
+)
+def test_what_is_missing_on_a_gpu_says_how_to_get_it(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        backend.choose(name, CUDA, torch.float32, FLOATS)
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        (0, r"backend='cuda': no NVIDIA driver is loaded; wanted one for CUDA 13\.0"),
+        (
+            12040,
+            r"backend='cuda': the kernels were built with CUDA 13\.0, the driver takes up to 12\.4: update the driver",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", [None, "cuda"])
+def test_driver_too_old(name: str | None, driver: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch, cuda=SimpleNamespace(toolkit_version=lambda: 13000, driver_version=lambda: driver), triton=True)
+    with pytest.raises(RuntimeError, match=message):
+        backend.choose(name, CUDA, torch.float32, FLOATS)
+    assert backend.choose("triton", CUDA, torch.float32, FLOATS) == "triton"
+
+
+def test_device_too_old() -> None:
+    backend._check_capability("NVIDIA A100", (8, 0))
+    with pytest.raises(
+        RuntimeError, match=r"NVIDIA T4 has compute capability 7\.5, wanted 8\.0 or newer: use backend='t"
+    ):
+        backend._check_capability("NVIDIA T4", (7, 5))
+
+
+def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch, cuda=CUDA_KERNELS)
+    assert backend.cuda_versions() == {"toolkit": "13.0", "torch": torch.version.cuda or "none", "driver": "13.2"}
+    built(monkeypatch)
+    assert backend.cuda_versions()["toolkit"] == "none"
 
 
 # --- gradients ---

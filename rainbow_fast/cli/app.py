@@ -214,6 +214,7 @@ def info() -> None:
             ("backends", ", ".join(f"{device}: {', '.join(backend.available(device))}" for device in _devices())),
             ("instruction sets", ", ".join(levels) or "none: no compiled kernels"),
             ("in use", f"{backend.isa or 'reference'} ({backend.ISA_VARIABLE} chooses)"),
+            ("CUDA", ", ".join(f"{name} {version}" for name, version in backend.cuda_versions().items())),
             ("threads", str(torch.get_num_threads())),
             ("devices", ", ".join(_devices())),
             ("machine", f"{platform.system()} {platform.machine()}"),

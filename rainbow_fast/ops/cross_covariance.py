@@ -74,7 +74,7 @@ def cross_covariance(
         patch: the covariance of k x k patches of maps (N, d, H, W) in place of their positions: k, or (k, stride,
             padding, dilation), by default stride 1, padding (k - 1) // 2 and dilation 1, of zeros around the map. The
             result is (d k k, m k k), both ordered as `torch.nn.functional.unfold` orders them. No im2col is stored.
-        backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
         (d, m) float64, a sum (divide by the number of samples for the mean); a list of them for a sequence.
@@ -199,20 +199,26 @@ def _cross_covariance_out(
     _backend.refuse_grad("cross_covariance_", x, *ys, out)
     if x.numel() == 0 or out.numel() == 0:
         return
-    if _backend.choose(backend, x.device, x.dtype, DTYPES) == "reference":
+    chosen = _backend.choose(backend, x.device, x.dtype, DTYPES)
+    if chosen == "reference":
         out += _by_reference(x, ys, activation, slope, center)
         return
     memory = [samples(side) for side in (x, *ys)]
     shifts = [_first_mean(side, activation, slope) if center else None for side in (x, *ys)]
-    totals = [None if shift is None else torch.zeros(len(shift), dtype=torch.float64) for shift in shifts]
-    sides = [
-        (description, address_of(shift), address_of(total))
-        for (_, description), shift, total in zip(memory, shifts, totals, strict=True)
-    ]
-    _backend.kernels().cross_covariance(
-        out.data_ptr(), out.stride(0), sides[0], sides[1:] or sides, not ys, CODE[activation], slope,
-        torch.get_num_threads(),
-    )  # fmt: skip
+    totals = [None if shift is None else torch.zeros_like(shift, dtype=torch.float64) for shift in shifts]
+    if chosen == "triton":
+        _backend.triton_kernels("cross_covariance").cross_covariance(
+            out, [view for view, _ in memory], shifts, totals, not ys, activation, slope
+        )
+    else:
+        sides = [
+            (description, address_of(shift), address_of(total))
+            for (_, description), shift, total in zip(memory, shifts, totals, strict=True)
+        ]
+        with _backend.running(chosen, x.device, workspace=True) as run:
+            _backend.kernels(chosen).cross_covariance(
+                out.data_ptr(), out.stride(0), sides[0], sides[1:] or sides, not ys, CODE[activation], slope, run
+            )
     if center:  # sum (x - a)(y - b)^T less the product of the sums of x - a and of y - b over the number of samples
         found = [total for total in totals if total is not None]
         out -= torch.outer(found[0], torch.cat(found[1:] or found)) / (x.numel() // x.shape[1])

@@ -106,7 +106,7 @@ def gaussian(
         device: where the result lives; the CPU by default.
         out: a tensor of the result's shape to write into instead (dtype and device are then its own); its rows must be
             contiguous.
-        backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
         (rows, cols) tensor, (S, rows, cols) of S seeds; |G| <= 6.76.
@@ -243,9 +243,12 @@ def _gaussian_out(key: Tensor, backend: str | None, out: Tensor) -> None:
     for where, tile in tiles:
         if chosen == "reference":
             tile.copy_(torch.from_numpy(gaussian_reference(where, rows, cols)))
+        elif chosen == "triton":
+            _backend.triton_kernels("gaussian").gaussian(tile, where)
         else:
             target = (tile.data_ptr(), _backend.CODE[out.dtype], rows, cols, tile.stride(0))
-            _backend.kernels().gaussian(*target, where, torch.get_num_threads())
+            with _backend.running(chosen, out.device) as run:
+                _backend.kernels(chosen).gaussian(*target, where, run)
 
 
 def _gaussian(

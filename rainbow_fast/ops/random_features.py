@@ -52,7 +52,7 @@ def random_features(
         seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a packed key as ``seed``. S seeds give
             their results along a leading axis, each with the bits of a call of its own.
         scale: multiplies the features; 1 by default.
-        backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
         phi', in the dtype of u.
@@ -181,13 +181,15 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
     f.check(n)
     targets = _targets(f, n, out)
     parts = f.each(n, out)
-    if not f.compiled(backend):
+    chosen = f.chosen(backend)
+    if chosen == "reference":
         for where, part in parts:
             part.copy_(_values(f, n, where))
         return
     kept, features = f.memory(n)
     for target, (where, _) in zip(targets, parts, strict=True):
-        _backend.kernels().random_features(target, features(where), torch.get_num_threads())
+        with _backend.running(chosen, f.u.device) as run:
+            _backend.kernels(chosen).random_features(target, features(where), run)
 
 
 def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total: Tensor, square: Tensor) -> None:
@@ -200,7 +202,8 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
             got = f"{name} is {t.dtype} of shape {tuple(t.shape)}"
             raise ValueError(f"{got}: wanted contiguous float64 of shape {wanted}")
     parts = f.each(n, out, total, square)
-    if not f.compiled(backend):
+    chosen = f.chosen(backend)
+    if chosen == "reference":
         for where, M, first, second in parts:
             phi = flat(_values(f, n, where)).double()
             M += cross_covariance_reference(flat(x), phi)
@@ -211,7 +214,8 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
     kept, features = f.memory(n)
     for where, *sums in parts:
         targets = [t.data_ptr() for t in sums]
-        _backend.kernels().random_features_covariance(*targets, x_samples, features(where), torch.get_num_threads())
+        with _backend.running(chosen, f.u.device, workspace=True) as run:
+            _backend.kernels(chosen).random_features_covariance(*targets, x_samples, features(where), run)
 
 
 def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor]) -> None:
@@ -222,7 +226,8 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
     targets = [_targets(f, a.shape[-2], o) for a, o in zip(A, out, strict=True)]
     whole = [a.expand(*f.seeds, *a.shape[-2:]) for a in A]
     parts = f.each(n, *whole, *out)
-    if not f.compiled(backend):
+    chosen = f.chosen(backend)
+    if chosen == "reference":
         for where, *given in parts:
             phi = _values(f, n, where)
             for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
@@ -231,7 +236,8 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
     kept, features = f.memory(n)
     for s, (where, *given) in enumerate(parts):
         pairs = [(target[s], matrix(a)) for target, a in zip(targets, given, strict=False)]
-        _backend.kernels().random_features_projection(pairs, features(where), torch.get_num_threads())
+        with _backend.running(chosen, f.u.device, workspace=True) as run:
+            _backend.kernels(chosen).random_features_projection(pairs, features(where), run)
 
 
 # The registered implementations, in the order of their schemas' arguments.

@@ -104,8 +104,8 @@ class Features(NamedTuple):
         last = (CODE[self.activation], self.slope, self.scale)
         return (u, shift), lambda where: (*first, where, *last)
 
-    def compiled(self, backend: str | None) -> bool:
-        return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES) != "reference"
+    def chosen(self, backend: str | None) -> str:
+        return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES)
 
 
 def check_upstream(

@@ -74,7 +74,8 @@ def _random_features_gradient(
     f = Features(u, shift, key, G, activation, slope, scale)
     f.check(n)
     check_upstream(f, n, given, total, square, x, A)
-    if of_G or not f.compiled(backend):
+    chosen = f.chosen(backend)
+    if of_G or chosen in ("reference", "cuda"):  # on CUDA a block of features at a time is large enough for torch
         return random_features_gradient_reference(
             u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G
         )
@@ -91,9 +92,10 @@ def _random_features_gradient(
             [(x_samples, A_matrix) for (_, x_samples), A_matrix in products],
         )
         grad_u, grad_shift = torch.empty_like(grads_u), torch.empty_like(grads_shift)
-        _backend.kernels().random_features_gradient(
-            samples(grad_u)[1], grad_shift.data_ptr(), upstream, features(where), torch.get_num_threads()
-        )
+        with _backend.running(chosen, u.device) as run:
+            _backend.kernels(chosen).random_features_gradient(
+                samples(grad_u)[1], grad_shift.data_ptr(), upstream, features(where), run
+            )
         grads_u += grad_u
         grads_shift += grad_shift
     return grads_u, grads_shift, u.new_zeros(0)

@@ -45,7 +45,7 @@ def sample_project_align(
         scale: multiplies W'; 1 by default.
         dtype: of the result; that of the product L A by default. G is rounded to the dtype of L A where that is
             narrower than float32. Products are summed in float64 for float64, else in float32, and rounded once.
-        backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
         W', (n, m) or (n, m, *kernel), of S seeds (S, n, m, *kernel), contiguous.
@@ -133,9 +133,12 @@ def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str
         if chosen == "reference":
             G = torch.from_numpy(gaussian_reference(where, n, r)).to(P.device)
             part.copy_(sample_project_align_reference(G, P, scale))
+        elif chosen == "triton":
+            _backend.triton_kernels("sample_project_align").sample_project_align(part, P, where, scale)
         else:
             target = (part.data_ptr(), _backend.CODE[out.dtype], n, part.stride(0))
-            _backend.kernels().sample_project_align(*target, matrix(P), where, scale, torch.get_num_threads())
+            with _backend.running(chosen, P.device) as run:
+                _backend.kernels(chosen).sample_project_align(*target, matrix(P), where, scale, run)
 
 
 def _sample_project_align(
