@@ -137,7 +137,7 @@ def _has_triton() -> bool:
 
 
 def cuda_versions() -> dict[str, str]:
-    """The CUDA of this build's toolkit, of torch, and the newest that the driver takes; ``"none"`` where one is missing."""
+    """The CUDA of this build's toolkit, of torch, and the newest the driver takes; ``"none"`` where one is missing."""
 
     def text(version: int) -> str:
         return f"{version // 1000}.{version % 1000 // 10}" if version else "none"

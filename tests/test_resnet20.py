@@ -221,7 +221,7 @@ def test_command_writes_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         assert f"| {name}" in page
     assert (tmp_path / "out" / "resnet20.png").read_bytes().startswith(b"\x89PNG")
     zero = [r["novelty"] for r in found if r["method"] == resnet20.smoothed(0)]
-    assert zero == pytest.approx([0] * len(zero), abs=1e-6) and len(zero) == 14
+    assert zero == pytest.approx([0] * len(zero), abs=1e-6) and len(zero) == 2 * 2 * 7  # references, networks, sites
     app.study_resnet20(**given, networks=2)
     assert read_records(path) == found
     with pytest.raises(ValueError, match="results of 80 and 40 images"):
@@ -232,7 +232,9 @@ def test_command_writes_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         app.study_resnet20(**given | {"compare": [tmp_path / "trained.pt"]})
     limits = page[page.index("## The limit") :]
     assert [limits.count(f"| {name}") for name in ("trained: width 4, ", "width3: width 3, ")] == [2, 1]
-    write_records(path, [r for r in found if r["factor"] != 16])
+    novelties = page[page.index("## How new") : page.index("## The limit")]
+    assert [novelties.count(f"| {name} ") for name in ("trained", "width3")] == [7, 6]  # the paper's law on one of them
+    write_records(path, [r for r in found if r["factor"] < 8])
     assert "## The limit" not in resnet20_page.table(read_records(path))  # three widths make a fit
 
 

@@ -68,9 +68,12 @@ CASES = (
     Case("paper, rows bootstrapped", (1, 8), options={"law": "bootstrap"}),
     *(Case(name, (4,), options=options) for name, options in SMOOTHED.items()),
     Case("naive", (1, 4), sampler=Naive),
-    Case("calibrated", (1, 4, 16), 2, {"method": "calibrated"}, COMPARED),
-    Case("calibrated, white convolutions", (1, 4), 2, sampler=White),
-    Case("calibrated", (1, 4), 2, {"method": "calibrated"}, UNTRAINED),
+    Case("naive", (8,), 1, sampler=Naive),  # its convolutions are as wide as it is: four times the work of x4
+    Case("calibrated", (1, 4, 8), 2, {"method": "calibrated"}, COMPARED),
+    Case("calibrated", (16,), 1, {"method": "calibrated"}, COMPARED),
+    *(Case(name, (4,), 2, options, COMPARED) for name, options in SMOOTHED.items()),
+    Case("calibrated, white convolutions", (1, 4), sampler=White),
+    Case("calibrated", (1, 4), options={"method": "calibrated"}, reference=UNTRAINED),
     Case("itself", (1,), 1, {"law": "identity"}, UNTRAINED),
 )
 

@@ -70,11 +70,10 @@ def table(records: Sequence[Record]) -> str:
     """The text of the page."""
     trained = [r for r in records if r["reference"] == TRAINED]
     first, widest = trained[0], max(r["factor"] for r in trained)
-    accuracy = next(r["reference_accuracy"] for r in trained if "reference_accuracy" in r)
     parts = [
         INTRODUCTION.format(
             sites=len({r["site"] for r in trained}),
-            accuracy=100 * accuracy,
+            accuracy=100 * _accuracy(trained),
             widest=widest,
             images=first["images"],
             held=first["held_out_images"],
@@ -87,7 +86,7 @@ def table(records: Sequence[Record]) -> str:
     parts += ["With the classifier refit by ridge regression on the wide features of the alignment images:\n"]
     parts += [_accuracies(found, lambda p: p.refit_accuracy)]
     parts += [ERRORS, _errors(trained)]
-    parts += [NOVELTY, _novelties(found), *_limits(records)]
+    parts += [NOVELTY, _novelties(records), *_limits(records)]
     return "\n".join(parts)
 
 
@@ -95,17 +94,28 @@ def figure(records: Sequence[Record]) -> bytes:
     """Two rows as a PNG: accuracy and error against width, and against novelty."""
     trained = [r for r in records if r["reference"] == TRAINED]
     shown = [r | {"site": _short(r["site"])} for method in MAIN for r in trained if r["method"] == method]
-    reference = next(r["reference_accuracy"] for r in trained if "reference_accuracy" in r)
     names = list(dict.fromkeys(r["site"] for r in shown))
     sites = [names[0], names[len(names) // 2], names[-1]]
-    made = [plots.accuracy_and_error(shown, reference=reference, sites=sites, title="ResNet-20 on CIFAR-10")]
-    found = points(records)
-    groups = [found[smoothed(h), 4.0] for h in H if (smoothed(h), 4.0) in found]
-    if groups:
-        rows = [[asdict(point) for point in group] for group in groups]
-        title = f"Smoothed bootstrap at x4, h from {H[0]:g} (left) to {H[-1]:g}"
-        made.append(plots.against_novelty(rows, reference=reference, title=title))
+    made = [plots.accuracy_and_error(shown, reference=_accuracy(trained), sites=sites, title="ResNet-20 on CIFAR-10")]
+    for name in dict.fromkeys(r["reference"] for r in records):
+        mine = [r for r in records if r["reference"] == name]
+        found = points(mine, name)
+        groups = [found[smoothed(h), 4.0] for h in H if (smoothed(h), 4.0) in found]
+        if groups:
+            rows = [[asdict(point) for point in group] for group in groups]
+            title = f"{_label(mine)}: smoothed bootstrap at x4, h from {H[0]:g} (left) to {H[-1]:g}"
+            made.append(plots.against_novelty(rows, reference=_accuracy(mine), title=title))
     return plots.stacked(made)
+
+
+def _accuracy(records: Sequence[Record]) -> float:
+    """Of the reference that these are of."""
+    return next(r["reference_accuracy"] for r in records if "reference_accuracy" in r)
+
+
+def _label(records: Sequence[Record]) -> str:
+    """The reference that these are of: its name, its width and its accuracy."""
+    return f"{records[0]['reference']}: width {records[0]['d']}, {100 * _accuracy(records):.1f} %"
 
 
 def _accuracies(found: Found, of: Callable[[Point], float]) -> str:
@@ -145,16 +155,19 @@ def _short(site: str) -> str:
     return block + ("b" if site.endswith("_1") else "a") if block else "stem"
 
 
-def _novelties(found: Found) -> str:
+def _novelties(records: Sequence[Record]) -> str:
+    """A row for each reference and law; a reference without smoothed samples has none."""
     names = {smoothed(h): f"h = {h:g}" for h in H} | {"calibrated": "calibrated (orthonormal)", "paper": "paper"}
     rows = []
-    for method, name in names.items():
-        group = found.get((method, 4.0))
-        if group:
-            cells = [_mean((getattr(p, key) for p in group), 2) for key in ("novelty", "error", "last_error")]
-            accuracies = [_percent(group, lambda p: p.accuracy), _percent(group, lambda p: p.refit_accuracy)]
-            rows.append([name, cells[0], *accuracies, *cells[1:]])
-    return grid(["", "novelty", "accuracy", "refit", "error", "at the last site"], rows)
+    for reference in dict.fromkeys(r["reference"] for r in records if r["method"] in map(smoothed, H)):
+        found = points(records, reference)
+        for method, name in names.items():
+            group = found.get((method, 4.0))
+            if group:
+                cells = [_mean((getattr(p, key) for p in group), 2) for key in ("novelty", "error", "last_error")]
+                accuracies = [_percent(group, lambda p: p.accuracy), _percent(group, lambda p: p.refit_accuracy)]
+                rows.append([reference, name, cells[0], *accuracies, *cells[1:]])
+    return grid(["reference", "", "novelty", "accuracy", "refit", "error", "at the last site"], rows)
 
 
 def _limits(records: Sequence[Record]) -> list[str]:
@@ -166,9 +179,8 @@ def _limits(records: Sequence[Record]) -> list[str]:
             errors = {f: mean(p.error for p in group) for (m, f), group in sorted(found.items()) if m == method}
             if len(errors) < 3:
                 continue
-            mine = next(r for r in records if r["reference"] == name and "reference_accuracy" in r)
             limit, _, power = fit_limit(errors)
-            label = f"{name}: width {mine['d']}, {100 * mine['reference_accuracy']:.1f} %"
+            label = _label([r for r in records if r["reference"] == name])
             measured = [f"{errors[factor]:.3f}" if factor in errors else "" for factor in factors]
             widest = _percent(found[method, max(errors)], lambda p: p.accuracy)
             rows.append([label, method, *measured, f"**{limit:.3f}**", f"{power:.2f}", widest])
