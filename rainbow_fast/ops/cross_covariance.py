@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rainbow_fast import backend as _backend
 from rainbow_fast.ops.activations import ACTIVATIONS, CODE
-from rainbow_fast.ops.memory import address_of, flat, samples
+from rainbow_fast.ops.memory import address_of, check_device, flat, samples
 from rainbow_fast.ops.patch_covariance import Patch, patch_covariance
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -150,8 +150,7 @@ def _check(x: Tensor, ys: Sequence[Tensor], activation: str) -> None:
             )
         if y.dtype != x.dtype:
             raise TypeError(f"y is {y.dtype}: wanted the dtype of x, {x.dtype}")
-        if y.device != x.device:
-            raise ValueError(f"y is on {y.device}: wanted the device of x, {x.device}")
+        check_device("x", x, y=y)
 
 
 def _columns(x: Tensor, ys: Sequence[Tensor]) -> int:
@@ -162,6 +161,7 @@ def _check_out(out: Tensor, x: Tensor, ys: Sequence[Tensor]) -> None:
     wanted = (x.shape[1], _columns(x, ys))
     if tuple(out.shape) != wanted:
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted (d, m) = {wanted}")
+    check_device("x", x, out=out)
     if out.dtype != torch.float64:
         raise TypeError(f"out is {out.dtype}: wanted torch.float64")
     if out.shape[1] > 1 and out.stride(1) != 1:

@@ -9,6 +9,13 @@ Samples = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 NOTHING: Samples = (0, 0, (0, 0, 0, 0), (0, 0, 0, 0))
 
 
+def check_device(called: str, given: Tensor, /, **others: Tensor | None) -> None:
+    """Tensors of one call lie on one device, that of `given`; or a ValueError, in which that one is `called` so."""
+    for name, t in others.items():
+        if t is not None and t.device != given.device:
+            raise ValueError(f"{name} is on {t.device}: wanted the device of {called}, {given.device}")
+
+
 def flat(x: Tensor) -> Tensor:
     """(N, d, *space) -> (N, d, S)."""
     return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.ops.memory import samples
+from rainbow_fast.ops.memory import check_device, samples
 
 UNFOLDED_NUMBERS = 2**22  # of an im2col at a time, where the stride leaves no shifts to share
 
@@ -121,6 +121,7 @@ def _check(x: Tensor, y: Tensor | None, patch: Patch, out: Tensor) -> None:
             f"y is {y.dtype} of shape {tuple(y.shape)}: wanted the dtype, the N and the positions of x, which is "
             f"{x.dtype} of shape {tuple(x.shape)}"
         )
+    check_device("x", x, y=y, out=out)
     wanted = _shape(x, y, patch.k)
     if out.shape != wanted or out.dtype != torch.float64:
         raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted float64 of shape {wanted}")

@@ -12,6 +12,7 @@ from rainbow_fast import backend as _backend
 from rainbow_fast.ops import polar_factors as _factors
 from rainbow_fast.ops import polar_lq as _lq
 from rainbow_fast.ops.gaussian import gaussian, key
+from rainbow_fast.ops.memory import check_device
 
 DTYPES = (torch.float32, torch.float64)
 CERTIFIED = {torch.float32: 1e-6, torch.float64: 1e-10}  # residual and orthogonality of an iteration that has converged
@@ -252,6 +253,7 @@ def _polar_out(
     _backend.refuse_grad("polar_out", M)
     if out.shape != M.shape or out.dtype != M.dtype:
         raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted {M.dtype} of shape {tuple(M.shape)}")
+    check_device("M", M, out=out, statistics=statistics)
     wanted = (*M.shape[:-2], 4)
     if statistics.shape != wanted or statistics.dtype != torch.float64:
         raise ValueError(

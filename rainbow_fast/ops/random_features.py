@@ -13,7 +13,7 @@ from rainbow_fast.ops import random_features_gradient as gradient
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.cross_covariance import cross_covariance_reference
 from rainbow_fast.ops.gaussian import Seed, as_key, gaussian_reference
-from rainbow_fast.ops.memory import Samples, flat, matrix, samples
+from rainbow_fast.ops.memory import Samples, check_device, flat, matrix, samples
 from rainbow_fast.ops.random_features_arguments import Features
 
 
@@ -163,6 +163,7 @@ def _values(f: Features, n: int, where: list[int]) -> Tensor:
 def _targets(f: Features, channels: int, out: Tensor) -> list[Samples]:
     """What a kernel writes of an (N, channels, *space) tensor, for each seed."""
     wanted = (*f.seeds, f.u.shape[0], channels, *f.u.shape[2:])
+    check_device("u", f.u, out=out)
     if out.shape != wanted or out.dtype != f.u.dtype:
         raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted {f.u.dtype} of shape {wanted}")
     targets = []
@@ -198,6 +199,7 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
     checks.samples(x, f.u)
     for name, t, shape in (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,))):
         wanted = (*f.seeds, *shape)
+        check_device("u", f.u, **{name: t})
         if t.shape != wanted or t.dtype != torch.float64 or not t.is_contiguous():
             got = f"{name} is {t.dtype} of shape {tuple(t.shape)}"
             raise ValueError(f"{got}: wanted contiguous float64 of shape {wanted}")

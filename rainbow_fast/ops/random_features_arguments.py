@@ -35,6 +35,7 @@ def features(u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activati
         raise ValueError(f"G has shape {tuple(G.shape)}: wanted (n, r) = {(n, u.shape[1])}")
     if G is not None and G.dtype != u.dtype:
         raise TypeError(f"G is {G.dtype}: wanted the dtype of u, {u.dtype}")
+    memory.check_device("u", u, shift=shift, G=G)
 
 
 def samples(x: Tensor, u: Tensor) -> None:
@@ -44,6 +45,7 @@ def samples(x: Tensor, u: Tensor) -> None:
         )
     if x.dtype != u.dtype:
         raise TypeError(f"x is {x.dtype}: wanted the dtype of u, {u.dtype}")
+    memory.check_device("u", u, x=x)
 
 
 def widest(widths: Sequence[int]) -> int:
@@ -66,6 +68,7 @@ def projections(parts: list[Tensor], u: Tensor, key: Tensor | None) -> int:
             )
         if A.dtype != u.dtype:
             raise TypeError(f"A is {A.dtype}: wanted the dtype of u, {u.dtype}")
+        memory.check_device("u", u, A=A)
     return max(A.shape[-1] for A in parts)
 
 
@@ -118,5 +121,6 @@ def check_upstream(
         d = A_k.shape[-2]
         wanted += [("x", x_k, (N, d, *space)), ("A", A_k, (d, min(n, A_k.shape[-1])))]
     for name, t, shape in wanted:
+        memory.check_device("u", f.u, **{name: t})
         if t is not None and (t.shape not in (shape, (*f.seeds, *shape)) or t.dtype != f.u.dtype):
             raise ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)}: wanted {f.u.dtype} of shape {shape}")

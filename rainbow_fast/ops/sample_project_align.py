@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rainbow_fast import backend as _backend
 from rainbow_fast.ops.gaussian import Seed, addresses, as_key, gaussian_reference
-from rainbow_fast.ops.memory import matrix
+from rainbow_fast.ops.memory import check_device, matrix
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -113,6 +113,7 @@ def project(L: Tensor, A: Tensor | None) -> Tensor:
         raise ValueError(f"A has shape {tuple(A.shape)}: wanted (d, m) with d = {L.shape[1]}, the channels of L")
     if A.dtype != L.dtype:
         raise TypeError(f"A is {A.dtype}: wanted the dtype of L, {L.dtype}")
+    check_device("L", L, A=A)
     return torch.einsum("rd...,dm->rm...", L, A)
 
 
@@ -121,6 +122,7 @@ def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str
     wanted = (*key.shape[:-1], *out.shape[-2:-1], *P.shape[1:])
     if P.dim() != 2 or out.shape != wanted:
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {wanted} for P of shape {tuple(P.shape)}")
+    check_device("L", P, out=out)
     if out.dtype not in DTYPES:
         raise TypeError(f"dtype={out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     chosen = _backend.choose(backend, P.device, P.dtype, DTYPES)
