@@ -35,6 +35,9 @@ sanitize: $(VENV)/done
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results.json $(ARGS)
 
+bench-gpu: setup
+	$(BIN)/python -m pytest bench/bench_gpu.py --benchmark-json=bench/results.json $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

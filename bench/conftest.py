@@ -30,11 +30,22 @@ def record(pytestconfig: pytest.Config) -> Callable[[Result], None]:
     return pytestconfig.stash[RESULTS].append
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def cpu() -> str:
     """The model's name, as lscpu gives it."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def gpu() -> str:
+    return f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
 
 
 def table(results: list[Result]) -> list[str]:
@@ -63,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     terminalreporter.section("rainbow_fast against plain torch and the published way")
     for line in (
-        f"{cpu()}, {os.cpu_count()} cores{load}; kernels {backend.isa}; torch {torch.__version__}"
+        f"{cpu()}, {os.cpu_count()} cores{load}{gpu()}; kernels {backend.isa}; torch {torch.__version__}"
         f" ({torch.backends.cpu.get_cpu_capability()}); best rates seen in this run: "
         + ", ".join(
             f"{kind} {rate:.0f} {'GB/s' if kind == 'copy' else 'GFlop/s'}" for kind, rate in rates.items() if rate

@@ -75,6 +75,17 @@ def copies(clock: Clock) -> float:
     return 2 * COPIED / _seconds(lambda: target.copy_(source), clock)
 
 
+def _rate_on_a_gpu(kind: str, device: torch.device, clock: Clock) -> float:
+    """Flops, or bytes, per second of torch's own products of large matrices, or of a copy."""
+    if kind == "copy":
+        source, target = (torch.ones(1 << 28, device=device) for _ in range(2))
+        return 2 * source.nbytes / _seconds(lambda: target.copy_(source), clock)
+    dtype = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16}[kind]
+    size = 4096 if kind == "f64" else 8192
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    return 2 * size**3 / _seconds(lambda: a @ b, clock)
+
+
 @dataclass
 class Floor:
     """The least time a job takes: its flops at the peak rate of their kind, or its bytes at the rate of a copy.
@@ -85,8 +96,14 @@ class Floor:
     flops: dict[str, float] = field(default_factory=dict)  # by kind
     bytes: float = 0.0
     rates: dict[str, float] = field(default_factory=dict)  # the best of all rounds
+    device: str = "cpu"
 
     def measure(self, threads: int, clock: Clock) -> None:
+        if self.device == "cuda":
+            for kind in (*self.flops, *["copy"] * bool(self.bytes)):
+                rate = _rate_on_a_gpu(kind, torch.device(self.device), clock)
+                self.rates[kind] = max(self.rates.get(kind, 0.0), rate)
+            return
         for kind in self.flops:
             self.rates[kind] = max(self.rates.get(kind, 0.0), multiply_adds(kind, threads, clock))
         if self.bytes:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every op on a GPU: the CUDA kernels, the Triton kernels, torch (cuRAND, cuBLAS, cuSOLVER), the published codes' way.
+
+`make bench-gpu` prints the table. Errors are against float64; ours have the bits of G that the CPU has. With
+RAINBOW_FAST_GPU=cpu the same lines run without a GPU, on a little data: to see that they run, not how fast.
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from floor import Floor
+from race import OURS, PLAIN, PUBLISHED, Candidate, Race, entries, relative
+from torch import Tensor
+
+import rainbow_fast as rf
+from rainbow_fast import backend
+
+pytestmark = [] if os.environ.get("RAINBOW_FAST_GPU") else [pytest.mark.gpu]
+
+DEVICE = torch.device(os.environ.get("RAINBOW_FAST_GPU") or "cuda")
+TINY = DEVICE.type == "cpu"
+TRITON = "rainbow_fast, triton"
+BACKENDS = {OURS: None, TRITON: "triton"} if "triton" in backend.available(DEVICE) else {OURS: None}
+NAMES = (*BACKENDS, PLAIN, PUBLISHED)
+
+
+def small(*sizes: int) -> tuple[int, ...]:
+    """Sizes as they are on a GPU, and such as a CPU does at once."""
+    return tuple(max(size // 1024, 4) if TINY else size for size in sizes)
+
+
+def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    made = torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE)
+    return made.to(dtype)
+
+
+def race(job: str, ways: dict[str, Callable], error: dict[str, Callable], floor: Floor, slack: float) -> Race:
+    floor.device = DEVICE.type
+    candidates = {name: Candidate(way, error.get(name, error[OURS])) for name, way in ways.items()}
+    return Race(f"{job} on {DEVICE.type}", candidates, floor, slack=slack, device=DEVICE.type)
+
+
+def gaussian(rows: int, cols: int) -> Race:
+    (rows,) = small(rows)
+    exact = rf.gaussian(256, cols, seed=1, dtype=torch.float64).to(DEVICE)
+    ways: dict[str, Callable] = {
+        name: lambda b=b: rf.gaussian(rows, cols, seed=1, device=DEVICE, backend=b) for name, b in BACKENDS.items()
+    }
+    ways[PLAIN] = lambda: torch.randn(rows, cols, device=DEVICE)
+    error = {OURS: lambda G: relative(G[:256], exact[: len(G)]), PLAIN: lambda G: 0.0}
+    return race(f"gaussian {rows} x {cols}", ways, error, Floor(bytes=4.0 * rows * cols), slack=0.0)
+
+
+def cross_covariance(dtype_name: str, *shape: int) -> Race:
+    dtype = getattr(torch, dtype_name)
+    shape = (*small(shape[0]), *shape[1:])
+    x, y = (draw(seed, *shape).relu_().to(dtype) for seed in (0, 1))
+    exact = torch.einsum("nds,nms->dm", x.double().flatten(2), y.double().flatten(2))
+
+    def published() -> Tensor:
+        total = torch.zeros(shape[1], shape[1], device=DEVICE)
+        for a, b in zip(x.split(128), y.split(128), strict=True):
+            a, b = (t.flatten(2).permute(0, 2, 1).reshape(-1, shape[1]) for t in (a, b))
+            total += (a.T @ b).float()
+        return total
+
+    ways: dict[str, Callable] = {name: lambda b=b: rf.cross_covariance(x, y, backend=b) for name, b in BACKENDS.items()}
+    ways[PLAIN] = lambda: torch.bmm(x.flatten(2), y.flatten(2).mT).float().sum(0)
+    ways[PUBLISHED] = published
+    floor = Floor({"bf16" if dtype == torch.bfloat16 else "f32": 2.0 * x.numel() * shape[1]}, bytes=2.0 * x.nbytes)
+    return race(f"cross_covariance {dtype_name} {list(shape)}", ways, {OURS: lambda M: relative(M, exact)}, floor, 3e-7)
+
+
+def sample_project_align(dtype_name: str, n: int, r: int, m: int) -> Race:
+    dtype = getattr(torch, dtype_name)
+    (n,) = small(n)
+    P = (draw(0, r, m) / r**0.5).to(dtype)
+    G = rf.gaussian(n, r, seed=1, dtype=dtype, device=DEVICE).double()
+    exact = G @ P.double()
+    ways: dict[str, Callable] = {
+        name: lambda b=b: rf.sample_project_align(n, P, seed=1, backend=b) for name, b in BACKENDS.items()
+    }
+    ways[PLAIN] = lambda: torch.randn(n, r, device=DEVICE).to(dtype) @ P
+    # Its G is another one; its error is that of the same product of ours.
+    error = {OURS: lambda W: relative(W, exact), PLAIN: lambda W: relative(G.to(dtype) @ P, exact)}
+    floor = Floor({"bf16" if dtype == torch.bfloat16 else "f32": 2.0 * n * r * m}, bytes=P.element_size() * n * m)
+    slack = torch.finfo(dtype).eps
+    return race(f"sample_project_align {dtype_name} n {n}, r {r}, m {m}", ways, error, floor, slack)
+
+
+def random_features(form: str, N: int, r: int, n: int, d: int) -> Race:
+    N, n = small(N, n)
+    u, x, A = draw(0, N, r) / r**0.5, draw(1, N, d).relu_(), draw(2, d, n) / n**0.5
+    features = rf.random_features(u.double(), n, seed=1, backend="reference")
+    exact = x.double().T @ features if form == "covariance" else features @ A.double().T
+    del features
+
+    def ours(name: str | None) -> Tensor:
+        if form == "covariance":
+            return rf.random_features_covariance(x, u, n, seed=1, backend=name)[0]
+        return rf.random_features_projection(u, A, seed=1, backend=name)
+
+    def plain(G: Tensor) -> Tensor:
+        phi = (u @ G.T).relu_()
+        return x.T @ phi if form == "covariance" else phi @ A.T
+
+    def published() -> Tensor:
+        G, parts = torch.randn(n, r, device=DEVICE), []
+        for a, b in zip(x.split(128), u.split(128), strict=True):
+            phi = (b @ G.T).relu_()
+            parts.append(a.T @ phi if form == "covariance" else phi @ A.T)
+        return torch.stack(parts).sum(0) if form == "covariance" else torch.cat(parts)
+
+    ways: dict[str, Callable] = {name: lambda b=b: ours(b) for name, b in BACKENDS.items()}
+    ways |= {PLAIN: lambda: plain(torch.randn(n, r, device=DEVICE)), PUBLISHED: published}
+    same = rf.gaussian(n, r, seed=1, device=DEVICE)
+    of_plain = relative(plain(same), exact)
+    error = {OURS: lambda got: relative(got, exact), PLAIN: lambda got: of_plain, PUBLISHED: lambda got: of_plain}
+    floor = Floor({"f32": 2.0 * N * n * (r + d)})
+    return race(f"random_features {form}, N {N}, r {r}, n {n}, d {d}", ways, error, floor, 3e-7)
+
+
+def polar(d: int, m: int) -> Race:
+    d, m = small(d, m)
+    M = draw(0, d, m)
+    U, _, Vh = torch.linalg.svd(M.double(), full_matrices=False)
+    exact = U @ Vh
+
+    def by_svd() -> Tensor:
+        U, _, Vh = torch.linalg.svd(M, full_matrices=False)
+        return U @ Vh
+
+    ways = {OURS: lambda: rf.polar(M).A, PLAIN: by_svd}
+    return race(f"polar {d} x {m}", ways, {OURS: lambda A: relative(A, exact)}, Floor({"f64": 11.0 * d**3}), 1e-6)
+
+
+bench_gaussian = entries(gaussian, [(2**20, 1024)], (*BACKENDS, PLAIN))
+maps = [(512, 64, 32, 32), (512, 512, 16, 16), (65536, 2048, 1)]
+bench_cross_covariance = entries(
+    cross_covariance, [(dtype, *shape) for dtype in ("float32", "bfloat16") for shape in maps], NAMES
+)
+layers = [(65536, 256, 1152), (8192, 256, 4608), (65536, 1024, 1024)]
+bench_sample_project_align = entries(
+    sample_project_align, [(dtype, *sizes) for dtype in ("float32", "bfloat16") for sizes in layers], (*BACKENDS, PLAIN)
+)
+sizes = [(65536, 64, 65536, 128), (16384, 256, 65536, 512)]
+bench_random_features = entries(
+    random_features, [(form, *case) for form in ("covariance", "projection") for case in sizes], NAMES
+)
+bench_polar = entries(polar, [(1024, 1024), (512, 8192)], (OURS, PLAIN))
