@@ -17,7 +17,7 @@ from rainbow_fast.triton_kernels.rounding import rounded
 from rainbow_fast.triton_kernels.variant import Variant
 
 # Rows and groups of four columns of a tile, and its warps: four groups a thread.
-WIDE = {"ROWS": 8, "GROUPS": 64, "num_warps": 4}
+WIDE = {"ROWS": 16, "GROUPS": 64, "num_warps": 4}
 NARROW = {"ROWS": 128, "GROUPS": 4, "num_warps": 4}
 
 
@@ -32,18 +32,23 @@ def gaussian_kernel(
     stream: tl.int32,
     row_offset: tl.int64,
     first_group: tl.int64,
-    skip: tl.int32,  # columns of the first group that lie before the tile
+    SKIP: tl.constexpr,  # columns of the first group that lie before the tile
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    across = tl.cdiv(cols + skip, 4 * GROUPS)
-    block = tl.program_id(0).to(tl.int64)
-    top, left = block // across * ROWS, block % across * GROUPS
-    i = top + tl.arange(0, ROWS)
-    q = left + tl.arange(0, GROUPS)
-    g = gaussian_tile(i + row_offset, (q + first_group).to(tl.uint32), seed_lo, seed_hi, stream)
-    j = left * 4 - skip + tl.arange(0, 4 * GROUPS)
-    inside = (i < rows)[:, None] & ((j >= 0) & (j < cols))[None, :]
+    width: tl.constexpr = 4 * GROUPS
+    across = tl.cdiv(cols + SKIP, width).to(tl.int32)
+    down = tl.program_id(0) // across
+    top, left = down.to(tl.int64) * ROWS, (tl.program_id(0) - down * across).to(tl.int64) * width - SKIP
+    i, q = tl.arange(0, ROWS), tl.arange(0, GROUPS)
+    first = first_group + (left + SKIP) // 4
+    g = gaussian_tile(top + row_offset + i, first.to(tl.uint32) + q, seed_lo, seed_hi, stream)
+    j = tl.arange(0, width)
+    last = tl.minimum(cols - left, width).to(tl.int32)
+    inside = (i < tl.minimum(rows - top, ROWS).to(tl.int32))[:, None] & (j < last)[None, :]
+    if SKIP:
+        inside &= (j >= tl.maximum(-left, 0).to(tl.int32))[None, :]
+    out += top * stride + left
     tl.store(out + i[:, None] * stride + j[None, :], rounded(g, out.dtype.element_ty), mask=inside)
 
 
@@ -61,10 +66,10 @@ def gaussian(out: Tensor, where: list[int]) -> None:
 
 def variants() -> Iterator[Variant]:
     for type in ("fp32", "bf16"):
-        constants = {k: v for k, v in WIDE.items() if k.isupper()}
+        constants = {"SKIP": 0} | {k: v for k, v in WIDE.items() if k.isupper()}
         values = 4 * WIDE["ROWS"] * WIDE["GROUPS"] // (32 * WIDE["num_warps"])
         options = {"num_warps": WIDE["num_warps"], **EXACT}
-        aligned = ("out", "stride", "skip")
+        aligned = ("out", "stride", "cols")
         yield Variant(
             f"gaussian {type}", gaussian_kernel, {"out": f"*{type}"}, constants, options, aligned, values, blocks=8
         )
