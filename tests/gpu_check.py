@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Compile the Triton kernels for GPUs that need not be there, and judge what comes out: `make gpu-check`.
 
-Each module of rainbow_fast/triton_kernels lists in ``variants()`` what is compiled. A kernel passes when nothing spills,
-a matrix product runs on tensor cores, the generator is not contracted to fused multiply-adds, and as many programs fit
-on a multiprocessor as its design assumes.
+Each module of rainbow_fast/triton_kernels lists in ``variants()`` what is compiled. A kernel passes when nothing
+spills, a matrix product runs on tensor cores, the generator is not contracted to fused multiply-adds, and as many
+programs fit on a multiprocessor as its design assumes.
 """
 
 import importlib
@@ -152,7 +152,7 @@ def work(only: str) -> Iterator[tuple[str, int, Target]]:
     for module in MODULES:
         for index, variant in enumerate(importlib.import_module(f"rainbow_fast.triton_kernels.{module}").variants()):
             for target in TARGETS:
-                if only in variant.name and (variant.targets is None or target.name in variant.targets):
+                if re.search(only, variant.name) and (variant.targets is None or target.name in variant.targets):
                     yield module, index, target
 
 
