@@ -32,12 +32,12 @@ PANEL = {
     1: {"RANK": 128, "ROWS": 128, "COLS": 64, "num_warps": 8},
     3: {"RANK": 64, "ROWS": 64, "COLS": 64, "num_warps": 4},
 }
-# By the dtype of the operands and the number of terms: a tile of W', and of how much of the rank at a time.
+# By the dtype of P: a tile of W', and of how much of the rank at a time.
 PRODUCT = {
-    (torch.bfloat16, 1): {"ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
-    (torch.float16, 1): {"ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
-    (torch.bfloat16, 3): {"ROWS": 128, "COLS": 64, "DEPTH": 32, "num_warps": 8},
-    (torch.float64, 1): {"ROWS": 64, "COLS": 64, "DEPTH": 16, "num_warps": 4},
+    torch.float32: {"ROWS": 128, "COLS": 64, "DEPTH": 32, "num_warps": 8},
+    torch.float64: {"ROWS": 64, "COLS": 64, "DEPTH": 16, "num_warps": 4},
+    torch.bfloat16: {"ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
+    torch.float16: {"ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
 }
 STAGES = {"cuda": 3, "hip": 2}  # tiles of P on their way, as shared memory allows
 PROGRAMS = 264  # two for each multiprocessor of an H100
@@ -46,13 +46,12 @@ MOST_COLUMNS = 1 << 30  # of one program, which counts them in 32 bits
 
 
 @triton.jit
-def load(pointers, plane, mask, TERMS: tl.constexpr):
-    first = tl.load(pointers, mask=mask, other=0)
+def load(pointers, plane, TERMS: tl.constexpr):
+    first = tl.load(pointers)
     if TERMS == 1:
         return (first,)
     else:
-        second = tl.load(pointers + plane, mask=mask, other=0)
-        return first, second, tl.load(pointers + 2 * plane, mask=mask, other=0)
+        return first, tl.load(pointers + plane), tl.load(pointers + 2 * plane)
 
 
 @triton.jit
@@ -70,22 +69,19 @@ def product(a, b, acc, TERMS: tl.constexpr):
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream", "row_offset", "first_group"])
 def panel_kernel(
     out,
-    P,
+    P,  # planes, padded: see `planes`
     n: tl.int64,
     m: tl.int64,
-    r: tl.int32,
     columns: tl.int32,  # of one program
     out_row: tl.int64,
     P_plane: tl.int64,
-    P_row,
-    P_col,
+    P_row: tl.int64,
     seed_lo: tl.int32,
     seed_hi: tl.int32,
     stream: tl.int32,
     row_offset: tl.int64,
     first_group: tl.int64,
     scale: tl.float32,
-    SKIP: tl.constexpr,  # columns of the first group that lie before the tile
     TERMS: tl.constexpr,
     RANK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -96,15 +92,13 @@ def panel_kernel(
     i, q = tl.arange(0, ROWS), tl.arange(0, RANK // 4)
     g = gaussian_tile(top + row_offset + i, first_group.to(tl.uint32) + q, seed_lo, seed_hi, stream)
     a = split(g, P.dtype.element_ty, TERMS)
-    k = tl.arange(0, RANK) - SKIP
-    inside = (k >= 0) & (k < r) if SKIP else k < r
     rows = i < tl.minimum(n - top, ROWS).to(tl.int32)
     width = tl.minimum(m - left, columns).to(tl.int32)
-    P += left * P_col + k.to(tl.int64)[:, None] * P_row
-    out += top * out_row + left + i.to(tl.int64)[:, None] * out_row
+    P += left + tl.arange(0, RANK).to(tl.int64)[:, None] * P_row
+    out += left + (top + i)[:, None] * out_row
     for start in tl.range(0, width, COLS, num_stages=STAGES):
         j = start + tl.arange(0, COLS)
-        b = load(P + j.to(tl.int64)[None, :] * P_col, P_plane, inside[:, None] & (j < width)[None, :], TERMS)
+        b = load(P + j[None, :], P_plane, TERMS)
         w = product(a, b, tl.zeros((ROWS, COLS), tl.float32), TERMS) * scale
         tl.store(out + j[None, :], rounded(w, out.dtype.element_ty), mask=rows[:, None] & (j < width)[None, :])
 
@@ -112,17 +106,15 @@ def panel_kernel(
 @triton.jit
 def product_kernel(
     out,
-    G,
+    G,  # planes of whole tiles
     P,
     n: tl.int32,
     m: tl.int64,
     r: tl.int32,
     out_row: tl.int64,
     G_plane: tl.int64,
-    G_row: tl.int64,
     P_plane: tl.int64,
-    P_row,
-    P_col,
+    P_row: tl.int64,
     scale: tl.float64,
     TERMS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -132,110 +124,117 @@ def product_kernel(
 ):
     type: tl.constexpr = tl.float64 if P.dtype.element_ty == tl.float64 else tl.float32
     top, left = tl.program_id(0).to(tl.int64) * ROWS, tl.program_id(1).to(tl.int64) * COLS
-    i, j = tl.arange(0, ROWS), tl.arange(0, COLS)
-    rows = i < tl.minimum(n - top, ROWS).to(tl.int32)
-    cols = j < tl.minimum(m - left, COLS).to(tl.int32)
-    G += (top + i)[:, None] * G_row
-    P += left * P_col + j.to(tl.int64)[None, :] * P_col
+    i, j, k = tl.arange(0, ROWS), tl.arange(0, COLS), tl.arange(0, DEPTH)
+    G += (top + i)[:, None] * r + k[None, :]
+    P += left + k.to(tl.int64)[:, None] * P_row + j[None, :]
     factor = tl.full((), scale, type)
     w = tl.zeros((ROWS, COLS), type)
-    for start in tl.range(0, r, DEPTH, num_stages=STAGES):
-        k = start + tl.arange(0, DEPTH)
-        a = load(G + k[None, :], G_plane, rows[:, None] & (k < r)[None, :], TERMS)
-        b = load(P + k.to(tl.int64)[:, None] * P_row, P_plane, (k < r)[:, None] & cols[None, :], TERMS)
+    for _ in tl.range(0, r, DEPTH, num_stages=STAGES):
+        a, b = load(G, G_plane, TERMS), load(P, P_plane, TERMS)
         if TERMS == 1:
             w = product(a, b, w, TERMS)
         else:
             # Tensor cores round towards zero: long sums are made outside. Were it not for the factor, the compiler
             # would let them add w after all.
             w += product(a, b, tl.zeros((ROWS, COLS), type), TERMS) * factor
+        G += DEPTH
+        P += DEPTH * P_row
     if TERMS == 1:
         w *= factor
-    out += (top + i)[:, None] * out_row + left + j[None, :]
-    tl.store(out, rounded(w, out.dtype.element_ty), mask=rows[:, None] & cols[None, :])
+    inside = (i < n - top)[:, None] & (j < m - left)[None, :]
+    out += left + (top + i)[:, None] * out_row + j[None, :]
+    tl.store(out, rounded(w, out.dtype.element_ty), mask=inside)
 
 
-def three_terms(P: Tensor) -> Tensor:
-    """A float32 matrix as the sum of three of bfloat16, (3, r, m), exactly."""
-    first = P.to(torch.bfloat16)
-    rest = P - first
-    second = rest.to(torch.bfloat16)
-    return torch.stack([first, second, (rest - second).to(torch.bfloat16)])
+def planes(P: Tensor, skip: int, rank: int, cols: int) -> Tensor:
+    """P in whole tiles, its rows from `skip` on, zeros around it: (terms, rank, a multiple of cols).
+
+    Zeros meet the columns of G that are made but do not belong to the product. float32 is the exact sum of three of
+    bfloat16, any other dtype one term.
+    """
+    (r, m), single = P.shape, P.dtype == torch.float32
+    shape = (3 if single else 1, rank, triton.cdiv(m, cols) * cols)
+    padded = torch.zeros(shape, dtype=torch.bfloat16 if single else P.dtype, device=P.device)
+    for term in padded[:, skip : skip + r, :m]:
+        term.copy_(P)
+        P = P - term if single else P
+    return padded
 
 
 def sample_project_align(out: Tensor, P: Tensor, where: list[int], scale: float) -> None:
-    """Write scale G P into `out` (n, m), whose rows are contiguous; P (r, m), G at `where` as in `gaussian`.
+    """Write scale G P into `out` (n, m), whose rows are contiguous; P (r, m) of any strides, G at `where` as there.
 
     An infinite entry of a float32 P gives NaN.
     """
-    n, m = out.shape
     if out.numel() == 0:
         return
-    planes = three_terms(P) if P.dtype == torch.float32 else P[None]
-    skip = where[3] & 3
-    rank = max(16, triton.next_power_of_2(P.shape[0] + skip))
-    if planes.dtype == torch.float64 or rank > PANEL[len(planes)]["RANK"]:
-        _by_slabs(out, planes, where, scale)
+    panel = PANEL[3 if P.dtype == torch.float32 else 1]
+    if P.dtype == torch.float64 or P.shape[0] + (where[3] & 3) > panel["RANK"]:
+        _by_slabs(out, P, where, scale)
         return
-    panel = {**PANEL[len(planes)], "RANK": rank, "STAGES": _stages()}
+    (n, m), skip = out.shape, where[3] & 3
+    rank = max(16, triton.next_power_of_2(P.shape[0] + skip))
+    padded = planes(P, skip, rank, panel["COLS"])
     down, across = triton.cdiv(n, panel["ROWS"]), triton.cdiv(m, panel["COLS"])
     columns = min(triton.cdiv(across, triton.cdiv(PROGRAMS, down)) * panel["COLS"], MOST_COLUMNS)
     *seeds, row_offset, col_offset = words(where)
-    shape = (out, planes, n, m, P.shape[0], columns, out.stride(0), *planes.stride())
-    address = (*seeds, row_offset, col_offset >> 2, scale, skip, len(planes))
-    panel_kernel[down, triton.cdiv(m, columns)](*shape, *address, **panel, **EXACT)
+    arrays = (out, padded, n, m, columns, out.stride(0), *padded.stride()[:2])
+    constants = {**panel, "RANK": rank, "TERMS": len(padded), "STAGES": _stages()}
+    grid = (down, triton.cdiv(m, columns))
+    panel_kernel[grid](*arrays, *seeds, row_offset, col_offset >> 2, scale, **constants, **EXACT)
 
 
-def _by_slabs(out: Tensor, planes: Tensor, where: list[int], scale: float) -> None:
-    (n, m), (terms, r, _) = out.shape, planes.shape
-    tile = {**PRODUCT[planes.dtype, terms], "STAGES": _stages()}
-    pitch = max(16, triton.cdiv(r, 16) * 16)
-    rows = min(n, triton.cdiv(SLAB, terms * pitch * planes.element_size() * tile["ROWS"]) * tile["ROWS"])
-    slab = torch.empty(terms, rows, pitch, dtype=planes.dtype, device=out.device)[..., :r]
-    seed, stream, row_offset, col_offset = where
-    for start in range(0, n, rows):
-        part = out[start : start + rows]
-        gaussian(slab[:, : len(part)], [seed, stream, row_offset + start, col_offset])
+def _by_slabs(out: Tensor, P: Tensor, where: list[int], scale: float) -> None:
+    tile = PRODUCT[P.dtype]
+    (n, m), (seed, stream, row_offset, col_offset) = out.shape, where
+    skip = col_offset & 3
+    rank = max(1, triton.cdiv(P.shape[0] + skip, tile["DEPTH"])) * tile["DEPTH"]
+    padded = planes(P, skip, rank, tile["COLS"])
+    tiles = min(triton.cdiv(n, tile["ROWS"]), max(1, SLAB // (padded[:, :, 0].nbytes * tile["ROWS"])))
+    slab = padded.new_empty(len(padded), tiles * tile["ROWS"], rank)
+    constants = {**tile, "TERMS": len(padded), "STAGES": _stages()}
+    for start in range(0, n, slab.shape[1]):
+        part = out[start : start + slab.shape[1]]
+        gaussian(slab if len(slab) == 3 else slab[0], [seed, stream, row_offset + start, col_offset - skip])
         grid = (triton.cdiv(len(part), tile["ROWS"]), triton.cdiv(m, tile["COLS"]))
-        shape = (part, slab, planes, len(part), m, r, out.stride(0), *slab.stride()[:2], *planes.stride())
-        product_kernel[grid](*shape, scale, terms, **tile, **EXACT)
+        strides = (out.stride(0), slab.stride(0), *padded.stride()[:2])
+        product_kernel[grid](part, slab, padded, len(part), m, rank, *strides, scale, **constants, **EXACT)
 
 
 def _stages() -> int:
     return STAGES["hip" if torch.version.hip else "cuda"]
 
 
-_NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _TARGETS = {"cuda": ("sm_80", "sm_90", "sm_100"), "hip": ("gfx942",)}
 
 
 def variants() -> Iterator[Variant]:
+    types = {torch.float32: "bf16", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
     for platform, stages in STAGES.items():
-        for out, type, rank, terms in (("fp32", "bf16", 16, 3), ("fp32", "bf16", 64, 3), ("bf16", "bf16", 128, 1)):
-            panel = {**PANEL[terms], "RANK": rank, "STAGES": stages}
+        for terms, rank, out, aligned in ((3, 16, "fp32", ()), (3, 64, "fp32", ("m", "out_row")), (1, 128, "bf16", ())):
+            panel = {**PANEL[terms], "RANK": rank, "TERMS": terms, "STAGES": stages}
             warps = panel.pop("num_warps")
             yield Variant(
                 f"sample_project_align {out} rank {rank}",
                 panel_kernel,
-                {"out": f"*{out}", "P": f"*{type}", "P_row": "i32"},
-                {"P_col": 1, "SKIP": 0, "TERMS": terms, **panel},
+                {"out": f"*{out}", "P": "*bf16"},
+                panel,
                 {"num_warps": warps, **EXACT},
-                aligned=("out", "P", "m", "r", "columns", "out_row", "P_plane", "P_row"),
+                aligned=("out", "P", "columns", "P_plane", "P_row", *aligned),
                 gaussians=rank * panel["ROWS"] // (32 * warps),
                 products=True,
                 targets=_TARGETS[platform],
             )
-        for (dtype, terms), tile in PRODUCT.items():
-            tile = {**tile, "STAGES": stages}
-            warps, type = tile.pop("num_warps"), _NAMES[dtype]
-            out = "fp32" if terms == 3 else type
+        for dtype, type in types.items():
+            tile = {**PRODUCT[dtype], "TERMS": 3 if dtype == torch.float32 else 1, "STAGES": stages}
+            warps, out = tile.pop("num_warps"), "fp32" if dtype == torch.float32 else type
             yield Variant(
                 f"sample_project_align {out} any rank",
                 product_kernel,
-                {"out": f"*{out}", "G": f"*{type}", "P": f"*{type}", "P_row": "i32"},
-                {"P_col": 1, "TERMS": terms, **tile},
+                {"out": f"*{out}", "G": f"*{type}", "P": f"*{type}"},
+                tile,
                 {"num_warps": warps, **EXACT},
-                aligned=("out", "G", "P", "m", "r", "out_row", "G_plane", "G_row", "P_plane", "P_row"),
+                aligned=("out", "G", "P", "m", "r", "out_row", "G_plane", "P_plane", "P_row"),
                 products=True,
                 targets=_TARGETS[platform],
             )
