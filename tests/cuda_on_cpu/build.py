@@ -78,7 +78,7 @@ def run(command: list) -> None:
 
 @cache
 def load(sanitize: bool = False) -> ModuleType:
-    """The extension: `load().cuda.gaussian(...)` takes what `rainbow_fast._C.cuda.gaussian` takes, of the CPU's memory."""
+    """The extension: what `load().cuda` takes is what `rainbow_fast._C.cuda` takes, in the memory of the CPU."""
     spec = importlib.util.spec_from_file_location("_C", build(sanitize))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -86,8 +86,9 @@ def load(sanitize: bool = False) -> ModuleType:
     return module
 
 
+@cache
 def library(sanitize: bool = False) -> ctypes.CDLL:
-    """The same, with what is not of the package: `set_order`, and the toy kernels."""
+    """The same file, for what is not of the package: `set_order`, and the toy kernels."""
     return ctypes.CDLL(str(build(sanitize)))
 
 

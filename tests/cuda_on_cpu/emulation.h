@@ -11,15 +11,12 @@ namespace rf::cuda {
 
 namespace emulated {
 
-extern const Collective mma_bf16, mma_f16, mma_tf32, mma_f64, load_matrices, load_matrices_transposed;
-template <int kBytes>
-extern const Collective shuffle;
+extern const Collective mma_bf16, mma_f16, mma_tf32, mma_f64, load_matrices, load_matrices_transposed, shuffle;
 
-inline void join(const Collective& collective, void* out, const void* a, const void* b = nullptr, int source = 0) {
+inline void join(const Collective& collective, void* out, const void* a, const void* b = nullptr) {
   here->out = out;
   here->in[0] = a;
   here->in[1] = b;
-  here->source = source;
   join(collective);
 }
 
@@ -72,7 +69,9 @@ inline void wait_for_copies() {
 template <class T>
 inline T shuffle(T x, int lane) {
   T y;
-  emulated::join(emulated::shuffle<sizeof(T)>, &y, &x, nullptr, lane % emulated::kLanes);
+  emulated::here->source = lane % emulated::kLanes;
+  emulated::here->bytes = sizeof(T);
+  emulated::join(emulated::shuffle, &y, &x);
   return y;
 }
 template <class T>

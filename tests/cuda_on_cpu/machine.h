@@ -45,7 +45,7 @@ struct Lane {
   const Collective* waits_for;
   void* out;  // of the collective: memory of its own
   const void* in[2];
-  int source;
+  int source, bytes;         // of a shuffle
   std::vector<Copy> copies;  // not waited for, oldest first
   std::vector<int> groups;   // how many of them are in each committed group
   int in_group;              // in the one that is not committed

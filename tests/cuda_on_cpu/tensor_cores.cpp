@@ -121,9 +121,14 @@ void load_transposed(Lane* lanes) {
     }
 }
 
-template <int kBytes>
 void exchange(Lane* lanes) {
-  for (int i = 0; i < kLanes; ++i) std::memcpy(lanes[i].out, lanes[lanes[i].source].in[0], kBytes);
+  for (int i = 0; i < kLanes; ++i) {
+    const void* const from = lanes[lanes[i].source].in[0];
+    if (lanes[i].bytes == 4)
+      std::memcpy(lanes[i].out, from, 4);
+    else
+      std::memcpy(lanes[i].out, from, static_cast<size_t>(lanes[i].bytes));
+  }
 }
 
 }  // namespace
@@ -131,12 +136,7 @@ void exchange(Lane* lanes) {
 const Collective mma_bf16 = {"mma_bf16", multiply_bf16}, mma_f16 = {"mma_f16", multiply_f16},
                  mma_tf32 = {"mma_tf32", multiply_tf32}, mma_f64 = {"mma_f64", multiply_f64},
                  load_matrices = {"load_matrices", load},
-                 load_matrices_transposed = {"load_matrices_transposed", load_transposed};
-template <>
-const Collective shuffle<4> = {"shuffle", exchange<4>};
-template <>
-const Collective shuffle<8> = {"shuffle", exchange<8>};
-template <>
-const Collective shuffle<16> = {"shuffle", exchange<16>};
+                 load_matrices_transposed = {"load_matrices_transposed", load_transposed},
+                 shuffle = {"shuffle", exchange};
 
 }  // namespace rf::cuda::emulated
