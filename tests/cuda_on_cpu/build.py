@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Builds csrc/cuda/*.cu for the CPU: the extension module _C, whose `cuda` is the emulation, in build/cuda_on_cpu/.
+
+`python tests/cuda_on_cpu/build.py` builds it, with `--sanitize` under AddressSanitizer and UndefinedBehaviorSanitizer.
+Objects are made again when their source, any header, this file or the compiler changes.
+"""
+
+import ctypes
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+JOBS = 2
+FLAGS = (
+    "-std=c++20 -ffp-contract=off -fno-math-errno -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi "
+    "-Wno-maybe-uninitialized -Wno-unknown-pragmas -DRF_CUDA=1 -DRF_ISA=cuda -Icsrc -Itests/cuda_on_cpu"
+)
+OPTIMISE = "-O2"
+SANITIZE = "-O1 -g1 -fsanitize=address,undefined -fsanitize-sections=rf_shared -fno-sanitize-recover=all"
+BIND = f"-O0 -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"  # what it takes is the compiler's time
+SOURCES = ["csrc/bind.cpp", "csrc/scratch.cpp", "csrc/cuda/*.cu", "tests/cuda_on_cpu/*.cpp", "tests/cuda_on_cpu/*.cu"]
+
+
+def build(sanitize: bool = False) -> Path:
+    """The module's path, once it is up to date."""
+    cxx = shlex.split(os.environ.get("CXX") or "c++")
+    plain = ROOT / "build" / "cuda_on_cpu"
+    folder = plain / "sanitize" if sanitize else plain
+    folder.mkdir(parents=True, exist_ok=True)
+    used, said = folder / "toolchain", f"{shlex.join(cxx)}, pybind11 {pybind11.__version__}, Python {sys.version}"
+    if not used.exists() or used.read_text() != said:
+        used.write_text(said)
+    changed = max(path.stat().st_mtime for path in [used, Path(__file__), *ROOT.glob("csrc/**/*.h"), *HERE.glob("*.h")])
+    optimise = SANITIZE if sanitize else OPTIMISE
+
+    def compile(source: Path) -> Path:
+        bind = source.name == "bind.cpp"
+        made = (plain if bind else folder) / f"{source.name}.o"
+        if not made.exists() or made.stat().st_mtime < max(changed, source.stat().st_mtime):
+            flags = f"{BIND if bind else optimise} {FLAGS}".split()
+            started = time.time()
+            run([*cxx, *flags, "-x", "c++", "-c", source, "-o", made])
+            os.utime(made, (started, started))  # a source edited while it was compiled is newer than its object
+        return made
+
+    sources = [path for pattern in SOURCES for path in sorted(ROOT.glob(pattern))]
+    with ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(compile, sources))
+    target, list_of_objects = folder / "_C.so", folder / "objects"
+    names = "\n".join(map(str, objects))
+    if not list_of_objects.exists() or list_of_objects.read_text() != names:
+        list_of_objects.write_text(names)
+    newest = max(path.stat().st_mtime for path in [list_of_objects, *objects])
+    if not target.exists() or target.stat().st_mtime < newest:
+        run([*cxx, *optimise.split(), "-shared", *objects, "-o", target])
+    return target
+
+
+def run(command: list) -> None:
+    words = list(map(str, command))
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"this failed: {shlex.join(words)}\n{done.stderr}")
+    sys.stderr.write(done.stderr)
+
+
+@cache
+def load(sanitize: bool = False) -> ModuleType:
+    """The extension: what `load().cuda` takes is what `rainbow_fast._C.cuda` takes, in the memory of the CPU."""
+    spec = importlib.util.spec_from_file_location("_C", build(sanitize))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def library(sanitize: bool = False) -> ctypes.CDLL:
+    """The same file, for what is not of the package: `set_order`, and the toy kernels."""
+    return ctypes.CDLL(str(build(sanitize)))
+
+
+def set_order(seed: int, sanitize: bool = False) -> None:
+    """In which order blocks, warps and lanes run: 0 forward, 1 backward, else one that this seed draws."""
+    library(sanitize).rf_set_order(seed)
+
+
+if __name__ == "__main__":
+    print(build("--sanitize" in sys.argv))

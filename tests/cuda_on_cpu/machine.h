@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A GPU of one thread: every thread of a block is a fibre, and they take turns.
+//
+// The lanes of a warp run one after another, each up to its next collective (a shuffle, a matrix product, a barrier).
+// The last one to come does it for all 32, and the next turn begins. At a barrier of the block the next warp runs;
+// after the last warp, the first again. So a warp may take any number of collectives between two barriers, and lanes
+// that do not all come to the same one are an error.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace rf::cuda::emulated {
+
+constexpr int kLanes = 32;
+
+struct Lane;
+
+// What a warp does together: `perform` is given its 32 lanes.
+struct Collective {
+  const char* name;
+  void (*perform)(Lane* lanes);
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes, size;  // those from `bytes` on are zeros
+};
+
+// A thread of the block.
+struct Lane {
+  void* context;  // where it goes on
+  Lane* next;     // of the warp; null: the turn ends with this one
+  uint3 index;    // threadIdx
+  const Collective* waits_for;
+  void* out;  // of the collective: memory of its own
+  const void* in[2];
+  int source, bytes;         // of a shuffle
+  std::vector<Copy> copies;  // not waited for, oldest first
+  std::vector<int> groups;   // how many of them are in each committed group
+  int in_group;              // in the one that is not committed
+
+  int lane() const { return static_cast<int>(index.x % kLanes); }
+};
+
+extern Lane* here;
+extern uint3 block;
+extern dim3 block_size, grid_size;
+extern unsigned char* dynamic_shared;
+
+extern const Collective block_barrier, warp_barrier;
+
+// Waits for the other lanes of the warp, of the block at its barrier.
+void join(const Collective& collective);
+
+// Ends the launch with an error that names kernel, block and thread.
+void fail(const std::string& what);
+
+// Fails unless p is aligned and [p, p + bytes) is shared memory.
+void expect_shared(const void* p, int bytes, const char* what);
+
+void copy_async(void* shared, const void* global, int bytes, int size);
+void commit_copies();
+void wait_for_copies(int pending);
+
+// Runs body(argument) in every thread of every block. Throws std::runtime_error.
+void run(const char* name, dim3 grid, int threads, int64_t shared_bytes, void (*body)(const void*),
+         const void* argument);
+
+// The order of blocks, warps and lanes: 0 forward, 1 backward, else one that this seed draws.
+void set_order(unsigned seed);
+
+}  // namespace rf::cuda::emulated

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What csrc/bind.cpp wants besides CUDA's kernels, and what only tests call.
+#include "../../csrc/kernels.h"
+#include "machine.h"
+
+namespace rf::baseline {
+const Kernels kernels = {};  // no kernel of the CPU here
+}
+
+extern "C" __attribute__((visibility("default"))) void rf_set_order(unsigned seed) {
+  rf::cuda::emulated::set_order(seed);
+}
