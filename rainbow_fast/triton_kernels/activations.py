@@ -56,7 +56,7 @@ def _power(n):
 
 @triton.jit
 def _exponential(x, low):
-    """e^(x + low) of -170 <= x <= 0 and a small low, as (1 + rest) * half * power: the caller multiplies by powers last."""
+    """e^(x + low) of -170 <= x <= 0 and a small low, as (1 + rest) * half * power; powers are multiplied last."""
     shifted = (x + low) * _LOG2E + _ROUND
     n = shifted - _ROUND
     r = (x - n * _LN2) + (low - n * _LN2_LOW)
