@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What tests/gpu_check.py compiles without a GPU: every kernel module has a ``variants()`` that lists some."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of a kernel.
+
+    Args:
+        name: of the row in the table, ``gaussian float32``.
+        kernel: the `triton.jit` function.
+        types: Triton's type of each argument that is neither annotated nor constant: ``{"out": "*fp32"}``.
+        constants: values of its constexpr arguments, and of those that a launch would find equal to 1.
+        options: ``num_warps`` and the like, as at the launch.
+        aligned: arguments that are multiples of 16 in the launches this stands for.
+        gaussians: how many values of G one thread makes; 0 where none.
+        products: whether it multiplies matrices, so that there must be tensor-core instructions.
+        blocks: programs that should be resident on a multiprocessor, which bounds registers and shared memory.
+        targets: where it runs; None means all that are checked.
+    """
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+    aligned: tuple[str, ...] = ()
+    gaussians: int = 0
+    products: bool = False
+    blocks: int = 1
+    targets: tuple[str, ...] | None = None
