@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The non-linearities inside Triton kernels, chosen by name when a kernel is compiled.
+
+float32 takes the polynomials of csrc/cpu/activation.h, at most 4 units in the last place from float64 also where
+products are not fused and `/` is not the nearest (results below 1.2e-38 may be taken for zero); cos holds for
+|x| < 2^20 and loses |x| 2^-52 beyond. float64 is good to 1e-16 (1 + |x|), not relative to small results.
+"""
+
+import triton
+import triton.language as tl
+
+_HEX = float.fromhex
+
+
+def _constants(*hex: str) -> tuple[float, ...]:
+    """Coefficients, lowest first."""
+    return tuple(_HEX(number) for number in hex)
+
+
+_TANH: tl.constexpr = _constants("-0x1.555532p-2", "0x1.110726p-3", "-0x1.b83c5ap-5", "0x1.52269cp-6", "-0x1.75e1d4p-8")
+_EXP: tl.constexpr = _constants("0x1.fffffcp-2", "0x1.55549p-3", "0x1.5558f6p-5", "0x1.123a8ep-7", "0x1.6a2316p-10")
+_ERF: tl.constexpr = _constants(
+    "0x1.20dd74p+0", "-0x1.81273ep-2", "0x1.ce2cf8p-4", "-0x1.b7f910p-6", "0x1.5405c0p-8", "-0x1.a3f75ap-11",
+    "0x1.496b10p-14",
+)  # fmt: skip
+_ERFC: tl.constexpr = _constants(
+    "-0x1.88cdp-4", "-0x1.1382cep-5", "0x1.777f08p-4", "-0x1.5971d2p-4", "0x1.8b9c7ap-5", "-0x1.13b92cp-6",
+    "0x1.db972ep-10", "0x1.73a048p-10", "-0x1.1e7392p-11", "-0x1.8accep-13",
+)  # fmt: skip
+_ERFC_FIRST, _ERFC_FIRST_LOW = tl.constexpr(_HEX("0x1.c5a32ap-1")), tl.constexpr(_HEX("-0x1.29c2eep-27"))
+_SIN: tl.constexpr = _constants("-0x1.555544p-3", "0x1.1107p-7", "-0x1.992f58p-13")
+_COS: tl.constexpr = _constants("0x1.55554ap-5", "-0x1.6c0bf2p-10", "0x1.99d8d6p-16")
+_LOG2E, _ROUND = tl.constexpr(_HEX("0x1.715476p+0")), tl.constexpr(_HEX("0x1.8p23"))
+_LN2, _LN2_LOW = tl.constexpr(_HEX("0x1.63p-1")), tl.constexpr(_HEX("-0x1.bd0106p-13"))  # n times the first is exact
+_ROOT2, _ROOT_HALF = tl.constexpr(_HEX("0x1.6a09e6p+0")), tl.constexpr(0.70710678118654752440)
+_TWO_OVER_PI, _ROUND64 = tl.constexpr(_HEX("0x1.45f306dc9c883p-1")), tl.constexpr(_HEX("0x1.8p52"))
+_HALF_PI, _HALF_PI_LOW = tl.constexpr(_HEX("0x1.921fb544p+0")), tl.constexpr(_HEX("0x1.0b4611a626331p-34"))
+
+# What is the same number again in the type of the samples, whatever that is.
+KEEP_PRECISION = ("identity", "relu", "abs", "sign", "step")
+
+
+@triton.jit
+def _polynomial(c: tl.constexpr, x):
+    value = c[len(c) - 1]
+    for k in tl.static_range(1, len(c)):
+        value = value * x + c[len(c) - 1 - k]
+    return value
+
+
+@triton.jit
+def _power(n):
+    """2^n of an integer, -126 <= n <= 127."""
+    return ((n + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _exponential(x, low):
+    """e^(x + low) of -170 <= x <= 0 and a small low, as (1 + rest) * half * power; powers are multiplied last."""
+    shifted = (x + low) * _LOG2E + _ROUND
+    n = shifted - _ROUND
+    r = (x - n * _LN2) + (low - n * _LN2_LOW)
+    exponent = shifted.to(tl.int32, bitcast=True) - 0x4B400000
+    half = exponent >> 1
+    return r + r * r * _polynomial(_EXP, r), _power(half), _power(exponent - half)
+
+
+@triton.jit
+def _exp_negative(x):
+    """e^x of x <= 0; 0 below -104. NaN stays NaN."""
+    rest, half, power = _exponential(tl.where(x < -104.0, -104.0, x), 0.0)
+    return (1.0 + rest) * half * power
+
+
+@triton.jit
+def _scaled_erfc(x):
+    """e^(z^2) erfc(z) of 0 <= z <= 10.3, x = root2 z, and what its last rounding took of it, relative."""
+    t = (x - 3 * _ROOT2) / (x + 3 * _ROOT2)
+    rest = t * _polynomial(_ERFC, t)
+    value = _ERFC_FIRST + rest
+    lost = (rest - (value - _ERFC_FIRST) + _ERFC_FIRST_LOW) * (2 * _ROOT2 - 2.0 * value)
+    return value / (x + _ROOT2 / 2), lost
+
+
+@triton.jit
+def _with_sign_of(x, sign):
+    return (x.to(tl.int32, bitcast=True) | (sign.to(tl.int32, bitcast=True) & -0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _tanh(x):
+    a, z = tl.abs(x), x * x
+    e = _exp_negative(-2.0 * a)
+    return tl.where(a < 0.625, x + x * z * _polynomial(_TANH, z), _with_sign_of((1.0 - e) / (1.0 + e), x))
+
+
+@triton.jit
+def _erf(x):
+    a = tl.abs(x)
+    z = tl.where(a > 10.0, 10.0, a)
+    tail, lost = _scaled_erfc(z * _ROOT2)
+    return tl.where(a < 1.0, x * _polynomial(_ERF, x * x), _with_sign_of(1.0 - _exp_negative(-z * z) * tail, x))
+
+
+@triton.jit
+def _gelu(x):
+    a = tl.abs(x)
+    z = tl.where(a > 14.5, 14.5, a)
+    tail, lost = _scaled_erfc(z)
+    high = (z.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)  # its square is exact
+    rest, half, power = _exponential(-0.5 * high * high, -0.5 * (z - high) * (z + high))
+    rest = 1.0 + (rest + lost)
+    negative = tl.where(a > 14.5, x * 0.0, x * (0.5 * tail) * rest * half * power)
+    positive = x * (1.0 - 0.5 * tail * rest * half * power)
+    near = x * (0.5 + x * (_ROOT2 / 4) * _polynomial(_ERF, 0.5 * x * x))
+    return tl.where(a < 0.5, near, tl.where(x < 0.0, negative, positive))
+
+
+@triton.jit
+def _silu(x):
+    a = tl.abs(x)
+    rest, half, power = _exponential(-tl.where(a > 120.0, 120.0, a), 0.0)
+    e = (1.0 + rest) * half * power
+    negative = tl.where(a > 120.0, x * 0.0, x * (1.0 + rest) / (1.0 + e) * half * power)
+    return tl.where(x < 0.0, negative, x / (1.0 + e))
+
+
+@triton.jit
+def _cos(x):
+    wide = x.to(tl.float64)
+    shifted = wide * _TWO_OVER_PI + _ROUND64
+    n = shifted - _ROUND64
+    quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32)  # n is in its low bits
+    r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(tl.float32)
+    r = tl.where(tl.abs(x) < 2.0**40, r, x * 0.0)
+    z = r * r
+    sine, cosine = r + r * z * _polynomial(_SIN, z), (1.0 - 0.5 * z) + z * z * _polynomial(_COS, z)
+    y = tl.where((quadrant & 1) != 0, sine, cosine)
+    return tl.where(((quadrant + 1) & 2) != 0, -y, y)
+
+
+@triton.jit
+def _activate64(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "tanh":
+        e = tl.exp(-2.0 * tl.abs(x))
+        y = (1.0 - e) / (1.0 + e)
+        return tl.where(x < 0.0, -y, y)
+    elif ACTIVATION == "erf":
+        return tl.erf(x)
+    elif ACTIVATION == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * _ROOT_HALF))
+    elif ACTIVATION == "silu":
+        return x / (1.0 + tl.exp(-x))
+    else:
+        return tl.cos(x)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """sigma(x), in the dtype of x: float32 or float64. `SLOPE` is that of leaky_relu."""
+    if ACTIVATION == "identity":
+        return x
+    elif ACTIVATION == "relu":
+        return tl.where(x <= 0.0, 0.0, x)  # NaN stays
+    elif ACTIVATION == "abs":
+        return tl.abs(x)
+    elif ACTIVATION == "leaky_relu":
+        return tl.where(x > 0.0, x, SLOPE * x)
+    elif ACTIVATION == "sign":
+        return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
+    elif ACTIVATION == "step":
+        return tl.where(x > 0.0, 1.0, 0.0).to(x.dtype)
+    elif x.dtype == tl.float64:
+        return _activate64(x, ACTIVATION)
+    elif ACTIVATION == "tanh":
+        return _tanh(x)
+    elif ACTIVATION == "erf":
+        return _erf(x)
+    elif ACTIVATION == "gelu":
+        return _gelu(x)
+    elif ACTIVATION == "silu":
+        return _silu(x)
+    else:
+        tl.static_assert(ACTIVATION == "cos", "no such activation")
+        return _cos(x)
