@@ -59,7 +59,8 @@ def polar(
         rtol: directions with singular values at most rtol times the largest count as null; ``max(d, m) eps`` of M's
             dtype by default.
         method: ``"svd"`` for a float64 SVD; None for the iteration.
-        backend: ``"cpu"`` or ``"reference"``; None takes the best one that is there.
+        backend: ``"cpu"``, ``"triton"`` (library products, and small kernels between them) or ``"reference"``; None
+            takes the best one that is there.
 
     Returns:
         `Polar`: A, nuclear_norm, rank, condition, residual, all tensors; the last four of the shape of the batch. Of
@@ -146,8 +147,10 @@ def _by_factors(M: Tensor, rtol: float, complete: bool, gram: bool, out: Tensor)
     return float(S.sum() * largest), len(S), float(S.max() / S.min()), float(residual)
 
 
-def _iterate(M: Tensor, rtol: float, out: Tensor) -> Tensor:
+def _iterate(M: Tensor, rtol: float, chosen: str, out: Tensor) -> Tensor:
     """Run the kernel on matrices (batch, d, m): statistics, orthogonality of A and outcome, (batch, 6)."""
+    if chosen == "triton":
+        return _backend.triton_kernels("polar").polar(out, M, rtol)
     found = torch.empty(len(M), 6, dtype=torch.float64)
     _backend.kernels().polar(
         out.data_ptr(),
@@ -165,31 +168,31 @@ def _iterate(M: Tensor, rtol: float, out: Tensor) -> Tensor:
 DONE, NULL = 0, 2  # outcomes of the kernel: enum Outcome of csrc/cpu/polar.cpp
 
 
-def _without_zeros(M: Tensor, rtol: float, complete: bool, out: Tensor, statistics: Tensor) -> None:
+def _without_zeros(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tensor, statistics: Tensor) -> None:
     """`_by_iteration` of what is left of each matrix without its rows and columns of zeros.
 
     Units that are never active make such rows and columns: null directions, which would stop the iteration.
     """
     rows, columns = (M != 0).any(2), (M != 0).any(1)
     if complete or (rows.all() and columns.all()):
-        _by_iteration(M, rtol, complete, out, statistics)
+        _by_iteration(M, rtol, complete, chosen, out, statistics)
         return
     out.zero_()
     for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
         part = M[i][row][:, column].unsqueeze(0)
         A = torch.empty_like(part, memory_format=torch.contiguous_format)
-        _by_iteration(part, rtol, complete, A, statistics[i : i + 1])
+        _by_iteration(part, rtol, complete, chosen, A, statistics[i : i + 1])
         out[i][row.nonzero(), column.nonzero().T] = A[0]
 
 
-def _by_iteration(M: Tensor, rtol: float, complete: bool, out: Tensor, statistics: Tensor) -> None:
+def _by_iteration(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tensor, statistics: Tensor) -> None:
     """The iteration for matrices (batch, d, m), and what takes its place where it does not serve.
 
     Where its estimate of the condition says that directions are null, or leaves it open, singular factors decide the
     rank exactly: from Gram matrices, many times faster than an SVD, unless these do not resolve what is asked. Where it
     has not converged, though nothing is known to make that happen, the SVD.
     """
-    found = _iterate(M, rtol, out)
+    found = _iterate(M, rtol, chosen, out)
     statistics.copy_(found[:, :4])
     for i, (_, _, _, residual, orthogonality, outcome) in enumerate(found.tolist()):
         if outcome == DONE and max(residual, orthogonality) <= CERTIFIED[M.dtype]:
@@ -233,7 +236,7 @@ def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bo
         M, out = M.T, out.T
     lq = _lq.decompose(M, out)
     A, found = torch.empty(lq.L.shape, dtype=torch.float64), statistics.new_empty(1, 4)
-    _without_zeros(lq.L[None], rtol, False, A[None], found)
+    _without_zeros(lq.L[None], rtol, False, "cpu", A[None], found)
     found[0, 3] = _lq.assemble(lq, A, out)
     if complete and found[0, 1] < len(M):
         _complete(out, A, None)
@@ -272,7 +275,7 @@ def _write(
     statistics: Tensor,
 ) -> None:
     """Into `out`, which may be M."""
-    chosen = _backend.choose(backend, M.device, M.dtype, DTYPES)
+    chosen = _backend.choose(backend, M.device, M.dtype, DTYPES, lacking=("cuda",))
     largest = torch.maximum(M.amax((-2, -1)), -M.amin((-2, -1)))
     if not torch.isfinite(largest).all():
         raise ValueError("M has entries that are not finite: its polar factor is not defined")
@@ -296,8 +299,8 @@ def _write(
     if by_lq:
         for given in zip(matrices, into, found, strict=True):
             _by_lq(*given, rtol, complete)
-    elif chosen == "cpu" and method is None:
-        _without_zeros(matrices.clone() if same else matrices, rtol, complete, into, found)
+    elif chosen != "reference" and method is None:
+        _without_zeros(matrices.clone() if same else matrices, rtol, complete, chosen, into, found)
     else:
         for i, one in enumerate(matrices):
             found[i] = torch.tensor(_by_factors(one, rtol, complete, False, into[i]), dtype=torch.float64)

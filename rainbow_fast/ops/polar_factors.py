@@ -16,7 +16,9 @@ ENOUGH = {torch.float32: 1e-9, torch.float64: 0.0}  # the error of orthogonality
 
 
 def multiply(Q: Tensor, M: Tensor) -> Tensor:
-    """Q (p, d) times M (d, m) in float64, on the loop nest of the kernels."""
+    """Q (p, d) times M (d, m) in float64, on the CPU by the loop nest of the kernels."""
+    if M.device.type != "cpu":
+        return Q @ M
     out = torch.empty(Q.shape[0], M.shape[1], dtype=torch.float64)
     Q, M = Q.contiguous(), M.contiguous()
     _backend.kernels().polar_multiply(
@@ -26,7 +28,9 @@ def multiply(Q: Tensor, M: Tensor) -> Tensor:
 
 
 def _gram(X: Tensor, Y: Tensor) -> Tensor:
-    """X (p, m) times Y (d, m) transposed in float64: the cross-covariance of columns as samples."""
+    """X (p, m) times Y (d, m) transposed in float64, on the CPU as the cross-covariance of columns as samples."""
+    if X.device.type != "cpu":
+        return X @ Y.T
     return torch.ops.rainbow_fast.cross_covariance(
         X.unsqueeze(0), [] if Y is X else [Y.unsqueeze(0)], "identity", 0.0, False, "cpu"
     )

@@ -68,7 +68,7 @@ def combine_kernel(
 
 
 def combine(out: Tensor, inputs: Tensor, coefficients: Tensor) -> Tensor:
-    """Sums (o, b, d, d) of (i, b, d, d), symmetrised, with coefficients (b, o, i + 1), the last ones of the identity."""
+    """Sums (o, b, d, d) of (i, b, d, d), symmetrised, with coefficients (b, o, i + 1), the last of the identity."""
     count, b, d, _ = inputs.shape
     blocks = triton.cdiv(d, COMBINE["BLOCK"])
     combine_kernel[(b, blocks, blocks)](out, inputs, coefficients.contiguous(), b, d, count, len(out), **COMBINE)
