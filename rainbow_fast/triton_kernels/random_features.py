@@ -58,6 +58,7 @@ COVARIANCE: Plans = {
 }
 PROJECTION: Plans = {
     "fp32": {"NEURONS": 32, "SAMPLES": 64, "CHANNELS": 128, "RANK": 32, "num_warps": 8, "num_stages": 2},
+    "fp32 gfx942": {"NEURONS": 32, "SAMPLES": 32, "CHANNELS": 128, "RANK": 32, "num_warps": 8, "num_stages": 2},
     "fp64": {"NEURONS": 32, "SAMPLES": 64, "CHANNELS": 64, "RANK": 16, "num_warps": 8, "num_stages": 2},
 }
 

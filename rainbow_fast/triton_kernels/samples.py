@@ -150,7 +150,7 @@ def panels(rows: Rows, n: int, u: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield 0, rows[:n]
         return
     r = u.shape[1]
-    height = min(n, TALLEST, triton.cdiv(PANEL // max(r, 1) + 1, 128) * 128)
+    height = min(n, TALLEST, max(PANEL // max(r, 1) // 128, 1) * 128)
     panel = torch.empty(height, r, dtype=u.dtype, device=u.device)
     seed, stream, row, column = rows
     for first in range(0, n, height):

@@ -152,34 +152,32 @@ def test_what_is_missing_from_above(guarded) -> None:
     torch.testing.assert_close(sum(parts), together, rtol=0, atol=2e-5)
 
 
-def test_panels_parts_and_blocks(guarded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where G comes in panels, sums in parts, samples in blocks and launches in turns, the results are the same."""
-    case = CASES["nchw-long-rank"] | {"n": 150, "d": 5, "generated": True}
-    made = Made(**case)
+@pytest.mark.parametrize("d", [5, 130], ids=["fused", "through-panels-of-features"])
+def test_panels_parts_and_blocks(guarded, monkeypatch: pytest.MonkeyPatch, d: int) -> None:
+    """Where G comes in two panels, sums in parts, samples in two blocks and launches in turns: the same results."""
+    N, r, n, space = 2, 5, 140, (5, 13)
+    made = Made(N, r, n, d, space, "contiguous", torch.float32, "silu", True, True)
 
     def all_of_them() -> list[Tensor]:
-        out, x = guarded(3, 150, 5, 7), guarded(3, 5, 5, 7)
-        grad_u, grad_shift = guarded(3, 37, 5, 7), guarded(3, 5, 7)
-        sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((5, 150), (150,), (150,))]
+        out, x = guarded(N, n, *space), guarded(N, d, *space)
+        grad_u, grad_shift = guarded(N, r, *space), guarded(N, *space)
+        sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((d, n), (n,), (n,))]
         given = (made.u, made.shift, made.rows)
         random_features(out, *given, *made.rest)
         random_features_covariance(*sums, made.x, *given, *made.rest)
         random_features_projection(x, made.u, made.A, *given[1:], *made.rest)
         above = (made.given, made.total, made.square, [made.x], [made.A])
-        random_features_gradient(grad_u, grad_shift, *given, 150, *made.rest, *above)
+        random_features_gradient(grad_u, grad_shift, *given, n, *made.rest, *above)
         return [out, *sums, x, grad_u, grad_shift]
 
-    def set(**sizes: int) -> None:
-        for name, value in sizes.items():
-            monkeypatch.setattr(samples, name, value)
-
-    set(PROGRAMS=1)
+    monkeypatch.setattr(samples, "PROGRAMS", 1)
     whole = all_of_them()
-    set(PROGRAMS=512, FLUSH=32, PANEL=37 * 128, SUMS=40 * 64)
+    for name, value in {"PROGRAMS": 512, "FLUSH": 32, "PANEL": r * 128, "SUMS": d * 128}.items():
+        monkeypatch.setattr(samples, name, value)
     cut = all_of_them()
     assert differing_bits(whole[0], cut[0]) == 0
     for a, b in zip(whole, cut, strict=True):
-        # Other float32 partial sums of at most 150 terms
+        # Other float32 partial sums, of at most 140 terms
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
 
 
