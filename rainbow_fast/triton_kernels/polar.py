@@ -68,7 +68,7 @@ def combine_kernel(
 
 
 def combine(out: Tensor, inputs: Tensor, coefficients: Tensor) -> Tensor:
-    """Sums (o, b, d, d) of (i, b, d, d), symmetrised, with coefficients (b, o, i + 1), the last of the identity."""
+    """Sums (o, b, d, d) of (i, b, d, d), symmetrised; coefficients (b, o, i + 1), the last ones of the identity."""
     count, b, d, _ = inputs.shape
     blocks = triton.cdiv(d, COMBINE["BLOCK"])
     combine_kernel[(b, blocks, blocks)](out, inputs, coefficients.contiguous(), b, d, count, len(out), **COMBINE)
@@ -160,7 +160,8 @@ def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
     probe = M.new_empty(PROBES, d, dtype=torch.float64)
     gaussian(probe, [0, 0, 0, 0])
     at = torch.arange(b)  # of what is left, here and in the lists below
-    X, scales = wide.double(), []
+    X = wide.double()
+    scales: list[Tensor] = []
 
     def some(t: Tensor, which: Tensor) -> Tensor:
         return t if len(which) == len(t) else t[which.to(t.device)]

@@ -79,7 +79,7 @@ def test_null_where_the_condition_says_so(guarded) -> None:
 
 @pytest.mark.parametrize("d", [7, 50, 150])
 def test_largest_eigenvalue(d: int) -> None:
-    """Exact where the Krylov space is the whole space; within 1 % of a Wishart matrix, whose edge is dense; from below."""
+    """From below: exact where the Krylov space is the whole space, within 1 % at the dense edge of a Wishart matrix."""
     X = draw(d, 2 * d, dtype=torch.float64)
     R = (X @ X.T)[None]
     exact = torch.linalg.eigvalsh(R[0])[-1]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The derivatives of the non-linearities inside Triton kernels, as csrc/cpu/derivative.h; at a corner what
+rainbow_fast/ops/activations.py says.
+"""
+
+import triton
+import triton.language as tl
+
+from rainbow_fast.triton_kernels import activations as _a
+from rainbow_fast.triton_kernels.activations import _exp_negative, _exponential, _polynomial, _scaled_erfc
+
+_COS: tl.constexpr = _a._COS
+_SIN: tl.constexpr = _a._SIN
+_TWO_OVER_PI, _ROUND64, _HALF_PI, _HALF_PI_LOW = _a._TWO_OVER_PI, _a._ROUND64, _a._HALF_PI, _a._HALF_PI_LOW
+_ROOT_HALF = _a._ROOT_HALF
+_TWO_OVER_ROOT_PI = tl.constexpr(1.12837916709551257390)
+_DENSITY = tl.constexpr(0.39894228040143267794)  # of the normal law at 0
+
+
+@triton.jit
+def _gaussian(z, FACTOR: tl.constexpr):
+    """e^(-FACTOR z^2) of 0 <= z, FACTOR 1 or 0.5, as `_exponential`: z is split so that its rounding does not enter."""
+    high = (z.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)  # its square is exact
+    return _exponential(-FACTOR * high * high, -FACTOR * (z - high) * (z + high))
+
+
+@triton.jit
+def _tanh_derivative(x):
+    e = _exp_negative(-2.0 * tl.abs(x))
+    return 4.0 * e / ((1.0 + e) * (1.0 + e))
+
+
+@triton.jit
+def _erf_derivative(x):
+    a = tl.abs(x)
+    rest, half, power = _gaussian(tl.where(a > 13.0, 13.0, a), 1.0)
+    return tl.where(a > 13.0, 0.0, _TWO_OVER_ROOT_PI * (1.0 + rest) * half * power)
+
+
+@triton.jit
+def _gelu_derivative(x):
+    """Phi(x) + x Phi'(x), which is one minus itself at -x."""
+    a = tl.abs(x)
+    z = tl.where(a > 14.5, 14.5, a)
+    tail, lost = _scaled_erfc(z)
+    rest, half, power = _gaussian(z, 0.5)
+    negative = (0.5 * tail * (1.0 + (rest + lost)) - _DENSITY * z * (1.0 + rest)) * half * power
+    negative = tl.where(a > 14.5, x * 0.0, negative)
+    return tl.where(x < 0.0, negative, 1.0 - negative)
+
+
+@triton.jit
+def _silu_derivative(x, e):
+    """t (1 + x (1 - t)), t = 1 / (1 + e^-x), of e = e^-|x|."""
+    large = 1.0 / (1.0 + e)
+    small = e * large
+    t, rest = tl.where(x < 0.0, small, large), tl.where(x < 0.0, large, small)
+    return t * (1.0 + tl.where(small == 0.0, 0.0, x) * rest)
+
+
+@triton.jit
+def _minus_sin(x):
+    """cos(x + pi / 2), as `activations._cos`, a quadrant further."""
+    wide = x.to(tl.float64)
+    shifted = wide * _TWO_OVER_PI + _ROUND64
+    n = shifted - _ROUND64
+    quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32) + 1
+    r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(tl.float32)
+    r = tl.where(tl.abs(x) < 2.0**40, r, x * 0.0)
+    z = r * r
+    sine, cosine = r + r * z * _polynomial(_SIN, z), (1.0 - 0.5 * z) + z * z * _polynomial(_COS, z)
+    y = tl.where((quadrant & 1) != 0, sine, cosine)
+    return tl.where(((quadrant + 1) & 2) != 0, -y, y)
+
+
+@triton.jit
+def _differentiate64(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "tanh":
+        e = tl.exp(-2.0 * tl.abs(x))
+        return 4.0 * e / ((1.0 + e) * (1.0 + e))
+    elif ACTIVATION == "erf":
+        return _TWO_OVER_ROOT_PI * tl.exp(-x * x)
+    elif ACTIVATION == "gelu":
+        return 0.5 * (1.0 + tl.erf(x * _ROOT_HALF)) + _DENSITY * x * tl.exp(-0.5 * x * x)
+    elif ACTIVATION == "silu":
+        return _silu_derivative(x, tl.exp(-tl.abs(x)))
+    else:
+        return -tl.sin(x)
+
+
+@triton.jit
+def differentiate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """sigma'(x), in the dtype of x: float32 or float64. `SLOPE` is that of leaky_relu."""
+    if ACTIVATION == "identity":
+        return tl.full(x.shape, 1.0, x.dtype)
+    elif ACTIVATION == "relu" or ACTIVATION == "leaky_relu":
+        below: tl.constexpr = SLOPE if ACTIVATION == "leaky_relu" else 0.0
+        return tl.where(x > 0.0, 1.0, below).to(x.dtype)
+    elif ACTIVATION == "abs":
+        return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
+    elif ACTIVATION == "sign" or ACTIVATION == "step":
+        return tl.zeros(x.shape, x.dtype)
+    elif x.dtype == tl.float64:
+        return _differentiate64(x, ACTIVATION)
+    elif ACTIVATION == "tanh":
+        return _tanh_derivative(x)
+    elif ACTIVATION == "erf":
+        return _erf_derivative(x)
+    elif ACTIVATION == "gelu":
+        return _gelu_derivative(x)
+    elif ACTIVATION == "silu":
+        return _silu_derivative(x, _exp_negative(-tl.abs(x)))
+    else:
+        tl.static_assert(ACTIVATION == "cos", "no such activation")
+        return _minus_sin(x)

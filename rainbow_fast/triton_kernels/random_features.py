@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""random_features on a GPU, and its two fused passes. Nothing of size N x n is stored, nor is G.
+
+G is made once for all samples, by the kernel of gaussian, in panels of 16 MB that stay in L2 for the kernels that read
+them. A tile of features, neurons by samples, stays in registers between the product that makes it and the one it enters;
+where d > 128, it would have to be made for each 128 of them again, and goes through a panel of 16 MB as well. Sums of at
+most 2048 terms in float32, which leave the tensor cores every 64 terms at most, are added in float64. How sums are cut
+follows from shapes alone: no atomics, the same bits on every machine of a family.
+
+flops 2 N n r, and 2 N n d of a fused pass, three times that in TF32 for float32; bytes b N (r + d) read once for each
+panel, b N n written by random_features; n r values of G. Floors in ms, of arithmetic in TF32 (495 and 156 TF) and of
+float64 (67 and 19.5 TF), of memory (3.35 and 2.0 TB/s), and of generation (0.70 and 0.44 T/s):
+
+    N = 5 10^4, n = 10^6       H100                                   A100
+    r = 64, d = 128            116 float32, 287 float64, 0.1 of G     369, 985, 0.1
+    r = 256, d = 512           465, 1150, 0.4                         1480, 3940, 0.6
+    random_features alone, float32, N = 10^4, n = 10^5, r = 256:
+                               3.1, 1.2 written                       9.8, 2.0 written
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rainbow_fast.triton_kernels.activations import activate
+from rainbow_fast.triton_kernels.samples import (
+    PRECISION,
+    Layout,
+    Rows,
+    Plans,
+    block_of_samples,
+    close,
+    compilations,
+    offsets,
+    panels,
+    places,
+    plan_of,
+    scores,
+    split,
+    sums_at_once,
+    terms,
+    tile,
+)
+from rainbow_fast.triton_kernels.variant import Variant
+
+# Neurons and samples of a tile of features; channels that it is multiplied with; terms at a time of a sum over ranks.
+FEATURES: Plans = {
+    "fp32": {"NEURONS": 64, "SAMPLES": 128, "RANK": 32, "num_warps": 8, "num_stages": 3},
+    "fp64": {"NEURONS": 64, "SAMPLES": 64, "RANK": 16, "num_warps": 4, "num_stages": 3},
+}
+COVARIANCE: Plans = {
+    "fp32": {"NEURONS": 64, "SAMPLES": 32, "CHANNELS": 128, "RANK": 32, "num_warps": 8, "num_stages": 2},
+    "fp32 sm_80": {"NEURONS": 32, "SAMPLES": 32, "CHANNELS": 128, "RANK": 32, "num_warps": 8, "num_stages": 2},
+    "fp64": {"NEURONS": 64, "SAMPLES": 32, "CHANNELS": 64, "RANK": 16, "num_warps": 8, "num_stages": 2},
+}
+PROJECTION: Plans = {
+    "fp32": {"NEURONS": 32, "SAMPLES": 64, "CHANNELS": 128, "RANK": 32, "num_warps": 8, "num_stages": 2},
+    "fp32 gfx942": {"NEURONS": 32, "SAMPLES": 32, "CHANNELS": 128, "RANK": 32, "num_warps": 8, "num_stages": 2},
+    "fp64": {"NEURONS": 32, "SAMPLES": 64, "CHANNELS": 64, "RANK": 16, "num_warps": 8, "num_stages": 2},
+}
+
+
+@triton.jit
+def features_kernel(
+    out, o_channel, o_image, o_line, o_position, u, u_channel, u_image, u_line, u_position, positions, lines,
+    first, width, shift, g, g_row, g_col, n, r, scale: tl.float64, one: tl.float64,
+    PLAIN: tl.constexpr, AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
+    NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """A tile of the features of samples first, first + 1, ..., written where they belong, or, `PLAIN`, to (n, width)."""
+    down = tl.cdiv(n, NEURONS)
+    neurons = (tl.program_id(0) % down).to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
+    start = (tl.program_id(0) // down).to(tl.int64) * SAMPLES
+    sample = start + tl.arange(0, SAMPLES)
+    there = sample < width
+    image, line, position = places(first + start, positions, lines, AXES, SAMPLES)
+    at = offsets(image, line, position, u_image, u_line, u_position, AXES)
+    s = scores(g, g_row, g_col, neurons, n, u, u_channel, at, there, r, one, PRECISION, RANK)
+    if shift is not None:
+        s += tl.load(shift + first + sample, mask=there, other=0.0)[None, :]
+    value = activate(s, ACTIVATION, SLOPE) * tl.cast(scale, s.dtype)
+    to = sample if PLAIN else offsets(image, line, position, o_image, o_line, o_position, AXES)
+    inside = (neurons < n)[:, None] & there[None, :]
+    tl.store(out + (neurons * o_channel)[:, None] + to[None, :], value, mask=inside)
+
+
+@triton.jit
+def covariance_kernel(
+    out, o_row, o_part, total, square, t_part,
+    x, x_channel, x_image, x_line, x_position, u, u_channel, u_image, u_line, u_position, positions, lines,
+    phi, first, width, begin, each, shift, g, g_row, g_col, n, d, r, scale: tl.float64, one: tl.float64,
+    AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr, HELD: tl.constexpr,
+    NEURONS: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """Over `each` of samples first, first + 1, ...: products of a block of neurons with one of channels, added to out.
+
+    The features are made here, or read from phi (n, width), of float32 and float64 sums alike.
+    """
+    down, across = tl.cdiv(n, NEURONS), tl.maximum(tl.cdiv(d, CHANNELS), 1)
+    block, part = tl.program_id(0) % (down * across), (tl.program_id(0) // (down * across)).to(tl.int64)
+    neurons = (block // across).to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
+    c = (block % across).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    begin += part * each
+    end = tl.minimum(begin + each, width)
+    work: tl.constexpr = x.dtype.element_ty
+    factor = tl.cast(scale, work)
+    k = tl.arange(0, RANK).to(tl.int64)
+    if HELD:
+        held = tile(g, neurons, g_row, n, k * g_col, k < r)
+    products = tl.zeros((CHANNELS, NEURONS), work)
+    sums, squares = tl.zeros((NEURONS,), tl.float64), tl.zeros((NEURONS,), tl.float64)
+    for step in range(tl.cdiv(end - begin, SAMPLES).to(tl.int32)):
+        start = begin + step * SAMPLES
+        sample = start + tl.arange(0, SAMPLES)
+        there = sample < end
+        image, line, position = places(first + start, positions, lines, AXES, SAMPLES)
+        if phi is not None:
+            f = tile(phi, neurons, width, n, sample, there)
+        else:
+            at = offsets(image, line, position, u_image, u_line, u_position, AXES)
+            if HELD:
+                s = tl.dot(held, tile(u, k, u_channel, r, at, there), input_precision=PRECISION)
+            else:
+                s = scores(g, g_row, g_col, neurons, n, u, u_channel, at, there, r, one, PRECISION, RANK)
+            if shift is not None:
+                s += tl.load(shift + first + sample, mask=there, other=0.0)[None, :]
+            f = tl.where(there[None, :], activate(s, ACTIVATION, SLOPE), 0.0)
+        sums += tl.sum(f, 1)
+        squares += tl.sum(f * f, 1)
+        at = offsets(image, line, position, x_image, x_line, x_position, AXES)
+        against = tile(x, c, x_channel, d, at, there)
+        # The factor is not taken into the features: it keeps the compiler from moving this sum into the product.
+        products += tl.dot(against, tl.trans(f), input_precision=PRECISION) * factor
+    target = out + part * o_part + (c * o_row)[:, None] + neurons[None, :]
+    inside = (c < d)[:, None] & (neurons < n)[None, :]
+    tl.store(target, tl.load(target, mask=inside, other=0.0) + products, mask=inside)
+    if block % across == 0:
+        at = part * t_part + neurons
+        known = tl.load(total + at, mask=neurons < n, other=0.0)
+        tl.store(total + at, known + sums * scale, mask=neurons < n)
+        known = tl.load(square + at, mask=neurons < n, other=0.0)
+        tl.store(square + at, known + squares * scale * scale, mask=neurons < n)
+
+
+@triton.jit
+def projection_kernel(
+    sums, s_part, first, width, u, u_channel, u_image, u_line, u_position, positions, lines,
+    phi, a, a_row, a_col, shift, g, g_row, g_col, begin, each, n, d, r, scale: tl.float64, one: tl.float64,
+    AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr, HELD: tl.constexpr,
+    NEURONS: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """Over `each` neurons: a tile of A phi', added to sums (parts, d, width) of samples first, first + 1, ...
+
+    The features are made here, or read from phi (n, width).
+    """
+    down, across = tl.cdiv(d, CHANNELS), tl.cdiv(width, SAMPLES)
+    block, part = tl.program_id(0) % (down * across), (tl.program_id(0) // (down * across)).to(tl.int64)
+    c = (block % down).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    start = (block // down).to(tl.int64) * SAMPLES
+    sample = start + tl.arange(0, SAMPLES)
+    there = sample < width
+    image, line, position = places(first + start, positions, lines, AXES, SAMPLES)
+    at = offsets(image, line, position, u_image, u_line, u_position, AXES)
+    begin += part * each
+    end = tl.minimum(begin + each, n)
+    work: tl.constexpr = a.dtype.element_ty
+    factor = tl.cast(scale, work)
+    k = tl.arange(0, RANK).to(tl.int64)
+    if HELD:
+        held = tile(u, k, u_channel, r, at, there)
+    if shift is not None:
+        added = tl.load(shift + first + sample, mask=there, other=0.0)[None, :]
+    x = tl.zeros((CHANNELS, SAMPLES), work)
+    for step in range(tl.cdiv(end - begin, NEURONS).to(tl.int32)):
+        neurons = begin + step * NEURONS + tl.arange(0, NEURONS)
+        if phi is not None:
+            f = tile(phi, neurons, width, end, sample, there)
+        else:
+            if HELD:
+                s = tl.dot(tile(g, neurons, g_row, end, k * g_col, k < r), held, input_precision=PRECISION)
+            else:
+                s = scores(g, g_row, g_col, neurons, end, u, u_channel, at, there, r, one, PRECISION, RANK)
+            if shift is not None:
+                s += added
+            f = tl.where((neurons < end)[:, None], activate(s, ACTIVATION, SLOPE), 0.0)
+        against = tile(a, c, a_row, d, neurons * a_col, neurons < end)
+        x += tl.dot(against, f, input_precision=PRECISION) * factor
+    target = sums + part * s_part + (c * width)[:, None] + sample[None, :]
+    inside = (c < d)[:, None] & there[None, :]
+    tl.store(target, tl.load(target, mask=inside, other=0.0) + x, mask=inside)
+
+
+def _features(
+    out: Tensor, strides: tuple[int, ...], u: Tensor, layout: Layout, first: int, width: int, shift: Tensor | None,
+    g: Tensor, activation: str, slope: float, scale: float, plain: bool,
+) -> None:  # fmt: skip
+    """Of the samples first, first + 1, ...; u is the last tensor of the layout."""
+    plan = plan_of(FEATURES, u)
+    tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(width, plan["SAMPLES"])
+    features_kernel[(tiles,)](
+        out, *strides, u, *layout.strides[-1], *layout.grid, first, width, shift, g, *g.stride(), *g.shape, scale, 1.0,
+        plain, layout.axes, activation, slope, PRECISION, **plan,
+    )  # fmt: skip
+
+
+def random_features(
+    out: Tensor, u: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float
+) -> None:
+    """Write phi' (N, n, *space) of u (N, r, *space), both of any strides and at most two axes of space, into `out`."""
+    both = Layout(out, u)
+    if not both.samples:
+        return
+    for first, g in panels(rows, out.shape[1], u):
+        to = out[:, first : first + len(g)]
+        _features(to, both.strides[0], u, both, 0, both.samples, shift, g, activation, slope, scale, False)
+
+
+def random_features_covariance(
+    out: Tensor, total: Tensor, square: Tensor, x: Tensor, u: Tensor,
+    shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
+) -> None:  # fmt: skip
+    """Add to float64 out (d, n), total (n,) and square (n,) the sums of x phi', phi' and phi'^2 over samples."""
+    d, n = out.shape
+    both = Layout(x, u)
+    if not both.samples:
+        return
+    plan = plan_of(COVARIANCE, u)
+    fused = d <= plan["CHANNELS"]
+    for row, g in panels(rows, n, u):
+        here = slice(row, row + len(g))
+        block = both.samples if fused else block_of_samples(len(g), both.samples)
+        tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(max(d, 1), plan["CHANNELS"])
+        parts, each = split(tiles, block, plan["SAMPLES"])
+        sums = [out[:, here], total[None, here], square[None, here]]
+        o, t, s = sums if parts == 1 else [out.new_zeros(parts, *whole.shape) for whole in sums]
+        phi = None if fused else u.new_empty(len(g), block)
+        for first in range(0, both.samples, block):
+            width = min(block, both.samples - first)
+            if phi is not None:
+                phi = phi.view(-1)[: len(g) * width].view(len(g), width)
+                _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, activation, slope, scale, True)
+            for begin in range(0, width, parts * each):
+                covariance_kernel[(tiles * parts,)](
+                    o, o.stride(-2), o.stride(0), t, s, t.stride(0), x, *both.strides[0], u, *both.strides[1],
+                    *both.grid, phi, first, width, begin, each, shift if fused else None, g, *g.stride(), len(g), d,
+                    u.shape[1], scale if fused else 1.0, 1.0,
+                    both.axes, activation, slope, PRECISION, fused and u.shape[1] <= plan["RANK"], **plan,
+                )  # fmt: skip
+        if parts > 1:
+            for whole, part in zip(sums, (o, t, s), strict=True):
+                plain = Layout(whole[None])
+                close(whole, plain, plain.strides[0], part, 0, add=True)
+
+
+def random_features_projection(
+    out: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float
+) -> None:
+    """Write A phi' (N, d, *space) of the first neurons, as many as A (d, n) has columns, into `out`, of any strides."""
+    d, n = A.shape
+    both = Layout(out, u)
+    fused = d <= plan_of(PROJECTION, u)["CHANNELS"]
+    block = sums_at_once(d) if fused else block_of_samples(n, both.samples)
+    for first in range(0, both.samples if d else 0, block):
+        width = min(block, both.samples - first)
+        sums = new_sums(d, n, width, u)
+        for row, g in panels(rows, n, u):
+            a = A[:, row : row + len(g)]
+            if fused:
+                project(sums, a, None, u, both, first, shift, g, activation, slope, scale)
+            else:
+                phi = u.new_empty(len(g), width)
+                _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, activation, slope, scale, True)
+                project(sums, a, phi, u, both, first, None, g, "identity", 0.0, 1.0)
+        close(out, both, both.strides[0], sums, first)
+
+
+def new_sums(d: int, n: int, width: int, u: Tensor) -> Tensor:
+    """Zeros (parts, d, width), for `project` over n neurons."""
+    plan = plan_of(PROJECTION, u)
+    tiles = triton.cdiv(width, plan["SAMPLES"]) * triton.cdiv(d, plan["CHANNELS"])
+    return torch.zeros(split(tiles, n, plan["NEURONS"])[0], d, width, dtype=torch.float64, device=u.device)
+
+
+def project(
+    sums: Tensor, a: Tensor, phi: Tensor | None, u: Tensor, layout: Layout, first: int, shift: Tensor | None,
+    g: Tensor, activation: str, slope: float, scale: float,
+) -> None:  # fmt: skip
+    """Add to sums (parts, d, width) the products of a (d, n) with the features of samples first, first + 1, ... and the
+    neurons g; or with phi (n, width).
+    """
+    plan = plan_of(PROJECTION, u)
+    (parts, d, width), (n, r) = sums.shape, g.shape
+    tiles = triton.cdiv(width, plan["SAMPLES"]) * triton.cdiv(d, plan["CHANNELS"])
+    if not tiles:
+        return
+    each = terms(parts, n, plan["NEURONS"])
+    for begin in range(0, n, parts * each):
+        projection_kernel[(tiles * parts,)](
+            sums, sums.stride(0), first, width, u, *layout.strides[-1], *layout.grid, phi, a, *a.stride(),
+            shift, g, *g.stride(), begin, each, n, d, r, scale, 1.0,
+            layout.axes, activation, slope, PRECISION, phi is None and r <= plan["RANK"], **plan,
+        )  # fmt: skip
+
+
+def variants() -> Iterator[Variant]:
+    yield from compilations("random_features", features_kernel, FEATURES, ("out", "u", "g"), {"PLAIN": False})
+    for name, kernel, plans, other in (
+        ("covariance", covariance_kernel, COVARIANCE, "x"),
+        ("projection", projection_kernel, PROJECTION, "a"),
+    ):
+        made = {"phi": None}
+        for what, pointers, constants in (
+            ("short rank", (other, "u", "g"), {"HELD": True} | made),
+            ("long rank", (other, "u", "g"), {"HELD": False} | made),
+            ("of phi", (other, "phi"), {"HELD": False, "u": None, "g": None}),
+        ):
+            yield from compilations(f"random_features_{name} {what}", kernel, plans, pointers, constants)

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Samples in strided memory, and the passes over them that random_features and its gradient share.
+
+A tensor (N, c, lines, positions) is a matrix of c channels by samples, a sample being a position of a line of an image.
+All tensors of a pass have their samples in the same order, each its own strides.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rainbow_fast.triton_kernels.gaussian import gaussian
+from rainbow_fast.triton_kernels.rounding import INTERPRETED
+from rainbow_fast.triton_kernels.variant import Variant
+
+PRECISION = "ieee" if torch.version.hip else "tf32x3"  # of float32 products: as good as float32 on either
+
+PANEL = 2**22  # values of G, or of features, at a time; in float32 16 MB, which stay in L2 for the kernels that read them
+TALLEST = 2**14  # rows of a panel
+SUMS = 2**22  # float64 sums of a block of samples at a time
+FLUSH = 2048  # terms of a float32 sum of products, which then goes into a float64 one
+PROGRAMS = 512  # that a launch should have, where sums can be split so far: a few to a multiprocessor
+
+
+@triton.jit
+def places(first, positions, lines, AXES: tl.constexpr, STEP: tl.constexpr):
+    """Image, line and position, int64, of samples first, first + 1, ...; `AXES` of the three are there."""
+    k = tl.arange(0, STEP)
+    zero = tl.zeros((STEP,), tl.int64)
+    if AXES == 1:
+        return zero, zero, first + k
+    else:
+        line = first // positions
+        at = (first - line * positions).to(positions.dtype) + k  # 32 bits where a line has no more
+        position, at = (at % positions).to(tl.int64), at // positions
+        if AXES == 2:
+            return line + at, zero, position
+        else:
+            image = line // lines
+            at = (line - image * lines).to(lines.dtype) + at
+            return image + at // lines, (at % lines).to(tl.int64), position
+
+
+@triton.jit
+def offsets(image, line, position, s_image, s_line, s_position, AXES: tl.constexpr):
+    at = position * s_position
+    if AXES > 1:
+        at += image * s_image
+    if AXES > 2:
+        at += line * s_line
+    return at
+
+
+@triton.jit
+def tile(x, rows, s_row, height, columns, width):
+    """x at rows * s_row + columns, where columns are offsets; zero outside of height rows and where not `width`."""
+    return tl.load(x + (rows * s_row)[:, None] + columns[None, :], mask=(rows < height)[:, None] & width[None, :], other=0.0)
+
+
+@triton.jit
+def scores(
+    g, g_row, g_col, neurons, n, u, u_channel, at, width, r, one,
+    PRECISION: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    """G u^T of neurons by samples, RANK terms of a sum inside the tensor cores, which round towards zero.
+
+    `one` is 1: a factor that the compiler does not know keeps it from moving the sum of sums inside as well.
+    """
+    s = tl.zeros((neurons.shape[0], at.shape[0]), g.dtype.element_ty)
+    for first in range(0, r, RANK):
+        k = (first + tl.arange(0, RANK)).to(tl.int64)
+        a = tile(g, neurons, g_row, n, k * g_col, k < r)
+        b = tile(u, k, u_channel, r, at, width)
+        s += tl.dot(a, b, input_precision=PRECISION) * tl.cast(one, s.dtype)
+    return s
+
+
+@triton.jit
+def close_kernel(
+    out, o_channel, o_image, o_line, o_position, positions, lines, sums, s_part, parts, channels, first, samples,
+    AXES: tl.constexpr, ADD: tl.constexpr, CHANNELS: tl.constexpr, SAMPLES: tl.constexpr,
+):  # fmt: skip
+    """out at samples first, first + 1, ... = or += the sum of parts (channels, samples) of float64, in their order."""
+    c = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    start = tl.program_id(0).to(tl.int64) * SAMPLES
+    s = start + tl.arange(0, SAMPLES)
+    inside = (c < channels)[:, None] & (s < samples)[None, :]
+    source = sums + (c * samples)[:, None] + s[None, :]
+    image, line, position = places(first + start, positions, lines, AXES, SAMPLES)
+    at = offsets(image, line, position, o_image, o_line, o_position, AXES)
+    target = out + (c * o_channel)[:, None] + at[None, :]
+    value = tl.zeros((CHANNELS, SAMPLES), tl.float64)
+    if ADD:
+        value += tl.load(target, mask=inside, other=0.0)
+    for _ in range(parts):
+        value += tl.load(source, mask=inside, other=0.0)
+        source += s_part
+    tl.store(target, value.to(out.dtype.element_ty), mask=inside)
+
+
+CLOSE = {"CHANNELS": 16, "SAMPLES": 64, "num_warps": 4}
+
+
+class Layout:
+    """Tensors (N, c, *space), at most two axes of space, with as few and as long lines as the strides of all allow."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        views = [x.reshape(*x.shape[:2], *[1] * (4 - x.dim()), *x.shape[2:]) for x in tensors]
+        images, _, lines, positions = views[0].shape
+        strides = [[x.stride(axis) for axis in (1, 0, 2, 3)] for x in views]
+        self.samples = images * lines * positions
+        if all(lines == 1 or positions == 1 or s[2] == positions * s[3] for s in strides):
+            for s in strides:
+                s[3] = s[2] if positions == 1 else s[3]
+            lines, positions = 1, lines * positions
+            if all(images == 1 or positions == 1 or s[1] == positions * s[3] for s in strides):
+                for s in strides:
+                    s[3] = s[1] if positions == 1 else s[3]
+                images, positions = 1, images * positions
+        self.axes = 3 if lines > 1 else 2 if images > 1 else 1
+        self.grid = (positions, lines)
+        self.strides = strides  # of channel, image, line, position
+
+
+def close(out: Tensor, layout: Layout, strides: list[int], sums: Tensor, first: int, *, add: bool = False) -> None:
+    """Write sums over parts (parts, channels, samples) to `out`, from sample `first` on; `add` to what is there."""
+    parts, channels, samples = sums.shape
+    if sums.numel() == 0:
+        return
+    grid = (triton.cdiv(samples, CLOSE["SAMPLES"]), triton.cdiv(channels, CLOSE["CHANNELS"]))
+    close_kernel[grid](
+        out, *strides, *layout.grid, sums, sums.stride(0), parts, channels, first, samples, layout.axes, add, **CLOSE
+    )  # fmt: skip
+
+
+Rows = Tensor | list[int]  # of G: explicit (n, r), or the address [seed, stream, row, column] of generated ones
+
+
+def panels(rows: Rows, n: int, u: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The first n rows of G, as wide as u has channels, in panels (first row, its rows): explicit ones in a single one.
+
+    The next panel is written over the last one: what reads it must be in the stream by then.
+    """
+    if n == 0:
+        return
+    if isinstance(rows, Tensor):
+        yield 0, rows[:n]
+        return
+    r = u.shape[1]
+    height = min(n, TALLEST, max(PANEL // max(r, 1) // 128, 1) * 128)
+    panel = torch.empty(height, r, dtype=u.dtype, device=u.device)
+    seed, stream, row, column = rows
+    for first in range(0, n, height):
+        part = panel[: n - first]
+        gaussian(part, [seed, stream, row + first, column])
+        yield first, part
+
+
+def split(tiles: int, length: int, step: int) -> tuple[int, int]:
+    """In how many parts to sum `length` terms so that there are enough programs, and `terms` of each in one launch.
+
+    Both follow from the shapes alone, so that results do not depend on the machine.
+    """
+    parts = max(1, min(triton.cdiv(PROGRAMS, max(tiles, 1)), triton.cdiv(length, 4 * step)))
+    return parts, terms(parts, length, step)
+
+
+def terms(parts: int, length: int, step: int) -> int:
+    return min(FLUSH, triton.cdiv(max(triton.cdiv(length, parts), 1), step) * step)
+
+
+def sums_at_once(channels: int) -> int:
+    """Samples whose float64 sums fit into the workspace."""
+    return max(SUMS // max(channels, 1) // 128, 1) * 128
+
+
+def block_of_samples(neurons: int, samples: int) -> int:
+    """Samples whose features fit into a panel."""
+    return min(max(samples, 1), max(PANEL // max(min(neurons, TALLEST), 1) // 128, 1) * 128)
+
+
+Plans = dict[str, dict[str, int]]  # of "fp32", "fp64", and of one of them on a family of machines: "fp32 sm_80"
+
+
+def plan_of(plans: Plans, u: Tensor) -> dict[str, int]:
+    type = "fp64" if u.dtype == torch.float64 else "fp32"
+    return plans.get(f"{type} {_family(u.device)}", plans[type])
+
+
+def _family(device: torch.device) -> str:
+    """Machines with the same plans: by their kind, not their size, which would change bits."""
+    if INTERPRETED:
+        return "sm_90"
+    if torch.version.hip:
+        return "gfx942"
+    return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
+
+
+LONG = ("begin", "each", "first", "width", "o_part", "s_part", "t_part")  # int64 where they are large
+
+
+def compilations(
+    name: str, kernel, plans: Plans, pointers: tuple[str, ...], constants: dict
+) -> Iterator[Variant]:
+    """A kernel for maps in NCHW, positions a multiple of 16, relu and no shift."""
+    known = {"AXES": 2, "ACTIVATION": "relu", "SLOPE": 0.0, "shift": None} | constants
+    unit = ("lines", "g_col", "a_col", "o_position", "u_position", "x_position", "w_position")
+    names = [p.name for p in kernel.params if not p.is_constexpr and p.name not in ("scale", "one", *known)]
+    known |= {key: 1 for key in unit if key in names}
+    types = {key: "i64" if key in LONG else "i32" for key in names if key not in known}
+    types |= {key: "*fp64" for key in ("out", "sums", "total", "square") if key in names}
+    for type in ("fp32", "fp64"):
+        own = types | {key: f"*{type}" for key in pointers}
+        for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
+            plan = plans.get(f"{type} {target}", plans[type])
+            given = known | {key: value for key, value in plan.items() if key.isupper()}
+            given["PRECISION"] = "ieee" if target == "gfx942" else "tf32x3"
+            options = {key: value for key, value in plan.items() if not key.isupper()}
+            yield Variant(
+                f"{name} {type}", kernel, own, given, options, tuple(own), products=True, targets=(target,)
+            )  # fmt: skip

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The Triton kernels of random_features, interpreted, against float64; run by tests/test_triton.py.
+
+Scales are powers of two: the interpreter rounds every number it is given to float32.
+"""
+
+import pytest
+import torch
+from here import differing_bits, draw, laid_out
+from tolerance import assert_close_to_float64
+from torch import Tensor
+
+from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.gaussian import gaussian_reference
+from rainbow_fast.triton_kernels import samples
+from rainbow_fast.triton_kernels.random_features import (
+    random_features,
+    random_features_covariance,
+    random_features_projection,
+)
+from rainbow_fast.triton_kernels.random_features_gradient import random_features_gradient
+
+SEED, SLOPE, SCALE = 2**40 + 5, 0.25, 0.5
+
+# N, r, n, d, space, layout, dtype, activation, has a shift, G generated
+CASES = {
+    "rows": (70, 5, 67, 9, (), "contiguous", torch.float32, "relu", False, True),
+    "nchw-long-rank": (3, 37, 70, 130, (5, 7), "contiguous", torch.float32, "gelu", True, False),
+    "channels_last": (2, 33, 10, 17, (4, 9), "channels_last", torch.float32, "cos", True, True),
+    "lines-apart": (2, 6, 35, 5, (6, 11), "transposed", torch.float32, "leaky_relu", True, True),
+    "sliced": (3, 3, 33, 70, (21,), "sliced", torch.float64, "silu", True, True),
+    "double-long-rank": (40, 21, 40, 66, (), "contiguous", torch.float64, "tanh", False, False),
+    "one-of-each": (1, 1, 1, 1, (), "contiguous", torch.float64, "erf", True, True),
+}
+PARAMETERS = ("N", "r", "n", "d", "space", "layout", "dtype", "activation", "shifted", "generated")
+CASES = {name: dict(zip(PARAMETERS, case, strict=True)) for name, case in CASES.items()}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+class Made:
+    """What a case is made of, and its features in float64 and by plain PyTorch in its dtype."""
+
+    def __init__(self, N, r, n, d, space, layout, dtype, activation, shifted, generated) -> None:
+        where = [SEED, 3, 2**32 - 5, 0]
+        G = torch.from_numpy(gaussian_reference(where, n, r)).to(dtype)
+        self.rows = where if generated else G.T.contiguous().T
+        self.u = laid_out(draw(N, r, *space, dtype=dtype, seed=1), layout)
+        self.x = laid_out(draw(N, d, *space, dtype=dtype, seed=2), layout)
+        self.shift = draw(N, *space, dtype=dtype, seed=3) if shifted else None
+        self.A = draw(d, n, dtype=dtype, seed=4)
+        self.given = laid_out(draw(N, n, *space, dtype=dtype, seed=5), layout)
+        self.total, self.square = draw(2, n, dtype=dtype, seed=6)
+        self.rest = (activation, SLOPE, SCALE)
+        function, derivative = ACTIVATIONS[activation]
+        self.phi, self.slopes, self.G = {}, {}, {}
+        for kind in (torch.float64, dtype):
+            self.G[kind] = G.to(kind)
+            s = torch.einsum("nr...,mr->nm...", self.u.to(kind), self.G[kind])
+            s = s if self.shift is None else s + self.shift.to(kind).unsqueeze(1)
+            self.phi[kind], self.slopes[kind] = SCALE * function(s, SLOPE), SCALE * derivative(s, SLOPE)
+
+    def each(self, compute) -> list[Tensor]:
+        """compute(dtype) in float64, and in the dtype of the case."""
+        return [compute(torch.float64), compute(self.u.dtype)]
+
+
+def matrix(x: Tensor) -> Tensor:
+    return x.flatten(2).movedim(1, -1).flatten(0, 1) if x.dim() > 2 else x
+
+
+def lay_out(guarded, like: Tensor, case: dict) -> Tensor:
+    """A poisoned output as large as `like`, laid out as the inputs, inside guard zones."""
+    axes = list(range(like.dim()))
+    order = {"channels_last": [0, *axes[2:], 1], "transposed": axes[::-1]}.get(case["layout"], axes)
+    out = guarded(*(like.shape[axis] for axis in order), dtype=case["dtype"])
+    return out.permute(*(order.index(axis) for axis in axes))
+
+
+@cases
+def test_features(guarded, case: dict) -> None:
+    made = Made(**case)
+    out = lay_out(guarded, made.phi[torch.float64], case)
+    random_features(out, made.u, made.shift, made.rows, *made.rest)
+    assert_close_to_float64(out, *made.each(lambda kind: made.phi[kind]), terms=case["r"])
+
+
+@cases
+def test_covariance(guarded, case: dict) -> None:
+    made = Made(**case)
+    n, d = case["n"], case["d"]
+    sums = [guarded(*shape, dtype=torch.float64).fill_(2) for shape in ((d, n), (n,), (n,))]
+    random_features_covariance(*sums, made.x, made.u, made.shift, made.rows, *made.rest)
+    phi = {kind: matrix(made.phi[kind]) for kind in made.phi}
+    x = matrix(made.x)
+    count = len(x)
+    for found, wanted in (
+        (sums[0], lambda kind: x.to(kind).T @ phi[kind]),
+        (sums[1], lambda kind: phi[kind].sum(0)),
+        (sums[2], lambda kind: (phi[kind] ** 2).sum(0)),
+    ):
+        exact, plain = made.each(wanted)
+        assert_close_to_float64(found.to(case["dtype"]), exact + 2, plain + 2, terms=count)
+
+
+@cases
+def test_projection(guarded, case: dict) -> None:
+    made = Made(**case)
+    exact, plain = made.each(lambda kind: torch.einsum("nm...,dm->nd...", made.phi[kind], made.A.to(kind)))
+    out = lay_out(guarded, exact, case)
+    random_features_projection(out, made.u, made.A, made.shift, made.rows, *made.rest)
+    assert_close_to_float64(out, exact, plain, terms=case["n"])
+
+
+@cases
+def test_gradient(guarded, case: dict) -> None:
+    """With everything that can come from above: two products, of all neurons and of the first half."""
+    made = Made(**case)
+    half = -(-case["n"] // 2)
+    B = made.A[:, :half].flip(1)
+
+    def upstream(kind: torch.dtype) -> Tensor:
+        there = [t.to(kind).view(-1, *[1] * (made.u.dim() - 2)) for t in (made.total, made.square)]
+        up = made.given.to(kind) + there[0] + 2 * there[1] * made.phi[kind]
+        up = up + torch.einsum("nd...,dm->nm...", made.x.to(kind), made.A.to(kind))
+        up[:, :half] += torch.einsum("nd...,dm->nm...", made.x.to(kind), B.to(kind))
+        return up * made.slopes[kind]
+
+    exact, plain = made.each(lambda kind: torch.einsum("nm...,mr->nr...", upstream(kind), made.G[kind]))
+    grad_u = lay_out(guarded, exact, case)
+    grad_shift = guarded(*made.u[:, 0].shape, dtype=case["dtype"])
+    above = (made.given, made.total, made.square, [made.x, made.x], [made.A, B])
+    random_features_gradient(grad_u, grad_shift, made.u, made.shift, made.rows, case["n"], *made.rest, *above)
+    assert_close_to_float64(grad_u, exact, plain, terms=case["n"] * case["d"])
+    assert_close_to_float64(grad_shift, *made.each(lambda kind: upstream(kind).sum(1)), terms=case["n"] * case["d"])
+
+
+def test_what_is_missing_from_above(guarded) -> None:
+    """One at a time, against each other: gradients are linear in what comes from above."""
+    case = CASES["rows"]
+    made = Made(**case)
+    above = {"given": made.given, "total": made.total, "square": made.square}
+    parts = []
+    for name in (*above, "product"):
+        grad = guarded(70, 5)
+        one = [above[key] if key == name else None for key in above]
+        pairs = ([made.x], [made.A]) if name == "product" else ([], [])
+        random_features_gradient(grad, None, made.u, None, made.rows, 67, *made.rest, *one, *pairs)
+        parts.append(grad)
+    together = guarded(70, 5)
+    random_features_gradient(together, None, made.u, None, made.rows, 67, *made.rest, *above.values(), [made.x], [made.A])
+    # float32 sums of four results of order ten
+    torch.testing.assert_close(sum(parts), together, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("d", [5, 130], ids=["fused", "through-panels-of-features"])
+def test_panels_parts_and_blocks(guarded, monkeypatch: pytest.MonkeyPatch, d: int) -> None:
+    """Where G comes in two panels, sums in parts, samples in two blocks and launches in turns: the same results."""
+    N, r, n, space = 2, 5, 140, (5, 13)
+    made = Made(N, r, n, d, space, "contiguous", torch.float32, "silu", True, True)
+
+    def all_of_them() -> list[Tensor]:
+        out, x = guarded(N, n, *space), guarded(N, d, *space)
+        grad_u, grad_shift = guarded(N, r, *space), guarded(N, *space)
+        sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((d, n), (n,), (n,))]
+        given = (made.u, made.shift, made.rows)
+        random_features(out, *given, *made.rest)
+        random_features_covariance(*sums, made.x, *given, *made.rest)
+        random_features_projection(x, made.u, made.A, *given[1:], *made.rest)
+        above = (made.given, made.total, made.square, [made.x], [made.A])
+        random_features_gradient(grad_u, grad_shift, *given, n, *made.rest, *above)
+        return [out, *sums, x, grad_u, grad_shift]
+
+    monkeypatch.setattr(samples, "PROGRAMS", 1)
+    whole = all_of_them()
+    for name, value in {"PROGRAMS": 512, "FLUSH": 32, "PANEL": r * 128, "SUMS": d * 128}.items():
+        monkeypatch.setattr(samples, name, value)
+    cut = all_of_them()
+    assert differing_bits(whole[0], cut[0]) == 0
+    for a, b in zip(whole, cut, strict=True):
+        # Other float32 partial sums, of at most 140 terms
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+
+
+EMPTY = {"no-samples": (0, 3, 4, 2), "no-rank": (5, 0, 4, 2), "no-neurons": (5, 3, 0, 2), "no-channels": (5, 3, 4, 0)}
+
+
+@pytest.mark.parametrize(("N", "r", "n", "d"), EMPTY.values(), ids=EMPTY)
+def test_empty(guarded, N: int, r: int, n: int, d: int) -> None:
+    made = Made(N, r, n, d, (), "contiguous", torch.float32, "cos", True, True)
+    out, x, grad_u, grad_shift = guarded(N, n), guarded(N, d), guarded(N, r), guarded(N)
+    sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((d, n), (n,), (n,))]
+    given = (made.u, made.shift, made.rows)
+    random_features(out, *given, *made.rest)
+    random_features_covariance(*sums, made.x, *given, *made.rest)
+    random_features_projection(x, made.u, made.A, *given[1:], *made.rest)
+    random_features_gradient(
+        grad_u, grad_shift, *given, n, *made.rest, made.given, None, None, [made.x], [made.A]
+    )
+    phi = made.phi[torch.float32]
+    up = (made.given + made.x @ made.A) * made.slopes[torch.float32]
+    for found, wanted in (
+        (out, phi), (sums[0], made.x.T @ phi), (sums[1], phi.sum(0)), (x, phi @ made.A.T),
+        (grad_u, up @ made.G[torch.float32]), (grad_shift, up.sum(1)),
+    ):  # fmt: skip
+        torch.testing.assert_close(found.float(), wanted.float(), rtol=0, atol=1e-5)
