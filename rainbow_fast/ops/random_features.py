@@ -187,6 +187,10 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
         for where, part in parts:
             part.copy_(_values(f, n, where))
         return
+    if chosen == "triton":
+        for where, part in parts:
+            _backend.triton_kernels("random_features").random_features(part, *f.plain(where))
+        return
     kept, features = f.memory(n)
     for target, (where, _) in zip(targets, parts, strict=True):
         with _backend.running(chosen, f.u.device) as run:
@@ -212,6 +216,10 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
             first += phi.sum((0, 2))
             second += (phi * phi).sum((0, 2))
         return
+    if chosen == "triton":
+        for where, *sums in parts:
+            _backend.triton_kernels("random_features").random_features_covariance(*sums, x.detach(), *f.plain(where))
+        return
     x_kept, x_samples = samples(x)
     kept, features = f.memory(n)
     for where, *sums in parts:
@@ -234,6 +242,12 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
             phi = _values(f, n, where)
             for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
                 o.copy_(torch.einsum("nm...,dm->nd...", phi[:, : a.shape[1]], a))
+        return
+    if chosen == "triton":
+        for where, *given in parts:
+            u, *rest = f.plain(where)
+            for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
+                _backend.triton_kernels("random_features").random_features_projection(o, u, a.detach(), *rest)
         return
     kept, features = f.memory(n)
     for s, (where, *given) in enumerate(parts):

@@ -107,6 +107,12 @@ class Features(NamedTuple):
         last = (CODE[self.activation], self.slope, self.scale)
         return (u, shift), lambda where: (*first, where, *last)
 
+    def plain(self, where: list[int]) -> tuple:
+        """What the Triton kernels take of it: u, shift, the rows of G or their address, and the rest."""
+        rows = where if self.G is None else self.G.detach()
+        shift = None if self.shift is None else self.shift.detach()
+        return self.u.detach(), shift, rows, self.activation, self.slope, self.scale
+
     def chosen(self, backend: str | None) -> str:
         return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES)
 

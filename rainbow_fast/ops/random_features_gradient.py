@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rainbow_fast import backend as _backend
 from rainbow_fast.ops.activations import ACTIVATIONS
-from rainbow_fast.ops.memory import NOTHING, matrix, samples
+from rainbow_fast.ops.memory import NOTHING, address_of, matrix, samples
 from rainbow_fast.ops.random_features_arguments import Features, check_upstream
 
 BLOCK = 2**21  # features at a time, in the reference
@@ -79,26 +79,38 @@ def _random_features_gradient(
         return random_features_gradient_reference(
             u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G
         )
-    kept, features = f.memory(n)
+    run = _by_triton if chosen == "triton" else _by_kernel
     grads_u, grads_shift = u.new_zeros(u.shape), u.new_zeros(u.shape[:1] + u.shape[2:])
     for seed, (where,) in enumerate(f.each(n)):
-        whole, *sums, pairs = _of_seed(seed, u, given, total, square, x, A)
-        held, whole_samples = (None, NOTHING) if whole is None else samples(whole)
-        sums = [None if t is None else t.contiguous() for t in sums]
-        products = [(samples(x_k), matrix(A_k)) for x_k, A_k in pairs]
-        upstream = (
-            whole_samples,
-            *(0 if t is None else t.data_ptr() for t in sums),
-            [(x_samples, A_matrix) for (_, x_samples), A_matrix in products],
-        )
         grad_u, grad_shift = torch.empty_like(grads_u), torch.empty_like(grads_shift)
-        with _backend.running(chosen, u.device) as run:
-            _backend.kernels(chosen).random_features_gradient(
-                samples(grad_u)[1], grad_shift.data_ptr(), upstream, features(where), run
-            )
+        run(f, n, where, grad_u, grad_shift, *_of_seed(seed, u, given, total, square, x, A))
         grads_u += grad_u
         grads_shift += grad_shift
     return grads_u, grads_shift, u.new_zeros(0)
+
+
+def _by_kernel(f: Features, n: int, where: list[int], grad_u, grad_shift, given, total, square, pairs) -> None:
+    kept, features = f.memory(n)
+    held, given_samples = (None, NOTHING) if given is None else samples(given)
+    sums = [None if t is None else t.contiguous() for t in (total, square)]
+    products = [(samples(x_k), matrix(A_k)) for x_k, A_k in pairs]
+    upstream = (
+        given_samples,
+        *map(address_of, sums),
+        [(x_samples, A_matrix) for (_, x_samples), A_matrix in products],
+    )
+    with _backend.running("cpu", f.u.device) as run:
+        _backend.kernels().random_features_gradient(
+            samples(grad_u)[1], grad_shift.data_ptr(), upstream, features(where), run
+        )
+
+
+def _by_triton(f: Features, n: int, where: list[int], grad_u, grad_shift, given, total, square, pairs) -> None:
+    u, shift, rows, *rest = f.plain(where)
+    x, A = [x_k for x_k, _ in pairs], [A_k for _, A_k in pairs]
+    _backend.triton_kernels("random_features_gradient").random_features_gradient(
+        grad_u, grad_shift, u, shift, rows, n, *rest, given, total, square, x, A
+    )
 
 
 _NAME = "rainbow_fast::random_features_gradient"
