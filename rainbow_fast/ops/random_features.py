@@ -189,7 +189,8 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
         return
     if chosen == "triton":
         for where, part in parts:
-            _backend.triton_kernels("random_features").random_features(part, *f.plain(where))
+            view = samples(part, written=True)[0]
+            _backend.triton_kernels("random_features").random_features(view, *f.plain(where))
         return
     kept, features = f.memory(n)
     for target, (where, _) in zip(targets, parts, strict=True):
@@ -218,7 +219,8 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
         return
     if chosen == "triton":
         for where, *sums in parts:
-            _backend.triton_kernels("random_features").random_features_covariance(*sums, x.detach(), *f.plain(where))
+            view = samples(x)[0]
+            _backend.triton_kernels("random_features").random_features_covariance(*sums, view, *f.plain(where))
         return
     x_kept, x_samples = samples(x)
     kept, features = f.memory(n)
@@ -247,7 +249,8 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
         for where, *given in parts:
             u, *rest = f.plain(where)
             for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
-                _backend.triton_kernels("random_features").random_features_projection(o, u, a.detach(), *rest)
+                view = samples(o, written=True)[0]
+                _backend.triton_kernels("random_features").random_features_projection(view, u, a.detach(), *rest)
         return
     kept, features = f.memory(n)
     for s, (where, *given) in enumerate(parts):

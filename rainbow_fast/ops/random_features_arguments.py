@@ -110,8 +110,8 @@ class Features(NamedTuple):
     def plain(self, where: list[int]) -> tuple:
         """What the Triton kernels take of it: u, shift, the rows of G or their address, and the rest."""
         rows = where if self.G is None else self.G.detach()
-        shift = None if self.shift is None else self.shift.detach()
-        return self.u.detach(), shift, rows, self.activation, self.slope, self.scale
+        shift = None if self.shift is None else self.shift.detach().contiguous()
+        return memory.samples(self.u)[0], shift, rows, self.activation, self.slope, self.scale
 
     def chosen(self, backend: str | None) -> str:
         return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES)

@@ -107,9 +107,10 @@ def _by_kernel(f: Features, n: int, where: list[int], grad_u, grad_shift, given,
 
 def _by_triton(f: Features, n: int, where: list[int], grad_u, grad_shift, given, total, square, pairs) -> None:
     u, shift, rows, *rest = f.plain(where)
-    x, A = [x_k for x_k, _ in pairs], [A_k for _, A_k in pairs]
+    x, A = [samples(x_k)[0] for x_k, _ in pairs], [A_k.detach() for _, A_k in pairs]
+    given = None if given is None else samples(given)[0]
     _backend.triton_kernels("random_features_gradient").random_features_gradient(
-        grad_u, grad_shift, u, shift, rows, n, *rest, given, total, square, x, A
+        samples(grad_u, written=True)[0], grad_shift, u, shift, rows, n, *rest, given, total, square, x, A
     )
 
 
