@@ -121,7 +121,7 @@ def check(module: str, index: int, target: Target) -> Row:
     try:
         made = compiled(variant, target)
     except Exception as error:  # whatever the compiler does not like is a line in the table
-        row.wrong.append(f"does not compile: {str(error).splitlines()[0]}")
+        row.wrong.append(f"does not compile: {(str(error).splitlines() or [repr(error)])[-1]}")
         return row
     row.shared = made["shared"]
     if "amdgcn" in made:
@@ -162,12 +162,17 @@ def work(only: str) -> Iterator[tuple[str, int, Target]]:
 
 
 def main(only: str = "") -> int:
+    os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
+    chosen = list(work(only))
+    if not chosen:
+        print(f"no kernel's name holds {only!r}")
+        return 1
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("TRITON_CACHE_DIR", cache)
         print(Row.HEAD)
         wrong = 0
         with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-            for row in pool.map(check, *zip(*work(only), strict=True)):
+            for row in pool.map(check, *zip(*chosen, strict=True)):
                 print(row, flush=True)
                 wrong += bool(row.wrong)
     print(f"{wrong} kernels fall short" if wrong else "all kernels pass")
