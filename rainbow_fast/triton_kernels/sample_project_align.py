@@ -162,7 +162,7 @@ def planes(P: Tensor, skip: int, rank: int, cols: int) -> Tensor:
 
 
 def sample_project_align(out: Tensor, P: Tensor, where: list[int], scale: float) -> None:
-    """Write scale G P into `out` (n, m), whose rows are contiguous; P (r, m) of any strides, G at `where` as there.
+    """Write scale G P into `out` (n, m), whose rows are contiguous; P (r, m) of any strides, G at `where`.
 
     An infinite entry of a float32 P gives NaN.
     """
