@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,7 +13,7 @@ from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.rainbow.activation import RainbowActivation, Select
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.parts import Parts
-from rainbow_fast.rainbow.regression import Apply, centred, regress
+from rainbow_fast.rainbow.regression import Apply, centred, products_expected, regress, sketch_size
 
 RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
 SQUARE_BYTES = 2**33  # that S, or the kernel, may take, factored in place: 32,768 rows of float64
@@ -21,11 +22,19 @@ FEATURE_NUMBERS = 2**24  # numbers of phi' at a time, where all n neurons of a s
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor, Select]]]  # phi and zh, and which of their samples are taken
 
 
-def solver(parts: Parts, features: int, samples: int) -> str:
+def solver(parts: Parts, features: int, samples: int, channels: int | None = None) -> str:
     """Which is the fastest that fits: S (n, n) summed, the kernel of the N samples where they are fewer than features,
-    or products with S alone. Without a ridge, where S is singular, not the last."""
+    or products with S alone. Without a ridge, where S is singular, not the last.
+
+    Args:
+        channels: d, where passes are fused; None where features must be stored, which is slow to do at each product.
+    """
     way, size = ("kernel", samples) if samples < features else ("summed", features)
-    return way if parts.ridge == 0 or 8 * size**2 <= SQUARE_BYTES else "products"
+    if parts.ridge == 0:
+        return way
+    # Flops for each sample and feature: two passes a product, with as many rows again that make the features.
+    by_products = 2 * sketch_size(features) + 8 * channels * products_expected(features) if channels else math.inf
+    return way if 8 * size**2 <= SQUARE_BYTES and size <= by_products else "products"
 
 
 class Summed:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 Apply = Callable[[Tensor], Tensor]  # V (k, m), m <= n, to (V, 0) S (k, n) float64: columns of V that are missing are 0
 
-# Of n neurons, the preconditioner is made of n / 16, at most 2048, and at most what 4 GiB hold. More save products, whose
-# number falls as l^-1/2, but take as long to multiply with and to factor as they save.
+# Of n neurons, the preconditioner is made of n / 16, at most 2048, and at most what 4 GiB hold. More save products,
+# whose number falls as l^-1/2, but take as long to multiply with and to factor as they save.
 SKETCHED, MOST_SKETCH, SKETCH_NUMBERS = 16, 2048, 2**29
 SKETCH_ROWS = 512  # neurons of it that are multiplied with at a time
 # Products until predictions are certain to 1e-4, over (n / l)^1/2: 7 to 14 at sites of small networks and ResNet-20.
@@ -96,13 +96,11 @@ def regress(
         A.addmm_(step, V)
         R.addmm_(step, Q, alpha=-1)
         energy = (A * M).sum(1)
-        bound = R.square().sum(1)
-        if (bound <= tolerance**2 * energy).all():  # mu for lambda: a part of the bound
-            bound = P.bound(R)
-            if (bound <= tolerance**2 * energy).all():
-                return A
+        wanted = tolerance**2 * energy
+        if (R.square().sum(1) <= wanted).all() and (P.bound(R) <= wanted).all():  # the first is below the second
+            return A
         D = _orthonormal(R - torch.cholesky_solve(Q @ R.T, factor).T @ D)
-    reached = float((bound / energy.clamp(min=torch.finfo(torch.float64).tiny)).max().sqrt())
+    reached = float((P.bound(R) / energy.clamp(min=torch.finfo(torch.float64).tiny)).max().sqrt())
     raise RuntimeError(
         f"after {max_products} products the predictions are certain to {reached:.1e}: wanted tolerance={tolerance}"
     )

@@ -77,7 +77,8 @@ class SiteCount:
         self.has_U = U is not None or (orthonormal and not self.has_T)
         self.recalibrates = self.parts.recalibrate and not first
         self.regresses = self.parts.alignment == "regression"
-        self.solver = solver(self.parts, self.columns, self.samples) if self.regresses else None
+        channels = self.rows if self.fused else None
+        self.solver = solver(self.parts, self.columns, self.samples, channels) if self.regresses else None
         self.sums, self.kernel = self.solver == "summed", self.solver == "kernel"
 
     # Work
