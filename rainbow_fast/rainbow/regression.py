@@ -15,7 +15,7 @@ Apply = Callable[[Tensor], Tensor]  # V (k, m), m <= n, to (V, 0) S (k, n) float
 # whose number falls as l^-1/2, but take as long to multiply with and to factor as they save.
 SKETCHED, MOST_SKETCH, SKETCH_NUMBERS = 16, 2048, 2**29
 SKETCH_ROWS = 512  # neurons of it that are multiplied with at a time
-# Products until predictions are certain to 1e-4, over (n / l)^1/2: 7 to 14 at sites of small networks and ResNet-20.
+# Products until predictions are certain to 1e-4, over (n / l)^1/2: 7 to 16 at sites of small networks and ResNet-20.
 PRODUCTS = 14
 COLUMNS = 4096  # of the preconditioner that are solved with at a time
 
