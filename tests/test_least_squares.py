@@ -19,7 +19,7 @@ POOLED = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatte
 
 def ways(monkeypatch, wanted: str) -> None:
     """Let a site be solved the way that is named."""
-    monkeypatch.setattr(step, "solver", lambda parts, features, samples: wanted)
+    monkeypatch.setattr(step, "solver", lambda *given: wanted)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,24 @@ def test_products_give_what_the_sum_gives(net, x, options, monkeypatch) -> None:
 def test_the_fastest_way_that_fits() -> None:
     regression = METHODS["regression"]
     singular = dataclasses.replace(regression, ridge=0.0)
-    assert least_squares.solver(regression, 1000, 5000) == "summed"
-    assert least_squares.solver(regression, 100_000, 5000) == "kernel"
-    assert least_squares.solver(regression, 100_000, 400_000) == "products"
-    assert least_squares.solver(regression, 100_000, 50_000) == "products", "neither S nor the kernel fits"
-    assert least_squares.solver(singular, 100_000, 400_000) == "summed", "products need a ridge"
+    for wanted, features, samples, channels in (
+        ("summed", 1000, 5000, 64),
+        ("summed", 30_000, 400_000, 64),
+        ("kernel", 100_000, 5000, 64),
+        ("kernel", 100_000, 30_000, None),
+        ("products", 100_000, 400_000, 64),
+        ("products", 40_000, 50_000, None),  # neither S nor the kernel fits
+        ("products", 30_000, 400_000, 16),  # S would fit, and take longer
+        ("products", 100_000, 30_000, 16),
+    ):
+        assert least_squares.solver(regression, features, samples, channels) == wanted
+    assert least_squares.solver(singular, 100_000, 400_000, 64) == "summed", "products need a ridge"
+
+
+def test_a_ridge_too_small_to_factor_with(monkeypatch) -> None:
+    ways(monkeypatch, "summed")
+    with pytest.raises(ValueError, match="ridge: S \\+ lambda I is singular to float64, wanted a larger one, or 0"):
+        rf.sample(mlp((16, 12, 2), seed=0).double(), X[:5].repeat(40, 1), method="regression", ridge=1e-30, width=300)
 
 
 def test_without_a_ridge_the_pseudo_inverse_is_that_of_either(monkeypatch) -> None:

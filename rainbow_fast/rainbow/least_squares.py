@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,22 +13,28 @@ from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.rainbow.activation import RainbowActivation, Select
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.parts import Parts
-from rainbow_fast.rainbow.regression import Apply, centred, regress
+from rainbow_fast.rainbow.regression import Apply, centred, products_expected, regress, sketch_size
 
 RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
-SQUARE_BYTES = 2**33  # that S, or the kernel, and its factor may take
-SOLVED = 3  # float64 matrices of its size, while it is solved with
+SQUARE_BYTES = 2**33  # that S, or the kernel, may take, factored in place: 32,768 rows of float64
 FEATURE_NUMBERS = 2**24  # numbers of phi' at a time, where all n neurons of a sample are needed together
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor, Select]]]  # phi and zh, and which of their samples are taken
 
 
-def solver(parts: Parts, features: int, samples: int) -> str:
+def solver(parts: Parts, features: int, samples: int, channels: int | None = None) -> str:
     """Which is the fastest that fits: S (n, n) summed, the kernel of the N samples where they are fewer than features,
-    or products with S alone. Without a ridge, where S is singular, not the last."""
-    if samples < features and (parts.ridge == 0 or SOLVED * 8 * samples**2 <= SQUARE_BYTES):
-        return "kernel"
-    return "summed" if parts.ridge == 0 or SOLVED * 8 * features**2 <= SQUARE_BYTES else "products"
+    or products with S alone. Without a ridge, where S is singular, not the last.
+
+    Args:
+        channels: d, where passes are fused; None where features must be stored, which is slow to do at each product.
+    """
+    way, size = ("kernel", samples) if samples < features else ("summed", features)
+    if parts.ridge == 0:
+        return way
+    # Flops for each sample and feature: two passes a product, with as many rows again that make the features.
+    by_products = 2 * sketch_size(features) + 8 * channels * products_expected(features) if channels else math.inf
+    return way if 8 * size**2 <= SQUARE_BYTES and size <= by_products else "products"
 
 
 class Summed:
@@ -51,15 +58,12 @@ class Summed:
         mean = moments.mean_y
         S = self.S.div_(moments.count)
         if subtracted.any():
-            cross = torch.outer(subtracted, mean - subtracted / 2)
-            S -= cross + cross.T
+            S.addr_(subtracted, mean - subtracted / 2, alpha=-1).addr_(mean - subtracted / 2, subtracted, alpha=-1)
         if (inverse != 1).any():
-            S *= inverse * inverse[:, None]
-        S.diagonal().add_(ridge * S.diagonal().mean())
-        factor, failed = torch.linalg.cholesky_ex(S)
-        if ridge > 0 and not failed:
-            return torch.cholesky_solve(M.T, factor).T
-        return M @ torch.linalg.pinv(S, hermitian=True, rtol=RTOL)
+            S.mul_(inverse).mul_(inverse[:, None])
+        if ridge == 0:
+            return M @ torch.linalg.pinv(S, hermitian=True, rtol=RTOL)
+        return _solve(S, ridge * float(S.diagonal().mean()), M.T).T
 
 
 class Kernel:
@@ -85,8 +89,7 @@ class Kernel:
             cross_covariance_(K, rows.T)
         X = torch.cat([_rows(take(phi)) for phi, _, take in self.batches()]).double()
         if ridge > 0:
-            K.diagonal().add_(count * ridge * moments.y.second_moment_about(subtracted, inverse) / M.shape[1])
-            Y = torch.cholesky_solve(X, torch.linalg.cholesky(K)).T
+            Y = _solve(K, count * ridge * moments.y.second_moment_about(subtracted, inverse) / M.shape[1], X).T
         else:
             Y = X.T @ torch.linalg.pinv(K, hermitian=True, rtol=RTOL)
         A = torch.empty_like(M)
@@ -118,6 +121,17 @@ class Products:
             apply = centred(covariance, moments.mean_y, subtracted, inverse, self.dtype)
         mean_diagonal = moments.y.second_moment_about(subtracted, inverse) / M.shape[1]
         return regress(apply, M, mean_diagonal, ridge, dtype=self.dtype)
+
+
+def _solve(S: Tensor, shift: float, B: Tensor) -> Tensor:
+    """``(S + shift I)^-1 B`` of a symmetric S, contiguous, in its memory."""
+    S.diagonal().add_(shift)
+    factor, failed = S.mT, torch.empty((), dtype=torch.int32, device=S.device)  # columns in one piece, for LAPACK
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    if failed:
+        raise ValueError("ridge: S + lambda I is singular to float64, wanted a larger one, or 0 for a pseudo-inverse")
+    half = torch.linalg.solve_triangular(factor, B, upper=False)  # cholesky_solve copies the factor
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -11,9 +11,13 @@ from torch import Tensor
 
 Apply = Callable[[Tensor], Tensor]  # V (k, m), m <= n, to (V, 0) S (k, n) float64: columns of V that are missing are 0
 
-LEAST_SKETCH, MOST_SKETCH, SKETCH_PER_ROW = 256, 1024, 8
-# Products until predictions are certain to 1e-4, over (n / l)^1/2: 8 at the stem of ResNet-20, 18 in its third stage.
-PRODUCTS = 18
+# Of n neurons, the preconditioner is made of n / 16, at most 2048, and at most what 4 GiB hold. More save products,
+# whose number falls as l^-1/2, but take as long to multiply with and to factor as they save.
+SKETCHED, MOST_SKETCH, SKETCH_NUMBERS = 16, 2048, 2**29
+SKETCH_ROWS = 512  # neurons of it that are multiplied with at a time
+# Products until predictions are certain to 1e-4, over (n / l)^1/2: 7 to 16 at sites of small networks and ResNet-20.
+PRODUCTS = 14
+COLUMNS = 4096  # of the preconditioner that are solved with at a time
 
 
 def regress(
@@ -36,22 +40,24 @@ def regress(
     Conjugate gradients on all d rows at once, between the two halves of a preconditioner P. With C (l, n) the first l
     rows of S, W its first l columns and ``nu = lambda l / n``:
 
-        P     = lambda I + C^T (W + nu I)^-1 C = lambda I + U^T diag(e) U,    U (l, n) with orthonormal rows
+        C^T (W + nu I)^-1 C = B^T B = U^T diag(e) U <= S,    U (l, n) with orthonormal rows
+        P     = U^T diag(e + lambda) U + mu (I - U^T U)
         S_hat = P^-1/2 (S + lambda I) P^-1/2,    A_hat S_hat = M P^-1/2,    A = A_hat P^-1/2
 
     (Neurons are independent, so the first l are as good as a random choice; they need no pass of their own to be
-    multiplied with.) Each step takes an orthonormal basis of the new directions, so that rows which are zero, dependent
-    or done do no harm. As ``P <= S + lambda I``, the residual R bounds the error E of A:
+    multiplied with.) ``mu - lambda`` is a third of the mean of what is left, ``(tr S - tr B^T B) / (n - l)``: most of
+    its eigenvalues are below the mean, and far above lambda. Each step takes an orthonormal basis of the new
+    directions, so that rows which are zero, dependent or done do no harm. As ``S + lambda I`` is at least P with lambda
+    for mu, the residual R bounds the error E of A:
 
-        E|E phi'|^2 + lambda |E|^2 = tr(E (S + lambda I) E^T) <= tr(R P^-1 R^T),    row by row
+        E|E phi'|^2 + lambda |E|^2 = tr(E (S + lambda I) E^T) <= tr(R (U^T diag(e) U + lambda I)^-1 R^T),    row by row
 
     and steps end where, in every row, its root is at most `tolerance` times that of ``tr(A M^T) = E|A phi'|^2 +
     lambda |A|^2``: that is the relative error of the predictions ``A phi'``. The entries of A are less certain, by up
     to ``(|A phi'|^2 / (lambda |A|^2))^1/2``, along directions in which phi' hardly varies; so they are with a direct
     solve, which rounding of S and M in float32 moves by as much.
 
-    Memory, in float64: M, A, and up to eight more of size (d, n); three of (l, n) while P is made, one after; nothing
-    of size n x n.
+    Memory, in float64: M, A, and up to eight more of size (d, n); B, and some of (l, l); nothing of size n x n.
 
     Args:
         apply: multiplies V (k, m) of dtype `dtype` by the first m rows of S, m = n but for the sketch, m = k = l:
@@ -60,7 +66,7 @@ def regress(
         mean_diagonal: of S: E|phi'|^2 / n.
         ridge: lambda over the mean of the diagonal, above 0. (Without one the pseudo-inverse needs S itself.)
         tolerance: relative error of the predictions, in each row. Passes in float32 support 1e-4 or more.
-        sketch: l; by default 8 d, at least 256 and at most 1024. At most n.
+        sketch: l, at most n; by default n / 16, at most 2048, and at most what 4 GiB hold.
         dtype: that of the passes. Directions are rounded to it first, so that the product is of the very direction.
         max_products: products of d rows, after which the solve has failed.
 
@@ -77,39 +83,66 @@ def regress(
     positive = {"mean_diagonal": mean_diagonal, "ridge": ridge, "tolerance": tolerance, "max_products": max_products}
     sketch = _check(M, positive, sketch)
     shift = ridge * mean_diagonal
-    U, values = _nystroem(_product(apply, torch.eye(sketch, dtype=dtype, device=M.device), M.shape[1]), shift)
-    inner, outer = (values + shift).rsqrt(), shift**-0.5
-
-    def half(V: Tensor) -> Tensor:
-        """V P^-1/2"""
-        c = V @ U.T
-        return (V * outer).addmm_(c * (inner - outer), U)
-
-    A, R = torch.zeros_like(M), half(M)
+    P = Nystroem(apply, M, sketch, shift, mean_diagonal, dtype)
+    A, R = torch.zeros_like(M), P.half(M)
     D = _orthonormal(R)
     for _ in range(max_products):
-        P = half(D).to(dtype)
-        S_P = _product(apply, P, M.shape[1])
-        P = P.double()
-        Q = half(S_P.add(P, alpha=shift))
+        V = P.half(D).to(dtype)
+        S_V = _product(apply, V, M.shape[1])
+        V = V.double()
+        Q = P.half(S_V.add_(V, alpha=shift))
         factor = torch.linalg.cholesky(_symmetric(D @ Q.T))
         step = torch.cholesky_solve(D @ R.T, factor).T
-        A.addmm_(step, P)
+        A.addmm_(step, V)
         R.addmm_(step, Q, alpha=-1)
-        bound = R.square().sum(1)
         energy = (A * M).sum(1)
-        if (bound <= tolerance**2 * energy).all():
+        wanted = tolerance**2 * energy
+        if (R.square().sum(1) <= wanted).all() and (P.bound(R) <= wanted).all():  # the first is below the second
             return A
         D = _orthonormal(R - torch.cholesky_solve(Q @ R.T, factor).T @ D)
-    reached = float((bound / energy.clamp(min=torch.finfo(torch.float64).tiny)).max().sqrt())
+    reached = float((P.bound(R) / energy.clamp(min=torch.finfo(torch.float64).tiny)).max().sqrt())
     raise RuntimeError(
         f"after {max_products} products the predictions are certain to {reached:.1e}: wanted tolerance={tolerance}"
     )
 
 
-def products_expected(d: int, n: int) -> float:
+def products_expected(n: int) -> float:
     """Products of all d rows with S until the predictions are certain to 1e-4, the sketch aside."""
-    return PRODUCTS * math.sqrt(n / sketch_size(d, n))
+    return PRODUCTS * math.sqrt(n / sketch_size(n))
+
+
+class Nystroem:
+    """P of `regress`, by ``B = (W + nu I)^-1/2 C`` (l, n) and the eigenvectors of B B^T (l, l)."""
+
+    def __init__(self, apply: Apply, M: Tensor, sketch: int, shift: float, mean_diagonal: float, dtype: torch.dtype):
+        n = M.shape[1]
+        self.B = M.new_empty(sketch, n)
+        for start in range(0, sketch, SKETCH_ROWS):
+            rows = self.B[start : start + SKETCH_ROWS]
+            ones = torch.zeros(len(rows), sketch, dtype=dtype, device=M.device)
+            ones[:, start:].fill_diagonal_(1)
+            rows.copy_(_product(apply, ones, n))
+        w, V = torch.linalg.eigh(_symmetric(self.B[:, :sketch]))
+        root = (V * (w.clamp(min=0) + shift * sketch / n).rsqrt()).T
+        for start in range(0, n, COLUMNS):
+            columns = self.B[:, start : start + COLUMNS]
+            columns.copy_(root @ columns)
+        e, V = torch.linalg.eigh(_symmetric(self.B @ self.B.T))
+        left = max(n * mean_diagonal - float(e.sum()), 0.0) / max(n - sketch, 1)
+        self.shift, self.mu = shift, shift + left / 3
+        kept = e > shift
+        e, V = e[kept], V[:, kept]
+        self.unit = V * e.rsqrt()  # U = unit^T B
+        self.correction = (V * ((e + shift).rsqrt() - self.mu**-0.5) / e) @ V.T
+
+    def half(self, R: Tensor) -> Tensor:
+        """R P^-1/2"""
+        return (R * self.mu**-0.5).addmm_(R @ self.B.T @ self.correction, self.B)
+
+    def bound(self, R: Tensor) -> Tensor:
+        """Of the error of each row, given R P^-1/2."""
+        inside = (R @ self.B.T @ self.unit).square().sum(1)
+        return inside + (R.square().sum(1) - inside) * (self.mu / self.shift)
 
 
 def centred(
@@ -148,17 +181,17 @@ def _check(M: Tensor, positive: dict[str, float], sketch: int | None) -> int:
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name}={value}: wanted a finite number above 0")
-    d, n = M.shape
+    n = M.shape[1]
     if sketch is None:
-        return sketch_size(d, n)
+        return sketch_size(n)
     if not 1 <= sketch <= n:
         raise ValueError(f"sketch={sketch}: wanted 1 to n = {n}")
     return sketch
 
 
-def sketch_size(d: int, n: int) -> int:
+def sketch_size(n: int) -> int:
     """Neurons that the preconditioner is made of, by default."""
-    return min(max(SKETCH_PER_ROW * d, LEAST_SKETCH), MOST_SKETCH, n)
+    return max(min(n // SKETCHED, MOST_SKETCH, SKETCH_NUMBERS // n), 1)
 
 
 def _product(apply: Apply, V: Tensor, n: int) -> Tensor:
@@ -168,16 +201,6 @@ def _product(apply: Apply, V: Tensor, n: int) -> Tensor:
     if not torch.isfinite(out).all():
         raise ValueError("apply gave a product that is not finite")
     return out
-
-
-def _nystroem(C: Tensor, shift: float) -> tuple[Tensor, Tensor]:
-    """U with orthonormal rows and e above `shift`, of the first rows C (l, n) of S: U^T diag(e) U is at most S."""
-    sketch, n = C.shape
-    w, V = torch.linalg.eigh(_symmetric(C[:, :sketch]))
-    B = (V * (w.clamp(min=0) + shift * sketch / n).rsqrt()).T @ C
-    values, V = torch.linalg.eigh(_symmetric(B @ B.T))
-    kept = values > shift
-    return (V[:, kept] * values[kept].rsqrt()).T @ B, values[kept]
 
 
 def _symmetric(G: Tensor) -> Tensor:

@@ -11,16 +11,16 @@ from torch import nn
 from rainbow_fast.ops.polar import LONG_IN_PLACE
 from rainbow_fast.rainbow.activation import FEATURE_BLOCK, IMPLICIT_BLOCK, ROW_BLOCK
 from rainbow_fast.rainbow.cost import SiteCost, Work
-from rainbow_fast.rainbow.least_squares import FEATURE_NUMBERS, SOLVED, solver
+from rainbow_fast.rainbow.least_squares import FEATURE_NUMBERS, solver
 from rainbow_fast.rainbow.machine import polar_flops
 from rainbow_fast.rainbow.plan import Plan
-from rainbow_fast.rainbow.regression import products_expected, sketch_size
+from rainbow_fast.rainbow.regression import SKETCH_ROWS, products_expected, sketch_size
 from rainbow_fast.rainbow.statistics import SiteStatistics, every
 from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES
 
 # float64 matrices alive at the worst moment: of the size of a block of M while that is summed, of M while it is aligned
-# and not long; of the regression's S' = E[phi' phi'^T] while it is summed and while it is solved with.
-SUMMED, ALIGNED, SUMMED_S = 4, 8, 2
+# and not long; of the regression's S' = E[phi' phi'^T], or the kernel, where its pseudo-inverse is taken.
+SUMMED, ALIGNED, PSEUDO_INVERSE = 4, 8, 3
 PROBES = 8  # rows of a long M that its alignment keeps
 STRIDED = 4  # a copy that transposes, over one that does not
 EIGENVECTORS = 10  # of a symmetric (d, d) matrix: flops over d^3
@@ -77,7 +77,8 @@ class SiteCount:
         self.has_U = U is not None or (orthonormal and not self.has_T)
         self.recalibrates = self.parts.recalibrate and not first
         self.regresses = self.parts.alignment == "regression"
-        self.solver = solver(self.parts, self.columns, self.samples) if self.regresses else None
+        channels = self.rows if self.fused else None
+        self.solver = solver(self.parts, self.columns, self.samples, channels) if self.regresses else None
         self.sums, self.kernel = self.solver == "summed", self.solver == "kernel"
 
     # Work
@@ -113,8 +114,10 @@ class SiteCount:
             work += Work(1.0 * self.samples * (self.samples + 1) * self.columns)
         elif self.regresses:
             each = self.features(sizes.align, calls, rows=self.samples if self.fused else None) * 2
+            sketch = sketch_size(self.columns)
+            work += each * -(-sketch // SKETCH_ROWS) + Work(2.0 * self.samples * sketch * (self.columns + sketch))
             each += Work(4.0 * self.samples * self.rows * self.columns)
-            work += each * math.ceil(products_expected(self.rows, self.columns))
+            work += each * math.ceil(products_expected(self.columns))
         return work
 
     def projection(self, images: int) -> Work:
@@ -143,8 +146,9 @@ class SiteCount:
             flops += N**3 / 3 if self.parts.ridge > 0 else (EIGENVECTORS + 2.0) * N**3
             moved += 8.0 * 24 * N**2
         elif self.regresses:
-            sketch = sketch_size(rows, columns)
-            flops += 6.0 * sketch**2 * columns + 16.0 * sketch * rows * columns * products_expected(rows, columns)
+            sketch = sketch_size(columns)
+            flops += 4.0 * sketch**2 * columns + 2 * (EIGENVECTORS + 1.0) * sketch**3
+            flops += (8.0 * sketch + 12.0 * rows) * rows * columns * products_expected(columns)
         if self.parts.law == "orthonormal":
             flops += 2.0 * n * r * min(n, r) + (EIGENVECTORS + 2.0) * min(n, r) ** 3
         return Work(flops, "float64", bytes=moved)
@@ -191,6 +195,7 @@ class SiteCount:
         long = self.columns >= LONG_IN_PLACE * self.rows and not self.regresses
         matrix = 8 * self.rows * self.columns
         square = 8 * self.columns**2 if self.sums else 8 * self.samples**2 if self.kernel else 0
+        solved = square if self.parts.ridge else PSEUDO_INVERSE * square
         waiting = sizes.held * (z + self.known.alive) * sides + sizes.align * self.known.alive * sides
         chunk = min(sizes.chunk, sizes.align)
         block = 0 if self.fused else 3 * chunk * self.pixels * min(FEATURE_BLOCK, self.n)
@@ -206,14 +211,15 @@ class SiteCount:
             "held out": sizes.align * 2 * phi + sizes.held * 2 * larger,
         }
         float64 = {
-            "moments": matrix + SUMMED * 8 * self.rows * min(self.columns, IMPLICIT_BLOCK) + SUMMED_S * square,
-            "alignment": (matrix + 8 * PROBES * self.columns if long else ALIGNED * matrix) + SOLVED * square,
+            "moments": matrix + SUMMED * 8 * self.rows * min(self.columns, IMPLICIT_BLOCK) + square * self.sums,
+            "alignment": (matrix + 8 * PROBES * self.columns if long else ALIGNED * matrix) + solved,
             "projection": matrix,  # at its start, beside A
         }
         if self.kernel:
             float64["alignment"] += 2 * matrix + (8 + 2 * b) * min(FEATURE_NUMBERS, self.samples * self.columns)
-        elif self.regresses and not self.sums:  # more of the size of M, and of the preconditioner
-            float64["alignment"] += 8 * matrix + 3 * 8 * sketch_size(self.rows, self.columns) * self.columns
+        elif self.regresses and not self.sums:  # more of the size of M, the preconditioner, and rows of it on their way
+            sketch = sketch_size(self.columns)
+            float64["alignment"] += 8 * matrix + 8 * (sketch + SKETCH_ROWS) * self.columns
         float64["held out"] = float64["projection"]
         temporary = {
             "moments": b * max(copies, 3 * stored if self.sums else 0) + rows,

@@ -163,7 +163,7 @@ class SiteStep:
         if self.parts.alignment != "regression":
             return None
         samples = -(-self.work.align.count * (1 if self.flattened else self.known.positions) // self.step)
-        return solver(self.parts, features, samples)
+        return solver(self.parts, features, samples, self.known.channels if self.activation.fused else None)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Select]]:
         align = self.work.align
