@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import rainbow_fast as rf
+from rainbow_fast.rainbow.moments import BLOCK, ChannelMoments
 
 
 def data(*space: int, N: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,6 +66,36 @@ def test_float32_relu_samples_by_the_million():
     exact /= 4e6
     assert found.count == 4_000_000
     assert (found.compute() - exact).norm() <= 1e-8 * exact.norm()
+
+
+@pytest.mark.parametrize("shape", [(2 * BLOCK + 1, 3), (5, 3, 2, BLOCK + 1)], ids=["samples", "positions"])
+def test_sums_of_more_than_a_block(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).add_(1)
+    found = ChannelMoments()
+    found.update(x)
+    exact = x.double().movedim(1, -1).flatten(0, -2)
+    assert found.count == len(exact)
+    # A block has 512 terms of float32: sqrt(512) of its roundings, 6e-8, where they are random.
+    torch.testing.assert_close(found.total, exact.sum(0), rtol=2e-6, atol=0)
+    torch.testing.assert_close(found.square, exact.square().sum(0), rtol=2e-6, atol=0)
+
+
+def test_known_moments_are_not_taken_again():
+    x, y = data(3, 4)
+    known = ChannelMoments()
+    known.update(x)
+    found = rf.CrossCovariance()
+    found.know(known)
+    for part in (slice(0, 20), slice(20, None)):
+        cross, _, _ = found.begin(x[part], y.shape[1])
+        cross += rf.cross_covariance(x[part], y[part])
+    wanted = rf.CrossCovariance().update(x, y)
+    assert found.count == wanted.count and found.x is known and known.count == wanted.count
+    torch.testing.assert_close(found.compute(), wanted.compute())
+    found.reset()
+    assert known.count == wanted.count, "whoever made them keeps them"
+    found.begin(x, y.shape[1])
+    assert found.trace_x == wanted.trace_x
 
 
 def test_consuming_and_beginning_work_in_place():

@@ -8,6 +8,25 @@
 namespace rf::RF_ISA {
 namespace {
 
+template <class T>
+RF_INLINE void put(T* target, int64_t stride, const T* values, int64_t count) {
+  if (stride == 1) {
+    memcpy(target, values, static_cast<size_t>(count) * sizeof(T));
+  } else {
+    for (int64_t c = 0; c < count; ++c) target[c * stride] = values[c];
+  }
+}
+
+// Rows of a tile are channels from `channel` on, columns samples from `sample` on.
+template <class T, int W>
+RF_INLINE void put_channels(const Samples& out, int64_t channel, int64_t sample, int64_t rows, int64_t cols,
+                            const T (&values)[MR][W]) {
+  for_pieces<T>(out, sample, sample + cols, [&](int64_t at, T* target, int64_t length) {
+    for (int64_t r = 0; r < rows; ++r)
+      put(target + (channel + r) * out.s_channel, out.s_position, values[r] + (at - sample), length);
+  });
+}
+
 // Epilogue: features to strided memory. Rows of C are samples and columns neurons, or the other way round.
 template <class T, bool ROWS_ARE_SAMPLES>
 struct StoreFeatures {
@@ -39,22 +58,12 @@ struct StoreFeatures {
                 values[sample - row - i + s], cols);
         });
       } else {
-        for_pieces<T>(to.out, col + j, col + j + cols, [&](int64_t sample, T* target, int64_t length) {
-          for (int64_t r = 0; r < rows; ++r)
-            put(target + (row + i + r) * to.out.s_channel, to.out.s_position, values[r] + (sample - col - j), length);
-        });
+        put_channels(to.out, row + i, col + j, rows, cols, values);
       }
     }
     void close() {}
   };
 
-  RF_INLINE void put(T* target, int64_t stride, const T* values, int64_t count) {
-    if (stride == 1) {
-      memcpy(target, values, static_cast<size_t>(count) * sizeof(T));
-    } else {
-      for (int64_t c = 0; c < count; ++c) target[c * stride] = values[c];
-    }
-  }
   StoreFeatures from_column(int64_t j) const { return {out, f, column + j}; }
   int64_t scratch(const Problem&) const { return 0; }
   Open open(const Block& block, void*) const { return {*this, block.row, column + block.col}; }
@@ -90,6 +99,22 @@ struct FeaturePanels {
   }
 };
 
+// Epilogue: the whole of a projection to strided memory. Rows are channels, columns samples from `sample` on.
+template <class T>
+struct StoreProjection {
+  Samples out;
+  int64_t sample;
+
+  int64_t skips(int64_t, int64_t) const { return 0; }
+  template <int V>
+  void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
+    T values[MR][V * kWidth<T>];
+#pragma GCC unroll 24
+    for (int t = 0; t < MR * V; ++t) store<T, kWidth<T>>(values[t / V] + t % V * kWidth<T>, acc[t / V][t % V]);
+    put_channels(out, i, sample + j, rows, cols, values);
+  }
+};
+
 // Source: rows are neurons, k runs over samples. G is made once for a block of neurons. The sums of the features fall
 // off on the way: each feature is made once.
 template <class T>
@@ -104,7 +129,9 @@ struct FeaturesOverSamples {
     int64_t neurons;
     T *g, *u;
     double *total, *square;
-    NothingAhead ahead(int64_t, int64_t, int64_t) const { return {}; }
+    Ahead ahead(int64_t k0, int64_t k, int64_t steps) const {
+      return ChannelPacker<T>{f.u}.ahead(0, rank(f), k0, k, steps);
+    }
 
     const T* panels(T* to, int64_t sample, int64_t k) {
       const int64_t r = rank(f);
@@ -162,7 +189,7 @@ void store_features(const Samples& out, const Features& f, int threads) {
 template <class T>
 void covariance(double* out, double* total, double* square, const Samples& x, const Features& f, int threads) {
   const int64_t d = x.channels, n = f.g.given.images, samples = count(x);
-  Problem problem{d, n, samples, larger(d, 1), 5 * NR<T>, 240};
+  Problem problem{d, n, samples, larger(d, 1), 5 * NR<T>, 256};
   problem.slabs = slabs_for(blocks(n, problem.nc), blocks(samples, problem.kc));
   const int64_t slabs = problem.slabs;
   const Packed<ChannelPacker<T>> left{{x}};
@@ -180,13 +207,15 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
   add_slabs(square, n, {squares, slabs, n, n}, 1, n, 1);
 }
 
-// Each feature, made once, enters all projections that reach as far as its neuron; float64 sums over chunks of neurons.
+// Each feature, made once, enters all projections that reach as far as its neuron; float64 sums over chunks of neurons,
+// where there are several.
 template <class T>
 void project(Projections all, const Features& f, int threads) {
   const int64_t n = f.g.given.images, r = rank(f);
+  const bool one_chunk = 0 < n && n <= kNeurons;
   Sizes sizes{};
   for (int64_t p = 0; p < all.count; ++p) {
-    sizes.sums += all.data[p].a.images;
+    sizes.sums += one_chunk ? 0 : all.data[p].a.images;
     sizes.left = larger(sizes.left, all.data[p].a.images);
   }
   for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
@@ -199,15 +228,20 @@ void project(Projections all, const Features& f, int threads) {
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples& a = all.data[p].a;
         const int64_t there = smaller(k, a.channels - k0), rows = whole_vectors<T>(a.images);
-        if (there > 0) {
+        const auto multiply_by_a = [&](const auto& epilogue_at) {
           SamplePacker<T>{merged(a)}.pack(own.left, rows, 0, a.images, k0, there);
           for (int64_t j = 0; j < count; j += NR<T>)  // panel by panel: of each the first `there` neurons of k
             sweep(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, a.images, smaller(NR<T>, count - j), there,
-                  typename Promote<T>::Open{to + j, count, 0, false});
-        }
+                  epilogue_at(j));
+        };
+        if (one_chunk)
+          multiply_by_a([&](int64_t j) { return StoreProjection<T>{merged(all.data[p].x), begin + j}; });
+        else if (there > 0)
+          multiply_by_a([&](int64_t j) { return typename Promote<T>::Open{to + j, count, 0, false}; });
         to += a.images * count;
       }
     }
+    if (one_chunk) return;
     const double* from = own.sums;
     for (int64_t p = 0; p < all.count; ++p) {
       store_samples<T>(merged(all.data[p].x), begin, begin + count, from);

@@ -85,6 +85,14 @@ static void for_blocks_of_samples(const Features& f, const Sizes& sizes, int thr
 template <class T>
 static void store_samples(const Samples& out, int64_t begin, int64_t end, const double* sums) {
   for_pieces<T>(out, begin, end, [&](int64_t sample, T* target, int64_t length) {
+    if (out.s_position == 1) {
+      for (int64_t c = 0; c < out.channels; ++c) {
+        const double* from = sums + c * (end - begin) + sample - begin;
+        T* to = target + c * out.s_channel;
+        for (int64_t s = 0; s < length; ++s) to[s] = static_cast<T>(from[s]);
+      }
+      return;
+    }
     const bool channels_last = out.s_channel == 1;
     const int64_t outer = channels_last ? length : out.channels, inner = channels_last ? out.channels : length;
     for (int64_t a = 0; a < outer; ++a)

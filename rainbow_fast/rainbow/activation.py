@@ -25,6 +25,7 @@ FEATURE_BLOCK = 128
 ROW_BLOCK = 4096
 HALVES = (torch.bfloat16, torch.float16)
 IMPLICIT_BLOCK = 2**16  # where they need not: their sums are float64 numbers, d times as many
+HOMOGENEOUS = ("identity", "relu", "abs", "leaky_relu")  # sigma(c s) = c sigma(s) for c > 0
 
 Select = Callable[[Tensor], Tensor]
 
@@ -207,7 +208,7 @@ class RainbowActivation(nn.Module):
         return active / (ones.numel() * self.n)
 
     def project(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """u (N, r, *space) and the shift zbar (N, *space)."""
+        """u (N, r, *space), without its 1 / sqrt(d) where sigma lets that through, and the shift zbar (N, *space)."""
         z = z.float() if z.dtype in HALVES else z
         if self.gain is not None and self.bias is not None:
             z = z * _per_channel(self.gain, z) + _per_channel(self.bias, z)
@@ -215,7 +216,7 @@ class RainbowActivation(nn.Module):
         if shift is not None:
             z = z - shift.unsqueeze(1)
         if self.U is None:
-            return z * (1 / math.sqrt(self.d)), shift
+            return z if self._factor != 1 else z * (1 / math.sqrt(self.d)), shift
         return torch.einsum("nd...,dr->nr...", z, (self.U / math.sqrt(self.d)).to(z.dtype)), shift
 
     def effective_rows(self) -> Tensor:
@@ -241,8 +242,15 @@ class RainbowActivation(nn.Module):
         for start in range(0, neurons, size):
             yield start, min(start + size, neurons)
 
+    @property
+    def _factor(self) -> float:
+        """What features are multiplied by in the place of u, which then takes no pass over z."""
+        kernel = self.activation if self.before is None and self.activation is not None else "identity"
+        through = kernel in HOMOGENEOUS and self.U is None and not self.mean_row
+        return 1 / math.sqrt(self.d) if through else 1.0
+
     def _sigma(self) -> dict:
-        return {"activation": self.activation, "negative_slope": self.negative_slope}
+        return {"activation": self.activation, "negative_slope": self.negative_slope, "scale": self._factor}
 
     def _rows(self, u: Tensor, start: int, stop: int) -> dict:
         """Rows start..stop of R: the address of G where R = G, else the rows themselves, made for this call."""
@@ -264,7 +272,7 @@ class RainbowActivation(nn.Module):
         if self.before is None and self.activation is not None:
             phi = random_features(u, stop - start, **self._sigma(), **given)
         else:
-            s = random_features(u, stop - start, activation="identity", **given)
+            s = random_features(u, stop - start, activation="identity", scale=self._factor, **given)
             phi = self.sigma(s if self.before is None else self.before(s))
         return phi if self.after is None else self.after(phi)
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from rainbow_fast.ops.cross_covariance import cross_covariance
 
+BLOCK = 512  # samples
 _NO_SAMPLES = "no samples yet, wanted at least one update"
 KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")
 
@@ -25,8 +27,7 @@ class ChannelMoments:
     def update(self, x: Tensor) -> None:
         x = x.detach()
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        total, square = (_sum(t) for t in (x, x * x))
-        self.add(total, square, x.numel() // max(x.shape[1], 1))
+        self.add(*_sums(x), x.numel() // max(x.shape[1], 1))
 
     def add(self, total: Tensor, square: Tensor, count: int) -> None:
         if self.total is None or self.square is None:
@@ -79,10 +80,15 @@ class ChannelMoments:
         return variance * (self.count / max(self.count - 1, 1)) if unbiased else variance
 
 
-def _sum(x: Tensor) -> Tensor:
-    """Over samples and positions, (d,) float64: each map in its own dtype, which needs no copy, then in float64."""
-    maps = x.flatten(2).sum(2) if x.dim() > 2 else x
-    return maps.sum(0, dtype=torch.float64)
+def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of x and x^2 over samples and positions, (d,) float64; those of `BLOCK` samples, or positions, in the dtype of x,
+    as the kernels do, where a copy in float64 would take longer than all else."""
+    if x.dim() > 2:
+        parts = [(p.sum(2), vector_norm(p, dim=2).double().square_()) for p in x.flatten(2).split(BLOCK, 2)]
+    else:
+        parts = [(p.sum(0, keepdim=True), (p * p).sum(0, keepdim=True)) for p in x.split(BLOCK)]
+    total, square = (torch.cat(each).sum(0, dtype=torch.float64) for each in zip(*parts, strict=True))
+    return total, square
 
 
 class CrossCovariance:
@@ -114,12 +120,17 @@ class CrossCovariance:
     def reset(self) -> None:
         """Forget everything but the name."""
         self.cross: Tensor | None = None
+        self._known = False
         self.x = ChannelMoments()
         self.y = ChannelMoments()
 
     @property
     def count(self) -> int:
-        return self.x.count
+        return self.y.count
+
+    def know(self, x: ChannelMoments) -> None:
+        """The moments of all x that `begin` will be given, which then takes none; at the start."""
+        self.x, self._known = x, True
 
     def update(self, x: Tensor, y: Tensor | None = None) -> CrossCovariance:
         """Add a batch: x (N, d) or (N, d, *space), y with the same N and positions; y=None stands for x. Returns self.
@@ -141,7 +152,8 @@ class CrossCovariance:
         self._add(cross, x, y)
 
     def begin(self, x: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Count a batch x, (N, d) or (N, d, *space), and its own moments; the caller adds what depends on y.
+        """Count a batch x, (N, d) or (N, d, *space), and its own moments where they are not known; the caller adds
+        what depends on y.
 
         Returns:
             The sums of ``x y^T`` (d, m), y (m,) and y^2 (m,), contiguous float64, for the caller to add to in place.
@@ -153,7 +165,8 @@ class CrossCovariance:
         self._check_channels(d, m)
         if self.cross is None:
             self.cross = torch.zeros(d, m, dtype=torch.float64, device=x.device)
-        self.x.update(x)
+        if not self._known:
+            self.x.update(x)
         zeros = self.cross.new_zeros(m)
         self.y.add(zeros, zeros, x.numel() // max(d, 1))
         assert self.y.total is not None and self.y.square is not None

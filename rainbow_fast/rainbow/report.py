@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from rainbow_fast.rainbow.moments import ChannelMoments
 from rainbow_fast.rainbow.parts import Parts
@@ -124,8 +125,8 @@ class Error:
     def update(self, phi: Tensor, phih: Tensor) -> None:
         if not self.known:
             self.phi.update(phi)
-        each = (phih - phi).flatten(1).to(torch.promote_types(phi.dtype, torch.float32)).square_().sum(1)
-        self.difference += float(each.sum(dtype=torch.float64))
+        difference = (phih - phi).flatten(min(phi.dim() - 1, 2)).to(torch.promote_types(phi.dtype, torch.float32))
+        self.difference += float(vector_norm(difference, dim=-1).double().square_().sum())
 
     def relative(self) -> tuple[float, float]:
         return tuple(

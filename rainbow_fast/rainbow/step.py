@@ -138,6 +138,8 @@ class SiteStep:
     def _moments(self) -> tuple[CrossCovariance, Solve | None, float]:
         align, lane, activity = self.work.align, self.work.lane, 0.0
         moments = CrossCovariance(self.site.name)
+        if self.step == 1 and not self.flattened:
+            moments.know(align.phi)
         features = self.n * (self.known.positions if self.flattened else 1)
         way = self._solver(features)
         S = Summed(self.activation, features, align.data.device) if way == "summed" else None
