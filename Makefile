@@ -4,7 +4,7 @@
 #     make demo     rainbow networks of growing width from a trained one, in under a minute
 #     make test     the tests                    ARGS="-k polar" goes on to pytest
 #     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
-#     make gpu-check  the GPU kernels compiled, without a GPU: registers, spills, tensor cores
+#     make gpu-check  the kernels for GPUs compiled without one: registers, spills, tensor cores
 #     make bench    the table of timings, and bench/results.json
 #     make lint     ruff, mypy, clang-format     make format mends what can be mended
 #     make clean    removes all that make made
@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 CSRC := $(shell find csrc bench tests -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 
-.PHONY: setup demo test sanitize gpu-check bench lint format clean
+.PHONY: setup demo test sanitize gpu-check bench bench-gpu lint format clean
 
 setup: build/done
 

@@ -11,8 +11,9 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
+from typing import Any
 
 import torch  # before `_C`: both then share the OpenMP runtime that torch has loaded
 
@@ -108,9 +109,16 @@ def kernels(chosen: str = "cpu") -> ModuleType:
     return extension
 
 
-def triton_kernels(name: str) -> ModuleType:
-    """The module of an op's Triton kernel, for an implementation that `choose` has sent here."""
-    return importlib.import_module(f"rainbow_fast.triton_kernels.{name}")
+def run_triton(name: str, device: torch.device, *given: Any) -> Any:
+    """Run a launcher of `rainbow_fast.triton_kernels`, for an implementation that `choose` has sent here.
+
+    `name` is ``module.function``, or one word where these are alike. Triton launches on the current device, which is
+    that of the tensors meanwhile.
+    """
+    module, _, function = name.partition(".")
+    launcher = getattr(importlib.import_module(f"rainbow_fast.triton_kernels.{module}"), function or module)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return launcher(*given)
 
 
 Run = int | tuple[int, int, int, int]  # threads; or struct Stream of csrc/kernels.h

@@ -207,9 +207,8 @@ def _cross_covariance_out(
     shifts = [_first_mean(side, activation, slope) if center else None for side in (x, *ys)]
     totals = [None if shift is None else torch.zeros_like(shift, dtype=torch.float64) for shift in shifts]
     if chosen == "triton":
-        _backend.triton_kernels("cross_covariance").cross_covariance(
-            out, [view for view, _ in memory], shifts, totals, not ys, activation, slope
-        )
+        views = [view for view, _ in memory]
+        _backend.run_triton("cross_covariance", x.device, out, views, shifts, totals, not ys, activation, slope)
     else:
         sides = [
             (description, address_of(shift), address_of(total))

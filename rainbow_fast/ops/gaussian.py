@@ -244,7 +244,7 @@ def _gaussian_out(key: Tensor, backend: str | None, out: Tensor) -> None:
         if chosen == "reference":
             tile.copy_(torch.from_numpy(gaussian_reference(where, rows, cols)))
         elif chosen == "triton":
-            _backend.triton_kernels("gaussian").gaussian(tile, where)
+            _backend.run_triton("gaussian", out.device, tile, where)
         else:
             target = (tile.data_ptr(), _backend.CODE[out.dtype], rows, cols, tile.stride(0))
             with _backend.running(chosen, out.device) as run:

@@ -150,7 +150,7 @@ def _by_factors(M: Tensor, rtol: float, complete: bool, gram: bool, out: Tensor)
 def _iterate(M: Tensor, rtol: float, chosen: str, out: Tensor) -> Tensor:
     """Run the kernel on matrices (batch, d, m): statistics, orthogonality of A and outcome, (batch, 6)."""
     if chosen == "triton":
-        return _backend.triton_kernels("polar").polar(out, M, rtol)
+        return _backend.run_triton("polar", M.device, out, M, rtol)
     found = torch.empty(len(M), 6, dtype=torch.float64)
     _backend.kernels().polar(
         out.data_ptr(),

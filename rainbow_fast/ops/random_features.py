@@ -190,7 +190,7 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
     if chosen == "triton":
         for where, part in parts:
             view = samples(part, written=True)[0]
-            _backend.triton_kernels("random_features").random_features(view, *f.plain(where))
+            _backend.run_triton("random_features", f.u.device, view, *f.plain(where))
         return
     kept, features = f.memory(n)
     for target, (where, _) in zip(targets, parts, strict=True):
@@ -220,7 +220,7 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
     if chosen == "triton":
         for where, *sums in parts:
             view = samples(x)[0]
-            _backend.triton_kernels("random_features").random_features_covariance(*sums, view, *f.plain(where))
+            _backend.run_triton("random_features.random_features_covariance", f.u.device, *sums, view, *f.plain(where))
         return
     x_kept, x_samples = samples(x)
     kept, features = f.memory(n)
@@ -250,7 +250,9 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
             u, *rest = f.plain(where)
             for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
                 view = samples(o, written=True)[0]
-                _backend.triton_kernels("random_features").random_features_projection(view, u, a.detach(), *rest)
+                _backend.run_triton(
+                    "random_features.random_features_projection", f.u.device, view, u, a.detach(), *rest
+                )
         return
     kept, features = f.memory(n)
     for s, (where, *given) in enumerate(parts):

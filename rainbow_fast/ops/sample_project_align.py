@@ -136,7 +136,7 @@ def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str
             G = torch.from_numpy(gaussian_reference(where, n, r)).to(P.device)
             part.copy_(sample_project_align_reference(G, P, scale))
         elif chosen == "triton":
-            _backend.triton_kernels("sample_project_align").sample_project_align(part, P, where, scale)
+            _backend.run_triton("sample_project_align", P.device, part, P, where, scale)
         else:
             target = (part.data_ptr(), _backend.CODE[out.dtype], n, part.stride(0))
             with _backend.running(chosen, P.device) as run:
