@@ -4,6 +4,7 @@
 #     make demo     rainbow networks of growing width from a trained one, in under a minute
 #     make test     the tests                    ARGS="-k polar" goes on to pytest
 #     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
+#     make gpu-check  the GPU kernels compiled, without a GPU: registers, spills, tensor cores
 #     make bench    the table of timings, and bench/results.json
 #     make lint     ruff, mypy, clang-format     make format mends what can be mended
 #     make clean    removes all that make made
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 CSRC := $(shell find csrc bench -name "*.cpp" -o -name "*.h")
 
-.PHONY: setup demo test sanitize bench lint format clean
+.PHONY: setup demo test sanitize gpu-check bench lint format clean
 
 setup: build/done
 
@@ -30,6 +31,9 @@ test: setup
 sanitize: $(VENV)/done
 	RAINBOW_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext
 	$(BIN)/python tests/sanitize.py $(ARGS)
+
+gpu-check: setup
+	$(BIN)/python tests/gpu_check.py $(ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results.json $(ARGS)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """gaussian on a GPU: each thread makes whole groups of four columns and writes them at once.
 
-A value costs 44 instructions and b bytes written, b = 2, 4 or 8. Floors per 10^9 values: generation 1.4 ms on an H100
+A value costs 44 instructions (everything counted; 46 in bfloat16) and b bytes written, b = 2, 4 or 8. Floors per 10^9 values: generation 1.4 ms on an H100
 (0.70 T/s), 2.3 ms on an A100 (0.44 T/s); memory 0.3 b ms on an H100 (3.35 TB/s), 0.5 b ms on an A100 (2.0 TB/s). So
 float32 takes generation and memory about equally, narrower dtypes are bound by generation.
 """
@@ -16,8 +16,8 @@ from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile, words
 from rainbow_fast.triton_kernels.rounding import rounded
 from rainbow_fast.triton_kernels.variant import Variant
 
-# Rows and groups of four columns of a tile, and its warps: four groups a thread.
-WIDE = {"ROWS": 8, "GROUPS": 64, "num_warps": 4}
+# Rows and groups of four columns of a tile, and its warps: eight groups a thread in wide tiles, four in narrow ones.
+WIDE = {"ROWS": 8, "GROUPS": 128, "num_warps": 4}
 NARROW = {"ROWS": 128, "GROUPS": 4, "num_warps": 4}
 
 
@@ -32,18 +32,23 @@ def gaussian_kernel(
     stream: tl.int32,
     row_offset: tl.int64,
     first_group: tl.int64,
-    skip: tl.int32,  # columns of the first group that lie before the tile
+    SKIP: tl.constexpr,  # columns of the first group that lie before the tile
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    across = tl.cdiv(cols + skip, 4 * GROUPS)
-    block = tl.program_id(0).to(tl.int64)
-    top, left = block // across * ROWS, block % across * GROUPS
-    i = top + tl.arange(0, ROWS)
-    q = left + tl.arange(0, GROUPS)
-    g = gaussian_tile(i + row_offset, (q + first_group).to(tl.uint32), seed_lo, seed_hi, stream)
-    j = left * 4 - skip + tl.arange(0, 4 * GROUPS)
-    inside = (i < rows)[:, None] & ((j >= 0) & (j < cols))[None, :]
+    width: tl.constexpr = 4 * GROUPS
+    across = tl.cdiv(cols + SKIP, width).to(tl.int32)
+    down = tl.program_id(0) // across
+    top, left = down.to(tl.int64) * ROWS, (tl.program_id(0) - down * across).to(tl.int64) * width - SKIP
+    i, q = tl.arange(0, ROWS), tl.arange(0, GROUPS)
+    first = first_group + (left + SKIP) // 4
+    g = gaussian_tile(top + row_offset + i, first.to(tl.uint32) + q, seed_lo, seed_hi, stream)
+    j = tl.arange(0, width)
+    last = tl.minimum(cols - left, width).to(tl.int32)
+    inside = (i < tl.minimum(rows - top, ROWS).to(tl.int32))[:, None] & (j < last)[None, :]
+    if SKIP:
+        inside &= (j >= tl.maximum(-left, 0).to(tl.int32))[None, :]
+    out += top * stride + left
     tl.store(out + i[:, None] * stride + j[None, :], rounded(g, out.dtype.element_ty), mask=inside)
 
 
@@ -60,11 +65,19 @@ def gaussian(out: Tensor, where: list[int]) -> None:
 
 
 def variants() -> Iterator[Variant]:
+    constants = {name: value for name, value in WIDE.items() if name.isupper()}
+    options = {"num_warps": WIDE["num_warps"], **EXACT}
+    values = 4 * WIDE["ROWS"] * WIDE["GROUPS"] // (32 * WIDE["num_warps"])
     for type in ("fp32", "bf16"):
-        constants = {k: v for k, v in WIDE.items() if k.isupper()}
-        values = 4 * WIDE["ROWS"] * WIDE["GROUPS"] // (32 * WIDE["num_warps"])
-        options = {"num_warps": WIDE["num_warps"], **EXACT}
-        aligned = ("out", "stride", "skip")
-        yield Variant(
-            f"gaussian {type}", gaussian_kernel, {"out": f"*{type}"}, constants, options, aligned, values, blocks=8
-        )
+        for skip in (0, 1):
+            yield Variant(
+                f"gaussian {type} skip {skip}",
+                gaussian_kernel,
+                {"out": f"*{type}"},
+                {"SKIP": skip, **constants},
+                options,
+                aligned=() if skip else ("out", "stride", "cols"),
+                gaussians=values,
+                most=60 if skip else 47,
+                blocks=5,
+            )

@@ -17,9 +17,10 @@ class Variant:
         options: ``num_warps`` and the like, as at the launch.
         aligned: arguments that are multiples of 16 in the launches this stands for.
         gaussians: how many values of G one thread makes; 0 where none.
+        most: how many instructions one of them may take, everything counted; 0 where that says nothing.
         products: whether it multiplies matrices, so that there must be tensor-core instructions.
-        blocks: programs that should be resident on a multiprocessor, which bounds registers and shared memory.
-        targets: where it runs; None means all that are checked.
+        blocks: programs that the design wants on a multiprocessor at once, which bounds registers and shared memory.
+        targets: where it is meant to run, ``("sm_80", "sm_90")``; None means on all that are checked.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Variant:
     options: dict[str, Any]
     aligned: tuple[str, ...] = ()
     gaussians: int = 0
+    most: float = 0
     products: bool = False
     blocks: int = 1
     targets: tuple[str, ...] | None = None

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Compile the Triton kernels for GPUs that need not be there, and judge what comes out: `make gpu-check`.
+
+Each module of rainbow_fast/triton_kernels lists in ``variants()`` what is compiled. A kernel passes when nothing spills,
+a matrix product runs on tensor cores, the generator is not contracted to fused multiply-adds, and as many programs fit
+on a multiprocessor as its design assumes.
+"""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOM = Path(__file__).resolve().parent.parent / "rainbow_fast" / "triton_kernels"
+MODULES = [path.stem for path in sorted(ROOM.glob("*.py")) if "def variants" in path.read_text()]
+
+
+@dataclass(frozen=True)
+class Target:
+    name: str
+    triton: tuple[str, int | str, int]
+    shared: int  # bytes that a program, and all programs of a multiprocessor, may use
+    reserved: int  # bytes of them that each program costs besides
+    tensor_core: str  # its instructions
+
+
+KIB = 1024
+TARGETS = [
+    Target("sm_80", ("cuda", 80, 32), 164 * KIB, KIB, r"\b[HD]MMA\b"),
+    Target("sm_90", ("cuda", 90, 32), 228 * KIB, KIB, r"\b(?:HGMMA|DMMA)\b"),
+    Target("sm_100", ("cuda", 100, 32), 228 * KIB, KIB, r"\b(?:UTC\w*MMA|DMMA)\b"),
+    Target("gfx942", ("hip", "gfx942", 64), 64 * KIB, 0, r"\bv_mfma_\w+"),
+]
+
+
+@dataclass
+class Row:
+    """What one compilation of one kernel came to."""
+
+    kernel: str
+    target: str
+    registers: int = 0
+    local: int = 0  # bytes of stack or scratch a thread
+    spills: int = 0  # instructions that move registers to and from memory
+    shared: int = 0
+    tensor_core: int = 0
+    per_gaussian: float | None = None
+    wrong: list[str] = field(default_factory=list)
+
+    HEAD = f"{'kernel':40} {'target':7} {'regs':>5} {'local':>6} {'spills':>6} {'shared':>7} {'mma':>5} {'/normal':>8}"
+
+    def __str__(self) -> str:
+        per = "" if self.per_gaussian is None else f"{self.per_gaussian:.1f}"
+        numbers = f"{self.registers:5} {self.local:6} {self.spills:6} {self.shared:7} {self.tensor_core:5} {per:>8}"
+        return f"{self.kernel:40} {self.target:7} {numbers}  {'; '.join(self.wrong)}"
+
+
+def judge(row: Row, target: Target, *, threads: int, blocks: int, products: bool) -> None:
+    """Write into row.wrong what is wrong with a kernel of `threads` a program, `blocks` programs a multiprocessor."""
+    if row.local or row.spills:
+        row.wrong.append("uses local memory")
+    if products and not row.tensor_core:
+        row.wrong.append("no tensor-core instruction")
+    if blocks * (row.shared + target.reserved) > target.shared:
+        row.wrong.append(f"shared memory: {blocks} programs want more than {target.shared}")
+    # A register file of 64 Ki words; four of 512 words a lane, 64 lanes, on gfx942.
+    file = 512 * 64 * 4 if target.name.startswith("gfx") else 65536
+    if blocks * threads * row.registers > file:
+        row.wrong.append(f"registers: {blocks} programs want more than {file}")
+
+
+# What contracts, approximates or reorders, in LLVM's text.
+INEXACT = re.compile(
+    r"\bf(?:mul|add|sub|div) (?:\w+ )*(?:fast|contract|reassoc|afn)\b|llvm\.fma\.|llvm\.fmuladd|\.approx"
+)
+CALL = "CALL.REL"  # a square root's way out, taken for none of our numbers: five instructions beside its subroutine
+SLOW = 5
+
+
+def executed(sass: str) -> int:
+    """Instructions of straight code that run, without those of the square root's way out."""
+    body = sass.split("EXIT")[0] if sass.count(CALL) else sass
+    return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", body, re.M)) - SLOW * sass.count(CALL)
+
+
+def tool(name: str, *arguments: str) -> str:
+    import triton.backends.nvidia as nvidia
+
+    command = [str(Path(nvidia.__path__[0]) / "bin" / name), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def compiled(variant, target: Target) -> dict:
+    """Triton's stages by name, and `shared`, the bytes of shared memory."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = variant.kernel
+    signature = {
+        p.name: "constexpr" if p.name in variant.constants else variant.types.get(p.name) or p.annotation_type
+        for p in kernel.params
+    }
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=variant.constants, attrs=attributes)
+    made = triton.compile(source, target=GPUTarget(*target.triton), options=variant.options)
+    return {**made.asm, "shared": made.metadata.shared}
+
+
+def check(module: str, index: int, target: Target) -> Row:
+    variant = list(importlib.import_module(f"rainbow_fast.triton_kernels.{module}").variants())[index]
+    row = Row(variant.name, target.name)
+    try:
+        made = compiled(variant, target)
+    except Exception as error:  # whatever the compiler does not like is a line in the table
+        row.wrong.append(f"does not compile: {str(error).splitlines()[0]}")
+        return row
+    row.shared = made["shared"]
+    if "amdgcn" in made:
+        text = made["amdgcn"]
+        number = {name: int(value) for name, value in re.findall(r"^; (\w+): (\d+)$", text, re.M)}
+        row.registers, row.local = number["TotalNumVgprs"], number["ScratchSize"]
+        row.spills = sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text)))
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(made["cubin"])
+            file.flush()
+            usage = tool("cuobjdump", "-res-usage", file.name)
+            text = tool("nvdisasm", "-c", file.name)
+        row.registers, row.local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+        row.spills = len(re.findall(r"\b(?:LDL|STL)\b", text))
+        if variant.gaussians and not variant.products:
+            row.per_gaussian = executed(text) / variant.gaussians
+    row.tensor_core = len(re.findall(target.tensor_core, text))
+    if variant.gaussians and (found := INEXACT.search(made["llir"] + made.get("ptx", ""))):
+        row.wrong.append(f"the generator is not exact: {found[0]}")
+    if row.per_gaussian and variant.most and row.per_gaussian > variant.most:
+        row.wrong.append(f"wanted at most {variant.most} instructions a normal")
+    threads = variant.options["num_warps"] * target.triton[2]
+    judge(row, target, threads=threads, blocks=variant.blocks, products=variant.products)
+    return row
+
+
+def work(only: str) -> Iterator[tuple[str, int, Target]]:
+    for module in MODULES:
+        for index, variant in enumerate(importlib.import_module(f"rainbow_fast.triton_kernels.{module}").variants()):
+            for target in TARGETS:
+                if only in variant.name and (variant.targets is None or target.name in variant.targets):
+                    yield module, index, target
+
+
+def main(only: str = "") -> int:
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ.setdefault("TRITON_CACHE_DIR", cache)
+        print(Row.HEAD)
+        wrong = 0
+        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+            for row in pool.map(check, *zip(*work(only), strict=True)):
+                print(row, flush=True)
+                wrong += bool(row.wrong)
+    print(f"{wrong} kernels fall short" if wrong else "all kernels pass")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
