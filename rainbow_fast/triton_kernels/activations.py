@@ -6,6 +6,8 @@ products are not fused and `/` is not the nearest (results below 1.2e-38 may be 
 |x| < 2^20 and loses |x| 2^-52 beyond. float64 is good to 1e-16 (1 + |x|), not relative to small results.
 """
 
+from math import factorial
+
 import triton
 import triton.language as tl
 
@@ -30,6 +32,8 @@ _ERFC = _constants(
 _ERFC_FIRST, _ERFC_FIRST_LOW = tl.constexpr(_HEX("0x1.c5a32ap-1")), tl.constexpr(_HEX("-0x1.29c2eep-27"))
 _SIN = _constants("-0x1.555544p-3", "0x1.1107p-7", "-0x1.992f58p-13")
 _COS = _constants("0x1.55554ap-5", "-0x1.6c0bf2p-10", "0x1.99d8d6p-16")
+_SIN64 = tl.constexpr(tuple((-1.0) ** (k + 1) / factorial(2 * k + 3) for k in range(8)))
+_COS64 = tl.constexpr(tuple((-1.0) ** k / factorial(2 * k + 4) for k in range(7)))
 _LOG2E, _ROUND = tl.constexpr(_HEX("0x1.715476p+0")), tl.constexpr(_HEX("0x1.8p23"))
 _LN2, _LN2_LOW = tl.constexpr(_HEX("0x1.63p-1")), tl.constexpr(_HEX("-0x1.bd0106p-13"))  # n times the first is exact
 _ROOT2, _ROOT_HALF = tl.constexpr(_HEX("0x1.6a09e6p+0")), tl.constexpr(0.70710678118654752440)
@@ -131,10 +135,14 @@ def _cos(x):
     shifted = wide * _TWO_OVER_PI + _ROUND64
     n = shifted - _ROUND64
     quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32)  # n is in its low bits
-    r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(tl.float32)
+    r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(x.dtype)
     r = tl.where(tl.abs(x) < 2.0**40, r, x * 0.0)
     z = r * r
-    sine, cosine = r + r * z * _polynomial(_SIN, 2, z), (1.0 - 0.5 * z) + z * z * _polynomial(_COS, 2, z)
+    if x.dtype == tl.float64:
+        sine, cosine = _polynomial(_SIN64, 7, z), _polynomial(_COS64, 6, z)
+    else:
+        sine, cosine = _polynomial(_SIN, 2, z), _polynomial(_COS, 2, z)
+    sine, cosine = r + r * z * sine, (1.0 - 0.5 * z) + z * z * cosine
     y = tl.where((quadrant & 1) != 0, sine, cosine)
     return tl.where(((quadrant + 1) & 2) != 0, -y, y)
 
@@ -149,10 +157,8 @@ def _activate64(x, ACTIVATION: tl.constexpr):
         return tl.erf(x)
     elif ACTIVATION == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * _ROOT_HALF))
-    elif ACTIVATION == "silu":
-        return x / (1.0 + tl.exp(-x))
     else:
-        return tl.cos(x)
+        return x / (1.0 + tl.exp(-x))
 
 
 @triton.jit
@@ -170,6 +176,8 @@ def activate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
         return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
     elif ACTIVATION == "step":
         return tl.where(x > 0.0, 1.0, 0.0).to(x.dtype)
+    elif ACTIVATION == "cos":
+        return _cos(x)
     elif x.dtype == tl.float64:
         return _activate64(x, ACTIVATION)
     elif ACTIVATION == "tanh":
@@ -178,8 +186,6 @@ def activate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
         return _erf(x)
     elif ACTIVATION == "gelu":
         return _gelu(x)
-    elif ACTIVATION == "silu":
-        return _silu(x)
     else:
-        tl.static_assert(ACTIVATION == "cos", "no such activation")
-        return _cos(x)
+        tl.static_assert(ACTIVATION == "silu", "no such activation")
+        return _silu(x)

@@ -32,16 +32,18 @@ from rainbow_fast.triton_kernels.variant import Variant
 
 WORKSPACE = 64 * 2**20  # bytes, of the parts
 BLOCK = 2048  # channels of each side in one launch: two parts of so many fill the workspace
-CHAIN = tl.constexpr(128)  # samples
+CHAIN = 128  # samples
 SHORTEST = 512  # samples of a range
 HEIGHT = tl.constexpr(16)  # of groups of tiles whose programs are neighbours, and find their samples in L2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a product is cut: tiles of at most `edge` channels a side, `step` samples at a time, `stages` steps ahead."""
+    """Tiles of at most rows x columns channels, `step` samples at a time (half of it where maps are ragged), `stages` of
+    these in flight."""
 
-    edge: int
+    rows: int
+    columns: int
     step: int
     stages: int
     precision: str = "ieee"
@@ -58,11 +60,10 @@ class Machine:
 
 
 MACHINES = {
-    "sm_80": Machine(216, Plan(128, 64, 3), Plan(128, 32, 3, "tf32x3"), Plan(64, 32, 3)),
-    "sm_86": Machine(168, Plan(128, 64, 3), Plan(128, 32, 3, "tf32x3"), Plan(64, 32, 3)),  # 99 KiB: all others
-    "sm_90": Machine(264, Plan(128, 64, 4), Plan(128, 32, 3, "tf32x3"), Plan(64, 32, 3)),
-    "sm_100": Machine(296, Plan(128, 64, 4), Plan(128, 32, 3, "tf32x3"), Plan(64, 32, 3)),
-    "gfx942": Machine(608, Plan(128, 64, 2), Plan(128, 32, 2), Plan(64, 32, 2)),
+    "sm_80": Machine(216, Plan(128, 128, 32, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "sm_90": Machine(264, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "sm_100": Machine(296, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "gfx942": Machine(608, Plan(128, 128, 64, 2), Plan(128, 64, 32, 2), Plan(64, 64, 16, 2)),
 }
 
 
@@ -123,7 +124,7 @@ def products_kernel(
     X_AXES: tl.constexpr, Y_AXES: tl.constexpr, Y_ALONG: tl.constexpr, X_SHIFTED: tl.constexpr, Y_SHIFTED: tl.constexpr,
     X_SUMS: tl.constexpr, Y_SUMS: tl.constexpr, SYMMETRIC: tl.constexpr, KEEP: tl.constexpr,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """One tile of X Y^T over one range of samples, into the part of that range; float32 as a sum and what it lost."""
     down, across = tl.cdiv(d, ROWS), tl.cdiv(m, COLUMNS)
@@ -132,7 +133,7 @@ def products_kernel(
     height = tl.minimum(down - top, HEIGHT)
     i, j = top + tile % (HEIGHT * across) % height, tile % (HEIGHT * across) // height
     if SYMMETRIC:
-        if i > j:
+        if i * ROWS >= (j + 1) * COLUMNS:  # all of it below the diagonal
             return
     row, column = i.to(tl.int64) * ROWS + tl.arange(0, ROWS), j.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     begin = part * each
@@ -161,9 +162,7 @@ def products_kernel(
             high = dot(a, b, high, PRECISION)
         else:
             low = dot(a, b, low, PRECISION)
-            if (
-                step % (CHAIN // STEP) == CHAIN // STEP - 1
-            ):  # Kahan's sum: the next chain begins with what this one lost
+            if step % CHAIN == CHAIN - 1:  # Kahan's sum: the next chain begins with what this one lost
                 total = high + low
                 low -= total - high
                 high = total
@@ -215,7 +214,7 @@ def machine(device: torch.device) -> Machine:
         return MACHINES["gfx942"]
     major, minor = torch.cuda.get_device_capability(device)
     known = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
-    return MACHINES[known.get((major, minor), "sm_86")]
+    return MACHINES[known.get((major, minor), "sm_80")]
 
 
 @dataclass(frozen=True)
@@ -304,9 +303,11 @@ def _one(
     keep = x.shift is None and y.shift is None
     keep = keep and (dtype in (torch.float32, torch.float64) or activation in KEEP_PRECISION)
     plan = family.double if dtype == torch.float64 else family.half if keep and dtype.itemsize == 2 else family.single
-    rows, columns = _edge(d, plan.edge), _edge(m, plan.edge)
+    rows, columns = _edge(d, plan.rows), _edge(m, plan.columns)
+    step = plan.step // 2 if x.ragged or y.ragged else plan.step
     down, across = triton.cdiv(d, rows), triton.cdiv(m, columns)
-    count, each = _ranges(samples, down * (down + 1) // 2 if symmetric else down * across, d * m, plan, family)
+    tiles = sum(across - i * rows // columns for i in range(down)) if symmetric else down * across
+    count, each = _ranges(samples, tiles, d * m, family)
     planes = count if dtype == torch.float64 else 2 * count
     device = x.data.device
     parts = torch.empty(planes, d, m, dtype=dtype if dtype == torch.float64 else torch.float32, device=device)
@@ -316,7 +317,7 @@ def _one(
         parts, samples, each, *x.arguments(), x_sums, *y.arguments(), y_sums,
         x.axes, y.axes, int(y.ragged), x.shift is not None, y.shift is not None, x_sums is not None, y_sums is not None,
         symmetric, keep, activation, slope if activation == "leaky_relu" else 0.0, plan.precision,
-        rows, columns, plan.step, num_warps=_warps(rows, columns), num_stages=plan.stages,
+        rows, columns, step, CHAIN // step, num_warps=_warps(rows, columns), num_stages=plan.stages,
     )  # fmt: skip
     _add_parts(out, parts, m, 1, symmetric)
     if mirrored is not None:
@@ -327,17 +328,17 @@ def _one(
 
 
 def _warps(rows: int, columns: int) -> int:
-    return 8 if rows * columns == 128 * 128 else 4
+    return 8 if rows * columns >= 128 * 64 else 4
 
 
 def _edge(channels: int, most: int) -> int:
     return min(most, max(32, triton.next_power_of_2(channels)))
 
 
-def _ranges(samples: int, tiles: int, numbers: int, plan: Plan, family: Machine) -> tuple[int, int]:
+def _ranges(samples: int, tiles: int, numbers: int, family: Machine) -> tuple[int, int]:
     """How many ranges of samples, and how long: from shapes alone."""
     count = min(triton.cdiv(family.programs, tiles), samples // SHORTEST, WORKSPACE // (8 * numbers))
-    each = triton.cdiv(triton.cdiv(samples, max(1, count)), plan.step) * plan.step
+    each = triton.cdiv(triton.cdiv(samples, max(1, count)), CHAIN) * CHAIN
     return triton.cdiv(samples, each), each
 
 
@@ -353,7 +354,7 @@ def _add_parts(out: Tensor, parts: Tensor, s_row: int, s_column: int, symmetric:
 
 _SIZES = ("samples", "each", "d", "m")
 _SIDE = ("channel", "image", "line", "position", "positions", "lines")
-CASES = {  # dtype, edges of a tile, activation, channel is the axis of stride 1, axes, aligned, centred, symmetric
+CASES = {  # dtype, channels, activation, channel is the axis of stride 1, axes, aligned, centred, symmetric
     "bf16 maps": ("bf16", 128, "identity", False, 2, True, False, False),
     "bf16 maps relu": ("bf16", 128, "relu", False, 2, True, False, True),
     "bf16 rows": ("bf16", 128, "identity", True, 1, True, False, False),
@@ -371,8 +372,6 @@ CASES = {  # dtype, edges of a tile, activation, channel is the axis of stride 1
 
 def variants() -> Iterator[Variant]:
     for target, family in MACHINES.items():
-        if target == "sm_86":
-            continue
         for name, case in CASES.items():
             yield _variant(name, target, family, *case)
     types = {"out": "*fp64", "parts": "*fp32", **dict.fromkeys(("ld", "d", "m", "count", "size", "s_row"), "i32")}
@@ -381,35 +380,30 @@ def variants() -> Iterator[Variant]:
 
 
 def _variant(
-    name: str, target: str, family: Machine, dtype: str, edge: int, activation: str, rows: bool, axes: int,
+    name: str, target: str, family: Machine, dtype: str, channels: int, activation: str, beside: bool, axes: int,
     aligned: bool, centred: bool, symmetric: bool,
 ) -> Variant:  # fmt: skip
     keep = not centred and (dtype != "bf16" or activation in KEEP_PRECISION)
     plan = family.double if dtype == "fp64" else family.half if dtype == "bf16" and keep else family.single
-    edge = min(edge, plan.edge)
-    shift = "fp64" if dtype == "fp64" else "fp32"
-    types, constants, multiples = (
-        {"parts": f"*{shift}", **dict.fromkeys(_SIZES, "i32")},
-        {},
-        ["parts", "each", "d", "m"],
-    )
+    rows, columns = _edge(channels, plan.rows), _edge(channels, plan.columns)
+    wide, ragged = "fp64" if dtype == "fp64" else "fp32", axes > 1 and not aligned
+    step = plan.step // 2 if ragged else plan.step
+    types = {"parts": f"*{wide}", **dict.fromkeys(("samples", "each", "d", "m"), "i32")}
+    constants, multiples = {"Y_ALONG": int(ragged)}, ["parts", "each", "d", "m", *(["samples"] if aligned else [])]
     for side in "xy":
-        types |= {f"{side}": f"*{dtype}", f"{side}_shift": f"*{shift}", f"{side}_sums": "*fp64"}
-        types |= {f"{side}_{name}": "i32" for name in _SIDE}
-        constants |= {f"{side}_{'channel' if rows else 'position'}": 1, f"{side.upper()}_AXES": axes}
+        types |= {side: f"*{dtype}", f"{side}_shift": f"*{wide}", f"{side}_sums": "*fp64"}
+        types |= {f"{side}_{word}": "i32" for word in _SIDE}
+        constants |= {f"{side}_{'channel' if beside else 'position'}": 1, f"{side.upper()}_AXES": axes}
         constants |= {f"{side.upper()}_SHIFTED": centred, f"{side.upper()}_SUMS": centred}
-        if axes < 3:
-            constants[f"{side}_lines"] = 1
+        constants |= {f"{side}_lines": 1} if axes < 3 else {}
         multiples += [side, f"{side}_shift", f"{side}_sums"]
-        if aligned:
-            multiples += ["samples"]
-            multiples += [f"{side}_{name}" for name in _SIDE if f"{side}_{name}" not in constants]
+        multiples += [f"{side}_{word}" for word in _SIDE if aligned and f"{side}_{word}" not in constants]
     types = {key: value for key, value in types.items() if key not in constants}
     constants |= {
-        "Y_ALONG": int(axes > 1 and not aligned), "SYMMETRIC": symmetric, "KEEP": keep, "ACTIVATION": activation, "SLOPE": 0.0,
-        "PRECISION": plan.precision, "ROWS": edge, "COLUMNS": edge, "STEP": plan.step,
+        "SYMMETRIC": symmetric, "KEEP": keep, "ACTIVATION": activation, "SLOPE": 0.0, "PRECISION": plan.precision,
+        "ROWS": rows, "COLUMNS": columns, "STEP": step, "CHAIN": CHAIN // step,
     }  # fmt: skip
-    options = {"num_warps": _warps(edge, edge), "num_stages": plan.stages}
+    options = {"num_warps": _warps(rows, columns), "num_stages": plan.stages}
     return Variant(
         f"cross_covariance {name}", products_kernel, types, constants, options, tuple(multiples), products=True,
         targets=(target,),
