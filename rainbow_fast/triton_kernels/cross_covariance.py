@@ -18,7 +18,7 @@ and one promotion of a tile costs four additions an entry: half of the time of i
 quarter on an A100, a tenth of the 32 float32 ones.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,6 @@ from torch import Tensor
 
 from rainbow_fast.triton_kernels.activations import KEEP_PRECISION, activate
 from rainbow_fast.triton_kernels.rounding import INTERPRETED, dot
-from rainbow_fast.triton_kernels.variant import Variant
 
 WORKSPACE = 64 * 2**20  # bytes, of the parts
 BLOCK = 2048  # channels of each side in one launch: two parts of so many fill the workspace
@@ -60,7 +59,7 @@ class Machine:
 
 
 MACHINES = {
-    "sm_80": Machine(216, Plan(128, 128, 32, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "sm_80": Machine(216, Plan(128, 128, 32, 4), Plan(128, 64, 16, 4, "tf32x3"), Plan(64, 64, 16, 4)),
     "sm_90": Machine(264, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
     "sm_100": Machine(296, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
     "gfx942": Machine(608, Plan(128, 128, 64, 2), Plan(128, 64, 32, 2), Plan(64, 64, 16, 2)),
@@ -303,7 +302,7 @@ def _one(
     keep = x.shift is None and y.shift is None
     keep = keep and (dtype in (torch.float32, torch.float64) or activation in KEEP_PRECISION)
     plan = family.double if dtype == torch.float64 else family.half if keep and dtype.itemsize == 2 else family.single
-    rows, columns = _edge(d, plan.rows), _edge(m, plan.columns)
+    rows, columns = edge(d, plan.rows), edge(m, plan.columns)
     step = plan.step // 2 if x.ragged or y.ragged else plan.step
     down, across = triton.cdiv(d, rows), triton.cdiv(m, columns)
     tiles = sum(across - i * rows // columns for i in range(down)) if symmetric else down * across
@@ -317,7 +316,7 @@ def _one(
         parts, samples, each, *x.arguments(), x_sums, *y.arguments(), y_sums,
         x.axes, y.axes, int(y.ragged), x.shift is not None, y.shift is not None, x_sums is not None, y_sums is not None,
         symmetric, keep, activation, slope if activation == "leaky_relu" else 0.0, plan.precision,
-        rows, columns, step, CHAIN // step, num_warps=_warps(rows, columns), num_stages=plan.stages,
+        rows, columns, step, CHAIN // step, num_warps=warps(rows, columns), num_stages=plan.stages,
     )  # fmt: skip
     _add_parts(out, parts, m, 1, symmetric)
     if mirrored is not None:
@@ -327,11 +326,11 @@ def _one(
             _add_parts(total.unsqueeze(0), sums, 0, 1, False)
 
 
-def _warps(rows: int, columns: int) -> int:
+def warps(rows: int, columns: int) -> int:
     return 8 if rows * columns >= 128 * 64 else 4
 
 
-def _edge(channels: int, most: int) -> int:
+def edge(channels: int, most: int) -> int:
     return min(most, max(32, triton.next_power_of_2(channels)))
 
 
@@ -349,62 +348,4 @@ def _add_parts(out: Tensor, parts: Tensor, s_row: int, s_column: int, symmetric:
     parts_kernel[(triton.cdiv(d * m, entries),)](
         out, out.stride(0), d, m, parts, count, parts.stride(0), s_row, s_column, symmetric, at_once, entries,
         num_warps=4,
-    )  # fmt: skip
-
-
-_SIZES = ("samples", "each", "d", "m")
-_SIDE = ("channel", "image", "line", "position", "positions", "lines")
-CASES = {  # dtype, channels, activation, channel is the axis of stride 1, axes, aligned, centred, symmetric
-    "bf16 maps": ("bf16", 128, "identity", False, 2, True, False, False),
-    "bf16 maps relu": ("bf16", 128, "relu", False, 2, True, False, True),
-    "bf16 rows": ("bf16", 128, "identity", True, 1, True, False, False),
-    "bf16 7 x 7": ("bf16", 128, "identity", False, 2, False, False, False),
-    "bf16 slices": ("bf16", 64, "identity", False, 3, False, False, False),
-    "bf16 gelu, centred": ("bf16", 128, "gelu", False, 2, True, True, False),
-    "fp32 maps": ("fp32", 128, "identity", False, 2, True, False, False),
-    "fp32 rows": ("fp32", 128, "identity", True, 1, True, False, True),
-    "fp32 16 channels": ("fp32", 32, "identity", False, 2, True, False, True),
-    "fp32 7 x 7 tanh, centred": ("fp32", 128, "tanh", False, 2, False, True, False),
-    "fp64 maps": ("fp64", 64, "identity", False, 2, True, False, False),
-    "fp64 rows cos, centred": ("fp64", 64, "cos", True, 1, True, True, True),
-}
-
-
-def variants() -> Iterator[Variant]:
-    for target, family in MACHINES.items():
-        for name, case in CASES.items():
-            yield _variant(name, target, family, *case)
-    types = {"out": "*fp64", "parts": "*fp32", **dict.fromkeys(("ld", "d", "m", "count", "size", "s_row"), "i32")}
-    constants = {"s_column": 1, "SYMMETRIC": True, "PARTS": 64, "ENTRIES": 32}
-    yield Variant("cross_covariance parts", parts_kernel, types, constants, {"num_warps": 4}, ("out", "parts"))
-
-
-def _variant(
-    name: str, target: str, family: Machine, dtype: str, channels: int, activation: str, beside: bool, axes: int,
-    aligned: bool, centred: bool, symmetric: bool,
-) -> Variant:  # fmt: skip
-    keep = not centred and (dtype != "bf16" or activation in KEEP_PRECISION)
-    plan = family.double if dtype == "fp64" else family.half if dtype == "bf16" and keep else family.single
-    rows, columns = _edge(channels, plan.rows), _edge(channels, plan.columns)
-    wide, ragged = "fp64" if dtype == "fp64" else "fp32", axes > 1 and not aligned
-    step = plan.step // 2 if ragged else plan.step
-    types = {"parts": f"*{wide}", **dict.fromkeys(("samples", "each", "d", "m"), "i32")}
-    constants, multiples = {"Y_ALONG": int(ragged)}, ["parts", "each", "d", "m", *(["samples"] if aligned else [])]
-    for side in "xy":
-        types |= {side: f"*{dtype}", f"{side}_shift": f"*{wide}", f"{side}_sums": "*fp64"}
-        types |= {f"{side}_{word}": "i32" for word in _SIDE}
-        constants |= {f"{side}_{'channel' if beside else 'position'}": 1, f"{side.upper()}_AXES": axes}
-        constants |= {f"{side.upper()}_SHIFTED": centred, f"{side.upper()}_SUMS": centred}
-        constants |= {f"{side}_lines": 1} if axes < 3 else {}
-        multiples += [side, f"{side}_shift", f"{side}_sums"]
-        multiples += [f"{side}_{word}" for word in _SIDE if aligned and f"{side}_{word}" not in constants]
-    types = {key: value for key, value in types.items() if key not in constants}
-    constants |= {
-        "SYMMETRIC": symmetric, "KEEP": keep, "ACTIVATION": activation, "SLOPE": 0.0, "PRECISION": plan.precision,
-        "ROWS": rows, "COLUMNS": columns, "STEP": step, "CHAIN": CHAIN // step,
-    }  # fmt: skip
-    options = {"num_warps": _warps(rows, columns), "num_stages": plan.stages}
-    return Variant(
-        f"cross_covariance {name}", products_kernel, types, constants, options, tuple(multiples), products=True,
-        targets=(target,),
     )  # fmt: skip
