@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What Triton makes of the promotion out of tensor cores: neither folded into one chain of sums, nor simplified."""
+
+import os
+import re
+
+import pytest
+
+pytest.importorskip("triton", reason="needs triton, which compiles without a GPU")
+from gpu_check import TARGETS, compiled  # noqa: E402
+
+from rainbow_fast.triton_kernels.cross_covariance import CHAIN  # noqa: E402
+from rainbow_fast.triton_kernels.cross_covariance_variants import variants  # noqa: E402
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("case", ["bf16 maps", "fp32 maps"])
+def test_tensor_cores_are_left_every_chain(case: str, target: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    [variant] = [v for v in variants() if v.name == f"cross_covariance {case}" and v.targets == (target,)]
+    made = compiled(variant, next(t for t in TARGETS if t.name == target))
+    rows, columns, step, every = (variant.constants[name] for name in ("ROWS", "COLUMNS", "STEP", "CHAIN"))
+    assert step * every == CHAIN == 128
+    # Three separate operations on the whole tile, under a condition: total = high + low, total - high, low - that.
+    tile = rf"tensor<{rows}x{columns}xf32, [^>]*>"
+    branch = re.search(rf"scf\.if (?:(?!scf\.if).)*?arith\.addf[^\n]*{tile}(.*?)scf\.yield", made["ttgir"], re.S)
+    assert branch and len(re.findall(rf"arith\.subf[^\n]*{tile}", branch[1])) == 2
+    # And they are still there, once an entry of a thread's share, in what the assembler gets.
+    share = rows * columns // (32 * variant.options["num_warps"])
+    found = re.findall(r"\bsub(?:\.rn)?\.f32(x2)?\b", made["ptx"])
+    assert len(found) + found.count("x2") >= 2 * share
