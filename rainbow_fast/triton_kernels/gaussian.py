@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """gaussian on a GPU: each thread makes whole groups of four columns and writes them at once.
 
-A value costs 44 instructions (everything counted; 46 in bfloat16) and b bytes written, b = 2, 4 or 8. Floors per 10^9 values: generation 1.4 ms on an H100
-(0.70 T/s), 2.3 ms on an A100 (0.44 T/s); memory 0.3 b ms on an H100 (3.35 TB/s), 0.5 b ms on an A100 (2.0 TB/s). So
-float32 takes generation and memory about equally, narrower dtypes are bound by generation.
+A value costs 44 instructions (everything counted; 46 in bfloat16) and b bytes written, b = 2, 4 or 8. Floors per 10^9
+values: generation 1.4 ms on an H100 (0.70 T/s), 2.3 ms on an A100 (0.44 T/s); memory 0.3 b ms on an H100 (3.35 TB/s),
+0.5 b ms on an A100 (2.0 TB/s). So float32 is about balanced, and narrower dtypes are bound by generation.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile, words
-from rainbow_fast.triton_kernels.rounding import rounded
+from rainbow_fast.triton_kernels.rounding import split
 from rainbow_fast.triton_kernels.variant import Variant
 
 # Rows and groups of four columns of a tile, and its warps: eight groups a thread in wide tiles, four in narrow ones.
@@ -26,6 +26,7 @@ def gaussian_kernel(
     out,
     rows: tl.int64,
     cols: tl.int64,
+    plane: tl.int64,
     stride: tl.int64,
     seed_lo: tl.int32,
     seed_hi: tl.int32,
@@ -33,6 +34,7 @@ def gaussian_kernel(
     row_offset: tl.int64,
     first_group: tl.int64,
     SKIP: tl.constexpr,  # columns of the first group that lie before the tile
+    TERMS: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
@@ -48,36 +50,43 @@ def gaussian_kernel(
     inside = (i < tl.minimum(rows - top, ROWS).to(tl.int32))[:, None] & (j < last)[None, :]
     if SKIP:
         inside &= (j >= tl.maximum(-left, 0).to(tl.int32))[None, :]
-    out += top * stride + left
-    tl.store(out + i[:, None] * stride + j[None, :], rounded(g, out.dtype.element_ty), mask=inside)
+    out += top * stride + left + i[:, None] * stride + j[None, :]
+    terms = split(g, out.dtype.element_ty, TERMS)
+    for t in tl.static_range(TERMS):
+        tl.store(out + t * plane, terms[t], mask=inside)
 
 
 def gaussian(out: Tensor, where: list[int]) -> None:
-    """Write the tile of G at `where` = [seed, stream, row_offset, col_offset] into `out`, whose rows are contiguous."""
-    rows, cols = out.shape
+    """Write the tile of G at `where` = [seed, stream, row_offset, col_offset] into `out`, whose rows are contiguous.
+
+    An `out` of shape (3, rows, cols) gets G as the sum of three numbers of its dtype, by which a product of float32 is
+    made of products of bfloat16.
+    """
     if out.numel() == 0:
         return
+    rows, cols = out.shape[-2:]
+    terms, plane = (1, 0) if out.dim() == 2 else (out.shape[0], out.stride(0))
     *seeds, row_offset, col_offset = words(where)
     skip = col_offset & 3
     tile = WIDE if cols > 4 * NARROW["GROUPS"] else NARROW
     grid = (triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(cols + skip, 4 * tile["GROUPS"]),)
-    gaussian_kernel[grid](out, rows, cols, out.stride(0), *seeds, row_offset, col_offset >> 2, skip, **tile, **EXACT)
+    target = (out, rows, cols, plane, out.stride(-2))
+    gaussian_kernel[grid](*target, *seeds, row_offset, col_offset >> 2, skip, terms, **tile, **EXACT)
 
 
 def variants() -> Iterator[Variant]:
     constants = {name: value for name, value in WIDE.items() if name.isupper()}
     options = {"num_warps": WIDE["num_warps"], **EXACT}
     values = 4 * WIDE["ROWS"] * WIDE["GROUPS"] // (32 * WIDE["num_warps"])
-    for type in ("fp32", "bf16"):
-        for skip in (0, 1):
-            yield Variant(
-                f"gaussian {type} skip {skip}",
-                gaussian_kernel,
-                {"out": f"*{type}"},
-                {"SKIP": skip, **constants},
-                options,
-                aligned=() if skip else ("out", "stride", "cols"),
-                gaussians=values,
-                most=60 if skip else 47,
-                blocks=5,
-            )
+    for type, skip, terms in (("fp32", 0, 1), ("bf16", 0, 1), ("bf16", 0, 3), ("fp32", 1, 1)):
+        yield Variant(
+            f"gaussian {type} skip {skip} terms {terms}",
+            gaussian_kernel,
+            {"out": f"*{type}"},
+            {"SKIP": skip, "TERMS": terms, **constants},
+            options,
+            aligned=() if skip else ("out", "plane", "stride", "cols"),
+            gaussians=values,
+            most=47 if skip == 0 and terms == 1 else 60,
+            blocks=5,
+        )

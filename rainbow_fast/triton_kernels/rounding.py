@@ -32,3 +32,15 @@ def dot(a, b, acc, precision: tl.constexpr = "ieee"):
         return tl.dot(a.to(acc.dtype), b.to(acc.dtype), acc)
     else:
         return tl.dot(a, b, acc, input_precision=precision, out_dtype=acc.dtype)
+
+
+@triton.jit
+def split(x, dtype: tl.constexpr, TERMS: tl.constexpr):
+    """x as a sum of TERMS numbers of another dtype, each what the ones before leave over: one, or three."""
+    first = rounded(x, dtype)
+    if TERMS == 1:
+        return (first,)
+    else:
+        x -= first.to(tl.float32)
+        second = rounded(x, dtype)
+        return first, second, rounded(x - second.to(tl.float32), dtype)

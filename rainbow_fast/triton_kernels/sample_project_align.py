@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""sample_project_align on a GPU: W' = scale G P, each number of G made once.
+
+Up to a rank of 128 (float32: 64) a program keeps G of its rows and makes all columns of W' from it, a tile of P at a
+time (`panel_kernel`). Beyond that, and in float64, slabs of G that fit into the L2 cache are written and multiplied
+(`product_kernel`).
+
+Bytes: b n m of W' written once, b r m of P read; operations: 2 n r m, 6 times as many in float32; 44 n r instructions.
+Floors in ns per row of m = 1152: writing float32 is 1.4 on an H100 (3.35 TB/s) and 2.3 on an A100 (2.0 TB/s), bfloat16
+half of it. Multiplying at r = 64 and 512: bfloat16 0.15 and 1.2 on an H100 (989 TF), 0.47 and 3.8 on an A100 (312 TF);
+float32 0.9 and 7.2, 2.8 and 23. Generating: 0.09 and 0.73, 0.15 and 1.2. So narrow layers are bound by memory, wide
+ones by the tensor cores.
+
+A product of float32 is six of bfloat16: G and P are sums of three terms each, exactly, and the products smaller than
+2^-26 of the whole are left out. TF32, three times, takes as long, but its operands spill.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rainbow_fast.triton_kernels.gaussian import gaussian
+from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile, words
+from rainbow_fast.triton_kernels.rounding import dot, rounded, split
+from rainbow_fast.triton_kernels.variant import Variant
+
+# By the number of terms: the largest rank that a program keeps, its rows, the columns of a tile, its warps.
+PANEL = {
+    1: {"RANK": 128, "ROWS": 128, "COLS": 64, "num_warps": 8},
+    3: {"RANK": 64, "ROWS": 64, "COLS": 64, "num_warps": 4},
+}
+# By the dtype of P: a tile of W', and of how much of the rank at a time.
+PRODUCT = {
+    torch.float32: {"ROWS": 128, "COLS": 64, "DEPTH": 32, "num_warps": 8},
+    torch.float64: {"ROWS": 64, "COLS": 64, "DEPTH": 16, "num_warps": 4},
+    torch.bfloat16: {"ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
+    torch.float16: {"ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
+}
+STAGES = {"cuda": 3, "hip": 2}  # tiles of P on their way, as shared memory allows
+PROGRAMS = 264  # two for each multiprocessor of an H100
+SLAB = 16 << 20  # bytes of G at a time; an A100 has 40 MB of L2
+MOST_COLUMNS = 1 << 30  # of one program, which counts them in 32 bits
+
+
+@triton.jit
+def load(pointers, plane, TERMS: tl.constexpr):
+    first = tl.load(pointers)
+    if TERMS == 1:
+        return (first,)
+    else:
+        return first, tl.load(pointers + plane), tl.load(pointers + 2 * plane)
+
+
+@triton.jit
+def product(a, b, acc, TERMS: tl.constexpr):
+    """acc + a b of operands in TERMS terms, the smallest products first."""
+    if TERMS == 3:
+        acc = dot(a[2], b[0], acc)
+        acc = dot(a[1], b[1], acc)
+        acc = dot(a[0], b[2], acc)
+        acc = dot(a[1], b[0], acc)
+        acc = dot(a[0], b[1], acc)
+    return dot(a[0], b[0], acc)
+
+
+@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream", "row_offset", "first_group"])
+def panel_kernel(
+    out,
+    P,  # planes, padded: see `planes`
+    n: tl.int64,
+    m: tl.int64,
+    columns: tl.int32,  # of one program
+    out_row: tl.int64,
+    P_plane: tl.int64,
+    P_row: tl.int64,
+    seed_lo: tl.int32,
+    seed_hi: tl.int32,
+    stream: tl.int32,
+    row_offset: tl.int64,
+    first_group: tl.int64,
+    scale: tl.float32,
+    TERMS: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    top, left = tl.program_id(0).to(tl.int64) * ROWS, tl.program_id(1).to(tl.int64) * columns
+    i, q = tl.arange(0, ROWS), tl.arange(0, RANK // 4)
+    g = gaussian_tile(top + row_offset + i, first_group.to(tl.uint32) + q, seed_lo, seed_hi, stream)
+    a = split(g, P.dtype.element_ty, TERMS)
+    rows = i < tl.minimum(n - top, ROWS).to(tl.int32)
+    width = tl.minimum(m - left, columns).to(tl.int32)
+    P += left + tl.arange(0, RANK).to(tl.int64)[:, None] * P_row
+    out += left + (top + i)[:, None] * out_row
+    for start in tl.range(0, width, COLS, num_stages=STAGES):
+        j = start + tl.arange(0, COLS)
+        b = load(P + j[None, :], P_plane, TERMS)
+        w = product(a, b, tl.zeros((ROWS, COLS), tl.float32), TERMS) * scale
+        tl.store(out + j[None, :], rounded(w, out.dtype.element_ty), mask=rows[:, None] & (j < width)[None, :])
+
+
+@triton.jit
+def product_kernel(
+    out,
+    G,  # planes of whole tiles
+    P,
+    n: tl.int32,
+    m: tl.int64,
+    r: tl.int32,
+    out_row: tl.int64,
+    G_plane: tl.int64,
+    P_plane: tl.int64,
+    P_row: tl.int64,
+    scale: tl.float64,
+    TERMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    type: tl.constexpr = tl.float64 if P.dtype.element_ty == tl.float64 else tl.float32
+    top, left = tl.program_id(0).to(tl.int64) * ROWS, tl.program_id(1).to(tl.int64) * COLS
+    i, j, k = tl.arange(0, ROWS), tl.arange(0, COLS), tl.arange(0, DEPTH)
+    G += (top + i)[:, None] * r + k[None, :]
+    P += left + k.to(tl.int64)[:, None] * P_row + j[None, :]
+    factor = tl.full((), scale, type)
+    w = tl.zeros((ROWS, COLS), type)
+    for _ in tl.range(0, r, DEPTH, num_stages=STAGES):
+        a, b = load(G, G_plane, TERMS), load(P, P_plane, TERMS)
+        if TERMS == 1:
+            w = product(a, b, w, TERMS)
+        else:
+            # Tensor cores round towards zero: long sums are made outside. Were it not for the factor, the compiler
+            # would let them add w after all.
+            w += product(a, b, tl.zeros((ROWS, COLS), type), TERMS) * factor
+        G += DEPTH
+        P += DEPTH * P_row
+    if TERMS == 1:
+        w *= factor
+    inside = (i < n - top)[:, None] & (j < m - left)[None, :]
+    out += left + (top + i)[:, None] * out_row + j[None, :]
+    tl.store(out, rounded(w, out.dtype.element_ty), mask=inside)
+
+
+def planes(P: Tensor, skip: int, rank: int, cols: int) -> Tensor:
+    """P in whole tiles, its rows from `skip` on, zeros around it: (terms, rank, a multiple of cols).
+
+    Zeros meet the columns of G that are made but do not belong to the product. float32 is the exact sum of three of
+    bfloat16, any other dtype one term.
+    """
+    (r, m), single = P.shape, P.dtype == torch.float32
+    shape = (3 if single else 1, rank, triton.cdiv(m, cols) * cols)
+    padded = torch.zeros(shape, dtype=torch.bfloat16 if single else P.dtype, device=P.device)
+    for term in padded[:, skip : skip + r, :m]:
+        term.copy_(P)
+        P = P - term if single else P
+    return padded
+
+
+def sample_project_align(out: Tensor, P: Tensor, where: list[int], scale: float) -> None:
+    """Write scale G P into `out` (n, m), whose rows are contiguous; P (r, m) of any strides, G at `where` as there.
+
+    An infinite entry of a float32 P gives NaN.
+    """
+    if out.numel() == 0:
+        return
+    panel = PANEL[3 if P.dtype == torch.float32 else 1]
+    if P.dtype == torch.float64 or P.shape[0] + (where[3] & 3) > panel["RANK"]:
+        _by_slabs(out, P, where, scale)
+        return
+    (n, m), skip = out.shape, where[3] & 3
+    rank = max(16, triton.next_power_of_2(P.shape[0] + skip))
+    padded = planes(P, skip, rank, panel["COLS"])
+    down, across = triton.cdiv(n, panel["ROWS"]), triton.cdiv(m, panel["COLS"])
+    columns = min(triton.cdiv(across, triton.cdiv(PROGRAMS, down)) * panel["COLS"], MOST_COLUMNS)
+    *seeds, row_offset, col_offset = words(where)
+    arrays = (out, padded, n, m, columns, out.stride(0), *padded.stride()[:2])
+    constants = {**panel, "RANK": rank, "TERMS": len(padded), "STAGES": _stages()}
+    grid = (down, triton.cdiv(m, columns))
+    panel_kernel[grid](*arrays, *seeds, row_offset, col_offset >> 2, scale, **constants, **EXACT)
+
+
+def _by_slabs(out: Tensor, P: Tensor, where: list[int], scale: float) -> None:
+    tile = PRODUCT[P.dtype]
+    (n, m), (seed, stream, row_offset, col_offset) = out.shape, where
+    skip = col_offset & 3
+    rank = max(1, triton.cdiv(P.shape[0] + skip, tile["DEPTH"])) * tile["DEPTH"]
+    padded = planes(P, skip, rank, tile["COLS"])
+    tiles = min(triton.cdiv(n, tile["ROWS"]), max(1, SLAB // (padded[:, :, 0].nbytes * tile["ROWS"])))
+    slab = padded.new_empty(len(padded), tiles * tile["ROWS"], rank)
+    constants = {**tile, "TERMS": len(padded), "STAGES": _stages()}
+    for start in range(0, n, slab.shape[1]):
+        part = out[start : start + slab.shape[1]]
+        gaussian(slab if len(slab) == 3 else slab[0], [seed, stream, row_offset + start, col_offset - skip])
+        grid = (triton.cdiv(len(part), tile["ROWS"]), triton.cdiv(m, tile["COLS"]))
+        strides = (out.stride(0), slab.stride(0), *padded.stride()[:2])
+        product_kernel[grid](part, slab, padded, len(part), m, rank, *strides, scale, **constants, **EXACT)
+
+
+def _stages() -> int:
+    return STAGES["hip" if torch.version.hip else "cuda"]
+
+
+_TARGETS = {"cuda": ("sm_80", "sm_90", "sm_100"), "hip": ("gfx942",)}
+
+
+def variants() -> Iterator[Variant]:
+    types = {torch.float32: "bf16", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    for platform, stages in STAGES.items():
+        for terms, rank, out, aligned in ((3, 16, "fp32", ()), (3, 64, "fp32", ("m", "out_row")), (1, 128, "bf16", ())):
+            panel = {**PANEL[terms], "RANK": rank, "TERMS": terms, "STAGES": stages}
+            warps = panel.pop("num_warps")
+            yield Variant(
+                f"sample_project_align {out} rank {rank}",
+                panel_kernel,
+                {"out": f"*{out}", "P": "*bf16"},
+                panel,
+                {"num_warps": warps, **EXACT},
+                aligned=("out", "P", "columns", "P_plane", "P_row", *aligned),
+                gaussians=rank * panel["ROWS"] // (32 * warps),
+                products=True,
+                targets=_TARGETS[platform],
+            )
+        for dtype, type in types.items():
+            tile = {**PRODUCT[dtype], "TERMS": 3 if dtype == torch.float32 else 1, "STAGES": stages}
+            warps, out = tile.pop("num_warps"), "fp32" if dtype == torch.float32 else type
+            yield Variant(
+                f"sample_project_align {out} any rank",
+                product_kernel,
+                {"out": f"*{out}", "G": f"*{type}", "P": f"*{type}"},
+                tile,
+                {"num_warps": warps, **EXACT},
+                aligned=("out", "G", "P", "m", "r", "out_row", "G_plane", "P_plane", "P_row"),
+                products=True,
+                targets=_TARGETS[platform],
+            )

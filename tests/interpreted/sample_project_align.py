@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The Triton sample_project_align against float64; run by tests/test_triton.py."""
+
+import pytest
+import torch
+from here import differing_bits, draw
+from tolerance import assert_close_to_float64
+from torch import Tensor
+
+from rainbow_fast.ops.gaussian import gaussian_reference
+from rainbow_fast.ops.sample_project_align import sample_project_align_reference
+from rainbow_fast.triton_kernels import sample_project_align as kernels
+
+SCALE = 0.3
+
+
+def check(out: Tensor, P: Tensor, row_offset: int = 0, col_offset: int = 0) -> None:
+    """Fill `out` by the kernel and compare with float64."""
+    where = [2**63 - 1, 5 << 12, row_offset, col_offset]
+    kernels.sample_project_align(out, P, where, SCALE)
+    G = torch.from_numpy(gaussian_reference(where, len(out), len(P)))
+    wanted = SCALE * (G.to(P.dtype).double() @ P.double())
+    assert_close_to_float64(out, wanted, sample_project_align_reference(G, P, SCALE).to(out.dtype), terms=len(P))
+
+
+CASES = {  # n, r, m, row_offset, col_offset
+    "one": (1, 1, 1, 0, 0),
+    "rank-0": (3, 0, 5, 0, 1),
+    "odd": (67, 5, 27, 3, 0),  # the first layer of a network of images
+    "rows-cross-2^32": (40, 9, 70, 2**32 - 19, 0),
+    "columns-cross-2^32": (5, 60, 9, 0, 2**32 - 37),
+    "columns-end-at-2^34": (5, 13, 9, 2**56 - 5, 2**34 - 13),
+    "whole-panel": (64, 64, 128, 0, 4),
+    "one-more-than-a-panel": (65, 64, 65, 0, 1),
+    "many-tiles-of-rank": (130, 131, 66, 7, 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_matches_float64(guarded, case: tuple[int, int, int, int, int]) -> None:
+    n, r, m, *offsets = case
+    check(guarded(n, m), draw(r, m), *offsets)
+
+
+@pytest.mark.parametrize("r", [7, 130])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_other_dtypes(guarded, dtype: torch.dtype, r: int) -> None:
+    check(guarded(70, 67, dtype=dtype), draw(r, 67).to(dtype), 1, 3)
+
+
+@pytest.mark.parametrize("r", [7, 70])
+def test_a_result_of_another_dtype(guarded, r: int) -> None:
+    check(guarded(9, 67, dtype=torch.bfloat16), draw(r, 67))
+    check(guarded(9, 67), draw(r, 67).bfloat16())
+    check(guarded(9, 67), draw(r, 67).double())
+
+
+@pytest.mark.parametrize("r", [7, 70])
+def test_any_layout(guarded, r: int) -> None:
+    check(guarded(5, 9), draw(9, r).T)
+    whole = guarded(5, 90)
+    check(whole[:, 3:80], draw(r, 154)[:, ::2])
+    assert whole[:, :3].isnan().all() and whole[:, 80:].isnan().all()
+
+
+@pytest.mark.parametrize("r", [7, 70])
+def test_empty(guarded, r: int) -> None:
+    for n, m in ((0, 4), (4, 0)):
+        kernels.sample_project_align(guarded(n, m), draw(r, m), [1, 0, 0, 0], 1.0)
+
+
+@pytest.mark.parametrize("r", [7, 70])
+def test_the_way_of_making_it_does_not_matter(guarded, monkeypatch: pytest.MonkeyPatch, r: int) -> None:
+    """Rows alone, all columns by one program, one tile of rows a slab: the same bits."""
+    P, whole, part, other = draw(r, 150), guarded(200, 150), guarded(70, 150), guarded(200, 150)
+    kernels.sample_project_align(whole, P, [3, 1, 0, 0], SCALE)
+    kernels.sample_project_align(part, P, [3, 1, 130, 0], SCALE)
+    assert differing_bits(whole[130:], part) == 0
+    monkeypatch.setattr(kernels, "PROGRAMS", 1)
+    monkeypatch.setattr(kernels, "SLAB", 1)
+    kernels.sample_project_align(other, P, [3, 1, 0, 0], SCALE)
+    assert differing_bits(whole, other) == 0
+
+
+def test_terms_are_exact() -> None:
+    P = draw(3, 50) * torch.logspace(-20, 20, 50)
+    planes = kernels.planes(P, 2, 16, 64)
+    assert planes.shape == (3, 16, 64) and planes.dtype == torch.bfloat16
+    assert torch.equal(planes.double().sum(0)[2:5, :50], P.double())
+    assert (planes[:, :2] == 0).all() and (planes[:, 5:] == 0).all() and (planes[:, :, 50:] == 0).all()
