@@ -10,6 +10,10 @@ from torch import Tensor
 # rounding at the end. The largest of each over a tensor differ by less than a factor of two.
 FACTOR = 2.0
 
+# What a long sum of products may lose, relative to the sum of their magnitudes. Tensor cores round towards zero in
+# chains of 128 samples, which biases sums of positive numbers by 1.8e-7.
+CLASS = {"cpu": 1e-8, "tensor cores": 3e-7, "float64": 1e-14}
+
 
 def error(got: Tensor, reference64: Tensor) -> float:
     """The largest absolute difference; NaN where `got` holds one, so that no comparison with it succeeds."""
@@ -35,3 +39,13 @@ def assert_close_to_float64(got: Tensor, reference64: Tensor, plain: Tensor, *, 
     allowed = FACTOR * error(plain, reference64) + floor
     found = error(got, reference64)
     assert found <= allowed, f"error {found:.3e}, allowed {allowed:.3e} (plain PyTorch {error(plain, reference64):.3e})"
+
+
+def assert_in_class(got: Tensor, exact: Tensor, magnitude: Tensor, name: str) -> None:
+    """Assert of each entry of a sum of products that ``|got - exact| <= CLASS[name] * magnitude``, all float64."""
+    assert got.shape == exact.shape == magnitude.shape and exact.isfinite().all()
+    allowed = CLASS[name] * magnitude
+    wrong = ~((got - exact).abs() <= allowed)
+    assert not wrong.any(), (
+        f"{int(wrong.sum())} entries off, by {((got - exact).abs() / magnitude).max():.3e} of {name}"
+    )

@@ -6,30 +6,34 @@ products are not fused and `/` is not the nearest (results below 1.2e-38 may be 
 |x| < 2^20 and loses |x| 2^-52 beyond. float64 is good to 1e-16 (1 + |x|), not relative to small results.
 """
 
+from math import factorial
+
 import triton
 import triton.language as tl
 
 _HEX = float.fromhex
 
 
-def _constants(*hex: str) -> tuple[float, ...]:
+def _constants(*hex: str) -> tl.constexpr:
     """Coefficients, lowest first."""
-    return tuple(_HEX(number) for number in hex)
+    return tl.constexpr(tuple(_HEX(number) for number in hex))
 
 
-_TANH: tl.constexpr = _constants("-0x1.555532p-2", "0x1.110726p-3", "-0x1.b83c5ap-5", "0x1.52269cp-6", "-0x1.75e1d4p-8")
-_EXP: tl.constexpr = _constants("0x1.fffffcp-2", "0x1.55549p-3", "0x1.5558f6p-5", "0x1.123a8ep-7", "0x1.6a2316p-10")
-_ERF: tl.constexpr = _constants(
+_TANH = _constants("-0x1.555532p-2", "0x1.110726p-3", "-0x1.b83c5ap-5", "0x1.52269cp-6", "-0x1.75e1d4p-8")
+_EXP = _constants("0x1.fffffcp-2", "0x1.55549p-3", "0x1.5558f6p-5", "0x1.123a8ep-7", "0x1.6a2316p-10")
+_ERF = _constants(
     "0x1.20dd74p+0", "-0x1.81273ep-2", "0x1.ce2cf8p-4", "-0x1.b7f910p-6", "0x1.5405c0p-8", "-0x1.a3f75ap-11",
     "0x1.496b10p-14",
 )  # fmt: skip
-_ERFC: tl.constexpr = _constants(
+_ERFC = _constants(
     "-0x1.88cdp-4", "-0x1.1382cep-5", "0x1.777f08p-4", "-0x1.5971d2p-4", "0x1.8b9c7ap-5", "-0x1.13b92cp-6",
     "0x1.db972ep-10", "0x1.73a048p-10", "-0x1.1e7392p-11", "-0x1.8accep-13",
 )  # fmt: skip
 _ERFC_FIRST, _ERFC_FIRST_LOW = tl.constexpr(_HEX("0x1.c5a32ap-1")), tl.constexpr(_HEX("-0x1.29c2eep-27"))
-_SIN: tl.constexpr = _constants("-0x1.555544p-3", "0x1.1107p-7", "-0x1.992f58p-13")
-_COS: tl.constexpr = _constants("0x1.55554ap-5", "-0x1.6c0bf2p-10", "0x1.99d8d6p-16")
+_SIN = _constants("-0x1.555544p-3", "0x1.1107p-7", "-0x1.992f58p-13")
+_COS = _constants("0x1.55554ap-5", "-0x1.6c0bf2p-10", "0x1.99d8d6p-16")
+_SIN64 = tl.constexpr(tuple((-1.0) ** (k + 1) / factorial(2 * k + 3) for k in range(8)))
+_COS64 = tl.constexpr(tuple((-1.0) ** k / factorial(2 * k + 4) for k in range(7)))
 _LOG2E, _ROUND = tl.constexpr(_HEX("0x1.715476p+0")), tl.constexpr(_HEX("0x1.8p23"))
 _LN2, _LN2_LOW = tl.constexpr(_HEX("0x1.63p-1")), tl.constexpr(_HEX("-0x1.bd0106p-13"))  # n times the first is exact
 _ROOT2, _ROOT_HALF = tl.constexpr(_HEX("0x1.6a09e6p+0")), tl.constexpr(0.70710678118654752440)
@@ -41,10 +45,10 @@ KEEP_PRECISION = ("identity", "relu", "abs", "sign", "step")
 
 
 @triton.jit
-def _polynomial(c: tl.constexpr, x):
-    value = c[len(c) - 1]
-    for k in tl.static_range(1, len(c)):
-        value = value * x + c[len(c) - 1 - k]
+def _polynomial(c: tl.constexpr, DEGREE: tl.constexpr, x):
+    value = c[DEGREE]
+    for k in tl.static_range(1, DEGREE + 1):
+        value = value * x + c[DEGREE - k]
     return value
 
 
@@ -62,7 +66,7 @@ def _exponential(x, low):
     r = (x - n * _LN2) + (low - n * _LN2_LOW)
     exponent = shifted.to(tl.int32, bitcast=True) - 0x4B400000
     half = exponent >> 1
-    return r + r * r * _polynomial(_EXP, r), _power(half), _power(exponent - half)
+    return r + r * r * _polynomial(_EXP, 4, r), _power(half), _power(exponent - half)
 
 
 @triton.jit
@@ -76,7 +80,7 @@ def _exp_negative(x):
 def _scaled_erfc(x):
     """e^(z^2) erfc(z) of 0 <= z <= 10.3, x = root2 z, and what its last rounding took of it, relative."""
     t = (x - 3 * _ROOT2) / (x + 3 * _ROOT2)
-    rest = t * _polynomial(_ERFC, t)
+    rest = t * _polynomial(_ERFC, 9, t)
     value = _ERFC_FIRST + rest
     lost = (rest - (value - _ERFC_FIRST) + _ERFC_FIRST_LOW) * (2 * _ROOT2 - 2.0 * value)
     return value / (x + _ROOT2 / 2), lost
@@ -91,7 +95,7 @@ def _with_sign_of(x, sign):
 def _tanh(x):
     a, z = tl.abs(x), x * x
     e = _exp_negative(-2.0 * a)
-    return tl.where(a < 0.625, x + x * z * _polynomial(_TANH, z), _with_sign_of((1.0 - e) / (1.0 + e), x))
+    return tl.where(a < 0.625, x + x * z * _polynomial(_TANH, 4, z), _with_sign_of((1.0 - e) / (1.0 + e), x))
 
 
 @triton.jit
@@ -99,7 +103,7 @@ def _erf(x):
     a = tl.abs(x)
     z = tl.where(a > 10.0, 10.0, a)
     tail, lost = _scaled_erfc(z * _ROOT2)
-    return tl.where(a < 1.0, x * _polynomial(_ERF, x * x), _with_sign_of(1.0 - _exp_negative(-z * z) * tail, x))
+    return tl.where(a < 1.0, x * _polynomial(_ERF, 6, x * x), _with_sign_of(1.0 - _exp_negative(-z * z) * tail, x))
 
 
 @triton.jit
@@ -112,7 +116,7 @@ def _gelu(x):
     rest = 1.0 + (rest + lost)
     negative = tl.where(a > 14.5, x * 0.0, x * (0.5 * tail) * rest * half * power)
     positive = x * (1.0 - 0.5 * tail * rest * half * power)
-    near = x * (0.5 + x * (_ROOT2 / 4) * _polynomial(_ERF, 0.5 * x * x))
+    near = x * (0.5 + x * (_ROOT2 / 4) * _polynomial(_ERF, 6, 0.5 * x * x))
     return tl.where(a < 0.5, near, tl.where(x < 0.0, negative, positive))
 
 
@@ -131,10 +135,14 @@ def _cos(x):
     shifted = wide * _TWO_OVER_PI + _ROUND64
     n = shifted - _ROUND64
     quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32)  # n is in its low bits
-    r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(tl.float32)
+    r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(x.dtype)
     r = tl.where(tl.abs(x) < 2.0**40, r, x * 0.0)
     z = r * r
-    sine, cosine = r + r * z * _polynomial(_SIN, z), (1.0 - 0.5 * z) + z * z * _polynomial(_COS, z)
+    if x.dtype == tl.float64:
+        sine, cosine = _polynomial(_SIN64, 7, z), _polynomial(_COS64, 6, z)
+    else:
+        sine, cosine = _polynomial(_SIN, 2, z), _polynomial(_COS, 2, z)
+    sine, cosine = r + r * z * sine, (1.0 - 0.5 * z) + z * z * cosine
     y = tl.where((quadrant & 1) != 0, sine, cosine)
     return tl.where(((quadrant + 1) & 2) != 0, -y, y)
 
@@ -149,10 +157,8 @@ def _activate64(x, ACTIVATION: tl.constexpr):
         return tl.erf(x)
     elif ACTIVATION == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * _ROOT_HALF))
-    elif ACTIVATION == "silu":
-        return x / (1.0 + tl.exp(-x))
     else:
-        return tl.cos(x)
+        return x / (1.0 + tl.exp(-x))
 
 
 @triton.jit
@@ -170,6 +176,8 @@ def activate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
         return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
     elif ACTIVATION == "step":
         return tl.where(x > 0.0, 1.0, 0.0).to(x.dtype)
+    elif ACTIVATION == "cos":
+        return _cos(x)
     elif x.dtype == tl.float64:
         return _activate64(x, ACTIVATION)
     elif ACTIVATION == "tanh":
@@ -178,8 +186,6 @@ def activate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
         return _erf(x)
     elif ACTIVATION == "gelu":
         return _gelu(x)
-    elif ACTIVATION == "silu":
-        return _silu(x)
     else:
-        tl.static_assert(ACTIVATION == "cos", "no such activation")
-        return _cos(x)
+        tl.static_assert(ACTIVATION == "silu", "no such activation")
+        return _silu(x)

@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""cross_covariance on a GPU: one product over samples, cut into ranges of them, whose float64 parts a second kernel adds.
+
+A chain of sums inside a tensor core, which rounds towards zero, is at most 128 samples long: what it gives goes into a
+float32 sum and its rounding errors into another. The error on positive data is 3e-7 relative, 2e-8 on centred data.
+
+Bytes b N (d + m), b = 2, 4 or 8, and 8 bytes an entry and range of the parts; flops 2 N d m, half of it if symmetric,
+three times that in TF32 for float32. For N = 10^6, d = m, the floors in ms of memory and of arithmetic are
+
+                      H100 (3.35 TB/s, 989 / 495 / 67 TF)    A100 (2.0 TB/s, 312 / 156 / 19.5 TF)
+    bfloat16   d = 64        0.08   0.01                            0.13   0.03
+               d = 512       0.61   0.53                            1.0    1.7
+               d = 2048      2.4    8.5                             4.1    27
+    float32    d = 512       1.2    3.2                             2.0    10
+    float64    d = 512       2.4    7.8                             4.1    27
+
+and one promotion of a tile costs four additions an entry: half of the time of its 128 bfloat16 products on an H100, a
+quarter on an A100, a tenth of the 32 float32 ones.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rainbow_fast.triton_kernels.activations import KEEP_PRECISION, activate
+from rainbow_fast.triton_kernels.rounding import INTERPRETED, dot
+from rainbow_fast.triton_kernels.variant import Variant
+
+WORKSPACE = 64 * 2**20  # bytes, of the parts
+BLOCK = 2048  # channels of each side in one launch: two parts of so many fill the workspace
+CHAIN = 128  # samples
+SHORTEST = 512  # samples of a range
+HEIGHT = tl.constexpr(16)  # of groups of tiles whose programs are neighbours, and find their samples in L2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tiles of at most rows x columns channels, `step` samples at a time (half of it where maps are ragged), `stages` of
+    these in flight."""
+
+    rows: int
+    columns: int
+    step: int
+    stages: int
+    precision: str = "ieee"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Programs that fill it, and the plans for products of 16 bits, of float32 and of float64."""
+
+    programs: int
+    half: Plan
+    single: Plan
+    double: Plan
+
+
+MACHINES = {
+    "sm_80": Machine(216, Plan(128, 128, 32, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "sm_90": Machine(264, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "sm_100": Machine(296, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "gfx942": Machine(608, Plan(128, 128, 64, 2), Plan(128, 64, 32, 2), Plan(64, 64, 16, 2)),
+}
+
+
+@triton.jit
+def _offsets(first, positions, lines, s_image, s_line, s_position, AXES: tl.constexpr, STEP: tl.constexpr):
+    """Where samples first, first + 1, ... lie, of one line, of images of one line, or of images of several."""
+    k = tl.arange(0, STEP)
+    if AXES == 1:
+        return (first + k) * s_position
+    else:
+        line = first // positions
+        at = (first - line * positions).to(positions.dtype) + k  # 32 bits, if a line has no more
+        offset = (at % positions).to(tl.int64) * s_position
+        if AXES == 2:
+            return offset + (line + at // positions) * s_image
+        else:
+            image = line // lines
+            at = (line - image * lines).to(lines.dtype) + at // positions
+            return offset + (at % lines).to(tl.int64) * s_line + (image + at // lines) * s_image
+
+
+@triton.jit
+def _tile(
+    x, s_channel, s_image, s_line, s_position, positions, lines, channels, shift, c, first, end,
+    AXES: tl.constexpr, SHIFTED: tl.constexpr, KEEP: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    STEP: tl.constexpr, ALONG: tl.constexpr,
+):  # fmt: skip
+    """sigma(x) - shift of channels c and of samples first to end, at most STEP of them, along an axis; zeros outside."""
+    at = _offsets(first, positions, lines, s_image, s_line, s_position, AXES, STEP)
+    inside = tl.expand_dims(c < channels, ALONG) & tl.expand_dims(first + tl.arange(0, STEP) < end, 1 - ALONG)
+    value = tl.load(x + tl.expand_dims(c * s_channel, ALONG) + tl.expand_dims(at, 1 - ALONG), mask=inside, other=0.0)
+    if ACTIVATION != "identity" or not KEEP:
+        work: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+        value = activate(value.to(work), ACTIVATION, SLOPE)
+        if SHIFTED:
+            value -= tl.expand_dims(tl.load(shift + c, mask=c < channels, other=0.0), ALONG)
+        if SHIFTED or ACTIVATION == "cos":
+            value = tl.where(inside, value, 0.0)
+        if KEEP:
+            value = value.to(x.dtype.element_ty)
+    return value
+
+
+@triton.jit
+def _sum(tile, ALONG: tl.constexpr):
+    """Over samples, in float64; the sum of one tile in float32, unless it is float64."""
+    if tile.dtype == tl.float64:
+        return tl.sum(tile, ALONG)
+    else:
+        return tl.sum(tile.to(tl.float32), ALONG).to(tl.float64)
+
+
+@triton.jit
+def products_kernel(
+    parts, samples, each,
+    x, x_channel, x_image, x_line, x_position, x_positions, x_lines, d, x_shift, x_sums,
+    y, y_channel, y_image, y_line, y_position, y_positions, y_lines, m, y_shift, y_sums,
+    X_AXES: tl.constexpr, Y_AXES: tl.constexpr, Y_ALONG: tl.constexpr, X_SHIFTED: tl.constexpr, Y_SHIFTED: tl.constexpr,
+    X_SUMS: tl.constexpr, Y_SUMS: tl.constexpr, SYMMETRIC: tl.constexpr, KEEP: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """One tile of X Y^T over one range of samples, into the part of that range; float32 as a sum and what it lost."""
+    down, across = tl.cdiv(d, ROWS), tl.cdiv(m, COLUMNS)
+    tile, part = tl.program_id(0) % (down * across), (tl.program_id(0) // (down * across)).to(tl.int64)
+    top = tile // (HEIGHT * across) * HEIGHT
+    height = tl.minimum(down - top, HEIGHT)
+    i, j = top + tile % (HEIGHT * across) % height, tile % (HEIGHT * across) // height
+    if SYMMETRIC:
+        if i * ROWS >= (j + 1) * COLUMNS:  # all of it below the diagonal
+            return
+    row, column = i.to(tl.int64) * ROWS + tl.arange(0, ROWS), j.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    begin = part * each
+    end = tl.minimum(begin + each, samples)
+
+    work: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    high, low = tl.zeros((ROWS, COLUMNS), work), tl.zeros((ROWS, COLUMNS), work)
+    x_sum, y_sum = tl.zeros((ROWS,), tl.float64), tl.zeros((COLUMNS,), tl.float64)
+    first = begin
+    for step in range(tl.cdiv(end - begin, STEP).to(tl.int32)):
+        a = _tile(
+            x, x_channel, x_image, x_line, x_position, x_positions, x_lines, d, x_shift, row, first, end,
+            X_AXES, X_SHIFTED, KEEP, ACTIVATION, SLOPE, STEP, 1,
+        )  # fmt: skip
+        b = _tile(
+            y, y_channel, y_image, y_line, y_position, y_positions, y_lines, m, y_shift, column, first, end,
+            Y_AXES, Y_SHIFTED, KEEP, ACTIVATION, SLOPE, STEP, Y_ALONG,
+        )  # fmt: skip
+        if X_SUMS:
+            x_sum += _sum(a, 1)
+        if Y_SUMS:
+            y_sum += _sum(b, Y_ALONG)
+        if Y_ALONG == 1:
+            b = tl.trans(b)
+        if work == tl.float64:
+            high = dot(a, b, high, PRECISION)
+        else:
+            low = dot(a, b, low, PRECISION)
+            if step % CHAIN == CHAIN - 1:  # Kahan's sum: the next chain begins with what this one lost
+                total = high + low
+                low -= total - high
+                high = total
+        first += STEP
+
+    inside = (row < d)[:, None] & (column < m)[None, :]
+    at = (row * m)[:, None] + column[None, :]
+    if work == tl.float64:
+        tl.store(parts + part * d * m + at, high, mask=inside)
+    else:
+        tl.store(parts + 2 * part * d * m + at, high, mask=inside)
+        tl.store(parts + (2 * part + 1) * d * m + at, low, mask=inside)
+    if X_SUMS:
+        if j == 0:
+            tl.store(x_sums + part * d + row, x_sum, mask=row < d)
+    if Y_SUMS:
+        if i == 0:
+            tl.store(y_sums + part * m + column, y_sum, mask=column < m)
+
+
+@triton.jit
+def parts_kernel(
+    out, ld, d, m, parts, count, size, s_row, s_column,
+    SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """out (d, m) += the sum in float64 of `count` parts of a `size`, in an order that follows from `count` alone."""
+    entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    row, column = entry // m, entry % m
+    inside = row < d
+    if SYMMETRIC:  # of the two entries that are the same, the upper
+        source = tl.minimum(row, column) * s_row + tl.maximum(row, column) * s_column
+    else:
+        source = row * s_row + column * s_column
+    total = tl.zeros((ENTRIES,), tl.float64)
+    for first in range(0, count, PARTS):
+        part = first + tl.arange(0, PARTS)
+        there = (part < count)[:, None] & inside[None, :]
+        value = tl.load(parts + (part.to(tl.int64) * size)[:, None] + source[None, :], mask=there, other=0.0)
+        total += tl.sum(value.to(tl.float64), 0)
+    at = out + row * ld + column
+    tl.store(at, tl.load(at, mask=inside, other=0.0) + total, mask=inside)
+
+
+def machine(device: torch.device) -> Machine:
+    """The plans for a device: by its family, not by its number of multiprocessors, which would change bits."""
+    if INTERPRETED:
+        return MACHINES["sm_80"]
+    if torch.version.hip:
+        return MACHINES["gfx942"]
+    major, minor = torch.cuda.get_device_capability(device)
+    known = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
+    return MACHINES[known.get((major, minor), "sm_80")]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Some channels of a side, as a kernel's arguments."""
+
+    data: Tensor
+    strides: tuple[int, int, int, int]  # of channel, image, line, position
+    positions: int
+    lines: int
+    axes: int
+    channels: int
+    shift: Tensor | None
+    total: Tensor | None
+
+    @staticmethod
+    def of(x: Tensor, first: int, shift: Tensor | None, total: Tensor | None) -> "_Side":
+        """With as few and as long lines as the strides allow: (N, d) and channels_last are one."""
+        x = x[:, first : first + BLOCK]
+        images, channels, lines, positions = x.shape
+        s_image, s_channel, s_line, s_position = x.stride()
+        if lines == 1 or positions == 1 or s_line == positions * s_position:
+            s_position = s_line if positions == 1 and lines > 1 else s_position
+            positions, lines = positions * lines, 1
+            if images == 1 or positions == 1 or s_image == positions * s_position:
+                s_position = s_image if positions == 1 and images > 1 else s_position
+                positions, images = positions * images, 1
+        axes = 3 if lines > 1 else 2 if images > 1 else 1
+        some = slice(first, first + BLOCK)
+        shift, total = (None if t is None else t[some] for t in (shift, total))
+        return _Side(x, (s_channel, s_image, s_line, s_position), positions, lines, axes, channels, shift, total)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether neighbours in memory are samples, cut into lines where no vector ends.
+
+        Of them Triton sees no neighbours, and lets threads run along the last axis.
+        """
+        return self.axes > 1 and self.positions % 16 != 0 and self.strides[0] != 1
+
+    def arguments(self) -> tuple:
+        return self.data, *self.strides, self.positions, self.lines, self.channels, self.shift
+
+
+def cross_covariance(
+    out: Tensor,
+    sides: Sequence[Tensor],
+    shifts: Sequence[Tensor | None],
+    totals: Sequence[Tensor | None],
+    symmetric: bool,
+    activation: str,
+    slope: float,
+) -> None:
+    """Add to `out` (d, m), float64 with contiguous rows, the sum over samples of x y^T for each y, beside each other.
+
+    Args:
+        sides: x and the ys, (images, channels, lines, positions) of any strides.
+        shifts: what is taken off sigma of each side, a number a channel, float64 for float64 and float32 else; or None.
+        totals: where the sums of what remains of each side are added, float64, a number a channel; or None.
+        symmetric: there is only x, which stands for y as well.
+    """
+    x, *ys = sides
+    last = 0
+    for own, y in enumerate([x] if symmetric else ys, start=0 if symmetric else 1):
+        first, last = last, last + y.shape[1]
+        for i in range(0, x.shape[1], BLOCK):
+            for j in range(i if symmetric else 0, y.shape[1], BLOCK):
+                left = _Side.of(x, i, shifts[0], None if symmetric or own > 1 or j > 0 else totals[0])
+                right = _Side.of(y, j, shifts[own], None if i > 0 else totals[own])
+                mirror = symmetric and i < j
+                _one(
+                    out[:, first:last][i : i + BLOCK, j : j + BLOCK],
+                    out[j : j + BLOCK, i : i + BLOCK] if mirror else None,
+                    left, right, symmetric and i == j, activation, slope,
+                )  # fmt: skip
+
+
+def _one(
+    out: Tensor, mirrored: Tensor | None, x: _Side, y: _Side, symmetric: bool, activation: str, slope: float
+) -> None:
+    """One block of the result, and of what lies across the diagonal from it."""
+    d, m, samples = x.channels, y.channels, x.data.numel() // max(1, x.channels)
+    if d * m * samples == 0:
+        return
+    dtype, family = x.data.dtype, machine(x.data.device)
+    keep = x.shift is None and y.shift is None
+    keep = keep and (dtype in (torch.float32, torch.float64) or activation in KEEP_PRECISION)
+    plan = family.double if dtype == torch.float64 else family.half if keep and dtype.itemsize == 2 else family.single
+    rows, columns = _edge(d, plan.rows), _edge(m, plan.columns)
+    step = plan.step // 2 if x.ragged or y.ragged else plan.step
+    down, across = triton.cdiv(d, rows), triton.cdiv(m, columns)
+    tiles = sum(across - i * rows // columns for i in range(down)) if symmetric else down * across
+    count, each = _ranges(samples, tiles, d * m, family)
+    planes = count if dtype == torch.float64 else 2 * count
+    device = x.data.device
+    parts = torch.empty(planes, d, m, dtype=dtype if dtype == torch.float64 else torch.float32, device=device)
+    x_sums = None if x.total is None else torch.empty(count, d, dtype=torch.float64, device=device)
+    y_sums = None if y.total is None else torch.empty(count, m, dtype=torch.float64, device=device)
+    products_kernel[(down * across * count,)](
+        parts, samples, each, *x.arguments(), x_sums, *y.arguments(), y_sums,
+        x.axes, y.axes, int(y.ragged), x.shift is not None, y.shift is not None, x_sums is not None, y_sums is not None,
+        symmetric, keep, activation, slope if activation == "leaky_relu" else 0.0, plan.precision,
+        rows, columns, step, CHAIN // step, num_warps=_warps(rows, columns), num_stages=plan.stages,
+    )  # fmt: skip
+    _add_parts(out, parts, m, 1, symmetric)
+    if mirrored is not None:
+        _add_parts(mirrored, parts, 1, m, False)
+    for total, sums in ((x.total, x_sums), (y.total, y_sums)):
+        if total is not None and sums is not None:
+            _add_parts(total.unsqueeze(0), sums, 0, 1, False)
+
+
+def _warps(rows: int, columns: int) -> int:
+    return 8 if rows * columns >= 128 * 64 else 4
+
+
+def _edge(channels: int, most: int) -> int:
+    return min(most, max(32, triton.next_power_of_2(channels)))
+
+
+def _ranges(samples: int, tiles: int, numbers: int, family: Machine) -> tuple[int, int]:
+    """How many ranges of samples, and how long: from shapes alone."""
+    count = min(triton.cdiv(family.programs, tiles), samples // SHORTEST, WORKSPACE // (8 * numbers))
+    each = triton.cdiv(triton.cdiv(samples, max(1, count)), CHAIN) * CHAIN
+    return triton.cdiv(samples, each), each
+
+
+def _add_parts(out: Tensor, parts: Tensor, s_row: int, s_column: int, symmetric: bool) -> None:
+    (d, m), count = out.shape, len(parts)
+    at_once = min(64, triton.next_power_of_2(count))
+    entries = 2048 // at_once
+    parts_kernel[(triton.cdiv(d * m, entries),)](
+        out, out.stride(0), d, m, parts, count, parts.stride(0), s_row, s_column, symmetric, at_once, entries,
+        num_warps=4,
+    )  # fmt: skip
+
+
+_SIZES = ("samples", "each", "d", "m")
+_SIDE = ("channel", "image", "line", "position", "positions", "lines")
+CASES = {  # dtype, channels, activation, channel is the axis of stride 1, axes, aligned, centred, symmetric
+    "bf16 maps": ("bf16", 128, "identity", False, 2, True, False, False),
+    "bf16 maps relu": ("bf16", 128, "relu", False, 2, True, False, True),
+    "bf16 rows": ("bf16", 128, "identity", True, 1, True, False, False),
+    "bf16 7 x 7": ("bf16", 128, "identity", False, 2, False, False, False),
+    "bf16 slices": ("bf16", 64, "identity", False, 3, False, False, False),
+    "bf16 gelu, centred": ("bf16", 128, "gelu", False, 2, True, True, False),
+    "fp32 maps": ("fp32", 128, "identity", False, 2, True, False, False),
+    "fp32 rows": ("fp32", 128, "identity", True, 1, True, False, True),
+    "fp32 16 channels": ("fp32", 32, "identity", False, 2, True, False, True),
+    "fp32 7 x 7 tanh, centred": ("fp32", 128, "tanh", False, 2, False, True, False),
+    "fp64 maps": ("fp64", 64, "identity", False, 2, True, False, False),
+    "fp64 rows cos, centred": ("fp64", 64, "cos", True, 1, True, True, True),
+}
+
+
+def variants() -> Iterator[Variant]:
+    for target, family in MACHINES.items():
+        for name, case in CASES.items():
+            yield _variant(name, target, family, *case)
+    types = {"out": "*fp64", "parts": "*fp32", **dict.fromkeys(("ld", "d", "m", "count", "size", "s_row"), "i32")}
+    constants = {"s_column": 1, "SYMMETRIC": True, "PARTS": 64, "ENTRIES": 32}
+    yield Variant("cross_covariance parts", parts_kernel, types, constants, {"num_warps": 4}, ("out", "parts"))
+
+
+def _variant(
+    name: str, target: str, family: Machine, dtype: str, channels: int, activation: str, beside: bool, axes: int,
+    aligned: bool, centred: bool, symmetric: bool,
+) -> Variant:  # fmt: skip
+    keep = not centred and (dtype != "bf16" or activation in KEEP_PRECISION)
+    plan = family.double if dtype == "fp64" else family.half if dtype == "bf16" and keep else family.single
+    rows, columns = _edge(channels, plan.rows), _edge(channels, plan.columns)
+    wide, ragged = "fp64" if dtype == "fp64" else "fp32", axes > 1 and not aligned
+    step = plan.step // 2 if ragged else plan.step
+    types = {"parts": f"*{wide}", **dict.fromkeys(("samples", "each", "d", "m"), "i32")}
+    constants, multiples = {"Y_ALONG": int(ragged)}, ["parts", "each", "d", "m", *(["samples"] if aligned else [])]
+    for side in "xy":
+        types |= {side: f"*{dtype}", f"{side}_shift": f"*{wide}", f"{side}_sums": "*fp64"}
+        types |= {f"{side}_{word}": "i32" for word in _SIDE}
+        constants |= {f"{side}_{'channel' if beside else 'position'}": 1, f"{side.upper()}_AXES": axes}
+        constants |= {f"{side.upper()}_SHIFTED": centred, f"{side.upper()}_SUMS": centred}
+        constants |= {f"{side}_lines": 1} if axes < 3 else {}
+        multiples += [side, f"{side}_shift", f"{side}_sums"]
+        multiples += [f"{side}_{word}" for word in _SIDE if aligned and f"{side}_{word}" not in constants]
+    types = {key: value for key, value in types.items() if key not in constants}
+    constants |= {
+        "SYMMETRIC": symmetric, "KEEP": keep, "ACTIVATION": activation, "SLOPE": 0.0, "PRECISION": plan.precision,
+        "ROWS": rows, "COLUMNS": columns, "STEP": step, "CHAIN": CHAIN // step,
+    }  # fmt: skip
+    options = {"num_warps": _warps(rows, columns), "num_stages": plan.stages}
+    return Variant(
+        f"cross_covariance {name}", products_kernel, types, constants, options, tuple(multiples), products=True,
+        targets=(target,),
+    )  # fmt: skip
