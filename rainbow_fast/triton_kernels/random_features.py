@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features on a GPU, and its two fused passes. Nothing of size N x n is stored, nor is G.
+"""random_features on a GPU, and its two fused passes. Neither G nor anything of size N x n is stored.
 
 G is made once for all samples, by the kernel of gaussian, in panels of 16 MB that stay in L2 for the kernels that read
-them. A tile of features, neurons by samples, stays in registers between the product that makes it and the one it enters;
-where d > 128, it would have to be made for each 128 of them again, and goes through a panel of 16 MB as well. Sums of at
-most 2048 terms in float32, which leave the tensor cores every 64 terms at most, are added in float64. How sums are cut
-follows from shapes alone: no atomics, the same bits on every machine of a family.
+them. A tile of features, neurons by samples, stays in registers between the product that makes it and the one that it
+enters. Beyond 128 channels (64 in float64) each of these would make it again: there features go through a panel of
+16 MB, too. At most 32 terms are summed inside the tensor cores, which round towards zero, then at most 2048 in float32,
+and these sums in float64. How sums are cut follows from shapes alone, and there are no atomics: the same bits on every
+machine of a family.
 
 flops 2 N n r, and 2 N n d of a fused pass, three times that in TF32 for float32; bytes b N (r + d) read once for each
 panel, b N n written by random_features; n r values of G. Floors in ms, of arithmetic in TF32 (495 and 156 TF) and of
@@ -18,7 +19,7 @@ float64 (67 and 19.5 TF), of memory (3.35 and 2.0 TB/s), and of generation (0.70
                                3.1, 1.2 written                       9.8, 2.0 written
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -29,8 +30,8 @@ from rainbow_fast.triton_kernels.activations import activate
 from rainbow_fast.triton_kernels.samples import (
     PRECISION,
     Layout,
-    Rows,
     Plans,
+    Rows,
     block_of_samples,
     close,
     compilations,
@@ -70,7 +71,7 @@ def features_kernel(
     PLAIN: tl.constexpr, AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the features of samples first, first + 1, ..., written where they belong, or, `PLAIN`, to (n, width)."""
+    """A tile of the features of samples first, first + 1, ..., written in their places; `PLAIN`, to (n, width)."""
     down = tl.cdiv(n, NEURONS)
     neurons = (tl.program_id(0) % down).to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
     start = (tl.program_id(0) // down).to(tl.int64) * SAMPLES
@@ -97,7 +98,7 @@ def covariance_kernel(
 ):  # fmt: skip
     """Over `each` of samples first, first + 1, ...: products of a block of neurons with one of channels, added to out.
 
-    The features are made here, or read from phi (n, width), of float32 and float64 sums alike.
+    The features are made here, or read from phi (n, width).
     """
     down, across = tl.cdiv(n, NEURONS), tl.maximum(tl.cdiv(d, CHANNELS), 1)
     block, part = tl.program_id(0) % (down * across), (tl.program_id(0) // (down * across)).to(tl.int64)
@@ -194,7 +195,7 @@ def projection_kernel(
 
 
 def _features(
-    out: Tensor, strides: tuple[int, ...], u: Tensor, layout: Layout, first: int, width: int, shift: Tensor | None,
+    out: Tensor, strides: Sequence[int], u: Tensor, layout: Layout, first: int, width: int, shift: Tensor | None,
     g: Tensor, activation: str, slope: float, scale: float, plain: bool,
 ) -> None:  # fmt: skip
     """Of the samples first, first + 1, ...; u is the last tensor of the layout."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features_gradient on a GPU: of u and shift, from features that are made again. Nothing of size N x n is stored.
+"""The gradient of random_features on a GPU, of u and shift: features are made again, nothing of size N x n is stored.
 
-For a panel of G and a block of samples, one kernel makes the features again and turns what comes to them from above into
-what comes to s = u G^T + shift, a panel of 16 MB that stays in L2; the products of random_features_projection take it
-from there. Each feature is made once, for any r.
+For a panel of G and a block of samples, one kernel makes the features again and turns what comes to them from above
+into what comes to s = u G^T + shift, a panel of 16 MB that stays in L2; the products of random_features_projection take
+it from there. So each feature is made once, for any r.
 
 flops N n (4 r + 2 sum of d_k), three times that in TF32 for float32. Floors in ms of float32 for N = 5 10^4, n = 10^6
 and one product: r = 64, d = 128 155 on an H100, 492 on an A100; r = 256, d = 512 620 and 1970.

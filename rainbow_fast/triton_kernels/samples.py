@@ -18,7 +18,7 @@ from rainbow_fast.triton_kernels.variant import Variant
 
 PRECISION = "ieee" if torch.version.hip else "tf32x3"  # of float32 products: as good as float32 on either
 
-PANEL = 2**22  # values of G, or of features, at a time; in float32 16 MB, which stay in L2 for the kernels that read them
+PANEL = 2**22  # values of G or of features at a time; 16 MB in float32: they stay in L2 for the kernels that read them
 TALLEST = 2**14  # rows of a panel
 SUMS = 2**22  # float64 sums of a block of samples at a time
 FLUSH = 2048  # terms of a float32 sum of products, which then goes into a float64 one
@@ -57,7 +57,8 @@ def offsets(image, line, position, s_image, s_line, s_position, AXES: tl.constex
 @triton.jit
 def tile(x, rows, s_row, height, columns, width):
     """x at rows * s_row + columns, where columns are offsets; zero outside of height rows and where not `width`."""
-    return tl.load(x + (rows * s_row)[:, None] + columns[None, :], mask=(rows < height)[:, None] & width[None, :], other=0.0)
+    inside = (rows < height)[:, None] & width[None, :]
+    return tl.load(x + (rows * s_row)[:, None] + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -202,9 +203,7 @@ def _family(device: torch.device) -> str:
 LONG = ("begin", "each", "first", "width", "o_part", "s_part", "t_part")  # int64 where they are large
 
 
-def compilations(
-    name: str, kernel, plans: Plans, pointers: tuple[str, ...], constants: dict
-) -> Iterator[Variant]:
+def compilations(name: str, kernel, plans: Plans, pointers: tuple[str, ...], constants: dict) -> Iterator[Variant]:
     """A kernel for maps in NCHW, positions a multiple of 16, relu and no shift."""
     known = {"AXES": 2, "ACTIVATION": "relu", "SLOPE": 0.0, "shift": None} | constants
     unit = ("lines", "g_col", "a_col", "o_position", "u_position", "x_position", "w_position")
