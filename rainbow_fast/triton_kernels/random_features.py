@@ -32,7 +32,7 @@ from rainbow_fast.triton_kernels.samples import (
     Layout,
     Plans,
     Rows,
-    block_of_samples,
+    blocks_of_samples,
     close,
     compilations,
     offsets,
@@ -148,12 +148,12 @@ def covariance_kernel(
 
 @triton.jit
 def projection_kernel(
-    sums, s_part, first, width, u, u_channel, u_image, u_line, u_position, positions, lines,
+    sums, s_part, s_row, first, width, u, u_channel, u_image, u_line, u_position, positions, lines,
     phi, a, a_row, a_col, shift, g, g_row, g_col, begin, each, n, d, r, scale: tl.float64, one: tl.float64,
     AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr, HELD: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """Over `each` neurons: a tile of A phi', added to sums (parts, d, width) of samples first, first + 1, ...
+    """Over `each` neurons: a tile of A phi', added to sums (parts, d, at least width) of samples first, first + 1, ...
 
     The features are made here, or read from phi (n, width).
     """
@@ -189,7 +189,7 @@ def projection_kernel(
             f = tl.where((neurons < end)[:, None], activate(s, ACTIVATION, SLOPE), 0.0)
         against = tile(a, c, a_row, d, neurons * a_col, neurons < end)
         x += tl.dot(against, f, input_precision=PRECISION) * factor
-    target = sums + part * s_part + (c * width)[:, None] + sample[None, :]
+    target = sums + part * s_part + (c * s_row)[:, None] + sample[None, :]
     inside = (c < d)[:, None] & there[None, :]
     tl.store(target, tl.load(target, mask=inside, other=0.0) + x, mask=inside)
 
@@ -232,16 +232,14 @@ def random_features_covariance(
     fused = d <= plan["CHANNELS"]
     for row, g in panels(rows, n, u):
         here = slice(row, row + len(g))
-        block = both.samples if fused else block_of_samples(len(g), both.samples)
+        blocks = [(0, both.samples)] if fused else list(blocks_of_samples(len(g), both.samples))
         tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(max(d, 1), plan["CHANNELS"])
-        parts, each = split(tiles, block, plan["SAMPLES"])
+        parts, each = split(tiles, blocks[0][1], plan["SAMPLES"])
         sums = [out[:, here], total[None, here], square[None, here]]
         o, t, s = sums if parts == 1 else [out.new_zeros(parts, *whole.shape) for whole in sums]
-        phi = None if fused else u.new_empty(len(g), block)
-        for first in range(0, both.samples, block):
-            width = min(block, both.samples - first)
+        for first, width in blocks:
+            phi = None if fused else u.new_empty(len(g), width)
             if phi is not None:
-                phi = phi.view(-1)[: len(g) * width].view(len(g), width)
                 _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, activation, slope, scale, True)
             for begin in range(0, width, parts * each):
                 covariance_kernel[(tiles * parts,)](
@@ -263,7 +261,7 @@ def random_features_projection(
     d, n = A.shape
     both = Layout(out, u)
     fused = d <= plan_of(PROJECTION, u)["CHANNELS"]
-    block = sums_at_once(d) if fused else block_of_samples(n, both.samples)
+    block = sums_at_once(d)
     for first in range(0, both.samples if d else 0, block):
         width = min(block, both.samples - first)
         sums = new_sums(d, n, width, u)
@@ -271,10 +269,12 @@ def random_features_projection(
             a = A[:, row : row + len(g)]
             if fused:
                 project(sums, a, None, u, both, first, shift, g, activation, slope, scale)
-            else:
-                phi = u.new_empty(len(g), width)
-                _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, activation, slope, scale, True)
-                project(sums, a, phi, u, both, first, None, g, "identity", 0.0, 1.0)
+                continue
+            for start, count in blocks_of_samples(len(g), width):
+                phi = u.new_empty(len(g), count)
+                where = (first + start, count, shift)
+                _features(phi, (count, 0, 0, 1), u, both, *where, g, activation, slope, scale, True)
+                project(sums[..., start : start + count], a, phi, u, both, 0, None, g, "identity", 0.0, 1.0)
         close(out, both, both.strides[0], sums, first)
 
 
@@ -300,7 +300,7 @@ def project(
     each = terms(parts, n, plan["NEURONS"])
     for begin in range(0, n, parts * each):
         projection_kernel[(tiles * parts,)](
-            sums, sums.stride(0), first, width, u, *layout.strides[-1], *layout.grid, phi, a, *a.stride(),
+            sums, *sums.stride()[:2], first, width, u, *layout.strides[-1], *layout.grid, phi, a, *a.stride(),
             shift, g, *g.stride(), begin, each, n, d, r, scale, 1.0,
             layout.axes, activation, slope, PRECISION, phi is None and r <= plan["RANK"], **plan,
         )  # fmt: skip

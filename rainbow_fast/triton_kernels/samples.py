@@ -141,14 +141,14 @@ Rows = Tensor | list[int]  # of G: explicit (n, r), or the address [seed, stream
 
 
 def panels(rows: Rows, n: int, u: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The first n rows of G, as wide as u has channels, in panels (first row, its rows): explicit ones in a single one.
+    """The first n rows of G, as wide as u has channels, in panels: (first row, its rows).
 
     The next panel is written over the last one: what reads it must be in the stream by then.
     """
     if n == 0:
         return
     if isinstance(rows, Tensor):
-        yield 0, rows[:n]
+        yield from ((first, rows[first : first + TALLEST]) for first in range(0, n, TALLEST))
         return
     r = u.shape[1]
     height = min(n, TALLEST, max(PANEL // max(r, 1) // 128, 1) * 128)
@@ -178,9 +178,11 @@ def sums_at_once(channels: int) -> int:
     return max(SUMS // max(channels, 1) // 128, 1) * 128
 
 
-def block_of_samples(neurons: int, samples: int) -> int:
-    """Samples whose features fit into a panel."""
-    return min(max(samples, 1), max(PANEL // max(min(neurons, TALLEST), 1) // 128, 1) * 128)
+def blocks_of_samples(neurons: int, samples: int) -> Iterator[tuple[int, int]]:
+    """Blocks whose features fit into a panel: (first sample, how many)."""
+    block = max(PANEL // neurons // 128, 1) * 128
+    for first in range(0, samples, block):
+        yield first, min(block, samples - first)
 
 
 Plans = dict[str, dict[str, int]]  # of "fp32", "fp64", and of one of them on a family of machines: "fp32 sm_80"
@@ -200,7 +202,7 @@ def _family(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
 
 
-LONG = ("begin", "each", "first", "width", "o_part", "s_part", "t_part")  # int64 where they are large
+LONG = ("begin", "each", "first", "width", "o_part", "s_part", "s_row", "t_part")  # int64 where they are large
 
 
 def compilations(name: str, kernel, plans: Plans, pointers: tuple[str, ...], constants: dict) -> Iterator[Variant]:

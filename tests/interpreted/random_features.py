@@ -173,7 +173,7 @@ def test_panels_parts_and_blocks(guarded, monkeypatch: pytest.MonkeyPatch, d: in
 
     monkeypatch.setattr(samples, "PROGRAMS", 1)
     whole = all_of_them()
-    for name, value in {"PROGRAMS": 512, "FLUSH": 32, "PANEL": r * 128, "SUMS": d * 128}.items():
+    for name, value in {"PROGRAMS": 512, "FLUSH": 32, "PANEL": r * 128, "TALLEST": 128, "SUMS": d * 128}.items():
         monkeypatch.setattr(samples, name, value)
     cut = all_of_them()
     assert differing_bits(whole[0], cut[0]) == 0
