@@ -6,13 +6,22 @@ rainbow_fast/ops/activations.py says.
 import triton
 import triton.language as tl
 
-from rainbow_fast.triton_kernels import activations as _a
-from rainbow_fast.triton_kernels.activations import _exp_negative, _exponential, _polynomial, _scaled_erfc
+from rainbow_fast.triton_kernels.activations import (
+    _COS,
+    _COS64,
+    _HALF_PI,
+    _HALF_PI_LOW,
+    _ROOT_HALF,
+    _ROUND64,
+    _SIN,
+    _SIN64,
+    _TWO_OVER_PI,
+    _exp_negative,
+    _exponential,
+    _polynomial,
+    _scaled_erfc,
+)
 
-_COS: tl.constexpr = _a._COS
-_SIN: tl.constexpr = _a._SIN
-_TWO_OVER_PI, _ROUND64, _HALF_PI, _HALF_PI_LOW = _a._TWO_OVER_PI, _a._ROUND64, _a._HALF_PI, _a._HALF_PI_LOW
-_ROOT_HALF = _a._ROOT_HALF
 _TWO_OVER_ROOT_PI = tl.constexpr(1.12837916709551257390)
 _DENSITY = tl.constexpr(0.39894228040143267794)  # of the normal law at 0
 
@@ -34,7 +43,7 @@ def _tanh_derivative(x):
 def _erf_derivative(x):
     a = tl.abs(x)
     rest, half, power = _gaussian(tl.where(a > 13.0, 13.0, a), 1.0)
-    return tl.where(a > 13.0, 0.0, _TWO_OVER_ROOT_PI * (1.0 + rest) * half * power)
+    return tl.where(a > 13.0, 0.0, (1.0 + rest) * _TWO_OVER_ROOT_PI * half * power)
 
 
 @triton.jit
@@ -44,7 +53,7 @@ def _gelu_derivative(x):
     z = tl.where(a > 14.5, 14.5, a)
     tail, lost = _scaled_erfc(z)
     rest, half, power = _gaussian(z, 0.5)
-    negative = (0.5 * tail * (1.0 + (rest + lost)) - _DENSITY * z * (1.0 + rest)) * half * power
+    negative = (0.5 * tail * (1.0 + (rest + lost)) - z * _DENSITY * (1.0 + rest)) * half * power
     negative = tl.where(a > 14.5, x * 0.0, negative)
     return tl.where(x < 0.0, negative, 1.0 - negative)
 
@@ -60,15 +69,19 @@ def _silu_derivative(x, e):
 
 @triton.jit
 def _minus_sin(x):
-    """cos(x + pi / 2), as `activations._cos`, a quadrant further."""
+    """cos(x + pi / 2), as `activations._cos`, one quadrant further; float32 or float64."""
     wide = x.to(tl.float64)
     shifted = wide * _TWO_OVER_PI + _ROUND64
     n = shifted - _ROUND64
     quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32) + 1
-    r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(tl.float32)
+    r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(x.dtype)
     r = tl.where(tl.abs(x) < 2.0**40, r, x * 0.0)
     z = r * r
-    sine, cosine = r + r * z * _polynomial(_SIN, z), (1.0 - 0.5 * z) + z * z * _polynomial(_COS, z)
+    if x.dtype == tl.float64:
+        sine, cosine = _polynomial(_SIN64, 7, z), _polynomial(_COS64, 6, z)
+    else:
+        sine, cosine = _polynomial(_SIN, 2, z), _polynomial(_COS, 2, z)
+    sine, cosine = r + r * z * sine, (1.0 - 0.5 * z) + z * z * cosine
     y = tl.where((quadrant & 1) != 0, sine, cosine)
     return tl.where(((quadrant + 1) & 2) != 0, -y, y)
 
@@ -79,13 +92,13 @@ def _differentiate64(x, ACTIVATION: tl.constexpr):
         e = tl.exp(-2.0 * tl.abs(x))
         return 4.0 * e / ((1.0 + e) * (1.0 + e))
     elif ACTIVATION == "erf":
-        return _TWO_OVER_ROOT_PI * tl.exp(-x * x)
+        return tl.exp(-x * x) * _TWO_OVER_ROOT_PI
     elif ACTIVATION == "gelu":
-        return 0.5 * (1.0 + tl.erf(x * _ROOT_HALF)) + _DENSITY * x * tl.exp(-0.5 * x * x)
+        return 0.5 * (1.0 + tl.erf(x * _ROOT_HALF)) + x * _DENSITY * tl.exp(-0.5 * x * x)
     elif ACTIVATION == "silu":
         return _silu_derivative(x, tl.exp(-tl.abs(x)))
     else:
-        return -tl.sin(x)
+        return _minus_sin(x)
 
 
 @triton.jit

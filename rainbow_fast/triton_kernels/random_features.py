@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features on a GPU, and its two fused passes. Nothing of size N x n is stored, nor is G.
+"""random_features on a GPU, and its two fused passes. Neither G nor anything of size N x n is stored.
 
 G is made once for all samples, by the kernel of gaussian, in panels of 16 MB that stay in L2 for the kernels that read
-them. A tile of features, neurons by samples, stays in registers between the product that makes it and the one it enters;
-where d > 128, it would have to be made for each 128 of them again, and goes through a panel of 16 MB as well. Sums of at
-most 2048 terms in float32, which leave the tensor cores every 64 terms at most, are added in float64. How sums are cut
-follows from shapes alone: no atomics, the same bits on every machine of a family.
+them. A tile of features, neurons by samples, stays in registers between the product that makes it and the one that it
+enters. Beyond 128 channels (64 in float64) each of these would make it again: there features go through a panel of
+16 MB, too. At most 32 terms are summed inside the tensor cores, which round towards zero, then at most 2048 in float32,
+and these sums in float64. How sums are cut follows from shapes alone, and there are no atomics: the same bits on every
+machine of a family.
 
 flops 2 N n r, and 2 N n d of a fused pass, three times that in TF32 for float32; bytes b N (r + d) read once for each
 panel, b N n written by random_features; n r values of G. Floors in ms, of arithmetic in TF32 (495 and 156 TF) and of
@@ -18,7 +19,7 @@ float64 (67 and 19.5 TF), of memory (3.35 and 2.0 TB/s), and of generation (0.70
                                3.1, 1.2 written                       9.8, 2.0 written
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -29,9 +30,9 @@ from rainbow_fast.triton_kernels.activations import activate
 from rainbow_fast.triton_kernels.samples import (
     PRECISION,
     Layout,
-    Rows,
     Plans,
-    block_of_samples,
+    Rows,
+    blocks_of_samples,
     close,
     compilations,
     offsets,
@@ -70,7 +71,7 @@ def features_kernel(
     PLAIN: tl.constexpr, AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the features of samples first, first + 1, ..., written where they belong, or, `PLAIN`, to (n, width)."""
+    """A tile of the features of samples first, first + 1, ..., written in their places; `PLAIN`, to (n, width)."""
     down = tl.cdiv(n, NEURONS)
     neurons = (tl.program_id(0) % down).to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
     start = (tl.program_id(0) // down).to(tl.int64) * SAMPLES
@@ -97,7 +98,7 @@ def covariance_kernel(
 ):  # fmt: skip
     """Over `each` of samples first, first + 1, ...: products of a block of neurons with one of channels, added to out.
 
-    The features are made here, or read from phi (n, width), of float32 and float64 sums alike.
+    The features are made here, or read from phi (n, width).
     """
     down, across = tl.cdiv(n, NEURONS), tl.maximum(tl.cdiv(d, CHANNELS), 1)
     block, part = tl.program_id(0) % (down * across), (tl.program_id(0) // (down * across)).to(tl.int64)
@@ -147,12 +148,12 @@ def covariance_kernel(
 
 @triton.jit
 def projection_kernel(
-    sums, s_part, first, width, u, u_channel, u_image, u_line, u_position, positions, lines,
+    sums, s_part, s_row, first, width, u, u_channel, u_image, u_line, u_position, positions, lines,
     phi, a, a_row, a_col, shift, g, g_row, g_col, begin, each, n, d, r, scale: tl.float64, one: tl.float64,
     AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr, HELD: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """Over `each` neurons: a tile of A phi', added to sums (parts, d, width) of samples first, first + 1, ...
+    """Over `each` neurons: a tile of A phi', added to sums (parts, d, at least width) of samples first, first + 1, ...
 
     The features are made here, or read from phi (n, width).
     """
@@ -188,13 +189,13 @@ def projection_kernel(
             f = tl.where((neurons < end)[:, None], activate(s, ACTIVATION, SLOPE), 0.0)
         against = tile(a, c, a_row, d, neurons * a_col, neurons < end)
         x += tl.dot(against, f, input_precision=PRECISION) * factor
-    target = sums + part * s_part + (c * width)[:, None] + sample[None, :]
+    target = sums + part * s_part + (c * s_row)[:, None] + sample[None, :]
     inside = (c < d)[:, None] & there[None, :]
     tl.store(target, tl.load(target, mask=inside, other=0.0) + x, mask=inside)
 
 
 def _features(
-    out: Tensor, strides: tuple[int, ...], u: Tensor, layout: Layout, first: int, width: int, shift: Tensor | None,
+    out: Tensor, strides: Sequence[int], u: Tensor, layout: Layout, first: int, width: int, shift: Tensor | None,
     g: Tensor, activation: str, slope: float, scale: float, plain: bool,
 ) -> None:  # fmt: skip
     """Of the samples first, first + 1, ...; u is the last tensor of the layout."""
@@ -231,16 +232,14 @@ def random_features_covariance(
     fused = d <= plan["CHANNELS"]
     for row, g in panels(rows, n, u):
         here = slice(row, row + len(g))
-        block = both.samples if fused else block_of_samples(len(g), both.samples)
+        blocks = [(0, both.samples)] if fused else list(blocks_of_samples(len(g), both.samples))
         tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(max(d, 1), plan["CHANNELS"])
-        parts, each = split(tiles, block, plan["SAMPLES"])
+        parts, each = split(tiles, blocks[0][1], plan["SAMPLES"])
         sums = [out[:, here], total[None, here], square[None, here]]
         o, t, s = sums if parts == 1 else [out.new_zeros(parts, *whole.shape) for whole in sums]
-        phi = None if fused else u.new_empty(len(g), block)
-        for first in range(0, both.samples, block):
-            width = min(block, both.samples - first)
+        for first, width in blocks:
+            phi = None if fused else u.new_empty(len(g), width)
             if phi is not None:
-                phi = phi.view(-1)[: len(g) * width].view(len(g), width)
                 _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, activation, slope, scale, True)
             for begin in range(0, width, parts * each):
                 covariance_kernel[(tiles * parts,)](
@@ -262,7 +261,7 @@ def random_features_projection(
     d, n = A.shape
     both = Layout(out, u)
     fused = d <= plan_of(PROJECTION, u)["CHANNELS"]
-    block = sums_at_once(d) if fused else block_of_samples(n, both.samples)
+    block = sums_at_once(d)
     for first in range(0, both.samples if d else 0, block):
         width = min(block, both.samples - first)
         sums = new_sums(d, n, width, u)
@@ -270,10 +269,12 @@ def random_features_projection(
             a = A[:, row : row + len(g)]
             if fused:
                 project(sums, a, None, u, both, first, shift, g, activation, slope, scale)
-            else:
-                phi = u.new_empty(len(g), width)
-                _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, activation, slope, scale, True)
-                project(sums, a, phi, u, both, first, None, g, "identity", 0.0, 1.0)
+                continue
+            for start, count in blocks_of_samples(len(g), width):
+                phi = u.new_empty(len(g), count)
+                where = (first + start, count, shift)
+                _features(phi, (count, 0, 0, 1), u, both, *where, g, activation, slope, scale, True)
+                project(sums[..., start : start + count], a, phi, u, both, 0, None, g, "identity", 0.0, 1.0)
         close(out, both, both.strides[0], sums, first)
 
 
@@ -299,7 +300,7 @@ def project(
     each = terms(parts, n, plan["NEURONS"])
     for begin in range(0, n, parts * each):
         projection_kernel[(tiles * parts,)](
-            sums, sums.stride(0), first, width, u, *layout.strides[-1], *layout.grid, phi, a, *a.stride(),
+            sums, *sums.stride()[:2], first, width, u, *layout.strides[-1], *layout.grid, phi, a, *a.stride(),
             shift, g, *g.stride(), begin, each, n, d, r, scale, 1.0,
             layout.axes, activation, slope, PRECISION, phi is None and r <= plan["RANK"], **plan,
         )  # fmt: skip

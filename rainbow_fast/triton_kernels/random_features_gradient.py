@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features_gradient on a GPU: of u and shift, from features that are made again. Nothing of size N x n is stored.
+"""The gradient of random_features on a GPU, of u and shift: features are made again, nothing of size N x n is stored.
 
-For a panel of G and a block of samples, one kernel makes the features again and turns what comes to them from above into
-what comes to s = u G^T + shift, a panel of 16 MB that stays in L2; the products of random_features_projection take it
-from there. Each feature is made once, for any r.
+For a panel of G and a block of samples, one kernel makes the features again and turns what comes to them from above
+into what comes to s = u G^T + shift, a panel of 16 MB that stays in L2; the products of random_features_projection take
+it from there. So each feature is made once, for any r.
 
 flops N n (4 r + 2 sum of d_k), three times that in TF32 for float32. Floors in ms of float32 for N = 5 10^4, n = 10^6
 and one product: r = 64, d = 128 155 on an H100, 492 on an A100; r = 256, d = 512 620 and 1970.
@@ -23,7 +23,7 @@ from rainbow_fast.triton_kernels.samples import (
     Layout,
     Plans,
     Rows,
-    block_of_samples,
+    blocks_of_samples,
     close,
     compilations,
     offsets,
@@ -31,6 +31,7 @@ from rainbow_fast.triton_kernels.samples import (
     places,
     plan_of,
     scores,
+    sums_at_once,
     tile,
 )
 from rainbow_fast.triton_kernels.variant import Variant
@@ -98,7 +99,7 @@ def random_features_gradient(
     terms: list[tuple] = [(n, given, total, square, *joined)]
     terms += [(a.shape[1], None, None, None, x_k, a) for x_k, a in pairs]
     plan = plan_of(PLANS, u)
-    block = block_of_samples(n, layout.samples)
+    block = sums_at_once(r)
     for first in range(0, layout.samples, block):
         width = min(block, layout.samples - first)
         sums, of_shift = new_sums(r, n, width, u), new_sums(1, 1, width, u)
@@ -109,19 +110,21 @@ def random_features_gradient(
                     continue
                 here = slice(row, row + height)
                 given_k, total_k, square_k = above
-                ds = u.new_empty(height, width)
-                tiles = triton.cdiv(height, plan["NEURONS"]) * triton.cdiv(width, plan["SAMPLES"])
-                upstream_kernel[(tiles,)](
-                    ds, first, width, u, *strides[id(u)],
-                    None if given_k is None else given_k[:, here], *strides.get(id(given_k), NOWHERE),
-                    x_k, *strides.get(id(x_k), NOWHERE), *layout.grid,
-                    None if A_k is None else A_k[:, here], *((0, 0) if A_k is None else A_k.stride()),
-                    None if total_k is None else total_k[here], None if square_k is None else square_k[here],
-                    shift, g, *g.stride(), height, r, 0 if A_k is None else len(A_k), scale, 1.0,
-                    layout.axes, activation, slope, PRECISION, **plan,
-                )  # fmt: skip
-                project(sums, g[:height].T, ds, u, layout, first, None, g[:height], "identity", 0.0, 1.0)
-                of_shift += ds.sum(0, dtype=sums.dtype)
+                for start, samples in blocks_of_samples(height, width):
+                    ds = u.new_empty(height, samples)
+                    tiles = triton.cdiv(height, plan["NEURONS"]) * triton.cdiv(samples, plan["SAMPLES"])
+                    upstream_kernel[(tiles,)](
+                        ds, first + start, samples, u, *strides[id(u)],
+                        None if given_k is None else given_k[:, here], *strides.get(id(given_k), NOWHERE),
+                        x_k, *strides.get(id(x_k), NOWHERE), *layout.grid,
+                        None if A_k is None else A_k[:, here], *((0, 0) if A_k is None else A_k.stride()),
+                        None if total_k is None else total_k[here], None if square_k is None else square_k[here],
+                        shift, g, *g.stride(), height, r, 0 if A_k is None else len(A_k), scale, 1.0,
+                        layout.axes, activation, slope, PRECISION, **plan,
+                    )  # fmt: skip
+                    own = slice(start, start + samples)
+                    project(sums[..., own], g[:height].T, ds, u, layout, 0, None, g[:height], "identity", 0.0, 1.0)
+                    of_shift[..., own] += ds.sum(0, dtype=sums.dtype)
         close(grad_u, layout, strides[id(grad_u)], sums[:, :r], first)
         if grad_shift is not None:
             plain = Layout(grad_shift.view(1, 1, -1))

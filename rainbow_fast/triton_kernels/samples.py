@@ -18,7 +18,7 @@ from rainbow_fast.triton_kernels.variant import Variant
 
 PRECISION = "ieee" if torch.version.hip else "tf32x3"  # of float32 products: as good as float32 on either
 
-PANEL = 2**22  # values of G, or of features, at a time; in float32 16 MB, which stay in L2 for the kernels that read them
+PANEL = 2**22  # values of G or of features at a time; 16 MB in float32: they stay in L2 for the kernels that read them
 TALLEST = 2**14  # rows of a panel
 SUMS = 2**22  # float64 sums of a block of samples at a time
 FLUSH = 2048  # terms of a float32 sum of products, which then goes into a float64 one
@@ -57,7 +57,8 @@ def offsets(image, line, position, s_image, s_line, s_position, AXES: tl.constex
 @triton.jit
 def tile(x, rows, s_row, height, columns, width):
     """x at rows * s_row + columns, where columns are offsets; zero outside of height rows and where not `width`."""
-    return tl.load(x + (rows * s_row)[:, None] + columns[None, :], mask=(rows < height)[:, None] & width[None, :], other=0.0)
+    inside = (rows < height)[:, None] & width[None, :]
+    return tl.load(x + (rows * s_row)[:, None] + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -140,14 +141,14 @@ Rows = Tensor | list[int]  # of G: explicit (n, r), or the address [seed, stream
 
 
 def panels(rows: Rows, n: int, u: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The first n rows of G, as wide as u has channels, in panels (first row, its rows): explicit ones in a single one.
+    """The first n rows of G, as wide as u has channels, in panels: (first row, its rows).
 
     The next panel is written over the last one: what reads it must be in the stream by then.
     """
     if n == 0:
         return
     if isinstance(rows, Tensor):
-        yield 0, rows[:n]
+        yield from ((first, rows[first : first + TALLEST]) for first in range(0, n, TALLEST))
         return
     r = u.shape[1]
     height = min(n, TALLEST, max(PANEL // max(r, 1) // 128, 1) * 128)
@@ -177,9 +178,11 @@ def sums_at_once(channels: int) -> int:
     return max(SUMS // max(channels, 1) // 128, 1) * 128
 
 
-def block_of_samples(neurons: int, samples: int) -> int:
-    """Samples whose features fit into a panel."""
-    return min(max(samples, 1), max(PANEL // max(min(neurons, TALLEST), 1) // 128, 1) * 128)
+def blocks_of_samples(neurons: int, samples: int) -> Iterator[tuple[int, int]]:
+    """Blocks whose features fit into a panel: (first sample, how many)."""
+    block = max(PANEL // neurons // 128, 1) * 128
+    for first in range(0, samples, block):
+        yield first, min(block, samples - first)
 
 
 Plans = dict[str, dict[str, int]]  # of "fp32", "fp64", and of one of them on a family of machines: "fp32 sm_80"
@@ -199,12 +202,10 @@ def _family(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
 
 
-LONG = ("begin", "each", "first", "width", "o_part", "s_part", "t_part")  # int64 where they are large
+LONG = ("begin", "each", "first", "width", "o_part", "s_part", "s_row", "t_part")  # int64 where they are large
 
 
-def compilations(
-    name: str, kernel, plans: Plans, pointers: tuple[str, ...], constants: dict
-) -> Iterator[Variant]:
+def compilations(name: str, kernel, plans: Plans, pointers: tuple[str, ...], constants: dict) -> Iterator[Variant]:
     """A kernel for maps in NCHW, positions a multiple of 16, relu and no shift."""
     known = {"AXES": 2, "ACTIVATION": "relu", "SLOPE": 0.0, "shift": None} | constants
     unit = ("lines", "g_col", "a_col", "o_position", "u_position", "x_position", "w_position")

@@ -8,6 +8,7 @@ from matrices import assert_is_polar, isometry, matrix, orthogonality, power_law
 
 from rainbow_fast.triton_kernels.lanczos import largest_eigenvalue
 from rainbow_fast.triton_kernels.polar import DONE, FAILED, NULL, combine, polar
+from rainbow_fast.triton_kernels.zolotarev import zolotarev
 
 NUCLEAR_NORM, RANK, CONDITION, RESIDUAL, ORTHOGONALITY, OUTCOME = range(6)
 
@@ -103,3 +104,17 @@ def test_invariant_under_rotations() -> None:
     out = torch.empty(2, 8, 11, dtype=torch.float64)
     polar(out, torch.stack([M, Q @ M @ R]), 0.0)
     torch.testing.assert_close(out[1], Q @ out[0] @ R, rtol=0, atol=1e-13)  # rounding times a condition of 20
+
+
+def test_zolotarev_equioscillates() -> None:
+    """2 count + 2 times between its values at low and at 1: that makes it the best one."""
+    low = torch.tensor([5e-4, 0.3], dtype=torch.float64)
+    for count in (1, 3):
+        f = zolotarev(low, count)
+        x = low[:, None] ** torch.linspace(1, 0, 20001, dtype=torch.float64)
+        values = torch.stack([f.of(column) for column in x.T], 1)
+        least, largest = values.min(1).values, values.max(1).values
+        torch.testing.assert_close(least, f.of(low), rtol=1e-9, atol=0)
+        torch.testing.assert_close(largest, torch.ones(2).double(), rtol=1e-9, atol=0)
+        rises = values.diff(dim=1) > 0
+        assert (rises[:, 1:] != rises[:, :-1]).sum(1).tolist() == 2 * [2 * count]  # extrema inside

@@ -147,7 +147,8 @@ def test_what_is_missing_from_above(guarded) -> None:
         random_features_gradient(grad, None, made.u, None, made.rows, 67, *made.rest, *one, *pairs)
         parts.append(grad)
     together = guarded(70, 5)
-    random_features_gradient(together, None, made.u, None, made.rows, 67, *made.rest, *above.values(), [made.x], [made.A])
+    everything = (*above.values(), [made.x], [made.A])
+    random_features_gradient(together, None, made.u, None, made.rows, 67, *made.rest, *everything)
     # float32 sums of four results of order ten
     torch.testing.assert_close(sum(parts), together, rtol=0, atol=2e-5)
 
@@ -172,7 +173,7 @@ def test_panels_parts_and_blocks(guarded, monkeypatch: pytest.MonkeyPatch, d: in
 
     monkeypatch.setattr(samples, "PROGRAMS", 1)
     whole = all_of_them()
-    for name, value in {"PROGRAMS": 512, "FLUSH": 32, "PANEL": r * 128, "SUMS": d * 128}.items():
+    for name, value in {"PROGRAMS": 512, "FLUSH": 32, "PANEL": r * 128, "TALLEST": 128, "SUMS": d * 128}.items():
         monkeypatch.setattr(samples, name, value)
     cut = all_of_them()
     assert differing_bits(whole[0], cut[0]) == 0
@@ -193,9 +194,7 @@ def test_empty(guarded, N: int, r: int, n: int, d: int) -> None:
     random_features(out, *given, *made.rest)
     random_features_covariance(*sums, made.x, *given, *made.rest)
     random_features_projection(x, made.u, made.A, *given[1:], *made.rest)
-    random_features_gradient(
-        grad_u, grad_shift, *given, n, *made.rest, made.given, None, None, [made.x], [made.A]
-    )
+    random_features_gradient(grad_u, grad_shift, *given, n, *made.rest, made.given, None, None, [made.x], [made.A])
     phi = made.phi[torch.float32]
     up = (made.given + made.x @ made.A) * made.slopes[torch.float32]
     for found, wanted in (
