@@ -2,6 +2,7 @@
 """Which kernels of cross_covariance tests/gpu_check.py compiles."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from rainbow_fast.triton_kernels.activations import KEEP_PRECISION
 from rainbow_fast.triton_kernels.cross_covariance import (
@@ -55,7 +56,8 @@ def _variant(
     wide, ragged = "fp64" if dtype == "fp64" else "fp32", axes > 1 and not aligned
     step = plan.step // 2 if ragged else plan.step
     types = {"parts": f"*{wide}", **dict.fromkeys(("samples", "each", "d", "m"), "i32")}
-    constants, multiples = {"Y_ALONG": int(ragged)}, ["parts", "each", "d", "m", *(["samples"] if aligned else [])]
+    constants: dict[str, Any] = {"Y_ALONG": int(ragged)}
+    multiples = ["parts", "each", "d", "m", *(["samples"] if aligned else [])]
     for side in "xy":
         types |= {side: f"*{dtype}", f"{side}_shift": f"*{wide}", f"{side}_sums": "*fp64"}
         types |= {f"{side}_{word}": "i32" for word in _SIDE}
