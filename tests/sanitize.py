@@ -3,22 +3,26 @@
 
 It imports NumPy and no torch. The calls of `sanitize_calls.py` are made on every instruction-set level that runs here,
 compared with float64, and made again on two threads, which must give the same bits. Before that, calls in which one
-array is an element short must be found. Whatever a kernel allocates comes full of NaN.
+array is an element short must be found. Whatever a kernel allocates comes full of NaN. The CUDA kernels, on the CPU
+(`cuda_on_cpu/`), are taken for one more level: their blocks, warps and lanes in two orders instead of on two threads.
 """
 
 import argparse
 import ctypes
 import importlib.util
+import itertools
 import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from cuda_on_cpu import build
 from sanitize_calls import KERNELS
 from sanitize_draw import Draw
 
@@ -26,7 +30,24 @@ BUILT = Path(__file__).resolve().parent.parent / "build" / "sanitize" / "_C.so"
 NO_KERNELS = {"levels", "use", "advise_huge_pages"}  # what else the extension exports
 
 
-def check(C: ModuleType, kernel: str, seed: str) -> None:
+class Cuda:
+    """The CUDA kernels as those of a level: for the number of threads stands the order of blocks, warps and lanes."""
+
+    def __init__(self) -> None:
+        module = build.load(sanitize=True).cuda
+        for name in KERNELS:
+            if hasattr(module, name):
+                setattr(self, name, partial(self.call, getattr(module, name)))
+
+    @staticmethod
+    def call(kernel: Callable[..., None], *arguments) -> None:
+        *given, order = arguments
+        workspace = np.full(1 << 20, 0xFF, np.uint8)  # NaN
+        build.set_order(order, sanitize=True)
+        kernel(*given, (0, 0, workspace.ctypes.data, workspace.size))
+
+
+def check(C: ModuleType | Cuda, kernel: str, seed: str) -> None:
     """One call on one thread and on two: close to float64, equal bits, nothing outside of the outputs."""
     blocks = []
     for threads in (1, 2):
@@ -40,7 +61,7 @@ def check(C: ModuleType, kernel: str, seed: str) -> None:
             if not e.memory.gaps_are_untouched():
                 sys.exit(f"{seed}: {kernel}{arguments} writes between the entries of its output")
     if any((a != b).any() for a, b in zip(*blocks, strict=True)):
-        sys.exit(f"{seed}: {kernel}{arguments} has other bits on two threads")
+        sys.exit(f"{seed}: {kernel}{arguments} has other bits on two threads, or in another order")
 
 
 def dies(call: Callable[[], None]) -> str:
@@ -57,7 +78,7 @@ def dies(call: Callable[[], None]) -> str:
     return said if os.waitpid(child, 0)[1] else ""
 
 
-def check_that_overruns_are_found(C: ModuleType, kernel: str) -> int:
+def check_that_overruns_are_found(C: ModuleType | Cuda, kernel: str) -> int:
     seed, count = f"{kernel} short", 0
     while True:
         draw = Draw(seed, regular=True, short=count)
@@ -67,6 +88,14 @@ def check_that_overruns_are_found(C: ModuleType, kernel: str) -> int:
         if "ERROR: AddressSanitizer" not in dies(lambda given=arguments: getattr(C, kernel)(*given, 1)):
             sys.exit(f"{kernel}: array {count} of {arguments} is one element short, and nothing was found")
         count += 1
+
+
+def check_that_shared_memory_has_ends() -> None:
+    """A toy kernel writes or reads (0, 1; a fixed array: 2, 3) a number beside the 64 of its shared memory."""
+    touch, out = build.library(sanitize=True).rf_touches, ctypes.byref(ctypes.c_int())
+    for case in itertools.product(range(4), (-1, 64)):
+        if "ERROR: AddressSanitizer" not in dies(partial(touch, out, *case)):
+            sys.exit(f"touches{case}: a CUDA kernel leaves its shared memory, and nothing was found")
 
 
 def leaks() -> str:
@@ -102,6 +131,7 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="*", default=[], help="these alone")
     parser.add_argument("-v", action="store_true", help="print each call before it is made")
     given = parser.parse_args()
+    build.build(sanitize=True)
     preload()
     np.seterr(all="ignore")  # some numbers are infinite
     spec = importlib.util.spec_from_file_location("_C", BUILT)
@@ -111,16 +141,22 @@ def main() -> None:
     exported = {name for name in dir(C) if not name.startswith("_")} - NO_KERNELS
     if exported != set(KERNELS):
         sys.exit(f"the extension has the kernels {sorted(exported)}, this file {sorted(KERNELS)}")
-    for kernel in given.kernels or KERNELS:
-        print(f"{kernel}: one element short, found in {check_that_overruns_are_found(C, kernel)} arrays of it")
-    for level in C.levels():
-        C.use(level)
-        for kernel in given.kernels or KERNELS:
+    check_that_shared_memory_has_ends()
+    cuda, chosen = Cuda(), given.kernels or list(KERNELS)
+    for machine in (C, cuda):
+        for kernel in filter(partial(hasattr, machine), chosen):
+            count = check_that_overruns_are_found(machine, kernel)
+            print(f"{kernel}: one element short, found in {count} arrays of it")
+    for level in [*C.levels(), "cuda"]:
+        machine = cuda if level == "cuda" else C
+        if machine is C:
+            C.use(level)
+        for kernel in filter(partial(hasattr, machine), chosen):
             started = time.process_time()
             for call in range(given.calls):
                 if given.v:
                     print(level, kernel, call, flush=True)
-                check(C, kernel, f"{kernel} {call}{given.seed}")
+                check(machine, kernel, f"{kernel} {call}{given.seed}")
             print(f"{level}: {given.calls} calls of {kernel} in {time.process_time() - started:.1f} s", flush=True)
     C.advise_huge_pages(np.empty(5 << 20, np.uint8)[1:].ctypes.data, (5 << 20) - 1)
     try:
