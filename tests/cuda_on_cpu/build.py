@@ -79,7 +79,8 @@ def run(command: list) -> None:
 @cache
 def load(sanitize: bool = False) -> ModuleType:
     """The extension: what `load().cuda` takes is what `rainbow_fast._C.cuda` takes, in the memory of the CPU."""
-    spec = importlib.util.spec_from_file_location("_C", build(sanitize))
+    # By this name: pybind11 gives a module again to whoever asks for one of the same name.
+    spec = importlib.util.spec_from_file_location("cuda_on_cpu._C", build(sanitize))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

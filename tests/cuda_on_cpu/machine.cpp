@@ -4,7 +4,6 @@
 #include <sys/mman.h>
 
 #include <cstring>
-#include <memory>
 #include <mutex>
 #include <numeric>
 #include <stdexcept>
@@ -244,7 +243,7 @@ void run(const char* name, dim3 grid, int threads, int64_t shared_bytes, void (*
   const std::lock_guard lock(one_at_a_time);
   if (threads <= 0 || threads > kMostThreads || threads % kLanes || shared_bytes < 0 || shared_bytes > kMostShared ||
       !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
-    throw std::runtime_error("the CUDA kernel " + std::string(name) + " was not launched: grid " +
+    throw std::runtime_error("rainbow_fast: the CUDA kernel " + std::string(name) + " was not launched: grid " +
                              text({grid.x, grid.y, grid.z}) + ", " + std::to_string(threads) + " threads, " +
                              std::to_string(shared_bytes) + " bytes of shared memory");
   kernel = name;

@@ -53,7 +53,7 @@ struct Lane {
   int lane() const { return static_cast<int>(index.x % kLanes); }
 };
 
-extern Lane* here;
+extern Lane* here;  // whose turn it is
 extern uint3 block;
 extern dim3 block_size, grid_size;
 extern unsigned char* dynamic_shared;

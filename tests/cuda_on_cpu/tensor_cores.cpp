@@ -6,7 +6,7 @@
 #include "emulation.h"
 
 #ifdef __x86_64__
-#define RF_FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define RF_FAST __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define RF_FAST
 #endif

@@ -121,8 +121,9 @@ __global__ void neighbours(int* out, bool ordered) {
 __global__ void unwritten(float* out) {
   __shared__ float fixed[64];
   if (blockIdx.x == 0) fixed[threadIdx.x] = shared_memory<float>()[threadIdx.x] = 1;  // not kept for the next block
-  out[2 * threadIdx.x] = fixed[threadIdx.x];
-  out[2 * threadIdx.x + 1] = shared_memory<float>()[threadIdx.x];
+  out += 128 * blockIdx.x + 2 * threadIdx.x;
+  out[0] = fixed[threadIdx.x];
+  out[1] = shared_memory<float>()[threadIdx.x];
 }
 
 // 0: a lane leaves before a shuffle, 1: it is at a barrier instead, 2: a warp leaves before a barrier
