@@ -90,12 +90,6 @@ struct Tile {
   }
 };
 
-// What tf32 keeps of x, and what it keeps of the rest: x to 2^-22.
-RF_DEVICE void split(float x, uint32_t& high, uint32_t& low) {
-  high = to_tf32(x);
-  low = to_tf32(x - __uint_as_float(high));
-}
-
 // float32: three products of the two parts that tf32 splits a number into, the small ones first, 16 terms at a time.
 template <>
 struct Tile<float> {

@@ -70,12 +70,6 @@ struct Tile {
   }
 };
 
-// What tf32 keeps of x, and what it keeps of the rest: x to 2^-22.
-RF_DEVICE void split(float x, uint32_t& high, uint32_t& low) {
-  high = to_tf32(x);
-  low = to_tf32(x - __uint_as_float(high));
-}
-
 RF_DEVICE int place_of_quarters(int j) { return 4 * (j & 3) + (j >> 2); }
 
 // As two units of which the first holds columns 4 t and 4 t + 1.
