@@ -15,29 +15,14 @@ struct Angle {
   int quarters;
 };
 
-// Of |x| >= 1, for float64 as exact as it is: of 2 / pi only the bits whose products with x are not multiples of four
-// turns matter.
+// Of |x| >= 1, as exact as float64 is: of 2 / pi (a word before the point, and 1,216 bits) only those bits matter whose
+// products with x are no multiples of whole turns.
 RF_DEVICE Angle<double> reduce_far(double x) {
-  static __constant__ const uint64_t two_over_pi[20] = {0,  // what comes before the point
-                                                        0xa2f9836e4e441529u,
-                                                        0xfc2757d1f534ddc0u,
-                                                        0xdb6295993c439041u,
-                                                        0xfe5163abdebbc561u,
-                                                        0xb7246e3a424dd2e0u,
-                                                        0x06492eea09d1921cu,
-                                                        0xfe1deb1cb129a73eu,
-                                                        0xe88235f52ebb4484u,
-                                                        0xe99c7026b45f7e41u,
-                                                        0x3991d639835339f4u,
-                                                        0x9c845f8bbdf9283bu,
-                                                        0x1ff897ffde05980fu,
-                                                        0xef2f118b5a0a6d1fu,
-                                                        0x6d367ecf27cb09b7u,
-                                                        0x4f463f669e5fea2du,
-                                                        0x7527bac7ebe5f17bu,
-                                                        0x3d0739f78a5292eau,
-                                                        0x6bfb5fb11f8d5d08u,
-                                                        0x56033046fc7b6babu};
+  static __constant__ const uint64_t two_over_pi[20] = {
+      0x0000000000000000u, 0xa2f9836e4e441529u, 0xfc2757d1f534ddc0u, 0xdb6295993c439041u, 0xfe5163abdebbc561u,
+      0xb7246e3a424dd2e0u, 0x06492eea09d1921cu, 0xfe1deb1cb129a73eu, 0xe88235f52ebb4484u, 0xe99c7026b45f7e41u,
+      0x3991d639835339f4u, 0x9c845f8bbdf9283bu, 0x1ff897ffde05980fu, 0xef2f118b5a0a6d1fu, 0x6d367ecf27cb09b7u,
+      0x4f463f669e5fea2du, 0x7527bac7ebe5f17bu, 0x3d0739f78a5292eau, 0x6bfb5fb11f8d5d08u, 0x56033046fc7b6babu};
   const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(x));
   const uint64_t mantissa = (bits & 0xfffffffffffffu) | 0x10000000000000u;
   const int first = static_cast<int>(bits >> 52 & 0x7ff) - 1075 - 2 + 64, word = first >> 6, shift = first & 63;

@@ -77,6 +77,18 @@ RF_DEVICE uint32_t pack_f16(float low, float high) {
   return y;
 }
 
+// max(x, 0) of both halves of a word; NaN stays.
+RF_DEVICE uint32_t relu_bf16(uint32_t x) {
+  uint32_t y;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(x), "r"(0));
+  return y;
+}
+RF_DEVICE uint32_t relu_f16(uint32_t x) {
+  uint32_t y;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(x), "r"(0));
+  return y;
+}
+
 RF_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // Four matrices of 8 x 8 numbers of 16 bits out of shared memory: lanes 8 k .. 8 k + 7 give the eight rows (16 bytes

@@ -50,4 +50,11 @@ RF_DEVICE double widen(double x) { return x; }
 RF_DEVICE float widen(bf16 x) { return __bfloat162float(x); }
 RF_DEVICE float widen(f16 x) { return __half2float(x); }
 
+// What tf32 keeps of x, and what it keeps of the rest: x to 2^-22, where it is below 2^80. An infinity is the rest of a
+// finite number, so that its products have the right sign.
+RF_DEVICE void split(float x, uint32_t& high, uint32_t& low) {
+  high = to_tf32(fminf(fmaxf(x, -0x1p80f), 0x1p80f));
+  low = to_tf32(x - __uint_as_float(high));
+}
+
 }  // namespace rf::cuda

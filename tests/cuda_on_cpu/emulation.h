@@ -45,6 +45,15 @@ inline uint32_t pack_f16(float low, float high) {
   return __half(low).bits | static_cast<uint32_t>(__half(high).bits) << 16;
 }
 
+inline uint32_t relu_bf16(uint32_t x) {
+  const auto relu = [](uint32_t half) { return (half & 0x7fff) > 0x7f80 ? 0x7fff : half < 0x8000 ? half : 0; };
+  return relu(x & 0xffff) | relu(x >> 16) << 16;
+}
+inline uint32_t relu_f16(uint32_t x) {
+  const auto relu = [](uint32_t half) { return (half & 0x7fff) > 0x7c00 ? 0x7fff : half < 0x8000 ? half : 0; };
+  return relu(x & 0xffff) | relu(x >> 16) << 16;
+}
+
 inline void load_matrices(uint32_t (&r)[4], const void* row) {
   emulated::expect_shared(row, 16, "load_matrices reads");
   emulated::join(emulated::load_matrices, r, row);

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// cross_covariance: the product of channels by channels over samples, on tensor cores, which cut off where they add;
+// so they are left at most 128 terms (16 in float32), float32 sums take over from them, and float64 from these.
+//
+// Of N samples of d and m channels: 2 N d m flops (half of them where symmetric); bytes: each side once for each tile
+// of the other, which the second cache mostly gives; d m numbers out, and as much for every slab of samples. N = 10^6,
+// d = m = 512: in bf16 0.53 ms by tensor cores and 0.61 by memory on an H100 (989 TF, 3.35 TB/s), 1.7 and 1.0 on an
+// A100 (312 TF, 2.0 TB/s); in float32, three products of tf32, 3.2 (495 TF) and 10 ms (156 TF); in float64 7.8 (67 TF)
+// and 27 ms (19.5 TF). N = 10^6, d = m = 64 in bf16: 76 and 128 us, by memory.
+//
+// A block: 8 warps, one block a multiprocessor (below 256 registers), 80 KiB of shared memory: four stages of the two
+// sides. Slabs follow from the shapes and from the workspace alone, and are added in their order: the bits are the same
+// in every run and on every GPU.
+#include "kernels_cuda.h"
+#include "operand.h"
+
+namespace rf::cuda {
+namespace {
+
+constexpr int kWarps = 8, kThreads = kWarps * kWarp, kStagers = kThreads / 2, kStages = 4;
+constexpr int64_t kBlocks = 512;                   // as many are wanted
+constexpr int64_t kLeast = 1024, kUnit = 128;      // samples of a slab: at least, and a multiple of
+constexpr int64_t kMostBytes = int64_t{64} << 20;  // of all slabs
+
+RF_DEVICE float relu(float x) { return x <= 0 ? 0 : x; }
+RF_DEVICE double relu(double x) { return x <= 0 ? 0 : x; }
+
+// A side's stage as a lane sees it: at its first channel and sample; steps from one to the next of each.
+template <class T>
+struct View {
+  const T* at;
+  int channel, sample;
+  bool along, relu;
+};
+
+// A tile of kChannels x kChannels, of which a warp (2 x 4 of them) has kRowTiles of 16 by kColTiles of 8.
+//
+// 16 bits: a stage is two products' terms, and four stages what is left to tensor cores.
+template <class T>
+struct Tile {
+  static constexpr int kChannels = 128, kSamples = 32, kAlong = 40, kAcross = 136, kRowTiles = 4, kColTiles = 4;
+  static constexpr int kPromote = 4, kFlush = 128;  // stages
+  float sums[kRowTiles][kColTiles][4], parts[kRowTiles][kColTiles][4];
+
+  static RF_DEVICE View<T> view(const T* stage, bool along, bool relu, int lane) {
+    if (along) return {stage + (lane & 15) * kAlong + (lane >> 4) * 8, kAlong, 1, along, relu};
+    return {stage + ((lane >> 4) * 8 + (lane & 7)) * kAcross + (lane & 8), 1, kAcross, along, relu};
+  }
+  // 16 channels by 16 samples.
+  static RF_DEVICE void load(uint32_t (&r)[4], const View<T>& from, int channel, int sample) {
+    const T* const row = from.at + channel * from.channel + sample * from.sample;
+    if (from.along)
+      load_matrices(r, row);
+    else
+      load_matrices_transposed(r, row);
+    if (!from.relu) return;
+    RF_UNROLL
+    for (int k = 0; k < 4; ++k) r[k] = __is_same(T, bf16) ? relu_bf16(r[k]) : relu_f16(r[k]);
+  }
+  static RF_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    if constexpr (__is_same(T, bf16))
+      mma_bf16(d, a, b);
+    else
+      mma_f16(d, a, b);
+  }
+  RF_DEVICE void multiply(const View<T>& x, const View<T>& y) {
+    RF_UNROLL
+    for (int s = 0; s < kSamples; s += 16) {
+      uint32_t a[kRowTiles][4];
+      RF_UNROLL
+      for (int i = 0; i < kRowTiles; ++i) load(a[i], x, i * 16, s);
+      RF_UNROLL
+      for (int j = 0; j < kColTiles; j += 2) {
+        uint32_t b[4];
+        load(b, y, j * 8, s);
+        const uint32_t left[2] = {b[0], b[2]}, right[2] = {b[1], b[3]};
+        RF_UNROLL
+        for (int i = 0; i < kRowTiles; ++i) {
+          mma(parts[i][j], a[i], left);
+          mma(parts[i][j + 1], a[i], right);
+        }
+      }
+    }
+  }
+  RF_DEVICE void promote() {
+    RF_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
+    for (int j = 0; j < kColTiles; ++j) RF_UNROLL
+    for (int k = 0; k < 4; ++k) sums[i][j][k] += parts[i][j][k], parts[i][j][k] = 0;
+  }
+};
+
+// float32: three products of the two parts that tf32 splits a number into, the small ones first, 16 terms at a time.
+template <>
+struct Tile<float> {
+  static constexpr int kChannels = 128, kSamples = 16, kAlong = 20, kAcross = 136, kRowTiles = 4, kColTiles = 4;
+  static constexpr int kPromote = 1, kFlush = 64;
+  float sums[kRowTiles][kColTiles][4];
+
+  static RF_DEVICE View<float> view(const float* stage, bool along, bool relu, int lane) {
+    const int channel = along ? kAlong : 1, sample = along ? 1 : kAcross;
+    return {stage + (lane >> 2) * channel + (lane & 3) * sample, channel, sample, along, relu};
+  }
+  // 16 channels by 8 samples: rows g, g + 8, g, g + 8 of samples t, t, t + 4, t + 4.
+  static RF_DEVICE void load(uint32_t (&high)[4], uint32_t (&low)[4], const View<float>& from, int channel,
+                             int sample) {
+    RF_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const float x = from.at[(channel + (k & 1) * 8) * from.channel + (sample + (k & 2) * 2) * from.sample];
+      split(from.relu ? cuda::relu(x) : x, high[k], low[k]);
+    }
+  }
+  RF_DEVICE void multiply(const View<float>& x, const View<float>& y) {
+    RF_UNROLL
+    for (int i0 = 0; i0 < kRowTiles; i0 += 2) {
+      uint32_t high[2][2][4], low[2][2][4];
+      RF_UNROLL
+      for (int i = 0; i < 2; ++i) RF_UNROLL
+      for (int s = 0; s < 2; ++s) load(high[i][s], low[i][s], x, (i0 + i) * 16, s * 8);
+      RF_UNROLL
+      for (int j = 0; j < kColTiles; j += 2) {
+        uint32_t b[2][4], rest[2][4];
+        RF_UNROLL
+        for (int s = 0; s < 2; ++s) load(b[s], rest[s], y, j * 8, s * 8);
+        RF_UNROLL
+        for (int h = 0; h < 2; ++h) RF_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          float sum[4] = {};
+          RF_UNROLL
+          for (int s = 0; s < 2; ++s) mma_tf32(sum, low[i][s], {b[s][h], b[s][h + 2]});
+          RF_UNROLL
+          for (int s = 0; s < 2; ++s) mma_tf32(sum, high[i][s], {rest[s][h], rest[s][h + 2]});
+          RF_UNROLL
+          for (int s = 0; s < 2; ++s) mma_tf32(sum, high[i][s], {b[s][h], b[s][h + 2]});
+          RF_UNROLL
+          for (int k = 0; k < 4; ++k) sums[i0 + i][j + h][k] += sum[k];
+        }
+      }
+    }
+  }
+  RF_DEVICE void promote() {}
+};
+
+template <>
+struct Tile<double> {
+  static constexpr int kChannels = 64, kSamples = 8, kAlong = 12, kAcross = 68, kRowTiles = 2, kColTiles = 2;
+  static constexpr int kPromote = 1, kFlush = 1 << 30;
+  double sums[kRowTiles][kColTiles][4];
+
+  static RF_DEVICE View<double> view(const double* stage, bool along, bool relu, int lane) {
+    const int channel = along ? kAlong : 1, sample = along ? 1 : kAcross;
+    return {stage + (lane >> 2) * channel + (lane & 3) * sample, channel, sample, along, relu};
+  }
+  static RF_DEVICE double load(const View<double>& from, int channel, int sample) {
+    const double x = from.at[channel * from.channel + sample * from.sample];
+    return from.relu ? cuda::relu(x) : x;
+  }
+  RF_DEVICE void multiply(const View<double>& x, const View<double>& y) {
+    RF_UNROLL
+    for (int s = 0; s < kSamples; s += 4) {
+      double b[kColTiles];
+      RF_UNROLL
+      for (int j = 0; j < kColTiles; ++j) b[j] = load(y, j * 8, s);
+      RF_UNROLL
+      for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const double a = load(x, i * 16 + half * 8, s);
+        RF_UNROLL
+        for (int j = 0; j < kColTiles; ++j) {
+          double sum[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+          mma_f64(sum, a, b[j]);
+          sums[i][j][2 * half] = sum[0], sums[i][j][2 * half + 1] = sum[1];
+        }
+      }
+    }
+  }
+  RF_DEVICE void promote() {}
+};
+
+// Where sums go: to the slab of their samples, or onto the result. Where symmetric, those on and above the diagonal
+// alone go to slabs, and to both places of the result.
+struct Sums {
+  double* data;
+  int64_t ld, slab;  // slab: from one to the next, 0 for the result
+  bool symmetric;
+};
+
+// Adds to `to` the sums of a warp, whose tile has `rows` and `cols` inside, and sets them to zero. The first store.
+template <class F, int kRowTiles, int kColTiles>
+RF_DEVICE void add(const Sums& to, bool first, int64_t row, int64_t col, int rows, int cols,
+                   F (&sums)[kRowTiles][kColTiles][4]) {
+  const int lane = threadIdx.x % kWarp, r = lane / 4, c = lane % 4 * 2;
+  double* const data = to.data + blockIdx.y * to.slab;
+  double *const here = data + (row + r) * to.ld + col + c, *const mirrored = data + (col + c) * to.ld + row + r;
+  const bool mirrors = to.symmetric && to.slab == 0;
+  const int64_t above = to.symmetric ? col + c - row - r : int64_t{1} << 30;  // the diagonal
+  RF_UNROLL
+  for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
+  for (int j = 0; j < kColTiles; ++j) RF_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    const int down = i * 16 + (k >> 1) * 8, right = j * 8 + (k & 1);
+    if (r + down < rows && c + right < cols && down - right <= above) {
+      double& sum = here[down * to.ld + right];
+      sum = (first ? 0.0 : sum) + sums[i][j][k];
+      if (mirrors && down - right < above) mirrored[right * to.ld + down] += sums[i][j][k];
+    }
+    sums[i][j][k] = 0;
+  }
+}
+
+// Numbers of a side's stage.
+template <class T>
+constexpr int kStage =
+    Tile<T>::kChannels * Tile<T>::kAlong > Tile<T>::kSamples* Tile<T>::kAcross ? Tile<T>::kChannels * Tile<T>::kAlong
+                                                                               : Tile<T>::kSamples * Tile<T>::kAcross;
+
+template <class T>
+struct Both {
+  Operand<T> side[2];
+};
+
+// blockIdx.x: a tile of the result, row after row; blockIdx.y: `each` of the samples. One half of the threads stages x,
+// the other y.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    multiply(Sums to, Both<T> sides, bool relu, int64_t samples, int64_t each, int64_t col_tiles) {
+  using Shape = Tile<T>;
+  const int64_t row = blockIdx.x / col_tiles * Shape::kChannels, col = blockIdx.x % col_tiles * Shape::kChannels;
+  if (to.symmetric && row > col) return;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int own_row = warp % 2 * Shape::kRowTiles * 16, own_col = warp / 2 * Shape::kColTiles * 8;
+  const int rows = static_cast<int>(min(sides.side[0].x.channels - row, int64_t{Shape::kChannels})) - own_row;
+  const int cols = static_cast<int>(min(sides.side[1].x.channels - col, int64_t{Shape::kChannels})) - own_col;
+  const int64_t begin = blockIdx.y * each, size = min(samples - begin, each);
+  const int64_t total = (size + Shape::kSamples - 1) / Shape::kSamples;
+  T* const stages = shared_memory<T>();
+
+  const int mine = threadIdx.x / kStagers, thread = threadIdx.x % kStagers;
+  const Operand<T>& side = sides.side[mine];
+  Place next = Place::of(side.x, begin);
+
+  Shape tile{};
+  bool first = to.slab != 0;
+  int age = 0;  // stages in the sums
+#pragma unroll 1
+  for (int64_t it = 1 - kStages; it < total; ++it) {
+    if (it >= 0) {
+      wait_for_copies<kStages - 2>();
+      barrier();
+    }
+    const int64_t ahead = it + kStages - 1;
+    if (ahead < total) {
+      stage<Shape, T, kStagers>(stages + (ahead % kStages * 2 + mine) * kStage<T>, side, next,
+                                size - ahead * Shape::kSamples, mine == 0 ? row : col, thread);
+      next = next.plus(side.x, Shape::kSamples);
+    }
+    commit_copies();
+    if (it < 0 || rows <= 0 || cols <= 0) continue;
+    const T* const here = stages + it % kStages * 2 * kStage<T>;
+    View<T> left = Shape::view(here, sides.side[0].along, relu, lane);
+    View<T> right = Shape::view(here + kStage<T>, sides.side[1].along, relu, lane);
+    left.at += own_row * left.channel, right.at += own_col * right.channel;
+    tile.multiply(left, right);
+    ++age;
+    const bool full = it + 1 == total || age == Shape::kFlush;
+    if (full || age % Shape::kPromote == 0) tile.promote();
+    if (!full) continue;
+    add(to, first, row + own_row, col + own_col, rows, cols, tile.sums);
+    first = false, age = 0;
+  }
+}
+
+// out += the sum of the slabs, in their order.
+__global__ void __launch_bounds__(kThreads) reduce(Sums out, Sums slabs, int64_t count, int64_t rows, int64_t cols) {
+  const int64_t col = blockIdx.x * int64_t{kThreads} + threadIdx.x;
+  if (col >= cols) return;
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
+    if (out.symmetric && row > col) return;
+    double sum = 0;
+#pragma unroll 4
+    for (int64_t s = 0; s < count; ++s) sum += slabs.data[s * slabs.slab + row * slabs.ld + col];
+    out.data[row * out.ld + col] += sum;
+    if (out.symmetric && row < col) out.data[col * out.ld + row] += sum;
+  }
+}
+
+// The sums over samples that a channel's total takes: 32 channels a block. Lanes are samples side by side where those
+// of a channel lie so, and then a warp has four channels; else lanes are channels, and warps take turns.
+template <class T>
+__global__ void __launch_bounds__(kThreads) total(Sums to, Operand<T> side, int64_t samples, int64_t each) {
+  const Samples& x = side.x;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t begin = blockIdx.y * each, end = samples - begin < each ? samples : begin + each;
+  const int64_t first = blockIdx.x * int64_t{kWarp};
+  double* const sums = shared_memory<double>();  // (warps, channels); of lanes along samples only the first warp's row
+  const auto sum = [&](int64_t channel, int from, int step) {
+    double found = 0;
+    if (channel >= x.channels || begin + from >= end) return found;
+    Place at = Place::of(x, begin + from);
+    for (int64_t k = begin + from; k < end; k += step, at = at.plus(x, step))
+      found += prepared(side, read<T>(x, at.offset(x) + channel * x.s_channel), channel);
+    return found;
+  };
+  if (side.along) {
+    for (int c = warp; c < kWarp; c += kWarps) {
+      double found = sum(first + c, lane, kWarp);
+      for (int mask = kWarp / 2; mask > 0; mask /= 2) found += shuffle_xor(found, mask);
+      if (lane == 0) sums[c] = found;
+    }
+  } else {
+    sums[threadIdx.x] = sum(first + lane, warp, kWarps);
+  }
+  barrier();
+  if (warp != 0 || first + lane >= x.channels) return;
+  double found = sums[lane];
+  if (!side.along)
+    for (int w = 1; w < kWarps; ++w) found += sums[w * kWarp + lane];
+  double& here = to.data[blockIdx.y * to.slab + first + lane];
+  here = to.slab == 0 ? here + found : found;
+}
+
+int64_t parts(int64_t size, int64_t each) { return (size + each - 1) / each; }
+
+// Samples of a slab where `tiles` blocks work on each, and a slab has `numbers`.
+int64_t slab_of(int64_t samples, int64_t tiles, int64_t numbers, const Stream& stream) {
+  const int64_t bytes = stream.bytes < kMostBytes ? stream.bytes : kMostBytes;
+  int64_t slabs = parts(kBlocks, tiles);
+  if (slabs > samples / kLeast) slabs = samples / kLeast;
+  if (slabs > bytes / (8 * numbers)) slabs = bytes / (8 * numbers);
+  return slabs < 2 ? samples : parts(parts(samples, slabs), kUnit) * kUnit;
+}
+
+// Lets `kernel` write its sums of (rows, cols): straight onto the result if there is one slab, else to slabs first.
+template <class Kernel>
+void add_slabs(const Sums& out, int64_t rows, int64_t cols, int64_t samples, int64_t each, const Stream& stream,
+               const Kernel& kernel) {
+  const int64_t slabs = parts(samples, each);
+  if (slabs == 1) return kernel(out, 1);
+  const Sums sums{static_cast<double*>(stream.workspace), cols, rows * cols, out.symmetric};
+  kernel(sums, slabs);
+  const dim3 grid(static_cast<unsigned>(parts(cols, kThreads)), static_cast<unsigned>(rows < 65535 ? rows : 65535));
+  launch("cross_covariance", reduce, grid, kThreads, 0, stream, out, sums, slabs, rows, cols);
+}
+
+template <class T>
+void add_total(const Side& given, const Operand<T>& side, const Stream& stream) {
+  if (given.total == nullptr) return;
+  const int64_t channels = side.x.channels, samples = count(side.x), tiles = parts(channels, kWarp);
+  const int64_t each = slab_of(samples, tiles, channels, stream);
+  add_slabs({given.total, channels, 0, false}, 1, channels, samples, each, stream, [&](const Sums& to, int64_t slabs) {
+    launch("cross_covariance", total<T>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(slabs)), kThreads,
+           kThreads * sizeof(double), stream, to, side, samples, each);
+  });
+}
+
+template <class T>
+void accumulate(double* out, int64_t ld, const Side& x, const Sides& y, bool symmetric, Activation activation,
+                double negative_slope, bool shifted, const Stream& stream) {
+  constexpr int64_t kChannels = Tile<T>::kChannels;
+  // Without shifts relu is left to those who read the stages.
+  const bool relu = activation == Activation::relu && !shifted;
+  if (relu) activation = Activation::identity;
+  const Operand<T> left = operand<T>(x, activation, negative_slope);
+  const int64_t d = left.x.channels, samples = count(left.x), row_tiles = parts(d, kChannels);
+  for (int64_t s = 0; s < y.count; ++s) {
+    const Operand<T> right = operand<T>(y.first[s], activation, negative_slope);
+    const int64_t m = right.x.channels, col_tiles = parts(m, kChannels);
+    if (m == 0) continue;
+    const int64_t tiles = symmetric ? row_tiles * (row_tiles + 1) / 2 : row_tiles * col_tiles;
+    const int64_t each = slab_of(samples, tiles, d * m, stream);
+    add_slabs({out, ld, 0, symmetric}, d, m, samples, each, stream, [&](const Sums& to, int64_t slabs) {
+      launch("cross_covariance", multiply<T>,
+             dim3(static_cast<unsigned>(row_tiles * col_tiles), static_cast<unsigned>(slabs)), kThreads,
+             kStages * 2 * kStage<T> * sizeof(T), stream, to, Both<T>{{left, right}}, relu, samples, each, col_tiles);
+    });
+    out += m;
+  }
+  if constexpr (sizeof(T) > 2) {
+    if (relu) return;  // no shifts, no totals
+    add_total(x, left, stream);
+    for (int64_t s = 0; s < y.count && !symmetric; ++s)
+      add_total(y.first[s], operand<T>(y.first[s], activation, negative_slope), stream);
+  }
+}
+
+}  // namespace
+
+void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
+                      double negative_slope, Stream stream) {
+  if (x.samples.channels == 0 || count(x.samples) == 0) return;
+  bool shifted = x.shift != nullptr || x.total != nullptr;
+  for (int64_t s = 0; s < y.count; ++s) shifted |= y.first[s].shift != nullptr || y.first[s].total != nullptr;
+  const bool exact = (activation == Activation::identity || activation == Activation::relu) && !shifted;
+  with_type(x.samples.dtype, [&]<class T>(Type<T>) {
+    if constexpr (sizeof(T) == 2)
+      if (!exact) return accumulate<float>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
+    accumulate<T>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
+  });
+}
+
+}  // namespace rf::cuda

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// sample_project_align: a matrix product on tensor cores whose left operand is generated, in the registers' own layout,
+// and kept in shared memory while the columns of P pass by.
+//
+// Of out = scale G P, (n, m) of rank r: 2 n r m flops; bytes: P once for each strip of rows, from the second cache, and
+// out once; about 42 instructions for each of the n r numbers of G. For (n, r, m) = (8192, 256, 4608) in bf16: 19
+// Gflop, 75 MB of out: 25 us by memory and 20 us by tensor cores on an H100 (3.35 TB/s, 989 TF), 38 and 62 us on an
+// A100 (2.0 TB/s, 312 TF); generation, 3 and 5 us, is paid once a strip. In float32 three products of tf32: 117 us
+// (495 TF), 372 us (156 TF); in float64 290 us (67 TF), 990 us (19.5 TF).
+//
+// A block: 8 warps, one block a multiprocessor (below 256 registers), at most 162 KiB of shared memory: 128 KiB of G,
+// which are 512 columns of 128 rows in 16 bits or of 64 rows in float32, and a pipeline of rows of P. A fragment that
+// were generated for each tile of 256 columns would cost 2.5 times that tile's product (328 clocks against 128 on an
+// H100), so that a strip is generated once, for all columns; only where r is above 512 is it generated for every 256.
+#include "generate.h"
+#include "kernels_cuda.h"
+#include "numbers.h"
+
+namespace rf::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kStep = 16;         // terms between two barriers
+constexpr int kChunk = 512 / 16;  // steps whose part of G is kept
+constexpr int64_t kBlocks = 512;  // as many are made, by cutting the columns, where strips of rows are fewer
+constexpr int kMostStrips = 65535;
+
+// Of G a lane makes four columns in a row, 4 t .. 4 t + 3 of 16, for each of the rows g and g + 8 of a tile. They stand
+// for those terms that the lane holds of a fragment: rows of P are put into that order, once they are in shared memory.
+
+// 16 bits: the four of a row are terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of one product.
+template <class T>
+struct Tile {
+  static constexpr int kRows = 128, kCols = 256, kRowTiles = 4, kColTiles = 8, kStages = 4, kUnits = 1, kPad = 8;
+  typedef float F;
+  typedef Four<uint32_t> Unit;
+  F sums[kRowTiles][kColTiles][4];
+
+  static RF_DEVICE int place(int j) { return 2 * (j >> 2) + (j & 1) + 4 * (j & 2); }
+  static RF_DEVICE uint32_t pack(float low, float high) {
+    if constexpr (__is_same(T, bf16))
+      return pack_bf16(low, high);
+    else
+      return pack_f16(low, high);
+  }
+  static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) {
+    *unit = {{pack(a[0], a[1]), pack(b[0], b[1]), pack(a[2], a[3]), pack(b[2], b[3])}};
+  }
+  RF_DEVICE void multiply(const Unit* g, const T* p, int pitch, int lane) {
+    Unit a[kRowTiles];
+    RF_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) a[i] = g[i * kWarp];
+    p += (lane & 15) * pitch + (lane >> 4) * 8;
+    RF_UNROLL
+    for (int j = 0; j < kColTiles; j += 2) {
+      uint32_t b[4];
+      load_matrices_transposed(b, p + j * 8);
+      const uint32_t left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+      RF_UNROLL
+      for (int i = 0; i < kRowTiles; ++i) {
+        if constexpr (__is_same(T, bf16)) {
+          mma_bf16(sums[i][j], a[i].values, left);
+          mma_bf16(sums[i][j + 1], a[i].values, right);
+        } else {
+          mma_f16(sums[i][j], a[i].values, left);
+          mma_f16(sums[i][j + 1], a[i].values, right);
+        }
+      }
+    }
+  }
+};
+
+RF_DEVICE int place_of_quarters(int j) { return 4 * (j & 3) + (j >> 2); }
+
+// As two units of which the first holds columns 4 t and 4 t + 1.
+RF_DEVICE void keep_as_floats(Four<float>* unit, const float (&a)[4], const float (&b)[4]) {
+  unit[0] = {{a[0], b[0], a[1], b[1]}};
+  unit[kWarp] = {{a[2], b[2], a[3], b[3]}};
+}
+
+// float32: three products of the two parts that tf32 splits a number into, the small ones first. Tensor cores cut off
+// where they add, so that only two sums of 16 terms are left to them.
+template <>
+struct Tile<float> {
+  static constexpr int kRows = 64, kCols = 256, kRowTiles = 2, kColTiles = 8, kStages = 2, kUnits = 2, kPad = 8;
+  typedef float F;
+  typedef Four<float> Unit;
+  F sums[kRowTiles][kColTiles][4];
+
+  static RF_DEVICE int place(int j) { return place_of_quarters(j); }
+  static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) { keep_as_floats(unit, a, b); }
+  RF_DEVICE void multiply(const Unit* g, const float* p, int pitch, int lane) {
+    uint32_t high[kRowTiles][2][4], low[kRowTiles][2][4];
+    RF_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
+    for (int s = 0; s < 2; ++s) {
+      const Unit a = g[(i * 2 + s) * kWarp];
+      RF_UNROLL
+      for (int k = 0; k < 4; ++k) split(a.values[k], high[i][s][k], low[i][s][k]);
+    }
+    p += (lane & 3) * pitch + (lane >> 2);
+    RF_UNROLL
+    for (int j = 0; j < kColTiles; ++j) {
+      uint32_t b[2][2], rest[2][2];
+      RF_UNROLL
+      for (int s = 0; s < 4; ++s) split(p[4 * s * pitch + j * 8], b[s >> 1][s & 1], rest[s >> 1][s & 1]);
+      RF_UNROLL
+      for (int i = 0; i < kRowTiles; ++i) {
+        float sum[4] = {};
+        RF_UNROLL
+        for (int s = 0; s < 2; ++s) mma_tf32(sum, low[i][s], b[s]);
+        RF_UNROLL
+        for (int s = 0; s < 2; ++s) mma_tf32(sum, high[i][s], rest[s]);
+        RF_UNROLL
+        for (int s = 0; s < 2; ++s) mma_tf32(sum, high[i][s], b[s]);
+        RF_UNROLL
+        for (int k = 0; k < 4; ++k) sums[i][j][k] += sum[k];
+      }
+    }
+  }
+};
+
+template <>
+struct Tile<double> {
+  static constexpr int kRows = 64, kCols = 128, kRowTiles = 2, kColTiles = 4, kStages = 2, kUnits = 2, kPad = 4;
+  typedef double F;
+  typedef Four<float> Unit;
+  F sums[kRowTiles][kColTiles][4];
+
+  static RF_DEVICE int place(int j) { return place_of_quarters(j); }
+  static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) { keep_as_floats(unit, a, b); }
+  RF_DEVICE void multiply(const Unit* g, const double* p, int pitch, int lane) {
+    p += (lane & 3) * pitch + (lane >> 2);
+    RF_UNROLL
+    for (int s = 0; s < 4; ++s) {
+      double b[kColTiles];
+      RF_UNROLL
+      for (int j = 0; j < kColTiles; ++j) b[j] = p[4 * s * pitch + j * 8];
+      RF_UNROLL
+      for (int i = 0; i < kRowTiles; ++i) {
+        const Unit a = g[(i * 2 + (s >> 1)) * kWarp];
+        RF_UNROLL
+        for (int j = 0; j < kColTiles; ++j) RF_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          double sum[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+          mma_f64(sum, static_cast<double>(a.values[2 * (s & 1) + half]), b[j]);
+          sums[i][j][2 * half] = sum[0], sums[i][j][2 * half + 1] = sum[1];
+        }
+      }
+    }
+  }
+};
+
+template <class T>
+struct Matrix {
+  const T* data;
+  int64_t rows, cols, s_row, s_col;
+  bool aligned;  // rows lie side by side, and each begins at a multiple of 16 bytes
+};
+
+struct Output {
+  void* data;
+  DType dtype;
+  int64_t rows, ld;
+};
+
+// Two numbers side by side, the second where it is inside.
+template <class T, class F>
+RF_DEVICE void put(void* data, int64_t index, F a, F b, bool both) {
+  const auto rounded = [](F x) {
+    if constexpr (sizeof(T) == 8)
+      return static_cast<T>(x);
+    else
+      return to<T>(static_cast<float>(x));
+  };
+  struct alignas(2 * sizeof(T)) Two {
+    T values[2];
+  };
+  T* const target = static_cast<T*>(data) + index;
+  if (both && reinterpret_cast<uint64_t>(target) % sizeof(Two) == 0) {
+    *reinterpret_cast<Two*>(target) = {{rounded(a), rounded(b)}};
+  } else {
+    target[0] = rounded(a);
+    if (both) target[1] = rounded(b);
+  }
+}
+
+template <class F>
+RF_DEVICE void put(const Output& out, int64_t row, int64_t col, F a, F b, bool both) {
+  const int64_t index = row * out.ld + col;
+  switch (out.dtype) {
+    case DType::f32:
+      return put<float>(out.data, index, a, b, both);
+    case DType::f64:
+      return put<double>(out.data, index, a, b, both);
+    case DType::bf16:
+      return put<bf16>(out.data, index, a, b, both);
+    case DType::f16:
+      return put<f16>(out.data, index, a, b, both);
+  }
+}
+
+// 16 rows of P, from `row` on (which may be below 0), and the tile's columns from `col` on, zeros where P ends.
+template <class T>
+RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
+  constexpr int kCols = Tile<T>::kCols, kPitch = kCols + Tile<T>::kPad, kThreads = kWarps * kWarp;
+  if (p.aligned) {
+    constexpr int kElements = 16 / sizeof(T), kAcross = kCols / kElements;
+    RF_UNROLL
+    for (int c = threadIdx.x; c < kStep * kAcross; c += kThreads) {
+      const int j = c / kAcross, x = c % kAcross * kElements;
+      const int64_t k = row + j, left = (p.cols - col - x) * static_cast<int64_t>(sizeof(T));
+      const bool inside = k >= 0 && k < p.rows && left > 0;
+      copy_async(to + Tile<T>::place(j) * kPitch + x, inside ? p.data + k * p.s_row + col + x : p.data,
+                 inside ? static_cast<int>(left < 16 ? left : 16) : 0);
+    }
+  } else {
+    const bool along_rows = p.s_col <= p.s_row;
+#pragma unroll 4
+    for (int c = threadIdx.x; c < kStep * kCols; c += kThreads) {
+      const int j = along_rows ? c / kCols : c % kStep, x = along_rows ? c % kCols : c / kStep;
+      const int64_t k = row + j;
+      const bool inside = k >= 0 && k < p.rows && col + x < p.cols;
+      to[Tile<T>::place(j) * kPitch + x] = inside ? p.data[k * p.s_row + (col + x) * p.s_col] : T(0.0f);
+    }
+  }
+}
+
+// blockIdx.y: a strip of rows. blockIdx.x: `tiles` tiles of columns.
+template <class T>
+__global__ void __launch_bounds__(kWarps* kWarp, 1)
+    multiply(Output out, Matrix<T> p, Address at, typename Tile<T>::F scale, int64_t tiles, int steps) {
+  using Shape = Tile<T>;
+  using Unit = typename Shape::Unit;
+  constexpr int kTiles = Shape::kRows / 16, kPitch = Shape::kCols + Shape::kPad, kStage = kStep * kPitch;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int first_tile = warp % 2 * Shape::kRowTiles, first_col = warp / 2 * Shape::kColTiles * 8;
+  const int kept = steps < kChunk ? steps : kChunk;
+  Unit* const g = shared_memory<Unit>();
+  T* const stages = reinterpret_cast<T*>(g + kept * kTiles * Shape::kUnits * kWarp);
+  const int64_t lead = at.col & 3, left = (p.cols + Shape::kCols - 1) / Shape::kCols - blockIdx.x * tiles;
+  const int64_t begin = blockIdx.x * tiles * Shape::kCols, total = (left < tiles ? left : tiles) * steps;
+
+  for (int64_t strip = blockIdx.y * int64_t{Shape::kRows}; strip < out.rows;
+       strip += gridDim.y * int64_t{Shape::kRows}) {
+    // What is staged next, and what is multiplied.
+    int64_t next = 0, next_col = begin, col = begin;
+    int next_step = 0, step = 0;
+    const auto stage_next = [&] {
+      if (next < total) stage(stages + next % Shape::kStages * kStage, p, int64_t{next_step} * kStep - lead, next_col);
+      commit_copies();
+      ++next;
+      if (++next_step == steps) next_step = 0, next_col += Shape::kCols;
+    };
+    barrier();
+    for (int s = 0; s < Shape::kStages - 1; ++s) stage_next();
+
+    Shape tile{};
+    for (int64_t it = 0; it < total; ++it) {
+      wait_for_copies<Shape::kStages - 2>();
+      barrier();
+      if (step % kChunk == 0 && (it == 0 || steps > kChunk)) {
+        const int count = steps - step < kChunk ? steps - step : kChunk;
+        for (int pair = warp; pair < count * kTiles / 2; pair += kWarps) {
+          const uint32_t group = static_cast<uint32_t>((at.col >> 2) + (step + pair / (kTiles / 2)) * 4 + lane % 4);
+          RF_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const int64_t row = at.row + strip + (2 * (pair % (kTiles / 2)) + half) * 16 + lane / 4;
+            float a[4], b[4];
+            generate(at, row, group, a);
+            generate(at, row + 8, group, b);
+            Shape::keep(g + (2 * pair + half) * Shape::kUnits * kWarp + lane, a, b);
+          }
+        }
+        barrier();
+      }
+      stage_next();
+      if (step == 0) {
+        RF_UNROLL
+        for (int i = 0; i < Shape::kRowTiles; ++i) RF_UNROLL
+        for (int j = 0; j < Shape::kColTiles; ++j) RF_UNROLL
+        for (int k = 0; k < 4; ++k) tile.sums[i][j][k] = 0;
+      }
+      tile.multiply(g + (step % kChunk * kTiles + first_tile) * Shape::kUnits * kWarp + lane,
+                    stages + it % Shape::kStages * kStage + first_col, kPitch, lane);
+      if (++step < steps) continue;
+      step = 0;
+      RF_UNROLL
+      for (int i = 0; i < Shape::kRowTiles; ++i) RF_UNROLL
+      for (int j = 0; j < Shape::kColTiles; ++j) RF_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int64_t row = strip + (first_tile + i) * 16 + half * 8 + lane / 4;
+        const int64_t c = col + first_col + j * 8 + lane % 4 * 2;
+        if (row < out.rows && c < p.cols)
+          put(out, row, c, scale * tile.sums[i][j][2 * half], scale * tile.sums[i][j][2 * half + 1], c + 1 < p.cols);
+      }
+      col += Shape::kCols;
+    }
+  }
+}
+
+template <class T>
+void run(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, const Address& at, double scale,
+         const Stream& stream) {
+  using Shape = Tile<T>;
+  const int64_t elements = 16 / sizeof(T), units = Shape::kRows / 16 * Shape::kUnits;
+  const bool aligned = (p.s_channel == 1 || p.channels == 1) && p.s_image % elements == 0 &&
+                       reinterpret_cast<uint64_t>(p.data) % 16 == 0;
+  const Matrix<T> matrix{static_cast<const T*>(p.data), p.images, p.channels, p.s_image, p.s_channel, aligned};
+  const int64_t rank = (at.col & 3) + p.images, steps = rank > kStep ? (rank + kStep - 1) / kStep : 1;
+  const int64_t strips = (n + Shape::kRows - 1) / Shape::kRows, tiles = (p.channels + Shape::kCols - 1) / Shape::kCols;
+  const int64_t most = steps > kChunk ? tiles : (kBlocks + strips - 1) / strips, ranges = tiles < most ? tiles : most;
+  const int64_t each = (tiles + ranges - 1) / ranges;
+  const dim3 grid(static_cast<unsigned>((tiles + each - 1) / each),
+                  static_cast<unsigned>(strips < kMostStrips ? strips : kMostStrips));
+  const int64_t bytes = (steps < kChunk ? steps : kChunk) * units * kWarp * 16 +
+                        Shape::kStages * kStep * (Shape::kCols + Shape::kPad) * static_cast<int64_t>(sizeof(T));
+  launch("sample_project_align", multiply<T>, grid, kWarps * kWarp, bytes, stream, Output{out, dtype, n, ld}, matrix,
+         at, scale, each, steps);
+}
+
+}  // namespace
+
+void sample_project_align(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,
+                          Stream stream) {
+  if (n <= 0 || p.channels <= 0) return;
+  with_type(p.dtype, [&]<class T>(Type<T>) { run<T>(out, dtype, n, ld, p, at, scale, stream); });
+}
+
+}  // namespace rf::cuda
