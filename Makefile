@@ -15,7 +15,7 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
-CSRC := $(shell find csrc bench -name "*.cpp" -o -name "*.h")
+CSRC := $(shell find csrc bench tests -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 
 .PHONY: setup demo test sanitize bench lint format clean
 

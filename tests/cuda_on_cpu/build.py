@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -26,53 +27,52 @@ FLAGS = (
     "-std=c++20 -ffp-contract=off -fno-math-errno -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi "
     "-Wno-maybe-uninitialized -Wno-unknown-pragmas -DRF_CUDA=1 -DRF_ISA=cuda -Icsrc -Itests/cuda_on_cpu"
 )
-OPTIMISE = {
-    False: "-O2",
-    True: "-O1 -g1 -fsanitize=address,undefined -fsanitize-sections=rf_shared -fno-sanitize-recover=all",
-}
-INCLUDES = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+OPTIMISE = "-O2"
+SANITIZE = "-O1 -g1 -fsanitize=address,undefined -fsanitize-sections=rf_shared -fno-sanitize-recover=all"
+BIND = f"-O0 -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"  # what it takes is the compiler's time
 SOURCES = ["csrc/bind.cpp", "csrc/scratch.cpp", "csrc/cuda/*.cu", "tests/cuda_on_cpu/*.cpp", "tests/cuda_on_cpu/*.cu"]
 
 
 def build(sanitize: bool = False) -> Path:
     """The module's path, once it is up to date."""
     cxx = shlex.split(os.environ.get("CXX") or "c++")
-    folder = ROOT / "build" / ("cuda_on_cpu_sanitize" if sanitize else "cuda_on_cpu")
+    plain = ROOT / "build" / "cuda_on_cpu"
+    folder = plain / "sanitize" if sanitize else plain
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [*cxx, *OPTIMISE[sanitize].split()]
-    used, said = folder / "command", f"{shlex.join(flags)} pybind11 {pybind11.__version__} Python {sys.version}"
+    used, said = folder / "toolchain", f"{shlex.join(cxx)}, pybind11 {pybind11.__version__}, Python {sys.version}"
     if not used.exists() or used.read_text() != said:
         used.write_text(said)
-    common = [used, Path(__file__), *ROOT.glob("csrc/**/*.h"), *HERE.glob("*.h")]
-    changed = max(path.stat().st_mtime for path in common)
-    jobs = {path: folder / f"{path.name}.o" for pattern in SOURCES for path in sorted(ROOT.glob(pattern))}
+    changed = max(path.stat().st_mtime for path in [used, Path(__file__), *ROOT.glob("csrc/**/*.h"), *HERE.glob("*.h")])
+    optimise = SANITIZE if sanitize else OPTIMISE
 
-    def compile(source: Path, made: Path) -> None:
-        seen = max(changed, source.stat().st_mtime)
-        if not made.exists() or made.stat().st_mtime != seen:
-            binding = INCLUDES if source.name == "bind.cpp" else []
-            run([*flags, *FLAGS.split(), *binding, "-x", "c++", "-c", source, "-o", made])
-            os.utime(made, (seen, seen))  # of the sources that were there when it began
+    def compile(source: Path) -> Path:
+        bind = source.name == "bind.cpp"
+        made = (plain if bind else folder) / f"{source.name}.o"
+        if not made.exists() or made.stat().st_mtime < max(changed, source.stat().st_mtime):
+            flags = f"{BIND if bind else optimise} {FLAGS}".split()
+            started = time.time()
+            run([*cxx, *flags, "-x", "c++", "-c", source, "-o", made])
+            os.utime(made, (started, started))  # a source edited while it was compiled is newer than its object
+        return made
 
+    sources = [path for pattern in SOURCES for path in sorted(ROOT.glob(pattern))]
     with ThreadPoolExecutor(JOBS) as pool:
-        list(pool.map(compile, *zip(*jobs.items(), strict=True)))
-    target = folder / "_C.so"
-    newest = max(path.stat().st_mtime for path in jobs.values())
-    if not target.exists() or target.stat().st_mtime < newest or linked(folder) != sorted(map(str, jobs)):
-        run([*flags, "-shared", *jobs.values(), "-o", target])
-        (folder / "linked").write_text("\n".join(sorted(map(str, jobs))))
+        objects = list(pool.map(compile, sources))
+    target, list_of_objects = folder / "_C.so", folder / "objects"
+    names = "\n".join(map(str, objects))
+    if not list_of_objects.exists() or list_of_objects.read_text() != names:
+        list_of_objects.write_text(names)
+    newest = max(path.stat().st_mtime for path in [list_of_objects, *objects])
+    if not target.exists() or target.stat().st_mtime < newest:
+        run([*cxx, *optimise.split(), "-shared", *objects, "-o", target])
     return target
 
 
-def linked(folder: Path) -> list[str]:
-    path = folder / "linked"
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def run(command: list) -> None:
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    words = list(map(str, command))
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"this failed: {shlex.join(map(str, command))}\n{done.stderr}")
+        raise RuntimeError(f"this failed: {shlex.join(words)}\n{done.stderr}")
     sys.stderr.write(done.stderr)
 
 
@@ -92,9 +92,9 @@ def library(sanitize: bool = False) -> ctypes.CDLL:
     return ctypes.CDLL(str(build(sanitize)))
 
 
-def set_order(seed: int) -> None:
+def set_order(seed: int, sanitize: bool = False) -> None:
     """In which order blocks, warps and lanes run: 0 forward, 1 backward, else one that this seed draws."""
-    library().rf_set_order(seed)
+    library(sanitize).rf_set_order(seed)
 
 
 if __name__ == "__main__":

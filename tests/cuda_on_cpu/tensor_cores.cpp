@@ -6,99 +6,106 @@
 #include "emulation.h"
 
 #ifdef __x86_64__
-#define RF_FAST __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define RF_FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define RF_FAST
 #endif
+#define RF_INLINE inline __attribute__((always_inline))
 
 namespace rf::cuda::emulated {
 namespace {
 
-typedef double Row __attribute__((vector_size(64)));  // of d: eight columns
+// Eight numbers: a row of d.
+typedef uint32_t Words __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+typedef float Floats __attribute__((vector_size(32)));
+typedef int64_t Longs __attribute__((vector_size(64)));
+typedef double Row __attribute__((vector_size(64)));
 
-template <class T>
-const T* words(const void* p) {
-  return static_cast<const T*>(p);
+template <class To, class From>
+RF_INLINE To as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
-
-float low(uint32_t word, __nv_bfloat16) { return std::bit_cast<float>(word << 16); }
-float high(uint32_t word, __nv_bfloat16) { return std::bit_cast<float>(word & 0xffff0000); }
-float half(uint32_t word) {
-  __half x;
-  x.bits = static_cast<uint16_t>(word);
-  return x;
+template <class T, class From>
+RF_INLINE void store(T (&to)[8], const From& from) {
+  static_assert(sizeof to == sizeof from);
+  std::memcpy(to, &from, sizeof to);
 }
-float low(uint32_t word, __half) { return half(word); }
-float high(uint32_t word, __half) { return half(word >> 16); }
-float tf32(uint32_t word) { return std::bit_cast<float>(word & 0xffffe000); }
+RF_INLINE Row wide(Floats x) { return __builtin_convertvector(x, Row); }
 
-// The float next to x towards zero.
-float truncate(double x) {
-  const float y = static_cast<float>(std::bit_cast<double>(std::bit_cast<uint64_t>(x) & ~uint64_t{0x1fffffff}));
-  // below 2^-126 the last line has rounded
-  return std::fabs(static_cast<double>(y)) > std::fabs(x) && std::fabs(x) < 1 ? std::nextafter(y, 0.0f) : y;
-}
-
-// d (16, 8) += a (16, terms) b (terms, 8)
-template <int kTerms>
-inline __attribute__((always_inline)) void multiply(Lane* lanes, const double (&a)[16][kTerms],
-                                                    const double (&b)[kTerms][8]) {
-  alignas(64) double d[16][8];
-  for (int i = 0; i < kLanes; ++i) {
-    const float* const mine = static_cast<const float*>(lanes[i].out);
-    for (int k = 0; k < 4; ++k) d[i / 4 + 8 * (k / 2)][2 * (i % 4) + k % 2] = mine[k];
+// The terms that stand in words: of those of 16 bits the low and the high one.
+struct Bf16 {
+  static constexpr int kTerms = 2;
+  static RF_INLINE Row term(Words w, int k) { return wide(as<Floats>(k ? w & 0xffff0000 : w << 16)); }
+};
+struct F16 {
+  static constexpr int kTerms = 2;
+  static RF_INLINE Row term(Words w, int k) {
+    const Words half = k ? w >> 16 : w & 0xffff, size = half & 0x7fff;
+    const Words finite = as<Words>(as<Floats>(size << 13) * 0x1p112f);
+    return wide(as<Floats>((size < 0x7c00 ? finite : 0x7f800000 | size << 13) | (half & 0x8000) << 16));
   }
-  Row columns[kTerms];
-  std::memcpy(columns, b, sizeof columns);
-  for (auto& row : d) {
-    const auto& terms = a[&row - d];
-    Row sum;
-    std::memcpy(&sum, row, sizeof sum);
-    for (int k = 0; k < kTerms; ++k) sum += terms[k] * columns[k];
-    std::memcpy(row, &sum, sizeof sum);
-  }
-  for (int i = 0; i < kLanes; ++i) {
-    float* const mine = static_cast<float*>(lanes[i].out);
-    for (int k = 0; k < 4; ++k) mine[k] = truncate(d[i / 4 + 8 * (k / 2)][2 * (i % 4) + k % 2]);
-  }
+};
+struct Tf32 {
+  static constexpr int kTerms = 1;
+  static RF_INLINE Row term(Words w, int) { return wide(as<Floats>(w & 0xffffe000)); }
+};
+
+// Cut off towards zero.
+RF_INLINE Floats truncate(Row x) {
+  constexpr int64_t kLost = 0x1fffffff, kSign = INT64_MIN;
+  const Floats y = __builtin_convertvector(as<Row>(as<Longs>(x) & ~kLost), Floats);
+  // Below 2^-126, where a float has fewer digits, that has rounded.
+  const Row size = as<Row>(as<Longs>(x) & ~kSign), got = as<Row>(as<Longs>(wide(y)) & ~kSign);
+  const Longs beyond = (got > size) & (size < 1.0);  // -1 where true
+  return as<Floats>(as<Ints>(y) + __builtin_convertvector(beyond, Ints));
 }
 
-template <class T>
-inline __attribute__((always_inline)) void multiply_16_bits(Lane* lanes) {
-  double a[16][16], b[16][8];
+// d (16, 8) += a (16, 8) b (8, 8), of words.
+template <class Type>
+RF_INLINE void multiply(Lane* lanes) {
+  uint32_t a[16][8], b[8][8];
+  float d[16][8];
   for (int i = 0; i < kLanes; ++i) {
     const int g = i / 4, t = i % 4;
-    const auto* const x = words<uint32_t>(lanes[i].in[0]);
-    const auto* const y = words<uint32_t>(lanes[i].in[1]);
+    const auto* const x = static_cast<const uint32_t*>(lanes[i].in[0]);
+    const auto* const y = static_cast<const uint32_t*>(lanes[i].in[1]);
+    const auto* const z = static_cast<const float*>(lanes[i].out);
     for (int k = 0; k < 4; ++k) {
-      a[g + 8 * (k % 2)][2 * t + 8 * (k / 2)] = low(x[k], T{});
-      a[g + 8 * (k % 2)][2 * t + 8 * (k / 2) + 1] = high(x[k], T{});
+      a[g + 8 * (k % 2)][t + 4 * (k / 2)] = x[k];
+      d[g + 8 * (k / 2)][2 * t + k % 2] = z[k];
     }
-    for (int k = 0; k < 2; ++k) {
-      b[2 * t + 8 * k][g] = low(y[k], T{});
-      b[2 * t + 8 * k + 1][g] = high(y[k], T{});
-    }
+    for (int k = 0; k < 2; ++k) b[t + 4 * k][g] = y[k];
   }
-  multiply(lanes, a, b);
+  double terms[16][Type::kTerms][8];
+  Row sums[16];
+  for (int row = 0; row < 16; ++row) {
+    sums[row] = wide(as<Floats>(d[row]));
+    for (int k = 0; k < Type::kTerms; ++k) store(terms[row][k], Type::term(as<Words>(a[row]), k));
+  }
+  for (int word = 0; word < 8; ++word)
+    for (int k = 0; k < Type::kTerms; ++k) {
+      const Row column = Type::term(as<Words>(b[word]), k);
+#pragma GCC unroll 16
+      for (int row = 0; row < 16; ++row) sums[row] += terms[row][k][word] * column;
+    }
+  for (int row = 0; row < 16; ++row) store(d[row], truncate(sums[row]));
+  for (int i = 0; i < kLanes; ++i)
+    for (int k = 0; k < 4; ++k) static_cast<float*>(lanes[i].out)[k] = d[i / 4 + 8 * (k / 2)][2 * (i % 4) + k % 2];
 }
 
-RF_FAST void multiply_bf16(Lane* lanes) { multiply_16_bits<__nv_bfloat16>(lanes); }
-RF_FAST void multiply_f16(Lane* lanes) { multiply_16_bits<__half>(lanes); }
-RF_FAST void multiply_tf32(Lane* lanes) {
-  double a[16][8], b[8][8];
-  for (int i = 0; i < kLanes; ++i) {
-    const int g = i / 4, t = i % 4;
-    for (int k = 0; k < 4; ++k) a[g + 8 * (k % 2)][t + 4 * (k / 2)] = tf32(words<uint32_t>(lanes[i].in[0])[k]);
-    for (int k = 0; k < 2; ++k) b[t + 4 * k][g] = tf32(words<uint32_t>(lanes[i].in[1])[k]);
-  }
-  multiply(lanes, a, b);
-}
+RF_FAST void multiply_bf16(Lane* lanes) { multiply<Bf16>(lanes); }
+RF_FAST void multiply_f16(Lane* lanes) { multiply<F16>(lanes); }
+RF_FAST void multiply_tf32(Lane* lanes) { multiply<Tf32>(lanes); }
 
 RF_FAST void multiply_f64(Lane* lanes) {
   double a[8][4], b[4][8];
   for (int i = 0; i < kLanes; ++i) {
-    a[i / 4][i % 4] = *words<double>(lanes[i].in[0]);
-    b[i % 4][i / 4] = *words<double>(lanes[i].in[1]);
+    a[i / 4][i % 4] = *static_cast<const double*>(lanes[i].in[0]);
+    b[i % 4][i / 4] = *static_cast<const double*>(lanes[i].in[1]);
   }
   for (int i = 0; i < kLanes; ++i) {
     double* const d = static_cast<double*>(lanes[i].out);
@@ -110,13 +117,15 @@ RF_FAST void multiply_f64(Lane* lanes) {
 void load(Lane* lanes) {
   for (int i = 0; i < kLanes; ++i)
     for (int k = 0; k < 4; ++k)
-      static_cast<uint32_t*>(lanes[i].out)[k] = words<uint32_t>(lanes[8 * k + i / 4].in[0])[i % 4];
+      static_cast<uint32_t*>(lanes[i].out)[k] = static_cast<const uint32_t*>(lanes[8 * k + i / 4].in[0])[i % 4];
 }
 
 void load_transposed(Lane* lanes) {
   for (int i = 0; i < kLanes; ++i)
     for (int k = 0; k < 4; ++k) {
-      const auto entry = [&](int row) { return uint32_t{words<uint16_t>(lanes[8 * k + row].in[0])[i / 4]}; };
+      const auto entry = [&](int row) -> uint32_t {
+        return static_cast<const uint16_t*>(lanes[8 * k + row].in[0])[i / 4];
+      };
       static_cast<uint32_t*>(lanes[i].out)[k] = entry(2 * (i % 4)) | entry(2 * (i % 4) + 1) << 16;
     }
 }
