@@ -33,8 +33,7 @@ struct Store {
     for (int k = 0; k < 4; ++k) {
       const int s = 8 * j + 2 * (threadIdx.x % 4) + k % 2;
       const int64_t i = neuron + 8 * (k / 2);
-      if (sample + s < samples && i < n)
-        static_cast<T*>(out.data)[room.other[slot][s] + i * out.s_channel] = phi[j][k];
+      if (sample + s < samples && i < n) static_cast<T*>(out.data)[room.other[slot][s] + i * out.s_channel] = phi[j][k];
     }
   }
   RF_DEVICE void end(Room<T>&, int64_t) const {}

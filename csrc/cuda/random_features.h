@@ -12,16 +12,17 @@
 
 namespace rf::cuda {
 
-constexpr int kColumns = 32;                                       // of a tile
-constexpr int kTiles = kColumns / 8;                               // products side by side
-constexpr int kWarpRows = 16;                                      // of a warp
-constexpr int kMostWarps = 8;                                      // of a block
-constexpr int kMostRows = kWarpRows * kMostWarps;                  // of a strip
+constexpr int kColumns = 32;                       // of a tile
+constexpr int kTiles = kColumns / 8;               // products side by side
+constexpr int kWarpRows = 16;                      // of a warp
+constexpr int kMostWarps = 8;                      // of a block
+constexpr int kMostRows = kWarpRows * kMostWarps;  // of a strip
 constexpr int kStagePitch = kDepth + kPad, kPitch = kColumns + kPad;
-constexpr int kChannels = 128;                                     // of the second product of a block
-constexpr int kRing = 4;                                           // tiles whose columns are noted
-constexpr int64_t kMostShared = 163 * 1024;                        // of an A100
-constexpr int64_t kBlocks = 1056;                                  // to fill 132 multiprocessors some times
+constexpr int kChannels = 128;  // of the second product of a block
+constexpr int kRing = 4;        // tiles whose columns are noted
+static_assert(kRing * kColumns == kMostRows);
+constexpr int64_t kMostShared = 163 * 1024;  // of an A100
+constexpr int64_t kBlocks = 1056;            // to fill 132 multiprocessors some times
 
 template <class T>
 struct Source {
@@ -48,9 +49,9 @@ struct alignas(128) Room {
   T second[kChannels * kPitch];
   Line<T> lines[kChannels];
   Samples targets[kChannels / kUnit];
-  int64_t row[kMostRows];                                    // where the rows are
-  int64_t column[kRing][kColumns], other[kRing][kColumns];   // where the columns are, and what the form has there
-  T shift[kRing][kColumns];
+  int64_t row[kMostRows];                                   // where the rows are
+  int64_t column[kRing][kColumns], other[kRing][kColumns];  // where the columns are, and what the form has there
+  T shift[kMostRows];                                       // of the rows, or of the columns that are noted
 };
 
 template <class T>
@@ -105,8 +106,7 @@ struct Product {
     const int lane = threadIdx.x % kWarp;
     Left<T> left[kTiles];
     RF_UNROLL
-    for (int j = 0; j < kTiles; ++j)
-      left[j] = Left<T>(Pair<T>{phi[j][0], phi[j][1]}, Pair<T>{phi[j][2], phi[j][3]});
+    for (int j = 0; j < kTiles; ++j) left[j] = Left<T>(Pair<T>{phi[j][0], phi[j][1]}, Pair<T>{phi[j][2], phi[j][3]});
     second += lane / 4 * kPitch + 2 * (lane % 4);
     RF_UNROLL
     for (int c = 0; c < kChannels / 8; c += 2)
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kWarp* kMostWarps, 1) pass(Form form) {
     if (threadIdx.x >= kColumns || at >= end) return;
     room.column[turn % kRing][threadIdx.x] = f.columns.given.data == nullptr ? 0 : offset(f.columns.given, at);
     form.note(room, at, turn % kRing);
-    if (Form::kSamplesPass) room.shift[turn % kRing][threadIdx.x] = f.shift == nullptr ? T{0} : f.shift[at];
+    if (Form::kSamplesPass) room.shift[turn % kRing * kColumns + threadIdx.x] = f.shift == nullptr ? T{0} : f.shift[at];
   };
   const auto make = [&](T* to, int ld, const Rows& from, const int64_t* offsets, int64_t first, int number, int inside,
                         int chunk) {
@@ -159,8 +159,10 @@ __global__ void __launch_bounds__(kWarp* kMostWarps, 1) pass(Form form) {
     commit_copies();
   };
 
-  for (int i = threadIdx.x; i < there; i += blockDim.x)
-    room.row[i] = f.rows.given.data == nullptr ? 0 : offset(f.rows.given, first_row + i);
+  for (int i = threadIdx.x; i < rows; i += blockDim.x) {
+    room.row[i] = f.rows.given.data == nullptr || i >= there ? 0 : offset(f.rows.given, first_row + i);
+    if (!Form::kSamplesPass) room.shift[i] = f.shift == nullptr || i >= there ? T{0} : f.shift[first_row + i];
+  }
   note(column, 0);
   form.begin(room);
   barrier();
@@ -169,12 +171,6 @@ __global__ void __launch_bounds__(kWarp* kMostWarps, 1) pass(Form form) {
       make(strip + chunk * kDepth, pitch, f.rows, room.row, first_row, rows, there, chunk);
   fetch(column, 0, 0, 0);
 
-  T row_shift[2] = {};
-  if (!Form::kSamplesPass && f.shift != nullptr)
-    for (int k = 0; k < 2; ++k) {
-      const int row = warp_row + lane / 4 + 8 * k;
-      if (row < there) row_shift[k] = f.shift[first_row + row];
-    }
   int stage = 0;
   for (int turn = 0; column < end; column += kColumns, ++turn) {
     form.fetch(room, column, turn % kRing);
@@ -201,8 +197,7 @@ __global__ void __launch_bounds__(kWarp* kMostWarps, 1) pass(Form form) {
         for (; term < stop; term += 8) {
           const Left<T> left(pair_at(a + term), pair_at(a + 8 * pitch + term));
           RF_UNROLL
-          for (int j = 0; j < kTiles; ++j)
-            sum[j].multiply(left, Right<T>(pair_at(b + j * 8 * kStagePitch + term)));
+          for (int j = 0; j < kTiles; ++j) sum[j].multiply(left, Right<T>(pair_at(b + j * 8 * kStagePitch + term)));
         }
         RF_UNROLL
         for (int j = 0; j < kTiles; ++j) sum[j].add_to(phi[j]);
@@ -211,12 +206,12 @@ __global__ void __launch_bounds__(kWarp* kMostWarps, 1) pass(Form form) {
     RF_UNROLL
     for (int j = 0; j < kTiles; ++j) RF_UNROLL
     for (int k = 0; k < 4; ++k)
-      phi[j][k] += Form::kSamplesPass ? room.shift[turn % kRing][8 * j + 2 * (lane % 4) + k % 2] : row_shift[k / 2];
+      phi[j][k] += room.shift[Form::kSamplesPass ? turn % kRing * kColumns + 8 * j + 2 * (lane % 4) + k % 2
+                                                 : warp_row + lane / 4 + 8 * (k / 2)];
     activate_all(phi, f.activation, f.slope);
     RF_UNROLL
     for (int j = 0; j < kTiles; ++j) RF_UNROLL
-    for (int k = 0; k < 4; ++k)
-      phi[j][k] = column + 8 * j + 2 * (lane % 4) + k % 2 < end ? f.scale * phi[j][k] : T{0};
+    for (int k = 0; k < 4; ++k) phi[j][k] = column + 8 * j + 2 * (lane % 4) + k % 2 < end ? f.scale * phi[j][k] : T{0};
     form.take(room, phi, first_row + warp_row + lane / 4, column, turn % kRing);
   }
   form.end(room, first_row + warp_row + lane / 4);

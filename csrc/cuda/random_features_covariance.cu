@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// random_features_covariance: sums of x^T phi', phi' and phi'^2 over samples. A block holds 64 neurons, whose G it makes
-// once, and lets its part of the samples pass: of each 32 the features leave the first product in the very registers
-// that the second one takes them from.
+// random_features_covariance: sums of x^T phi', phi' and phi'^2 over samples. A block holds 64 neurons, whose G it
+// makes once, and lets its part of the samples pass: of each 32 the features leave the first product in the very
+// registers that the second one takes them from.
 #include "kernels_cuda.h"
 #include "random_features.h"
 
@@ -99,10 +99,13 @@ struct Covariance {
 
 // Adds up the parts, in their order.
 constexpr int kAdders = 256;
-__global__ void __launch_bounds__(kAdders) add_parts(Sums to, const double* parts, int64_t count, int64_t d, int64_t n) {
+__global__ void __launch_bounds__(kAdders)
+    add_parts(Sums to, const double* parts, int64_t count, int64_t d, int64_t n) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kAdders + threadIdx.x;
   if (i >= (d + 2) * n) return;
-  double* const target = i < d * n ? to.out + i : i < (d + 1) * n ? to.total + (i - d * n) : to.square + (i - (d + 1) * n);
+  double* const target = i < d * n         ? to.out + i
+                         : i < (d + 1) * n ? to.total + (i - d * n)
+                                           : to.square + (i - (d + 1) * n);
   double sum = *target;
   for (int64_t part = 0; part < count; ++part) sum += parts[part * to.stride + i];
   *target = sum;

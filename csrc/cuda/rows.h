@@ -47,8 +47,8 @@ RF_DEVICE void copy_number(T* shared, const T* global) {
     copy_async_word(shared, global);
 }
 
-// Terms [first, first + kDepth) of samples at `offsets`, zeros from `there` rows on and beyond the last channel. Lanes go
-// along memory, or along 8 rows of it: whole sectors either way.
+// Terms [first, first + kDepth) of samples at `offsets`, zeros from `there` rows on and beyond the last channel. Lanes
+// go along memory, or along 8 rows of it: whole sectors either way.
 template <class T>
 RF_DEVICE void copy_rows(T* to, int ld, const Samples& x, const int64_t* offsets, int rows, int there, int64_t first) {
   const bool along = x.s_channel == 1;
@@ -69,6 +69,7 @@ RF_DEVICE void generate_rows(T* to, int ld, const Rows& g, int64_t row, int rows
   const int64_t column = g.address.col + first;
   const int before = static_cast<int>(column & 3);
   const int quads = kDepth / 4 + (before != 0 ? 1 : 0);
+#pragma unroll 1
   for (int i = threadIdx.x; i < rows * quads; i += blockDim.x) {
     const int r = i / quads, begin = 4 * (i - r * quads) - before;
     float made[4] = {};
