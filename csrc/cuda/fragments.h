@@ -58,6 +58,7 @@ struct Right<float> {
 // most 32 terms, so that few roundings are towards zero.
 template <>
 struct Sum<float> {
+  static constexpr bool kCutsOff = true;
   float large[4] = {}, small[4] = {};
 
   RF_DEVICE void multiply(const Left<float>& a, const Right<float>& b) {
@@ -87,6 +88,7 @@ struct Right<double> {
 
 template <>
 struct Sum<double> {
+  static constexpr bool kCutsOff = false;
   double upper[2] = {}, lower[2] = {};
 
   RF_DEVICE void multiply(const Left<double>& a, const Right<double>& b) {

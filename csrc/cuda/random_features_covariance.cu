@@ -21,6 +21,7 @@ struct Sums {
 template <class T>
 struct Covariance {
   static constexpr bool kSamplesPass = true;
+  typedef Room<T, true> Place;
   Source<T> source;
   Samples x;
   Sums to;
@@ -36,11 +37,11 @@ struct Covariance {
     begin = blockIdx.z * length;
     end = begin + length < samples ? begin + length : samples;
   }
-  RF_DEVICE void begin(Room<T>&) {}
-  RF_DEVICE void note(Room<T>& room, int64_t sample, int slot) const {
+  RF_DEVICE void begin(Place&) {}
+  RF_DEVICE void note(Place& room, int64_t sample, int slot) const {
     room.other[slot][threadIdx.x] = offset(x, sample);
   }
-  RF_DEVICE void fetch(Room<T>& room, int64_t sample, int slot) const {
+  RF_DEVICE void fetch(Place& room, int64_t sample, int slot) const {
     const bool along = x.s_channel == 1;
     const int channels = this->channels(), rows = (channels + kUnit - 1) / kUnit * kUnit;
     const int there = smaller(count(x) - sample, kColumns);
@@ -53,7 +54,7 @@ struct Covariance {
         *target = 0;
     }
   }
-  RF_DEVICE void take(const Room<T>& room, const T (&phi)[kTiles][4], int64_t, int64_t, int) {
+  RF_DEVICE void take(const Place& room, const T (&phi)[kTiles][4], int64_t, int64_t, int) {
     if (blockIdx.y == 0) {
       RF_UNROLL
       for (int k = 0; k < 2; ++k) {
@@ -75,7 +76,7 @@ struct Covariance {
     barrier();
   }
   RF_DEVICE void put(double* to, double value) const { *to = this->to.stride == 0 ? *to + value : value; }
-  RF_DEVICE void end(Room<T>&, int64_t neuron) const {
+  RF_DEVICE void end(Place&, int64_t neuron) const {
     const int64_t n = source.rows.given.images * source.rows.given.positions, part = blockIdx.z * to.stride;
     const int channels = this->channels(), t = threadIdx.x % 4;
     RF_UNROLL

@@ -20,15 +20,16 @@ inline int64_t places(const Samples& a) { return blocks(a.images, kUnit) * kUnit
 template <class T>
 struct Project {
   static constexpr bool kSamplesPass = false;
+  typedef Room<T, false> Place;
   Source<T> source;
   Several all;
   Product product;
 
   RF_DEVICE void range(int64_t& begin, int64_t& end) const { begin = 0, end = count(source.columns.given); }
-  RF_DEVICE void note(Room<T>&, int64_t, int) const {}
+  RF_DEVICE void note(Place&, int64_t, int) const {}
   RF_DEVICE int64_t first_place() const { return static_cast<int64_t>(blockIdx.y) * kChannels; }
 
-  RF_DEVICE void begin(Room<T>& room) {
+  RF_DEVICE void begin(Place& room) {
     for (int c = threadIdx.x; c < kChannels; c += blockDim.x) {
       room.lines[c] = {nullptr, 0, 0};
       if (c % kUnit == 0) room.targets[c / kUnit].channels = 0;
@@ -49,7 +50,7 @@ struct Project {
       }
     }
   }
-  RF_DEVICE void fetch(Room<T>& room, int64_t neuron, int) const {
+  RF_DEVICE void fetch(Place& room, int64_t neuron, int) const {
     for (int i = threadIdx.x; i < kChannels * kColumns; i += blockDim.x) {
       const int c = i / kColumns, k = i % kColumns;
       const Line<T> line = room.lines[c];
@@ -60,7 +61,7 @@ struct Project {
         *target = 0;
     }
   }
-  RF_DEVICE void take(const Room<T>& room, const T (&phi)[kTiles][4], int64_t, int64_t neuron, int) {
+  RF_DEVICE void take(const Place& room, const T (&phi)[kTiles][4], int64_t, int64_t neuron, int) {
     uint32_t active = 0;
     RF_UNROLL
     for (int c = 0; c < kChannels / kUnit; ++c) active |= (room.lines[c * kUnit].terms > neuron ? 1u : 0u) << c;
@@ -70,7 +71,7 @@ struct Project {
     barrier();
   }
   // Unit by unit through shared memory, so that a warp writes along memory.
-  RF_DEVICE void end(Room<T>& room, int64_t sample) const {
+  RF_DEVICE void end(Place& room, int64_t sample) const {
     const int rows = static_cast<int>(blockDim.x) / kWarp * kWarpRows, pitch = rows + 4;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * rows;
     const int there = smaller(count(source.rows.given) - first, rows), row = static_cast<int>(sample - first);
@@ -108,7 +109,8 @@ void project(Projections projections, const Features& features, const Stream& st
     gaussian(stream.workspace, f.u.dtype, n, r, r, f.g.address, stream);
     f.g.given = {stream.workspace, f.u.dtype, n, r, 1, 1, r, 1, 0, 0};
   }
-  const int warps = shared_bytes<T>(kMostWarps, r, true) <= kMostShared && samples > kMostRows ? kMostWarps : 4;
+  const int warps =
+      shared_bytes<T, Project<T>>(kMostWarps, r, true) <= kMostShared && samples > kMostRows ? kMostWarps : 4;
   for (int64_t first = 0; first < projections.count; first += kMost) {
     Project<T> form{source<T>(f, rows_of_samples(f.u), rows_of_g(f)), {}, {}};
     int64_t channels = 0;
