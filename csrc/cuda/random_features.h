@@ -10,9 +10,10 @@
 // features are made again. float32 is three products of tf32, so that they take 6 N n (r + d) at 495 TF on an H100 and
 // 156 TF on an A100; float64 runs at 67 and 19.5 TF. Of mma instructions an H100 is said to reach 60 %.
 // Second cache: a strip reads all columns, (r + d) numbers each, 192 flops of tf32 a byte with 128 rows, 96 with 64.
-// Registers: below 256, so that 8 warps are on a multiprocessor, as one block or two; 121 and 168 without a second
-// product. Shared memory: 42 KiB and the strip, 64 KiB for 64 rows of 248 terms in float32 (twice that in float64): two
-// blocks of 4 warps up to r = 128 on an A100 and r = 256 on an H100. A strip is kept up to r = 448 (192 in float64).
+// Registers: below 256, so that 8 warps are on a multiprocessor, as one block or two; 121 to 168 without a second
+// product. Shared memory: 42 to 46 KiB and the strip, 34 KiB for 64 rows of 128 terms in float32; float64 has twice
+// that. Two blocks of 4 warps fit up to r = 128 on an A100 and 256 on an H100, in float64 one. A strip of 64 rows is
+// kept up to r = 448, in float64 128: beyond, making G again takes about 1.5 times as long as multiplying with it.
 #pragma once
 
 #include "activation.h"
