@@ -119,6 +119,12 @@ RF_DEVICE void copy_async_word(void* shared, const void* global, bool there = tr
                "r"(there ? 4 : 0)
                : "memory");
 }
+// The same of 8 bytes.
+RF_DEVICE void copy_async_two_words(void* shared, const void* global, bool there = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(there ? 8 : 0)
+               : "memory");
+}
 RF_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the last `kPending` groups of this thread are done.
 template <int kPending>

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Products of a warp in float32 and float64, in one layout: d (16, 8) += a (16, 8) b (8, 8). Lane 4 g + t holds of d
+// rows g (0, 1) and g + 8 (2, 3), columns 2 t and 2 t + 1; of a rows g (0, 2) and g + 8 (1, 3) and of b column g, at
+// two of the eight terms. Which two is free, as sums are: here they are terms 2 t (a 0, 1; b 0) and 2 t + 1 (a 2, 3;
+// b 1), which lie side by side in memory, and d is the a of a next product as it stands.
+#pragma once
+
+#include "../philox.h"  // RF_UNROLL
+#include "device.h"
+
+namespace rf::cuda {
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T first, second;
+};
+
+template <class T>
+RF_DEVICE Pair<T> pair_at(const T* p) {
+  return *reinterpret_cast<const Pair<T>*>(p);
+}
+
+template <class T>
+struct Left;
+template <class T>
+struct Right;
+template <class T>
+struct Sum;
+
+// float32 is two numbers of tf32, high + low, to 2^-23.
+RF_DEVICE void split(float x, uint32_t& high, uint32_t& low) {
+  high = to_tf32(x);
+  low = to_tf32(__fsub_rn(x, __uint_as_float(high)));
+}
+
+template <>
+struct Left<float> {
+  uint32_t high[4], low[4];
+  RF_DEVICE Left() {}
+  RF_DEVICE Left(Pair<float> upper, Pair<float> lower) {
+    split(upper.first, high[0], low[0]);
+    split(lower.first, high[1], low[1]);
+    split(upper.second, high[2], low[2]);
+    split(lower.second, high[3], low[3]);
+  }
+};
+
+template <>
+struct Right<float> {
+  uint32_t high[2], low[2];
+  RF_DEVICE explicit Right(Pair<float> p) {
+    split(p.first, high[0], low[0]);
+    split(p.second, high[1], low[1]);
+  }
+};
+
+// Tensor cores cut a sum off where they add to it: the small products are kept apart, and `add_to` is called after at
+// most 32 terms, so that few roundings are towards zero.
+template <>
+struct Sum<float> {
+  static constexpr bool kCutsOff = true;
+  float large[4] = {}, small[4] = {};
+
+  RF_DEVICE void multiply(const Left<float>& a, const Right<float>& b) {
+    mma_tf32(small, a.low, b.high);
+    mma_tf32(large, a.high, b.high);
+    mma_tf32(small, a.high, b.low);
+  }
+  template <class S>
+  RF_DEVICE void add_to(S (&total)[4]) const {
+    RF_UNROLL
+    for (int k = 0; k < 4; ++k) total[k] += static_cast<S>(__fadd_rn(large[k], small[k]));
+  }
+};
+
+template <>
+struct Left<double> {
+  Pair<double> upper, lower;
+  RF_DEVICE Left() {}
+  RF_DEVICE Left(Pair<double> upper, Pair<double> lower) : upper(upper), lower(lower) {}
+};
+
+template <>
+struct Right<double> {
+  Pair<double> p;
+  RF_DEVICE explicit Right(Pair<double> p) : p(p) {}
+};
+
+template <>
+struct Sum<double> {
+  static constexpr bool kCutsOff = false;
+  double upper[2] = {}, lower[2] = {};
+
+  RF_DEVICE void multiply(const Left<double>& a, const Right<double>& b) {
+    mma_f64(upper, a.upper.first, b.p.first);
+    mma_f64(lower, a.lower.first, b.p.first);
+    mma_f64(upper, a.upper.second, b.p.second);
+    mma_f64(lower, a.lower.second, b.p.second);
+  }
+  RF_DEVICE void add_to(double (&total)[4]) const {
+    RF_UNROLL
+    for (int k = 0; k < 2; ++k) total[k] += upper[k], total[k + 2] += lower[k];
+  }
+};
+
+}  // namespace rf::cuda

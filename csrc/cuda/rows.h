@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Samples, and rows of G given or generated, as operands in shared memory: rows of terms.
+#pragma once
+
+#include "fragments.h"
+#include "generate.h"
+#include "numbers.h"
+
+namespace rf::cuda {
+
+constexpr int kDepth = 64;  // terms of a stage
+// What is added to a whole number of 32 terms is the distance of rows: the eight rows and four pairs of a fragment then
+// lie in different banks.
+constexpr int kPad = 8;
+
+RF_DEVICE int smaller(int64_t a, int b) { return static_cast<int>(a < b ? a : b); }
+
+inline int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+
+RF_HOST_DEVICE int64_t count(const Samples& x) { return x.images * x.lines * x.positions; }
+
+// The same samples in as few lines and images as their strides allow: (N, d) and channels_last are one line.
+inline Samples merged(Samples x) {
+  if (x.lines == 1 || x.positions == 1 || x.s_line == x.positions * x.s_position) {
+    if (x.positions == 1 && x.lines > 1) x.s_position = x.s_line;
+    x.positions *= x.lines, x.lines = 1, x.s_line = 0;
+  }
+  if (x.lines == 1 && (x.images == 1 || x.positions == 1 || x.s_image == x.positions * x.s_position)) {
+    if (x.positions == 1 && x.images > 1) x.s_position = x.s_image;
+    x.positions *= x.images, x.images = 1, x.s_image = 0;
+  }
+  return x;
+}
+
+// Where a sample is, in elements.
+RF_DEVICE int64_t offset(const Samples& x, int64_t sample) {
+  if (x.images == 1 && x.lines == 1) return sample * x.s_position;
+  const int64_t line = sample / x.positions, image = line / x.lines;
+  return image * x.s_image + (line - image * x.lines) * x.s_line + (sample - line * x.positions) * x.s_position;
+}
+
+template <class T>
+RF_DEVICE void copy_number(T* shared, const T* global) {
+  if constexpr (sizeof(T) == 8)
+    copy_async_two_words(shared, global);
+  else
+    copy_async_word(shared, global);
+}
+
+// Terms [first, first + kDepth) of samples at `offsets`, zeros from `there` rows on and beyond the last channel. Lanes
+// go along memory, or along 8 rows of it: whole sectors either way.
+template <class T>
+RF_DEVICE void copy_rows(T* to, int ld, const Samples& x, const int64_t* offsets, int rows, int there, int64_t first) {
+  const bool along = x.s_channel == 1;
+  for (int i = threadIdx.x; i < rows * kDepth; i += blockDim.x) {
+    const int row = along ? i / kDepth : i % 8 + i / (8 * kDepth) * 8;
+    const int term = along ? i % kDepth : i / 8 % kDepth;
+    T* const target = to + row * ld + term;
+    if (row < there && first + term < x.channels)
+      copy_number(target, static_cast<const T*>(x.data) + offsets[row] + (first + term) * x.s_channel);
+    else
+      *target = 0;
+  }
+}
+
+// The same of G, from row `row`: each thread makes groups of four columns.
+template <class T>
+RF_DEVICE void generate_rows(T* to, int ld, const Rows& g, int64_t row, int rows, int there, int64_t first) {
+  const int64_t column = g.address.col + first;
+  const int before = static_cast<int>(column & 3);
+  const int quads = kDepth / 4 + (before != 0 ? 1 : 0);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < rows * quads; i += blockDim.x) {
+    const int r = i / quads, begin = 4 * (i - r * quads) - before;
+    float made[4] = {};
+    if (r < there && first + begin < g.given.channels)
+      generate(g.address, g.address.row + row + r, static_cast<uint32_t>((column + begin) >> 2), made);
+    RF_UNROLL
+    for (int k = 0; k < 4; ++k)
+      if (begin + k >= 0 && begin + k < kDepth)
+        to[r * ld + begin + k] = first + begin + k < g.given.channels ? static_cast<T>(made[k]) : T{0};
+  }
+}
+
+}  // namespace rf::cuda

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The CUDA kernels of random_features, run on a CPU by tests/cuda_on_cpu."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from cuda_on_cpu import build
+from features import FAR, plainly, problem
+from here import differing_bits, draw, laid_out
+from tolerance import assert_close_to_float64
+from torch import Tensor
+
+import rainbow_fast as rf
+from rainbow_fast.ops import memory
+from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.random_features_arguments import Features
+
+if not (os.environ.get("CXX") or shutil.which("c++")):
+    pytest.skip("no C++ compiler here", allow_module_level=True)
+
+WORKSPACE = 1 << 20  # bytes
+
+
+def run(
+    x: Tensor,
+    u: Tensor,
+    A: list[Tensor],
+    shift: Tensor | None,
+    n: int,
+    G: Tensor | None = None,
+    activation: str = "relu",
+    make=torch.empty,
+    workspace: int = WORKSPACE,
+) -> tuple[Tensor, ...]:
+    """The three forms: phi', then sum x phi', sum phi', sum phi'^2, each on top of ones, then phi' A^T of each A."""
+    kernels, (N, _, *space) = build.load().cuda, u.shape
+    room = torch.empty(workspace // 8, dtype=torch.float64)
+    stream = (0, 0, room.data_ptr(), workspace)
+    kept, features = Features(u, shift, None, G, activation, 0.01, 0.7).memory(n)
+    given = features(tuple(FAR.values()) + (0,))
+    phi = make(N, n, *space, dtype=u.dtype)
+    kernels.random_features(memory.samples(phi, written=True)[1], given, stream)
+    sums = [make(*shape, dtype=torch.float64).fill_(1) for shape in ((x.shape[1], n), (n,), (n,))]
+    x_kept, x_samples = memory.samples(x)
+    kernels.random_features_covariance(*(t.data_ptr() for t in sums), x_samples, given, stream)
+    out = [make(N, len(a), *space, dtype=u.dtype) for a in A]
+    pairs = [(memory.samples(o, written=True)[1], memory.matrix(a)) for o, a in zip(out, A, strict=True)]
+    kernels.random_features_projection(pairs, given, stream)
+    return phi, *sums, *out
+
+
+def check(x: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, G: Tensor | None = None, **options) -> None:
+    n = A.shape[1]
+    got = run(x, u, [A], shift, n, G, **options)
+    activation = options.get("activation", "relu")
+    if G is None:
+        G = rf.gaussian(n, u.shape[1], backend="reference", **FAR).to(u.dtype)
+    plain = plainly(x, u, A, shift, G, activation)
+    exact = plainly(*(None if t is None else t.double() for t in (x, u, A, shift, G)), activation)
+    for k, (a, b, c) in enumerate(zip(got, exact, plain, strict=True)):
+        # Products of two parts of tf32 leave 2^-22 of a term, and a sum in tensor cores of 32 terms as much; float64
+        # of the sums, whose terms have it all the same, is not what is judged.
+        added = 1 if k in (1, 2, 3) else 0
+        assert_close_to_float64((a - added).to(u.dtype), b, c, terms=max(u.shape[1], 64))
+
+
+SHAPES = {  # of u, then n
+    "one": ((1, 1), 1),
+    "no-samples": ((0, 3), 4),
+    "no-positions": ((3, 3, 0), 4),
+    "no-neurons": ((7, 3), 0),
+    "rank-zero": ((7, 0), 50),
+    "one-more-than-tiles": ((129, 65), 65),  # 64 or 128 rows, 32 columns, 64 terms
+    "parts": ((2100, 3), 5),  # more samples than one part
+    "rank-beyond-a-strip": ((9, 520), 34),  # G made for each tile again
+    "images-cut-by-tiles": ((3, 6, 5, 7), 53),
+    "images-of-one-position": ((50, 6, 1, 1), 30),
+}
+
+
+@pytest.mark.parametrize(("shape", "n"), SHAPES.values(), ids=SHAPES)
+def test_matches_reference(shape: tuple[int, ...], n: int) -> None:
+    x, u, A, shift = problem(shape, n)
+    check(x, u, A, shift)
+
+
+def test_float64() -> None:
+    check(*problem((2, 35, 5, 7), 70, 53, torch.float64))
+    check(*problem((40, 300), 34, 1, torch.float64))  # beyond a strip
+
+
+@pytest.mark.parametrize("channels", [129, 0])
+def test_channels_of_the_second_product(channels: int) -> None:
+    x, u, A, _ = problem((33, 9), 37, channels)
+    check(x, u, A, None)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(activation: str) -> None:
+    if activation not in ("sign", "step"):
+        for dtype in (torch.float32, torch.float64):
+            check(*problem((12, 3, 3), 37, dtype=dtype), activation=activation)
+        return
+    x, u, A, _ = problem((12, 3, 3), 37)  # not continuous: small integers, so that nothing rounds, and zeros are met
+    u, G = u.mul(3).round(), draw(37, 3, seed=5).mul(3).round()
+    check(x, u, A, u[:, 0].contiguous(), activation=activation, G=G)
+
+
+@pytest.mark.parametrize("layouts", [("channels_last", "channels_last"), ("sliced", "transposed")], ids=str)
+def test_layouts(layouts: tuple[str, str]) -> None:
+    x, u, A, shift = problem((2, 19, 6, 7), 50)
+    check(laid_out(x, layouts[0]), laid_out(u, layouts[1]), laid_out(A, "sliced"), shift)
+    out = [t.contiguous(memory_format=torch.channels_last) for t in run(x, u, [A], shift, 50)[::4]]
+
+    def last(N: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(N, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
+
+    made = run(
+        x,
+        u,
+        [A],
+        shift,
+        50,
+        make=lambda *s, dtype: last(*s, dtype=dtype) if len(s) == 4 else torch.empty(s, dtype=dtype),
+    )
+    for a, b in zip(made[::4], out, strict=True):
+        assert differing_bits(a, b) == 0
+
+
+def test_explicit_weights() -> None:
+    x, u, A, shift = problem((30, 9, 4), 61)
+    for G in (draw(61, 9, seed=4), draw(9, 61, seed=4).T, draw(122, 30, seed=4)[::2, 3:12]):
+        check(x, u, A, shift, G)
+    G = rf.gaussian(61, 9, **FAR)
+    for a, b in zip(run(x, u, [A], shift, 61, G), run(x, u, [A], shift, 61), strict=True):
+        assert differing_bits(a, b) == 0
+    # Of a workspace that is too small for G, or for parts of sums
+    for a, b in zip(run(x, u, [A], shift, 61, workspace=0), run(x, u, [A], shift, 61), strict=True):
+        assert differing_bits(a, b) == 0
+
+
+def test_nested_projections_have_the_bits_of_calls_of_their_own() -> None:
+    x, u, _, shift = problem((130, 9), 100)
+    A = [
+        draw(d, n, seed=d)
+        for d, n in ((5, 100), (40, 33), (17, 64), (100, 1), (1, 50), (3, 0), (2, 2), (2, 3), (4, 90))
+    ]
+    for a, got in zip(A, run(x, u, A, shift, 100)[4:], strict=True):
+        assert differing_bits(got, run(x, u, [a], shift, 100)[4]) == 0
+
+
+def test_writes_its_output_and_nothing_else(guarded) -> None:
+    x, u, A, shift = problem((3, 5, 7, 3), 53)
+    for got, wanted in zip(run(x, u, [A], shift, 53, make=guarded), run(x, u, [A], shift, 53), strict=True):
+        assert differing_bits(got, wanted) == 0
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_any_order_of_threads(order: int) -> None:
+    x, u, A, shift = problem((150, 70), 70)
+    wanted = run(x, u, [A], shift, 70, activation="tanh")
+    build.set_order(order)
+    try:
+        for a, b in zip(run(x, u, [A], shift, 70, activation="tanh"), wanted, strict=True):
+            assert differing_bits(a, b) == 0
+    finally:
+        build.set_order(0)
+
+
+def test_sums_are_as_good_as_float32_allows() -> None:
+    x, u, A, _ = problem((2048, 8), 40)
+    x = x.abs()  # all terms of one sign: nothing cancels, and roundings towards zero would add up
+    M = run(x, u, [A], None, 40)[1] - 1
+    G = rf.gaussian(40, 8, backend="reference", **FAR)
+    exact = plainly(*(t.double() for t in (x, u, A)), None, G.double(), "relu")[1]
+    # Each sum of 32 terms takes four roundings towards zero, 1e-7 on average, a feature one, 5e-8; and 2^-23 of a term.
+    assert ((M - exact).abs() / exact).max() < 3e-7
