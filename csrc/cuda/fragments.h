@@ -27,12 +27,6 @@ struct Right;
 template <class T>
 struct Sum;
 
-// float32 is two numbers of tf32, high + low, to 2^-23.
-RF_DEVICE void split(float x, uint32_t& high, uint32_t& low) {
-  high = to_tf32(x);
-  low = to_tf32(__fsub_rn(x, __uint_as_float(high)));
-}
-
 template <>
 struct Left<float> {
   uint32_t high[4], low[4];
