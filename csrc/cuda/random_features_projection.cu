@@ -29,25 +29,30 @@ struct Project {
   RF_DEVICE void note(Place&, int64_t, int) const {}
   RF_DEVICE int64_t first_place() const { return static_cast<int64_t>(blockIdx.y) * kChannels; }
 
+  // Each thread writes the lines of places of its own.
   RF_DEVICE void begin(Place& room) {
     for (int c = threadIdx.x; c < kChannels; c += blockDim.x) {
       room.lines[c] = {nullptr, 0, 0};
       if (c % kUnit == 0) room.targets[c / kUnit].channels = 0;
-      int64_t channel = first_place() + c;
-      RF_UNROLL
-      for (int p = 0; p < kMost; ++p) {
-        const Samples &a = all.items[p].a, &x = all.items[p].x;
-        if (p < all.count && channel >= 0 && channel < a.images) {
-          room.lines[c] = {static_cast<const T*>(a.data) + channel * a.s_image, a.s_channel, a.channels};
-          if (c % kUnit == 0) {
-            Samples target = x;
-            target.data = static_cast<T*>(x.data) + channel * x.s_channel;
-            target.channels = x.channels - channel;
-            room.targets[c / kUnit] = target;
-          }
+    }
+    int64_t first = -first_place();
+    RF_UNROLL
+    for (int p = 0; p < kMost; ++p) {
+      if (p >= all.count) break;
+      const Samples &a = all.items[p].a, &x = all.items[p].x;
+#pragma unroll 1
+      for (int c = threadIdx.x; c < kChannels; c += blockDim.x) {
+        const int64_t channel = c - first;
+        if (channel < 0 || channel >= a.images) continue;
+        room.lines[c] = {static_cast<const T*>(a.data) + channel * a.s_image, a.s_channel, a.channels};
+        if (c % kUnit == 0) {
+          Samples target = x;
+          target.data = static_cast<T*>(x.data) + channel * x.s_channel;
+          target.channels = x.channels - channel;
+          room.targets[c / kUnit] = target;
         }
-        channel -= (a.images + kUnit - 1) / kUnit * kUnit;
       }
+      first += (a.images + kUnit - 1) / kUnit * kUnit;
     }
   }
   RF_DEVICE void fetch(Place& room, int64_t neuron, int) const {
