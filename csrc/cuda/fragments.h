@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../philox.h"  // RF_UNROLL
-#include "device.h"
+#include "numbers.h"
 
 namespace rf::cuda {
 
