@@ -128,7 +128,7 @@ def check(module: str, index: int, target: Target) -> Row:
         text = made["amdgcn"]
         number = {name: int(value) for name, value in re.findall(r"^; (\w+): (\d+)$", text, re.M)}
         row.registers, row.local = number["TotalNumVgprs"], number["ScratchSize"]
-        row.spills = sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text)))
+        row.spills = sum(map(int, re.findall(r"\.vgpr_spill_count:\s+(\d+)", text)))
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(made["cubin"])

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if os.environ.get("RAINBOW_FAST_TEST_BACKEND") == "cuda":  # the CUDA kernels, emulated
     from cuda_on_cpu import build
 
-    backend._cuda, backend._CUDA_DEVICES = build.load(), ("cpu", "cuda")
+    backend._cuda, backend._CUDA_DEVICES = build.load().cuda, ("cpu", "cuda")
 PRESENT = backend.available("cpu")
 LEVELS = backend.kernels().levels() if "cpu" in PRESENT else []  # instruction sets that this machine runs
 BACKENDS = [os.environ["RAINBOW_FAST_TEST_BACKEND"]] if "RAINBOW_FAST_TEST_BACKEND" in os.environ else PRESENT

@@ -116,20 +116,34 @@ void project(Projections projections, const Features& features, const Stream& st
   }
   const int warps =
       shared_bytes<T, Project<T>>(kMostWarps, r, true) <= kMostShared && samples > kMostRows ? kMostWarps : 4;
-  for (int64_t first = 0; first < projections.count; first += kMost) {
-    Project<T> form{source<T>(f, rows_of_samples(f.u), rows_of_g(f)), {}, {}};
+  const auto launch_form = [&](const Several& all, int64_t neurons) {
     int64_t channels = 0;
-    for (int64_t p = first; p < projections.count && p < first + kMost; ++p) {
-      const Projection& item = projections.data[p];
-      form.all.items[form.all.count++] = {merged(item.x), item.a};
-      channels += places(item.a);
+    for (int p = 0; p < all.count; ++p) channels += places(all.items[p].a);
+    if (channels == 0) return;
+    Features those = f;
+    those.g.given.images = neurons;
+    launch_pass<T>("random_features_projection",
+                   Project<T>{source<T>(those, rows_of_samples(f.u), rows_of_g(those)), all, {}},
+                   dim3(static_cast<unsigned>(blocks(samples, warps * kWarpRows)),
+                        static_cast<unsigned>(blocks(channels, kChannels))),
+                   warps, stream);
+  };
+  // An a that ends among the 32 neurons of a step goes alone: the features of those beyond may not be finite, and zeros
+  // do not keep them out of the sums.
+  Several together{};
+  for (int64_t p = 0; p < projections.count; ++p) {
+    const Projection item{merged(projections.data[p].x), projections.data[p].a};
+    if (item.a.channels < n && item.a.channels % kColumns != 0) {
+      launch_form({{item}, 1}, item.a.channels);
+      continue;
     }
-    if (channels > 0)
-      launch_pass<T>("random_features_projection", form,
-                     dim3(static_cast<unsigned>(blocks(samples, warps * kWarpRows)),
-                          static_cast<unsigned>(blocks(channels, kChannels))),
-                     warps, stream);
+    together.items[together.count++] = item;
+    if (together.count == kMost) {
+      launch_form(together, n);
+      together.count = 0;
+    }
   }
+  launch_form(together, n);
 }
 
 }  // namespace
