@@ -190,7 +190,7 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
     if chosen == "triton":
         for where, part in parts:
             view = samples(part, written=True)[0]
-            _backend.run_triton("random_features", f.u.device, view, *f.plain(where))
+            _backend.run_triton("random_features", f.u.device, view, *f.plain(n, where))
         return
     kept, features = f.memory(n)
     for target, (where, _) in zip(targets, parts, strict=True):
@@ -220,7 +220,9 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
     if chosen == "triton":
         for where, *sums in parts:
             view = samples(x)[0]
-            _backend.run_triton("random_features.random_features_covariance", f.u.device, *sums, view, *f.plain(where))
+            _backend.run_triton(
+                "random_features.random_features_covariance", f.u.device, *sums, view, *f.plain(n, where)
+            )
         return
     x_kept, x_samples = samples(x)
     kept, features = f.memory(n)
@@ -247,8 +249,8 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
         return
     if chosen == "triton":
         for where, *given in parts:
-            u, *rest = f.plain(where)
             for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
+                u, *rest = f.plain(a.shape[-1], where)
                 view = samples(o, written=True)[0]
                 _backend.run_triton(
                     "random_features.random_features_projection", f.u.device, view, u, a.detach(), *rest

@@ -107,9 +107,9 @@ class Features(NamedTuple):
         last = (CODE[self.activation], self.slope, self.scale)
         return (u, shift), lambda where: (*first, where, *last)
 
-    def plain(self, where: list[int]) -> tuple:
-        """What the Triton kernels take of it: u, shift, the rows of G or their address, and the rest."""
-        rows = where if self.G is None else self.G.detach()
+    def plain(self, n: int, where: list[int]) -> tuple:
+        """What the Triton kernels take of it for n neurons: u, shift, the rows of G or their address, and the rest."""
+        rows = where if self.G is None else self.G.detach()[:n]
         shift = None if self.shift is None else self.shift.detach().contiguous()
         return memory.samples(self.u)[0], shift, rows, self.activation, self.slope, self.scale
 

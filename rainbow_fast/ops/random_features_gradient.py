@@ -106,7 +106,7 @@ def _by_kernel(f: Features, n: int, where: list[int], grad_u, grad_shift, given,
 
 
 def _by_triton(f: Features, n: int, where: list[int], grad_u, grad_shift, given, total, square, pairs) -> None:
-    u, shift, rows, *rest = f.plain(where)
+    u, shift, rows, *rest = f.plain(n, where)
     x, A = [samples(x_k)[0] for x_k, _ in pairs], [A_k.detach() for _, A_k in pairs]
     given = None if given is None else samples(given)[0]
     out = samples(grad_u, written=True)[0], grad_shift
