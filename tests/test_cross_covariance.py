@@ -55,6 +55,7 @@ SHAPES = {  # of x, and the channels of y
 }
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("shape", "m"), SHAPES.values(), ids=SHAPES)
 def test_matches_reference(shape: tuple[int, ...], m: int, backend: str) -> None:
@@ -94,6 +95,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)  # bfloat16 goes by pairs of positions
@@ -104,6 +106,7 @@ def test_layouts(dtype: torch.dtype, layouts: tuple[str, str], backend: str) -> 
         check(x, y, rf.cross_covariance(x, y, backend=backend))
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_overlapping_strides(backend: str) -> None:
     x, y = draw(1, 5, 1, 1).expand(70, 5, 3, 2), draw(70, 1, 3, 2).expand(70, 9, 3, 2)  # one image; one channel
@@ -136,6 +139,7 @@ def test_any_number_of_threads(name: str) -> None:
         )
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("d", [1, 17, 49, 300], ids=["one", "one-tile", "beyond-a-tile", "beyond-a-block"])
 def test_self_covariance(d: int, backend: str) -> None:
@@ -146,6 +150,7 @@ def test_self_covariance(d: int, backend: str) -> None:
         assert differing_bits(got, got.T) == 0
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_transpose_and_additivity(backend: str) -> None:
     x, y = draw(900, 21, dtype=torch.float64), draw(900, 33, dtype=torch.float64, seed=1)
@@ -184,6 +189,7 @@ def test_random_state() -> None:
 # --- known answers ---
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_known_answers(backend: str) -> None:
     x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])  # 2 images, 2 channels, 2 positions
@@ -192,6 +198,7 @@ def test_known_answers(backend: str) -> None:
     assert rf.cross_covariance(x, backend=backend).tolist() == [[66.0, 94.0], [94.0, 138.0]]
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_adds_to_its_output(guarded, backend: str) -> None:
     whole = guarded(3, 9, dtype=torch.float64)

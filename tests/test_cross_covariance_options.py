@@ -41,6 +41,7 @@ def test_several_sides_are_each_alone(dtype: torch.dtype, name: str) -> None:
             torch.testing.assert_close(got, alone, rtol=1e-13, atol=1e-12)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_sequence_of_one_is_a_list(backend: str) -> None:
     x, y = draw(30, 4), draw(30, 6, seed=1)
@@ -113,6 +114,7 @@ def test_center_is_exact(layout: str, name: str) -> None:
     assert differing_bits(own, own.T) == 0
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_center_and_activation_together(dtype: torch.dtype, backend: str) -> None:
@@ -124,6 +126,7 @@ def test_center_and_activation_together(dtype: torch.dtype, backend: str) -> Non
     torch.testing.assert_close(got, exact, rtol=0, atol=tolerance)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_sample_about_its_mean_is_zero(backend: str) -> None:
     assert (rf.cross_covariance(draw(1, 4), center=True, backend=backend) == 0).all()

@@ -95,6 +95,7 @@ def test_reference_backend_takes_every_dtype() -> None:
         assert differing_bits(got, expected(5, 7, 1, row_offset=3).to(dtype)) == 0
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_writes_its_tile_and_nothing_else(guarded, backend: str, dtype: torch.dtype) -> None:
@@ -114,6 +115,7 @@ def test_any_number_of_threads(name: str) -> None:
         assert_same_for_threads(lambda: rf.gaussian(1013, 1031, seed=2, col_offset=1))
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shards_and_nesting(backend: str) -> None:
     whole = rf.gaussian(300, 90, seed=4, stream=9, backend=backend)
@@ -235,6 +237,7 @@ def test_choices() -> None:
 # --- several seeds ---
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_seeds(guarded, backend: str) -> None:
     at = {"stream": 5, "row_offset": 2**32 - 3, "col_offset": 1, "dtype": torch.float64, "backend": backend}
@@ -319,6 +322,7 @@ def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
     assert before is None or torch.equal(given["out"], before), "written before the error"
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_dtype(backend: str) -> None:
     with pytest.raises(TypeError, match=r"dtype=torch.int64: wanted one of torch.float32, .*torch.float16"):

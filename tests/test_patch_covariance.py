@@ -43,6 +43,7 @@ PATCHES = {  # (k, stride, padding, dilation), and the map
 }
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("patch", "space"), PATCHES.values(), ids=PATCHES)
 def test_is_the_covariance_of_an_im2col(patch: tuple, space: tuple, backend: str) -> None:
@@ -87,6 +88,7 @@ def test_channels_that_fill_no_tile(dtype: torch.dtype) -> None:
         check(x, x, (3, 1, 1, 1), rf.cross_covariance(x, x.clone(), patch=3))
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_sides(backend: str) -> None:
     x, ys = draw(2, 3, 6, 5), [draw(2, m, 6, 5, seed=m) for m in (2, 4)]

@@ -127,6 +127,7 @@ def test_condition_of_equal_singular_values(condition: float) -> None:
     assert abs(rf.polar(M).condition / condition - 1) < 0.001
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts(backend: str) -> None:
     M = matrix(12, 30, power_law(12, 10.0))
@@ -141,6 +142,7 @@ def test_layouts(backend: str) -> None:
 # --- invariants ---
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_scale_does_not_matter(dtype: torch.dtype, backend: str) -> None:
@@ -183,6 +185,7 @@ def test_random_state() -> None:
 # --- known answers ---
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_known_answers(dtype: torch.dtype, backend: str) -> None:
@@ -227,6 +230,7 @@ def test_no_gradient() -> None:
     assert not any(t.requires_grad for t in result)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5)], ids=["wide", "tall"])
 def test_writes_its_output_and_nothing_else(guarded, shape: tuple[int, int], backend: str) -> None:

@@ -57,6 +57,7 @@ def test_full_rank_needs_no_completion(backend: str) -> None:
     assert torch.equal(rf.polar(M, rank="complete", backend=backend).A, rf.polar(M, backend=backend).A)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_tolerance_decides_the_rank(backend: str) -> None:
     M = matrix(6, 8, torch.tensor([1.0, 0.1, 1e-3, 1e-5, 1e-9, 1e-12]))

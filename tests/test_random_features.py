@@ -59,6 +59,7 @@ SHAPES = {  # of u, then n
 }
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("shape", "n"), SHAPES.values(), ids=SHAPES)
 def test_matches_reference(shape: tuple[int, ...], n: int, backend: str) -> None:
@@ -92,6 +93,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
 def test_layouts(layouts: tuple[str, str], backend: str) -> None:
@@ -103,6 +105,7 @@ def test_layouts(layouts: tuple[str, str], backend: str) -> None:
         assert differing_bits(*features) == 0
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_overlapping_strides(backend: str) -> None:
     x, u, A, _ = problem((70, 4, 3, 2), 30)
@@ -110,6 +113,7 @@ def test_overlapping_strides(backend: str) -> None:
     check(x, u, A, None, G=draw(1, 4).expand(30, 4), backend=backend)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_explicit_weights(backend: str) -> None:
     x, u, A, shift = problem((30, 9, 4), 61)
@@ -148,6 +152,7 @@ def test_neurons_nest(name: str) -> None:
                 torch.testing.assert_close(a, b[..., start:stop], rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_identity_is_the_sampled_layer(backend: str) -> None:
     u = draw(40, 6, dtype=torch.float64)
@@ -202,6 +207,7 @@ grown(lambda N, n: rf.random_features_projection(u[:N], A[:, :n], seed=1).sum().
 # --- known answers ---
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_known_answers(backend: str) -> None:
     x, u = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -216,6 +222,7 @@ def test_known_answers(backend: str) -> None:
 # --- output forms ---
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_writes_its_output_and_nothing_else(guarded, layout: str, backend: str) -> None:

@@ -20,6 +20,7 @@ AT = {"stream": 7, "row_offset": 2**32 - 5}
 # --- several seeds ---
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(250, 7), (5, 7, 3, 2)], ids=["samples", "maps"])
 def test_several_seeds(shape: tuple[int, ...], backend: str) -> None:
@@ -99,6 +100,7 @@ def test_several_widths_by_the_reference() -> None:
                 assert_close_to_float64(g.to(u.dtype), e, p, terms=240)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_neurons_beyond_a_width_do_not_enter(backend: str) -> None:
     u, G = draw(50, 3), draw(20, 3, seed=1)

@@ -54,6 +54,7 @@ SHAPES = {  # n, r, m
 }
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("n", "r", "m"), SHAPES.values(), ids=SHAPES)
 def test_matches_reference(n: int, r: int, m: int, backend: str) -> None:
@@ -71,6 +72,7 @@ def test_every_dtype_on_every_level(dtype: torch.dtype, name: str) -> None:
         check(rf.sample_project_align(99, columns, backend="cpu", **FAR), columns, **FAR)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_result_of_another_dtype(dtype: torch.dtype, backend: str) -> None:
@@ -80,11 +82,13 @@ def test_result_of_another_dtype(dtype: torch.dtype, backend: str) -> None:
     assert differing_bits(W, wanted) == 0  # computed in float32, rounded once
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rank_zero_gives_zeros(backend: str) -> None:
     assert (rf.sample_project_align(100, torch.ones(0, 70), seed=1, backend=backend) == 0).all()
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_convolution_and_alignment(backend: str) -> None:
     L, A = draw(6, 4, 3, 2), draw(4, 9, seed=1)
@@ -96,6 +100,7 @@ def test_convolution_and_alignment(backend: str) -> None:
         assert differing_bits(corner, rf.sample_project_align(11, L, seed=5)[..., 0, 0]) == 0
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_overlapping_strides(backend: str) -> None:
     for P in (draw(1, 40).expand(20, 40), draw(20, 1).expand(20, 40), draw(60).unfold(0, 40, 1)):
@@ -146,6 +151,7 @@ def test_random_state() -> None:
             rf.sample_project_align(5, L, seed=1, backend=backend).sum().backward()
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_several_seeds(guarded, dtype: torch.dtype, backend: str) -> None:
@@ -165,6 +171,7 @@ def test_several_seeds(guarded, dtype: torch.dtype, backend: str) -> None:
 # --- known answers ---
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_known_answers(backend: str) -> None:
     # The first four numbers of G (seed 0x0123456789abcdef, stream 7), small integers, and a power of two: sums by hand
@@ -224,6 +231,7 @@ def test_one_compilation_for_int_seeds_and_widths_where_they_are_dynamic() -> No
     assert_compiles_once(lambda seed, n: rf.sample_project_align(n, P, seed=seed), calls, dynamic=True)
 
 
+@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_writes_its_output_and_nothing_else(guarded, backend: str) -> None:
     L = draw(6, 4, 3, 2)
