@@ -141,11 +141,12 @@ struct Tile<float> {
   RF_DEVICE void promote() {}
 };
 
+// float64: sums of 32 terms, and of 32 such, so that equal numbers, whose roundings have one direction, do not drift.
 template <>
 struct Tile<double> {
   static constexpr int kChannels = 64, kSamples = 8, kAlong = 12, kAcross = 68, kRowTiles = 2, kColTiles = 2;
-  static constexpr int kPromote = 1, kFlush = 1 << 30;
-  double sums[kRowTiles][kColTiles][4];
+  static constexpr int kPromote = 4, kFlush = 128;
+  double sums[kRowTiles][kColTiles][4], parts[kRowTiles][kColTiles][4];
 
   static RF_DEVICE View<double> view(const double* stage, bool along, bool relu, int lane) {
     const int channel = along ? kAlong : 1, sample = along ? 1 : kAcross;
@@ -174,7 +175,12 @@ struct Tile<double> {
       }
     }
   }
-  RF_DEVICE void promote() {}
+  RF_DEVICE void promote() {
+    RF_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
+    for (int j = 0; j < kColTiles; ++j) RF_UNROLL
+    for (int k = 0; k < 4; ++k) sums[i][j][k] += parts[i][j][k], parts[i][j][k] = 0;
+  }
 };
 
 // Where sums go: to the slab of their samples, or onto the result. Where symmetric, those on and above the diagonal
