@@ -168,9 +168,9 @@ struct Tile<double> {
         const double a = load(x, i * 16 + half * 8, s);
         RF_UNROLL
         for (int j = 0; j < kColTiles; ++j) {
-          double sum[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+          double sum[2] = {parts[i][j][2 * half], parts[i][j][2 * half + 1]};
           mma_f64(sum, a, b[j]);
-          sums[i][j][2 * half] = sum[0], sums[i][j][2 * half + 1] = sum[1];
+          parts[i][j][2 * half] = sum[0], parts[i][j][2 * half + 1] = sum[1];
         }
       }
     }
