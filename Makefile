@@ -34,6 +34,7 @@ sanitize: $(VENV)/done
 	$(BIN)/python tests/sanitize.py $(ARGS)
 
 gpu-check: setup
+	$(BIN)/python tests/gpu_check_cuda.py $(ARGS)
 	$(BIN)/python tests/gpu_check.py $(ARGS)
 
 bench: setup

@@ -76,7 +76,7 @@ struct Tile {
   }
 };
 
-// float32: three products of the two parts that tf32 splits a number into, the small ones first, 16 terms at a time.
+// float32: three products of the two parts that tf32 splits a number into, the small ones first, 8 terms at a time.
 template <>
 struct Tile<float> {
   static constexpr int kChannels = 128, kSamples = 16, kAlong = 20, kAcross = 136, kRowTiles = 4, kColTiles = 4;
@@ -97,29 +97,23 @@ struct Tile<float> {
     }
   }
   RF_DEVICE void multiply(const View<float>& x, const View<float>& y) {
-    RF_UNROLL
-    for (int i0 = 0; i0 < kRowTiles; i0 += 2) {
-      uint32_t high[2][2][4], low[2][2][4];
+#pragma unroll 1  // more of it at once would not fit the registers of sm_100
+    for (int s = 0; s < kSamples; s += 8) RF_UNROLL
+    for (int j = 0; j < kColTiles; j += 2) {
+      uint32_t b[4], rest[4];
+      load(b, rest, y, j * 8, s);
       RF_UNROLL
-      for (int i = 0; i < 2; ++i) RF_UNROLL
-      for (int s = 0; s < 2; ++s) load(high[i][s], low[i][s], x, (i0 + i) * 16, s * 8);
-      RF_UNROLL
-      for (int j = 0; j < kColTiles; j += 2) {
-        uint32_t b[2][4], rest[2][4];
+      for (int i = 0; i < kRowTiles; ++i) {
+        uint32_t high[4], low[4];
+        load(high, low, x, i * 16, s);
         RF_UNROLL
-        for (int s = 0; s < 2; ++s) load(b[s], rest[s], y, j * 8, s * 8);
-        RF_UNROLL
-        for (int h = 0; h < 2; ++h) RF_UNROLL
-        for (int i = 0; i < 2; ++i) {
+        for (int h = 0; h < 2; ++h) {
           float sum[4] = {};
+          mma_tf32(sum, low, {b[h], b[h + 2]});
+          mma_tf32(sum, high, {rest[h], rest[h + 2]});
+          mma_tf32(sum, high, {b[h], b[h + 2]});
           RF_UNROLL
-          for (int s = 0; s < 2; ++s) mma_tf32(sum, low[i][s], {b[s][h], b[s][h + 2]});
-          RF_UNROLL
-          for (int s = 0; s < 2; ++s) mma_tf32(sum, high[i][s], {rest[s][h], rest[s][h + 2]});
-          RF_UNROLL
-          for (int s = 0; s < 2; ++s) mma_tf32(sum, high[i][s], {b[s][h], b[s][h + 2]});
-          RF_UNROLL
-          for (int k = 0; k < 4; ++k) sums[i0 + i][j + h][k] += sum[k];
+          for (int k = 0; k < 4; ++k) sums[i][j + h][k] += sum[k];
         }
       }
     }

@@ -97,14 +97,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t ahead = it + kStages - 1;
     if (ahead < total) {
       stage<Shape, T, kStagers>(stages + (ahead % kStages * 2 + mine) * kStage<T>, side, next,
-                                size - ahead * Shape::kSamples, mine == 0 ? row : col, thread);
+                                size - ahead * Shape::kSamples, mine == 0 ? row : col, forget(thread));
       next = next.plus(side.x, Shape::kSamples);
     }
     commit_copies();
     if (it < 0 || rows <= 0 || cols <= 0) continue;
     const T* const here = stages + it % kStages * 2 * kStage<T>;
-    View<T> left = Shape::view(here, sides.side[0].along, relu, lane);
-    View<T> right = Shape::view(here + kStage<T>, sides.side[1].along, relu, lane);
+    View<T> left = Shape::view(here, sides.side[0].along, relu, forget(lane));
+    View<T> right = Shape::view(here + kStage<T>, sides.side[1].along, relu, forget(lane));
     left.at += own_row * left.channel, right.at += own_col * right.channel;
     tile.multiply(left, right);
     ++age;

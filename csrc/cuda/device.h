@@ -141,6 +141,13 @@ RF_DEVICE T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
+// x, which the compiler does not recognise: what follows from it is computed anew, not kept in registers through a
+// loop.
+RF_DEVICE int forget(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 RF_DEVICE void barrier() { __syncthreads(); }
 RF_DEVICE void warp_barrier() { __syncwarp(); }
 

@@ -30,8 +30,8 @@ unsigned char* dynamic_shared;
 namespace {
 
 constexpr int kMostThreads = 1024;
-constexpr int64_t kMostShared = 227 * 1024, kGuard = 4096;
-constexpr unsigned char kNan = 0xff, kFence = 0xa5;  // 0xff...: a NaN of every type
+constexpr int64_t kMostShared = 163 * 1024, kGuard = 4096;  // of a block on an A100
+constexpr unsigned char kNan = 0xff, kFence = 0xa5;         // 0xff...: a NaN of every type
 
 const Collective leave = {"the end of the kernel", nullptr};
 

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The CUDA kernels, compiled by nvcc and read: the second half of `make gpu-check`.
+
+Shared memory is asked for at the launch, so it is not seen here: tests/cuda_on_cpu refuses what an A100 has not.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gpu_check import TARGETS, Row, Target, judge, tool
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.stem != "kernels")
+PRODUCTS = re.compile(r"\b(?:multiply|pass)<")  # kernels whose work is a matrix product
+TENSOR_CORE = r"\b[HD]MMA\b"  # mma.sync, on every architecture
+THREADS = 256  # the most of a block
+FLAGS = "-std=c++20 -O3 --fmad=false -I. -Icsrc -DRF_ISA=cuda -DRF_CUDA=1".split()
+INEXACT = re.compile(r"\bfma\.|\.approx")  # in PTX, where a square root is one instruction
+MOST = 48.0  # instructions a normal, of which one is the probe's own
+# What the generator costs where it is used: the difference between kernels that make 8 and 4 groups of four numbers.
+PROBE = """#include "csrc/cuda/generate.h"
+namespace rf::cuda {
+template <int N>
+__global__ void probe(Address at, uint32_t* out) {
+  uint32_t bits = 0;
+  RF_UNROLL
+  for (int k = 0; k < N; ++k) {
+    float g[4];
+    generate(at, at.row + threadIdx.x, blockIdx.x * N + k, g);
+    for (int c = 0; c < 4; ++c) bits ^= __float_as_uint(g[c]);
+  }
+  out[blockIdx.x * blockDim.x + threadIdx.x] = bits;
+}
+template __global__ void probe<4>(Address, uint32_t*);
+template __global__ void probe<8>(Address, uint32_t*);
+}  // namespace rf::cuda
+"""
+
+
+def nvcc() -> str:
+    """As setup.py finds it, whose functions stand before what it does."""
+    text = (ROOT / "setup.py").read_text().partition("\nsources = ")[0]
+    functions: dict = {"__file__": str(ROOT / "setup.py")}
+    exec(compile(text, "setup.py", "exec"), functions)
+    os.environ["RAINBOW_FAST_CUDA"] = "1"  # no nvcc is an error
+    return functions["cuda_compiler"]()[0]
+
+
+def short(function: str) -> str:
+    """`multiply<float>` of a kernel's demangled signature."""
+    name = function.split("(rf::")[0] if "(rf::" in function else function.split("(")[0]
+    name = name.replace("(anonymous namespace)::", "").replace("rf::cuda::", "").removeprefix("void ")
+    return name.replace("__nv_bfloat16", "bf16").replace("__half", "fp16").replace(" ", "")
+
+
+def kernels(source: Path, target: Target, compiler: str) -> dict[str, tuple[int, int, str]]:
+    """Registers, bytes of stack and SASS of each kernel of a file, by its short name."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = f"{folder}/made.cubin"
+        command = [compiler, *FLAGS, f"-arch={target.name}", "-cubin", str(source), "-o", cubin]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        usage, sass = tool("cuobjdump", "-res-usage", cubin), tool("nvdisasm", "-c", cubin)
+    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)
+    plain = subprocess.run(
+        ["c++filt"], input="\n".join(f[0] for f in found), capture_output=True, text=True, check=True
+    )
+    names = map(short, plain.stdout.splitlines())
+    return {
+        name: (int(registers), int(stack), sass.split(f".text.{mangled}:", 1)[1].split("\n\t.section", 1)[0])
+        for name, (mangled, registers, stack) in zip(names, found, strict=True)
+    }
+
+
+def rows(source: str, target: Target, compiler: str) -> list[Row]:
+    """A line for each kernel of a file; of the generator alone, what a number costs."""
+    try:
+        found = kernels(ROOT / "csrc" / "cuda" / f"{source}.cu", target, compiler)
+    except RuntimeError as error:
+        return [Row(source, target.name, wrong=[f"does not compile: {str(error).splitlines()[0]}"])]
+    made = []
+    for name, (registers, stack, sass) in found.items():
+        row = Row(f"{source} {name}", target.name, registers, stack)
+        row.spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
+        row.tensor_core = len(re.findall(TENSOR_CORE, sass))
+        judge(row, target, threads=THREADS, blocks=1, products=bool(PRODUCTS.search(row.kernel)))
+        made.append(row)
+    return made + ([generator(target, compiler)] if source == "gaussian" else [])
+
+
+def generator(target: Target, compiler: str) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder) / "probe.cu"
+        probe.write_text(PROBE)
+        found = kernels(probe, target, compiler)
+        command = [compiler, *FLAGS, f"-arch={target.name}", "-ptx", str(probe), "-o", f"{folder}/probe.ptx"]
+        subprocess.run(command, cwd=ROOT, check=True)
+        ptx = Path(f"{folder}/probe.ptx").read_text()
+    counts = {name: instructions(sass) for name, (_, _, sass) in found.items()}
+    row = Row("generate, a number", target.name, found["probe<8>"][0])
+    row.per_gaussian = (counts["probe<8>"] - counts["probe<4>"]) / 16
+    if row.per_gaussian > MOST:
+        row.wrong.append(f"wanted at most {MOST} instructions a normal")
+    if inexact := INEXACT.search(ptx):
+        row.wrong.append(f"the generator is not exact: {inexact[0]}")
+    return row
+
+
+def instructions(sass: str) -> int:
+    return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M))
+
+
+def work(only: str) -> Iterator[tuple[str, Target, str]]:
+    compiler = nvcc()
+    for source in SOURCES:
+        for target in TARGETS:
+            if target.triton[0] == "cuda" and re.search(only, source):
+                yield source, target, compiler
+
+
+def main(only: str = "") -> int:
+    print(Row.HEAD)
+    wrong = 0
+    with ThreadPoolExecutor(2) as pool:
+        for made in pool.map(lambda job: rows(*job), work(only)):
+            for row in made:
+                print(row, flush=True)
+                wrong += bool(row.wrong)
+    print(f"{wrong} kernels fall short" if wrong else "all kernels pass")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
