@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // cross_covariance: the product of channels by channels over samples, on tensor cores, which cut off where they add;
-// so they are left at most 128 terms (16 in float32), float32 sums take over from them, and float64 from these.
+// so they are left at most 128 terms (8 in float32), float32 sums take over from them, and float64 from these.
 //
 // Of N samples of d and m channels: 2 N d m flops (half of them where symmetric); bytes: each side once for each tile
 // of the other, which the second cache mostly gives; d m numbers out, and as much for every slab of samples. N = 10^6,
@@ -9,8 +9,8 @@
 // and 27 ms (19.5 TF). N = 10^6, d = m = 64 in bf16: 76 and 128 us, by memory.
 //
 // A block: 8 warps, one block a multiprocessor (below 256 registers), 80 KiB of shared memory: four stages of the two
-// sides. Slabs follow from the shapes and from the workspace alone, and are added in their order: the bits are the same
-// in every run and on every GPU.
+// sides. Slabs follow from the shapes and from the workspace alone, and are added in their order: the bits depend
+// neither on the run nor on how many multiprocessors there are.
 #include "covariance_tile.h"
 #include "kernels_cuda.h"
 #include "operand.h"

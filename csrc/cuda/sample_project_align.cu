@@ -3,7 +3,7 @@
 // and kept in shared memory while the columns of P pass by.
 //
 // Of out = scale G P, (n, m) of rank r: 2 n r m flops; bytes: P once for each strip of rows, from the second cache, and
-// out once; about 42 instructions for each of the n r numbers of G. For (n, r, m) = (8192, 256, 4608) in bf16: 19
+// out once; about 46 instructions for each of the n r numbers of G. For (n, r, m) = (8192, 256, 4608) in bf16: 19
 // Gflop, 75 MB of out: 25 us by memory and 20 us by tensor cores on an H100 (3.35 TB/s, 989 TF), 38 and 62 us on an
 // A100 (2.0 TB/s, 312 TF); generation, 3 and 5 us, is paid once a strip. In float32 three products of tf32: 117 us
 // (495 TF), 372 us (156 TF); in float64 290 us (67 TF), 990 us (19.5 TF).
