@@ -130,11 +130,12 @@ def _silu(x):
 
 
 @triton.jit
-def _cos(x):
+def cosine(x, QUARTERS: tl.constexpr):
+    """cos(x + QUARTERS pi / 2)"""
     wide = x.to(tl.float64)
     shifted = wide * _TWO_OVER_PI + _ROUND64
     n = shifted - _ROUND64
-    quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32)  # n is in its low bits
+    quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32) + QUARTERS  # n is in its low bits
     r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(x.dtype)
     r = tl.where(tl.abs(x) < 2.0**40, r, x * 0.0)
     z = r * r
@@ -177,7 +178,7 @@ def activate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
     elif ACTIVATION == "step":
         return tl.where(x > 0.0, 1.0, 0.0).to(x.dtype)
     elif ACTIVATION == "cos":
-        return _cos(x)
+        return cosine(x, 0)
     elif x.dtype == tl.float64:
         return _activate64(x, ACTIVATION)
     elif ACTIVATION == "tanh":

@@ -7,19 +7,11 @@ import triton
 import triton.language as tl
 
 from rainbow_fast.triton_kernels.activations import (
-    _COS,
-    _COS64,
-    _HALF_PI,
-    _HALF_PI_LOW,
     _ROOT_HALF,
-    _ROUND64,
-    _SIN,
-    _SIN64,
-    _TWO_OVER_PI,
     _exp_negative,
     _exponential,
-    _polynomial,
     _scaled_erfc,
+    cosine,
 )
 
 _TWO_OVER_ROOT_PI = tl.constexpr(1.12837916709551257390)
@@ -68,25 +60,6 @@ def _silu_derivative(x, e):
 
 
 @triton.jit
-def _minus_sin(x):
-    """cos(x + pi / 2), as `activations._cos`, one quadrant further; float32 or float64."""
-    wide = x.to(tl.float64)
-    shifted = wide * _TWO_OVER_PI + _ROUND64
-    n = shifted - _ROUND64
-    quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32) + 1
-    r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(x.dtype)
-    r = tl.where(tl.abs(x) < 2.0**40, r, x * 0.0)
-    z = r * r
-    if x.dtype == tl.float64:
-        sine, cosine = _polynomial(_SIN64, 7, z), _polynomial(_COS64, 6, z)
-    else:
-        sine, cosine = _polynomial(_SIN, 2, z), _polynomial(_COS, 2, z)
-    sine, cosine = r + r * z * sine, (1.0 - 0.5 * z) + z * z * cosine
-    y = tl.where((quadrant & 1) != 0, sine, cosine)
-    return tl.where(((quadrant + 1) & 2) != 0, -y, y)
-
-
-@triton.jit
 def _differentiate64(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == "tanh":
         e = tl.exp(-2.0 * tl.abs(x))
@@ -98,7 +71,7 @@ def _differentiate64(x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "silu":
         return _silu_derivative(x, tl.exp(-tl.abs(x)))
     else:
-        return _minus_sin(x)
+        return cosine(x, 1)
 
 
 @triton.jit
@@ -125,4 +98,4 @@ def differentiate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
         return _silu_derivative(x, _exp_negative(-tl.abs(x)))
     else:
         tl.static_assert(ACTIVATION == "cos", "no such activation")
-        return _minus_sin(x)
+        return cosine(x, 1)
