@@ -68,7 +68,6 @@ CASES = (
     Case("paper, rows bootstrapped", (1, 8), options={"law": "bootstrap"}),
     *(Case(name, (4,), options=options) for name, options in SMOOTHED.items()),
     Case("naive", (1, 4), sampler=Naive),
-    Case("naive", (8,), 1, sampler=Naive),  # its convolutions are as wide as it is: four times the work of x4
     Case("calibrated", (1, 4, 8), 2, {"method": "calibrated"}, COMPARED),
     Case("calibrated", (16,), 1, {"method": "calibrated"}, COMPARED),
     *(Case(name, (4,), 2, options, COMPARED) for name, options in SMOOTHED.items()),
