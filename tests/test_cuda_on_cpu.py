@@ -165,13 +165,24 @@ def test_pipeline(fault: str) -> None:
 def test_copies_of_fewer_bytes() -> None:
     given, out = (
         torch.arange(512, dtype=torch.int16).to(torch.uint8).view(32, 16),
-        torch.ones(32, 20, dtype=torch.uint8),
+        torch.ones(32, 28, dtype=torch.uint8),
     )
     assert toy("partial", out, given, 0) == ""
     k = torch.arange(16)
     assert torch.equal(out[:, :16], given * (k < LANE[:, None] // 2))
-    assert torch.equal(out[:, 16:], given[:, :4] * (LANE[:, None] % 2))
+    assert torch.equal(out[:, 16:20], given[:, :4] * (LANE[:, None] % 2))
+    assert torch.equal(out[:, 20:], given[:, :8] * (LANE[:, None] % 3 > 0))
     assert "copies to an address that is not aligned to 4 bytes" in toy("partial", out, given, 2)
+
+
+def test_positive_part_of_two_numbers_at_once() -> None:
+    """Both halves of a word, infinities and zeros of both signs; NaN stays."""
+    numbers = torch.cat([draw(58), torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, torch.nan, -torch.nan])])
+    given = [numbers.to(dtype) for dtype in (torch.bfloat16, torch.float16)]
+    found = [t.clone() for t in given]
+    assert toy("positive", *found) == ""
+    for got, t in zip(found, given, strict=True):
+        torch.testing.assert_close(got, t.relu(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_warps_may_take_different_numbers_of_shuffles() -> None:

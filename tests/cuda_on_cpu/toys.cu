@@ -86,14 +86,21 @@ __global__ void pipeline(float* out, const float* in, int steps, int fault) {
   }
 }
 
-// Lane i copies i / 2 of 16 bytes, then a word or none.
+// Lane i copies i / 2 of 16 bytes, then a word or none, then two words or none.
 __global__ void partial(uint8_t* out, const uint8_t* in, int shift) {
   uint8_t* const mine = shared_memory<uint8_t>() + 32 * threadIdx.x;
   copy_async(mine, in + 16 * threadIdx.x, threadIdx.x / 2);
   copy_async_word(mine + 16 + shift, in + 16 * threadIdx.x, threadIdx.x % 2);
+  copy_async_two_words(mine + 24, in + 16 * threadIdx.x, threadIdx.x % 3);
   commit_copies();
   wait_for_copies<0>();
-  for (int k = 0; k < 20; ++k) out[20 * threadIdx.x + k] = mine[k];
+  for (int k = 0; k < 28; ++k) out[28 * threadIdx.x + k] = mine[k < 20 ? k : k + 4];
+}
+
+// Words of two numbers of 16 bits, above zero or zero.
+__global__ void positive(uint32_t* bf16s, uint32_t* f16s) {
+  bf16s[threadIdx.x] = relu_bf16(bf16s[threadIdx.x]);
+  f16s[threadIdx.x] = relu_f16(f16s[threadIdx.x]);
 }
 
 // --- blocks ---
@@ -195,6 +202,9 @@ RF_TOY rf_pipeline(float* out, const float* in, int steps, int fault) {
 }
 RF_TOY rf_partial(uint8_t* out, const uint8_t* in, int shift) {
   return said([=] { launch("partial", partial, dim3(1), kWarp, 32 * 32, kHere, out, in, shift); });
+}
+RF_TOY rf_positive(uint32_t* bf16s, uint32_t* f16s) {
+  return said([=] { launch("positive", positive, dim3(1), kWarp, 0, kHere, bf16s, f16s); });
 }
 RF_TOY rf_folds(float* out, int blocks) {
   return said([=] { launch("folds", folds, dim3(blocks), 128, 0, kHere, out); });
