@@ -91,15 +91,16 @@ def test_gradients(name: str) -> None:
 
 
 def calls(name: str) -> dict:
-    """An op each, on given memory where it has some, of a tensor x (64, 48)."""
-    A = draw(20, 96).to(GPU)
+    """An op each, of a tensor x (64, 48)."""
     return {
         "gaussian": lambda x: x + rf.gaussian(64, 48, seed=1, device=GPU, backend=name),
         "cross_covariance": lambda x: rf.cross_covariance(x, backend=name),
         "sample_project_align": lambda x: rf.sample_project_align(80, x, seed=1, backend=name),
         "random_features": lambda x: rf.random_features(x, 96, seed=1, backend=name),
         "random_features_covariance": lambda x: rf.random_features_covariance(x, x, 96, seed=1, backend=name)[0],
-        "random_features_projection": lambda x: rf.random_features_projection(x, A, seed=1, backend=name),
+        "random_features_projection": lambda x: rf.random_features_projection(
+            x, draw(20, 96).to(x.device), seed=1, backend=name
+        ),
     }
 
 
