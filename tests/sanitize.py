@@ -27,7 +27,7 @@ from sanitize_calls import KERNELS
 from sanitize_draw import Draw
 
 BUILT = Path(__file__).resolve().parent.parent / "build" / "sanitize" / "_C.so"
-NO_KERNELS = {"levels", "use", "advise_huge_pages"}  # what else the extension exports
+NO_KERNELS = {"levels", "use", "advise_huge_pages", "cuda"}  # what else the extension exports
 
 
 class Cuda:

@@ -105,7 +105,7 @@ class RainbowActivation(nn.Module):
     def raw(self, z: Tensor) -> Tensor:
         """A phi', without scale and offset, for z as in `forward`; in the dtype of A."""
         assert self.A is not None
-        u, shift = self.project(channels_first(z, self.axis, self.flattened))
+        u, shift = self._project(channels_first(z, self.axis, self.flattened))
         positions = self.A.shape[1] // self.n
         total: Tensor | None = None
         for start, stop in self.blocks():
@@ -128,7 +128,7 @@ class RainbowActivation(nn.Module):
 
     def covariance(self, moments: CrossCovariance, features: int, x: Tensor, z: Tensor, select: Select) -> None:
         """Add a batch, the samples of it that `select` takes, to the moments of x and the features phi'."""
-        u, shift = self.project(z)
+        u, shift = self._project(z)
         x = select(x).to(u.dtype)
         if self.fused:
             u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
@@ -153,7 +153,7 @@ class RainbowActivation(nn.Module):
 
         V (k, m) has zeros for the features after the first m.
         """
-        u, shift = self.project(z)
+        u, shift = self._project(z)
         if self.fused:
             u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
         positions = out.shape[1] // self.n
@@ -184,7 +184,7 @@ class RainbowActivation(nn.Module):
 
     def rows(self, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
         """Neurons start to stop of phi' as (samples, features), of the samples that `select` takes."""
-        u, shift = self.project(z)
+        u, shift = self._project(z)
         if self.fused:
             u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
             phi = self._features(u, shift, start, stop)
@@ -194,12 +194,12 @@ class RainbowActivation(nn.Module):
 
     def features(self, z: Tensor) -> Tensor:
         """phi', (N, n, *space): all of it, in the dtype of z; z as in `forward`, (N, d, *space) if flattened."""
-        u, shift = self.project(channels_first(z, None if self.flattened else self.axis))
+        u, shift = self._project(channels_first(z, None if self.flattened else self.axis))
         return torch.cat([self._features(u, shift, start, stop) for start, stop in self.blocks()], 1)
 
     def activity(self, z: Tensor) -> float:
         """The share of (sample, neuron) pairs with z' > 0, before any pooling."""
-        u, shift = self.project(z)
+        u, shift = self._project(z)
         ones = u.new_ones(u.shape[0], 1, *u.shape[2:])
         active = 0.0
         for start, stop in self.blocks():
@@ -208,7 +208,12 @@ class RainbowActivation(nn.Module):
         return active / (ones.numel() * self.n)
 
     def project(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """u (N, r, *space), without its 1 / sqrt(d) where sigma lets that through, and the shift zbar (N, *space)."""
+        """u (N, r, *space), and the shift zbar (N, *space)."""
+        u, shift = self._project(z)
+        return u if self._factor == 1 else u * self._factor, shift
+
+    def _project(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same, but u without its 1 / sqrt(d) where that is a factor of the features."""
         z = z.float() if z.dtype in HALVES else z
         if self.gain is not None and self.bias is not None:
             z = z * _per_channel(self.gain, z) + _per_channel(self.bias, z)
