@@ -73,21 +73,25 @@ def cross_covariance(dtype_name: str, *shape: int) -> Race:
     return race(f"cross_covariance {dtype_name} {list(shape)}", ways, {OURS: lambda M: relative(M, exact)}, floor, 3e-7)
 
 
-def sample_project_align(dtype_name: str, n: int, r: int, m: int) -> Race:
-    dtype = getattr(torch, dtype_name)
+def sample_project_align(form: str, n: int, r: int, m: int) -> Race:
+    """In a dtype, or float32 in the precision "bf16x2"."""
+    precision = form if form == "bf16x2" else None
+    dtype = torch.float32 if precision else getattr(torch, form)
     (n,) = small(n)
     P = (draw(0, r, m) / r**0.5).to(dtype)
-    G = rf.gaussian(n, r, seed=1, dtype=dtype, device=DEVICE).double()
+    G = rf.gaussian(n, r, seed=1, dtype=torch.bfloat16 if precision else dtype, device=DEVICE).double()
     exact = G @ P.double()
     ways: dict[str, Callable] = {
-        name: lambda b=b: rf.sample_project_align(n, P, seed=1, backend=b) for name, b in BACKENDS.items()
+        name: lambda b=b: rf.sample_project_align(n, P, seed=1, precision=precision, backend=b)
+        for name, b in BACKENDS.items()
     }
     ways[PLAIN] = lambda: torch.randn(n, r, device=DEVICE).to(dtype) @ P
     # Its G is another one; its error is that of the same product of ours.
     error = {OURS: lambda W: relative(W, exact), PLAIN: lambda W: relative(G.to(dtype) @ P, exact)}
-    floor = Floor({"bf16" if dtype == torch.bfloat16 else "f32": 2.0 * n * r * m}, bytes=P.element_size() * n * m)
-    slack = torch.finfo(dtype).eps
-    return race(f"sample_project_align {dtype_name} n {n}, r {r}, m {m}", ways, error, floor, slack)
+    flops = {"f32": 2.0 * n * r * m} if form == "float32" else {"bf16": (2 if precision else 1) * 2.0 * n * r * m}
+    floor = Floor(flops, bytes=P.element_size() * n * m)
+    slack = 2.0**-16 if precision else torch.finfo(dtype).eps
+    return race(f"sample_project_align {form} n {n}, r {r}, m {m}", ways, error, floor, slack)
 
 
 def random_features(form: str, N: int, r: int, n: int, d: int) -> Race:
@@ -143,7 +147,9 @@ bench_cross_covariance = entries(
 )
 layers = [(65536, 256, 1152), (8192, 256, 4608), (65536, 1024, 1024)]
 bench_sample_project_align = entries(
-    sample_project_align, [(dtype, *sizes) for dtype in ("float32", "bfloat16") for sizes in layers], (*BACKENDS, PLAIN)
+    sample_project_align,
+    [(form, *sizes) for form in ("float32", "bf16x2", "bfloat16") for sizes in layers],
+    (*BACKENDS, PLAIN),
 )
 sizes = [(65536, 64, 65536, 128), (16384, 256, 65536, 512)]
 bench_random_features = entries(

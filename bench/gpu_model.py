@@ -50,6 +50,8 @@ class Kernel:
 def product(dtype: str, flops: float, ours: bool) -> dict[str, float]:
     if dtype == "bfloat16":
         return {"bf16": flops}
+    if dtype == "bf16x2" and ours:
+        return {"bf16": 2 * flops}
     return {"tf32": 3 * flops} if ours else {"cuda": flops}
 
 
@@ -61,6 +63,7 @@ class Job:
 
 
 SIZE = {"float32": 4, "bfloat16": 2}
+FORMS = {"float32": 4, "bf16x2": 4, "bfloat16": 2}  # of sample_project_align: float32 in two terms between them
 
 
 def jobs() -> Iterator[Job]:
@@ -80,6 +83,7 @@ def jobs() -> Iterator[Job]:
                 [Kernel(read, product(dtype, flops, True))],
                 [Kernel(2 * read), Kernel(read, product(dtype, flops, False))],  # the permuted copies, the product
             )
+    for dtype, b in FORMS.items():
         for n, r, m in ((65536, 256, 1152), (8192, 256, 4608), (65536, 1024, 1024)):
             written, flops, drawn = float(b * n * m), 2.0 * n * r * m, float(n * r)
             G = [Kernel(4 * drawn, instructions=CURAND * drawn)]

@@ -99,8 +99,10 @@ struct KernelsOn {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, Run run);
   void (*cross_covariance)(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                            double negative_slope, Run run);
-  void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,
-                               Run run);
+  // G is rounded to `generated`: the dtype of p; or bf16 with a p of float32 that is a sum of two of bf16, or, in CUDA,
+  // is taken as one.
+  void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, DType generated, Address at,
+                               double scale, Run run);
   void (*random_features)(Samples out, const Features& features, Run run);
   void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const Features& features,
                                      Run run);

@@ -127,9 +127,11 @@ def sample_project_align(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expecte
     at, ld = draw.address(r), m + draw.any(0, 5)
     out = draw.memory((n, m), stored, (ld, 1))
     computed = "f64" if dtype == "f64" else "f32"
-    G = decode(encode(generated(C, at, n, r), dtype), dtype)  # rounded to the dtype of P
+    rounding = "bf16" if dtype == "f32" and draw.any(0, 1) else dtype  # of G
+    G = decode(encode(generated(C, at, n, r), rounding), rounding)
     values, tolerance = product(0.25 * G, P, computed)
-    return (out.address, DTYPES.index(stored), n, ld, p, at, 0.25), [Expected(out, values, tolerance)]
+    call = (out.address, DTYPES.index(stored), n, ld, p, DTYPES.index(rounding), at, 0.25)
+    return call, [Expected(out, values, tolerance)]
 
 
 SLOPE, SCALE = 0.1, 0.7

@@ -39,11 +39,16 @@ def forward_again() -> Iterator[None]:
 # --- sample_project_align ---
 
 
-def align(out: Tensor, P: Tensor, at: tuple[int, int, int, int], scale: float = 1.0) -> Tensor:
-    code = backend.CODE[out.dtype]
-    build.load().cuda.sample_project_align(
-        out.data_ptr(), code, out.shape[0], out.stride(0), matrix(P), at, scale, (0, 0, 0, 0)
-    )
+def align(
+    out: Tensor,
+    P: Tensor,
+    at: tuple[int, int, int, int],
+    scale: float = 1.0,
+    generated: torch.dtype | None = None,
+) -> Tensor:
+    target = (out.data_ptr(), backend.CODE[out.dtype], out.shape[0], out.stride(0))
+    rounding = backend.CODE[generated or P.dtype]
+    build.load().cuda.sample_project_align(*target, matrix(P), rounding, at, scale, (0, 0, 0, 0))
     return out
 
 
@@ -82,6 +87,20 @@ def test_project(guarded, n: int, r: int, m: int, column: int, dtype: torch.dtyp
         assert r == 0 or error.max() <= ERROR[dtype], float(error.max())
         assert r > 0 or (out == 0).all()
         assert whole[:, m:].isnan().all()
+
+
+@pytest.mark.parametrize("n, r, m, column", [(130, 37, 257, 0), (3, 517, 8, 3), (2, 0, 3, 0)])
+def test_two_terms(guarded, n: int, r: int, m: int, column: int) -> None:
+    at, P = (11, 5, 77, column), draw(r, m).relu()
+    G, high = normals(at, n, r).bfloat16().double(), P.bfloat16()
+    taken = high.double() + (P - high.float()).bfloat16().double()
+    for columns in (P, P.T.contiguous().T):
+        whole = guarded(n, m + 3)
+        out = align(whole[:, :m], columns, at, 0.5, torch.bfloat16)
+        assert ((out - 0.5 * G @ taken).abs() <= ERROR[torch.float32] * (0.5 * G.abs() @ taken)).all()
+        assert whole[:, m:].isnan().all()
+    if 0 < r < m:  # not some other rounding of P
+        assert ((out - 0.5 * G @ P.double()).abs() > ERROR[torch.float32] * (0.5 * G.abs() @ taken)).any()
 
 
 def test_blocks_of_rows_have_the_bits_of_the_whole(guarded) -> None:

@@ -28,7 +28,9 @@ def away(t: Tensor) -> Tensor:
         (lambda: patch_covariance._patch_covariance(MAPS, away(MAPS), [3, 1, 1, 1], None), "y", "x"),
         (lambda: rf.sample_project_align(5, X, away(A), seed=1), "A", "L"),
         (
-            lambda: sample_project_align._sample_project_align_out(X, rf.key(1), 1.0, None, away(torch.zeros(5, 3))),
+            lambda: sample_project_align._sample_project_align_out(
+                X, rf.key(1), 1.0, None, None, away(torch.zeros(5, 3))
+            ),
             "out",
             "L",
         ),

@@ -55,6 +55,16 @@ def test_sample_project_align(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("r", [40, 700])
+def test_sample_project_align_in_two_terms(name: str, r: int) -> None:
+    P, how = draw(r, 333), {"seed": 3, "precision": "bf16x2"}
+    G = rf.gaussian(515, r, dtype=torch.bfloat16, seed=3).double()
+    got = rf.sample_project_align(515, P.to(GPU), backend=name, **how)
+    size = G.abs() @ P.double().abs()
+    assert ((got.cpu() - G @ P.double()).abs() <= 2.0**-16 * size).all()
+
+
+@pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_random_features(name: str, dtype: torch.dtype, activation: str) -> None:

@@ -107,6 +107,37 @@ def test_overlapping_strides(backend: str) -> None:
         check(rf.sample_project_align(30, P, seed=1, backend=backend), P, seed=1)
 
 
+@pytest.mark.small
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("r", [7, 140])
+def test_two_terms(r: int, backend: str) -> None:
+    P, how = draw(r, 70), {"precision": "bf16x2", "backend": backend}
+    W = rf.sample_project_align(130, P, scale=0.5, **how, **FAR)
+    G = rf.gaussian(130, r, dtype=torch.bfloat16, backend="reference", **FAR).double()
+    high = P.bfloat16()
+    taken = high.double() + (P - high.float()).bfloat16().double()
+    plain = 0.5 * (G.float() @ taken.float())
+    assert_close_to_float64(W, 0.5 * G @ taken, plain, terms=r)
+    # Two roundings to 8 bits leave 2^-16 of each entry; float32 sums add to that.
+    size = 0.5 * G.abs() @ P.double().abs()
+    assert ((W - 0.5 * G @ P.double()).abs() <= (2.0**-16 + 2.0**-22) * size).all()
+    rounded = rf.sample_project_align(130, P.bfloat16(), scale=0.5, dtype=torch.float32, backend=backend, **FAR)
+    assert ((rounded - 0.5 * G @ P.double()).abs() > 2.0**-12 * size).any()  # one term does not do that
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_terms_of_a_product_of_bfloat16(guarded, backend: str) -> None:
+    L, A = draw(6, 4, 3, dtype=torch.bfloat16), draw(4, 9, seed=1, dtype=torch.bfloat16)
+    how = {"seed": [5, 6], "precision": "bf16x2", "backend": backend}
+    W = rf.sample_project_align(11, L, A, **how)
+    assert W.dtype == torch.bfloat16 and W.shape == (2, 11, 9, 3)
+    single = rf.sample_project_align(11, L.float(), A.float(), **how)  # L A is not rounded to bfloat16
+    assert differing_bits(W, single.bfloat16()) == 0
+    out = guarded(2, 11, 9, 3, dtype=torch.bfloat16)
+    assert differing_bits(rf.sample_project_align_(out, L, A, **how), W) == 0
+
+
 # --- invariants ---
 
 
@@ -117,7 +148,10 @@ def test_identity_gives_the_bits_of_gaussian(dtype: torch.dtype, name: str) -> N
     for r in (1, 50, 1027):  # within a group of four, a panel, more than a chunk
         with level(name):
             W = rf.sample_project_align(101, torch.eye(r, dtype=dtype), seed=key, backend="cpu")
+            split = rf.sample_project_align(101, torch.eye(r), seed=key, precision="bf16x2", backend="cpu")
         assert differing_bits(W, rf.gaussian(101, r, seed=key, dtype=dtype, backend="reference")) == 0
+        rounded = rf.gaussian(101, r, seed=key, dtype=torch.bfloat16, backend="reference")
+        assert differing_bits(split, rounded.float()) == 0
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -186,10 +220,12 @@ def test_known_answers(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_registration(dtype: torch.dtype) -> None:
-    torch.library.opcheck(OP, (5, draw(3, 4).requires_grad_(), rf.key(1), 0.5, dtype, None))
-    torch.library.opcheck(OUT, (draw(3, 4), rf.key(1), 0.5, None, torch.zeros(5, 4, dtype=dtype)))
-    torch.library.opcheck(OP, (5, draw(3, 4).requires_grad_(), rf.key([1, 2]), 0.5, dtype, None))
-    torch.library.opcheck(OUT, (draw(3, 4), rf.key([1, 2]), 0.5, None, torch.zeros(2, 5, 4, dtype=dtype)))
+    for precision in (None, "bf16x2"):
+        how = (precision, None)
+        torch.library.opcheck(OP, (5, draw(3, 4).requires_grad_(), rf.key(1), 0.5, dtype, *how))
+        torch.library.opcheck(OUT, (draw(3, 4), rf.key(1), 0.5, *how, torch.zeros(5, 4, dtype=dtype)))
+        torch.library.opcheck(OP, (5, draw(3, 4).requires_grad_(), rf.key([1, 2]), 0.5, dtype, *how))
+        torch.library.opcheck(OUT, (draw(3, 4), rf.key([1, 2]), 0.5, *how, torch.zeros(2, 5, 4, dtype=dtype)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -209,6 +245,16 @@ def test_gradient_generates_the_same_rows_again(dtype: torch.dtype) -> None:
     G = rf.gaussian(n, 7, seed=1, row_offset=5)
     plain = (0.5 * (G.to(dtype).T @ grad)).to(dtype)
     assert_close_to_float64(P.grad, 0.5 * (G.double().T @ grad.double()), plain, terms=n)
+
+
+def test_gradient_in_two_terms() -> None:
+    L, A, grad = draw(7, 3).requires_grad_(), draw(3, 5, seed=1).requires_grad_(), draw(40, 5, seed=2)
+    rf.sample_project_align(40, L, A, seed=1, scale=0.5, precision="bf16x2").backward(grad)
+    G = rf.gaussian(40, 7, seed=1, dtype=torch.bfloat16)
+    P_grad = 0.5 * (G.double().T @ grad.double())  # that of G P: the rounding of P has none
+    plain = 0.5 * (G.float().T @ grad)
+    assert_close_to_float64(L.grad, P_grad @ A.detach().double().T, plain @ A.detach().T, terms=40)
+    assert_close_to_float64(A.grad, L.detach().double().T @ P_grad, L.detach().T @ plain, terms=40)
 
 
 @pytest.mark.parametrize("form", ["value", "out"])
@@ -260,6 +306,17 @@ BAD = {
     "key-twice": ({"seed": rf.key(1), "row_offset": 1}, ValueError, r"seed is a packed key, which holds"),
     "last-row": ({"row_offset": 2**56 - 1}, ValueError, r"rows=5 at row_offset=.*: wanted row_offset \+ rows <= 2\^56"),
     "last-column": ({"seed": rf.key(1, 0, 0, 2**34 - 1)}, ValueError, r"wanted col_offset \+ cols <= 2\^34"),
+    "precision": ({"precision": "bf16"}, ValueError, r"precision='bf16': wanted None or 'bf16x2'"),
+    "precision-dtype": (
+        {"L": L.double(), "precision": "bf16x2"},
+        TypeError,
+        r"precision='bf16x2': L is torch.float64, wanted torch.float32 or torch.bfloat16",
+    ),
+    "precision-A": (
+        {"A": draw(4, 4).bfloat16(), "precision": "bf16x2"},
+        TypeError,
+        r"A is torch.bfloat16: wanted the dtype of L, torch.float32",
+    ),
     "backend": ({"backend": "abacus"}, ValueError, r"backend='abacus' is not available on cpu"),
 }
 

@@ -7,9 +7,9 @@ namespace rf::RF_ISA {
 namespace {
 
 template <class T>
-void multiply_rows(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, Address at, double scale,
-                   int threads) {
-  const Packed<GaussianPacker<T>> left{{at, p.dtype}};
+void multiply_rows(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, DType generated, Address at,
+                   double scale, int threads) {
+  const Packed<GaussianPacker<T>> left{{at, generated}};
   const int64_t columns = blocks(count(p), kElements<T>);
   with_type(dtype, [&]<class S>(Type<S>) {
     const Store<Sum<T>, S> epilogue{static_cast<S*>(out), ld, static_cast<Sum<T>>(scale)};
@@ -19,9 +19,9 @@ void multiply_rows(void* out, DType dtype, int64_t n, int64_t ld, const Samples&
 
 }  // namespace
 
-void sample_project_align(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,
-                          int threads) {
-  const auto run = [&]<class T>(Type<T>) { multiply_rows<T>(out, dtype, n, ld, p, at, scale, threads); };
+void sample_project_align(void* out, DType dtype, int64_t n, int64_t ld, Samples p, DType generated, Address at,
+                          double scale, int threads) {
+  const auto run = [&]<class T>(Type<T>) { multiply_rows<T>(out, dtype, n, ld, p, generated, at, scale, threads); };
 #if defined(__AVX512BF16__)
   if (p.dtype == DType::bf16) return run(Type<bf16_pair>{});
 #endif

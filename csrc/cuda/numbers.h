@@ -57,4 +57,10 @@ RF_DEVICE void split(float x, uint32_t& high, uint32_t& low) {
   low = to_tf32(x - __uint_as_float(high));
 }
 
+// Two numbers side by side: their nearest in bf16, and those of what is left.
+RF_DEVICE void split_pair(float a, float b, uint32_t& high, uint32_t& rest) {
+  high = pack_bf16(a, b);
+  rest = pack_bf16(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000u));
+}
+
 }  // namespace rf::cuda

@@ -6,7 +6,8 @@
 // out once; about 46 instructions for each of the n r numbers of G. For (n, r, m) = (8192, 256, 4608) in bf16: 19
 // Gflop, 75 MB of out: 25 us by memory and 20 us by tensor cores on an H100 (3.35 TB/s, 989 TF), 38 and 62 us on an
 // A100 (2.0 TB/s, 312 TF); generation, 3 and 5 us, is paid once a strip. In float32 three products of tf32: 117 us
-// (495 TF), 372 us (156 TF); in float64 290 us (67 TF), 990 us (19.5 TF).
+// (495 TF), 372 us (156 TF), with P in two terms of bf16 45 us (by memory) and 124 us; in float64 290 us (67 TF), 990 us
+// (19.5 TF).
 //
 // A block: 8 warps, one block a multiprocessor (below 256 registers), at most 162 KiB of shared memory: 128 KiB of G,
 // which are 512 columns of 128 rows in 16 bits or of 64 rows in float32, and a pipeline of rows of P. A fragment that
@@ -28,10 +29,14 @@ constexpr int kMostStrips = 65535;
 // Of G a lane makes four columns in a row, 4 t .. 4 t + 3 of 16, for each of the rows g and g + 8 of a tile. They stand
 // for those terms that the lane holds of a fragment: rows of P are put into that order, once they are in shared memory.
 
+// How P is multiplied: as it is, T being its type; or (InTwo) in float32, as the sum of two of bf16.
+struct InTwo {};
+
 // 16 bits: the four of a row are terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of one product.
 template <class T>
 struct Tile {
   static constexpr int kRows = 128, kCols = 256, kRowTiles = 4, kColTiles = 8, kStages = 4, kUnits = 1, kPad = 8;
+  typedef T Element;
   typedef float F;
   typedef Four<uint32_t> Unit;
   F sums[kRowTiles][kColTiles][4];
@@ -72,6 +77,36 @@ struct Tile {
 
 RF_DEVICE int place_of_quarters(int j) { return 4 * (j & 3) + (j >> 2); }
 
+// G in bf16, as above, and two products for the two parts of P, the small one first.
+template <>
+struct Tile<InTwo> {
+  static constexpr int kRows = 128, kCols = 128, kRowTiles = 4, kColTiles = 4, kStages = 4, kUnits = 1, kPad = 8;
+  typedef float Element;
+  typedef float F;
+  typedef Four<uint32_t> Unit;
+  F sums[kRowTiles][kColTiles][4];
+
+  static RF_DEVICE int place(int j) { return place_of_quarters(j); }
+  static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) { Tile<bf16>::keep(unit, a, b); }
+  RF_DEVICE void multiply(const Unit* g, const float* p, int pitch, int lane) {
+    Unit a[kRowTiles];
+    RF_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) a[i] = g[i * kWarp];
+    p += (lane & 3) * pitch + (lane >> 2);
+    RF_UNROLL
+    for (int j = 0; j < kColTiles; ++j) {
+      uint32_t b[2], rest[2];
+      RF_UNROLL
+      for (int s = 0; s < 2; ++s) split_pair(p[8 * s * pitch + j * 8], p[(8 * s + 4) * pitch + j * 8], b[s], rest[s]);
+      RF_UNROLL
+      for (int i = 0; i < kRowTiles; ++i) {
+        mma_bf16(sums[i][j], a[i].values, rest);
+        mma_bf16(sums[i][j], a[i].values, b);
+      }
+    }
+  }
+};
+
 // As two units of which the first holds columns 4 t and 4 t + 1.
 RF_DEVICE void keep_as_floats(Four<float>* unit, const float (&a)[4], const float (&b)[4]) {
   unit[0] = {{a[0], b[0], a[1], b[1]}};
@@ -83,6 +118,7 @@ RF_DEVICE void keep_as_floats(Four<float>* unit, const float (&a)[4], const floa
 template <>
 struct Tile<float> {
   static constexpr int kRows = 64, kCols = 256, kRowTiles = 2, kColTiles = 8, kStages = 2, kUnits = 2, kPad = 8;
+  typedef float Element;
   typedef float F;
   typedef Four<float> Unit;
   F sums[kRowTiles][kColTiles][4];
@@ -123,6 +159,7 @@ struct Tile<float> {
 template <>
 struct Tile<double> {
   static constexpr int kRows = 64, kCols = 128, kRowTiles = 2, kColTiles = 4, kStages = 2, kUnits = 2, kPad = 4;
+  typedef double Element;
   typedef double F;
   typedef Four<float> Unit;
   F sums[kRowTiles][kColTiles][4];
@@ -201,9 +238,9 @@ RF_DEVICE void put(const Output& out, int64_t row, int64_t col, F a, F b, bool b
 }
 
 // 16 rows of P, from `row` on (which may be below 0), and the tile's columns from `col` on, zeros where P ends.
-template <class T>
+template <class Shape, class T>
 RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
-  constexpr int kCols = Tile<T>::kCols, kPitch = kCols + Tile<T>::kPad, kThreads = kWarps * kWarp;
+  constexpr int kCols = Shape::kCols, kPitch = kCols + Shape::kPad, kThreads = kWarps * kWarp;
   if (p.aligned) {
     constexpr int kElements = 16 / sizeof(T), kAcross = kCols / kElements;
     RF_UNROLL
@@ -211,7 +248,7 @@ RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
       const int j = c / kAcross, x = c % kAcross * kElements;
       const int64_t k = row + j, left = (p.cols - col - x) * static_cast<int64_t>(sizeof(T));
       const bool inside = k >= 0 && k < p.rows && left > 0;
-      copy_async(to + Tile<T>::place(j) * kPitch + x, inside ? p.data + k * p.s_row + col + x : p.data,
+      copy_async(to + Shape::place(j) * kPitch + x, inside ? p.data + k * p.s_row + col + x : p.data,
                  inside ? static_cast<int>(left < 16 ? left : 16) : 0);
     }
   } else {
@@ -221,16 +258,15 @@ RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
       const int j = along_rows ? c / kCols : c % kStep, x = along_rows ? c % kCols : c / kStep;
       const int64_t k = row + j;
       const bool inside = k >= 0 && k < p.rows && col + x < p.cols;
-      to[Tile<T>::place(j) * kPitch + x] = inside ? p.data[k * p.s_row + (col + x) * p.s_col] : T(0.0f);
+      to[Shape::place(j) * kPitch + x] = inside ? p.data[k * p.s_row + (col + x) * p.s_col] : T(0.0f);
     }
   }
 }
 
 // blockIdx.y: a strip of rows. blockIdx.x: `tiles` tiles of columns.
-template <class T>
+template <class Shape, class T = typename Shape::Element>
 __global__ void __launch_bounds__(kWarps* kWarp, 1)
-    multiply(Output out, Matrix<T> p, Address at, typename Tile<T>::F scale, int64_t tiles, int steps) {
-  using Shape = Tile<T>;
+    multiply(Output out, Matrix<T> p, Address at, typename Shape::F scale, int64_t tiles, int steps) {
   using Unit = typename Shape::Unit;
   constexpr int kTiles = Shape::kRows / 16, kPitch = Shape::kCols + Shape::kPad, kStage = kStep * kPitch;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -247,7 +283,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
     int64_t next = 0, next_col = begin, col = begin;
     int next_step = 0, step = 0;
     const auto stage_next = [&] {
-      if (next < total) stage(stages + next % Shape::kStages * kStage, p, int64_t{next_step} * kStep - lead, next_col);
+      if (next < total)
+        stage<Shape>(stages + next % Shape::kStages * kStage, p, int64_t{next_step} * kStep - lead, next_col);
       commit_copies();
       ++next;
       if (++next_step == steps) next_step = 0, next_col += Shape::kCols;
@@ -299,10 +336,9 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
   }
 }
 
-template <class T>
+template <class Shape, class T = typename Shape::Element>
 void run(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, const Address& at, double scale,
          const Stream& stream) {
-  using Shape = Tile<T>;
   const int64_t elements = 16 / sizeof(T), units = Shape::kRows / 16 * Shape::kUnits;
   const bool aligned = (p.s_channel == 1 || p.channels == 1) && p.s_image % elements == 0 &&
                        reinterpret_cast<uint64_t>(p.data) % 16 == 0;
@@ -315,16 +351,19 @@ void run(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, const 
                   static_cast<unsigned>(strips < kMostStrips ? strips : kMostStrips));
   const int64_t bytes = (steps < kChunk ? steps : kChunk) * units * kWarp * 16 +
                         Shape::kStages * kStep * (Shape::kCols + Shape::kPad) * static_cast<int64_t>(sizeof(T));
-  launch("sample_project_align", multiply<T>, grid, kWarps * kWarp, bytes, stream, Output{out, dtype, n, ld}, matrix,
-         at, scale, each, steps);
+  launch("sample_project_align", multiply<Shape>, grid, kWarps * kWarp, bytes, stream, Output{out, dtype, n, ld},
+         matrix, at, scale, each, steps);
 }
 
 }  // namespace
 
-void sample_project_align(void* out, DType dtype, int64_t n, int64_t ld, Samples p, Address at, double scale,
-                          Stream stream) {
+void sample_project_align(void* out, DType dtype, int64_t n, int64_t ld, Samples p, DType generated, Address at,
+                          double scale, Stream stream) {
   if (n <= 0 || p.channels <= 0) return;
-  with_type(p.dtype, [&]<class T>(Type<T>) { run<T>(out, dtype, n, ld, p, at, scale, stream); });
+  if (p.dtype == DType::f32 && generated == DType::bf16)
+    run<Tile<InTwo>>(out, dtype, n, ld, p, at, scale, stream);
+  else
+    with_type(p.dtype, [&]<class T>(Type<T>) { run<Tile<T>>(out, dtype, n, ld, p, at, scale, stream); });
 }
 
 }  // namespace rf::cuda

@@ -23,6 +23,7 @@ def sample_project_align(
     row_offset: int = 0,
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
+    precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor:  # (n, m) or (n, m, *kernel); of S seeds (S, n, m, *kernel)
     r"""Sample n neurons ``w'_i = scale g_i L A``: Gaussian rows of covariance ``scale^2 (L A)^T (L A)``.
@@ -43,8 +44,11 @@ def sample_project_align(
         seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a packed key as ``seed``. S seeds
             give a W' each, along a leading axis.
         scale: multiplies W'; 1 by default.
-        dtype: of the result; that of the product L A by default. G is rounded to the dtype of L A where that is
-            narrower than float32. Products are summed in float64 for float64, else in float32, and rounded once.
+        dtype: of the result; that of L by default. G is rounded to the dtype of L where that is narrower than float32.
+            Products are summed in float64 for float64, else in float32, and rounded once.
+        precision: None, or ``"bf16x2"`` for L in float32 or bfloat16: L A is computed in float32 and taken as the sum
+            of two numbers of bfloat16 (to 2^-16 of each entry; entries must be finite), G is rounded to bfloat16. Two
+            products on tensor cores, where float32 takes three or six; on a CPU it is no faster than float32.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
@@ -52,15 +56,15 @@ def sample_project_align(
 
     Raises:
         ValueError: shapes that do not belong together, an address outside its range, a backend that is missing.
-        TypeError: a dtype that the backend does not take.
+        TypeError: a dtype that the backend or the precision does not take.
 
     Source: W = G C^{1/2} of Guth, Menard, Rochette and Mallat (JMLR 2024), equation 15.
     """
-    P = project(L, A)
+    P = _factor(L, A, precision)
     if n < 0:
         raise ValueError(f"n={n}: wanted n >= 0")
-    packed = as_key(seed, stream, row_offset)
-    W = torch.ops.rainbow_fast.sample_project_align(n, P.flatten(1), packed, scale, dtype or P.dtype, backend)
+    how = (as_key(seed, stream, row_offset), scale, dtype or L.dtype, precision, backend)
+    W = torch.ops.rainbow_fast.sample_project_align(n, P.flatten(1), *how)
     return W.view(*W.shape[:-1], *P.shape[1:])
 
 
@@ -73,6 +77,7 @@ def sample_project_align_(
     stream: int = 0,
     row_offset: int = 0,
     scale: float = 1.0,
+    precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Write `sample_project_align` into `out`, of its shape, and return it. No gradient.
@@ -84,7 +89,7 @@ def sample_project_align_(
         TypeError: as `sample_project_align`.
         RuntimeError: an input that requires grad while grad mode is on.
     """
-    P = project(L, A)
+    P = _factor(L, A, precision)
     packed = as_key(seed, stream, row_offset)
     lead = packed.dim()  # axes before those of a row
     if out.dim() != lead + P.dim() - 1 or out.shape[: lead - 1] + out.shape[lead:] != packed.shape[:-1] + P.shape[1:]:
@@ -93,14 +98,21 @@ def sample_project_align_(
         flat = out.view(*out.shape[:lead], math.prod(out.shape[lead:]))
     except RuntimeError:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows") from None
-    torch.ops.rainbow_fast.sample_project_align_out(P.flatten(1), packed, scale, backend, flat)
+    torch.ops.rainbow_fast.sample_project_align_out(P.flatten(1), packed, scale, precision, backend, flat)
     return out
 
 
-def sample_project_align_reference(G: Tensor, P: Tensor, scale: float) -> Tensor:
-    """G is rounded to the dtype of P; the product is summed in float32, or in float64 for a float64 P."""
+def sample_project_align_reference(G: Tensor, P: Tensor, scale: float, precision: str | None = None) -> Tensor:
+    """G is rounded to the dtype of P, or as `precision` says; summed in float32, or in float64 for a float64 P."""
     compute = torch.float64 if P.dtype == torch.float64 else torch.float32
-    return scale * (G.to(P.dtype).to(compute) @ P.to(compute))
+    G = G.to(P.dtype if precision is None else torch.bfloat16)
+    return scale * (G.to(compute) @ (P if precision is None else in_two_terms(P)).to(compute))
+
+
+def in_two_terms(P: Tensor) -> Tensor:
+    """float32 as the sum of two numbers of bfloat16, which float32 holds exactly: the nearest one, and of the rest."""
+    high = P.bfloat16().float()
+    return high + (P - high).bfloat16().float()
 
 
 def project(L: Tensor, A: Tensor | None) -> Tensor:
@@ -117,7 +129,22 @@ def project(L: Tensor, A: Tensor | None) -> Tensor:
     return torch.einsum("rd...,dm->rm...", L, A)
 
 
-def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str | None, out: Tensor) -> None:
+def _factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
+    """The right factor P of the product: L A, as `precision` wants it."""
+    if precision is None:
+        return project(L, A)
+    if precision != "bf16x2":
+        raise ValueError(f"precision={precision!r}: wanted None or 'bf16x2'")
+    if L.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"precision={precision!r}: L is {L.dtype}, wanted torch.float32 or torch.bfloat16")
+    if A is not None and A.dtype != L.dtype:
+        raise TypeError(f"A is {A.dtype}: wanted the dtype of L, {L.dtype}")
+    return project(L.float(), None if A is None else A.float())
+
+
+def _sample_project_align_out(
+    P: Tensor, key: Tensor, scale: float, precision: str | None, backend: str | None, out: Tensor
+) -> None:
     _backend.refuse_grad("sample_project_align_", P, out)
     wanted = (*key.shape[:-1], *out.shape[-2:-1], *P.shape[1:])
     if P.dim() != 2 or out.shape != wanted:
@@ -131,29 +158,35 @@ def _sample_project_align_out(P: Tensor, key: Tensor, scale: float, backend: str
     if chosen != "reference" and m > 1 and out.stride(-1) != 1:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
     P = P.detach()
+    G_dtype = P.dtype if precision is None else torch.bfloat16
+    if chosen == "cpu" and precision is not None:
+        P = in_two_terms(P)
     for where, part in parts:
         if chosen == "reference":
             G = torch.from_numpy(gaussian_reference(where, n, r)).to(P.device)
-            part.copy_(sample_project_align_reference(G, P, scale))
+            part.copy_(sample_project_align_reference(G, P, scale, precision))
         elif chosen == "triton":
-            _backend.run_triton("sample_project_align", P.device, part, P, where, scale)
+            _backend.run_triton("sample_project_align", P.device, part, P, G_dtype, where, scale)
         else:
             target = (part.data_ptr(), _backend.CODE[out.dtype], n, part.stride(0))
             with _backend.running(chosen, P.device) as run:
-                _backend.kernels(chosen).sample_project_align(*target, matrix(P), where, scale, run)
+                _backend.kernels(chosen).sample_project_align(
+                    *target, matrix(P), _backend.CODE[G_dtype], where, scale, run
+                )
 
 
 def _sample_project_align(
-    n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, backend: str | None
+    n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, precision: str | None, backend: str | None
 ) -> Tensor:
     out = _backend.empty((*key.shape[:-1], n, P.shape[1]), dtype, P.device)
-    _sample_project_align_out(P.detach(), key, scale, backend, out)
+    _sample_project_align_out(P.detach(), key, scale, precision, backend, out)
     return out
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    n, P, key, scale, _, ctx.backend = inputs
+    n, P, key, scale, _, precision, ctx.backend = inputs
     ctx.n, ctx.r, ctx.scale, ctx.dtype = n, P.shape[0], scale, P.dtype
+    ctx.G_dtype = P.dtype if precision is None else torch.bfloat16
     ctx.save_for_backward(key)
 
 
@@ -166,18 +199,19 @@ def _backward(ctx, grad: Tensor):
         for start in range(0, ctx.n, block):
             rows = min(block, ctx.n - start)
             shifted = one + torch.tensor([0, 0, start, 0])
-            G = torch.ops.rainbow_fast.gaussian(rows, ctx.r, shifted, torch.float32, grad.device, ctx.backend)
+            G = torch.ops.rainbow_fast.gaussian(rows, ctx.r, shifted, ctx.G_dtype, grad.device, ctx.backend)
             grad_P += G.to(ctx.dtype).T @ part[start : start + rows].to(ctx.dtype)
-    return None, ctx.scale * grad_P, None, None, None, None
+    return None, ctx.scale * grad_P, None, None, None, None, None
 
 
 _NAME = "rainbow_fast::sample_project_align"
-torch.library.define(_NAME, "(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, str? backend) -> Tensor")
-torch.library.define(f"{_NAME}_out", "(Tensor P, Tensor key, float scale, str? backend, Tensor(a!) out) -> ()")
+_HOW = "str? precision, str? backend"
+torch.library.define(_NAME, f"(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, {_HOW}) -> Tensor")
+torch.library.define(f"{_NAME}_out", f"(Tensor P, Tensor key, float scale, {_HOW}, Tensor(a!) out) -> ()")
 torch.library.impl(_NAME, "CompositeExplicitAutograd")(_sample_project_align)
 torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_sample_project_align_out)
 torch.library.register_fake(_NAME)(
-    lambda n, P, key, scale, dtype, backend: P.new_empty(*key.shape[:-1], n, P.shape[1], dtype=dtype)
+    lambda n, P, key, scale, dtype, precision, backend: P.new_empty(*key.shape[:-1], n, P.shape[1], dtype=dtype)
 )
-torch.library.register_fake(f"{_NAME}_out")(lambda P, key, scale, backend, out: None)
+torch.library.register_fake(f"{_NAME}_out")(lambda P, key, scale, precision, backend, out: None)
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

@@ -12,7 +12,8 @@ float32 0.9 and 7.2, 2.8 and 23. Generating: 0.09 and 0.73, 0.15 and 1.2. So nar
 ones by the tensor cores.
 
 A product of float32 is six of bfloat16: G and P are sums of three terms each, exactly, and the products smaller than
-2^-26 of the whole are left out. TF32, three times, takes as long, but its operands spill.
+2^-26 of the whole are left out. TF32, three times, takes as long, but its operands spill. Where G is wanted in bfloat16
+("bf16x2"), P is the sum of two terms, and the products are two.
 """
 
 from collections.abc import Iterator
@@ -27,17 +28,19 @@ from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile, words
 from rainbow_fast.triton_kernels.rounding import dot, rounded, split
 from rainbow_fast.triton_kernels.variant import Variant
 
-# By the number of terms: the largest rank that a program keeps, its rows, the columns of a tile, its warps.
+# By the number of terms of P: the largest rank that a program keeps, its rows, the columns of a tile, its warps.
 PANEL = {
     1: {"RANK": 128, "ROWS": 128, "COLS": 64, "num_warps": 8},
+    2: {"RANK": 128, "ROWS": 128, "COLS": 64, "num_warps": 8},
     3: {"RANK": 64, "ROWS": 64, "COLS": 64, "num_warps": 4},
 }
-# By the dtype of P: a tile of W', and of how much of the rank at a time.
-PRODUCT = {
-    torch.float32: {"ROWS": 128, "COLS": 64, "DEPTH": 32, "num_warps": 8},
-    torch.float64: {"ROWS": 64, "COLS": 64, "DEPTH": 16, "num_warps": 4},
-    torch.bfloat16: {"ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
-    torch.float16: {"ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
+# By the dtype of P, or the precision: the terms of P, a tile of W', and of how much of the rank at a time.
+PRODUCT: dict[torch.dtype | str, dict[str, int]] = {
+    torch.float32: {"TERMS": 3, "ROWS": 128, "COLS": 64, "DEPTH": 32, "num_warps": 8},
+    "bf16x2": {"TERMS": 2, "ROWS": 128, "COLS": 64, "DEPTH": 64, "num_warps": 8},
+    torch.float64: {"TERMS": 1, "ROWS": 64, "COLS": 64, "DEPTH": 16, "num_warps": 4},
+    torch.bfloat16: {"TERMS": 1, "ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
+    torch.float16: {"TERMS": 1, "ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
 }
 STAGES = {"cuda": 3, "hip": 2}  # tiles of P on their way, as shared memory allows
 PROGRAMS = 264  # two for each multiprocessor of an H100
@@ -50,18 +53,21 @@ def load(pointers, plane, TERMS: tl.constexpr):
     first = tl.load(pointers)
     if TERMS == 1:
         return (first,)
+    elif TERMS == 2:
+        return first, tl.load(pointers + plane)
     else:
         return first, tl.load(pointers + plane), tl.load(pointers + 2 * plane)
 
 
 @triton.jit
 def product(a, b, acc, TERMS: tl.constexpr):
-    """acc + a b of operands in TERMS terms, the smallest products first."""
+    """acc + a b, b in TERMS terms, and a in three where b is, else in one; the smallest products first."""
     if TERMS == 3:
         acc = dot(a[2], b[0], acc)
         acc = dot(a[1], b[1], acc)
         acc = dot(a[0], b[2], acc)
         acc = dot(a[1], b[0], acc)
+    if TERMS > 1:
         acc = dot(a[0], b[1], acc)
     return dot(a[0], b[0], acc)
 
@@ -91,7 +97,7 @@ def panel_kernel(
     top, left = tl.program_id(0).to(tl.int64) * ROWS, tl.program_id(1).to(tl.int64) * columns
     i, q = tl.arange(0, ROWS), tl.arange(0, RANK // 4)
     g = gaussian_tile(top + row_offset + i, first_group.to(tl.uint32) + q, seed_lo, seed_hi, stream)
-    a = split(g, P.dtype.element_ty, TERMS)
+    a = split(g, P.dtype.element_ty, 3 if TERMS == 3 else 1)
     rows = i < tl.minimum(n - top, ROWS).to(tl.int32)
     width = tl.minimum(m - left, columns).to(tl.int32)
     P += left + tl.arange(0, RANK).to(tl.int64)[:, None] * P_row
@@ -130,7 +136,7 @@ def product_kernel(
     factor = tl.full((), scale, type)
     w = tl.zeros((ROWS, COLS), type)
     for _ in tl.range(0, r, DEPTH, num_stages=STAGES):
-        a, b = load(G, G_plane, TERMS), load(P, P_plane, TERMS)
+        a, b = load(G, G_plane, 3 if TERMS == 3 else 1), load(P, P_plane, TERMS)
         if TERMS == 1:
             w = product(a, b, w, TERMS)
         else:
@@ -146,53 +152,56 @@ def product_kernel(
     tl.store(out, rounded(w, out.dtype.element_ty), mask=inside)
 
 
-def planes(P: Tensor, skip: int, rank: int, cols: int) -> Tensor:
+def planes(P: Tensor, terms: int, skip: int, rank: int, cols: int) -> Tensor:
     """P in whole tiles, its rows from `skip` on, zeros around it: (terms, rank, a multiple of cols).
 
-    Zeros meet the columns of G that are made but do not belong to the product. float32 is the exact sum of three of
-    bfloat16, any other dtype one term.
+    Zeros meet the columns of G that are made but do not belong to the product. A float32 is the sum of two or, exactly,
+    of three of bfloat16; any other dtype is one term.
     """
-    (r, m), single = P.shape, P.dtype == torch.float32
-    shape = (3 if single else 1, rank, triton.cdiv(m, cols) * cols)
-    padded = torch.zeros(shape, dtype=torch.bfloat16 if single else P.dtype, device=P.device)
+    r, m = P.shape
+    shape = (terms, rank, triton.cdiv(m, cols) * cols)
+    padded = torch.zeros(shape, dtype=torch.bfloat16 if terms > 1 else P.dtype, device=P.device)
     for term in padded[:, skip : skip + r, :m]:
         term.copy_(P)
-        P = P - term if single else P
+        P = P - term if terms > 1 else P
     return padded
 
 
-def sample_project_align(out: Tensor, P: Tensor, where: list[int], scale: float) -> None:
+def sample_project_align(out: Tensor, P: Tensor, G_dtype: torch.dtype, where: list[int], scale: float) -> None:
     """Write scale G P into `out` (n, m), whose rows are contiguous; P (r, m) of any strides, G at `where`.
 
+    G is rounded to the dtype of P; or to bfloat16 with a float32 P, which is taken as the sum of two of bfloat16 then.
     An infinite entry of a float32 P gives NaN.
     """
     if out.numel() == 0:
         return
-    panel = PANEL[3 if P.dtype == torch.float32 else 1]
+    form = "bf16x2" if P.dtype == torch.float32 and G_dtype == torch.bfloat16 else P.dtype
+    terms = PRODUCT[form]["TERMS"]
+    panel = PANEL[terms]
     if P.dtype == torch.float64 or P.shape[0] + (where[3] & 3) > panel["RANK"]:
-        _by_slabs(out, P, where, scale)
+        _by_slabs(out, P, PRODUCT[form], where, scale)
         return
     (n, m), skip = out.shape, where[3] & 3
     rank = max(16, triton.next_power_of_2(P.shape[0] + skip))
-    padded = planes(P, skip, rank, panel["COLS"])
+    padded = planes(P, terms, skip, rank, panel["COLS"])
     down, across = triton.cdiv(n, panel["ROWS"]), triton.cdiv(m, panel["COLS"])
     columns = min(triton.cdiv(across, triton.cdiv(PROGRAMS, down)) * panel["COLS"], MOST_COLUMNS)
     *seeds, row_offset, col_offset = words(where)
     arrays = (out, padded, n, m, columns, out.stride(0), *padded.stride()[:2])
-    constants = {**panel, "RANK": rank, "TERMS": len(padded), "STAGES": _stages()}
+    constants = {**panel, "RANK": rank, "TERMS": terms, "STAGES": _stages()}
     grid = (down, triton.cdiv(m, columns))
     panel_kernel[grid](*arrays, *seeds, row_offset, col_offset >> 2, scale, **constants, **EXACT)
 
 
-def _by_slabs(out: Tensor, P: Tensor, where: list[int], scale: float) -> None:
-    tile = PRODUCT[P.dtype]
+def _by_slabs(out: Tensor, P: Tensor, tile: dict[str, int], where: list[int], scale: float) -> None:
     (n, m), (seed, stream, row_offset, col_offset) = out.shape, where
-    skip = col_offset & 3
+    skip, terms = col_offset & 3, tile["TERMS"]
     rank = max(1, triton.cdiv(P.shape[0] + skip, tile["DEPTH"])) * tile["DEPTH"]
-    padded = planes(P, skip, rank, tile["COLS"])
-    tiles = min(triton.cdiv(n, tile["ROWS"]), max(1, SLAB // (padded[:, :, 0].nbytes * tile["ROWS"])))
-    slab = padded.new_empty(len(padded), tiles * tile["ROWS"], rank)
-    constants = {**tile, "TERMS": len(padded), "STAGES": _stages()}
+    padded, G_terms = planes(P, terms, skip, rank, tile["COLS"]), 3 if terms == 3 else 1
+    row = G_terms * rank * padded.itemsize
+    tiles = min(triton.cdiv(n, tile["ROWS"]), max(1, SLAB // (row * tile["ROWS"])))
+    slab = padded.new_empty(G_terms, tiles * tile["ROWS"], rank)
+    constants = {**tile, "STAGES": _stages()}
     for start in range(0, n, slab.shape[1]):
         part = out[start : start + slab.shape[1]]
         gaussian(slab if len(slab) == 3 else slab[0], [seed, stream, row_offset + start, col_offset - skip])
@@ -209,13 +218,13 @@ _TARGETS = {"cuda": ("sm_80", "sm_90", "sm_100"), "hip": ("gfx942",)}
 
 
 def variants() -> Iterator[Variant]:
-    types = {torch.float32: "bf16", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
     for platform, stages in STAGES.items():
-        for terms, rank, out, aligned in ((3, 16, "fp32", ()), (3, 64, "fp32", ("m", "out_row")), (1, 128, "bf16", ())):
+        panels = ((3, 16, "fp32", ()), (3, 64, "fp32", ("m", "out_row")), (2, 128, "bf16", ()), (1, 128, "bf16", ()))
+        for terms, rank, out, aligned in panels:
             panel = {**PANEL[terms], "RANK": rank, "TERMS": terms, "STAGES": stages}
             warps = panel.pop("num_warps")
             yield Variant(
-                f"sample_project_align {out} rank {rank}",
+                f"sample_project_align {out} rank {rank}" + ", P in two terms" * (terms == 2),
                 panel_kernel,
                 {"out": f"*{out}", "P": "*bf16"},
                 panel,
@@ -225,11 +234,11 @@ def variants() -> Iterator[Variant]:
                 products=True,
                 targets=_TARGETS[platform],
             )
-        for dtype, type in types.items():
-            tile = {**PRODUCT[dtype], "TERMS": 3 if dtype == torch.float32 else 1, "STAGES": stages}
-            warps, out = tile.pop("num_warps"), "fp32" if dtype == torch.float32 else type
+        for form, type in zip(PRODUCT, ("bf16", "bf16", "fp64", "bf16", "fp16"), strict=True):
+            tile = {**PRODUCT[form], "STAGES": stages}
+            warps, terms, out = tile.pop("num_warps"), tile["TERMS"], "fp32" if form == torch.float32 else type
             yield Variant(
-                f"sample_project_align {out} any rank",
+                f"sample_project_align {out} any rank" + ", P in two terms" * (terms == 2),
                 product_kernel,
                 {"out": f"*{out}", "G": f"*{type}", "P": f"*{type}"},
                 tile,

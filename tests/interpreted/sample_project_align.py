@@ -8,19 +8,23 @@ from tolerance import assert_close_to_float64
 from torch import Tensor
 
 from rainbow_fast.ops.gaussian import gaussian_reference
-from rainbow_fast.ops.sample_project_align import sample_project_align_reference
+from rainbow_fast.ops.sample_project_align import in_two_terms, sample_project_align_reference
 from rainbow_fast.triton_kernels import sample_project_align as kernels
 
 SCALE = 0.3
 
 
-def check(out: Tensor, P: Tensor, row_offset: int = 0, col_offset: int = 0) -> None:
+def check(
+    out: Tensor, P: Tensor, row_offset: int = 0, col_offset: int = 0, rounding: torch.dtype | None = None
+) -> None:
     """Fill `out` by the kernel and compare with float64."""
     where = [2**63 - 1, 5 << 12, row_offset, col_offset]
-    kernels.sample_project_align(out, P, where, SCALE)
+    kernels.sample_project_align(out, P, rounding or P.dtype, where, SCALE)
     G = torch.from_numpy(gaussian_reference(where, len(out), len(P)))
-    wanted = SCALE * (G.to(P.dtype).double() @ P.double())
-    assert_close_to_float64(out, wanted, sample_project_align_reference(G, P, SCALE).to(out.dtype), terms=len(P))
+    precision = "bf16x2" if rounding else None
+    plain = sample_project_align_reference(G, P, SCALE, precision).to(out.dtype)
+    wanted = SCALE * (G.to(rounding or P.dtype).double() @ (in_two_terms(P) if rounding else P).double())
+    assert_close_to_float64(out, wanted, plain, terms=len(P))
 
 
 CASES = {  # n, r, m, row_offset, col_offset
@@ -55,6 +59,12 @@ def test_a_result_of_another_dtype(guarded, r: int) -> None:
     check(guarded(9, 67), draw(r, 67).double())
 
 
+@pytest.mark.parametrize("r", [7, 125, 126, 200])  # one that a program keeps, three columns on; and one more
+def test_two_terms(guarded, r: int) -> None:
+    check(guarded(130, 67), draw(r, 67), 1, 3, torch.bfloat16)
+    check(guarded(9, 67, dtype=torch.bfloat16), draw(67, r).T, rounding=torch.bfloat16)
+
+
 @pytest.mark.parametrize("r", [7, 70])
 def test_any_layout(guarded, r: int) -> None:
     check(guarded(5, 9), draw(9, r).T)
@@ -66,25 +76,25 @@ def test_any_layout(guarded, r: int) -> None:
 @pytest.mark.parametrize("r", [7, 70])
 def test_empty(guarded, r: int) -> None:
     for n, m in ((0, 4), (4, 0)):
-        kernels.sample_project_align(guarded(n, m), draw(r, m), [1, 0, 0, 0], 1.0)
+        kernels.sample_project_align(guarded(n, m), draw(r, m), torch.float32, [1, 0, 0, 0], 1.0)
 
 
 @pytest.mark.parametrize("r", [7, 70])
 def test_the_way_of_making_it_does_not_matter(guarded, monkeypatch: pytest.MonkeyPatch, r: int) -> None:
     """Rows alone, all columns by one program, one tile of rows a slab: the same bits."""
     P, whole, part, other = draw(r, 150), guarded(200, 150), guarded(70, 150), guarded(200, 150)
-    kernels.sample_project_align(whole, P, [3, 1, 0, 0], SCALE)
-    kernels.sample_project_align(part, P, [3, 1, 130, 0], SCALE)
+    kernels.sample_project_align(whole, P, torch.float32, [3, 1, 0, 0], SCALE)
+    kernels.sample_project_align(part, P, torch.float32, [3, 1, 130, 0], SCALE)
     assert differing_bits(whole[130:], part) == 0
     monkeypatch.setattr(kernels, "PROGRAMS", 1)
     monkeypatch.setattr(kernels, "SLAB", 1)
-    kernels.sample_project_align(other, P, [3, 1, 0, 0], SCALE)
+    kernels.sample_project_align(other, P, torch.float32, [3, 1, 0, 0], SCALE)
     assert differing_bits(whole, other) == 0
 
 
 def test_terms_are_exact() -> None:
     P = draw(3, 50) * torch.logspace(-20, 20, 50)
-    planes = kernels.planes(P, 2, 16, 64)
+    planes = kernels.planes(P, 3, 2, 16, 64)
     assert planes.shape == (3, 16, 64) and planes.dtype == torch.bfloat16
     assert torch.equal(planes.double().sum(0)[2:5, :50], P.double())
     assert (planes[:, :2] == 0).all() and (planes[:, 5:] == 0).all() and (planes[:, :, 50:] == 0).all()
