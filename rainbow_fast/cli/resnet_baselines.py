@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -65,11 +65,12 @@ class Images:
 
     phi: list[Tensor]
     phih: list[Tensor]
-    block: list[Tensor] = field(default_factory=list)
-    kept: list[Tensor] = field(default_factory=list)
+    block: list[Tensor]
+    kept: list[Tensor]
 
-    def begin_block(self, wide: list[Tensor]) -> None:
-        self.block, self.kept = list(self.phi), wide
+    @classmethod
+    def of(cls, x: Tensor) -> Images:
+        return cls(*(list(x.split(CHUNK)) for _ in range(4)))
 
     def advance(self, layer: Layer) -> None:
         """The reference by one layer."""
@@ -166,7 +167,7 @@ class White:
 @torch.no_grad()
 def sample(net: nn.Sequential, sampler: Sampler, align: Labelled, test: Labelled) -> Outcome:
     """Site by site: align on one data set, measure on the other."""
-    data = [Images(list(x.split(CHUNK)), list(x.split(CHUNK))) for x, _ in (align, test)]
+    data = [Images.of(x) for x, _ in (align, test)]
     steps, sites = list(layers(net.eval())), []
     for number, layer in enumerate(steps):
         n = sampler.enter(layer, number, data[0])
@@ -177,18 +178,16 @@ def sample(net: nn.Sequential, sampler: Sampler, align: Labelled, test: Labelled
         starts = last or steps[number + 1].shortcut is None
         errors = []
         for images in data:
-            error, wide = Error(), []
+            error = Error()
             for i, phi in enumerate(images.phi):
                 features = sampler.features(layer, images, i)
                 images.phih[i] = torch.einsum("nm...,dm->nd...", features, found) + c.view(-1, 1, 1)
                 error.update(phi, images.phih[i])
                 if last:
-                    wide.append(features.mean((2, 3)))
+                    images.kept[i] = features.mean((2, 3))
                 elif starts:
-                    wide.append(features if sampler.wide else images.phih[i])
+                    images.block[i], images.kept[i] = phi, features if sampler.wide else images.phih[i]
             errors.append(error.relative()[0])
-            if starts:
-                images.begin_block(wide)
         names = {"index": number, "site": layer.name, "d": layer.conv.out_channels, "n": n}
         sites.append(names | {"alignment_error": errors[0], "error": errors[1]})
     means, wide = torch.cat([phih.mean((2, 3)) for phih in data[1].phih]), [torch.cat(images.kept) for images in data]
