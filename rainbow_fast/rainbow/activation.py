@@ -250,8 +250,7 @@ class RainbowActivation(nn.Module):
     @property
     def _factor(self) -> float:
         """What features are multiplied by in the place of u, which then takes no pass over z."""
-        kernel = self.activation if self.before is None and self.activation is not None else "identity"
-        through = kernel in HOMOGENEOUS and self.U is None and not self.mean_row
+        through = homogeneous(self.activation, self.before) and self.U is None and not self.mean_row
         return 1 / math.sqrt(self.d) if through else 1.0
 
     def _sigma(self) -> dict:
@@ -285,6 +284,11 @@ class RainbowActivation(nn.Module):
         parts = [self.activation or type(self.sigma).__name__, f"d={self.d}", f"n={self.n}"]
         parts += [f"r={self.U.shape[1]}"] if self.U is not None else []
         return ", ".join(parts + [word for word in ("mean_row", "flattened") if getattr(self, word)])
+
+
+def homogeneous(activation: str | None, before: nn.Module | None) -> bool:
+    """Whether what the kernels apply is: sigma itself, or nothing where features are stored for it."""
+    return activation is None or before is not None or activation in HOMOGENEOUS
 
 
 def channels_first(z: Tensor, axis: int | None, flattened: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rainbow_fast.ops.polar import LONG_IN_PLACE
-from rainbow_fast.rainbow.activation import FEATURE_BLOCK, IMPLICIT_BLOCK, ROW_BLOCK
+from rainbow_fast.rainbow.activation import FEATURE_BLOCK, IMPLICIT_BLOCK, ROW_BLOCK, homogeneous
 from rainbow_fast.rainbow.cost import SiteCost, Work
 from rainbow_fast.rainbow.least_squares import FEATURE_NUMBERS, solver
 from rainbow_fast.rainbow.machine import polar_flops
@@ -157,13 +157,18 @@ class SiteCount:
         """Steps of the reference's site, of the projections u, of statistics, scales and errors."""
         align, held, z, phi = self.sizes.align, self.sizes.held, self.z, self.phi
         recalibrating, centring = 4 * z * self.recalibrates, 3 * z * self.parts.mean_row
-        u = 2 * z + recalibrating + centring
+        # A factor of u passes through sigma where that is homogeneous.
+        through = homogeneous(self.site.activation, self.site.before) and not (self.has_U or self.parts.mean_row)
+        u = 2 * z * (not through) + recalibrating + centring
+        # What the site gives, its moments in two passes, phih times the scale, plus the offset, two sides of the error.
+        outputs = (7 + 2 * self.parts.offset) * phi
+        projected = 2 * phi * (self.parts.scale == "optimal")
         stored = self.n * self.positions * self.sums
         transposed = (2 * z + 4 * phi + 2 * stored) * (self.step > 1)
-        each = z + 2 * u + recalibrating + 17 * phi + 4 * stored + STRIDED * transposed
+        each = z + 2 * u + recalibrating + outputs + projected + 4 * stored + STRIDED * transposed
         numbers = align * each + 8 * self.samples * self.d
         pooled = self.sizes.both * self.d * self.window
-        return Work(pooled=float(pooled), bytes=float(self.sizes.itemsize * (numbers + held * (z + u + 13 * phi))))
+        return Work(pooled=float(pooled), bytes=float(self.sizes.itemsize * (numbers + held * (z + u + outputs))))
 
     # Memory
 
