@@ -21,23 +21,37 @@ constexpr uint32_t kGaussianKind = 0;
 // The last word of the counter of row i.
 RF_HOST_DEVICE uint32_t tag(int64_t i) { return kVersion << 28 | kGaussianKind << 24 | static_cast<uint32_t>(i >> 32); }
 
+// The keys of the ten rounds, two each.
+struct Keys {
+  uint32_t words[20];
+};
+
+RF_HOST_DEVICE Keys keys_of(int64_t seed) {
+  Keys keys{};
+  const uint64_t bits = static_cast<uint64_t>(seed);
+  RF_UNROLL
+  for (uint32_t round = 0; round < 10; ++round) {
+    keys.words[2 * round] = static_cast<uint32_t>(bits) + round * 0x9E3779B9u;
+    keys.words[2 * round + 1] = static_cast<uint32_t>(bits >> 32) + round * 0xBB67AE85u;
+  }
+  return keys;
+}
+
 template <class S>
 struct Philox {
   using Word = typename S::Word;
 
   // Ten rounds on (c0, c1, c2, c3), in place.
-  static RF_HOST_DEVICE void rounds(Word& c0, Word& c1, Word& c2, Word& c3, uint32_t k0, uint32_t k1) {
+  static RF_HOST_DEVICE void rounds(Word& c0, Word& c1, Word& c2, Word& c3, const Keys& keys) {
     RF_UNROLL
     for (int round = 0; round < 10; ++round) {
       Word high0, low0, high1, low1;
       S::multiply(c0, 0xD2511F53u, high0, low0);
       S::multiply(c2, 0xCD9E8D57u, high1, low1);
-      c0 = S::exclusive_or(high1, c1, k0);
-      c2 = S::exclusive_or(high0, c3, k1);
+      c0 = S::exclusive_or(high1, c1, keys.words[2 * round]);
+      c2 = S::exclusive_or(high0, c3, keys.words[2 * round + 1]);
       c1 = low1;
       c3 = low0;
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
     }
   }
 };
@@ -80,8 +94,8 @@ struct BoxMuller {
 // G[i, 4q .. 4q + 3] for the lanes of q (c0) and of i (c1 = i mod 2^32, c3 = tag(i)).
 template <class S>
 RF_HOST_DEVICE void gaussian4(typename S::Word c0, typename S::Word c1, typename S::Word c2, typename S::Word c3,
-                              uint32_t k0, uint32_t k1, typename S::F (&g)[4]) {
-  Philox<S>::rounds(c0, c1, c2, c3, k0, k1);
+                              const Keys& keys, typename S::F (&g)[4]) {
+  Philox<S>::rounds(c0, c1, c2, c3, keys);
   BoxMuller<S>::transform(S::lanes(c0), S::lanes(c1), g[0], g[1]);
   BoxMuller<S>::transform(S::lanes(c2), S::lanes(c3), g[2], g[3]);
 }

@@ -29,9 +29,8 @@ RF_INLINE RowCounter row_counter(int64_t i) {
 
 // G[rows, 4q .. 4q + 3], one vector a column.
 RF_INLINE void generate(const Address& at, const RowCounter& rows, VectorLanes::Word q, vf (&g)[4]) {
-  const uint64_t seed = static_cast<uint64_t>(at.seed);
   gaussian4<VectorLanes>(q, rows.low, VectorLanes::uniform(static_cast<uint32_t>(at.stream)), rows.tags,
-                         static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), g);
+                         keys_of(at.seed), g);
 }
 
 }  // namespace rf::RF_ISA

@@ -35,11 +35,16 @@ struct DeviceLanes {
   static RF_DEVICE F flip(F x, U sign) { return value(bits(x) ^ (sign & 0x80000000u)); }
 };
 
+// Where a tile of G begins, with the keys: where it is an argument of a kernel, a round reads its own from there. Made
+// anew in each thread, they would cost more than four instructions a number.
+struct Origin : Address {
+  Keys keys;
+  RF_HOST_DEVICE explicit Origin(const Address& at) : Address(at), keys(keys_of(at.seed)) {}
+};
+
 // G[i, 4 q .. 4 q + 3], i and q counted from the origin of G.
-RF_DEVICE void generate(const Address& at, int64_t i, uint32_t q, float (&g)[4]) {
-  const uint64_t seed = static_cast<uint64_t>(at.seed);
-  gaussian4<DeviceLanes>(q, static_cast<uint32_t>(i), static_cast<uint32_t>(at.stream), tag(i),
-                         static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), g);
+RF_DEVICE void generate(const Origin& at, int64_t i, uint32_t q, float (&g)[4]) {
+  gaussian4<DeviceLanes>(q, static_cast<uint32_t>(i), static_cast<uint32_t>(at.stream), tag(i), at.keys, g);
 }
 
 }  // namespace rf::cuda

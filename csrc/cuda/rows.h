@@ -66,7 +66,8 @@ RF_DEVICE void copy_rows(T* to, int ld, const Samples& x, const int64_t* offsets
 // The same of G, from row `row`: each thread makes groups of four columns.
 template <class T>
 RF_DEVICE void generate_rows(T* to, int ld, const Rows& g, int64_t row, int rows, int there, int64_t first) {
-  const int64_t column = g.address.col + first;
+  const Origin at{g.address};
+  const int64_t column = at.col + first;
   const int before = static_cast<int>(column & 3);
   const int quads = kDepth / 4 + (before != 0 ? 1 : 0);
 #pragma unroll 1
@@ -74,7 +75,7 @@ RF_DEVICE void generate_rows(T* to, int ld, const Rows& g, int64_t row, int rows
     const int r = i / quads, begin = 4 * (i - r * quads) - before;
     float made[4] = {};
     if (r < there && first + begin < g.given.channels)
-      generate(g.address, g.address.row + row + r, static_cast<uint32_t>((column + begin) >> 2), made);
+      generate(at, at.row + row + r, static_cast<uint32_t>((column + begin) >> 2), made);
     RF_UNROLL
     for (int k = 0; k < 4; ++k)
       if (begin + k >= 0 && begin + k < kDepth)

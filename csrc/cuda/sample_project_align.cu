@@ -3,11 +3,11 @@
 // and kept in shared memory while the columns of P pass by.
 //
 // Of out = scale G P, (n, m) of rank r: 2 n r m flops; bytes: P once for each strip of rows, from the second cache, and
-// out once; about 46 instructions for each of the n r numbers of G. For (n, r, m) = (8192, 256, 4608) in bf16: 19
+// out once; about 42 instructions for each of the n r numbers of G. For (n, r, m) = (8192, 256, 4608) in bf16: 19
 // Gflop, 75 MB of out: 25 us by memory and 20 us by tensor cores on an H100 (3.35 TB/s, 989 TF), 38 and 62 us on an
 // A100 (2.0 TB/s, 312 TF); generation, 3 and 5 us, is paid once a strip. In float32 three products of tf32: 117 us
-// (495 TF), 372 us (156 TF), with P in two terms of bf16 45 us (by memory) and 124 us; in float64 290 us (67 TF), 990 us
-// (19.5 TF).
+// (495 TF), 372 us (156 TF), with P in two terms of bf16 45 us (by memory) and 124 us; in float64 290 us (67 TF), 990
+// us (19.5 TF).
 //
 // A block: 8 warps, one block a multiprocessor (below 256 registers), at most 162 KiB of shared memory: 128 KiB of G,
 // which are 512 columns of 128 rows in 16 bits or of 64 rows in float32, and a pipeline of rows of P. A fragment that
@@ -266,7 +266,7 @@ RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
 // blockIdx.y: a strip of rows. blockIdx.x: `tiles` tiles of columns.
 template <class Shape, class T = typename Shape::Element>
 __global__ void __launch_bounds__(kWarps* kWarp, 1)
-    multiply(Output out, Matrix<T> p, Address at, typename Shape::F scale, int64_t tiles, int steps) {
+    multiply(Output out, Matrix<T> p, Origin at, typename Shape::F scale, int64_t tiles, int steps) {
   using Unit = typename Shape::Unit;
   constexpr int kTiles = Shape::kRows / 16, kPitch = Shape::kCols + Shape::kPad, kStage = kStep * kPitch;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
