@@ -140,6 +140,7 @@ def running(chosen: str, device: torch.device, *, workspace: bool = False) -> It
     yield stream.device.index, stream.cuda_stream, parts.data_ptr(), size
 
 
+@functools.cache  # where it is missing, looking takes longer than a small op
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 

@@ -52,6 +52,18 @@ def test_a_sequence_of_one_is_a_list(backend: str) -> None:
     check(x, torch.cat([y, x], 1), out)
 
 
+@pytest.mark.small
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_side_without_channels_before_another(backend: str) -> None:
+    """It has no tile, on whose way the sums over x would be taken that `center` needs."""
+    x, y = draw(600, 3), draw(600, 4, seed=1)
+    x[300:] += 3
+    y[300:] += 3
+    got = rf.cross_covariance(x, [y[:, :0], y], center=True, backend=backend)
+    assert got[0].shape == (3, 0)
+    check(x - x.mean(0), y - y.mean(0), got[1])
+
+
 def test_several_sides_for_any_number_of_threads() -> None:
     x, ys = draw(3001, 30), [draw(3001, m, seed=m) for m in CHANNELS]
     assert_same_for_threads(lambda: tuple(rf.cross_covariance(x, ys, center=True, activation="gelu")))

@@ -159,6 +159,17 @@ def test_gradient_of_one_output_and_of_rank_zero() -> None:
     assert nothing.grad.shape == (6, 0)
 
 
+@pytest.mark.small
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_comes_from_above_may_be_one_number_expanded(backend: str) -> None:
+    u = draw(9, 3, dtype=torch.float64).requires_grad_()
+    given = {"seed": 1, "activation": "tanh", "backend": backend}
+    for sums in rf.random_features_covariance(draw(9, 2, dtype=torch.float64, seed=1), u, 20, **given):
+        above = torch.ones((), dtype=torch.float64).expand_as(sums)
+        (got,), (wanted,) = (torch.autograd.grad(sums, u, t, retain_graph=True) for t in (above, above.contiguous()))
+        torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-13)
+
+
 def test_one_compilation_for_ten_seeds() -> None:
     x, u, A, shift = problem((4, 3, 2), 6, 2)
 

@@ -203,6 +203,7 @@ def _cross_covariance_out(
     if chosen == "reference":
         out += _by_reference(x, ys, activation, slope, center)
         return
+    ys = [y for y in ys if y.shape[1]]  # a kernel takes the sums of x on its way to the first
     memory = [samples(side) for side in (x, *ys)]
     shifts = [_first_mean(side, activation, slope) if center else None for side in (x, *ys)]
     totals = [None if shift is None else torch.zeros_like(shift, dtype=torch.float64) for shift in shifts]

@@ -109,6 +109,7 @@ def _by_triton(f: Features, n: int, where: list[int], grad_u, grad_shift, given,
     u, shift, rows, *rest = f.plain(n, where)
     x, A = [samples(x_k)[0] for x_k, _ in pairs], [A_k.detach() for _, A_k in pairs]
     given = None if given is None else samples(given)[0]
+    total, square = (None if t is None else t.contiguous() for t in (total, square))
     out = samples(grad_u, written=True)[0], grad_shift
     above = given, total, square, x, A
     _backend.run_triton("random_features_gradient", u.device, *out, u, shift, rows, n, *rest, *above)

@@ -81,7 +81,7 @@ def differentiate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
         return tl.full(x.shape, 1.0, x.dtype)
     elif ACTIVATION == "relu" or ACTIVATION == "leaky_relu":
         below: tl.constexpr = SLOPE if ACTIVATION == "leaky_relu" else 0.0
-        return tl.where(x > 0.0, 1.0, below).to(x.dtype)
+        return tl.where(x > 0.0, tl.full(x.shape, 1.0, x.dtype), below)  # two numbers would be taken in float32
     elif ACTIVATION == "abs":
         return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
     elif ACTIVATION == "sign" or ACTIVATION == "step":

@@ -21,7 +21,7 @@ WIDE = {"ROWS": 8, "GROUPS": 128, "num_warps": 4}
 NARROW = {"ROWS": 128, "GROUPS": 4, "num_warps": 4}
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream", "row_offset", "first_group"])
+@triton.jit(do_not_specialize=["rows", "seed_lo", "seed_hi", "stream", "row_offset", "first_group"])
 def gaussian_kernel(
     out,
     rows: tl.int64,

@@ -34,7 +34,7 @@ def _orthogonal(source, target, basis, step, d, STEPS: tl.constexpr, BLOCK: tl.c
     return shares
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
 def step_kernel(
     basis, product, diagonal, beside, d: tl.int64, step: tl.int32, STEPS: tl.constexpr, BLOCK: tl.constexpr
 ):
