@@ -188,9 +188,10 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
             part.copy_(_values(f, n, where))
         return
     if chosen == "triton":
+        u, rest = f.plain()
         for where, part in parts:
             view = samples(part, written=True)[0]
-            _backend.run_triton("random_features", f.u.device, view, *f.plain(n, where))
+            _backend.run_triton("random_features", u.device, view, u, *rest(where))
         return
     kept, features = f.memory(n)
     for target, (where, _) in zip(targets, parts, strict=True):
@@ -217,14 +218,13 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
             first += phi.sum((0, 2))
             second += (phi * phi).sum((0, 2))
         return
-    if chosen == "triton":
-        for where, *sums in parts:
-            view = samples(x)[0]
-            _backend.run_triton(
-                "random_features.random_features_covariance", f.u.device, *sums, view, *f.plain(n, where)
-            )
-        return
     x_kept, x_samples = samples(x)
+    if chosen == "triton":
+        name = "random_features.random_features_covariance"
+        u, rest = f.plain()
+        for where, *sums in parts:
+            _backend.run_triton(name, u.device, *sums, x_kept, u, *rest(where))
+        return
     kept, features = f.memory(n)
     for where, *sums in parts:
         targets = [t.data_ptr() for t in sums]
@@ -248,13 +248,12 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
                 o.copy_(torch.einsum("nm...,dm->nd...", phi[:, : a.shape[1]], a))
         return
     if chosen == "triton":
+        name = "random_features.random_features_projection"
+        u, rest = f.plain()
         for where, *given in parts:
             for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
-                u, *rest = f.plain(a.shape[-1], where)
                 view = samples(o, written=True)[0]
-                _backend.run_triton(
-                    "random_features.random_features_projection", f.u.device, view, u, a.detach(), *rest
-                )
+                _backend.run_triton(name, u.device, view, u, a.detach(), *rest(where))
         return
     kept, features = f.memory(n)
     for s, (where, *given) in enumerate(parts):

@@ -107,11 +107,12 @@ class Features(NamedTuple):
         last = (CODE[self.activation], self.slope, self.scale)
         return (u, shift), lambda where: (*first, where, *last)
 
-    def plain(self, n: int, where: list[int]) -> tuple:
-        """What the Triton kernels take of it for n neurons: u, shift, the rows of G or their address, and the rest."""
-        rows = where if self.G is None else self.G.detach()[:n]
+    def plain(self) -> tuple[Tensor, Callable[[list[int]], tuple]]:
+        """What the Triton kernels take of it: u; and given an address shift, the rows of G or it, and the rest."""
+        rows = None if self.G is None else self.G.detach()
         shift = None if self.shift is None else self.shift.detach().contiguous()
-        return memory.samples(self.u)[0], shift, rows, self.activation, self.slope, self.scale
+        last = (self.activation, self.slope, self.scale)
+        return memory.samples(self.u)[0], lambda where: (shift, where if rows is None else rows, *last)
 
     def chosen(self, backend: str | None) -> str:
         return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES)

@@ -82,7 +82,7 @@ def _random_features_gradient(
     run = _by_triton if chosen == "triton" else _by_kernel
     grads_u, grads_shift = u.new_zeros(u.shape), u.new_zeros(u.shape[:1] + u.shape[2:])
     for seed, (where,) in enumerate(f.each(n)):
-        grad_u, grad_shift = torch.empty_like(grads_u), torch.empty_like(grads_shift)
+        grad_u, grad_shift = torch.empty_like(grads_u), torch.zeros_like(grads_shift)
         run(f, n, where, grad_u, grad_shift, *_of_seed(seed, u, given, total, square, x, A))
         grads_u += grad_u
         grads_shift += grad_shift
@@ -106,11 +106,12 @@ def _by_kernel(f: Features, n: int, where: list[int], grad_u, grad_shift, given,
 
 
 def _by_triton(f: Features, n: int, where: list[int], grad_u, grad_shift, given, total, square, pairs) -> None:
-    u, shift, rows, *rest = f.plain(n, where)
+    u, features = f.plain()
+    shift, rows, *rest = features(where)
     x, A = [samples(x_k)[0] for x_k, _ in pairs], [A_k.detach() for _, A_k in pairs]
     given = None if given is None else samples(given)[0]
     total, square = (None if t is None else t.contiguous() for t in (total, square))
-    out = samples(grad_u, written=True)[0], grad_shift
+    out = samples(grad_u, written=True)[0], None if shift is None else grad_shift
     above = given, total, square, x, A
     _backend.run_triton("random_features_gradient", u.device, *out, u, shift, rows, n, *rest, *above)
 

@@ -28,7 +28,8 @@ import triton.language as tl
 from torch import Tensor
 
 from rainbow_fast.triton_kernels.activations import KEEP_PRECISION, activate
-from rainbow_fast.triton_kernels.rounding import INTERPRETED, dot
+from rainbow_fast.triton_kernels.rounding import dot
+from rainbow_fast.triton_kernels.samples import Layout, family, offsets, places
 
 WORKSPACE = 64 * 2**20  # bytes, of the parts
 BLOCK = 2048  # channels of each side in one launch: two parts of so many fill the workspace
@@ -58,7 +59,7 @@ class Machine:
     double: Plan
 
 
-# Those of sm_80 fit into the 99 KiB of its relatives, and serve any other GPU of NVIDIA's.
+# By `family`. Those of sm_80 fit into the 99 KiB of its relatives, and serve any other GPU of NVIDIA's.
 MACHINES = {
     "sm_80": Machine(216, Plan(128, 128, 32, 4), Plan(128, 64, 16, 4, "tf32x3"), Plan(64, 64, 16, 4)),
     "sm_90": Machine(264, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
@@ -68,31 +69,14 @@ MACHINES = {
 
 
 @triton.jit
-def _offsets(first, positions, lines, s_image, s_line, s_position, AXES: tl.constexpr, STEP: tl.constexpr):
-    """Where samples first, first + 1, ... lie, of one line, of images of one line, or of images of several."""
-    k = tl.arange(0, STEP)
-    if AXES == 1:
-        return (first + k) * s_position
-    else:
-        line = first // positions
-        at = (first - line * positions).to(positions.dtype) + k  # 32 bits, if a line has no more
-        offset = (at % positions).to(tl.int64) * s_position
-        if AXES == 2:
-            return offset + (line + at // positions) * s_image
-        else:
-            image = line // lines
-            at = (line - image * lines).to(lines.dtype) + at // positions
-            return offset + (at % lines).to(tl.int64) * s_line + (image + at // lines) * s_image
-
-
-@triton.jit
 def _tile(
     x, s_channel, s_image, s_line, s_position, positions, lines, channels, shift, c, first, end,
     AXES: tl.constexpr, SHIFTED: tl.constexpr, KEEP: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     STEP: tl.constexpr, ALONG: tl.constexpr,
 ):  # fmt: skip
     """sigma(x) - shift of channels c and of samples first to end, at most STEP, along an axis; zeros outside."""
-    at = _offsets(first, positions, lines, s_image, s_line, s_position, AXES, STEP)
+    image, line, position = places(first, positions, lines, AXES, STEP)
+    at = offsets(image, line, position, s_image, s_line, s_position, AXES)
     inside = tl.expand_dims(c < channels, ALONG) & tl.expand_dims(first + tl.arange(0, STEP) < end, 1 - ALONG)
     value = tl.load(x + tl.expand_dims(c * s_channel, ALONG) + tl.expand_dims(at, 1 - ALONG), mask=inside, other=0.0)
     if ACTIVATION != "identity" or not KEEP:
@@ -183,7 +167,7 @@ def products_kernel(
             tl.store(y_sums + part * m + column, y_sum, mask=column < m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def parts_kernel(
     out, ld, d, m, parts, count, size, s_row, s_column,
     SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, ENTRIES: tl.constexpr,
@@ -206,46 +190,21 @@ def parts_kernel(
     tl.store(at, tl.load(at, mask=inside, other=0.0) + total, mask=inside)
 
 
-def machine(device: torch.device) -> Machine:
-    """The plans for a device: by its family, not by its number of multiprocessors, which would change bits."""
-    if INTERPRETED:
-        return MACHINES["sm_80"]
-    if torch.version.hip:
-        return MACHINES["gfx942"]
-    major, minor = torch.cuda.get_device_capability(device)
-    known = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
-    return MACHINES[known.get((major, minor), "sm_80")]
-
-
 @dataclass(frozen=True)
 class _Side:
     """Some channels of a side, as a kernel's arguments."""
 
     data: Tensor
-    strides: tuple[int, int, int, int]  # of channel, image, line, position
-    positions: int
-    lines: int
-    axes: int
-    channels: int
+    layout: Layout
     shift: Tensor | None
     total: Tensor | None
 
     @staticmethod
     def of(x: Tensor, first: int, shift: Tensor | None, total: Tensor | None) -> "_Side":
-        """With as few and as long lines as the strides allow: (N, d) and channels_last are one."""
-        x = x[:, first : first + BLOCK]
-        images, channels, lines, positions = x.shape
-        s_image, s_channel, s_line, s_position = x.stride()
-        if lines == 1 or positions == 1 or s_line == positions * s_position:
-            s_position = s_line if positions == 1 and lines > 1 else s_position
-            positions, lines = positions * lines, 1
-            if images == 1 or positions == 1 or s_image == positions * s_position:
-                s_position = s_image if positions == 1 and images > 1 else s_position
-                positions, images = positions * images, 1
-        axes = 3 if lines > 1 else 2 if images > 1 else 1
         some = slice(first, first + BLOCK)
+        x = x[:, some]
         shift, total = (None if t is None else t[some] for t in (shift, total))
-        return _Side(x, (s_channel, s_image, s_line, s_position), positions, lines, axes, channels, shift, total)
+        return _Side(x, Layout(x), shift, total)
 
     @property
     def ragged(self) -> bool:
@@ -253,10 +212,10 @@ class _Side:
 
         Of them Triton sees no neighbours, and lets threads run along the last axis.
         """
-        return self.axes > 1 and self.positions % 16 != 0 and self.strides[0] != 1
+        return self.layout.axes > 1 and self.layout.grid[0] % 16 != 0 and self.layout.strides[0][0] != 1
 
     def arguments(self) -> tuple:
-        return self.data, *self.strides, self.positions, self.lines, self.channels, self.shift
+        return self.data, *self.layout.strides[0], *self.layout.grid, self.data.shape[1], self.shift
 
 
 def cross_covariance(
@@ -296,18 +255,19 @@ def _one(
     out: Tensor, mirrored: Tensor | None, x: _Side, y: _Side, symmetric: bool, activation: str, slope: float
 ) -> None:
     """One block of the result, and of what lies across the diagonal from it."""
-    d, m, samples = x.channels, y.channels, x.data.numel() // max(1, x.channels)
+    d, m, samples = x.data.shape[1], y.data.shape[1], x.layout.samples
     if d * m * samples == 0:
         return
-    dtype, family = x.data.dtype, machine(x.data.device)
+    dtype, machine = x.data.dtype, MACHINES[family(x.data.device)]
     keep = x.shift is None and y.shift is None
     keep = keep and (dtype in (torch.float32, torch.float64) or activation in KEEP_PRECISION)
-    plan = family.double if dtype == torch.float64 else family.half if keep and dtype.itemsize == 2 else family.single
+    half = keep and dtype.itemsize == 2
+    plan = machine.double if dtype == torch.float64 else machine.half if half else machine.single
     rows, columns = edge(d, plan.rows), edge(m, plan.columns)
     step = plan.step // 2 if x.ragged or y.ragged else plan.step
     down, across = triton.cdiv(d, rows), triton.cdiv(m, columns)
     tiles = sum(across - i * rows // columns for i in range(down)) if symmetric else down * across
-    count, each = _ranges(samples, tiles, d * m, family)
+    count, each = _ranges(samples, tiles, d * m, machine.programs)
     planes = count if dtype == torch.float64 else 2 * count
     device = x.data.device
     parts = torch.empty(planes, d, m, dtype=dtype if dtype == torch.float64 else torch.float32, device=device)
@@ -315,7 +275,8 @@ def _one(
     y_sums = None if y.total is None else torch.empty(count, m, dtype=torch.float64, device=device)
     products_kernel[(down * across * count,)](
         parts, samples, each, *x.arguments(), x_sums, *y.arguments(), y_sums,
-        x.axes, y.axes, int(y.ragged), x.shift is not None, y.shift is not None, x_sums is not None, y_sums is not None,
+        x.layout.axes, y.layout.axes, int(y.ragged), x.shift is not None, y.shift is not None,
+        x_sums is not None, y_sums is not None,
         symmetric, keep, activation, slope if activation == "leaky_relu" else 0.0, plan.precision,
         rows, columns, step, CHAIN // step, num_warps=warps(rows, columns), num_stages=plan.stages,
     )  # fmt: skip
@@ -335,9 +296,9 @@ def edge(channels: int, most: int) -> int:
     return min(most, max(32, triton.next_power_of_2(channels)))
 
 
-def _ranges(samples: int, tiles: int, numbers: int, family: Machine) -> tuple[int, int]:
+def _ranges(samples: int, tiles: int, numbers: int, programs: int) -> tuple[int, int]:
     """How many ranges of samples, and how long: from shapes alone."""
-    count = min(triton.cdiv(family.programs, tiles), samples // SHORTEST, WORKSPACE // (8 * numbers))
+    count = min(triton.cdiv(programs, tiles), samples // SHORTEST, WORKSPACE // (8 * numbers))
     each = triton.cdiv(triton.cdiv(samples, max(1, count)), CHAIN) * CHAIN
     return triton.cdiv(samples, each), each
 

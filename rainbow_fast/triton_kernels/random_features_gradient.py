@@ -124,7 +124,8 @@ def random_features_gradient(
                     )  # fmt: skip
                     own = slice(start, start + samples)
                     project(sums[..., own], g[:height].T, ds, u, layout, 0, None, g[:height], "identity", 0.0, 1.0)
-                    of_shift[..., own] += ds.sum(0, dtype=sums.dtype)
+                    if grad_shift is not None:
+                        of_shift[..., own] += ds.sum(0, dtype=sums.dtype)
         close(grad_u, layout, strides[id(grad_u)], sums[:, :r], first)
         if grad_shift is not None:
             plain = Layout(grad_shift.view(1, 1, -1))

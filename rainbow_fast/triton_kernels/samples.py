@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Samples in strided memory, and the passes over them that random_features and its gradient share.
+"""Samples in strided memory, as all kernels read them; the passes that random_features and its gradient share.
 
 A tensor (N, c, lines, positions) is a matrix of c channels by samples, a sample being a position of a line of an image.
 All tensors of a pass have their samples in the same order, each its own strides.
@@ -79,7 +79,7 @@ def scores(
     return s
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def close_kernel(
     out, o_channel, o_image, o_line, o_position, positions, lines, sums, s_part, parts, channels, first, samples,
     AXES: tl.constexpr, ADD: tl.constexpr, CHANNELS: tl.constexpr, SAMPLES: tl.constexpr,
@@ -148,7 +148,7 @@ def panels(rows: Rows, n: int, u: Tensor) -> Iterator[tuple[int, Tensor]]:
     if n == 0:
         return
     if isinstance(rows, Tensor):
-        yield from ((first, rows[first : first + TALLEST]) for first in range(0, n, TALLEST))
+        yield from ((first, rows[first : min(first + TALLEST, n)]) for first in range(0, n, TALLEST))
         return
     r = u.shape[1]
     height = min(n, TALLEST, max(PANEL // max(r, 1) // 128, 1) * 128)
@@ -190,10 +190,10 @@ Plans = dict[str, dict[str, int]]  # of "fp32", "fp64", and of one of them on a 
 
 def plan_of(plans: Plans, u: Tensor) -> dict[str, int]:
     type = "fp64" if u.dtype == torch.float64 else "fp32"
-    return plans.get(f"{type} {_family(u.device)}", plans[type])
+    return plans.get(f"{type} {family(u.device)}", plans[type])
 
 
-def _family(device: torch.device) -> str:
+def family(device: torch.device) -> str:
     """Machines with the same plans: by their kind, not their size, which would change bits."""
     if INTERPRETED:
         return "sm_90"

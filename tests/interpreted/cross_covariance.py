@@ -158,8 +158,8 @@ def test_non_finite_samples_reach_the_result() -> None:
 
 def test_chains_are_promoted_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """1 and then chains of 2^-19 (1 + 2^-10): a float32 sum keeps of each product nothing, of each chain a part."""
-    family = kernel.MACHINES["sm_80"]
-    monkeypatch.setitem(kernel.MACHINES, "sm_80", replace(family, programs=1))  # one range
+    machine = kernel.MACHINES["sm_90"]
+    monkeypatch.setitem(kernel.MACHINES, "sm_90", replace(machine, programs=1))  # one range
     x, y = torch.full((640, 1), 2.0**-13), torch.full((640, 1), 2.0**-13 * (1 + 2.0**-10))
     x[0] = y[0] = 1.0
     x[1:128] = 0.0
