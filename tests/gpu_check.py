@@ -28,15 +28,16 @@ class Target:
     triton: tuple[str, int | str, int]
     shared: int  # bytes that a program, and all programs of a multiprocessor, may use
     reserved: int  # bytes of them that each program costs besides
+    most: int  # bytes that one program may use; of the NVIDIA GPUs that the target stands for, the smallest
     tensor_core: str  # its instructions
 
 
 KIB = 1024
 TARGETS = [
-    Target("sm_80", ("cuda", 80, 32), 164 * KIB, KIB, r"\b[HD]MMA\b"),
-    Target("sm_90", ("cuda", 90, 32), 228 * KIB, KIB, r"\b(?:HGMMA|DMMA)\b"),
-    Target("sm_100", ("cuda", 100, 32), 228 * KIB, KIB, r"\b(?:UTC\w*MMA|DMMA)\b"),
-    Target("gfx942", ("hip", "gfx942", 64), 64 * KIB, 0, r"\bv_mfma_\w+"),
+    Target("sm_80", ("cuda", 80, 32), 164 * KIB, KIB, 99 * KIB, r"\b[HD]MMA\b"),
+    Target("sm_90", ("cuda", 90, 32), 228 * KIB, KIB, 227 * KIB, r"\b(?:HGMMA|DMMA)\b"),
+    Target("sm_100", ("cuda", 100, 32), 228 * KIB, KIB, 227 * KIB, r"\b(?:UTC\w*MMA|DMMA)\b"),
+    Target("gfx942", ("hip", "gfx942", 64), 64 * KIB, 0, 64 * KIB, r"\bv_mfma_\w+"),
 ]
 
 
@@ -68,6 +69,8 @@ def judge(row: Row, target: Target, *, threads: int, blocks: int, products: bool
         row.wrong.append("uses local memory")
     if products and not row.tensor_core:
         row.wrong.append("no tensor-core instruction")
+    if row.shared > target.most:
+        row.wrong.append(f"shared memory: one wants more than {target.most}")
     if blocks * (row.shared + target.reserved) > target.shared:
         row.wrong.append(f"shared memory: {blocks} programs want more than {target.shared}")
     # A register file of 64 Ki words; four of 512 words a lane, 64 lanes, on gfx942.

@@ -27,6 +27,10 @@ JUDGED = {
     "spills": ({"spills": 1, "tensor_core": 1}, ["uses local memory"]),
     "no-tensor-core": ({}, ["no tensor-core instruction"]),
     "shared": ({"shared": 82 * 1024, "tensor_core": 1}, ["shared memory: 2 programs want more than 167936"]),
+    "shared-by-one": (
+        {"shared": 100 * 1024, "tensor_core": 1},
+        ["shared memory: one wants more than 101376", "shared memory: 2 programs want more than 167936"],
+    ),
     "registers": ({"registers": 129, "tensor_core": 1}, ["registers: 2 programs want more than 65536"]),
 }
 

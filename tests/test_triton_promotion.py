@@ -11,9 +11,11 @@ from gpu_check import TARGETS, compiled  # noqa: E402
 
 from rainbow_fast.triton_kernels.cross_covariance import CHAIN  # noqa: E402
 from rainbow_fast.triton_kernels.cross_covariance_variants import variants  # noqa: E402
+from rainbow_fast.triton_kernels.random_features import variants as random_features_variants  # noqa: E402
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("case", ["bf16 maps", "fp32 maps"])
 def test_tensor_cores_are_left_every_chain(case: str, target: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +32,18 @@ def test_tensor_cores_are_left_every_chain(case: str, target: str, tmp_path, mon
     share = rows * columns // (32 * variant.options["num_warps"])
     found = re.findall(r"\bsub(?:\.rn)?\.f32(x2)?\b", made["ptx"])
     assert len(found) + found.count("x2") >= 2 * share
+
+
+@pytest.mark.parametrize("target", [target.name for target in TARGETS])
+def test_no_sum_over_samples_or_ranks_stays_in_tensor_cores(target: str, tmp_path, monkeypatch) -> None:
+    """No product begins with what a loop carries: on sm_100 its accumulator is overwritten, elsewhere it is zeros."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    name = "random_features_covariance long rank fp32"
+    [variant] = [v for v in random_features_variants() if v.name == name and v.targets == (target,)]
+    text = compiled(variant, next(t for t in TARGETS if t.name == target))["ttgir"]
+    carried = {name for given in re.findall(r"iter_args\((.*?)\) ->", text) for name in re.findall(r"(%\w+) =", given)}
+    found = re.findall(r"(= tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) (%[^:{\n]*)", text)
+    products = [(name, operands.replace(" ", "").split(",")) for name, operands in found]
+    assert len(products) >= 2 and carried and not carried & {operands[2] for _, operands in products}
+    overwrites = [operands[3] for name, operands in products if "gen5" in name]
+    assert 3 * overwrites.count("%false") == len(overwrites)  # of three products in TF32 the first
