@@ -107,7 +107,7 @@ def test_other_ops_where_sizes_are_one(launched: set, dtype: torch.dtype) -> Non
         of_sides(x, torch.zeros(shape[0], 5, *shape[2:], dtype=dtype))
     for n, r, m in ((1, 1, 1), (1, 300, 100), (5, 1, 1)):
         gaussian(torch.zeros(n, m, dtype=dtype), WHERE)
-        sample_project_align(torch.zeros(n, m, dtype=dtype), torch.zeros(r, m, dtype=dtype), WHERE, 1.0)
+        sample_project_align(torch.zeros(n, m, dtype=dtype), torch.zeros(r, m, dtype=dtype), dtype, WHERE, 1.0)
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     largest_eigenvalue(one, one[0, 0])
     combine(one[None], one[None], torch.zeros(1, 1, 2, dtype=torch.float64))
@@ -123,6 +123,9 @@ def test_the_largest_sizes(launched: set) -> None:
     for call in random_features_calls(5 * 10**4, 512, 2 * 10**4, 512, (), torch.float32, "meta"):
         call()
     of_sides(torch.empty(2**24, 512, 16, 17, device="meta"))
+    for r in (16, 512):  # rows of G kept, and slabs of them
+        P = torch.empty(r, 9 * 10**6, device="meta")
+        sample_project_align(torch.empty(300, 9 * 10**6, device="meta"), P, P.dtype, WHERE, 1.0)
     assert any("i64" in key[1] for key in launched)
 
 

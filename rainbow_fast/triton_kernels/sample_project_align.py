@@ -31,7 +31,7 @@ from rainbow_fast.triton_kernels.variant import Variant
 # By the number of terms of P: the largest rank that a program keeps, its rows, the columns of a tile, its warps.
 PANEL = {
     1: {"RANK": 128, "ROWS": 128, "COLS": 64, "num_warps": 8},
-    2: {"RANK": 128, "ROWS": 128, "COLS": 64, "num_warps": 8},
+    2: {"RANK": 128, "ROWS": 128, "COLS": 32, "num_warps": 8},
     3: {"RANK": 64, "ROWS": 64, "COLS": 64, "num_warps": 4},
 }
 # By the dtype of P, or the precision: the terms of P, a tile of W', and of how much of the rank at a time.
@@ -72,7 +72,7 @@ def product(a, b, acc, TERMS: tl.constexpr):
     return dot(a[0], b[0], acc)
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream", "row_offset", "first_group"])
+@triton.jit(do_not_specialize=["n", "seed_lo", "seed_hi", "stream", "row_offset", "first_group"])
 def panel_kernel(
     out,
     P,  # planes, padded: see `planes`
@@ -129,7 +129,10 @@ def product_kernel(
     STAGES: tl.constexpr,
 ):
     type: tl.constexpr = tl.float64 if P.dtype.element_ty == tl.float64 else tl.float32
-    top, left = tl.program_id(0).to(tl.int64) * ROWS, tl.program_id(1).to(tl.int64) * COLS
+    # Programs side by side share columns of P, whose number knows no bound that a grid's second axis has.
+    down = tl.cdiv(n, ROWS)
+    across = tl.program_id(0) // down
+    top, left = (tl.program_id(0) - across * down).to(tl.int64) * ROWS, across.to(tl.int64) * COLS
     i, j, k = tl.arange(0, ROWS), tl.arange(0, COLS), tl.arange(0, DEPTH)
     G += (top + i)[:, None] * r + k[None, :]
     P += left + k.to(tl.int64)[:, None] * P_row + j[None, :]
@@ -171,7 +174,8 @@ def sample_project_align(out: Tensor, P: Tensor, G_dtype: torch.dtype, where: li
     """Write scale G P into `out` (n, m), whose rows are contiguous; P (r, m) of any strides, G at `where`.
 
     G is rounded to the dtype of P; or to bfloat16 with a float32 P, which is taken as the sum of two of bfloat16 then.
-    An infinite entry of a float32 P gives NaN.
+    An infinite entry of a float32 P gives NaN, as one that bfloat16 rounds to infinity (3.396e38 and beyond). In one
+    term, sums stay inside the tensor cores, which round towards zero: less than the rounding of G costs.
     """
     if out.numel() == 0:
         return
@@ -205,7 +209,7 @@ def _by_slabs(out: Tensor, P: Tensor, tile: dict[str, int], where: list[int], sc
     for start in range(0, n, slab.shape[1]):
         part = out[start : start + slab.shape[1]]
         gaussian(slab if len(slab) == 3 else slab[0], [seed, stream, row_offset + start, col_offset - skip])
-        grid = (triton.cdiv(len(part), tile["ROWS"]), triton.cdiv(m, tile["COLS"]))
+        grid = (triton.cdiv(len(part), tile["ROWS"]) * triton.cdiv(m, tile["COLS"]),)
         strides = (out.stride(0), slab.stride(0), *padded.stride()[:2])
         product_kernel[grid](part, slab, padded, len(part), m, rank, *strides, scale, **constants, **EXACT)
 
