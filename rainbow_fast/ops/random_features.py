@@ -130,7 +130,7 @@ def random_features_projection(
         torch.einsum("nm...,dm->nd...", random_features(u, A.shape[1], ...), A)
 
     summed in float64 over blocks of neurons. Of several A, (d_k, n_k) each, it gives the list of the projections of the
-    first n_k neurons, with the bits of calls of their own, from one pass that makes each feature once (Triton: once for each).
+    first n_k neurons, with the bits of calls of their own, from one pass that makes each feature once (not on Triton).
 
     Arguments, errors and source as in `random_features`; A has the dtype of u. Differentiable in u, A, shift and G.
     """
