@@ -169,6 +169,20 @@ def test_any_order_of_threads(order: int) -> None:
         build.set_order(0)
 
 
+def test_device_of_less_shared_memory() -> None:
+    """A GeForce has 99 KiB a block: G is made again where an A100 keeps it, with the same bits; float64 is refused."""
+    x, u, A, shift = problem((40, 300), 34)
+    wanted = run(x, u, [A], shift, 34)
+    build.set_most_shared(99)
+    try:
+        for a, b in zip(run(x, u, [A], shift, 34), wanted, strict=True):
+            assert differing_bits(a, b) == 0
+        with pytest.raises(RuntimeError, match=r"random_features was not launched: it takes \d+ bytes of shared"):
+            run(x.double(), u.double(), [A.double()], None, 34)
+    finally:
+        build.set_most_shared()
+
+
 def test_sums_are_as_good_as_float32_allows() -> None:
     x, u, A, _ = problem((2048, 8), 40)
     x = x.abs()  # all terms of one sign: nothing cancels, and roundings towards zero would add up

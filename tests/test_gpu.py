@@ -108,8 +108,8 @@ def calls(name: str) -> dict:
         "sample_project_align": lambda x: rf.sample_project_align(80, x, seed=1, backend=name),
         "random_features": lambda x: rf.random_features(x, 96, seed=1, backend=name),
         "random_features_covariance": lambda x: rf.random_features_covariance(x, x, 96, seed=1, backend=name)[0],
-        "random_features_projection": lambda x: rf.random_features_projection(
-            x, draw(20, 96).to(x.device), seed=1, backend=name
+        "random_features_projection": lambda x: rf.random_features_projection(  # A of the CPU would wait for its copy
+            x, rf.gaussian(20, 96, seed=2, device=GPU, backend=name), seed=1, backend=name
         ),
     }
 

@@ -5,20 +5,9 @@
 
 #include "activation.h"
 #include "numbers.h"
+#include "samples.h"
 
 namespace rf::cuda {
-
-// Axes that one stride spans are one: fewer lines, and longer.
-inline Samples merged(Samples x) {
-  if (x.positions == 1) x.positions = x.lines, x.s_position = x.s_line, x.lines = 1;
-  if (x.s_line == x.positions * x.s_position) x.positions *= x.lines, x.lines = 1;
-  if (x.lines > 1) return x;
-  if (x.positions == 1) x.positions = x.images, x.s_position = x.s_image, x.images = 1;
-  if (x.s_image == x.positions * x.s_position) x.positions *= x.images, x.images = 1;
-  return x;
-}
-
-inline int64_t count(const Samples& x) { return x.images * x.lines * x.positions; }
 
 // A side of a product in type T, computed in F: float for 16 bits, else T.
 template <class T>

@@ -30,7 +30,7 @@ constexpr int kStagePitch = kDepth + kPad, kPitch = kColumns + kPad;
 constexpr int kChannels = 128;  // of the second product of a block
 constexpr int kRing = 4;        // tiles whose columns are noted
 static_assert(kRing * kColumns == kMostRows);
-constexpr int64_t kMostShared = 163 * 1024;  // of an A100
+constexpr int64_t kMostShared = 163 * 1024;  // of a block, where the device has as much: of an A100
 constexpr int64_t kBlocks = 1056;            // to fill 132 multiprocessors some times
 
 template <class T>
@@ -251,11 +251,18 @@ inline Rows rows_of_g(const Features& f) {
   return {f.g.given.data == nullptr ? f.g.given : merged(f.g.given), f.g.address};
 }
 
+// Whether a strip of all r terms fits into shared memory. The features have the same bits either way.
+template <class T, class Form>
+bool fits(const char* name, int warps, int64_t r, const Stream& stream) {
+  const int64_t bytes = shared_bytes<T, Form>(warps, r, true);
+  return bytes <= kMostShared && bytes <= most_shared(name, stream);
+}
+
 // The strip is 128 rows where it fits and there are enough of them, else 64; it is kept where that fits.
 template <class T, class Form>
 void launch_pass(const char* name, Form form, dim3 grid, int warps, const Stream& stream) {
   const int64_t r = form.source.rows.given.channels;
-  form.source.kept = shared_bytes<T, Form>(warps, r, true) <= kMostShared;
+  form.source.kept = fits<T, Form>(name, warps, r, stream);
   launch(name, pass<T, Form>, grid, kWarp * warps, shared_bytes<T, Form>(warps, r, form.source.kept), stream, form);
 }
 

@@ -8,6 +8,7 @@
 namespace rf::cuda {
 namespace {
 
+constexpr const char* kName = "random_features_projection";
 constexpr int kMost = 8;  // projections of a launch
 
 struct Several {
@@ -114,16 +115,14 @@ void project(Projections projections, const Features& features, const Stream& st
     gaussian(stream.workspace, f.u.dtype, n, r, r, f.g.address, stream);
     f.g.given = {stream.workspace, f.u.dtype, n, r, 1, 1, r, 1, 0, 0};
   }
-  const int warps =
-      shared_bytes<T, Project<T>>(kMostWarps, r, true) <= kMostShared && samples > kMostRows ? kMostWarps : 4;
+  const int warps = samples > kMostRows && fits<T, Project<T>>(kName, kMostWarps, r, stream) ? kMostWarps : 4;
   const auto launch_form = [&](const Several& all, int64_t neurons) {
     int64_t channels = 0;
     for (int p = 0; p < all.count; ++p) channels += places(all.items[p].a);
     if (channels == 0) return;
     Features those = f;
     those.g.given.images = neurons;
-    launch_pass<T>("random_features_projection",
-                   Project<T>{source<T>(those, rows_of_samples(f.u), rows_of_g(those)), all, {}},
+    launch_pass<T>(kName, Project<T>{source<T>(those, rows_of_samples(f.u), rows_of_g(those)), all, {}},
                    dim3(static_cast<unsigned>(blocks(samples, warps * kWarpRows)),
                         static_cast<unsigned>(blocks(channels, kChannels))),
                    warps, stream);

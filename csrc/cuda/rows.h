@@ -5,6 +5,7 @@
 #include "fragments.h"
 #include "generate.h"
 #include "numbers.h"
+#include "samples.h"
 
 namespace rf::cuda {
 
@@ -16,21 +17,6 @@ constexpr int kPad = 8;
 RF_DEVICE int smaller(int64_t a, int b) { return static_cast<int>(a < b ? a : b); }
 
 inline int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
-
-RF_HOST_DEVICE int64_t count(const Samples& x) { return x.images * x.lines * x.positions; }
-
-// The same samples in as few lines and images as their strides allow: (N, d) and channels_last are one line.
-inline Samples merged(Samples x) {
-  if (x.lines == 1 || x.positions == 1 || x.s_line == x.positions * x.s_position) {
-    if (x.positions == 1 && x.lines > 1) x.s_position = x.s_line;
-    x.positions *= x.lines, x.lines = 1, x.s_line = 0;
-  }
-  if (x.lines == 1 && (x.images == 1 || x.positions == 1 || x.s_image == x.positions * x.s_position)) {
-    if (x.positions == 1 && x.images > 1) x.s_position = x.s_image;
-    x.positions *= x.images, x.images = 1, x.s_image = 0;
-  }
-  return x;
-}
 
 // Where a sample is, in elements.
 RF_DEVICE int64_t offset(const Samples& x, int64_t sample) {

@@ -89,13 +89,18 @@ def load(sanitize: bool = False) -> ModuleType:
 
 @cache
 def library(sanitize: bool = False) -> ctypes.CDLL:
-    """The same file, for what is not of the package: `set_order`, and the toy kernels."""
+    """The same file, for what is not of the package: `set_order`, `set_most_shared`, the toy kernels."""
     return ctypes.CDLL(str(build(sanitize)))
 
 
 def set_order(seed: int, sanitize: bool = False) -> None:
     """In which order blocks, warps and lanes run: 0 forward, 1 backward, else one that this seed draws."""
     library(sanitize).rf_set_order(seed)
+
+
+def set_most_shared(kib: int = 163) -> None:
+    """Shared memory that a block may take: of an A100, if it is not said."""
+    library().rf_set_most_shared(ctypes.c_int64(kib * 1024))
 
 
 if __name__ == "__main__":

@@ -100,9 +100,12 @@ inline T* shared_memory() {
   return reinterpret_cast<T*>(emulated::dynamic_shared);
 }
 
+inline int64_t most_shared(const char*, const Stream&) { return emulated::most_shared; }
+
 template <class... Formal, class... Actual>
 void launch(const char* name, void (*kernel)(Formal...), dim3 grid, int threads, int64_t shared_bytes, const Stream&,
             Actual... actual) {
+  if (shared_bytes > emulated::most_shared) refuse_shared(name, shared_bytes, emulated::most_shared);
   const auto call = [&] { kernel(static_cast<Formal>(actual)...); };
   emulated::run(name, grid, threads, shared_bytes, [](const void* f) { (*static_cast<decltype(&call)>(f))(); }, &call);
 }

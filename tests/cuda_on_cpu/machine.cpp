@@ -26,12 +26,13 @@ Lane* here;
 uint3 block;
 dim3 block_size, grid_size;
 unsigned char* dynamic_shared;
+int64_t most_shared = 163 * 1024;  // an A100's
 
 namespace {
 
 constexpr int kMostThreads = 1024;
-constexpr int64_t kMostShared = 163 * 1024, kGuard = 4096;  // of a block on an A100
-constexpr unsigned char kNan = 0xff, kFence = 0xa5;         // 0xff...: a NaN of every type
+constexpr int64_t kGuard = 4096;
+constexpr unsigned char kNan = 0xff, kFence = 0xa5;  // 0xff...: a NaN of every type
 
 const Collective leave = {"the end of the kernel", nullptr};
 
@@ -241,8 +242,8 @@ void run(const char* name, dim3 grid, int threads, int64_t shared_bytes, void (*
          const void* new_argument) {
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
-  if (threads <= 0 || threads > kMostThreads || threads % kLanes || shared_bytes < 0 || shared_bytes > kMostShared ||
-      !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
+  if (threads <= 0 || threads > kMostThreads || threads % kLanes || shared_bytes < 0 || !grid.x || !grid.y || !grid.z ||
+      grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     throw std::runtime_error("rainbow_fast: the CUDA kernel " + std::string(name) + " was not launched: grid " +
                              text({grid.x, grid.y, grid.z}) + ", " + std::to_string(threads) + " threads, " +
                              std::to_string(shared_bytes) + " bytes of shared memory");

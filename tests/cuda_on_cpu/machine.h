@@ -57,6 +57,7 @@ extern Lane* here;  // whose turn it is
 extern uint3 block;
 extern dim3 block_size, grid_size;
 extern unsigned char* dynamic_shared;
+extern int64_t most_shared;  // bytes, of a block
 
 extern const Collective block_barrier, warp_barrier;
 
