@@ -186,14 +186,14 @@ inline int64_t most_shared(const char* name, const Stream& stream) {
 template <class... Formal, class... Actual>
 void launch(const char* name, void (*kernel)(Formal...), dim3 grid, int threads, int64_t shared_bytes,
             const Stream& stream, Actual... actual) {
+  // All that there is: another thread may be about to launch the same kernel with more than this one.
   const int64_t most = shared_bytes > kPlainShared ? most_shared(name, stream) : kPlainShared;
   if (shared_bytes > most) refuse_shared(name, shared_bytes, most);
   int before = 0;
   check(cudaGetDevice(&before), name);
   if (before != stream.device) check(cudaSetDevice(stream.device), name);
   cudaError_t error = cudaSuccess;
-  if (shared_bytes >
-      kPlainShared)  // all that there is: another thread may be about to launch the same kernel with more
+  if (most > kPlainShared)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
   if (error == cudaSuccess) {
     kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream.handle)>>>(static_cast<Formal>(actual)...);
