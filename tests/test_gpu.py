@@ -4,6 +4,9 @@
 The same kernels are run without one in test_triton.py (interpreted) and test_cuda_on_cpu.py (emulated).
 """
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from here import assert_compiles_once, differing_bits, draw, laid_out
@@ -142,6 +145,21 @@ def test_runs_on_the_current_stream(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMPILED)
+def test_threads_whose_launches_differ_in_shared_memory(name: str) -> None:
+    """The most that a kernel may take is a property of it, not of a launch."""
+
+    def last(r: int) -> torch.Tensor:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            P = draw(r, 64).to(GPU)
+            return [rf.sample_project_align(64, P, seed=1, backend=name) for _ in range(200)][-1].cpu()
+
+    alone = [last(r) for r in (150, 250)]
+    with ThreadPoolExecutor(2) as pool:
+        for got, wanted in zip(pool.map(last, (150, 250)), alone, strict=True):
+            assert differing_bits(got, wanted) == 0
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiles_once(name: str) -> None:
     x = draw(30, 12).to(GPU)
     keys = [(x, rf.key(seed)) for seed in (1, 2)]
@@ -167,11 +185,15 @@ def test_the_cpu_kernels_are_not_for_a_gpu() -> None:
 
 
 def test_the_second_gpu(record_property) -> None:
-    """Where there is one: kernels run on the device of their tensors, whichever is current."""
+    """Where there is one: kernels run on the device of their tensors, whichever is current, and leave that so."""
     if torch.cuda.device_count() < 2:
         record_property("devices", torch.cuda.device_count())
         return
-    for name in COMPILED:
-        got = rf.gaussian(100, 40, seed=1, device="cuda:1", backend=name)
-        assert got.device.index == 1 and differing_bits(got.cpu(), rf.gaussian(100, 40, seed=1)) == 0
-        assert torch.cuda.current_device() == 0
+    x = draw(2000, 40)
+    for name, current, device in itertools.product(COMPILED, (0, 1), ("cuda:0", "cuda:1")):
+        with torch.cuda.device(current):
+            got = rf.gaussian(100, 40, seed=1, device=device, backend=name)
+            M = rf.cross_covariance(x.to(device), backend=name)  # in CUDA more shared memory than is there unasked
+            assert torch.cuda.current_device() == current and torch.empty(1, device=GPU).device.index == current
+        assert str(got.device) == device and differing_bits(got.cpu(), rf.gaussian(100, 40, seed=1)) == 0
+        assert_close_to_float64(M.cpu().float(), x.double().T @ x.double(), x.T @ x, terms=2000)
