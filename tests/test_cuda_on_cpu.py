@@ -78,7 +78,7 @@ def power_of_two(x: Tensor) -> Tensor:
 
 
 def product_on_an_a100(d: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """As measured on one (Fasi et al., PeerJ CS 2021; Khattak and Mikaitis, arXiv 2512.07004), in float64.
+    """As two models that were fitted to one say (Khattak and Mikaitis, arXiv 2512.07004; MMA-Sim), in float64.
 
     Half of the terms at a time: they and what they are added to are cut off at 2^-24 of the largest, by exponents of
     factors, then their sum at 24 bits.
