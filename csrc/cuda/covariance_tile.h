@@ -21,11 +21,12 @@ struct View {
 
 // A tile of kChannels x kChannels, of which a warp (2 x 4 of them) has kRowTiles of 16 by kColTiles of 8.
 //
-// 16 bits: a stage is two products' terms, and four stages what is left to tensor cores.
+// 16 bits: a stage is two products' terms. Tensor cores round towards zero, the more so the more bits a product has:
+// two stages are left to them in bfloat16, one in float16.
 template <class T>
 struct Tile {
   static constexpr int kChannels = 128, kSamples = 32, kAlong = 40, kAcross = 136, kRowTiles = 4, kColTiles = 4;
-  static constexpr int kPromote = 4, kFlush = 128;  // stages
+  static constexpr int kPromote = __is_same(T, bf16) ? 2 : 1, kFlush = 128;  // stages
   float sums[kRowTiles][kColTiles][4], parts[kRowTiles][kColTiles][4];
 
   static RF_DEVICE View<T> view(const T* stage, bool along, bool relu, int lane) {

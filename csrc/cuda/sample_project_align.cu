@@ -10,9 +10,11 @@
 // us (19.5 TF).
 //
 // A block: 8 warps, one block a multiprocessor (below 256 registers), at most 162 KiB of shared memory: 128 KiB of G,
-// which are 512 columns of 128 rows in 16 bits or of 64 rows in float32, and a pipeline of rows of P. A fragment that
-// were generated for each tile of 256 columns would cost 2.5 times that tile's product (328 clocks against 128 on an
-// H100), so that a strip is generated once, for all columns; only where r is above 512 is it generated for every 256.
+// which are 512 columns of 128 rows in 16 bits or of 64 rows in float32 (half of them on a GPU of 99 KiB), and a
+// pipeline of rows of P. A fragment that were generated for each tile of 256 columns would cost 2.5 times that tile's
+// product (328 clocks against 128 on an H100), so that a strip is generated once, for all columns; only where r is
+// above 512 (256) is it generated for every tile. Sums of 16 bits stay inside the tensor cores, which round towards
+// zero: by a model W' shrinks by 1e-9 r.
 #include "generate.h"
 #include "kernels_cuda.h"
 #include "numbers.h"
@@ -20,9 +22,10 @@
 namespace rf::cuda {
 namespace {
 
+constexpr const char* kName = "sample_project_align";
 constexpr int kWarps = 8;
 constexpr int kStep = 16;         // terms between two barriers
-constexpr int kChunk = 512 / 16;  // steps whose part of G is kept
+constexpr int kChunk = 512 / 16;  // steps whose part of G is kept; half of them where a block has but 99 KiB
 constexpr int64_t kBlocks = 512;  // as many are made, by cutting the columns, where strips of rows are fewer
 constexpr int kMostStrips = 65535;
 
@@ -266,12 +269,12 @@ RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
 // blockIdx.y: a strip of rows. blockIdx.x: `tiles` tiles of columns.
 template <class Shape, class T = typename Shape::Element>
 __global__ void __launch_bounds__(kWarps* kWarp, 1)
-    multiply(Output out, Matrix<T> p, Origin at, typename Shape::F scale, int64_t tiles, int steps) {
+    multiply(Output out, Matrix<T> p, Origin at, typename Shape::F scale, int64_t tiles, int steps, int chunk) {
   using Unit = typename Shape::Unit;
   constexpr int kTiles = Shape::kRows / 16, kPitch = Shape::kCols + Shape::kPad, kStage = kStep * kPitch;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int first_tile = warp % 2 * Shape::kRowTiles, first_col = warp / 2 * Shape::kColTiles * 8;
-  const int kept = steps < kChunk ? steps : kChunk;
+  const int kept = steps < chunk ? steps : chunk;
   Unit* const g = shared_memory<Unit>();
   T* const stages = reinterpret_cast<T*>(g + kept * kTiles * Shape::kUnits * kWarp);
   const int64_t lead = at.col & 3, left = (p.cols + Shape::kCols - 1) / Shape::kCols - blockIdx.x * tiles;
@@ -296,8 +299,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
     for (int64_t it = 0; it < total; ++it) {
       wait_for_copies<Shape::kStages - 2>();
       barrier();
-      if (step % kChunk == 0 && (it == 0 || steps > kChunk)) {
-        const int count = steps - step < kChunk ? steps - step : kChunk;
+      if (step % chunk == 0 && (it == 0 || steps > chunk)) {
+        const int count = steps - step < chunk ? steps - step : chunk;
         for (int pair = warp; pair < count * kTiles / 2; pair += kWarps) {
           const uint32_t group = static_cast<uint32_t>((at.col >> 2) + (step + pair / (kTiles / 2)) * 4 + lane % 4);
           RF_UNROLL
@@ -318,7 +321,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
         for (int j = 0; j < Shape::kColTiles; ++j) RF_UNROLL
         for (int k = 0; k < 4; ++k) tile.sums[i][j][k] = 0;
       }
-      tile.multiply(g + (step % kChunk * kTiles + first_tile) * Shape::kUnits * kWarp + lane,
+      tile.multiply(g + (step % chunk * kTiles + first_tile) * Shape::kUnits * kWarp + lane,
                     stages + it % Shape::kStages * kStage + first_col, kPitch, lane);
       if (++step < steps) continue;
       step = 0;
@@ -345,14 +348,15 @@ void run(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, const 
   const Matrix<T> matrix{static_cast<const T*>(p.data), p.images, p.channels, p.s_image, p.s_channel, aligned};
   const int64_t rank = (at.col & 3) + p.images, steps = rank > kStep ? (rank + kStep - 1) / kStep : 1;
   const int64_t strips = (n + Shape::kRows - 1) / Shape::kRows, tiles = (p.channels + Shape::kCols - 1) / Shape::kCols;
-  const int64_t most = steps > kChunk ? tiles : (kBlocks + strips - 1) / strips, ranges = tiles < most ? tiles : most;
+  const int64_t stages = Shape::kStages * kStep * (Shape::kCols + Shape::kPad) * static_cast<int64_t>(sizeof(T));
+  const auto bytes = [&](int64_t kept) { return stages + (steps < kept ? steps : kept) * units * kWarp * 16; };
+  const int chunk = bytes(kChunk) <= most_shared(kName, stream) ? kChunk : kChunk / 2;
+  const int64_t most = steps > chunk ? tiles : (kBlocks + strips - 1) / strips, ranges = tiles < most ? tiles : most;
   const int64_t each = (tiles + ranges - 1) / ranges;
   const dim3 grid(static_cast<unsigned>((tiles + each - 1) / each),
                   static_cast<unsigned>(strips < kMostStrips ? strips : kMostStrips));
-  const int64_t bytes = (steps < kChunk ? steps : kChunk) * units * kWarp * 16 +
-                        Shape::kStages * kStep * (Shape::kCols + Shape::kPad) * static_cast<int64_t>(sizeof(T));
-  launch("sample_project_align", multiply<Shape>, grid, kWarps * kWarp, bytes, stream, Output{out, dtype, n, ld},
-         matrix, at, scale, each, steps);
+  launch(kName, multiply<Shape>, grid, kWarps * kWarp, bytes(chunk), stream, Output{out, dtype, n, ld}, matrix, at,
+         scale, each, steps, chunk);
 }
 
 }  // namespace
