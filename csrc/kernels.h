@@ -92,8 +92,8 @@ struct Stream {
   int64_t bytes;
 };
 
-// Each function writes into given memory and gives the same bits wherever it runs: `Run` is the number of threads on a
-// CPU, and a Stream on a GPU, where a call returns once its kernels are in line.
+// Each function writes into given memory. `Run` is the number of threads on a CPU, which changes no bit, and a Stream
+// on a GPU, where a call returns once its kernels are in line; GPUs of one generation give the same bits.
 template <class Run>
 struct KernelsOn {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, Run run);
