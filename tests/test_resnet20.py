@@ -104,10 +104,10 @@ def test_naive_batch_norm_has_statistics_of_the_sample() -> None:
     net, (x, _) = little_net(), labelled(100)
     with torch.no_grad():
         net.bn1.bias.add_(10)
-        (layer, *_), images = resnet_baselines.layers(net), resnet_baselines.Images([x[:50], x[50:]], [x[:50], x[50:]])
+        (layer, *_), images = resnet_baselines.layers(net), resnet_baselines.Images.of(x)
         sampler = resnet_baselines.Naive(2, 0, 0)
         assert sampler.enter(layer, 0, images) == 8
-        features = torch.cat([sampler.features(layer, images, i) for i in range(2)]).transpose(0, 1).flatten(1)
+        features = sampler.features(layer, images, 0).transpose(0, 1).flatten(1)
     torch.testing.assert_close(features.mean(1), net.bn1.bias.detach().repeat(2), rtol=1e-5, atol=0)
     torch.testing.assert_close(features.std(1), net.bn1.weight.detach().abs().repeat(2), rtol=1e-3, atol=0)  # eps 1e-5
 
@@ -117,7 +117,7 @@ def test_white_convolutions_have_the_power_of_the_trained() -> None:
     net, (x, _) = little_net(), labelled(8)
     with torch.no_grad():
         net.bn1.bias.copy_(net.bn1.weight * net.bn1.running_mean * (net.bn1.running_var + 1e-5).rsqrt())  # s = 0
-        (layer, *_), images = resnet_baselines.layers(net), resnet_baselines.Images([x], [x])
+        (layer, *_), images = resnet_baselines.layers(net), resnet_baselines.Images.of(x)
         sampler = resnet_baselines.White(10_000, 0, 0)
         n = sampler.enter(layer, 0, images)
         features = sampler.features(layer, images, 0)

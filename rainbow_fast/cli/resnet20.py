@@ -67,7 +67,7 @@ CASES = (
     Case("paper"),
     Case("paper, rows bootstrapped", (1, 8), options={"law": "bootstrap"}),
     *(Case(name, (4,), options=options) for name, options in SMOOTHED.items()),
-    Case("naive", (1, 4), sampler=Naive),
+    Case("naive", sampler=Naive),
     Case("calibrated", (1, 4, 8), 2, {"method": "calibrated"}, COMPARED),
     Case("calibrated", (16,), 1, {"method": "calibrated"}, COMPARED),
     *(Case(name, (4,), 2, options, COMPARED) for name, options in SMOOTHED.items()),
