@@ -4,29 +4,47 @@
 import importlib.util
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
+import processes
 import pytest
+from cuda_on_cpu import build
 
 HERE = Path(__file__).parent
+FILES = [path for path in sorted(HERE.glob("test_*.py")) if "\n@pytest.mark.small\n" in path.read_text()]
+OPS = [path.stem for path in FILES if not any(path.stem.startswith(other.stem + "_") for other in FILES)]
 # Where kernels are interpreted, an instruction takes a microsecond: the largest case of all would take a minute.
-CHOSEN = {"triton": "triton and not packed-blocks-of-few-panels", "cuda": "cuda and not test_polar"}
+CHOSEN = {"triton": "triton and not packed-blocks-of-few-panels", "cuda": "cuda"}
 MISSING = {
     "triton": importlib.util.find_spec("triton") is None,
     "cuda": not (os.environ.get("CXX") or shutil.which("c++")),
 }
+CASES = [(backend, op) for backend in CHOSEN for op in OPS if (backend, op) != ("cuda", "test_polar")]
 
 
-@pytest.mark.parametrize("backend", CHOSEN)
-def test_small_tests_of_the_ops(backend: str) -> None:
+def run(backend: str, op: str) -> CompletedProcess:
+    environment = {"RAINBOW_FAST_TEST_BACKEND": backend} | ({"TRITON_INTERPRET": "1"} if backend == "triton" else {})
+    files = [path for path in FILES if path.stem == op or path.stem.startswith(op + "_")]
+    return processes.pytest_of(files, "-m", "small", "-k", CHOSEN[backend], **environment)
+
+
+@pytest.fixture(scope="module")
+def finished(request: pytest.FixtureRequest) -> Iterator[processes.Finished]:
+    if not MISSING["cuda"]:
+        build.build()  # once, not in each process
+    yield from processes.start(request, "test_small_tests", run)
+
+
+@pytest.mark.parametrize(("backend", "op"), CASES)
+def test_small_tests(finished: processes.Finished, backend: str, op: str) -> None:
     if MISSING[backend]:
         pytest.skip({"triton": "needs triton, which runs without a GPU", "cuda": "needs a C++ compiler"}[backend])
-    files = [path for path in sorted(HERE.glob("test_*.py")) if "@pytest.mark.small\n" in path.read_text()]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "small", "-k", CHOSEN[backend]]
-    environment = {**os.environ, "RAINBOW_FAST_TEST_BACKEND": backend}
-    environment |= {"TRITON_INTERPRET": "1"} if backend == "triton" else {}
-    run = subprocess.run([*command, *map(str, files)], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout and " skipped" not in run.stdout.splitlines()[-1]
+    done = finished(backend=backend, op=op)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout and " skipped" not in done.stdout.splitlines()[-1]
+
+
+def test_all_ops_are_here() -> None:
+    assert len(OPS) == 6 and {"test_random_features", "test_patch_covariance"} < set(OPS)

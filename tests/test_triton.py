@@ -2,23 +2,31 @@
 """The Triton kernels in Triton's interpreter, which must be asked for before triton is imported: a process per op."""
 
 import importlib.util
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
+import processes
 import pytest
 from gpu_check import TARGETS, Row, judge
 
 FILES = sorted((Path(__file__).parent / "interpreted").glob("*.py"))
 
 
+def interpret(file: Path) -> CompletedProcess:
+    return processes.pytest_of([file], TRITON_INTERPRET="1")
+
+
+@pytest.fixture(scope="module")
+def finished(request: pytest.FixtureRequest) -> Iterator[processes.Finished]:
+    yield from processes.start(request, "test_interpreted", interpret)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, which runs without a GPU")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_interpreted(file: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+def test_interpreted(finished: processes.Finished, file: Path) -> None:
+    done = finished(file=file)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 SM_80 = TARGETS[0]

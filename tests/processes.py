@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Cases of a test in processes of their own, two at a time."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+Finished = Callable[..., subprocess.CompletedProcess]
+
+
+def start(request: pytest.FixtureRequest, test: str, run: Finished) -> Iterator[Finished]:
+    """For a fixture of a module: calls `run` with the arguments of each chosen case of its test `test`, and yields what
+    waits for one of them."""
+    cases = [
+        item.callspec.params for item in request.session.items if (item.path, item.originalname) == (request.path, test)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        found = {str(case): pool.submit(run, **case) for case in cases}
+        yield lambda **case: found[str(case)].result()
+        for future in found.values():
+            future.cancel()  # where a failure ended the session
+
+
+def pytest_of(files: Iterable[Path], *options: str, **environment: str) -> subprocess.CompletedProcess:
+    """The tests of some files on one thread; variables of the environment by their names."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *map(str, files)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
