@@ -222,6 +222,7 @@ def interrupt(source, target):
     if "unfinished-10/network-6-" in str(target):
         signal.raise_signal(signal.SIGINT)
 os.replace = interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 main()
 """
 
