@@ -1,31 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Samples in memory: fewer and longer lines, the pieces of a range of them, and what to bring closer ahead of time.
+// Samples in memory: the pieces of a range of them, and what to bring closer ahead of time.
 #pragma once
 
+#include "../samples.h"
 #include "strided.h"
 
 namespace rf::RF_ISA {
-
-RF_INLINE int64_t count(const Samples& x) { return x.images * x.lines * x.positions; }
-
-// The same samples with all lines of an image as one, if their strides allow it.
-RF_INLINE Samples merged_lines(Samples x) {
-  if (x.lines == 1 || x.positions == 1 || x.s_line == x.positions * x.s_position) {
-    if (x.positions == 1 && x.lines > 1) x.s_position = x.s_line;
-    x.positions *= x.lines, x.lines = 1, x.s_line = 0;
-  }
-  return x;
-}
-
-// The same samples in as few lines and images as their strides allow: (N, d) and channels_last are one line.
-RF_INLINE Samples merged(Samples x) {
-  x = merged_lines(x);
-  if (x.lines == 1 && (x.images == 1 || x.positions == 1 || x.s_image == x.positions * x.s_position)) {
-    if (x.positions == 1 && x.images > 1) x.s_position = x.s_image;
-    x.positions *= x.images, x.images = 1, x.s_image = 0;
-  }
-  return x;
-}
 
 // Calls f(first column, address, length) for the pieces of columns [begin, end) that lie in one line, each column of E
 // elements but the last of a line, which may have fewer; `length` counts elements.

@@ -3,9 +3,9 @@
 // less their shift.
 #pragma once
 
+#include "../samples.h"
 #include "activation.h"
 #include "numbers.h"
-#include "samples.h"
 
 namespace rf::cuda {
 

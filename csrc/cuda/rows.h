@@ -2,10 +2,10 @@
 // Samples, and rows of G given or generated, as operands in shared memory: rows of terms.
 #pragma once
 
+#include "../samples.h"
 #include "fragments.h"
 #include "generate.h"
 #include "numbers.h"
-#include "samples.h"
 
 namespace rf::cuda {
 

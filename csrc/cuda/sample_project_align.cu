@@ -274,9 +274,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
   constexpr int kTiles = Shape::kRows / 16, kPitch = Shape::kCols + Shape::kPad, kStage = kStep * kPitch;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int first_tile = warp % 2 * Shape::kRowTiles, first_col = warp / 2 * Shape::kColTiles * 8;
-  const int kept = steps < chunk ? steps : chunk;
   Unit* const g = shared_memory<Unit>();
-  T* const stages = reinterpret_cast<T*>(g + kept * kTiles * Shape::kUnits * kWarp);
+  T* const stages = reinterpret_cast<T*>(g + chunk * kTiles * Shape::kUnits * kWarp);
   const int64_t lead = at.col & 3, left = (p.cols + Shape::kCols - 1) / Shape::kCols - blockIdx.x * tiles;
   const int64_t begin = blockIdx.x * tiles * Shape::kCols, total = (left < tiles ? left : tiles) * steps;
 
@@ -349,14 +348,15 @@ void run(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, const 
   const int64_t rank = (at.col & 3) + p.images, steps = rank > kStep ? (rank + kStep - 1) / kStep : 1;
   const int64_t strips = (n + Shape::kRows - 1) / Shape::kRows, tiles = (p.channels + Shape::kCols - 1) / Shape::kCols;
   const int64_t stages = Shape::kStages * kStep * (Shape::kCols + Shape::kPad) * static_cast<int64_t>(sizeof(T));
-  const auto bytes = [&](int64_t kept) { return stages + (steps < kept ? steps : kept) * units * kWarp * 16; };
-  const int chunk = bytes(kChunk) <= most_shared(kName, stream) ? kChunk : kChunk / 2;
-  const int64_t most = steps > chunk ? tiles : (kBlocks + strips - 1) / strips, ranges = tiles < most ? tiles : most;
+  const auto bytes = [&](int64_t kept) { return stages + kept * units * kWarp * 16; };
+  const int64_t chunk = bytes(kChunk) <= most_shared(kName, stream) ? kChunk : kChunk / 2,
+                kept = steps < chunk ? steps : chunk;
+  const int64_t most = steps > kept ? tiles : (kBlocks + strips - 1) / strips, ranges = tiles < most ? tiles : most;
   const int64_t each = (tiles + ranges - 1) / ranges;
   const dim3 grid(static_cast<unsigned>((tiles + each - 1) / each),
                   static_cast<unsigned>(strips < kMostStrips ? strips : kMostStrips));
-  launch(kName, multiply<Shape>, grid, kWarps * kWarp, bytes(chunk), stream, Output{out, dtype, n, ld}, matrix, at,
-         scale, each, steps, chunk);
+  launch(kName, multiply<Shape>, grid, kWarps * kWarp, bytes(kept), stream, Output{out, dtype, n, ld}, matrix, at,
+         scale, each, steps, kept);
 }
 
 }  // namespace

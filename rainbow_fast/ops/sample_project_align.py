@@ -105,7 +105,7 @@ def sample_project_align_(
 def sample_project_align_reference(G: Tensor, P: Tensor, scale: float, precision: str | None = None) -> Tensor:
     """G is rounded to the dtype of P, or as `precision` says; summed in float32, or in float64 for a float64 P."""
     compute = torch.float64 if P.dtype == torch.float64 else torch.float32
-    G = G.to(P.dtype if precision is None else torch.bfloat16)
+    G = G.to(_rounding(P, precision))
     return scale * (G.to(compute) @ (P if precision is None else in_two_terms(P)).to(compute))
 
 
@@ -115,31 +115,34 @@ def in_two_terms(P: Tensor) -> Tensor:
     return high + (P - high).bfloat16().float()
 
 
-def project(L: Tensor, A: Tensor | None) -> Tensor:
-    """P = L A, contracted over the channels of L: (r, m) or (r, m, *kernel)."""
+def project(L: Tensor, A: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """P = L A, contracted over the channels of L: (r, m) or (r, m, *kernel); computed in `dtype`."""
     if L.dim() < 2:
         raise ValueError(f"L has shape {tuple(L.shape)}: wanted (r, d) or (r, d, *kernel)")
     if A is None:
-        return L
+        return L.to(dtype)
     if A.dim() != 2 or A.shape[0] != L.shape[1]:
         raise ValueError(f"A has shape {tuple(A.shape)}: wanted (d, m) with d = {L.shape[1]}, the channels of L")
     if A.dtype != L.dtype:
         raise TypeError(f"A is {A.dtype}: wanted the dtype of L, {L.dtype}")
     check_device("L", L, A=A)
-    return torch.einsum("rd...,dm->rm...", L, A)
+    return torch.einsum("rd...,dm->rm...", L.to(dtype), A.to(dtype))
 
 
 def _factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
     """The right factor P of the product: L A, as `precision` wants it."""
     if precision is None:
-        return project(L, A)
+        return project(L, A, L.dtype)
     if precision != "bf16x2":
         raise ValueError(f"precision={precision!r}: wanted None or 'bf16x2'")
     if L.dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"precision={precision!r}: L is {L.dtype}, wanted torch.float32 or torch.bfloat16")
-    if A is not None and A.dtype != L.dtype:
-        raise TypeError(f"A is {A.dtype}: wanted the dtype of L, {L.dtype}")
-    return project(L.float(), None if A is None else A.float())
+    return project(L, A, torch.float32)
+
+
+def _rounding(P: Tensor, precision: str | None) -> torch.dtype:
+    """The dtype that G is rounded to."""
+    return P.dtype if precision is None else torch.bfloat16
 
 
 def _sample_project_align_out(
@@ -158,7 +161,7 @@ def _sample_project_align_out(
     if chosen != "reference" and m > 1 and out.stride(-1) != 1:
         raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
     P = P.detach()
-    G_dtype = P.dtype if precision is None else torch.bfloat16
+    G_dtype = _rounding(P, precision)
     if chosen == "cpu" and precision is not None:
         P = in_two_terms(P)
     for where, part in parts:
@@ -186,7 +189,7 @@ def _sample_project_align(
 def _setup_context(ctx, inputs, output) -> None:
     n, P, key, scale, _, precision, ctx.backend = inputs
     ctx.n, ctx.r, ctx.scale, ctx.dtype = n, P.shape[0], scale, P.dtype
-    ctx.G_dtype = P.dtype if precision is None else torch.bfloat16
+    ctx.G_dtype = _rounding(P, precision)
     ctx.save_for_backward(key)
 
 

@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where samples lie.
+// Where samples lie, on a CPU or a GPU: how many they are, and the same ones in fewer and longer lines.
 #pragma once
 
-#include "../philox.h"  // RF_HOST_DEVICE
-#include "device.h"
+#include "kernels.h"
+#include "philox.h"  // RF_HOST_DEVICE
 
-namespace rf::cuda {
+namespace rf::RF_ISA {
 
 RF_HOST_DEVICE int64_t count(const Samples& x) { return x.images * x.lines * x.positions; }
 
-// The same samples in as few lines and images as their strides allow: (N, d) and channels_last are one line.
-inline Samples merged(Samples x) {
+// The same samples with all lines of an image as one, if their strides allow it.
+RF_HOST_DEVICE Samples merged_lines(Samples x) {
   if (x.lines == 1 || x.positions == 1 || x.s_line == x.positions * x.s_position) {
     if (x.positions == 1 && x.lines > 1) x.s_position = x.s_line;
     x.positions *= x.lines, x.lines = 1, x.s_line = 0;
   }
+  return x;
+}
+
+// The same samples in as few lines and images as their strides allow: (N, d) and channels_last are one line.
+RF_HOST_DEVICE Samples merged(Samples x) {
+  x = merged_lines(x);
   if (x.lines == 1 && (x.images == 1 || x.positions == 1 || x.s_image == x.positions * x.s_position)) {
     if (x.positions == 1 && x.images > 1) x.s_position = x.s_image;
     x.positions *= x.images, x.images = 1, x.s_image = 0;
@@ -22,4 +28,4 @@ inline Samples merged(Samples x) {
   return x;
 }
 
-}  // namespace rf::cuda
+}  // namespace rf::RF_ISA
