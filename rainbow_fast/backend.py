@@ -72,12 +72,15 @@ def choose(
     dtype: torch.dtype,
     supported: Sequence[torch.dtype],
     lacking: Sequence[str] = (),
+    *,
+    called: str = "",
 ) -> str:
     """The backend that runs: the one named, else the first of `available`. Nothing falls back silently.
 
     Raises:
         ValueError: a backend that is not there.
-        TypeError: a dtype outside `supported`, unless the backend named is the reference.
+        TypeError: a dtype outside `supported`, unless the backend named is the reference; the message begins with the
+            name of the argument, `called`.
         RuntimeError: CUDA kernels that the driver, or the device, is too old for.
     """
     present = available(device, lacking)
@@ -93,8 +96,9 @@ def choose(
     chosen = backend or present[0]
     if chosen != "reference" and dtype not in supported:
         names = ", ".join(str(s).removeprefix("torch.") for s in supported)
+        which = f"{called}: dtype" if called else "dtype"
         raise TypeError(
-            f"dtype {dtype} is not supported by backend {chosen!r} (it takes {names}): use backend='reference'"
+            f"{which} {dtype} is not supported by backend {chosen!r} (it takes {names}): use backend='reference'"
         )
     if chosen == "cuda" and device.type == "cuda":
         _check_driver()

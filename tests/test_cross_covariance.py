@@ -278,7 +278,7 @@ BAD_OUT = {
     "shape": (
         torch.zeros(3, 2, dtype=torch.float64),
         ValueError,
-        r"out has shape \(3, 2\): wanted \(d, m\) = \(3, 3\)",
+        r"out has shape \(3, 2\): wanted \(3, 3\)",
     ),
     "dtype": (torch.zeros(3, 3), TypeError, r"out is torch.float32: wanted torch.float64"),
     "rows": (

@@ -2,15 +2,17 @@
 """cross_covariance: the sum over samples of x y^T, in float64, with maps read in place."""
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
+from rainbow_fast.arguments import flag, number, tensor
 from rainbow_fast.ops.activations import ACTIVATIONS, CODE
-from rainbow_fast.ops.memory import address_of, check_device, flat, samples
+from rainbow_fast.ops.memory import address_of, check_device, check_written, flat, samples
 from rainbow_fast.ops.patch_covariance import Patch, patch_covariance
+from rainbow_fast.ops.registration import Derivative, functional, loop, writing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FIRST_SAMPLES = 256  # whose mean is taken off all, so that sums of what remains stay small
@@ -82,19 +84,19 @@ def cross_covariance(
     Raises:
         ValueError: shapes that do not belong together, an unknown activation, a patch that does not fit or comes with
             an activation or with `center`, a backend that is missing.
-        TypeError: dtypes that differ, or one that the backend does not take.
+        TypeError: what is no tensor, dtypes that differ, or one that the backend does not take.
 
     Source: M = E[phi phi'^T] of Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
+    tensor("x", x), number("negative_slope", negative_slope), flag("center", center)
     ys = _as_list(y)
-    _check(x, ys, activation)
     if patch is not None:
         if activation != "identity" or center:
             raise ValueError(f"patch={patch!r} with activation={activation!r}, center={center}: wanted neither")
         shape = Patch.of(patch, x)
         if isinstance(y, Sequence):
-            return [patch_covariance(x, other, shape, backend) for other in y]
-        return patch_covariance(x, y, shape, backend)
+            return [patch_covariance(x, other, shape, backend) for other in ys]
+        return patch_covariance(x, ys[0] if ys else None, shape, backend)
     out = torch.ops.rainbow_fast.cross_covariance(x, ys, activation, negative_slope, center, backend)
     return list(out.split([other.shape[1] for other in ys], 1)) if isinstance(y, Sequence) else out
 
@@ -115,14 +117,13 @@ def cross_covariance_(
     the samples of this call.
 
     Raises:
-        ValueError: as `cross_covariance`, or an `out` of another shape.
+        ValueError: as `cross_covariance`; an `out` of another shape or layout, or one that shares memory with an input.
         TypeError: as `cross_covariance`, or an `out` that is not float64.
         RuntimeError: an input that requires grad while grad mode is on.
     """
+    tensor("x", x), number("negative_slope", negative_slope), flag("center", center)
     ys = _as_list(y)
-    _check(x, ys, activation)
-    _check_out(out, x, ys)
-    torch.ops.rainbow_fast.cross_covariance_out(x, ys, activation, negative_slope, center, backend, out)
+    torch.ops.rainbow_fast.cross_covariance_out(x, ys, activation, negative_slope, center, backend, tensor("out", out))
     return out
 
 
@@ -133,12 +134,16 @@ def cross_covariance_reference(x: Tensor, y: Tensor) -> Tensor:
 
 def _as_list(y: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
     """None as no tensors at all, which stand for x."""
-    if isinstance(y, Sequence) and not y:
+    if not isinstance(y, list | tuple):
+        return [] if y is None else [tensor("y", y)]
+    if not y:
         raise ValueError("y is empty: wanted a tensor, some tensors, or None for x")
-    return [] if y is None else [y] if isinstance(y, Tensor) else list(y)
+    return [tensor("y", each) for each in y]
 
 
 def _check(x: Tensor, ys: Sequence[Tensor], activation: str) -> None:
+    if x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"x is {x.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     if x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: wanted (N, d) or (N, d, *space)")
     if activation not in ACTIVATIONS:
@@ -157,15 +162,9 @@ def _columns(x: Tensor, ys: Sequence[Tensor]) -> int:
     return sum(y.shape[1] for y in ys) if ys else x.shape[1]
 
 
-def _check_out(out: Tensor, x: Tensor, ys: Sequence[Tensor]) -> None:
+def _check_out(out: Tensor, x: Tensor, ys: Sequence[Tensor], backend: str | None) -> None:
     wanted = (x.shape[1], _columns(x, ys))
-    if tuple(out.shape) != wanted:
-        raise ValueError(f"out has shape {tuple(out.shape)}: wanted (d, m) = {wanted}")
-    check_device("x", x, out=out)
-    if out.dtype != torch.float64:
-        raise TypeError(f"out is {out.dtype}: wanted torch.float64")
-    if out.shape[1] > 1 and out.stride(1) != 1:
-        raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
+    check_written("out", out, wanted, torch.float64, rows=backend != "reference", beside=("x", x), x=x, y=ys)
 
 
 def _sigma(x: Tensor, activation: str, slope: float) -> Tensor:
@@ -195,11 +194,16 @@ def _cross_covariance_out(
     x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, backend: str | None, out: Tensor
 ) -> None:
     _check(x, ys, activation)
-    _check_out(out, x, ys)
-    _backend.refuse_grad("cross_covariance_", x, *ys, out)
+    _check_out(out, x, ys, backend)
+    _add(x, ys, activation, slope, center, backend, out)
+
+
+def _add(
+    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, backend: str | None, out: Tensor
+) -> None:
     if x.numel() == 0 or out.numel() == 0:
         return
-    chosen = _backend.choose(backend, x.device, x.dtype, DTYPES)
+    chosen = _backend.choose(backend, x.device, x.dtype, DTYPES, called="x")
     if chosen == "reference":
         out += _by_reference(x, ys, activation, slope, center)
         return
@@ -229,13 +233,13 @@ def _cross_covariance(
 ) -> Tensor:
     _check(x, ys, activation)
     out = x.new_zeros(x.shape[1], _columns(x, ys), dtype=torch.float64)
-    _cross_covariance_out(x.detach(), [y.detach() for y in ys], activation, slope, center, backend, out)
+    _add(x, ys, activation, slope, center, backend, out)
     return out
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, ys, ctx.activation, ctx.slope, ctx.center, _ = inputs
-    ctx.save_for_backward(x, *ys)
+def _fake(x: Tensor, ys: Sequence[Tensor], activation: str, *rest: Any) -> Tensor:
+    _check(x, ys, activation)
+    return x.new_empty(x.shape[1], _columns(x, ys), dtype=torch.float64)
 
 
 def _mix(matrix: Tensor, x: Tensor) -> Tensor:
@@ -243,35 +247,87 @@ def _mix(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("dm,nm...->nd...", matrix.to(x.dtype), x)
 
 
-def _backward(ctx, grad: Tensor):
-    x, *ys = ctx.saved_tensors
+def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
+    """dx = sigma'(x) dM sigma(y), dy = sigma'(y) dM^T sigma(x); in the dtype that kernels compute in."""
+    x, ys, activation, slope, center, _ = inputs
+    (grad,) = grads
 
     def values(side: Tensor) -> Tensor:
-        phi = _sigma(side, ctx.activation, ctx.slope).to(side.dtype)
+        phi = _sigma(side.to(_computed(side)), activation, slope)
         axes = [0, *range(2, side.dim())]
-        return phi - phi.double().mean(axes, keepdim=True).to(side.dtype) if ctx.center else phi
+        return phi - phi.double().mean(axes, keepdim=True).to(phi.dtype) if center else phi
 
     def through(side: Tensor, grad_phi: Tensor) -> Tensor:
-        if ctx.activation == "identity":
-            return grad_phi
-        return grad_phi * ACTIVATIONS[ctx.activation][1](side, ctx.slope)
+        slopes = _slopes(side, activation, slope)
+        return (grad_phi if slopes is None else grad_phi * slopes).to(side.dtype)
 
     rest = (None, None, None, None)
     if not ys:
         return through(x, _mix(grad + grad.T, values(x))), [], *rest
-    grads = grad.split([y.shape[1] for y in ys], 1)
+    parts = grad.split([y.shape[1] for y in ys], 1)
     grad_x, phi = None, values(x)
-    if ctx.needs_input_grad[0]:
-        grad_x = through(x, torch.stack([_mix(g, values(y)) for g, y in zip(grads, ys, strict=True)]).sum(0))
-    return grad_x, [through(y, _mix(g.T, phi)) for g, y in zip(grads, ys, strict=True)], *rest
+    if needs[0]:
+        grad_x = through(x, torch.stack([_mix(g, values(y)) for g, y in zip(parts, ys, strict=True)]).sum(0))
+    return grad_x, [through(y, _mix(g.T, phi)) for g, y in zip(parts, ys, strict=True)], *rest
 
 
-_NAME = "rainbow_fast::cross_covariance"
+def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
+    """``d sum sigma(x) sigma(y)^T``, each term a cross-covariance with the tangent of one side."""
+    x, ys, activation, slope, center, backend = inputs
+
+    def moved(side: Tensor, tangent: Tensor) -> Tensor:
+        slopes = _slopes(side, activation, slope)
+        return tangent if slopes is None else tangent.to(slopes.dtype) * slopes
+
+    def covariance(a: Tensor, b: Tensor) -> Tensor:
+        return torch.ops.rainbow_fast.cross_covariance(a, [b.to(a.dtype)], "identity", 0.0, center, backend)
+
+    phi = _sigma(x, activation, slope)
+    moved_x = None if tangents[0] is None else moved(x, tangents[0])
+    if not ys:
+        assert moved_x is not None
+        half = covariance(moved_x, phi)
+        return [half + half.T]
+    columns = []
+    for y, tangent in zip(ys, tangents[1], strict=True):
+        parts = [] if moved_x is None else [covariance(moved_x, _sigma(y, activation, slope))]
+        parts += [] if tangent is None else [covariance(phi, moved(y, tangent))]
+        zero = x.new_zeros(x.shape[1], y.shape[1], dtype=torch.float64)
+        columns.append(sum(parts, zero))
+    return [torch.cat(columns, 1)]
+
+
+def _slopes(side: Tensor, activation: str, slope: float) -> Tensor | None:
+    """The derivative of the activation, in the dtype that kernels compute in; None where it is 1."""
+    return None if activation == "identity" else ACTIVATIONS[activation][1](side.to(_computed(side)), slope)
+
+
+def _vmap(info: Any, in_dims: Any, x: Tensor, ys: Sequence[Tensor], *rest: Any) -> Any:
+    """A batch of one side is more channels of it; a batch of both, or of several sides, is a loop."""
+    in_x, in_ys = in_dims[0], list(in_dims[1] or [])
+
+    def channels(t: Tensor, dim: int) -> Tensor:
+        return t.movedim(dim, 1).flatten(1, 2)
+
+    if in_x is not None and ys and all(dim is None for dim in in_ys):
+        found = torch.ops.rainbow_fast.cross_covariance(channels(x, in_x), ys, *rest)
+        return found.view(info.batch_size, -1, found.shape[1]), 0
+    if in_x is None and len(ys) == 1 and in_ys[0] is not None:
+        found = torch.ops.rainbow_fast.cross_covariance(x, [channels(ys[0], in_ys[0])], *rest)
+        return found.view(len(found), info.batch_size, -1), 1
+    return loop(torch.ops.rainbow_fast.cross_covariance.default)(info, in_dims, x, ys, *rest)
+
+
 _SHARED = "Tensor x, Tensor[] y, str activation, float negative_slope, bool center, str? backend"
-torch.library.define(_NAME, f"({_SHARED}) -> Tensor")
-torch.library.define(f"{_NAME}_out", f"({_SHARED}, Tensor(a!) out) -> ()")
-torch.library.impl(_NAME, "CompositeExplicitAutograd")(_cross_covariance)
-torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_cross_covariance_out)
-torch.library.register_fake(_NAME)(lambda x, y, *_: x.new_empty(x.shape[1], _columns(x, y), dtype=torch.float64))
-torch.library.register_fake(f"{_NAME}_out")(lambda x, y, *_: None)
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
+functional(
+    f"cross_covariance({_SHARED}) -> Tensor",
+    _cross_covariance,
+    _fake,
+    derivative=Derivative(_vjp, _jvp),
+    vmap=_vmap,
+)
+writing(
+    f"cross_covariance_out({_SHARED}, Tensor(a!) out) -> ()",
+    _cross_covariance_out,
+    called="cross_covariance_",
+)

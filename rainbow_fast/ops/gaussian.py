@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """gaussian: any tile of the implicit white Gaussian matrix G, a pure function of (seed, stream, i, j)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
+from rainbow_fast.arguments import integer, tensor
+from rainbow_fast.ops.memory import check_written
+from rainbow_fast.ops.registration import functional, writing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 VERSION = 1
@@ -15,6 +19,7 @@ GAUSSIAN_KIND, CHOICE_KIND = 0, 1  # what a counter is used for; part of its las
 
 
 Seed = int | Sequence[int] | Tensor  # what the ops take as ``seed=``
+MOST = {"seed": 2**63 - 1, "stream": 2**32 - 1, "row_offset": 2**56 - 1, "col_offset": 2**34 - 1}  # as a key holds them
 
 
 def key(seed: int | Sequence[int], stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
@@ -22,59 +27,79 @@ def key(seed: int | Sequence[int], stream: int = 0, row_offset: int = 0, col_off
 
     A function compiled by `torch.compile` that takes the key does not recompile when the seed changes; wherever an op
     takes ``seed=``, it takes a packed key as well. Of S seeds the key is (S, 4), and results get a leading axis S.
+    A key lies on the CPU, whatever the device of the tensors: a kernel is told the address when it is launched. So a
+    launch does not wait for the GPU, and a captured CUDA graph keeps the address that it was captured with.
 
     Args:
-        seed: 0 <= seed < 2^63; or a sequence of such.
+        seed: 0 <= seed < 2^63; or a list, tuple or range of such.
         stream: 0 <= stream < 2^32; ``network << 12 | site`` in sampled networks.
         row_offset: first row, 0 <= row_offset < 2^56.
         col_offset: first column, 0 <= col_offset < 2^34.
 
     Raises:
+        TypeError: what is no integer of Python or NumPy.
         ValueError: a number outside its range.
     """
-    seeds = seed if isinstance(seed, Sequence) else [seed]
-    for name, values, bits in (
-        ("seed", seeds, 63),
-        ("stream", [stream], 32),
-        ("row_offset", [row_offset], 56),
-        ("col_offset", [col_offset], 34),
-    ):
-        for value in values:
-            if not 0 <= value < 2**bits:
-                raise ValueError(f"{name}={value}: wanted 0 <= {name} < 2^{bits}")
-    packed = torch.tensor([[s, stream, row_offset, col_offset] for s in seeds], dtype=torch.int64).view(len(seeds), 4)
-    return packed if seeds is seed else packed[0]
+    several = isinstance(seed, list | tuple | range)
+    seeds = [integer("seed", one, 0, MOST["seed"]) for one in (seed if several else [seed])]  # type: ignore[union-attr]
+    rest = [
+        integer(name, value, 0, MOST[name])
+        for name, value in (("stream", stream), ("row_offset", row_offset), ("col_offset", col_offset))
+    ]
+    if not several:
+        return torch.tensor([seeds[0], *rest], dtype=torch.int64, device="cpu")
+    return torch.tensor([[one, *rest] for one in seeds], dtype=torch.int64, device="cpu").view(len(seeds), 4)
 
 
 def as_key(seed: Seed, stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
     """`seed` itself where it is a packed key already, else the packed key of the four numbers."""
-    integers = seed if isinstance(seed, Sequence) else [seed]
-    if all(isinstance(s, int | torch.SymInt) for s in integers):
-        return key(seed, stream, row_offset, col_offset)  # type: ignore[arg-type]
-    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.dim() > 2 or seed.shape[-1:] != (4,):
-        raise ValueError(
-            f"seed={seed!r}: wanted an int or several, or a key (an int64 tensor of shape (4,) or (S, 4)) made by "
-            "rainbow_fast.key"
-        )
+    if not isinstance(seed, Tensor):
+        return key(seed, stream, row_offset, col_offset)
+    check_key(seed)
     if stream or row_offset or col_offset:
         raise ValueError("seed is a packed key, which holds stream and offsets already: give them to rainbow_fast.key")
     return seed
 
 
+def check_key(packed: Tensor) -> None:
+    """A key has the dtype, shape and device of one; its numbers are read by `address`."""
+    if packed.dtype != torch.int64 or packed.dim() not in (1, 2) or packed.shape[-1] != 4:
+        raise ValueError(
+            f"seed is a {packed.dtype} tensor of shape {tuple(packed.shape)}: wanted integers, or a key (an int64 "
+            "tensor of shape (4,) or (S, 4)) made by rainbow_fast.key"
+        )
+    if packed.device.type not in ("cpu", "meta"):
+        raise ValueError(f"seed is a key on {packed.device}: wanted it on the CPU, where kernels are launched")
+
+
+def further(packed: Tensor, rows: int) -> Tensor:
+    """The address of the tile so many rows further on."""
+    return packed + packed.new_tensor([0, 0, rows, 0])
+
+
 def address(key: Tensor, rows: int, cols: int) -> list[int]:
-    """The four numbers of a key, once the tile (rows, cols) at its offsets is known to lie inside G."""
-    seed, stream, row_offset, col_offset = key.tolist()
-    if row_offset + rows > 2**56:
-        raise ValueError(f"rows={rows} at row_offset={row_offset}: wanted row_offset + rows <= 2^56")
-    if col_offset + cols > 2**34:
-        raise ValueError(f"cols={cols} at col_offset={col_offset}: wanted col_offset + cols <= 2^34")
-    return [seed, stream, row_offset, col_offset]
+    """The four numbers of a key, once the tile (rows, cols) at its offsets is known to lie inside G.
+
+    Raises:
+        ValueError: a number outside its range, which would be the address of another tile.
+    """
+    found = key.tolist()
+    for (name, most), value in zip(MOST.items(), found, strict=True):
+        if not 0 <= value <= most:
+            integer(f"{name} of the key", value, 0, most)
+    if found[2] + rows > 2**56:
+        raise ValueError(f"rows={rows} at row_offset={found[2]}: wanted row_offset + rows <= 2^56")
+    if found[3] + cols > 2**34:
+        raise ValueError(f"cols={cols} at col_offset={found[3]}: wanted col_offset + cols <= 2^34")
+    return found
 
 
-def addresses(key: Tensor, rows: int, cols: int, *given: Tensor) -> Iterator[tuple]:
+def addresses(key: Tensor, rows: int, cols: int, *given: Tensor) -> list[tuple]:
     """For each seed of a key its `address`, and of each of the tensors given, (S, ...), the slice that is its own."""
-    where = [address(one, rows, cols) for one in key.view(-1, 4)]
-    return zip(where, *(t if key.dim() == 2 else [t] for t in given), strict=True)
+    check_key(key)
+    if key.dim() == 1:
+        return [(address(key, rows, cols), *given)]
+    return [(address(one, rows, cols), *parts) for one, *parts in zip(key, *given, strict=True)]
 
 
 def gaussian(
@@ -105,25 +130,25 @@ def gaussian(
         dtype: float32; float64 (the same values), bfloat16 and float16 (roundings of the float32 value).
         device: where the result lives; the CPU by default.
         out: a tensor of the result's shape to write into instead (dtype and device are then its own); its rows must be
-            contiguous.
+            contiguous, and each entry have an address of its own.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
         (rows, cols) tensor, (S, rows, cols) of S seeds; |G| <= 6.76.
 
     Raises:
-        ValueError: an address outside its range, negative sizes, an `out` of another shape, a backend that is missing.
-        TypeError: a dtype that is not a floating one of the four.
+        ValueError: an address outside its range, negative sizes, an `out` of another shape or layout, a backend that is
+            missing.
+        TypeError: a dtype that is not a floating one of the four; what is no integer of Python or NumPy.
+        RuntimeError: an `out` that requires grad while grad mode is on.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox4x32-10.
     """
-    for name, size in (("rows", rows), ("cols", cols)):
-        if size < 0:
-            raise ValueError(f"{name}={size}: wanted {name} >= 0")
+    rows, cols = integer("rows", rows), integer("cols", cols)
     packed = as_key(seed, stream, row_offset, col_offset)
     if out is not None:
         wanted = (*packed.shape[:-1], rows, cols)
-        if tuple(out.shape) != wanted:
+        if tuple(tensor("out", out).shape) != wanted:
             names = "(S, rows, cols)" if packed.dim() == 2 else "(rows, cols)"
             raise ValueError(f"out has shape {tuple(out.shape)}: wanted {names} = {wanted}")
         torch.ops.rainbow_fast.gaussian_out(packed, backend, out)
@@ -220,10 +245,10 @@ def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_o
         int64 tensor (rows,), on the CPU.
 
     Raises:
+        TypeError: what is no integer of Python or NumPy.
         ValueError: a number outside its range.
     """
-    if rows < 0 or not 1 <= count < 2**32:
-        raise ValueError(f"rows={rows}, count={count}: wanted rows >= 0 and 1 <= count < 2^32")
+    rows, count = integer("rows", rows), integer("count", count, 1, 2**32 - 1)
     packed = as_key(seed, stream, row_offset)
     if packed.dim() != 1:
         raise ValueError(f"seed holds {len(packed)} seeds: wanted one")
@@ -233,13 +258,20 @@ def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_o
 
 
 def _gaussian_out(key: Tensor, backend: str | None, out: Tensor) -> None:
+    check_key(key)
+    if out.dim() != key.dim() + 1:
+        names = "(rows, cols)" if key.dim() == 1 else f"(S, rows, cols) with S = {len(key)}"
+        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {names}")
+    check_written("out", out, (*key.shape[:-1], *out.shape[-2:]), rows=backend != "reference")
+    _write(key, backend, out)
+
+
+def _write(key: Tensor, backend: str | None, out: Tensor) -> None:
     if out.dtype not in DTYPES:
         raise TypeError(f"out is {out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     rows, cols = out.shape[-2:]
     tiles = addresses(key, rows, cols, out)
     chosen = _backend.choose(backend, out.device, out.dtype, DTYPES)
-    if chosen != "reference" and cols > 1 and out.stride(-1) != 1:
-        raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
     for where, tile in tiles:
         if chosen == "reference":
             tile.copy_(torch.from_numpy(gaussian_reference(where, rows, cols)))
@@ -254,21 +286,30 @@ def _gaussian_out(key: Tensor, backend: str | None, out: Tensor) -> None:
 def _gaussian(
     rows: int, cols: int, key: Tensor, dtype: torch.dtype, device: torch.device, backend: str | None
 ) -> Tensor:
+    rows, cols = integer("rows", rows), integer("cols", cols)
+    check_key(key)
     if dtype not in DTYPES:
         raise TypeError(f"dtype={dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     out = _backend.empty((*key.shape[:-1], rows, cols), dtype, device)
-    _gaussian_out(key, backend, out)
+    _write(key, backend, out)
     return out
 
 
-_NAME = "rainbow_fast::gaussian"
-torch.library.define(
-    _NAME, "(SymInt rows, SymInt cols, Tensor key, ScalarType dtype, Device device, str? backend) -> Tensor"
+def _fake(rows: int, cols: int, key: Tensor, dtype: torch.dtype, device: torch.device, backend: str | None) -> Tensor:
+    return torch.empty(*key.shape[:-1], rows, cols, dtype=dtype, device=device)
+
+
+def _vmap(info: Any, in_dims: Any, rows: int, cols: int, key: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    """A batch of keys is a key of several seeds."""
+    keys = key.movedim(in_dims[2], 0)
+    out = torch.ops.rainbow_fast.gaussian(rows, cols, keys.reshape(-1, 4), *rest)
+    return out.view(*keys.shape[:-1], rows, cols), 0
+
+
+functional(
+    "gaussian(SymInt rows, SymInt cols, Tensor key, ScalarType dtype, Device device, str? backend) -> Tensor",
+    _gaussian,
+    _fake,
+    vmap=_vmap,
 )
-torch.library.define(f"{_NAME}_out", "(Tensor key, str? backend, Tensor(a!) out) -> ()")
-torch.library.impl(_NAME, "CompositeExplicitAutograd")(_gaussian)
-torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_gaussian_out)
-torch.library.register_fake(_NAME)(
-    lambda rows, cols, key, dtype, device, backend: torch.empty(*key.shape[:-1], rows, cols, dtype=dtype, device=device)
-)
-torch.library.register_fake(f"{_NAME}_out")(lambda key, backend, out: None)
+writing("gaussian_out(Tensor key, str? backend, Tensor(a!) out) -> ()", _gaussian_out, called="gaussian(out=)")

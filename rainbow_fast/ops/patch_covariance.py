@@ -10,14 +10,16 @@ again, so that borders are as exact as the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.ops.memory import check_device, samples
+from rainbow_fast.arguments import integer
+from rainbow_fast.ops.memory import check_device, check_written, samples
+from rainbow_fast.ops.registration import Derivative, functional, writing
 
 UNFOLDED_NUMBERS = 2**22  # of an im2col at a time, where the stride leaves no shifts to share
 
@@ -31,9 +33,10 @@ class Patch(NamedTuple):
     @classmethod
     def of(cls, patch: int | Sequence[int], x: Tensor) -> Patch:
         """As `cross_covariance` takes it, checked against maps (N, d, H, W)."""
-        numbers = (patch,) if isinstance(patch, int) else tuple(patch)
-        if not 1 <= len(numbers) <= 4 or not all(isinstance(n, int) for n in numbers):
+        numbers = tuple(patch) if isinstance(patch, list | tuple) else (patch,)
+        if not 1 <= len(numbers) <= 4:
             raise ValueError(f"patch={patch!r}: wanted k, or (k, stride, padding, dilation)")
+        numbers = tuple(integer("patch", n, -(2**62)) for n in numbers)
         made = cls(*numbers, *(1, (numbers[0] - 1) // 2, 1)[len(numbers) - 1 :])
         if made.k < 1 or made.stride < 1 or made.padding < 0 or made.dilation < 1:
             raise ValueError(f"patch={patch!r}: wanted k, stride and dilation of at least 1, padding of at least 0")
@@ -96,13 +99,17 @@ def _shape(x: Tensor, y: Tensor | None, k: int) -> tuple[int, int]:
 
 
 def _patch_covariance_out(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out: Tensor) -> None:
-    _backend.refuse_grad("patch_covariance_out", x, y, out)
     shape = Patch.of(patch, x)
-    _check(x, y, shape, out)
+    _check(x, y)
+    check_written("out", out, _shape(x, y, shape.k), torch.float64, rows=True, beside=("x", x), x=x, y=y)
+    _add(x, y, shape, backend, out)
+
+
+def _add(x: Tensor, y: Tensor | None, shape: Patch, backend: str | None, out: Tensor) -> None:
     if x.numel() == 0 or out.numel() == 0:
         return
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    if _backend.choose(backend, x.device, x.dtype, dtypes) == "cpu" and shape.stride == 1:
+    if _backend.choose(backend, x.device, x.dtype, dtypes, called="x") == "cpu" and shape.stride == 1:
         sides = [samples(side) for side in (x, x if y is None else y)]
         rows, columns = shape.positions(x)
         _backend.kernels().patch_covariance(
@@ -110,23 +117,18 @@ def _patch_covariance_out(x: Tensor, y: Tensor | None, patch: list[int], backend
             pieces(x.shape[3], columns, shape), shape.k, y is None, torch.get_num_threads(),
         )  # fmt: skip
         return
-    for some_x, some_y in _batches(x.detach(), None if y is None else y.detach(), shape):
+    for some_x, some_y in _batches(x, y, shape):
         unfolded = [] if some_y is None else [shape.unfold(some_y)]
         out += torch.ops.rainbow_fast.cross_covariance(shape.unfold(some_x), unfolded, "identity", 0.0, False, backend)
 
 
-def _check(x: Tensor, y: Tensor | None, patch: Patch, out: Tensor) -> None:
+def _check(x: Tensor, y: Tensor | None) -> None:
     if y is not None and (y.dim() != 4 or (y.shape[0], y.shape[2:]) != (x.shape[0], x.shape[2:]) or y.dtype != x.dtype):
         raise ValueError(
             f"y is {y.dtype} of shape {tuple(y.shape)}: wanted the dtype, the N and the positions of x, which is "
             f"{x.dtype} of shape {tuple(x.shape)}"
         )
-    check_device("x", x, y=y, out=out)
-    wanted = _shape(x, y, patch.k)
-    if out.shape != wanted or out.dtype != torch.float64:
-        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted float64 of shape {wanted}")
-    if out.shape[1] > 1 and out.stride(1) != 1:
-        raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
+    check_device("x", x, y=y)
 
 
 def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Tensor | None]]:
@@ -136,8 +138,10 @@ def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Te
 
 
 def _patch_covariance(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
-    out = _backend.empty(_shape(x, y, patch[0]), torch.float64, x.device).zero_()
-    _patch_covariance_out(x.detach(), None if y is None else y.detach(), patch, backend, out)
+    shape = Patch.of(patch, x)
+    _check(x, y)
+    out = _backend.empty(_shape(x, y, shape.k), torch.float64, x.device).zero_()
+    _add(x, y, shape, backend, out)
     return out
 
 
@@ -145,36 +149,38 @@ def _fake(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) ->
     return x.new_empty(_shape(x, y, patch[0]), dtype=torch.float64)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, y, patch, _ = inputs
-    ctx.patch = Patch(*patch)
-    ctx.save_for_backward(x, y)
-
-
-def _backward(ctx, grad: Tensor):
+def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
     """Patches of one side, mixed by the gradient and folded back, a few images at a time."""
-    x, y = ctx.saved_tensors
+    x, y, numbers, _ = inputs
+    patch, (grad,) = Patch(*numbers), grads
 
     def folded(matrix: Tensor, side: Tensor) -> Tensor:
-        k, stride, padding, dilation = ctx.patch
-        size, images = tuple(side.shape[2:]), ctx.patch.batch(side)
+        k, stride, padding, dilation = patch
+        size, images = tuple(side.shape[2:]), patch.batch(side)
+        compute = torch.promote_types(side.dtype, torch.float32)
         return torch.cat([
-            F.fold(matrix.to(part.dtype) @ ctx.patch.unfold(part), size, k, dilation, padding, stride)
+            F.fold(matrix.to(compute) @ patch.unfold(part.to(compute)), size, k, dilation, padding, stride)
             for part in side.split(images)
-        ])  # fmt: skip
+        ]).to(side.dtype)  # fmt: skip
 
     if y is None:
         return folded(grad + grad.T, x), None, None, None
-    grad_x = folded(grad, y) if ctx.needs_input_grad[0] else None
-    grad_y = folded(grad.T, x) if ctx.needs_input_grad[1] else None
-    return grad_x, grad_y, None, None
+    return folded(grad, y) if needs[0] else None, folded(grad.T, x) if needs[1] else None, None, None
 
 
-_NAME = "rainbow_fast::patch_covariance"
-torch.library.define(_NAME, "(Tensor x, Tensor? y, int[] patch, str? backend) -> Tensor")
-torch.library.define(f"{_NAME}_out", "(Tensor x, Tensor? y, int[] patch, str? backend, Tensor(a!) out) -> ()")
-torch.library.impl(_NAME, "CompositeExplicitAutograd")(_patch_covariance)
-torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_patch_covariance_out)
-torch.library.register_fake(_NAME)(_fake)
-torch.library.register_fake(f"{_NAME}_out")(lambda x, y, patch, backend, out: None)
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
+def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
+    """The covariance with the tangent of either side."""
+    x, y, *options = inputs
+    moved_x, moved_y, *_ = tangents
+    covariance = torch.ops.rainbow_fast.patch_covariance
+    if y is None:
+        half = covariance(moved_x, x, *options)
+        return [half + half.T]
+    parts = [] if moved_x is None else [covariance(moved_x, y, *options)]
+    parts += [] if moved_y is None else [covariance(x, moved_y, *options)]
+    return [sum(parts[1:], parts[0])]
+
+
+_SHARED = "Tensor x, Tensor? y, int[] patch, str? backend"
+functional(f"patch_covariance({_SHARED}) -> Tensor", _patch_covariance, _fake, derivative=Derivative(_vjp, _jvp))
+writing(f"patch_covariance_out({_SHARED}, Tensor(a!) out) -> ()", _patch_covariance_out, called="patch_covariance_out")

@@ -3,16 +3,19 @@
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
+from rainbow_fast.arguments import number, tensor
 from rainbow_fast.ops import polar_factors as _factors
 from rainbow_fast.ops import polar_lq as _lq
 from rainbow_fast.ops.gaussian import gaussian, key
-from rainbow_fast.ops.memory import check_device
+from rainbow_fast.ops.memory import check_written, one_address_each
+from rainbow_fast.ops.polar_derivative import DERIVATIVE
+from rainbow_fast.ops.registration import functional, writing
 
 DTYPES = (torch.float32, torch.float64)
 CERTIFIED = {torch.float32: 1e-6, torch.float64: 1e-10}  # residual and orthogonality of an iteration that has converged
@@ -49,7 +52,10 @@ def polar(
     rounded result (1e-7 in float32, 1e-14 in float64) at any condition, and ``A M^T`` is symmetric to 1e-7 and 1e-11 of
     the largest singular value. Where directions are null, eigenvectors of Gram matrices separate them, and a float64
     SVD where singular values near the tolerance lie below what those resolve (1e-11 of the largest). Of a matrix with
-    one side at least 256 times the other, all of this is done for L of ``M = L Q``. No gradient.
+    one side at least 256 times the other, all of this is done for L of ``M = L Q``.
+
+    A and nuclear_norm are differentiable, in both modes and more than once, where M has full rank (`polar_derivative`);
+    rank, condition and residual are constants.
 
     Args:
         M: tall, wide or square; scale does not matter.
@@ -70,7 +76,8 @@ def polar(
     Raises:
         ValueError: M is not a matrix, has no rows or columns, is all zero or not finite; an unknown `rank` or `method`;
             rtol outside [0, 1).
-        TypeError: a dtype that is not float32 or float64.
+        TypeError: what is no tensor, a dtype that is not float32 or float64.
+        RuntimeError: a derivative of M without full rank.
 
     Warns:
         RuntimeWarning: the iteration did not converge, and the SVD is taken.
@@ -79,9 +86,8 @@ def polar(
     Matrices" (2008), chapter 8; Nakatsukasa and Freund, SIAM Review 58 (2016), 461-493; for L Q, Stathopoulos and Wu,
     SIAM Journal on Scientific Computing 23 (2002), 2165-2182.
     """
-    _check(M)
     _check_options(rank, rtol, method)
-    return Polar(*torch.ops.rainbow_fast.polar(M.detach(), rank == "complete", rtol, method, backend))
+    return Polar(*torch.ops.rainbow_fast.polar(tensor("M", M), rank == "complete", rtol, method, backend))
 
 
 def polar_(
@@ -102,8 +108,8 @@ def polar_(
         ValueError, TypeError: as `polar`, before anything is written; or M is expanded.
         RuntimeError: M requires grad while grad mode is on.
     """
-    _check(M)
     _check_options(rank, rtol, method)
+    tensor("M", M)
     return Polar(M, *torch.ops.rainbow_fast.polar_(M, rank == "complete", rtol, method, backend))
 
 
@@ -124,7 +130,7 @@ def _check(M: Tensor) -> None:
 def _check_options(rank: str, rtol: float | None, method: str | None) -> None:
     if rank not in ("partial", "complete"):
         raise ValueError(f"rank={rank!r}: wanted 'partial' or 'complete'")
-    if rtol is not None and not 0 <= rtol < 1:
+    if rtol is not None and not 0 <= number("rtol", rtol) < 1:
         raise ValueError(f"rtol={rtol}: wanted 0 <= rtol < 1")
     if method not in (None, "svd"):
         raise ValueError(f"method={method!r}: wanted None or 'svd'")
@@ -151,7 +157,7 @@ def _iterate(M: Tensor, rtol: float, chosen: str, out: Tensor) -> Tensor:
     """Run the kernel on matrices (batch, d, m): statistics, orthogonality of A and outcome, (batch, 6)."""
     if chosen == "triton":
         return _backend.run_triton("polar", M.device, out, M, rtol)
-    found = torch.empty(len(M), 6, dtype=torch.float64)
+    found = torch.empty(len(M), 6, dtype=torch.float64, device="cpu")
     _backend.kernels().polar(
         out.data_ptr(),
         found.data_ptr(),
@@ -204,7 +210,7 @@ def _by_iteration(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tens
                 RuntimeWarning,
                 stacklevel=2,
             )
-        statistics[i] = torch.tensor(_by_factors(M[i], rtol, complete, outcome == NULL, out[i]), dtype=torch.float64)
+        statistics[i] = M.new_tensor(_by_factors(M[i], rtol, complete, outcome == NULL, out[i]), dtype=torch.float64)
 
 
 def _complete(A: Tensor, left: Tensor, method: str | None) -> None:
@@ -235,7 +241,7 @@ def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bo
     if M.shape[0] > M.shape[1]:
         M, out = M.T, out.T
     lq = _lq.decompose(M, out)
-    A, found = torch.empty(lq.L.shape, dtype=torch.float64), statistics.new_empty(1, 4)
+    A, found = torch.empty_like(lq.L), statistics.new_empty(1, 4)
     _without_zeros(lq.L[None], rtol, False, "cpu", A[None], found)
     found[0, 3] = _lq.assemble(lq, A, out)
     if complete and found[0, 1] < len(M):
@@ -253,16 +259,9 @@ def _polar_out(
     statistics: Tensor,
 ) -> None:
     _check(M)
-    _backend.refuse_grad("polar_out", M)
-    if out.shape != M.shape or out.dtype != M.dtype:
-        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted {M.dtype} of shape {tuple(M.shape)}")
-    check_device("M", M, out=out, statistics=statistics)
-    wanted = (*M.shape[:-2], 4)
-    if statistics.shape != wanted or statistics.dtype != torch.float64:
-        raise ValueError(
-            f"statistics is {statistics.dtype} of shape {tuple(statistics.shape)}: wanted float64 of shape {wanted}"
-        )
-    _write(M.detach(), complete, rtol, method, backend, out, statistics)
+    check_written("out", out, M.shape, M.dtype, beside=("M", M), M=M)
+    check_written("statistics", statistics, (*M.shape[:-2], 4), torch.float64, beside=("M", M), M=M, out=out)
+    _write(M, complete, rtol, method, backend, out, statistics)
 
 
 def _write(
@@ -303,7 +302,7 @@ def _write(
         _without_zeros(matrices.clone() if same else matrices, rtol, complete, chosen, into, found)
     else:
         for i, one in enumerate(matrices):
-            found[i] = torch.tensor(_by_factors(one, rtol, complete, False, into[i]), dtype=torch.float64)
+            found[i] = one.new_tensor(_by_factors(one, rtol, complete, False, into[i]), dtype=torch.float64)
     if not direct:
         out.copy_(into.view(out.shape))
     statistics.copy_(found.view(statistics.shape))
@@ -313,9 +312,10 @@ def _write(
 def _polar(
     M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None
 ) -> tuple[Tensor, ...]:
+    _check(M)
     A = _backend.empty(M.shape, M.dtype, M.device)
     statistics = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64)
-    _polar_out(M.detach(), complete, rtol, method, backend, A, statistics)
+    _write(M, complete, rtol, method, backend, A, statistics)
     return A, *_numbers(statistics)
 
 
@@ -323,11 +323,10 @@ def _polar_(
     M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None
 ) -> tuple[Tensor, ...]:
     _check(M)
-    _backend.refuse_grad("polar_", M)
-    if any(size > 1 and stride == 0 for size, stride in zip(M.shape, M.stride(), strict=True)):
+    if not one_address_each(M):
         raise ValueError(f"M has strides {M.stride()}: wanted an address of its own for each entry")
     statistics = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64)
-    _write(M.detach(), complete, rtol, method, backend, M.detach(), statistics)
+    _write(M, complete, rtol, method, backend, M, statistics)
     return _numbers(statistics)
 
 
@@ -336,23 +335,33 @@ def _numbers(statistics: Tensor) -> tuple[Tensor, ...]:
     return nuclear_norm, rank.long(), condition, residual
 
 
-def _numbers_fake(M: Tensor, *options) -> tuple[Tensor, ...]:
+def _numbers_fake(M: Tensor, *options: Any) -> tuple[Tensor, ...]:
     dtypes = (torch.float64, torch.int64, torch.float64, torch.float64)
     return tuple(M.new_empty(M.shape[:-2], dtype=dtype) for dtype in dtypes)
 
 
-_NAME = "rainbow_fast::polar"
-_INPUTS = "Tensor M, bool complete, float? rtol, str? method, str? backend"
-torch.library.define(_NAME, f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
-torch.library.define(f"{_NAME}_out", f"({_INPUTS}, Tensor(a!) out, Tensor(b!) statistics) -> ()")
-torch.library.define(
-    f"{_NAME}_", f"({_INPUTS.replace('Tensor M', 'Tensor(a!) M')}) -> (Tensor, Tensor, Tensor, Tensor)"
+def _fake(M: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    return torch.empty(M.shape, dtype=M.dtype, device=M.device), *_numbers_fake(M)
+
+
+def _vmap(info: Any, in_dims: Any, M: Tensor, *options: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """A batch of M is what the op takes."""
+    return torch.ops.rainbow_fast.polar(M.movedim(in_dims[0], 0), *options), (0,) * 5
+
+
+_OPTIONS = "bool complete, float? rtol, str? method, str? backend"
+functional(
+    f"polar(Tensor M, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _polar,
+    _fake,
+    derivative=DERIVATIVE,
+    vmap=_vmap,
+    takes_half=False,
 )
-torch.library.impl(_NAME, "CompositeExplicitAutograd")(_polar)
-torch.library.impl(f"{_NAME}_", "CompositeExplicitAutograd")(_polar_)
-torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_polar_out)
-torch.library.register_fake(_NAME)(
-    lambda M, *options: (torch.empty(M.shape, dtype=M.dtype, device=M.device), *_numbers_fake(M))
+writing(f"polar_out(Tensor M, {_OPTIONS}, Tensor(a!) out, Tensor(b!) statistics) -> ()", _polar_out, called="polar_out")
+writing(
+    f"polar_(Tensor(a!) M, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _polar_,
+    called="polar_",
+    fake=_numbers_fake,
 )
-torch.library.register_fake(f"{_NAME}_")(_numbers_fake)
-torch.library.register_fake(f"{_NAME}_out")(lambda M, complete, rtol, method, backend, out, statistics: None)

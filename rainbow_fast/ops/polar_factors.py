@@ -19,7 +19,7 @@ def multiply(Q: Tensor, M: Tensor) -> Tensor:
     """Q (p, d) times M (d, m) in float64, on the CPU by the loop nest of the kernels."""
     if M.device.type != "cpu":
         return Q @ M
-    out = torch.empty(Q.shape[0], M.shape[1], dtype=torch.float64)
+    out = Q.new_empty(Q.shape[0], M.shape[1])
     Q, M = Q.contiguous(), M.contiguous()
     _backend.kernels().polar_multiply(
         Q.data_ptr(), M.data_ptr(), out.data_ptr(), *Q.shape, M.shape[1], torch.get_num_threads()

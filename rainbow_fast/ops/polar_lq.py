@@ -45,14 +45,14 @@ def decompose(M: Tensor, out: Tensor) -> LQ:
     after each step; float32 ones are made again from M.
     """
     d = len(M)
-    W = torch.eye(d, dtype=torch.float64)
+    W = torch.eye(d, dtype=torch.float64, device="cpu")
     if d > PROBES:
         W = torch.from_numpy(gaussian_reference([0, 0, 0, 0], PROBES, d)).double() / PROBES**0.5
-    WM = torch.empty(len(W), M.shape[1], dtype=torch.float64)
-    L, norm = torch.eye(d, dtype=torch.float64), 0.0
+    WM = W.new_empty(len(W), M.shape[1])
+    L, norm = torch.eye(d, dtype=torch.float64, device="cpu"), 0.0
     X, pending = M, list[Tensor]()
     while True:
-        R = torch.zeros(L.shape[1], L.shape[1], dtype=torch.float64)
+        R = L.new_zeros(L.shape[1], L.shape[1])
         for at, block in _blocks(X, pending):
             cross_covariance_(R, block.unsqueeze(0), backend="cpu")
             if not norm:
@@ -64,7 +64,7 @@ def decompose(M: Tensor, out: Tensor) -> LQ:
             X, pending = out[: len(R)], []
         alive = R.diagonal() > 0  # rows of zeros stay so exactly
         values, vectors = torch.linalg.eigh(R[alive][:, alive])
-        V = torch.zeros(len(R), len(values), dtype=torch.float64)
+        V = R.new_zeros(len(R), len(values))
         V[alive] = vectors
         size = values.clamp(min=FLOOR * values[-1]).sqrt()
         L = L @ (V * size)

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
+from rainbow_fast.arguments import integer, tensor
 from rainbow_fast.ops import random_features_arguments as checks
-from rainbow_fast.ops import random_features_gradient as gradient
+from rainbow_fast.ops import random_features_batching as batching
+from rainbow_fast.ops import random_features_derivative as derivative
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.cross_covariance import cross_covariance_reference
 from rainbow_fast.ops.gaussian import Seed, as_key, gaussian_reference
-from rainbow_fast.ops.memory import Samples, check_device, flat, matrix, samples
+from rainbow_fast.ops.memory import Samples, check_written, flat, matrix, samples
 from rainbow_fast.ops.random_features_arguments import Features
+from rainbow_fast.ops.registration import Derivative, functional, writing
 
 
 def random_features(
@@ -55,18 +58,20 @@ def random_features(
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
-        phi', in the dtype of u.
+        phi', in the dtype of u; under autocast computed in float32 and rounded to its dtype.
 
     Raises:
         ValueError: shapes that do not belong together, an unknown activation, neither or both of seed and G, an address
             outside its range, a backend that is missing.
-        TypeError: dtypes that differ, or one that the backend does not take.
+        TypeError: what is no tensor or no integer, dtypes that differ, or one that the backend does not take.
 
     Source: the random feature map of Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.1.
     """
     key = None if seed is None else as_key(seed, stream, row_offset)
-    checks.features(u, n, G, shift, activation, key)
-    return torch.ops.rainbow_fast.random_features(u, shift, n, key, G, activation, negative_slope, scale, backend)
+    checks.kinds(u, G, shift, negative_slope, scale)
+    return torch.ops.rainbow_fast.random_features(
+        u, shift, integer("n", n), key, G, activation, negative_slope, scale, backend
+    )
 
 
 def random_features_covariance(
@@ -98,15 +103,17 @@ def random_features_covariance(
     Arguments, errors and source as in `random_features`; x has the N, the positions and the dtype of u. Differentiable
     in x, u, shift and G.
     """
-    widths = n if isinstance(n, Sequence) else [n]
-    most = checks.widest(widths)
+    several = isinstance(n, list | tuple | range)
+    given: Any = n if several else [n]
+    widths = [integer("n", each) for each in given]
+    if not widths:
+        raise ValueError("n is an empty list: wanted at least one width")
     key = None if seed is None else as_key(seed, stream, row_offset)
-    checks.features(u, most, G, shift, activation, key)
-    checks.samples(x, u)
+    checks.kinds(u, G, shift, negative_slope, scale, x=x)
     sums = torch.ops.rainbow_fast.random_features_covariance(
-        x, u, shift, most, key, G, activation, negative_slope, scale, backend
+        x, u, shift, max(widths), key, G, activation, negative_slope, scale, backend
     )
-    return [tuple(t[..., :width] for t in sums) for width in widths] if widths is n else sums
+    return [tuple(t[..., :width] for t in sums) for width in widths] if several else sums
 
 
 def random_features_projection(
@@ -134,14 +141,14 @@ def random_features_projection(
 
     Arguments, errors and source as in `random_features`; A has the dtype of u. Differentiable in u, A, shift and G.
     """
-    parts = [A] if isinstance(A, Tensor) else list(A)
+    several = isinstance(A, list | tuple)
+    parts = [tensor("A", part) for part in (A if several else [A])]
     key = None if seed is None else as_key(seed, stream, row_offset)
-    most = checks.projections(parts, u, key)
-    checks.features(u, most, G, shift, activation, key)
+    checks.kinds(u, G, shift, negative_slope, scale)
     out = torch.ops.rainbow_fast.random_features_projection(
         u, parts, shift, key, G, activation, negative_slope, scale, backend
     )
-    return out[0] if isinstance(A, Tensor) else out
+    return out if several else out[0]
 
 
 def random_features_reference(
@@ -160,12 +167,13 @@ def _values(f: Features, n: int, where: list[int]) -> Tensor:
     return random_features_reference(f.u, G, f.shift, f.activation, f.slope, f.scale)
 
 
-def _targets(f: Features, channels: int, out: Tensor) -> list[Samples]:
-    """What a kernel writes of an (N, channels, *space) tensor, for each seed."""
+def _check_out(f: Features, channels: int, out: Tensor, A: Sequence[Tensor] = ()) -> None:
     wanted = (*f.seeds, f.u.shape[0], channels, *f.u.shape[2:])
-    check_device("u", f.u, out=out)
-    if out.shape != wanted or out.dtype != f.u.dtype:
-        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}: wanted {f.u.dtype} of shape {wanted}")
+    check_written("out", out, wanted, f.u.dtype, beside=("u", f.u), u=f.u, shift=f.shift, G=f.G, A=A)
+
+
+def _targets(f: Features, out: Tensor) -> list[Samples]:
+    """What a kernel writes of an (N, channels, *space) tensor, for each seed."""
     targets = []
     for part in out if f.seeds else [out]:
         view, target = samples(part, written=True)
@@ -179,8 +187,7 @@ def _targets(f: Features, channels: int, out: Tensor) -> list[Samples]:
 
 def _write(f: Features, backend: str | None, out: Tensor) -> None:
     n = out.shape[len(f.seeds) + 1]
-    f.check(n)
-    targets = _targets(f, n, out)
+    targets = _targets(f, out)
     parts = f.each(n, out)
     chosen = f.chosen(backend)
     if chosen == "reference":
@@ -201,14 +208,6 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
 
 def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total: Tensor, square: Tensor) -> None:
     n = out.shape[-1]
-    f.check(n)
-    checks.samples(x, f.u)
-    for name, t, shape in (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,))):
-        wanted = (*f.seeds, *shape)
-        check_device("u", f.u, **{name: t})
-        if t.shape != wanted or t.dtype != torch.float64 or not t.is_contiguous():
-            got = f"{name} is {t.dtype} of shape {tuple(t.shape)}"
-            raise ValueError(f"{got}: wanted contiguous float64 of shape {wanted}")
     parts = f.each(n, out, total, square)
     chosen = f.chosen(backend)
     if chosen == "reference":
@@ -233,11 +232,8 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
 
 
 def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor]) -> None:
-    n = checks.projections(A, f.u, f.key)
-    f.check(n)
-    if len(out) != len(A):
-        raise ValueError(f"out has {len(out)} tensors: wanted {len(A)}, one for each A")
-    targets = [_targets(f, a.shape[-2], o) for a, o in zip(A, out, strict=True)]
+    n = max(a.shape[-1] for a in A)
+    targets = [_targets(f, o) for o in out]
     whole = [a.expand(*f.seeds, *a.shape[-2:]) for a in A]
     parts = f.each(n, *whole, *out)
     chosen = f.chosen(backend)
@@ -253,7 +249,7 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
         for where, *given in parts:
             for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
                 view = samples(o, written=True)[0]
-                _backend.run_triton(name, u.device, view, u, a.detach(), *rest(where))
+                _backend.run_triton(name, u.device, view, u, a, *rest(where))
         return
     kept, features = f.memory(n)
     for s, (where, *given) in enumerate(parts):
@@ -267,18 +263,26 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
 
 def _random_features(u, shift, n, key, G, activation, slope, scale, backend):
     f = Features(u, shift, key, G, activation, slope, scale)
+    f.check(n)
     out = _backend.empty((*f.seeds, u.shape[0], n, *u.shape[2:]), u.dtype, u.device)
     _write(f, backend, out)
     return out
 
 
 def _random_features_out(u, shift, key, G, activation, slope, scale, backend, out):
-    _backend.refuse_grad("random_features_out", u, shift, G, out)
-    _write(Features(u, shift, key, G, activation, slope, scale), backend, out)
+    f = Features(u, shift, key, G, activation, slope, scale)
+    if out.dim() != len(f.seeds) + u.dim():
+        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*f.seeds, *u.shape[:1], 'n', *u.shape[2:])}")
+    n = out.shape[len(f.seeds) + 1]
+    f.check(n)
+    _check_out(f, n, out)
+    _write(f, backend, out)
 
 
 def _random_features_covariance(x, u, shift, n, key, G, activation, slope, scale, backend):
     f = Features(u, shift, key, G, activation, slope, scale)
+    f.check(n)
+    checks.samples(x, u)
     shapes = ((*f.seeds, x.shape[1], n), (*f.seeds, n), (*f.seeds, n))
     sums = tuple(_backend.empty(shape, torch.float64, u.device).zero_() for shape in shapes)
     _accumulate(f, x, backend, *sums)
@@ -287,60 +291,98 @@ def _random_features_covariance(x, u, shift, n, key, G, activation, slope, scale
 
 def _random_features_covariance_out(x, u, shift, key, G, activation, slope, scale, backend, out, total, square):
     """Adds to out (d, n), total (n,) and square (n,), all float64 and contiguous."""
-    _backend.refuse_grad("random_features_covariance_out", x, u, shift, G)
-    _accumulate(Features(u, shift, key, G, activation, slope, scale), x, backend, out, total, square)
+    f = Features(u, shift, key, G, activation, slope, scale)
+    n = out.shape[-1] if out.dim() else -1
+    f.check(n)
+    checks.samples(x, u)
+    sums = (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,)))
+    for place, (name, t, shape) in enumerate(sums):
+        read = {"x": x, "u": u, "shift": shift, "G": G} | {other: given for other, given, _ in sums[:place]}
+        check_written(name, t, (*f.seeds, *shape), torch.float64, beside=("u", u), **read)
+        if not t.is_contiguous():
+            raise ValueError(f"{name} has strides {t.stride()}: wanted a contiguous tensor")
+    _accumulate(f, x, backend, out, total, square)
 
 
 def _random_features_projection(u, A, shift, key, G, activation, slope, scale, backend):
     f = Features(u, shift, key, G, activation, slope, scale)
+    f.check(checks.projections(A, u, key))
     out = [_backend.empty((*f.seeds, u.shape[0], a.shape[-2], *u.shape[2:]), u.dtype, u.device) for a in A]
     _project(f, A, backend, out)
     return out
 
 
 def _random_features_projection_out(u, A, shift, key, G, activation, slope, scale, backend, out):
-    _backend.refuse_grad("random_features_projection_out", u, *A, shift, G, *out)
-    _project(Features(u, shift, key, G, activation, slope, scale), A, backend, out)
+    f = Features(u, shift, key, G, activation, slope, scale)
+    f.check(checks.projections(A, u, key))
+    if len(out) != len(A):
+        raise ValueError(f"out has {len(out)} tensors: wanted {len(A)}, one for each A")
+    for place, (a, o) in enumerate(zip(A, out, strict=True)):
+        _check_out(f, a.shape[-2], o, [*A, *out[:place]])
+    _project(f, A, backend, out)
 
 
 def _fake(u, key, channels):
     return u.new_empty(*(() if key is None else key.shape[:-1]), u.shape[0], channels, *u.shape[2:])
 
 
-def _fake_covariance(x, u, shift, n, key, *rest):
+def _fake_features(u, shift, n, key, G, activation, slope, scale, backend):
+    Features(u, shift, key, G, activation, slope, scale).check(n)
+    return _fake(u, key, n)
+
+
+def _fake_covariance(x, u, shift, n, key, G, activation, slope, scale, backend):
+    Features(u, shift, key, G, activation, slope, scale).check(n)
+    checks.samples(x, u)
     seeds = () if key is None else key.shape[:-1]
     return tuple(x.new_empty(*seeds, *shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))
 
 
-_NAME = "rainbow_fast::random_features"
+def _fake_projection(u, A, shift, key, G, activation, slope, scale, backend):
+    Features(u, shift, key, G, activation, slope, scale).check(checks.projections(A, u, key))
+    return [_fake(u, key, a.shape[-2]) for a in A]
+
+
 _FEATURES = "Tensor? key, Tensor? G, str activation, float negative_slope, float scale, str? backend"
-for _schema in (
-    f"{_NAME}(Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> Tensor",
-    f"{_NAME}_out(Tensor u, Tensor? shift, {_FEATURES}, Tensor(a!) out) -> ()",
-    f"{_NAME}_covariance(Tensor x, Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> (Tensor, Tensor, Tensor)",
-    f"{_NAME}_covariance_out(Tensor x, Tensor u, Tensor? shift, {_FEATURES}, "
+functional(
+    f"random_features(Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> Tensor",
+    _random_features,
+    _fake_features,
+    derivative=Derivative(derivative.features_vjp, derivative.features_jvp),
+    vmap=batching.features,
+    autocast="lower",
+    takes_half=False,
+)
+functional(
+    f"random_features_covariance(Tensor x, Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> (Tensor, Tensor, Tensor)",
+    _random_features_covariance,
+    _fake_covariance,
+    derivative=Derivative(derivative.covariance_vjp, derivative.covariance_jvp),
+    vmap=batching.covariance,
+    takes_half=False,
+)
+functional(
+    f"random_features_projection(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}) -> Tensor[]",
+    _random_features_projection,
+    _fake_projection,
+    derivative=Derivative(derivative.projection_vjp, derivative.projection_jvp),
+    vmap=batching.projection,
+    autocast="lower",
+    takes_half=False,
+)
+writing(
+    f"random_features_out(Tensor u, Tensor? shift, {_FEATURES}, Tensor(a!) out) -> ()",
+    _random_features_out,
+    called="random_features_out",
+)
+writing(
+    f"random_features_covariance_out(Tensor x, Tensor u, Tensor? shift, {_FEATURES}, "
     "Tensor(a!) out, Tensor(b!) total, Tensor(c!) square) -> ()",
-    f"{_NAME}_projection(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}) -> Tensor[]",
-    f"{_NAME}_projection_out(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}, Tensor(a!)[] out) -> ()",
-):
-    torch.library.define(_schema[: _schema.index("(")], _schema[_schema.index("(") :])
-for _suffix, _functional, _out in (
-    ("", _random_features, _random_features_out),
-    ("_covariance", _random_features_covariance, _random_features_covariance_out),
-    ("_projection", _random_features_projection, _random_features_projection_out),
-):
-    torch.library.impl(_NAME + _suffix, "CompositeExplicitAutograd")(_functional)
-    torch.library.impl(f"{_NAME}{_suffix}_out", "CompositeExplicitAutograd")(_out)
-    torch.library.register_fake(f"{_NAME}{_suffix}_out")(lambda *given: None)
-torch.library.register_fake(_NAME)(lambda u, shift, n, key, *rest: _fake(u, key, n))
-torch.library.register_fake(f"{_NAME}_covariance")(_fake_covariance)
-torch.library.register_fake(f"{_NAME}_projection")(
-    lambda u, A, shift, key, *rest: [_fake(u, key, a.shape[-2]) for a in A]
+    _random_features_covariance_out,
+    called="random_features_covariance_out",
 )
-torch.library.register_autograd(_NAME, gradient.backward_features, setup_context=gradient.setup_features)
-torch.library.register_autograd(
-    f"{_NAME}_covariance", gradient.backward_covariance, setup_context=gradient.setup_covariance
-)
-torch.library.register_autograd(
-    f"{_NAME}_projection", gradient.backward_projection, setup_context=gradient.setup_projection
+writing(
+    f"random_features_projection_out(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}, Tensor(a!)[] out) -> ()",
+    _random_features_projection_out,
+    called="random_features_projection_out",
 )

@@ -1,26 +1,39 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The arguments of random_features and its fused passes: what is refused, and what kernels are told."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
+from rainbow_fast.arguments import number, optional_tensor, tensor
 from rainbow_fast.ops import memory
 from rainbow_fast.ops.activations import ACTIVATIONS, CODE
-from rainbow_fast.ops.gaussian import addresses
+from rainbow_fast.ops.gaussian import addresses, check_key
 
 DTYPES = (torch.float32, torch.float64)
 
 
+def kinds(u, G, shift, slope, scale, **others) -> None:
+    """Tensors are tensors, and numbers numbers."""
+    for name, value in {"u": u, **others}.items():
+        tensor(name, value)
+    optional_tensor("G", G), optional_tensor("shift", shift)
+    number("negative_slope", slope), number("scale", scale)
+
+
 def features(u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activation: str, key: Tensor | None) -> None:
     """Shapes and dtypes belong together: for the message here, and for the kernels, which read what they are told."""
+    if not u.is_floating_point():
+        raise TypeError(f"u is {u.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     if u.dim() < 2:
         raise ValueError(f"u has shape {tuple(u.shape)}: wanted (N, r) or (N, r, *space)")
     if n < 0:
         raise ValueError(f"n={n}: wanted n >= 0")
+    if key is not None:
+        check_key(key)
     if shift is not None and shift.shape != u.shape[:1] + u.shape[2:]:
         raise ValueError(
             f"shift has shape {tuple(shift.shape)}: wanted {tuple(u.shape[:1] + u.shape[2:])}, u without its channels"
@@ -46,14 +59,6 @@ def samples(x: Tensor, u: Tensor) -> None:
     if x.dtype != u.dtype:
         raise TypeError(f"x is {x.dtype}: wanted the dtype of u, {u.dtype}")
     memory.check_device("u", u, x=x)
-
-
-def widest(widths: Sequence[int]) -> int:
-    if not widths:
-        raise ValueError("n is an empty list: wanted at least one width")
-    if min(widths) < 0:
-        raise ValueError(f"n={min(widths)}: wanted n >= 0")
-    return max(widths)
 
 
 def projections(parts: list[Tensor], u: Tensor, key: Tensor | None) -> int:
@@ -109,13 +114,13 @@ class Features(NamedTuple):
 
     def plain(self) -> tuple[Tensor, Callable[[list[int]], tuple]]:
         """What the Triton kernels take of it: u; and given an address shift, the rows of G or it, and the rest."""
-        rows = None if self.G is None else self.G.detach()
-        shift = None if self.shift is None else self.shift.detach().contiguous()
+        rows = None if self.G is None else self.G
+        shift = None if self.shift is None else self.shift.contiguous()
         last = (self.activation, self.slope, self.scale)
         return memory.samples(self.u)[0], lambda where: (shift, where if rows is None else rows, *last)
 
     def chosen(self, backend: str | None) -> str:
-        return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES)
+        return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES, called="u")
 
 
 def check_upstream(

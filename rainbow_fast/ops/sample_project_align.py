@@ -2,13 +2,24 @@
 """sample_project_align: the weights W' = scale G (L A) of a sampled layer; G is never stored."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.ops.gaussian import Seed, addresses, as_key, gaussian_reference
-from rainbow_fast.ops.memory import check_device, matrix
+from rainbow_fast.arguments import integer, number, optional_tensor, tensor
+from rainbow_fast.ops.gaussian import Seed, addresses, as_key, check_key, further, gaussian_reference
+from rainbow_fast.ops.memory import check_device, check_written, matrix
+from rainbow_fast.ops.registration import (
+    Derivative,
+    autocast_is_on,
+    functional,
+    loop,
+    widened,
+    without_autocast,
+    writing,
+)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -44,8 +55,9 @@ def sample_project_align(
         seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a packed key as ``seed``. S seeds
             give a W' each, along a leading axis.
         scale: multiplies W'; 1 by default.
-        dtype: of the result; that of L by default. G is rounded to the dtype of L where that is narrower than float32.
-            Products are summed in float64 for float64, else in float32, and rounded once.
+        dtype: of the result; that of L by default, that of autocast where it is on and L is not float64. G is rounded
+            to the dtype of L where that is narrower than float32 (not under autocast, which widens L). Products are
+            summed in float64 for float64, else in float32, and rounded once.
         precision: None, or ``"bf16x2"`` for L in float32 or bfloat16: L A is computed in float32 and taken as the sum
             of two numbers of bfloat16 (to 2^-16 of each entry; entries must be finite), G is rounded to bfloat16. Two
             products on tensor cores, where float32 takes three or six; on a CPU it is no faster than float32.
@@ -56,14 +68,13 @@ def sample_project_align(
 
     Raises:
         ValueError: shapes that do not belong together, an address outside its range, a backend that is missing.
-        TypeError: a dtype that the backend or the precision does not take.
+        TypeError: what is no tensor or no integer, a dtype that the backend or the precision does not take.
 
     Source: W = G C^{1/2} of Guth, Menard, Rochette and Mallat (JMLR 2024), equation 15.
     """
-    P = _factor(L, A, precision)
-    if n < 0:
-        raise ValueError(f"n={n}: wanted n >= 0")
-    how = (as_key(seed, stream, row_offset), scale, dtype or L.dtype, precision, backend)
+    P = _factor(tensor("L", L), optional_tensor("A", A), precision)
+    n, packed = integer("n", n), as_key(seed, stream, row_offset)
+    how = (packed, number("scale", scale), dtype or _result_dtype(L), precision, backend)
     W = torch.ops.rainbow_fast.sample_project_align(n, P.flatten(1), *how)
     return W.view(*W.shape[:-1], *P.shape[1:])
 
@@ -85,12 +96,14 @@ def sample_project_align_(
     Rows of `out` must be contiguous; their stride is free, so that a slice of a larger tensor will do.
 
     Raises:
-        ValueError: as `sample_project_align`, or an `out` of another shape or layout.
+        ValueError: as `sample_project_align`; an `out` of another shape or layout, or one that shares memory with L.
         TypeError: as `sample_project_align`.
         RuntimeError: an input that requires grad while grad mode is on.
     """
-    P = _factor(L, A, precision)
+    P = _factor(tensor("L", L), optional_tensor("A", A), precision)
     packed = as_key(seed, stream, row_offset)
+    tensor("out", out)
+    number("scale", scale)
     lead = packed.dim()  # axes before those of a row
     if out.dim() != lead + P.dim() - 1 or out.shape[: lead - 1] + out.shape[lead:] != packed.shape[:-1] + P.shape[1:]:
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*packed.shape[:-1], 'n', *P.shape[1:])}")
@@ -119,6 +132,8 @@ def project(L: Tensor, A: Tensor | None, dtype: torch.dtype) -> Tensor:
     """P = L A, contracted over the channels of L: (r, m) or (r, m, *kernel); computed in `dtype`."""
     if L.dim() < 2:
         raise ValueError(f"L has shape {tuple(L.shape)}: wanted (r, d) or (r, d, *kernel)")
+    if not L.is_floating_point():
+        raise TypeError(f"L is {L.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     if A is None:
         return L.to(dtype)
     if A.dim() != 2 or A.shape[0] != L.shape[1]:
@@ -129,8 +144,22 @@ def project(L: Tensor, A: Tensor | None, dtype: torch.dtype) -> Tensor:
     return torch.einsum("rd...,dm->rm...", L.to(dtype), A.to(dtype))
 
 
+def _result_dtype(L: Tensor) -> torch.dtype:
+    if L.dtype != torch.float64 and autocast_is_on(L):
+        return torch.get_autocast_dtype(L.device.type)
+    return L.dtype
+
+
 def _factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
-    """The right factor P of the product: L A, as `precision` wants it."""
+    """The right factor P of the product: L A, as `precision` wants it; under autocast in float32 or better."""
+    if not autocast_is_on(L):
+        return _plain_factor(L, A, precision)
+    with without_autocast():
+        L, A = widened((L, A))
+        return _plain_factor(L, A, precision)
+
+
+def _plain_factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
     if precision is None:
         return project(L, A, L.dtype)
     if precision != "bf16x2":
@@ -148,19 +177,28 @@ def _rounding(P: Tensor, precision: str | None) -> torch.dtype:
 def _sample_project_align_out(
     P: Tensor, key: Tensor, scale: float, precision: str | None, backend: str | None, out: Tensor
 ) -> None:
-    _backend.refuse_grad("sample_project_align_", P, out)
-    wanted = (*key.shape[:-1], *out.shape[-2:-1], *P.shape[1:])
-    if P.dim() != 2 or out.shape != wanted:
+    _check(P, key)
+    if out.dim() != key.dim() + 1:
+        wanted = (*key.shape[:-1], "n", *P.shape[1:])
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {wanted} for P of shape {tuple(P.shape)}")
-    check_device("L", P, out=out)
+    check_written(
+        "out", out, (*key.shape[:-1], out.shape[-2], P.shape[1]), rows=backend != "reference", beside=("L", P), L=P
+    )
+    _write(P, key, scale, precision, backend, out)
+
+
+def _check(P: Tensor, key: Tensor) -> None:
+    check_key(key)
+    if P.dim() != 2:
+        raise ValueError(f"P has shape {tuple(P.shape)}: wanted (r, m)")
+
+
+def _write(P: Tensor, key: Tensor, scale: float, precision: str | None, backend: str | None, out: Tensor) -> None:
     if out.dtype not in DTYPES:
         raise TypeError(f"dtype={out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
-    chosen = _backend.choose(backend, P.device, P.dtype, DTYPES)
-    (n, m), r = out.shape[-2:], P.shape[0]
+    chosen = _backend.choose(backend, P.device, P.dtype, DTYPES, called="L")
+    n, r = out.shape[-2], P.shape[0]
     parts = addresses(key, n, r, out)
-    if chosen != "reference" and m > 1 and out.stride(-1) != 1:
-        raise ValueError(f"out has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
-    P = P.detach()
     G_dtype = _rounding(P, precision)
     if chosen == "cpu" and precision is not None:
         P = in_two_terms(P)
@@ -181,40 +219,57 @@ def _sample_project_align_out(
 def _sample_project_align(
     n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, precision: str | None, backend: str | None
 ) -> Tensor:
-    out = _backend.empty((*key.shape[:-1], n, P.shape[1]), dtype, P.device)
-    _sample_project_align_out(P.detach(), key, scale, precision, backend, out)
+    _check(P, key)
+    out = _backend.empty((*key.shape[:-1], integer("n", n), P.shape[1]), dtype, P.device)
+    _write(P, key, scale, precision, backend, out)
     return out
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    n, P, key, scale, _, precision, ctx.backend = inputs
-    ctx.n, ctx.r, ctx.scale, ctx.dtype = n, P.shape[0], scale, P.dtype
-    ctx.G_dtype = _rounding(P, precision)
-    ctx.save_for_backward(key)
-
-
-def _backward(ctx, grad: Tensor):
+def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
     """dP = scale G^T dW', a few thousand rows of G at a time."""
-    (key,) = ctx.saved_tensors
-    grad_P = grad.new_zeros(ctx.r, grad.shape[-1], dtype=ctx.dtype)
-    block = 4096
-    for one, part in zip(key.view(-1, 4), grad.view(-1, *grad.shape[-2:]), strict=True):
-        for start in range(0, ctx.n, block):
-            rows = min(block, ctx.n - start)
-            shifted = one + torch.tensor([0, 0, start, 0])
-            G = torch.ops.rainbow_fast.gaussian(rows, ctx.r, shifted, ctx.G_dtype, grad.device, ctx.backend)
-            grad_P += G.to(ctx.dtype).T @ part[start : start + rows].to(ctx.dtype)
-    return None, ctx.scale * grad_P, None, None, None, None, None
+    n, P, key, scale, _, precision, backend = inputs
+    compute = torch.promote_types(P.dtype, torch.float32)
+    (grad,) = grads
+    grad_P = grad.new_zeros(P.shape, dtype=compute)
+    block, G_dtype = 4096, _rounding(P, precision)
+    for one, part in zip(key.view(-1, 4), grad.reshape(-1, n, P.shape[1]), strict=True):
+        for start in range(0, n, block):
+            rows = min(block, n - start)
+            address = (further(one, start), G_dtype, grad.device, backend)
+            G = torch.ops.rainbow_fast.gaussian(rows, P.shape[0], *address)
+            grad_P = grad_P + G.to(compute).T @ part[start : start + rows].to(compute)
+    return None, (scale * grad_P).to(P.dtype), None, None, None, None, None
 
 
-_NAME = "rainbow_fast::sample_project_align"
+def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
+    """W' is linear in P."""
+    n, _, *how = inputs
+    return [torch.ops.rainbow_fast.sample_project_align(n, tangents[1], *how)]
+
+
+def _vmap(info: Any, in_dims: Any, n: int, P: Tensor, key: Tensor, *how: Any) -> tuple[Tensor, int]:
+    """A batch of P is more columns of it, a batch of keys is a key of several seeds; a batch of both is a loop."""
+    op, (_, in_P, in_key, *_) = torch.ops.rainbow_fast.sample_project_align, in_dims
+    if in_P is None:
+        keys = key.movedim(in_key, 0)
+        return op(n, P, keys.reshape(-1, 4), *how).view(*keys.shape[:-1], n, P.shape[1]), 0
+    if in_key is None:
+        columns = P.movedim(in_P, 1)
+        W = op(n, columns.flatten(1), key, *how)
+        return W.view(*W.shape[:-1], info.batch_size, -1), W.dim() - 1
+    return loop(op.default)(info, in_dims, n, P, key, *how)
+
+
 _HOW = "str? precision, str? backend"
-torch.library.define(_NAME, f"(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, {_HOW}) -> Tensor")
-torch.library.define(f"{_NAME}_out", f"(Tensor P, Tensor key, float scale, {_HOW}, Tensor(a!) out) -> ()")
-torch.library.impl(_NAME, "CompositeExplicitAutograd")(_sample_project_align)
-torch.library.impl(f"{_NAME}_out", "CompositeExplicitAutograd")(_sample_project_align_out)
-torch.library.register_fake(_NAME)(
-    lambda n, P, key, scale, dtype, precision, backend: P.new_empty(*key.shape[:-1], n, P.shape[1], dtype=dtype)
+functional(
+    f"sample_project_align(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, {_HOW}) -> Tensor",
+    _sample_project_align,
+    lambda n, P, key, scale, dtype, precision, backend: P.new_empty(*key.shape[:-1], n, P.shape[1], dtype=dtype),
+    derivative=Derivative(_vjp, _jvp),
+    vmap=_vmap,
 )
-torch.library.register_fake(f"{_NAME}_out")(lambda P, key, scale, precision, backend, out: None)
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
+writing(
+    f"sample_project_align_out(Tensor P, Tensor key, float scale, {_HOW}, Tensor(a!) out) -> ()",
+    _sample_project_align_out,
+    called="sample_project_align_",
+)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from rainbow_fast.networks.sites import Site
 from rainbow_fast.ops.cross_covariance import cross_covariance
-from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.ops.gaussian import check_key, further, gaussian
 from rainbow_fast.ops.random_features import (
     random_features,
     random_features_covariance,
     random_features_projection,
 )
+from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
 
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
@@ -25,6 +26,7 @@ FEATURE_BLOCK = 128
 ROW_BLOCK = 4096
 HALVES = (torch.bfloat16, torch.float16)
 IMPLICIT_BLOCK = 2**16  # where they need not: their sums are float64 numbers, d times as many
+EXACT = ("U", "T", "gain", "bias", "scale", "offset")  # small, and what is lost in them is lost in all features
 HOMOGENEOUS = ("identity", "relu", "abs", "leaky_relu")  # sigma(c s) = c sigma(s) for c > 0
 
 Select = Callable[[Tensor], Tensor]
@@ -39,7 +41,7 @@ class Law(NamedTuple):
     n: int
     d: int
     mean_row: bool
-    key: Tensor  # (4,) int64: the address of G
+    key: Tensor  # (4,) int64, on the CPU: the address of G
     U: Tensor | None = None  # (d, r) float64
     T: Tensor | None = None  # (n, n) float64
     k: Tensor | None = None  # (n,) int64
@@ -56,17 +58,22 @@ class RainbowActivation(nn.Module):
 
     Where there is no pooling, and the kernels know sigma, all of it is one fused pass over ``R u``
     (`rainbow_fast.random_features_projection`), and nothing of width n is stored but A. Else neurons come in blocks of
-    128. zh of half precision is computed on in float32.
+    128. zh of half precision is computed on in float32, and so it is under autocast; phih has the dtype of zh.
 
-    Buffers (None where there is none): ``key`` (4,) int64, the address of G; ``U`` (d, r) float64; ``T`` (n, n) and
-    ``k`` (n,), see `Law`; ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n positions) if `flattened`; ``scale``
-    (), float64; ``offset`` (d,).
+    Buffers (None where there is none): ``U`` (d, r) float64; ``T`` (n, n) and ``k`` (n,), see `Law`; ``gain``,
+    ``bias`` (d,); ``A`` (d, n), or (features, n positions) if `flattened`; ``scale`` (), float64; ``offset`` (d,).
+    ``half()`` and ``bfloat16()`` round A alone, the others keep their dtypes.
+
+    ``key`` (4,) int64, the address of G, is in the state dict, but is no buffer: it stays on the CPU, where kernels are
+    launched, so that a forward pass on a GPU does not wait for it. A CUDA graph keeps the address it was captured with.
+    A function compiled by `torch.compile` is not compiled again for another key.
 
     Args:
         site: what is replaced.
         law: the drawn law of the rows.
         flattened: A takes all n positions features, and phih is (N, features): a Flatten follows.
         recalibration: (gain, bias), each (d,).
+        device: where its buffers lie.
     """
 
     key: Tensor
@@ -86,6 +93,7 @@ class RainbowActivation(nn.Module):
         *,
         flattened: bool = False,
         recalibration: tuple[Tensor, Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.activation, self.negative_slope, self.sigma = site.activation, site.negative_slope, site.sigma
@@ -93,14 +101,42 @@ class RainbowActivation(nn.Module):
         self.n, self.d, self.mean_row, self.h = law.n, law.d, law.mean_row, law.h
         self.axis, self.flattened = site.axis, flattened
         gain, bias = recalibration or (None, None)
-        drawn = {"key": law.key, "U": law.U, "T": law.T, "k": law.k}
-        drawn["scale"] = torch.ones((), dtype=torch.float64, device=law.key.device)
+        check_key(law.key)
+        self.key = law.key
+        drawn = {"U": law.U, "T": law.T, "k": law.k}
+        drawn["scale"] = torch.ones((), dtype=torch.float64, device=device)
         for name, value in (drawn | {"gain": gain, "bias": bias, "A": None, "offset": None}).items():
             self.register_buffer(name, value)
 
     def forward(self, z: Tensor) -> Tensor:
         """z (N, d) or (N, d, *space), or (..., d) after a linear layer; phih of the same shape but for pooling."""
-        return self.finish(self.raw(z)).to(z.dtype)
+        with without_autocast():
+            return self.finish(self.raw(z)).to(z.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RainbowActivation:
+        """What moves and converts a module: of what is to stay exact, it moves only."""
+        before = {name: t for name in EXACT if (t := getattr(self, name)) is not None}
+        super()._apply(fn, recurse)
+        for name, t in before.items():
+            if getattr(self, name).dtype != t.dtype:
+                setattr(self, name, t.to(getattr(self, name).device))
+        return self
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "key"] = self.key
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list, errors: list
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        name = prefix + "key"
+        if name not in state_dict:
+            missing.append(name)
+            return
+        if name in unexpected:
+            unexpected.remove(name)
+        self.key = state_dict[name].detach().cpu().clone()
 
     def raw(self, z: Tensor) -> Tensor:
         """A phi', without scale and offset, for z as in `forward`; in the dtype of A."""
@@ -109,7 +145,7 @@ class RainbowActivation(nn.Module):
         positions = self.A.shape[1] // self.n
         total: Tensor | None = None
         for start, stop in self.blocks():
-            A = self.A[:, start * positions : stop * positions]
+            A = self.A[:, start * positions : stop * positions].to(u.dtype)
             if self.fused:
                 y = random_features_projection(u, A, shift=shift, **self._sigma(), **self._rows(u, start, stop))
             elif self.flattened:
@@ -227,10 +263,11 @@ class RainbowActivation(nn.Module):
     def effective_rows(self) -> Tensor:
         """G_eff, (n, d) float64, without the recalibration."""
         r = self.d if self.U is None else self.U.shape[1]
-        given = self._rows(torch.empty(0, r, dtype=torch.float64, device=self.key.device), 0, self.n)
+        device = self.scale.device
+        given = self._rows(torch.empty(0, r, dtype=torch.float64, device=device), 0, self.n)
         R = given.get("G")
         if R is None:
-            R = gaussian(self.n, r, seed=self.key, dtype=torch.float64, device=self.key.device)
+            R = gaussian(self.n, r, seed=self.key, dtype=torch.float64, device=device)
         rows = (R if self.U is None else R @ self.U.double().T) / math.sqrt(self.d)
         return rows - rows.mean(1, keepdim=True) + 1 / self.d if self.mean_row else rows
 
@@ -261,7 +298,7 @@ class RainbowActivation(nn.Module):
         key, r, device = self.key, u.shape[1], u.device
         if self.T is not None:
             return {"G": self.T[start:stop].to(u.dtype) @ gaussian(self.n, r, seed=key, dtype=u.dtype, device=device)}
-        here = key if start == 0 else key + key.new_tensor([0, 0, start, 0])
+        here = key if start == 0 else further(key, start)
         if self.k is None:
             return {"seed": here}
         k = self.k[start:stop]

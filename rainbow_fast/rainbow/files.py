@@ -113,11 +113,12 @@ def unpack(
     Raises:
         KeyError: one that is missing.
     """
-    mine = {b: tensors[prefix + b].to(device) for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
+    mine = {b: tensors[prefix + b] for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
+    mine = {b: t if b == "key" else t.to(device) for b, t in mine.items()}
     given = {option: options[option] for option in _OPTIONS if option != "flattened"}
     law = Law(key=mine["key"], U=mine.get("U"), T=mine.get("T"), k=mine.get("k"), **given)
     recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
-    made = RainbowActivation(site, law, flattened=options["flattened"], recalibration=recalibration)
+    made = RainbowActivation(site, law, flattened=options["flattened"], recalibration=recalibration, device=device)
     made.A, made.offset = mine["A"], mine.get("offset")
     made.scale = mine.get("scale", made.scale)  # version 1 has it in A
     return made

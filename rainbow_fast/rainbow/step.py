@@ -57,12 +57,13 @@ class SiteStep:
             mean_row=self.parts.mean_row,
             h=self.parts.h,
             U=work.plan.directions[known.site.name],
-            key=key(work.plan.seed, stream).to(work.align.data.device),
+            key=key(work.plan.seed, stream),
+            device=self._device,
         )
         recalibrates = self.parts.recalibrate and work.align.apart[work.lane]
         self.recalibration = self._recalibration() if recalibrates else None
         self.activation = RainbowActivation(
-            self.site, self.law, flattened=self.flattened, recalibration=self.recalibration
+            self.site, self.law, flattened=self.flattened, recalibration=self.recalibration, device=self._device
         )
         self.step = (
             1 if self.flattened else every(work.align.count * known.positions, work.max_samples, known.positions)
@@ -114,9 +115,15 @@ class SiteStep:
         phi = self.activation.A.new_empty(1, self.n, *self.known.phi_shape[1:])  # type: ignore[union-attr]
         flattened = refit_flattened(self.tail, phi)
         site = refit_site(self.site, self.tail, flattened=flattened)
-        made = RainbowActivation(site, self.law, flattened=flattened, recalibration=self.recalibration)
+        made = RainbowActivation(
+            site, self.law, flattened=flattened, recalibration=self.recalibration, device=self._device
+        )
         made.A, made.offset = B.to(self._dtype), b.to(self._dtype)
         return made, ridge
+
+    @property
+    def _device(self) -> torch.device:
+        return self.work.align.data.device
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The derivative of polar, by a Sylvester equation in the factors at hand.
+
+M = H A, H = sym(M A^T) positive definite, A A^T = I (M wide; a tall one is transposed). Along a direction D of M
+
+    dA = Omega A + H^-1 (D - (D A^T) A),    H Omega + Omega H = D A^T - A D^T
+
+and ``d |M|_* = tr(A D^T)``. The map from D to dA is symmetric: A is the gradient of the nuclear norm, and dA its
+Hessian along D. So one formula serves both modes.
+
+Source: Higham, "Functions of Matrices" (2008), section 8.3; Kenney and Laub, SIAM J. Matrix Anal. Appl. 12 (1991).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.ops.registration import Derivative, functional
+
+
+def along(M: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    """dA along D, all (*batch, d, m), computed in float64.
+
+    Raises:
+        RuntimeError: M has not full rank, up to rounding: its polar factor has no derivative.
+    """
+    if M.shape[-2] > M.shape[-1]:
+        return along(M.mT, A.mT, D.mT).mT
+    M, A, wide = M.double(), A.double(), D.double()
+    H = M @ A.mT
+    H = (H + H.mT) / 2
+    P = wide @ A.mT
+    tolerance = max(D.shape[-2:]) * torch.finfo(D.dtype).eps
+    skew, rest = torch.ops.rainbow_fast.polar_sylvester(H, P - P.mT, wide - P @ A, tolerance)
+    return (skew @ A + rest).to(D.dtype)
+
+
+def solve(H: Tensor, C: Tensor, B: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """X and Y with ``H X + X H = C`` and ``H Y = B``, by the eigenvectors of H, symmetric and positive definite.
+
+    Raises:
+        RuntimeError: an eigenvalue of H is at most `tolerance` times the largest.
+    """
+    values, U = torch.linalg.eigh(H)
+    if H.numel() and bool((values[..., 0] <= tolerance * values[..., -1]).any()):
+        raise RuntimeError(
+            f"polar: M has not full rank (smallest over largest singular value below {tolerance:.1e}): its polar "
+            "factor has no derivative there"
+        )
+    X = U @ ((U.mT @ C @ U) / (values[..., :, None] + values[..., None, :])) @ U.mT
+    return X, U @ ((U.mT @ B) / values[..., :, None])
+
+
+def _solve_again(H: Tensor, C: Tensor, B: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    return torch.ops.rainbow_fast.polar_sylvester(H, C, B, tolerance)
+
+
+def _sylvester_vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
+    """Both equations are symmetric in what they solve: the gradients of C and B solve them again."""
+    H, C, B, tolerance = inputs
+    X, Y = outputs
+    grad_X, grad_Y = (torch.zeros_like(t) if g is None else g for t, g in zip((X, Y), grads, strict=True))
+    grad_C, grad_B = _solve_again(H, grad_X, grad_Y, tolerance)
+    return -(grad_C @ X.mT + X.mT @ grad_C + grad_B @ Y.mT), grad_C, grad_B, None
+
+
+def _sylvester_jvp(inputs: Any, outputs: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    H, C, B, tolerance = inputs
+    X, Y = outputs
+    dH, dC, dB = (torch.zeros_like(t) if d is None else d for t, d in zip((H, C, B), tangents[:3], strict=True))
+    return _solve_again(H, dC - dH @ X - X @ dH, dB - dH @ Y, tolerance)
+
+
+def _sylvester_vmap(info: Any, in_dims: Any, H: Tensor, C: Tensor, B: Tensor, tolerance: float) -> Any:
+    def lead(t: Tensor, dim: int | None) -> Tensor:
+        return t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
+
+    H, C, B = (lead(t, dim) for t, dim in zip((H, C, B), in_dims, strict=False))
+    batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (H, C, B)), (info.batch_size, *[1] * (H.dim() - 3)))
+    given = [t.expand(*batch, *t.shape[-2:]) for t in (H, C, B)]
+    return torch.ops.rainbow_fast.polar_sylvester(*given, tolerance), (0, 0)
+
+
+functional(
+    "polar_sylvester(Tensor H, Tensor C, Tensor B, float tolerance) -> (Tensor, Tensor)",
+    solve,
+    lambda H, C, B, tolerance: (torch.empty_like(C), torch.empty_like(B)),
+    derivative=Derivative(_sylvester_vjp, _sylvester_jvp, keeps=True),
+    vmap=_sylvester_vmap,
+)
+
+
+def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
+    M, (A, *_) = inputs[0], outputs
+    parts = [] if grads[0] is None else [along(M, A, grads[0])]
+    parts += [] if grads[1] is None else [(grads[1][..., None, None] * A.double()).to(M.dtype)]
+    return sum(parts[1:], parts[0]), None, None, None, None
+
+
+def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor | None]:
+    M, D, A = inputs[0], tangents[0], outputs[0]
+    return [along(M, A, D), (A.double() * D.double()).sum((-2, -1)), None, None, None]
+
+
+DERIVATIVE = Derivative(_vjp, _jvp, keeps=True, fixed=(2, 3, 4))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Derivatives of random_features and its fused passes, in both modes.
+
+Reverse mode is one op for all three (`random_features_gradient`): nothing of size N x n is stored. Forward mode makes
+``dphi' = scale sigma'(s) ds``, ``s = u G^T + shift``, a block of neurons at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.ops import random_features_gradient  # noqa: F401  registers the op that reverse mode runs
+from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.gaussian import further
+
+BLOCK = 2**21  # features at a time, in forward mode
+
+Inputs = Sequence[Any]
+
+
+def features_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
+    u, shift, n, key, G, *rest = inputs
+    grad_u, grad_shift, grad_G = _gradient(u, shift, n, key, G, *rest, given=grads[0], of_G=needs[4])
+    return grad_u, grad_shift, None, None, grad_G, None, None, None, None
+
+
+def covariance_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
+    x, u, shift, n, key, G, *rest = inputs
+    M, total, square = (None if g is None else g.to(x.dtype) for g in grads)
+    products = {"x": [x], "A": [M]} if M is not None else {}
+    grad_u = grad_shift = grad_G = None
+    if needs[1] or needs[2] or needs[5]:
+        above = {"total": total, "square": square, **products}
+        grad_u, grad_shift, grad_G = _gradient(u, shift, n, key, G, *rest, of_G=needs[5], **above)
+    grad_x = None
+    if needs[0] and M is not None:
+        [grad_x] = torch.ops.rainbow_fast.random_features_projection(u, [M], shift, key, G, *rest)
+        grad_x = grad_x.sum(0) if grad_x.dim() > x.dim() else grad_x  # over seeds
+    return grad_x, grad_u, grad_shift, None, None, grad_G, None, None, None, None
+
+
+def projection_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
+    u, A, shift, key, G, *rest = inputs
+    grad_u = grad_shift = grad_G = None
+    if needs[0] or needs[2] or needs[4]:
+        pairs = [(g, a) for g, a in zip(grads, A, strict=True) if g is not None]
+        products = {"x": [g for g, _ in pairs], "A": [a for _, a in pairs]}
+        n = max(a.shape[-1] for a in A)
+        grad_u, grad_shift, grad_G = _gradient(u, shift, n, key, G, *rest, of_G=needs[4], **products)
+    grads_A: list[Tensor | None] = []
+    for grad, a, wanted in zip(grads, A, needs[1], strict=True):
+        grads_A.append(None)
+        if grad is not None and wanted:
+            n = a.shape[-1]
+            part = None if G is None else G[:n]
+            each = [(key, grad)] if grad.dim() == u.dim() else list(zip(key, grad, strict=True))
+            sums = [
+                torch.ops.rainbow_fast.random_features_covariance(g, u, shift, n, one, part, *rest)[0]
+                for one, g in each
+            ]
+            zero = torch.zeros_like(a, dtype=torch.float64)  # of no seeds
+            grads_A[-1] = (torch.stack(sums) if a.dim() == 3 and sums else sum(sums, zero)).to(a.dtype)
+    return grad_u, grads_A, grad_shift, None, grad_G, None, None, None, None
+
+
+def _gradient(
+    u, shift, n, key, G, *rest, given=None, total=None, square=None, x=(), A=(), of_G=False
+) -> list[Tensor | None]:
+    """Of u, shift and G, None where there is none."""
+    of_u, of_shift, of_rows = torch.ops.rainbow_fast.random_features_gradient(
+        u, shift, n, key, G, *rest, given, total, square, list(x), list(A), bool(of_G)
+    )
+    return [of_u, None if shift is None else of_shift, of_rows if of_G else None]
+
+
+def features_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
+    u, shift, n, key, G, *rest = inputs
+    _, moved = _moved(n, u, shift, key, G, rest, (tangents[0], tangents[1], tangents[4]))
+    return [moved]
+
+
+def covariance_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
+    x, u, shift, n, key, G, *rest = inputs
+    M, total, square = (torch.zeros_like(t) for t in outputs)
+    if tangents[0] is not None:
+        M = M + torch.ops.rainbow_fast.random_features_covariance(tangents[0], u, shift, n, key, G, *rest)[0]
+    given = (tangents[1], tangents[2], tangents[5])
+    if any(t is not None for t in given):
+        found = [_moved_sums(x, phi, moved) for _, phi, moved in _blocks(n, u, shift, key, G, rest, given)]
+        of_M, of_total, of_square = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
+        M, total, square = M + of_M, total + of_total, square + of_square
+    return [M, total, square]
+
+
+def _moved_sums(x: Tensor, phi: Tensor, moved: Tensor) -> list[Tensor]:
+    """Tangents of the sums over a block of neurons; with an axis of seeds in front where phi has one."""
+    if phi.dim() > x.dim():
+        each = [_moved_sums(x, *pair) for pair in zip(phi, moved, strict=True)]
+        return [torch.stack(parts) for parts in zip(*each, strict=True)]
+    samples = [0, *range(2, x.dim())]
+    M = torch.ops.rainbow_fast.cross_covariance(x, [moved], "identity", 0.0, False, None)
+    wide = moved.double()
+    return [M, wide.sum(samples), 2 * (phi.double() * wide).sum(samples)]
+
+
+def projection_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
+    u, A, shift, key, G, *rest = inputs
+    found = [torch.zeros_like(out) for out in outputs]
+    if any(t is not None for t in tangents[1] or ()):
+        moved_A = [torch.zeros_like(a) if t is None else t for a, t in zip(A, tangents[1], strict=True)]
+        found = torch.ops.rainbow_fast.random_features_projection(u, moved_A, shift, key, G, *rest)
+    given = (tangents[0], tangents[2], tangents[4])
+    if any(t is not None for t in given):
+        n = max(a.shape[-1] for a in A)
+        for start, phi, moved in _blocks(n, u, shift, key, G, rest, given):
+            for place, a in enumerate(A):
+                part = a[..., start : start + phi.shape[-u.dim() + 1]]
+                if part.shape[-1]:
+                    found[place] = found[place] + _times(moved, part, u.dim())
+    return found
+
+
+def _times(phi: Tensor, A: Tensor, dims: int) -> Tensor:
+    """The first neurons of phi (N, n, *space) times A (d, m); with an axis of seeds in front of either or both."""
+    if phi.dim() > dims:
+        each = A if A.dim() == 3 else [A] * len(phi)
+        return torch.stack([_times(one, a, dims) for one, a in zip(phi, each, strict=True)])
+    return torch.einsum("nm...,dm->nd...", phi[:, : A.shape[-1]], A)
+
+
+def _blocks(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[Any]) -> Iterator[tuple]:
+    """First neuron, features and their tangents, of a block of neurons at a time; at least one block."""
+    positions = u.numel() // max(u.shape[1], 1)
+    block = max(64, BLOCK // max(1, positions))
+    for start in range(0, max(n, 1), block):
+        stop = min(start + block, n)
+        here = None if key is None else further(key, start)
+        rows, moved_rows = (None if t is None else t[start:stop] for t in (G, tangents[2]))
+        given = (tangents[0], tangents[1], moved_rows)
+        yield start, *_moved(stop - start, u, shift, here, rows, rest, given)
+
+
+def _moved(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Features and their tangents."""
+    activation, slope, scale, backend = rest
+    moved_u, moved_shift, moved_G = tangents
+
+    def linear(of_u: Tensor, of_shift: Tensor | None) -> Tensor:
+        return torch.ops.rainbow_fast.random_features(of_u, of_shift, n, key, G, "identity", 0.0, 1.0, backend)
+
+    function, slopes = ACTIVATIONS[activation]
+    s = linear(u, shift)
+    if moved_u is not None:
+        ds = linear(moved_u, moved_shift)
+    else:
+        ds = torch.zeros_like(s) if moved_shift is None else moved_shift.unsqueeze(1).expand_as(s)
+    if moved_G is not None:
+        ds = ds + torch.einsum("nr...,mr->nm...", u, moved_G)
+    return scale * function(s, slope), scale * slopes(s, slope) * ds

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How an op becomes ``torch.ops.rainbow_fast.X``: kernel, shapes, derivatives, vmap and autocast, in one call.
+
+`functional` registers an op that allocates its results, `writing` one that writes into tensors that it is given. What
+torch promises of its own operators holds for these too: in eager mode and under ``torch.compile`` reverse mode,
+forward mode, ``torch.func`` and ``torch.vmap`` give the right numbers or raise; an op that writes bumps the version of
+what it has written, so that autograd finds a saved tensor which was overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import _C, Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+LIBRARY = torch.library.Library("rainbow_fast", "DEF")
+AUTOCAST = ("cpu", "cuda")  # devices with rules
+HALVES = (torch.bfloat16, torch.float16)
+
+Args = tuple[Any, ...]  # of an op, in the order of its schema: tensors, lists of tensors, None, numbers, words
+
+
+class Derivative(NamedTuple):
+    """Both modes of differentiation of an op, in ops that can be differentiated again.
+
+    Attributes:
+        vjp: ``vjp(inputs, outputs, grads, needs)``: for each argument its gradient, a list of them for a list, or None.
+            `grads` of the outputs, None where there is none; `needs` is as `inputs`, with True where one is wanted.
+            `outputs` is empty unless `keeps`.
+        jvp: ``jvp(inputs, outputs, tangents)``: the tangent of each output, None where it has none; `tangents` is as
+            `inputs`, None where there is none.
+        keeps: whether the formulas read the values of the outputs.
+        fixed: places of the outputs that have no derivative.
+        composite: in the place of `jvp`, the op itself in plain PyTorch, which is run on tensors with tangents.
+    """
+
+    vjp: Callable[[Args, Sequence[Tensor], Sequence[Tensor | None], Args], Sequence[Any]]
+    jvp: Callable[[Args, Sequence[Tensor], Args], Sequence[Tensor | None]] | None
+    keeps: bool = False
+    fixed: tuple[int, ...] = ()
+    composite: Callable | None = None
+
+
+def functional(
+    schema: str,
+    run: Callable,
+    fake: Callable,
+    *,
+    derivative: Derivative | None = None,
+    vmap: Callable | None = None,
+    autocast: str = "float32",
+    takes_half: bool = True,
+) -> None:
+    """Register an op that allocates its results.
+
+    Args:
+        schema: ``name(arguments) -> results``.
+        run: the implementation, for every device; it sees plain tensors, and records nothing.
+        fake: results of the right shape, dtype and device, from those of the arguments alone.
+        derivative: None for an op without floating inputs.
+        vmap: a rule as `torch.library.register_vmap` takes it; by default a loop over the batch.
+        autocast: ``"float32"``: under autocast the results are those without it; ``"lower"``: they are rounded to the
+            dtype of autocast, unless they are float64. In both, sums are made as without autocast.
+        takes_half: whether the op takes half precision; else autocast widens it to float32 on the way in.
+    """
+    op = _define(schema, fake)
+    LIBRARY.impl(op._opname, run, "CompositeExplicitAutograd")
+    if derivative is not None:
+        LIBRARY.impl(op._opname, _differentiable(op, derivative), "Autograd", with_keyset=True)
+    torch.library.register_vmap(op.name().split(".")[0], vmap or loop(op), lib=LIBRARY)
+    for device in AUTOCAST:
+        LIBRARY.impl(op._opname, _autocast(op, device, autocast == "lower", takes_half), f"Autocast{device.upper()}")
+
+
+def writing(schema: str, run: Callable, *, called: str, fake: Callable = lambda *args: None) -> None:
+    """Register an op that writes into the arguments which its schema marks with ``(a!)``. It has no derivative.
+
+    Raises:
+        RuntimeError: an argument has a gradient or a tangent that would be lost: the message begins with `called`; or
+            a tensor of inference mode would be written outside of it.
+    """
+    op = _define(schema, fake)
+    written = [place for place, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write]
+
+    def targets(args: Sequence[Any]) -> list[Tensor]:
+        return list(tensors_of([args[place] for place in written]))
+
+    def below(keyset: Any, *args: Any) -> Any:
+        with _C._AutoDispatchBelowADInplaceOrView():
+            result = op.redispatch(keyset & _C._after_ADInplaceOrView_keyset, *args)
+        torch.autograd.graph.increment_version(targets(args))
+        return result
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        refuse_derivatives(called, args)
+        return below(keyset, *args)
+
+    def implementation(*args: Any) -> Any:
+        if any(t.is_inference() for t in targets(args)) and not torch.is_inference_mode_enabled():
+            raise RuntimeError(f"{called} writes into a tensor of inference mode: clone it, or stay in inference mode")
+        return run(*args)
+
+    def resolved(*args: Any) -> Any:
+        """What torch holds as the negative or the conjugate of other memory is written by way of a copy."""
+        given = filled(args, (t.resolve_conj().resolve_neg() for t in tensors_of(args)))
+        result = op(*given)
+        for t, copied in zip(targets(args), targets(given), strict=True):
+            if copied is not t:
+                t.copy_(copied)
+        return result
+
+    LIBRARY.impl(op._opname, autograd, "Autograd", with_keyset=True)
+    LIBRARY.impl(op._opname, below, "ADInplaceOrView", with_keyset=True)
+    for key in ("Negative", "Conjugate"):
+        LIBRARY.impl(op._opname, resolved, key)
+    LIBRARY.impl(op._opname, implementation, "CompositeExplicitAutograd")
+    for device in AUTOCAST:
+        LIBRARY.impl(op._opname, _autocast(op, device, False, True), f"Autocast{device.upper()}")
+
+
+def refuse_derivatives(called: str, args: Sequence[Any]) -> None:
+    """Raise RuntimeError where an op without a derivative would drop a gradient or a tangent."""
+    if torch.is_grad_enabled() and _C._any_requires_grad(*args):
+        raise RuntimeError(
+            f"{called} writes into given memory and has no gradient: detach its inputs or use torch.no_grad()"
+        )
+    if _duals(args) is not None:
+        raise RuntimeError(f"{called} writes into given memory and has no forward-mode derivative")
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Whatever the caller's autocast, products here are those of the tensors' own dtypes."""
+    with ExitStack() as stack:
+        for device in AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def autocast_is_on(like: Tensor) -> bool:
+    """For the device of a tensor."""
+    device = like.device.type
+    return device in AUTOCAST and torch.is_autocast_enabled(device)
+
+
+def widened(args: Args) -> Args:
+    """Half precision as float32."""
+    return filled(args, iter([t.float() if t.dtype in HALVES else t for t in tensors_of(args)]))
+
+
+def _define(schema: str, fake: Callable) -> torch._ops.OpOverload:
+    name = LIBRARY.define(schema)
+    torch.library.register_fake(f"rainbow_fast::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.rainbow_fast, name).default
+
+
+def tensors_of(args: Sequence[Any]) -> Iterator[Tensor]:
+    """All tensors among arguments, those of lists too."""
+    for a in args:
+        if isinstance(a, Tensor):
+            yield a
+        elif isinstance(a, list | tuple):
+            yield from (t for t in a if isinstance(t, Tensor))
+
+
+def filled(args: Sequence[Any], values: Iterator[Any], other: Callable[[Any], Any] = lambda a: a) -> Args:
+    """The arguments with `values` in the place of their tensors, and `other` of what is none."""
+
+    def fill(a: Any) -> Any:
+        if isinstance(a, Tensor):
+            return next(values)
+        if isinstance(a, list | tuple) and any(isinstance(t, Tensor) for t in a):
+            return [next(values) if isinstance(t, Tensor) else t for t in a]
+        return other(a)
+
+    return tuple(map(fill, args))
+
+
+def _flat(results: Any) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
+def _like(results: Any, flat: Sequence[Tensor]) -> Any:
+    return flat[0] if isinstance(results, Tensor) else type(results)(flat)
+
+
+_PLACE = torch.empty(0, device="cpu")  # stands for a tensor in arguments that are kept
+
+
+class _Call:
+    """One call of an op, from its dispatch to the node that stands for it in the graph."""
+
+    def __init__(self, op: Any, keyset: Any, rule: Derivative, args: Args) -> None:
+        self.op, self.keyset, self.rule, self.args = op, keyset, rule, args
+        self.results: Any = None
+
+    def run(self) -> Any:
+        with _C._AutoDispatchBelowAutograd():
+            self.results = self.op.redispatch(self.keyset & _C._after_autograd_keyset, *self.args)
+        return self.results
+
+    def forget(self) -> None:
+        """Keep the arguments that are no tensors: the node saves those that are."""
+        self.args = filled(self.args, iter([_PLACE] * len(list(tensors_of(self.args)))))
+        self.results = None
+
+
+class _Node(_SingleLevelFunction):
+    """A node of the graph of reverse mode: of one level, as torch's own operators make them under `torch.func`."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Any:
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # for transforms around this one
+            outputs = _flat(call.run())
+        ctx.call = call
+        ctx.save_for_backward(*tensors, *(outputs if call.rule.keeps else ()))
+        ctx.mark_non_differentiable(*(outputs[place] for place in call.rule.fixed))
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
+        """Forward mode of tensors that require grad: what is computed here has a gradient, too."""
+        call = ctx.call
+        primals = filled(
+            call.args, (_unpacked(t)[0] for t in tensors_of(call.args))
+        )
+        outputs = _flat(call.op(*primals) if call.rule.keeps else call.results)
+        moved = call.rule.jvp(primals, outputs, filled(call.args, iter(tangents), lambda a: None))
+        return tuple(moved)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        needs, saved, rule, args = ctx.needs_input_grad[1:], ctx.saved_tensors, ctx.call.rule, ctx.call.args
+        if all(g is None for g in grads):
+            return (None,) * (1 + len(needs))
+        inputs, wanted = filled(args, iter(saved)), filled(args, iter(needs), lambda a: None)
+        with without_autocast():
+            gradients = rule.vjp(inputs, saved[len(needs) :], grads, wanted)
+        flat: list[Tensor | None] = []
+        for a, g in zip(args, gradients, strict=True):
+            if isinstance(a, Tensor):
+                flat.append(g)
+            elif isinstance(a, list) and any(isinstance(t, Tensor) for t in a):
+                flat += [None] * len(a) if g is None else list(g)
+        return None, *(g if need else None for g, need in zip(flat, needs, strict=True))
+
+
+def _differentiable(op: Any, rule: Derivative) -> Callable:
+    def kernel(keyset: Any, *args: Any) -> Any:
+        reverse = torch.is_grad_enabled() and _C._any_requires_grad(*args)
+        duals = _duals(args)
+        if duals is not None and rule.composite is not None:
+            return rule.composite(*args)
+        if duals is not None and not reverse:
+            return _forward_mode(op, rule, args, duals)
+        if not reverse:
+            with _C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & _C._after_autograd_keyset, *args)
+        call = _Call(op, keyset, rule, args)
+        with enable_single_level_autograd_function():
+            outputs = _Node.apply(call, *tensors_of(args))  # type: ignore[attr-defined]  # it comes from C++
+        results = _like(call.results, outputs)
+        call.forget()
+        return results
+
+    return kernel
+
+
+def _duals(args: Args) -> list[tuple[Tensor, Tensor | None]] | None:
+    """Primals and tangents of all tensors among the arguments; None where there is no tangent.
+
+    Forward mode has one level. torch.compile traces it without entering it in Python, so that there every tensor has to
+    be asked.
+    """
+    tracing = _C._are_functorch_transforms_active() or torch._guards.TracingContext.try_get() is not None
+    if forward_ad._current_level < 0 and not tracing:
+        return None
+    found = [_unpacked(t) for t in tensors_of(args)]
+    return found if any(tangent is not None for _, tangent in found) else None
+
+
+def _unpacked(t: Tensor) -> tuple[Tensor, Tensor | None]:
+    return torch._VF._unpack_dual(t, level=0) if t.is_floating_point() else (t, None)
+
+
+def _forward_mode(op: Any, rule: Derivative, args: Args, duals: Sequence[Any]) -> Any:
+    primals = filled(args, iter([primal for primal, _ in duals]))
+    tangents = filled(args, iter([tangent for _, tangent in duals]), lambda a: None)
+    results = op(*primals)
+    outputs = _flat(results)
+    assert rule.jvp is not None
+    with without_autocast():
+        moved = rule.jvp(primals, outputs, tangents)
+    made = [y if t is None else torch._VF._make_dual(y, t, level=0) for y, t in zip(outputs, moved, strict=True)]
+    return _like(results, made)
+
+
+def loop(op: Any) -> Callable:
+    """The rule of vmap that is the definition of vmap: one call for each member of the batch."""
+
+    def pick(a: Any, dim: Any, i: int) -> Any:
+        if isinstance(a, list | tuple) and isinstance(dim, list | tuple):
+            return [pick(t, d, i) for t, d in zip(a, dim, strict=True)]
+        return a if dim is None else a.select(dim, i)
+
+    def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
+        results = [op(*(pick(a, dim, i) for a, dim in zip(args, in_dims, strict=True))) for i in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return type(results[0])(stacked), type(results[0])([0] * len(stacked))
+
+    return rule
+
+
+def _autocast(op: Any, device: str, lower: bool, takes_half: bool) -> Callable:
+    def kernel(*args: Any) -> Any:
+        with without_autocast():
+            if not takes_half or len({t.dtype for t in tensors_of(args) if t.is_floating_point()}) > 1:
+                args = widened(args)
+            results = op(*args)
+            if not lower:
+                return results
+            dtype = torch.get_autocast_dtype(device)
+            return _like(results, [y if y.dtype == torch.float64 else y.to(dtype) for y in _flat(results)])
+
+    return kernel
