@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tensors on two devices are refused by name before anything is computed. `meta` stands for a GPU: it has no memory.
-
-The registered implementations are called themselves: torch sends calls with a meta tensor to the fake ones.
-"""
+"""Tensors on two devices are refused by name before anything is computed. `meta` stands for a GPU: it has no memory."""
 
 import pytest
 import torch
 from torch import Tensor
 
 import rainbow_fast as rf
-from rainbow_fast.ops import patch_covariance, polar, random_features, sample_project_align
+
+ops = torch.ops.rainbow_fast
 
 X, U, A, M = torch.ones(4, 3), torch.ones(4, 2), torch.ones(3, 6), torch.ones(3, 4)
 MAPS = torch.ones(2, 3, 5, 5)
@@ -25,12 +23,10 @@ def away(t: Tensor) -> Tensor:
     [
         (lambda: rf.cross_covariance(X, away(X)), "y", "x"),
         (lambda: rf.cross_covariance_(away(torch.zeros(3, 3, dtype=torch.float64)), X), "out", "x"),
-        (lambda: patch_covariance._patch_covariance(MAPS, away(MAPS), [3, 1, 1, 1], None), "y", "x"),
+        (lambda: ops.patch_covariance(MAPS, away(MAPS), [3, 1, 1, 1], None), "y", "x"),
         (lambda: rf.sample_project_align(5, X, away(A), seed=1), "A", "L"),
         (
-            lambda: sample_project_align._sample_project_align_out(
-                X, rf.key(1), 1.0, None, None, away(torch.zeros(5, 3))
-            ),
+            lambda: ops.sample_project_align_out(X, rf.key(1), 1.0, None, None, away(torch.zeros(5, 3))),
             "out",
             "L",
         ),
@@ -39,21 +35,19 @@ def away(t: Tensor) -> Tensor:
         (lambda: rf.random_features_covariance(away(X), U, 6, seed=1), "x", "u"),
         (lambda: rf.random_features_projection(U, away(A), seed=1), "A", "u"),
         (
-            lambda: random_features._random_features_out(
-                U, None, rf.key(1), None, "relu", 0.0, 1.0, None, away(torch.ones(4, 6))
-            ),
+            lambda: ops.random_features_out(U, None, rf.key(1), None, "relu", 0.0, 1.0, None, away(torch.ones(4, 6))),
             "out",
             "u",
         ),
         (
-            lambda: random_features._random_features_covariance_out(
+            lambda: ops.random_features_covariance_out(
                 X, U, None, rf.key(1), None, "relu", 0.0, 1.0, None, SUMS[0], away(SUMS[1]), SUMS[2]
             ),
             "total",
             "u",
         ),
         (
-            lambda: polar._polar_out(M, False, None, None, None, away(M), torch.zeros(4, dtype=torch.float64)),
+            lambda: ops.polar_out(M, False, None, None, None, away(M), torch.zeros(4, dtype=torch.float64)),
             "out",
             "M",
         ),

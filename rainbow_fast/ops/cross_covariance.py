@@ -162,7 +162,10 @@ def _columns(x: Tensor, ys: Sequence[Tensor]) -> int:
     return sum(y.shape[1] for y in ys) if ys else x.shape[1]
 
 
-def _check_out(out: Tensor, x: Tensor, ys: Sequence[Tensor], backend: str | None) -> None:
+def _check_out(
+    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, backend: str | None, out: Tensor
+) -> None:
+    _check(x, ys, activation)
     wanted = (x.shape[1], _columns(x, ys))
     check_written("out", out, wanted, torch.float64, rows=backend != "reference", beside=("x", x), x=x, y=ys)
 
@@ -188,14 +191,6 @@ def _first_mean(x: Tensor, activation: str, slope: float) -> Tensor:
     some = flat(x[:FIRST_SAMPLES])[:, :, :FIRST_SAMPLES]
     some = some[: max(1, FIRST_SAMPLES // max(1, some.shape[2]))]
     return _sigma(some, activation, slope).double().mean((0, 2)).to(_computed(x))
-
-
-def _cross_covariance_out(
-    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, backend: str | None, out: Tensor
-) -> None:
-    _check(x, ys, activation)
-    _check_out(out, x, ys, backend)
-    _add(x, ys, activation, slope, center, backend, out)
 
 
 def _add(
@@ -328,6 +323,7 @@ functional(
 )
 writing(
     f"cross_covariance_out({_SHARED}, Tensor(a!) out) -> ()",
-    _cross_covariance_out,
+    _add,
+    check=_check_out,
     called="cross_covariance_",
 )

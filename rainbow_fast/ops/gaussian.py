@@ -257,13 +257,12 @@ def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_o
     return torch.from_numpy(((x0.astype(np.uint64) * np.uint64(count)) >> np.uint64(32)).astype(np.int64))
 
 
-def _gaussian_out(key: Tensor, backend: str | None, out: Tensor) -> None:
+def _check_out(key: Tensor, backend: str | None, out: Tensor) -> None:
     check_key(key)
     if out.dim() != key.dim() + 1:
         names = "(rows, cols)" if key.dim() == 1 else f"(S, rows, cols) with S = {len(key)}"
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {names}")
     check_written("out", out, (*key.shape[:-1], *out.shape[-2:]), rows=backend != "reference")
-    _write(key, backend, out)
 
 
 def _write(key: Tensor, backend: str | None, out: Tensor) -> None:
@@ -312,4 +311,6 @@ functional(
     _fake,
     vmap=_vmap,
 )
-writing("gaussian_out(Tensor key, str? backend, Tensor(a!) out) -> ()", _gaussian_out, called="gaussian(out=)")
+writing(
+    "gaussian_out(Tensor key, str? backend, Tensor(a!) out) -> ()", _write, check=_check_out, called="gaussian(out=)"
+)

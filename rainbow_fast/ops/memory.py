@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from rainbow_fast import backend as _backend
 
@@ -74,7 +75,7 @@ def one_address_each(t: Tensor) -> bool:
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
     """Whether an entry of one has bytes of the other; where that is too hard to tell, it counts as yes."""
-    if a.device != b.device or a.device.type == "meta" or not a.numel() or not b.numel():
+    if a.device != b.device or not (_has_memory(a) and _has_memory(b)):
         return False
     begin, end = _span(a)
     first, last = _span(b)
@@ -84,6 +85,10 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
         return np.shares_memory(_as_bytes(a), _as_bytes(b), max_work=10**6)  # type: ignore[arg-type]  # any number
     except np.exceptions.TooHardError:
         return True
+
+
+def _has_memory(t: Tensor) -> bool:
+    return t.device.type != "meta" and not isinstance(t, FakeTensor) and t.numel() > 0
 
 
 def _span(t: Tensor) -> tuple[int, int]:

@@ -98,14 +98,13 @@ def _shape(x: Tensor, y: Tensor | None, k: int) -> tuple[int, int]:
     return x.shape[1] * k**2, (x if y is None else y).shape[1] * k**2
 
 
-def _patch_covariance_out(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out: Tensor) -> None:
-    shape = Patch.of(patch, x)
-    _check(x, y)
+def _check_out(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out: Tensor) -> None:
+    shape = _check(x, y, patch)
     check_written("out", out, _shape(x, y, shape.k), torch.float64, rows=True, beside=("x", x), x=x, y=y)
-    _add(x, y, shape, backend, out)
 
 
-def _add(x: Tensor, y: Tensor | None, shape: Patch, backend: str | None, out: Tensor) -> None:
+def _add(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out: Tensor) -> None:
+    shape = Patch(*patch)
     if x.numel() == 0 or out.numel() == 0:
         return
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -122,13 +121,15 @@ def _add(x: Tensor, y: Tensor | None, shape: Patch, backend: str | None, out: Te
         out += torch.ops.rainbow_fast.cross_covariance(shape.unfold(some_x), unfolded, "identity", 0.0, False, backend)
 
 
-def _check(x: Tensor, y: Tensor | None) -> None:
+def _check(x: Tensor, y: Tensor | None, patch: list[int]) -> Patch:
+    shape = Patch.of(patch, x)
     if y is not None and (y.dim() != 4 or (y.shape[0], y.shape[2:]) != (x.shape[0], x.shape[2:]) or y.dtype != x.dtype):
         raise ValueError(
             f"y is {y.dtype} of shape {tuple(y.shape)}: wanted the dtype, the N and the positions of x, which is "
             f"{x.dtype} of shape {tuple(x.shape)}"
         )
     check_device("x", x, y=y)
+    return shape
 
 
 def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Tensor | None]]:
@@ -138,15 +139,14 @@ def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Te
 
 
 def _patch_covariance(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
-    shape = Patch.of(patch, x)
-    _check(x, y)
+    shape = _check(x, y, patch)
     out = _backend.empty(_shape(x, y, shape.k), torch.float64, x.device).zero_()
-    _add(x, y, shape, backend, out)
+    _add(x, y, list(shape), backend, out)
     return out
 
 
 def _fake(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
-    return x.new_empty(_shape(x, y, patch[0]), dtype=torch.float64)
+    return x.new_empty(_shape(x, y, _check(x, y, patch).k), dtype=torch.float64)
 
 
 def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
@@ -183,4 +183,4 @@ def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
 
 _SHARED = "Tensor x, Tensor? y, int[] patch, str? backend"
 functional(f"patch_covariance({_SHARED}) -> Tensor", _patch_covariance, _fake, derivative=Derivative(_vjp, _jvp))
-writing(f"patch_covariance_out({_SHARED}, Tensor(a!) out) -> ()", _patch_covariance_out, called="patch_covariance_out")
+writing(f"patch_covariance_out({_SHARED}, Tensor(a!) out) -> ()", _add, check=_check_out, called="patch_covariance_out")

@@ -13,7 +13,7 @@ from rainbow_fast.arguments import number, tensor
 from rainbow_fast.ops import polar_factors as _factors
 from rainbow_fast.ops import polar_lq as _lq
 from rainbow_fast.ops.gaussian import gaussian, key
-from rainbow_fast.ops.memory import check_written, one_address_each
+from rainbow_fast.ops.memory import check_written
 from rainbow_fast.ops.polar_derivative import DERIVATIVE
 from rainbow_fast.ops.registration import functional, writing
 
@@ -86,8 +86,8 @@ def polar(
     Matrices" (2008), chapter 8; Nakatsukasa and Freund, SIAM Review 58 (2016), 461-493; for L Q, Stathopoulos and Wu,
     SIAM Journal on Scientific Computing 23 (2002), 2165-2182.
     """
-    _check_options(rank, rtol, method)
-    return Polar(*torch.ops.rainbow_fast.polar(tensor("M", M), rank == "complete", rtol, method, backend))
+    complete = _is_complete(rank)
+    return Polar(*torch.ops.rainbow_fast.polar(tensor("M", M), complete, _number(rtol), method, backend))
 
 
 def polar_(
@@ -108,9 +108,8 @@ def polar_(
         ValueError, TypeError: as `polar`, before anything is written; or M is expanded.
         RuntimeError: M requires grad while grad mode is on.
     """
-    _check_options(rank, rtol, method)
-    tensor("M", M)
-    return Polar(M, *torch.ops.rainbow_fast.polar_(M, rank == "complete", rtol, method, backend))
+    complete = _is_complete(rank)
+    return Polar(M, *torch.ops.rainbow_fast.polar_(tensor("M", M), complete, _number(rtol), method, backend))
 
 
 def polar_reference(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,17 +119,22 @@ def polar_reference(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
     return U[:, keep], S[keep], Vh[keep]
 
 
-def _check(M: Tensor) -> None:
+def _is_complete(rank: str) -> bool:
+    if rank not in ("partial", "complete"):
+        raise ValueError(f"rank={rank!r}: wanted 'partial' or 'complete'")
+    return rank == "complete"
+
+
+def _number(rtol: float | None) -> float | None:
+    return None if rtol is None else number("rtol", rtol)
+
+
+def _check(M: Tensor, rtol: float | None, method: str | None) -> None:
     if M.dim() < 2 or 0 in M.shape[-2:]:
         raise ValueError(f"M has shape {tuple(M.shape)}: wanted (*batch, d, m), neither d nor m 0")
     if M.dtype not in DTYPES:
         raise TypeError(f"M is {M.dtype}: wanted torch.float32 or torch.float64")
-
-
-def _check_options(rank: str, rtol: float | None, method: str | None) -> None:
-    if rank not in ("partial", "complete"):
-        raise ValueError(f"rank={rank!r}: wanted 'partial' or 'complete'")
-    if rtol is not None and not 0 <= number("rtol", rtol) < 1:
+    if rtol is not None and not 0 <= rtol < 1:
         raise ValueError(f"rtol={rtol}: wanted 0 <= rtol < 1")
     if method not in (None, "svd"):
         raise ValueError(f"method={method!r}: wanted None or 'svd'")
@@ -249,7 +253,7 @@ def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bo
     statistics.copy_(found[0])
 
 
-def _polar_out(
+def _check_out(
     M: Tensor,
     complete: bool,
     rtol: float | None,
@@ -258,10 +262,9 @@ def _polar_out(
     out: Tensor,
     statistics: Tensor,
 ) -> None:
-    _check(M)
+    _check(M, rtol, method)
     check_written("out", out, M.shape, M.dtype, beside=("M", M), M=M)
     check_written("statistics", statistics, (*M.shape[:-2], 4), torch.float64, beside=("M", M), M=M, out=out)
-    _write(M, complete, rtol, method, backend, out, statistics)
 
 
 def _write(
@@ -312,7 +315,7 @@ def _write(
 def _polar(
     M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None
 ) -> tuple[Tensor, ...]:
-    _check(M)
+    _check(M, rtol, method)
     A = _backend.empty(M.shape, M.dtype, M.device)
     statistics = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64)
     _write(M, complete, rtol, method, backend, A, statistics)
@@ -322,12 +325,14 @@ def _polar(
 def _polar_(
     M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None
 ) -> tuple[Tensor, ...]:
-    _check(M)
-    if not one_address_each(M):
-        raise ValueError(f"M has strides {M.stride()}: wanted an address of its own for each entry")
     statistics = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64)
     _write(M, complete, rtol, method, backend, M, statistics)
     return _numbers(statistics)
+
+
+def _check_in_place(M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None) -> None:
+    _check(M, rtol, method)
+    check_written("M", M, M.shape)
 
 
 def _numbers(statistics: Tensor) -> tuple[Tensor, ...]:
@@ -340,7 +345,8 @@ def _numbers_fake(M: Tensor, *options: Any) -> tuple[Tensor, ...]:
     return tuple(M.new_empty(M.shape[:-2], dtype=dtype) for dtype in dtypes)
 
 
-def _fake(M: Tensor, *options: Any) -> tuple[Tensor, ...]:
+def _fake(M: Tensor, complete: bool, rtol: float | None, method: str | None, *rest: Any) -> tuple[Tensor, ...]:
+    _check(M, rtol, method)
     return torch.empty(M.shape, dtype=M.dtype, device=M.device), *_numbers_fake(M)
 
 
@@ -358,10 +364,16 @@ functional(
     vmap=_vmap,
     takes_half=False,
 )
-writing(f"polar_out(Tensor M, {_OPTIONS}, Tensor(a!) out, Tensor(b!) statistics) -> ()", _polar_out, called="polar_out")
+writing(
+    f"polar_out(Tensor M, {_OPTIONS}, Tensor(a!) out, Tensor(b!) statistics) -> ()",
+    _write,
+    check=_check_out,
+    called="polar_out",
+)
 writing(
     f"polar_(Tensor(a!) M, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _polar_,
+    check=_check_in_place,
     called="polar_",
     fake=_numbers_fake,
 )

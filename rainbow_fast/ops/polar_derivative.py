@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rainbow_fast.ops.memory import check_device
 from rainbow_fast.ops.registration import Derivative, functional
 
 
@@ -39,9 +40,18 @@ def along(M: Tensor, A: Tensor, D: Tensor) -> Tensor:
 def solve(H: Tensor, C: Tensor, B: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """X and Y with ``H X + X H = C`` and ``H Y = B``, by the eigenvectors of H, symmetric and positive definite.
 
+    H and C are (*batch, d, d), B is (*batch, d, m); all float64.
+
     Raises:
+        TypeError, ValueError: another dtype, or shapes that do not belong together.
         RuntimeError: an eigenvalue of H is at most `tolerance` times the largest.
     """
+    for name, t in (("H", H), ("C", C), ("B", B)):
+        if t.dtype != torch.float64:
+            raise TypeError(f"{name} is {t.dtype}: wanted torch.float64")
+        if t.dim() < 2 or t.shape[:-1] != H.shape[:-1] or (t is not B and t.shape[-1] != t.shape[-2]):
+            raise ValueError(f"{name} has shape {tuple(t.shape)}: wanted the batch and the rows of H, a square matrix")
+        check_device("H", H, **{name: t})
     values, U = torch.linalg.eigh(H)
     if H.numel() and bool((values[..., 0] <= tolerance * values[..., -1]).any()):
         raise RuntimeError(

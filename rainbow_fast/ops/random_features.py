@@ -167,7 +167,7 @@ def _values(f: Features, n: int, where: list[int]) -> Tensor:
     return random_features_reference(f.u, G, f.shift, f.activation, f.slope, f.scale)
 
 
-def _check_out(f: Features, channels: int, out: Tensor, A: Sequence[Tensor] = ()) -> None:
+def _check_written(f: Features, channels: int, out: Tensor, A: Sequence[Tensor] = ()) -> None:
     wanted = (*f.seeds, f.u.shape[0], channels, *f.u.shape[2:])
     check_written("out", out, wanted, f.u.dtype, beside=("u", f.u), u=f.u, shift=f.shift, G=f.G, A=A)
 
@@ -270,13 +270,16 @@ def _random_features(u, shift, n, key, G, activation, slope, scale, backend):
 
 
 def _random_features_out(u, shift, key, G, activation, slope, scale, backend, out):
+    _write(Features(u, shift, key, G, activation, slope, scale), backend, out)
+
+
+def _check_features_out(u, shift, key, G, activation, slope, scale, backend, out):
     f = Features(u, shift, key, G, activation, slope, scale)
     if out.dim() != len(f.seeds) + u.dim():
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*f.seeds, *u.shape[:1], 'n', *u.shape[2:])}")
     n = out.shape[len(f.seeds) + 1]
     f.check(n)
-    _check_out(f, n, out)
-    _write(f, backend, out)
+    _check_written(f, n, out)
 
 
 def _random_features_covariance(x, u, shift, n, key, G, activation, slope, scale, backend):
@@ -291,6 +294,10 @@ def _random_features_covariance(x, u, shift, n, key, G, activation, slope, scale
 
 def _random_features_covariance_out(x, u, shift, key, G, activation, slope, scale, backend, out, total, square):
     """Adds to out (d, n), total (n,) and square (n,), all float64 and contiguous."""
+    _accumulate(Features(u, shift, key, G, activation, slope, scale), x, backend, out, total, square)
+
+
+def _check_covariance_out(x, u, shift, key, G, activation, slope, scale, backend, out, total, square):
     f = Features(u, shift, key, G, activation, slope, scale)
     n = out.shape[-1] if out.dim() else -1
     f.check(n)
@@ -301,7 +308,6 @@ def _random_features_covariance_out(x, u, shift, key, G, activation, slope, scal
         check_written(name, t, (*f.seeds, *shape), torch.float64, beside=("u", u), **read)
         if not t.is_contiguous():
             raise ValueError(f"{name} has strides {t.stride()}: wanted a contiguous tensor")
-    _accumulate(f, x, backend, out, total, square)
 
 
 def _random_features_projection(u, A, shift, key, G, activation, slope, scale, backend):
@@ -313,13 +319,16 @@ def _random_features_projection(u, A, shift, key, G, activation, slope, scale, b
 
 
 def _random_features_projection_out(u, A, shift, key, G, activation, slope, scale, backend, out):
+    _project(Features(u, shift, key, G, activation, slope, scale), A, backend, out)
+
+
+def _check_projection_out(u, A, shift, key, G, activation, slope, scale, backend, out):
     f = Features(u, shift, key, G, activation, slope, scale)
     f.check(checks.projections(A, u, key))
     if len(out) != len(A):
         raise ValueError(f"out has {len(out)} tensors: wanted {len(A)}, one for each A")
     for place, (a, o) in enumerate(zip(A, out, strict=True)):
-        _check_out(f, a.shape[-2], o, [*A, *out[:place]])
-    _project(f, A, backend, out)
+        _check_written(f, a.shape[-2], o, [*A, *out[:place]])
 
 
 def _fake(u, key, channels):
@@ -373,16 +382,19 @@ functional(
 writing(
     f"random_features_out(Tensor u, Tensor? shift, {_FEATURES}, Tensor(a!) out) -> ()",
     _random_features_out,
+    check=_check_features_out,
     called="random_features_out",
 )
 writing(
     f"random_features_covariance_out(Tensor x, Tensor u, Tensor? shift, {_FEATURES}, "
     "Tensor(a!) out, Tensor(b!) total, Tensor(c!) square) -> ()",
     _random_features_covariance_out,
+    check=_check_covariance_out,
     called="random_features_covariance_out",
 )
 writing(
     f"random_features_projection_out(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}, Tensor(a!)[] out) -> ()",
     _random_features_projection_out,
+    check=_check_projection_out,
     called="random_features_projection_out",
 )

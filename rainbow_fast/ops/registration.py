@@ -78,14 +78,26 @@ def functional(
         LIBRARY.impl(op._opname, _autocast(op, device, autocast == "lower", takes_half), f"Autocast{device.upper()}")
 
 
-def writing(schema: str, run: Callable, *, called: str, fake: Callable = lambda *args: None) -> None:
+def writing(schema: str, run: Callable, *, check: Callable, called: str, fake: Callable = lambda *args: None) -> None:
     """Register an op that writes into the arguments which its schema marks with ``(a!)``. It has no derivative.
 
-    Raises:
+    Args:
+        schema: ``name(arguments) -> results``.
+        run: the implementation, for every device.
+        check: raises where the arguments are not what `run` takes; before it, and of tensors without memory as well.
+        called: what messages call the op.
+        fake: as in `functional`, of the results, where there are some.
+
+    The registered op raises:
         RuntimeError: an argument has a gradient or a tangent that would be lost: the message begins with `called`; or
             a tensor of inference mode would be written outside of it.
     """
-    op = _define(schema, fake)
+
+    def shapes(*args: Any) -> Any:
+        check(*args)
+        return fake(*args)
+
+    op = _define(schema, shapes)
     written = [place for place, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write]
 
     def targets(args: Sequence[Any]) -> list[Tensor]:
@@ -104,6 +116,7 @@ def writing(schema: str, run: Callable, *, called: str, fake: Callable = lambda 
     def implementation(*args: Any) -> Any:
         if any(t.is_inference() for t in targets(args)) and not torch.is_inference_mode_enabled():
             raise RuntimeError(f"{called} writes into a tensor of inference mode: clone it, or stay in inference mode")
+        check(*args)
         return run(*args)
 
     def resolved(*args: Any) -> Any:
@@ -124,7 +137,7 @@ def writing(schema: str, run: Callable, *, called: str, fake: Callable = lambda 
         LIBRARY.impl(op._opname, _autocast(op, device, False, True), f"Autocast{device.upper()}")
 
 
-def refuse_derivatives(called: str, args: Sequence[Any]) -> None:
+def refuse_derivatives(called: str, args: Args) -> None:
     """Raise RuntimeError where an op without a derivative would drop a gradient or a tangent."""
     if torch.is_grad_enabled() and _C._any_requires_grad(*args):
         raise RuntimeError(
@@ -229,9 +242,7 @@ class _Node(_SingleLevelFunction):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
         """Forward mode of tensors that require grad: what is computed here has a gradient, too."""
         call = ctx.call
-        primals = filled(
-            call.args, (_unpacked(t)[0] for t in tensors_of(call.args))
-        )
+        primals = filled(call.args, (_unpacked(t)[0] for t in tensors_of(call.args)))
         outputs = _flat(call.op(*primals) if call.rule.keeps else call.results)
         moved = call.rule.jvp(primals, outputs, filled(call.args, iter(tangents), lambda a: None))
         return tuple(moved)

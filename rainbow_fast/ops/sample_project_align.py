@@ -174,9 +174,7 @@ def _rounding(P: Tensor, precision: str | None) -> torch.dtype:
     return P.dtype if precision is None else torch.bfloat16
 
 
-def _sample_project_align_out(
-    P: Tensor, key: Tensor, scale: float, precision: str | None, backend: str | None, out: Tensor
-) -> None:
+def _check_out(P: Tensor, key: Tensor, scale: float, precision: str | None, backend: str | None, out: Tensor) -> None:
     _check(P, key)
     if out.dim() != key.dim() + 1:
         wanted = (*key.shape[:-1], "n", *P.shape[1:])
@@ -184,7 +182,6 @@ def _sample_project_align_out(
     check_written(
         "out", out, (*key.shape[:-1], out.shape[-2], P.shape[1]), rows=backend != "reference", beside=("L", P), L=P
     )
-    _write(P, key, scale, precision, backend, out)
 
 
 def _check(P: Tensor, key: Tensor) -> None:
@@ -270,6 +267,7 @@ functional(
 )
 writing(
     f"sample_project_align_out(Tensor P, Tensor key, float scale, {_HOW}, Tensor(a!) out) -> ()",
-    _sample_project_align_out,
+    _write,
+    check=_check_out,
     called="sample_project_align_",
 )

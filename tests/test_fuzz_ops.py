@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every registered op with arguments that are nearly right: nothing is written that should not be; see fuzz_ops.py."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from fuzz_ops import VALID
+
+import rainbow_fast  # noqa: F401  registers the ops
+
+CALLS = 24_000
+
+
+def test_every_registered_op_is_called() -> None:
+    schemas = torch._C._jit_get_all_schemas()
+    names = {s.name.removeprefix("rainbow_fast::") for s in schemas if s.name.startswith("rainbow_fast::")}
+    assert names == set(VALID)
+
+
+def test_nothing_is_written_outside_of_outputs() -> None:
+    command = [sys.executable, Path(__file__).with_name("fuzz_ops.py"), "0", str(CALLS)]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, outcomes in json.loads(done.stdout).items():
+        share = outcomes.get("returned", 0) / sum(outcomes.values())
+        assert 0.1 < share < 0.95, f"{name}: {outcomes}: neither all nor none of the calls should be good"
+        assert outcomes.get("ValueError", 0) + outcomes.get("TypeError", 0) > 0, f"{name}: {outcomes}"
