@@ -13,7 +13,7 @@ from rainbow_fast.ops import random_features_gradient as gradient
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.cross_covariance import cross_covariance_reference
 from rainbow_fast.ops.gaussian import Seed, as_key, gaussian_reference
-from rainbow_fast.ops.memory import Samples, check_device, flat, matrix, samples
+from rainbow_fast.ops.memory import Samples, address_of, check_device, flat, matrix, samples
 from rainbow_fast.ops.random_features_arguments import Features
 
 
@@ -76,6 +76,8 @@ def random_features_covariance(
     *,
     G: Tensor | None = None,
     shift: Tensor | None = None,
+    x_center: Tensor | None = None,  # (d,)
+    center: Tensor | None = None,  # (n,); of S seeds (S, n)
     activation: str = "relu",
     negative_slope: float = 0.01,
     seed: Seed | None = None,
@@ -89,22 +91,29 @@ def random_features_covariance(
 
     Equivalent to::
 
-        phi = random_features(u, n, ...)
+        phi = random_features(u, n, ...) - center  # one number a neuron
+        x = x - x_center  # one number a channel
         cross_covariance(x, phi), phi.double().sum(samples), (phi.double() ** 2).sum(samples)
 
+    Centers, near the means, keep what the means would drown: a block of samples is summed in the dtype of u, and of
+    features whose mean is 1000 standard deviations the second moments alone would hold no digit of the variance. They
+    are constants, x_center (d,) and center (n,) or (S, n), in the dtype of u; None is zero.
+
     Of several widths n it gives the list of their sums, views of those of the largest: neurons nest. (Alone, a width
-    may differ in the last bits, as the largest decides how sums over samples are cut into parts.)
+    may differ in the last bits, as the largest decides how sums over samples are cut into parts.) Of `center`, which is
+    that of the largest width, each takes the first n entries.
 
     Arguments, errors and source as in `random_features`; x has the N, the positions and the dtype of u. Differentiable
-    in x, u, shift and G.
+    in x, u, shift and G, not in the centers.
     """
     widths = n if isinstance(n, Sequence) else [n]
     most = checks.widest(widths)
     key = None if seed is None else as_key(seed, stream, row_offset)
     checks.features(u, most, G, shift, activation, key)
     checks.samples(x, u)
+    checks.centers(x, u, most, key, x_center, center)
     sums = torch.ops.rainbow_fast.random_features_covariance(
-        x, u, shift, most, key, G, activation, negative_slope, scale, backend
+        x, u, shift, x_center, center, most, key, G, activation, negative_slope, scale, backend
     )
     return [tuple(t[..., :width] for t in sums) for width in widths] if widths is n else sums
 
@@ -199,22 +208,28 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
             _backend.kernels(chosen).random_features(target, features(where), run)
 
 
-def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total: Tensor, square: Tensor) -> None:
+def _accumulate(
+    f: Features, x: Tensor, x_center: Tensor | None, center: Tensor | None, backend: str | None,
+    out: Tensor, total: Tensor, square: Tensor,
+) -> None:  # fmt: skip
     n = out.shape[-1]
     f.check(n)
     checks.samples(x, f.u)
+    checks.centers(x, f.u, n, f.key, x_center, center)
     for name, t, shape in (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,))):
         wanted = (*f.seeds, *shape)
         check_device("u", f.u, **{name: t})
         if t.shape != wanted or t.dtype != torch.float64 or not t.is_contiguous():
             got = f"{name} is {t.dtype} of shape {tuple(t.shape)}"
             raise ValueError(f"{got}: wanted contiguous float64 of shape {wanted}")
-    parts = f.each(n, out, total, square)
+    of_x, of_phi = (None if t is None else t.detach().contiguous() for t in (x_center, center))
+    parts = f.each(n, out, total, square, *([] if of_phi is None else [of_phi]))
     chosen = f.chosen(backend)
     if chosen == "reference":
-        for where, M, first, second in parts:
-            phi = flat(_values(f, n, where)).double()
-            M += cross_covariance_reference(flat(x), phi)
+        x = flat(x).double() - (0 if of_x is None else of_x.double().unsqueeze(1))
+        for where, M, first, second, *own in parts:
+            phi = flat(_values(f, n, where)).double() - (own[0].double().unsqueeze(1) if own else 0)
+            M += cross_covariance_reference(x, phi)
             first += phi.sum((0, 2))
             second += (phi * phi).sum((0, 2))
         return
@@ -223,13 +238,15 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
         name = "random_features.random_features_covariance"
         u, rest = f.plain()
         for where, *sums in parts:
-            _backend.run_triton(name, u.device, *sums, x_kept, u, *rest(where))
+            off = sums.pop() if len(sums) > 3 else None
+            _backend.run_triton(name, u.device, *sums, x_kept, of_x, off, u, *rest(where))
         return
     kept, features = f.memory(n)
     for where, *sums in parts:
-        targets = [t.data_ptr() for t in sums]
+        off = sums.pop() if len(sums) > 3 else None
+        targets, offs = [t.data_ptr() for t in sums], [address_of(of_x), address_of(off)]
         with _backend.running(chosen, f.u.device, workspace=True) as run:
-            _backend.kernels(chosen).random_features_covariance(*targets, x_samples, features(where), run)
+            _backend.kernels(chosen).random_features_covariance(*targets, x_samples, *offs, features(where), run)
 
 
 def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor]) -> None:
@@ -277,18 +294,21 @@ def _random_features_out(u, shift, key, G, activation, slope, scale, backend, ou
     _write(Features(u, shift, key, G, activation, slope, scale), backend, out)
 
 
-def _random_features_covariance(x, u, shift, n, key, G, activation, slope, scale, backend):
+def _random_features_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, backend):
     f = Features(u, shift, key, G, activation, slope, scale)
     shapes = ((*f.seeds, x.shape[1], n), (*f.seeds, n), (*f.seeds, n))
     sums = tuple(_backend.empty(shape, torch.float64, u.device).zero_() for shape in shapes)
-    _accumulate(f, x, backend, *sums)
+    _accumulate(f, x, x_center, center, backend, *sums)
     return sums
 
 
-def _random_features_covariance_out(x, u, shift, key, G, activation, slope, scale, backend, out, total, square):
+def _random_features_covariance_out(
+    x, u, shift, x_center, center, key, G, activation, slope, scale, backend, out, total, square
+):
     """Adds to out (d, n), total (n,) and square (n,), all float64 and contiguous."""
     _backend.refuse_grad("random_features_covariance_out", x, u, shift, G)
-    _accumulate(Features(u, shift, key, G, activation, slope, scale), x, backend, out, total, square)
+    f = Features(u, shift, key, G, activation, slope, scale)
+    _accumulate(f, x, x_center, center, backend, out, total, square)
 
 
 def _random_features_projection(u, A, shift, key, G, activation, slope, scale, backend):
@@ -307,7 +327,7 @@ def _fake(u, key, channels):
     return u.new_empty(*(() if key is None else key.shape[:-1]), u.shape[0], channels, *u.shape[2:])
 
 
-def _fake_covariance(x, u, shift, n, key, *rest):
+def _fake_covariance(x, u, shift, x_center, center, n, key, *rest):
     seeds = () if key is None else key.shape[:-1]
     return tuple(x.new_empty(*seeds, *shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))
 
@@ -317,8 +337,9 @@ _FEATURES = "Tensor? key, Tensor? G, str activation, float negative_slope, float
 for _schema in (
     f"{_NAME}(Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> Tensor",
     f"{_NAME}_out(Tensor u, Tensor? shift, {_FEATURES}, Tensor(a!) out) -> ()",
-    f"{_NAME}_covariance(Tensor x, Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> (Tensor, Tensor, Tensor)",
-    f"{_NAME}_covariance_out(Tensor x, Tensor u, Tensor? shift, {_FEATURES}, "
+    f"{_NAME}_covariance(Tensor x, Tensor u, Tensor? shift, Tensor? x_center, Tensor? center, SymInt n, {_FEATURES})"
+    " -> (Tensor, Tensor, Tensor)",
+    f"{_NAME}_covariance_out(Tensor x, Tensor u, Tensor? shift, Tensor? x_center, Tensor? center, {_FEATURES}, "
     "Tensor(a!) out, Tensor(b!) total, Tensor(c!) square) -> ()",
     f"{_NAME}_projection(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}) -> Tensor[]",
     f"{_NAME}_projection_out(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}, Tensor(a!)[] out) -> ()",

@@ -48,6 +48,20 @@ def samples(x: Tensor, u: Tensor) -> None:
     memory.check_device("u", u, x=x)
 
 
+def centers(x: Tensor, u: Tensor, n: int, key: Tensor | None, x_center: Tensor | None, center: Tensor | None) -> None:
+    several = () if key is None else tuple(key.shape[:-1])
+    letters = "(S, n)" if several else "(n,)"
+    for name, t, what, shape in (
+        ("x_center", x_center, "(d,)", (x.shape[1],)),
+        ("center", center, letters, (*several, n)),
+    ):
+        if t is not None and t.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(t.shape)}: wanted {what} = {shape}")
+        if t is not None and t.dtype != u.dtype:
+            raise TypeError(f"{name} is {t.dtype}: wanted the dtype of u, {u.dtype}")
+    memory.check_device("u", u, x_center=x_center, center=center)
+
+
 def widest(widths: Sequence[int]) -> int:
     if not widths:
         raise ValueError("n is an empty list: wanted at least one width")

@@ -172,22 +172,32 @@ def backward_features(ctx, grad: Tensor | None):
 
 
 def setup_covariance(ctx, inputs, output) -> None:
-    x, u, shift, n, key, G, *rest = inputs
-    ctx.save_for_backward(x, u, shift, key, G)
+    x, u, shift, x_center, center, n, key, G, *rest = inputs
+    ctx.save_for_backward(x, u, shift, x_center, center, key, G)
     _keep(ctx, n, *rest)
 
 
 def backward_covariance(ctx, grad_M: Tensor | None, grad_total: Tensor | None, grad_square: Tensor | None):
-    x, u, shift, key, G = ctx.saved_tensors
+    """Centers are constants: that of x goes with x, that of phi' into what all samples have in common."""
+    x, u, shift, x_center, center, key, G = ctx.saved_tensors
     needs = ctx.needs_input_grad
+    space = [1] * (x.dim() - 2)
+    if center is not None and grad_square is not None:
+        common = -2 * grad_square * center
+        grad_total = common if grad_total is None else grad_total + common
     M, total, square = (None if t is None else t.to(x.dtype) for t in (grad_M, grad_total, grad_square))
-    products = {"x": [x], "A": [M]} if M is not None else {}
-    grads = _gradient(ctx, (needs[1], needs[2], needs[5]), u, shift, key, G, total=total, square=square, **products)
+    products = {}
+    if M is not None:
+        products = {"x": [x if x_center is None else x - x_center.view(-1, *space)], "A": [M]}
+    grads = _gradient(ctx, (needs[1], needs[2], needs[7]), u, shift, key, G, total=total, square=square, **products)
     grad_x = None
     if needs[0] and M is not None:
         [grad_x] = torch.ops.rainbow_fast.random_features_projection(u, [M], shift, key, G, *ctx.features)
+        if center is not None:
+            off = torch.einsum("...dn,...n->...d", grad_M, center.double()).to(x.dtype)
+            grad_x = grad_x - off.view(*off.shape[:-1], 1, off.shape[-1], *space)
         grad_x = grad_x.sum(0) if grad_x.dim() > x.dim() else grad_x  # over seeds
-    return grad_x, *grads[:2], None, None, grads[2], None, None, None, None
+    return grad_x, *grads[:2], None, None, None, None, grads[2], None, None, None, None
 
 
 def setup_projection(ctx, inputs, output) -> None:
@@ -210,7 +220,9 @@ def backward_projection(ctx, grads: list[Tensor | None]):
             n, total = a.shape[-1], torch.zeros_like(a, dtype=torch.float64)
             part = None if G is None else G[:n]
             for seed, (one, g) in enumerate([(key, grad)] if grad.dim() == u.dim() else zip(key, grad, strict=True)):
-                M = torch.ops.rainbow_fast.random_features_covariance(g, u, shift, n, one, part, *ctx.features)[0]
+                M = torch.ops.rainbow_fast.random_features_covariance(
+                    g, u, shift, None, None, n, one, part, *ctx.features
+                )[0]
                 (total if a.dim() == 2 else total[seed]).add_(M)
             grads_A[-1] = total.to(a.dtype)
     return grad_u, grads_A, grad_shift, None, grad_G, None, None, None, None
