@@ -104,8 +104,9 @@ struct KernelsOn {
   void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, DType generated, Address at,
                                double scale, Run run);
   void (*random_features)(Samples out, const Features& features, Run run);
-  void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const Features& features,
-                                     Run run);
+  // Of x less x_center (one number a channel) and phi' less center (one a neuron); 0 where null.
+  void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const void* x_center,
+                                     const void* center, const Features& features, Run run);
   void (*random_features_projection)(Projections projections, const Features& features, Run run);
 };
 

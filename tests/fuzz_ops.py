@@ -164,8 +164,14 @@ def random_features_out(m: Maker) -> list:
 
 def random_features_covariance(m: Maker) -> list:
     n = m.size()
-    (u, *given), rest, _ = features(m, n)
-    return [m.tensor(u.shape[0], m.size(), *u.shape[2:], dtype=u.dtype), u, *given, n, *rest]
+    (u, *given), rest, seeds = features(m, n)
+    x = m.tensor(u.shape[0], m.size(), *u.shape[2:], dtype=u.dtype)
+    return [x, u, *given, *centers(m, x, n, seeds), n, *rest]
+
+
+def centers(m: Maker, x: Tensor, n: int, seeds: int | None) -> list:
+    found = [m.tensor(x.shape[1], dtype=x.dtype), m.tensor(*lead(seeds), n, dtype=x.dtype)]
+    return [m.random.choice([None, center]) for center in found]
 
 
 def random_features_covariance_out(m: Maker) -> list:
@@ -173,7 +179,7 @@ def random_features_covariance_out(m: Maker) -> list:
     (u, *given), rest, seeds = features(m, n)
     x = m.tensor(u.shape[0], m.size(), *u.shape[2:], dtype=u.dtype)
     sums = [m.tensor(*lead(seeds), *shape, dtype=F64) for shape in ((x.shape[1], n), (n,), (n,))]
-    return [x, u, *given, *rest, *sums]
+    return [x, u, *given, *centers(m, x, n, seeds), *rest, *sums]
 
 
 def random_features_projection(m: Maker) -> list:

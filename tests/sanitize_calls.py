@@ -244,6 +244,14 @@ def random_features_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[E
     f = neurons(C, draw, N, S, r, n, dtype)
     phi, wrong = features(f, dtype)
     x, X = draw.samples(N, d, S, dtype)
+    x_center = center = 0
+    if draw.regular or draw.any(False, True):
+        memory = draw.normal((d,), dtype)
+        x_center, X = memory.address, X - memory.numbers()
+    if draw.regular or draw.any(False, True):
+        memory = draw.normal((n,), dtype)
+        center, phi = memory.address, phi - memory.numbers()
+        wrong = wrong + EPS[dtype] * (abs(phi) + 2 * abs(memory.numbers()))
     memories = [draw.memory(shape, "f64", start=START) for shape in ((d, n), (n,), (n,))]
     sums = [product(X.T, phi, dtype), column_sums(phi, dtype), column_sums(phi * phi, dtype)]
     extra = [abs(X.T) @ wrong, wrong.sum(0), (2 * abs(phi) * wrong + wrong**2).sum(0)]
@@ -251,7 +259,7 @@ def random_features_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[E
         Expected(memory, START + values, error + more)
         for memory, (values, error), more in zip(memories, sums, extra, strict=True)
     ]
-    return (*(m.address for m in memories), x, f.struct), expected
+    return (*(m.address for m in memories), x, x_center, center, f.struct), expected
 
 
 def random_features_projection(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:

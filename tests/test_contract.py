@@ -15,6 +15,7 @@ import rainbow_fast as rf
 ops = torch.ops.rainbow_fast
 F64 = torch.float64
 SQUARE = draw(3, 3, dtype=F64)
+PAIR = (SQUARE, SQUARE, None, None, None)  # x, u, and neither shift nor centers
 HOW = (rf.key(1), None, "relu", 0.01, 1.0, None)
 
 # Each writes into a float64 tensor (3, 3).
@@ -29,7 +30,7 @@ WRITERS: dict[str, Callable[[Tensor], object]] = {
     "polar_out": lambda out: ops.polar_out(SQUARE, False, None, None, None, out, torch.zeros(4, dtype=F64)),
     "random_features_out": lambda out: ops.random_features_out(SQUARE, None, *HOW, out),
     "random_features_covariance_out": lambda out: ops.random_features_covariance_out(
-        SQUARE, SQUARE, None, *HOW, out, torch.zeros(3, dtype=F64), torch.zeros(3, dtype=F64)
+        *PAIR, *HOW, out, torch.zeros(3, dtype=F64), torch.zeros(3, dtype=F64)
     ),
     "random_features_projection_out": lambda out: ops.random_features_projection_out(
         SQUARE, [SQUARE], None, *HOW, [out]
@@ -129,7 +130,9 @@ def test_memory_of_an_input() -> None:
         "shift": lambda: ops.random_features_out(SQUARE, x[2], *HOW, out),
         "G": lambda: ops.random_features_out(SQUARE, None, None, x, "relu", 0.01, 1.0, None, out),
         "A": lambda: ops.random_features_projection_out(SQUARE, [x], None, *HOW, [out]),
-        "total": lambda: ops.random_features_covariance_out(SQUARE, SQUARE, None, *HOW, out.clone(), row, row),
+        "total": lambda: ops.random_features_covariance_out(
+            SQUARE, SQUARE, None, None, None, *HOW, out.clone(), row, row
+        ),
     }
     for name, call in calls.items():
         with pytest.raises(ValueError, match=rf"shares memory with {name}: wanted memory of its own"):

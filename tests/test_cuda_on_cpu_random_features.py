@@ -33,6 +33,7 @@ def run(
     activation: str = "relu",
     make=torch.empty,
     workspace: int = WORKSPACE,
+    centers: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
 ) -> tuple[Tensor, ...]:
     """The three forms: phi', then sum x phi', sum phi', sum phi'^2, each on top of ones, then phi' A^T of each A."""
     kernels, (N, _, *space) = build.load().cuda, u.shape
@@ -44,7 +45,8 @@ def run(
     kernels.random_features(memory.samples(phi, written=True)[1], given, stream)
     sums = [make(*shape, dtype=torch.float64).fill_(1) for shape in ((x.shape[1], n), (n,), (n,))]
     x_kept, x_samples = memory.samples(x)
-    kernels.random_features_covariance(*(t.data_ptr() for t in sums), x_samples, given, stream)
+    offs = map(memory.address_of, centers)
+    kernels.random_features_covariance(*(t.data_ptr() for t in sums), x_samples, *offs, given, stream)
     out = [make(N, len(a), *space, dtype=u.dtype) for a in A]
     pairs = [(memory.samples(o, written=True)[1], memory.matrix(a)) for o, a in zip(out, A, strict=True)]
     kernels.random_features_projection(pairs, given, stream)
@@ -191,3 +193,31 @@ def test_sums_are_as_good_as_float32_allows() -> None:
     exact = plainly(*(t.double() for t in (x, u, A)), None, G.double(), "relu")[1]
     # Each sum of 32 terms takes four roundings towards zero, 1e-7 on average, a feature one, 5e-8; and 2^-23 of a term.
     assert ((M - exact).abs() / exact).max() < 3e-7
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_centers(dtype: torch.dtype, layout: str) -> None:
+    """Of more samples than a part and more channels than a block has."""
+    x, u, A, shift = problem((3, 9, 25, 15), 70, 130, dtype)
+    x_center, center = draw(130, dtype=dtype, seed=4), draw(70, dtype=dtype, seed=5)
+    G = rf.gaussian(70, 9, backend="reference", **FAR).to(dtype)
+    results = []
+    for kind in (torch.float64, dtype):
+        phi = plainly(*(t.to(kind) for t in (x, u, A, shift, G)), "relu")[0] - center.to(kind).view(-1, 1, 1)
+        off = x.to(kind) - x_center.to(kind).view(-1, 1, 1)
+        over = (0, 2, 3)
+        results.append((torch.einsum("nmhw,ndhw->dm", phi, off), phi.sum(over), (phi * phi).sum(over)))
+    got = run(laid_out(x, layout), u, [], shift, 70, centers=(x_center, center))[1:]
+    for a, b, c in zip(got, *results, strict=True):
+        assert_close_to_float64((a - 1).to(dtype), b, c, terms=64)
+    # One without the other
+    for which in (0, 1):
+        centers = [None, None]
+        centers[which] = (x_center, center)[which]
+        zeros = [torch.zeros_like(x_center), torch.zeros_like(center)]
+        zeros[which] = centers[which]
+        for a, b in zip(
+            run(x, u, [], shift, 70, centers=centers), run(x, u, [], shift, 70, centers=zeros), strict=True
+        ):
+            assert differing_bits(a, b) == 0

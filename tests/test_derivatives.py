@@ -49,6 +49,14 @@ CASES = {
         lambda x, u, G: rf.random_features_covariance(x, u, 6, G=G, **HOW),
         (SIDE, U, ROWS),
     ),
+    "random_features_covariance-centers": (
+        lambda x, u, a, b: rf.random_features_covariance(x, u, 6, x_center=a, center=b, seed=1, **HOW),
+        (SIDE, U, SIDE[0], ROWS[:, 0]),
+    ),
+    "random_features_covariance-centers-seeds": (
+        lambda x, u, b: rf.random_features_covariance(x, u, 6, center=b, seed=[1, 2], **HOW),
+        (SIDE, U, ROWS[:, :2].T),
+    ),
     "random_features_projection": (
         lambda u, A, s: rf.random_features_projection(u, A, shift=s, seed=1, **HOW),
         (U, P, SHIFT),

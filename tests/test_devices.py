@@ -33,6 +33,8 @@ def away(t: Tensor) -> Tensor:
         (lambda: rf.random_features(U, 6, seed=1, shift=away(torch.ones(4))), "shift", "u"),
         (lambda: rf.random_features(U, 6, G=away(torch.ones(6, 2))), "G", "u"),
         (lambda: rf.random_features_covariance(away(X), U, 6, seed=1), "x", "u"),
+        (lambda: rf.random_features_covariance(X, U, 6, seed=1, x_center=away(X[0])), "x_center", "u"),
+        (lambda: rf.random_features_covariance(X, U, 6, seed=1, center=away(torch.ones(6))), "center", "u"),
         (lambda: rf.random_features_projection(U, away(A), seed=1), "A", "u"),
         (
             lambda: ops.random_features_out(U, None, rf.key(1), None, "relu", 0.0, 1.0, None, away(torch.ones(4, 6))),
@@ -41,7 +43,7 @@ def away(t: Tensor) -> Tensor:
         ),
         (
             lambda: ops.random_features_covariance_out(
-                X, U, None, rf.key(1), None, "relu", 0.0, 1.0, None, SUMS[0], away(SUMS[1]), SUMS[2]
+                X, U, None, None, None, rf.key(1), None, "relu", 0.0, 1.0, None, SUMS[0], away(SUMS[1]), SUMS[2]
             ),
             "total",
             "u",

@@ -238,7 +238,7 @@ def test_writes_its_output_and_nothing_else(guarded, layout: str, backend: str) 
         op(*given, *rest, out)
         assert differing_bits(out, wanted) == 0
     sums = [guarded(*t.shape, dtype=torch.float64).fill_(1) for t in (M, total, square)]
-    ops.random_features_covariance_out(x, u, shift, *rest, *sums)
+    ops.random_features_covariance_out(x, u, shift, None, None, *rest, *sums)
     for got, wanted in zip(sums, (M, total, square), strict=True):
         torch.testing.assert_close(got, wanted + 1, rtol=1e-14, atol=1e-14)  # added, in float64
 
@@ -308,6 +308,10 @@ def test_bad_output() -> None:
         M,
         torch.zeros(5, 4, 2),
     ]
+
+    def sums_out(*sums: Tensor) -> None:
+        ops.random_features_covariance_out(X, U, None, None, None, *rest, *sums)
+
     calls = [
         (
             lambda: ops.random_features_out(U, None, *rest, outs[0]),
@@ -324,10 +328,18 @@ def test_bad_output() -> None:
             ValueError,
             r"out has shape .*: wanted \(5, 5, 2\)",
         ),
-        (lambda: ops.random_features_covariance_out(X, U, None, *rest, outs[3], total, total), TypeError, r"out is"),
-        (lambda: ops.random_features_covariance_out(X, U, None, *rest, M, total[1:], total), ValueError, r"total has"),
         (
-            lambda: ops.random_features_covariance_out(X, U, None, *rest, M, total, total.float()),
+            lambda: ops.random_features_covariance_out(X, U, None, None, None, *rest, outs[3], total, total),
+            TypeError,
+            r"out is",
+        ),
+        (
+            lambda: ops.random_features_covariance_out(X, U, None, None, None, *rest, M, total[1:], total),
+            ValueError,
+            r"total has",
+        ),
+        (
+            lambda: ops.random_features_covariance_out(X, U, None, None, None, *rest, M, total, total.float()),
             TypeError,
             r"square is",
         ),
@@ -361,6 +373,6 @@ def test_registered_ops_check_what_kernels_read() -> None:
     with pytest.raises(ValueError, match="seed and G are both missing"):
         ops.random_features(u, None, 5, None, None, *rest)
     with pytest.raises(ValueError, match="x has shape"):
-        ops.random_features_covariance(torch.zeros(7, 2), u, None, 5, rf.key(0), None, *rest)
+        ops.random_features_covariance(torch.zeros(7, 2), u, None, None, None, 5, rf.key(0), None, *rest)
     with pytest.raises(TypeError, match="A is torch.float64"):
         ops.random_features_projection(u, [torch.zeros(2, 5, dtype=torch.float64)], None, rf.key(0), None, *rest)

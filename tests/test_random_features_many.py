@@ -64,7 +64,7 @@ def test_seeds_write_into_given_memory(guarded) -> None:
     ops.random_features_projection_out(u, [A], shift, *rest, [out])
     assert differing_bits(out, projected) == 0
     sums = [guarded(*t.shape, dtype=torch.float64).zero_() for t in (M, total, square)]
-    ops.random_features_covariance_out(x, u, shift, *rest, *sums)
+    ops.random_features_covariance_out(x, u, shift, None, None, *rest, *sums)
     assert all(differing_bits(a, b) == 0 for a, b in zip(sums, (M, total, square), strict=True))
 
 

@@ -74,7 +74,8 @@ def random_features_calls(N: int, r: int, n: int, d: int, space: tuple[int, ...]
     sums = [zeros(*shape, dtype=torch.float64) for shape in ((d, n), (n,), (n,))]
     above = (None, zeros(n), zeros(n), [x], [A])
     yield lambda: random_features(zeros(N, n, *space), u, *rest)
-    yield lambda: random_features_covariance(*sums, x, u, *rest)
+    yield lambda: random_features_covariance(*sums, x, None, None, u, *rest)
+    yield lambda: random_features_covariance(*sums, x, zeros(d), zeros(n), u, *rest)
     yield lambda: random_features_projection(zeros(N, d, *space), u, A, *rest)
     yield lambda: random_features_gradient(zeros(N, r, *space), zeros(N, *space), u, shift, WHERE, n, *rest[2:], *above)
 
@@ -117,9 +118,10 @@ def test_other_ops_where_sizes_are_one(launched: set, dtype: torch.dtype) -> Non
 def test_the_largest_sizes(launched: set) -> None:
     """More rows and samples than 2^31: 64 bits where they are counted, and grids that devices take."""
     gaussian(torch.empty(2**32, 600, device="meta"), WHERE)
-    features, covariance, *_ = random_features_calls(2**19, 16, 100, 32, (64, 65), torch.float32, "meta")
+    features, covariance, centered, *_ = random_features_calls(2**19, 16, 100, 32, (64, 65), torch.float32, "meta")
     features()
     covariance()
+    centered()
     for call in random_features_calls(5 * 10**4, 512, 2 * 10**4, 512, (), torch.float32, "meta"):
         call()
     of_sides(torch.empty(2**24, 512, 16, 17, device="meta"))

@@ -53,6 +53,18 @@ CASES = {
     "covariance, x, two seeds": (lambda x: rf.random_features_covariance(x, U[0], 6, seed=[1, 2], **HOW), SIDE),
     "covariance, u": (lambda u: rf.random_features_covariance(SIDE[0], u, 6, seed=1, **HOW), U),
     "covariance, key": (lambda k: rf.random_features_covariance(SIDE[0], U[0], 6, seed=k, **HOW), KEYS),
+    "covariance, x, centers": (
+        lambda x: rf.random_features_covariance(x, U[0], 6, x_center=P[0, :, 0], center=G[0, :, 0], seed=1, **HOW),
+        SIDE,
+    ),
+    "covariance, a center": (
+        lambda b: rf.random_features_covariance(SIDE[0], U[0], 6, center=b, seed=1, **HOW),
+        G[:, :, 0],
+    ),
+    "covariance, key and a center of x": (
+        lambda k: rf.random_features_covariance(SIDE[0], U[0], 6, x_center=P[0, :, 0], seed=k, **HOW),
+        KEYS,
+    ),
     "covariance, all": (lambda x, u, k: rf.random_features_covariance(x, u, 6, seed=k, **HOW), SIDE, U, KEYS),
     "projection, u": (lambda u: rf.random_features_projection(u, P[0], seed=1, **HOW), U),
     "projection, u and shift": (lambda u, s: rf.random_features_projection(u, P[0], shift=s, seed=1, **HOW), U, S),

@@ -10,22 +10,6 @@
 namespace rf::RF_ISA {
 namespace {
 
-// Takes `shift` off `rows` rows, whole vectors of them, and adds the sums of what remains to `sums`.
-template <class T>
-void center(T* block, int64_t ld, int64_t rows, int64_t k, const T* shift, double* sums) {
-  constexpr int N = kWidth<T>;
-  for (int64_t i = 0; i < rows; i += N) {
-    const Full<T> off = load<T, N>(shift + i);
-    Full<T> sum{};
-    for (int64_t p = 0; p < k; ++p) {
-      const Full<T> x = load<T, N>(block + p * ld + i) - off;
-      store<T, N>(block + p * ld + i, x);
-      sum += x;
-    }
-    for (int l = 0; l < N; ++l) sums[i + l] += sum[l];
-  }
-}
-
 // Rows are the channels of several sides, one side after the other, each rounded up to whole vectors; k runs over
 // samples.
 template <class T>
@@ -51,24 +35,26 @@ struct SidePacker {
   }
   bool centers() const { return sides.first[0].shift != nullptr; }
 
-  // At most NR rows at a time, so that what is done to them finds them in the nearest cache.
-  void pack(T* to, int64_t ld, int64_t row, int64_t rows, int64_t k0, int64_t k, double* sums) const {
-    Sum<T> shift[NR<T>] = {};
+  // Calls f(side, its row, where that goes, rows) for the part of each side in rows [row, row + rows).
+  template <class F>
+  void for_parts(int64_t row, int64_t rows, F f) const {
     for_sides([&](const Side& side, int64_t first, int64_t channels) {
       const int64_t from = larger(first, row), count = smaller(first + channels, row + rows) - from;
-      if (count <= 0) return;
-      ChannelPacker<T>{side.samples}.pack(to + (from - row), ld, from - first, count, k0, k);
-      if (side.shift != nullptr)
-        memcpy(shift + (from - row), static_cast<const Sum<T>*>(side.shift) + (from - first),
-               static_cast<size_t>(count) * sizeof(T));
+      if (count > 0) f(side, from - first, from - row, count);
+    });
+  }
+
+  void pack(T* to, int64_t ld, int64_t row, int64_t rows, int64_t k0, int64_t k, double* sums) const {
+    for_parts(row, rows, [&](const Side& side, int64_t from, int64_t at, int64_t count) {
+      ChannelPacker<T>{side.samples}.pack(to + at, ld, from, count, k0, k);
     });
     if (activation != Activation::identity) activate(to, ld * k, activation, negative_slope, 1.0);
     if constexpr (kElements<T> == 1) {
       if (!centers()) return;
-      double found[NR<T>] = {};
-      center(to, ld, whole_vectors<T>(rows), k, shift, found);
-      if (sums != nullptr)
-        for (int64_t i = 0; i < rows; ++i) sums[row + i] += found[i];
+      for_parts(row, rows, [&](const Side& side, int64_t from, int64_t at, int64_t count) {
+        center(to + at, ld, count, k, static_cast<const T*>(side.shift) + from,
+               sums == nullptr ? nullptr : sums + row + at);
+      });
     }
   }
 

@@ -26,6 +26,41 @@ struct ChannelPacker {
   }
 };
 
+// Takes `shift` off `rows` rows, one number a row, and adds the sums of what remains to `sums`, if not null.
+template <class T>
+static void center(T* block, int64_t ld, int64_t rows, int64_t k, const T* shift, double* sums) {
+  constexpr int N = kWidth<T>;
+  for (int64_t i = 0; i < rows; i += N) {
+    const int64_t there = smaller(N, rows - i);
+    T numbers[N] = {};
+    __builtin_memcpy(numbers, shift + i, static_cast<size_t>(there) * sizeof(T));
+    const Full<T> off = load<T, N>(numbers);
+    Full<T> sum{};
+    for (int64_t p = 0; p < k; ++p) {
+      const Full<T> x = load<T, N>(block + p * ld + i) - off;
+      store<T, N>(block + p * ld + i, x);
+      sum += x;
+    }
+    if (sums == nullptr) continue;
+    for (int64_t l = 0; l < there; ++l) sums[i + l] += sum[l];
+  }
+}
+
+// The same, less `shift`, one number a channel; nothing where null.
+template <class T>
+struct CenteredPacker {
+  Samples x;
+  const T* shift;
+
+  void pack(T* to, int64_t ld, int64_t row, int64_t rows, int64_t k0, int64_t k) const {
+    ChannelPacker<T>{x}.pack(to, ld, row, rows, k0, k);
+    if (shift != nullptr) center(to, ld, rows, k, shift + row, nullptr);
+  }
+  Ahead ahead(int64_t row, int64_t rows, int64_t k0, int64_t k, int64_t parts) const {
+    return ChannelPacker<T>{x}.ahead(row, rows, k0, k, parts);
+  }
+};
+
 // Rows are samples; k runs over channels.
 template <class T>
 struct SamplePacker {

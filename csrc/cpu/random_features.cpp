@@ -75,7 +75,8 @@ struct FeaturePanels {
   const Features& f;
   T* to;
   int64_t k;
-  const T* shift;  // of the first row, or of the first column; readable for a whole panel
+  const T* shift;             // of the first row, or of the first column; readable for a whole panel
+  const T* center = nullptr;  // what columns that are neurons lose; likewise
 
   int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
@@ -96,6 +97,15 @@ struct FeaturePanels {
     } else {
       for (int64_t r = 0; r < rows; ++r) activate(panel + r * NR<T>, cols, f.activation, f.negative_slope, f.scale);
     }
+    if constexpr (ROWS_ARE_SAMPLES) {
+      constexpr int N = kWidth<T>;
+      if (center == nullptr) return;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int v = 0; v < V; ++v) {
+          T* const at = panel + r * NR<T> + v * N;
+          store<T, N>(at, load<T, N>(at) - load<T, N>(center + j + v * N));
+        }
+    }
   }
 };
 
@@ -115,11 +125,12 @@ struct StoreProjection {
   }
 };
 
-// Source: rows are neurons, k runs over samples. G is made once for a block of neurons. The sums of the features fall
-// off on the way: each feature is made once.
+// Source: rows are neurons, k runs over samples. G is made once for a block of neurons. The sums of the features, less
+// their center, fall off on the way: each feature is made once.
 template <class T>
 struct FeaturesOverSamples {
   const Features& f;
+  const T* center;
   double *total, *square;  // (slabs, n)
   int64_t n;
 
@@ -127,6 +138,7 @@ struct FeaturesOverSamples {
   struct Open {
     const Features& f;
     int64_t neurons;
+    const T* center;
     T *g, *u;
     double *total, *square;
     Ahead ahead(int64_t k0, int64_t k, int64_t steps) const {
@@ -138,39 +150,56 @@ struct FeaturesOverSamples {
       const int64_t ld = whole_vectors<T>(k);
       SamplePacker<T>{f.u}.pack(u, ld, sample, k, 0, r);
       const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
-      sweep(RowsOf<T>{u, 1, ld}, g, k, neurons, r, FeaturePanels<T, true>{f, to, k, shift});
-      for (int64_t j = 0; j < neurons; j += NR<T>)
-        add_sums(to + j * k, k, smaller(NR<T>, neurons - j), total + j, square + j);
+      sweep(RowsOf<T>{u, 1, ld}, g, k, neurons, r, FeaturePanels<T, true>{f, to, k, shift, center});
+      for (int64_t j = 0; j < neurons; j += NR<T>) {
+        const int64_t width = smaller(NR<T>, neurons - j);
+        if (width == NR<T>)
+          add_sums<NV>(to + j * k, k, width, total + j, square + j);
+        else
+          for (int64_t v = 0; v < width; v += kWidth<T>)
+            add_sums<1>(to + j * k + v, k, width - v, total + j + v, square + j + v);
+      }
       return to;
     }
 
+    // The sums of V vectors of columns, few samples at a time: those of equal numbers are rounded in one direction.
+    template <int V>
     static void add_sums(const T* panel, int64_t k, int64_t width, double* total, double* square) {
-      Full<T> sum[NV] = {}, squares[NV] = {};
-      for (int64_t p = 0; p < k; ++p)
-        for (int v = 0; v * kWidth<T> < width; ++v) {
-          const Full<T> x = load<T, kWidth<T>>(panel + p * NR<T> + v * kWidth<T>);
-          sum[v] += x;
-          squares[v] = fma(x, x, squares[v]);
+      constexpr int64_t few = 16;
+      constexpr int N = kWidth<T>;
+      for (int64_t begin = 0; begin < k; begin += few) {
+        Full<T> sum[V] = {}, squares[V] = {};
+        for (int64_t p = begin; p < smaller(begin + few, k); ++p)
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) {
+            const Full<T> x = load<T, N>(panel + p * NR<T> + v * N);
+            sum[v] += x;
+            squares[v] = fma(x, x, squares[v]);
+          }
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          add_promoted<T>(total + v * N, sum[v], width - v * N);
+          add_promoted<T>(square + v * N, squares[v], width - v * N);
         }
-      for (int v = 0; v * kWidth<T> < width; ++v) {
-        add_promoted<T>(total + v * kWidth<T>, sum[v], width - v * kWidth<T>);
-        add_promoted<T>(square + v * kWidth<T>, squares[v], width - v * kWidth<T>);
       }
     }
   };
 
-  int64_t g_bytes(const Problem& p) const {
-    return aligned(blocks(smaller(p.nc, p.n), NR<T>) * NR<T> * rank(f) * static_cast<int64_t>(sizeof(T)));
-  }
+  static int64_t padded(int64_t neurons) { return blocks(neurons, NR<T>) * NR<T>; }
   int64_t scratch(const Problem& p) const {
-    return g_bytes(p) + packed_size<T>(p.kc, rank(f)) * static_cast<int64_t>(sizeof(T));
+    const int64_t numbers = padded(smaller(p.nc, p.n)) * (rank(f) + 1) + packed_size<T>(p.kc, rank(f));
+    return numbers * static_cast<int64_t>(sizeof(T));
   }
   template <class>
   Open<T> open(const Block& block, int64_t neuron, int64_t neurons, void* memory) const {
-    T* g = static_cast<T*>(memory);
+    T *off = static_cast<T*>(memory), *g = off + padded(neurons);
     pack_panels(RowPacker<T>{f.g}, g, neuron, neurons, 0, rank(f));
+    if (center != nullptr) {
+      memcpy(off, center + neuron, static_cast<size_t>(neurons) * sizeof(T));
+      memset(off + neurons, 0, static_cast<size_t>(padded(neurons) - neurons) * sizeof(T));
+    }
     const int64_t at = block.slab * n + neuron;
-    return {f, neurons, g, g + blocks(neurons, NR<T>) * NR<T> * rank(f), total + at, square + at};
+    return {f, neurons, center == nullptr ? nullptr : off, g, g + padded(neurons) * rank(f), total + at, square + at};
   }
 };
 
@@ -187,21 +216,23 @@ void store_features(const Samples& out, const Features& f, int threads) {
 }
 
 template <class T>
-void covariance(double* out, double* total, double* square, const Samples& x, const Features& f, int threads) {
+void covariance(double* out, double* total, double* square, const Samples& x, const void* x_center, const void* center,
+                const Features& f, int threads) {
   const int64_t d = x.channels, n = f.g.given.images, samples = count(x);
   Problem problem{d, n, samples, larger(d, 1), 5 * NR<T>, 256};
   problem.slabs = slabs_for(blocks(n, problem.nc), blocks(samples, problem.kc));
   const int64_t slabs = problem.slabs;
-  const Packed<ChannelPacker<T>> left{{x}};
+  const Packed<CenteredPacker<T>> left{{x, static_cast<const T*>(x_center)}};
+  const T* const off = static_cast<const T*>(center);
   if (slabs == 1) {
-    product<T>(problem, left, FeaturesOverSamples<T>{f, total, square, n}, Promote<T>{out, n, 0}, threads);
+    product<T>(problem, left, FeaturesOverSamples<T>{f, off, total, square, n}, Promote<T>{out, n, 0}, threads);
     return;
   }
   const Scratch memory(slabs * (d + 2) * n * 8);
   double* parts = static_cast<double*>(memory.data());
   double *totals = parts + slabs * d * n, *squares = totals + slabs * n;
   memset(parts, 0, static_cast<size_t>(slabs * (d + 2) * n) * 8);
-  product<T>(problem, left, FeaturesOverSamples<T>{f, totals, squares, n}, Promote<T>{parts, n, d * n}, threads);
+  product<T>(problem, left, FeaturesOverSamples<T>{f, off, totals, squares, n}, Promote<T>{parts, n, d * n}, threads);
   add_slabs(out, n, {parts, slabs, d * n, n}, d, n, threads);
   add_slabs(total, n, {totals, slabs, n, n}, 1, n, 1);
   add_slabs(square, n, {squares, slabs, n, n}, 1, n, 1);
@@ -261,13 +292,13 @@ void random_features(Samples out, const Features& features, int threads) {
   }
 }
 
-void random_features_covariance(double* out, double* total, double* square, Samples x, const Features& features,
-                                int threads) {
+void random_features_covariance(double* out, double* total, double* square, Samples x, const void* x_center,
+                                const void* center, const Features& features, int threads) {
   const Features f = with_merged(features);
   if (f.u.dtype == DType::f64) {
-    covariance<double>(out, total, square, merged(x), f, threads);
+    covariance<double>(out, total, square, merged(x), x_center, center, f, threads);
   } else {
-    covariance<float>(out, total, square, merged(x), f, threads);
+    covariance<float>(out, total, square, merged(x), x_center, center, f, threads);
   }
 }
 

@@ -24,6 +24,7 @@ struct Covariance {
   typedef Room<T, true> Place;
   Source<T> source;
   Samples x;
+  const T *x_center, *center;  // of channels and of neurons; none where null
   Sums to;
   int64_t length;  // samples of a part
   Product product;
@@ -41,20 +42,43 @@ struct Covariance {
   RF_DEVICE void note(Place& room, int64_t sample, int slot) const {
     room.other[slot][threadIdx.x] = offset(x, sample);
   }
-  RF_DEVICE void fetch(Place& room, int64_t sample, int slot) const {
+  // f(where, channel, sample, whether there is one) for what this thread has of a tile of x.
+  template <class F>
+  RF_DEVICE void for_own(Place& room, int64_t sample, F f) const {
     const bool along = x.s_channel == 1;
     const int channels = this->channels(), rows = (channels + kUnit - 1) / kUnit * kUnit;
     const int there = smaller(count(x) - sample, kColumns);
+#pragma unroll 1
     for (int i = threadIdx.x; i < rows * kColumns; i += blockDim.x) {
       const int c = along ? i % 8 + i / (8 * kColumns) * 8 : i / kColumns, s = along ? i / 8 % kColumns : i % kColumns;
-      T* const target = room.second + c * kPitch + s;
-      if (c < channels && s < there)
+      f(room.second + c * kPitch + s, c, s, c < channels && s < there);
+    }
+  }
+  RF_DEVICE void fetch(Place& room, int64_t sample, int slot) const {
+    for_own(room, sample, [&](T* target, int c, int s, bool there) {
+      if (there)
         copy_number(target, static_cast<const T*>(x.data) + room.other[slot][s] + (first_channel() + c) * x.s_channel);
       else
         *target = 0;
+    });
+  }
+  // Takes the center of neurons off their features, a row of neurons at a time: registers are few.
+  RF_DEVICE void take_off(T (&phi)[kTiles][4], int64_t neuron, int64_t sample) const {
+    int64_t begin, end;
+    range(begin, end);
+    const int there = smaller(end - sample, kColumns);
+    RF_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      if (neuron + 8 * half >= source.rows.given.images * source.rows.given.positions) continue;
+      const T off = center[neuron + 8 * half];
+      RF_UNROLL
+      for (int j = 0; j < kTiles; ++j) RF_UNROLL
+      for (int k = 0; k < 2; ++k)
+        if (8 * j + 2 * (threadIdx.x % 4) + k < there) phi[j][2 * half + k] -= off;
     }
   }
-  RF_DEVICE void take(const Place& room, const T (&phi)[kTiles][4], int64_t, int64_t, int) {
+  RF_DEVICE void take(Place& room, T (&phi)[kTiles][4], int64_t neuron, int64_t sample, int) {
+    if (center != nullptr) take_off(phi, neuron, sample);
     if (blockIdx.y == 0) {
       RF_UNROLL
       for (int k = 0; k < 2; ++k) {
@@ -71,6 +95,10 @@ struct Covariance {
       }
     }
     wait_for_copies<1>();
+    if (x_center != nullptr)  // each thread off what it copied itself, which has come
+      for_own(room, sample, [&](T* at, int c, int, bool there) {
+        if (there) *at -= x_center[first_channel() + c];
+      });
     barrier();
     product.add(phi, room.second, (1u << ((channels() + kUnit - 1) / kUnit)) - 1);
     barrier();
@@ -113,7 +141,8 @@ __global__ void __launch_bounds__(kAdders)
 }
 
 template <class T>
-void covariance(Sums sums, const Samples& x, const Features& f, const Stream& stream) {
+void covariance(Sums sums, const Samples& x, const void* x_center, const void* center, const Features& f,
+                const Stream& stream) {
   const int64_t n = f.g.given.images, d = x.channels, samples = count(x), all = (d + 2) * n;
   const int64_t strips = blocks(n, kWarps * kWarpRows), slices = blocks(d < 1 ? 1 : d, kChannels);
   int64_t parts = blocks(kBlocks, strips * slices);
@@ -126,7 +155,13 @@ void covariance(Sums sums, const Samples& x, const Features& f, const Stream& st
   double* const workspace = static_cast<double*>(stream.workspace);
   if (parts > 1) to = {workspace, workspace + d * n, workspace + (d + 1) * n, all};
   launch_pass<T>("random_features_covariance",
-                 Covariance<T>{source<T>(f, rows_of_g(f), rows_of_samples(f.u)), merged(x), to, length, {}},
+                 Covariance<T>{source<T>(f, rows_of_g(f), rows_of_samples(f.u)),
+                               merged(x),
+                               static_cast<const T*>(x_center),
+                               static_cast<const T*>(center),
+                               to,
+                               length,
+                               {}},
                  dim3(static_cast<unsigned>(strips), static_cast<unsigned>(slices), static_cast<unsigned>(parts)),
                  kWarps, stream);
   sums.stride = all;
@@ -137,14 +172,14 @@ void covariance(Sums sums, const Samples& x, const Features& f, const Stream& st
 
 }  // namespace
 
-void random_features_covariance(double* out, double* total, double* square, Samples x, const Features& features,
-                                Stream stream) {
+void random_features_covariance(double* out, double* total, double* square, Samples x, const void* x_center,
+                                const void* center, const Features& features, Stream stream) {
   if (count(x) == 0 || features.g.given.images == 0) return;
   const Sums sums = {out, total, square, 0};
   if (features.u.dtype == DType::f64)
-    covariance<double>(sums, x, features, stream);
+    covariance<double>(sums, x, x_center, center, features, stream);
   else
-    covariance<float>(sums, x, features, stream);
+    covariance<float>(sums, x, x_center, center, features, stream);
 }
 
 }  // namespace rf::cuda

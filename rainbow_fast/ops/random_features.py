@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.arguments import integer, tensor
+from rainbow_fast.arguments import integer, optional_tensor, tensor
 from rainbow_fast.ops import random_features_arguments as checks
 from rainbow_fast.ops import random_features_batching as batching
 from rainbow_fast.ops import random_features_derivative as derivative
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.cross_covariance import cross_covariance_reference
 from rainbow_fast.ops.gaussian import Seed, as_key, gaussian_reference
-from rainbow_fast.ops.memory import Samples, check_written, flat, matrix, samples
+from rainbow_fast.ops.memory import Samples, address_of, flat, matrix, samples
 from rainbow_fast.ops.random_features_arguments import Features
 from rainbow_fast.ops.registration import Derivative, functional, writing
 
@@ -81,6 +81,8 @@ def random_features_covariance(
     *,
     G: Tensor | None = None,
     shift: Tensor | None = None,
+    x_center: Tensor | None = None,  # (d,)
+    center: Tensor | None = None,  # (n,); of S seeds (S, n)
     activation: str = "relu",
     negative_slope: float = 0.01,
     seed: Seed | None = None,
@@ -94,14 +96,20 @@ def random_features_covariance(
 
     Equivalent to::
 
-        phi = random_features(u, n, ...)
+        phi = random_features(u, n, ...) - center  # one number a neuron
+        x = x - x_center  # one number a channel
         cross_covariance(x, phi), phi.double().sum(samples), (phi.double() ** 2).sum(samples)
 
+    Centers, near the means, keep what the means would drown: a block of samples is summed in the dtype of u, and of
+    features whose mean is 1000 standard deviations the second moments alone would hold no digit of the variance.
+    x_center is (d,), center (n,) or (S, n), in the dtype of u; None is zero.
+
     Of several widths n it gives the list of their sums, views of those of the largest: neurons nest. (Alone, a width
-    may differ in the last bits, as the largest decides how sums over samples are cut into parts.)
+    may differ in the last bits, as the largest decides how sums over samples are cut into parts.) Of `center`, which is
+    that of the largest width, each takes the first n entries.
 
     Arguments, errors and source as in `random_features`; x has the N, the positions and the dtype of u. Differentiable
-    in x, u, shift and G.
+    in x, u, shift, G and both centers.
     """
     several = isinstance(n, list | tuple | range)
     given: Any = n if several else [n]
@@ -110,8 +118,9 @@ def random_features_covariance(
         raise ValueError("n is an empty list: wanted at least one width")
     key = None if seed is None else as_key(seed, stream, row_offset)
     checks.kinds(u, G, shift, negative_slope, scale, x=x)
+    optional_tensor("x_center", x_center), optional_tensor("center", center)
     sums = torch.ops.rainbow_fast.random_features_covariance(
-        x, u, shift, max(widths), key, G, activation, negative_slope, scale, backend
+        x, u, shift, x_center, center, max(widths), key, G, activation, negative_slope, scale, backend
     )
     return [tuple(t[..., :width] for t in sums) for width in widths] if several else sums
 
@@ -167,11 +176,6 @@ def _values(f: Features, n: int, where: list[int]) -> Tensor:
     return random_features_reference(f.u, G, f.shift, f.activation, f.slope, f.scale)
 
 
-def _check_written(f: Features, channels: int, out: Tensor, A: Sequence[Tensor] = ()) -> None:
-    wanted = (*f.seeds, f.u.shape[0], channels, *f.u.shape[2:])
-    check_written("out", out, wanted, f.u.dtype, beside=("u", f.u), u=f.u, shift=f.shift, G=f.G, A=A)
-
-
 def _targets(f: Features, out: Tensor) -> list[Samples]:
     """What a kernel writes of an (N, channels, *space) tensor, for each seed."""
     targets = []
@@ -206,14 +210,19 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
             _backend.kernels(chosen).random_features(target, features(where), run)
 
 
-def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total: Tensor, square: Tensor) -> None:
+def _accumulate(
+    f: Features, x: Tensor, x_center: Tensor | None, center: Tensor | None, backend: str | None,
+    out: Tensor, total: Tensor, square: Tensor,
+) -> None:  # fmt: skip
     n = out.shape[-1]
-    parts = f.each(n, out, total, square)
+    of_x, of_phi = (None if t is None else t.contiguous() for t in (x_center, center))
+    parts = f.each(n, out, total, square, *([] if of_phi is None else [of_phi]))
     chosen = f.chosen(backend)
     if chosen == "reference":
-        for where, M, first, second in parts:
-            phi = flat(_values(f, n, where)).double()
-            M += cross_covariance_reference(flat(x), phi)
+        x = flat(x).double() - (0 if of_x is None else of_x.double().unsqueeze(1))
+        for where, M, first, second, *own in parts:
+            phi = flat(_values(f, n, where)).double() - (own[0].double().unsqueeze(1) if own else 0)
+            M += cross_covariance_reference(x, phi)
             first += phi.sum((0, 2))
             second += (phi * phi).sum((0, 2))
         return
@@ -222,13 +231,15 @@ def _accumulate(f: Features, x: Tensor, backend: str | None, out: Tensor, total:
         name = "random_features.random_features_covariance"
         u, rest = f.plain()
         for where, *sums in parts:
-            _backend.run_triton(name, u.device, *sums, x_kept, u, *rest(where))
+            off = sums.pop() if len(sums) > 3 else None
+            _backend.run_triton(name, u.device, *sums, x_kept, of_x, off, u, *rest(where))
         return
     kept, features = f.memory(n)
     for where, *sums in parts:
-        targets = [t.data_ptr() for t in sums]
+        off = sums.pop() if len(sums) > 3 else None
+        targets, offs = [t.data_ptr() for t in sums], [address_of(of_x), address_of(off)]
         with _backend.running(chosen, f.u.device, workspace=True) as run:
-            _backend.kernels(chosen).random_features_covariance(*targets, x_samples, features(where), run)
+            _backend.kernels(chosen).random_features_covariance(*targets, x_samples, *offs, features(where), run)
 
 
 def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor]) -> None:
@@ -273,41 +284,23 @@ def _random_features_out(u, shift, key, G, activation, slope, scale, backend, ou
     _write(Features(u, shift, key, G, activation, slope, scale), backend, out)
 
 
-def _check_features_out(u, shift, key, G, activation, slope, scale, backend, out):
-    f = Features(u, shift, key, G, activation, slope, scale)
-    if out.dim() != len(f.seeds) + u.dim():
-        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*f.seeds, *u.shape[:1], 'n', *u.shape[2:])}")
-    n = out.shape[len(f.seeds) + 1]
-    f.check(n)
-    _check_written(f, n, out)
-
-
-def _random_features_covariance(x, u, shift, n, key, G, activation, slope, scale, backend):
+def _random_features_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, backend):
     f = Features(u, shift, key, G, activation, slope, scale)
     f.check(n)
     checks.samples(x, u)
+    checks.centers(x, u, n, key, x_center, center)
     shapes = ((*f.seeds, x.shape[1], n), (*f.seeds, n), (*f.seeds, n))
     sums = tuple(_backend.empty(shape, torch.float64, u.device).zero_() for shape in shapes)
-    _accumulate(f, x, backend, *sums)
+    _accumulate(f, x, x_center, center, backend, *sums)
     return sums
 
 
-def _random_features_covariance_out(x, u, shift, key, G, activation, slope, scale, backend, out, total, square):
+def _random_features_covariance_out(
+    x, u, shift, x_center, center, key, G, activation, slope, scale, backend, out, total, square
+):
     """Adds to out (d, n), total (n,) and square (n,), all float64 and contiguous."""
-    _accumulate(Features(u, shift, key, G, activation, slope, scale), x, backend, out, total, square)
-
-
-def _check_covariance_out(x, u, shift, key, G, activation, slope, scale, backend, out, total, square):
     f = Features(u, shift, key, G, activation, slope, scale)
-    n = out.shape[-1] if out.dim() else -1
-    f.check(n)
-    checks.samples(x, u)
-    sums = (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,)))
-    for place, (name, t, shape) in enumerate(sums):
-        read = {"x": x, "u": u, "shift": shift, "G": G} | {other: given for other, given, _ in sums[:place]}
-        check_written(name, t, (*f.seeds, *shape), torch.float64, beside=("u", u), **read)
-        if not t.is_contiguous():
-            raise ValueError(f"{name} has strides {t.stride()}: wanted a contiguous tensor")
+    _accumulate(f, x, x_center, center, backend, out, total, square)
 
 
 def _random_features_projection(u, A, shift, key, G, activation, slope, scale, backend):
@@ -322,15 +315,6 @@ def _random_features_projection_out(u, A, shift, key, G, activation, slope, scal
     _project(Features(u, shift, key, G, activation, slope, scale), A, backend, out)
 
 
-def _check_projection_out(u, A, shift, key, G, activation, slope, scale, backend, out):
-    f = Features(u, shift, key, G, activation, slope, scale)
-    f.check(checks.projections(A, u, key))
-    if len(out) != len(A):
-        raise ValueError(f"out has {len(out)} tensors: wanted {len(A)}, one for each A")
-    for place, (a, o) in enumerate(zip(A, out, strict=True)):
-        _check_written(f, a.shape[-2], o, [*A, *out[:place]])
-
-
 def _fake(u, key, channels):
     return u.new_empty(*(() if key is None else key.shape[:-1]), u.shape[0], channels, *u.shape[2:])
 
@@ -340,9 +324,10 @@ def _fake_features(u, shift, n, key, G, activation, slope, scale, backend):
     return _fake(u, key, n)
 
 
-def _fake_covariance(x, u, shift, n, key, G, activation, slope, scale, backend):
+def _fake_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, backend):
     Features(u, shift, key, G, activation, slope, scale).check(n)
     checks.samples(x, u)
+    checks.centers(x, u, n, key, x_center, center)
     seeds = () if key is None else key.shape[:-1]
     return tuple(x.new_empty(*seeds, *shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))
 
@@ -352,6 +337,7 @@ def _fake_projection(u, A, shift, key, G, activation, slope, scale, backend):
     return [_fake(u, key, a.shape[-2]) for a in A]
 
 
+_CENTERS = "Tensor? x_center, Tensor? center"
 _FEATURES = "Tensor? key, Tensor? G, str activation, float negative_slope, float scale, str? backend"
 functional(
     f"random_features(Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> Tensor",
@@ -363,10 +349,11 @@ functional(
     takes_half=False,
 )
 functional(
-    f"random_features_covariance(Tensor x, Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> (Tensor, Tensor, Tensor)",
+    f"random_features_covariance(Tensor x, Tensor u, Tensor? shift, {_CENTERS}, SymInt n, {_FEATURES})"
+    " -> (Tensor, Tensor, Tensor)",
     _random_features_covariance,
     _fake_covariance,
-    derivative=Derivative(derivative.covariance_vjp, derivative.covariance_jvp),
+    derivative=Derivative(derivative.covariance_vjp, derivative.covariance_jvp, keeps=True),
     vmap=batching.covariance,
     takes_half=False,
 )
@@ -382,19 +369,19 @@ functional(
 writing(
     f"random_features_out(Tensor u, Tensor? shift, {_FEATURES}, Tensor(a!) out) -> ()",
     _random_features_out,
-    check=_check_features_out,
+    check=checks.features_out,
     called="random_features_out",
 )
 writing(
-    f"random_features_covariance_out(Tensor x, Tensor u, Tensor? shift, {_FEATURES}, "
+    f"random_features_covariance_out(Tensor x, Tensor u, Tensor? shift, {_CENTERS}, {_FEATURES}, "
     "Tensor(a!) out, Tensor(b!) total, Tensor(c!) square) -> ()",
     _random_features_covariance_out,
-    check=_check_covariance_out,
+    check=checks.covariance_out,
     called="random_features_covariance_out",
 )
 writing(
     f"random_features_projection_out(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}, Tensor(a!)[] out) -> ()",
     _random_features_projection_out,
-    check=_check_projection_out,
+    check=checks.projection_out,
     called="random_features_projection_out",
 )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The arguments of random_features and its fused passes: what is refused, and what kernels are told."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,6 +59,20 @@ def samples(x: Tensor, u: Tensor) -> None:
     if x.dtype != u.dtype:
         raise TypeError(f"x is {x.dtype}: wanted the dtype of u, {u.dtype}")
     memory.check_device("u", u, x=x)
+
+
+def centers(x: Tensor, u: Tensor, n: int, key: Tensor | None, x_center: Tensor | None, center: Tensor | None) -> None:
+    several = () if key is None else tuple(key.shape[:-1])
+    letters = "(S, n)" if several else "(n,)"
+    for name, t, what, shape in (
+        ("x_center", x_center, "(d,)", (x.shape[1],)),
+        ("center", center, letters, (*several, n)),
+    ):
+        if t is not None and t.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(t.shape)}: wanted {what} = {shape}")
+        if t is not None and t.dtype != u.dtype:
+            raise TypeError(f"{name} is {t.dtype}: wanted the dtype of u, {u.dtype}")
+    memory.check_device("u", u, x_center=x_center, center=center)
 
 
 def projections(parts: list[Tensor], u: Tensor, key: Tensor | None) -> int:
@@ -129,10 +143,55 @@ def check_upstream(
     """What comes to the features from above is as large as the features; see random_features_gradient.py."""
     N, r, *space = f.u.shape
     wanted = [("given", given, (N, n, *space)), ("total", total, (n,)), ("square", square, (n,))]
+    if len(x) != len(A):
+        raise ValueError(f"A has {len(A)} tensors: wanted {len(x)}, one for each x")
     for x_k, A_k in zip(x, A, strict=True):
+        if A_k.dim() < 2:
+            raise ValueError(f"A has shape {tuple(A_k.shape)}: wanted (d, n)")
         d = A_k.shape[-2]
         wanted += [("x", x_k, (N, d, *space)), ("A", A_k, (d, min(n, A_k.shape[-1])))]
     for name, t, shape in wanted:
         memory.check_device("u", f.u, **{name: t})
         if t is not None and (t.shape not in (shape, (*f.seeds, *shape)) or t.dtype != f.u.dtype):
             raise ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)}: wanted {f.u.dtype} of shape {shape}")
+
+
+# What is written, beside what is read; in the order of the schemas' arguments.
+
+
+def written(f: Features, channels: int, out: Tensor, A: Sequence[Tensor] = ()) -> None:
+    wanted = (*f.seeds, f.u.shape[0], channels, *f.u.shape[2:])
+    memory.check_written("out", out, wanted, f.u.dtype, beside=("u", f.u), u=f.u, shift=f.shift, G=f.G, A=A)
+
+
+def features_out(u, shift, key, G, activation, slope, scale, backend, out):
+    f = Features(u, shift, key, G, activation, slope, scale)
+    if out.dim() != len(f.seeds) + u.dim():
+        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*f.seeds, *u.shape[:1], 'n', *u.shape[2:])}")
+    n = out.shape[len(f.seeds) + 1]
+    f.check(n)
+    written(f, n, out)
+
+
+def covariance_out(x, u, shift, x_center, center, key, G, activation, slope, scale, backend, out, total, square):
+    f = Features(u, shift, key, G, activation, slope, scale)
+    n = out.shape[-1] if out.dim() else -1
+    f.check(n)
+    samples(x, u)
+    centers(x, u, n, key, x_center, center)
+    sums = (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,)))
+    for place, (name, t, shape) in enumerate(sums):
+        read = {"x": x, "u": u, "shift": shift, "G": G, "x_center": x_center, "center": center}
+        read |= {other: given for other, given, _ in sums[:place]}
+        memory.check_written(name, t, (*f.seeds, *shape), torch.float64, beside=("u", u), **read)
+        if not t.is_contiguous():
+            raise ValueError(f"{name} has strides {t.stride()}: wanted a contiguous tensor")
+
+
+def projection_out(u, A, shift, key, G, activation, slope, scale, backend, out):
+    f = Features(u, shift, key, G, activation, slope, scale)
+    f.check(projections(A, u, key))
+    if len(out) != len(A):
+        raise ValueError(f"out has {len(out)} tensors: wanted {len(A)}, one for each A")
+    for place, (a, o) in enumerate(zip(A, out, strict=True)):
+        written(f, a.shape[-2], o, [*A, *out[:place]])

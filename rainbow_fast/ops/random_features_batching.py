@@ -53,18 +53,19 @@ def projection(info: Any, in_dims: Any, u, A: Sequence[Tensor], shift, key, G, *
     return loop(op.default)(info, in_dims, u, A, shift, key, G, *rest)
 
 
-def covariance(info: Any, in_dims: Any, x, u, shift, n, key, G, *rest: Any) -> Result:
-    in_x, in_u, in_shift, _, in_key, in_G, *_ = in_dims
+def covariance(info: Any, in_dims: Any, x, u, shift, x_center, center, n, key, G, *rest: Any) -> Result:
+    in_x, in_u, in_shift, in_x_center, in_center, _, in_key, in_G, *_ = in_dims
     op = torch.ops.rainbow_fast.random_features_covariance
-    batched = (in_x is not None, in_u is not None or in_shift is not None or in_G is not None, in_key is not None)
-    if batched == (True, False, False):
-        M, total, square = op(x.movedim(in_x, 1).flatten(1, 2), u, shift, n, key, G, *rest)
+    others = any(dim is not None for dim in (in_u, in_shift, in_x_center, in_center, in_G))
+    if in_x is not None and in_key is None and not others:
+        every = None if x_center is None else x_center.repeat(info.batch_size)
+        M, total, square = op(x.movedim(in_x, 1).flatten(1, 2), u, shift, every, center, n, key, G, *rest)
         return (M.unflatten(-2, (info.batch_size, -1)), total, square), (M.dim() - 2, None, None)
-    if batched == (False, False, True):
+    if in_key is not None and in_x is None and center is None and not others:
         keys = key.movedim(in_key, 0)
-        sums = op(x, u, shift, n, keys.reshape(-1, 4), G, *rest)
+        sums = op(x, u, shift, x_center, None, n, keys.reshape(-1, 4), G, *rest)
         return tuple(_by_seeds(t, keys) for t in sums), (0, 0, 0)
-    return loop(op.default)(info, in_dims, x, u, shift, n, key, G, *rest)
+    return loop(op.default)(info, in_dims, x, u, shift, x_center, center, n, key, G, *rest)
 
 
 def _as_samples(size: int, u: Tensor, in_u: int | None, shift: Tensor | None, in_shift: int | None) -> tuple:

@@ -27,18 +27,46 @@ def features_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
 
 
 def covariance_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
-    x, u, shift, n, key, G, *rest = inputs
-    M, total, square = (None if g is None else g.to(x.dtype) for g in grads)
-    products = {"x": [x], "A": [M]} if M is not None else {}
-    grad_u = grad_shift = grad_G = None
-    if needs[1] or needs[2] or needs[5]:
-        above = {"total": total, "square": square, **products}
-        grad_u, grad_shift, grad_G = _gradient(u, shift, n, key, G, *rest, of_G=needs[5], **above)
-    grad_x = None
+    """Centers shift x and phi': that of x goes with x, that of phi' into what all samples have in common."""
+    x, u, shift, x_center, center, n, key, G, *rest = inputs
+    M, total, square = grads
+    common = total
+    if center is not None and square is not None:
+        common = -2 * square * center + (0 if total is None else total)
+    x_from = _from_center(x, x_center)
+    grad_u = grad_shift = grad_G = grad_x = grad_x_center = grad_center = None
+    if needs[1] or needs[2] or needs[7]:
+        above = {"total": common, "square": square}
+        above = {name: None if t is None else t.to(x.dtype) for name, t in above.items()}
+        products = {"x": [x_from], "A": [M.to(x.dtype)]} if M is not None else {}
+        grad_u, grad_shift, grad_G = _gradient(u, shift, n, key, G, *rest, of_G=needs[7], **above, **products)
     if needs[0] and M is not None:
-        [grad_x] = torch.ops.rainbow_fast.random_features_projection(u, [M], shift, key, G, *rest)
+        [grad_x] = torch.ops.rainbow_fast.random_features_projection(u, [M.to(x.dtype)], shift, key, G, *rest)
+        if center is not None:
+            off = torch.einsum("...dn,...n->...d", M, center.double()).to(x.dtype)
+            grad_x = grad_x - off.view(*off.shape[:-1], 1, off.shape[-1], *[1] * (x.dim() - 2))
         grad_x = grad_x.sum(0) if grad_x.dim() > x.dim() else grad_x  # over seeds
-    return grad_x, grad_u, grad_shift, None, None, grad_G, None, None, None, None
+    if needs[3] and M is not None:
+        of_seeds = -torch.einsum("...dn,...n->...d", M, outputs[1])
+        grad_x_center = (of_seeds.sum(0) if of_seeds.dim() > 1 else of_seeds).to(x.dtype)
+    if needs[4]:
+        parts = [] if M is None else [-torch.einsum("...dn,d->...n", M, _sum_of_samples(x_from))]
+        parts += [] if total is None else [-_count(x) * total]
+        parts += [] if square is None else [-2 * square * outputs[1]]
+        grad_center = sum(parts[1:], parts[0]).to(x.dtype)
+    return grad_x, grad_u, grad_shift, grad_x_center, grad_center, None, None, grad_G, None, None, None, None
+
+
+def _from_center(x: Tensor, x_center: Tensor | None) -> Tensor:
+    return x if x_center is None else x - x_center.view(-1, *[1] * (x.dim() - 2))
+
+
+def _sum_of_samples(x: Tensor) -> Tensor:
+    return x.double().sum([0, *range(2, x.dim())])
+
+
+def _count(x: Tensor) -> int:
+    return x.numel() // max(x.shape[1], 1)
 
 
 def projection_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
@@ -57,7 +85,7 @@ def projection_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tupl
             part = None if G is None else G[:n]
             each = [(key, grad)] if grad.dim() == u.dim() else list(zip(key, grad, strict=True))
             sums = [
-                torch.ops.rainbow_fast.random_features_covariance(g, u, shift, n, one, part, *rest)[0]
+                torch.ops.rainbow_fast.random_features_covariance(g, u, shift, None, None, n, one, part, *rest)[0]
                 for one, g in each
             ]
             zero = torch.zeros_like(a, dtype=torch.float64)  # of no seeds
@@ -82,27 +110,39 @@ def features_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
 
 
 def covariance_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
-    x, u, shift, n, key, G, *rest = inputs
+    x, u, shift, x_center, center, n, key, G, *rest = inputs
     M, total, square = (torch.zeros_like(t) for t in outputs)
     if tangents[0] is not None:
-        M = M + torch.ops.rainbow_fast.random_features_covariance(tangents[0], u, shift, n, key, G, *rest)[0]
-    given = (tangents[1], tangents[2], tangents[5])
+        moved_x = torch.ops.rainbow_fast.random_features_covariance
+        M = M + moved_x(tangents[0], u, shift, None, center, n, key, G, *rest)[0]
+    if tangents[3] is not None:
+        M = M - torch.einsum("d,...n->...dn", tangents[3].double(), outputs[1])
+    x_from = _from_center(x, x_center)
+    if tangents[4] is not None:
+        off = tangents[4].double()
+        M = M - torch.einsum("d,...n->...dn", _sum_of_samples(x_from), off)
+        total, square = total - _count(x) * off, square - 2 * outputs[1] * off
+    given = (tangents[1], tangents[2], tangents[7])
     if any(t is not None for t in given):
-        found = [_moved_sums(x, phi, moved) for _, phi, moved in _blocks(n, u, shift, key, G, rest, given)]
+        found = []
+        for start, phi, moved in _blocks(n, u, shift, key, G, rest, given):
+            off = None if center is None else center[..., start : start + phi.shape[1 - u.dim()]]
+            found.append(_moved_sums(x_from, phi, moved, off))
         of_M, of_total, of_square = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
         M, total, square = M + of_M, total + of_total, square + of_square
     return [M, total, square]
 
 
-def _moved_sums(x: Tensor, phi: Tensor, moved: Tensor) -> list[Tensor]:
+def _moved_sums(x: Tensor, phi: Tensor, moved: Tensor, center: Tensor | None) -> list[Tensor]:
     """Tangents of the sums over a block of neurons; with an axis of seeds in front where phi has one."""
     if phi.dim() > x.dim():
-        each = [_moved_sums(x, *pair) for pair in zip(phi, moved, strict=True)]
+        own = [None] * len(phi) if center is None else list(center)
+        each = [_moved_sums(x, *given) for given in zip(phi, moved, own, strict=True)]
         return [torch.stack(parts) for parts in zip(*each, strict=True)]
     samples = [0, *range(2, x.dim())]
     M = torch.ops.rainbow_fast.cross_covariance(x, [moved], "identity", 0.0, False, None)
-    wide = moved.double()
-    return [M, wide.sum(samples), 2 * (phi.double() * wide).sum(samples)]
+    wide, near = moved.double(), _from_center(phi, center).double()
+    return [M, wide.sum(samples), 2 * (near * wide).sum(samples)]
 
 
 def projection_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
@@ -116,7 +156,7 @@ def projection_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
         n = max(a.shape[-1] for a in A)
         for start, phi, moved in _blocks(n, u, shift, key, G, rest, given):
             for place, a in enumerate(A):
-                part = a[..., start : start + phi.shape[-u.dim() + 1]]
+                part = a[..., start : start + phi.shape[1 - u.dim()]]
                 if part.shape[-1]:
                     found[place] = found[place] + _times(moved, part, u.dim())
     return found

@@ -56,6 +56,14 @@ COVARIANCE: Plans = {
     "fp32": {"NEURONS": 64, "SAMPLES": 32, "CHANNELS": 128, "RANK": 32, "num_warps": 8, "num_stages": 2},
     "fp32 sm_80": {"NEURONS": 32, "SAMPLES": 32, "CHANNELS": 128, "RANK": 32, "num_warps": 8, "num_stages": 2},
     "fp64": {"NEURONS": 64, "SAMPLES": 32, "CHANNELS": 64, "RANK": 16, "num_warps": 8, "num_stages": 2},
+    "fp64 sm_90": {
+        "NEURONS": 64,
+        "SAMPLES": 32,
+        "CHANNELS": 64,
+        "RANK": 16,
+        "num_warps": 8,
+        "num_stages": 3,
+    },  # 2 spill
 }
 PROJECTION: Plans = {
     "fp32": {"NEURONS": 32, "SAMPLES": 64, "CHANNELS": 128, "RANK": 32, "num_warps": 8, "num_stages": 2},
@@ -91,14 +99,16 @@ def features_kernel(
 @triton.jit
 def covariance_kernel(
     out, o_row, o_part, total, square, t_part,
-    x, x_channel, x_image, x_line, x_position, u, u_channel, u_image, u_line, u_position, positions, lines,
+    x, x_channel, x_image, x_line, x_position, x_center, center,
+    u, u_channel, u_image, u_line, u_position, positions, lines,
     phi, first, width, begin, each, shift, g, g_row, g_col, n, d, r, scale: tl.float64, one: tl.float64,
     AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr, HELD: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     """Over `each` of samples first, first + 1, ...: products of a block of neurons with one of channels, added to out.
 
-    The features are made here, or read from phi (n, width).
+    The features are made here, or read from phi (n, width). Of features less their center, `scale` is in them already,
+    and the sum keeps out of the product by `one`.
     """
     down, across = tl.cdiv(n, NEURONS), tl.maximum(tl.cdiv(d, CHANNELS), 1)
     block, part = tl.program_id(0) % (down * across), (tl.program_id(0) // (down * across)).to(tl.int64)
@@ -107,7 +117,8 @@ def covariance_kernel(
     begin += part * each
     end = tl.minimum(begin + each, width)
     work: tl.constexpr = x.dtype.element_ty
-    factor = tl.cast(scale, work)
+    outer = scale if center is None else one
+    factor = tl.cast(outer, work)
     k = tl.arange(0, RANK).to(tl.int64)
     if HELD:
         held = tile(g, neurons, g_row, n, k * g_col, k < r)
@@ -128,11 +139,17 @@ def covariance_kernel(
                 s = scores(g, g_row, g_col, neurons, n, u, u_channel, at, there, r, one, PRECISION, RANK)
             if shift is not None:
                 s += tl.load(shift + first + sample, mask=there, other=0.0)[None, :]
-            f = tl.where(there[None, :], activate(s, ACTIVATION, SLOPE), 0.0)
+            f = activate(s, ACTIVATION, SLOPE)
+        if center is not None:
+            off = tl.load(center + neurons, mask=neurons < n, other=0.0)
+            f = f * tl.cast(scale, work) - off[:, None]
+        f = tl.where(there[None, :], f, 0.0)
         sums += tl.sum(f, 1)
         squares += tl.sum(f * f, 1)
         at = offsets(image, line, position, x_image, x_line, x_position, AXES)
         against = tile(x, c, x_channel, d, at, there)
+        if x_center is not None:
+            against -= tl.load(x_center + c, mask=c < d, other=0.0)[:, None]
         # The factor is not taken into the features: it keeps the compiler from moving this sum into the product.
         products += tl.dot(against, tl.trans(f), input_precision=PRECISION) * factor
     target = out + part * o_part + (c * o_row)[:, None] + neurons[None, :]
@@ -141,9 +158,9 @@ def covariance_kernel(
     if block % across == 0:
         at = part * t_part + neurons
         known = tl.load(total + at, mask=neurons < n, other=0.0)
-        tl.store(total + at, known + sums * scale, mask=neurons < n)
+        tl.store(total + at, known + sums * outer, mask=neurons < n)
         known = tl.load(square + at, mask=neurons < n, other=0.0)
-        tl.store(square + at, known + squares * scale * scale, mask=neurons < n)
+        tl.store(square + at, known + squares * outer * outer, mask=neurons < n)
 
 
 @triton.jit
@@ -220,10 +237,12 @@ def random_features(
 
 
 def random_features_covariance(
-    out: Tensor, total: Tensor, square: Tensor, x: Tensor, u: Tensor,
+    out: Tensor, total: Tensor, square: Tensor, x: Tensor, x_center: Tensor | None, center: Tensor | None, u: Tensor,
     shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
 ) -> None:  # fmt: skip
-    """Add to float64 out (d, n), total (n,) and square (n,) the sums of x phi', phi' and phi'^2 over samples."""
+    """Add to float64 out (d, n), total (n,) and square (n,) the sums of x phi', phi' and phi'^2 over samples, of x less
+    x_center (d,) and phi' less center (n,), both contiguous.
+    """
     d, n = out.shape
     both = Layout(x, u)
     if not both.samples:
@@ -243,7 +262,8 @@ def random_features_covariance(
                 _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, activation, slope, scale, True)
             for begin in range(0, width, parts * each):
                 covariance_kernel[(tiles * parts,)](
-                    o, o.stride(-2), o.stride(0), t, s, t.stride(0), x, *both.strides[0], u, *both.strides[1],
+                    o, o.stride(-2), o.stride(0), t, s, t.stride(0), x, *both.strides[0], x_center,
+                    None if center is None else center[here], u, *both.strides[1],
                     *both.grid, phi, first, width, begin, each, shift if fused else None, g, *g.stride(), len(g), d,
                     u.shape[1], scale if fused else 1.0, 1.0,
                     both.axes, activation, slope, PRECISION, fused and u.shape[1] <= plan["RANK"], **plan,
@@ -313,9 +333,13 @@ def variants() -> Iterator[Variant]:
         ("projection", projection_kernel, PROJECTION, "a"),
     ):
         made = {"phi": None}
+        centers = {"x_center": None, "center": None} if name == "covariance" else {}
         for what, pointers, constants in (
             ("short rank", (other, "u", "g"), {"HELD": True} | made),
             ("long rank", (other, "u", "g"), {"HELD": False} | made),
             ("of phi", (other, "phi"), {"HELD": False, "u": None, "g": None}),
         ):
-            yield from compilations(f"random_features_{name} {what}", kernel, plans, pointers, constants)
+            yield from compilations(f"random_features_{name} {what}", kernel, plans, pointers, centers | constants)
+            if centers:
+                name_centered = f"random_features_{name} about centers {what}"
+                yield from compilations(name_centered, kernel, plans, (*pointers, *centers), constants)

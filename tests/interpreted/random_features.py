@@ -85,16 +85,20 @@ def test_features(guarded, case: dict) -> None:
 
 
 @cases
-def test_covariance(guarded, case: dict) -> None:
+@pytest.mark.parametrize("centers", [(False, False), (True, True)], ids=["plain", "centers"])
+def test_covariance(guarded, case: dict, centers: tuple[bool, bool]) -> None:
     made = Made(**case)
     n, d = case["n"], case["d"]
+    x_center, center = (
+        draw(size, dtype=case["dtype"], seed=7) if there else None for size, there in zip((d, n), centers, strict=True)
+    )
     sums = [guarded(*shape, dtype=torch.float64).fill_(2) for shape in ((d, n), (n,), (n,))]
-    random_features_covariance(*sums, made.x, made.u, made.shift, made.rows, *made.rest)
-    phi = {kind: matrix(made.phi[kind]) for kind in made.phi}
-    x = matrix(made.x)
-    count = len(x)
+    random_features_covariance(*sums, made.x, x_center, center, made.u, made.shift, made.rows, *made.rest)
+    phi = {kind: matrix(made.phi[kind]) - (0 if center is None else center.to(kind)) for kind in made.phi}
+    x = {kind: matrix(made.x).to(kind) - (0 if x_center is None else x_center.to(kind)) for kind in made.phi}
+    count = len(x[torch.float64])
     for found, wanted in (
-        (sums[0], lambda kind: x.to(kind).T @ phi[kind]),
+        (sums[0], lambda kind: x[kind].T @ phi[kind]),
         (sums[1], lambda kind: phi[kind].sum(0)),
         (sums[2], lambda kind: (phi[kind] ** 2).sum(0)),
     ):
@@ -165,7 +169,8 @@ def test_panels_parts_and_blocks(guarded, monkeypatch: pytest.MonkeyPatch, d: in
         sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((d, n), (n,), (n,))]
         given = (made.u, made.shift, made.rows)
         random_features(out, *given, *made.rest)
-        random_features_covariance(*sums, made.x, *given, *made.rest)
+        centers = draw(d, seed=7), draw(n, seed=8)
+        random_features_covariance(*sums, made.x, *centers, *given, *made.rest)
         random_features_projection(x, made.u, made.A, *given[1:], *made.rest)
         above = (made.given, made.total, made.square, [made.x], [made.A])
         random_features_gradient(grad_u, grad_shift, *given, n, *made.rest, *above)
@@ -192,7 +197,7 @@ def test_empty(guarded, N: int, r: int, n: int, d: int) -> None:
     sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((d, n), (n,), (n,))]
     given = (made.u, made.shift, made.rows)
     random_features(out, *given, *made.rest)
-    random_features_covariance(*sums, made.x, *given, *made.rest)
+    random_features_covariance(*sums, made.x, None, None, *given, *made.rest)
     random_features_projection(x, made.u, made.A, *given[1:], *made.rest)
     random_features_gradient(grad_u, grad_shift, *given, n, *made.rest, made.given, None, None, [made.x], [made.A])
     phi = made.phi[torch.float32]
