@@ -136,6 +136,11 @@ class RainbowActivation(nn.Module):
             return
         if name in unexpected:
             unexpected.remove(name)
+        try:
+            check_key(state_dict[name].cpu())
+        except ValueError as error:
+            errors.append(f"{name}: {error}")
+            return
         self.key = state_dict[name].detach().cpu().clone()
 
     def raw(self, z: Tensor) -> Tensor:
