@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A GPU for code that must not wait for one: tensors that say they lie on `cuda`, and refuse to be read.
+
+`Elsewhere` is a tensor on `cuda:0` whose operations run on `meta`. What would make a real GPU wait, or fail there,
+raises: a number that is read on the host, a copy to the CPU, a CPU tensor in an operation on the device. `stubbed` puts
+recorders in the place of the launchers, so that the implementations for CUDA and Triton run from end to end.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map, tree_map_only
+
+from rainbow_fast import backend
+
+aten = torch.ops.aten
+CUDA = torch.device("cuda", 0)
+COPIES = (aten._to_copy.default, aten.copy_.default, aten.to.dtype_layout)
+ADDRESS = itertools.count(2**40, 2**30)
+
+
+class Elsewhere(Tensor):
+    """A tensor on `cuda:0` without memory."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inside: Tensor, requires_grad: bool = False) -> Elsewhere:
+        made = Tensor._make_wrapper_subclass(
+            cls, inside.shape, strides=inside.stride(), storage_offset=inside.storage_offset(), dtype=inside.dtype,
+            device=CUDA, requires_grad=requires_grad,
+        )  # fmt: skip
+        made.inside = inside
+        made.address = next(ADDRESS)
+        return made
+
+    def data_ptr(self) -> int:
+        return self.address
+
+    def tolist(self) -> Any:
+        raise AssertionError("the host waits for the GPU: tolist")
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(op, args, kwargs or {})
+
+
+def run(op: Any, args: Any, kwargs: dict) -> Any:
+    if op.namespace == "rainbow_fast":
+        return op._op_dk(torch._C.DispatchKey.CUDA, *args, **kwargs)
+    if op in (aten._local_scalar_dense.default, aten.item.default, aten.equal.default, aten.is_nonzero.default):
+        raise AssertionError(f"the host waits for the GPU: {op}")
+    to = kwargs.get("device")
+    if op in COPIES and to is not None and torch.device(to).type == "cpu":
+        raise AssertionError(f"the host waits for the GPU: {op} to the CPU")
+    if op is aten.copy_.default and not isinstance(args[0], Elsewhere):
+        raise AssertionError(f"the host waits for the GPU: {op} into a CPU tensor")
+    if op not in COPIES:
+        for t in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if isinstance(t, Tensor) and not isinstance(t, Elsewhere) and t.dim():
+                raise AssertionError(f"{op} of a CPU tensor of shape {tuple(t.shape)} and one on the GPU")
+    if to is not None:
+        kwargs = kwargs | {"device": "meta"}
+
+    def inside(t: Tensor) -> Tensor:
+        return t.inside if isinstance(t, Elsewhere) else t.to("meta")
+
+    results = op(*tree_map_only(Tensor, inside, args), **tree_map_only(Tensor, inside, kwargs))
+    if op._schema.is_mutable:
+        return args[0]
+    return tree_map(lambda t: Elsewhere(t) if isinstance(t, Tensor) else t, results)
+
+
+class Factories(TorchDispatchMode):
+    """New tensors on `cuda`, and those that are moved there."""
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device") or next((a for a in args if isinstance(a, torch.device)), None)
+        given = any(isinstance(t, Elsewhere) for t in torch.utils._pytree.tree_leaves((args, kwargs)))
+        if not given and device is not None and torch.device(device).type == "cuda":
+            if op.namespace == "rainbow_fast":
+                return op._op_dk(torch._C.DispatchKey.CUDA, *args, **kwargs)
+            given = tree_map_only(Tensor, lambda t: t.to("meta"), args)
+            return Elsewhere(op(*given, **kwargs | {"device": torch.device("meta")}))
+        return op(*args, **kwargs)
+
+
+class Recorder:
+    """The names of the kernels that were launched."""
+
+    def __init__(self) -> None:
+        self.launched: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *given: self.launched.append(name)
+
+
+@contextmanager
+def stubbed(chosen: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """The implementations of backend `chosen`, with recorders for launchers."""
+    recorder = Recorder()
+
+    def launch(name: str, device: torch.device, *given: Any) -> None:
+        assert device.type == "cuda"
+        recorder.launched.append(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "available", lambda device="cpu", lacking=(): [chosen, "reference"])
+        patch.setattr(backend, "_check_driver", lambda: None)
+        patch.setattr(backend, "_check_capability", lambda name, capability: None)
+        patch.setattr(backend, "kernels", lambda chosen="cpu": recorder)
+        patch.setattr(backend, "run_triton", launch)
+        patch.setattr(torch.cuda, "get_device_name", lambda device: "none")
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        stream = SimpleNamespace(device=CUDA, cuda_stream=0)
+        patch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        with Factories():
+            yield recorder
+
+
+def moved(t: Tensor) -> Elsewhere:
+    return Elsewhere(t.detach().to("meta"), requires_grad=t.requires_grad)
+
+
+def move(module: nn.Module) -> nn.Module:
+    """Parameters and buffers of a module to the GPU that is not there: in place."""
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None:
+                part._parameters[name] = nn.Parameter(moved(p), requires_grad=p.requires_grad)
+        for name, b in part._buffers.items():
+            if b is not None:
+                part._buffers[name] = moved(b)
+    return module
