@@ -88,7 +88,7 @@ class RainbowModel:
             width: neurons of each site: an int, or a dict by site, in which others keep the reference's width.
             factor: multiplies the reference's widths; 1 by default. One of `width` and `factor`.
             rank: combine the leading r directions of z only: an int (at most d), ``"marchenko_pastur"`` for as many as
-                the writer's weights have above noise, or a dict by site. None uses z itself.
+                the writer's weights have above noise (not if it is grouped), or a dict by site. None uses z itself.
             energy: the least rank that holds this share of the variance. One of `rank` and `energy`.
             sites: names of those to sample; all but output activations by default.
             seed, network: address of the random numbers; networks of one seed are independent. ``0 <= seed < 2^63``,
