@@ -41,8 +41,9 @@ def fit(
             of K networks of one architecture, chains without skips: neurons are combinations of those of all K, rotated
             onto their mean, ``w'_i ~ N(0, sum_k A_k W_k^T W_k A_k^T / (K d))``, and outputs are means over the K.
         data: a tensor, ``(x, y)``, a DataLoader, or any re-iterable of batches, read once; networks are aligned on it.
-            A tensor is not copied, and may lie in a file that is mapped. Labels y (N,) int64 serve accuracies and refit
-            classifiers.
+            A tensor is not copied, and may lie in a file that is mapped. x of uint8 are pixels, and are divided by 255,
+            wherever they come from; all other numbers are converted to the dtype of the network. Labels y (N,) of any
+            integers, 0 to K - 1 for a network of outputs (N, K), serve accuracies and refit classifiers.
         holdout: what errors and accuracies are also measured on: data of its own, or the share of `data`, from its end,
             that is left out of the alignment; a tenth by default, 0 for none.
         max_samples: of the moments of a site: where images times positions are more, every t-th is taken, t odd and

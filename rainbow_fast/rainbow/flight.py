@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.networks.trace import State, Trace
 from rainbow_fast.rainbow.activation import RainbowActivation, channels_first
 from rainbow_fast.rainbow.moments import ChannelMoments
@@ -22,7 +23,7 @@ REFERENCE = 0  # the lane of the reference; the others follow
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in chunks whose sizes follow from shapes alone; x may lie in a file that is mapped."""
+    """A data set in chunks whose sizes follow from shapes alone; x, of any dtype, may lie in a file that is mapped."""
 
     x: Tensor
     labels: Tensor | None
@@ -40,11 +41,11 @@ class Data:
         return range(0, len(self.x), self.size)
 
     def chunk(self, start: int) -> Tensor:
-        return plain(self.x[start : start + self.size].to(self.device, self.dtype))
+        return plain(as_numbers(self.x[start : start + self.size], self.device, self.dtype))
 
     @property
     def example(self) -> Tensor:
-        return self.x[:1].to(self.device, self.dtype)
+        return as_numbers(self.x[:1], self.device, self.dtype)
 
 
 class Flight:

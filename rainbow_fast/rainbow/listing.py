@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.data import batches
+from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.networks.sites import Site
 from rainbow_fast.networks.trace import trace
 from rainbow_fast.rainbow.prepare import site_shapes
@@ -63,7 +64,7 @@ def sites(reference: nn.Module, data: object = None, *, pointwise: Iterable[type
     example: Tensor | None = None
     if data is not None:
         like = next(reference.parameters())
-        example = next(iter(batches(data)))[0][:1].to(like.device, like.dtype)
+        example = as_numbers(next(iter(batches(data)))[0][:1], like.device, like.dtype)
     cut = trace(reference, example, pointwise)
     found: list[SiteInfo] = []
     with torch.no_grad():

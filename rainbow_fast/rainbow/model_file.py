@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.networks.trace import trace
 from rainbow_fast.rainbow.container import Format, Header
 from rainbow_fast.rainbow.files import copied
@@ -86,7 +87,7 @@ def load_model(
     device, dtype = first.device, first.dtype
     try:
         x = {name: tensors[f"{name}.x"] for name in ("alignment", "held_out")}
-        example = x["alignment"][:1].to(device, dtype)
+        example = as_numbers(x["alignment"][:1], device, dtype)
         cut = trace(network, example, pointwise)
         with torch.no_grad():
             sites = site_shapes(cut, example)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.data.samples import as_numbers, check_classes
 from rainbow_fast.networks.joined import join
 from rainbow_fast.networks.trace import State, Trace, trace
 from rainbow_fast.rainbow.flight import Data
@@ -31,6 +33,7 @@ def prepare(
     images: int | None = None,
     memory_budget: int | None = None,
     scratch: str | None = None,
+    labelled: bool = True,
 ) -> tuple[Trace, tuple[SiteStatistics, ...], Data, Data]:
     """Checks the arguments of `fit`; the trace of the reference, its sites without moments, the two data sets.
 
@@ -42,29 +45,33 @@ def prepare(
         raise ValueError(f"max_samples={max_samples!r}: wanted an int, at least 1")
     if isinstance(holdout, int | float) and not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout}: wanted a share of the data, 0 <= holdout < 1, or data")
-    x, y = gather(data, "data", memory_budget=memory_budget, scratch=scratch)
+    limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch, "labelled": labelled}
+    x, y = gather(data, "data", **limits)
     if images is not None:
         x, y = repeat(x, images), None if y is None else repeat(y, images)
     if holdout is None or isinstance(holdout, int | float):
         kept = len(x) - int(len(x) * (HOLDOUT if holdout is None else holdout))
         (x, x_held), (y, y_held) = (x[:kept], x[kept:]), (None, None) if y is None else (y[:kept], y[kept:])
     else:
-        x_held, y_held = gather(holdout, "holdout", memory_budget=memory_budget, scratch=scratch)
+        x_held, y_held = gather(holdout, "holdout", **limits)
         if x_held.shape[1:] != x.shape[1:]:
             came, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
             raise ValueError(f"holdout: samples of shape {came}, wanted {wanted} as in data")
-    example = x[:1].to(device, dtype)
+    example = as_numbers(x[:1], device, dtype)
     cuts = [trace(network, example, pointwise) for network in references]
     if not cuts[0].sites:
         raise ValueError("reference: no site, wanted at least one pointwise non-linearity")
     cut = cuts[0] if len(cuts) == 1 else join(cuts, example)
     with torch.no_grad():
-        sites = site_shapes(cut, example)
+        sites, outputs = site_shapes(cut, example), cut.finish(0, (example,), [])
     size = chunk_size(sites, example)
     for s in sites:
         if not (s.site.output or s.site.gate):
             warn_if_few(s.site.name, len(x) * s.positions, s.channels)
     made = [Data(x, _to(y, device), size, device, dtype), Data(x_held, _to(y_held, device), size, device, dtype)]
+    for name, each in zip(("data", "holdout"), made, strict=True):
+        if each.labels is not None:
+            check_classes(each.labels, outputs, name)
     return cut, sites, made[0], made[1]
 
 
