@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,9 +149,12 @@ class Flight:
 
     def finish(self, lane: int) -> Tensor:
         """The outputs of a network with the lane's sites so far, and with the reference's from here on."""
+        return torch.cat([self.outputs(lane, start) for start in self])
+
+    def outputs(self, lane: int, start: int) -> Any:
+        """Those of one chunk."""
         lane = lane if self.apart[lane] else REFERENCE
-        given = self.activations[lane]
-        return torch.cat([self.trace.finish(self.place, self._state(lane, start), given) for start in self])
+        return self.trace.finish(self.place, self._state(lane, start), self.activations[lane])
 
     def _move(self, mover: int, start: int) -> None:
         """Bring a lane to z, and with the reference the lanes that still are the reference. What only passes by is not

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from rainbow_fast.data import batches
@@ -67,8 +66,7 @@ def sites(reference: nn.Module, data: object = None, *, pointwise: Iterable[type
         example = as_numbers(next(iter(batches(data)))[0][:1], like.device, like.dtype)
     cut = trace(reference, example, pointwise)
     found: list[SiteInfo] = []
-    with torch.no_grad():
-        shapes = [None] * len(cut.sites) if example is None else site_shapes(cut, example)
+    shapes = [None] * len(cut.sites) if example is None else site_shapes(cut, example)
     for site, known in zip(cut.sites, shapes, strict=True):
         made = SiteInfo(site.name, described(site), site.fused, None, None, None, reason_kept(site))
         if known is not None:

@@ -122,6 +122,8 @@ class RainbowModel:
                 before anything is computed. Activations that are not finite or vanish: the message names the site. A
                 folder to resume from that holds something else, or a run of another reference, data, options, number
                 of threads, instruction set or version: the message names what differs.
+            RuntimeError: the network, called on a few samples, is no function, or not the one that the run computed (to
+                1e-5 of the largest output, 8 units of a half precision): the message names the first site.
 
         Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 2 and equations 12 to 15.
         """
