@@ -87,6 +87,11 @@ def seeded_dropout(net: Net, h: Tensor) -> Tensor:
     return F.dropout(h)
 
 
+def pooled_at_random(net: Net, h: Tensor) -> Tensor:
+    pooled = F.fractional_max_pool2d(h[:, None, None], (1, 3), (1, 4), return_indices=True)[0].flatten(1)
+    return torch.cat([pooled, pooled], 1)
+
+
 def without_a_graph(net: Net, h: Tensor) -> Tensor:
     return F.dropout(h) if h.sum() < 1e9 else h
 
@@ -126,6 +131,10 @@ REFUSED = {
     "Python's random state": (lambda: Net(lambda net, h: h * random.random()), TWICE + "'reference', mul"),
     "NumPy's random state": (lambda: Net(lambda net, h: h * np.random.rand()), TWICE + "'reference', mul"),
     "time": (lambda: Net(lambda net, h: h * time.perf_counter()), TWICE + "'reference', mul"),
+    "one of several results": (
+        lambda: Net(pooled_at_random),
+        TWICE + "'reference', fractional_max_pool2d_with_indices",
+    ),
     "a count of calls": (lambda: Net(counted), TWICE + "'reference', mul"),
     "a warm-up": (lambda: Net(warmed_up), TWICE + "'reference', mul"),
     "a cached mean": (lambda: Net(centred_once), TWICE + "'reference', sub"),
@@ -154,6 +163,23 @@ REFUSED = {
     "a batch norm in training": (lambda: Net(lambda net, h: net.bn.train()(h)), CHANGED.format("bn.running_mean")),
     "a parameter that changes": (lambda: Net(decays), CHANGED.format("head.weight")),
 }
+
+
+class Outputs:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.parts = logits, [logits[:, 0]]
+
+
+@pytest.mark.parametrize("wrap", [Outputs, lambda y: (y, {"more": [y]}), lambda y: {"y": y, "none": None}])
+def test_outputs_of_every_kind_are_looked_into(wrap):
+    class Wrapped(Net):
+        def forward(self, x: Tensor) -> object:
+            return wrap(super().forward(x))
+
+    with pytest.raises(ValueError, match=TWICE + "'reference', dropout"):
+        rf.fit(Wrapped(lambda net, h: F.dropout(h)).eval(), X)
+    with pytest.raises(ValueError, match=MIXED + "'reference', sub"):
+        rf.fit(Wrapped(lambda net, h: h - h.mean(0)).eval(), X)
 
 
 @pytest.mark.parametrize("make, message", REFUSED.values(), ids=REFUSED)

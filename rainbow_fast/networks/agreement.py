@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ def limit_of(outputs: Any, x: Tensor) -> float:
 
 
 def tensors(outputs: Any) -> Iterator[Tensor]:
-    """All tensors of an output that may be nested."""
+    """All tensors of an output, which may be nested, or an object with attributes."""
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, Mapping):
@@ -38,9 +37,10 @@ def tensors(outputs: Any) -> Iterator[Tensor]:
     elif isinstance(outputs, list | tuple):
         for value in outputs:
             yield from tensors(value)
-    elif is_dataclass(outputs):
-        for field in fields(outputs):
-            yield from tensors(getattr(outputs, field.name))
+    elif hasattr(outputs, "__dict__"):
+        for value in vars(outputs).values():
+            if isinstance(value, Tensor | Mapping | list | tuple):
+                yield from tensors(value)
 
 
 def distances(a: Any, b: Any) -> float:

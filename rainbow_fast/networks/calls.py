@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from rainbow_fast.networks.agreement import tensors
 from rainbow_fast.networks.graph import scope
 
 Visit = Callable[[str, str, Tensor], None]  # of the module's dotted name, the function's, and a result
@@ -82,8 +83,8 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.visit(self.stack[-1], _plain_name(func), result)
+        for part in tensors(result):
+            self.visit(self.stack[-1], _plain_name(func), part)
         return result
 
 
