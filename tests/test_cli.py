@@ -315,6 +315,10 @@ def test_baselines_name_the_site_they_cannot_compare() -> None:
     module = mlp((9, 7, 3), bias=True)
     with pytest.raises(ValueError, match="site '2': wanted a bias-free layer"):
         baselines.white_weights(module, torch.randn(9, 9), (torch.randn(9, 9), torch.zeros(9)), factor=1)
+    grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    x = torch.randn(9, 4, 4, 4)
+    with pytest.raises(ValueError, match="site '1': groups=2, wanted rows that read all channels"):
+        baselines.white_weights(grouped, x, (x, torch.zeros(9)), factor=1)
 
 
 # The published experiments, on noise

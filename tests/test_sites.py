@@ -67,7 +67,9 @@ def test_batches_must_agree():
 
 
 def test_every_layer_sees_each_image_once_for_each_network():
-    """In fit; then, in one pass of the reference for all samples, once more and once for each: linear in depth."""
+    """In fit; then, in one pass of the reference for all samples, once more and once for each: linear in depth. Beside
+    that the comparisons, once each: of one chunk three times and of one sample three times in fit, of 8 samples four
+    times for each network."""
     seen: dict[int, int] = {}
     layers: list[nn.Module] = []
     for number in range(5):
@@ -79,7 +81,11 @@ def test_every_layer_sees_each_image_once_for_each_network():
     net, images, samples = nn.Sequential(*layers, nn.Linear(6, 2)), 200, 3
     seen.update(dict.fromkeys(range(5), 0))
     model = rf.fit(net, torch.randn(images, 6))  # a tenth is held out, one image shows the shapes
-    assert set(seen.values()) == {images - images // 10 + 1}
+    aligned = images - images // 10
+    assert set(seen.values()) == {aligned + 1 + 3 * aligned + 3}
     seen.update(dict.fromkeys(range(5), 0))
     model.sample_many([{"network": k, "factor": 2} for k in range(samples)])
-    assert list(seen.values()) == [images, *[(1 + samples) * images] * 4], "the first site's input is the reference's"
+    few = 4 * 8 * samples
+    assert list(seen.values()) == [images + few, *[(1 + samples) * images + few] * 4], (
+        "the first site's input is shared"
+    )

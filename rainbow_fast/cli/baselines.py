@@ -134,6 +134,8 @@ def _writer(site: Site) -> nn.Linear | nn.Conv2d:
     """The layer that writes a site, which must be a plain one."""
     if not isinstance(site.writer, nn.Linear | nn.Conv2d) or not (site.before is site.after is site.norm is None):
         raise ValueError(f"site {site.name!r}: wanted a bias-free layer and a non-linearity, no pooling, no batch norm")
+    if isinstance(site.writer, nn.Conv2d) and site.writer.groups > 1:
+        raise ValueError(f"site {site.name!r}: groups={site.writer.groups}, wanted rows that read all channels")
     return site.writer
 
 

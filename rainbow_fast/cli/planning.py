@@ -95,7 +95,7 @@ def groups(jobs: Sequence[Job], costs: Sequence[Cost], lane: int, budget: int) -
 def lane_bytes(reference: nn.Module, data: Split, *, pointwise: Kinds) -> int:
     """Of all data of one network, between two sites."""
     example, held = data.shapes()
-    _, sites, align, held_out = prepare(reference, example, held, 1, pointwise, data.aligned)
+    _, sites, align, held_out = prepare(reference, example, held, 1, pointwise, data.aligned, only_shapes=True)
     return in_flight_bytes(sites, 0, [align, held_out], None)
 
 

@@ -18,6 +18,7 @@ from rainbow_fast.cli.references import Reference
 from rainbow_fast.data import MEAN, STD, cifar10, digits, image_folder, npy_pair
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.files import Batches
+from rainbow_fast.data.samples import as_numbers
 
 COUNTS = {"digits": (1_437, 360), "cifar10": (50_000, 10_000)}  # images to train and to test on
 SHARE = 0.1  # held out by default of data that brings no test set
@@ -180,7 +181,7 @@ def check_takes(module: nn.Module, x: Tensor, option: str) -> None:
     like = next(module.parameters(), x)
     try:
         with torch.no_grad():
-            module(x.to(like.device, like.dtype))
+            module(as_numbers(x, like.device, like.dtype))
     except Exception as error:  # it is the user's own code
         first = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -25,7 +25,7 @@ def batches(data: object, *, batch_size: int = 1000) -> Iterable[Batch]:
 
     Raises:
         TypeError: `data` or one of its batches is none of these; a one-shot iterator or generator is not either, for
-            several passes are made.
+            several passes are made. Complex samples.
         ValueError: no samples, labels that do not match, batches with and without labels, a `batch_size` below 1.
 
     What is wrong with a batch of a loader is raised when the iteration gets there.
@@ -86,6 +86,8 @@ def _batch(item: object, name: str) -> Batch:
     if not isinstance(x, Tensor) or not (y is None or isinstance(y, Tensor)):
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise TypeError(f"{name}: wanted a tensor x or a pair (x, y) of tensors, got {type(item).__name__} ({kinds})")
+    if x.is_complex():
+        raise TypeError(f"{name}: wanted x of real numbers, got {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}")
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"{name}: wanted x of shape (N, ...) with N >= 1, got {tuple(x.shape)}")
     if y is not None and (y.ndim == 0 or len(y) != len(x)):

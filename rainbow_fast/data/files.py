@@ -13,6 +13,7 @@ import torch
 
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.datasets import MEAN, STD, check_statistics, normalised
+from rainbow_fast.data.samples import as_numbers
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8))
@@ -138,7 +139,7 @@ def npy_pair(
     def read(start: int, stop: int) -> Batch:
         rows = torch.from_numpy(np.array(x[start:stop], order="C"))
         labels = None if y is None else torch.from_numpy(y[start:stop].astype(np.int64))
-        return rows.to(torch.float32).div_(255) if rows.dtype == torch.uint8 else rows, labels
+        return as_numbers(rows, "cpu", torch.float32) if rows.dtype == torch.uint8 else rows, labels
 
     return Batches(len(x), batch_size, (), read)
 

@@ -125,7 +125,7 @@ def _run(network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]
 
     handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules()]
     try:
-        network(example)
+        network(example.clone())  # it may write into its input
     finally:
         for handle in handles:
             handle.remove()

@@ -38,7 +38,7 @@ class Site:
             a later one of the same name has ``_1``, ``_2``, ... added.
         sigma: the non-linearity, a module.
         activation, negative_slope: in the words of `rainbow_fast.random_features`; `activation` is None where the fused
-            kernels do not know sigma.
+            kernels do not know sigma, or sigma has hooks, which they would pass by.
         before, after: max-pooling, or None.
         norm: batch norm in eval mode without its affine part, or None; `affine` is that part, a layer of its own.
         axis: the channel axis of z, 1 or -1; None where only (N, d) is unambiguous.
@@ -190,7 +190,7 @@ def make(
         index=index,
         name=name,
         sigma=sigma,
-        activation=None if getattr(sigma, "approximate", "none") != "none" else KERNELS.get(type(sigma)),
+        activation=_kernel(sigma),
         negative_slope=_slope(sigma),
         before=before,
         after=after,
@@ -204,6 +204,12 @@ def make(
         modules=modules,
         reference=nn.Sequential(*layers).eval().requires_grad_(False),
     )
+
+
+def _kernel(sigma: nn.Module) -> str | None:
+    """The fused kernel of a non-linearity. None: there is none, or hooks or a forward of its own may change it."""
+    changed = sigma._forward_hooks or sigma._forward_pre_hooks or "forward" in vars(sigma)
+    return None if changed or getattr(sigma, "approximate", "none") != "none" else KERNELS.get(type(sigma))
 
 
 def _slope(sigma: nn.Module) -> float:

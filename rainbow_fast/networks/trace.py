@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from rainbow_fast.networks import modules, tail
 from rainbow_fast.networks.graph import CannotTrace, capture
 from rainbow_fast.networks.pointwise import NORMS
+from rainbow_fast.networks.random_state import untouched
 from rainbow_fast.networks.sites import Site, find
 
 State = tuple[Any, ...]  # what is alive between two sites: phi, then tensors (now and then sizes) that are read later
@@ -93,7 +95,7 @@ class Trace:
 
 
 def trace(reference: nn.Module, example: Tensor | None = None, pointwise: Iterable[type[nn.Module]] = ()) -> Trace:
-    """Cut a network into its sites and the segments between them. The network itself is not changed.
+    """Cut a network into its sites and the segments between them. The network itself and random state are not changed.
 
     Sites are found in the graph of `torch.fx`: pointwise non-linearities of torch as modules, functions or methods, in
     place or not. A network that has no such graph is sampled through its activation modules, each of which must be
@@ -117,11 +119,12 @@ def trace(reference: nn.Module, example: Tensor | None = None, pointwise: Iterab
             raise TypeError(f"pointwise: wanted kinds of nn.Module, got {kind!r}")
     _check(reference)
     network = copy.deepcopy(reference).eval()
-    try:
-        graph, overwrites = capture(network, declared)
-    except CannotTrace as reason:
-        sites, runs = modules.find(network, example, declared, str(reason))
-        return Trace(network, sites, None, runs, swappable=True)
+    with untouched(next((p.device for p in network.parameters()), torch.device("cpu"))):
+        try:
+            graph, overwrites = capture(network, declared)
+        except CannotTrace as reason:
+            sites, runs = modules.find(network, example, declared, str(reason))
+            return Trace(network, sites, None, runs, swappable=True)
     found = find(graph, declared)
     for site, nodes in found:
         _join(graph, site, nodes)

@@ -221,7 +221,7 @@ def _named(
     if not isinstance(network, nn.Module):
         raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")
     try:
-        return prepare(network, data, holdout, max_samples, kinds, **limits)
+        return prepare(network, data, holdout, max_samples, kinds, **limits, labelled=False)
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("reference:", f"{name}:", 1)) from None
 

@@ -36,13 +36,15 @@ def fit(
 
     Args:
         reference: any nn.Module of one input, with float32, float64, bfloat16 or float16 parameters (computed on in
-            float32 where it is sampled). It is copied; the copy is in eval mode. `rainbow_fast.sites` lists what of it
-            would be sampled; see `rainbow_fast.networks.trace.trace` for networks that torch.fx cannot trace. Or a list
-            of K networks of one architecture, chains without skips: neurons are combinations of those of all K, rotated
-            onto their mean, ``w'_i ~ N(0, sum_k A_k W_k^T W_k A_k^T / (K d))``, and outputs are means over the K.
+            float32 where it is sampled). It is copied; the copy is in eval mode, and must be a function of each sample
+            alone, the same at every call. `rainbow_fast.sites` lists what of it would be sampled; see
+            `rainbow_fast.networks.trace.trace` for networks that torch.fx cannot trace. Or a list of K networks of one
+            architecture, chains without skips: neurons are combinations of those of all K, rotated onto their mean,
+            ``w'_i ~ N(0, sum_k A_k W_k^T W_k A_k^T / (K d))``, and outputs are means over the K.
         data: a tensor, ``(x, y)``, a DataLoader, or any re-iterable of batches, read once; networks are aligned on it.
-            A tensor is not copied, and may lie in a file that is mapped. Labels y (N,) int64 serve accuracies and refit
-            classifiers.
+            A tensor is not copied, and may lie in a file that is mapped. x of uint8 are pixels, and are divided by 255,
+            wherever they come from; all other numbers are converted to the dtype of the network. Labels y (N,) of any
+            integers, 0 to K - 1 for a network of outputs (N, K), serve accuracies and refit classifiers.
         holdout: what errors and accuracies are also measured on: data of its own, or the share of `data`, from its end,
             that is left out of the alignment; a tenth by default, 0 for none.
         max_samples: of the moments of a site: where images times positions are more, every t-th is taken, t odd and
@@ -58,7 +60,10 @@ def fit(
 
     Raises:
         TypeError, ValueError: a reference or data that cannot be used, activations that are not finite: the message
-            names the argument, the module or the site.
+            names the argument, the module or the site. Labels that are no classes of the network's outputs: pass x
+            alone. A reference that is not the same function when it is called twice (to the bit), traced, or given one
+            sample alone (to 1e-5 of the largest output, 8 units of a half precision, beyond rounding): compared once,
+            on the first chunk of the data; the message names the first module and function that differs.
 
     Warns:
         UserWarning: fewer samples at a site than twice its channels: the alignment over-fits.
@@ -112,7 +117,8 @@ def plan(
 ) -> Cost:
     r"""What `rainbow_fast.sample` with the same arguments takes: flops, bytes, peak memory, and a predicted time.
 
-    Every step of `fit` and `RainbowModel.sample` is counted from shapes; of the data nothing else is read. The flops of
+    Every step of `fit` and `RainbowModel.sample` is counted from shapes; of the data nothing else is read but the first
+    sample, on which the reference runs, and the labels. The flops of
     a site of d channels, n neurons and rank r, over N images of p positions, S of all N p positions being taken::
 
         moments      2 S n (r + d)      alignment    12 s^2 l + 24 s^3, s and l the short and the long side of M (d, n)
@@ -159,6 +165,7 @@ def _unfitted(
     if iterations is not None and (not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1):
         raise ValueError(f"iterations={iterations!r}: wanted an int, at least 1")
     limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
+    limits["only_shapes"] = iterations is None
     cut, sites, align, held = prepare(reference, data, holdout, max_samples, pointwise, images, **limits)
     if isinstance(cut, Joined) and iterations is not None:
         fit_rotations(cut, sites, align, max_samples=max_samples, iterations=iterations, progress=progress)

@@ -16,6 +16,7 @@ from rainbow_fast.networks.trace import Site, trace
 from rainbow_fast.rainbow.activation import Law, RainbowActivation
 from rainbow_fast.rainbow.container import Format, Header
 from rainbow_fast.rainbow.network import RainbowNetwork, assemble, fingerprint, refit_site
+from rainbow_fast.rainbow.same_network import check_network, white
 
 NETWORK = Format("rainbow_fast.network", 2, "sampled network")
 REQUIRED = ("key", "A")
@@ -66,6 +67,7 @@ def load(
         FileNotFoundError: no file at `path`.
         ValueError: the file is truncated, foreign, of a newer version, or was sampled from another reference; the
             message names it.
+        RuntimeError: it is no function of its input; the message names the first site that differs.
     """
     if not isinstance(reference, nn.Module):
         raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
@@ -96,7 +98,9 @@ def load(
             head.bias = nn.Parameter(tensors["classifier.bias"].to(device))
     except KeyError as error:
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
-    return assemble(cut, activations, classifier=header["classifier"], head=head, input_shape=shape, fingerprint=found)
+    made = assemble(cut, activations, classifier=header["classifier"], head=head, input_shape=shape, fingerprint=found)
+    check_network(made.body, activations, cut, white(example), head=head, refit=header["classifier"] == "refit")
+    return made
 
 
 def pack(activation: RainbowActivation) -> tuple[Header, dict[str, Tensor]]:

@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.networks.trace import State, Trace
 from rainbow_fast.rainbow.activation import RainbowActivation, channels_first
 from rainbow_fast.rainbow.moments import ChannelMoments
@@ -22,7 +24,7 @@ REFERENCE = 0  # the lane of the reference; the others follow
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in chunks whose sizes follow from shapes alone; x may lie in a file that is mapped."""
+    """A data set in chunks whose sizes follow from shapes alone; x, of any dtype, may lie in a file that is mapped."""
 
     x: Tensor
     labels: Tensor | None
@@ -40,11 +42,11 @@ class Data:
         return range(0, len(self.x), self.size)
 
     def chunk(self, start: int) -> Tensor:
-        return plain(self.x[start : start + self.size].to(self.device, self.dtype))
+        return plain(as_numbers(self.x[start : start + self.size], self.device, self.dtype))
 
     @property
     def example(self) -> Tensor:
-        return self.x[:1].to(self.device, self.dtype)
+        return as_numbers(self.x[:1], self.device, self.dtype)
 
 
 class Flight:
@@ -147,9 +149,12 @@ class Flight:
 
     def finish(self, lane: int) -> Tensor:
         """The outputs of a network with the lane's sites so far, and with the reference's from here on."""
+        return torch.cat([self.outputs(lane, start) for start in self])
+
+    def outputs(self, lane: int, start: int) -> Any:
+        """Those of one chunk."""
         lane = lane if self.apart[lane] else REFERENCE
-        given = self.activations[lane]
-        return torch.cat([self.trace.finish(self.place, self._state(lane, start), given) for start in self])
+        return self.trace.finish(self.place, self._state(lane, start), self.activations[lane])
 
     def _move(self, mover: int, start: int) -> None:
         """Bring a lane to z, and with the reference the lanes that still are the reference. What only passes by is not

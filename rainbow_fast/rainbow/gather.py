@@ -13,31 +13,36 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.data import batches
+from rainbow_fast.data.samples import as_classes
 
 Labelled = tuple[Tensor, Tensor | None]
 
 
 def gather(
-    data: object, name: str, *, memory_budget: int | None = None, scratch: str | os.PathLike[str] | None = None
+    data: object,
+    name: str,
+    *,
+    memory_budget: int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    labelled: bool = True,
 ) -> Labelled:
-    """All of a data set, as (x, y), in its own dtype; y is None if there are no class labels.
+    """All of a data set, as (x, y): x in its own dtype; y int64, None without labels or where they are not wanted.
 
     Tensors are taken as they are. Batches are put together: in memory, or beyond `memory_budget` bytes in a file in
     `scratch`, which is mapped and has no name, so that it goes with the tensor.
 
     Raises:
-        TypeError, ValueError: what is no data; samples of several shapes or dtypes. The message begins with `name`.
+        TypeError, ValueError: what is no data; samples of several shapes or dtypes, or complex; labels that are no
+            classes, see `data.samples.as_classes`. The message begins with `name`.
     """
     images, labels = _Collected(name, memory_budget, scratch), []
     try:
         for x, y in batches(data, batch_size=2**62):
             images.add(x)
-            labels += [] if y is None else [y]
+            labels += [as_classes(y, name)] if labelled and y is not None else []
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("data:", f"{name}:", 1)) from None
-    if not labels or any(y.dtype != torch.int64 or y.dim() != 1 for y in labels):
-        return images.tensor(), None
-    return images.tensor(), torch.cat(labels)
+    return images.tensor(), torch.cat(labels) if labels else None
 
 
 class _Collected:

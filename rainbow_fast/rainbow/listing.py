@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from rainbow_fast.data import batches
+from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.networks.sites import Site
 from rainbow_fast.networks.trace import trace
 from rainbow_fast.rainbow.prepare import site_shapes
@@ -63,11 +63,10 @@ def sites(reference: nn.Module, data: object = None, *, pointwise: Iterable[type
     example: Tensor | None = None
     if data is not None:
         like = next(reference.parameters())
-        example = next(iter(batches(data)))[0][:1].to(like.device, like.dtype)
+        example = as_numbers(next(iter(batches(data)))[0][:1], like.device, like.dtype)
     cut = trace(reference, example, pointwise)
     found: list[SiteInfo] = []
-    with torch.no_grad():
-        shapes = [None] * len(cut.sites) if example is None else site_shapes(cut, example)
+    shapes = [None] * len(cut.sites) if example is None else site_shapes(cut, example)
     for site, known in zip(cut.sites, shapes, strict=True):
         made = SiteInfo(site.name, described(site), site.fused, None, None, None, reason_kept(site))
         if known is not None:

@@ -27,11 +27,12 @@ PADDED_AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
 @torch.no_grad()
-def materialize(body: nn.Module, x: Tensor) -> nn.Module:
+def materialize(body: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, nn.Module]]:
     """Write out the body of a `RainbowNetwork`, for inputs like x, as a module of torch's own layers.
 
     A Sequential where one layer follows the other, else a graph of them. Without a graph (torch.fx cannot trace the
-    body) a copy of it, with a Sequential of its linear maps in the place of each sampled site.
+    body) a copy of it, with a Sequential of its linear maps in the place of each sampled site. And, by the name of each
+    site, the layer in it that gives the site's wide features.
     """
     try:
         owner, _ = capture(body, (RainbowActivation,))
@@ -41,7 +42,7 @@ def materialize(body: nn.Module, x: Tensor) -> nn.Module:
     return _Writer(owner, x).run()
 
 
-def _swapped(body: nn.Module, x: Tensor) -> nn.Module:
+def _swapped(body: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, nn.Module]]:
     inputs: dict[RainbowActivation, Tensor] = {}
     sites = [module for module in body.modules() if isinstance(module, RainbowActivation)]
     handles = [site.register_forward_pre_hook(lambda m, given: inputs.update({m: given[0]})) for site in sites]
@@ -50,8 +51,12 @@ def _swapped(body: nn.Module, x: Tensor) -> nn.Module:
     finally:
         for handle in handles:
             handle.remove()
-    written = {id(site): materialize(nn.Sequential(site), z) for site, z in inputs.items()}
-    return copy.deepcopy(body, written)
+    names = {module: name for name, module in body.named_modules()}
+    written, features = {}, {}
+    for site, z in inputs.items():
+        written[id(site)], layers = materialize(nn.Sequential(site), z)
+        features[names[site]] = layers["0"]
+    return copy.deepcopy(body, written), features
 
 
 class _Writer:
@@ -67,12 +72,13 @@ class _Writer:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, Affine | fx.Node] = {}
         self.layers = nn.ModuleDict()
+        self.features: dict[str, nn.Module] = {}
         self.prefix = "wide"
         while hasattr(owner, self.prefix):
             self.prefix += "_"
         owner.add_submodule(self.prefix, self.layers)
 
-    def run(self) -> nn.Module:
+    def run(self) -> tuple[nn.Module, dict[str, nn.Module]]:
         done: set[fx.Node] = set()
         for node in self.owner.graph.nodes:
             self.values[node] = value = self._value(node)
@@ -91,8 +97,9 @@ class _Writer:
         nodes = list(made.graph.nodes)
         chain = all(node.args == (before,) and not node.kwargs for before, node in itertools.pairwise(nodes))
         if chain and all(node.op == "call_module" for node in nodes[1:-1]):
-            return nn.Sequential(*(made.get_submodule(str(node.target)) for node in nodes[1:-1])).eval()
-        return made.eval()
+            parts = (made.get_submodule(str(node.target)) for node in nodes[1:-1])
+            return nn.Sequential(*parts).eval(), self.features
+        return made.eval(), self.features
 
     def _value(self, node: fx.Node) -> Affine | fx.Node:
         module = self.owner.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -134,7 +141,8 @@ class _Writer:
         wide = self._write(form.mixed(site.effective_rows(), constant=constant), f"{node.name}_map")
         for layer in (site.before, site.sigma, site.after):
             if layer is not None:
-                wide = self._call(copy.deepcopy(layer), wide, node.name)
+                self.features[str(node.target)] = features = copy.deepcopy(layer)
+                wide = self._call(features, wide, node.name)
         if site.flattened:
             wide = self._call(nn.Flatten(), wide, node.name)
             if form.axis > 1:  # A lists the positions of a neuron one after the other

@@ -88,7 +88,7 @@ class RainbowModel:
             width: neurons of each site: an int, or a dict by site, in which others keep the reference's width.
             factor: multiplies the reference's widths; 1 by default. One of `width` and `factor`.
             rank: combine the leading r directions of z only: an int (at most d), ``"marchenko_pastur"`` for as many as
-                the writer's weights have above noise, or a dict by site. None uses z itself.
+                the writer's weights have above noise (not if it is grouped), or a dict by site. None uses z itself.
             energy: the least rank that holds this share of the variance. One of `rank` and `energy`.
             sites: names of those to sample; all but output activations by default.
             seed, network: address of the random numbers; networks of one seed are independent. ``0 <= seed < 2^63``,
@@ -122,6 +122,8 @@ class RainbowModel:
                 before anything is computed. Activations that are not finite or vanish: the message names the site. A
                 folder to resume from that holds something else, or a run of another reference, data, options, number
                 of threads, instruction set or version: the message names what differs.
+            RuntimeError: the network, called on a few samples, is no function, or not the one that the run computed (to
+                1e-5 of the largest output, 8 units of a half precision): the message names the first site.
 
         Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 2 and equations 12 to 15.
         """

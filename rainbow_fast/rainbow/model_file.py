@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from rainbow_fast.data.samples import as_numbers
+from rainbow_fast.networks.same_function import FEW, check
 from rainbow_fast.networks.trace import trace
 from rainbow_fast.rainbow.container import Format, Header
 from rainbow_fast.rainbow.files import copied
@@ -70,7 +71,7 @@ def load_model(
         FileNotFoundError: no file at `path`.
         TypeError: `reference` is no nn.Module.
         ValueError: the file is truncated, foreign, damaged or of a newer version; or `reference` has other parameters,
-            buffers or sites than the file. The message names them.
+            buffers or sites than the file, or is no function of its input, as `fit` wants. The message names them.
 
     Warns:
         UserWarning: fewer kept samples at a site than twice its channels: the alignment over-fits.
@@ -86,10 +87,10 @@ def load_model(
     device, dtype = first.device, first.dtype
     try:
         x = {name: tensors[f"{name}.x"] for name in ("alignment", "held_out")}
-        example = x["alignment"][:1].to(device, dtype)
-        cut = trace(network, example, pointwise)
-        with torch.no_grad():
-            sites = site_shapes(cut, example)
+        example = as_numbers(x["alignment"][:1], device, dtype)
+        kinds = tuple(pointwise)
+        cut = trace(network, example, kinds)
+        sites = site_shapes(cut, example)
         _check_sites(sites, header, path)
         for s, about in zip(sites, header["sites"], strict=True):
             s.z.load_state_dict({key: tensors[f"sites.{s.site.index}.{key}"].to(device) for key in KEYS})
@@ -102,6 +103,7 @@ def load_model(
     size = chunk_size(sites, example)
     labels = {name: tensors.get(f"{name}.labels") for name in x}
     data = [Data(x[k], None if y is None else y.to(device), size, device, dtype) for k, y in labels.items()]
+    check(network, cut, data[0].chunk(0)[:FEW], kinds)
     return RainbowModel(cut, sites, data[0], data[1], max_samples)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rainbow_fast.networks.tail import Tail
 from rainbow_fast.networks.trace import Site, Trace
 from rainbow_fast.rainbow.activation import RainbowActivation
-from rainbow_fast.rainbow.materialize import materialize
+from rainbow_fast.rainbow.same_network import written_out
 
 CLASSIFIERS = (None, "refit", "refit_aligned")
 
@@ -80,9 +80,12 @@ class RainbowNetwork(nn.Module):
             rounding. A network that torch.fx cannot trace is copied, with a Sequential of linear map, non-linearity and
             linear map in the place of each site. Memory: n m k numbers between two sites of widths n and m with kernels
             of k positions, in float64 while they are multiplied.
+
+        Raises:
+            RuntimeError: on a few Gaussian inputs it differs from the network by more than 1e-5 of the largest output
+                (8 units of a half precision), beyond rounding; the message names the first site that differs.
         """
-        weight = next(p for p in self.body.parameters() if p.is_floating_point())
-        return materialize(self.body, weight.new_zeros(2, *self.input_shape))
+        return written_out(self.body, self.input_shape)
 
 
 def assemble(

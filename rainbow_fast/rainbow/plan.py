@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.networks.trace import Trace
+from rainbow_fast.networks.writers import writer_rows
 from rainbow_fast.rainbow.flight import Data
 from rainbow_fast.rainbow.network import CLASSIFIERS
 from rainbow_fast.rainbow.noise_edge import marchenko_pastur_rank
@@ -159,8 +160,8 @@ def choose_directions(
     holds `energy` of the trace. `only_shapes`: of a rank, without their values.
 
     Raises:
-        ValueError: both given, a rank below 1, an energy outside (0, 1], an unknown site, a site without the one writer
-            whose noise could be told.
+        ValueError: both given, a rank below 1, an energy outside (0, 1], an unknown site, a site without the one
+            writer, not grouped, whose noise could be told.
     """
     if rank is not None and energy is not None:
         raise ValueError(f"rank={rank} and energy={energy}: wanted one of the two")
@@ -201,7 +202,13 @@ def _above_noise(known: SiteStatistics) -> int:
             f"rank={NOISE_EDGE!r}: site {known.site.name!r} is not written by one bias-free linear layer, whose noise "
             "could be told: wanted a number"
         )
-    return max(marchenko_pastur_rank(writer.weight), 1)
+    rows = writer_rows(writer)
+    if len(rows) > 1:
+        raise ValueError(
+            f"rank={NOISE_EDGE!r}: site {known.site.name!r} is written by a convolution of groups={len(rows)}; the "
+            "law is that of a full matrix, each neuron reading all channels: wanted a number"
+        )
+    return max(marchenko_pastur_rank(rows[0].to(writer.weight.dtype)), 1)
 
 
 def _by_site(what: str, value: Ranks, sites: Mapping[str, object]) -> dict[str, int]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.data.samples import as_numbers, check_classes
 from rainbow_fast.networks.joined import join
+from rainbow_fast.networks.random_state import untouched
+from rainbow_fast.networks.same_function import check
 from rainbow_fast.networks.trace import State, Trace, trace
 from rainbow_fast.rainbow.flight import Data
 from rainbow_fast.rainbow.gather import gather
@@ -31,10 +35,13 @@ def prepare(
     images: int | None = None,
     memory_budget: int | None = None,
     scratch: str | None = None,
+    labelled: bool = True,
+    only_shapes: bool = False,
 ) -> tuple[Trace, tuple[SiteStatistics, ...], Data, Data]:
     """Checks the arguments of `fit`; the trace of the reference, its sites without moments, the two data sets.
 
-    `images`: as if `data` had so many.
+    `images`: as if `data` had so many. `labelled`: labels are wanted. `only_shapes`: the reference runs on one sample,
+    else on the first chunk, on which it is compared with its trace.
     """
     references = _checked(reference)
     device, dtype = _check_parameters(references[0])
@@ -42,29 +49,35 @@ def prepare(
         raise ValueError(f"max_samples={max_samples!r}: wanted an int, at least 1")
     if isinstance(holdout, int | float) and not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout}: wanted a share of the data, 0 <= holdout < 1, or data")
-    x, y = gather(data, "data", memory_budget=memory_budget, scratch=scratch)
+    limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch, "labelled": labelled}
+    x, y = gather(data, "data", **limits)
     if images is not None:
         x, y = repeat(x, images), None if y is None else repeat(y, images)
     if holdout is None or isinstance(holdout, int | float):
         kept = len(x) - int(len(x) * (HOLDOUT if holdout is None else holdout))
         (x, x_held), (y, y_held) = (x[:kept], x[kept:]), (None, None) if y is None else (y[:kept], y[kept:])
     else:
-        x_held, y_held = gather(holdout, "holdout", memory_budget=memory_budget, scratch=scratch)
+        x_held, y_held = gather(holdout, "holdout", **limits)
         if x_held.shape[1:] != x.shape[1:]:
             came, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
             raise ValueError(f"holdout: samples of shape {came}, wanted {wanted} as in data")
-    example = x[:1].to(device, dtype)
+    example, pointwise = as_numbers(x[:1], device, dtype), tuple(pointwise)
     cuts = [trace(network, example, pointwise) for network in references]
     if not cuts[0].sites:
         raise ValueError("reference: no site, wanted at least one pointwise non-linearity")
     cut = cuts[0] if len(cuts) == 1 else join(cuts, example)
-    with torch.no_grad():
-        sites = site_shapes(cut, example)
+    sites = site_shapes(cut, example)
     size = chunk_size(sites, example)
+    made = [Data(x, _to(y, device), size, device, dtype), Data(x_held, _to(y_held, device), size, device, dtype)]
+    first = example if only_shapes else made[0].chunk(0)
+    for number, (network, its) in enumerate(zip(references, cuts, strict=True), 1):
+        outputs = check(network, its, first, pointwise, "reference" + f" (number {number})" * (len(cuts) > 1))
+    for name, each in zip(("data", "holdout"), made, strict=True):
+        if each.labels is not None:
+            check_classes(each.labels, outputs, name)
     for s in sites:
         if not (s.site.output or s.site.gate):
             warn_if_few(s.site.name, len(x) * s.positions, s.channels)
-    made = [Data(x, _to(y, device), size, device, dtype), Data(x_held, _to(y_held, device), size, device, dtype)]
     return cut, sites, made[0], made[1]
 
 
@@ -121,10 +134,15 @@ def _check_parameters(reference: nn.Module) -> tuple[torch.device, torch.dtype]:
     return first.device, first.dtype
 
 
+@torch.no_grad()
 def site_shapes(cut: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
-    """Every site with its shapes, for one input; no moments yet."""
-    found: list[SiteStatistics] = []
-    state: State = (example,)
+    """Every site with its shapes, for one input; no moments yet. Random state is left as it was."""
+    with untouched(example.device):
+        return tuple(_shapes(cut, example))
+
+
+def _shapes(cut: Trace, example: Tensor) -> Iterator[SiteStatistics]:
+    state: State = (example.clone(),)  # a network without a graph may write into its input
     for place, site in enumerate(cut.sites):
         z, *rest = cut.advance(place, state, [s.reference for s in cut.sites[:place]])
         if z.dim() > 2 and site.axis is None:
@@ -137,8 +155,7 @@ def site_shapes(cut: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
         d = z.shape[-1 if site.axis == -1 else 1]
         alive = sum(t.numel() for t in {id(t): t for t in rest if isinstance(t, Tensor)}.values())
         moments = CrossCovariance(site.name)
-        found.append(SiteStatistics(site, d, tuple(z.shape[1:]), tuple(phi.shape[1:]), alive, moments))
-    return tuple(found)
+        yield SiteStatistics(site, d, tuple(z.shape[1:]), tuple(phi.shape[1:]), alive, moments)
 
 
 def warn_if_few(site: str, samples: int, d: int) -> None:

@@ -23,6 +23,7 @@ from rainbow_fast.rainbow.listing import reason_kept
 from rainbow_fast.rainbow.network import RainbowNetwork, assemble, fingerprint
 from rainbow_fast.rainbow.plan import Plan
 from rainbow_fast.rainbow.report import Report
+from rainbow_fast.rainbow.same_network import FEW, check_network, check_run
 from rainbow_fast.rainbow.statistics import SiteStatistics
 from rainbow_fast.rainbow.step import SiteStep, Work
 from rainbow_fast.rainbow.storage import Storage
@@ -129,21 +130,28 @@ class Lane:
         made = self.activations
         if self.refit is not None:
             made = made | {self.trace.sites[-1].name: self.refit}
+        head = self._refit_aligned() if plan.classifier == "refit_aligned" else None
         network = assemble(
             self.trace,
             made,
             classifier=plan.classifier,
-            head=self._refit_aligned() if plan.classifier == "refit_aligned" else None,
+            head=head,
             input_shape=tuple(align.data.x.shape[1:]),
             fingerprint=digest,
         )
+        x = align.data.chunk(0)
+        check_network(network.body, made, self.trace, x[:FEW], head=head, refit=self.refit is not None)
+        if plan.classifier is None and align.storage.dtype is None:
+            check_run(network, x, align.outputs(self.work.lane, 0), network.sampled[-1])
         for name, flight, of_reference in zip(("alignment", "held_out"), (align, held), accuracies, strict=True):
             data = flight.data
             if data.labels is not None and data.count:
                 found = _accuracy(flight, self.work.lane)
                 if plan.classifier is not None:
                     self.report.accuracy[f"trained_classifier_{name}"] = found
-                    found = _share(torch.cat([network(data.chunk(start)) for start in data.starts]), data.labels)
+                    found = _share(
+                        torch.cat([network(data.chunk(start).clone()) for start in data.starts]), data.labels
+                    )
                 self.report.accuracy |= {name: found, f"reference_{name}": of_reference}
         return network, self.report
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.networks.sites import Site
+from rainbow_fast.networks.writers import writer_covariance
 from rainbow_fast.rainbow.moments import CrossCovariance
 
 
@@ -52,15 +53,12 @@ class SiteStatistics:
     def directions(self, *, centred: bool) -> tuple[Tensor, Tensor]:
         """Eigenvalues (d,) and eigenvectors U (d, d), float64, decreasing, the largest entry of each column positive.
 
-        Of ``W W^T`` where one bias-free linear layer writes z, else of ``E[z z^T]``; `centred` takes out the mean over
-        channels first, as the law does that keeps the mean row.
+        Of ``W W^T`` where one bias-free linear layer writes z (`networks.writers.writer_covariance`: grouped and
+        transposed convolutions too), else of ``E[z z^T]``; `centred` takes out the mean over channels first, as the law
+        does that keeps the mean row.
         """
         writer = self.site.writer
-        if writer is None:
-            C = self.z.compute()
-        else:
-            W = writer.weight.detach().double().flatten(1)
-            C = W @ W.T
+        C = self.z.compute() if writer is None else writer_covariance(writer)
         if centred:
             C = C - C.mean(0, keepdim=True)
             C = C - C.mean(1, keepdim=True)

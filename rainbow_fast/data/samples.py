@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What samples and labels of any dtype mean: pixels, numbers, classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+
+
+def as_numbers(x: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Samples as a network of that device and dtype takes them.
+
+    uint8 are pixels: ``x / 255`` in float32, then in `dtype`, wherever they come from. All else is converted as it is,
+    other integers and booleans too; nothing is copied where nothing changes.
+    """
+    if x.dtype == torch.uint8:
+        return x.to(device, torch.float32).div_(255).to(dtype)
+    return x.to(device, dtype)
+
+
+def as_classes(y: Tensor, name: str) -> Tensor:
+    """Labels (N,) of integers as int64.
+
+    Raises:
+        TypeError: another dtype, bool among them. ValueError: another shape. The message begins with `name`.
+    """
+    if y.dtype in INTEGERS and y.dim() == 1:
+        return y.to(torch.int64)
+    error = ValueError if y.dtype in INTEGERS else TypeError
+    raise error(
+        f"{name}: labels y are {str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}, wanted integers of "
+        "shape (N,), the class of each sample; pass x alone if y is none"
+    )
+
+
+def check_classes(y: Tensor, outputs: object, name: str) -> None:
+    """Whether labels (N,) int64 number the outputs of a network, of which `outputs` are some.
+
+    Raises:
+        ValueError: outputs other than (N, K) with K >= 2, or a label outside of 0 to K - 1. The message begins with
+            `name`.
+    """
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < 2:
+        what = (
+            f"outputs of shape (N{''.join(f', {n}' for n in outputs.shape[1:])})"
+            if isinstance(outputs, Tensor)
+            else (f"a {type(outputs).__name__}")
+        )
+        raise ValueError(
+            f"{name}: labels y are given, and the network gives {what}, wanted (N, K), K >= 2 classes, whose largest "
+            "is compared with them; pass x alone if y is no class of these"
+        )
+    K = outputs.shape[1]
+    outside = ((y < 0) | (y >= K)).nonzero()
+    if len(outside):
+        first = int(outside[0])
+        raise ValueError(
+            f"{name}: label {int(y[first])} of sample {first}, wanted 0 to {K - 1}, for the network has {K} outputs; "
+            "pass x alone if y is no class of these"
+        )

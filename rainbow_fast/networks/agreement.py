@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""When two outputs are one and the same, to the bit or to rounding, of many samples or of one alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BOUND = 1e-5  # of the largest output: 84 times the unit of float32
+# A half-precision layer rounds what it gives, and L of them differ by sqrt(L) / 2 units at random: 256 layers.
+HALF_UNITS = 8
+
+
+def bound(*dtypes: torch.dtype) -> float:
+    """How far two ways to compute the same may be apart, over the largest output: 1e-5, or 8 units of half precision
+    where that comes in (0.0078 for float16, 0.063 for bfloat16)."""
+    units = [torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point and dtype.itemsize == 2]
+    return max([BOUND, *(HALF_UNITS * unit for unit in units)])
+
+
+def limit_of(outputs: Any, x: Tensor) -> float:
+    """`bound` for what is given for x."""
+    return bound(x.dtype, *(t.dtype for t in tensors(outputs)))
+
+
+def tensors(outputs: Any) -> Iterator[Tensor]:
+    """All tensors of an output, which may be nested, or an object with attributes."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping):
+        for value in outputs.values():
+            yield from tensors(value)
+    elif isinstance(outputs, list | tuple):
+        for value in outputs:
+            yield from tensors(value)
+    elif hasattr(outputs, "__dict__"):
+        for value in vars(outputs).values():
+            if isinstance(value, Tensor | Mapping | list | tuple):
+                yield from tensors(value)
+
+
+def distances(a: Any, b: Any) -> float:
+    """The largest of all tensors, infinite where these are not as many."""
+    mine, its = list(tensors(a)), list(tensors(b))
+    if len(mine) != len(its):
+        return math.inf
+    return max((distance(x, y) for x, y in zip(mine, its, strict=True)), default=0.0)
+
+
+def distance(x: Tensor, wanted: Tensor, among: Tensor | None = None) -> float:
+    """``max |x - wanted| / max |among|``, that of `wanted` by default; infinite where shapes or NaN differ."""
+    if x.shape != wanted.shape:
+        return math.inf
+    if x.dtype == wanted.dtype and torch.equal(x, wanted):
+        return 0.0
+    kind = torch.complex128 if x.is_complex() or wanted.is_complex() else torch.float64
+    x, wanted = x.detach().to(kind), wanted.detach().to(kind)
+    finite = x.isfinite() & wanted.isfinite()
+    if not ((x == wanted) | (x.isnan() & wanted.isnan()) | finite).all():
+        return math.inf
+    zero = torch.zeros((), dtype=torch.float64, device=x.device)
+    difference = torch.where(finite, (x - wanted).abs(), zero).max()
+    size = (wanted if among is None else among.detach().to(kind)).abs()
+    largest = torch.where(size.isfinite(), size, zero).max()
+    return float(difference / largest) if difference > 0 else 0.0
+
+
+def of_middle(outputs: Tensor, single: Tensor, samples: int) -> Tensor | None:
+    """What `outputs` of so many samples have of number samples // 2, in the shape of `single`, that of one alone.
+
+    The axis of the samples, or of samples times positions, is the one that is so many times as long; outputs without
+    one are alike for all. None where there is no telling.
+    """
+    if outputs.shape == single.shape:
+        return outputs if samples not in outputs.shape[:1] else None
+    if outputs.dim() != single.dim():
+        return None
+    axes = [axis for axis, (N, n) in enumerate(zip(outputs.shape, single.shape, strict=True)) if N != n]
+    if len(axes) != 1 or outputs.shape[axes[0]] != samples * single.shape[axes[0]]:
+        return None
+    length = single.shape[axes[0]]
+    return outputs.narrow(axes[0], samples // 2 * length, length)

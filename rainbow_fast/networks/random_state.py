@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The global random state, left alone while a user's own code runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def untouched(device: torch.device) -> Iterator[None]:
+    """The random state of torch (on the CPU and that device), Python and NumPy is afterwards what it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    kind, devices = ("cuda", []) if device.type == "cpu" else (device.type, [device])
+    try:
+        with torch.random.fork_rng(devices=devices, device_type=kind):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
