@@ -82,6 +82,8 @@ def random_features_covariance(
     stream: int = 0,
     row_offset: int = 0,
     scale: float = 1.0,
+    x_center: Tensor | None = None,  # (d,), taken off x
+    center: Tensor | None = None,  # (n,), taken off the features
     backend: str | None = None,
 ) -> Any:  # (d, n), (n,), (n,); of S seeds (S, d, n), (S, n), (S, n); of several n a list of such
     r"""Cross-covariance of x with random features, :math:`\sum x^\top \phi'`, with :math:`\sum \phi'` and
@@ -103,10 +105,27 @@ def random_features_covariance(
     key = None if seed is None else as_key(seed, stream, row_offset)
     checks.features(u, most, G, shift, activation, key)
     checks.samples(x, u)
+    if x_center is not None or center is not None:
+        return _about_centers(x, u, most, key, G, shift, activation, negative_slope, scale, x_center, center)
     sums = torch.ops.rainbow_fast.random_features_covariance(
         x, u, shift, most, key, G, activation, negative_slope, scale, backend
     )
     return [tuple(t[..., :width] for t in sums) for width in widths] if widths is n else sums
+
+
+def _about_centers(x, u, n, key, G, shift, activation, slope, scale, x_center, center):
+    """TEMPORARY: by plain products, a block of neurons at a time; of one seed."""
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    x = x if x_center is None else x - x_center.view(shape)
+    parts = []
+    for start in range(0, n, 4096):
+        stop = min(start + 4096, n)
+        here = None if key is None else key + key.new_tensor([0, 0, start, 0])
+        rows = None if G is None else G[start:stop]
+        phi = torch.ops.rainbow_fast.random_features(u, shift, stop - start, here, rows, activation, slope, scale, None)
+        phi = flat(phi if center is None else phi - center[start:stop].view(shape))
+        parts.append((cross_covariance_reference(x, phi), phi.double().sum((0, 2)), phi.double().square().sum((0, 2))))
+    return tuple(torch.cat(part, -1) for part in zip(*parts, strict=True))
 
 
 def random_features_projection(
