@@ -18,7 +18,8 @@ from rainbow_fast.ops.random_features import (
     random_features_covariance,
     random_features_projection,
 )
-from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
+from rainbow_fast.rainbow.channel_moments import first_center, first_samples, shaped, sums
+from rainbow_fast.rainbow.moments import CrossCovariance
 
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
 FEATURE_BLOCK = 128
@@ -133,23 +134,38 @@ class RainbowActivation(nn.Module):
         if self.fused:
             u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
         positions = features // self.n
+        first = moments.cross is None
         cross, total, square = moments.begin(x, features)
+        center, x_center = moments.y.center, moments.x.center
+        assert center is not None and x_center is not None
+        if not self.fused:
+            x = x - shaped(x_center, x)
         for start, stop in self.blocks():
             at = slice(start * positions, stop * positions)
             if self.fused:
+                if first:
+                    center[at] = self._center(u, shift, start, stop)
                 given = dict(shift=shift, **self._sigma(), **self._rows(u, start, stop))
+                given |= dict(x_center=x_center.to(u.dtype), center=center[at].to(u.dtype))
                 found = random_features_covariance(x, u, stop - start, **given)
             else:
                 phi = select(self._features(u, shift, start, stop))
-                sample = ChannelMoments()
-                sample.update(phi)
-                assert sample.total is not None and sample.square is not None
-                found = (cross_covariance(x, phi), sample.total, sample.square)
+                if first:
+                    center[at] = first_center(phi)
+                phi = phi - shaped(center[at], phi)
+                found = (cross_covariance(x, phi), *sums(phi))
             for out, part in zip((cross[:, at], total[at], square[at]), found, strict=True):
                 out += part
 
-    def add_product(self, out: Tensor, V: Tensor, c: Tensor, z: Tensor, select: Select) -> None:
-        """Add the sum of ``(V phi' - c) phi'^T`` (k, features) over the samples that `select` takes to `out`, float64.
+    def _center(self, u: Tensor, shift: Tensor | None, start: int, stop: int) -> Tensor:
+        """`first_center` of features, of which no others are made."""
+        u = first_samples(u)
+        shift = None if shift is None else first_samples(shift.unsqueeze(1)).squeeze(1)
+        return first_center(self._features(u, shift, start, stop))
+
+    def add_product(self, out: Tensor, V: Tensor, c: Tensor, z: Tensor, select: Select, center: Tensor) -> None:
+        """Add the sum of ``(V phi' - c)(phi' - center)^T`` (k, features) over the samples that `select` takes to `out`,
+        float64.
 
         V (k, m) has zeros for the features after the first m.
         """
@@ -178,9 +194,11 @@ class RainbowActivation(nn.Module):
             at = slice(start * positions, stop * positions)
             if self.fused:
                 given = dict(shift=shift, **self._sigma(), **self._rows(u, start, stop))
+                given |= dict(center=center[at].to(u.dtype))
                 out[:, at] += random_features_covariance(y, u, stop - start, **given)[0]
             else:
-                out[:, at] += cross_covariance(y, features(start, stop))
+                phi = features(start, stop)
+                out[:, at] += cross_covariance(y, phi - shaped(center[at], phi))
 
     def rows(self, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
         """Neurons start to stop of phi' as (samples, features), of the samples that `select` takes."""

@@ -151,23 +151,29 @@ def centred(
     subtracted: Tensor,
     inverse: Tensor,
     dtype: torch.dtype = torch.float32,
+    *,
+    center: Tensor | None = None,
 ) -> Apply:
     """Products with the second moment of normalised features, ``E[f f^T]``, ``f = inverse (phi' - subtracted)``.
 
     Args:
-        covariance: gives ``E[(V phi' - c) phi'^T]`` (k, n) float64 of V (k, m), as for `regress`, and c (k,), both
-            of `dtype`. (c is taken off between the passes, so that the sums of the second are of small numbers.)
+        covariance: gives ``E[(V phi' - c)(phi' - center)^T]`` (k, n) float64 of V (k, m), as for `regress`, and c (k,),
+            both of `dtype`. (c is taken off between the passes, so that the sums of the second are of small numbers.)
         mean, subtracted, inverse: E[phi'] and the two vectors above, (n,) float64.
         dtype: that of the passes; what they multiply is rounded to it here, so that means cancel.
+        center: near the mean, (n,) float64; None for 0.
     """
+    center = torch.zeros_like(mean) if center is None else center
+    about = center if center.any() else subtracted
+    off, left = mean - center, center - subtracted
 
     def product(V: Tensor) -> Tensor:
         m = V.shape[1]
         W = (V * inverse[:m]).to(dtype)
         c = W.double() @ subtracted[:m]
-        near = c.to(dtype)
-        out = covariance(W, near) - torch.outer(c - near.double(), mean)
-        return (out - torch.outer(W.double() @ mean[:m] - c, subtracted)) * inverse
+        near = (W.double() @ about[:m]).to(dtype)
+        out = covariance(W, near) - torch.outer(c - near.double(), off)
+        return (out + torch.outer(W.double() @ mean[:m] - c, left)) * inverse
 
     return product
 

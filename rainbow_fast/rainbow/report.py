@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from rainbow_fast.rainbow.moments import ChannelMoments
+from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.parts import Parts
 from rainbow_fast.rainbow.table import aligned, cell
 
