@@ -18,7 +18,7 @@ from rainbow_fast.ops.random_features import (
     random_features_covariance,
     random_features_projection,
 )
-from rainbow_fast.rainbow.channel_moments import first_center, first_samples, shaped, sums
+from rainbow_fast.rainbow.channel_moments import first_center, shaped, spread_samples, sums
 from rainbow_fast.rainbow.moments import CrossCovariance
 
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
@@ -159,9 +159,8 @@ class RainbowActivation(nn.Module):
 
     def _center(self, u: Tensor, shift: Tensor | None, start: int, stop: int) -> Tensor:
         """`first_center` of features, of which no others are made."""
-        u = first_samples(u)
-        shift = None if shift is None else first_samples(shift.unsqueeze(1)).squeeze(1)
-        return first_center(self._features(u, shift, start, stop))
+        shift = None if shift is None else spread_samples(shift.unsqueeze(1)).squeeze(1)
+        return first_center(self._features(spread_samples(u), shift, start, stop))
 
     def add_product(self, out: Tensor, V: Tensor, c: Tensor, z: Tensor, select: Select, center: Tensor) -> None:
         """Add the sum of ``(V phi' - c)(phi' - center)^T`` (k, features) over the samples that `select` takes to `out`,

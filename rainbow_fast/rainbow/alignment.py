@@ -98,8 +98,11 @@ def align(
         assert least_squares is not None
         B = least_squares(M, moments, subtracted, inverse, parts.ridge)
         overlap = float((B * M).sum())
+    unit = 1.0 if 1e-30 < size < 1e30 else math.ldexp(1.0, math.frexp(size)[1] - 1)  # polar squares M
+    if unit != 1:
+        M.div_(unit)
     factor = polar_(M, rank="complete" if parts.alignment == "polar_complete" else "partial", rtol=RTOL)
-    nuclear = float(factor.nuclear_norm)
+    nuclear = float(factor.nuclear_norm) * unit
     if parts.alignment != "regression":
         B, overlap = M, nuclear
     if parts.offset:  # what the mean of phi' that is left in M adds

@@ -11,8 +11,9 @@ from torch.linalg import vector_norm
 
 BLOCK = 512  # samples
 PIECE = 2**20  # numbers whose distance from the center is made at a time, and read again from the cache
-FIRST_SAMPLES = 32  # whose mean is the center
-SMALL = 1e-30  # mean squares below it are summed in float64, as float32 keeps few digits of their terms
+SPREAD = 32  # samples whose mean is the center
+GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread most evenly, however many they are
+SMALL = 1e-30  # squares below it are summed in float64, as float32 keeps few digits of them
 
 
 class ChannelMoments:
@@ -20,11 +21,11 @@ class ChannelMoments:
 
         total = sum (x - center),    square = sum (x - center)^2,    var x = square / count - (total / count)^2
 
-    The center is near the mean of some of the first samples, and the dtype of x (float32 for half precision) holds it
-    exactly. So x - center is about as large as x varies, and neither mean nor variance is a difference of large
-    numbers: with means of up to 10^5 standard deviations the variance of float32 data is right to 1e-5 of itself. (The
-    center is at most ``sqrt(N / n)`` standard deviations off, where n samples are like the first.) A channel of equal
-    numbers has the variance 0.
+    The center is near the mean of some samples of the first batch, and the dtype of x (float32 for half precision)
+    holds it exactly. So x - center is about as large as x varies, and neither mean nor variance is a difference of
+    large numbers: whatever the mean, the variance of float32 data is right to 1e-6 of itself, and the mean to 1e-6 of
+    the standard deviation. (Where the first batch, n of all N samples, is unlike the others, to N / n times that at
+    worst.) A channel of equal numbers has the variance 0.
 
     Attributes:
         count: samples seen.
@@ -156,30 +157,29 @@ def _narrower(*dtypes: torch.dtype) -> torch.dtype:
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def first_samples(x: Tensor) -> Tensor:
-    """Up to `FIRST_SAMPLES` samples of x (N, d, *space), of its first images, positions spread: (images, d), or
-    (images, d, positions of each)."""
-    if x.dim() == 2:
-        return x[:FIRST_SAMPLES]
-    some = x[:FIRST_SAMPLES].flatten(2)
-    step = max(len(some) * some.shape[2] // FIRST_SAMPLES, 1)
-    return some[:, :, (min(step, some.shape[2]) - 1) // 2 :: step]
+def spread_samples(x: Tensor) -> Tensor:
+    """A few samples of x (N, d, *space), spread over images and positions: (`SPREAD`, d), or as many as there are."""
+    maps = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+    count = len(maps) * maps.shape[2]
+    rows = torch.arange(min(count, SPREAD), device=x.device)
+    if count > SPREAD:
+        rows = (rows.double() * GOLDEN % 1 * count).long()
+    return maps[rows // max(maps.shape[2], 1), :, rows % max(maps.shape[2], 1)]
 
 
 def first_center(x: Tensor) -> Tensor:
     """A number near the mean of each channel of x (N, d, *space), in the dtype of x but as float64, (d,).
 
-    It is the mean of `first_samples`, rounded to a multiple of a power of two between an eighth and a quarter of their
+    It is the mean of `spread_samples`, rounded to a multiple of a power of two between an eighth and a quarter of their
     standard deviation: the distance of a number that comes again and again, as the zeros of a ReLU do, then has few
     bits, and its square is summed without rounding. Exactly the number where all are equal; 0 where there are no
     samples.
     """
-    some = first_samples(x).double()
-    some = some.flatten(2) if x.dim() > 2 else some.unsqueeze(2)
+    some = spread_samples(x).double()
     if not some.numel():
         return torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    first = some[0, :, 0]
-    variance, off = torch.var_mean(some - first.unsqueeze(1), (0, 2), correction=0)
+    first = some[0]
+    variance, off = torch.var_mean(some - first, 0, correction=0)
     grain = torch.ldexp(torch.ones_like(off), torch.frexp(variance.sqrt()).exponent - 3)
     mean = first + off
     return torch.where(variance > 0, (mean / grain).round() * grain, mean).to(x.dtype).double()
@@ -197,10 +197,11 @@ def shaped(center: Tensor, x: Tensor) -> Tensor:
 
 def sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """Of x and x^2 over samples and positions, (d,) float64; those of `BLOCK` samples, or positions, in the dtype of x,
-    as the kernels do, where a copy in float64 would take longer than all else."""
+    as the kernels do, where a copy in float64 would take longer than all else; unless squares leave its range."""
     total, square = _sums(x)
-    small = x.dtype != torch.float64 and x.numel() > 0 and square.max() < SMALL * x.numel() / len(square)
-    return _sums(x.double()) if small and total.any() else (total, square)
+    if x.dtype == torch.float64 or not x.numel() or SMALL * x.numel() <= square.max() < math.inf or not total.any():
+        return total, square
+    return _sums(x.double())
 
 
 def _sums(x: Tensor) -> tuple[Tensor, Tensor]:

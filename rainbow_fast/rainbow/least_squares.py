@@ -14,7 +14,7 @@ from rainbow_fast.rainbow.activation import RainbowActivation, Select
 from rainbow_fast.rainbow.channel_moments import shaped
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.parts import Parts
-from rainbow_fast.rainbow.regression import centred, products_expected, regress, sketch_size
+from rainbow_fast.rainbow.regression import NotSolvedError, centred, products_expected, regress, sketch_size
 
 RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
 SQUARE_BYTES = 2**33  # that S, or the kernel, may take, factored in place: 32,768 rows of float64
@@ -63,7 +63,7 @@ class Summed:
             S.mul_(inverse).mul_(inverse[:, None])
         if ridge == 0:
             return M @ torch.linalg.pinv(S, hermitian=True, rtol=RTOL)
-        return _solve(S, ridge * float(S.diagonal().mean()), M.T).T
+        return _solve(S, ridge * float(S.diagonal().mean()), M.T, moments.name).T
 
 
 class Kernel:
@@ -94,8 +94,12 @@ class Kernel:
         K += along
         K += along.unsqueeze(1) + apart.square().sum()
         X = torch.cat([_rows(take(phi)) for phi, _, take in self.batches()]).double()
+        if torch.equal(subtracted, moments.mean_y):  # sum F = 0, so that the mean of X has no part in A
+            X -= moments.mean_x
         if ridge > 0:
-            Y = _solve(K, count * ridge * moments.y.second_moment_about(subtracted, inverse) / M.shape[1], X).T
+            Y = _solve(
+                K, count * ridge * moments.y.second_moment_about(subtracted, inverse) / M.shape[1], X, moments.name
+            ).T
         else:
             Y = X.T @ torch.linalg.pinv(K, hermitian=True, rtol=RTOL)
         A = torch.empty_like(M)
@@ -124,16 +128,20 @@ class Products:
 
         apply = centred(covariance, moments.mean_y, subtracted, inverse, self.dtype, center=center)
         mean_diagonal = moments.y.second_moment_about(subtracted, inverse) / M.shape[1]
-        return regress(apply, M, mean_diagonal, ridge, dtype=self.dtype)
+        try:
+            return regress(apply, M, mean_diagonal, ridge, dtype=self.dtype)
+        except NotSolvedError as error:
+            raise ValueError(f"site {moments.name!r}: ridge: {error}") from None
 
 
-def _solve(S: Tensor, shift: float, B: Tensor) -> Tensor:
+def _solve(S: Tensor, shift: float, B: Tensor, site: str | None) -> Tensor:
     """``(S + shift I)^-1 B`` of a symmetric S, contiguous, in its memory."""
     S.diagonal().add_(shift)
     factor, failed = S.mT, torch.empty((), dtype=torch.int32, device=S.device)  # columns in one piece, for LAPACK
     torch.linalg.cholesky_ex(factor, out=(factor, failed))
     if failed:
-        raise ValueError("ridge: S + lambda I is singular to float64, wanted a larger one, or 0 for a pseudo-inverse")
+        why = "S + lambda I is singular to float64, wanted a larger one, or 0 for a pseudo-inverse"
+        raise ValueError(f"site {site!r}: ridge: {why}")
     half = torch.linalg.solve_triangular(factor, B, upper=False)  # cholesky_solve copies the factor
     return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 

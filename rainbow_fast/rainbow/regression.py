@@ -20,6 +20,10 @@ PRODUCTS = 14
 COLUMNS = 4096  # of the preconditioner that are solved with at a time
 
 
+class NotSolvedError(RuntimeError):
+    """The regression was not solved."""
+
+
 def regress(
     apply: Apply,
     M: Tensor,  # (d, n)
@@ -75,7 +79,7 @@ def regress(
 
     Raises:
         ValueError: a shape, a dtype or a number outside its range, M or a product that is not finite.
-        RuntimeError: the tolerance is not reached.
+        NotSolvedError: the tolerance is not reached, or products are not certain enough to go on.
 
     Source: Frangella, Tropp and Udell (SIAM J. Matrix Anal. Appl. 2023), section 5, for the preconditioner; Dubrulle
     (Electron. Trans. Numer. Anal. 2001), for block conjugate gradients with orthonormal directions.
@@ -91,7 +95,9 @@ def regress(
         S_V = _product(apply, V, M.shape[1])
         V = V.double()
         Q = P.half(S_V.add_(V, alpha=shift))
-        factor = torch.linalg.cholesky(_symmetric(D @ Q.T))
+        factor, failed = torch.linalg.cholesky_ex(_symmetric(D @ Q.T))
+        if failed:
+            raise NotSolvedError("S + lambda I is not positive to the precision of products, wanted a larger one")
         step = torch.cholesky_solve(D @ R.T, factor).T
         A.addmm_(step, V)
         R.addmm_(step, Q, alpha=-1)
@@ -101,7 +107,7 @@ def regress(
             return A
         D = _orthonormal(R - torch.cholesky_solve(Q @ R.T, factor).T @ D)
     reached = float((P.bound(R) / energy.clamp(min=torch.finfo(torch.float64).tiny)).max().sqrt())
-    raise RuntimeError(
+    raise NotSolvedError(
         f"after {max_products} products the predictions are certain to {reached:.1e}: wanted tolerance={tolerance}"
     )
 

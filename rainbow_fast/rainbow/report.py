@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from rainbow_fast.rainbow.channel_moments import ChannelMoments
+from rainbow_fast.rainbow.channel_moments import SMALL, ChannelMoments
 from rainbow_fast.rainbow.parts import Parts
 from rainbow_fast.rainbow.strict_json import dumps
 from rainbow_fast.rainbow.table import aligned, cell
@@ -131,8 +132,7 @@ class Error:
         if not self.known:
             self.phi.update(phi)
         size = max(PIECE // max(phi[:1].numel(), 1), 1)
-        parts = [_squares(a, b) for a, b in zip(phih.split(size), phi.split(size), strict=True)]
-        self.difference += float(torch.cat(parts).sum())
+        self.difference += _sum_of_squares(phih, phi, size)
 
     def relative(self) -> tuple[float, float]:
         return tuple(
@@ -141,9 +141,19 @@ class Error:
         )  # type: ignore[return-value]
 
 
-def _squares(phih: Tensor, phi: Tensor) -> Tensor:
-    """|phih - phi|^2 of each sample and channel, float64."""
-    difference = (phih - phi).flatten(min(phi.dim() - 1, 2)).to(torch.promote_types(phi.dtype, torch.float32))
+def _sum_of_squares(phih: Tensor, phi: Tensor, size: int) -> float:
+    """|phih - phi|^2, so many samples at a time; in float64 where squares leave the range of float32."""
+    for dtype in (torch.promote_types(phi.dtype, torch.float32), torch.float64):
+        parts = [_squares(a, b, dtype) for a, b in zip(phih.split(size), phi.split(size), strict=True)]
+        found = float(torch.cat(parts).sum())
+        if SMALL * phi.numel() <= found < math.inf:
+            break
+    return found
+
+
+def _squares(phih: Tensor, phi: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of each sample and channel, float64."""
+    difference = (phih - phi).flatten(min(phi.dim() - 1, 2)).to(dtype)
     return vector_norm(difference, dim=-1).double().square_().flatten()
 
 
