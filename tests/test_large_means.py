@@ -175,6 +175,11 @@ def test_squares_outside_the_range_of_float32() -> None:
         maps = ChannelMoments()
         maps.update((x * scale).view(20, 100, 3).movedim(2, 1))
         torch.testing.assert_close(maps.variance(), found.variance(), rtol=SUMS, atol=0)
+    for scale in (1e-100, 1e100):
+        y = (x + 1).double() * scale
+        covariance = rf.CrossCovariance().update(y).covariance()
+        exact = (x.double() - x.double().mean(0)) * scale
+        torch.testing.assert_close(covariance, exact.T @ exact / len(x), rtol=SUMS, atol=SUMS * scale**2)
 
 
 def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def _check(moments: CrossCovariance, parts: Parts, subtracted: Tensor) -> None:
     of_means = _root_mean_square(x.mean) * _root_mean_square(y.mean - subtracted)
     if 0 < around < DIGITS * kind.smallest_normal * kind.eps > of_means:
         raise ValueError(
-            f"{site}: products of activations, about {around:.0e}, vanish in {x.dtype}: wanted larger data"
+            f"{site}: products of activations, about {around:.0e}, vanish in {x.dtype}: wanted larger ones"
         )
 
 

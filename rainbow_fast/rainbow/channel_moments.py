@@ -180,8 +180,8 @@ def first_center(x: Tensor) -> Tensor:
         return torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
     first = some[0]
     variance, off = torch.var_mean(some - first, 0, correction=0)
-    grain = torch.ldexp(torch.ones_like(off), torch.frexp(variance.sqrt()).exponent - 3)
-    mean = first + off
+    deviation, mean = variance.sqrt(), first + off
+    grain = deviation / torch.frexp(deviation).mantissa / 8
     return torch.where(variance > 0, (mean / grain).round() * grain, mean).to(x.dtype).double()
 
 
