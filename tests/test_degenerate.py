@@ -11,6 +11,7 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.analysis.convergence import kernel_convergence
+from rainbow_fast.cli.experiment import _report
 from rainbow_fast.rainbow.alignment import align
 from rainbow_fast.rainbow.parts import METHODS, Parts
 from rainbow_fast.rainbow.report import Error
@@ -27,6 +28,7 @@ DATA = {
     "small": X * 1e-20,
     "tiny": X * 1e-40,
     "large": X * 1e10,
+    "huge": X * 1e25,
     "far": X + 1e6,
 }
 CONSTANT = ("ones", "equal", "zeros", "one sample", "two equal samples")
@@ -34,6 +36,7 @@ OPTIONS = {
     "paper": {"method": "paper"},
     "calibrated": {"method": "calibrated"},
     "regression": {"method": "regression"},
+    "pseudo-inverse": {"method": "regression", "ridge": 0.0},
     "centred regression": {"method": "regression", "center": True, "offset": True},
     "offset": {"method": "paper", "offset": True, "scale": "optimal"},
     "complete": {"method": "calibrated", "alignment": "polar_complete", "scale": "nuclear"},
@@ -70,7 +73,7 @@ def test_a_network_or_an_error_that_names_the_site(kind: str, data: str, dtype: 
         try:
             network, report = model.sample(factor=2, **options)
         except ValueError as error:
-            assert str(error).startswith("site '"), f"{name}: {error}"
+            assert str(error).startswith(("site '", "layer '")), f"{name}: {error}"
             assert data not in CONSTANT or not METHODS[options["method"]].offset, f"{name}: {error}"
             continue
         got, wanted = network(x), made(x)
@@ -172,6 +175,14 @@ def test_comparisons_are_json() -> None:
 def test_strict_json() -> None:
     nested = {"a": [1.5, math.nan, (math.inf, None)], "b": {"c": -math.inf, "d": True, "e": "nan"}}
     assert valid(dumps(nested)) == {"a": [1.5, None, [None, None]], "b": {"c": None, "d": True, "e": "nan"}}
+
+
+def test_a_run_that_goes_on_reads_null_as_nan() -> None:
+    for held in (0.0, 0.5):
+        _, report = rf.sample(net("plain"), DATA["equal"], factor=2, method="calibrated", holdout=held)
+        again = _report(valid(report.to_json()))
+        assert str(again) == str(report) and again.to_json() == report.to_json()
+        assert (again.sites[0].held_out_error is None) == (held == 0)
 
 
 def test_kernels_of_activations_that_are_zero() -> None:

@@ -61,6 +61,7 @@ class Summed:
         S = self.S.div_(moments.count).addr_(off, off, alpha=-1).addr_(left, left)
         if (inverse != 1).any():
             S.mul_(inverse).mul_(inverse[:, None])
+        _check(S, moments.name)
         if ridge == 0:
             return M @ torch.linalg.pinv(S, hermitian=True, rtol=RTOL)
         return _solve(S, ridge * float(S.diagonal().mean()), M.T, moments.name).T
@@ -93,6 +94,7 @@ class Kernel:
             along += rows.double() @ apart[at]
         K += along
         K += along.unsqueeze(1) + apart.square().sum()
+        _check(K, moments.name)
         X = torch.cat([_rows(take(phi)) for phi, _, take in self.batches()]).double()
         if torch.equal(subtracted, moments.mean_y):  # sum F = 0, so that the mean of X has no part in A
             X -= moments.mean_x
@@ -132,6 +134,11 @@ class Products:
             return regress(apply, M, mean_diagonal, ridge, dtype=self.dtype)
         except NotSolvedError as error:
             raise ValueError(f"site {moments.name!r}: ridge: {error}") from None
+
+
+def _check(S: Tensor, site: str | None) -> None:
+    if not all(torch.isfinite(end) for end in torch.aminmax(S)):
+        raise ValueError(f"site {site!r}: the products of features overflow")
 
 
 def _solve(S: Tensor, shift: float, B: Tensor, site: str | None) -> Tensor:
