@@ -8,7 +8,6 @@ recorders in the place of the launchers, so that the implementations for CUDA an
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,18 +17,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from rainbow_fast import backend
 
 aten = torch.ops.aten
-CUDA = torch.device("cuda", 0)
+CUDA, META = torch.device("cuda", 0), torch.device("meta")
 COPIES = (aten._to_copy.default, aten.copy_.default, aten.to.dtype_layout)
-ADDRESS = itertools.count(2**40, 2**30)
 
 
 class Elsewhere(Tensor):
-    """A tensor on `cuda:0` without memory."""
+    """A tensor on `cuda:0` without memory; on `meta` for autograd, which asks a driver for the stream of a GPU."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -37,14 +35,19 @@ class Elsewhere(Tensor):
     def __new__(cls, inside: Tensor, requires_grad: bool = False) -> Elsewhere:
         made = Tensor._make_wrapper_subclass(
             cls, inside.shape, strides=inside.stride(), storage_offset=inside.storage_offset(), dtype=inside.dtype,
-            device=CUDA, requires_grad=requires_grad,
+            device="meta", requires_grad=requires_grad,
         )  # fmt: skip
         made.inside = inside
-        made.address = next(ADDRESS)
         return made
 
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CUDA
+
     def data_ptr(self) -> int:
-        return self.address
+        """Views of one memory lie in it, others do not."""
+        base = self.inside.untyped_storage()._cdata << 20
+        return base + self.inside.storage_offset() * self.inside.element_size()
 
     def tolist(self) -> Any:
         raise AssertionError("the host waits for the GPU: tolist")
@@ -55,8 +58,6 @@ class Elsewhere(Tensor):
 
 
 def run(op: Any, args: Any, kwargs: dict) -> Any:
-    if op.namespace == "rainbow_fast":
-        return op._op_dk(torch._C.DispatchKey.CUDA, *args, **kwargs)
     if op in (aten._local_scalar_dense.default, aten.item.default, aten.equal.default, aten.is_nonzero.default):
         raise AssertionError(f"the host waits for the GPU: {op}")
     to = kwargs.get("device")
@@ -65,14 +66,14 @@ def run(op: Any, args: Any, kwargs: dict) -> Any:
     if op is aten.copy_.default and not isinstance(args[0], Elsewhere):
         raise AssertionError(f"the host waits for the GPU: {op} into a CPU tensor")
     if op not in COPIES:
-        for t in torch.utils._pytree.tree_leaves((args, kwargs)):
+        for t in tree_leaves((args, kwargs)):
             if isinstance(t, Tensor) and not isinstance(t, Elsewhere) and t.dim():
                 raise AssertionError(f"{op} of a CPU tensor of shape {tuple(t.shape)} and one on the GPU")
     if to is not None:
-        kwargs = kwargs | {"device": "meta"}
+        kwargs = kwargs | {"device": META}
 
     def inside(t: Tensor) -> Tensor:
-        return t.inside if isinstance(t, Elsewhere) else t.to("meta")
+        return t.inside if isinstance(t, Elsewhere) else t.to(META)
 
     results = op(*tree_map_only(Tensor, inside, args), **tree_map_only(Tensor, inside, kwargs))
     if op._schema.is_mutable:
@@ -81,18 +82,18 @@ def run(op: Any, args: Any, kwargs: dict) -> Any:
 
 
 class Factories(TorchDispatchMode):
-    """New tensors on `cuda`, and those that are moved there."""
+    """New tensors on `cuda`, which autograd asks for on `meta`, and those that are moved there; and the ops themselves."""
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        device = kwargs.get("device") or next((a for a in args if isinstance(a, torch.device)), None)
-        given = any(isinstance(t, Elsewhere) for t in torch.utils._pytree.tree_leaves((args, kwargs)))
-        if not given and device is not None and torch.device(device).type == "cuda":
-            if op.namespace == "rainbow_fast":
-                return op._op_dk(torch._C.DispatchKey.CUDA, *args, **kwargs)
-            given = tree_map_only(Tensor, lambda t: t.to("meta"), args)
-            return Elsewhere(op(*given, **kwargs | {"device": torch.device("meta")}))
-        return op(*args, **kwargs)
+        if op.namespace == "rainbow_fast":
+            with self:
+                return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
+        device = kwargs.get("device")
+        given = any(isinstance(t, Elsewhere) for t in tree_leaves((args, kwargs)))
+        if given or device is None or torch.device(device).type == "cpu":
+            return op(*args, **kwargs)
+        return Elsewhere(op(*tree_map_only(Tensor, lambda t: t.to(META), args), **kwargs | {"device": META}))
 
 
 class Recorder:
@@ -122,6 +123,7 @@ def stubbed(chosen: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
         patch.setattr(backend, "_check_capability", lambda name, capability: None)
         patch.setattr(backend, "kernels", lambda chosen="cpu": recorder)
         patch.setattr(backend, "run_triton", launch)
+        patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "get_device_name", lambda device: "none")
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         stream = SimpleNamespace(device=CUDA, cuda_stream=0)

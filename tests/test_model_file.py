@@ -126,6 +126,34 @@ def test_a_probe_is_the_first_images_of_both_sets(tmp_path):
         rf.load_model(tmp_path / "model.safetensors", build(Residual))
 
 
+def test_a_file_of_version_1_has_sums_about_zero(tmp_path):
+    """Sums of such a file, made here of the data themselves, give the moments that the model has."""
+    path, x, net = tmp_path / "model.safetensors", images(8) + 2, mlp((8, 6, 10), seed=0).double()
+    model = rf.fit(net, x, holdout=0.0)
+    rf.save_model(model, path)
+    tensors = load_file(path)
+    for side in ("x", "y"):
+        del tensors[f"sites.0.center_{side}"]
+    z = net[:2](x.double()).detach()
+    tensors |= {"sites.0.cross": z.T @ z}
+    tensors |= {f"sites.0.total_{side}": z.sum(0) for side in ("x", "y")}
+    tensors |= {f"sites.0.square_{side}": z.square().sum(0) for side in ("x", "y")}
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() | {"version": "1"}
+    save_file({name: t.clone() for name, t in tensors.items()}, path, header)
+    loaded, (site,) = rf.load_model(path, net), model.sites
+    for got, wanted in (
+        (loaded.sites[0].z.compute(), site.z.compute()),
+        (loaded.sites[0].z.covariance(), site.z.covariance()),
+        (loaded.sites[0].z.mean_x, site.z.mean_x),
+        (loaded.sites[0].z.x.variance(), site.z.x.variance()),
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)  # float64; means are twice the deviations
+    assert loaded.sample(method="calibrated")[1].sites[0].scale == pytest.approx(
+        model.sample(method="calibrated")[1].sites[0].scale, rel=1e-12
+    )
+
+
 def test_what_save_model_refuses(tmp_path):
     model = rf.fit(mlp((8, 6, 10), seed=0), images(8))
     path = tmp_path / "model.safetensors"
@@ -149,8 +177,8 @@ def test_files_that_are_refused(tmp_path):
     whole = path.read_bytes()
     for data, message in (
         (whole[:-1], "is not a whole safetensors file"),
-        (whole.replace(b'"version":"1"', b'"version":"2"'), "has version 2, this package reads versions up to 1"),
-        (whole.replace(b'"version":"1"', b'"version":"x"'), "has version x, this package reads versions up to 1"),
+        (whole.replace(b'"version":"2"', b'"version":"3"'), "has version 3, this package reads versions up to 2"),
+        (whole.replace(b'"version":"2"', b'"version":"x"'), "has version x, this package reads versions up to 2"),
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=f"path: .*model.safetensors {message}"):

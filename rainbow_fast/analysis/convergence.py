@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -233,11 +234,14 @@ def _converge(
         for network in range(networks):
             for name, features in draw(n, network * count + place).items():
                 k, khat, to = features.expected(), features.empirical(), made[name]
-                power, trace = float(k.square().mean()), float(k.trace()) / len(k)
+                power, trace, size = (
+                    float(total) / len(k) or math.nan  # of activations that are all zero nothing is a share
+                    for total in (k.square().sum() / len(k), k.trace(), far[name].square().sum())
+                )
                 root = _root(khat)
                 to.kernel[network, place] = float((khat - k).square().mean()) / power
                 to.limit[network, place] = _distance(root, _root(k)) / trace
-                to.wide[network, place] = _distance(root, far[name]) / float(far[name].square().sum() / len(k))
+                to.wide[network, place] = _distance(root, far[name]) / size
                 kept[name].append((khat, power))
             if progress is not None:
                 progress(1 + place * networks + network + 1, total, f"width {n}, network {network}")

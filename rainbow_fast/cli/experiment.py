@@ -22,6 +22,7 @@ from rainbow_fast.networks import accuracy, train
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.parts import Parts
 from rainbow_fast.rainbow.report import Report, SiteReport
+from rainbow_fast.rainbow.strict_json import dumps
 
 Step = Callable[[float, str], None]  # share of a job that is done, and what is going on
 Watch = Callable[[float, str], AbstractContextManager[Step]]  # cost and name of a job
@@ -164,7 +165,7 @@ class Grid:
         networks = [
             {"job": str(job), "report": report.to_dict()} for job, report in zip(self.jobs, self.reports, strict=True)
         ]
-        write(self.folder / "report.json", json.dumps({"run": self.run, "networks": networks}, indent=1) + "\n")
+        write(self.folder / "report.json", dumps({"run": self.run, "networks": networks}, indent=1) + "\n")
         write_records(self.folder / "results.jsonl", self.records)
 
     def resume(self, jobs: Sequence[Job]) -> None:
@@ -205,8 +206,14 @@ def sample_grid(model: RainbowModel, groups: Iterable[Sequence[Job]], grid: Grid
 
 
 def _report(found: Record) -> Report:
-    """What `Report.to_dict` made a dict of."""
-    parts, sites = Parts(**found["parts"]), [SiteReport(**site) for site in found["sites"]]
+    """What `Report.to_dict` made a dict of; null was NaN where there is a number otherwise."""
+    held = bool(found["held_out_samples"])
+
+    def number(name: str, value: Any) -> Any:
+        return math.nan if value is None and (held or not name.startswith("held_out")) else value
+
+    parts = Parts(**found["parts"])
+    sites = [SiteReport(**{name: number(name, value) for name, value in site.items()}) for site in found["sites"]]
     return Report(**found | {"parts": parts, "sites": sites})
 
 

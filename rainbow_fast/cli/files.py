@@ -15,6 +15,7 @@ from torch import nn
 
 from rainbow_fast.networks import cnn, load_weights, mlp
 from rainbow_fast.rainbow.container import write_whole
+from rainbow_fast.rainbow.strict_json import dumps
 
 FORMAT, VERSION = "rainbow_fast.checkpoint", 1
 BUILDERS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
@@ -85,7 +86,7 @@ def write(path: Path, data: bytes | str) -> None:
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object a line."""
-    write(path, "".join(json.dumps(record) + "\n" for record in records))
+    write(path, "".join(dumps(record) + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[Record]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from rainbow_fast.rainbow.flight import in_flight_bytes
 from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.prepare import prepare
 from rainbow_fast.rainbow.storage import choose
+from rainbow_fast.rainbow.strict_json import dumps
 
 Kinds = tuple[type[nn.Module], ...]
 
@@ -55,7 +55,7 @@ class CostGrid:
         costs = [dict(job.size) | cost.to_dict() for job, cost in self.costs]
         totals: dict[str, Any] = {"networks": self.networks, "seconds": self.seconds, "peak_bytes": self.peak_bytes}
         totals |= {"together": self.together, "storage": self.storage}
-        return json.dumps(totals | {"threads": torch.get_num_threads(), "costs": costs})
+        return dumps(totals | {"threads": torch.get_num_threads(), "costs": costs})
 
 
 def job_costs(

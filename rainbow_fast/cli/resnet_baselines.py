@@ -14,8 +14,9 @@ from torch.nn.functional import pad, unfold
 
 from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.rainbow import alignment
+from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.classifier import ridge_classifier
-from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
+from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.parts import METHODS, Parts
 from rainbow_fast.rainbow.plan import SITE_BITS
 from rainbow_fast.rainbow.report import Error
@@ -112,9 +113,9 @@ class Naive:
         moments = CrossCovariance(layer.name)
         for phih in data.phih:
             moments.update(layer.conv(phih))
-        C, mean = moments.compute(), moments.mean_x
+        C, mean = moments.covariance(), moments.mean_x
         G = gaussian(n, d, seed=self.seed, stream=self.network << SITE_BITS | number, dtype=torch.float64) / d**0.5
-        variance = ((G @ (C - torch.outer(mean, mean))) * G).sum(1)
+        variance = ((G @ C) * G).sum(1)
         k = torch.arange(n) % d
         rows = G * (layer.norm.weight[k] * (variance + layer.norm.eps).rsqrt()).unsqueeze(1)
         self.rows, self.shift = rows.float(), (layer.norm.bias[k] - rows @ mean).float()

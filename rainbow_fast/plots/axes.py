@@ -174,7 +174,7 @@ def checked(records: Iterable[Record]) -> list[Record]:
             raise ValueError(f"records: some have an accuracy, record {index} differs from the first")
         if row["accuracy"] is not None and not 0 <= row["accuracy"] <= 1:
             raise ValueError(f"records: record {index} has accuracy {row['accuracy']}, wanted a fraction, 0 to 1")
-        if not 0 <= row["error"] < math.inf:
+        if row["error"] is None or not 0 <= row["error"] < math.inf:
             raise ValueError(f"records: record {index} has error {row['error']}, wanted a finite number, 0 or more")
         network = (row["method"], row["factor"], row["network"])
         if (*network, row["site"]) in seen:

@@ -19,7 +19,8 @@ from rainbow_fast.ops.random_features import (
     random_features_projection,
 )
 from rainbow_fast.ops.registration import without_autocast
-from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
+from rainbow_fast.rainbow.channel_moments import first_center, shaped, spread_samples, sums
+from rainbow_fast.rainbow.moments import CrossCovariance
 
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
 FEATURE_BLOCK = 128
@@ -150,7 +151,7 @@ class RainbowActivation(nn.Module):
         positions = self.A.shape[1] // self.n
         total: Tensor | None = None
         for start, stop in self.blocks():
-            A = self.A[:, start * positions : stop * positions].to(u.dtype)
+            A = self.A.narrow(1, start * positions, (stop - start) * positions).to(u.dtype)
             if self.fused:
                 y = random_features_projection(u, A, shift=shift, **self._sigma(), **self._rows(u, start, stop))
             elif self.flattened:
@@ -174,23 +175,37 @@ class RainbowActivation(nn.Module):
         if self.fused:
             u, shift = select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
         positions = features // self.n
+        first = moments.cross is None
         cross, total, square = moments.begin(x, features)
+        center, x_center = moments.y.center, moments.x.center
+        assert center is not None and x_center is not None
+        if not self.fused:
+            x = x - shaped(x_center, x)
         for start, stop in self.blocks():
             at = slice(start * positions, stop * positions)
             if self.fused:
+                if first:
+                    center[at] = self._center(u, shift, start, stop)
                 given = dict(shift=shift, **self._sigma(), **self._rows(u, start, stop))
+                given |= dict(x_center=x_center.to(u.dtype), center=center[at].to(u.dtype))
                 found = random_features_covariance(x, u, stop - start, **given)
             else:
                 phi = select(self._features(u, shift, start, stop))
-                sample = ChannelMoments()
-                sample.update(phi)
-                assert sample.total is not None and sample.square is not None
-                found = (cross_covariance(x, phi), sample.total, sample.square)
+                if first:
+                    center[at] = first_center(phi)
+                phi = phi - shaped(center[at], phi)
+                found = (cross_covariance(x, phi), *sums(phi))
             for out, part in zip((cross[:, at], total[at], square[at]), found, strict=True):
                 out += part
 
-    def add_product(self, out: Tensor, V: Tensor, c: Tensor, z: Tensor, select: Select) -> None:
-        """Add the sum of ``(V phi' - c) phi'^T`` (k, features) over the samples that `select` takes to `out`, float64.
+    def _center(self, u: Tensor, shift: Tensor | None, start: int, stop: int) -> Tensor:
+        """`first_center` of features, of which no others are made."""
+        shift = None if shift is None else spread_samples(shift.unsqueeze(1)).squeeze(1)
+        return first_center(self._features(spread_samples(u), shift, start, stop))
+
+    def add_product(self, out: Tensor, V: Tensor, c: Tensor, z: Tensor, select: Select, center: Tensor) -> None:
+        """Add the sum of ``(V phi' - c)(phi' - center)^T`` (k, features) over the samples that `select` takes to `out`,
+        float64.
 
         V (k, m) has zeros for the features after the first m.
         """
@@ -219,9 +234,11 @@ class RainbowActivation(nn.Module):
             at = slice(start * positions, stop * positions)
             if self.fused:
                 given = dict(shift=shift, **self._sigma(), **self._rows(u, start, stop))
+                given |= dict(center=center[at].to(u.dtype))
                 out[:, at] += random_features_covariance(y, u, stop - start, **given)[0]
             else:
-                out[:, at] += cross_covariance(y, features(start, stop))
+                phi = features(start, stop)
+                out[:, at] += cross_covariance(y, phi - shaped(center[at], phi))
 
     def rows(self, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
         """Neurons start to stop of phi' as (samples, features), of the samples that `select` takes."""
@@ -302,12 +319,12 @@ class RainbowActivation(nn.Module):
         """Rows start..stop of R: the address of G where R = G, else the rows themselves, made for this call."""
         key, r, device = self.key, u.shape[1], u.device
         if self.T is not None:
-            return {"G": self.T[start:stop].to(u.dtype) @ gaussian(self.n, r, seed=key, dtype=u.dtype, device=device)}
+            return {"G": self.T.narrow(0, start, stop - start).to(u.dtype) @ gaussian(self.n, r, seed=key, dtype=u.dtype, device=device)}
         here = key if start == 0 else further(key, start)
         if self.k is None:
             return {"seed": here}
-        k = self.k[start:stop]
-        chosen = nn.functional.one_hot(k, r) if self.U is None else self.U[k]
+        k = self.k.narrow(0, start, stop - start)
+        chosen = nn.functional.one_hot(k, r) if self.U is None else self.U.index_select(0, k)
         R = math.sqrt((1 - self.h**2) * self.d) * chosen.to(u.dtype)
         if self.h:
             R = R + self.h * gaussian(stop - start, r, seed=here, dtype=u.dtype, device=device)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.ops.polar import polar_
-from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
+from rainbow_fast.rainbow.channel_moments import ChannelMoments
+from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.parts import Parts
 
 RTOL = 1e-10  # singular values of M below this share of the largest are null: M is a mean of float64 sums
+DIGITS = 1e4  # products have so many steps of the dtype at least, where they are in its subnormal range
 
 
 # M, the moments, and the features' shift and factor, as `align` has them, and the ridge.
@@ -27,7 +29,8 @@ class Alignment:
 
     `shape` is that of B, `mean` is ``B E[phi']``; b and mean are (d,), float64. `overlap` is tr(A M^T), of the centred
     M where there is an offset; `features` is E|phi'|^2 of the features that M correlates (normalised, centred, or as
-    they are), `similarity` |M|_* / sqrt(E|phi|^2 E|phi'|^2).
+    they are), `similarity` |M|_* / sqrt(E|phi|^2 E|phi'|^2). Of B = 0 the rank is 0, and similarity, effective rank and
+    condition are NaN.
     """
 
     shape: tuple[int, int]
@@ -52,10 +55,13 @@ def align(
 ) -> tuple[Tensor, Alignment]:
     r"""Align the features phi' of a site with the reference's phi.
 
-    ``M = E[phi phi'^T]``; centred, ``M - mu mu'^T``. Where the site ends in a normalisation (`eps` given, phi
-    normalised already) the features are normalised by their own statistics, ``D'^-1 (phi' - mu')``,
-    ``D'^2 = var phi' + eps``, and ``M = (E[phi phi'^T] - mu mu'^T) D'^-1``. Then ``A = polar(M)``, or
-    ``A = M (S' + lambda I)^-1``.
+    ``M = E[phi phi'^T]``; centred, the covariance. Where the site ends in a normalisation (`eps` given, phi normalised
+    already) the features are normalised by their own statistics, ``D'^-1 (phi' - mu')``, ``D'^2 = var phi' + eps``, and
+    ``M = E[phi (phi' - mu')^T] D'^-1``. Then ``A = polar(M)``, or ``A = M (S' + lambda I)^-1``. All of it is made from
+    sums about centers: a centred M and the variances are no differences of large numbers. (With an offset and an
+    uncentred M the overlap is one, of float64.)
+
+    Where there is an offset and phi does not vary but by rounding, B = 0: the offset gives phi.
 
     Args:
         moments: of phi and of the raw phi'; its sums are consumed, their memory is that of B.
@@ -67,31 +73,38 @@ def align(
         B (d, n) float64, and what is known of it.
 
     Raises:
-        ValueError: activations that are not finite, or that are all zero; the message names the site.
+        ValueError: activations that are not finite, that are all zero, whose products vanish in their dtype, or, with
+            an offset, features that do not vary though phi does; the message names the site.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 6 and 12.
     """
-    M = moments.consume()
     mu, mean = moments.mean_x, moments.mean_y
     shift, inverse = _normalisation(moments.y, positions, eps)
     subtracted = mean if parts.center else shift
-    if parts.center or eps is not None:
-        M.addr_(mu, subtracted, alpha=-1)
+    M = moments.consume(subtracted)
+    if parts.offset and moments.x.constant:
+        return M.zero_(), _nothing(M)
+    _check(moments, parts, subtracted)
     if eps is not None:
         M.mul_(inverse)
+    features = moments.y.second_moment_about(subtracted, inverse)
+    phi = moments.x.spread if parts.center else moments.trace_x
     size = float(torch.linalg.vector_norm(M))
     if size == 0:
-        raise ValueError(f"site {moments.name!r}: M = 0, activations of the reference or of the sample are all zero")
+        raise ValueError(
+            f"site {moments.name!r}: M = 0, activations of the reference or of the sample are all zero, or uncorrelated"
+        )
     if parts.alignment == "regression":
         assert least_squares is not None
         B = least_squares(M, moments, subtracted, inverse, parts.ridge)
         overlap = float((B * M).sum())
+    unit = 1.0 if 1e-30 < size < 1e30 else math.ldexp(1.0, math.frexp(size)[1] - 1)  # polar squares M
+    if unit != 1:
+        M.div_(unit)
     factor = polar_(M, rank="complete" if parts.alignment == "polar_complete" else "partial", rtol=RTOL)
-    nuclear = float(factor.nuclear_norm)
+    nuclear = float(factor.nuclear_norm) * unit
     if parts.alignment != "regression":
         B, overlap = M, nuclear
-    features = moments.y.second_moment_about(subtracted, inverse)
-    phi = moments.x.spread if parts.center else moments.trace_x
     if parts.offset:  # what the mean of phi' that is left in M adds
         overlap -= float(mu @ (B @ ((mean - subtracted) * inverse)))
     if eps is not None:
@@ -103,7 +116,7 @@ def align(
         overlap=overlap,
         nuclear_norm=nuclear,
         features=features,
-        similarity=nuclear / math.sqrt(phi * features),
+        similarity=_ratio(nuclear, math.sqrt(phi) * math.sqrt(features)),
         rank=int(factor.rank),
         effective_rank=(nuclear / size) ** 2,
         condition=float(factor.condition),
@@ -111,7 +124,7 @@ def align(
 
 
 def scale(alignment: Alignment, projected: ChannelMoments | None, parts: Parts, site: str) -> float:
-    """The scale s of an alignment, given, for the optimal one, the moments of ``B phi'``.
+    """The scale s of an alignment, given, for the optimal one, the moments of ``B phi'``; optimal for B = 0 is 0.
 
     Raises:
         ValueError: the projection is zero, or not finite: the message names the site.
@@ -120,6 +133,8 @@ def scale(alignment: Alignment, projected: ChannelMoments | None, parts: Parts, 
         return math.sqrt(alignment.shape[0] / alignment.shape[1])
     if parts.scale == "one":
         return 1.0
+    if alignment.rank == 0:
+        return 0.0
     size = alignment.features
     if parts.scale == "optimal":
         assert projected is not None
@@ -136,6 +151,34 @@ def offset(alignment: Alignment, s: float, moments: CrossCovariance, parts: Part
     if parts.offset:
         return moments.mean_x - s * alignment.mean
     return s * alignment.b if alignment.b.any() else None
+
+
+def _check(moments: CrossCovariance, parts: Parts, subtracted: Tensor) -> None:
+    """Whether there is something to align."""
+    x, y, site = moments.x, moments.y, f"site {moments.name!r}"
+    if parts.offset and y.constant:
+        raise ValueError(f"{site}: the activations of the sample do not vary, those of the reference do")
+    kind = torch.finfo(x.dtype)
+    around = x.size_about_center * y.size_about_center
+    of_means = _root_mean_square(x.mean) * _root_mean_square(y.mean - subtracted)
+    if 0 < around < DIGITS * kind.smallest_normal * kind.eps > of_means:
+        raise ValueError(
+            f"{site}: products of activations, about {around:.0e}, vanish in {x.dtype}: wanted larger ones"
+        )
+
+
+def _nothing(M: Tensor) -> Alignment:
+    """Of B = 0."""
+    zeros = M.new_zeros(len(M))
+    return Alignment((M.shape[0], M.shape[1]), zeros, zeros, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return math.sqrt(float(values.square().mean()))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else math.nan
 
 
 def _normalisation(features: ChannelMoments, positions: int, eps: float | None) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -25,12 +24,14 @@ from rainbow_fast.rainbow.parts import Parts
 from rainbow_fast.rainbow.prepare import prepare
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
+from rainbow_fast.rainbow.strict_json import dumps
 from rainbow_fast.rainbow.table import aligned, cell
 
 
 @dataclass(frozen=True)
 class SiteComparison:
-    """One site. Errors are squared and relative; a held-out number is None where no data was held out.
+    """One site. Errors are squared and relative; a held-out number is None where no data was held out, and NaN (null in
+    JSON) where what it is relative to vanishes, or data is not finite.
 
     Attributes:
         site, other: names of the site in `a` and in `b`.
@@ -88,8 +89,8 @@ class Comparison:
         return {"samples": self.samples, "held_out_samples": self.held_out_samples, "sites": sites}
 
     def to_json(self) -> str:
-        """`to_dict` as one line of JSON."""
-        return json.dumps(self.to_dict())
+        """`to_dict` as one line of JSON; numbers that are not finite are null."""
+        return dumps(self.to_dict())
 
     def table(self) -> str:
         """A row for each site."""

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rainbow_fast.rainbow.machine import Machine
+from rainbow_fast.rainbow.strict_json import dumps
 from rainbow_fast.rainbow.table import aligned
 
 
@@ -134,8 +134,8 @@ class Cost:
         return made
 
     def to_json(self) -> str:
-        """`to_dict` as one line of JSON."""
-        return json.dumps(self.to_dict())
+        """`to_dict` as one line of JSON; numbers that are not finite are null."""
+        return dumps(self.to_dict())
 
     def rows(self) -> list[list[str]]:
         """The table below its heading `COLUMNS`: a row for each site, one for the rest, one for the whole run."""

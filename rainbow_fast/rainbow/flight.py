@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.networks.trace import State, Trace
 from rainbow_fast.rainbow.activation import RainbowActivation, channels_first
-from rainbow_fast.rainbow.moments import ChannelMoments
+from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.statistics import SiteStatistics
 from rainbow_fast.rainbow.storage import Cell, Storage, keeper, plain
 

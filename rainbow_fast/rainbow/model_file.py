@@ -17,11 +17,11 @@ from rainbow_fast.rainbow.container import Format, Header
 from rainbow_fast.rainbow.files import copied
 from rainbow_fast.rainbow.flight import Data
 from rainbow_fast.rainbow.model import RainbowModel
-from rainbow_fast.rainbow.moments import KEYS
+from rainbow_fast.rainbow.moments import CENTERS, KEYS
 from rainbow_fast.rainbow.prepare import chunk_size, site_shapes, warn_if_few
 from rainbow_fast.rainbow.statistics import SiteStatistics
 
-MODEL = Format("rainbow_fast.model", 1, "rainbow model")
+MODEL = Format("rainbow_fast.model", 2, "rainbow model")  # 1: sums are about 0, without centers
 
 
 def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int | None = None) -> None:
@@ -93,7 +93,9 @@ def load_model(
         sites = site_shapes(cut, example)
         _check_sites(sites, header, path)
         for s, about in zip(sites, header["sites"], strict=True):
-            s.z.load_state_dict({key: tensors[f"sites.{s.site.index}.{key}"].to(device) for key in KEYS})
+            of_site = f"sites.{s.site.index}."
+            keys = KEYS + (CENTERS if f"{of_site}{CENTERS[0]}" in tensors else ())
+            s.z.load_state_dict({key: tensors[of_site + key].to(device) for key in keys})
             s.activity = about["activity"]
             if not (s.site.output or s.site.gate):
                 warn_if_few(s.site.name, len(x["alignment"]) * s.positions, s.channels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Moments of activations over any number of batches, in float64."""
+"""Cross-covariances of activations over any number of batches, in float64."""
 
 from __future__ import annotations
 
@@ -7,106 +7,36 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
-from rainbow_fast.ops.cross_covariance import cross_covariance
+from rainbow_fast.ops.cross_covariance import DTYPES, cross_covariance, cross_covariance_
+from rainbow_fast.rainbow.channel_moments import ChannelMoments, piece_size, shaped
 
-BLOCK = 512  # samples
 _NO_SAMPLES = "no samples yet, wanted at least one update"
 KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")
-
-
-class ChannelMoments:
-    """Count, sum and sum of squares of every channel of x, (N, d) or (N, d, *space); positions are samples. float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.total: Tensor | None = None  # (d,)
-        self.square: Tensor | None = None  # (d,)
-
-    def update(self, x: Tensor) -> None:
-        x = x.detach()
-        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        self.add(*_sums(x), x.numel() // max(x.shape[1], 1))
-
-    def add(self, total: Tensor, square: Tensor, count: int) -> None:
-        if self.total is None or self.square is None:
-            self.total, self.square = torch.zeros_like(total), torch.zeros_like(square)
-        self.total += total
-        self.square += square
-        self.count += count
-
-    def not_finite(self) -> int | None:
-        """The first channel that has held a value that is not finite, None if there is none."""
-        assert self.square is not None
-        bad = (~torch.isfinite(self.square)).nonzero()
-        return int(bad[0]) if len(bad) else None
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x], (d,)."""
-        assert self.total is not None
-        return self.total / self.count
-
-    @property
-    def power(self) -> float:
-        """E|x|^2, summed over channels."""
-        assert self.square is not None
-        return float(self.square.sum()) / self.count
-
-    @property
-    def spread(self) -> float:
-        """E|x - E[x]|^2, summed over channels."""
-        return max(self.power - float(self.mean.square().sum()), 0.0)
-
-    def second_moment_about(self, center: Tensor, factor: Tensor) -> float:
-        """E|factor (x - center)|^2, both (d,), summed over channels."""
-        assert self.square is not None
-        each = self.square / self.count - 2 * center * self.mean + center.square()
-        return float((each * factor.square()).sum())
-
-    def pooled(self, positions: int) -> ChannelMoments:
-        """The same data with each run of `positions` channels taken as samples of one."""
-        assert self.total is not None and self.square is not None
-        made = ChannelMoments()
-        total, square = (t.view(-1, positions).sum(1) for t in (self.total, self.square))
-        made.add(total, square, self.count * positions)
-        return made
-
-    def variance(self, *, unbiased: bool = False) -> Tensor:
-        """(d,); divided by count - 1 if unbiased."""
-        assert self.square is not None
-        variance = (self.square / self.count - self.mean.square()).clamp(min=0)
-        return variance * (self.count / max(self.count - 1, 1)) if unbiased else variance
-
-
-def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of x and x^2 over samples and positions, (d,) float64; those of `BLOCK` samples, or positions, in the dtype of x,
-    as the kernels do, where a copy in float64 would take longer than all else."""
-    if x.dim() > 2:
-        parts = [(p.sum(2), vector_norm(p, dim=2).double().square_()) for p in x.flatten(2).split(BLOCK, 2)]
-    else:
-        parts = [(p.sum(0, keepdim=True), (p * p).sum(0, keepdim=True)) for p in x.split(BLOCK)]
-    total, square = (torch.cat(each).sum(0, dtype=torch.float64) for each in zip(*parts, strict=True))
-    return total, square
+CENTERS = ("center_x", "center_y")  # not in states of earlier versions, whose sums are about 0
 
 
 class CrossCovariance:
-    r"""Streaming cross-covariance ``M = E[x y^T]`` with the means and second moments of both sides.
+    r"""Streaming cross-covariance of x and y, with the means and variances of both sides.
 
-    Uncentred; positions of a map are samples; every batch counts by its own number of samples. Sums are float64, as
-    those of `rainbow_fast.cross_covariance`. Not a module: it has no parameters and no gradient.
+    Positions of a map are samples; every batch counts by its own number of samples. Sums are float64, as those of
+    `rainbow_fast.cross_covariance`, and about the centers of both sides (see `ChannelMoments`), so that `covariance` of
+    float32 data is right to 2e-6 of the standard deviations, whatever the means. Not a module: it has no parameters and
+    no gradient.
 
     Equivalent to::
 
         x, y = torch.cat(xs).double(), torch.cat(ys).double()    # (N, d), (N, m)
-        x.T @ y / len(x)
+        x.T @ y / len(x)                                         # compute()
+        (x - x.mean(0)).T @ (y - y.mean(0)) / len(x)             # covariance()
 
     Args:
         name: of the layer, for error messages.
 
     Attributes:
         count: samples seen.
+        cross: sum (x - x.center)(y - y.center)^T, (d, m) float64; None at the start, and when it is consumed.
+        x, y: `ChannelMoments` of both sides.
         mean_x, mean_y: E[x] (d,) and E[y] (m,).
         trace_x, trace_y: E|x|^2 and E|y|^2, floats.
 
@@ -138,37 +68,70 @@ class CrossCovariance:
         Raises:
             ValueError, TypeError: as `rainbow_fast.cross_covariance`, or other channels than before.
         """
-        self._check_channels(x.shape[1] if x.dim() > 1 else 0, (x if y is None else y).shape[1] if x.dim() > 1 else 0)
-        cross = cross_covariance(x.detach(), None if y is None else y.detach())
-        x_moments, y_moments = ChannelMoments(), ChannelMoments()
-        x_moments.update(x)
-        y_moments.update(x if y is None else y)
-        self._add(cross, x_moments, y_moments)
+        other = x if y is None else y
+        if x.dim() < 2 or x.dtype not in DTYPES or x.dtype != other.dtype or _samples(x) != _samples(other):
+            cross_covariance(x, y)  # which says what is wrong
+        self._check_channels(x.shape[1], other.shape[1])
+        if not x.numel() or not other.numel():
+            return self
+        if y is None and self.count and not torch.equal(self.x.center, self.y.center):  # type: ignore[arg-type]
+            y = x
+        x, a = self.x.centered_on(x)
+        other, b = (x, a) if y is None else self.y.centered_on(other)
+        if x.dtype != other.dtype:
+            x, other = x.double(), other.double()
+        if self.cross is None:
+            self.cross = torch.zeros(x.shape[1], other.shape[1], dtype=torch.float64, device=x.device)
+        size = piece_size(x, other)
+        for piece, its in zip(x.split(size), other.split(size), strict=True):
+            of_x, of_y, near_a, near_b = ChannelMoments(), ChannelMoments(), piece - shaped(a, x), None
+            of_x.add_shifted(near_a, a)
+            if y is not None:
+                near_b = its - shaped(b, other)
+                of_y.add_shifted(near_b, b)
+            cross_covariance_(self.cross, near_a, near_b)
+            self.x.merge(of_x)
+            self.y.merge(of_x if y is None else of_y)
         return self
 
     def add(self, cross: Tensor, x: ChannelMoments, y: ChannelMoments) -> None:
-        """Add sums made elsewhere, as by `rainbow_fast.random_features_covariance`."""
+        """Add sums made elsewhere, as by `rainbow_fast.random_features_covariance`; `cross` is about the centers of x
+        and y."""
+        assert x.center is not None and x.total is not None and y.center is not None and y.total is not None
         self._check_channels(*cross.shape)
-        self._add(cross, x, y)
+        self.x.merge(x)
+        self.y.merge(y)
+        assert self.x.center is not None and self.y.center is not None
+        self.cross = cross.clone() if self.cross is None else self.cross.add_(cross)
+        shift_x, shift_y = x.center - self.x.center, y.center - self.y.center
+        self.cross.addr_(shift_x, y.total + y.count * shift_y).addr_(x.total, shift_y)
 
-    def begin(self, x: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    def begin(self, x: Tensor, m: int, center: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Count a batch x, (N, d) or (N, d, *space), and its own moments where they are not known; the caller adds
         what depends on y.
 
+        Args:
+            m: channels of y.
+            center: that of y, (m,), which the first batch decides; None for 0. It may still be changed, in place,
+                before the caller adds the first sums.
+
         Returns:
-            The sums of ``x y^T`` (d, m), y (m,) and y^2 (m,), contiguous float64, for the caller to add to in place.
+            The sums of ``(x - x.center)(y - y.center)^T`` (d, m), ``y - y.center`` (m,) and its square (m,), contiguous
+            float64, for the caller to add to in place.
 
         Raises:
             ValueError: other channels than before.
         """
         d = x.shape[1]
         self._check_channels(d, m)
-        if self.cross is None:
-            self.cross = torch.zeros(d, m, dtype=torch.float64, device=x.device)
         if not self._known:
             self.x.update(x)
-        zeros = self.cross.new_zeros(m)
-        self.y.add(zeros, zeros, x.numel() // max(d, 1))
+        if self.cross is None:
+            self.cross = torch.zeros(d, m, dtype=torch.float64, device=x.device)
+            zeros = self.cross.new_zeros(m)
+            self.y.add(zeros, zeros, 0, center)
+            self.y.dtype = torch.promote_types(x.dtype, torch.float32)
+        self.y.count += x.numel() // max(d, 1)
         assert self.y.total is not None and self.y.square is not None
         return self.cross, self.y.total, self.y.square
 
@@ -188,16 +151,26 @@ class CrossCovariance:
         Raises:
             ValueError: no samples yet; or a value that is not finite has come in: the message names layer and side.
         """
-        return self._checked_cross() / self.count
+        return self.covariance().addr_(self.x.mean, self.y.mean)
 
-    def consume(self) -> Tensor:
-        """`compute` in the memory of the sums, without a copy. Only counts, means and second moments are left.
+    def covariance(self) -> Tensor:
+        """``E[(x - E[x])(y - E[y])^T]``, (d, m) float64, which is not made of two large numbers.
+
+        Raises:
+            ValueError: as `compute`.
+        """
+        return (self._checked_cross() / self.count).addr_(self.x.off, self.y.off, alpha=-1)
+
+    def consume(self, about: Tensor | None = None) -> Tensor:
+        """``E[x (y - about)^T]`` in the memory of the sums, without a copy; None for 0, so that it is `compute`, and
+        E[y] for `covariance`. Only counts, means and variances are left.
 
         Raises:
             ValueError: as `compute`.
         """
         M, self.cross = self._checked_cross().div_(self.count), None
-        return M
+        M.addr_(self.x.off, self.y.off, alpha=-1)
+        return M.addr_(self.x.mean, self.y.mean if about is None else self.y.mean - about)
 
     def _checked_cross(self) -> Tensor:
         if self.cross is None:
@@ -227,23 +200,26 @@ class CrossCovariance:
         return self._seen(self.y).power
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All sums: cross (d, m), total_x and square_x (d,), total_y and square_y (m,), count; nothing at the start."""
+        """All sums: cross (d, m), total_x and square_x (d,), total_y and square_y (m,), count, and what they are about,
+        center_x (d,) and center_y (m,); nothing at the start."""
         if self.cross is None:
             return {}
-        values = (self.cross, self.x.total, self.x.square, self.y.total, self.y.square, torch.tensor(self.count))
-        return {key: value.clone() for key, value in zip(KEYS, values, strict=True) if value is not None}
+        sides = (self.x.total, self.x.square, self.y.total, self.y.square)
+        values = (self.cross, *sides, torch.tensor(self.count), self.x.center, self.y.center)
+        return {key: value.clone() for key, value in zip(KEYS + CENTERS, values, strict=True) if value is not None}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave.
+        """Take over what `state_dict` gave; sums without centers, as earlier versions gave them, are about 0.
 
         Raises:
             ValueError: keys or shapes that do not belong together.
         """
-        if state and set(state) != set(KEYS):
-            raise ValueError(f"state has the keys {sorted(state)}: wanted {sorted(KEYS)}, or none")
+        if state and set(state) not in (set(KEYS), set(KEYS + CENTERS)):
+            raise ValueError(f"state has the keys {sorted(state)}: wanted {sorted(KEYS + CENTERS)}, or none")
         if state:
             d, m = state["cross"].shape
             shapes = {"total_x": (d,), "square_x": (d,), "total_y": (m,), "square_y": (m,), "count": ()}
+            shapes |= {"center_x": (d,), "center_y": (m,)} if len(state) > len(KEYS) else {}
             for key, shape in shapes.items():
                 if tuple(state[key].shape) != shape:
                     raise ValueError(f"state: {key} has shape {tuple(state[key].shape)}, wanted {shape}")
@@ -251,14 +227,8 @@ class CrossCovariance:
         if state:
             count = int(state["count"])
             self.cross = state["cross"].clone()
-            self.x.add(state["total_x"], state["square_x"], count)
-            self.y.add(state["total_y"], state["square_y"], count)
-
-    def _add(self, cross: Tensor, x: ChannelMoments, y: ChannelMoments) -> None:
-        assert x.total is not None and x.square is not None and y.total is not None and y.square is not None
-        self.cross = cross.clone() if self.cross is None else self.cross.add_(cross)
-        self.x.add(x.total, x.square, x.count)
-        self.y.add(y.total, y.square, y.count)
+            for moments, side in ((self.x, "x"), (self.y, "y")):
+                moments.add(state[f"total_{side}"], state[f"square_{side}"], count, state.get(f"center_{side}"))
 
     def _check_channels(self, d: int, m: int) -> None:
         if self.cross is None and self.count:
@@ -275,3 +245,8 @@ class CrossCovariance:
     @property
     def _label(self) -> str:
         return "CrossCovariance" if self.name is None else f"layer {self.name!r}"
+
+
+def _samples(x: Tensor) -> torch.Size:
+    """N and the positions."""
+    return x.shape[:1] + x.shape[2:]

@@ -20,6 +20,10 @@ PRODUCTS = 14
 COLUMNS = 4096  # of the preconditioner that are solved with at a time
 
 
+class NotSolvedError(RuntimeError):
+    """The regression was not solved."""
+
+
 def regress(
     apply: Apply,
     M: Tensor,  # (d, n)
@@ -75,7 +79,7 @@ def regress(
 
     Raises:
         ValueError: a shape, a dtype or a number outside its range, M or a product that is not finite.
-        RuntimeError: the tolerance is not reached.
+        NotSolvedError: the tolerance is not reached, or products are not certain enough to go on.
 
     Source: Frangella, Tropp and Udell (SIAM J. Matrix Anal. Appl. 2023), section 5, for the preconditioner; Dubrulle
     (Electron. Trans. Numer. Anal. 2001), for block conjugate gradients with orthonormal directions.
@@ -91,7 +95,9 @@ def regress(
         S_V = _product(apply, V, M.shape[1])
         V = V.double()
         Q = P.half(S_V.add_(V, alpha=shift))
-        factor = torch.linalg.cholesky(_symmetric(D @ Q.T))
+        factor, failed = torch.linalg.cholesky_ex(_symmetric(D @ Q.T))
+        if failed:
+            raise NotSolvedError("S + lambda I is not positive to the precision of products, wanted a larger one")
         step = torch.cholesky_solve(D @ R.T, factor).T
         A.addmm_(step, V)
         R.addmm_(step, Q, alpha=-1)
@@ -101,7 +107,7 @@ def regress(
             return A
         D = _orthonormal(R - torch.cholesky_solve(Q @ R.T, factor).T @ D)
     reached = float((P.bound(R) / energy.clamp(min=torch.finfo(torch.float64).tiny)).max().sqrt())
-    raise RuntimeError(
+    raise NotSolvedError(
         f"after {max_products} products the predictions are certain to {reached:.1e}: wanted tolerance={tolerance}"
     )
 
@@ -151,23 +157,29 @@ def centred(
     subtracted: Tensor,
     inverse: Tensor,
     dtype: torch.dtype = torch.float32,
+    *,
+    center: Tensor | None = None,
 ) -> Apply:
     """Products with the second moment of normalised features, ``E[f f^T]``, ``f = inverse (phi' - subtracted)``.
 
     Args:
-        covariance: gives ``E[(V phi' - c) phi'^T]`` (k, n) float64 of V (k, m), as for `regress`, and c (k,), both
-            of `dtype`. (c is taken off between the passes, so that the sums of the second are of small numbers.)
+        covariance: gives ``E[(V phi' - c)(phi' - center)^T]`` (k, n) float64 of V (k, m), as for `regress`, and c (k,),
+            both of `dtype`. (c is taken off between the passes, so that the sums of the second are of small numbers.)
         mean, subtracted, inverse: E[phi'] and the two vectors above, (n,) float64.
         dtype: that of the passes; what they multiply is rounded to it here, so that means cancel.
+        center: near the mean, (n,) float64; None for 0.
     """
+    center = torch.zeros_like(mean) if center is None else center
+    about = center if center.any() else subtracted
+    off, left = mean - center, center - subtracted
 
     def product(V: Tensor) -> Tensor:
         m = V.shape[1]
         W = (V * inverse[:m]).to(dtype)
         c = W.double() @ subtracted[:m]
-        near = c.to(dtype)
-        out = covariance(W, near) - torch.outer(c - near.double(), mean)
-        return (out - torch.outer(W.double() @ mean[:m] - c, subtracted)) * inverse
+        near = (W.double() @ about[:m]).to(dtype)
+        out = covariance(W, near) - torch.outer(c - near.double(), off)
+        return (out + torch.outer(W.double() @ mean[:m] - c, left)) * inverse
 
     return product
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from rainbow_fast.rainbow.moments import ChannelMoments
+from rainbow_fast.rainbow.channel_moments import SMALL, ChannelMoments
 from rainbow_fast.rainbow.parts import Parts
+from rainbow_fast.rainbow.strict_json import dumps
 from rainbow_fast.rainbow.table import aligned, cell
 
 PIECE = 2**17  # numbers whose difference stays in the cache between being made and being summed
@@ -20,7 +21,9 @@ PIECE = 2**17  # numbers whose difference stays in the cache between being made 
 
 @dataclass
 class SiteReport:
-    """One sampled site. Errors are squared and relative; a held-out number is None where no data was held out.
+    """One sampled site. Errors are squared and relative; a held-out number is None where no data was held out. What is
+    undefined is NaN, and null in JSON: errors over a power or a variance of 0, and of data that is not finite; where
+    phi does not vary and has an offset, similarity, effective rank and condition.
 
     Attributes:
         index, site: place in the full list of sites, name of the activation module.
@@ -29,7 +32,7 @@ class SiteReport:
         error, error_centred: E|phih - phi|^2 on the alignment set, over E|phi|^2 and over E|phi - E phi|^2.
         held_out_error, held_out_error_centred: the same on the held-out data.
         similarity: |M|_* / sqrt(E|phi|^2 E|phi'|^2), 0 to 1; all three centred where M is.
-        scale: s.
+        scale: s; 0 where it is the optimal one and phi does not vary.
         activity, sampled_activity: share of positive z and of positive z', over channels, on a part of the samples.
         M_rank, M_effective_rank, M_condition: singular values of M kept, |M|_*^2 / |M|_F^2, largest over smallest kept.
     """
@@ -92,8 +95,8 @@ class Report:
         return asdict(self)
 
     def to_json(self) -> str:
-        """`to_dict` as one line of JSON."""
-        return json.dumps(self.to_dict())
+        """`to_dict` as one line of JSON; numbers that are not finite are null."""
+        return dumps(self.to_dict())
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name}={value}" for name, value in asdict(self.parts).items())
@@ -115,7 +118,8 @@ class Report:
 
 
 class Error:
-    """Mean of |phih - phi|^2 over the power and over the variance of phi, a batch at a time.
+    """Mean of |phih - phi|^2 over the power and over the variance of phi, a batch at a time; NaN where phi is zero, or
+    does not vary but by rounding.
 
     `phi`: the moments of phi, where they are known; else they are taken from the batches.
     """
@@ -128,19 +132,28 @@ class Error:
         if not self.known:
             self.phi.update(phi)
         size = max(PIECE // max(phi[:1].numel(), 1), 1)
-        parts = [_squares(a, b) for a, b in zip(phih.split(size), phi.split(size), strict=True)]
-        self.difference += float(torch.cat(parts).sum())
+        self.difference += _sum_of_squares(phih, phi, size)
 
     def relative(self) -> tuple[float, float]:
         return tuple(
             self.difference / self.phi.count / size if size > 0 else float("nan")
-            for size in (self.phi.power, self.phi.spread)
+            for size in (self.phi.power, 0.0 if self.phi.constant else self.phi.spread)
         )  # type: ignore[return-value]
 
 
-def _squares(phih: Tensor, phi: Tensor) -> Tensor:
-    """|phih - phi|^2 of each sample and channel, float64."""
-    difference = (phih - phi).flatten(min(phi.dim() - 1, 2)).to(torch.promote_types(phi.dtype, torch.float32))
+def _sum_of_squares(phih: Tensor, phi: Tensor, size: int) -> float:
+    """|phih - phi|^2, so many samples at a time; in float64 where squares leave the range of float32."""
+    for dtype in (torch.promote_types(phi.dtype, torch.float32), torch.float64):
+        parts = [_squares(a, b, dtype) for a, b in zip(phih.split(size), phi.split(size), strict=True)]
+        found = float(torch.cat(parts).sum())
+        if SMALL * phi.numel() <= found < math.inf:
+            break
+    return found
+
+
+def _squares(phih: Tensor, phi: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of each sample and channel, float64."""
+    difference = (phih - phi).flatten(min(phi.dim() - 1, 2)).to(dtype)
     return vector_norm(difference, dim=-1).double().square_().flatten()
 
 

@@ -16,11 +16,12 @@ from rainbow_fast.ops.gaussian import key
 from rainbow_fast.rainbow import alignment
 from rainbow_fast.rainbow.activation import RainbowActivation, Select, channels_first
 from rainbow_fast.rainbow.alignment import Solve
+from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.classifier import ridge_classifier
 from rainbow_fast.rainbow.flight import REFERENCE, Flight
 from rainbow_fast.rainbow.laws import draw
 from rainbow_fast.rainbow.least_squares import Kernel, Products, Summed, solver
-from rainbow_fast.rainbow.moments import ChannelMoments, CrossCovariance
+from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network import refit_flattened, refit_site
 from rainbow_fast.rainbow.plan import SITE_BITS, Plan
 from rainbow_fast.rainbow.report import Error, SiteReport
@@ -131,14 +132,15 @@ class SiteStep:
         return torch.promote_types(self.work.align.data.dtype, torch.float32)
 
     def _recalibration(self) -> tuple[Tensor, Tensor]:
-        """zh = gain zraw + bias has the mean and the unbiased variance of z in every channel."""
+        """zh = gain zraw + bias has the mean and the unbiased variance of z in every channel; where zraw does not vary,
+        it is that mean."""
         align, z = self.work.align, ChannelMoments()
         per_sample = math.prod(self.known.z_shape) // self.known.d
         step = every(align.count * per_sample, self.work.max_samples, per_sample)
         for start in align:
             z.update(take(self._rows(align.z(self.work.lane, start)), start * per_sample, step))
-        wanted = self.known.z.x.variance(unbiased=True)
-        gain = (wanted / z.variance(unbiased=True).clamp(min=1e-12)).sqrt()
+        wanted, found = self.known.z.x.variance(unbiased=True), z.variance(unbiased=True)
+        gain = torch.where(z.flat, 0.0, (wanted / found).sqrt())
         bias = self.known.z.mean_x - gain * z.mean
         return gain.to(self._dtype), bias.to(self._dtype)
 
@@ -155,7 +157,8 @@ class SiteStep:
             phi = align.output(REFERENCE, start)
             self.activation.covariance(moments, features, self._rows(self._shaped(phi)), zh, self._select(start))
             if S is not None:
-                S.add(zh, len(phi), functools.partial(self._select_after, start))
+                assert moments.y.center is not None
+                S.add(zh, len(phi), functools.partial(self._select_after, start), moments.y.center)
             if start == 0:
                 activity = self.activation.activity(active_rows(zh, self.known))
             self.work.tick(f"{self.site.name}: moments")

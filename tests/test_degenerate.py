@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Data of which little can be measured: the right network all the same, or an error that names the site."""
+
+import json
+import math
+
+import pytest
+import torch
+from here import draw
+from torch import nn
+
+import rainbow_fast as rf
+from rainbow_fast.analysis.convergence import kernel_convergence
+from rainbow_fast.cli.experiment import _report
+from rainbow_fast.rainbow.alignment import align
+from rainbow_fast.rainbow.parts import METHODS, Parts
+from rainbow_fast.rainbow.report import Error
+from rainbow_fast.rainbow.strict_json import dumps
+
+pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
+X = draw(90, 16)
+DATA = {
+    "ones": torch.ones(90, 16),
+    "equal": X[:1].expand(90, 16).clone(),
+    "zeros": torch.zeros(90, 16),
+    "one sample": X[:1],
+    "two equal samples": X[:1].expand(2, 16).clone(),
+    "small": X * 1e-20,
+    "tiny": X * 1e-40,
+    "large": X * 1e10,
+    "huge": X * 1e25,
+    "far": X + 1e6,
+}
+CONSTANT = ("ones", "equal", "zeros", "one sample", "two equal samples")
+OPTIONS = {
+    "paper": {"method": "paper"},
+    "calibrated": {"method": "calibrated"},
+    "regression": {"method": "regression"},
+    "pseudo-inverse": {"method": "regression", "ridge": 0.0},
+    "centred regression": {"method": "regression", "center": True, "offset": True},
+    "offset": {"method": "paper", "offset": True, "scale": "optimal"},
+    "complete": {"method": "calibrated", "alignment": "polar_complete", "scale": "nuclear"},
+    "refit": {"method": "calibrated", "classifier": "refit"},
+}
+
+
+def net(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 12, bias=kind != "no bias"), nn.ReLU(), nn.Linear(12, 8, bias=kind != "no bias"), nn.ReLU()]
+    made = nn.Sequential(*layers, nn.Linear(8, 3)).eval()
+    if kind == "dead":
+        made[0].bias.data -= 1e3
+    if kind == "half dead":
+        made[0].bias.data[:6] -= 1e3
+        made[0].bias.data[6] += 1e4
+    return made
+
+
+def valid(text: str) -> dict:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("kind", ["plain", "no bias", "dead", "half dead"])
+def test_a_network_or_an_error_that_names_the_site(kind: str, data: str, dtype: torch.dtype) -> None:
+    made, x = net(kind).to(dtype), DATA[data].to(dtype)
+    model = rf.fit(made, (x, torch.arange(len(x)) % 3), holdout=(x, torch.arange(len(x)) % 3))
+    for name, options in OPTIONS.items():
+        try:
+            network, report = model.sample(factor=2, **options)
+        except ValueError as error:
+            assert str(error).startswith(("site '", "layer '")), f"{name}: {error}"
+            assert data not in CONSTANT or not METHODS[options["method"]].offset, f"{name}: {error}"
+            continue
+        got, wanted = network(x), made(x)
+        assert got.isfinite().all(), name
+        valid(report.to_json())
+        assert str(report)
+        if data in CONSTANT and name in ("calibrated", "complete"):  # the offsets alone
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+            assert all(site.error == 0 or math.isnan(site.error) or site.error < 1e-12 for site in report.sites)
+
+
+@pytest.mark.parametrize("options", [{}, {"law": "bootstrap"}, {"rank": 4}], ids=["plain", "bootstrap", "rank"])
+def test_constant_activations_are_offsets(options: dict) -> None:
+    made = net("plain")
+    network, report = rf.sample(made, DATA["equal"], factor=2, method="calibrated", holdout=0.0, **options)
+    for activation, site in zip(map(network.site, network.sampled), report.sites, strict=True):
+        assert not activation.A.any() and activation.scale == 0 and site.scale == 0 and site.M_rank == 0
+        assert all(math.isnan(v) for v in (site.similarity, site.M_effective_rank, site.M_condition))
+        assert site.error < 1e-12 and math.isnan(site.error_centred)
+    found = valid(report.to_json())["sites"][0]
+    assert found["similarity"] is None and found["error_centred"] is None and found["held_out_error"] is None
+
+
+def test_what_cannot_be_aligned_is_named() -> None:
+    x, y = draw(50, 3), draw(50, 4, seed=1)
+    centred = METHODS["calibrated"]
+    moments = rf.CrossCovariance("stem").update(x, torch.ones(50, 4))
+    with pytest.raises(ValueError, match="site 'stem': the activations of the sample do not vary, those of the ref"):
+        align(moments, centred)
+    moments = rf.CrossCovariance("stem").update(x, torch.zeros(50, 4))
+    with pytest.raises(ValueError, match="site 'stem': M = 0, activations of the reference or of the sample are all"):
+        align(moments, Parts())
+    moments = rf.CrossCovariance("stem").update(x * 1e-25, y * 1e-25)
+    with pytest.raises(ValueError, match=r"site 'stem': products of activations, about 1e-50, vanish in torch.float32"):
+        align(moments, Parts())
+    moments = rf.CrossCovariance("stem").update(x.double() * 1e-25, y.double() * 1e-25)
+    assert align(moments, Parts())[1].rank == 3
+    for bad in (torch.nan, torch.inf):
+        moments = rf.CrossCovariance("stem").update(torch.full((50, 3), bad), y)
+        with pytest.raises(ValueError, match="layer 'stem': x is not finite, first in channel 0"):
+            align(moments, centred)
+
+
+def test_a_constant_reference_leaves_the_offset() -> None:
+    x = torch.tensor([0.1, -1e3, 7.0]).expand(50, 3)
+    for parts in (METHODS["calibrated"], Parts(offset=True), Parts(center=True, offset=True, alignment="regression")):
+        moments = rf.CrossCovariance("stem").update(x, draw(50, 4))
+        sums = moments.cross
+        B, found = align(moments, parts)
+        assert not B.any() and B.data_ptr() == sums.data_ptr() and (found.rank, found.overlap) == (0, 0.0)  # type: ignore[union-attr]
+        assert torch.equal(moments.mean_x, x[0].double())
+
+
+@pytest.mark.parametrize("method", ["paper", "calibrated", "regression"])
+def test_held_out_data_that_is_not_finite(method: str) -> None:
+    made, y = net("plain"), torch.arange(90) % 3
+    for bad in (torch.nan, torch.inf):
+        _, report = rf.fit(made, (X, y), holdout=(X * bad, y)).sample(factor=2, method=method)
+        assert math.isnan(report.sites[0].held_out_error) and report.sites[0].error < 1  # type: ignore[arg-type]
+        assert valid(report.to_json())["sites"][0]["held_out_error"] is None
+        assert "nan" in str(report)
+
+
+def test_recalibration_of_channels_that_do_not_vary() -> None:
+    """A unit that the sample does not move is given the reference's mean; one of small variance its own."""
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    made[2].weight.data[0], made[2].bias.data[0] = 0.0, 3.0
+    made[2].weight.data[1] *= 1e-9
+    made[2].bias.data[1] = 0.0
+    network, _ = rf.sample(made.double(), X.double(), factor=2, method="calibrated")
+    site = network.site("3")
+    gain, bias = site.gain, site.bias
+    assert (float(gain[0]), float(bias[0])) == (0.0, 3.0)
+    assert 0.5 < float(gain[1]) < 2, "1e-18 is a variance as any other"
+
+
+def test_errors_outside_the_range_of_float32_and_of_constants() -> None:
+    x, y = draw(60, 3, 4), draw(60, 3, 4, seed=1)
+    for scale in (1.0, 1e-25, 1e25):
+        error = Error()
+        error.update(x * scale, y * scale)
+        assert error.relative()[0] == pytest.approx(float((x - y).square().sum() / x.square().sum()), rel=1e-5)
+    error = Error()
+    error.update(torch.full((60, 3), 0.1), torch.full((60, 3), 0.1))
+    assert error.relative()[0] == 0 and math.isnan(error.relative()[1])
+
+
+def test_comparisons_are_json() -> None:
+    a, b = net("plain"), net("plain")
+    b[0].weight.data += 0.1
+    found = rf.compare(a, b, DATA["equal"], holdout=X * torch.nan)
+    assert math.isnan(found.sites[0].error_centred) and found.sites[0].error < 1
+    assert valid(found.to_json())["sites"][0]["error_centred"] is None
+    with pytest.raises(ValueError, match="site '1': M = 0"):
+        rf.compare(net("dead"), b, X)
+
+
+def test_strict_json() -> None:
+    nested = {"a": [1.5, math.nan, (math.inf, None)], "b": {"c": -math.inf, "d": True, "e": "nan"}}
+    assert valid(dumps(nested)) == {"a": [1.5, None, [None, None]], "b": {"c": None, "d": True, "e": "nan"}}
+
+
+def test_a_run_that_goes_on_reads_null_as_nan() -> None:
+    for held in (0.0, 0.5):
+        _, report = rf.sample(net("plain"), DATA["equal"], factor=2, method="calibrated", holdout=held)
+        again = _report(valid(report.to_json()))
+        assert str(again) == str(report) and again.to_json() == report.to_json()
+        assert (again.sites[0].held_out_error is None) == (held == 0)
+
+
+def test_kernels_of_activations_that_are_zero() -> None:
+    """Nothing is a share of them."""
+    found = kernel_convergence(torch.zeros(20, 4), [4, 8], networks=2)
+    for name in ("kernel", "between", "limit", "wide"):
+        assert all(map(math.isnan, getattr(found, name).flatten()))
