@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from rainbow_fast import backend
@@ -82,7 +82,7 @@ def run(op: Any, args: Any, kwargs: dict) -> Any:
 
 
 class Factories(TorchDispatchMode):
-    """New tensors on `cuda`, which autograd asks for on `meta`, and those that are moved there; and the ops themselves."""
+    """New tensors on `cuda`, which autograd asks for on `meta`, and those that are moved there; and the ops."""
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -133,7 +133,9 @@ def stubbed(chosen: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
 
 
 def moved(t: Tensor) -> Elsewhere:
-    return Elsewhere(t.detach().to("meta"), requires_grad=t.requires_grad)
+    """Of the same shape, dtype and need of a gradient."""
+    with _disable_current_modes():
+        return Elsewhere(t.detach().to(META), requires_grad=t.requires_grad)
 
 
 def move(module: nn.Module) -> nn.Module:
