@@ -13,7 +13,7 @@ from rainbow_fast.ops.memory import address_of, check_device, flat, samples
 from rainbow_fast.ops.patch_covariance import Patch, patch_covariance
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-SOME_SAMPLES = 256  # whose mean, or nearly, is taken off all, so that sums of what remains stay small
+SOME_SAMPLES = 64  # whose mean, or nearly, is taken off all, so that sums of what remains stay small
 
 
 @overload
@@ -196,9 +196,11 @@ def _first_mean(x: Tensor, activation: str, slope: float) -> Tensor:
     some = flat(x[:: max(1, len(x) // SOME_SAMPLES)])
     each = max(1, SOME_SAMPLES // len(some))  # positions of an image
     some = some[:, :, :: max(1, some.shape[2] // each)]
-    deviation, mean = torch.std_mean(_sigma(some, activation, slope).double(), (0, 2), correction=0)
+    some = _sigma(some, activation, slope).double()
+    mean = some.mean((0, 2))
+    deviation = (some - mean.unsqueeze(1)).square_().mean((0, 2)).sqrt_()
     unit = torch.exp2(deviation.log2().floor() - 3)
-    coarse = torch.where(deviation > 0, (mean / unit).round() * unit, mean)
+    coarse = (mean / unit).round() * unit  # of equal numbers, not finite
     return torch.where(coarse.isfinite(), coarse, mean).to(_computed(x))
 
 
