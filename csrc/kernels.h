@@ -142,6 +142,8 @@ RF_LEVEL(avx512_bf16)
 // costs more than most kernels' arithmetic. Does nothing below 4 MiB, or where the system has no such call.
 void advise_huge_pages(void* data, int64_t bytes);
 
+[[noreturn]] void out_of_memory();  // throws std::bad_alloc
+
 // 64-byte aligned memory for the length of a kernel's call; std::bad_alloc where there is none.
 class Scratch {
  public:

@@ -20,9 +20,11 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t byt
 #endif
 }
 
+void out_of_memory() { throw std::bad_alloc(); }
+
 // Of exactly that size, so that the sanitizers see its end.
 Scratch::Scratch(int64_t bytes) {
-  if (posix_memalign(&data_, 64, static_cast<size_t>(bytes > 0 ? bytes : 1)) != 0) throw std::bad_alloc();
+  if (posix_memalign(&data_, 64, static_cast<size_t>(bytes > 0 ? bytes : 1)) != 0) out_of_memory();
   advise_huge_pages(data_, bytes);
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""cross_covariance: maps read in place in any layout, sums good to 1e-8 however long, equal bits on any threads."""
+"""cross_covariance: maps read in place in any layout, long sums, equal bits on any threads."""
 
 import pytest
 import torch

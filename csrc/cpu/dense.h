@@ -119,6 +119,32 @@ struct Into::Open {
 
 inline Into::Open Into::open(const Block& block, void*) const { return {*this, block.row, first_col + block.col}; }
 
+// Scratch that is not there must not leave a parallel region as an exception: that would end the process. Iterations
+// whose body has Scratch run under this, and it is thrown behind the region.
+class OutOfMemory {
+ public:
+  // f(), unless memory was missing before
+  template <class F>
+  void run(F f) {
+    bool before;
+#pragma omp atomic read
+    before = found_;
+    if (before) return;
+    try {
+      f();
+    } catch (...) {
+#pragma omp atomic write
+      found_ = true;
+    }
+  }
+  void rethrow() const {
+    if (found_) out_of_memory();
+  }
+
+ private:
+  bool found_ = false;
+};
+
 // f(i) for i < n. On one thread without a parallel region: inside of another one, opening it costs as much as a small
 // product.
 template <class F>
@@ -126,8 +152,10 @@ static void for_each(int64_t n, int threads, F f) {
   if (threads == 1) {
     for (int64_t i = 0; i < n; ++i) f(i);
   } else {
+    OutOfMemory missing;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; ++i) f(i);
+    for (int64_t i = 0; i < n; ++i) missing.run([&] { f(i); });
+    missing.rethrow();
   }
 }
 

@@ -251,8 +251,7 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
   const Scratch memory(together * size * 8);
   with_type(dtype, [&]<class S>(Type<S>) {
     if constexpr (sizeof(S) >= 4) {
-#pragma omp parallel for num_threads(together) schedule(dynamic)
-      for (int64_t b = 0; b < batch; ++b) {
+      const auto one = [&](int64_t b) {
         const Work work{static_cast<double*>(memory.data()) + omp_get_thread_num() * size};
         const Strided<const S> from{static_cast<const S*>(m) + b * s_batch, tall ? s_col : s_row, tall ? s_row : s_col};
         Polar<S> polar(d, n, from, static_cast<S*>(out) + b * d * n, tall, rtol, work, each);
@@ -260,12 +259,20 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
         const auto outcome = polar.iterate();
         to[5] = static_cast<double>(outcome);
         for (int i = 0; i < 5; ++i) to[i] = __builtin_nan("");
-        if (outcome != Polar<S>::done) continue;
+        if (outcome != Polar<S>::done) return;
         to[0] = polar.nuclear_norm();
         to[1] = static_cast<double>(d);
         to[2] = polar.condition;
         polar.certify(to[3], to[4]);
+      };
+      if (together == 1) {  // a region of one thread, too, would make new threads for each region inside of it
+        for (int64_t b = 0; b < batch; ++b) one(b);
+        return;
       }
+      OutOfMemory missing;
+#pragma omp parallel for num_threads(together) schedule(dynamic)
+      for (int64_t b = 0; b < batch; ++b) missing.run([&] { one(b); });
+      missing.rethrow();
     }
   });
 }

@@ -74,7 +74,7 @@ struct Covariance {
       RF_UNROLL
       for (int j = 0; j < kTiles; ++j) RF_UNROLL
       for (int k = 0; k < 2; ++k)
-        if (8 * j + 2 * (threadIdx.x % 4) + k < there) phi[j][2 * half + k] -= off;
+        if (8 * j + 2 * static_cast<int>(threadIdx.x % 4) + k < there) phi[j][2 * half + k] -= off;
     }
   }
   RF_DEVICE void take(Place& room, T (&phi)[kTiles][4], int64_t neuron, int64_t sample, int) {

@@ -319,7 +319,10 @@ class RainbowActivation(nn.Module):
         """Rows start..stop of R: the address of G where R = G, else the rows themselves, made for this call."""
         key, r, device = self.key, u.shape[1], u.device
         if self.T is not None:
-            return {"G": self.T.narrow(0, start, stop - start).to(u.dtype) @ gaussian(self.n, r, seed=key, dtype=u.dtype, device=device)}
+            return {
+                "G": self.T.narrow(0, start, stop - start).to(u.dtype)
+                @ gaussian(self.n, r, seed=key, dtype=u.dtype, device=device)
+            }
         here = key if start == 0 else further(key, start)
         if self.k is None:
             return {"seed": here}

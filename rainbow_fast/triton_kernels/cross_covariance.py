@@ -3,7 +3,8 @@
 
 Tensor cores round their sums towards zero. So a chain of sums inside them is at most 128 samples long; it is then added
 to a float32 sum, and begins again with what this addition lost. The parts are added in float64, in a fixed order. The
-error is below 3e-7 of the sum of the magnitudes of the products. float64 is summed in float64 throughout.
+error is below 3e-7 of the sum of the magnitudes of the products, 1e-6 where these are equal. float64 is summed in
+float64 throughout.
 
 Bytes b N (d + m), b = 2, 4 or 8, and 8 bytes an entry and range of the parts; flops 2 N d m, half of it if symmetric,
 three times that in TF32 for float32. For N = 10^6, d = m, the floors in ms of memory and of arithmetic are
