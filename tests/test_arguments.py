@@ -9,6 +9,10 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast import arguments
+from rainbow_fast.analysis.convergence import kernel_convergence
+from rainbow_fast.analysis.kernels import empirical_kernel
+from rainbow_fast.data import batches
+from rainbow_fast.networks import mlp, train
 
 X = draw(40, 6)
 NETWORK = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
@@ -57,6 +61,53 @@ def test_numbers_and_flags() -> None:
             arguments.number("scale", value)
     with pytest.raises(TypeError, match=r"center='a': wanted True or False"):
         arguments.flag("center", "a")
+
+
+DOORS = {
+    "width": lambda v: rf.fit(NETWORK, X).sample(width=v),
+    "width by site": lambda v: rf.fit(NETWORK, X).sample(width={"1": v}),
+    "rank": lambda v: rf.fit(NETWORK, X).sample(rank=v),
+    "seed": lambda v: rf.fit(NETWORK, X).sample(seed=v),
+    "network": lambda v: rf.fit(NETWORK, X).sample(network=v),
+    "max_samples": lambda v: rf.fit(NETWORK, X, max_samples=v).sample(),
+    "iterations": lambda v: rf.fit([NETWORK, NETWORK], X, iterations=v),
+    "images": lambda v: rf.plan(NETWORK, X[:1], images=v),
+    "rows": lambda v: rf.gaussian(v, 2, seed=1),
+    "cols": lambda v: rf.gaussian(2, v, seed=1),
+    "seed of an op": lambda v: rf.gaussian(2, 2, seed=v),
+    "seed in a list": lambda v: rf.gaussian(2, 2, seed=[1, v]),
+    "stream": lambda v: rf.sample_project_align(2, X, seed=1, stream=v),
+    "row_offset": lambda v: rf.random_features(X, 2, seed=1, row_offset=v),
+    "col_offset": lambda v: rf.gaussian(2, 2, seed=1, col_offset=v),
+    "n": lambda v: rf.random_features(X, v, seed=1),
+    "n of covariance": lambda v: rf.random_features_covariance(X, X, v, seed=1),
+    "n in a list": lambda v: rf.random_features_covariance(X, X, [2, v], seed=1),
+    "n of sample_project_align": lambda v: rf.sample_project_align(v, X, seed=1),
+    "patch": lambda v: rf.cross_covariance(X.view(40, 1, 2, 3), patch=v),
+    "n of a kernel": lambda v: empirical_kernel(X, v, seed=1),
+    "networks": lambda v: kernel_convergence(X, [2, 4], networks=v),
+    "widths": lambda v: kernel_convergence(X, [2, v], networks=2),
+    "sizes": lambda v: mlp((6, v, 3)),
+    "batch_size": lambda v: batches(X, batch_size=v),
+    "epochs": lambda v: train(mlp((6, 4, 3)), X, torch.zeros(40, dtype=torch.int64), epochs=v),
+}
+
+
+@pytest.mark.filterwarnings("ignore:site .*")
+@pytest.mark.parametrize(("name", "call"), DOORS.items(), ids=DOORS)
+def test_integers_at_every_door(name: str, call) -> None:
+    call(np.int64(3))
+    for value in (3.0, "3", True, np.array([3, 4])):
+        with pytest.raises(TypeError, match=rf"^{name.split()[0]}.*: wanted an integer, got"):
+            call(value)
+
+
+@pytest.mark.filterwarnings("ignore:site .*")
+def test_bytes_may_be_floats_that_are_whole() -> None:
+    model = rf.fit(NETWORK, X, memory_budget=2e9)
+    model.sample(memory_budget=2e9)
+    with pytest.raises(ValueError, match="memory_budget=0.5: wanted a whole number of bytes"):
+        model.sample(memory_budget=0.5)
 
 
 NOT_TENSORS = [np.ones((3, 2), np.float32), [[1.0, 2.0]], None, 3, 1.5]

@@ -173,5 +173,5 @@ def test_batches_refuse_what_is_no_data(source, error, message):
 
 
 def test_batches_refuse_a_batch_size_below_one():
-    with pytest.raises(ValueError, match="batch_size: wanted at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size=0: wanted batch_size >= 1"):
         data.batches(X, batch_size=0)

@@ -43,6 +43,10 @@ LONGEST = 400
 LICENCE = "SPDX-License-Identifier: BSD-3-Clause"
 
 
+FACTORIES = (
+    "empty empty_strided zeros ones full tensor as_tensor arange linspace logspace eye rand randn randint randperm"
+)
+
 # Each check takes the root of a tree and returns what is wrong in it, as sentences.
 
 
@@ -132,6 +136,20 @@ def unlicensed_files(root: Path) -> list[str]:
     ]
 
 
+def factories_without_device(root: Path) -> list[str]:
+    """A new tensor that names no device lies on the default one, which a user may have set to `meta` or a GPU."""
+    found = []
+    for path in modules(root).values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            called = ast.unparse(node.func)
+            named = {keyword.arg for keyword in node.keywords} & {"device", None}
+            if called.removeprefix("torch.") in FACTORIES.split() and called.startswith("torch.") and not named:
+                found.append(f"{path.relative_to(root)}:{node.lineno} calls {called} without a device")
+    return found
+
+
 def foreign_includes(root: Path) -> list[str]:
     """Kernels know neither torch nor Python: only bind.cpp does."""
     foreign = re.compile(r"^\s*#\s*include\s*[<\"]((torch|ATen|c10|pybind11)/.*|Python\.h)[>\"]", re.MULTILINE)
@@ -150,6 +168,7 @@ CHECKS = [
     missing_lines,
     long_files,
     unlicensed_files,
+    factories_without_device,
     foreign_includes,
 ]
 
@@ -240,6 +259,12 @@ def test_half_opened_room_is_found(toy: Path, path: str, names: list[str]) -> No
         (missing_lines, "README.md", "gaussian, outside of the table", "README.md has no row for gaussian"),
         (long_files, "csrc/cpu/polar.cpp", "\n" * 401, "csrc/cpu/polar.cpp has 401 lines"),
         (unlicensed_files, "tests/test_polar.py", "", "tests/test_polar.py does not begin with its licence"),
+        (
+            factories_without_device,
+            "rainbow_fast/ops/gaussian.py",
+            "import torch\ntorch.zeros(3, device=d)\ntorch.eye(3)",
+            "rainbow_fast/ops/gaussian.py:3 calls torch.eye without a device",
+        ),
         (foreign_includes, "csrc/cpu/gemm.h", "#include <Python.h>", "csrc/cpu/gemm.h includes Python.h"),
         (foreign_includes, "csrc/cpu/gemm.h", '# include "torch/all.h"', "csrc/cpu/gemm.h includes torch/all.h"),
     ],

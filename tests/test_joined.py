@@ -306,8 +306,8 @@ def test_refuses_what_cannot_be_joined(networks, kind, message):
 
 def test_refuses_what_several_references_do_not_have(tmp_path):
     x, networks = images(100), [chain(1), chain(2)]
-    for iterations in (0, True):
-        with pytest.raises(ValueError, match=f"iterations={iterations}: wanted an int, at least 1"):
+    for iterations, error, wanted in ((0, ValueError, "iterations >= 1"), (True, TypeError, "an integer, got bool")):
+        with pytest.raises(error, match=f"iterations={iterations}: wanted {wanted}"):
             rf.fit(networks, x, iterations=iterations)
     model = rf.fit(networks, x)
     with pytest.raises(ValueError, match="align='flattened': wanted one reference, got 2"):

@@ -162,7 +162,7 @@ def test_expected_kernel_refuses(given: dict, message: str) -> None:
 
 
 def test_empirical_kernel_refuses() -> None:
-    with pytest.raises(ValueError, match="n=0: wanted at least 1"):
+    with pytest.raises(ValueError, match="n=0: wanted n >= 1"):
         empirical_kernel(torch.zeros(3, 4), 0, seed=0)
     with pytest.raises(ValueError, match="shift_v is given without v"):
         empirical_kernel(torch.zeros(3, 4), 2, seed=0, shift_v=torch.zeros(3))

@@ -278,7 +278,7 @@ def test_errors_of_the_data_are_those_of_fit(run):
     net = mlp((6, 8, 5, 2))
     with pytest.raises(ValueError, match="holdout=1.5: wanted a share"):
         run(net, X, holdout=1.5)
-    with pytest.raises(ValueError, match="max_samples=0: wanted an int"):
+    with pytest.raises(ValueError, match="max_samples=0: wanted max_samples >= 1"):
         run(net, X, max_samples=0)
     with pytest.raises(TypeError, match="reference: wanted an nn.Module, got function"):
         run(lambda x: x, X)
@@ -288,11 +288,10 @@ def test_errors_of_the_data_are_those_of_fit(run):
 
 def test_own_errors():
     net = mlp((6, 8, 5, 2), bias=True)
-    for images in (0, 1.5, True):
-        with pytest.raises(ValueError, match=f"images={images}: wanted an int, at least 1"):
-            rf.plan(net, X, images=images)
-        with pytest.raises(ValueError, match=f"images={images}: wanted an int, at least 1"):
-            rf.fit(net, X).plan(images=images)
+    for images, error in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
+        for plan in (lambda **given: rf.plan(net, X, **given), rf.fit(net, X).plan):
+            with pytest.raises(error, match=f"images={images}: wanted (images >= 1|an integer)"):
+                plan(images=images)
     with pytest.raises(TypeError, match="machine: wanted a Machine or None, got dict"):
         rf.plan(net, X, machine=RATES)
     with pytest.raises(ValueError, match=r"energy=0.5: site '2' has no moments before fit: wanted a rank"):

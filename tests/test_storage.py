@@ -137,8 +137,8 @@ def test_a_budget_is_of_all_networks_together():
     [
         ({"storage": "disk"}, "storage='disk': wanted None or one of memory, file, recompute"),
         ({"storage_dtype": torch.float16}, "storage_dtype=torch.float16: wanted None or torch.bfloat16"),
-        ({"memory_budget": -1}, "memory_budget=-1: wanted None or a number of bytes, at least 0"),
-        ({"memory_budget": 1e9}, "memory_budget=1000000000.0: wanted None or a number of bytes"),
+        ({"memory_budget": -1}, "memory_budget=-1: wanted memory_budget >= 0"),
+        ({"memory_budget": 1e9 + 0.5}, "memory_budget=1000000000.5: wanted a whole number of bytes"),
         ({"scratch": "/missing/folder"}, "scratch: no folder /missing/folder"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel
+from rainbow_fast.arguments import integer
 from rainbow_fast.ops.gaussian import as_key
 from rainbow_fast.rainbow.activation import channels_first
 from rainbow_fast.rainbow.network import RainbowNetwork
@@ -204,7 +205,7 @@ def _root(K: Tensor) -> Tensor:
 def _rows(u: Tensor, most: int) -> Tensor:
     """(N, r, *space) as (samples, r), at most `most` of them, evenly spread."""
     rows = u.movedim(1, -1).reshape(-1, u.shape[1])
-    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
+    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most, device=u.device).long()]
 
 
 def _converge(
@@ -214,6 +215,7 @@ def _converge(
     progress: Progress | None,
 ) -> dict[str, KernelConvergence]:
     """`draw(n, index)` gives the features of the sites of one sample; every index is drawn once."""
+    widths, networks = [integer("widths", n) for n in widths], integer("networks", networks)
     if not widths or any(b <= a for a, b in zip([0, *widths], widths, strict=False)):
         raise ValueError(f"widths={list(widths)}: wanted one or more, increasing, at least 1")
     if networks < 2:

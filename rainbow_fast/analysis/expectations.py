@@ -20,7 +20,9 @@ STEPS = ("step", "sign")
 CENTRED = ("erf", "gelu", "cos")  # closed forms for a = b = 0
 TINY = 1e-150
 
-NODES = torch.arange(-13 * 64, 13 * 64 + 1, dtype=torch.float64) / 64  # what lies outside weighs below 1e-18
+NODES = (
+    torch.arange(-13 * 64, 13 * 64 + 1, dtype=torch.float64, device="cpu") / 64
+)  # what lies outside weighs below 1e-18
 TAIL = 1e-12  # share of E[sigma^2] that the terms left out of a series may hold
 MOST_TERMS = 4096
 STEEPEST = 24.0  # where trapezoids of this step still find the mean of tanh to 1e-11

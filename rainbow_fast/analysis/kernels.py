@@ -10,9 +10,10 @@ from torch import Tensor
 
 from rainbow_fast.analysis import expectations
 from rainbow_fast.analysis.expectations import CENTRED, STEPS, Angles
+from rainbow_fast.arguments import integer
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.cross_covariance import cross_covariance_
-from rainbow_fast.ops.gaussian import Seed, as_key
+from rainbow_fast.ops.gaussian import Seed, as_key, further
 from rainbow_fast.ops.random_features import random_features
 
 PAIRS = 2**18  # of samples, at a time
@@ -74,9 +75,9 @@ def expected_kernel(
         size, added = torch.cat([left.size, right.size]), torch.cat([left.shift, right.shift])
         found = expectations.hermite_coefficients(activation, negative_slope, size, added)
         terms = found.split([len(left.size), len(right.size)])
-    out = torch.empty(len(left.size), len(right.size), dtype=torch.float64)
+    out = torch.empty(len(left.size), len(right.size), dtype=torch.float64, device=left.size.device)
     t, b = right.size.unsqueeze(0), right.shift.unsqueeze(0)
-    for rows in torch.arange(len(left.size)).split(max(PAIRS // max(len(right.size), 1), 1)):
+    for rows in torch.arange(len(left.size), device=left.size.device).split(max(PAIRS // max(len(right.size), 1), 1)):
         angles = _angles(left.direction[rows], right.direction)
         s, a = left.size[rows].unsqueeze(1), left.shift[rows].unsqueeze(1)
         if terms:
@@ -131,8 +132,7 @@ def empirical_kernel(
 
     Arguments and errors as in `rainbow_fast.random_features`; n is at least 1.
     """
-    if n < 1:
-        raise ValueError(f"n={n}: wanted at least 1")
+    n = integer("n", n, 1)
     if v is None and shift_v is not None:
         raise ValueError("shift_v is given without v: wanted both, or shift alone")
     where = as_key(seed, stream, row_offset)
@@ -141,7 +141,7 @@ def empirical_kernel(
     out = torch.zeros(len(u), len(others), dtype=torch.float64, device=u.device)
     block = max(FEATURES // max(len(u), len(others), 1), 128)
     for start in range(0, n, block):
-        here = where + where.new_tensor([0, 0, start, 0])
+        here = further(where, start)
         count = min(block, n - start)
         phi = random_features(u, count, shift=shift, seed=here, **given)
         phi_v = None if v is None else random_features(v, count, shift=shift_v, seed=here, **given).unsqueeze(0)
@@ -163,7 +163,7 @@ def _side(name: str, u: Tensor, shift_name: str, shift: Tensor | None) -> _Side:
     if shift is not None and shift.shape != u.shape[:1]:
         raise ValueError(f"{shift_name} has shape {tuple(shift.shape)}: wanted {tuple(u.shape[:1])}")
     x = u.detach().cpu().double()
-    zero = torch.zeros(len(x), dtype=torch.float64)
+    zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     a = zero if shift is None else shift.detach().cpu().double()
     for what, values in ((name, x), (shift_name, a)):
         if not values.isfinite().all():

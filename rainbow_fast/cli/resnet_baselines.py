@@ -116,7 +116,7 @@ class Naive:
         C, mean = moments.covariance(), moments.mean_x
         G = gaussian(n, d, seed=self.seed, stream=self.network << SITE_BITS | number, dtype=torch.float64) / d**0.5
         variance = ((G @ C) * G).sum(1)
-        k = torch.arange(n) % d
+        k = torch.arange(n, device="cpu") % d
         rows = G * (layer.norm.weight[k] * (variance + layer.norm.eps).rsqrt()).unsqueeze(1)
         self.rows, self.shift = rows.float(), (layer.norm.bias[k] - rows @ mean).float()
         return n
@@ -213,7 +213,7 @@ def _align(layer: Layer, sampler: Sampler, data: Images) -> tuple[Tensor, Tensor
         projected.update(torch.einsum("nm...,dm->nd...", features.double(), B))
     s = alignment.scale(found, projected, sampler.parts, layer.name)
     c = alignment.offset(found, s, moments, sampler.parts)
-    return (s * B).float(), torch.zeros(len(B)) if c is None else c.float()
+    return (s * B).float(), torch.zeros(len(B), device="cpu") if c is None else c.float()
 
 
 def _widened(shortcut: nn.Module, kept: Tensor, n: int) -> Tensor:

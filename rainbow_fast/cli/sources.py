@@ -195,7 +195,12 @@ def _known(option: str, name: str, shape: tuple[int, ...], read: Callable[[], An
             x, y, x_test, y_test = read()
         return (x, y), (x_test, y_test)
 
-    return Source(name, *COUNTS[name], lambda: (torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)), both)
+    return Source(
+        name,
+        *COUNTS[name],
+        lambda: (torch.zeros(1, *shape, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu")),
+        both,
+    )
 
 
 def _loader(option: str, name: str, make: Callable[[], Batches]) -> Source:

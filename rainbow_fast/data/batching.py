@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rainbow_fast.arguments import integer
+
 Batch = tuple[Tensor, Tensor | None]
 
 
@@ -30,8 +32,7 @@ def batches(data: object, *, batch_size: int = 1000) -> Iterable[Batch]:
 
     What is wrong with a batch of a loader is raised when the iteration gets there.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: wanted at least 1, got {batch_size}")
+    batch_size = integer("batch_size", batch_size, 1)
     if isinstance(data, Tensor) or _is_tuple_of_tensors(data):
         x, y = _batch(data, "data")
         return _Batches(lambda: _slices(x, y, batch_size))

@@ -102,9 +102,9 @@ def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
 
 def normalised(images: Tensor, *, mean: Sequence[float], std: Sequence[float], grey: bool) -> Tensor:
     """uint8 (N, 3, H, W) to float32, per channel; grey: (N, 1, H, W), combined after that."""
-    mean_, std_ = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    mean_, std_ = torch.tensor(mean, device="cpu").view(3, 1, 1), torch.tensor(std, device="cpu").view(3, 1, 1)
     x = images.to(torch.float32).div_(255).sub_(mean_).div_(std_)
-    return torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA)).unsqueeze(1) if grey else x
+    return torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA, device="cpu")).unsqueeze(1) if grey else x
 
 
 def _read_cifar10(path: Path) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rainbow_fast.arguments import integer
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.datasets import MEAN, STD, check_statistics, normalised
 from rainbow_fast.data.samples import as_numbers
@@ -84,12 +85,10 @@ def image_folder(
         import PIL  # noqa: F401
     except ImportError as error:
         raise ImportError('image_folder needs Pillow: pip install "rainbow_fast[data]"') from error
-    for name, value in (("size", 1 if size is None else size), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: wanted an int of at least 1, got {value}")
+    size = None if size is None else integer("size", size, 1)
+    batch_size = integer("batch_size", batch_size, 1)
     check_statistics(mean, std)
-    if seed is not None and not 0 <= seed < 2**32:
-        raise ValueError(f"seed: wanted None or an int from 0 to 2^32 - 1, got {seed}")
+    seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
     folders = _class_folders(Path(path))
     files = [(file, label) for label, folder in enumerate(folders) for file in _images(folder)]
     if seed is not None:
@@ -104,7 +103,7 @@ def image_folder(
                 came, first = (f"{height} x {width} pixels" for height, width, _ in (pixels[-1].shape, wanted))
                 raise ValueError(f"path: {file} has {came}, {files[0][0]} has {first}: wanted one size, or size=")
         x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-        y = torch.tensor([label for _, label in files[start:stop]])
+        y = torch.tensor([label for _, label in files[start:stop]], device="cpu")
         return normalised(x, mean=mean, std=std, grey=grey), y
 
     return Batches(len(files), batch_size, tuple(folder.name for folder in folders), read)
@@ -127,8 +126,7 @@ def npy_pair(
         FileNotFoundError: a file is missing.
         ValueError: a file that is no npy array or has another dtype or shape; unequal lengths; a `batch_size` below 1.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: wanted an int of at least 1, got {batch_size}")
+    batch_size = integer("batch_size", batch_size, 1)
     x = _mapped("x_path", x_path)
     if x.dtype not in DTYPES or x.ndim < 2 or len(x) == 0:
         raise ValueError(f"x_path: wanted float32, float64 or uint8 (N, ...) with N >= 1, got {x.dtype} {x.shape}")

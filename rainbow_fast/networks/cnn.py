@@ -52,8 +52,7 @@ def cnn(
     """
     if len(channels) < 2:
         raise ValueError(f"channels: wanted those of the image and of each convolution, got {tuple(channels)}")
-    check_positive("channels", channels)
-    check_positive("kernel_size, stride, image_size, classes", (kernel_size, stride, image_size, classes))
+    check_positive(channels=channels, kernel_size=kernel_size, stride=stride, image_size=image_size, classes=classes)
     check_batch_norm(batch_norm)
     side = image_size
     with seeded(seed):

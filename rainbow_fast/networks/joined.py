@@ -152,7 +152,7 @@ def join(traces: Sequence[Trace], example: Tensor) -> Joined:
     joined = Joined(reference, tuple(sites), traces[0].graph, tuple(stages), False, len(traces))
     for place, site in enumerate(sites):
         channels = maps[0][place].shape[site.axis or 1]
-        joined.rotate(place, torch.eye(channels).expand(len(traces), -1, -1))
+        joined.rotate(place, torch.eye(channels, device="cpu").expand(len(traces), -1, -1))
     return joined
 
 

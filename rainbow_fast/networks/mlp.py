@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from rainbow_fast.arguments import integer
+
 BatchNorm = Literal["before", "after"]
 
 
@@ -47,7 +49,7 @@ def mlp(
     """
     if len(sizes) < 2:
         raise ValueError(f"sizes: wanted at least an input width and a number of classes, got {tuple(sizes)}")
-    check_positive("sizes", sizes)
+    check_positive(sizes=sizes)
     check_batch_norm(batch_norm)
     with seeded(seed):
         layers: list[nn.Module] = [nn.Flatten()]
@@ -79,8 +81,7 @@ def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[Non
     if seed is None:
         yield
         return
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed: wanted an int from 0 to 2^63 - 1, got {seed}")
+    seed = integer("seed", seed, 0, 2**63 - 1)
     on_gpu = device is not None and device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed every other device
@@ -90,10 +91,11 @@ def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[Non
         yield
 
 
-def check_positive(name: str, values: Sequence[int]) -> None:
-    """Every one of `values` an int of at least 1, or a ValueError that names the argument."""
-    if any(not isinstance(value, int) or value < 1 for value in values):
-        raise ValueError(f"{name}: wanted ints of at least 1, got {tuple(values)}")
+def check_positive(**values: int | Sequence[int]) -> None:
+    """Every one is an integer of at least 1, or a sequence of such, or an error names the argument."""
+    for name, value in values.items():
+        for each in value if isinstance(value, Sequence) else [value]:
+            integer(name, each, 1)
 
 
 def check_batch_norm(batch_norm: str | None) -> None:

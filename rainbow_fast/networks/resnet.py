@@ -53,7 +53,7 @@ def resnet_cifar(
     Source: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, section 4.2, option A; with
     `preactivation` Identity mappings in deep residual networks (2016), figure 4e.
     """
-    check_positive("depth, width, image_channels, classes", (depth, width, image_channels, classes))
+    check_positive(depth=depth, width=width, image_channels=image_channels, classes=classes)
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth: wanted 6 k + 2 with k >= 1 blocks a stage, got {depth}")
     with seeded(seed):
@@ -98,8 +98,7 @@ def resnet_imagenet(
     """
     if len(blocks) < 1:
         raise ValueError("blocks: wanted their number in each of at least one stage, got ()")
-    check_positive("blocks", blocks)
-    check_positive("width, image_channels, classes", (width, image_channels, classes))
+    check_positive(blocks=blocks, width=width, image_channels=image_channels, classes=classes)
     with seeded(seed):
         conv1, maxpool = _conv(image_channels, width, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1)
         return _resnet(conv1, maxpool, blocks, "fc", classes, preactivation, activation, _projection)

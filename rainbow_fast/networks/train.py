@@ -17,6 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+from rainbow_fast.arguments import integer
 from rainbow_fast.networks.mlp import seeded
 
 Progress = Callable[[int, int, float], None]
@@ -76,22 +77,21 @@ def train(
     with `lr=0.1, weight_decay=1e-4, schedule="steps"`, on CIFAR-10 with `crop=4, flip=True`.
     """
     _check_labelled(x, y)
-    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("crop", crop, 0)):
-        if value < least:
-            raise ValueError(f"{name}: wanted at least {least}, got {value}")
+    epochs, batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
+    crop = integer("crop", crop, 0)
     if schedule not in get_args(Schedule):
         raise ValueError(f'schedule: wanted "constant", "steps" or "cosine", got {schedule!r}')
     if (crop or flip) and x.ndim != 4:
         raise ValueError(f"x: crop and flip want images (N, C, H, W), got {tuple(x.shape)}")
     device = _device(module)
     optimiser = torch.optim.SGD(module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    order = torch.Generator()
+    order = torch.Generator("cpu")
     steps, step = epochs * math.ceil(len(x) / batch_size), 0
     with _mode(module, training=True), seeded(seed, device), torch.enable_grad():
         order.manual_seed(seed)
         for epoch in range(1, epochs + 1):
             total = torch.zeros((), dtype=torch.float64, device=device)
-            for rows in torch.randperm(len(x), generator=order).to(x.device).split(batch_size):
+            for rows in torch.randperm(len(x), generator=order, device="cpu").to(x.device).split(batch_size):
                 images, labels = x[rows].to(device), y[rows.to(y.device)].to(device)
                 for group in optimiser.param_groups:
                     group["lr"] = _rate(lr, schedule, step, steps)
@@ -122,8 +122,7 @@ def accuracy(module: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1000)
         TypeError, ValueError: as in `train`.
     """
     _check_labelled(x, y)
-    if batch_size < 1:
-        raise ValueError(f"batch_size: wanted at least 1, got {batch_size}")
+    batch_size = integer("batch_size", batch_size, 1)
     device = _device(module)
     right = 0
     with _mode(module, training=False), torch.no_grad():
@@ -192,11 +191,11 @@ def _augmented(images: Tensor, crop: int, flip: bool, generator: torch.Generator
     n = len(images)
     if crop:
         height, width = images.shape[2:]
-        top, left = torch.randint(2 * crop + 1, (2, n), generator=generator).to(images.device)
+        top, left = torch.randint(2 * crop + 1, (2, n), generator=generator, device="cpu").to(images.device)
         cuts = pad(images, (crop,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, top, left, H, W)
         images = cuts[torch.arange(n, device=images.device), :, top, left]
     if flip:
-        mirrored = torch.rand(n, 1, 1, 1, generator=generator).to(images.device) < 0.5
+        mirrored = torch.rand(n, 1, 1, 1, generator=generator, device="cpu").to(images.device) < 0.5
         images = torch.where(mirrored, images.flip(-1), images)
     return images
 

@@ -24,7 +24,9 @@ def ridge_classifier(features: Tensor, labels: Tensor, classes: int) -> tuple[Te
     Returns:
         B (K, F) and b (K,), float64, and the ridge chosen.
     """
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)).to(features.device)
+    order = torch.randperm(len(features), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(
+        features.device
+    )
     left_out, used = order[: len(order) // 5], order[len(order) // 5 :]
     best, chosen = -1.0, RIDGES[0]
     if len(left_out):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from rainbow_fast.arguments import integer
 from rainbow_fast.networks.joined import Joined
 from rainbow_fast.rainbow import storage as storing
 from rainbow_fast.rainbow.cost import Cost
@@ -162,8 +163,8 @@ def _unfitted(
 ) -> RainbowModel:
     """A model without moments; without `iterations`, without the rotations of several references."""
     storing.check_budget(memory_budget, scratch)
-    if iterations is not None and (not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1):
-        raise ValueError(f"iterations={iterations!r}: wanted an int, at least 1")
+    max_samples = integer("max_samples", max_samples, 1)
+    iterations = None if iterations is None else integer("iterations", iterations, 1)
     limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
     limits["only_shapes"] = iterations is None
     cut, sites, align, held = prepare(reference, data, holdout, max_samples, pointwise, images, **limits)

@@ -66,7 +66,7 @@ class Machine:
             dtype, activation: of the network; None for an activation without fused kernels.
             clock: gives the time in seconds; `time.process_time` leaves out what other work takes, with one thread.
         """
-        source, activation = torch.Generator().manual_seed(0), activation or "identity"
+        source, activation = torch.Generator("cpu").manual_seed(0), activation or "identity"
 
         def seconds(run: Callable[[], object]) -> float:
             """The least of at least three rounds, after one that is not counted."""
@@ -79,7 +79,7 @@ class Machine:
             return min(taken)
 
         def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=source, dtype=torch.float64).to(dtype)
+            return torch.randn(*shape, generator=source, dtype=torch.float64, device="cpu").to(dtype)
 
         def fused(N: int, d: int, n: int) -> float:
             """Seconds of the two passes over N samples, d = r channels and n neurons."""
@@ -104,7 +104,7 @@ class Machine:
         float64 = (2 + 1 / 3) * d**3 / seconds(lambda: torch.linalg.cholesky(S @ S.T))
         maps = normal(16, 32, 32, 32)
         pooling = maps.numel() / seconds(lambda: nn.functional.max_pool2d(maps, 2))
-        numbers = torch.ones(2**24 // dtype.itemsize, dtype=dtype)
+        numbers = torch.ones(2**24 // dtype.itemsize, dtype=dtype, device="cpu")
         copy = 2 * numbers.nbytes / seconds(lambda: numbers * 2)
         return cls(1 / per_flop, 1 / per_feature, layers, polar_rate, float64, pooling, copy)
 
@@ -118,4 +118,4 @@ def polar_flops(d: int, n: int) -> float:
 def _correlation(d: int, n: int) -> torch.Tensor:
     """A (d, n) float64 matrix of condition d^3, about 1e7."""
     left, right = (torch.linalg.qr(gaussian(m, d, seed=0, stream=m).double()).Q for m in (d, n))
-    return left * torch.arange(1, d + 1).double().pow(-3) @ right.T
+    return left * torch.arange(1, d + 1, device="cpu").double().pow(-3) @ right.T

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from rainbow_fast.arguments import integer
 from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.networks.same_function import FEW, check
 from rainbow_fast.networks.trace import trace
@@ -36,16 +37,15 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
             networks sampled later have the same bits.
 
     Raises:
-        TypeError: `model` is not a `RainbowModel`.
-        ValueError: `probe` is no int of at least 1; a model of several references.
+        TypeError: `model` is not a `RainbowModel`, or `probe` no integer.
+        ValueError: `probe` is below 1; a model of several references.
         FileNotFoundError: the folder of `path` is missing.
     """
     if not isinstance(model, RainbowModel):
         raise TypeError(f"model: wanted a RainbowModel, got {type(model).__name__}")
     if model._trace.references > 1:
         raise ValueError(f"model: fitted to {model._trace.references} references, wanted one")
-    if probe is not None and (not isinstance(probe, int) or isinstance(probe, bool) or probe < 1):
-        raise ValueError(f"probe={probe!r}: wanted None or an int, at least 1")
+    probe = None if probe is None else integer("probe", probe, 1)
     tensors = {f"reference.{name}": copied(value) for name, value in model.reference.state_dict().items()}
     for s in model.sites:
         tensors |= {f"sites.{s.site.index}.{name}": copied(value) for name, value in s.z.state_dict().items()}

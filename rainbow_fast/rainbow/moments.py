@@ -205,7 +205,7 @@ class CrossCovariance:
         if self.cross is None:
             return {}
         sides = (self.x.total, self.x.square, self.y.total, self.y.square)
-        values = (self.cross, *sides, torch.tensor(self.count), self.x.center, self.y.center)
+        values = (self.cross, *sides, torch.tensor(self.count, device="cpu"), self.x.center, self.y.center)
         return {key: value.clone() for key, value in zip(KEYS + CENTERS, values, strict=True) if value is not None}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -68,7 +68,7 @@ def marchenko_pastur_median(ratio: float) -> float:
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio={ratio}: wanted 0 < ratio <= 1")
-    t = (torch.arange(GRID, dtype=torch.float64) + 0.5) * (math.pi / GRID)
+    t = (torch.arange(GRID, dtype=torch.float64, device="cpu") + 0.5) * (math.pi / GRID)
     values = 1 + ratio + 2 * math.sqrt(ratio) * t.cos()  # decreasing
     mass = (2 * t.sin().square() / (math.pi * values)).cumsum(0) * (math.pi / GRID)  # from pi / GRID i on
     place = int((mass >= 0.5 * mass[-1]).nonzero()[0])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rainbow_fast.arguments import flag, integer
 from rainbow_fast.networks.trace import Trace
 from rainbow_fast.networks.writers import writer_rows
 from rainbow_fast.rainbow.flight import Data
@@ -64,9 +65,8 @@ def choose(
     """
     resolved = resolve(method, **parts)
     chosen = choose_sites(known, sites)
-    for name, value, bits in (("seed", seed, 63), ("network", network, NETWORK_BITS)):
-        if not isinstance(value, int) or not 0 <= value < 2**bits:
-            raise ValueError(f"{name}={value!r}: wanted an int, 0 <= {name} < 2^{bits}")
+    seed, network = integer("seed", seed, 0, 2**63 - 1), integer("network", network, 0, 2**NETWORK_BITS - 1)
+    accuracy_profile = flag("accuracy_profile", accuracy_profile)
     widths = choose_widths(chosen, width, factor, resolved.law)
     directions = choose_directions(chosen, rank, energy, centred=resolved.mean_row, only_shapes=only_shapes)
     return Plan(method, resolved, widths, directions, seed, network, align, classifier, accuracy_profile)
@@ -170,8 +170,8 @@ def choose_directions(
     none: dict[str, Tensor | None] = {s.site.name: None for s in chosen}
     if rank is None and energy is None:
         return none
-    above = {s.site.name: _above_noise(s) for s in chosen if NOISE_EDGE in (rank, _of(rank, s.site.name))}
-    rank = above if rank == NOISE_EDGE else {**rank, **above} if isinstance(rank, Mapping) else rank
+    above = {s.site.name: _above_noise(s) for s in chosen if _is_edge(rank) or _is_edge(_of(rank, s.site.name))}
+    rank = above if _is_edge(rank) else {**rank, **above} if isinstance(rank, Mapping) else rank
     ranks = {} if rank is None else _by_site("rank", rank, none)
     for s in chosen:
         name = s.site.name
@@ -189,6 +189,10 @@ def choose_directions(
             r = int((share < energy * (1 - 1e-12)).sum()) + 1
         none[name] = U[:, : min(r, s.d)].contiguous()
     return none
+
+
+def _is_edge(rank: object) -> bool:
+    return isinstance(rank, str) and rank == NOISE_EDGE
 
 
 def _of(rank: Ranks | None, name: str) -> int | str | None:
@@ -213,9 +217,7 @@ def _above_noise(known: SiteStatistics) -> int:
 
 def _by_site(what: str, value: Ranks, sites: Mapping[str, object]) -> dict[str, int]:
     given = dict(value) if isinstance(value, Mapping) else {name: value for name in sites}
-    for name, number in given.items():
+    for name in given:
         if name not in sites:
             raise ValueError(f"{what}: {name!r} is not among the sampled sites {', '.join(sites)}")
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ValueError(f"{what}={number!r} for site {name!r}: wanted an int, at least 1")
-    return given  # type: ignore[return-value]  # all of them ints
+    return {name: integer(f"{what} of site {name!r}", number, 1) for name, number in given.items()}

@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.arguments import integer
 from rainbow_fast.data.samples import as_numbers, check_classes
 from rainbow_fast.networks.joined import join
 from rainbow_fast.networks.random_state import untouched
@@ -45,15 +47,14 @@ def prepare(
     """
     references = _checked(reference)
     device, dtype = _check_parameters(references[0])
-    if not isinstance(max_samples, int) or max_samples < 1:
-        raise ValueError(f"max_samples={max_samples!r}: wanted an int, at least 1")
-    if isinstance(holdout, int | float) and not 0 <= holdout < 1:
+    max_samples = integer("max_samples", max_samples, 1)
+    if isinstance(holdout, int | float | np.number) and not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout}: wanted a share of the data, 0 <= holdout < 1, or data")
     limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch, "labelled": labelled}
     x, y = gather(data, "data", **limits)
     if images is not None:
         x, y = repeat(x, images), None if y is None else repeat(y, images)
-    if holdout is None or isinstance(holdout, int | float):
+    if holdout is None or isinstance(holdout, int | float | np.number):
         kept = len(x) - int(len(x) * (HOLDOUT if holdout is None else holdout))
         (x, x_held), (y, y_held) = (x[:kept], x[kept:]), (None, None) if y is None else (y[:kept], y[kept:])
     else:
@@ -91,10 +92,9 @@ def repeat(x: Tensor, images: int) -> Tensor:
     """So many views of the first image, which take no memory.
 
     Raises:
-        ValueError: `images` is no int of at least 1.
+        TypeError, ValueError: `images` is no integer of at least 1.
     """
-    if not isinstance(images, int) or isinstance(images, bool) or images < 1:
-        raise ValueError(f"images={images!r}: wanted an int, at least 1")
+    images = integer("images", images, 1)
     return x[:1].expand(images, *x.shape[1:])
 
 

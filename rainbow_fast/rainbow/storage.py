@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rainbow_fast.arguments import bytes_of
+
 KINDS = ("memory", "file", "recompute")
 DTYPES = (None, torch.bfloat16)
 ALIGNMENT = 64  # bytes, of what torch allocates
@@ -56,7 +58,7 @@ class InFile:
 
     def load(self) -> Tensor:
         # Read, not mapped: the pages of a map count as the process's own, and a site reads each file once or twice.
-        made = torch.empty(self.shape, dtype=self.stored)
+        made = torch.empty(self.shape, dtype=self.stored, device="cpu")
         with self.path.open("rb") as file:
             file.readinto(memoryview(made.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
         return made.to(self.device, self.dtype)
@@ -124,9 +126,9 @@ def choose(
 
 
 def check_budget(memory_budget: int | None, scratch: str | os.PathLike[str] | None) -> None:
-    """A number of bytes and an existing folder, or a ValueError."""
-    if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget < 0):
-        raise ValueError(f"memory_budget={memory_budget!r}: wanted None or a number of bytes, at least 0")
+    """A number of bytes and an existing folder, or a TypeError or ValueError."""
+    if memory_budget is not None:
+        bytes_of("memory_budget", memory_budget)
     if scratch is not None and not Path(scratch).is_dir():
         raise ValueError(f"scratch: no folder {scratch}")
 

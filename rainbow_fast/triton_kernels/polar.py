@@ -156,10 +156,10 @@ def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
     if b == 0:
         return statistics
     smallest = SMALLEST[M.dtype]
-    first = zolotarev(torch.tensor([smallest], dtype=torch.float64), FIRST_POLES)
+    first = zolotarev(torch.tensor([smallest], dtype=torch.float64, device="cpu"), FIRST_POLES)
     probe = M.new_empty(PROBES, d, dtype=torch.float64)
     gaussian(probe, [0, 0, 0, 0])
-    at = torch.arange(b)  # of what is left, here and in the lists below
+    at = torch.arange(b, device="cpu")  # of what is left, here and in the lists below
     X = wide.double()
     scales: list[Tensor] = []
 

@@ -47,13 +47,13 @@ def zolotarev(low: Tensor, count: int) -> Rational:
     for _ in range(LANDEN):
         a, b, c = (a + b) / 2, (a * b).sqrt(), (a - b) / 2
         ratios.append((c / a)[:, None])
-    share = torch.arange(1, 2 * count + 1, dtype=low.dtype) / (2 * count + 1)
+    share = torch.arange(1, 2 * count + 1, dtype=low.dtype, device=low.device) / (2 * count + 1)
     angle = 2.0**LANDEN * math.pi / 2 * share.expand(len(low), -1)
     for ratio in reversed(ratios):
         angle = (angle + (ratio * angle.sin()).asin()) / 2
     node = (low[:, None] * angle.tan()) ** 2
     pole, between = node[:, 0::2], node[:, 1::2]
-    others = pole[:, :, None] - pole[:, None, :] + torch.eye(count, dtype=low.dtype)
+    others = pole[:, :, None] - pole[:, None, :] + torch.eye(count, dtype=low.dtype, device=low.device)
     weight = -(pole[:, :, None] - between[:, None, :]).prod(2) / others.prod(2)
     f = Rational(pole, weight, torch.ones_like(low))
     return f._replace(scale=1 / f.of(torch.ones_like(low)))
