@@ -82,6 +82,13 @@ def test_random_features(name: str, dtype: torch.dtype, activation: str) -> None
     assert_close_to_float64(sums[0].cpu().to(dtype), x.double().T @ exact, x.T @ plain, terms=300)
     projected = rf.random_features_projection(on_gpu[0], on_gpu[2], backend=name, **given)
     assert_close_to_float64(projected.cpu(), exact @ A.double().T, plain @ A.T, terms=190)
+    x_center, center = x.mean(0), plain.mean(0)
+    centers = {"x_center": x_center.to(GPU), "center": center.to(GPU)}
+    sums = rf.random_features_covariance(on_gpu[1], on_gpu[0], 190, backend=name, **centers, **given)
+    exact, plain = exact - center.double(), plain - center
+    X = x.double() - x_center.double()
+    assert_close_to_float64(sums[0].cpu().to(dtype), X.T @ exact, (x - x_center).T @ plain, terms=300)
+    assert_close_to_float64(sums[2].cpu().to(dtype), (exact**2).sum(0), (plain**2).sum(0), terms=300)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (96, 700), (300, 40)])

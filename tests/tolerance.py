@@ -15,8 +15,8 @@ FACTOR = 2.0
 CLASS = {"tensor cores": 3e-7, "float64": 1e-14}
 
 # What it loses where many terms are equal, or nearly: these are rounded in one direction. Of 256 equal ones in float32,
-# the most that is added up between two promotions on a CPU, each binade of the sum takes its share: 85 2^-24 at most.
-# Of pairs of bfloat16, which a CPU may have a product of, there are 512 numbers.
+# as many as a CPU adds up between two promotions, each binade of the sum takes its share: 85 2^-24 at most. Of pairs of
+# bfloat16, which a CPU may have a product of, there are 512 numbers.
 EQUAL = {"cpu": 5.1e-6, "pairs": 1.02e-5, "gpu": 1.5e-6, "float64": 5e-14}
 
 
