@@ -133,6 +133,16 @@ def test_a_sampled_network(kind: str, options: dict) -> None:
     assert distance(copy.deepcopy(sampled).double()(x.double()), wanted) < 1e-5  # rounding of float32
 
 
+@pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
+def test_sampling_itself_is_that_without_autocast(options: dict) -> None:
+    network, x = reference("mlp")
+    wanted, report = rf.fit(network, x).sample(**options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, again = rf.fit(network, x).sample(**options)
+    assert all(torch.equal(a, b) for a, b in zip(got.state_dict().values(), wanted.state_dict().values(), strict=True))
+    assert again.to_json() == report.to_json()
+
+
 def test_what_stays_exact() -> None:
     network, x = reference("mlp")
     model = rf.fit(network, x, holdout=0.0)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow import storage as storing
 from rainbow_fast.rainbow.activation import channels_first
 from rainbow_fast.rainbow.alignment import align
@@ -102,6 +103,7 @@ class Comparison:
 
 
 @torch.no_grad()
+@without_autocast()
 def compare(
     a: nn.Module,
     b: nn.Module,

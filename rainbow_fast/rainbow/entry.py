@@ -10,6 +10,7 @@ from torch import nn
 
 from rainbow_fast.arguments import integer
 from rainbow_fast.networks.joined import Joined
+from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow import storage as storing
 from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.fitting import Progress
@@ -148,6 +149,7 @@ def plan(
     return model._estimate(model._align, machine, fitted=not _needs_fit(options), **options)
 
 
+@without_autocast()
 def _unfitted(
     reference: nn.Module | Sequence[nn.Module],
     data: object,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rainbow_fast.networks.trace import Trace
+from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow import storage as storing
 from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.estimate import estimate
@@ -44,6 +45,7 @@ class RainbowModel:
         self.reference, self.sites = trace.reference, sites
         self._trace, self._align, self._held, self._max_samples = trace, align, held, max_samples
 
+    @without_autocast()
     def fit_moments(self, progress: Progress | None = None) -> None:
         """What `fit` measures of the reference."""
         fit_moments(self._trace, self.sites, self._align, self._max_samples, progress)
@@ -159,6 +161,7 @@ class RainbowModel:
             progress=progress,
         )[0]
 
+    @without_autocast()
     def sample_many(
         self,
         networks: Sequence[Mapping[str, Any]],
