@@ -6,18 +6,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
-from fuzz_ops import VALID
+from fuzz_ops import VALID, Maker
 
 import rainbow_fast  # noqa: F401  registers the ops
 
-CALLS = 24_000
+CALLS = 40_000
 
 
 def test_every_registered_op_is_called() -> None:
     schemas = torch._C._jit_get_all_schemas()
     names = {s.name.removeprefix("rainbow_fast::") for s in schemas if s.name.startswith("rainbow_fast::")}
     assert names == set(VALID)
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("name", VALID)
+def test_registered_as_torch_asks(name: str, seed: int) -> None:
+    """Schema, autograd, fake tensors and tracing, by torch's own check, on valid calls."""
+    op, args = getattr(torch.ops.rainbow_fast, name).default, VALID[name](Maker(seed))
+    if not name.endswith("_") and not name.endswith("_out"):
+        for t in args:
+            if isinstance(t, torch.Tensor) and t.is_floating_point():
+                t.requires_grad_()
+    torch.library.opcheck(op, tuple(args))
 
 
 def test_nothing_is_written_outside_of_outputs() -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import _C, Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch._guards import TracingContext
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
@@ -101,7 +102,10 @@ def writing(schema: str, run: Callable, *, check: Callable, called: str, fake: C
     written = [place for place, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write]
 
     def targets(args: Sequence[Any]) -> list[Tensor]:
-        return list(tensors_of([args[place] for place in written]))
+        found: list[Tensor] = []
+        for place in written:
+            found += [args[place]] if isinstance(args[place], Tensor) else args[place]
+        return found
 
     def below(keyset: Any, *args: Any) -> Any:
         with _C._AutoDispatchBelowADInplaceOrView():
@@ -114,8 +118,9 @@ def writing(schema: str, run: Callable, *, check: Callable, called: str, fake: C
         return below(keyset, *args)
 
     def implementation(*args: Any) -> Any:
-        if any(t.is_inference() for t in targets(args)) and not torch.is_inference_mode_enabled():
-            raise RuntimeError(f"{called} writes into a tensor of inference mode: clone it, or stay in inference mode")
+        for t in targets(args):
+            if t.is_inference() and not torch.is_inference_mode_enabled():
+                raise RuntimeError(f"{called} writes into a tensor of inference mode: clone it, or stay in that mode")
         check(*args)
         return run(*args)
 
@@ -291,8 +296,8 @@ def _duals(args: Args) -> list[tuple[Tensor, Tensor | None]] | None:
     Forward mode has one level. torch.compile traces it without entering it in Python, so that there every tensor has to
     be asked.
     """
-    tracing = _C._are_functorch_transforms_active() or torch._guards.TracingContext.try_get() is not None
-    if forward_ad._current_level < 0 and not tracing:
+    traced = _C._are_functorch_transforms_active() or TracingContext.try_get() is not None
+    if forward_ad._current_level < 0 and not traced:
         return None
     found = [_unpacked(t) for t in tensors_of(args)]
     return found if any(tangent is not None for _, tangent in found) else None

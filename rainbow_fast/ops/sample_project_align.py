@@ -229,7 +229,7 @@ def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
     (grad,) = grads
     grad_P = grad.new_zeros(P.shape, dtype=compute)
     block, G_dtype = 4096, _rounding(P, precision)
-    for one, part in zip(key.view(-1, 4), grad.reshape(-1, n, P.shape[1]), strict=True):
+    for one, part in [(key, grad)] if key.dim() == 1 else zip(key, grad, strict=True):
         for start in range(0, n, block):
             rows = min(block, n - start)
             address = (further(one, start), G_dtype, grad.device, backend)
