@@ -4,6 +4,7 @@
 The same kernels are run without one in test_triton.py (interpreted) and test_cuda_on_cpu.py (emulated).
 """
 
+import copy
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -137,6 +138,32 @@ def test_captured_in_a_graph(name: str, op: str) -> None:
         static.copy_(factor * x)
         graph.replay()
         assert differing_bits(out, value) == 0
+
+
+def test_a_sampled_network() -> None:
+    """Forwards and backwards as on the CPU, and captured in a graph, for its key never leaves the host."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 12), torch.nn.GELU()]
+        network = torch.nn.Sequential(*layers, torch.nn.Linear(12, 3)).eval()
+    sampled, _ = rf.fit(network, draw(200, 6), holdout=0.0).sample(factor=4, method="calibrated")
+    there, x = copy.deepcopy(sampled).to(GPU), draw(50, 6, seed=1)
+    results = []
+    for module, given in ((sampled, x.clone()), (there, x.to(GPU))):
+        given.requires_grad_()
+        y = module(given)
+        y.square().sum().backward()
+        results.append((y.detach().cpu(), given.grad.cpu()))
+    for a, b in zip(*results, strict=True):  # float32 products in another order
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    static, graph = x.to(GPU), torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        wanted = there(2 * static)
+        with torch.cuda.graph(graph):
+            out = there(static)
+    static.mul_(2)
+    graph.replay()
+    assert differing_bits(out, wanted) == 0
 
 
 @pytest.mark.parametrize("name", COMPILED)

@@ -93,8 +93,7 @@ def cross_covariance(
 
     Source: M = E[phi phi'^T] of Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
-    tensor("x", x), number("negative_slope", negative_slope), flag("center", center)
-    ys = _as_list(y)
+    ys = _kinds(x, y, negative_slope, center)
     if patch is not None:
         if activation != "identity" or center:
             raise ValueError(f"patch={patch!r} with activation={activation!r}, center={center}: wanted neither")
@@ -126,8 +125,7 @@ def cross_covariance_(
         TypeError: as `cross_covariance`, or an `out` that is not float64.
         RuntimeError: an input that requires grad while grad mode is on.
     """
-    tensor("x", x), number("negative_slope", negative_slope), flag("center", center)
-    ys = _as_list(y)
+    ys = _kinds(x, y, negative_slope, center)
     torch.ops.rainbow_fast.cross_covariance_out(x, ys, activation, negative_slope, center, backend, tensor("out", out))
     return out
 
@@ -135,6 +133,14 @@ def cross_covariance_(
 def cross_covariance_reference(x: Tensor, y: Tensor) -> Tensor:
     x, y = flat(x).double(), flat(y).double()
     return torch.einsum("nds,nms->dm", x, y)
+
+
+def _kinds(x: Tensor, y: Tensor | Sequence[Tensor] | None, slope: float, center: bool) -> list[Tensor]:
+    """Tensors are tensors, numbers numbers; y as a list."""
+    tensor("x", x)
+    number("negative_slope", slope)
+    flag("center", center)
+    return _as_list(y)
 
 
 def _as_list(y: Tensor | Sequence[Tensor] | None) -> list[Tensor]:

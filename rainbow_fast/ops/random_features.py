@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.arguments import integer, optional_tensor, tensor
+from rainbow_fast.arguments import integer, tensor
 from rainbow_fast.ops import random_features_arguments as checks
 from rainbow_fast.ops import random_features_batching as batching
 from rainbow_fast.ops import random_features_derivative as derivative
@@ -118,8 +118,8 @@ def random_features_covariance(
     if not widths:
         raise ValueError("n is an empty list: wanted at least one width")
     key = None if seed is None else as_key(seed, stream, row_offset)
-    checks.kinds(u, G, shift, negative_slope, scale, x=x)
-    optional_tensor("x_center", x_center), optional_tensor("center", center)
+    tensor("x", x)
+    checks.kinds(u, G, shift, negative_slope, scale, x_center=x_center, center=center)
     sums = torch.ops.rainbow_fast.random_features_covariance(
         x, u, shift, x_center, center, max(widths), key, G, activation, negative_slope, scale, backend
     )

@@ -16,12 +16,13 @@ from rainbow_fast.ops.gaussian import addresses, check_key
 DTYPES = (torch.float32, torch.float64)
 
 
-def kinds(u, G, shift, slope, scale, **others) -> None:
+def kinds(u, G, shift, slope, scale, **optional) -> None:
     """Tensors are tensors, and numbers numbers."""
-    for name, value in {"u": u, **others}.items():
-        tensor(name, value)
-    optional_tensor("G", G), optional_tensor("shift", shift)
-    number("negative_slope", slope), number("scale", scale)
+    tensor("u", u)
+    for name, value in {"G": G, "shift": shift, **optional}.items():
+        optional_tensor(name, value)
+    number("negative_slope", slope)
+    number("scale", scale)
 
 
 def features(u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activation: str, key: Tensor | None) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Gradients of random_features and its fused passes: the features are made again, nothing of size N x n is stored.
 
-One op, without a gradient of its own, serves all three. What comes to the features phi' (N, n) is, from above,
+One op serves all three; its own derivatives are those of its reference. What comes to the features phi' (N, n) is, from
+above,
 
     given + total + 2 square phi' + sum_k x_k A_k
 
