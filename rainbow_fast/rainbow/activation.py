@@ -199,9 +199,10 @@ class RainbowActivation(nn.Module):
                 out += part
 
     def _center(self, u: Tensor, shift: Tensor | None, start: int, stop: int) -> Tensor:
-        """`first_center` of features, of which no others are made."""
-        shift = None if shift is None else spread_samples(shift.unsqueeze(1)).squeeze(1)
-        return first_center(self._features(spread_samples(u), shift, start, stop))
+        """`first_center` of features, of which no others are made, some neurons at a time."""
+        u, shift = spread_samples(u), None if shift is None else spread_samples(shift.unsqueeze(1)).squeeze(1)
+        starts = range(start, stop, ROW_BLOCK)
+        return torch.cat([first_center(self._features(u, shift, at, min(at + ROW_BLOCK, stop))) for at in starts])
 
     def add_product(self, out: Tensor, V: Tensor, c: Tensor, z: Tensor, select: Select, center: Tensor) -> None:
         """Add the sum of ``(V phi' - c)(phi' - center)^T`` (k, features) over the samples that `select` takes to `out`,
