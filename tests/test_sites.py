@@ -68,8 +68,8 @@ def test_batches_must_agree():
 
 def test_every_layer_sees_each_image_once_for_each_network():
     """In fit; then, in one pass of the reference for all samples, once more and once for each: linear in depth. Beside
-    that the comparisons, once each: of one chunk three times and of one sample three times in fit, of 8 samples four
-    times for each network."""
+    that the comparisons, once each: of one chunk, of 32 samples three times and of one three times in fit, of 8 samples
+    four times for each network."""
     seen: dict[int, int] = {}
     layers: list[nn.Module] = []
     for number in range(5):
@@ -82,7 +82,7 @@ def test_every_layer_sees_each_image_once_for_each_network():
     seen.update(dict.fromkeys(range(5), 0))
     model = rf.fit(net, torch.randn(images, 6))  # a tenth is held out, one image shows the shapes
     aligned = images - images // 10
-    assert set(seen.values()) == {aligned + 1 + 3 * aligned + 3}
+    assert set(seen.values()) == {aligned + 1 + aligned + 3 * 32 + 3}
     seen.update(dict.fromkeys(range(5), 0))
     model.sample_many([{"network": k, "factor": 2} for k in range(samples)])
     few = 4 * 8 * samples

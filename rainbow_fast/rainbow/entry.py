@@ -65,7 +65,7 @@ def fit(
             names the argument, the module or the site. Labels that are no classes of the network's outputs: pass x
             alone. A reference that is not the same function when it is called twice (to the bit), traced, or given one
             sample alone (to 1e-5 of the largest output, 8 units of a half precision, beyond rounding): compared once,
-            on the first chunk of the data; the message names the first module and function that differs.
+            on samples of the first chunk of the data; the message names the first module and function that differs.
 
     Warns:
         UserWarning: fewer samples at a site than twice its channels: the alignment over-fits.
