@@ -9,7 +9,7 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast import arguments
-from rainbow_fast.analysis.convergence import kernel_convergence
+from rainbow_fast.analysis.convergence import kernel_convergence, site_features
 from rainbow_fast.analysis.kernels import empirical_kernel
 from rainbow_fast.data import batches
 from rainbow_fast.networks import mlp, train
@@ -86,6 +86,7 @@ DOORS = {
     "patch": lambda v: rf.cross_covariance(X.view(40, 1, 2, 3), patch=v),
     "n of a kernel": lambda v: empirical_kernel(X, v, seed=1),
     "networks": lambda v: kernel_convergence(X, [2, 4], networks=v),
+    "samples": lambda v: site_features(rf.fit(NETWORK, X).sample()[0], X, samples=v),
     "widths": lambda v: kernel_convergence(X, [2, v], networks=2),
     "sizes": lambda v: mlp((6, v, 3)),
     "batch_size": lambda v: batches(X, batch_size=v),

@@ -144,6 +144,7 @@ def site_features(
     network: RainbowNetwork, x: Tensor, *, sites: Sequence[str] | None = None, samples: int = 512
 ) -> dict[str, Features]:
     """What the sites of a sampled network make their features of at the images x; arguments as `site_convergence`."""
+    samples = integer("samples", samples, 1)
     inputs: dict[str, Tensor] = {}
     names = network.sampled if sites is None else tuple(sites)
     hooks = []
