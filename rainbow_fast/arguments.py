@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One strict reading of arguments, for every door of the package: what came is named, and what was wanted."""
+"""One strict reading of arguments for the whole package: an error names what came and what was wanted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# With those that torch.compile makes of them. (It cannot trace a union of such types.)
+# torch.compile turns numbers into the Sym kinds. (It cannot trace a union of such types, so these are tuples.)
 _INTEGERS = (int, torch.SymInt)
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _FLAGS = (bool, torch.SymBool)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""When two outputs are one and the same, to the bit or to rounding, of many samples or of one alone."""
+"""How far two outputs of a network are apart, of many samples or of one alone, and how far rounding may take them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ HALF_UNITS = 8
 
 
 def bound(*dtypes: torch.dtype) -> float:
-    """How far two ways to compute the same may be apart, over the largest output: 1e-5, or 8 units of half precision
-    where that comes in (0.0078 for float16, 0.063 for bfloat16)."""
+    """The largest difference that rounding may make, relative to the largest output: 1e-5, or 8 units of half precision
+    if one of the dtypes is half (0.0078 for float16, 0.063 for bfloat16)."""
     units = [torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point and dtype.itemsize == 2]
     return max([BOUND, *(HALF_UNITS * unit for unit in units)])
 
 
 def limit_of(outputs: Any, x: Tensor) -> float:
-    """`bound` for what is given for x."""
+    """`bound` for the outputs of a network for x."""
     return bound(x.dtype, *(t.dtype for t in tensors(outputs)))
 
 
@@ -44,7 +44,7 @@ def tensors(outputs: Any) -> Iterator[Tensor]:
 
 
 def distances(a: Any, b: Any) -> float:
-    """The largest of all tensors, infinite where these are not as many."""
+    """The largest `distance` between the tensors of two outputs; infinite if one has more tensors."""
     mine, its = list(tensors(a)), list(tensors(b))
     if len(mine) != len(its):
         return math.inf
@@ -70,10 +70,10 @@ def distance(x: Tensor, wanted: Tensor, among: Tensor | None = None) -> float:
 
 
 def of_middle(outputs: Tensor, single: Tensor, samples: int) -> Tensor | None:
-    """What `outputs` of so many samples have of number samples // 2, in the shape of `single`, that of one alone.
+    """The part of `outputs` that belongs to sample number samples // 2, in the shape of `single`, the output for one.
 
-    The axis of the samples, or of samples times positions, is the one that is so many times as long; outputs without
-    one are alike for all. None where there is no telling.
+    The axis of the samples (or of samples times positions) is the one that is `samples` times as long as in `single`.
+    Outputs without such an axis are the same for all samples. None where the axis cannot be told.
     """
     if outputs.shape == single.shape:
         return outputs if samples not in outputs.shape[:1] else None

@@ -19,7 +19,7 @@ from rainbow_fast.networks.trace import Trace, trace
 
 Run = Callable[[calls.Visit], Any]
 
-COMPARED = 32  # samples that are passed three times more: of maps, a chunk of them would take as long as a small run
+COMPARED = 32  # samples of the repeated passes: with a whole chunk they would take as long as a small run
 FEW = 8  # samples on which the call that differs is looked for
 
 
@@ -34,9 +34,9 @@ def check(
         f(x)_i = f(x_i)                          within `bound` of the largest output
         trace(y) = f(y), trace(x_i) = f(x_i)     likewise
 
-    Within the bound or, where rounding is amplified beyond it, in float64. A call leaves parameters and buffers as they
-    are, and its input too where there is no graph, for the network itself then runs on the data. NaN are equal. The
-    network is copied, and random state is left as it was.
+    A comparison that fails is repeated in float64, because a network may amplify rounding beyond the bound. A call must
+    not change parameters or buffers. Without a graph it must not change its input either, because then the network
+    itself runs on the data. NaN are equal. The network is copied, and the random state is left as it was.
 
     Returns:
         f(x).
@@ -136,7 +136,7 @@ def _in_trace(
 
 
 def _bypassed(reference: nn.Module) -> str | None:
-    """What of the outermost module torch.fx does not see."""
+    """The part of the outermost module that torch.fx does not see."""
     if reference._forward_hooks or reference._forward_pre_hooks:
         return "module 'reference', its forward hooks"
     return "module 'reference', the forward of this instance" if "forward" in vars(reference) else None
@@ -177,7 +177,7 @@ def _of_middle_apart(outputs: Any, single: Any, samples: int) -> float:
 
 
 def _called(module: nn.Module, x: Tensor, name: str) -> Any:
-    """What a later call gives, on other samples."""
+    """The outputs of a later call, on other samples."""
     try:
         return _owned(module(x.clone()))
     except Exception as error:  # the user's own code
@@ -211,7 +211,7 @@ def _run(reference: nn.Module, x: Tensor, before: Tensor | None = None) -> Run:
 
 
 def _where(runs: tuple[Run, Run], equal: Callable[[Tensor, Tensor], bool]) -> str | None:
-    """None, too, where a run ends in an error, for what is found is in a message of its own."""
+    """The first call that differs; None if none does, or if a run raises: the caller has a message of its own."""
     try:
         return calls.first_difference(runs, equal)
     except Exception:

@@ -10,12 +10,12 @@ from torch import Tensor
 from rainbow_fast import backend as _backend
 from rainbow_fast.arguments import flag, number, tensor
 from rainbow_fast.ops.activations import ACTIVATIONS, CODE
+from rainbow_fast.ops.center import first_center, spread_samples
 from rainbow_fast.ops.memory import address_of, check_device, check_written, flat, samples
 from rainbow_fast.ops.patch_covariance import Patch, patch_covariance
 from rainbow_fast.ops.registration import Derivative, functional, loop, writing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-SOME_SAMPLES = 64  # whose mean, or nearly, is taken off all, so that sums of what remains stay small
 
 
 @overload
@@ -64,10 +64,10 @@ def cross_covariance(
     of a few hundred samples are promoted to float64. float64 is float64 throughout. The result has the same bits for
     any number of threads. Differentiable in x and y.
 
-    Errors of the CPU's kernels, relative to the sum of the magnitudes of an entry's terms: in float32 2e-5 / sqrt(N)
-    over N samples that vary, in no order (1e-8 at four million); up to 5e-6 where neighbours are equal or nearly, as in
-    constants, offsets of 10^6 and sorted data, since sums of equal numbers are rounded in one direction. So are squares
-    of 16-bit numbers: 2e-6 in bfloat16, up to 1e-5 where equal. With `center` the same holds for what is left.
+    Errors of the CPU's kernels, relative to the sum of the magnitudes of an entry's terms. In float32: 2e-5 / sqrt(N)
+    for N samples that vary and are in no order (1e-8 at four million); up to 5e-6 where neighbours are equal or nearly
+    equal (constants, offsets of 10^6, sorted data), because sums of equal numbers are rounded in one direction. In
+    bfloat16, squares lose 2e-6, and up to 1e-5 where samples are equal. With `center`, the same holds for x - mean.
 
     Args:
         x: samples by channels, then any positions.
@@ -76,8 +76,8 @@ def cross_covariance(
         activation: sigma, applied to x and to y on the way: one of ``identity relu abs leaky_relu tanh erf gelu silu
             sign step cos``, as in `random_features`. bfloat16 and float16 are widened first, not rounded after.
         negative_slope: of leaky_relu; 0.01 by default.
-        center: take the means over samples off, in the same pass: about the mean of some samples is taken off all, and
-            what that leaves is corrected exactly.
+        center: subtract the means over samples, in the same pass. The kernel subtracts a number near each mean, made of
+            32 samples; the rest is corrected exactly afterwards.
         patch: the covariance of k x k patches of maps (N, d, H, W) in place of their positions: k, or (k, stride,
             padding, dilation), by default stride 1, padding (k - 1) // 2 and dilation 1, of zeros around the map. The
             result is (d k k, m k k), both ordered as `torch.nn.functional.unfold` orders them. No im2col is stored.
@@ -197,19 +197,10 @@ def _by_reference(x: Tensor, ys: Sequence[Tensor], activation: str, slope: float
     return torch.cat([cross_covariance_reference(sides[0], side) for side in (sides[1:] or sides)], 1)
 
 
-def _first_mean(x: Tensor, activation: str, slope: float) -> Tensor:
-    """(d,): the mean of a few samples from all over, in the dtype that kernels compute in, rounded to a quarter or an
-    eighth of their deviation: equal numbers, as zeros of a relu, leave one of few digits, whose sums are exact.
-    """
-    some = flat(x[:: max(1, len(x) // SOME_SAMPLES)])
-    each = max(1, SOME_SAMPLES // len(some))  # positions of an image
-    some = some[:, :, :: max(1, some.shape[2] // each)]
-    some = _sigma(some, activation, slope).double()
-    mean = some.mean((0, 2))
-    deviation = (some - mean.unsqueeze(1)).square_().mean((0, 2)).sqrt_()
-    unit = torch.exp2(deviation.log2().floor() - 3)
-    coarse = (mean / unit).round() * unit  # of equal numbers, not finite
-    return torch.where(coarse.isfinite(), coarse, mean).to(_computed(x))
+def _center(x: Tensor, activation: str, slope: float) -> Tensor:
+    """`first_center` of the side, (d,), in the dtype that kernels compute in."""
+    some = _sigma(spread_samples(x), activation, slope).to(_computed(x))
+    return first_center(some).to(some.dtype)
 
 
 def _add(
@@ -223,7 +214,7 @@ def _add(
         return
     ys = [y for y in ys if y.shape[1]]  # a kernel takes the sums of x on its way to the first
     memory = [samples(side) for side in (x, *ys)]
-    shifts = [_first_mean(side, activation, slope) if center else None for side in (x, *ys)]
+    shifts = [_center(side, activation, slope) if center else None for side in (x, *ys)]
     totals = [None if shift is None else torch.zeros_like(shift, dtype=torch.float64) for shift in shifts]
     if chosen == "triton":
         views = [view for view, _ in memory]

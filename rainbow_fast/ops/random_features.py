@@ -100,10 +100,10 @@ def random_features_covariance(
         x = x - x_center  # one number a channel
         cross_covariance(x, phi), phi.double().sum(samples), (phi.double() ** 2).sum(samples)
 
-    Centers, near the means, keep what the means would drown: a block of samples is summed in the dtype of u, and of
-    features whose mean is 1000 standard deviations the second moments alone would hold no digit of the variance. One of
-    few digits, rounded to an eighth of the deviation, is best: sums of equal features are then exact. x_center is (d,),
-    center (n,) or (S, n), in the dtype of u; None is zero.
+    Centers keep the second moments small: a block of samples is summed in the dtype of u, so that without centers
+    features whose mean is 1000 standard deviations leave no correct digit of the variance. A center need only be near
+    the mean. One rounded to an eighth of the deviation is best, because sums of equal features are then exact. x_center
+    is (d,), center (n,) or (S, n), in the dtype of u; None is zero.
 
     Of several widths n it gives the list of their sums, views of those of the largest: neurons nest. (Alone, a width
     may differ in the last bits, as the largest decides how sums over samples are cut into parts.) Of `center`, which is

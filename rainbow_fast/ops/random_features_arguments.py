@@ -129,10 +129,9 @@ class Features(NamedTuple):
 
     def plain(self) -> tuple[Tensor, Callable[[list[int]], tuple]]:
         """What the Triton kernels take of it: u; and given an address shift, the rows of G or it, and the rest."""
-        rows = None if self.G is None else self.G
         shift = None if self.shift is None else self.shift.contiguous()
         last = (self.activation, self.slope, self.scale)
-        return memory.samples(self.u)[0], lambda where: (shift, where if rows is None else rows, *last)
+        return memory.samples(self.u)[0], lambda where: (shift, where if self.G is None else self.G, *last)
 
     def chosen(self, backend: str | None) -> str:
         return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES, called="u")

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops import random_features_gradient  # noqa: F401  registers the op that reverse mode runs
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.gaussian import further
-
-BLOCK = 2**21  # features at a time, in forward mode
+from rainbow_fast.ops.random_features_gradient import neurons_at_a_time  # and the op that reverse mode runs
 
 Inputs = Sequence[Any]
 
@@ -172,8 +170,7 @@ def _times(phi: Tensor, A: Tensor, dims: int) -> Tensor:
 
 def _blocks(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[Any]) -> Iterator[tuple]:
     """First neuron, features and their tangents, of a block of neurons at a time; at least one block."""
-    positions = u.numel() // max(u.shape[1], 1)
-    block = max(64, BLOCK // max(1, positions))
+    block = neurons_at_a_time(_count(u))
     for start in range(0, max(n, 1), block):
         stop = min(start + block, n)
         here = None if key is None else further(key, start)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Gradients of random_features and its fused passes: the features are made again, nothing of size N x n is stored.
 
-One op serves all three; its own derivatives are those of its reference. What comes to the features phi' (N, n) is, from
-above,
+One op serves all three; its own derivatives are those of its reference. The gradient of the features phi' (N, n) is
 
     given + total + 2 square phi' + sum_k x_k A_k
 
@@ -21,7 +20,12 @@ from rainbow_fast.ops.memory import NOTHING, address_of, matrix, samples
 from rainbow_fast.ops.random_features_arguments import Features, check_upstream
 from rainbow_fast.ops.registration import Args, Derivative, filled, functional, tensors_of
 
-BLOCK = 2**21  # features at a time, in the reference
+BLOCK = 2**21  # features at a time, where torch makes them
+
+
+def neurons_at_a_time(samples: int) -> int:
+    """So many that a block has about `BLOCK` features; at least 64."""
+    return max(64, BLOCK // max(1, samples))
 
 
 def random_features_gradient_reference(
@@ -33,7 +37,7 @@ def random_features_gradient_reference(
     offset = 0 if shift is None else shift.reshape(-1, 1)
     grad_rows, grad_shift = torch.zeros_like(rows), rows.new_zeros(rows.shape[0])
     grads_G = []
-    block = max(64, min(n, BLOCK // max(1, rows.shape[0])))
+    block = neurons_at_a_time(rows.shape[0])
     for seed, one in enumerate([None] if key is None else key.view(-1, 4)):
         whole, a_total, a_square, pairs = _of_seed(seed, u, given, total, square, x, A)
         for start in range(0, n, block):

@@ -4,7 +4,7 @@
 `functional` registers an op that allocates its results, `writing` one that writes into tensors that it is given. What
 torch promises of its own operators holds for these too: in eager mode and under ``torch.compile`` reverse mode,
 forward mode, ``torch.func`` and ``torch.vmap`` give the right numbers or raise; an op that writes bumps the version of
-what it has written, so that autograd finds a saved tensor which was overwritten.
+the tensors it has written, so that autograd notices a saved tensor that was overwritten.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def writing(schema: str, run: Callable, *, check: Callable, called: str, fake: C
     Args:
         schema: ``name(arguments) -> results``.
         run: the implementation, for every device.
-        check: raises where the arguments are not what `run` takes; before it, and of tensors without memory as well.
+        check: called before `run`, and for fake and meta tensors too; it raises where arguments do not fit.
         called: what messages call the op.
         fake: as in `functional`, of the results, where there are some.
 

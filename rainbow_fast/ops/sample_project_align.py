@@ -222,6 +222,11 @@ def _sample_project_align(
     return out
 
 
+def _fake(n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, *rest: Any) -> Tensor:
+    _check(P, key)
+    return P.new_empty(*key.shape[:-1], n, P.shape[1], dtype=dtype)
+
+
 def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
     """dP = scale G^T dW', a few thousand rows of G at a time."""
     n, P, key, scale, _, precision, backend = inputs
@@ -261,7 +266,7 @@ _HOW = "str? precision, str? backend"
 functional(
     f"sample_project_align(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, {_HOW}) -> Tensor",
     _sample_project_align,
-    lambda n, P, key, scale, dtype, precision, backend: P.new_empty(*key.shape[:-1], n, P.shape[1], dtype=dtype),
+    _fake,
     derivative=Derivative(_vjp, _jvp),
     vmap=_vmap,
 )

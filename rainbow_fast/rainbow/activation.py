@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.networks.sites import Site
+from rainbow_fast.ops.center import first_center, spread_samples
 from rainbow_fast.ops.cross_covariance import cross_covariance
 from rainbow_fast.ops.gaussian import check_key, further, gaussian
 from rainbow_fast.ops.random_features import (
@@ -19,7 +20,7 @@ from rainbow_fast.ops.random_features import (
     random_features_projection,
 )
 from rainbow_fast.ops.registration import without_autocast
-from rainbow_fast.rainbow.channel_moments import first_center, shaped, spread_samples, sums
+from rainbow_fast.rainbow.channel_moments import shaped, sums
 from rainbow_fast.rainbow.moments import CrossCovariance
 
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from rainbow_fast.ops.center import first_center
+
 BLOCK = 512  # samples
 PIECE = 2**20  # numbers whose distance from the center is made at a time, and read again from the cache
-SPREAD = 32  # samples whose mean is the center
-GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread most evenly, however many they are
 SMALL = 1e-30  # squares below it are summed in float64, as float32 keeps few digits of them
 
 
@@ -155,34 +155,6 @@ class ChannelMoments:
 
 def _narrower(*dtypes: torch.dtype) -> torch.dtype:
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-
-
-def spread_samples(x: Tensor) -> Tensor:
-    """A few samples of x (N, d, *space), spread over images and positions: (`SPREAD`, d), or as many as there are."""
-    maps = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
-    count = len(maps) * maps.shape[2]
-    rows = torch.arange(min(count, SPREAD), device=x.device)
-    if count > SPREAD:
-        rows = (rows.double() * GOLDEN % 1 * count).long()
-    return maps[rows // max(maps.shape[2], 1), :, rows % max(maps.shape[2], 1)]
-
-
-def first_center(x: Tensor) -> Tensor:
-    """A number near the mean of each channel of x (N, d, *space), in the dtype of x but as float64, (d,).
-
-    It is the mean of `spread_samples`, rounded to a multiple of a power of two between an eighth and a quarter of their
-    standard deviation: the distance of a number that comes again and again, as the zeros of a ReLU do, then has few
-    bits, and its square is summed without rounding. Exactly the number where all are equal; 0 where there are no
-    samples.
-    """
-    some = spread_samples(x).double()
-    if not some.numel():
-        return torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    first = some[0]
-    variance, off = torch.var_mean(some - first, 0, correction=0)
-    deviation, mean = variance.sqrt(), first + off
-    grain = deviation / torch.frexp(deviation).mantissa / 8
-    return torch.where(variance > 0, (mean / grain).round() * grain, mean).to(x.dtype).double()
 
 
 def piece_size(*tensors: Tensor) -> int:

@@ -18,7 +18,7 @@ from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.rainbow.activation import RainbowActivation, channels_first
 from rainbow_fast.rainbow.materialize import materialize
 
-FEW = 8  # samples at most, for every call makes G again
+FEW = 8  # samples at most, because every call generates G again
 WRITTEN = 4  # samples, of a network whose cost grows with the square of its widths
 
 Calls = dict[str, tuple[Tensor, Tensor]]  # what sites were given, and what they gave

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A number near the mean of each channel, from a few samples: sums about it stay small, whatever the mean."""
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.ops.memory import flat
+
+SPREAD = 32  # samples whose mean is the center
+GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread most evenly, however many they are
+
+
+def spread_samples(x: Tensor) -> Tensor:
+    """A few samples of x (N, d, *space), spread over images and positions: (`SPREAD`, d), or as many as there are."""
+    maps = flat(x)
+    count = len(maps) * maps.shape[2]
+    rows = torch.arange(min(count, SPREAD), device=x.device)
+    if count > SPREAD:
+        rows = (rows.double() * GOLDEN % 1 * count).long()
+    return maps[rows // max(maps.shape[2], 1), :, rows % max(maps.shape[2], 1)]
+
+
+def first_center(x: Tensor) -> Tensor:
+    """A number near the mean of each channel of x (N, d, *space), in the dtype of x but as float64, (d,).
+
+    It is the mean of `spread_samples`, rounded to a multiple of a power of two between an eighth and a quarter of their
+    standard deviation. A number that comes again and again, such as the zeros of a ReLU, then has a distance of few
+    bits from the center, whose square is summed without rounding. If all samples are equal, the center is exactly their
+    value; without samples it is 0.
+    """
+    some = spread_samples(x).double()
+    if not some.numel():
+        return torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    first = some[0]
+    variance, off = torch.var_mean(some - first, 0, correction=0)
+    deviation, mean = variance.sqrt(), first + off
+    grain = deviation / torch.frexp(deviation).mantissa / 8
+    return torch.where(variance > 0, (mean / grain).round() * grain, mean).to(x.dtype).double()
