@@ -13,11 +13,12 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread most evenly, howe
 def spread_samples(x: Tensor) -> Tensor:
     """A few samples of x (N, d, *space), spread over images and positions: (`SPREAD`, d), or as many as there are."""
     maps = flat(x)
-    count = len(maps) * maps.shape[2]
-    rows = torch.arange(min(count, SPREAD), device=x.device)
-    if count > SPREAD:
-        rows = (rows.double() * GOLDEN % 1 * count).long()
-    return maps[rows // max(maps.shape[2], 1), :, rows % max(maps.shape[2], 1)]
+    N, d, positions = maps.shape
+    count = N * positions
+    if count <= SPREAD:
+        return maps.movedim(1, 2).reshape(count, d)
+    rows = (torch.arange(SPREAD, device=x.device).double() * GOLDEN % 1 * count).long()
+    return maps[:, :, 0].index_select(0, rows) if positions == 1 else maps[rows // positions, :, rows % positions]
 
 
 def first_center(x: Tensor) -> Tensor:
@@ -32,7 +33,9 @@ def first_center(x: Tensor) -> Tensor:
     if not some.numel():
         return torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
     first = some[0]
-    variance, off = torch.var_mean(some - first, 0, correction=0)
+    some = some - first
+    off = some.mean(0)
+    variance = (some - off).square().mean(0)  # torch.var along the first axis takes six times as long
     deviation, mean = variance.sqrt(), first + off
     grain = deviation / torch.frexp(deviation).mantissa / 8
     return torch.where(variance > 0, (mean / grain).round() * grain, mean).to(x.dtype).double()
