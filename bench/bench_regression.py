@@ -15,7 +15,7 @@ from race import OURS, PLAIN, Candidate, Race, entries, relative
 from torch import Tensor
 
 import rainbow_fast as rf
-from rainbow_fast.rainbow.regression import regress
+from rainbow_fast.rainbow.alignment.conjugate_gradient import regress
 
 RIDGE = 1e-3
 DIRECT = "rainbow_fast, S itself"

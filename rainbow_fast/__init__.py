@@ -10,18 +10,18 @@ from rainbow_fast.ops.random_features import (
     random_features_projection,
 )
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
-from rainbow_fast.rainbow.activation import RainbowActivation
-from rainbow_fast.rainbow.comparison import Comparison, compare
-from rainbow_fast.rainbow.cost import Cost
+from rainbow_fast.rainbow.compare import Comparison, compare
 from rainbow_fast.rainbow.entry import fit, plan, sample
-from rainbow_fast.rainbow.files import load, save
-from rainbow_fast.rainbow.listing import sites
-from rainbow_fast.rainbow.machine import Machine
+from rainbow_fast.rainbow.files.model_file import load_model, save_model
+from rainbow_fast.rainbow.files.network_file import load, save
 from rainbow_fast.rainbow.model import RainbowModel
-from rainbow_fast.rainbow.model_file import load_model, save_model
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.network import RainbowNetwork
+from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
+from rainbow_fast.rainbow.planning.cost import Cost
+from rainbow_fast.rainbow.planning.machine import Machine
 from rainbow_fast.rainbow.report import Report
+from rainbow_fast.rainbow.sites import sites
 
 __all__ = [
     "Comparison",

@@ -6,7 +6,7 @@ import torch
 from here import draw
 
 import rainbow_fast as rf
-from rainbow_fast.rainbow.alignment import align
+from rainbow_fast.rainbow.alignment.align import align
 from rainbow_fast.rainbow.parts import Parts
 
 N, D, M = 300, 6, 120

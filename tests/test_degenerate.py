@@ -12,7 +12,7 @@ from torch import nn
 import rainbow_fast as rf
 from rainbow_fast.analysis.convergence import kernel_convergence
 from rainbow_fast.cli.experiment import _report
-from rainbow_fast.rainbow.alignment import align
+from rainbow_fast.rainbow.alignment.align import align
 from rainbow_fast.rainbow.parts import METHODS, Parts
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.strict_json import dumps

@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = {
-    **dict.fromkeys(["arguments", "backend", "distributed"], 0),
+    **dict.fromkeys(["arguments", "backend", "distributed", "tables"], 0),
     **dict.fromkeys(["triton_kernels"], 1),
     **dict.fromkeys(["ops"], 2),
-    **dict.fromkeys(["networks", "data"], 3),
+    **dict.fromkeys(["networks", "data", "tracing"], 3),
     **dict.fromkeys(["rainbow"], 4),
     **dict.fromkeys(["analysis", "random_networks"], 5),
     **dict.fromkeys(["plots"], 6),

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 import rainbow_fast as rf
 from rainbow_fast.data import digits
 from rainbow_fast.networks import mlp, train
-from rainbow_fast.networks.joined import JoinedNetwork, Stage, join
+from rainbow_fast.rainbow.alignment.procrustes import fit_rotations, rotations
 from rainbow_fast.rainbow.fitting import fit_moments
 from rainbow_fast.rainbow.prepare import prepare, site_shapes
-from rainbow_fast.rainbow.procrustes import fit_rotations, rotations
+from rainbow_fast.tracing.joined import JoinedNetwork, Stage, join
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 

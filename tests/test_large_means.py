@@ -9,8 +9,9 @@ from here import draw
 from torch import Tensor, nn
 
 import rainbow_fast as rf
-from rainbow_fast.rainbow import channel_moments, step
+from rainbow_fast.rainbow import channel_moments
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
+from rainbow_fast.rainbow.sampling import site as step
 
 N = 3000
 RATIOS = (0.0, 1e3, 1e4, 1e5)  # means over standard deviations

@@ -9,8 +9,9 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.rainbow import least_squares, step
+from rainbow_fast.rainbow.alignment import regression as least_squares
 from rainbow_fast.rainbow.parts import METHODS
+from rainbow_fast.rainbow.sampling import site as step
 
 SOURCE = torch.Generator().manual_seed(0)
 X, MAPS = torch.randn(400, 16, generator=SOURCE), torch.randn(200, 1, 10, 10, generator=SOURCE)

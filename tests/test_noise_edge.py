@@ -8,7 +8,7 @@ import torch
 from here import draw
 from torch import Tensor
 
-from rainbow_fast.rainbow.noise_edge import marchenko_pastur_median, marchenko_pastur_rank
+from rainbow_fast.rainbow.laws.marchenko_pastur import marchenko_pastur_median, marchenko_pastur_rank
 
 
 def planted(shape: tuple[int, int], spikes: int, seed: int) -> Tensor:

@@ -14,9 +14,9 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.rainbow.cost import Work, duration, quantity
-from rainbow_fast.rainbow.machine import polar_flops
 from rainbow_fast.rainbow.plan import choose
+from rainbow_fast.rainbow.planning.cost import Work, duration, quantity
+from rainbow_fast.rainbow.planning.machine import polar_flops
 
 RATES = dict(kernels=4e9, activations=1e9, layers=2e9, polar=1e9, float64=1e9, pooling=1e8, copy=8e9)
 MACHINE = rf.Machine(**RATES)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rainbow_fast as rf
-from rainbow_fast.networks.trace import trace
+from rainbow_fast.tracing.trace import trace
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 few = settings(max_examples=30, deadline=None, derandomize=True, database=None)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rainbow_fast as rf
 from rainbow_fast.networks import mlp
 from rainbow_fast.networks.train import train
-from rainbow_fast.rainbow.regression import centred, regress
+from rainbow_fast.rainbow.alignment.conjugate_gradient import centred, regress
 
 RIDGE = 1e-3
 

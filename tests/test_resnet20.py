@@ -16,9 +16,9 @@ from rainbow_fast.cli.files import read_records, write_records
 from rainbow_fast.cli.novelty import novelty
 from rainbow_fast.data import Images
 from rainbow_fast.networks import accuracy, resnet_cifar
-from rainbow_fast.networks.trace import trace
 from rainbow_fast.rainbow.entry import fit
 from rainbow_fast.rainbow.parts import METHODS
+from rainbow_fast.tracing.trace import trace
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rainbow_fast as rf
-from rainbow_fast.networks import agreement, mlp, resnet_cifar
+from rainbow_fast.networks import mlp, resnet_cifar
+from rainbow_fast.tracing import agreement
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 X = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,8 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import mlp, resnet_cifar
-from rainbow_fast.rainbow import materialize, sampling
+from rainbow_fast.rainbow.network import materialize
+from rainbow_fast.rainbow.sampling import run as sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 X = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))

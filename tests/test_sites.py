@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import rainbow_fast as rf
+from rainbow_fast.data.gather import gather
 from rainbow_fast.networks import cnn, mlp, resnet_imagenet
-from rainbow_fast.rainbow.gather import gather
 
 KINDS = (architectures.Mixer, architectures.ConvNeXt, architectures.Transformer, architectures.UNet)
 

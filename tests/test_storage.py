@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp, resnet_cifar
 from rainbow_fast.rainbow import prepare
-from rainbow_fast.rainbow.storage import KINDS, choose
+from rainbow_fast.rainbow.sampling.storage import KINDS, choose
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 METHODS = ("paper", "calibrated")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.networks.trace import Trace, trace
+from rainbow_fast.tracing.trace import Trace, trace
 
 
 def run(cut: Trace, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import rainbow_fast as rf
-from rainbow_fast.networks.writers import writer_covariance
+from rainbow_fast.tracing.writers import writer_covariance
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 

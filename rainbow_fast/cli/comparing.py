@@ -11,7 +11,7 @@ from rainbow_fast.cli import options as o
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.references import kinds, load_pair
 from rainbow_fast.cli.sources import Pixels, check_takes, choose_data
-from rainbow_fast.rainbow import comparison
+from rainbow_fast.rainbow import compare as comparison
 
 Either = "Written by `rainbow-fast train`; with --module, a file of weights."
 

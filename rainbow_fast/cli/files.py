@@ -14,7 +14,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from rainbow_fast.networks import cnn, load_weights, mlp
-from rainbow_fast.rainbow.container import write_whole
+from rainbow_fast.rainbow.files.container import write_whole
 from rainbow_fast.rainbow.strict_json import dumps
 
 FORMAT, VERSION = "rainbow_fast.checkpoint", 1

@@ -14,7 +14,7 @@ import typer
 from rainbow_fast.cli.experiment import Job
 from rainbow_fast.rainbow.parts import METHODS, resolve
 from rainbow_fast.rainbow.plan import NOISE_EDGE
-from rainbow_fast.rainbow.storage import KINDS
+from rainbow_fast.rainbow.sampling.storage import KINDS
 
 ALL_METHODS = ",".join(METHODS)
 BUDGET = "4G"

@@ -13,14 +13,14 @@ from torch import nn
 from rainbow_fast.cli.experiment import Job, Watch
 from rainbow_fast.cli.references import Reference
 from rainbow_fast.cli.sources import Split
-from rainbow_fast.networks.trace import trace
-from rainbow_fast.rainbow.cost import Cost
 from rainbow_fast.rainbow.entry import plan
-from rainbow_fast.rainbow.flight import in_flight_bytes
-from rainbow_fast.rainbow.machine import Machine
+from rainbow_fast.rainbow.planning.cost import Cost
+from rainbow_fast.rainbow.planning.machine import Machine
 from rainbow_fast.rainbow.prepare import prepare
-from rainbow_fast.rainbow.storage import choose
+from rainbow_fast.rainbow.sampling.flight import in_flight_bytes
+from rainbow_fast.rainbow.sampling.storage import choose
 from rainbow_fast.rainbow.strict_json import dumps
+from rainbow_fast.tracing.trace import trace
 
 Kinds = tuple[type[nn.Module], ...]
 

@@ -21,7 +21,7 @@ from rainbow_fast.cli.files import Record, load_checkpoint, save_checkpoint
 from rainbow_fast.data import Images
 from rainbow_fast.rainbow.entry import fit
 from rainbow_fast.rainbow.model import RainbowModel
-from rainbow_fast.rainbow.network import fingerprint
+from rainbow_fast.rainbow.network.rainbow_network import fingerprint
 
 TITLES = {"mlp": "MLP 1024-512-256-10", "cnn": "CNN 5x5/2 1-32-64"}
 FACTORS = (1, 4, 16)

@@ -23,7 +23,7 @@ from rainbow_fast.cli.resnet_baselines import Naive, Outcome, Sampler, White, sa
 from rainbow_fast.networks import resnet_cifar
 from rainbow_fast.rainbow.entry import fit
 from rainbow_fast.rainbow.model import RainbowModel
-from rainbow_fast.rainbow.network import RainbowNetwork, fingerprint
+from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, fingerprint
 from rainbow_fast.rainbow.report import Report
 
 TRAINED, UNTRAINED = "trained", "untrained"

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
 
 from rainbow_fast.ops.gaussian import gaussian
-from rainbow_fast.rainbow import alignment
+from rainbow_fast.rainbow.alignment import align as alignment
+from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
-from rainbow_fast.rainbow.classifier import ridge_classifier
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.parts import METHODS, Parts
 from rainbow_fast.rainbow.plan import SITE_BITS
 from rainbow_fast.rainbow.report import Error
-from rainbow_fast.rainbow.statistics import every, take
+from rainbow_fast.rainbow.site_statistics import every, take
 
 CHUNK = 125  # images
 MAX_SAMPLES = 400_000  # of the moments of a site

@@ -17,7 +17,7 @@ from rainbow_fast.cli.planning import groups, job_costs, lane_bytes, plan_grid
 from rainbow_fast.cli.references import Reference, kinds, load_reference
 from rainbow_fast.cli.sources import Pixels, Split, check_takes, choose_data
 from rainbow_fast.rainbow.entry import fit
-from rainbow_fast.rainbow.network import fingerprint
+from rainbow_fast.rainbow.network.rainbow_network import fingerprint
 
 
 def sample(

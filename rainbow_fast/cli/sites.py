@@ -10,7 +10,7 @@ from rainbow_fast.cli import options as o
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.references import kinds, load_reference
 from rainbow_fast.cli.sources import Pixels, check_takes, source_of
-from rainbow_fast.rainbow.listing import sites as find_sites
+from rainbow_fast.rainbow.sites import sites as find_sites
 
 
 def sites(

@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 
 from rainbow_fast.arguments import integer
-from rainbow_fast.networks.joined import Joined
 from rainbow_fast.ops.registration import without_autocast
-from rainbow_fast.rainbow import storage as storing
-from rainbow_fast.rainbow.cost import Cost
+from rainbow_fast.rainbow.alignment.procrustes import fit_rotations
 from rainbow_fast.rainbow.fitting import Progress
-from rainbow_fast.rainbow.machine import Machine
 from rainbow_fast.rainbow.model import RainbowModel
-from rainbow_fast.rainbow.network import RainbowNetwork
+from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
+from rainbow_fast.rainbow.planning.cost import Cost
+from rainbow_fast.rainbow.planning.machine import Machine
 from rainbow_fast.rainbow.prepare import prepare
-from rainbow_fast.rainbow.procrustes import fit_rotations
 from rainbow_fast.rainbow.report import Report
+from rainbow_fast.rainbow.sampling import storage as storing
+from rainbow_fast.tracing.joined import Joined
 
 
 def fit(
@@ -40,7 +40,7 @@ def fit(
         reference: any nn.Module of one input, with float32, float64, bfloat16 or float16 parameters (computed on in
             float32 where it is sampled). It is copied; the copy is in eval mode, and must be a function of each sample
             alone, the same at every call. `rainbow_fast.sites` lists what of it would be sampled; see
-            `rainbow_fast.networks.trace.trace` for networks that torch.fx cannot trace. Or a list of K networks of one
+            `rainbow_fast.tracing.trace.trace` for networks that torch.fx cannot trace. Or a list of K networks of one
             architecture, chains without skips: neurons are combinations of those of all K, rotated onto their mean,
             ``w'_i ~ N(0, sum_k A_k W_k^T W_k A_k^T / (K d))``, and outputs are means over the K.
         data: a tensor, ``(x, y)``, a DataLoader, or any re-iterable of batches, read once; networks are aligned on it.

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.networks.trace import State, Trace
-from rainbow_fast.rainbow.activation import channels_first
-from rainbow_fast.rainbow.flight import Data
+from rainbow_fast.rainbow.network.activation import channels_first
 from rainbow_fast.rainbow.plan import Plan
-from rainbow_fast.rainbow.statistics import SiteStatistics, every, take
-from rainbow_fast.rainbow.step import active_rows
+from rainbow_fast.rainbow.sampling.flight import Data
+from rainbow_fast.rainbow.sampling.site import active_rows
+from rainbow_fast.rainbow.site_statistics import SiteStatistics, every, take
+from rainbow_fast.tracing.trace import State, Trace
 
 Progress = Callable[[int, int, str], None]
 

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from rainbow_fast.networks.trace import Trace
 from rainbow_fast.ops.registration import without_autocast
-from rainbow_fast.rainbow import storage as storing
-from rainbow_fast.rainbow.cost import Cost
-from rainbow_fast.rainbow.estimate import estimate
 from rainbow_fast.rainbow.fitting import Progress, fit_moments
-from rainbow_fast.rainbow.flight import Data, in_flight_bytes
-from rainbow_fast.rainbow.machine import Machine
-from rainbow_fast.rainbow.network import RainbowNetwork
+from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.plan import Ranks, Widths, check, choose
+from rainbow_fast.rainbow.planning.cost import Cost
+from rainbow_fast.rainbow.planning.estimate import estimate
+from rainbow_fast.rainbow.planning.machine import Machine
 from rainbow_fast.rainbow.prepare import repeat
 from rainbow_fast.rainbow.report import Report
-from rainbow_fast.rainbow.sampling import sample_networks
-from rainbow_fast.rainbow.statistics import SiteStatistics
+from rainbow_fast.rainbow.sampling import storage as storing
+from rainbow_fast.rainbow.sampling.flight import Data, in_flight_bytes
+from rainbow_fast.rainbow.sampling.run import sample_networks
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.tracing.trace import Trace
 
 
 class RainbowModel:

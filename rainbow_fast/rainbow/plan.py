@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import flag, integer
-from rainbow_fast.networks.trace import Trace
-from rainbow_fast.networks.writers import writer_rows
-from rainbow_fast.rainbow.flight import Data
-from rainbow_fast.rainbow.network import CLASSIFIERS
-from rainbow_fast.rainbow.noise_edge import marchenko_pastur_rank
+from rainbow_fast.rainbow.laws.marchenko_pastur import marchenko_pastur_rank
+from rainbow_fast.rainbow.network.rainbow_network import CLASSIFIERS
 from rainbow_fast.rainbow.parts import Parts, resolve
 from rainbow_fast.rainbow.prepare import warn_if_few
-from rainbow_fast.rainbow.statistics import SiteStatistics
+from rainbow_fast.rainbow.sampling.flight import Data
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.tracing.trace import Trace
+from rainbow_fast.tracing.writers import writer_rows
 
 Widths = int | Mapping[str, int]
 Ranks = int | str | Mapping[str, int | str]

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.arguments import integer
+from rainbow_fast.data.gather import gather
 from rainbow_fast.data.samples import as_numbers, check_classes
-from rainbow_fast.networks.joined import join
-from rainbow_fast.networks.random_state import untouched
-from rainbow_fast.networks.same_function import check
-from rainbow_fast.networks.trace import State, Trace, trace
-from rainbow_fast.rainbow.flight import Data
-from rainbow_fast.rainbow.gather import gather
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.statistics import SiteStatistics
+from rainbow_fast.rainbow.sampling.flight import Data
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.tracing.joined import join
+from rainbow_fast.tracing.random_state import untouched
+from rainbow_fast.tracing.same_function import check
+from rainbow_fast.tracing.trace import State, Trace, trace
 
 HOLDOUT = 0.1
 CHUNK_NUMBERS = 2**21  # numbers of the largest map of the reference in one chunk of samples

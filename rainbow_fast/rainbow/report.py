@@ -14,7 +14,7 @@ from torch.linalg import vector_norm
 from rainbow_fast.rainbow.channel_moments import SMALL, ChannelMoments
 from rainbow_fast.rainbow.parts import Parts
 from rainbow_fast.rainbow.strict_json import dumps
-from rainbow_fast.rainbow.table import aligned, cell
+from rainbow_fast.tables import aligned, cell
 
 PIECE = 2**17  # numbers whose difference stays in the cache between being made and being summed
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From moments to alignments: polar factor, regression, several references, classifier."""

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How far two networks are one and the same up to rotations, site by site."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.ops.registration import without_autocast
+from rainbow_fast.rainbow.alignment.align import align
+from rainbow_fast.rainbow.fitting import Progress
+from rainbow_fast.rainbow.moments import CrossCovariance
+from rainbow_fast.rainbow.network.activation import channels_first
+from rainbow_fast.rainbow.parts import Parts
+from rainbow_fast.rainbow.prepare import prepare
+from rainbow_fast.rainbow.report import Error
+from rainbow_fast.rainbow.sampling import storage as storing
+from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
+from rainbow_fast.rainbow.site_statistics import SiteStatistics, every, take
+from rainbow_fast.rainbow.strict_json import dumps
+from rainbow_fast.tables import aligned, cell
+
+
+@dataclass(frozen=True)
+class SiteComparison:
+    """One site. Errors are squared and relative; a held-out number is None where no data was held out, and NaN (null in
+    JSON) where what it is relative to vanishes, or data is not finite.
+
+    Attributes:
+        site, other: names of the site in `a` and in `b`.
+        d, n: its channels in `a` and in `b`.
+        samples: images times positions that M = E[phi_a phi_b^T] is the mean of.
+        similarity: |M|_* / sqrt(E|phi_a|^2 E|phi_b|^2), 0 to 1: the r^2 of the published tutorial.
+        error, error_centred: E|s A phi_b - phi_a|^2 on the alignment data, A = polar(M), s = sqrt(d/n), over E|phi_a|^2
+            and over E|phi_a - E phi_a|^2.
+        held_out_error, held_out_error_centred: the same on the held-out data.
+        M_rank, M_effective_rank, M_condition: singular values of M kept, |M|_*^2 / |M|_F^2, largest over smallest kept.
+    """
+
+    site: str
+    other: str
+    d: int
+    n: int
+    samples: int
+    similarity: float
+    error: float
+    error_centred: float
+    held_out_error: float | None
+    held_out_error_centred: float | None
+    M_rank: int
+    M_effective_rank: float
+    M_condition: float
+
+
+_COLUMNS = {
+    "site": "site", "other": "other", "d": "d", "n": "n", "samples": "samples", "similarity": "similarity",
+    "error": "error", "error_centred": "centred", "held_out_error": "held out", "held_out_error_centred": "centred",
+    "M_rank": "rank M", "M_effective_rank": "eff.", "M_condition": "condition",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; `print` gives a table.
+
+    Attributes:
+        samples, held_out_samples: of the two data sets (images, not positions).
+        sites: a `SiteComparison` each, in order of execution.
+        alignments: A of each site, (d, n) float64, without the scale s.
+        storage: where activations waited between two sites.
+    """
+
+    samples: int
+    held_out_samples: int
+    sites: tuple[SiteComparison, ...]
+    alignments: tuple[Tensor, ...]
+    storage: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the alignments, as numbers, strings, lists and dicts."""
+        sites = [asdict(site) for site in self.sites]
+        return {"samples": self.samples, "held_out_samples": self.held_out_samples, "sites": sites}
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON; numbers that are not finite are null."""
+        return dumps(self.to_dict())
+
+    def table(self) -> str:
+        """A row for each site."""
+        rows = [[cell(getattr(site, name)) for name in _COLUMNS] for site in self.sites]
+        return "\n".join(aligned([list(_COLUMNS.values()), *rows]))
+
+    def __str__(self) -> str:
+        return f"{self.samples} samples, {self.held_out_samples} held out\n\n{self.table()}"
+
+
+@torch.no_grad()
+@without_autocast()
+def compare(
+    a: nn.Module,
+    b: nn.Module,
+    data: object,
+    *,
+    holdout: object = None,
+    max_samples: int = 400_000,
+    pointwise: Iterable[type[nn.Module]] = (),
+    memory_budget: int | None = None,
+    storage: str | None = None,
+    storage_dtype: torch.dtype | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    r"""Align each site of a network with the same site of another one, and measure what remains.
+
+        M = E[phi_a phi_b^T],    A = polar(M),    error = E|s A phi_b - phi_a|^2 / E|phi_a|^2,    s = sqrt(d / n)
+
+    Activations are each network's own; positions of a map are samples. 0 <= similarity <= 1, and it is 1 where one is a
+    rotation of the other.
+
+    Args:
+        a, b: any two networks that take the data, as many sites in one as in the other, with as many positions;
+            widths d and n may differ.
+        data, holdout, max_samples, pointwise, memory_budget, scratch: as in `fit`, for both networks.
+        storage, storage_dtype: as in `RainbowModel.sample`; the budget holds for both networks together.
+        progress: called as ``progress(done, total, what)``.
+
+    Returns:
+        `Comparison`.
+
+    Raises:
+        TypeError, ValueError: as `fit`, the message names the argument; sites that do not correspond; activations that
+            are not finite, or all zero: the message names the site of `a`.
+
+    Warns:
+        UserWarning: as `fit`.
+
+    Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
+    """
+    storing.check_budget(memory_budget, scratch)
+    kinds = tuple(pointwise)
+    limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
+    cut_a, sites_a, align_a, held_a = _named("a", a, data, holdout, max_samples, kinds, limits)
+    given = (align_a.x, held_a.x if held_a.count else 0.0)
+    cut_b, sites_b, align_b, held_b = _named("b", b, *given, max_samples, kinds, limits)
+    _check(sites_a, sites_b)
+    kept = storing.choose(
+        sum(in_flight_bytes(sites, 0, [align_a, held_a], storage_dtype) for sites in (sites_a, sites_b)),
+        memory_budget=memory_budget,
+        storage=storage,
+        storage_dtype=storage_dtype,
+        scratch=scratch,
+    )
+    size = min(align_a.size, align_b.size)
+    total = len(sites_a) * (2 * -(-align_a.count // size) + -(-held_a.count // size))
+    done, found, alignments = 0, [], []
+
+    def tick(text: str) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total, text)
+
+    with tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=scratch) as folder:
+        sets = [
+            tuple(Flight(cut, replace(each, size=size), 1, kept, Path(folder)) for cut, each in pair)
+            for pair in (((cut_a, align_a), (cut_b, align_b)), ((cut_a, held_a), (cut_b, held_b)))
+        ]
+        for known, other in zip(sites_a, sites_b, strict=True):
+            for pair in sets:
+                for flight, each in zip(pair, (known, other), strict=True):
+                    flight.follow(REFERENCE, each.site.reference)
+            moments = CrossCovariance(known.site.name)
+            step = every(align_a.count * known.positions, max_samples, known.positions)
+            for start in sets[0][0]:
+                x, y = _activations(sets[0], (known, other), start)
+                before = start * known.positions
+                moments.update(take(x, before, step), take(y, before, step))
+                tick(f"{known.site.name}: moments")
+            A, alignment = align(moments, Parts())
+            map_ = math.sqrt(known.d / other.d) * A
+            errors: list[tuple[float | None, float | None]] = []
+            for pair in sets:
+                error = Error()
+                for start in pair[0]:
+                    x, y = _activations(pair, (known, other), start)
+                    error.update(x, torch.einsum("nm...,dm->nd...", y, map_.to(y.dtype)))
+                    tick(f"{known.site.name}: errors")
+                errors.append(error.relative() if pair[0].count else (None, None))
+                for flight in pair:
+                    flight.leave()
+            alignments.append(A)
+            found.append(
+                SiteComparison(
+                    site=known.site.name,
+                    other=other.site.name,
+                    d=known.d,
+                    n=other.d,
+                    samples=moments.count,
+                    similarity=alignment.similarity,
+                    error=errors[0][0],  # type: ignore[arg-type]  # there is data to align on
+                    error_centred=errors[0][1],  # type: ignore[arg-type]
+                    held_out_error=errors[1][0],
+                    held_out_error_centred=errors[1][1],
+                    M_rank=alignment.rank,
+                    M_effective_rank=alignment.effective_rank,
+                    M_condition=alignment.condition,
+                )
+            )
+    return Comparison(align_a.count, held_a.count, tuple(found), tuple(alignments), str(kept))
+
+
+def _named(
+    name: str, network: nn.Module, data: object, holdout: object, max_samples: int, kinds: Any, limits: dict[str, Any]
+) -> Any:
+    """`prepare` of one network, whose messages call it by the name of the argument."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")
+    try:
+        return prepare(network, data, holdout, max_samples, kinds, **limits, labelled=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("reference:", f"{name}:", 1)) from None
+
+
+def _check(sites_a: tuple[SiteStatistics, ...], sites_b: tuple[SiteStatistics, ...]) -> None:
+    if len(sites_a) != len(sites_b):
+        raise ValueError(f"b: it has {len(sites_b)} sites, wanted {len(sites_a)} as a has")
+    for known, other in zip(sites_a, sites_b, strict=True):
+        if known.positions != other.positions:
+            raise ValueError(
+                f"b: site {other.site.name!r} has {other.positions} positions, wanted {known.positions} as site "
+                f"{known.site.name!r} of a has"
+            )
+
+
+def _activations(
+    flights: tuple[Flight, ...], sites: tuple[SiteStatistics, SiteStatistics], start: int
+) -> tuple[Tensor, Tensor]:
+    """phi_a and phi_b of one chunk, (N, d, *space) and (N, n, *space), in one dtype, float32 at least."""
+    x, y = (
+        channels_first(flight.output(REFERENCE, start), s.site.axis) for flight, s in zip(flights, sites, strict=True)
+    )
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x, y.to(x.device, x.dtype)

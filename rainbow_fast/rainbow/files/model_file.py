@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Rainbow models on disk: the reference's weights, the moments of its sites, and images to align on."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from rainbow_fast.arguments import integer
+from rainbow_fast.data.samples import as_numbers
+from rainbow_fast.rainbow.files.container import Format, Header
+from rainbow_fast.rainbow.files.network_file import copied
+from rainbow_fast.rainbow.model import RainbowModel
+from rainbow_fast.rainbow.moments import CENTERS, KEYS
+from rainbow_fast.rainbow.prepare import chunk_size, site_shapes, warn_if_few
+from rainbow_fast.rainbow.sampling.flight import Data
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.tracing.same_function import FEW, check
+from rainbow_fast.tracing.trace import trace
+
+MODEL = Format("rainbow_fast.model", 2, "rainbow model")  # 1: sums are about 0, without centers
+
+
+def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int | None = None) -> None:
+    """Write all that networks are sampled from to `path`, in safetensors: the whole file or none.
+
+    These are the weights of the reference, the moments of every site over the whole alignment set, and the images that
+    networks are aligned and measured on, in their own dtype, with their labels.
+
+    Args:
+        model: what `fit` returned.
+        probe: keep the first so many images of each of the two sets, or as many as there are; None keeps all, and
+            networks sampled later have the same bits.
+
+    Raises:
+        TypeError: `model` is not a `RainbowModel`, or `probe` no integer.
+        ValueError: `probe` is below 1; a model of several references.
+        FileNotFoundError: the folder of `path` is missing.
+    """
+    if not isinstance(model, RainbowModel):
+        raise TypeError(f"model: wanted a RainbowModel, got {type(model).__name__}")
+    if model._trace.references > 1:
+        raise ValueError(f"model: fitted to {model._trace.references} references, wanted one")
+    probe = None if probe is None else integer("probe", probe, 1)
+    tensors = {f"reference.{name}": copied(value) for name, value in model.reference.state_dict().items()}
+    for s in model.sites:
+        tensors |= {f"sites.{s.site.index}.{name}": copied(value) for name, value in s.z.state_dict().items()}
+    for name, data in (("alignment", model._align), ("held_out", model._held)):
+        tensors[f"{name}.x"] = copied(data.x[:probe])
+        if data.labels is not None:
+            tensors[f"{name}.labels"] = copied(data.labels[:probe])
+    header = {"sites": [_about(s) | {"activity": s.activity} for s in model.sites], "max_samples": model._max_samples}
+    MODEL.write(Path(path), header, tensors)
+
+
+def load_model(
+    path: str | os.PathLike[str], reference: nn.Module, *, pointwise: Iterable[type[nn.Module]] = ()
+) -> RainbowModel:
+    """Read the model that `save_model` wrote to `path`. Nothing is unpickled.
+
+    Args:
+        reference: the architecture, on the device to compute on. It is copied, and takes the weights of the file in
+            their dtype; its own are not used.
+        pointwise: as it was given to `fit`.
+
+    Raises:
+        FileNotFoundError: no file at `path`.
+        TypeError: `reference` is no nn.Module.
+        ValueError: the file is truncated, foreign, damaged or of a newer version; or `reference` has other parameters,
+            buffers or sites than the file, or is no function of its input, as `fit` wants. The message names them.
+
+    Warns:
+        UserWarning: fewer kept samples at a site than twice its channels: the alignment over-fits.
+    """
+    if not isinstance(reference, nn.Module):
+        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
+    path = Path(path)
+    header, tensors = MODEL.read(path)
+    prefix = "reference."
+    state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    network = _with_weights(reference, state, path)
+    first = next(network.parameters())
+    device, dtype = first.device, first.dtype
+    try:
+        x = {name: tensors[f"{name}.x"] for name in ("alignment", "held_out")}
+        example = as_numbers(x["alignment"][:1], device, dtype)
+        kinds = tuple(pointwise)
+        cut = trace(network, example, kinds)
+        sites = site_shapes(cut, example)
+        _check_sites(sites, header, path)
+        for s, about in zip(sites, header["sites"], strict=True):
+            of_site = f"sites.{s.site.index}."
+            keys = KEYS + (CENTERS if f"{of_site}{CENTERS[0]}" in tensors else ())
+            s.z.load_state_dict({key: tensors[of_site + key].to(device) for key in keys})
+            s.activity = about["activity"]
+            if not (s.site.output or s.site.gate):
+                warn_if_few(s.site.name, len(x["alignment"]) * s.positions, s.channels)
+        max_samples = header["max_samples"]
+    except KeyError as error:
+        raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
+    size = chunk_size(sites, example)
+    labels = {name: tensors.get(f"{name}.labels") for name in x}
+    data = [Data(x[k], None if y is None else y.to(device), size, device, dtype) for k, y in labels.items()]
+    check(network, cut, data[0].chunk(0)[:FEW], kinds)
+    return RainbowModel(cut, sites, data[0], data[1], max_samples)
+
+
+def _about(s: SiteStatistics) -> Header:
+    """What a site of the same architecture has too; in lists, as JSON gives them back."""
+    layers = [type(layer).__name__ for layer in s.site.reference]
+    shapes = {"z_shape": list(s.z_shape), "phi_shape": list(s.phi_shape)}
+    return {"name": s.site.name, "layers": layers, "d": s.d} | shapes
+
+
+def _check_sites(sites: Iterable[SiteStatistics], header: Header, path: Path) -> None:
+    found = [_about(s) for s in sites]
+    wanted = [{key: about[key] for key in ("name", "layers", "d", "z_shape", "phi_shape")} for about in header["sites"]]
+    names = [[about["name"] for about in each] for each in (found, wanted)]
+    if names[0] != names[1]:
+        raise ValueError(f"reference: its sites are {', '.join(names[0])}, those of {path} {', '.join(names[1])}")
+    for mine, its in zip(found, wanted, strict=True):
+        for key, value in its.items():
+            if mine[key] != value:
+                raise ValueError(f"reference: site {its['name']!r} has {key} {mine[key]}, that of {path} has {value}")
+
+
+def _with_weights(reference: nn.Module, state: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """A copy of a network with other weights, which bring their dtype; what is shared stays so."""
+    made = copy.deepcopy(reference)
+    own = made.state_dict(keep_vars=True)
+    missing, foreign = [n for n in own if n not in state], [n for n in state if n not in own]
+    if missing or foreign:
+        what = f"{missing[0]!r}, which {path} has not" if missing else f"no {foreign[0]!r}, which {path} has"
+        raise ValueError(f"reference: it has {what}: wanted the architecture that was saved")
+    for name, value in state.items():
+        if own[name].shape != value.shape:
+            shapes = tuple(own[name].shape), tuple(value.shape)
+            raise ValueError(f"reference: {name!r} has shape {shapes[0]}, that of {path} has {shapes[1]}")
+        own[name].data = value.to(own[name].device)
+    return made

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Sampled networks on disk: safetensors with a versioned header, beside the reference, which is not in the file."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.rainbow.files.container import Format, Header
+from rainbow_fast.rainbow.network.activation import Law, RainbowActivation
+from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble, fingerprint, refit_site
+from rainbow_fast.rainbow.network.same_network import check_network, white
+from rainbow_fast.tracing.joined import JoinedNetwork
+from rainbow_fast.tracing.trace import Site, trace
+
+NETWORK = Format("rainbow_fast.network", 2, "sampled network")
+REQUIRED = ("key", "A")
+_BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "gain", "bias", "offset")
+_OPTIONS = ("n", "d", "mean_row", "h", "flattened")
+
+
+def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
+    """Write what a sampled network has beyond its reference to `path`, in safetensors: the whole file or none.
+
+    Raises:
+        TypeError: `network` is not a `RainbowNetwork` (a materialised one is saved by its state dict).
+        ValueError: it was sampled from several references.
+        FileNotFoundError: the folder of `path` is missing.
+    """
+    if not isinstance(network, RainbowNetwork):
+        raise TypeError(f"network: wanted a RainbowNetwork, got {type(network).__name__}")
+    if isinstance(network.body, JoinedNetwork):
+        raise ValueError("network: sampled from several references, wanted one; or save materialize()'s state dict")
+    tensors: dict[str, Tensor] = {}
+    sites = []
+    for name in network.sampled:
+        options, buffers = pack(network.site(name))
+        sites.append({"name": name} | options)
+        tensors |= {f"{name}.{b}": value for b, value in buffers.items()}
+    if network.head is not None:
+        head = network.body.get_submodule(network.head)
+        tensors |= {f"classifier.{key}": copied(value) for key, value in head.state_dict().items()}
+    header = {
+        "sites": sites,
+        "classifier": network.classifier,
+        "input_shape": network.input_shape,
+        "reference": network.fingerprint,
+    }
+    NETWORK.write(Path(path), header, tensors)
+
+
+def load(
+    path: str | os.PathLike[str], reference: nn.Module, *, pointwise: Iterable[type[nn.Module]] = ()
+) -> RainbowNetwork:
+    """Read the network that `save` wrote to `path`, sampled from `reference`, which is copied. Nothing is unpickled.
+
+    Args:
+        pointwise: as it was given to `fit`.
+
+    Raises:
+        TypeError: `reference` is no nn.Module.
+        FileNotFoundError: no file at `path`.
+        ValueError: the file is truncated, foreign, of a newer version, or was sampled from another reference; the
+            message names it.
+        RuntimeError: it is no function of its input; the message names the first site that differs.
+    """
+    if not isinstance(reference, nn.Module):
+        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
+    path = Path(path)
+    header, tensors = NETWORK.read(path)
+    found = fingerprint(reference)
+    if header["reference"] != found:
+        raise ValueError(
+            f"path: {path} was sampled from another reference (its weights have SHA-256 {header['reference'][:12]}..., "
+            f"those of this one {found[:12]}...)"
+        )
+    device = next(reference.parameters()).device
+    shape = tuple(header["input_shape"])
+    example = next(reference.parameters()).new_zeros(1, *shape)
+    cut = trace(reference, example, pointwise)
+    sites = {site.name: site for site in cut.sites}
+    activations = {}
+    try:
+        for entry in header["sites"]:
+            name, site = entry["name"], sites[entry["name"]]
+            if header["classifier"] == "refit" and site is cut.sites[-1]:
+                site = refit_site(site, cut.tail(), flattened=entry["flattened"])
+            activations[name] = unpack(site, entry, tensors, f"{name}.", device)
+        head = None
+        if header["classifier"] == "refit_aligned":
+            head = copy.deepcopy(cut.tail().last)
+            head.weight = nn.Parameter(tensors["classifier.weight"].to(device))
+            head.bias = nn.Parameter(tensors["classifier.bias"].to(device))
+    except KeyError as error:
+        raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
+    made = assemble(cut, activations, classifier=header["classifier"], head=head, input_shape=shape, fingerprint=found)
+    check_network(made.body, activations, cut, white(example), head=head, refit=header["classifier"] == "refit")
+    return made
+
+
+def pack(activation: RainbowActivation) -> tuple[Header, dict[str, Tensor]]:
+    """What a sampled site has beyond the reference's, as options and buffers."""
+    buffers = {b: copied(value) for b in _BUFFERS if (value := getattr(activation, b)) is not None}
+    return {option: getattr(activation, option) for option in _OPTIONS}, buffers
+
+
+def unpack(
+    site: Site, options: Header, tensors: Mapping[str, Tensor], prefix: str, device: torch.device
+) -> RainbowActivation:
+    """The sampled site that `pack` took apart, the names of its buffers having a prefix.
+
+    Raises:
+        KeyError: one that is missing.
+    """
+    mine = {b: tensors[prefix + b] for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
+    mine = {b: t if b == "key" else t.to(device) for b, t in mine.items()}
+    given = {option: options[option] for option in _OPTIONS if option != "flattened"}
+    law = Law(key=mine["key"], U=mine.get("U"), T=mine.get("T"), k=mine.get("k"), **given)
+    recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
+    made = RainbowActivation(site, law, flattened=options["flattened"], recalibration=recalibration, device=device)
+    made.A, made.offset = mine["A"], mine.get("offset")
+    made.scale = mine.get("scale", made.scale)  # version 1 has it in A
+    return made
+
+
+def copied(t: Tensor) -> Tensor:
+    """In memory of its own, for safetensors refuses what is shared."""
+    return t.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whether a sampled network is a function, the one that its run computed, and the one that it is written out as."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.rainbow.network.activation import RainbowActivation, channels_first
+from rainbow_fast.rainbow.network.materialize import materialize
+from rainbow_fast.tracing.agreement import bound, distance, distances, limit_of
+from rainbow_fast.tracing.random_state import untouched
+from rainbow_fast.tracing.trace import State, Trace
+
+FEW = 8  # samples at most, because every call generates G again
+WRITTEN = 4  # samples, of a network whose cost grows with the square of its widths
+
+Calls = dict[str, tuple[Tensor, Tensor]]  # what sites were given, and what they gave
+
+
+@torch.no_grad()
+def check_network(
+    body: nn.Module,
+    sites: Mapping[str, RainbowActivation],
+    trace: Trace,
+    x: Tensor,
+    *,
+    head: nn.Module | None = None,
+    refit: bool = False,
+) -> None:
+    """Compare a sampled network with itself, and with the chain of segments and sites that it was sampled along.
+
+    Args:
+        body: of the network; it holds the sites under their names.
+        sites: the sampled ones of the chain, in order.
+        x: a few samples.
+        head: the classifier that was refit to phih, or None.
+        refit: the last site holds the classifier.
+
+    Raises:
+        RuntimeError: called twice it does not give the same bits, or it is further from the chain than `bound`. The
+            message names the first site that differs.
+    """
+    with untouched(x.device):
+        parts = {name: body.get_submodule(name) for name in sites}
+        outputs, calls = _called(body, parts, x)
+        again, its = _called(body, parts, x)
+        if distances(again, outputs) > 0:
+            raise RuntimeError(
+                f"network: called twice on {len(x)} samples it gives two outputs, {distances(again, outputs):.1e} of "
+                f"the largest apart, first {_first(calls, its, 0.0)}: wanted the same to the bit"
+            )
+        wanted, its = _along(trace, sites, x, head, refit)
+        limit = limit_of(outputs, x)
+        if (apart := distances(outputs, wanted)) > limit:
+            raise RuntimeError(
+                f"network: it differs from what its sites and the reference's layers give on {len(x)} samples by "
+                f"{apart:.1e} of the largest output, first {_first(its, calls, limit)}, wanted at most {limit:.1e}"
+            )
+
+
+@torch.no_grad()
+def check_run(network: nn.Module, x: Tensor, computed: Any, last: str) -> None:
+    """Compare a network with what the run that sampled it has computed for a chunk x: on a few samples of it; where
+    these differ from it, which rounding may have amplified, on all.
+
+    Raises:
+        RuntimeError: they differ by more than `bound`. `last`: the name of the last site.
+    """
+    limit, few, apart = limit_of(computed, x), x[:FEW], float("inf")
+    if isinstance(computed, Tensor) and len(computed) == len(x):
+        apart = distance(network(few.clone()), computed[:FEW], computed)
+    if apart > limit and (apart := distances(network(x.clone()), computed)) > limit:
+        raise RuntimeError(
+            f"network: behind its last site {last!r} it differs from what its run computed by {apart:.1e} of the "
+            f"largest output, wanted at most {limit:.1e}"
+        )
+
+
+@torch.no_grad()
+def written_out(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """`materialize` of a sampled network of inputs of that shape, found equal to it on a few Gaussian inputs: within
+    `bound`, or, where rounding is amplified beyond it, in float64.
+
+    Raises:
+        RuntimeError: they differ; the message names the first site that does.
+    """
+    weight = next(p for p in body.parameters() if p.is_floating_point())
+    made, features = materialize(body, weight.new_zeros(2, *shape))
+    x, training = white(weight.new_empty(1, *shape)), [part for part in body.modules() if part.training]
+    body.eval()
+    try:
+        with untouched(x.device):
+            sites = {name: part for name, part in body.named_modules() if isinstance(part, RainbowActivation)}
+            wanted, own = _called(body, sites, x)
+            found, wide = _called(made, features, x)
+            limit, apart = limit_of(wanted, x), distances(found, wanted)
+            if apart > limit and not _equal_in_float64(body, x.double()):
+                own = {name: (z, _wide(sites[name], z)) for name, (z, _) in own.items()}
+                wide = {name: (z, _neurons(sites[name], phi)) for name, (z, phi) in wide.items()}
+                raise RuntimeError(
+                    f"materialize: the module written out differs from the network by {apart:.1e} of the largest "
+                    f"output on {len(x)} Gaussian inputs, first {_first(own, wide, limit)}, wanted at most {limit:.1e}"
+                )
+    finally:
+        for part in training:
+            part.training = True
+    return made
+
+
+def white(like: Tensor) -> Tensor:
+    """A few Gaussian inputs, always the same, of the shape (1, ...), dtype and device of another."""
+    return gaussian(WRITTEN, like.numel(), seed=0, device=like.device).view(WRITTEN, *like.shape[1:]).to(like.dtype)
+
+
+def _equal_in_float64(body: nn.Module, x: Tensor) -> bool:
+    try:
+        exact = copy.deepcopy(body).double()
+        return distances(materialize(exact, x[:2])[0](x.clone()), exact(x.clone())) <= bound()
+    except (RuntimeError, TypeError, ValueError):  # a body of the user's own may know its own dtype alone
+        return False
+
+
+def _wide(site: RainbowActivation, z: Tensor) -> Tensor:
+    """The features of a site, (N, n, *space)."""
+    return site.features(channels_first(z, site.axis, True) if site.flattened else z)
+
+
+def _neurons(site: RainbowActivation, phi: Tensor) -> Tensor:
+    """The same of the layer written out, which may have one more neuron, for the offset."""
+    return channels_first(phi, site.axis, site.flattened)[:, : site.n]
+
+
+def _along(
+    trace: Trace, sites: Mapping[str, RainbowActivation], x: Tensor, head: nn.Module | None, refit: bool
+) -> tuple[Any, Calls]:
+    """The outputs of the chain with these sites, as the run that sampled them goes along it."""
+    state: State = (x.clone(),)
+    done: list[nn.Module] = []
+    calls: Calls = {}
+    for place, site in enumerate(trace.sites):
+        z, *rest = trace.advance(place, state, done)
+        done.append(sites.get(site.name, site.reference))
+        state = (done[-1](z), *rest)
+        if site.name in sites:
+            calls[site.name] = z, state[0]
+    if head is not None:
+        return head(trace.tail().between(state[0])), calls
+    if refit:
+        flattened = isinstance(done[-1], RainbowActivation) and done[-1].flattened
+        return state[0] if flattened else trace.tail().between(state[0]), calls
+    return trace.advance(len(trace.sites), state, done)[0], calls
+
+
+def _called(network: nn.Module, parts: Mapping[str, nn.Module], x: Tensor) -> tuple[Any, Calls]:
+    """The outputs for x; and what these parts of a network were given and gave, in order."""
+    calls: Calls = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, given, result: calls.update({name: (given[0].clone(), result.clone())})
+
+    with ExitStack() as handles:
+        for name, part in parts.items():
+            handles.callback(part.register_forward_hook(note(name)).remove)
+        return network(x.clone()), calls
+
+
+def _first(wanted: Calls, found: Calls, limit: float) -> str:
+    """Where, of the sites in order."""
+    for name, (_, phi) in wanted.items():
+        if name not in found or distance(found[name][1], phi) > limit:
+            return f"at site {name!r}"
+    return "behind the last site"

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A data set on its way through the reference and the networks that are sampled from it, all together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.data.samples import as_numbers
+from rainbow_fast.rainbow.channel_moments import ChannelMoments
+from rainbow_fast.rainbow.network.activation import RainbowActivation, channels_first
+from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper, plain
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.tracing.trace import State, Trace
+
+REFERENCE = 0  # the lane of the reference; the others follow
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in chunks whose sizes follow from shapes alone; x, of any dtype, may lie in a file that is mapped."""
+
+    x: Tensor
+    labels: Tensor | None
+    size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def count(self) -> int:
+        return len(self.x)
+
+    @property
+    def starts(self) -> range:
+        """The first sample of every chunk."""
+        return range(0, len(self.x), self.size)
+
+    def chunk(self, start: int) -> Tensor:
+        return plain(as_numbers(self.x[start : start + self.size], self.device, self.dtype))
+
+    @property
+    def example(self) -> Tensor:
+        return as_numbers(self.x[:1], self.device, self.dtype)
+
+
+class Flight:
+    """A data set in flight, site by site: for each lane and chunk, what is alive between two sites.
+
+    A lane is the reference or a network that is sampled from it; up to its first sampled site it is the reference. At a
+    site a chunk of a lane is at z until `put` replaces it by what the site gives. Where nothing is stored, everything
+    is computed from the input on, with the same bits. Chunks are named by their first sample.
+
+    Attributes:
+        place: of the site at which all is.
+        activations: of each lane, the modules that stand for the sites so far, the present one among them once it is
+            known.
+        apart: of each lane, whether it has been sampled at a site before.
+        phi: moments of what the present site gives in the reference.
+    """
+
+    def __init__(self, trace: Trace, data: Data, lanes: int, storage: Storage, folder: Path) -> None:
+        self.trace, self.data, self.storage = trace, data, storage
+        self.keep = keeper(storage, folder)
+        self.place = 0
+        self.activations: list[list[nn.Module]] = [[] for _ in range(lanes)]
+        self.apart = [lane == REFERENCE for lane in range(lanes)]
+        self.phi = ChannelMoments()
+        self._cells: list[dict[int, tuple[Cell, ...]]] = [{} for _ in range(lanes)]
+        self._at_z: list[set[int]] = [set() for _ in range(lanes)]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.data.starts)
+
+    @property
+    def count(self) -> int:
+        return self.data.count
+
+    def z(self, lane: int, start: int) -> Tensor:
+        """Of the site at which all is."""
+        mover = lane if self.apart[lane] else REFERENCE
+        if self.keep is None:
+            return self._rounded(self._advance(mover, start))[0]
+        if start not in self._at_z[mover]:
+            self._move(mover, start)
+        return self._cells[lane][start][0].load()
+
+    def put(self, lane: int, start: int, output: Tensor) -> None:
+        """Replace z by what the site gives."""
+        if self.keep is not None:
+            self._cells[lane][start] = (self.keep(output), *self._cells[lane][start][1:])
+
+    def output(self, lane: int, start: int) -> Tensor:
+        """What was put last; where nothing is stored, what the activation of the lane gives."""
+        if self.keep is None:
+            return self._applied(self.activations[lane][self.place], self.z(lane, start))
+        return self._cells[lane][start][0].load()
+
+    def apply(self, lane: int, start: int) -> Tensor:
+        """Put what the activation of the lane makes of z; it is returned."""
+        if self.keep is not None:
+            self.put(lane, start, self._applied(self.activations[lane][self.place], self.z(lane, start)))
+        return self.output(lane, start)
+
+    def follow(self, lane: int, activation: nn.Module) -> None:
+        """Let a module stand for the site in a lane, of which nothing is to be measured."""
+        self.activations[lane].append(activation)
+        parts = self.apart[lane] or isinstance(activation, RainbowActivation)
+        for start in self if parts and self.keep is not None else ():
+            self.apply(lane, start)
+
+    def reference(self, module: nn.Module, look: Callable[[int, Tensor], None] | None = None) -> None:
+        """Bring the reference past the site, which is this module, and measure phi; `look` sees each z before."""
+        self.activations[REFERENCE].append(module)
+        self.phi = ChannelMoments()
+        site = self.trace.sites[self.place]
+        for start in self:
+            if look is not None:
+                look(start, self.z(REFERENCE, start))
+            self.phi.update(channels_first(self.apply(REFERENCE, start), site.axis))
+
+    def settle(self, lane: int, start: int) -> Tensor:
+        """`apply`, where the projection without scale and offset has been put."""
+        activation = self.activations[lane][self.place]
+        if self.keep is not None:
+            assert isinstance(activation, RainbowActivation)
+            self.put(lane, start, activation.finish(self.output(lane, start)).to(self.data.dtype))
+        return self.output(lane, start)
+
+    def features(self, lane: int, module: nn.Module) -> Tensor:
+        """What a module makes of what the site before gave, all samples together."""
+        lane = lane if self.apart[lane] else REFERENCE
+        return torch.cat([module(self._state(lane, start)[0]) for start in self])
+
+    def leave(self, sampled: Iterable[int] = ()) -> None:
+        """Go on to the next site; these lanes were sampled at this one."""
+        self.place += 1
+        for lane in sampled:
+            self.apart[lane] = True
+        for lane, apart in enumerate(self.apart):
+            self._at_z[lane].clear()
+            if not apart:
+                self._cells[lane].clear()
+
+    def finish(self, lane: int) -> Tensor:
+        """The outputs of a network with the lane's sites so far, and with the reference's from here on."""
+        return torch.cat([self.outputs(lane, start) for start in self])
+
+    def outputs(self, lane: int, start: int) -> Any:
+        """Those of one chunk."""
+        lane = lane if self.apart[lane] else REFERENCE
+        return self.trace.finish(self.place, self._state(lane, start), self.activations[lane])
+
+    def _move(self, mover: int, start: int) -> None:
+        """Bring a lane to z, and with the reference the lanes that still are the reference. What only passes by is not
+        stored again."""
+        assert self.keep is not None
+        before = self._state(mover, start)
+        cells = {id(value): cell for value, cell in zip(before, self._cells[mover].get(start, ()), strict=False)}
+        after = self.trace.advance(self.place, before, self.activations[mover])
+        for value in after:
+            if id(value) not in cells:
+                cells[id(value)] = self.keep(value)
+        followers = [lane for lane, apart in enumerate(self.apart) if not apart] if mover == REFERENCE else []
+        for lane in (mover, *followers):
+            self._cells[lane][start] = tuple(cells[id(value)] for value in after)
+        self._at_z[mover].add(start)
+
+    def _advance(self, lane: int, start: int) -> State:
+        return self.trace.advance(self.place, self._state(lane, start), self.activations[lane])
+
+    def _state(self, lane: int, start: int) -> State:
+        """After the site before."""
+        state: State = (self.data.chunk(start),)
+        if self.place == 0:
+            return state
+        if self.keep is not None:
+            return tuple(cell.load() for cell in self._cells[lane][start])
+        for place, activation in enumerate(self.activations[lane][: self.place]):
+            z, *rest = self._rounded(self.trace.advance(place, state, self.activations[lane]))
+            state = (self._applied(activation, z), *rest)
+        return state
+
+    def _applied(self, activation: nn.Module, z: Tensor) -> Tensor:
+        """What a site gives, rounded where it would be if it were stored."""
+        if not isinstance(activation, RainbowActivation):
+            return self.storage.round(activation(z))
+        raw = self.storage.round(activation.raw(z))
+        return self.storage.round(activation.finish(raw).to(z.dtype))
+
+    def _rounded(self, state: State) -> State:
+        return tuple(map(self.storage.round, state))
+
+
+def in_flight_bytes(
+    sites: Sequence[SiteStatistics], lanes: int, data: Sequence[Data], storage_dtype: torch.dtype | None
+) -> int:
+    """What waits between two sites at most: on each side of the larger of z and phi, and what is read later."""
+    largest = max(max(math.prod(s.z_shape), math.prod(s.phi_shape)) + s.alive for s in sites)
+    itemsize = (storage_dtype or data[0].dtype).itemsize
+    return (1 + lanes) * sum(each.count for each in data) * largest * itemsize

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The sites of a network without a graph: its activation modules, each called once, found by running it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
+
+from rainbow_fast.tracing.pointwise import MODULES
+from rainbow_fast.tracing.sites import Site, make
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the site that was wanted."""
+
+
+class UpTo(nn.Module):
+    """The network up to one of its sites, or to its end (`stop` None): it runs from the input every time.
+
+    A state is ``(phi, input)``, or ``(input,)`` at the beginning.
+    """
+
+    def __init__(self, network: nn.Module, before: Sequence[str], stop: str | None) -> None:
+        super().__init__()
+        self.network, self.before, self.stop = network, tuple(before), stop
+
+    def run(self, state: tuple[Any, ...], activations: Sequence[nn.Module]) -> tuple[Any, ...]:
+        """``(z, input)``, or ``(outputs,)``, with these modules in the place of the sites before."""
+        x = state[-1]
+        z: list[Tensor] = []
+
+        def replace(activation: nn.Module) -> Any:
+            return lambda module, given, result: activation(given[0])
+
+        def reach(module: nn.Module, given: tuple) -> None:
+            z.append(given[0])
+            raise _Reached
+
+        handles: list[RemovableHandle] = []
+        for name, activation in zip(self.before, activations, strict=False):
+            handles.append(self.network.get_submodule(name).register_forward_hook(replace(activation)))
+        if self.stop is not None:
+            handles.append(self.network.get_submodule(self.stop).register_forward_pre_hook(reach))
+        try:
+            outputs = self.network(x)
+        except _Reached:
+            return z[0], x
+        finally:
+            for handle in handles:
+                handle.remove()
+        return (outputs,)
+
+
+def find(
+    network: nn.Module, example: Tensor | None, declared: tuple[type[nn.Module], ...], reason: str
+) -> tuple[tuple[Site, ...], tuple[UpTo, ...]]:
+    """The sites of `network` (a copy that may be kept), and what runs up to each of them and to the end.
+
+    Raises:
+        ValueError: no example, no activation module, or one that is called twice or applies to no module's output.
+    """
+    what = f"reference: torch.fx cannot trace it ({reason})"
+    if example is None:
+        raise ValueError(f"{what}, and without an example input its activation modules are not known")
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # z is read again after phi
+    kinds = MODULES + declared
+    called = _run(network, example, kinds)
+    if not called:
+        raise ValueError(f"{what}, and it calls no activation module")
+    names = [call.name for call in called]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{what}, and its activation module {name!r} is called more than once")
+    sites = [
+        make(
+            index,
+            call.name,
+            copy.deepcopy(network.get_submodule(call.name)),
+            axis=call.axis,
+            writer=call.writer,
+            output=call.output,
+            modules=(call.name,),
+        )
+        for index, call in enumerate(called)
+    ]
+    stops: list[str | None] = [*names, None]
+    return tuple(sites), tuple(UpTo(network, names[:number], stop) for number, stop in enumerate(stops))
+
+
+class _Call(NamedTuple):
+    name: str
+    axis: int | None
+    writer: nn.Linear | _ConvNd | None
+    output: bool
+
+
+@torch.no_grad()
+def _run(network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]) -> list[_Call]:
+    """Every call of an activation module, in order."""
+    results: list[tuple[Tensor, nn.Module]] = []  # kept, so that no memory is used twice
+    called: list[_Call] = []
+
+    def watch(name: str) -> Any:
+        def note(module: nn.Module, given: tuple, result: Any) -> None:
+            if type(module) in kinds:
+                source = next((m for t, m in results if t is given[0]), None)
+                axis = -1 if isinstance(source, nn.Linear) else 1 if isinstance(source, _ConvNd | _BatchNorm) else None
+                writer = source if isinstance(source, nn.Linear | _ConvNd) and source.bias is None else None
+                called.append(_Call(name, axis, writer, True))
+            elif isinstance(module, nn.Linear | _ConvNd):
+                called[:] = [call._replace(output=False) for call in called]
+            if isinstance(result, Tensor) and not list(module.children()):
+                results.append((result, module))
+
+        return note
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules()]
+    try:
+        network(example.clone())  # it may write into its input
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which modules, functions and methods of torch are non-linearities, poolings and normalisations of a site."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from rainbow_fast.tracing.graph import is_call
+
+# Modules of these very types (a subclass may compute something else); those with a name have fused kernels.
+KERNELS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.PReLU: "leaky_relu",
+    nn.Tanh: "tanh",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+}
+MODULES: tuple[type[nn.Module], ...] = (
+    *KERNELS,
+    nn.CELU,
+    nn.ELU,
+    nn.Hardshrink,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.ReLU6,
+    nn.SELU,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanhshrink,
+)
+FUNCTIONS: dict[Callable, type[nn.Module]] = {
+    F.relu: nn.ReLU,
+    torch.relu: nn.ReLU,
+    F.leaky_relu: nn.LeakyReLU,
+    torch.tanh: nn.Tanh,
+    F.tanh: nn.Tanh,
+    F.gelu: nn.GELU,
+    F.silu: nn.SiLU,
+    F.celu: nn.CELU,
+    F.elu: nn.ELU,
+    F.hardsigmoid: nn.Hardsigmoid,
+    F.hardswish: nn.Hardswish,
+    F.hardtanh: nn.Hardtanh,
+    F.logsigmoid: nn.LogSigmoid,
+    F.mish: nn.Mish,
+    F.relu6: nn.ReLU6,
+    F.selu: nn.SELU,
+    F.sigmoid: nn.Sigmoid,
+    torch.sigmoid: nn.Sigmoid,
+    F.softplus: nn.Softplus,
+    F.softsign: nn.Softsign,
+}
+METHODS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+POOLS: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+POOL_FUNCTIONS: dict[Callable, type[nn.Module]] = {
+    F.max_pool1d: nn.MaxPool1d,
+    F.max_pool2d: nn.MaxPool2d,
+    F.max_pool3d: nn.MaxPool3d,
+    torch.max_pool1d: nn.MaxPool1d,
+    torch.max_pool2d: nn.MaxPool2d,
+    torch.max_pool3d: nn.MaxPool3d,
+}
+POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")  # of the functions
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def nonlinearity(node: object, owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> nn.Module | None:
+    """The non-linearity that a node applies, as a module of its own; None if it applies none."""
+    if is_call(node, owner, MODULES + declared):
+        return _called(node, owner)
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op == "call_method" and node.target in METHODS and len(node.args) == 1:
+        return METHODS[str(node.target)]()
+    return _made(node, FUNCTIONS)
+
+
+def max_pooling(node: object, owner: fx.GraphModule) -> nn.Module | None:
+    """The max-pooling that a node applies, as a module of its own; None if it applies none that gives the map alone."""
+    pool = _called(node, owner) if is_call(node, owner, POOLS) else _made(node, POOL_FUNCTIONS)
+    return None if pool is None or pool.return_indices else pool
+
+
+def batch_norm(node: object, owner: fx.GraphModule) -> nn.Module | None:
+    """The batch norm that a node applies, as a module of its own; None if it applies none."""
+    return _called(node, owner) if is_call(node, owner, NORMS) else None
+
+
+def _called(node: object, owner: fx.GraphModule) -> nn.Module:
+    assert isinstance(node, fx.Node)
+    return copy.deepcopy(owner.get_submodule(str(node.target)))
+
+
+def _made(node: object, known: dict[Callable, type[nn.Module]]) -> nn.Module | None:
+    """The module of the same name as a function, with the arguments of its call, where they are all constants."""
+    if not (isinstance(node, fx.Node) and node.op == "call_function" and node.target in known):
+        return None
+    kind = known[node.target]
+    names = POOL_ARGUMENTS if kind in POOLS else tuple(inspect.signature(kind).parameters)
+    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    given = {name: value for name, value in given.items() if name not in ("input", "inplace")}
+    return None if any(isinstance(value, fx.Node) for value in given.values()) else kind(**given)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Whether a network is a function of its input, and its trace the same function: compared once, by value."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.tracing import calls
+from rainbow_fast.tracing.agreement import bound, distance, distances, limit_of, of_middle, tensors
+from rainbow_fast.tracing.graph import CannotTrace, capture
+from rainbow_fast.tracing.random_state import untouched
+from rainbow_fast.tracing.trace import Trace, trace
+
+Run = Callable[[calls.Visit], Any]
+
+COMPARED = 32  # samples of the repeated passes: with a whole chunk they would take as long as a small run
+FEW = 8  # samples on which the call that differs is looked for
+
+
+@torch.no_grad()
+def check(
+    reference: nn.Module, cut: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...] = (), name: str = "reference"
+) -> Any:
+    """Compare a network with itself and with its trace, on samples x (N, ...), on y, the `COMPARED` in the middle of
+    them, and on the middle one x_i alone.
+
+        f(y) = f(y), f(x_i) = f(x_i)             to the bit, of two copies, one of which was called before
+        f(x)_i = f(x_i)                          within `bound` of the largest output
+        trace(y) = f(y), trace(x_i) = f(x_i)     likewise
+
+    A comparison that fails is repeated in float64, because a network may amplify rounding beyond the bound. A call must
+    not change parameters or buffers. Without a graph it must not change its input either, because then the network
+    itself runs on the data. NaN are equal. The network is copied, and the random state is left as it was.
+
+    Returns:
+        f(x).
+
+    Raises:
+        ValueError: what differs; the message begins with `name` and has the first module and function that gives
+            something else.
+    """
+    with untouched(x.device):
+        module = copy.deepcopy(reference).eval()
+        before, given = _state(module), x.clone()
+        returned = module(given)
+        outputs = _owned(returned)
+        if cut.graph is None and distance(given, x) > 0:
+            raise ValueError(f"{name}: a call changes its input, and torch.fx cannot trace it: wanted a new tensor")
+        for key, value in _state(module).items():
+            if key in before and distance(value, before[key]) > 0:
+                raise ValueError(
+                    f"{name}: a call changes {key!r} of it: wanted a function of its input, which leaves parameters "
+                    "and buffers as they are"
+                )
+        y = _few(x, COMPARED)
+        compared = outputs if len(y) == len(x) else _called(copy.deepcopy(reference).eval(), y, name)
+        single = _check_repeats(reference, y, compared, name)
+        if len(x) > 1:
+            _check_single(reference, x, outputs, single, name)
+        for some, wanted in ((y, compared), (_middle(x), single)):
+            _check_trace(reference, cut, some, wanted, pointwise, name)
+    return returned
+
+
+def _check_repeats(reference: nn.Module, x: Tensor, outputs: Any, name: str) -> Any:
+    """What it gives for the middle sample alone."""
+    module, alone = copy.deepcopy(reference).eval(), _middle(x)
+    single = _called(module, alone, name)
+    again = _called(module, x, name)
+    apart = distances(again, outputs)
+    if apart == 0:
+        apart = distances(_called(module, alone, name), single)
+    if apart > 0:
+        where = None
+        for some in (_few(x), x):
+            where = where or _where((_run(reference, some), _run(reference, some, before=alone)), torch.equal)
+        raise ValueError(
+            f"{name}: called twice on one input it gives two outputs, {apart:.1e} of the largest apart, first in "
+            f"{where or 'code outside of torch'}: wanted a function of its input alone, the same to the bit"
+        )
+    return single
+
+
+def _check_single(reference: nn.Module, x: Tensor, outputs: Any, single: Any, name: str) -> None:
+    limit, apart = limit_of(outputs, x), _of_middle_apart(outputs, single, len(x))
+    if apart <= limit or _equal_in_float64(reference, x, None):
+        return
+    where = None
+    for some in (_few(x), x):
+
+        def alike(alone: Tensor, its: Tensor, samples: int = len(some)) -> bool:
+            mine = of_middle(its, alone, samples)
+            return mine is None or distance(mine, alone, its) <= limit
+
+        where = where or _where((_run(reference, _middle(x)), _run(reference, some)), alike)
+    shapes = [[tuple(t.shape) for t in tensors(each)] for each in (outputs, single)]
+    raise ValueError(
+        f"{name}: what it gives for a sample depends on the other samples of the batch{_in(where)}: {shapes[0]} for "
+        f"{len(x)} samples and {shapes[1]} for one of them alone differ by {apart:.1e} of the largest output, "
+        f"wanted at most {limit:.1e}"
+    )
+
+
+def _check_trace(
+    reference: nn.Module, cut: Trace, x: Tensor, outputs: Any, pointwise: tuple[type[nn.Module], ...], name: str
+) -> None:
+    found, limit = cut.finish(0, (x.clone(),), []), limit_of(outputs, x)
+    apart = distances(found, outputs)
+    if apart <= limit or _equal_in_float64(reference, x, pointwise):
+        return
+    where = None
+    for some in (_few(x), x):
+        where = where or _in_trace(reference, cut, some, pointwise, limit)
+    raise ValueError(
+        f"{name}: its trace is another function{_in(where or _bypassed(reference))}: for {len(x)} samples they "
+        f"differ by {apart:.1e} of the largest output, wanted at most {limit:.1e}"
+    )
+
+
+def _in_trace(
+    reference: nn.Module, cut: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...], limit: float
+) -> str | None:
+    """Where a graph of the module differs from the module; without one, where the traced module does."""
+    try:
+        graph, _ = capture(copy.deepcopy(reference).eval(), pointwise)
+        traced: Run = lambda visit: calls.Interpreter(graph, visit).run(x.clone())  # noqa: E731
+    except CannotTrace:
+        traced = _run(cut.reference, x)
+    return _where((_run(reference, x), traced), lambda a, b: distance(b, a) <= limit)
+
+
+def _bypassed(reference: nn.Module) -> str | None:
+    """The part of the outermost module that torch.fx does not see."""
+    if reference._forward_hooks or reference._forward_pre_hooks:
+        return "module 'reference', its forward hooks"
+    return "module 'reference', the forward of this instance" if "forward" in vars(reference) else None
+
+
+def _equal_in_float64(reference: nn.Module, x: Tensor, pointwise: tuple[type[nn.Module], ...] | None) -> bool:
+    """Whether a difference vanishes with the rounding: of one sample, or of the trace."""
+    try:
+        module, x = copy.deepcopy(reference).double().eval(), x.double()
+        outputs = _owned(module(x.clone()))
+        if not all(t.dtype == torch.float64 for t in tensors(outputs) if t.is_floating_point()):
+            return False
+        if pointwise is None:
+            return _of_middle_apart(outputs, module(_middle(x).clone()), len(x)) <= bound()
+        return distances(trace(module, x[:1], pointwise).finish(0, (x.clone(),), []), outputs) <= bound()
+    except Exception:  # the user's own code may know its own dtype alone
+        return False
+
+
+def _middle(x: Tensor) -> Tensor:
+    return x[len(x) // 2 :][:1]
+
+
+def _few(x: Tensor, most: int = FEW) -> Tensor:
+    """Some samples, the same one being in their middle."""
+    at = len(x) // 2
+    return x[max(at - most // 2, 0) : at + most // 2] if len(x) > most else x
+
+
+def _of_middle_apart(outputs: Any, single: Any, samples: int) -> float:
+    """How far what is given for the middle one of so many samples is from what is given for it alone."""
+    mine, its = list(tensors(outputs)), list(tensors(single))
+    apart = 0.0 if len(mine) == len(its) else math.inf
+    for t, alone in zip(mine, its, strict=False):
+        part = of_middle(t, alone, samples)
+        apart = max(apart, math.inf if part is None else distance(part, alone, t))
+    return apart
+
+
+def _called(module: nn.Module, x: Tensor, name: str) -> Any:
+    """The outputs of a later call, on other samples."""
+    try:
+        return _owned(module(x.clone()))
+    except Exception as error:  # the user's own code
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name}: called again, with a batch of {len(x)}, it raises {type(error).__name__} ({first}): wanted a "
+            "function of its input, of any number of samples"
+        ) from error
+
+
+def _owned(outputs: Any) -> Any:
+    """A copy of the tensors, for a module may write into what it has given."""
+    return outputs.detach().clone() if isinstance(outputs, Tensor) else [t.detach().clone() for t in tensors(outputs)]
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {key: value.detach().clone() for key, value in named}
+
+
+def _run(reference: nn.Module, x: Tensor, before: Tensor | None = None) -> Run:
+    """Runs a copy of a network, which may have been called before, and visits the calls in it."""
+
+    def run(visit: calls.Visit) -> None:
+        module = copy.deepcopy(reference).eval()
+        if before is not None:
+            module(before.clone())
+        calls.run(module, x.clone(), visit)
+
+    return run
+
+
+def _where(runs: tuple[Run, Run], equal: Callable[[Tensor, Tensor], bool]) -> str | None:
+    """The first call that differs; None if none does, or if a run raises: the caller has a message of its own."""
+    try:
+        return calls.first_difference(runs, equal)
+    except Exception:
+        return None
+
+
+def _in(where: str | None) -> str:
+    return "" if where is None else f", first in {where}"

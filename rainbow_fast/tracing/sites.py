@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where a graph applies a non-linearity to every channel alike, and what belongs to it."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from rainbow_fast.tracing.graph import is_function, passes_on, scope
+from rainbow_fast.tracing.pointwise import KERNELS, NORMS, batch_norm, max_pooling, nonlinearity
+
+LINEAR_FUNCTIONS = (
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.scaled_dot_product_attention),
+    *(torch.matmul, torch.bmm, torch.einsum, operator.matmul),
+)
+MAPS = (_ConvNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _MaxPoolNd, nn.BatchNorm2d, nn.BatchNorm3d, nn.Flatten)
+FLATTENS = ("flatten", "view", "reshape")
+MOVING = (*FLATTENS, "transpose", "unflatten", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split")
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A pointwise non-linearity, with the max-pooling directly before or after it and the normalisation directly after.
+
+    phi = norm(after(sigma(before(z)))): `z` has d channels, the neurons of the layers before. A site is a call: a
+    module that is called twice is two sites.
+
+    Attributes:
+        index: place in the full list of sites; part of the stream of its random numbers.
+        name: the dotted name of the activation module, or that of the module which calls a function and the function's;
+            a later one of the same name has ``_1``, ``_2``, ... added.
+        sigma: the non-linearity, a module.
+        activation, negative_slope: in the words of `rainbow_fast.random_features`; `activation` is None where the fused
+            kernels do not know sigma, or sigma has hooks, which they would pass by.
+        before, after: max-pooling, or None.
+        norm: batch norm in eval mode without its affine part, or None; `affine` is that part, a layer of its own.
+        axis: the channel axis of z, 1 or -1; None where only (N, d) is unambiguous.
+        writer: the one bias-free linear layer that writes z, if that is what writes it.
+        feeds_flatten: whether a Flatten takes phi as it is.
+        output: whether no linear layer comes after it; gate: whether phi multiplies something. Neither is sampled
+            unless it is named.
+        modules: dotted names of the modules it stands for, None where a part of it is a function, or a module that is
+            called elsewhere too.
+    """
+
+    index: int
+    name: str
+    sigma: nn.Module
+    activation: str | None
+    negative_slope: float
+    before: nn.Module | None
+    after: nn.Module | None
+    norm: nn.Module | None
+    affine: nn.Module | None
+    axis: int | None
+    writer: nn.Linear | _ConvNd | None
+    feeds_flatten: bool
+    output: bool
+    gate: bool
+    modules: tuple[str, ...] | None
+    reference: nn.Sequential  # z -> phi, leaves z as it is
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused kernels compute it, so that no features need be stored."""
+        return self.activation is not None and self.before is None and self.after is None
+
+
+def find(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> list[tuple[Site, list[fx.Node]]]:
+    """The sites of a graph in order of execution, each with its nodes: pooling, non-linearity, pooling, norm."""
+    nodes = list(owner.graph.nodes)
+    calls: dict[object, int] = {}
+    for node in nodes:
+        if node.op == "call_module":
+            calls[node.target] = calls.get(node.target, 0) + 1
+    taken: set[fx.Node] = set()
+    names: set[str] = set()
+    found: list[tuple[Site, list[fx.Node]]] = []
+    for node in nodes:
+        sigma = nonlinearity(node, owner, declared)
+        if sigma is None or node in taken:
+            continue
+        parts = _parts(node, owner, taken)
+        taken.update(parts)
+        once = all(part.op == "call_module" and calls[part.target] == 1 for part in parts)
+        modules = tuple(str(part.target) for part in parts) if once else None
+        name = _unique(_name(node), names)
+        found.append((_site(len(found), name, sigma, node, parts, owner, modules), parts))
+    return found
+
+
+def _parts(node: fx.Node, owner: fx.GraphModule, taken: set[fx.Node]) -> list[fx.Node]:
+    parts, before = [node], node.all_input_nodes[0]
+    if before not in taken and max_pooling(before, owner) is not None and len(before.users) == 1:
+        if _axis(before.all_input_nodes[0], owner, False) == 1:
+            parts.insert(0, before)
+    maps = _axis(parts[0].all_input_nodes[0], owner, False) == 1  # else a pooling goes over neurons
+    for kind in (max_pooling, batch_norm) if maps else (batch_norm,):
+        following = list(parts[-1].users)
+        if len(following) == 1 and following[0].op != "output" and kind(following[0], owner) is not None:
+            parts.append(following[0])
+    return parts
+
+
+def _name(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    function = str(node.target) if node.op == "call_method" else node.target.__name__  # type: ignore[union-attr]
+    return f"{scope(node)}.{function}".lstrip(".")
+
+
+def _unique(name: str, names: set[str]) -> str:
+    made, count = name, 0
+    while made in names:
+        count += 1
+        made = f"{name}_{count}"
+    names.add(made)
+    return made
+
+
+def _site(
+    index: int,
+    name: str,
+    sigma: nn.Module,
+    node: fx.Node,
+    parts: list[fx.Node],
+    owner: fx.GraphModule,
+    modules: tuple[str, ...] | None,
+) -> Site:
+    place = parts.index(node)
+    before = max_pooling(parts[0], owner) if place else None
+    after = max_pooling(parts[place + 1], owner) if len(parts) > place + 1 else None
+    norm = batch_norm(parts[-1], owner)
+    norm, affine = (None, None) if norm is None else _split(norm)
+    z, phi = parts[0].all_input_nodes[0], parts[-1]
+    return make(
+        index,
+        name,
+        sigma,
+        before=before,
+        after=after,
+        norm=norm,
+        affine=affine,
+        axis=_axis(z, owner, norm is not None),
+        writer=_writer(z, owner),
+        feeds_flatten=affine is None and _feeds_flatten(phi, owner),
+        output=not _reaches_linear(phi, owner),
+        gate=_multiplies(phi, owner),
+        modules=modules,
+    )
+
+
+def make(
+    index: int,
+    name: str,
+    sigma: nn.Module,
+    *,
+    axis: int | None,
+    writer: nn.Linear | _ConvNd | None,
+    output: bool,
+    modules: tuple[str, ...] | None,
+    before: nn.Module | None = None,
+    after: nn.Module | None = None,
+    norm: nn.Module | None = None,
+    affine: nn.Module | None = None,
+    feeds_flatten: bool = False,
+    gate: bool = False,
+) -> Site:
+    """The site of a non-linearity, a module of its own, and of what belongs to it.
+
+    Raises:
+        ValueError: a PReLU with a slope for each channel.
+    """
+    if isinstance(sigma, nn.PReLU) and sigma.num_parameters != 1:
+        raise ValueError(
+            f"reference: module {name!r} (PReLU) has {sigma.num_parameters} slopes, one a channel: wanted one, for a "
+            "site treats channels alike"
+        )
+    if getattr(sigma, "inplace", False):
+        sigma.inplace = False  # type: ignore[assignment]  # z is read again after phi
+    layers = [layer for layer in (before, sigma, after, norm) if layer is not None]
+    return Site(
+        index=index,
+        name=name,
+        sigma=sigma,
+        activation=_kernel(sigma),
+        negative_slope=_slope(sigma),
+        before=before,
+        after=after,
+        norm=norm,
+        affine=affine,
+        axis=axis,
+        writer=writer,
+        feeds_flatten=feeds_flatten,
+        output=output,
+        gate=gate,
+        modules=modules,
+        reference=nn.Sequential(*layers).eval().requires_grad_(False),
+    )
+
+
+def _kernel(sigma: nn.Module) -> str | None:
+    """The fused kernel of a non-linearity. None: there is none, or hooks or a forward of its own may change it."""
+    changed = sigma._forward_hooks or sigma._forward_pre_hooks or "forward" in vars(sigma)
+    return None if changed or getattr(sigma, "approximate", "none") != "none" else KERNELS.get(type(sigma))
+
+
+def _slope(sigma: nn.Module) -> float:
+    if isinstance(sigma, nn.PReLU):
+        return float(sigma.weight.detach())
+    return float(sigma.negative_slope) if isinstance(sigma, nn.LeakyReLU) else 0.01
+
+
+def _split(norm: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+    """A batch norm as its normalisation and its affine part (None if it has none), both batch norms themselves."""
+    assert isinstance(norm, NORMS)
+    if not norm.affine:
+        return norm, None
+    affine = copy.deepcopy(norm)
+    assert affine.running_mean is not None and affine.running_var is not None
+    with torch.no_grad():
+        norm.weight.fill_(1)
+        norm.bias.zero_()
+        affine.running_mean.zero_()
+        affine.running_var.fill_(1)
+    affine.eps = torch.finfo(torch.float32).tiny  # lost in 1 + eps; torch 2.11 refuses 0
+    return norm, affine.eval()
+
+
+def _module(node: fx.Node, owner: fx.GraphModule) -> nn.Module | None:
+    return owner.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def is_linear(node: fx.Node, owner: fx.GraphModule) -> bool:
+    """Whether a node mixes channels by a linear map of parameters or of other activations."""
+    if isinstance(_module(node, owner), nn.Linear | _ConvNd | nn.MultiheadAttention):
+        return True
+    return is_function(node, ("matmul", "bmm", "__matmul__"), LINEAR_FUNCTIONS)
+
+
+def _axis(z: fx.Node, owner: fx.GraphModule, normalised: bool) -> int | None:
+    """The channel axis of z, by the layers that write it: 1 after a convolution, -1 after a Linear."""
+    module = _module(z, owner)
+    if isinstance(module, nn.Linear):
+        return None if normalised else -1  # a batch norm takes axis 1, the linear layer the last
+    if isinstance(module, MAPS):
+        return 1
+    if isinstance(module, nn.BatchNorm1d):  # of (N, d), or of (N, d, length)
+        return 1 if _axis(z.all_input_nodes[0], owner, False) == 1 else None
+    if z.op in ("placeholder", "get_attr"):
+        return None
+    if is_function(z, (), (F.linear,)):
+        return -1
+    if is_function(z, (), (F.conv1d, F.conv2d, F.conv3d, F.avg_pool2d, F.adaptive_avg_pool2d)):
+        return 1
+    if is_function(z, ("permute",), (torch.permute,)):
+        return _moved(z, _axis(z.all_input_nodes[0], owner, False))
+    if is_function(z, MOVING, (torch.flatten, torch.transpose, torch.reshape, torch.mean, operator.getitem)):
+        return None
+    axes = {_axis(source, owner, False) for source in z.all_input_nodes if source.op != "get_attr"} - {None}
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _moved(node: fx.Node, axis: int | None) -> int | None:
+    """Where a permutation puts the channel axis, if that is 1 or the last."""
+    given = node.args[1:]
+    dims = [d for d in (given[0] if isinstance(given[0], tuple | list) else given) if isinstance(d, int)]
+    if axis is None or len(dims) < 2:
+        return None
+    now = [d % len(dims) for d in dims].index(axis % len(dims))
+    return {len(dims) - 1: -1, 1: 1}.get(now)
+
+
+def _writer(z: fx.Node, owner: fx.GraphModule) -> nn.Linear | _ConvNd | None:
+    module = _module(z, owner)
+    return module if isinstance(module, nn.Linear | _ConvNd) and module.bias is None else None
+
+
+def _readers(phi: fx.Node, owner: fx.GraphModule) -> list[fx.Node]:
+    """What uses phi, looking through what only passes it on."""
+    found: list[fx.Node] = []
+    for user in phi.users:
+        found += _readers(user, owner) if user.op != "output" and passes_on(user, owner) else [user]
+    return found
+
+
+def is_flatten(node: fx.Node, owner: fx.GraphModule) -> bool:
+    """Whether a node makes one row of each sample."""
+    module = _module(node, owner)
+    if isinstance(module, nn.Flatten):
+        return (module.start_dim, module.end_dim) == (1, -1)
+    if not is_function(node, FLATTENS, (torch.flatten, torch.reshape)):
+        return False
+    given = node.args[1:]
+    if node.target in ("flatten", torch.flatten):
+        return given in ((1,), (1, -1)) and not node.kwargs
+    shape = given[0] if given and isinstance(given[0], tuple | list) else given
+    return len(shape) == 2
+
+
+def _feeds_flatten(phi: fx.Node, owner: fx.GraphModule) -> bool:
+    readers = [node for node in _readers(phi, owner) if not is_function(node, ("size", "dim"), (getattr,))]
+    return len(readers) == 1 and is_flatten(readers[0], owner)
+
+
+def _reaches_linear(phi: fx.Node, owner: fx.GraphModule) -> bool:
+    seen, waiting = {phi}, [phi]
+    while waiting:
+        for user in waiting.pop().users:
+            if is_linear(user, owner):
+                return True
+            if user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return False
+
+
+def _multiplies(phi: fx.Node, owner: fx.GraphModule) -> bool:
+    return any(
+        is_function(node, ("mul",), (operator.mul, torch.mul))
+        and len([source for source in node.all_input_nodes if source.op != "get_attr"]) > 1
+        for node in _readers(phi, owner)
+    )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What comes after the last site: average pooling and Flatten, then the classifier, if it can be refit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
+
+from rainbow_fast.tracing.graph import NOTHING_TO_DO, is_function
+from rainbow_fast.tracing.sites import Site, is_flatten
+
+AVERAGES = (
+    F.avg_pool1d,
+    F.avg_pool2d,
+    F.avg_pool3d,
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """``last(between(phi))`` are the outputs.
+
+    Attributes:
+        between: from phi (N, d, *space) to one row of features for each sample; linear, alike for all channels.
+        last: the classifier; name: its dotted name.
+    """
+
+    between: fx.GraphModule
+    last: nn.Linear
+    name: str
+
+    def features(self, phi: Tensor) -> int:
+        """Features that one channel of a map like phi gives, positions kept being features.
+
+        Raises:
+            ValueError: their number does not follow that of the channels.
+        """
+        each = []
+        for channels in (1, 2):
+            x = phi.new_zeros(1, channels, *phi.shape[2:])
+            try:
+                each.append(self.between(x).shape[1])
+            except RuntimeError:
+                each.append(0)
+        if each[0] == 0 or each[1] != 2 * each[0]:
+            raise ValueError(
+                "classifier: what stands before one that is refit has to take any number of channels; "
+                f"the layers before {self.name!r} are made for {phi.shape[1]}"
+            )
+        return each[0]
+
+    def keeps_constants(self, phi: Tensor) -> bool:
+        """Whether a map of ones stays one, as padded averages do not let it."""
+        ones = phi.new_ones(1, 1, *phi.shape[2:])
+        return bool((self.between(ones) - 1).abs().max() < 1e-5)
+
+
+def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
+    """The tail of a network.
+
+    Raises:
+        ValueError: it does not end in a linear layer after average pooling and Flatten alone.
+    """
+    if graph is None:
+        raise ValueError("classifier: only in a network that torch.fx can trace can it be refit")
+    place = next(iter(graph.graph.find_nodes(op="call_module", target=sites[-1].name)))
+    output = next(iter(graph.graph.find_nodes(op="output")))
+    nodes = list(graph.graph.nodes)
+    after = nodes[nodes.index(place) + 1 : -1]
+    end = output.args[0]
+    last = graph.get_submodule(str(end.target)) if isinstance(end, fx.Node) and end.op == "call_module" else None
+    between = [node for node in after if node is not end]
+    if not isinstance(last, nn.Linear) or not all(_averages(node, graph) for node in between) or end not in after:
+        affine = f"{sites[-1].name}_affine"
+        kinds = [_kind(node, graph, affine) for node in after if not _sizes(node)]
+        raise ValueError(
+            "classifier: only a Linear at the very end can be refit, after average pooling and Flatten alone; "
+            f"after the last site come {', '.join(kinds) or 'no layers'}"
+        )
+    made = fx.Graph()
+    copies = {place: made.placeholder("phi")}
+    for node in between:
+        copies[node] = made.node_copy(node, lambda n: copies[n])
+    made.output(copies[end.all_input_nodes[0]])
+    return Tail(fx.GraphModule(graph, made).eval(), last, str(end.target))
+
+
+def _averages(node: fx.Node, owner: fx.GraphModule) -> bool:
+    if node.op == "call_module":
+        module = owner.get_submodule(str(node.target))
+        return isinstance(module, (_AvgPoolNd, _AdaptiveAvgPoolNd, *NOTHING_TO_DO)) or is_flatten(node, owner)
+    if is_function(node, ("mean",), (torch.mean,)):
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
+        dims = dims if isinstance(dims, tuple | list) else (dims,)
+        return bool(dims) and all(isinstance(d, int) and d not in (0, 1) for d in dims)
+    return _sizes(node) or is_flatten(node, owner) or is_function(node, (), (*AVERAGES, F.dropout, F.dropout2d))
+
+
+def _sizes(node: fx.Node) -> bool:
+    """Whether a node only handles shapes."""
+    if is_function(node, ("size", "dim"), (getattr,)):
+        return True
+    return is_function(node, (), (operator.getitem,)) and _sizes(node.all_input_nodes[0])
+
+
+def _kind(node: fx.Node, owner: fx.GraphModule, affine: str) -> str:
+    if node.target == affine:
+        return "affine part of a normalisation"
+    if node.op == "call_module":
+        return type(owner.get_submodule(str(node.target))).__name__
+    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))

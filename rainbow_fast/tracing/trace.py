@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A network cut into sites, which can be sampled, and what lies between them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from rainbow_fast.tracing import modules, tail
+from rainbow_fast.tracing.graph import CannotTrace, capture
+from rainbow_fast.tracing.pointwise import NORMS
+from rainbow_fast.tracing.random_state import untouched
+from rainbow_fast.tracing.sites import Site, find
+
+State = tuple[Any, ...]  # what is alive between two sites: phi, then tensors (now and then sizes) that are read later
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A chain ``segments[0], sites[0], segments[1], ..., sites[-1], segments[-1]`` that computes the reference.
+
+    Segment i takes the state after site i - 1 (the input at the beginning) and gives ``(z_i, *rest)``; the state after
+    site i is ``(phi_i, *rest)``; the last segment gives the outputs alone.
+
+    Attributes:
+        reference: a copy of the network, in eval mode, that segments and sites share.
+        sites: in order of execution.
+        graph: in which every site is one call of the module that is named like it; None where there is no graph.
+        references: how many networks it computes, more than one in `networks.joined.Joined` alone.
+    """
+
+    reference: nn.Module
+    sites: tuple[Site, ...]
+    graph: fx.GraphModule | None
+    segments: tuple[nn.Module, ...]
+    swappable: bool  # whether a module in the place of another computes what a node in the place of another does
+    references: int = 1
+
+    def advance(self, place: int, state: State, activations: Sequence[nn.Module]) -> State:
+        """From the state after the site before `place` to ``(z, *rest)``, or to the outputs at the end.
+
+        `activations` are those of the sites before, which a network without a graph runs again.
+        """
+        segment = self.segments[place]
+        if isinstance(segment, modules.UpTo):
+            return segment.run(state, activations)
+        return segment(*state)
+
+    def finish(self, place: int, state: State, activations: Sequence[nn.Module]) -> Tensor:
+        """The outputs, from the state after the site before `place`; the reference's own sites come from there on."""
+        done = list(activations[:place])
+        for site, number in zip(self.sites[place:], range(place, len(self.sites)), strict=True):
+            z, *rest = self.advance(number, state, done)
+            state = (site.reference(z), *rest)
+            done.append(site.reference)
+        return self.advance(len(self.sites), state, done)[0]
+
+    def tail(self) -> tail.Tail:
+        """The layers between the last site and the classifier, where that can be refit; see `tail.of`."""
+        return tail.of(self.graph, self.sites)
+
+    def rebuild(self, replacements: Mapping[str, nn.Module], *, ends_at: str | None = None) -> nn.Module:
+        """A network with the sites named replaced, and all else of the reference copied.
+
+        A copy of the reference with submodules swapped where every one of those sites is a module that is called once;
+        else the graph. Shared weights stay shared.
+
+        Args:
+            replacements: modules by the name of a site, or by that of another module.
+            ends_at: the site whose output is that of the network, what comes after it being left out.
+        """
+        sites = [site for site in self.sites if site.name in replacements]
+        if ends_at is None and self.swappable and all(site.modules is not None for site in sites):
+            made = copy.deepcopy(self.reference)
+            for site in sites:
+                for name in site.modules or ():
+                    made.set_submodule(name, nn.Identity())
+                if site.affine is not None and site.modules is not None:
+                    made.set_submodule(site.modules[-1], copy.deepcopy(site.affine))
+            for name, module in replacements.items():
+                made.set_submodule(name, module)
+            return made.eval()
+        assert self.graph is not None
+        body = copy.deepcopy(self.graph)
+        for name, module in replacements.items():
+            body.add_submodule(name, module)
+        if ends_at is not None:
+            _end(body, ends_at)
+        return body.eval()
+
+
+def trace(reference: nn.Module, example: Tensor | None = None, pointwise: Iterable[type[nn.Module]] = ()) -> Trace:
+    """Cut a network into its sites and the segments between them. The network itself and random state are not changed.
+
+    Sites are found in the graph of `torch.fx`: pointwise non-linearities of torch as modules, functions or methods, in
+    place or not. A network that has no such graph is sampled through its activation modules, each of which must be
+    called once, found by running `example`.
+
+    Args:
+        example: a batch of inputs; needed only where there is no graph.
+        pointwise: kinds of modules of one's own that treat every number alike.
+
+    Raises:
+        TypeError: `reference` is no nn.Module, or `pointwise` holds something else than kinds of modules.
+        ValueError: a PReLU with a slope for each channel; a batch norm without running statistics; no graph and no
+            example; no graph, and no activation module, or one that is called twice. The message names the module, or
+            the line that torch.fx cannot trace.
+    """
+    if not isinstance(reference, nn.Module):
+        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
+    declared = tuple(pointwise)
+    for kind in declared:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"pointwise: wanted kinds of nn.Module, got {kind!r}")
+    _check(reference)
+    network = copy.deepcopy(reference).eval()
+    with untouched(next((p.device for p in network.parameters()), torch.device("cpu"))):
+        try:
+            graph, overwrites = capture(network, declared)
+        except CannotTrace as reason:
+            sites, runs = modules.find(network, example, declared, str(reason))
+            return Trace(network, sites, None, runs, swappable=True)
+    found = find(graph, declared)
+    for site, nodes in found:
+        _join(graph, site, nodes)
+    graph.graph.lint()
+    graph.recompile()
+    sites = tuple(site for site, _ in found)
+    return Trace(network, sites, graph, tuple(_segments(graph, sites)), swappable=not overwrites)
+
+
+def _check(reference: nn.Module) -> None:
+    for name, module in reference.named_modules():
+        if isinstance(module, NORMS) and module.running_mean is None:
+            raise ValueError(
+                f"reference: module {name!r} ({type(module).__name__}) has no running statistics: wanted "
+                "track_running_stats=True"
+            )
+
+
+def _join(owner: fx.GraphModule, site: Site, nodes: list[fx.Node]) -> None:
+    """Make one call of a site's nodes, and one of its affine part."""
+    z, last = nodes[0].all_input_nodes[0], nodes[-1]
+    owner.add_submodule(site.name, site.reference)
+    with owner.graph.inserting_after(last):
+        joined = owner.graph.call_module(site.name, (z,))
+    end = joined
+    if site.affine is not None:
+        affine = f"{site.name}_affine"
+        owner.add_submodule(affine, site.affine)
+        with owner.graph.inserting_after(joined):
+            end = owner.graph.call_module(affine, (joined,))
+    last.replace_all_uses_with(end)
+    for node in reversed(nodes):
+        owner.graph.erase_node(node)
+
+
+def _segments(owner: fx.GraphModule, sites: tuple[Site, ...]) -> Iterable[fx.GraphModule]:
+    """One graph before each site, one after the last: each computes what its site's z needs and none has yet."""
+    nodes = list(owner.graph.nodes)
+    places = [next(n for n in nodes if n.op == "call_module" and n.target == site.name) for site in sites]
+    output = nodes[-1]
+    source = next(node for node in nodes if node.op == "placeholder")
+    known, state = {source}, [source]  # computed so far; alive at the start of the segment
+    for number, place in enumerate([*places, output]):
+        z = place.all_input_nodes[0] if place is not output else None
+        wanted = [z] if z is not None else list(output.all_input_nodes)
+        inside = _missing(wanted, known)
+        known |= inside
+        rest = [] if z is None else [n for n in nodes if n in known and _read_later(n, known, places[number:])]
+        yield _subgraph(owner, state, [n for n in nodes if n in inside], output.args[0] if z is None else [z, *rest])
+        if z is not None:
+            known.add(place)
+            state = [place, *rest]
+
+
+def _missing(wanted: list[fx.Node], known: set[fx.Node]) -> set[fx.Node]:
+    """What has to be computed for `wanted`, parameters aside, which every segment reads for itself."""
+    found: set[fx.Node] = set()
+    waiting = [node for node in wanted if node not in known]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [source for source in node.all_input_nodes if source not in known]
+    return {node for node in found if node.op != "get_attr"}
+
+
+def _read_later(node: fx.Node, known: set[fx.Node], coming: list[fx.Node]) -> bool:
+    """Whether something reads a value after the site that comes next, `coming[0]`."""
+    return any(user not in known and user is not coming[0] for user in node.users)
+
+
+def _subgraph(owner: fx.GraphModule, state: list[fx.Node], inside: list[fx.Node], results: Any) -> fx.GraphModule:
+    made = fx.Graph()
+    copies = {node: made.placeholder(node.name) for node in state}
+
+    def read(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            assert node.op == "get_attr"
+            copies[node] = made.node_copy(node)
+        return copies[node]
+
+    for node in inside:
+        copies[node] = made.node_copy(node, read)
+    wanted = tuple(results) if isinstance(results, list) else (results,)
+    made.output(fx.map_arg(wanted, read))
+    return fx.GraphModule(owner, made).eval()
+
+
+def _end(body: fx.GraphModule, site: str) -> None:
+    """Let the output of a site be that of the network."""
+    output = next(iter(body.graph.find_nodes(op="output")))
+    place = next(iter(body.graph.find_nodes(op="call_module", target=site)))
+    output.args = (place,)
+    body.graph.eliminate_dead_code()
+    body.delete_all_unused_submodules()
+    body.recompile()
