@@ -10,20 +10,30 @@ from rainbow_fast.ops.random_features import (
     random_features_projection,
 )
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
+from rainbow_fast.rainbow.alignment import Alignment
 from rainbow_fast.rainbow.compare import Comparison, compare
-from rainbow_fast.rainbow.entry import fit, plan, sample
 from rainbow_fast.rainbow.files.model_file import load_model, save_model
 from rainbow_fast.rainbow.files.network_file import load, save
-from rainbow_fast.rainbow.model import RainbowModel
+from rainbow_fast.rainbow.laws import Law, Rows
+from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
+from rainbow_fast.rainbow.options import DataLimits, FitOptions, Limits, MethodOptions, SampleOptions
 from rainbow_fast.rainbow.planning.cost import Cost
 from rainbow_fast.rainbow.planning.machine import Machine
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sites import sites
 
 __all__ = [
+    "SampleOptions",
+    "Rows",
+    "MethodOptions",
+    "Limits",
+    "Law",
+    "FitOptions",
+    "DataLimits",
+    "Alignment",
     "Comparison",
     "Cost",
     "CrossCovariance",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,29 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, _FLAGS):
         raise TypeError(f"{name}={value!r}: wanted True or False")
     return value  # type: ignore[return-value]
+
+
+def one_of(name: str, value: Any, names: Iterable[str]) -> Any:
+    """`value`, which is one of the names.
+
+    Raises:
+        ValueError: anything else.
+    """
+    names = tuple(names)
+    if value not in names:
+        raise ValueError(f"{name}={value!r}: wanted one of {', '.join(names)}")
+    return value
+
+
+def folder(name: str, value: Any) -> Any:
+    """`value`, which is the path of an existing folder.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not Path(value).is_dir():
+        raise ValueError(f"{name}: no folder {value}")
+    return value
 
 
 def _kind(value: Any) -> str:

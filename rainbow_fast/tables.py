@@ -15,3 +15,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def cell(value: object) -> str:
     """Floats to four digits, None as a dash."""
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

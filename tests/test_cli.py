@@ -2,28 +2,27 @@
 """The commands, each once on small data; what they leave behind; what they say to a wrong word."""
 
 import json
-import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from typer.main import get_command
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from rainbow_fast import cli
-from rainbow_fast.cli import app, baselines, experiment, reproduce, sampling, sources
-from rainbow_fast.cli.files import FORMAT, load_checkpoint, read_records, save_checkpoint, write, write_records
-from rainbow_fast.data import Images, digits
-from rainbow_fast.networks import accuracy, mlp
-from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.cli import sources, training
+from rainbow_fast.cli.app import app
+from rainbow_fast.cli.checkpoints import FORMAT, load_checkpoint, save_checkpoint
+from rainbow_fast.data import digits
+from rainbow_fast.io import read_records, write_whole
+from rainbow_fast.networks import accuracy
 
 Run = Callable[..., tuple[int, str, str]]
 PNG = b"\x89PNG"
@@ -44,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A perceptron, hardly trained."""
     path = tmp_path_factory.mktemp("checkpoint") / "mlp.safetensors"
     words = ["train", "mlp", "--widths", "12,8", "--epochs", "3", "--seed", "5", "--out", str(path)]
-    assert app.get_command(app.app).main(words, standalone_mode=False) is None
+    assert get_command(app).main(words, standalone_mode=False) is None
     return path
 
 
@@ -56,7 +55,7 @@ def test_checkpoint_holds_the_architecture(checkpoint: Path) -> None:
     module, about = load_checkpoint(checkpoint)
     assert (about.architecture, about.arguments, about.data) == ("mlp", {"sizes": [64, 12, 8, 10]}, "digits")
     assert about.training["epochs"] == 3 and about.training["seed"] == 5
-    images = app.load_images(about, None)
+    images = training.load_images(about, None)
     assert about.accuracy == accuracy(module, images.x_test, images.y_test) > 0.3
 
 
@@ -111,7 +110,7 @@ def test_plan(rainbow_fast: Run, checkpoint: Path, tmp_path: Path, monkeypatch: 
 def test_plan_knows_the_numbers_of_images(rainbow_fast: Run, tmp_path: Path) -> None:
     """Those of CIFAR-10 without the images."""
     assert sources.COUNTS["digits"] == tuple(map(len, digits()[::2]))
-    about = experiment.new_reference("cnn", "cifar10", grey=False)
+    about = training.new_reference("cnn", "cifar10", grey=False)
     save_checkpoint(about.build(), about, tmp_path / "it")
     code, out, _ = rainbow_fast(
         "plan", tmp_path / "it", "--widths", 8, "--images", 10**6, "--methods", "paper", "--json"
@@ -141,7 +140,7 @@ def test_info(rainbow_fast: Run) -> None:
 
 def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
     code, out, err = rainbow_fast()
-    assert code == 2 and "reproduce" in out and err == ""
+    assert code == 2 and "compare" in out and err == ""
 
 
 @pytest.mark.parametrize(
@@ -166,8 +165,10 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
         (["train", "mlp", "--epochs", "0"], "epochs=0: wanted epochs >= 1"),
         (["train", "mlp", "--out", "elsewhere/mlp.safetensors"], "--out: no folder elsewhere"),
         (["train", "mlp", "--lr", "1e9"], "loss"),
-        (["reproduce", "elsewhere"], "no file elsewhere/data_batch_1.bin"),
-        (["reproduce", "elsewhere", "--architectures", "mlp,vgg"], "--architectures: wanted mlp, cnn or mlp,cnn"),
+        (["reproduce", "elsewhere"], "reproduce: it is a study now; in a checkout of the sources call `python -m"),
+        (["resnet20", "elsewhere", "--networks", "2"], "resnet20: it is a study now; in a checkout of the sources"),
+        (["convergence"], "convergence: it is a study now; in a checkout of the sources call `python -m studies.conv"),
+        (["sample", "{file}", "--fator", "4"], "No such option: --fator"),
     ],
 )
 def test_wrong_words_cost_one_line(
@@ -199,16 +200,17 @@ def test_wrong_checkpoints_are_named(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_cifar10_checkpoint_needs_its_folder(rainbow_fast: Run, tmp_path: Path) -> None:
-    about = experiment.new_reference("mlp", "cifar10", widths=(12, 8))
+    about = training.new_reference("mlp", "cifar10", widths=(12, 8))
     save_checkpoint(about.build(), about, tmp_path / "it")
     code, _, err = rainbow_fast("sample", tmp_path / "it", "--out", tmp_path)
     assert code == 2 and "--data: the checkpoint was trained on CIFAR-10, wanted the folder" in err
 
 
 def test_missing_extras_are_named(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
     assert rainbow_fast("demo")[2] == 'Error: plots need matplotlib: pip install "rainbow_fast[plots]"\n'
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    for name in ("typer", "rich"):
+        monkeypatch.setitem(sys.modules, name, None)
     code, _, err = rainbow_fast("demo")
     assert code == 2 and err == 'Error: rainbow-fast needs typer and rich: pip install "rainbow_fast[cli]"\n'
 
@@ -258,104 +260,12 @@ def test_an_interrupted_run_goes_on(rainbow_fast: Run, checkpoint: Path, tmp_pat
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    write(path, "old")
+    write_whole(path, "old")
 
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
-        write(path, "new")
+        write_whole(path, "new")
     assert path.read_text() == "old" and contents(tmp_path) == ["file"]
-
-
-# Baselines
-
-
-@pytest.fixture
-def toy() -> tuple[nn.Sequential, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """A float64 perceptron with data, more than one chunk of it."""
-    torch.manual_seed(0)
-    module = mlp((9, 7, 5, 3), seed=1).double()
-    x = torch.randn(1300, 9, dtype=torch.float64)
-    return module, x[:700], (x[700:], module(x[700:]).argmax(1))
-
-
-def test_white_weights_as_a_wide_network(toy: tuple) -> None:
-    module, align, (x_test, y_test) = toy
-    got, sites = baselines.white_weights(module, align, (x_test, y_test), factor=4, seed=3, network=2)
-    phi, phi_test, wide, wide_test, A = align, x_test, align, x_test, torch.eye(9, dtype=torch.float64)
-    for index, layer in enumerate((1, 3)):
-        W = module[layer].weight.detach()
-        G = gaussian(4 * len(W), W.shape[1], seed=3, stream=2 << 12 | index, dtype=torch.float64)
-        wide_W = (W.T @ W / len(W)).trace().div(W.shape[1]).sqrt() * G @ A
-        phi, phi_test, wide, wide_test = (torch.relu(t @ w.T) for t, w in
-            ((phi, W), (phi_test, W), (wide, wide_W), (wide_test, wide_W)))  # fmt: skip
-        U, _, Vh = torch.linalg.svd(phi.T @ wide, full_matrices=False)
-        A = U @ Vh * math.sqrt(len(W) / len(wide_W))
-        error = (wide_test @ A.T - phi_test).square().sum() / phi_test.square().sum()
-        assert sites[index]["error"] == pytest.approx(float(error), rel=1e-8)
-        assert (sites[index]["d"], sites[index]["n"]) == (len(W), 4 * len(W))
-    logits = wide_test @ A.T @ module[5].weight.T
-    assert got == pytest.approx(float((logits.argmax(1) == y_test).double().mean()))
-
-
-def test_a_permuted_network_is_the_same_network(toy: tuple) -> None:
-    module, align, test = toy
-    other = mlp((9, 7, 5, 3)).double()
-    p, q = torch.randperm(7), torch.randperm(5)
-    with torch.no_grad():
-        other[1].weight.copy_(module[1].weight[p])
-        other[3].weight.copy_(module[3].weight[q][:, p])
-    got, sites = baselines.another_network(module, other, align, test)
-    assert got == 1 and max(site["error"] for site in sites) < 1e-20
-
-
-def test_baselines_name_the_site_they_cannot_compare() -> None:
-    module = mlp((9, 7, 3), bias=True)
-    with pytest.raises(ValueError, match="site '2': wanted a bias-free layer"):
-        baselines.white_weights(module, torch.randn(9, 9), (torch.randn(9, 9), torch.zeros(9)), factor=1)
-    grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-    x = torch.randn(9, 4, 4, 4)
-    with pytest.raises(ValueError, match="site '1': groups=2, wanted rows that read all channels"):
-        baselines.white_weights(grouped, x, (x, torch.zeros(9)), factor=1)
-
-
-# The published experiments, on noise
-
-
-@pytest.mark.filterwarnings("ignore:site")
-def test_reproduce(rainbow_fast: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every case with few neurons, the paper's law at four widths; a second call goes on where the first stopped."""
-    torch.manual_seed(0)
-    x, y = torch.randn(200, 1, 32, 32), torch.arange(200) % 10
-    monkeypatch.setattr(app, "cifar10", lambda folder, grey: Images(x, y, x[:50], y[:50]))
-    few = {case.name: replace(case, factors=(1,) if case.factors == (1,) else (1 / 8,)) for case in reproduce.CASES}
-    cases = [replace(few.pop("paper"), factors=(1 / 16, 1 / 8, 1 / 4, 1 / 2)), *few.values()]
-    monkeypatch.setattr(reproduce, "CASES", cases)
-    given = ["folder", "--networks", 1, "--trainings", 2, "--out", tmp_path]
-    code, _, err = rainbow_fast("reproduce", *given, "--architectures", "cnn")
-    assert code == 0, err
-    first = (tmp_path / "results.jsonl").read_text()
-    assert rainbow_fast("reproduce", *given)[0] == 0
-    assert (tmp_path / "results.jsonl").read_text().startswith(first)
-    assert [name for name in contents(tmp_path) if "cifar10" not in name] == ["results.jsonl"]
-    assert len(contents(tmp_path)) == 4 + 3  # checkpoints, results, page and figure
-    records = read_records(tmp_path / "results.jsonl")
-    assert len({(r["architecture"], r["method"], r["factor"], r["network"]) for r in records}) == len(records) / 2
-    page = (tmp_path / "cifar10.md").read_text()
-    for case in cases:
-        assert page.count(f"| {case.name} |") >= len(case.architectures)
-    assert page.count("| site | limit | c | p |") == 2
-    assert (tmp_path / "cifar10.png").read_bytes().startswith(PNG)
-    write_records(tmp_path / "results.jsonl", records)
-    with (tmp_path / "results.jsonl").open("a") as file:
-        file.write("{")
-    assert "is not JSON" in rainbow_fast("reproduce", *given)[2]
-
-
-@pytest.mark.parametrize("wanted", [(0.12, 0.4, 0.97), (0.0, 1.0, 0.5), (0.3, 0.05, 1.6)])
-def test_limit_of_exact_errors_is_found(wanted: tuple[float, float, float]) -> None:
-    limit, c, p = wanted
-    found = reproduce.fit_limit({n: limit + c * n**-p for n in (1.0, 4.0, 16.0, 64.0)})
-    assert found == pytest.approx(wanted, abs=1e-9)

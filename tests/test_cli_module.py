@@ -21,9 +21,9 @@ pytest.importorskip("sklearn")
 
 import rainbow_fast as rf
 from rainbow_fast.cli import options, planning, sources
-from rainbow_fast.cli.experiment import Job
-from rainbow_fast.cli.files import read_records
+from rainbow_fast.cli.grid import Job
 from rainbow_fast.data import digits
+from rainbow_fast.io import read_records
 from rainbow_fast.networks import accuracy
 
 Run = Callable[..., tuple[int, str, str]]
@@ -179,7 +179,7 @@ def test_groups_are_of_one_method_and_fit() -> None:
     class Cost:
         disk_bytes = 10
 
-    jobs = [Job(method, {"factor": 1}, n) for method in ("paper", "calibrated") for n in range(3)]
+    jobs = [Job(rf.SampleOptions(method=m, factor=1, network=n)) for m in ("paper", "calibrated") for n in range(3)]
 
     def sizes(budget: int) -> list[int]:
         return [len(group) for group in planning.groups(jobs, [Cost()] * 6, 100, budget)]
@@ -289,7 +289,7 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--data", "own", "--std", "1,2,0"], "--std: wanted three positive numbers separated by commas, got '1,2,0'"),
         (["--memory-budget", "2X"], "--memory-budget: wanted bytes, as a number with k, M or G behind it; got '2X'"),
         (["--memory-budget", "-1"], "--memory-budget: wanted bytes"),
-        (["--storage", "disk"], "--storage: wanted one of memory, file, recompute; got 'disk'"),
+        (["--storage", "disk"], "storage='disk': wanted None or one of memory, file, recompute"),
         (["--rank", "0"], "--rank: wanted a whole number above 0, or marchenko_pastur; got '0'"),
         (["--rank", "marchenko_pastur"], "rank='marchenko_pastur': site '2' is not written by one bias-free linear"),
         (["--sites", "2,,4"], "--sites: wanted names separated by commas, each once; got '2,,4'"),

@@ -11,11 +11,11 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.analysis.convergence import kernel_convergence
-from rainbow_fast.cli.experiment import _report
+from rainbow_fast.io import dumps
+from rainbow_fast.rainbow.alignment import Polar
 from rainbow_fast.rainbow.alignment.align import align
-from rainbow_fast.rainbow.parts import METHODS, Parts
+from rainbow_fast.rainbow.options import METHODS, PAPER
 from rainbow_fast.rainbow.report import Error
-from rainbow_fast.rainbow.strict_json import dumps
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 X = draw(90, 16)
@@ -102,27 +102,27 @@ def test_what_cannot_be_aligned_is_named() -> None:
     centred = METHODS["calibrated"]
     moments = rf.CrossCovariance("stem").update(x, torch.ones(50, 4))
     with pytest.raises(ValueError, match="site 'stem': the activations of the sample do not vary, those of the ref"):
-        align(moments, centred)
+        align(moments, centred, Polar())
     moments = rf.CrossCovariance("stem").update(x, torch.zeros(50, 4))
     with pytest.raises(ValueError, match="site 'stem': M = 0, activations of the reference or of the sample are all"):
-        align(moments, Parts())
+        align(moments, PAPER, Polar())
     moments = rf.CrossCovariance("stem").update(x * 1e-25, y * 1e-25)
     with pytest.raises(ValueError, match=r"site 'stem': products of activations, about 1e-50, vanish in torch.float32"):
-        align(moments, Parts())
+        align(moments, PAPER, Polar())
     moments = rf.CrossCovariance("stem").update(x.double() * 1e-25, y.double() * 1e-25)
-    assert align(moments, Parts())[1].rank == 3
+    assert align(moments, PAPER, Polar())[1].rank == 3
     for bad in (torch.nan, torch.inf):
         moments = rf.CrossCovariance("stem").update(torch.full((50, 3), bad), y)
         with pytest.raises(ValueError, match="layer 'stem': x is not finite, first in channel 0"):
-            align(moments, centred)
+            align(moments, centred, Polar())
 
 
 def test_a_constant_reference_leaves_the_offset() -> None:
     x = torch.tensor([0.1, -1e3, 7.0]).expand(50, 3)
-    for parts in (METHODS["calibrated"], Parts(offset=True), Parts(center=True, offset=True, alignment="regression")):
+    for options in (METHODS["calibrated"], PAPER.changed(offset=True)):
         moments = rf.CrossCovariance("stem").update(x, draw(50, 4))
         sums = moments.cross
-        B, found = align(moments, parts)
+        B, found = align(moments, options, Polar())
         assert not B.any() and B.data_ptr() == sums.data_ptr() and (found.rank, found.overlap) == (0, 0.0)  # type: ignore[union-attr]
         assert torch.equal(moments.mean_x, x[0].double())
 
@@ -180,7 +180,7 @@ def test_strict_json() -> None:
 def test_a_run_that_goes_on_reads_null_as_nan() -> None:
     for held in (0.0, 0.5):
         _, report = rf.sample(net("plain"), DATA["equal"], factor=2, method="calibrated", holdout=held)
-        again = _report(valid(report.to_json()))
+        again = rf.Report.from_dict(valid(report.to_json()))
         assert str(again) == str(report) and again.to_json() == report.to_json()
         assert (again.sites[0].held_out_error is None) == (held == 0)
 

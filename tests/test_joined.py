@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Several references of one architecture: rotated onto their mean, sampled from as one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,12 +94,12 @@ def test_one_network_joined_is_that_network_to_rounding(method):
     """Through rotations, which are identities of one network: the moments have full rank."""
     x = images()
     alone = rf.fit(chain(1), x)
-    cut, _, align, held = prepare(chain(1), x, None, 400_000, ())
-    joined = join([cut], x[:1])
-    sites = site_shapes(joined, x[:1])
-    fit_rotations(joined, sites, align, max_samples=400_000, iterations=2, progress=None)
-    fit_moments(joined, sites, align, 400_000, None)
-    network, report = rf.RainbowModel(joined, sites, align, held, 400_000).sample(factor=3, method=method)
+    single = prepare(chain(1), x, rf.FitOptions(), rf.DataLimits())
+    joined = join([single.trace], x[:1])
+    prepared = replace(single, trace=joined, sites=site_shapes(joined, x[:1]))
+    fit_rotations(prepared, iterations=2, progress=None)
+    fit_moments(prepared, None)
+    network, report = rf.RainbowModel(prepared).sample(factor=3, method=method)
     wanted, its = alone.sample(factor=3, method=method)
     assert isinstance(network.body, JoinedNetwork)
     torch.testing.assert_close(network(x), wanted(x), rtol=1e-9, atol=1e-9)  # float64, conditions of M below 1e4

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast.rainbow import channel_moments
+from rainbow_fast.rainbow.alignment import Regression
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
-from rainbow_fast.rainbow.sampling import site as step
 
 N = 3000
 RATIOS = (0.0, 1e3, 1e4, 1e5)  # means over standard deviations
@@ -252,10 +252,9 @@ def test_a_sampled_site_is_that_of_float64(kind: str, options: dict, b: float) -
 
 @pytest.mark.parametrize("way", ["summed", "kernel", "products"])
 @pytest.mark.parametrize("kind", ["dense", "normalised"])
-def test_regressions_about_the_mean(way: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "solver", lambda *given: way)
+def test_regressions_about_the_mean(way: str, kind: str) -> None:
     centred = {"center": True, "offset": True} if kind == "dense" else {}
-    single, double = first_sites(*shifted_net(kind, 1e4), method="regression", **centred)
+    single, double = first_sites(*shifted_net(kind, 1e4), alignment=Regression(solver=way), **centred)
     # Almost linear, so that next to nothing remains but the rounding of A phi' and phi, 1e4 eps of the deviations,
     # to the power of two, over some terms.
     assert double.error_centred < 1e-6 and single.error_centred < 1e-5
@@ -263,15 +262,13 @@ def test_regressions_about_the_mean(way: str, kind: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("way", ["summed", "kernel", "products"])
-def test_an_uncentred_regression(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "solver", lambda *given: way)
-    single, double = first_sites(*shifted_net("dense", 1e3), method="regression", ridge=1e-6)
+def test_an_uncentred_regression(way: str) -> None:
+    single, double = first_sites(*shifted_net("dense", 1e3), alignment=Regression(1e-6, way))
     certain = 1e-2 if way == "products" else 0.0  # predictions to 1e-4 of themselves, which are 1e3 deviations
     assert single.error_centred == pytest.approx(double.error_centred, rel=1e-2, abs=certain)
 
 
-def test_products_too_inexact_to_solve_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "solver", lambda *given: "products")
+def test_products_too_inexact_to_solve_with() -> None:
     net, x = shifted_net("dense", 1e6)
     with pytest.raises(ValueError, match="site '1': ridge: "):
-        rf.fit(net, x, holdout=0.0).sample(factor=4, method="regression", center=True, offset=True, ridge=1e-8)
+        rf.fit(net, x, holdout=0.0).sample(factor=4, alignment=Regression(1e-8, "products"), center=True, offset=True)

@@ -1,26 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The regression of a site: S summed, the kernel of its samples, and products with S give the same alignment."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.rainbow.alignment import regression as least_squares
-from rainbow_fast.rainbow.parts import METHODS
-from rainbow_fast.rainbow.sampling import site as step
+from rainbow_fast.rainbow.alignment.regression import SOLVERS, Regression, fastest_solver
 
 SOURCE = torch.Generator().manual_seed(0)
 X, MAPS = torch.randn(400, 16, generator=SOURCE), torch.randn(200, 1, 10, 10, generator=SOURCE)
 POOLED = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 2))
-
-
-def ways(monkeypatch, wanted: str) -> None:
-    """Let a site be solved the way that is named."""
-    monkeypatch.setattr(step, "solver", lambda *given: wanted)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +25,12 @@ def ways(monkeypatch, wanted: str) -> None:
     ],
     ids=["plain", "centred", "normalised", "maps", "pooled-flattened"],
 )
-def test_products_give_what_the_sum_gives(net, x, options, monkeypatch) -> None:
+def test_products_give_what_the_sum_gives(net, x, options) -> None:
     """Up to the tolerance of the products, 1e-4 of the predictions at each site."""
     net = net.double().eval()
     found = []
-    for way in ("summed", "kernel", "products"):
-        ways(monkeypatch, way)
-        network, _ = rf.sample(net, x, method="regression", **options)
+    for solver in SOLVERS:
+        network, _ = rf.sample(net, x, alignment=Regression(solver=solver), **options)
         found.append(network(x.double()))
     size = torch.linalg.vector_norm(found[0] - found[0].mean(0))
     kernel, products = (float(torch.linalg.vector_norm(other - found[0]) / size) for other in found[1:])
@@ -49,8 +39,6 @@ def test_products_give_what_the_sum_gives(net, x, options, monkeypatch) -> None:
 
 
 def test_the_fastest_way_that_fits() -> None:
-    regression = METHODS["regression"]
-    singular = dataclasses.replace(regression, ridge=0.0)
     for wanted, features, samples, channels in (
         ("summed", 1000, 5000, 64),
         ("summed", 30_000, 400_000, 64),
@@ -61,21 +49,21 @@ def test_the_fastest_way_that_fits() -> None:
         ("products", 30_000, 400_000, 16),  # S would fit, and take longer
         ("products", 100_000, 30_000, 16),
     ):
-        assert least_squares.solver(regression, features, samples, channels) == wanted
-    assert least_squares.solver(singular, 100_000, 400_000, 64) == "summed", "products need a ridge"
+        assert fastest_solver(1e-3, features, samples, channels) == wanted
+    assert fastest_solver(0.0, 100_000, 400_000, 64) == "summed", "products need a ridge"
 
 
-def test_a_ridge_too_small_to_factor_with(monkeypatch) -> None:
-    ways(monkeypatch, "summed")
+def test_a_ridge_too_small_to_factor_with() -> None:
     with pytest.raises(ValueError, match="ridge: S \\+ lambda I is singular to float64, wanted a larger one, or 0"):
-        rf.sample(mlp((16, 12, 2), seed=0).double(), X[:5].repeat(40, 1), method="regression", ridge=1e-30, width=300)
+        rf.sample(
+            mlp((16, 12, 2), seed=0).double(), X[:5].repeat(40, 1), alignment=Regression(1e-30, "summed"), width=300
+        )
 
 
-def test_without_a_ridge_the_pseudo_inverse_is_that_of_either(monkeypatch) -> None:
+def test_without_a_ridge_the_pseudo_inverse_is_that_of_either() -> None:
     net, found = mlp((16, 12, 2), seed=0).double(), []
-    for way in ("summed", "kernel"):
-        ways(monkeypatch, way)
-        found.append(rf.sample(net, X, method="regression", ridge=0.0, width=500)[0](X.double()))
+    for solver in ("summed", "kernel"):
+        found.append(rf.sample(net, X, alignment=Regression(0.0, solver), width=500)[0](X.double()))
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 

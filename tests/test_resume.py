@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast import backend
-from rainbow_fast.rainbow import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 
+CHUNK = 50  # of 90 and of 10 images: three chunks
 NETWORKS = [
     {"factor": 2, "method": "calibrated", "classifier": "refit"},
     {"rank": 3, "accuracy_profile": True, "sites": ["relu_1", "relu_3"], "classifier": "refit_aligned", "seed": 1},
@@ -30,8 +30,7 @@ SITES = 4 + 2 + 4
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(prepare, "CHUNK_NUMBERS", 50 * 6 * 64)  # of 90 and of 10 images: three chunks
+def one_thread():
     with threads(1):
         yield
 
@@ -42,7 +41,7 @@ def data(N: int = 100) -> tuple[Tensor, Tensor]:
 
 
 def model(**options) -> rf.RainbowModel:
-    return rf.fit(build(Residual), data(), **options)
+    return rf.fit(build(Residual), data(), **({"chunk": CHUNK} | options))
 
 
 def same(a: list, b: list) -> bool:
@@ -57,9 +56,8 @@ def same(a: list, b: list) -> bool:
 CHILD = """
 import os, signal, sys, torch
 sys.path.insert(0, "tests")
-from test_resume import NETWORKS, model, prepare
+from test_resume import NETWORKS, model
 torch.set_num_threads(1)
-prepare.CHUNK_NUMBERS = 50 * 6 * 64
 folder, at, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
 def progress(done, total, what):
@@ -143,16 +141,17 @@ def test_a_finished_run_is_read(tmp_path, storage, storage_dtype):
 
 def test_one_sample_resumes_as_well(tmp_path):
     x, y = data()
-    network, report = rf.sample(build(Residual), (x, y), factor=2, resume=tmp_path / "run")
-    assert same([(network, report)], [rf.sample(build(Residual), (x, y), factor=2, resume=str(tmp_path / "run"))])
+    network, report = rf.sample(build(Residual), (x, y), factor=2, chunk=CHUNK, resume=tmp_path / "run")
+    assert same(
+        [(network, report)], [rf.sample(build(Residual), (x, y), factor=2, chunk=CHUNK, resume=str(tmp_path / "run"))]
+    )
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory) -> Path:
     """A folder in which a run has been stopped, behind its first site; only copies are written to."""
     folder = tmp_path_factory.mktemp("begun") / "run"
-    with pytest.raises(Stop), pytest.MonkeyPatch.context() as patch, threads(1):
-        patch.setattr(prepare, "CHUNK_NUMBERS", 50 * 6 * 64)
+    with pytest.raises(Stop), threads(1):
         model().sample(factor=2, resume=folder, progress=stop_at(9))
     return folder
 
@@ -168,20 +167,20 @@ def stop_at(at: int):
 def other_weights() -> rf.RainbowModel:
     net = build(Residual)
     nn.init.zeros_(net.fc2.bias)
-    return rf.fit(net, data())
+    return rf.fit(net, data(), chunk=CHUNK)
 
 
 def other_code() -> rf.RainbowModel:
     net = build(Residual)
     net.bn1.eps = 1e-3
-    return rf.fit(net, data())
+    return rf.fit(net, data(), chunk=CHUNK)
 
 
 def other_data(which: int, at: int) -> rf.RainbowModel:
     given = data()
     given[which][at] += 1
     given[1].remainder_(10)
-    return rf.fit(build(Residual), given)
+    return rf.fit(build(Residual), given, chunk=CHUNK)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import rainbow_fast as rf
 from rainbow_fast.data import npy_pair
 from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.networks import mlp
-from rainbow_fast.rainbow import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
@@ -31,10 +30,9 @@ def convolution(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_uint8_are_pixels_wherever_they_come_from(tmp_path, monkeypatch, dtype):
+def test_uint8_are_pixels_wherever_they_come_from(tmp_path, dtype):
     """The same bits as of the floats they stand for: from a tensor, a pair, a loader, files, and a mapped file; to
     align on, and held out."""
-    monkeypatch.setattr(prepare, "CHUNK_NUMBERS", 7 * 80)  # chunks of 7 images
     np.save(tmp_path / "x.npy", PIXELS.numpy())
     mapped = torch.from_file(str(tmp_path / "raw"), shared=True, size=PIXELS.numel(), dtype=torch.uint8)
     mapped.copy_(PIXELS.flatten())
@@ -42,9 +40,9 @@ def test_uint8_are_pixels_wherever_they_come_from(tmp_path, monkeypatch, dtype):
     loader = DataLoader(TensorDataset(PIXELS, y), batch_size=13)
     given = [PIXELS, (PIXELS, y), loader, npy_pair(tmp_path / "x.npy"), mapped.view(PIXELS.shape)]
     net, floats = convolution(dtype), PIXELS.float() / 255
-    wanted, report = rf.sample(net, floats, factor=2, holdout=floats.flip(0), memory_budget=1000)
+    wanted, report = rf.sample(net, floats, factor=2, holdout=floats.flip(0), memory_budget=1000, chunk=7)
     for data in given:
-        network, its = rf.sample(net, data, factor=2, holdout=PIXELS.flip(0), memory_budget=1000)
+        network, its = rf.sample(net, data, factor=2, holdout=PIXELS.flip(0), memory_budget=1000, chunk=7)
         assert torch.equal(network.site("1").A, wanted.site("1").A)
         assert its.sites[0].held_out_error == report.sites[0].held_out_error
     assert rf.sites(net, PIXELS)[0].z_shape == (5, 4, 4)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp, resnet_cifar
-from rainbow_fast.rainbow import prepare
-from rainbow_fast.rainbow.sampling.storage import KINDS, choose
+from rainbow_fast.rainbow.options import STORAGES
+from rainbow_fast.rainbow.sampling.storage import choose_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 METHODS = ("paper", "calibrated")
@@ -47,12 +47,11 @@ def model(kind: str = "residual") -> tuple[rf.RainbowModel, Tensor]:
     }[kind]()
     memory = torch.randn(120 * 64 + 1, generator=torch.Generator().manual_seed(1))
     x = memory[1:].view(120, 1, 8, 8)
-    return rf.fit(net, (x, torch.arange(120) % 10)), x
+    return rf.fit(net, (x, torch.arange(120) % 10), chunk=37), x
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(prepare, "CHUNK_NUMBERS", 37 * 8 * 64)
+def one_thread():
     with threads(1):
         yield
 
@@ -72,14 +71,14 @@ def assert_same(a: tuple, b: tuple, x: Tensor) -> None:
 def test_the_same_bits_wherever_activations_wait(kind, method, dtype):
     """With skips, with maps whose channels lie side by side (a file does not keep strides), and without a graph."""
     fitted, x = model(kind)
-    made = [fitted.sample(factor=2, method=method, storage=where, storage_dtype=dtype) for where in KINDS]
+    made = [fitted.sample(factor=2, method=method, storage=where, storage_dtype=dtype) for where in STORAGES]
     assert len({report.storage for _, report in made}) == 3
     for other in made[1:]:
         assert_same(made[0], other, x)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("storage", KINDS)
+@pytest.mark.parametrize("storage", STORAGES)
 def test_the_same_bits_alone_and_among_others(storage):
     """Methods, widths, ranks, classifiers mixed; one network remains the reference for two sites, one skips a site."""
     fitted, x = model()
@@ -107,8 +106,7 @@ def test_bfloat16_costs_what_its_precision_says():
 
 def test_the_choice_follows_budget_and_disk(monkeypatch, tmp_path):
     def chosen(bytes_needed: int, **options) -> str:
-        given = dict(memory_budget=None, storage=None, storage_dtype=None, scratch=tmp_path)
-        return choose(bytes_needed, **(given | options)).kind
+        return choose_storage(bytes_needed, rf.Limits(scratch=tmp_path, **options)).kind
 
     free = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: free(1000))
@@ -245,14 +243,13 @@ def mix(weights: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_chunk_sizes_agree_to_the_condition_of_the_alignment(monkeypatch):
+def test_chunk_sizes_agree_to_the_condition_of_the_alignment():
     """In float64 the sum of S products in another order moves M by at most S u |M|, and its polar factor by 2 cond(M)
     times that (Li 1995); with a factor of 10 for what the layers that follow make of it."""
     x = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     logits, bounds = [], []
-    for numbers in (7 * 6 * 64, 2**21):
-        monkeypatch.setattr(prepare, "CHUNK_NUMBERS", numbers)
-        network, report = rf.sample(build(Residual).double(), x, factor=3, method="calibrated")
+    for chunk in (7, None):
+        network, report = rf.sample(build(Residual).double(), x, factor=3, method="calibrated", chunk=chunk)
         logits.append(network(x))
         bounds.append(sum(10 * 2 * site.M_condition * site.samples * 2**-53 for site in report.sites))
     error = float((logits[1] - logits[0]).norm() / logits[0].norm())

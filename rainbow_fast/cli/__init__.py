@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `rainbow-fast`: train, sample, plan, sites, compare, demo, reproduce, resnet20, convergence, info."""
+"""The command `rainbow-fast`: train, sample, plan, sites, compare, demo, info."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def main() -> None:
     if missing:
         print(f'Error: rainbow-fast needs {" and ".join(missing)}: pip install "rainbow_fast[cli]"', file=sys.stderr)
         sys.exit(2)
-    from rainbow_fast.cli.app import run
+    from rainbow_fast.cli.app import app
+    from rainbow_fast.cli.running import run
 
-    sys.exit(run())
+    sys.exit(run(app, "rainbow-fast"))

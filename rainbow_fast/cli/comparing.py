@@ -9,54 +9,37 @@ import typer
 
 from rainbow_fast.cli import options as o
 from rainbow_fast.cli import terminal
+from rainbow_fast.cli.grid import as_progress
 from rainbow_fast.cli.references import kinds, load_pair
-from rainbow_fast.cli.sources import Pixels, check_takes, choose_data
+from rainbow_fast.cli.sources import choose_data
 from rainbow_fast.rainbow import compare as comparison
+from rainbow_fast.rainbow.options import FitOptions, Limits
 
 Either = "Written by `rainbow-fast train`; with --module, a file of weights."
 
 
+@o.command(o.ModuleWords, o.DataWords, Limits, o.MachineWords)
 def compare(
+    context: typer.Context,
+    words: o.Words,
     a: Annotated[str, typer.Argument(help=Either)],
     b: Annotated[str, typer.Argument(help=Either)],
-    module: o.Module = None,
-    module_args: o.ModuleArgs = None,
-    pointwise: o.Pointwise = None,
-    data: o.Data = None,
-    holdout: o.Holdout = None,
-    images: o.Aligned = 5000,
-    size: o.Size = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    grey: o.Grey = False,
-    memory_budget: o.Budget = o.BUDGET,
-    storage: o.Kept = None,
-    threads: o.Threads = None,
-    as_json: o.AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of the table.")] = False,
 ) -> None:
     """Align the sites of B with those of A, and measure what remains: similarity, error, spectrum of each."""
-    o.set_threads(threads)
-    budget = o.memory(memory_budget)
-    o.check_storage(storage)
-    first, second = load_pair(a, b, module, module_args)
-    chosen = choose_data(first, data, holdout, images, Pixels(size, mean, std, grey))
+    o.set_threads(words)
+    limits, of_network = o.read(Limits, words), o.read(o.ModuleWords, words)
+    first, second = load_pair(a, b, of_network)
+    data = choose_data(first, o.read(o.DataWords, words))
     for reference in (first, second):
-        check_takes(reference.module, chosen.source.example()[0], "--data")
-    some, held = chosen.load()
+        data.source.check_takes(reference.module, "--data")
+    some, held = data.load()
+    options = FitOptions(holdout=held, pointwise=kinds(of_network.pointwise))
     with terminal.bar(1) as bar, bar.job(1, "compare") as step:
-        found = comparison.compare(
-            first.module,
-            second.module,
-            some,
-            holdout=held,
-            pointwise=kinds(pointwise),
-            memory_budget=budget,
-            storage=storage,
-            progress=lambda done, total, what: step(done / total, what),
-        )
+        result = comparison.compare(first.module, second.module, some, options, limits, progress=as_progress(step))
     if as_json:
-        terminal.out().print(found.to_json(), markup=False, soft_wrap=True)
+        terminal.out().print(result.to_json(), markup=False, soft_wrap=True)
         return
-    counts = f"{found.samples} samples, {found.held_out_samples} held out"
-    terminal.out().print(f"A: {first.title}\nB: {second.title}\n{counts}; {found.storage}\n", markup=False)
-    terminal.out().print(found.table(), markup=False, soft_wrap=True)
+    counts = f"{result.samples} samples, {result.held_out_samples} held out"
+    terminal.out().print(f"A: {first.title}\nB: {second.title}\n{counts}; {result.storage}\n", markup=False)
+    terminal.out().print(result.table(), markup=False, soft_wrap=True)

@@ -1,165 +1,227 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The options that several commands share, and what their words mean."""
+"""The options of the commands: those of the library by their fields, and those of files and data, declared here."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from rainbow_fast.cli.experiment import Job
-from rainbow_fast.rainbow.parts import METHODS, resolve
-from rainbow_fast.rainbow.plan import NOISE_EDGE
-from rainbow_fast.rainbow.sampling.storage import KINDS
+from rainbow_fast.arguments import integer
+from rainbow_fast.rainbow.options import (
+    METHODS,
+    NOISE_EDGE,
+    Options,
+    SampleOptions,
+    option,
+)
 
-ALL_METHODS = ",".join(METHODS)
 BUDGET = "4G"
 SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
 
-# Of the network
-Checkpoint = Annotated[str | None, typer.Argument(help="Written by `rainbow-fast train`; or --module.")]
-Module = Annotated[str | None, typer.Option(help="A function that makes the network: package.module:name.")]
-ModuleArgs = Annotated[str | None, typer.Option(help="Its keyword arguments in JSON: '{\"depth\": 20}'.")]
-Weights = Annotated[str | None, typer.Option(help="Its state dict: .safetensors, .pt or .pth.")]
-Pointwise = Annotated[
-    list[str] | None, typer.Option(help="A non-linearity of one's own: package.module:Class. May be repeated.")
-]
-# Of the data
-Data = Annotated[str | None, typer.Option(help="digits; the folder of CIFAR-10 or of one's images; x.npy,y.npy.")]
-Holdout = Annotated[str | None, typer.Option(help="A share of the data, or data in the same words.")]
-Aligned = Annotated[int, typer.Option("--images", help="To align on, at most.", min=1)]
-Size = Annotated[int | None, typer.Option(help="Side in pixels that images of a folder are resized to.", min=1)]
-Mean = Annotated[str | None, typer.Option(help="Of each colour, 0 to 1 (default: ImageNet's).")]
-Std = Annotated[str | None, typer.Option(help="Of each colour (default: ImageNet's).")]
-Grey = Annotated[bool, typer.Option("--grey", help="Images in one channel.")]
-# Of the sampled networks
-Factors = Annotated[str | None, typer.Option(help="Widths over the reference's (default: 1,4,16).")]
-Widths = Annotated[str | None, typer.Option(help="Neurons of every site, in place of factors.")]
-Methods = Annotated[str, typer.Option(help="Of paper, calibrated, regression.")]
-Networks = Annotated[int, typer.Option(help="Of each width and method.", min=1)]
-Rank = Annotated[str | None, typer.Option(help=f"Combine that many directions only; or {NOISE_EDGE}.")]
-Align = Annotated[str, typer.Option(help="channels, or flattened before a Flatten.")]
-Classifier = Annotated[str | None, typer.Option(help="refit or refit_aligned (default: the trained).")]
-SiteNames = Annotated[str | None, typer.Option("--sites", help="Those to sample, e.g. a,b (default: all).")]
-Seed = Annotated[int, typer.Option(help="Of all random numbers.", min=0)]
-# Of the machine
-Budget = Annotated[str, typer.Option(help="Bytes for what waits between two sites: 500M, 2G.")]
-Kept = Annotated[str | None, typer.Option(help="Where it waits: memory, file or recompute (default: as fits).")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the CPU (default: as torch chooses).", min=1)]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object in place of the table.")]
+Words = dict[str, Any]  # options by name, as they were written
 
 
 @dataclass(frozen=True)
-class Given:
-    """The options of `sample`, which `plan` takes too, as they were written."""
+class ModuleWords(Options):
+    """A network of one's own."""
 
-    checkpoint: str | None
-    module: str | None
-    module_args: str | None
-    weights: str | None
-    pointwise: Sequence[str] | None
-    data: str | None
-    holdout: str | None
-    images: int
-    size: int | None
-    mean: str | None
-    std: str | None
-    grey: bool
-    factors: str | None
-    widths: str | None
-    methods: str
-    networks: int
-    rank: str | None
-    align: str
-    classifier: str | None
-    sites: str | None
-    seed: int
-    memory_budget: str
-    storage: str | None
-    threads: int | None
+    module: str | None = option(None, "A function that makes the network: package.module:name.")
+    module_args: str | None = option(None, "Its keyword arguments in JSON: '{\"depth\": 20}'.")
+    weights: str | None = option(None, "Its state dict: .safetensors, .pt or .pth.")
+    pointwise: Sequence[str] | None = option(
+        None, "A non-linearity of one's own: package.module:Class. May be repeated."
+    )
 
-    @classmethod
-    def of(cls, context: typer.Context) -> Given:
-        """Those of the command that runs."""
-        given = {field.name: context.params[field.name] for field in fields(cls)}
-        return cls(**given | {"pointwise": list(given["pointwise"] or [])})
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+@dataclass(frozen=True)
+class ReferenceWords(ModuleWords):
+    """The network of a command."""
 
-    @property
-    def budget(self) -> int:
-        """In bytes."""
-        return memory(self.memory_budget)
+    checkpoint: str | None = option(None, "Written by `rainbow-fast train`; or --module.")
 
-    def jobs(self) -> list[Job]:
-        """The networks to sample, by method, then by width."""
-        if self.factors is not None and self.widths is not None:
-            raise ValueError("--factors and --widths: wanted one of the two")
-        check_storage(self.storage)
-        sizes: list[dict[str, Any]] = [{"factor": f} for f in numbers("--factors", self.factors or "1,4,16")]
-        if self.widths is not None:
-            sizes = [{"width": int(width)} for width in numbers("--widths", self.widths)]
-        methods = names("--methods", self.methods)
-        for method in methods:
-            resolve(method)
-        options: dict[str, Any] = {"rank": _rank(self.rank), "align": self.align, "classifier": self.classifier}
-        options["sites"] = None if self.sites is None else names("--sites", self.sites)
-        return [Job(m, size, n, self.seed, options) for m in methods for size in sizes for n in range(self.networks)]
+
+@dataclass(frozen=True)
+class DataWords(Options):
+    """Its data."""
+
+    data: str | None = option(None, "digits; the folder of CIFAR-10 or of one's images; x.npy,y.npy.")
+    holdout: str | None = option(None, "A share of the data, or data in the same words.")
+    images: int = option(5000, "Samples to align on, at most.", lambda name, value: integer(name, value, 1))
+    size: int | None = option(None, "Side in pixels that images of a folder are resized to.")
+    mean: str | None = option(None, "Of each colour, 0 to 1 (default: ImageNet's).")
+    std: str | None = option(None, "Of each colour (default: ImageNet's).")
+    grey: bool = option(False, "Images in one channel.")
+
+
+@dataclass(frozen=True)
+class GridWords(Options):
+    """Which networks are sampled: all combinations of widths and methods, and so many of each."""
+
+    factors: str | None = option(None, "Widths over the reference's, separated by commas (default: 1,4,16).")
+    widths: str | None = option(None, "Neurons of every site, in place of factors.")
+    methods: str = option(",".join(METHODS), "Of paper, calibrated, regression; separated by commas.")
+    networks: int = option(
+        3, "Independent networks of each width and method.", lambda name, value: integer(name, value, 1)
+    )
+
+
+@dataclass(frozen=True)
+class MachineWords(Options):
+    """What it runs on."""
+
+    threads: int | None = option(None, "Threads of the CPU (default: as torch chooses).")
+
+
+# Of the library's options: what a grid has in the plural, and what has no words
+GRID = ("width", "factor", "method", "network")
+WORDLESS = ("storage_dtype", "resume")
+FLAGS = ("grey", "accuracy_profile")
+
+
+def command(*kinds: type[Options], argument: str | None = None) -> Callable[[Callable], Callable]:
+    """Let a function of a context, a dict of words and its own parameters be a command of these options.
+
+    Args:
+        kinds: dataclasses of options; what a grid or nobody asks for by a word is left out.
+        argument: of the options the one that is written without its name.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())
+        shared = [_parameter(f, f.name == argument) for kind in kinds for f in spoken(kind)]
+
+        def run(context: typer.Context, **given: Any) -> Any:
+            words = {p.name: given.pop(p.name) for p in shared}
+            if "pointwise" in words:
+                words["pointwise"] = list(words["pointwise"] or [])
+            return function(context, words, **given)
+
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (own[0], *own[2:], *shared)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        return run
+
+    return decorate
+
+
+def spoken(kind: type[Options]) -> list[Field]:
+    """The options of a kind that have a word on the command line."""
+    return [f for f in fields(kind) if f.name not in GRID + WORDLESS]  # type: ignore[arg-type]
+
+
+def read(kind: type[Options], words: Words) -> Any:
+    """The options of a kind from what was written.
+
+    Raises:
+        ValueError: a word that cannot be read, or an option that refuses it; the message names it.
+    """
+    own = {f.name: words[f.name] for f in spoken(kind) if f.name in words}
+    for name in READERS.keys() & own.keys():
+        if own[name] is not None:
+            own[name] = READERS[name](own[name])
+    return kind(**own)
+
+
+def grid(words: Words) -> list[SampleOptions]:
+    """The networks to sample, by method, then by width."""
+    chosen = read(GridWords, words)
+    if chosen.factors is not None and chosen.widths is not None:
+        raise ValueError("--factors and --widths: wanted one of the two")
+    sizes: list[dict[str, Any]] = [{"factor": f} for f in numbers("--factors", chosen.factors or "1,4,16")]
+    if chosen.widths is not None:
+        sizes = [{"width": int(width)} for width in numbers("--widths", chosen.widths)]
+    shared = {f.name: getattr(read(SampleOptions, words), f.name) for f in spoken(SampleOptions)}
+    return [
+        SampleOptions(method=method, network=network, **size, **shared)
+        for method in names("--methods", chosen.methods)
+        for size in sizes
+        for network in range(chosen.networks)
+    ]
+
+
+def set_threads(words: Words) -> None:
+    if words["threads"] is not None:
+        torch.set_num_threads(words["threads"])
 
 
 def names(option: str, text: str) -> list[str]:
     """Separated by commas, each once."""
-    found = [part.strip() for part in text.split(",")]
-    if "" in found or len(set(found)) < len(found):
+    parts = [part.strip() for part in text.split(",")]
+    if "" in parts or len(set(parts)) < len(parts):
         raise ValueError(f"{option}: wanted names separated by commas, each once; got {text!r}")
-    return found
+    return parts
 
 
 def numbers(option: str, text: str, *, once: bool = True) -> list[float]:
     """Above 0, separated by commas, each once unless they may repeat; whole ones of `--widths`."""
     try:
-        found = [float(part) for part in text.split(",")]
+        parsed = [float(part) for part in text.split(",")]
     except ValueError:
-        found = []
+        parsed = []
     whole = option == "--widths"
-    if not found or any(not 0 < n < math.inf or (whole and n != int(n)) for n in found):
+    if not parsed or any(not 0 < n < math.inf or (whole and n != int(n)) for n in parsed):
         kind = "whole numbers" if whole else "numbers"
         raise ValueError(f"{option}: wanted {kind} above 0, separated by commas; got {text!r}")
-    if once and len(set(found)) < len(found):
+    if once and len(set(parsed)) < len(parsed):
         raise ValueError(f"{option}: wanted each number once, got {text!r}")
-    return found
+    return parsed
 
 
 def memory(text: str) -> int:
     """Bytes."""
     number, factor = (text[:-1], SUFFIXES[text[-1]]) if text[-1:] in SUFFIXES else (text, 1)
     try:
-        found = float(number) * factor
+        parsed = float(number) * factor
     except ValueError:
-        found = math.nan
-    if not 0 <= found < math.inf:
+        parsed = math.nan
+    if not 0 <= parsed < math.inf:
         raise ValueError(f"--memory-budget: wanted bytes, as a number with k, M or G behind it; got {text!r}")
-    return int(found)
+    return int(parsed)
 
 
-def check_storage(text: str | None) -> None:
-    if text not in (None, *KINDS):
-        raise ValueError(f"--storage: wanted one of {', '.join(KINDS)}; got {text!r}")
-
-
-def set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def _rank(text: str | None) -> int | str | None:
-    if text is None or text == NOISE_EDGE:
+def rank(text: str) -> int | str:
+    """A number of directions, or the name of the edge."""
+    if text == NOISE_EDGE:
         return text
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"--rank: wanted a whole number above 0, or {NOISE_EDGE}; got {text!r}")
     return int(text)
+
+
+READERS: Mapping[str, Callable[[str], Any]] = {
+    "memory_budget": memory,
+    "rank": rank,
+    "sites": lambda text: names("--sites", text),
+}
+DEFAULTS = {"memory_budget": BUDGET}
+
+
+def _parameter(f: Field, argument: bool) -> inspect.Parameter:
+    """The parameter of a command that stands for an option."""
+    flag = f"--{f.name.replace('_', '-')}"
+    if argument:
+        shown: Any = typer.Argument(help=f.metadata["help"])
+    elif f.name in FLAGS:
+        shown = typer.Option(flag, help=f.metadata["help"])
+    else:
+        shown = typer.Option(help=f.metadata["help"])
+    default = DEFAULTS.get(f.name, f.default)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(f.name, keyword, default=default, annotation=Annotated[_type(f), shown])
+
+
+def _type(f: Field) -> Any:
+    """What typer makes of the word: a list, a bool, a number, or text."""
+    if f.name == "pointwise":
+        return list[str] | None
+    for kind in (bool, int, float):
+        if str(f.type).split(" ")[0] == kind.__name__ and f.name not in READERS:
+            return kind if f.default is not None else kind | None
+    return str | None

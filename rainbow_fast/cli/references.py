@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rainbow_fast.cli.files import About, load_checkpoint
+from rainbow_fast.cli.checkpoints import About, load_checkpoint
+from rainbow_fast.cli.options import ModuleWords, ReferenceWords
 
 HOLDERS = ("state_dict", "model")  # under which training scripts put a state dict
 PREFIX = "module."  # of nn.DataParallel
@@ -42,40 +43,41 @@ class Reference:
     about: About | None = None
 
 
-def load_reference(
-    checkpoint: str | None, module: str | None, module_args: str | None, weights: str | None, *, seed: int = 0
-) -> Reference:
+def load_reference(words: ReferenceWords, *, seed: int = 0) -> Reference:
     """The network of a command; one without weights is initialised from `seed`.
 
     Raises:
         ValueError, FileNotFoundError: options that do not go together, or cannot be followed; the message names it.
     """
-    if (checkpoint is None) == (module is None):
+    if (words.checkpoint is None) == (words.module is None):
         raise ValueError("wanted a checkpoint of `rainbow-fast train`, or --module; one of the two")
-    if checkpoint is not None:
-        for option, value in (("--module-args", module_args), ("--weights", weights)):
+    if words.checkpoint is not None:
+        for option, value in (("--module-args", words.module_args), ("--weights", words.weights)):
             if value is not None:
                 raise ValueError(f"{option}: wanted only with --module, a checkpoint has its own")
-        network, about = load_checkpoint(Path(checkpoint))
-        return Reference(network, about.architecture, str(about), about)
-    assert module is not None
-    made = _made(module, module_args, seed)
-    if weights is not None:
-        load_state("--weights", made, weights)
-    return Reference(made, module, module if weights is None else f"{module}, {Path(weights).name}")
+        trained, about = load_checkpoint(Path(words.checkpoint))
+        return Reference(trained, about.architecture, str(about), about)
+    assert words.module is not None
+    network = _built(words.module, words.module_args, seed)
+    if words.weights is None:
+        return Reference(network, words.module, words.module)
+    load_state("--weights", network, words.weights)
+    return Reference(network, words.module, f"{words.module}, {Path(words.weights).name}")
 
 
-def load_pair(a: str, b: str, module: str | None, module_args: str | None) -> tuple[Reference, Reference]:
+def load_pair(a: str, b: str, words: ModuleWords) -> tuple[Reference, Reference]:
     """Two checkpoints; or two files of weights of one module."""
-    if module is None:
-        first, second = (load_reference(path, None, module_args, None) for path in (a, b))
+    if words.module is None:
+        first, second = (
+            load_reference(ReferenceWords(checkpoint=path, module_args=words.module_args)) for path in (a, b)
+        )
         return first, second
-    found = []
+    pair = []
     for option, path in (("A", a), ("B", b)):
-        made = _made(module, module_args, 0)
-        load_state(option, made, path)
-        found.append(Reference(made, module, Path(path).name))
-    return found[0], found[1]
+        network = _built(words.module, words.module_args, 0)
+        load_state(option, network, path)
+        pair.append(Reference(network, words.module, Path(path).name))
+    return pair[0], pair[1]
 
 
 def kinds(names: Sequence[str] | None) -> tuple[type[nn.Module], ...]:
@@ -138,25 +140,25 @@ def _read(option: str, path: Path) -> Any:
         raise ValueError(f"{option}: {path} is no file of tensors alone that torch has written ({first})") from error
 
 
-def _made(name: str, arguments: str | None, seed: int) -> nn.Module:
+def _built(name: str, text: str | None, seed: int) -> nn.Module:
     """What the function of that name returns, in eval mode."""
     factory = _imported("--module", name)
     try:
-        given = json.loads(arguments or "{}")
+        arguments = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        raise ValueError(f"--module-args: {arguments!r} is not JSON ({error})") from error
-    if not isinstance(given, dict):
-        raise ValueError(f"--module-args: wanted a JSON object, got {arguments!r}")
+        raise ValueError(f"--module-args: {text!r} is not JSON ({error})") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"--module-args: wanted a JSON object, got {text!r}")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = factory(**given)
+            network = factory(**arguments)
     except Exception as error:  # it is the user's own code
-        called = f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+        called = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
         raise ValueError(f"--module: {called} raised {type(error).__name__}: {error}") from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"--module: {name} returned {type(made).__name__}, wanted a module")
-    return made.eval()
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"--module: {name} returned {type(network).__name__}, wanted a module")
+    return network.eval()
 
 
 def _imported(option: str, name: str) -> Any:

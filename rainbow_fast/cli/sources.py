@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.cli.experiment import load_images
-from rainbow_fast.cli.files import About
+from rainbow_fast.cli.checkpoints import About
+from rainbow_fast.cli.options import DataWords
 from rainbow_fast.cli.references import Reference
+from rainbow_fast.cli.training import load_images
 from rainbow_fast.data import MEAN, STD, cifar10, digits, image_folder, npy_pair
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.files import Batches
@@ -44,6 +44,20 @@ class Source:
     example: Callable[[], Batch]
     read: Callable[[], tuple[Samples, Samples | None]]
 
+    def check_takes(self, module: nn.Module, option: str) -> None:
+        """Run a network, in eval mode, on one sample.
+
+        Raises:
+            ValueError: it does not take it; the message names the option.
+        """
+        x, like = self.example()[0], next(module.parameters(), None)
+        try:
+            with torch.no_grad():
+                module(x if like is None else as_numbers(x, like.device, like.dtype))
+        except Exception as error:  # it is the user's own code
+            first, shape = str(error).strip().partition("\n")[0], tuple(x.shape[1:])
+            raise ValueError(f"{option}: the network does not take a sample of shape {shape} ({first})") from error
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -53,6 +67,10 @@ class Pixels:
     mean: str | None = None
     std: str | None = None
     grey: bool = False
+
+    @classmethod
+    def in_words(cls, words: DataWords) -> Pixels:
+        return cls(words.size, words.mean, words.std, words.grey)
 
     def of(self, data: str, *taken: str) -> dict[str, Any]:
         """As keyword arguments of what reads images, which takes these of them.
@@ -81,18 +99,19 @@ def open_source(option: str, words: str, pixels: Pixels) -> Source:
     folder = Path(words)
     if words == "digits":
         pixels.of("digits")
-        return _known(option, "digits", (1, 8, 8), digits)
+        return _known("digits", (1, 8, 8), digits)
     if words.endswith(".npy"):
         pixels.of("an array")
         x, _, y = words.partition(",")
-        return _loader(option, Path(x).stem, lambda: npy_pair(x, y or None))
+        names = f"{option}: x_path", f"{option}: y_path"
+        return _loader(Path(x).stem, npy_pair(x, y or None, names=names))
     if any((folder / part).exists() for part in ("cifar-10-batches-bin", "data_batch_1.bin")):
-        given = pixels.of("CIFAR-10", "mean", "std", "grey")
-        return _known(option, "cifar10", (1 if pixels.grey else 3, 32, 32), lambda: cifar10(folder, **given))
+        numbers = pixels.of("CIFAR-10", "mean", "std", "grey")
+        shape = 1 if pixels.grey else 3, 32, 32
+        return _known("cifar10", shape, lambda: cifar10(folder, **numbers, name=option))
     if folder.is_dir():
-        return _loader(
-            option, folder.resolve().name, lambda: image_folder(folder, **pixels.of("", "size", "mean", "std", "grey"))
-        )
+        numbers = pixels.of("", "size", "mean", "std", "grey")
+        return _loader(folder.resolve().name, image_folder(folder, **numbers, name=option))
     raise ValueError(f"{option}: {words!r} is no data: wanted {WORDS}")
 
 
@@ -104,7 +123,7 @@ def source_of(about: About | None, data: str | None, pixels: Pixels) -> Source:
         return open_source("--data", data, pixels)
     pixels.of("a checkpoint, which has its own,")
     side, channels = (8, 1) if about.data == "digits" else (32, 1 if about.grey else 3)
-    return _known("--data", about.data, (channels, side, side), lambda: load_images(about, data))
+    return _known(about.data, (channels, side, side), lambda: load_images(about, data))
 
 
 @dataclass(frozen=True)
@@ -141,13 +160,13 @@ class Split:
         return (x, y), (x.expand(self.held, *x.shape[1:]), None if y is None else y.expand(self.held))
 
 
-def choose_data(reference: Reference, data: str | None, holdout: str | None, images: int, pixels: Pixels) -> Split:
+def choose_data(reference: Reference, words: DataWords) -> Split:
     """What `--data`, `--holdout` and `--images` ask for."""
-    about = reference.about
-    source = source_of(about, data, pixels)
+    about, pixels = reference.about, Pixels.in_words(words)
+    source = source_of(about, words.data, pixels)
     if about is not None:
         pixels = Pixels(grey=about.grey and about.data != "digits")
-    return split(source, holdout, images, pixels)
+    return split(source, words.holdout, words.images, pixels)
 
 
 def split(source: Source, holdout: str | None, images: int, pixels: Pixels) -> Split:
@@ -172,27 +191,9 @@ def split(source: Source, holdout: str | None, images: int, pixels: Pixels) -> S
     return Split(source, total - held, held, share, None)
 
 
-def check_takes(module: nn.Module, x: Tensor, option: str) -> None:
-    """Run a network, in eval mode, on one sample.
-
-    Raises:
-        ValueError: it does not take it; the message names the option.
-    """
-    like = next(module.parameters(), x)
-    try:
-        with torch.no_grad():
-            module(as_numbers(x, like.device, like.dtype))
-    except Exception as error:  # it is the user's own code
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{option}: the network does not take a sample of shape {tuple(x.shape[1:])} ({first})"
-        ) from error
-
-
-def _known(option: str, name: str, shape: tuple[int, ...], read: Callable[[], Any]) -> Source:
+def _known(name: str, shape: tuple[int, ...], read: Callable[[], Any]) -> Source:
     def both() -> tuple[Samples, Samples]:
-        with _named(option, "folder: "):
-            x, y, x_test, y_test = read()
+        x, y, x_test, y_test = read()
         return (x, y), (x_test, y_test)
 
     return Source(
@@ -203,20 +204,8 @@ def _known(option: str, name: str, shape: tuple[int, ...], read: Callable[[], An
     )
 
 
-def _loader(option: str, name: str, make: Callable[[], Batches]) -> Source:
-    with _named(option, "path: "):
-        found = make()
-    return Source(name, found.samples, 0, lambda: found.read(0, 1), lambda: (found, None))
-
-
-@contextmanager
-def _named(option: str, argument: str) -> Iterator[None]:
-    """Errors name the option in place of the argument of a function."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        text = str(error)
-        raise type(error)(text if text.startswith("--") else f"{option}: {text.removeprefix(argument)}") from error
+def _loader(name: str, loader: Batches) -> Source:
+    return Source(name, loader.samples, 0, lambda: loader.read(0, 1), lambda: (loader, None))
 
 
 def _first(data: Samples, count: int) -> Samples:

@@ -13,7 +13,7 @@ from rainbow_fast.arguments import integer
 Batch = tuple[Tensor, Tensor | None]
 
 
-def batches(data: object, *, batch_size: int = 1000) -> Iterable[Batch]:
+def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iterable[Batch]:
     """What a user calls data, as batches `(x, y)`, where `y` is None if there are no labels. Nothing is copied.
 
     Args:
@@ -21,6 +21,7 @@ def batches(data: object, *, batch_size: int = 1000) -> Iterable[Batch]:
             that can be iterated again and again over batches, each of them `x`, `(x,)`, `(x, y)` or `(x, None)`, in a
             tuple or a list.
         batch_size: rows a batch where `data` is a tensor or a tuple; a loader keeps its own batches.
+        name: what messages call the data.
 
     Returns:
         An iterable that starts afresh each time it is iterated.
@@ -34,20 +35,20 @@ def batches(data: object, *, batch_size: int = 1000) -> Iterable[Batch]:
     """
     batch_size = integer("batch_size", batch_size, 1)
     if isinstance(data, Tensor) or _is_tuple_of_tensors(data):
-        x, y = _batch(data, "data")
+        x, y = _batch(data, name)
         return _Batches(lambda: _slices(x, y, batch_size))
     if isinstance(data, Iterator):
         raise TypeError(
-            f"data: a re-iterable is wanted, for several passes are made; got {type(data).__name__}, which can be "
+            f"{name}: a re-iterable is wanted, for several passes are made; got {type(data).__name__}, which can be "
             "iterated only once (a list of the batches, or a DataLoader, would do)"
         )
     if isinstance(data, str | bytes | dict) or not isinstance(data, Iterable):
         raise TypeError(
-            f"data: wanted a tensor, a tuple (x, y) of tensors, a DataLoader or another re-iterable of batches; "
+            f"{name}: wanted a tensor, a tuple (x, y) of tensors, a DataLoader or another re-iterable of batches; "
             f"got {type(data).__name__}"
         )
     loader: Iterable[object] = data
-    return _Batches(lambda: _checked(loader))
+    return _Batches(lambda: _checked(loader, name))
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,18 @@ def _slices(x: Tensor, y: Tensor | None, batch_size: int) -> Iterator[Batch]:
         yield x[i : i + batch_size], None if y is None else y[i : i + batch_size]
 
 
-def _checked(loader: Iterable[object]) -> Iterator[Batch]:
+def _checked(loader: Iterable[object], name: str) -> Iterator[Batch]:
     """The batches of a loader, each checked on its way."""
     labelled: bool | None = None
     for index, item in enumerate(loader):
-        x, y = _batch(item, f"data: batch {index}")
+        x, y = _batch(item, f"{name}: batch {index}")
         if labelled is None:
             labelled = y is not None
         elif labelled != (y is not None):
-            raise ValueError(f"data: batch {index} is {'un' if labelled else ''}labelled, those before it are not")
+            raise ValueError(f"{name}: batch {index} is {'un' if labelled else ''}labelled, those before it are not")
         yield x, y
     if labelled is None:
-        raise ValueError(f"data: {type(loader).__name__} yields no batch")
+        raise ValueError(f"{name}: {type(loader).__name__} yields no batch")
 
 
 def _batch(item: object, name: str) -> Batch:

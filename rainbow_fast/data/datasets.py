@@ -58,7 +58,12 @@ def digits() -> Images:
 
 
 def cifar10(
-    folder: str | os.PathLike[str], *, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, grey: bool = False
+    folder: str | os.PathLike[str],
+    *,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+    grey: bool = False,
+    name: str = "folder",
 ) -> Images:
     """CIFAR-10 from its published binary version: 3 x 32 x 32 images, 10 classes, 50,000 to train, 10,000 to test.
 
@@ -69,6 +74,7 @@ def cifar10(
             `cifar-10-batches-bin` that does.
         mean, std: one number a channel, of pixels between 0 and 1; the default is that of ImageNet.
         grey: one channel, combined *after* the normalisation, as the published experiments do it.
+        name: what messages call the folder.
 
     Returns:
         `Images`, in the order of the files. Colour takes 0.7 GB.
@@ -85,8 +91,8 @@ def cifar10(
     folder = Path(folder)
     if (folder / "cifar-10-batches-bin").is_dir():
         folder = folder / "cifar-10-batches-bin"
-    parts = [_read_cifar10(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
-    x_test, y_test = _read_cifar10(folder / "test_batch.bin")
+    parts = [_read_cifar10(folder / f"data_batch_{i}.bin", name) for i in range(1, 6)]
+    x_test, y_test = _read_cifar10(folder / "test_batch.bin", name)
     x_train, y_train = (torch.cat(part) for part in zip(*parts, strict=True))
     x_train, x_test = (normalised(x, mean=mean, std=std, grey=grey) for x in (x_train, x_test))
     return Images(x_train, y_train, x_test, y_test)
@@ -107,16 +113,16 @@ def normalised(images: Tensor, *, mean: Sequence[float], std: Sequence[float], g
     return torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA, device="cpu")).unsqueeze(1) if grey else x
 
 
-def _read_cifar10(path: Path) -> tuple[Tensor, Tensor]:
+def _read_cifar10(path: Path, name: str) -> tuple[Tensor, Tensor]:
     """One file: images (10000, 3, 32, 32) uint8 and labels (10000,) int64."""
     if not path.is_file():
-        raise FileNotFoundError(f"folder: no file {path}; wanted the binary version of CIFAR-10, not the pickled one")
+        raise FileNotFoundError(f"{name}: no file {path}; wanted the binary version of CIFAR-10, not the pickled one")
     size, wanted = path.stat().st_size, CIFAR10_RECORDS * CIFAR10_RECORD_BYTES
     if size != wanted:
-        raise ValueError(f"folder: {path} has {size} bytes, wanted {wanted}: 10,000 records of 3,073 bytes")
+        raise ValueError(f"{name}: {path} has {size} bytes, wanted {wanted}: 10,000 records of 3,073 bytes")
     records = np.fromfile(path, dtype=np.uint8).reshape(CIFAR10_RECORDS, CIFAR10_RECORD_BYTES)
     labels = records[:, 0]
     if labels.max() > 9:
-        raise ValueError(f"folder: {path} has a label {labels.max()} in record {labels.argmax()}, wanted 0 to 9")
+        raise ValueError(f"{name}: {path} has a label {labels.max()} in record {labels.argmax()}, wanted 0 to 9")
     images = torch.from_numpy(records[:, 1:].copy()).view(-1, 3, 32, 32)
     return images, torch.from_numpy(labels.astype(np.int64))

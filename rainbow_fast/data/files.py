@@ -53,6 +53,7 @@ def image_folder(
     grey: bool = False,
     seed: int | None = 0,
     batch_size: int = 256,
+    name: str = "path",
 ) -> Batches:
     """The images below a folder that has one sub-folder for each class.
 
@@ -71,6 +72,7 @@ def image_folder(
         seed: of the fixed order, in which classes are mixed, so that any part of it can be held out: 0 to 2^32 - 1.
             `None`: sorted by class and path.
         batch_size: images a batch.
+        name: what messages call the folder.
 
     Returns:
         A re-iterable of batches: x float32 (n, 3 or 1, H, W), y int64 (n,), on the CPU.
@@ -89,19 +91,19 @@ def image_folder(
     batch_size = integer("batch_size", batch_size, 1)
     check_statistics(mean, std)
     seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
-    folders = _class_folders(Path(path))
-    files = [(file, label) for label, folder in enumerate(folders) for file in _images(folder)]
+    folders = _class_folders(Path(path), name)
+    files = [(file, label) for label, folder in enumerate(folders) for file in _images(folder, name)]
     if seed is not None:
         files = [files[i] for i in np.random.RandomState(seed).permutation(len(files))]
-    wanted = _decode(files[0][0], size).shape
+    wanted = _decode(files[0][0], size, name).shape
 
     def read(start: int, stop: int) -> Batch:
         pixels = []
         for file, _ in files[start:stop]:
-            pixels.append(_decode(file, size))
+            pixels.append(_decode(file, size, name))
             if pixels[-1].shape != wanted:
                 came, first = (f"{height} x {width} pixels" for height, width, _ in (pixels[-1].shape, wanted))
-                raise ValueError(f"path: {file} has {came}, {files[0][0]} has {first}: wanted one size, or size=")
+                raise ValueError(f"{name}: {file} has {came}, {files[0][0]} has {first}: wanted one size, or size=")
         x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         y = torch.tensor([label for _, label in files[start:stop]], device="cpu")
         return normalised(x, mean=mean, std=std, grey=grey), y
@@ -110,7 +112,11 @@ def image_folder(
 
 
 def npy_pair(
-    x_path: str | os.PathLike[str], y_path: str | os.PathLike[str] | None = None, *, batch_size: int = 1000
+    x_path: str | os.PathLike[str],
+    y_path: str | os.PathLike[str] | None = None,
+    *,
+    batch_size: int = 1000,
+    names: tuple[str, str] = ("x_path", "y_path"),
 ) -> Batches:
     """Arrays in NumPy's npy files as batches, in the order of the files; only the current batch is read into memory.
 
@@ -118,6 +124,7 @@ def npy_pair(
         x_path: (N, ...) float32, float64 or uint8. The floats come as they are, uint8 as float32 divided by 255.
         y_path: (N,) labels in integers of any width; they come as int64. `None`: no labels.
         batch_size: samples a batch.
+        names: what messages call the two files.
 
     Returns:
         A re-iterable of batches (x, y), y None without labels, on the CPU.
@@ -127,12 +134,12 @@ def npy_pair(
         ValueError: a file that is no npy array or has another dtype or shape; unequal lengths; a `batch_size` below 1.
     """
     batch_size = integer("batch_size", batch_size, 1)
-    x = _mapped("x_path", x_path)
+    x = _mapped(names[0], x_path)
     if x.dtype not in DTYPES or x.ndim < 2 or len(x) == 0:
-        raise ValueError(f"x_path: wanted float32, float64 or uint8 (N, ...) with N >= 1, got {x.dtype} {x.shape}")
-    y = None if y_path is None else _mapped("y_path", y_path)
+        raise ValueError(f"{names[0]}: wanted float32, float64 or uint8 (N, ...) with N >= 1, got {x.dtype} {x.shape}")
+    y = None if y_path is None else _mapped(names[1], y_path)
     if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
-        raise ValueError(f"y_path: wanted integers of shape ({len(x)},) as x has samples, got {y.dtype} {y.shape}")
+        raise ValueError(f"{names[1]}: wanted integers of shape ({len(x)},) as x has samples, got {y.dtype} {y.shape}")
 
     def read(start: int, stop: int) -> Batch:
         rows = torch.from_numpy(np.array(x[start:stop], order="C"))
@@ -142,27 +149,27 @@ def npy_pair(
     return Batches(len(x), batch_size, (), read)
 
 
-def _class_folders(path: Path) -> list[Path]:
+def _class_folders(path: Path, name: str) -> list[Path]:
     if not path.is_dir():
-        raise FileNotFoundError(f"path: no folder {path}")
+        raise FileNotFoundError(f"{name}: no folder {path}")
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
-        raise FileNotFoundError(f"path: no sub-folder in {path}, wanted one for each class")
+        raise FileNotFoundError(f"{name}: no sub-folder in {path}, wanted one for each class")
     return folders
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, name: str) -> list[Path]:
     found = []
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
             found.append(file)
     if not found:
-        raise FileNotFoundError(f"path: no image in {folder}, wanted files named {', '.join(sorted(SUFFIXES))}")
+        raise FileNotFoundError(f"{name}: no image in {folder}, wanted files named {', '.join(sorted(SUFFIXES))}")
     return found
 
 
-def _decode(file: Path, size: int | None) -> np.ndarray:
+def _decode(file: Path, size: int | None, name: str) -> np.ndarray:
     """The image as uint8 (H, W, 3)."""
     from PIL import Image, ImageOps
 
@@ -172,7 +179,7 @@ def _decode(file: Path, size: int | None) -> np.ndarray:
                 raise ValueError(f"mode {image.mode}, wanted 8 bits a channel")
             colour = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"path: {file} cannot be read as an image ({error})") from error
+        raise ValueError(f"{name}: {file} cannot be read as an image ({error})") from error
     return np.asarray(colour if size is None else ImageOps.fit(colour, (size, size), Image.Resampling.BILINEAR))
 
 

@@ -36,12 +36,9 @@ def gather(
             classes, see `data.samples.as_classes`. The message begins with `name`.
     """
     images, labels = _Collected(name, memory_budget, scratch), []
-    try:
-        for x, y in batches(data, batch_size=2**62):
-            images.add(x)
-            labels += [as_classes(y, name)] if labelled and y is not None else []
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("data:", f"{name}:", 1)) from None
+    for x, y in batches(data, batch_size=2**62, name=name):
+        images.add(x)
+        labels += [as_classes(y, name)] if labelled and y is not None else []
     return images.tensor(), torch.cat(labels) if labels else None
 
 

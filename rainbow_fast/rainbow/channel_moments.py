@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from rainbow_fast.ops.center import first_center
+from rainbow_fast.rainbow.samples import per_channel
 
 BLOCK = 512  # samples
 PIECE = 2**20  # numbers whose distance from the center is made at a time, and read again from the cache
@@ -44,7 +45,7 @@ class ChannelMoments:
         """Add a batch."""
         x, center = self.centered_on(x)
         for piece in x.split(piece_size(x)):
-            self.add_shifted(piece - shaped(center, x), center)
+            self.add_shifted(piece - per_channel(center, x), center)
 
     def centered_on(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x in float32 or better, with a center that its dtype holds: that of these moments, or one of its own if they
@@ -160,11 +161,6 @@ def _narrower(*dtypes: torch.dtype) -> torch.dtype:
 def piece_size(*tensors: Tensor) -> int:
     """Samples of each whose distance from the center is made at a time."""
     return max(PIECE // max(1, *(t[:1].numel() for t in tensors)), 1)
-
-
-def shaped(center: Tensor, x: Tensor) -> Tensor:
-    """In the dtype of x (N, d, *space), to be taken off it."""
-    return center.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
 
 
 def sums(x: Tensor) -> tuple[Tensor, Tensor]:

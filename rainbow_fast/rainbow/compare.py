@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.io import dumps
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.alignment.align import align
+from rainbow_fast.rainbow.alignment.polar import Polar
+from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.fitting import Progress
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.network.activation import channels_first
-from rainbow_fast.rainbow.parts import Parts
-from rainbow_fast.rainbow.prepare import prepare
+from rainbow_fast.rainbow.options import PAPER, FitOptions, Limits, Options, accepts, collect
+from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Error
-from rainbow_fast.rainbow.sampling import storage as storing
+from rainbow_fast.rainbow.samples import channels_first, every, take
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
-from rainbow_fast.rainbow.site_statistics import SiteStatistics, every, take
-from rainbow_fast.rainbow.strict_json import dumps
+from rainbow_fast.rainbow.sampling.storage import choose_storage
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tables import aligned, cell
+from rainbow_fast.tracing.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,16 @@ class Comparison:
         return f"{self.samples} samples, {self.held_out_samples} held out\n\n{self.table()}"
 
 
+@accepts(FitOptions, Limits)
 @torch.no_grad()
 @without_autocast()
 def compare(
     a: nn.Module,
     b: nn.Module,
     data: object,
-    *,
-    holdout: object = None,
-    max_samples: int = 400_000,
-    pointwise: Iterable[type[nn.Module]] = (),
-    memory_budget: int | None = None,
-    storage: str | None = None,
-    storage_dtype: torch.dtype | None = None,
-    scratch: str | os.PathLike[str] | None = None,
+    *options: Options,
     progress: Progress | None = None,
+    **words: Any,
 ) -> Comparison:
     r"""Align each site of a network with the same site of another one, and measure what remains.
 
@@ -128,8 +124,9 @@ def compare(
     Args:
         a, b: any two networks that take the data, as many sites in one as in the other, with as many positions;
             widths d and n may differ.
-        data, holdout, max_samples, pointwise, memory_budget, scratch: as in `fit`, for both networks.
-        storage, storage_dtype: as in `RainbowModel.sample`; the budget holds for both networks together.
+        data: as in `fit`, for both networks.
+        options: `FitOptions` and `Limits`, whole; or each of their fields by its name, as listed below. The budget
+            holds for both networks together.
         progress: called as ``progress(done, total, what)``.
 
     Returns:
@@ -144,20 +141,14 @@ def compare(
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
-    storing.check_budget(memory_budget, scratch)
-    kinds = tuple(pointwise)
-    limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch}
-    cut_a, sites_a, align_a, held_a = _named("a", a, data, holdout, max_samples, kinds, limits)
-    given = (align_a.x, held_a.x if held_a.count else 0.0)
-    cut_b, sites_b, align_b, held_b = _named("b", b, *given, max_samples, kinds, limits)
+    fit_options, limits = collect(options, words, FitOptions, Limits)
+    first = prepare(a, data, fit_options, limits, names=("a", "data"), labelled=False)
+    (trace_a, sites_a, align_a, held_a), max_samples = _parts(first), fit_options.max_samples
+    held = replace(fit_options, holdout=held_a.x if held_a.count else 0.0)
+    trace_b, sites_b, align_b, held_b = _parts(prepare(b, align_a.x, held, limits, names=("b", "data"), labelled=False))
     _check(sites_a, sites_b)
-    kept = storing.choose(
-        sum(in_flight_bytes(sites, 0, [align_a, held_a], storage_dtype) for sites in (sites_a, sites_b)),
-        memory_budget=memory_budget,
-        storage=storage,
-        storage_dtype=storage_dtype,
-        scratch=scratch,
-    )
+    needed = sum(in_flight_bytes(sites, 0, [align_a, held_a], limits.storage_dtype) for sites in (sites_a, sites_b))
+    kept = choose_storage(needed, limits)
     size = min(align_a.size, align_b.size)
     total = len(sites_a) * (2 * -(-align_a.count // size) + -(-held_a.count // size))
     done, found, alignments = 0, [], []
@@ -168,10 +159,10 @@ def compare(
         if progress is not None:
             progress(done, total, text)
 
-    with tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch) as folder:
         sets = [
-            tuple(Flight(cut, replace(each, size=size), 1, kept, Path(folder)) for cut, each in pair)
-            for pair in (((cut_a, align_a), (cut_b, align_b)), ((cut_a, held_a), (cut_b, held_b)))
+            tuple(Flight(trace, replace(each, size=size), 1, kept, Path(folder)) for trace, each in pair)
+            for pair in (((trace_a, align_a), (trace_b, align_b)), ((trace_a, held_a), (trace_b, held_b)))
         ]
         for known, other in zip(sites_a, sites_b, strict=True):
             for pair in sets:
@@ -184,7 +175,7 @@ def compare(
                 before = start * known.positions
                 moments.update(take(x, before, step), take(y, before, step))
                 tick(f"{known.site.name}: moments")
-            A, alignment = align(moments, Parts())
+            A, alignment = align(moments, PAPER, Polar())
             map_ = math.sqrt(known.d / other.d) * A
             errors: list[tuple[float | None, float | None]] = []
             for pair in sets:
@@ -217,16 +208,8 @@ def compare(
     return Comparison(align_a.count, held_a.count, tuple(found), tuple(alignments), str(kept))
 
 
-def _named(
-    name: str, network: nn.Module, data: object, holdout: object, max_samples: int, kinds: Any, limits: dict[str, Any]
-) -> Any:
-    """`prepare` of one network, whose messages call it by the name of the argument."""
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")
-    try:
-        return prepare(network, data, holdout, max_samples, kinds, **limits, labelled=False)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("reference:", f"{name}:", 1)) from None
+def _parts(prepared: Prepared) -> tuple[Trace, tuple[SiteStatistics, ...], Data, Data]:
+    return prepared.trace, prepared.sites, prepared.align, prepared.held
 
 
 def _check(sites_a: tuple[SiteStatistics, ...], sites_b: tuple[SiteStatistics, ...]) -> None:

@@ -9,31 +9,30 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.rainbow.network.activation import channels_first
-from rainbow_fast.rainbow.plan import Plan
-from rainbow_fast.rainbow.sampling.flight import Data
-from rainbow_fast.rainbow.sampling.site import active_rows
-from rainbow_fast.rainbow.site_statistics import SiteStatistics, every, take
-from rainbow_fast.tracing.trace import State, Trace
+from rainbow_fast.rainbow.chunks import Data
+from rainbow_fast.rainbow.prepare import Prepared
+from rainbow_fast.rainbow.samples import channels_first, every, take
+from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
+from rainbow_fast.rainbow.spec import NetworkSpec
+from rainbow_fast.tracing.trace import State
 
 Progress = Callable[[int, int, str], None]
 
 
 @torch.no_grad()
-def fit_moments(
-    cut: Trace, sites: Sequence[SiteStatistics], data: Data, max_samples: int, progress: Progress | None
-) -> None:
+def fit_moments(prepared: Prepared, progress: Progress | None) -> None:
     """The moments of z at every site, in one pass over the data.
 
     Raises:
         ValueError: z is not finite; the message names the site.
     """
-    watches = [Watch(s, data, max_samples) for s in sites]
+    sites, data, trace = prepared.sites, prepared.align, prepared.trace
+    watches = [Watch(s, data, prepared.max_samples) for s in sites]
     for number, start in enumerate(data.starts, start=1):
         state: State = (data.chunk(start),)
         done: list[nn.Module] = []
         for place, (s, watch) in enumerate(zip(sites, watches, strict=True)):
-            z, *rest = cut.advance(place, state, done)
+            z, *rest = trace.advance(place, state, done)
             watch(start, z)
             state = (s.site.reference(z), *rest)
             done.append(s.site.reference)
@@ -45,23 +44,31 @@ def fit_moments(
 
 
 class Watch:
-    """Takes the statistics of a site from its z as it comes by: all of them, or those that some plans need, which have
-    no use for second moments."""
+    """Takes the statistics of a site from its z as it comes by.
 
-    def __init__(
-        self, known: SiteStatistics, data: Data, max_samples: int, plans: Sequence[Plan] | None = None
-    ) -> None:
-        self.known, self.all = known, plans is None
-        self.channels = any(plan.parts.recalibrate for plan in plans or ())
-        self.positions = math.prod(known.z_shape) // known.d
+    Attributes:
+        takes: "all" moments; those of "channels" alone, without second moments; or "none" but the activity.
+    """
+
+    def __init__(self, statistics: SiteStatistics, data: Data, max_samples: int, takes: str = "all") -> None:
+        self.statistics, self.takes = statistics, takes
+        self.positions = math.prod(statistics.z_shape) // statistics.d
         self.step = every(data.count * self.positions, max_samples, self.positions)
 
+    @classmethod
+    def of(cls, statistics: SiteStatistics, prepared: Prepared, specs: Sequence[NetworkSpec]) -> Watch | None:
+        """What these networks need of a reference that was not fitted; None where it was."""
+        if statistics.fitted:
+            return None
+        takes = "channels" if any(spec.options.recalibrate for spec in specs) else "none"
+        return cls(statistics, prepared.align, prepared.max_samples, takes)
+
     def __call__(self, start: int, z: Tensor) -> None:
-        known = self.known
-        rows = channels_first(z, known.site.axis)
+        statistics = self.statistics
+        rows = channels_first(z, statistics.site.axis)
         if start == 0:
-            known.activity = float((active_rows(rows, known) > 0).double().mean())
-        if self.all:
-            known.z.update(take(rows, start * self.positions, self.step))
-        elif self.channels:
-            known.z.x.update(take(rows, start * self.positions, self.step))
+            statistics.activity = float((active_samples(rows, statistics) > 0).double().mean())
+        if self.takes == "all":
+            statistics.z.update(take(rows, start * self.positions, self.step))
+        elif self.takes == "channels":
+            statistics.z.x.update(take(rows, start * self.positions, self.step))

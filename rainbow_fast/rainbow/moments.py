@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.ops.cross_covariance import DTYPES, cross_covariance, cross_covariance_
-from rainbow_fast.rainbow.channel_moments import ChannelMoments, piece_size, shaped
+from rainbow_fast.rainbow.channel_moments import ChannelMoments, piece_size
+from rainbow_fast.rainbow.samples import per_channel
 
 _NO_SAMPLES = "no samples yet, wanted at least one update"
 KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")
@@ -84,10 +85,10 @@ class CrossCovariance:
             self.cross = torch.zeros(x.shape[1], other.shape[1], dtype=torch.float64, device=x.device)
         size = piece_size(x, other)
         for piece, its in zip(x.split(size), other.split(size), strict=True):
-            of_x, of_y, near_a, near_b = ChannelMoments(), ChannelMoments(), piece - shaped(a, x), None
+            of_x, of_y, near_a, near_b = ChannelMoments(), ChannelMoments(), piece - per_channel(a, x), None
             of_x.add_shifted(near_a, a)
             if y is not None:
-                near_b = its - shaped(b, other)
+                near_b = its - per_channel(b, other)
                 of_y.add_shifted(near_b, b)
             cross_covariance_(self.cross, near_a, near_b)
             self.x.merge(of_x)

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.arguments import integer
-from rainbow_fast.data.gather import gather
+from rainbow_fast.data.gather import Labelled, gather
 from rainbow_fast.data.samples import as_numbers, check_classes
+from rainbow_fast.io import fingerprint
+from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.sampling.flight import Data
-from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.rainbow.options import DataLimits, FitOptions
+from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
 from rainbow_fast.tracing.joined import join
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.same_function import check
@@ -28,58 +31,110 @@ CHUNK_NUMBERS = 2**21  # numbers of the largest map of the reference in one chun
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What networks are sampled from: a traced reference, its sites, and data in chunks.
+
+    Attributes:
+        trace: of the reference, of several the one of their mean; `traces` has each module with its own.
+        sites: a `SiteStatistics` each, without moments before `fit`.
+        align, held: data to align on and data that is held out.
+        options: of `fit`.
+    """
+
+    trace: Trace
+    traces: tuple[tuple[nn.Module, Trace], ...]
+    sites: tuple[SiteStatistics, ...]
+    align: Data
+    held: Data
+    options: FitOptions
+
+    @property
+    def max_samples(self) -> int:
+        """Of the moments of a site."""
+        return self.options.max_samples
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights of the reference."""
+        return fingerprint(self.trace.reference.state_dict())
+
+    def on(self, data: object, options: FitOptions, limits: DataLimits, *, labelled: bool = True) -> Prepared:
+        """The same reference on other data, on whose first chunk it is compared with its trace."""
+        align, held = (self._chunks(*each) for each in _split(data, options.holdout, limits, None, labelled))
+        prepared = replace(self, align=align, held=held, options=options)
+        prepared.check(align.chunk(0))
+        return prepared
+
+    def check(self, x: Tensor, names: tuple[str, str] = ("reference", "data")) -> None:
+        """Compare each reference with its trace on some samples, and labels with its outputs; warn of few samples."""
+        pointwise = tuple(self.options.pointwise)
+        for number, (network, traced) in enumerate(self.traces, 1):
+            name = names[0] + f" (number {number})" * (len(self.traces) > 1)
+            outputs = check(network, traced, x, pointwise, name)
+        for name, each in ((names[1], self.align), ("holdout", self.held)):
+            if each.labels is not None:
+                check_classes(each.labels, outputs, name)
+        for s in self.sites:
+            if not (s.site.output or s.site.gate):
+                warn_if_few(s.site.name, self.align.count * s.positions, s.channels)
+
+    def _chunks(self, x: Tensor, y: Tensor | None) -> Data:
+        return replace(self.align, x=x, labels=None if y is None else y.to(self.align.device))
+
+
 def prepare(
     reference: nn.Module | Sequence[nn.Module],
     data: object,
-    holdout: object,
-    max_samples: int,
-    pointwise: Iterable[type[nn.Module]],
+    options: FitOptions,
+    limits: DataLimits,
+    *,
+    names: tuple[str, str] = ("reference", "data"),
     images: int | None = None,
-    memory_budget: int | None = None,
-    scratch: str | None = None,
     labelled: bool = True,
     only_shapes: bool = False,
-) -> tuple[Trace, tuple[SiteStatistics, ...], Data, Data]:
-    """Checks the arguments of `fit`; the trace of the reference, its sites without moments, the two data sets.
+) -> Prepared:
+    """Check the arguments of `fit`: trace the reference, find its sites, put the data together.
 
-    `images`: as if `data` had so many. `labelled`: labels are wanted. `only_shapes`: the reference runs on one sample,
-    else on the first chunk, on which it is compared with its trace.
+    Args:
+        names: of the first two arguments, for messages.
+        images: as if `data` had so many.
+        labelled: labels are wanted.
+        only_shapes: the reference runs on one sample, else on the first chunk, on which it is compared with its trace.
     """
-    references = _checked(reference)
-    device, dtype = _check_parameters(references[0])
-    max_samples = integer("max_samples", max_samples, 1)
-    if isinstance(holdout, int | float | np.number) and not 0 <= holdout < 1:
-        raise ValueError(f"holdout={holdout}: wanted a share of the data, 0 <= holdout < 1, or data")
-    limits: dict[str, Any] = {"memory_budget": memory_budget, "scratch": scratch, "labelled": labelled}
-    x, y = gather(data, "data", **limits)
+    references = _check_references(reference, names[0])
+    device, dtype = _check_parameters(references[0], names[0])
+    align, held = _split(data, options.holdout, limits, images, labelled)
+    example = as_numbers(align[0][:1], device, dtype)
+    traces = tuple((network, trace(network, example, options.pointwise, names[0])) for network in references)
+    if not traces[0][1].sites:
+        raise ValueError(f"{names[0]}: no site, wanted at least one pointwise non-linearity")
+    joined = traces[0][1] if len(traces) == 1 else join([traced for _, traced in traces], example)
+    sites = site_shapes(joined, example)
+    size = options.chunk or chunk_size(sites, example)
+    sets = [Data(x, None if y is None else y.to(device), size, device, dtype) for x, y in (align, held)]
+    prepared = Prepared(joined, traces, sites, sets[0], sets[1], options)
+    prepared.check(example if only_shapes else sets[0].chunk(0), names)
+    return prepared
+
+
+def _split(
+    data: object, holdout: object, limits: DataLimits, images: int | None, labelled: bool
+) -> tuple[Labelled, Labelled]:
+    """The data to align on, and what is held out: a share of it, from its end, or data of its own."""
+    where: dict[str, Any] = {"memory_budget": limits.memory_budget, "scratch": limits.scratch, "labelled": labelled}
+    x, y = gather(data, "data", **where)
     if images is not None:
         x, y = repeat(x, images), None if y is None else repeat(y, images)
     if holdout is None or isinstance(holdout, int | float | np.number):
         kept = len(x) - int(len(x) * (HOLDOUT if holdout is None else holdout))
-        (x, x_held), (y, y_held) = (x[:kept], x[kept:]), (None, None) if y is None else (y[:kept], y[kept:])
-    else:
-        x_held, y_held = gather(holdout, "holdout", **limits)
-        if x_held.shape[1:] != x.shape[1:]:
-            came, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
-            raise ValueError(f"holdout: samples of shape {came}, wanted {wanted} as in data")
-    example, pointwise = as_numbers(x[:1], device, dtype), tuple(pointwise)
-    cuts = [trace(network, example, pointwise) for network in references]
-    if not cuts[0].sites:
-        raise ValueError("reference: no site, wanted at least one pointwise non-linearity")
-    cut = cuts[0] if len(cuts) == 1 else join(cuts, example)
-    sites = site_shapes(cut, example)
-    size = chunk_size(sites, example)
-    made = [Data(x, _to(y, device), size, device, dtype), Data(x_held, _to(y_held, device), size, device, dtype)]
-    first = example if only_shapes else made[0].chunk(0)
-    for number, (network, its) in enumerate(zip(references, cuts, strict=True), 1):
-        outputs = check(network, its, first, pointwise, "reference" + f" (number {number})" * (len(cuts) > 1))
-    for name, each in zip(("data", "holdout"), made, strict=True):
-        if each.labels is not None:
-            check_classes(each.labels, outputs, name)
-    for s in sites:
-        if not (s.site.output or s.site.gate):
-            warn_if_few(s.site.name, len(x) * s.positions, s.channels)
-    return cut, sites, made[0], made[1]
+        labels = (None, None) if y is None else (y[:kept], y[kept:])
+        return (x[:kept], labels[0]), (x[kept:], labels[1])
+    x_held, y_held = gather(holdout, "holdout", **where)
+    if x_held.shape[1:] != x.shape[1:]:
+        got, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
+        raise ValueError(f"holdout: samples of shape {got}, wanted {wanted} as in data")
+    return (x, y), (x_held, y_held)
 
 
 def chunk_size(sites: Sequence[SiteStatistics], example: Tensor) -> int:
@@ -98,53 +153,47 @@ def repeat(x: Tensor, images: int) -> Tensor:
     return x[:1].expand(images, *x.shape[1:])
 
 
-def _to(y: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if y is None else y.to(device)
-
-
-def _checked(reference: object) -> list[nn.Module]:
+def _check_references(reference: object, name: str) -> list[nn.Module]:
     """One network or several, of one device and dtype."""
-    given = reference if isinstance(reference, list | tuple) else [reference]
-    if not given:
-        raise ValueError("reference: got an empty list, wanted at least one nn.Module")
-    references: list[nn.Module] = []
-    found = []
-    for network in given:
+    references: list[nn.Module] = list(reference) if isinstance(reference, list | tuple) else [reference]  # type: ignore[list-item]
+    if not references:
+        raise ValueError(f"{name}: got an empty list, wanted at least one nn.Module")
+    kinds = []
+    for network in references:
         if not isinstance(network, nn.Module):
-            raise TypeError(f"reference: wanted an nn.Module, got {type(network).__name__}")
-        references.append(network)
-        found.append(_check_parameters(network))
-        if found[-1] != found[0]:
-            here, there = (f"{dtype} on {device}" for device, dtype in (found[-1], found[0]))
-            raise TypeError(f"reference: number {len(found)} is {here}, the first {there}: wanted one dtype and device")
+            raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")
+        kinds.append(_check_parameters(network, name))
+        if kinds[-1] != kinds[0]:
+            here, there = (f"{dtype} on {device}" for device, dtype in (kinds[-1], kinds[0]))
+            raise TypeError(f"{name}: number {len(kinds)} is {here}, the first {there}: wanted one dtype and device")
     return references
 
 
-def _check_parameters(reference: nn.Module) -> tuple[torch.device, torch.dtype]:
+def _check_parameters(reference: nn.Module, argument: str) -> tuple[torch.device, torch.dtype]:
     parameters = dict(reference.named_parameters())
     if not parameters:
-        raise ValueError("reference: no parameters, wanted a network with linear layers")
+        raise ValueError(f"{argument}: no parameters, wanted a network with linear layers")
     first = next(iter(parameters.values()))
     for name, p in parameters.items():
         if p.dtype not in DTYPES or p.dtype != first.dtype or p.device != first.device:
             raise TypeError(
-                f"reference: parameter {name!r} is {p.dtype} on {p.device}: wanted float32, float64, bfloat16 or "
+                f"{argument}: parameter {name!r} is {p.dtype} on {p.device}: wanted float32, float64, bfloat16 or "
                 "float16, and one dtype and device for all"
             )
     return first.device, first.dtype
 
 
 @torch.no_grad()
-def site_shapes(cut: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
+def site_shapes(traced: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
     """Every site with its shapes, for one input; no moments yet. Random state is left as it was."""
     with untouched(example.device):
-        return tuple(_shapes(cut, example))
+        return tuple(_shapes(traced, example))
 
 
-def _shapes(cut: Trace, example: Tensor) -> Iterator[SiteStatistics]:
+def _shapes(traced: Trace, example: Tensor) -> Iterator[SiteStatistics]:
     state: State = (example.clone(),)  # a network without a graph may write into its input
-    for place, site in enumerate(cut.sites):
-        z, *rest = cut.advance(place, state, [s.reference for s in cut.sites[:place]])
+    for place, site in enumerate(traced.sites):
+        z, *rest = traced.advance(place, state, [s.reference for s in traced.sites[:place]])
         if z.dim() > 2 and site.axis is None:
             raise ValueError(
                 f"site {site.name!r}: the channel axis of z, of shape {tuple(z.shape)}, is ambiguous: wanted (N, d), "
@@ -155,13 +204,4 @@ def _shapes(cut: Trace, example: Tensor) -> Iterator[SiteStatistics]:
         d = z.shape[-1 if site.axis == -1 else 1]
         alive = sum(t.numel() for t in {id(t): t for t in rest if isinstance(t, Tensor)}.values())
         moments = CrossCovariance(site.name)
-        yield SiteStatistics(site, d, tuple(z.shape[1:]), tuple(phi.shape[1:]), alive, moments)
-
-
-def warn_if_few(site: str, samples: int, d: int) -> None:
-    if samples < 2 * d:
-        warnings.warn(
-            f"site {site!r}: {samples} samples for {d} channels: an alignment over-fits with fewer than 2 d = {2 * d}",
-            UserWarning,
-            stacklevel=5,
-        )
+        yield SiteStatistics(site, d, tuple(z.shape[1:]), tuple(phi.shape[1:]), alive, example.device, moments)

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from rainbow_fast.io import dumps
 from rainbow_fast.rainbow.channel_moments import SMALL, ChannelMoments
-from rainbow_fast.rainbow.parts import Parts
-from rainbow_fast.rainbow.strict_json import dumps
+from rainbow_fast.rainbow.options import MethodOptions, SampleOptions
 from rainbow_fast.tables import aligned, cell
+
+Record = dict[str, Any]
 
 PIECE = 2**17  # numbers whose difference stays in the cache between being made and being summed
 
@@ -61,7 +63,7 @@ class Report:
     """What `RainbowModel.sample` did, with all parts of its method, and the certificate of every sampled site.
 
     Attributes:
-        method, parts, align, classifier, seed, network: as asked for, presets resolved.
+        options: as asked for, resolved; `method` and `parts` are its method, by name and in its parts.
         samples, held_out_samples: of the two data sets (images, not positions).
         sites: one `SiteReport` a sampled site, in order of execution.
         kept: what was not sampled, with the reason.
@@ -74,12 +76,7 @@ class Report:
         references: how many networks, aligned to their mean, it was sampled from.
     """
 
-    method: str
-    parts: Parts
-    align: str
-    classifier: str | None
-    seed: int
-    network: int
+    options: SampleOptions
     samples: int
     held_out_samples: int
     sites: list[SiteReport] = field(default_factory=list)
@@ -90,19 +87,71 @@ class Report:
     storage: str = ""
     references: int = 1
 
+    @property
+    def method(self) -> str:
+        """Name of the preset."""
+        return self.options.method
+
+    @property
+    def parts(self) -> MethodOptions:
+        """How sites were sampled and aligned."""
+        return self.options.parts
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as numbers, strings, lists and dicts."""
-        return asdict(self)
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return own | {"options": self.options.to_dict(), "sites": [asdict(site) for site in self.sites]}
+
+    @classmethod
+    def from_dict(cls, values: Record) -> Report:
+        """What `to_dict` gave, after JSON too: null was NaN where there is a number otherwise."""
+        held = bool(values["held_out_samples"])
+
+        def number(name: str, value: Any) -> Any:
+            return math.nan if value is None and (held or not name.startswith("held_out")) else value
+
+        sites = [SiteReport(**{name: number(name, value) for name, value in site.items()}) for site in values["sites"]]
+        return cls(**values | {"options": SampleOptions.from_dict(values["options"]), "sites": sites})
+
+    def records(self, *, factor: float | None = None) -> list[Record]:
+        """A record of each site: numbers and names only.
+
+        `error` is E|phih - phi|^2 / E|phi|^2 on held-out data, `alignment_error` the same on the data of the alignment;
+        `..._centred` over E|phi - E phi|^2. Accuracies are None without labels. `factor` is n/d; where it is not given,
+        that of all sites together, to three digits.
+        """
+        if factor is None:
+            ratio = sum(site.n for site in self.sites) / sum(site.d for site in self.sites)
+            factor = float(f"{ratio:.3g}")
+        of_network = {
+            "method": self.method,
+            "factor": factor,
+            "network": self.options.network,
+            "seed": self.options.seed,
+            "align": self.options.align,
+            "classifier": self.options.classifier,
+            "accuracy": self.accuracy.get("held_out"),
+            "reference_accuracy": self.accuracy.get("reference_held_out"),
+            "images": self.samples,
+            "held_out_images": self.held_out_samples,
+        }
+        records = []
+        for site in self.to_dict()["sites"]:
+            for name in ("error", "error_centred"):
+                site |= {f"alignment_{name}": site[name], name: site.pop(f"held_out_{name}")}
+            records.append(of_network | site)
+        return records
 
     def to_json(self) -> str:
         """`to_dict` as one line of JSON; numbers that are not finite are null."""
         return dumps(self.to_dict())
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name}={value}" for name, value in asdict(self.parts).items())
+        options = self.options
+        parts = ", ".join(f"{name}={value}" for name, value in self.parts.to_dict().items())
         lines = [
             f"method {self.method}: {parts}",
-            f"align={self.align}, classifier={self.classifier}, seed={self.seed}, network={self.network}; "
+            f"align={options.align}, classifier={options.classifier}, seed={options.seed}, network={options.network}; "
             f"{self.samples} samples, {self.held_out_samples} held out",
             "",
             *_table(self.sites),

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rainbow_fast.rainbow.moments import CrossCovariance
+from rainbow_fast.rainbow.samples import as_rows, every, take
 from rainbow_fast.tracing.sites import Site
 from rainbow_fast.tracing.writers import writer_covariance
+
+ACTIVITY_SAMPLES = 2048
 
 
 @dataclass(eq=False)
@@ -23,6 +27,7 @@ class SiteStatistics:
         d: channels of z: the neurons, of all references where there are several.
         z_shape, phi_shape: of one sample.
         alive: numbers of one sample that wait at this site to be read after it, z and phi aside.
+        device: of the reference.
         z: the moments ``E[z z^T]``, with mean and variance of each channel.
         activity: share of positive z, over channels, on a part of the samples.
     """
@@ -32,6 +37,7 @@ class SiteStatistics:
     z_shape: tuple[int, ...]
     phi_shape: tuple[int, ...]
     alive: int
+    device: torch.device
     z: CrossCovariance
     activity: float = float("nan")
 
@@ -68,26 +74,24 @@ class SiteStatistics:
         return values, U * torch.where(largest < 0, -1.0, 1.0)
 
 
-def every(samples: int, at_most: int, positions: int = 1) -> int:
-    """The step t that leaves at most `at_most` of the samples, 1 if all of them are: odd, and without a common factor
-    with the positions of a map, so that every position is seen."""
-    if samples <= at_most:
-        return 1
-    step = -(-samples // at_most) | 1
-    while math.gcd(step, positions) > 1:
-        step += 2
-    return step
+def active_samples(z: Tensor, statistics: SiteStatistics) -> Tensor:
+    """A part of the samples of z (N, d, *space), on which the activity is measured, as (samples, d)."""
+    positions = math.prod(statistics.z_shape) // statistics.d
+    return as_rows(take(z, 0, every(z.numel() // statistics.d, ACTIVITY_SAMPLES, positions)))
 
 
-def take(x: Tensor, first: int, step: int) -> Tensor:
-    """Every step-th sample of x (N, d, *space), positions being samples, as (samples, d); x itself for step 1.
+def warn_if_few(site: str, samples: int, d: int) -> None:
+    """Warn of fewer samples than twice the channels."""
+    if samples < 2 * d:
+        warnings.warn(
+            f"site {site!r}: {samples} samples for {d} channels: an alignment over-fits with fewer than 2 d = {2 * d}",
+            UserWarning,
+            stacklevel=5,
+        )
 
-    `first` is the number of samples in the batches before, so that the choice does not depend on where batches end.
-    """
-    if step == 1:
-        return x
-    if x.dim() == 2:
-        return x[-first % step :: step]
-    maps = x.flatten(2)
-    rows = torch.arange(-first % step, len(maps) * maps.shape[2], step, device=x.device)
-    return maps[rows // maps.shape[2], :, rows % maps.shape[2]]
+
+def reason_kept(site: Site) -> str | None:
+    """Why a site stays the reference's unless it is named."""
+    if site.output:
+        return "an output activation, not named"
+    return "a gate, not named" if site.gate else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rainbow_fast.data import batches
 from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.rainbow.prepare import site_shapes
+from rainbow_fast.rainbow.site_statistics import reason_kept
 from rainbow_fast.tables import aligned
 from rainbow_fast.tracing.sites import Site
 from rainbow_fast.tracing.trace import trace
@@ -80,10 +81,3 @@ def described(site: Site) -> str:
     return " + ".join(
         type(part).__name__ for part in (site.before, site.sigma, site.after, site.norm) if part is not None
     )
-
-
-def reason_kept(site: Site) -> str | None:
-    """Why a site stays the reference's unless it is named."""
-    if site.output:
-        return "an output activation, not named"
-    return "a gate, not named" if site.gate else None

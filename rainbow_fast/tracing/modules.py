@@ -59,27 +59,28 @@ class UpTo(nn.Module):
 
 
 def find(
-    network: nn.Module, example: Tensor | None, declared: tuple[type[nn.Module], ...], reason: str
+    network: nn.Module, example: Tensor | None, declared: tuple[type[nn.Module], ...], why: str
 ) -> tuple[tuple[Site, ...], tuple[UpTo, ...]]:
     """The sites of `network` (a copy that may be kept), and what runs up to each of them and to the end.
+
+    `why` there is no graph begins every message.
 
     Raises:
         ValueError: no example, no activation module, or one that is called twice or applies to no module's output.
     """
-    what = f"reference: torch.fx cannot trace it ({reason})"
     if example is None:
-        raise ValueError(f"{what}, and without an example input its activation modules are not known")
+        raise ValueError(f"{why}, and without an example input its activation modules are not known")
     for module in network.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # z is read again after phi
     kinds = MODULES + declared
     called = _run(network, example, kinds)
     if not called:
-        raise ValueError(f"{what}, and it calls no activation module")
+        raise ValueError(f"{why}, and it calls no activation module")
     names = [call.name for call in called]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{what}, and its activation module {name!r} is called more than once")
+            raise ValueError(f"{why}, and its activation module {name!r} is called more than once")
     sites = [
         make(
             index,

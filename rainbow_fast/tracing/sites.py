@@ -173,16 +173,7 @@ def make(
     feeds_flatten: bool = False,
     gate: bool = False,
 ) -> Site:
-    """The site of a non-linearity, a module of its own, and of what belongs to it.
-
-    Raises:
-        ValueError: a PReLU with a slope for each channel.
-    """
-    if isinstance(sigma, nn.PReLU) and sigma.num_parameters != 1:
-        raise ValueError(
-            f"reference: module {name!r} (PReLU) has {sigma.num_parameters} slopes, one a channel: wanted one, for a "
-            "site treats channels alike"
-        )
+    """The site of a non-linearity, a module of its own, and of what belongs to it."""
     if getattr(sigma, "inplace", False):
         sigma.inplace = False  # type: ignore[assignment]  # z is read again after phi
     layers = [layer for layer in (before, sigma, after, norm) if layer is not None]
@@ -214,7 +205,7 @@ def _kernel(sigma: nn.Module) -> str | None:
 
 def _slope(sigma: nn.Module) -> float:
     if isinstance(sigma, nn.PReLU):
-        return float(sigma.weight.detach())
+        return float(sigma.weight.detach()[0])  # of several, the network is refused
     return float(sigma.negative_slope) if isinstance(sigma, nn.LeakyReLU) else 0.01
 
 

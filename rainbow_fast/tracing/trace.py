@@ -94,7 +94,12 @@ class Trace:
         return body.eval()
 
 
-def trace(reference: nn.Module, example: Tensor | None = None, pointwise: Iterable[type[nn.Module]] = ()) -> Trace:
+def trace(
+    reference: nn.Module,
+    example: Tensor | None = None,
+    pointwise: Iterable[type[nn.Module]] = (),
+    name: str = "reference",
+) -> Trace:
     """Cut a network into its sites and the segments between them. The network itself and random state are not changed.
 
     Sites are found in the graph of `torch.fx`: pointwise non-linearities of torch as modules, functions or methods, in
@@ -104,6 +109,7 @@ def trace(reference: nn.Module, example: Tensor | None = None, pointwise: Iterab
     Args:
         example: a batch of inputs; needed only where there is no graph.
         pointwise: kinds of modules of one's own that treat every number alike.
+        name: what messages call the network.
 
     Raises:
         TypeError: `reference` is no nn.Module, or `pointwise` holds something else than kinds of modules.
@@ -112,34 +118,45 @@ def trace(reference: nn.Module, example: Tensor | None = None, pointwise: Iterab
             the line that torch.fx cannot trace.
     """
     if not isinstance(reference, nn.Module):
-        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
+        raise TypeError(f"{name}: wanted an nn.Module, got {type(reference).__name__}")
     declared = tuple(pointwise)
     for kind in declared:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"pointwise: wanted kinds of nn.Module, got {kind!r}")
-    _check(reference)
+    _check_norms(reference, name)
     network = copy.deepcopy(reference).eval()
     with untouched(next((p.device for p in network.parameters()), torch.device("cpu"))):
         try:
             graph, overwrites = capture(network, declared)
         except CannotTrace as reason:
-            sites, runs = modules.find(network, example, declared, str(reason))
+            sites, runs = modules.find(network, example, declared, f"{name}: torch.fx cannot trace it ({reason})")
+            _check_slopes(sites, name)
             return Trace(network, sites, None, runs, swappable=True)
     found = find(graph, declared)
+    sites = tuple(site for site, _ in found)
+    _check_slopes(sites, name)
     for site, nodes in found:
         _join(graph, site, nodes)
     graph.graph.lint()
     graph.recompile()
-    sites = tuple(site for site, _ in found)
     return Trace(network, sites, graph, tuple(_segments(graph, sites)), swappable=not overwrites)
 
 
-def _check(reference: nn.Module) -> None:
+def _check_norms(reference: nn.Module, argument: str) -> None:
     for name, module in reference.named_modules():
         if isinstance(module, NORMS) and module.running_mean is None:
             raise ValueError(
-                f"reference: module {name!r} ({type(module).__name__}) has no running statistics: wanted "
+                f"{argument}: module {name!r} ({type(module).__name__}) has no running statistics: wanted "
                 "track_running_stats=True"
+            )
+
+
+def _check_slopes(sites: Iterable[Site], argument: str) -> None:
+    for site in sites:
+        if isinstance(site.sigma, nn.PReLU) and site.sigma.num_parameters != 1:
+            raise ValueError(
+                f"{argument}: module {site.name!r} (PReLU) has {site.sigma.num_parameters} slopes, one a channel: "
+                "wanted one, for a site treats channels alike"
             )
 
 

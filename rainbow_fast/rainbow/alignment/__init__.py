@@ -1,2 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From moments to alignments: polar factor, regression, several references, classifier."""
+"""From moments to alignments: polar factor, regression, several references, classifier.
+
+An alignment of one's own is a subclass of `Alignment`, given as an object: ``sample(alignment=MyAlignment())``.
+"""
+
+from rainbow_fast.rainbow.alignment.alignment import Alignment
+from rainbow_fast.rainbow.alignment.polar import CompletePolar, Polar
+from rainbow_fast.rainbow.alignment.regression import Regression
+
+ALIGNMENTS: dict[str, type[Alignment]] = {
+    "polar": Polar,
+    "polar_complete": CompletePolar,
+    "regression": Regression,
+}
+
+__all__ = ["ALIGNMENTS", "Alignment", "CompletePolar", "Polar", "Regression"]

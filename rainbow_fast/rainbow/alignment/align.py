@@ -4,27 +4,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rainbow_fast.ops.polar import polar_
+from rainbow_fast.rainbow.alignment.alignment import Alignment, Problem
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.parts import Parts
+from rainbow_fast.rainbow.options import MethodOptions
 
 RTOL = 1e-10  # singular values of M below this share of the largest are null: M is a mean of float64 sums
 DIGITS = 1e4  # products have so many steps of the dtype at least, where they are in its subnormal range
 
 
-# M, the moments, and the features' shift and factor, as `align` has them, and the ridge.
-Solve = Callable[[Tensor, CrossCovariance, Tensor, Tensor, float], Tensor]
-
-
 @dataclass(frozen=True)
-class Alignment:
+class AlignedMap:
     """What is known of a map from the raw features phi' to reference coordinates, before its scale: ``B phi' + b``.
 
     `shape` is that of B, `mean` is ``B E[phi']``; b and mean are (d,), float64. `overlap` is tr(A M^T), of the centred
@@ -47,27 +43,28 @@ class Alignment:
 
 def align(
     moments: CrossCovariance,
-    parts: Parts,
+    options: MethodOptions,
+    alignment: Alignment,
     *,
     positions: int = 1,
     eps: float | None = None,
-    least_squares: Solve | None = None,
-) -> tuple[Tensor, Alignment]:
+) -> tuple[Tensor, AlignedMap]:
     r"""Align the features phi' of a site with the reference's phi.
 
     ``M = E[phi phi'^T]``; centred, the covariance. Where the site ends in a normalisation (`eps` given, phi normalised
     already) the features are normalised by their own statistics, ``D'^-1 (phi' - mu')``, ``D'^2 = var phi' + eps``, and
-    ``M = E[phi (phi' - mu')^T] D'^-1``. Then ``A = polar(M)``, or ``A = M (S' + lambda I)^-1``. All of it is made from
-    sums about centers: a centred M and the variances are no differences of large numbers. (With an offset and an
+    ``M = E[phi (phi' - mu')^T] D'^-1``. Then ``A = polar(M)``, or what else the alignment solves for. All of it is made
+    from sums about centers: a centred M and the variances are no differences of large numbers. (With an offset and an
     uncentred M the overlap is one, of float64.)
 
     Where there is an offset and phi does not vary but by rounding, B = 0: the offset gives phi.
 
     Args:
         moments: of phi and of the raw phi'; its sums are consumed, their memory is that of B.
+        options: resolved; ``center`` and ``offset`` are read.
+        alignment: what has seen the data.
         positions: features of phi' that belong to one channel, of a flattened site; 1 otherwise.
         eps: of the normalisation, None without one.
-        least_squares: solves for A, where the method is the regression.
 
     Returns:
         B (d, n) float64, and what is known of it.
@@ -80,36 +77,34 @@ def align(
     """
     mu, mean = moments.mean_x, moments.mean_y
     shift, inverse = _normalisation(moments.y, positions, eps)
-    subtracted = mean if parts.center else shift
+    subtracted = mean if options.center else shift
     M = moments.consume(subtracted)
-    if parts.offset and moments.x.constant:
+    if options.offset and moments.x.constant:
         return M.zero_(), _nothing(M)
-    _check(moments, parts, subtracted)
+    _check(moments, options, subtracted)
     if eps is not None:
         M.mul_(inverse)
     features = moments.y.second_moment_about(subtracted, inverse)
-    phi = moments.x.spread if parts.center else moments.trace_x
+    phi = moments.x.spread if options.center else moments.trace_x
     size = float(torch.linalg.vector_norm(M))
     if size == 0:
         raise ValueError(
             f"site {moments.name!r}: M = 0, activations of the reference or of the sample are all zero, or uncorrelated"
         )
-    if parts.alignment == "regression":
-        assert least_squares is not None
-        B = least_squares(M, moments, subtracted, inverse, parts.ridge)
-        overlap = float((B * M).sum())
+    B = alignment.solve(M, Problem(moments, subtracted, inverse))
+    solved = B is not M
+    overlap = float((B * M).sum()) if solved else 0.0
     unit = 1.0 if 1e-30 < size < 1e30 else math.ldexp(1.0, math.frexp(size)[1] - 1)  # polar squares M
     if unit != 1:
         M.div_(unit)
-    factor = polar_(M, rank="complete" if parts.alignment == "polar_complete" else "partial", rtol=RTOL)
+    factor = polar_(M, rank=alignment.rank, rtol=RTOL)
     nuclear = float(factor.nuclear_norm) * unit
-    if parts.alignment != "regression":
-        B, overlap = M, nuclear
-    if parts.offset:  # what the mean of phi' that is left in M adds
+    overlap = overlap if solved else nuclear
+    if options.offset:  # what the mean of phi' that is left in M adds
         overlap -= float(mu @ (B @ ((mean - subtracted) * inverse)))
     if eps is not None:
         B.mul_(inverse)
-    return B, Alignment(
+    return B, AlignedMap(
         shape=(B.shape[0], B.shape[1]),
         b=-(B @ shift),
         mean=B @ mean,
@@ -123,40 +118,40 @@ def align(
     )
 
 
-def scale(alignment: Alignment, projected: ChannelMoments | None, parts: Parts, site: str) -> float:
+def scale(aligned: AlignedMap, projected: ChannelMoments | None, options: MethodOptions, site: str) -> float:
     """The scale s of an alignment, given, for the optimal one, the moments of ``B phi'``; optimal for B = 0 is 0.
 
     Raises:
         ValueError: the projection is zero, or not finite: the message names the site.
     """
-    if parts.scale == "sqrt":
-        return math.sqrt(alignment.shape[0] / alignment.shape[1])
-    if parts.scale == "one":
+    if options.scale == "sqrt":
+        return math.sqrt(aligned.shape[0] / aligned.shape[1])
+    if options.scale == "one":
         return 1.0
-    if alignment.rank == 0:
+    if aligned.rank == 0:
         return 0.0
-    size = alignment.features
-    if parts.scale == "optimal":
+    size = aligned.features
+    if options.scale == "optimal":
         assert projected is not None
-        of_b = -alignment.b, torch.ones_like(alignment.b)
-        size = projected.spread if parts.offset else projected.second_moment_about(*of_b)
-    top = alignment.nuclear_norm if parts.scale == "nuclear" else alignment.overlap
+        of_b = -aligned.b, torch.ones_like(aligned.b)
+        size = projected.spread if options.offset else projected.second_moment_about(*of_b)
+    top = aligned.nuclear_norm if options.scale == "nuclear" else aligned.overlap
     if not (0 < size < math.inf):
         raise ValueError(f"site {site!r}: the aligned activations have power {size}, wanted a finite one above 0")
     return top / size
 
 
-def offset(alignment: Alignment, s: float, moments: CrossCovariance, parts: Parts) -> Tensor | None:
+def offset(aligned: AlignedMap, s: float, moments: CrossCovariance, options: MethodOptions) -> Tensor | None:
     """The constant c of ``phih = s B phi' + c``; None where it is zero by construction."""
-    if parts.offset:
-        return moments.mean_x - s * alignment.mean
-    return s * alignment.b if alignment.b.any() else None
+    if options.offset:
+        return moments.mean_x - s * aligned.mean
+    return s * aligned.b if aligned.b.any() else None
 
 
-def _check(moments: CrossCovariance, parts: Parts, subtracted: Tensor) -> None:
+def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor) -> None:
     """Whether there is something to align."""
     x, y, site = moments.x, moments.y, f"site {moments.name!r}"
-    if parts.offset and y.constant:
+    if options.offset and y.constant:
         raise ValueError(f"{site}: the activations of the sample do not vary, those of the reference do")
     kind = torch.finfo(x.dtype)
     around = x.size_about_center * y.size_about_center
@@ -167,10 +162,10 @@ def _check(moments: CrossCovariance, parts: Parts, subtracted: Tensor) -> None:
         )
 
 
-def _nothing(M: Tensor) -> Alignment:
+def _nothing(M: Tensor) -> AlignedMap:
     """Of B = 0."""
     zeros = M.new_zeros(len(M))
-    return Alignment((M.shape[0], M.shape[1]), zeros, zeros, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
+    return AlignedMap((M.shape[0], M.shape[1]), zeros, zeros, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
 
 
 def _root_mean_square(values: Tensor) -> float:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The least-squares alignment A = M (S + lambda I)^-1 of a site, from S summed or from products with it."""
+"""The least-squares alignment A = M (S' + lambda I)^-1 of a site: S' summed, by the kernel, or by products with it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rainbow_fast.ops.cross_covariance import cross_covariance_
+from rainbow_fast.rainbow.alignment.alignment import Alignment, Problem
 from rainbow_fast.rainbow.alignment.conjugate_gradient import (
     NotSolvedError,
     centred,
@@ -17,129 +20,170 @@ from rainbow_fast.rainbow.alignment.conjugate_gradient import (
     regress,
     sketch_size,
 )
-from rainbow_fast.rainbow.channel_moments import shaped
-from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.network.activation import RainbowActivation, Select
-from rainbow_fast.rainbow.parts import Parts
+from rainbow_fast.rainbow.samples import as_rows, per_channel
+
+if TYPE_CHECKING:
+    from rainbow_fast.rainbow.sampling.site import SampledSite
 
 RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
 SQUARE_BYTES = 2**33  # that S, or the kernel, may take, factored in place: 32,768 rows of float64
 FEATURE_NUMBERS = 2**24  # numbers of phi' at a time, where all n neurons of a sample are needed together
+SOLVERS = ("summed", "kernel", "products")
 
-Batches = Callable[[], Iterator[tuple[Tensor, Tensor, Select]]]  # phi and zh, and which of their samples are taken
+
+@dataclass(frozen=True)
+class Regression(Alignment):
+    """``A = M (S' + lambda I)^-1, S' = E[f f^T]`` (n, n): layerwise regression on random features, no rainbow network.
+
+    Attributes:
+        ridge: lambda over the mean of the diagonal of S'; 0 takes the pseudo-inverse.
+        solver: "summed": S' itself; "kernel": F F^T of the samples; "products": S' is only multiplied with. None takes
+            the fastest that fits, see `fastest_solver`.
+    """
+
+    ridge: float = 1e-3
+    solver: str | None = None
+
+    scales_itself = True
+
+    def begin(self, site: SampledSite) -> Alignment:
+        channels = site.statistics.channels if site.activation.fused else None
+        chosen = self.solver or fastest_solver(self.ridge, site.features, site.samples, channels)
+        kind: type[_Solver] = {"summed": Summed, "kernel": Kernel, "products": Products}[chosen]
+        return kind(site, self.ridge)
 
 
-def solver(parts: Parts, features: int, samples: int, channels: int | None = None) -> str:
+def fastest_solver(ridge: float, features: int, samples: int, channels: int | None = None) -> str:
     """Which is the fastest that fits: S (n, n) summed, the kernel of the N samples where they are fewer than features,
     or products with S alone. Without a ridge, where S is singular, not the last.
 
     Args:
         channels: d, where passes are fused; None where features must be stored, which is slow to do at each product.
     """
-    way, size = ("kernel", samples) if samples < features else ("summed", features)
-    if parts.ridge == 0:
-        return way
+    chosen, size = ("kernel", samples) if samples < features else ("summed", features)
+    if ridge == 0:
+        return chosen
     # Flops for each sample and feature: two passes a product, with as many rows again that make the features.
     by_products = 2 * sketch_size(features) + 8 * channels * products_expected(features) if channels else math.inf
-    return way if 8 * size**2 <= SQUARE_BYTES and size <= by_products else "products"
+    return chosen if 8 * size**2 <= SQUARE_BYTES and size <= by_products else "products"
 
 
-class Summed:
+class _Solver(Alignment):
+    """The regression of one site."""
+
+    scales_itself = True
+
+    def __init__(self, site: SampledSite, ridge: float) -> None:
+        self.site, self.ridge = site, ridge
+
+
+class Summed(_Solver):
     """S = E[phi' phi'^T] itself, (n, n) float64, from sums about the center of the features."""
 
-    def __init__(self, activation: RainbowActivation, features: int, device: torch.device) -> None:
-        self.activation = activation
-        self.S = torch.zeros(features, features, dtype=torch.float64, device=device)
+    def __init__(self, site: SampledSite, ridge: float) -> None:
+        super().__init__(site, ridge)
+        self.S = torch.zeros(site.features, site.features, dtype=torch.float64, device=site.device)
 
-    def add(self, zh: Tensor, samples: int, select_from: Callable[[int], Select], center: Tensor) -> None:
-        """A batch of so many samples; `select_from` those of it that follow the first so many."""
+    def add(self, start: int, zh: Tensor, samples: int, center: Tensor) -> None:
+        activation = self.site.activation
         per_sample = len(zh) // samples  # rows of zh: more than one where the channel axis is the last
-        rows = max(FEATURE_NUMBERS // (self.activation.n * zh[:per_sample, 0].numel()), 1) * per_sample
-        for start in range(0, len(zh), rows):
-            select = select_from(start // per_sample)
-            phi = select(self.activation.features(zh[start : start + rows]))
-            cross_covariance_(self.S, phi - shaped(center, phi))
+        rows = max(FEATURE_NUMBERS // (activation.n * zh[:per_sample, 0].numel()), 1) * per_sample
+        for first in range(0, len(zh), rows):
+            select = self.site.select(start + first // per_sample)
+            phi = select(activation.features(zh[first : first + rows]))
+            cross_covariance_(self.S, phi - per_channel(center, phi))
 
-    def solve(self, M: Tensor, moments: CrossCovariance, subtracted: Tensor, inverse: Tensor, ridge: float) -> Tensor:
-        """A, for features ``inverse (phi' - subtracted)``; the pseudo-inverse of S where it is singular and there is no
-        ridge."""
+    def solve(self, M: Tensor, problem: Problem) -> Tensor:
+        """By Cholesky factors; by the pseudo-inverse of S where it is singular and there is no ridge."""
+        moments, subtracted, inverse = problem
         off, left = moments.y.off, moments.mean_y - subtracted
         S = self.S.div_(moments.count).addr_(off, off, alpha=-1).addr_(left, left)
         if (inverse != 1).any():
             S.mul_(inverse).mul_(inverse[:, None])
         _check(S, moments.name)
-        if ridge == 0:
+        if self.ridge == 0:
             return M @ torch.linalg.pinv(S, hermitian=True, rtol=RTOL)
-        return _solve(S, ridge * float(S.diagonal().mean()), M.T, moments.name).T
+        return _solve(S, self.ridge * float(S.diagonal().mean()), M.T, moments.name).T
 
 
-class Kernel:
+class Kernel(_Solver):
     """K = F F^T (N, N) of the features F (N, n) of N samples: ``A = X^T (K + N lambda I)^-1 F`` is the same A."""
 
-    def __init__(self, activation: RainbowActivation, batches: Batches) -> None:
-        self.activation, self.batches = activation, batches
-
-    def solve(self, M: Tensor, moments: CrossCovariance, subtracted: Tensor, inverse: Tensor, ridge: float) -> Tensor:
-        """A, for features ``inverse (phi' - subtracted)``; by the pseudo-inverse of K where there is no ridge."""
-        count, n = moments.count, self.activation.n
-        positions, size = M.shape[1] // n, max(FEATURE_NUMBERS // count, 1)
-        center = moments.y.center
+    def solve(self, M: Tensor, problem: Problem) -> Tensor:
+        """By Cholesky factors; by the pseudo-inverse of K where there is no ridge."""
+        moments, subtracted, inverse = problem
+        count, center = moments.count, moments.y.center
         assert center is not None
         apart = (center - subtracted) * inverse  # F = D + 1 apart^T, D of features about their center
-
-        def blocks() -> Iterator[tuple[slice, Tensor]]:
-            for start in range(0, n, size):
-                stop = min(start + size, n)
-                at = slice(start * positions, stop * positions)
-                rows = torch.cat([self.activation.rows(zh, take, start, stop) for _, zh, take in self.batches()])
-                yield at, (rows - center[at].to(rows.dtype)) * inverse[at].to(rows.dtype)
-
         K, along = M.new_zeros(count, count), M.new_zeros(count)
-        for at, rows in blocks():
+        for at, rows in self._blocks(M.shape[1], problem):
             cross_covariance_(K, rows.T)
             along += rows.double() @ apart[at]
         K += along
         K += along.unsqueeze(1) + apart.square().sum()
         _check(K, moments.name)
-        X = torch.cat([_rows(take(phi)) for phi, _, take in self.batches()]).double()
+        X = torch.cat([as_rows(select(phi)) for phi, _, select in self.site.batches()]).double()
         if torch.equal(subtracted, moments.mean_y):  # sum F = 0, so that the mean of X has no part in A
             X -= moments.mean_x
-        if ridge > 0:
-            Y = _solve(
-                K, count * ridge * moments.y.second_moment_about(subtracted, inverse) / M.shape[1], X, moments.name
-            ).T
+        if self.ridge > 0:
+            mean_diagonal = moments.y.second_moment_about(subtracted, inverse) / M.shape[1]
+            Y = _solve(K, count * self.ridge * mean_diagonal, X, moments.name).T
         else:
             Y = X.T @ torch.linalg.pinv(K, hermitian=True, rtol=RTOL)
         A = torch.empty_like(M)
-        for at, rows in blocks():
+        for at, rows in self._blocks(M.shape[1], problem):
             A[:, at] = (Y @ rows.double()).addr_(Y.sum(1), apart[at])
         return A
 
+    def _blocks(self, features: int, problem: Problem) -> Iterator[tuple[slice, Tensor]]:
+        """D of some neurons at a time, (N, features of these)."""
+        activation, center, inverse = self.site.activation, problem.moments.y.center, problem.inverse
+        assert center is not None
+        n, size = activation.n, max(FEATURE_NUMBERS // problem.moments.count, 1)
+        positions, strategy = features // n, activation.strategy
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            at = slice(start * positions, stop * positions)
+            parts = [strategy.rows(activation, zh, select, start, stop) for _, zh, select in self.site.batches()]
+            rows = torch.cat([as_rows(part) for part in parts])
+            yield at, (rows - center[at].to(rows.dtype)) * inverse[at].to(rows.dtype)
 
-class Products:
+
+class Products(_Solver):
     """S known by products with it, two passes over the samples each: nothing of size n x n is stored."""
 
-    def __init__(self, activation: RainbowActivation, batches: Batches, dtype: torch.dtype) -> None:
-        self.activation, self.batches, self.dtype = activation, batches, dtype
+    def solve(self, M: Tensor, problem: Problem) -> Tensor:
+        """By conjugate gradients, with predictions certain to 1e-4."""
+        moments, subtracted, inverse = problem
+        dtype, center = self.site.dtype, moments.y.center
+        assert center is not None
+        apply = centred(
+            self._covariance(M.shape[1], problem), moments.mean_y, subtracted, inverse, dtype, center=center
+        )
+        mean_diagonal = moments.y.second_moment_about(subtracted, inverse) / M.shape[1]
+        try:
+            return regress(apply, M, mean_diagonal, self.ridge, dtype=dtype)
+        except NotSolvedError as error:
+            raise ValueError(f"site {moments.name!r}: ridge: {error}") from None
 
-    def solve(self, M: Tensor, moments: CrossCovariance, subtracted: Tensor, inverse: Tensor, ridge: float) -> Tensor:
-        """A, for features ``inverse (phi' - subtracted)``, with predictions certain to 1e-4."""
+    def _covariance(self, features: int, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of V (k, m) and c (k,): ``E[(V phi' - c)(phi' - center)^T]`` (k, features) float64.
 
-        center = moments.y.center
+        V multiplies the first m features.
+        """
+        activation, center = self.site.activation, problem.moments.y.center
         assert center is not None
 
         def covariance(V: Tensor, c: Tensor) -> Tensor:
-            out = torch.zeros(len(V), M.shape[1], dtype=torch.float64, device=V.device)
-            for _, zh, select in self.batches():
-                self.activation.add_product(out, V, c, zh, select, center)
-            return out.div_(moments.count)
+            product, total = V.new_zeros(len(V), features, dtype=torch.float64), center.new_zeros(features)
+            sums, zero = (product, total, torch.zeros_like(total)), center.new_zeros(len(V))
+            for _, zh, select in self.site.batches():
+                y = activation.strategy.project(activation, zh, select, V)
+                y -= per_channel(c, y)
+                activation.strategy.covariance(activation, y, zh, select, (zero, center), sums)
+            return product.div_(problem.moments.count)
 
-        apply = centred(covariance, moments.mean_y, subtracted, inverse, self.dtype, center=center)
-        mean_diagonal = moments.y.second_moment_about(subtracted, inverse) / M.shape[1]
-        try:
-            return regress(apply, M, mean_diagonal, ridge, dtype=self.dtype)
-        except NotSolvedError as error:
-            raise ValueError(f"site {moments.name!r}: ridge: {error}") from None
+        return covariance
 
 
 def _check(S: Tensor, site: str | None) -> None:
@@ -157,7 +201,3 @@ def _solve(S: Tensor, shift: float, B: Tensor, site: str | None) -> Tensor:
         raise ValueError(f"site {site!r}: ridge: {why}")
     half = torch.linalg.solve_triangular(factor, B, upper=False)  # cholesky_solve copies the factor
     return torch.linalg.solve_triangular(factor.mT, half, upper=True)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).reshape(-1, x.shape[1])

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-PART = ".part"  # ends the name of a file that is being written; it begins with a dot
+from rainbow_fast.io import whole
 
 Header = dict[str, Any]
 
@@ -77,28 +75,3 @@ class Format:
         version = metadata["version"]
         if not version.isdecimal() or int(version) > self.version:
             raise ValueError(f"{what} has version {version}, this package reads versions up to {self.version}")
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write into, which then takes its place: the whole of it or nothing.
-
-    Raises:
-        FileNotFoundError: the folder of `path` is missing.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, the whole of it or nothing."""
-    with whole(path) as temporary:
-        temporary.write_bytes(data)

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from rainbow_fast.arguments import integer
 from rainbow_fast.data.samples import as_numbers
+from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.files.container import Format, Header
 from rainbow_fast.rainbow.files.network_file import copied
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.moments import CENTERS, KEYS
-from rainbow_fast.rainbow.prepare import chunk_size, site_shapes, warn_if_few
-from rainbow_fast.rainbow.sampling.flight import Data
-from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.rainbow.options import FitOptions
+from rainbow_fast.rainbow.prepare import Prepared, chunk_size, site_shapes
+from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
 from rainbow_fast.tracing.same_function import FEW, check
 from rainbow_fast.tracing.trace import trace
 
@@ -43,17 +44,17 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
     """
     if not isinstance(model, RainbowModel):
         raise TypeError(f"model: wanted a RainbowModel, got {type(model).__name__}")
-    if model._trace.references > 1:
-        raise ValueError(f"model: fitted to {model._trace.references} references, wanted one")
-    probe = None if probe is None else integer("probe", probe, 1)
+    if model.prepared.trace.references > 1:
+        raise ValueError(f"model: fitted to {model.prepared.trace.references} references, wanted one")
+    probe, prepared = None if probe is None else integer("probe", probe, 1), model.prepared
     tensors = {f"reference.{name}": copied(value) for name, value in model.reference.state_dict().items()}
     for s in model.sites:
         tensors |= {f"sites.{s.site.index}.{name}": copied(value) for name, value in s.z.state_dict().items()}
-    for name, data in (("alignment", model._align), ("held_out", model._held)):
+    for name, data in (("alignment", prepared.align), ("held_out", prepared.held)):
         tensors[f"{name}.x"] = copied(data.x[:probe])
         if data.labels is not None:
             tensors[f"{name}.labels"] = copied(data.labels[:probe])
-    header = {"sites": [_about(s) | {"activity": s.activity} for s in model.sites], "max_samples": model._max_samples}
+    header = {"sites": [_about(s) | {"activity": s.activity} for s in model.sites], "max_samples": prepared.max_samples}
     MODEL.write(Path(path), header, tensors)
 
 
@@ -106,7 +107,8 @@ def load_model(
     labels = {name: tensors.get(f"{name}.labels") for name in x}
     data = [Data(x[k], None if y is None else y.to(device), size, device, dtype) for k, y in labels.items()]
     check(network, cut, data[0].chunk(0)[:FEW], kinds)
-    return RainbowModel(cut, sites, data[0], data[1], max_samples)
+    options = FitOptions(max_samples=max_samples, pointwise=kinds)
+    return RainbowModel(Prepared(cut, ((network, cut),), sites, data[0], data[1], options))
 
 
 def _about(s: SiteStatistics) -> Header:

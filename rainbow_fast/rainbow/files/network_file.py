@@ -7,20 +7,23 @@ import copy
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.io import fingerprint
 from rainbow_fast.rainbow.files.container import Format, Header
-from rainbow_fast.rainbow.network.activation import Law, RainbowActivation
-from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble, fingerprint, refit_site
+from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble, refit_site
 from rainbow_fast.rainbow.network.same_network import check_network, white
 from rainbow_fast.tracing.joined import JoinedNetwork
 from rainbow_fast.tracing.trace import Site, trace
 
 NETWORK = Format("rainbow_fast.network", 2, "sampled network")
 REQUIRED = ("key", "A")
-_BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "gain", "bias", "offset")
+_BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "matrix", "gain", "bias", "offset")
 _OPTIONS = ("n", "d", "mean_row", "h", "flattened")
 
 
@@ -73,7 +76,7 @@ def load(
         raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
     path = Path(path)
     header, tensors = NETWORK.read(path)
-    found = fingerprint(reference)
+    found = fingerprint(reference.state_dict())
     if header["reference"] != found:
         raise ValueError(
             f"path: {path} was sampled from another reference (its weights have SHA-256 {header['reference'][:12]}..., "
@@ -120,9 +123,10 @@ def unpack(
     mine = {b: tensors[prefix + b] for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
     mine = {b: t if b == "key" else t.to(device) for b, t in mine.items()}
     given = {option: options[option] for option in _OPTIONS if option != "flattened"}
-    law = Law(key=mine["key"], U=mine.get("U"), T=mine.get("T"), k=mine.get("k"), **given)
+    drawn: dict[str, Any] = {name: mine.get(name) for name in ("key", "U", "T", "k", "matrix")}
+    rows = Rows(**drawn, **given)
     recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
-    made = RainbowActivation(site, law, flattened=options["flattened"], recalibration=recalibration, device=device)
+    made = RainbowActivation(site, rows, flattened=options["flattened"], recalibration=recalibration, device=device)
     made.A, made.offset = mine["A"], mine.get("offset")
     made.scale = mine.get("scale", made.scale)  # version 1 has it in A
     return made

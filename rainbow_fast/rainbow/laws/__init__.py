@@ -1,2 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The laws of the sampled rows, one file each, and the rank that stands out of noise."""
+"""The laws of the sampled rows, one file each, and the directions that they combine.
+
+=============  ==============================================================================================
+gaussian       R = G: rows ``N(0, W^T W / d)``, the paper's law; with ``mean_row=True`` about the channels' mean
+orthonormal    n >= r: R = G T, T = (G^T G / n)^(-1/2), folded into U; n < r: R = sqrt(r) (G G^T)^(-1/2) G
+bootstrap      R_i = sqrt((1 - h^2) d) U[k(i)] + h g_i, k uniform: reference neurons, smoothed by h
+identity       R = sqrt(d) U: the reference's own neurons in their order (n = d), a control
+=============  ==============================================================================================
+
+A law of one's own is a subclass of `Law`, given as an object: ``sample(law=MyLaw())``.
+"""
+
+from rainbow_fast.rainbow.laws.bootstrap import Bootstrap
+from rainbow_fast.rainbow.laws.gaussian import Gaussian
+from rainbow_fast.rainbow.laws.identity import Identity
+from rainbow_fast.rainbow.laws.law import Law
+from rainbow_fast.rainbow.laws.orthonormal import Orthonormal
+from rainbow_fast.rainbow.laws.rows import Rows
+
+LAWS: dict[str, type[Law]] = {
+    "gaussian": Gaussian,
+    "orthonormal": Orthonormal,
+    "bootstrap": Bootstrap,
+    "identity": Identity,
+}
+
+__all__ = ["LAWS", "Bootstrap", "Gaussian", "Identity", "Law", "Orthonormal", "Rows"]

@@ -1,68 +1,78 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The laws of the sampled rows: what each needs besides the address of G."""
+"""Drawn rows: what a law leaves behind, as tensors, so that sampled networks need no law any more."""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rainbow_fast.ops.gaussian import choices, further, gaussian
-from rainbow_fast.rainbow.network.activation import ROW_BLOCK, Law
+from rainbow_fast.ops.gaussian import further, gaussian
+
+ROW_BLOCK = 4096  # rows at a time, where they must be made
 
 
-def draw(
-    law: str,
-    *,
-    n: int,
-    d: int,
-    mean_row: bool,
-    h: float,
-    U: Tensor | None,
-    key: Tensor,
-    device: torch.device | None = None,
-) -> Law:
-    r"""Draw n rows of a law at the address `key` of the white Gaussian matrix G; r is d, or the columns of U.
+class Rows(NamedTuple):
+    r"""The n rows of G_eff: ``z' = zbar + R U^T (zh - zbar) / sqrt(d)``, zbar the mean over channels if `mean_row`.
 
-    =============  ==============================================================================================
-    gaussian       R = G: rows ``N(0, W^T W / d)``, the paper's law
-    orthonormal    n >= r: R = G T, T = (G^T G / n)^(-1/2), folded into U; n < r: R = sqrt(r) (G G^T)^(-1/2) G
-    bootstrap      R_i = sqrt((1 - h^2) d) U[k(i)] + h g_i, k uniform: reference neurons, smoothed by h
-    identity       R = sqrt(d) U: the reference's own neurons in their order (n = d), a control
-    =============  ==============================================================================================
+    R (n, r) is one of four; None stands for absent, of U for the identity::
 
-    Args:
-        U: (d, r) float64, orthonormal columns; None for the identity.
-        device: where what is drawn lies; the CPU by default.
+        matrix                              where a law gives R itself
+        T G                                 where there is T
+        sqrt((1 - h^2) d) U[k] + h G        where there is k
+        G                                   else: never stored, made from its address in every kernel
 
-    Source: Gaussian: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 15. Smoothed bootstrap: Efron and
-    Tibshirani, "An introduction to the bootstrap" (1993), section 16.5, with shrinkage so that the covariance is kept.
+    Attributes:
+        n, d: neurons of the sample, channels of z.
+        key: the address of the white Gaussian matrix G, (4,) int64, on the CPU.
+        U: the directions that are combined, (d, r) float64, orthonormal columns but for what a law folds into them.
+        T: (n, n) float64. k: reference neurons, (n,) int64, smoothed by h. matrix: (n, r).
+        mean_row: keep the mean over channels of zh, else zbar = 0.
     """
-    r, device = d if U is None else U.shape[1], device or torch.device("cpu")
-    drawn = Law(n, d, mean_row, key, U)
-    if law == "orthonormal" and n >= r:
-        T = _inverse_root(_gram(n, r, key, device) / n)
-        return drawn._replace(U=T if U is None else U @ T)
-    if law == "orthonormal":
-        G = gaussian(n, r, seed=key, dtype=torch.float64, device=device)
-        return drawn._replace(T=_inverse_root(G @ G.T / r))
-    if law == "bootstrap":
-        return drawn._replace(k=choices(n, d, seed=key).to(device), h=h)
-    if law == "identity":
-        return drawn._replace(k=torch.arange(n, device=device))
-    return drawn
 
+    n: int
+    d: int
+    key: Tensor
+    U: Tensor | None = None
+    T: Tensor | None = None
+    k: Tensor | None = None
+    h: float = 0.0
+    matrix: Tensor | None = None
+    mean_row: bool = False
 
-def _gram(n: int, r: int, key: Tensor, device: torch.device) -> Tensor:
-    """G^T G in float64, a few thousand rows at a time."""
-    total = torch.zeros(r, r, dtype=torch.float64, device=device)
-    for start in range(0, n, ROW_BLOCK):
-        rows = min(ROW_BLOCK, n - start)
-        G = gaussian(rows, r, seed=further(key, start), dtype=torch.float64, device=device)
-        total += G.T @ G
-    return total
+    @property
+    def r(self) -> int:
+        """Columns of R."""
+        return self.d if self.U is None else self.U.shape[1]
 
+    @property
+    def implicit(self) -> bool:
+        """Whether R is G itself, which is nowhere stored."""
+        return self.T is None and self.k is None and self.matrix is None
 
-def _inverse_root(C: Tensor) -> Tensor:
-    """C^(-1/2) of a positive definite matrix."""
-    values, vectors = torch.linalg.eigh(C)
-    return (vectors * values.rsqrt()) @ vectors.T
+    def rows(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Rows start..stop of R, (stop - start, r), made for this call; where R = G, their address, (4,) int64."""
+        if self.matrix is not None:
+            return self.matrix.narrow(0, start, stop - start).to(dtype)
+        if self.T is not None:
+            G = gaussian(self.n, self.r, seed=self.key, dtype=dtype, device=device)
+            return self.T.narrow(0, start, stop - start).to(dtype) @ G
+        here = self.key if start == 0 else further(self.key, start)
+        if self.k is None:
+            return here
+        k = self.k.narrow(0, start, stop - start)
+        chosen = nn.functional.one_hot(k, self.r) if self.U is None else self.U.index_select(0, k)
+        R = math.sqrt((1 - self.h**2) * self.d) * chosen.to(dtype)
+        if self.h:
+            R = R + self.h * gaussian(stop - start, self.r, seed=here, dtype=dtype, device=device)
+        return R
+
+    def effective(self, device: torch.device) -> Tensor:
+        """G_eff, (n, d) float64."""
+        R = self.rows(0, self.n, torch.float64, device)
+        if not R.is_floating_point():
+            R = gaussian(self.n, self.r, seed=R, dtype=torch.float64, device=device)
+        rows = (R if self.U is None else R @ self.U.double().T) / math.sqrt(self.d)
+        return rows - rows.mean(1, keepdim=True) + 1 / self.d if self.mean_row else rows

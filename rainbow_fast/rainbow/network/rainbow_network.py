@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,8 +13,6 @@ from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.same_network import written_out
 from rainbow_fast.tracing.tail import Tail
 from rainbow_fast.tracing.trace import Site, Trace
-
-CLASSIFIERS = (None, "refit", "refit_aligned")
 
 
 class RainbowNetwork(nn.Module):
@@ -118,15 +115,6 @@ def assemble(
         input_shape=input_shape,
         fingerprint=fingerprint,
     )
-
-
-def fingerprint(reference: nn.Module) -> str:
-    """SHA-256 of names, dtypes, shapes and values of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in reference.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def refit_flattened(tail: Tail, phi: Tensor) -> bool:

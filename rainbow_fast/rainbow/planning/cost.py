@@ -7,8 +7,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from rainbow_fast.io import dumps
 from rainbow_fast.rainbow.planning.machine import Machine
-from rainbow_fast.rainbow.strict_json import dumps
 from rainbow_fast.tables import aligned
 
 

@@ -14,35 +14,30 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from rainbow_fast.rainbow.alignment.classifier import RIDGES
-from rainbow_fast.rainbow.plan import Plan
+from rainbow_fast.rainbow.options import Limits
 from rainbow_fast.rainbow.planning.cost import Cost, SiteCost, Work
 from rainbow_fast.rainbow.planning.machine import Machine
 from rainbow_fast.rainbow.planning.site_cost import SiteCount, Sizes
-from rainbow_fast.rainbow.sampling.flight import Data
+from rainbow_fast.rainbow.prepare import Prepared
+from rainbow_fast.rainbow.sampling.flight import in_flight_bytes
+from rainbow_fast.rainbow.sampling.storage import choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tracing.trace import State, Trace
 
 LAYERS = Work(rate="layers")  # none yet
 
 
 @torch.no_grad()
-def estimate(
-    trace: Trace,
-    statistics: Sequence[SiteStatistics],
-    plan: Plan,
-    align: Data,
-    held: Data,
-    *,
-    max_samples: int,
-    waiting: int,
-    machine: Machine,
-    fitted: bool,
-) -> Cost:
-    """What `sample_networks` takes with these arguments, from shapes alone; and `fit` before it, unless `fitted`. A
-    number that waits between two sites takes `waiting` bytes of memory.
+def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: Machine, fitted: bool) -> Cost:
+    """What `sample_networks` takes with these arguments, from shapes alone; and `fit` before it, unless `fitted`.
 
     One image of zeros goes through the reference, for the shapes between its layers.
     """
+    trace, statistics, align, held = prepared.trace, prepared.sites, prepared.align, prepared.held
+    plan, max_samples = spec, prepared.max_samples
+    waits = choose_storage(in_flight_bytes(statistics, 1, [align, held], limits.storage_dtype), limits)
+    waiting = (waits.dtype or align.dtype).itemsize if waits.kind == "memory" else 0  # bytes of memory of a number
     b = align.dtype.itemsize
     sizes = Sizes(align.count, held.count, align.size, b, waiting, max_samples)
     layers, steps = _layers(trace, align.example)
@@ -60,29 +55,29 @@ def estimate(
             arriving = math.prod(known.phi_shape) + known.alive
             peak = max(peak, kept + waiting * sides * sizes.both * max(arriving, math.prod(known.z_shape)))
             continue
-        refit = plan.classifier == "refit" and place == len(statistics) - 1
+        refit = plan.options.classifier == "refit" and place == len(statistics) - 1
         count = SiteCount(known, plan, sizes, first=not sites)
         site = count.cost(pending, arriving, kept, _classifier(trace, count) if refit else None)
         sites.append(site)
         peak = max(peak, site.peak_bytes)
         kept, arriving, pending = kept + site.disk_bytes, count.phi, LAYERS
         features += count.projection(1)
-        if plan.accuracy_profile:
+        if plan.options.accuracy_profile:
             profile += sum([*layers[place + 1 :], *steps[place + 1 :]], LAYERS) * sizes.held
     rest["reference"] = pending + profile
     disk = kept
-    if plan.classifier is not None:
-        classes, width = _classifier(trace, count if plan.classifier == "refit" else None)
+    if plan.options.classifier is not None:
+        classes, width = _classifier(trace, count if plan.options.classifier == "refit" else None)
         rest["classifier"] = _ridge(sizes.align, width, classes)
         peak = max(peak, kept + 2 * waiting * arriving * sizes.both + _ridge_bytes(sizes.align, width, b))
-        disk += b * classes * (width + 1) if plan.classifier == "refit_aligned" else 0
+        disk += b * classes * (width + 1) if plan.options.classifier == "refit_aligned" else 0
     for name, data in (("accuracy", align), ("held-out accuracy", held)):
         if data.labels is not None and data.count:
-            again = sum([*layers[:-1], *steps], LAYERS) if plan.classifier else LAYERS
+            again = sum([*layers[:-1], *steps], LAYERS) if plan.options.classifier else LAYERS
             rest[name] = (layers[-1] * 2 + again) * data.count
-            if plan.classifier:
+            if plan.options.classifier:
                 rest[f"{name}, features"] = features * data.count
-    return Cost(plan.method, sizes.align, sizes.held, tuple(sites), rest, peak, disk, machine)
+    return Cost(plan.options.method, sizes.align, sizes.held, tuple(sites), rest, peak, disk, machine)
 
 
 def _layers(trace: Trace, example: Tensor) -> tuple[list[Work], list[Work]]:

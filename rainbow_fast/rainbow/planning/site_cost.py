@@ -10,13 +10,15 @@ from torch import nn
 
 from rainbow_fast.ops.polar import LONG_IN_PLACE
 from rainbow_fast.rainbow.alignment.conjugate_gradient import SKETCH_ROWS, products_expected, sketch_size
-from rainbow_fast.rainbow.alignment.regression import FEATURE_NUMBERS, solver
-from rainbow_fast.rainbow.network.activation import FEATURE_BLOCK, IMPLICIT_BLOCK, ROW_BLOCK, homogeneous
-from rainbow_fast.rainbow.plan import Plan
+from rainbow_fast.rainbow.alignment.regression import FEATURE_NUMBERS, fastest_solver
+from rainbow_fast.rainbow.laws.rows import ROW_BLOCK
+from rainbow_fast.rainbow.network.activation import homogeneous
+from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK
 from rainbow_fast.rainbow.planning.cost import SiteCost, Work
 from rainbow_fast.rainbow.planning.machine import polar_flops
-from rainbow_fast.rainbow.sampling.site import ACTIVITY_SAMPLES
-from rainbow_fast.rainbow.site_statistics import SiteStatistics, every
+from rainbow_fast.rainbow.samples import every
+from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistics
+from rainbow_fast.rainbow.spec import NetworkSpec
 
 # float64 matrices alive at the worst moment: of the size of a block of M while that is summed, of M while it is aligned
 # and not long; of the regression's S' = E[phi' phi'^T], or the kernel, where its pseudo-inverse is taken.
@@ -59,12 +61,12 @@ class SiteCount:
         window: numbers of a channel of one image that pooling reads.
     """
 
-    def __init__(self, known: SiteStatistics, plan: Plan, sizes: Sizes, *, first: bool) -> None:
+    def __init__(self, known: SiteStatistics, plan: NetworkSpec, sizes: Sizes, *, first: bool) -> None:
         self.known, self.sizes, self.first = known, sizes, first
-        self.site, self.parts, self.d, self.n = known.site, plan.parts, known.d, plan.widths[known.site.name]
+        self.site, self.parts, self.d, self.n = known.site, plan.options, known.d, plan.widths[known.site.name]
         self.z, self.phi = math.prod(known.z_shape), math.prod(known.phi_shape)
         self.pixels, self.positions = self.z // self.d, known.positions
-        flattened = plan.align == "flattened" and self.site.feeds_flatten
+        flattened = plan.options.align == "flattened" and self.site.feeds_flatten
         self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (known.channels, self.n)
         self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
@@ -78,7 +80,7 @@ class SiteCount:
         self.recalibrates = self.parts.recalibrate and not first
         self.regresses = self.parts.alignment == "regression"
         channels = self.rows if self.fused else None
-        self.solver = solver(self.parts, self.columns, self.samples, channels) if self.regresses else None
+        self.solver = fastest_solver(self.parts.ridge, self.columns, self.samples, channels) if self.regresses else None
         self.sums, self.kernel = self.solver == "summed", self.solver == "kernel"
 
     # Work

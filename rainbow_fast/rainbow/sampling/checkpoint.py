@@ -7,9 +7,9 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,23 @@ import torch
 from torch import Tensor
 
 from rainbow_fast import backend
-from rainbow_fast.rainbow.files.container import PART, Format
+from rainbow_fast.io import PART, sha256
+from rainbow_fast.rainbow.files.container import Format
 from rainbow_fast.rainbow.files.network_file import pack, unpack
-from rainbow_fast.rainbow.network.activation import RainbowActivation
-from rainbow_fast.rainbow.network.rainbow_network import fingerprint, refit_site
-from rainbow_fast.rainbow.plan import Plan
+from rainbow_fast.rainbow.network.rainbow_network import refit_site
+from rainbow_fast.rainbow.options import Limits
+from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.report import SiteReport
-from rainbow_fast.rainbow.sampling.flight import Data
-from rainbow_fast.rainbow.site_statistics import SiteStatistics
-from rainbow_fast.tracing.trace import Site, Trace
+from rainbow_fast.rainbow.sampling.site import SampledSite
+from rainbow_fast.rainbow.spec import NetworkSpec
+from rainbow_fast.tracing.trace import Trace
 
 RUN = Format("rainbow_fast.run", 1, "sampling run")
 SITE = Format("rainbow_fast.site", 1, "sampled site")
-HASHED = 2**24  # numbers of a tensor at a time
 SHOWN = 4  # differences in a message
+SIZES = ("width", "factor", "energy", "sites")  # options that the widths and ranks of all sites stand for
 
 Facts = dict[str, Any]
-
-
-@dataclass
-class Finished:
-    """A sampled site with its report; at the last one, where the classifier is refit, also with that and its ridge."""
-
-    activation: RainbowActivation
-    report: SiteReport
-    refit: RainbowActivation | None = None
-    ridge: float | None = None
 
 
 class Checkpoint:
@@ -54,44 +45,44 @@ class Checkpoint:
     def __init__(self, folder: Path, trace: Trace, run: str) -> None:
         self.folder, self.trace, self.run = folder, trace, run
 
-    def write(self, number: int, site: Site, done: Finished) -> None:
-        """Of the network of that number."""
-        header = {"of": self._of(number, site), "report": asdict(done.report), "ridge": done.ridge}
+    def write(self, lane: int, site: SampledSite) -> None:
+        """Of the network in that lane."""
+        header = {"of": self._of(lane, site), "report": asdict(site.report), "ridge": site.ridge}
         tensors: dict[str, Tensor] = {}
         for name in ("activation", "refit"):
-            activation = getattr(done, name)
+            activation = getattr(site, name)
             if activation is not None:
                 header[name], buffers = pack(activation)
                 tensors |= {f"{name}.{b}": value for b, value in buffers.items()}
-        SITE.write(self._path(number, site), header, tensors)
+        SITE.write(self._path(lane, site), header, tensors)
 
-    def read(self, number: int, site: Site, device: torch.device) -> Finished | None:
-        """What `write` wrote, None where it has not.
+    def read(self, lane: int, site: SampledSite) -> bool:
+        """Fill in what `write` wrote of the site; False where it has not.
 
         Raises:
             ValueError: a file that is truncated, foreign, damaged, newer, or of another run; the message names it.
         """
-        path = self._path(number, site)
+        path = self._path(lane, site)
         if not path.exists():
-            return None
+            return False
         header, tensors = SITE.read(path, "resume")
         try:
-            if header["of"] != self._of(number, site):
+            if header["of"] != self._of(lane, site):
                 raise ValueError(f"resume: {path} belongs to another run, network or site")
-            activation = unpack(site, header["activation"], tensors, "activation.", device)
-            done = Finished(activation, SiteReport(**header["report"]), ridge=header["ridge"])
+            site.activation = unpack(site.site, header["activation"], tensors, "activation.", site.device)
+            site.report, site.ridge = SiteReport(**header["report"]), header["ridge"]
             if "refit" in header:
-                holder = refit_site(site, self.trace.tail(), flattened=header["refit"]["flattened"])
-                done.refit = unpack(holder, header["refit"], tensors, "refit.", device)
+                holder = refit_site(site.site, self.trace.tail(), flattened=header["refit"]["flattened"])
+                site.refit = unpack(holder, header["refit"], tensors, "refit.", site.device)
         except (KeyError, TypeError) as error:
             raise ValueError(f"resume: {path} is damaged ({error})") from None
-        return done
+        return True
 
-    def _path(self, number: int, site: Site) -> Path:
-        return self.folder / f"network-{number}-site-{site.index}.safetensors"
+    def _path(self, lane: int, site: SampledSite) -> Path:
+        return self.folder / f"network-{lane - 1}-site-{site.site.index}.safetensors"
 
-    def _of(self, number: int, site: Site) -> list[Any]:
-        return [self.run, number, site.name]
+    def _of(self, lane: int, site: SampledSite) -> list[Any]:
+        return [self.run, lane - 1, site.site.name]
 
 
 @contextmanager
@@ -148,17 +139,10 @@ def _shown(value: Any) -> str:
     return f"SHA-256 {value[7:19]}..." if isinstance(value, str) and value.startswith("sha256:") else repr(value)
 
 
-def describe(
-    trace: Trace,
-    statistics: Sequence[SiteStatistics],
-    plans: Sequence[Plan],
-    align: Data,
-    held: Data,
-    *,
-    max_samples: int,
-    storage_dtype: torch.dtype | None,
-) -> Facts:
+def describe(prepared: Prepared, specs: Sequence[NetworkSpec], limits: Limits) -> Facts:
     """All that the bits of sampled networks and of their reports depend on."""
+    trace, sites, align, held = prepared.trace, prepared.sites, prepared.align, prepared.held
+    code = repr(trace.reference) + ("" if trace.graph is None else trace.graph.code)
     facts: Facts = {
         "package": _version(),
         "torch": torch.__version__,
@@ -166,29 +150,25 @@ def describe(
         "instruction set of torch": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": str(align.device),
-        "weights of the reference": f"sha256:{fingerprint(trace.reference)}",
-        "code of the reference": _sha256(
-            text=repr(trace.reference) + ("" if trace.graph is None else trace.graph.code)
-        ),
-        "sites": [s.site.name for s in statistics],
-        "moments": _sha256(t for s in statistics for t in s.z.state_dict().values()),
-        "activity": [s.activity for s in statistics],
-        "data": _sha256([align.x]),
-        "labels": None if align.labels is None else _sha256([align.labels]),
-        "held-out data": _sha256([held.x]),
-        "held-out labels": None if held.labels is None else _sha256([held.labels]),
+        "weights of the reference": f"sha256:{prepared.fingerprint}",
+        "code of the reference": sha256(text=code),
+        "sites": [s.site.name for s in sites],
+        "moments": sha256(t for s in sites for t in s.z.state_dict().values()),
+        "activity": [s.activity for s in sites],
+        "data": align.digests[0],
+        "labels": align.digests[1],
+        "held-out data": held.digests[0],
+        "held-out labels": held.digests[1],
         "images of a chunk": align.size,
-        "max_samples": max_samples,
-        "storage_dtype": str(storage_dtype),
-        "networks": len(plans),
+        "max_samples": prepared.max_samples,
+        "storage_dtype": str(limits.storage_dtype),
+        "networks": len(specs),
     }
-    for number, plan in enumerate(plans):
-        options = {f.name: getattr(plan, f.name) for f in fields(plan)}
-        directions = options.pop("directions").items()
-        options["rank"] = {name: None if U is None else U.shape[1] for name, U in directions}
-        options["directions"] = _sha256(U for _, U in directions if U is not None)
-        options |= asdict(options.pop("parts"))
-        facts |= {f"{name} of network {number}": value for name, value in options.items()}
+    for number, spec in enumerate(specs):
+        chosen = spec.options.to_dict() | {"widths": spec.widths}
+        chosen["rank"] = {name: None if U is None else U.shape[1] for name, U in spec.directions.items()}
+        chosen["directions"] = sha256(U for U in spec.directions.values() if U is not None)
+        facts |= {f"{name} of network {number}": value for name, value in chosen.items() if name not in SIZES}
     return facts
 
 
@@ -197,14 +177,3 @@ def _version() -> str | None:
         return version("rainbow_fast")
     except PackageNotFoundError:
         return None
-
-
-def _sha256(tensors: Iterable[Tensor] = (), text: str = "") -> str:
-    """Of dtypes, shapes and values."""
-    digest = hashlib.sha256(text.encode())
-    for t in tensors:
-        digest.update(f"{t.dtype} {tuple(t.shape)}\n".encode())
-        rows = t.detach() if t.dim() else t.detach().view(1)
-        for part in rows.split(max(HASHED // max(rows[:1].numel(), 1), 1)):
-            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return f"sha256:{digest.hexdigest()}"

@@ -5,48 +5,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
-from rainbow_fast.rainbow.network.activation import RainbowActivation, channels_first
-from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper, plain
+from rainbow_fast.rainbow.chunks import Data
+from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.samples import channels_first
+from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.trace import State, Trace
 
 REFERENCE = 0  # the lane of the reference; the others follow
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set in chunks whose sizes follow from shapes alone; x, of any dtype, may lie in a file that is mapped."""
-
-    x: Tensor
-    labels: Tensor | None
-    size: int
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def count(self) -> int:
-        return len(self.x)
-
-    @property
-    def starts(self) -> range:
-        """The first sample of every chunk."""
-        return range(0, len(self.x), self.size)
-
-    def chunk(self, start: int) -> Tensor:
-        return plain(as_numbers(self.x[start : start + self.size], self.device, self.dtype))
-
-    @property
-    def example(self) -> Tensor:
-        return as_numbers(self.x[:1], self.device, self.dtype)
 
 
 class Flight:
@@ -124,13 +97,16 @@ class Flight:
                 look(start, self.z(REFERENCE, start))
             self.phi.update(channels_first(self.apply(REFERENCE, start), site.axis))
 
-    def settle(self, lane: int, start: int) -> Tensor:
-        """`apply`, where the projection without scale and offset has been put."""
+    def settle(self, lane: int, start: int, projection: Tensor | None = None) -> Tensor:
+        """Put phih, which is returned: scale and offset on the projection, given or as it was put before."""
         activation = self.activations[lane][self.place]
-        if self.keep is not None:
-            assert isinstance(activation, RainbowActivation)
-            self.put(lane, start, activation.finish(self.output(lane, start)).to(self.data.dtype))
-        return self.output(lane, start)
+        assert isinstance(activation, RainbowActivation)
+        if projection is None and self.keep is None:
+            return self.output(lane, start)
+        y = self.output(lane, start) if projection is None else self.storage.round(projection)
+        phih = self.storage.round(activation.finish(y).to(self.data.dtype))
+        self.put(lane, start, phih)
+        return phih
 
     def features(self, lane: int, module: nn.Module) -> Tensor:
         """What a module makes of what the site before gave, all samples together."""
@@ -190,7 +166,7 @@ class Flight:
         """What a site gives, rounded where it would be if it were stored."""
         if not isinstance(activation, RainbowActivation):
             return self.storage.round(activation(z))
-        raw = self.storage.round(activation.raw(z))
+        raw = self.storage.round(activation.aligned(z))
         return self.storage.round(activation.finish(raw).to(z.dtype))
 
     def _rounded(self, state: State) -> State:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,165 +15,176 @@ from torch import Tensor, nn
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.fitting import Progress, Watch
 from rainbow_fast.rainbow.network.activation import RainbowActivation
-from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble, fingerprint
+from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble
 from rainbow_fast.rainbow.network.same_network import FEW, check_network, check_run
-from rainbow_fast.rainbow.plan import Plan
+from rainbow_fast.rainbow.options import Limits
+from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.report import Report
-from rainbow_fast.rainbow.sampling.checkpoint import Checkpoint, Finished, describe, opened
-from rainbow_fast.rainbow.sampling.flight import REFERENCE, Data, Flight
-from rainbow_fast.rainbow.sampling.site import SiteStep, Work
-from rainbow_fast.rainbow.sampling.storage import Storage
-from rainbow_fast.rainbow.site_statistics import SiteStatistics
-from rainbow_fast.rainbow.sites import reason_kept
-from rainbow_fast.tracing.trace import Trace
+from rainbow_fast.rainbow.sampling.checkpoint import Checkpoint, describe, opened
+from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
+from rainbow_fast.rainbow.sampling.site import SampledSite
+from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
+from rainbow_fast.rainbow.site_statistics import SiteStatistics, reason_kept
+from rainbow_fast.rainbow.spec import NetworkSpec
 
 
 @torch.no_grad()
 def sample_networks(
-    trace: Trace,
-    statistics: Sequence[SiteStatistics],
-    plans: Sequence[Plan],
-    align: Data,
-    held: Data,
-    *,
-    max_samples: int,
-    storage: Storage,
-    scratch: str | os.PathLike[str] | None,
-    resume: str | os.PathLike[str] | None,
-    progress: Progress | None,
+    prepared: Prepared, specs: Sequence[NetworkSpec], limits: Limits, progress: Progress | None
 ) -> list[tuple[RainbowNetwork, Report]]:
-    """Sample one network for each plan: all sites in order of execution, at each site one network after the other."""
-    total = sum(len(plan.widths) for plan in plans) * (2 * len(align.starts) + len(held.starts))
-    tick = _ticker(progress, total)
+    """Sample one network for each spec: all sites in order of execution, at each site one network after the other."""
+    data = prepared.align, prepared.held
+    storage = choose_storage(in_flight_bytes(prepared.sites, len(specs), data, limits.storage_dtype), limits)
+    tick = _ticker(progress, sum(len(spec.widths) for spec in specs) * (2 * len(data[0].starts) + len(data[1].starts)))
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
-    if resume is not None:
-        dtype = storage.dtype
-        facts = describe(trace, statistics, plans, align, held, max_samples=max_samples, storage_dtype=dtype)
-        run = opened(resume, trace, facts)
-    with run as checkpoint, tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=scratch) as folder:
-        flights = tuple(Flight(trace, data, 1 + len(plans), storage, Path(folder)) for data in (align, held))
+    if limits.resume is not None:
+        run = opened(limits.resume, prepared.trace, describe(prepared, specs, limits))
+    with run as checkpoint, tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch) as folder:
+        align, held = (Flight(prepared.trace, each, 1 + len(specs), storage, Path(folder)) for each in data)
         lanes = [
-            Lane(Work(flights[0], flights[1], lane, plan, max_samples, tick), storage, checkpoint)
-            for lane, plan in enumerate(plans, REFERENCE + 1)
+            Lane(number, spec, (align, held), prepared.max_samples, storage, tick)
+            for number, spec in enumerate(specs, REFERENCE + 1)
         ]
-        for known in statistics:
-            watch = None if known.fitted else Watch(known, align, max_samples, plans)
-            for flight, look in zip(flights, (watch, None), strict=True):
-                flight.reference(known.site.reference, look)
+        for statistics in prepared.sites:
+            align.reference(statistics.site.reference, Watch.of(statistics, prepared, specs))
+            held.reference(statistics.site.reference)
             for lane in lanes:
-                lane.pass_site(known, last=known is statistics[-1])
-            sampled = [lane.work.lane for lane in lanes if known.site.name in lane.work.plan.widths]
-            for flight in flights:
+                site = lane.reach(statistics, checkpoint)
+                if site is not None:
+                    site.draw()
+                    site.accumulate()
+                    site.solve()
+                    site.project()
+                    site.hold_out()
+                    lane.pass_site(site, checkpoint)
+            sampled = [lane.number for lane in lanes if statistics.site.name in lane.spec.widths]
+            for flight in (align, held):
                 flight.leave(sampled)
             for lane in lanes:
                 lane.profile()
-        accuracies = [_accuracy(flight, REFERENCE) for flight in flights]
-        digest = fingerprint(trace.reference)
-        return [lane.assembled(digest, accuracies) for lane in lanes]
+        accuracies = [accuracy(flight, REFERENCE) for flight in (align, held)]
+        return [lane.assembled(prepared.fingerprint, accuracies) for lane in lanes]
 
 
 class Lane:
-    """One network that is being sampled."""
+    """One network that is being sampled: the sites so far, and the report."""
 
-    def __init__(self, work: Work, storage: Storage, checkpoint: Checkpoint | None) -> None:
-        plan, align, held = work.plan, work.align, work.held
-        self.work, self.trace, self.checkpoint = work, align.trace, checkpoint
-        self.report = Report(
-            plan.method, plan.parts, plan.align, plan.classifier, plan.seed, plan.network, align.count, held.count
-        )
+    def __init__(
+        self,
+        number: int,
+        spec: NetworkSpec,
+        flights: tuple[Flight, Flight],
+        max_samples: int,
+        storage: Storage,
+        tick: Callable[[str], None],
+    ) -> None:
+        self.number, self.spec, self.max_samples, self.tick = number, spec, max_samples, tick
+        self.align, self.held = flights
+        self.trace = self.align.trace
+        self.report = Report(spec.options, self.align.count, self.held.count)
         self.report.storage, self.report.references = str(storage), self.trace.references
-        self.report.accuracy_profile = [] if plan.accuracy_profile else None
+        self.report.accuracy_profile = [] if spec.options.accuracy_profile else None
         self.activations: dict[str, RainbowActivation] = {}
         self.refit: RainbowActivation | None = None
 
-    def pass_site(self, known: SiteStatistics, *, last: bool) -> None:
-        """Sample a site if that is planned, or read it if it has been; else let it be the reference's."""
-        work, name, number = self.work, known.site.name, self.work.lane - REFERENCE - 1
-        if name not in work.plan.widths:
-            for flight in (work.align, work.held):
-                flight.follow(work.lane, known.site.reference)
-            self.report.kept[name] = reason_kept(known.site) or "not among the sites asked for"
-            return
-        done = None
-        if self.checkpoint is not None:
-            done = self.checkpoint.read(number, known.site, work.align.data.device)
-        if done is None:
-            done = self._sampled(known, last and work.plan.classifier == "refit")
-            if self.checkpoint is not None:
-                self.checkpoint.write(number, known.site, done)
-        else:
-            for flight, passes in ((work.align, 2), (work.held, 1)):
-                flight.follow(work.lane, done.activation)
-                for _ in range(passes * len(flight.data.starts)):
-                    work.tick(f"{name}: read")
-        self.activations[name] = done.activation
-        self.report.sites.append(done.report)
-        self.refit, self.report.ridge = done.refit, done.ridge
+    def reach(self, statistics: SiteStatistics, checkpoint: Checkpoint | None) -> SampledSite | None:
+        """A site that is to be sampled; None where it is the reference's, or has been sampled before."""
+        name = statistics.site.name
+        if name not in self.spec.widths:
+            for flight in (self.align, self.held):
+                flight.follow(self.number, statistics.site.reference)
+            self.report.kept[name] = reason_kept(statistics.site) or "not among the sites asked for"
+            return None
+        flights = self.align, self.held
+        site = SampledSite(statistics, self.spec, self.number, flights, self.max_samples, self.tick)
+        if self._refits(statistics):
+            site.collect_for(self.trace.tail())
+        if checkpoint is None or not checkpoint.read(self.number, site):
+            return site
+        for flight, passes in ((self.align, 2), (self.held, 1)):
+            flight.follow(self.number, site.activation)
+            for _ in range(passes * len(flight.data.starts)):
+                self.tick(f"{name}: read")
+        self._take(site)
+        return None
 
-    def _sampled(self, known: SiteStatistics, refits: bool) -> Finished:
-        step = SiteStep(self.work, known, tail=self.trace.tail() if refits else None)
-        done = Finished(*step.run())
-        if refits:
-            done.refit, done.ridge = step.refit()
-        return done
+    def pass_site(self, site: SampledSite, checkpoint: Checkpoint | None) -> None:
+        """Take a site that has been sampled, and write it where runs can go on."""
+        if self._refits(site.statistics):
+            site.refit_classifier(self.trace.tail())
+        if checkpoint is not None:
+            checkpoint.write(self.number, site)
+        self._take(site)
 
     def profile(self) -> None:
         """The held-out accuracy with the sites so far, after each sampled one."""
         sampled, profile = len(self.activations), self.report.accuracy_profile
         if profile is not None and len(profile) < sampled:
-            profile.append(_accuracy(self.work.held, self.work.lane))
+            profile.append(accuracy(self.held, self.number))
 
     def assembled(self, digest: str, accuracies: Sequence[float]) -> tuple[RainbowNetwork, Report]:
         """The network and its report; `accuracies` are those of the reference."""
-        plan, align, held = self.work.plan, self.work.align, self.work.held
-        made = self.activations
+        classifier, sites = self.spec.options.classifier, dict(self.activations)
         if self.refit is not None:
-            made = made | {self.trace.sites[-1].name: self.refit}
-        head = self._refit_aligned() if plan.classifier == "refit_aligned" else None
+            sites[self.trace.sites[-1].name] = self.refit
+        head = self._refit_aligned() if classifier == "refit_aligned" else None
         network = assemble(
             self.trace,
-            made,
-            classifier=plan.classifier,
+            sites,
+            classifier=classifier,
             head=head,
-            input_shape=tuple(align.data.x.shape[1:]),
+            input_shape=tuple(self.align.data.x.shape[1:]),
             fingerprint=digest,
         )
-        x = align.data.chunk(0)
-        check_network(network.body, made, self.trace, x[:FEW], head=head, refit=self.refit is not None)
-        if plan.classifier is None and align.storage.dtype is None:
-            check_run(network, x, align.outputs(self.work.lane, 0), network.sampled[-1])
-        for name, flight, of_reference in zip(("alignment", "held_out"), (align, held), accuracies, strict=True):
-            data = flight.data
-            if data.labels is not None and data.count:
-                found = _accuracy(flight, self.work.lane)
-                if plan.classifier is not None:
-                    self.report.accuracy[f"trained_classifier_{name}"] = found
-                    found = _share(
-                        torch.cat([network(data.chunk(start).clone()) for start in data.starts]), data.labels
-                    )
-                self.report.accuracy |= {name: found, f"reference_{name}": of_reference}
+        x = self.align.data.chunk(0)
+        check_network(network.body, sites, self.trace, x[:FEW], head=head, refit=self.refit is not None)
+        if classifier is None and self.align.storage.dtype is None:
+            check_run(network, x, self.align.outputs(self.number, 0), network.sampled[-1])
+        for name, flight, of_reference in zip(
+            ("alignment", "held_out"), (self.align, self.held), accuracies, strict=True
+        ):
+            if flight.data.labels is not None and flight.count:
+                self.report.accuracy |= self._accuracies(name, network, flight) | {f"reference_{name}": of_reference}
         return network, self.report
+
+    def _accuracies(self, name: str, network: RainbowNetwork, flight: Flight) -> dict[str, float]:
+        """On one data set: of the network, and with a refit classifier also what the trained one would give."""
+        trained, data = accuracy(flight, self.number), flight.data
+        if self.spec.options.classifier is None:
+            return {name: trained}
+        assert data.labels is not None
+        outputs = torch.cat([network(data.chunk(start).clone()) for start in data.starts])
+        return {f"trained_classifier_{name}": trained, name: share_right(outputs, data.labels)}
+
+    def _refits(self, statistics: SiteStatistics) -> bool:
+        return self.spec.options.classifier == "refit" and statistics.site is self.trace.sites[-1]
+
+    def _take(self, site: SampledSite) -> None:
+        self.activations[site.site.name] = site.activation
+        self.report.sites.append(site.report)
+        self.refit, self.report.ridge = site.refit, site.ridge
 
     def _refit_aligned(self) -> nn.Linear:
         """A classifier refit on phih, as the last layer sees it."""
-        tail, align = self.trace.tail(), self.work.align
-        features = align.features(self.work.lane, tail.between)
-        assert align.data.labels is not None
-        B, b, self.report.ridge = ridge_classifier(features, align.data.labels, tail.last.out_features)
+        tail, data = self.trace.tail(), self.align.data
+        features = self.align.features(self.number, tail.between)
+        assert data.labels is not None
+        B, b, self.report.ridge = ridge_classifier(features, data.labels, tail.last.out_features)
         head = copy.deepcopy(tail.last)
-        head.weight = nn.Parameter(B.to(align.data.dtype))
-        head.bias = nn.Parameter(b.to(align.data.dtype))
+        head.weight = nn.Parameter(B.to(data.dtype))
+        head.bias = nn.Parameter(b.to(data.dtype))
         return head
 
 
-def _accuracy(flight: Flight, lane: int) -> float:
+def accuracy(flight: Flight, lane: int) -> float:
     """Of the lane's sites so far and the reference's from here on; NaN without labels or data."""
     if flight.data.labels is None or not flight.count:
         return float("nan")
-    return _share(flight.finish(lane), flight.data.labels)
+    return share_right(flight.finish(lane), flight.data.labels)
 
 
-def _share(outputs: Tensor, labels: Tensor) -> float:
+def share_right(outputs: Tensor, labels: Tensor) -> float:
+    """The share of samples whose largest output is that of their label."""
     return float((outputs.argmax(1) == labels).double().mean())
 
 

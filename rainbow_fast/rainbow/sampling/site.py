@@ -1,245 +1,272 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One site of one sample: two passes over the alignment data, one over what is held out."""
+"""One site of one sampled network: two passes over the alignment data, one over what is held out."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rainbow_fast.ops.gaussian import key
-from rainbow_fast.rainbow.alignment import align as alignment
-from rainbow_fast.rainbow.alignment.align import Solve
+from rainbow_fast.ops.random_features import random_features_covariance
+from rainbow_fast.rainbow.alignment.align import AlignedMap, align, offset, scale
+from rainbow_fast.rainbow.alignment.alignment import Alignment
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
-from rainbow_fast.rainbow.alignment.regression import Kernel, Products, Summed, solver
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
-from rainbow_fast.rainbow.laws.rows import draw
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.network.activation import RainbowActivation, Select, channels_first
+from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.network.features import Select, blocks
 from rainbow_fast.rainbow.network.rainbow_network import refit_flattened, refit_site
-from rainbow_fast.rainbow.plan import SITE_BITS, Plan
+from rainbow_fast.rainbow.options import SITE_BITS, alignment_of, law_of
 from rainbow_fast.rainbow.report import Error, SiteReport
+from rainbow_fast.rainbow.samples import channels_first, every, take
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight
-from rainbow_fast.rainbow.site_statistics import SiteStatistics, every, take
+from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
+from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tracing.tail import Tail
 
-ACTIVITY_SAMPLES = 2048
 
+class SampledSite:
+    """One site of one sampled network, where the reference is past the site and the sample at z.
 
-@dataclass
-class Work:
-    """What the sites of one sample share: both data sets in flight, and the lane of the sample."""
+    It is sampled by `draw`, `accumulate`, `solve`, `project`, `hold_out`, in this order.
 
-    align: Flight
-    held: Flight
-    lane: int
-    plan: Plan
-    max_samples: int
-    tick: Callable[[str], None]
+    Attributes:
+        statistics: what is known of the reference there.
+        activation: the sampled site.
+        report: its certificate, at the end.
+        features: of phi' that A takes, of each sample: n, or n positions where it is flattened.
+        samples: that M is the mean of.
+        refit, ridge: the site with the refit classifier in the place of A, where that is asked for, and its ridge.
+    """
 
+    activation: RainbowActivation
+    report: SiteReport
 
-class SiteStep:
-    """One site: draw the law, accumulate the moments, align, project. The reference is past it, the sample at z."""
-
-    def __init__(self, work: Work, known: SiteStatistics, *, tail: Tail | None = None) -> None:
-        self.work, self.known, self.site, self.tail = work, known, known.site, tail
-        self.parts = work.plan.parts
-        self.flattened = work.plan.align == "flattened" and known.site.feeds_flatten
-        self.n = work.plan.widths[known.site.name]
-        stream = work.plan.network << SITE_BITS | known.site.index
-        self.law = draw(
-            self.parts.law,
-            n=self.n,
-            d=known.d,
-            mean_row=self.parts.mean_row,
-            h=self.parts.h,
-            U=work.plan.directions[known.site.name],
-            key=key(work.plan.seed, stream),
-            device=self._device,
-        )
-        recalibrates = self.parts.recalibrate and work.align.apart[work.lane]
-        self.recalibration = self._recalibration() if recalibrates else None
-        self.activation = RainbowActivation(
-            self.site, self.law, flattened=self.flattened, recalibration=self.recalibration, device=self._device
-        )
-        self.step = (
-            1 if self.flattened else every(work.align.count * known.positions, work.max_samples, known.positions)
-        )
-        self.collected: list[Tensor] = []  # features for the classifier, where there is a tail
-
-    def run(self) -> tuple[RainbowActivation, SiteReport]:
-        """The sampled site, and its report."""
-        moments, least_squares, activity = self._moments()
-        eps = None if self.site.norm is None else float(self.site.norm.eps)  # type: ignore[arg-type]
-        positions = self.known.positions if self.flattened else 1
-        B, found = alignment.align(moments, self.parts, positions=positions, eps=eps, least_squares=least_squares)
-        self.activation.A = B.to(self._dtype).contiguous()
-        del B, least_squares  # as large as A and S, in float64
-        projected = self._project() if self.parts.scale == "optimal" else None
-        s = alignment.scale(found, projected, self.parts, self.site.name)
-        c = alignment.offset(found, s, moments, self.parts)
-        self.activation.scale.fill_(s)
-        self.activation.offset = None if c is None else c.to(self._dtype)
-        for flight in (self.work.align, self.work.held):
-            flight.activations[self.work.lane].append(self.activation)
-        error, error_centred = self._finish(projected is not None)
-        held_out_error, held_out_error_centred = self._hold_out()
-        return self.activation, SiteReport(
-            index=self.site.index,
-            site=self.site.name,
-            d=self.known.channels,
-            n=self.n,
-            rank=self.known.d if self.law.U is None else self.law.U.shape[1],
-            samples=moments.count,
-            error=error,
-            error_centred=error_centred,
-            held_out_error=held_out_error,
-            held_out_error_centred=held_out_error_centred,
-            similarity=found.similarity,
-            scale=s,
-            activity=self.known.activity,
-            sampled_activity=activity,
-            M_rank=found.rank,
-            M_effective_rank=found.effective_rank,
-            M_condition=found.condition,
-        )
-
-    def refit(self) -> tuple[RainbowActivation, float]:
-        """The site with the refit classifier in the place of A; the features are those that `run` collected."""
-        assert self.tail is not None and self.work.align.data.labels is not None
-        features = torch.cat(self.collected)
-        B, b, ridge = ridge_classifier(features, self.work.align.data.labels, self.tail.last.out_features)
-        phi = self.activation.A.new_empty(1, self.n, *self.known.phi_shape[1:])  # type: ignore[union-attr]
-        flattened = refit_flattened(self.tail, phi)
-        site = refit_site(self.site, self.tail, flattened=flattened)
-        made = RainbowActivation(
-            site, self.law, flattened=flattened, recalibration=self.recalibration, device=self._device
-        )
-        made.A, made.offset = B.to(self._dtype), b.to(self._dtype)
-        return made, ridge
+    def __init__(
+        self,
+        statistics: SiteStatistics,
+        spec: NetworkSpec,
+        lane: int,
+        flights: tuple[Flight, Flight],
+        max_samples: int,
+        tick: Callable[[str], None],
+    ) -> None:
+        self.statistics, self.site, self.spec, self.lane, self.tick = statistics, statistics.site, spec, lane, tick
+        self.align, self.held = flights
+        self.max_samples = max_samples
+        self.options = spec.options
+        self.n = spec.widths[self.site.name]
+        self.flattened = self.options.align == "flattened" and self.site.feeds_flatten
+        self.positions = statistics.positions if self.flattened else 1  # features of a neuron
+        self.features = self.n * self.positions
+        total = self.align.count * (1 if self.flattened else statistics.positions)
+        self.step = 1 if self.flattened else every(total, max_samples, statistics.positions)
+        self.samples = -(-total // self.step)
+        self.collected: list[Tensor] | None = None  # features for the classifier, where that is refit
+        self.refit: RainbowActivation | None = None
+        self.ridge: float | None = None
 
     @property
-    def _device(self) -> torch.device:
-        return self.work.align.data.device
+    def device(self) -> torch.device:
+        return self.align.data.device
 
     @property
-    def _dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
         """Of A: that of the reference, float32 for half precision."""
-        return torch.promote_types(self.work.align.data.dtype, torch.float32)
+        return torch.promote_types(self.align.data.dtype, torch.float32)
 
-    def _recalibration(self) -> tuple[Tensor, Tensor]:
-        """zh = gain zraw + bias has the mean and the unbiased variance of z in every channel; where zraw does not vary,
-        it is that mean."""
-        align, z = self.work.align, ChannelMoments()
-        per_sample = math.prod(self.known.z_shape) // self.known.d
-        step = every(align.count * per_sample, self.work.max_samples, per_sample)
-        for start in align:
-            z.update(take(self._rows(align.z(self.work.lane, start)), start * per_sample, step))
-        wanted, found = self.known.z.x.variance(unbiased=True), z.variance(unbiased=True)
-        gain = torch.where(z.flat, 0.0, (wanted / found).sqrt())
-        bias = self.known.z.mean_x - gain * z.mean
-        return gain.to(self._dtype), bias.to(self._dtype)
+    def draw(self) -> None:
+        """Draw the rows, and find what recalibrates z."""
+        address = key(self.options.seed, self.options.network << SITE_BITS | self.site.index)
+        rows = law_of(self.options).draw(self.n, self.statistics, self.spec.directions[self.site.name], address)
+        self.activation = RainbowActivation(
+            self.site,
+            rows._replace(mean_row=self.options.mean_row),
+            flattened=self.flattened,
+            positions=self.positions,
+            recalibration=self._recalibration() if self.options.recalibrate and self.align.apart[self.lane] else None,
+            device=self.device,
+        )
 
-    def _moments(self) -> tuple[CrossCovariance, Solve | None, float]:
-        align, lane, activity = self.work.align, self.work.lane, 0.0
-        moments = CrossCovariance(self.site.name)
+    def accumulate(self) -> None:
+        """The moments of phi and phi', in one pass."""
+        self.moments = CrossCovariance(self.site.name)
         if self.step == 1 and not self.flattened:
-            moments.know(align.phi)
-        features = self.n * (self.known.positions if self.flattened else 1)
-        way = self._solver(features)
-        S = Summed(self.activation, features, align.data.device) if way == "summed" else None
-        for start in align:
-            zh = self._rows(align.z(lane, start))
-            phi = align.output(REFERENCE, start)
-            self.activation.covariance(moments, features, self._rows(self._shaped(phi)), zh, self._select(start))
-            if S is not None:
-                assert moments.y.center is not None
-                S.add(zh, len(phi), functools.partial(self._select_after, start), moments.y.center)
+            self.moments.know(self.align.phi)
+        self.alignment: Alignment | None = alignment_of(self.options).begin(self)
+        strategy = self.activation.strategy
+        for start in self.align:
+            phi, zh, select = self.align.output(REFERENCE, start), self._input(self.align, start), self.select(start)
+            x = select(self._target(phi)).to(torch.promote_types(zh.dtype, torch.float32))
+            first = self.moments.cross is None
+            sums = self.moments.begin(x, self.features)
+            assert self.moments.x.center is not None and self.moments.y.center is not None
+            centers = self.moments.x.center, self.moments.y.center
+            strategy.covariance(self.activation, x, zh, select, centers, sums, first=first)
+            self.alignment.add(start, zh, len(phi), centers[1])
             if start == 0:
-                activity = self.activation.activity(active_rows(zh, self.known))
-            self.work.tick(f"{self.site.name}: moments")
-        solvers: dict[str | None, Summed | Kernel | Products | None] = {"summed": S}
-        if way == "kernel":
-            solvers[way] = Kernel(self.activation, self._batches)
-        if way == "products":
-            solvers[way] = Products(self.activation, self._batches, self._dtype)
-        found = solvers.get(way)
-        return moments, None if found is None else found.solve, activity
+                self.activity = share_active(self.activation, active_samples(zh, self.statistics))
+            self.tick(f"{self.site.name}: moments")
 
-    def _solver(self, features: int) -> str | None:
-        """Of the regression; None for another alignment."""
-        if self.parts.alignment != "regression":
-            return None
-        samples = -(-self.work.align.count * (1 if self.flattened else self.known.positions) // self.step)
-        return solver(self.parts, features, samples, self.known.channels if self.activation.fused else None)
+    def solve(self) -> None:
+        """A, from the moments."""
+        assert self.alignment is not None
+        eps = None if self.site.norm is None else float(self.site.norm.eps)  # type: ignore[arg-type]
+        B, self.aligned = align(self.moments, self.options, self.alignment, positions=self.positions, eps=eps)
+        self.activation.A, self.alignment = B.to(self.dtype).contiguous(), None  # what solved is as large as S
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Select]]:
-        align = self.work.align
+    def project(self) -> None:
+        """Scale and offset, then phih on the alignment data, with its error."""
+        activation, align = self.activation, self.align
+        projected = self._projection_moments() if self.options.scale == "optimal" else None
+        s = scale(self.aligned, projected, self.options, self.site.name)
+        c = offset(self.aligned, s, self.moments, self.options)
+        activation.scale.fill_(s)
+        activation.offset = None if c is None else c.to(self.dtype)
+        for flight in (align, self.held):
+            flight.activations[self.lane].append(activation)
+        self.error = self._error(align)
         for start in align:
-            phi = self._rows(self._shaped(align.output(REFERENCE, start)))
-            yield phi, self._rows(align.z(self.work.lane, start)), self._select(start)
-
-    def _select_after(self, start: int, samples: int) -> Select:
-        return self._select(start + samples)
-
-    def _project(self) -> ChannelMoments:
-        """Put the projection without scale and offset, and take its moments."""
-        align, lane, projected = self.work.align, self.work.lane, ChannelMoments()
-        for start in align:
-            self._collect(start)
-            raw = self.activation.raw(align.z(lane, start))
-            projected.update(self._select(start)(self._rows(raw)))
-            align.put(lane, start, raw)
-            self.work.tick(f"{self.site.name}: projection")
-        return projected
-
-    def _finish(self, projected: bool) -> tuple[float, float]:
-        """phih, from the projection where that has been put, and its error."""
-        align, error = self.work.align, self._error(self.work.align)
-        for start in align:
-            if projected:
-                phih = align.settle(self.work.lane, start)
-            else:
+            y = None
+            if projected is None:
                 self._collect(start)
-                phih = align.apply(self.work.lane, start)
-                self.work.tick(f"{self.site.name}: projection")
-            error.update(self._shaped(align.output(REFERENCE, start)), phih)
-        return error.relative()
+                z = align.z(self.lane, start)
+                y = activation.strategy.project(activation, self._rows(z), activation.whole)
+                y = activation.shaped_as(y, z)
+                self.tick(f"{self.site.name}: projection")
+            phih = align.settle(self.lane, start, y)
+            self.error.update(self._shaped(align.output(REFERENCE, start)), phih)
 
-    def _collect(self, start: int) -> None:
-        if self.tail is not None:
-            zh = self.work.align.z(self.work.lane, start)
-            self.collected.append(self.tail.between(self.activation.features(zh)))
-
-    def _error(self, flight: Flight) -> Error:
-        return Error(None if self.flattened else flight.phi)
-
-    def _hold_out(self) -> tuple[float | None, float | None]:
-        held, error = self.work.held, self._error(self.work.held)
+    def hold_out(self) -> None:
+        """phih on the data that is held out, with its error; and the report."""
+        activation, held, error = self.activation, self.held, self._error(self.held)
         for start in held:
-            phih = held.apply(self.work.lane, start)
+            z = held.z(self.lane, start)
+            y = activation.strategy.project(activation, self._rows(z), activation.whole)
+            phih = held.settle(self.lane, start, activation.shaped_as(y, z))
             error.update(self._shaped(held.output(REFERENCE, start)), phih)
-            self.work.tick(f"{self.site.name}: held-out data")
-        return error.relative() if held.count else (None, None)
+            self.tick(f"{self.site.name}: held-out data")
+        self.report = self._report(
+            self.aligned, self.error.relative(), error.relative() if held.count else (None, None)
+        )
 
-    def _shaped(self, phi: Tensor) -> Tensor:
-        return phi.flatten(1) if self.flattened else phi
+    def refit_classifier(self, tail: Tail) -> None:
+        """The site with a refit classifier in the place of A; the features are those that `project` collected."""
+        assert self.collected is not None and self.align.data.labels is not None and self.activation.A is not None
+        features = torch.cat(self.collected)
+        B, b, self.ridge = ridge_classifier(features, self.align.data.labels, tail.last.out_features)
+        phi = self.activation.A.new_empty(1, self.n, *self.statistics.phi_shape[1:])
+        flattened = refit_flattened(tail, phi)
+        self.refit = RainbowActivation(
+            refit_site(self.site, tail, flattened=flattened),
+            self.activation.drawn,
+            flattened=flattened,
+            recalibration=self.activation.recalibration,
+            device=self.device,
+        )
+        self.refit.A, self.refit.offset = B.to(self.dtype), b.to(self.dtype)
+
+    def collect_for(self, tail: Tail) -> None:
+        """Let `project` collect the features that a classifier is refit to."""
+        self.collected, self._tail = [], tail
+
+    # What alignments ask for
+
+    def select(self, before: int) -> Select:
+        """Which samples of a batch count, so many images coming before it."""
+        if self.flattened:
+            return lambda t: t.flatten(1)
+        return lambda t: take(t, before * self.statistics.positions, self.step)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Select]]:
+        """phi and zh of every chunk of the alignment data, and which of their samples count."""
+        for start in self.align:
+            yield self._target(self.align.output(REFERENCE, start)), self._input(self.align, start), self.select(start)
+
+    # Parts of the phases
+
+    def _input(self, flight: Flight, start: int) -> Tensor:
+        """zh as (N, d, *space)."""
+        return self._rows(flight.z(self.lane, start))
+
+    def _target(self, phi: Tensor) -> Tensor:
+        return self._rows(self._shaped(phi))
 
     def _rows(self, t: Tensor) -> Tensor:
         return channels_first(t, self.site.axis, self.flattened)
 
-    def _select(self, before: int) -> Select:
-        if self.flattened:
-            return lambda t: t.flatten(1)
-        return lambda t: take(t, before * self.known.positions, self.step)
+    def _shaped(self, phi: Tensor) -> Tensor:
+        return phi.flatten(1) if self.flattened else phi
+
+    def _error(self, flight: Flight) -> Error:
+        return Error(None if self.flattened else flight.phi)
+
+    def _recalibration(self) -> tuple[Tensor, Tensor]:
+        """zh = gain zraw + bias has the mean and the unbiased variance of z in every channel; where zraw does not vary,
+        it is that mean."""
+        of_sample, of_reference = ChannelMoments(), self.statistics.z.x
+        per_sample = math.prod(self.statistics.z_shape) // self.statistics.d
+        step = every(self.align.count * per_sample, self.max_samples, per_sample)
+        for start in self.align:
+            of_sample.update(take(self._input(self.align, start), start * per_sample, step))
+        ratio = of_reference.variance(unbiased=True) / of_sample.variance(unbiased=True)
+        gain = torch.where(of_sample.flat, 0.0, ratio.sqrt())
+        bias = self.statistics.z.mean_x - gain * of_sample.mean
+        return gain.to(self.dtype), bias.to(self.dtype)
+
+    def _projection_moments(self) -> ChannelMoments:
+        """Put A phi', without scale and offset, and take its moments."""
+        activation, align, moments = self.activation, self.align, ChannelMoments()
+        for start in align:
+            self._collect(start)
+            z = align.z(self.lane, start)
+            y = activation.strategy.project(activation, self._rows(z), activation.whole)
+            moments.update(self.select(start)(y))
+            align.put(self.lane, start, activation.shaped_as(y, z))
+            self.tick(f"{self.site.name}: projection")
+        return moments
+
+    def _collect(self, start: int) -> None:
+        if self.collected is not None:
+            self.collected.append(self._tail.between(self.activation.features(self.align.z(self.lane, start))))
+
+    def _report(
+        self,
+        aligned: AlignedMap,
+        error: tuple[float | None, float | None],
+        held_out_error: tuple[float | None, float | None],
+    ) -> SiteReport:
+        return SiteReport(
+            index=self.site.index,
+            site=self.site.name,
+            d=self.statistics.channels,
+            n=self.n,
+            rank=self.activation.drawn.r,
+            samples=self.moments.count,
+            error=error[0],  # type: ignore[arg-type]  # data to align on is never absent
+            error_centred=error[1],  # type: ignore[arg-type]
+            held_out_error=held_out_error[0],
+            held_out_error_centred=held_out_error[1],
+            similarity=aligned.similarity,
+            scale=float(self.activation.scale),
+            activity=self.statistics.activity,
+            sampled_activity=self.activity,
+            M_rank=aligned.rank,
+            M_effective_rank=aligned.effective_rank,
+            M_condition=aligned.condition,
+        )
 
 
-def active_rows(z: Tensor, known: SiteStatistics) -> Tensor:
-    """A part of the samples of z (N, d, *space), on which the activity is measured, as (samples, d)."""
-    positions = math.prod(known.z_shape) // known.d
-    rows = take(z, 0, every(z.numel() // known.d, ACTIVITY_SAMPLES, positions))
-    return rows.movedim(1, -1).reshape(-1, known.d)
+def share_active(activation: RainbowActivation, z: Tensor) -> float:
+    """The share of (sample, neuron) pairs with z' > 0, before any pooling, of samples z (N, d)."""
+    u, shift = activation.mixed(z)
+    ones = u.new_ones(u.shape[0], 1, *u.shape[2:])
+    active = 0.0
+    for start, stop in blocks(activation.n, activation.strategy.block(activation)):
+        rows = activation.source(u, start, stop)
+        M = random_features_covariance(ones, u, stop - start, shift=shift, activation="step", **rows)[0]
+        active += float(M.sum())
+    return active / (ones.numel() * activation.n)

@@ -15,11 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rainbow_fast.arguments import bytes_of
-
-KINDS = ("memory", "file", "recompute")
-DTYPES = (None, torch.bfloat16)
-ALIGNMENT = 64  # bytes, of what torch allocates
+from rainbow_fast.rainbow.chunks import plain
+from rainbow_fast.rainbow.options import Limits
 
 
 class Cell(Protocol):
@@ -92,45 +89,15 @@ class Storage:
         return f"activations wait {where[self.kind]} ({self.bytes / 1e6:.1f} MB{rounded})"
 
 
-def plain(value: Tensor) -> Tensor:
-    """The same numbers as they lie in new memory: contiguous, from an aligned address on; libraries round by both."""
-    value = value.contiguous().view(-1).view(value.shape)  # twice, for strides along axes of size 1
-    return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
-
-
-def choose(
-    bytes_needed: int,
-    *,
-    memory_budget: int | None,
-    storage: str | None,
-    storage_dtype: torch.dtype | None,
-    scratch: str | os.PathLike[str] | None,
-) -> Storage:
-    """The first of memory, files and recomputation that has the room; or the one that is named.
-
-    Raises:
-        ValueError: an unknown name or dtype, a budget below 0, a folder that is not there.
-    """
-    if storage not in (None, *KINDS):
-        raise ValueError(f"storage={storage!r}: wanted None or one of {', '.join(KINDS)}")
-    if storage_dtype not in DTYPES:
-        raise ValueError(f"storage_dtype={storage_dtype}: wanted None or torch.bfloat16")
-    check_budget(memory_budget, scratch)
-    kind = storage
-    if kind is None and (memory_budget is None or bytes_needed <= memory_budget):
+def choose_storage(bytes_needed: int, limits: Limits) -> Storage:
+    """The first of memory, files and recomputation that has the room; or the one that is named."""
+    kind = limits.storage
+    if kind is None and (limits.memory_budget is None or bytes_needed <= limits.memory_budget):
         kind = "memory"
     if kind is None:
-        free = shutil.disk_usage(scratch or tempfile.gettempdir()).free
+        free = shutil.disk_usage(limits.scratch or tempfile.gettempdir()).free
         kind = "file" if bytes_needed < free // 2 else "recompute"
-    return Storage(kind, bytes_needed, storage_dtype)
-
-
-def check_budget(memory_budget: int | None, scratch: str | os.PathLike[str] | None) -> None:
-    """A number of bytes and an existing folder, or a TypeError or ValueError."""
-    if memory_budget is not None:
-        bytes_of("memory_budget", memory_budget)
-    if scratch is not None and not Path(scratch).is_dir():
-        raise ValueError(f"scratch: no folder {scratch}")
+    return Storage(kind, bytes_needed, limits.storage_dtype)
 
 
 def keeper(storage: Storage, folder: Path) -> Keep | None:

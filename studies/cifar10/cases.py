@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from rainbow_fast.cli import baselines
-from rainbow_fast.cli.experiment import Job, Step, new_reference, records, train_reference
-from rainbow_fast.cli.files import Record, load_checkpoint, save_checkpoint
+from rainbow_fast.analysis.limits import fit_limit
+from rainbow_fast.cli.checkpoints import load_checkpoint, save_checkpoint
+from rainbow_fast.cli.grid import Step, as_progress
+from rainbow_fast.cli.training import new_reference, train_reference
 from rainbow_fast.data import Images
-from rainbow_fast.rainbow.entry import fit
-from rainbow_fast.rainbow.model import RainbowModel
-from rainbow_fast.rainbow.network.rainbow_network import fingerprint
+from rainbow_fast.io import fingerprint
+from rainbow_fast.rainbow.model import RainbowModel, fit
+from rainbow_fast.rainbow.report import Record
+from studies.cifar10 import controls
 
 TITLES = {"mlp": "MLP 1024-512-256-10", "cnn": "CNN 5x5/2 1-32-64"}
 FACTORS = (1, 4, 16)
@@ -103,11 +104,11 @@ class Task:
         return f"{self.architecture} {self.case.name}, x{self.factor:g}, network {self.training}.{self.network}"
 
 
-def tasks(architectures: tuple[str, ...], trainings: int, networks: int) -> list[Task]:
+def tasks(architectures: tuple[str, ...], trainings: int, networks: int, cases: tuple[Case, ...] = CASES) -> list[Task]:
     """All networks, the cases in their order, so that an interrupted run has the most important ones."""
     return [
         Task(architecture, case, factor, training, network)
-        for case in CASES
+        for case in cases
         for architecture in architectures
         if architecture in case.architectures
         for factor in case.factors
@@ -150,13 +151,13 @@ class Trainings:
         else:
             if case.baseline == "white":
                 seed = {"seed": task.training, "network": task.network}
-                got, sites = baselines.white_weights(reference, align, self.test, factor=task.factor, **seed)
+                got, sites = controls.white_weights(reference, align, self.test, factor=task.factor, **seed)
             else:
                 other, _ = self.reference(task.architecture, (task.training + 1) % self.count, step)
-                got, sites = baselines.another_network(reference, other, align, self.test)
+                got, sites = controls.another_network(reference, other, align, self.test)
             of_network = {"accuracy": got, "reference_accuracy": reached, "images": case.images}
             made = [of_network | site for site in sites]
-        return [record | task.key | {"reference": fingerprint(reference)[:12]} for record in made]
+        return [record | task.key | {"reference": fingerprint(reference.state_dict())[:12]} for record in made]
 
     def _sample(self, task: Task, reference: nn.Sequential, step: Step) -> list[Record]:
         case = task.case
@@ -165,8 +166,9 @@ class Trainings:
             self._model = None  # frees the old one first
             some = (self.images.x_train[: case.images], self.images.y_train[: case.images])
             self._model = wanted, fit(reference, some, holdout=self.test)
-        job = Job("paper", {"factor": task.factor}, task.network, task.training, case.options)
-        return records(job.run(self._model[1], step), factor=task.factor)
+        address = {"network": task.network, "seed": task.training}
+        _, report = self._model[1].sample(factor=task.factor, **address, **case.options, progress=as_progress(step))
+        return report.records(factor=task.factor)
 
 
 @dataclass(frozen=True)
@@ -177,26 +179,6 @@ class Limit:
     limit: float
     c: float
     p: float
-
-
-def fit_limit(errors: Mapping[float, float]) -> tuple[float, float, float]:
-    """(limit, c, p) of ``error = limit + c factor^-p`` through at least three mean errors.
-
-    Least squares of relative residuals: the best p of 0.2, 0.21, ..., 2, with limit and c of the linear problem that
-    remains, no limit below zero.
-    """
-    factors = torch.tensor(list(errors), dtype=torch.float64, device="cpu")
-    wanted = torch.tensor(list(errors.values()), dtype=torch.float64, device="cpu")
-    best = (float("inf"), 0.0, 0.0, 0.0)
-    for p in torch.arange(0.2, 2.005, 0.01, dtype=torch.float64, device="cpu").tolist():
-        columns = torch.stack([torch.ones_like(factors), factors**-p], 1) / wanted.unsqueeze(1)
-        ones = torch.ones(len(wanted), 1, dtype=torch.float64, device="cpu")
-        limit, c = torch.linalg.lstsq(columns, ones).solution.squeeze(1).tolist()
-        if limit < 0:
-            limit, c = 0.0, float(torch.linalg.lstsq(columns[:, 1:], ones).solution)
-        misfit = float((columns @ torch.tensor([limit, c], dtype=torch.float64, device="cpu") - 1).square().sum())
-        best = min(best, (misfit, limit, c, p))
-    return best[1:]
 
 
 def limits(found: list[Record], architecture: str) -> Iterator[Limit]:

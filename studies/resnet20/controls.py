@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
 
 from rainbow_fast.ops.gaussian import gaussian
-from rainbow_fast.rainbow.alignment import align as alignment
+from rainbow_fast.rainbow.alignment.align import align, offset, scale
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.parts import METHODS, Parts
-from rainbow_fast.rainbow.plan import SITE_BITS
+from rainbow_fast.rainbow.options import METHODS, SITE_BITS, MethodOptions, alignment_of
 from rainbow_fast.rainbow.report import Error
-from rainbow_fast.rainbow.site_statistics import every, take
+from rainbow_fast.rainbow.samples import every, take
 
 CHUNK = 125  # images
 MAX_SAMPLES = 400_000  # of the moments of a site
@@ -83,7 +82,7 @@ class Images:
 class Sampler(Protocol):
     """How the features of a layer are made. `wide`: whether its shortcut takes the features, or the aligned ones."""
 
-    parts: Parts
+    parts: MethodOptions
     wide: bool
 
     def enter(self, layer: Layer, number: int, data: Images) -> int:
@@ -208,11 +207,11 @@ def _align(layer: Layer, sampler: Sampler, data: Images) -> tuple[Tensor, Tensor
         moments.update(take(phi, before * positions, step), features)
         chosen.append(features)
         before += len(phi)
-    B, found = alignment.align(moments, sampler.parts)
+    B, aligned = align(moments, sampler.parts, alignment_of(sampler.parts))
     for features in chosen:
         projected.update(torch.einsum("nm...,dm->nd...", features.double(), B))
-    s = alignment.scale(found, projected, sampler.parts, layer.name)
-    c = alignment.offset(found, s, moments, sampler.parts)
+    s = scale(aligned, projected, sampler.parts, layer.name)
+    c = offset(aligned, s, moments, sampler.parts)
     return (s * B).float(), torch.zeros(len(B), device="cpu") if c is None else c.float()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The results of `rainbow-fast reproduce` as a table in Markdown and as a figure."""
+"""The results of `python -m studies.cifar10` as a table in Markdown and as a figure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from statistics import mean
 
 from rainbow_fast import plots
-from rainbow_fast.cli.experiment import Summary, summaries
-from rainbow_fast.cli.files import Record
-from rainbow_fast.cli.reproduce import FIGURE_METHODS, TITLES, limits
+from rainbow_fast.analysis.summaries import Summary, summaries
 from rainbow_fast.cli.terminal import spread
+from rainbow_fast.rainbow.report import Record
+from rainbow_fast.tables import markdown as grid
+from studies.cifar10.cases import FIGURE_METHODS, TITLES, limits
 
 INTRODUCTION = """\
 # Rainbow networks on CIFAR-10
 
-    rainbow-fast reproduce cifar-10-batches-bin
+    python -m studies.cifar10 cifar-10-batches-bin
 
 ![Accuracy and error against width](cifar10.png)
 
@@ -110,9 +111,3 @@ def _accuracy(row: Summary | None) -> str:
 
 def _error(row: Summary | None, site: str) -> str:
     return "" if row is None else spread(*row.errors[site], digits=3)
-
-
-def grid(heading: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -1,26 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `convergence`: how fast kernels and alignments of sampled networks converge, on digits."""
+"""How fast kernels and alignments of sampled networks converge, on digits: what is measured, page and figure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import typer
 
 from rainbow_fast import plots
-from rainbow_fast.cli import terminal
-from rainbow_fast.cli.experiment import new_reference, train_reference
-from rainbow_fast.cli.files import Record, write, write_records
-from rainbow_fast.data import digits
-from rainbow_fast.rainbow.entry import fit
+from rainbow_fast.cli.grid import Step
 from rainbow_fast.rainbow.model import RainbowModel
-from rainbow_fast.rainbow.report import Report
+from rainbow_fast.rainbow.report import Record, Report
 
 if TYPE_CHECKING:  # needs scipy, matplotlib
     from matplotlib.figure import Figure
@@ -28,13 +21,11 @@ if TYPE_CHECKING:  # needs scipy, matplotlib
     from rainbow_fast.analysis.convergence import KernelConvergence
     from rainbow_fast.analysis.rates import PowerFit, Slope
 
-HIDDEN = (128, 128)
-WIDTHS = "128,256,512,1024,2048,4096,8192,16384,32768"
 RANKS = (4, 64)  # of the power law of the spectrum
 INTRODUCTION = """\
 # Convergence in width
 
-    rainbow-fast convergence
+    python -m studies.convergence
 
 ![Errors against width](convergence.png)
 
@@ -64,40 +55,7 @@ class Site:
     decay: Slope
 
 
-def convergence(
-    widths: Annotated[str, typer.Option(help="Neurons of every site, increasing.")] = WIDTHS,
-    networks: Annotated[int, typer.Option(help="Of each width.", min=2)] = 5,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.", min=0)] = 0,
-    threads: Annotated[int | None, typer.Option(help="Threads of the CPU (default: as torch chooses).", min=1)] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-convergence"),
-) -> None:
-    """How fast kernels converge with the width, on digits: results.jsonl, convergence.md, convergence.png."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    chosen = _widths(widths)
-    for package, extra in (("matplotlib", "plots"), ("scipy", "analysis")):
-        if find_spec(package) is None:
-            raise ImportError(f'convergence needs {package}: pip install "rainbow_fast[{extra}]"')
-    images, about = digits(), new_reference("mlp", "digits", widths=HIDDEN, seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
-    with terminal.bar(networks * sum(chosen) + 4 * chosen[-1]) as bar:
-        with bar.job(0, "train mlp") as step:
-            reference, about = train_reference(about, images, {"seed": seed}, step)
-        model = fit(reference, (images.x_train, images.y_train), holdout=(images.x_test, images.y_test))
-        with bar.job(networks * sum(chosen) + 4 * chosen[-1], "sample") as step:
-            sites = study(model, images.x_test, chosen, networks, seed, step)
-    write_records(out / "results.jsonl", [record for site in sites for record in records(site)])
-    sizes = "-".join(map(str, about.arguments["sizes"]))
-    write(out / "convergence.md", page(sites, sizes, 100 * about.accuracy, len(images.x_test)))
-    plots.save(figure(sites, f"mlp {sizes} on digits"), out / "convergence.png")
-    for line in _table(sites):
-        terminal.out().print(line, markup=False, soft_wrap=True)
-    terminal.out().print(f"{out}: results.jsonl, convergence.md, convergence.png", markup=False, soft_wrap=True)
-
-
-def study(
-    model: RainbowModel, x: torch.Tensor, widths: list[int], networks: int, seed: int, step: terminal.Step
-) -> list[Site]:
+def study(model: RainbowModel, x: torch.Tensor, widths: list[int], networks: int, seed: int, step: Step) -> list[Site]:
     """Sample networks of each width and measure all sites on the images x."""
     from rainbow_fast.analysis.convergence import site_convergence
     from rainbow_fast.analysis.rates import power_law_decay
@@ -155,7 +113,7 @@ def page(sites: list[Site], sizes: str, accuracy: float, images: int) -> str:
                 f"{theory.kpca:.2f} (kernel principal components),\n{theory.heuristic:.2f} (by perturbation, no proof)."
             )
         decays.append(text + "\n")
-    return "\n".join([introduction, "\n".join(_table(sites)) + "\n", *decays])
+    return "\n".join([introduction, "\n".join(table(sites)) + "\n", *decays])
 
 
 def figure(sites: list[Site], title: str) -> Figure:
@@ -204,7 +162,7 @@ def _fits(found: KernelConvergence, trained: np.ndarray) -> dict[str, PowerFit |
     return made
 
 
-def _table(sites: list[Site]) -> list[str]:
+def table(sites: list[Site]) -> list[str]:
     names = {
         "kernel": "kernel",
         "limit": "to the limit",
@@ -237,13 +195,3 @@ def _keep(errors: dict[str, dict[int, list[float]]], n: int, report: Report) -> 
     for site in report.sites:
         assert site.held_out_error is not None
         errors.setdefault(site.site, {}).setdefault(n, []).append(site.held_out_error)
-
-
-def _widths(text: str) -> list[int]:
-    try:
-        widths = [int(part) for part in text.split(",")]
-    except ValueError:
-        widths = []
-    if not widths or widths[0] < 1 or any(b <= a for a, b in zip(widths, widths[1:], strict=False)):
-        raise ValueError(f"--widths: wanted increasing whole numbers above 0, separated by commas; got {text!r}")
-    return widths

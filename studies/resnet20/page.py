@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The results of `rainbow-fast resnet20` as a page in Markdown and as a figure."""
+"""The results of `python -m studies.resnet20` as a page in Markdown and as a figure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import asdict
 from statistics import mean, stdev
 
 from rainbow_fast import plots
-from rainbow_fast.cli.files import Record
-from rainbow_fast.cli.markdown import grid
-from rainbow_fast.cli.reproduce import fit_limit
-from rainbow_fast.cli.resnet20 import TRAINED, UNTRAINED, H, Point, points, smoothed
+from rainbow_fast.analysis.limits import fit_limit
 from rainbow_fast.cli.terminal import spread
+from rainbow_fast.rainbow.report import Record
+from rainbow_fast.tables import markdown as grid
+from studies.resnet20.cases import TRAINED, UNTRAINED, H, Point, points, smoothed
 
 MAIN = ("calibrated", "regression", "paper", "naive")
 INTRODUCTION = """\
 # Rainbow networks of a residual network
 
-    rainbow-fast resnet20 cifar-10-batches-bin WEIGHTS --compare ANOTHER
+    python -m studies.resnet20 cifar-10-batches-bin WEIGHTS --compare ANOTHER
 
 ![Accuracy and error against width and against novelty](resnet20.png)
 

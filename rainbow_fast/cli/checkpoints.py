@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the commands leave behind: whole files or none, whatever interrupts them."""
+"""Checkpoints of `rainbow-fast train`: the weights of a reference, with what it is."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from rainbow_fast.io import write_whole
 from rainbow_fast.networks import cnn, load_weights, mlp
-from rainbow_fast.rainbow.files.container import write_whole
-from rainbow_fast.rainbow.strict_json import dumps
 
 FORMAT, VERSION = "rainbow_fast.checkpoint", 1
 BUILDERS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class About:
 def save_checkpoint(module: nn.Module, about: About, path: Path) -> None:
     """Write weights and architecture to one file in safetensors."""
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    write(path, to_bytes(state, {"format": FORMAT, "version": str(VERSION), "about": json.dumps(asdict(about))}))
+    write_whole(path, to_bytes(state, {"format": FORMAT, "version": str(VERSION), "about": json.dumps(asdict(about))}))
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Sequential, About]:
@@ -77,28 +74,3 @@ def load_checkpoint(path: Path) -> tuple[nn.Sequential, About]:
     module = about.build()
     load_weights(module, path)
     return module, about
-
-
-def write(path: Path, data: bytes | str) -> None:
-    """Put `data` at `path`, the whole of it or nothing."""
-    write_whole(path, data.encode() if isinstance(data, str) else data)
-
-
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line."""
-    write(path, "".join(dumps(record) + "\n" for record in records))
-
-
-def read_records(path: Path) -> list[Record]:
-    """What `write_records` wrote; nothing where there is no file.
-
-    Raises:
-        ValueError: a line that is not JSON; the message names it.
-    """
-    records = []
-    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
-    return records

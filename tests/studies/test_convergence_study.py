@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `convergence`, once, at small widths."""
+"""The study of convergence, once, at small widths."""
 
 import importlib.util
 import sys
@@ -13,17 +13,17 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 
-from rainbow_fast import cli
-from rainbow_fast.cli.files import read_records
+from rainbow_fast.cli.running import run as cli_run
+from rainbow_fast.io import read_records
+from studies.convergence.__main__ import app
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str, str]:
-    monkeypatch.setattr(sys, "argv", ["rainbow-fast", "convergence", *words])
+    monkeypatch.setattr(sys, "argv", ["convergence", *words])
     before = torch.get_num_threads()
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
+    code = cli_run(app, "convergence")
     torch.set_num_threads(before)
-    return exit.value.code, *capsys.readouterr()
+    return code, *capsys.readouterr()
 
 
 def test_convergence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -31,8 +31,8 @@ def test_convergence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     words = ["--widths", "32,64,128,256", "--networks", "2", "--threads", "1", "--out", str(out)]
     code, said, err = run(monkeypatch, capsys, *words)
     assert (code, err) == (0, "")
-    assert sorted(path.name for path in out.iterdir()) == ["convergence.md", "convergence.png", "results.jsonl"]
-    found = read_records(out / "results.jsonl")
+    assert sorted(path.name for path in out.iterdir()) == ["convergence.md", "convergence.png", "records.jsonl"]
+    found = read_records(out / "records.jsonl")
     keys = [(r["site"], r["width"], r["network"]) for r in found]
     assert keys == [(site, width, network) for site in ("2", "4") for width in (32, 64, 128, 256) for network in (0, 1)]
     assert {r["wide_width"] for r in found} == {1024}
@@ -56,7 +56,7 @@ def test_wrong_widths_cost_one_line(
 def test_extras_are_named_before_the_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, package: str, extra: str
 ) -> None:
-    monkeypatch.setattr("rainbow_fast.cli.convergence.find_spec", lambda name: None if name == package else name)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     code, said, err = run(monkeypatch, capsys, "--out", str(tmp_path / "out"))
     assert (code, said) == (2, "") and not (tmp_path / "out").exists()
     assert f'convergence needs {package}: pip install "rainbow_fast[{extra}]"' in err

@@ -16,15 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rainbow_fast.cli.experiment import Step, records
-from rainbow_fast.cli.files import Record
-from rainbow_fast.cli.novelty import novelty
-from rainbow_fast.cli.resnet_baselines import Naive, Outcome, Sampler, White, sample
+from rainbow_fast.analysis.novelty import novelty
+from rainbow_fast.cli.grid import Step, as_progress
+from rainbow_fast.io import fingerprint
 from rainbow_fast.networks import resnet_cifar
-from rainbow_fast.rainbow.entry import fit
-from rainbow_fast.rainbow.model import RainbowModel
-from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, fingerprint
-from rainbow_fast.rainbow.report import Report
+from rainbow_fast.rainbow.model import RainbowModel, fit
+from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
+from rainbow_fast.rainbow.report import Record, Report
+from studies.resnet20.controls import Naive, Outcome, Sampler, White, sample
 
 TRAINED, UNTRAINED = "trained", "untrained"
 LANES = 3  # networks in one pass of the reference,
@@ -197,7 +196,7 @@ class Study:
             if (images, held) != (len(self.align[0]), len(self.test[0])):
                 raise ValueError(f"--out: it holds results of {images} and {held} images")
             known = name == UNTRAINED or name in self.references
-            if known and digest != fingerprint(self.reference(name))[:12]:
+            if known and digest != fingerprint(self.reference(name).state_dict())[:12]:
                 raise ValueError(f"--out: it holds results of other weights of the network {name!r}")
 
     def run(self, group: Sequence[Task], step: Step) -> list[Record]:
@@ -210,7 +209,7 @@ class Study:
             sampler = first.case.sampler(first.factor, 0, first.network)
             made = [_of_outcome(sample(net, sampler, self.align, self.test))]
         shared: Record = {"images": len(self.align[0]), "held_out_images": len(self.test[0])}
-        shared["fingerprint"] = fingerprint(self.reference(first.reference))[:12]
+        shared["fingerprint"] = fingerprint(self.reference(first.reference).state_dict())[:12]
         return [r | task.key | shared for task, found in zip(group, made, strict=True) for r in found]
 
     def _sample(self, group: Sequence[Task], step: Step) -> list[list[Record]]:
@@ -223,7 +222,7 @@ class Study:
             {**task.case.options, "factor": task.factor, "network": task.network, "classifier": "refit"}
             for task in group
         ]
-        found = model.sample_many(networks, progress=lambda done, total, what: step(done / total, what))
+        found = model.sample_many(networks, progress=as_progress(step))
         return [_of_report(model, task, *pair) for task, pair in zip(group, found, strict=True)]
 
 
@@ -238,7 +237,7 @@ def _of_report(model: RainbowModel, task: Task, network: RainbowNetwork, report:
         "accuracy": report.accuracy["trained_classifier_held_out"],
         "refit_accuracy": report.accuracy["held_out"],
     }
-    made = [record | shared for record in records(report, factor=task.factor)]
+    made = [record | shared for record in report.records(factor=task.factor)]
     for record, known in zip(made, model.sites, strict=True):
         del record["classifier"]
         record["novelty"] = novelty(network.site(known.site.name).effective_rows(), known.z.compute())

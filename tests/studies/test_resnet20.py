@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rainbow_fast import data, plots
-from rainbow_fast.cli import app, resnet20, resnet20_page, resnet_baselines
-from rainbow_fast.cli.files import read_records, write_records
-from rainbow_fast.cli.novelty import novelty
+from rainbow_fast.analysis.novelty import novelty
 from rainbow_fast.data import Images
+from rainbow_fast.io import read_records, write_records
 from rainbow_fast.networks import accuracy, resnet_cifar
-from rainbow_fast.rainbow.entry import fit
-from rainbow_fast.rainbow.parts import METHODS
+from rainbow_fast.rainbow.model import fit
+from rainbow_fast.rainbow.options import METHODS
 from rainbow_fast.tracing.trace import trace
+from studies.resnet20 import cases, controls, page
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -81,10 +81,10 @@ class Itself:
 
     parts, wide = METHODS["paper"], False
 
-    def enter(self, layer: resnet_baselines.Layer, number: int, images: resnet_baselines.Images) -> int:
+    def enter(self, layer: controls.Layer, number: int, images: controls.Images) -> int:
         return layer.conv.out_channels
 
-    def features(self, layer: resnet_baselines.Layer, images: resnet_baselines.Images, i: int) -> Tensor:
+    def features(self, layer: controls.Layer, images: controls.Images, i: int) -> Tensor:
         z = layer.norm(layer.conv(images.phih[i]))
         return (z if layer.shortcut is None else z + layer.shortcut(images.kept[i])).relu()
 
@@ -92,7 +92,7 @@ class Itself:
 def test_sampler_of_the_reference_itself_is_the_reference() -> None:
     """Every shortcut, alignment and error: to rounding, of seven aligned layers in float32."""
     net, test = little_net(), labelled(60, seed=2)
-    got = resnet_baselines.sample(net, Itself(), labelled(200), test)
+    got = controls.sample(net, Itself(), labelled(200), test)
     assert got.accuracy == accuracy(net, *test)
     assert max(max(site["error"], site["alignment_error"]) for site in got.sites) < 1e-10
     names = [(site.index, site.name) for site in trace(net).sites]
@@ -104,8 +104,8 @@ def test_naive_batch_norm_has_statistics_of_the_sample() -> None:
     net, (x, _) = little_net(), labelled(100)
     with torch.no_grad():
         net.bn1.bias.add_(10)
-        (layer, *_), images = resnet_baselines.layers(net), resnet_baselines.Images.of(x)
-        sampler = resnet_baselines.Naive(2, 0, 0)
+        (layer, *_), images = controls.layers(net), controls.Images.of(x)
+        sampler = controls.Naive(2, 0, 0)
         assert sampler.enter(layer, 0, images) == 8
         features = sampler.features(layer, images, 0).transpose(0, 1).flatten(1)
     torch.testing.assert_close(features.mean(1), net.bn1.bias.detach().repeat(2), rtol=1e-5, atol=0)
@@ -117,8 +117,8 @@ def test_white_convolutions_have_the_power_of_the_trained() -> None:
     net, (x, _) = little_net(), labelled(8)
     with torch.no_grad():
         net.bn1.bias.copy_(net.bn1.weight * net.bn1.running_mean * (net.bn1.running_var + 1e-5).rsqrt())  # s = 0
-        (layer, *_), images = resnet_baselines.layers(net), resnet_baselines.Images.of(x)
-        sampler = resnet_baselines.White(10_000, 0, 0)
+        (layer, *_), images = controls.layers(net), controls.Images.of(x)
+        sampler = controls.White(10_000, 0, 0)
         n = sampler.enter(layer, 0, images)
         features = sampler.features(layer, images, 0)
         power = layer.norm(layer.conv(x)).square().mean()
@@ -128,13 +128,13 @@ def test_white_convolutions_have_the_power_of_the_trained() -> None:
     )  # half of a symmetric law is active
 
 
-@pytest.mark.parametrize("sampler", [resnet_baselines.Naive, resnet_baselines.White])
+@pytest.mark.parametrize("sampler", [controls.Naive, controls.White])
 def test_samplers_learn_alignments_and_a_classifier(sampler: type) -> None:
     """A refit classifier finds the planted sign of the images' mean through seven sampled sites; errors are finite."""
     x, _ = labelled(300)
     y = (torch.arange(300) % 2).long()
     x = x + (2 * y - 1).view(-1, 1, 1, 1)
-    got = resnet_baselines.sample(little_net(), sampler(2, 0, 1), (x[:200], y[:200]), (x[200:], y[200:]))
+    got = controls.sample(little_net(), sampler(2, 0, 1), (x[:200], y[:200]), (x[200:], y[200:]))
     assert got.refit_accuracy > 0.9
     assert all(math.isfinite(site["error"]) for site in got.sites)
     assert [site["n"] for site in got.sites] == [2 * site["d"] for site in got.sites]
@@ -157,7 +157,7 @@ def test_weights_bring_depth_and_width(tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "net.pt")
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     for name in ("net.pt", "net.safetensors"):
-        found = resnet20.load(tmp_path / name)
+        found = cases.load(tmp_path / name)
         assert {k: v.tolist() for k, v in found.state_dict().items()} == {
             k: v.tolist() for k, v in net.state_dict().items()
         }
@@ -165,18 +165,18 @@ def test_weights_bring_depth_and_width(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weights at"):
-        resnet20.load(tmp_path / "none.pt")
+        cases.load(tmp_path / "none.pt")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     for name in ("noise.pt", "noise.safetensors"):
         (tmp_path / name).write_bytes(b"noise")
     for name in ("linear.pt", "noise.pt", "noise.safetensors"):
         with pytest.raises(ValueError, match=f"{name}: wanted the weights of a ResNet for CIFAR-10"):
-            resnet20.load(tmp_path / name)
+            cases.load(tmp_path / name)
 
 
 def test_untrained_network_has_the_statistics_of_the_images() -> None:
     x, _ = labelled(1000)
-    made = resnet20.untrained_like(little_net(width=3), x)
+    made = cases.untrained_like(little_net(width=3), x)
     with torch.no_grad():
         z = made.bn1(made.conv1(x)).transpose(0, 1).flatten(1)
     torch.testing.assert_close(z.mean(1), torch.zeros(3), rtol=0, atol=1e-5)
@@ -188,8 +188,8 @@ def test_untrained_network_has_the_statistics_of_the_images() -> None:
 
 
 def test_passes_hold_every_task_once_and_share_the_reference() -> None:
-    todo = resnet20.tasks((1, 4, 16), 2, ["narrow", "wide"])
-    groups = list(resnet20.passes(todo))
+    todo = cases.tasks((1, 4, 16), 2, ["narrow", "wide"])
+    groups = list(cases.passes(todo))
     assert sorted(map(str, todo)) == sorted(str(task) for group in groups for task in group)
     assert len(set(map(str, todo))) == len(todo)
     for group in groups:
@@ -199,43 +199,43 @@ def test_passes_hold_every_task_once_and_share_the_reference() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:site")
-def test_command_writes_all_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_writes_all_and_goes_on(tmp_path: Path) -> None:
     """Every case with few neurons on noise; a second call adds the networks that are missing and repeats none."""
     pytest.importorskip("matplotlib")
     x, y = labelled(120)
-    monkeypatch.setattr(app, "cifar10", lambda folder: Images(x[:80], y[:80], x[80:], y[80:]))
     for width in (3, 4):
         save_file(little_net(width=width).state_dict(), tmp_path / f"width{width}.safetensors")
-    given = {"data": tmp_path, "weights": tmp_path / "width4.safetensors", "images": 80, "out": tmp_path / "out"}
-    given |= {"compare": [tmp_path / "width3.safetensors"], "factors": "1,4,16"}
-    app.study_resnet20(**given, networks=1)
-    path = tmp_path / "out" / "results.jsonl"
+    given = {"source": Images(x[:80], y[:80], x[80:], y[80:]), "images": 80, "test": 2500, "out": tmp_path / "out"}
+    given |= {"weights": tmp_path / "width4.safetensors", "compare": [tmp_path / "width3.safetensors"]}
+    given |= {"factors": [1, 4, 16]}
+    study(**given, networks=1)
+    path = tmp_path / "out" / "records.jsonl"
     first = path.read_text()
-    app.study_resnet20(**given, networks=2)
+    study(**given, networks=2)
     assert path.read_text().startswith(first)
     found = read_records(path)
     keys = [(r["reference"], r["method"], r["factor"], r["network"], r["site"]) for r in found]
-    assert len(set(keys)) == len(keys) == 7 * len(resnet20.tasks((1, 4, 16), 2, ["width3"]))
-    page = (tmp_path / "out" / "resnet20.md").read_text()
+    assert len(set(keys)) == len(keys) == 7 * len(cases.tasks((1, 4, 16), 2, ["width3"]))
+    text = (tmp_path / "out" / "resnet20.md").read_text()
     for name in ("calibrated", "naive", "untrained, itself", "h = 0.25", "width3: width 3, ", "3.0.b"):
-        assert f"| {name}" in page
+        assert f"| {name}" in text
     assert (tmp_path / "out" / "resnet20.png").read_bytes().startswith(b"\x89PNG")
-    zero = [r["novelty"] for r in found if r["method"] == resnet20.smoothed(0)]
+    zero = [r["novelty"] for r in found if r["method"] == cases.smoothed(0)]
     assert zero == pytest.approx([0] * len(zero), abs=1e-6) and len(zero) == 2 * 2 * 7  # references, networks, sites
-    app.study_resnet20(**given, networks=2)
+    study(**given, networks=2)
     assert read_records(path) == found
     with pytest.raises(ValueError, match="results of 80 and 40 images"):
-        app.study_resnet20(**given | {"images": 79}, networks=1)
+        study(**given | {"images": 79}, networks=1)
     with pytest.raises(ValueError, match="results of other weights of the network 'trained'"):
-        app.study_resnet20(**given | {"weights": tmp_path / "width3.safetensors"}, networks=1)
+        study(**given | {"weights": tmp_path / "width3.safetensors"}, networks=1)
     with pytest.raises(ValueError, match="--compare: wanted files of different names"):
-        app.study_resnet20(**given | {"compare": [tmp_path / "trained.pt"]})
-    limits = page[page.index("## The limit") :]
+        study(**given | {"compare": [tmp_path / "trained.pt"]}, networks=1)
+    limits = text[text.index("## The limit") :]
     assert [limits.count(f"| {name}") for name in ("trained: width 4, ", "width3: width 3, ")] == [2, 1]
-    novelties = page[page.index("## How new") : page.index("## The limit")]
+    novelties = text[text.index("## How new") : text.index("## The limit")]
     assert [novelties.count(f"| {name} ") for name in ("trained", "width3")] == [7, 6]  # the paper's law on one of them
     write_records(path, [r for r in found if r["factor"] < 8])
-    assert "## The limit" not in resnet20_page.table(read_records(path))  # three widths make a fit
+    assert "## The limit" not in page.table(read_records(path))  # three widths make a fit
 
 
 def test_novelty_figure_shows_means_and_deviations() -> None:
@@ -258,10 +258,10 @@ def test_sampled_resnet20_reaches_the_known_accuracy(cifar10_folder: Path) -> No
     then; a standard error is 1.6, and networks differ by about as much."""
     weights = DATA / "resnet20_cifar10" / "resnet20.pt"
     if not weights.exists():
-        pytest.skip("no weights: RAINBOW_FAST_DATA names the folder that holds resnet20_cifar10/resnet20.pt")
+        pytest.skip("no weights: RAINBOW_FAST_DATA names the folder that holds resnet20_cifar10/cases.pt")
     x, y, x_test, y_test = data.cifar10(cifar10_folder)
     holdout = x_test[:1000], y_test[:1000]
-    model = fit(resnet20.load(weights), (x[:1000], y[:1000]), holdout=holdout, max_samples=60_000)
+    model = fit(cases.load(weights), (x[:1000], y[:1000]), holdout=holdout, max_samples=60_000)
     _, report = model.sample(method="calibrated", factor=4)
     assert report.accuracy["reference_held_out"] == 0.913
     assert 0.44 < report.accuracy["held_out"] < 0.56

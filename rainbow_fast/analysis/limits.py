@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The limit that mean errors tend to with the width, from a few widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+
+def fit_limit(errors: Mapping[float, float]) -> tuple[float, float, float]:
+    """(limit, c, p) of ``error = limit + c factor^-p`` through at least three mean errors.
+
+    Least squares of relative residuals: the best p of 0.2, 0.21, ..., 2, with limit and c of the linear problem that
+    remains, no limit below zero.
+    """
+    factors = torch.tensor(list(errors), dtype=torch.float64, device="cpu")
+    wanted = torch.tensor(list(errors.values()), dtype=torch.float64, device="cpu")
+    best = (float("inf"), 0.0, 0.0, 0.0)
+    for p in torch.arange(0.2, 2.005, 0.01, dtype=torch.float64, device="cpu").tolist():
+        columns = torch.stack([torch.ones_like(factors), factors**-p], 1) / wanted.unsqueeze(1)
+        ones = torch.ones(len(wanted), 1, dtype=torch.float64, device="cpu")
+        limit, c = torch.linalg.lstsq(columns, ones).solution.squeeze(1).tolist()
+        if limit < 0:
+            limit, c = 0.0, float(torch.linalg.lstsq(columns[:, 1:], ones).solution)
+        misfit = float((columns @ torch.tensor([limit, c], dtype=torch.float64, device="cpu") - 1).square().sum())
+        best = min(best, (misfit, limit, c, p))
+    return best[1:]

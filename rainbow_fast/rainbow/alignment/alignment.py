@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What an alignment is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from rainbow_fast.rainbow.moments import CrossCovariance
+
+if TYPE_CHECKING:
+    from rainbow_fast.rainbow.sampling.site import SampledSite
+
+
+class Problem(NamedTuple):
+    """What is aligned, beside M (d, n): phi with the normalised features ``f = inverse (phi' - subtracted)``.
+
+    Attributes:
+        moments: counts, means and variances of phi and of the raw phi'.
+        subtracted, inverse: (n,) float64.
+    """
+
+    moments: CrossCovariance
+    subtracted: Tensor
+    inverse: Tensor
+
+
+class Alignment:
+    """How features are mapped onto the reference. A subclass can be given as ``alignment=`` of `sample`.
+
+    Attributes:
+        rank: "partial": null directions of M go to zero; "complete": an isometry maps them.
+        scales_itself: whether the map has the right size already, so that the scale is one.
+    """
+
+    rank = "partial"
+    scales_itself = False
+
+    def begin(self, site: SampledSite) -> Alignment:
+        """What aligns one site, before its moments are summed: self where nothing is kept of a site."""
+        return self
+
+    def add(self, start: int, zh: Tensor, samples: int, center: Tensor) -> None:
+        """See a chunk of the alignment data: its first sample, the input of the site, and how many samples it holds.
+
+        `center` (n,) is near the mean of phi'.
+        """
+
+    def solve(self, M: Tensor, problem: Problem) -> Tensor:
+        """The map of the normalised features, (d, n) float64, from ``M = E[phi f^T]``, which stays as it is.
+
+        M itself stands for its polar factor, which is taken afterwards.
+        """
+        return M

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The alignment of the paper: the polar factor of M."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rainbow_fast.rainbow.alignment.alignment import Alignment
+
+
+@dataclass(frozen=True)
+class Polar(Alignment):
+    """``A = U V^T`` of ``M = U S V^T``, null directions to zero.
+
+    Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 6.
+    """
+
+
+@dataclass(frozen=True)
+class CompletePolar(Alignment):
+    """The same, null directions of M mapped to each other by an isometry."""
+
+    rank = "complete"

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Neurons of the reference, drawn with replacement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rainbow_fast.ops.gaussian import choices
+from rainbow_fast.rainbow.laws.law import Law
+from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+
+
+@dataclass(frozen=True)
+class Bootstrap(Law):
+    """``R_i = sqrt((1 - h^2) d) U[k(i)] + h g_i``, k uniform: reference neurons, smoothed by h, 0 to 1.
+
+    Source: Efron and Tibshirani, "An introduction to the bootstrap" (1993), section 16.5, with shrinkage so that the
+    covariance is kept.
+    """
+
+    h: float = 0.0
+    keeps_mean = True
+
+    def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
+        return Rows(n, site.d, key, U, k=choices(n, site.d, seed=key).to(site.device), h=self.h)

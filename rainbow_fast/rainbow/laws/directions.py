@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The rank of the sampled rows: which directions of z they combine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.rainbow.laws.marchenko_pastur import marchenko_pastur_rank
+from rainbow_fast.rainbow.options import NOISE_EDGE, by_site
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.tracing.writers import writer_rows
+
+Directions = dict[str, Tensor | None]  # by site: U (d, r) float64, orthonormal columns; None for z itself
+
+
+def choose_directions(
+    sites: Sequence[SiteStatistics],
+    rank: int | str | Mapping[str, int | str] | None,
+    energy: float | None,
+    *,
+    centred: bool,
+    only_shapes: bool = False,
+) -> Directions:
+    """The leading r directions of each site: r the rank (at most d), or as many as stand out of noise, or the least
+    that hold `energy` of the trace.
+
+    Args:
+        centred: directions of deviations from the mean over channels.
+        only_shapes: of a rank, without their values.
+
+    Raises:
+        ValueError: a rank below 1, an unknown site, a site without the one writer, not grouped, whose noise could be
+            told; an energy at a site whose moments are not known.
+    """
+    directions: Directions = {s.site.name: None for s in sites}
+    if rank is None and energy is None:
+        return directions
+    ranks = {} if rank is None else by_site("rank", _above_noise(sites, rank), directions)
+    for s in sites:
+        name = s.site.name
+        if energy is not None:
+            directions[name] = _holding(s, energy, centred)
+        elif name in ranks and only_shapes:
+            directions[name] = torch.empty(s.d, min(ranks[name], s.d), dtype=torch.float64, device="meta")
+        elif name in ranks:
+            directions[name] = s.directions(centred=centred)[1][:, : min(ranks[name], s.d)].contiguous()
+    return directions
+
+
+def _holding(s: SiteStatistics, energy: float, centred: bool) -> Tensor:
+    """The fewest leading directions that hold this share of the trace."""
+    if s.site.writer is None and s.z.count == 0:
+        raise ValueError(f"energy={energy}: site {s.site.name!r} has no moments before fit: wanted a rank")
+    values, U = s.directions(centred=centred)
+    share = torch.cumsum(values, 0) / values.sum()
+    r = int((share < energy * (1 - 1e-12)).sum()) + 1
+    return U[:, : min(r, s.d)].contiguous()
+
+
+def _above_noise(
+    sites: Sequence[SiteStatistics], rank: int | str | Mapping[str, int | str]
+) -> int | str | Mapping[str, int | str]:
+    """Ranks with numbers in the place of `NOISE_EDGE`."""
+    if isinstance(rank, Mapping):
+        above = {s.site.name: _rank_above_noise(s) for s in sites if _is_edge(rank.get(s.site.name))}
+        return {**rank, **above}
+    return {s.site.name: _rank_above_noise(s) for s in sites} if _is_edge(rank) else rank
+
+
+def _is_edge(rank: object) -> bool:
+    return isinstance(rank, str) and rank == NOISE_EDGE
+
+
+def _rank_above_noise(s: SiteStatistics) -> int:
+    writer = s.site.writer
+    if writer is None:
+        raise ValueError(
+            f"rank={NOISE_EDGE!r}: site {s.site.name!r} is not written by one bias-free linear layer, whose noise "
+            "could be told: wanted a number"
+        )
+    rows = writer_rows(writer)
+    if len(rows) > 1:
+        raise ValueError(
+            f"rank={NOISE_EDGE!r}: site {s.site.name!r} is written by a convolution of groups={len(rows)}; the "
+            "law is that of a full matrix, each neuron reading all channels: wanted a number"
+        )
+    return max(marchenko_pastur_rank(rows[0].to(writer.weight.dtype)), 1)

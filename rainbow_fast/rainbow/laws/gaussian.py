@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The law of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rainbow_fast.rainbow.laws.law import Law
+from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+
+
+@dataclass(frozen=True)
+class Gaussian(Law):
+    """R = G: rows ``N(0, W^T W / d)``; with ``mean_row``, rows of that covariance about the mean of the channels.
+
+    Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 15.
+    """
+
+    def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
+        return Rows(n, site.d, key, U)

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The reference's own neurons: a control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.rainbow.laws.law import Law
+from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+
+
+@dataclass(frozen=True)
+class Identity(Law):
+    """``R = sqrt(d) U``: the reference's own neurons in their order, n = d."""
+
+    def check(self, n: int, site: SiteStatistics) -> None:
+        if n != site.d:
+            name = site.site.name
+            raise ValueError(f"law='identity': site {name!r} has {n} neurons, wanted the reference's {site.d}")
+
+    def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
+        return Rows(n, site.d, key, U, k=torch.arange(n, device=site.device))

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a law is."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+
+
+class Law:
+    """A law of the rows of G_eff. A subclass has the method `draw`, and can be given as ``law=`` of `sample`.
+
+    Networks keep what is drawn, as tensors: they run, are saved, loaded and written out without the law.
+
+    Attributes:
+        keeps_mean: whether it combines deviations from the mean over channels alone, so that ``mean_row`` follows.
+    """
+
+    keeps_mean = False
+
+    def check(self, n: int, site: SiteStatistics) -> None:
+        """Raise a ValueError, which names the site, where n neurons cannot be drawn there: before all sampling."""
+
+    def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
+        """Draw n rows.
+
+        Args:
+            n: neurons.
+            site: what is known of the reference: ``d`` channels, moments ``z``, the layer ``site.writer`` before it.
+            U: the directions that are combined, (d, r) float64, orthonormal columns; None for all d.
+            key: the address of the site's own Gaussian numbers, a seed of `rainbow_fast.gaussian`.
+
+        Returns:
+            `Rows` with n, d, key and U, and what else the law has drawn; ``mean_row`` is set by the caller.
+        """
+        raise NotImplementedError

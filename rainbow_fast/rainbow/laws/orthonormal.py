@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Gaussian rows, orthonormalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.ops.gaussian import further, gaussian
+from rainbow_fast.rainbow.laws.law import Law
+from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+
+
+@dataclass(frozen=True)
+class Orthonormal(Law):
+    """The rows of G with the very covariance of their law.
+
+    n >= r: ``R = G T, T = (G^T G / n)^(-1/2)``, which is folded into U. n < r: ``R = sqrt(r) (G G^T)^(-1/2) G``.
+    """
+
+    def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
+        rows, device = Rows(n, site.d, key, U), site.device
+        if n >= rows.r:
+            T = _inverse_root(_gram(n, rows.r, key, device) / n)
+            return rows._replace(U=T if U is None else U @ T)
+        G = gaussian(n, rows.r, seed=key, dtype=torch.float64, device=device)
+        return rows._replace(T=_inverse_root(G @ G.T / rows.r))
+
+
+def _gram(n: int, r: int, key: Tensor, device: torch.device) -> Tensor:
+    """G^T G in float64, a few thousand rows at a time."""
+    total = torch.zeros(r, r, dtype=torch.float64, device=device)
+    for start in range(0, n, ROW_BLOCK):
+        rows = min(ROW_BLOCK, n - start)
+        G = gaussian(rows, r, seed=further(key, start), dtype=torch.float64, device=device)
+        total += G.T @ G
+    return total
+
+
+def _inverse_root(C: Tensor) -> Tensor:
+    """C^(-1/2) of a positive definite matrix."""
+    values, vectors = torch.linalg.eigh(C)
+    return (vectors * values.rsqrt()) @ vectors.T

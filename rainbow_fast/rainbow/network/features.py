@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The features phi' of a site, made anew for every use: fused with that use in one kernel, or stored block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.ops.center import first_center, spread_samples
+from rainbow_fast.ops.cross_covariance import cross_covariance
+from rainbow_fast.ops.random_features import (
+    random_features,
+    random_features_covariance,
+    random_features_projection,
+)
+from rainbow_fast.rainbow.channel_moments import sums as sums_of
+from rainbow_fast.rainbow.laws.rows import ROW_BLOCK
+from rainbow_fast.rainbow.samples import per_channel
+
+if TYPE_CHECKING:
+    from rainbow_fast.rainbow.network.activation import RainbowActivation
+
+# Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
+FEATURE_BLOCK = 128
+IMPLICIT_BLOCK = 2**16  # where they need not: their sums are float64 numbers, d times as many
+
+Select = Callable[[Tensor], Tensor]  # takes some of the samples of (N, d, *space)
+
+
+class FeatureStrategy(Protocol):
+    """Three uses of the features ``phi' = after(sigma(before(R u + zbar)))`` of samples z (N, d, *space).
+
+    `select` takes some of the samples, positions being samples too.
+    """
+
+    def block(self, site: RainbowActivation) -> int:
+        """Neurons at a time."""
+        ...
+
+    def rows(self, site: RainbowActivation, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
+        """Neurons start..stop of the selected samples, (N', n', *space')."""
+        ...
+
+    def project(self, site: RainbowActivation, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
+        """``A phi'`` (N', k, *space') of the selected samples, A (k, features) of as many neurons as it has columns.
+
+        None stands for the site's own A.
+        """
+        ...
+
+    def covariance(
+        self,
+        site: RainbowActivation,
+        x: Tensor,
+        z: Tensor,
+        select: Select,
+        centers: tuple[Tensor, Tensor],
+        sums: tuple[Tensor, Tensor, Tensor],
+        *,
+        first: bool = False,
+    ) -> None:
+        """Add the sums of ``(x - a)(phi' - b)^T`` (k, features), ``phi' - b`` and its square to `sums`, float64.
+
+        Args:
+            x: (N', k, *space'), of the selected samples.
+            centers: a (k,) and b (features,), float64.
+            first: choose b from these samples, in place.
+        """
+        ...
+
+
+class Fused:
+    """One kernel makes the features and uses them: nothing of width n is stored."""
+
+    def block(self, site: RainbowActivation) -> int:
+        return IMPLICIT_BLOCK if site.drawn.implicit else ROW_BLOCK
+
+    def rows(self, site: RainbowActivation, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
+        u, shift = self._selected(site, z, select)
+        return random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
+
+    def project(self, site: RainbowActivation, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
+        A = site.A if A is None else A
+        assert A is not None
+        u, shift = self._selected(site, z, select)
+        total: Tensor | None = None
+        for start, stop in blocks(A.shape[1], self.block(site)):
+            part = A.narrow(1, start, stop - start).to(u.dtype)
+            y = random_features_projection(u, part, shift=shift, **site.kernel, **site.source(u, start, stop))
+            total = y if total is None else total + y
+        assert total is not None
+        return total
+
+    def covariance(
+        self,
+        site: RainbowActivation,
+        x: Tensor,
+        z: Tensor,
+        select: Select,
+        centers: tuple[Tensor, Tensor],
+        sums: tuple[Tensor, Tensor, Tensor],
+        *,
+        first: bool = False,
+    ) -> None:
+        u, shift = self._selected(site, z, select)
+        if first:
+            self._choose_center(site, u, shift, centers[1])
+        x_center, center = (c.to(u.dtype) for c in centers)
+        for start, stop in blocks(site.n, self.block(site)):
+            parts = random_features_covariance(
+                x,
+                u,
+                stop - start,
+                shift=shift,
+                x_center=x_center,
+                center=center[start:stop],
+                **site.kernel,
+                **site.source(u, start, stop),
+            )
+            for out, part in zip(sums, parts, strict=True):
+                out[..., start:stop] += part
+
+    def _choose_center(self, site: RainbowActivation, u: Tensor, shift: Tensor | None, center: Tensor) -> None:
+        """`first_center` of features, of which no others are made, some neurons at a time."""
+        u, shift = spread_samples(u), None if shift is None else spread_samples(shift.unsqueeze(1)).squeeze(1)
+        for start, stop in blocks(site.n, ROW_BLOCK):
+            phi = random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
+            center[start:stop] = first_center(phi)
+
+    def _selected(self, site: RainbowActivation, z: Tensor, select: Select) -> tuple[Tensor, Tensor | None]:
+        u, shift = site.mixed(z)
+        return select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
+
+
+class Stored:
+    """A block of features is made, pooled and used, then the next."""
+
+    def block(self, site: RainbowActivation) -> int:
+        return FEATURE_BLOCK
+
+    def rows(self, site: RainbowActivation, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
+        u, shift = site.mixed(z)
+        s = random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
+        return select(site.pooled(s))
+
+    def project(self, site: RainbowActivation, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
+        A = site.A if A is None else A
+        assert A is not None
+        u, shift = site.mixed(z)
+        total: Tensor | None = None
+        neurons = -(-A.shape[1] // site.positions)
+        for start, stop in blocks(neurons, self.block(site)):
+            s = random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
+            phi = select(site.pooled(s))
+            part = A[:, start * site.positions : stop * site.positions].to(u.dtype)
+            if site.flattened:
+                y = phi[:, : part.shape[1]] @ part.T
+            else:
+                y = torch.einsum("nm...,dm->nd...", phi, part).contiguous()
+            total = y if total is None else total + y
+        assert total is not None
+        return total
+
+    def covariance(
+        self,
+        site: RainbowActivation,
+        x: Tensor,
+        z: Tensor,
+        select: Select,
+        centers: tuple[Tensor, Tensor],
+        sums: tuple[Tensor, Tensor, Tensor],
+        *,
+        first: bool = False,
+    ) -> None:
+        u, shift = site.mixed(z)
+        x = x - per_channel(centers[0], x)
+        for start, stop in blocks(site.n, self.block(site)):
+            s = random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
+            phi = select(site.pooled(s))
+            at = slice(start * site.positions, stop * site.positions)
+            if first:
+                centers[1][at] = first_center(phi)
+            phi = phi - per_channel(centers[1][at], phi)
+            for out, part in zip(sums, (cross_covariance(x, phi), *sums_of(phi)), strict=True):
+                out[..., at] += part
+
+
+FUSED, STORED = Fused(), Stored()
+
+
+def blocks(neurons: int, size: int) -> Iterator[tuple[int, int]]:
+    """The first neuron of each block, and the first one behind it."""
+    for start in range(0, neurons, size):
+        yield start, min(start + size, neurons)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""python -m studies.cifar10 FOLDER: the published experiments on CIFAR-10 with their controls."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rainbow_fast.cli import terminal
+from rainbow_fast.cli.app import Threads
+from rainbow_fast.cli.checkpoints import BUILDERS
+from rainbow_fast.cli.options import set_threads
+from rainbow_fast.cli.running import run
+from rainbow_fast.cli.sampling import need_plots
+from rainbow_fast.data import Images, cifar10
+from rainbow_fast.io import read_records, write_records, write_whole
+from studies.cifar10 import page
+from studies.cifar10.cases import CASES, Case, Trainings, tasks
+
+RECORDS = Path(__file__).parent / "records.jsonl"
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    data: Annotated[Path | None, typer.Argument(help="The folder with CIFAR-10's binary version.")] = None,
+    architectures: Annotated[str, typer.Option(help="mlp, cnn, or both.")] = ",".join(BUILDERS),
+    trainings: Annotated[int, typer.Option(help="Trained references of each.", min=1)] = 3,
+    networks: Annotated[int, typer.Option(help="Sampled from each, at most.", min=1)] = 5,
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-cifar10"),
+) -> None:
+    """The published experiments on CIFAR-10 with their controls: records.jsonl, cifar10.md, cifar10.png.
+
+    About an hour. Interrupted, it goes on where it was when it is called again. Without data the page and the figure
+    are made from the records that are kept beside the study.
+    """
+    set_threads({"threads": threads})
+    need_plots()
+    if data is None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_page(read_records(RECORDS), out)
+    else:
+        chosen = tuple(name.strip() for name in architectures.split(","))
+        for name in chosen:
+            if name not in BUILDERS:
+                raise ValueError(f"--architectures: wanted mlp, cnn or mlp,cnn; got {architectures!r}")
+        study(cifar10(data, grey=True), out, chosen, trainings, networks)
+    terminal.out().print(f"{out}: records.jsonl, cifar10.md, cifar10.png", markup=False, soft_wrap=True)
+
+
+def study(
+    images: Images,
+    out: Path,
+    architectures: tuple[str, ...],
+    trainings: int,
+    networks: int,
+    cases: tuple[Case, ...] = CASES,
+) -> None:
+    """Sample what is not in the records yet, and write the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    records = read_records(out / "records.jsonl")
+    here = Trainings(images, out, trainings)
+    todo = [task for task in tasks(architectures, trainings, networks, cases) if not task.done(records)]
+    with terminal.bar(sum(task.cost for task in todo)) as bar:
+        for task in todo:
+            with bar.job(task.cost, str(task)) as step:
+                records += here.run(task, step)
+            write_records(out / "records.jsonl", records)
+    write_page(records, out)
+
+
+def write_page(records: list[dict], out: Path) -> None:
+    """The page and its figure, whole, from records."""
+    write_whole(out / "cifar10.md", page.table(records))
+    write_whole(out / "cifar10.png", page.figure(records))
+
+
+if __name__ == "__main__":
+    sys.exit(run(app, "python -m studies.cifar10"))

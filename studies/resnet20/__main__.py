@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""python -m studies.resnet20 FOLDER WEIGHTS: a residual network, all methods with their controls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rainbow_fast.cli import terminal
+from rainbow_fast.cli.app import Threads
+from rainbow_fast.cli.options import numbers, set_threads
+from rainbow_fast.cli.running import run
+from rainbow_fast.cli.sampling import need_plots
+from rainbow_fast.data import Images, cifar10
+from rainbow_fast.io import read_records, write_records, write_whole
+from studies.resnet20 import page
+from studies.resnet20.cases import TRAINED, UNTRAINED, Study, load, passes, tasks
+
+RECORDS = Path(__file__).parent / "records.jsonl"
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    data: Annotated[Path | None, typer.Argument(help="The folder with CIFAR-10's binary version.")] = None,
+    weights: Annotated[
+        Path | None, typer.Argument(help="Of a trained `resnet_cifar`: safetensors, or saved by torch.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Weights of another one, of any width; repeatable.")
+    ] = None,
+    factors: Annotated[str, typer.Option(help="Widths over the reference's.")] = "1,4,8,16",
+    networks: Annotated[int, typer.Option(help="Of each width and method.", min=1)] = 3,
+    images: Annotated[int, typer.Option(help="Training images to align on, at most.", min=1)] = 5000,
+    test: Annotated[int, typer.Option(help="Test images to measure on, at most.", min=1)] = 2500,
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-resnet20"),
+) -> None:
+    """Residual networks: all methods with their controls, and how new the neurons may be. records.jsonl, resnet20.md,
+    resnet20.png.
+
+    Hours on one core, and 12 GB at x16, where the naive way keeps all features of a block. Interrupted, it goes on
+    where it was when it is called again. Without data the page and the figure are made from the records that are kept
+    beside the study.
+    """
+    set_threads({"threads": threads})
+    need_plots()
+    if (data is None) != (weights is None):
+        raise ValueError("weights: wanted with data, or neither")
+    out.mkdir(parents=True, exist_ok=True)
+    if data is None or weights is None:
+        write_page(read_records(RECORDS), out)
+    else:
+        study(cifar10(data), weights, compare or [], numbers("--factors", factors), networks, images, test, out)
+    terminal.out().print(f"{out}: records.jsonl, resnet20.md, resnet20.png", markup=False, soft_wrap=True)
+
+
+def study(
+    source: Images,
+    weights: Path,
+    compare: Sequence[Path],
+    factors: Sequence[float],
+    networks: int,
+    images: int,
+    test: int,
+    out: Path,
+) -> None:
+    """Sample what is not in the records yet, and write the page."""
+    others = [path.stem for path in compare]
+    if len({*others, TRAINED, UNTRAINED}) < len(others) + 2:
+        raise ValueError(f"--compare: wanted files of different names, not trained or untrained; got {others}")
+    references = {name: load(path) for name, path in zip([*others, TRAINED], [*compare, weights], strict=True)}
+    align, held = (source.x_train[:images], source.y_train[:images]), (source.x_test[:test], source.y_test[:test])
+    here = Study(references, align, held)
+    out.mkdir(parents=True, exist_ok=True)
+    records = read_records(out / "records.jsonl")
+    here.check(records)
+    todo = [task for task in tasks(factors, networks, others) if not task.done(records)]
+    with terminal.bar(sum(task.cost for task in todo)) as bar:
+        for group in passes(todo):
+            with bar.job(sum(task.cost for task in group), str(group[0])) as step:
+                records += here.run(group, step)
+            write_records(out / "records.jsonl", records)
+    write_page(records, out)
+
+
+def write_page(records: list[dict], out: Path) -> None:
+    """The page and its figure, whole, from records."""
+    write_whole(out / "resnet20.md", page.table(records))
+    write_whole(out / "resnet20.png", page.figure(records))
+
+
+if __name__ == "__main__":
+    sys.exit(run(app, "python -m studies.resnet20"))
