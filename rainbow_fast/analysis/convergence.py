@@ -150,7 +150,7 @@ def site_features(
     hooks = []
     for name in names:
         site = network.site(name)
-        if not site.fused or site.T is not None or site.k is not None:
+        if not site.fused or not site.drawn.implicit:
             raise ValueError(
                 f"site {name!r}: wanted one with Gaussian rows (law='gaussian'), without pooling, of a known activation"
             )

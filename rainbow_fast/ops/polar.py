@@ -157,42 +157,26 @@ def _by_factors(M: Tensor, rtol: float, complete: bool, gram: bool, out: Tensor)
     return float(S.sum() * largest), len(S), float(S.max() / S.min()), float(residual)
 
 
-def _iterate(M: Tensor, rtol: float, chosen: str, out: Tensor) -> Tensor:
-    """Run the kernel on matrices (batch, d, m): statistics, orthogonality of A and outcome, (batch, 6)."""
-    if chosen == "triton":
-        return _backend.run_triton("polar", M.device, out, M, rtol)
-    found = torch.empty(len(M), 6, dtype=torch.float64, device="cpu")
-    _backend.kernels().polar(
-        out.data_ptr(),
-        found.data_ptr(),
-        M.data_ptr(),
-        _backend.CODE[M.dtype],
-        *M.shape,
-        *M.stride(),
-        rtol,
-        torch.get_num_threads(),
-    )
-    return found
-
-
 DONE, NULL = 0, 2  # outcomes of the kernel: enum Outcome of csrc/cpu/polar.cpp
 
 
-def _without_zeros(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tensor, statistics: Tensor) -> None:
+def _without_zeros(M: Tensor, rtol: float, chosen: str, out: Tensor, statistics: Tensor) -> None:
     """`_by_iteration` of what is left of each matrix without its rows and columns of zeros.
 
     Units that are never active make such rows and columns: null directions, which would stop the iteration.
     """
     rows, columns = (M != 0).any(2), (M != 0).any(1)
-    if complete or (rows.all() and columns.all()):
-        _by_iteration(M, rtol, complete, chosen, out, statistics)
-        return
     out.zero_()
     for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
         part = M[i][row][:, column].unsqueeze(0)
         A = torch.empty_like(part, memory_format=torch.contiguous_format)
-        _by_iteration(part, rtol, complete, chosen, A, statistics[i : i + 1])
+        _by_iteration(part, rtol, False, chosen, A, statistics[i : i + 1])
         out[i][row.nonzero(), column.nonzero().T] = A[0]
+
+
+def _has_zeros(M: Tensor) -> bool:
+    """Whether a matrix (batch, d, m) has a row or a column of zeros."""
+    return not ((M != 0).any(2).all() and (M != 0).any(1).all())
 
 
 def _by_iteration(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tensor, statistics: Tensor) -> None:
@@ -202,7 +186,13 @@ def _by_iteration(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tens
     rank exactly: from Gram matrices, many times faster than an SVD, unless these do not resolve what is asked. Where it
     has not converged, though nothing is known to make that happen, the SVD.
     """
-    found = _iterate(M, rtol, chosen, out)
+    if chosen == "triton":  # statistics, orthogonality of A and outcome, (batch, 6)
+        found = _backend.run_triton("polar", M.device, out, M, rtol)
+    else:
+        found = torch.empty(len(M), 6, dtype=torch.float64, device="cpu")
+        pointers = out.data_ptr(), found.data_ptr(), M.data_ptr()
+        kind = _backend.CODE[M.dtype]
+        _backend.kernels().polar(*pointers, kind, *M.shape, *M.stride(), rtol, torch.get_num_threads())
     statistics.copy_(found[:, :4])
     for i, (_, _, _, residual, orthogonality, outcome) in enumerate(found.tolist()):
         if outcome == DONE and max(residual, orthogonality) <= CERTIFIED[M.dtype]:
@@ -246,7 +236,10 @@ def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bo
         M, out = M.T, out.T
     lq = _lq.decompose(M, out)
     A, found = torch.empty_like(lq.L), statistics.new_empty(1, 4)
-    _without_zeros(lq.L[None], rtol, False, "cpu", A[None], found)
+    if _has_zeros(lq.L[None]):
+        _without_zeros(lq.L[None], rtol, "cpu", A[None], found)
+    else:
+        _by_iteration(lq.L[None], rtol, False, "cpu", A[None], found)
     found[0, 3] = _lq.assemble(lq, A, out)
     if complete and found[0, 1] < len(M):
         _complete(out, A, None)
@@ -302,7 +295,11 @@ def _write(
         for given in zip(matrices, into, found, strict=True):
             _by_lq(*given, rtol, complete)
     elif chosen != "reference" and method is None:
-        _without_zeros(matrices.clone() if same else matrices, rtol, complete, chosen, into, found)
+        matrices = matrices.clone() if same else matrices
+        if not complete and _has_zeros(matrices):
+            _without_zeros(matrices, rtol, chosen, into, found)
+        else:
+            _by_iteration(matrices, rtol, complete, chosen, into, found)
     else:
         for i, one in enumerate(matrices):
             found[i] = one.new_tensor(_by_factors(one, rtol, complete, False, into[i]), dtype=torch.float64)

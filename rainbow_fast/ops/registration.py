@@ -107,15 +107,18 @@ def writing(schema: str, run: Callable, *, check: Callable, called: str, fake: C
             found += [args[place]] if isinstance(args[place], Tensor) else args[place]
         return found
 
-    def below(keyset: Any, *args: Any) -> Any:
-        with _C._AutoDispatchBelowADInplaceOrView():
-            result = op.redispatch(keyset & _C._after_ADInplaceOrView_keyset, *args)
-        torch.autograd.graph.increment_version(targets(args))
-        return result
+    def bumping(*, refuses: bool) -> Callable:
+        """Below autograd, the call and a new version of what it writes; `refuses`: no derivative may be lost."""
 
-    def autograd(keyset: Any, *args: Any) -> Any:
-        refuse_derivatives(called, args)
-        return below(keyset, *args)
+        def kernel(keyset: Any, *args: Any) -> Any:
+            if refuses:
+                refuse_derivatives(called, args)
+            with _C._AutoDispatchBelowADInplaceOrView():
+                result = op.redispatch(keyset & _C._after_ADInplaceOrView_keyset, *args)
+            torch.autograd.graph.increment_version(targets(args))
+            return result
+
+        return kernel
 
     def implementation(*args: Any) -> Any:
         for t in targets(args):
@@ -133,8 +136,8 @@ def writing(schema: str, run: Callable, *, check: Callable, called: str, fake: C
                 t.copy_(copied)
         return result
 
-    LIBRARY.impl(op._opname, autograd, "Autograd", with_keyset=True)
-    LIBRARY.impl(op._opname, below, "ADInplaceOrView", with_keyset=True)
+    LIBRARY.impl(op._opname, bumping(refuses=True), "Autograd", with_keyset=True)
+    LIBRARY.impl(op._opname, bumping(refuses=False), "ADInplaceOrView", with_keyset=True)
     for key in ("Negative", "Conjugate"):
         LIBRARY.impl(op._opname, resolved, key)
     LIBRARY.impl(op._opname, implementation, "CompositeExplicitAutograd")

@@ -19,6 +19,7 @@ from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.options import METHODS
 from rainbow_fast.tracing.trace import trace
 from studies.resnet20 import cases, controls, page
+from studies.resnet20.__main__ import study
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -96,7 +96,8 @@ class RainbowActivation(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z (N, d) or (N, d, *space), or (..., d) after a linear layer; phih of the same shape but for pooling."""
         with without_autocast():
-            return self.finish(self.aligned(z)).to(z.dtype)
+            y = self.strategy.project(self, channels_first(z, self.axis, self.flattened), self.whole)
+            return self.finish(self.shaped_as(y, z)).to(z.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RainbowActivation:
         """What moves and converts a module: of what is to stay exact, it moves only."""
@@ -146,8 +147,9 @@ class RainbowActivation(nn.Module):
     def features(self, z: Tensor) -> Tensor:
         """phi', (N, n, *space): all of it, in the dtype of z; z as in `forward`, (N, d, *space) if flattened."""
         z = channels_first(z, None if self.flattened else self.axis)
-        size = self.strategy.block(self)
-        parts = [self.strategy.rows(self, z, lambda t: t, *block) for block in blocks(self.n, size)]
+        parts: list[Tensor] = []
+        for start, stop in blocks(self.n, self.strategy.block(self)):
+            parts.append(self.strategy.rows(self, z, lambda t: t, start, stop))
         return torch.cat(parts, 1)
 
     def effective_rows(self) -> Tensor:

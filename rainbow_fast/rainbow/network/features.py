@@ -106,8 +106,12 @@ class Fused:
         first: bool = False,
     ) -> None:
         u, shift = self._selected(site, z, select)
-        if first:
-            self._choose_center(site, u, shift, centers[1])
+        if first:  # of features of a few samples, of which no others are made
+            few = spread_samples(u)
+            few_shift = None if shift is None else spread_samples(shift.unsqueeze(1)).squeeze(1)
+            for start, stop in blocks(site.n, ROW_BLOCK):
+                phi = random_features(few, stop - start, shift=few_shift, **site.kernel, **site.source(u, start, stop))
+                centers[1][start:stop] = first_center(phi)
         x_center, center = (c.to(u.dtype) for c in centers)
         for start, stop in blocks(site.n, self.block(site)):
             parts = random_features_covariance(
@@ -122,13 +126,6 @@ class Fused:
             )
             for out, part in zip(sums, parts, strict=True):
                 out[..., start:stop] += part
-
-    def _choose_center(self, site: RainbowActivation, u: Tensor, shift: Tensor | None, center: Tensor) -> None:
-        """`first_center` of features, of which no others are made, some neurons at a time."""
-        u, shift = spread_samples(u), None if shift is None else spread_samples(shift.unsqueeze(1)).squeeze(1)
-        for start, stop in blocks(site.n, ROW_BLOCK):
-            phi = random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
-            center[start:stop] = first_center(phi)
 
     def _selected(self, site: RainbowActivation, z: Tensor, select: Select) -> tuple[Tensor, Tensor | None]:
         u, shift = site.mixed(z)
