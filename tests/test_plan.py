@@ -14,9 +14,10 @@ from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.rainbow.cost import Work, duration, quantity
-from rainbow_fast.rainbow.machine import polar_flops
+from rainbow_fast.ops.polar import polar_flops
+from rainbow_fast.rainbow.cost import Work
 from rainbow_fast.rainbow.plan import choose
+from rainbow_fast.rainbow.table import duration, quantity
 
 RATES = dict(kernels=4e9, activations=1e9, layers=2e9, polar=1e9, float64=1e9, pooling=1e8, copy=8e9)
 MACHINE = rf.Machine(**RATES)
@@ -46,13 +47,13 @@ def test_flops_of_a_perceptron_by_hand():
     assert flops(cost.sites[0]) == {
         "reference": 2 * 6 * 8 * 100,  # once: reference and sample are still the same
         "moments": 2 * 90 * 20 * (8 + 8) + 2 * 90 * 20 * (8 + 1),  # and the share of active neurons
-        "alignment": polar_flops(8, 20),
+        "alignment": polar_flops((8, 20)),
         "projection": 2 * 100 * 20 * (8 + 8),
     }
     assert flops(cost.sites[1]) == {
         "reference": 2 * 8 * 5 * 100 * 2,
         "moments": 2 * 90 * 12 * (5 + 5) + 2 * 90 * 12 * (5 + 1),
-        "alignment": polar_flops(5, 12),
+        "alignment": polar_flops((5, 12)),
         "projection": 2 * 100 * 12 * (5 + 5),
     }
     assert {name: work.flops for name, work in cost.rest.items()} == {
@@ -79,7 +80,7 @@ def test_flops_of_maps_by_hand():
     assert first["projection"] == 2 * 100 * 36 * 8 * (4 + 4)
     assert first["reference"] == 2 * 9 * 4 * 36 * 100
     assert second["reference"] == 2 * 9 * 4 * 6 * 16 * 100 * 2
-    assert second["alignment"] == polar_flops(6, 12)
+    assert second["alignment"] == polar_flops((6, 12))
 
 
 @pytest.mark.parametrize("align, rows, columns", [("channels", 4, 8), ("flattened", 4 * 9, 8 * 9)])

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from rainbow_fast.cli.experiment import Step, summaries
 from rainbow_fast.cli.files import Record
 from rainbow_fast.cli.planning import CostGrid
-from rainbow_fast.rainbow.cost import duration, quantity
+from rainbow_fast.rainbow.table import duration, quantity
 
 
 def out() -> Console:

@@ -17,6 +17,7 @@ SKETCHED, MOST_SKETCH, SKETCH_NUMBERS = 16, 2048, 2**29
 SKETCH_ROWS = 512  # neurons of it that are multiplied with at a time
 # Products until predictions are certain to 1e-4, over (n / l)^1/2: 7 to 16 at sites of small networks and ResNet-20.
 PRODUCTS = 14
+EIGENVECTORS = 10  # of a symmetric (n, n) matrix: flops over n^3
 COLUMNS = 4096  # of the preconditioner that are solved with at a time
 
 
@@ -115,6 +116,14 @@ def regress(
 def products_expected(n: int) -> float:
     """Products of all d rows with S until the predictions are certain to 1e-4, the sketch aside."""
     return PRODUCTS * math.sqrt(n / sketch_size(n))
+
+
+def regress_flops(d: int, n: int) -> float:
+    """Of the algebra of `regress` with M (d, n), products with S aside: the preconditioner P of l rows, then for each
+    product two of d rows with P^-1/2 and six among directions and residuals."""
+    sketch = sketch_size(n)
+    preconditioner = 4.0 * sketch**2 * n + 2 * (EIGENVECTORS + 1) * sketch**3
+    return preconditioner + (8.0 * sketch + 12.0 * d) * d * n * products_expected(n)
 
 
 class Nystroem:
