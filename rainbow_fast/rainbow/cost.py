@@ -138,17 +138,16 @@ class Cost:
         rows = []
         for site in self.sites:
             sizes = [site.site, *map(str, (site.d, site.n, site.rank, site.samples))]
-            rows.append(sizes + [quantity(site.work[name].flops) for name in PASSES])
-            rows[-1] += [quantity(getattr(site, f"{name}_bytes")) for name in MEMORY]
-            rows[-1].append(duration(site.seconds(self.machine)))
+            numbers = [site.work[name].flops for name in PASSES] + [getattr(site, f"{name}_bytes") for name in MEMORY]
+            rows.append([*sizes, *map(quantity, numbers), duration(site.seconds(self.machine))])
         rest = sum(work.flops for work in self.rest.values())
         blanks = [""] * (len(PASSES) - 1 + len(MEMORY))
         rows.append(["rest", *[""] * 4, quantity(rest), *blanks, duration(self.rest_seconds)])
-        memory = [max(site.in_flight_bytes for site in self.sites), max(site.float64_bytes for site in self.sites)]
-        memory += [sum(site.A_bytes for site in self.sites), self.disk_bytes, self.peak_bytes]
         flops = [sum(site.work[name].flops for site in self.sites) for name in PASSES]
-        flops[0] += rest
-        rows.append(["all", *[""] * 4, *map(quantity, [*flops, *memory]), duration(self.seconds)])
+        in_flight, float64 = (max(getattr(site, f"{name}_bytes") for site in self.sites) for name in MEMORY[:2])
+        memory = in_flight, float64, sum(site.A_bytes for site in self.sites), self.disk_bytes, self.peak_bytes
+        numbers = [flops[0] + rest, *flops[1:], *memory]
+        rows.append(["all", *[""] * 4, *map(quantity, numbers), duration(self.seconds)])
         return rows
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rainbow_fast.networks.trace import State, Trace
@@ -36,16 +36,16 @@ def estimate(
     machine: Machine,
     fitted: bool,
 ) -> Cost:
-    """What `sample_networks` takes with these arguments, from shapes alone; and `fit` before it, unless `fitted`. A
-    number that waits between two sites takes `waiting` bytes of memory.
+    """What `sample_networks` takes with these arguments, from shapes alone; and `fit` before it, unless `fitted`.
 
-    One image of zeros goes through the reference, for the shapes between its layers.
+    A number that waits between two sites takes `waiting` bytes of memory. One image of zeros goes through the
+    reference, for the shapes between its layers.
     """
     b = align.dtype.itemsize
     sizes = Sizes(align.count, held.count, align.size, b, waiting, max_samples)
-    layers, steps = _layers(trace, align.example)
+    layers = _layers(trace, align.example)
     passes = 1 if trace.references == 1 else 2  # one more, for the rotations
-    rest = {} if fitted else {k: work * passes for k, work in _fit(layers, steps, statistics, sizes).items()}
+    rest = {} if fitted else {name: work * passes for name, work in _fit(layers, statistics, sizes).items()}
     sites: list[SiteCost] = []
     pending, profile, features = LAYERS, LAYERS, Work()
     arriving = earlier = 0  # numbers of one image from the step before; bytes that stay of the sites before
@@ -54,7 +54,6 @@ def estimate(
         sides = 2 if sites else 1  # reference and sample are one up to the first sampled site
         pending += layers[place] * (sides * sizes.both)
         if stats.site.name not in plan.widths:
-            pending += steps[place] * (sides * sizes.both)
             arriving = math.prod(stats.phi_shape) + stats.alive
             peak = max(peak, earlier + waiting * sides * sizes.both * max(arriving, math.prod(stats.z_shape)))
             continue
@@ -66,7 +65,7 @@ def estimate(
         earlier, arriving, pending = earlier + site.disk_bytes, count.phi, LAYERS
         features += count.projection(1)
         if plan.accuracy_profile:
-            profile += sum([*layers[place + 1 :], *steps[place + 1 :]], LAYERS) * sizes.held
+            profile += sum(layers[place + 1 :], LAYERS) * sizes.held
     rest["reference"] = pending + profile
     disk = earlier
     if plan.classifier is not None:
@@ -76,37 +75,33 @@ def estimate(
         disk += b * classes * (F + 1) if plan.classifier == "refit_aligned" else 0
     for name, data in (("accuracy", align), ("held-out accuracy", held)):
         if data.labels is not None and data.count:
-            again = sum([*layers[:-1], *steps], LAYERS) if plan.classifier else LAYERS
+            again = sum(layers[:-1], LAYERS) if plan.classifier else LAYERS
             rest[name] = (layers[-1] * 2 + again) * data.count
             if plan.classifier:
                 rest[f"{name}, features"] = features * data.count
     return Cost(plan.method, sizes.align, sizes.held, tuple(sites), rest, peak, disk, machine)
 
 
-def _layers(trace: Trace, example: Tensor) -> tuple[list[Work], list[Work]]:
-    """Of one image: each segment between sites, and each site, as the reference computes them."""
+def _layers(trace: Trace, example: Tensor) -> list[Work]:
+    """Of one image: each segment between sites, with the site that it ends in, as the reference computes them."""
     state: State = (example.new_zeros(1, *example.shape[1:]),)
-    segments, sites = [], []
-    done: list[nn.Module] = []
+    layers, modules = [], [site.reference for site in trace.sites]
     for place in range(len(trace.segments)):
         with FlopCounterMode(display=False) as flops:
-            z, *rest = trace.advance(place, state, done)
-        segments.append(Work(flops.get_total_flops(), "layers", bytes=state[0].nbytes + z.nbytes))
-        if place < len(trace.sites):
-            phi = trace.sites[place].reference(z)
-            sites.append(Work(rate="layers", bytes=z.nbytes + phi.nbytes))
-            state = (phi, *rest)
-            done.append(trace.sites[place].reference)
-    return segments, sites
+            z, *rest = trace.advance(place, state, modules[:place])
+        phi = modules[place](z) if place < len(modules) else z
+        layers.append(Work(flops.get_total_flops(), "layers", bytes=state[0].nbytes + 2 * z.nbytes + phi.nbytes))
+        state = (phi, *rest)
+    return layers
 
 
-def _fit(layers: list[Work], steps: list[Work], statistics: Sequence[SiteStatistics], sizes: Sizes) -> dict[str, Work]:
+def _fit(layers: list[Work], statistics: Sequence[SiteStatistics], sizes: Sizes) -> dict[str, Work]:
     """The forward pass of `fit` and its second moments of z."""
     moments = Work()
     for s in statistics:
         z = sizes.samples(math.prod(s.z_shape) // s.d), s.d
         moments += Work(cross_covariance_flops(z, []), bytes=COPIES * sizes.itemsize * math.prod(z))
-    return {"fit": sum([*layers[:-1], *steps], LAYERS) * sizes.align, "fit, moments": moments}
+    return {"fit": sum(layers[:-1], LAYERS) * sizes.align, "fit, moments": moments}
 
 
 def _fit_bytes(s: SiteStatistics, sizes: Sizes) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from rainbow_fast.ops.cross_covariance import cross_covariance_flops
 from rainbow_fast.ops.polar import polar_flops
 from rainbow_fast.ops.random_features_flops import random_features_covariance_flops, random_features_flops
-from rainbow_fast.rainbow.activation import FEATURE_BLOCK, IMPLICIT_BLOCK, homogeneous
+from rainbow_fast.rainbow.activation import FEATURE_BLOCK, IMPLICIT_BLOCK
 from rainbow_fast.rainbow.cost import SiteCost, Work
 from rainbow_fast.rainbow.least_squares import FEATURE_NUMBERS, SolverCost, solver, solver_cost
 from rainbow_fast.rainbow.plan import Plan
@@ -19,7 +19,7 @@ from rainbow_fast.rainbow.regression import EIGENVECTORS
 from rainbow_fast.rainbow.statistics import SiteStatistics, every
 from rainbow_fast.rainbow.step import ACTIVITY_SAMPLES
 
-COPIES = 4  # of a matrix, of a chunk of activations or of features that steps on it hold, or move, at a time
+COPIES = 4  # of a matrix, or of a chunk of activations or features: that steps on it hold at a time, or read and write
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,8 @@ class SiteCount:
 
     def elementwise(self) -> Work:
         """Steps of the reference's site, of the projections u, of statistics, scales and errors."""
-        sizes = self.sizes
-        # A factor of u passes through sigma where that is homogeneous.
-        through = homogeneous(self.site.activation, self.site.before) and not (self.has_U or self.mean_row)
-        steps = (not through) + self.mean_row + 2 * self.recalibrates  # each reads and writes z, in two passes
-        each = (1 + 4 * steps) * self.z + 2 * COPIES * self.phi
+        sizes, steps = self.sizes, 1 + self.mean_row + 2 * self.recalibrates
+        each = COPIES * (steps * self.z + 2 * self.phi)
         numbers = each * (sizes.align * (1 + 2 * (self.step > 1)) + sizes.held)  # samples that are picked lie apart
         return Work(pooled=sizes.both * self.d * self.window, bytes=sizes.itemsize * numbers)
 
@@ -154,13 +151,13 @@ class SiteCount:
         return 8 * self.rows * (self.columns + block) + self.regression.bytes
 
     def temporary_bytes(self, refit: tuple[int, int] | None) -> int:
-        """A, copies of a chunk of z or phi, and of features that are stored; all features of a classifier."""
+        """A; steps on a chunk of z or phi; features that are stored, before and after a step; those of a classifier."""
         chunk, features = min(self.sizes.chunk, self.sizes.align), 0
         if self.solver == "summed":
             features = min(chunk * self.pixels * self.n, FEATURE_NUMBERS)
         elif not self.fused:
             features = chunk * self.pixels * min(self.n, FEATURE_BLOCK)
-        numbers = COPIES * (chunk * max(self.z, self.phi) + features)
+        numbers = COPIES * chunk * max(self.z, self.phi) + 2 * features
         numbers += 0 if refit is None else self.sizes.align * refit[1]
         return self.A_bytes + self.sizes.itemsize * numbers
 
