@@ -11,6 +11,7 @@ import pytest
 import torch
 from here import ROOT
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
@@ -143,6 +144,39 @@ def test_cost_is_linear():
         two, three, four = (getattr(c, what) for c in depths)
         assert four - three == pytest.approx(three - two) and three > two
     assert depths[2].peak_bytes - depths[1].peak_bytes == depths[1].sites[0].disk_bytes, "only A stays of a site"
+
+
+def counted(run) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("build", [small_cnn, pooled_cnn])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(factor=3),
+        dict(factor=3, method="calibrated"),
+        dict(factor=0.5, method="calibrated"),
+        dict(factor=2, rank=2, align="flattened"),
+    ],
+    ids=str,
+)
+def test_projections_are_those_that_a_network_counts(build, options):
+    """Of all 100 images, in one chunk, beside the layers of the reference."""
+    model = rf.fit(build(), MAPS)
+    network, _ = model.sample(**options)
+    planned = sum(site.work["projection"].flops for site in model.plan(machine=MACHINE, **options).sites)
+    assert planned == counted(lambda: network(MAPS)) - counted(lambda: build()(MAPS))
+
+
+@pytest.mark.parametrize("method, factor", [("paper", 20), ("calibrated", 20), ("calibrated", 0.5)])
+def test_flops_are_those_of_a_run(method, factor):
+    """A run counts a little more: centers from 32 samples, 32 images on which the network is checked."""
+    model = rf.fit(mlp((6, 8, 5, 2), seed=0), torch.randn(5000, 6))
+    planned = model.plan(factor=factor, method=method, machine=MACHINE).flops
+    assert planned == pytest.approx(counted(lambda: model.sample(factor=factor, method=method)), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ class SiteCost:
         float64_bytes: M, what is computed from it, and the regression's (n, n) matrices, at most.
         A_bytes: of the alignment: d n numbers, (d p)(n p) where it is flattened.
         disk_bytes: what `rainbow_fast.save` writes of it.
-        peak_bytes: all of this at the worst moment, with temporaries and what the sites before have left.
+        peak_bytes: the sum of what is in flight, in float64, and temporary in a pass (A, a chunk of activations), with
+            the law and what the sites before have left.
     """
 
     index: int

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one site of a sample takes: the steps of `step.SiteStep` counted from shapes."""
+"""What one site of a sample takes: the steps of `step.SiteStep` counted from shapes.
+
+Memory is a sum of three terms: activations in flight, over all data; float64 matrices; temporaries of a pass over a
+chunk, with A.
+"""
 
 from __future__ import annotations
 
