@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tables of text."""
+"""Tables of text, and numbers for a person."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -21,3 +22,14 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def quantity(value: float) -> str:
+    """Three digits and a decimal prefix."""
+    power = min(max(math.floor(math.log10(value * 1.0005) / 3), 0), 5) if value > 0 else 0
+    return f"{value / 1000**power:.3g} {'kMGTP'[power - 1] if power else ''}"
+
+
+def duration(seconds: float) -> str:
+    """Two digits at least, without an exponent."""
+    return f"{seconds:.2g}" if 1e-4 < seconds < 10 else f"{seconds:.0f}"

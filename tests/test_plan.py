@@ -10,11 +10,13 @@ import pytest
 import torch
 from here import ROOT
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.rainbow.planning.cost import Work, duration, quantity
-from rainbow_fast.rainbow.planning.machine import polar_flops
+from rainbow_fast.ops.polar import polar_flops
+from rainbow_fast.rainbow.planning.cost import Work
+from rainbow_fast.tables import duration, quantity
 
 RATES = dict(kernels=4e9, activations=1e9, layers=2e9, polar=1e9, float64=1e9, pooling=1e8, copy=8e9)
 MACHINE = rf.Machine(**RATES)
@@ -44,13 +46,13 @@ def test_flops_of_a_perceptron_by_hand():
     assert flops(cost.sites[0]) == {
         "reference": 2 * 6 * 8 * 100,  # once: reference and sample are still the same
         "moments": 2 * 90 * 20 * (8 + 8) + 2 * 90 * 20 * (8 + 1),  # and the share of active neurons
-        "alignment": polar_flops(8, 20),
+        "alignment": polar_flops((8, 20)),
         "projection": 2 * 100 * 20 * (8 + 8),
     }
     assert flops(cost.sites[1]) == {
         "reference": 2 * 8 * 5 * 100 * 2,
         "moments": 2 * 90 * 12 * (5 + 5) + 2 * 90 * 12 * (5 + 1),
-        "alignment": polar_flops(5, 12),
+        "alignment": polar_flops((5, 12)),
         "projection": 2 * 100 * 12 * (5 + 5),
     }
     assert {name: work.flops for name, work in cost.rest.items()} == {
@@ -77,7 +79,7 @@ def test_flops_of_maps_by_hand():
     assert first["projection"] == 2 * 100 * 36 * 8 * (4 + 4)
     assert first["reference"] == 2 * 9 * 4 * 36 * 100
     assert second["reference"] == 2 * 9 * 4 * 6 * 16 * 100 * 2
-    assert second["alignment"] == polar_flops(6, 12)
+    assert second["alignment"] == polar_flops((6, 12))
 
 
 @pytest.mark.parametrize("align, rows, columns", [("channels", 4, 8), ("flattened", 4 * 9, 8 * 9)])
@@ -140,6 +142,39 @@ def test_cost_is_linear():
         two, three, four = (getattr(c, what) for c in depths)
         assert four - three == pytest.approx(three - two) and three > two
     assert depths[2].peak_bytes - depths[1].peak_bytes == depths[1].sites[0].disk_bytes, "only A stays of a site"
+
+
+def counted(run) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("build", [small_cnn, pooled_cnn])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(factor=3),
+        dict(factor=3, method="calibrated"),
+        dict(factor=0.5, method="calibrated"),
+        dict(factor=2, rank=2, align="flattened"),
+    ],
+    ids=str,
+)
+def test_projections_are_those_that_a_network_counts(build, options):
+    """Of all 100 images, in one chunk, beside the layers of the reference."""
+    model = rf.fit(build(), MAPS)
+    network, _ = model.sample(**options)
+    planned = sum(site.work["projection"].flops for site in model.plan(machine=MACHINE, **options).sites)
+    assert planned == counted(lambda: network(MAPS)) - counted(lambda: build()(MAPS))
+
+
+@pytest.mark.parametrize("method, factor", [("paper", 20), ("calibrated", 20), ("calibrated", 0.5)])
+def test_flops_are_those_of_a_run(method, factor):
+    """A run counts a little more: centers from 32 samples, 32 images on which the network is checked."""
+    model = rf.fit(mlp((6, 8, 5, 2), seed=0), torch.randn(5000, 6))
+    planned = model.plan(factor=factor, method=method, machine=MACHINE).flops
+    assert planned == pytest.approx(counted(lambda: model.sample(factor=factor, method=method)), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from rich.table import Column, Table
 from rainbow_fast.analysis.summaries import summaries
 from rainbow_fast.cli.grid import Step
 from rainbow_fast.cli.planning import CostGrid
-from rainbow_fast.rainbow.planning.cost import duration, quantity
 from rainbow_fast.rainbow.report import Record
+from rainbow_fast.tables import duration, quantity
 
 
 def out() -> Console:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """cross_covariance: the sum over samples of x y^T, in float64, with maps read in place."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -323,11 +324,21 @@ def _vmap(info: Any, in_dims: Any, x: Tensor, ys: Sequence[Tensor], *rest: Any) 
     return loop(torch.ops.rainbow_fast.cross_covariance.default)(info, in_dims, x, ys, *rest)
 
 
+def cross_covariance_flops(x: Sequence[int], y: Sequence[Sequence[int]]) -> int:
+    """``2 N d m`` of the shapes x (N, d, *space) and y (N, m, *space): N counts positions, m is the sum over all y.
+
+    Without y it is one triangle of the symmetric result, ``N d (d + 1)``.
+    """
+    N, d = x[0] * math.prod(x[2:]), x[1]
+    return 2 * N * d * sum(shape[1] for shape in y) if y else N * d * (d + 1)
+
+
 _SHARED = "Tensor x, Tensor[] y, str activation, float negative_slope, bool center, str? backend"
 functional(
     f"cross_covariance({_SHARED}) -> Tensor",
     _cross_covariance,
     _fake,
+    flops=cross_covariance_flops,
     derivative=Derivative(_vjp, _jvp),
     vmap=_vmap,
 )
@@ -335,5 +346,6 @@ writing(
     f"cross_covariance_out({_SHARED}, Tensor(a!) out) -> ()",
     _add,
     check=_check_out,
+    flops=cross_covariance_flops,
     called="cross_covariance_",
 )

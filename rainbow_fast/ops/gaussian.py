@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """gaussian: any tile of the implicit white Gaussian matrix G, a pure function of (seed, stream, i, j)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,6 +93,11 @@ def address(key: Tensor, rows: int, cols: int) -> list[int]:
     if found[3] + cols > 2**34:
         raise ValueError(f"cols={cols} at col_offset={found[3]}: wanted col_offset + cols <= 2^34")
     return found
+
+
+def seed_count(key: Sequence[int] | None) -> int:
+    """The number of seeds of a key of this shape, (4,) or (S, 4); 1 without a key."""
+    return 1 if key is None else math.prod(key[:-1])
 
 
 def addresses(key: Tensor, rows: int, cols: int, *given: Tensor) -> list[tuple]:
@@ -305,12 +311,22 @@ def _vmap(info: Any, in_dims: Any, rows: int, cols: int, key: Tensor, *rest: Any
     return out.view(*keys.shape[:-1], rows, cols), 0
 
 
+def gaussian_flops() -> int:
+    """0: the transform of random numbers is elementwise, and torch counts the multiply-adds of products alone."""
+    return 0
+
+
 functional(
     "gaussian(SymInt rows, SymInt cols, Tensor key, ScalarType dtype, Device device, str? backend) -> Tensor",
     _gaussian,
     _fake,
+    flops=gaussian_flops,
     vmap=_vmap,
 )
 writing(
-    "gaussian_out(Tensor key, str? backend, Tensor(a!) out) -> ()", _write, check=_check_out, called="gaussian(out=)"
+    "gaussian_out(Tensor key, str? backend, Tensor(a!) out) -> ()",
+    _write,
+    check=_check_out,
+    flops=gaussian_flops,
+    called="gaussian(out=)",
 )

@@ -9,6 +9,7 @@ again, so that borders are as exact as the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,14 +43,14 @@ class Patch(NamedTuple):
             raise ValueError(f"patch={patch!r}: wanted k, stride and dilation of at least 1, padding of at least 0")
         if x.dim() != 4:
             raise ValueError(f"x has shape {tuple(x.shape)}: wanted maps (N, d, H, W) for patch={patch!r}")
-        if min(made.positions(x)) < 1:
+        if min(made.positions(x.shape[2:])) < 1:
             raise ValueError(f"patch={patch!r}: wanted one that fits into maps of shape {tuple(x.shape[2:])}")
         return made
 
-    def positions(self, x: Tensor) -> list[int]:
+    def positions(self, space: Sequence[int]) -> list[int]:
         """Where the kernel can stand, along each axis of space."""
         reach = self.dilation * (self.k - 1) + 1
-        return [(size + 2 * self.padding - reach) // self.stride + 1 for size in x.shape[2:]]
+        return [(size + 2 * self.padding - reach) // self.stride + 1 for size in space]
 
     def unfold(self, x: Tensor) -> Tensor:
         """im2col: (N, d k k, positions)."""
@@ -59,7 +60,7 @@ class Patch(NamedTuple):
 
     def batch(self, x: Tensor) -> int:
         """Images that are unfolded at a time."""
-        rows, columns = self.positions(x)
+        rows, columns = self.positions(x.shape[2:])
         return max(1, UNFOLDED_NUMBERS // (x.shape[1] * self.k**2 * rows * columns))
 
 
@@ -110,7 +111,7 @@ def _add(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     if _backend.choose(backend, x.device, x.dtype, dtypes, called="x") == "cpu" and shape.stride == 1:
         sides = [samples(side) for side in (x, x if y is None else y)]
-        rows, columns = shape.positions(x)
+        rows, columns = shape.positions(x.shape[2:])
         _backend.kernels().patch_covariance(
             out.data_ptr(), out.stride(0), *(memory for _, memory in sides), pieces(x.shape[2], rows, shape),
             pieces(x.shape[3], columns, shape), shape.k, y is None, torch.get_num_threads(),
@@ -181,6 +182,26 @@ def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
     return [sum(parts[1:], parts[0])]
 
 
+def patch_covariance_flops(x: Sequence[int], y: Sequence[int] | None, patch: Sequence[int]) -> int:
+    """Flops of the product of im2cols (N P, d k k) and (N P, m k k) that defines the op: ``2 N P d m k^4``, P places of
+    the kernel in a map; without y one triangle. At stride 1 the CPU's kernel shares shifts and takes fewer."""
+    shape = Patch(*patch)
+    samples, rows = x[0] * math.prod(shape.positions(x[2:])), x[1] * shape.k**2
+    return samples * rows * (rows + 1) if y is None else 2 * samples * rows * y[1] * shape.k**2
+
+
 _SHARED = "Tensor x, Tensor? y, int[] patch, str? backend"
-functional(f"patch_covariance({_SHARED}) -> Tensor", _patch_covariance, _fake, derivative=Derivative(_vjp, _jvp))
-writing(f"patch_covariance_out({_SHARED}, Tensor(a!) out) -> ()", _add, check=_check_out, called="patch_covariance_out")
+functional(
+    f"patch_covariance({_SHARED}) -> Tensor",
+    _patch_covariance,
+    _fake,
+    flops=patch_covariance_flops,
+    derivative=Derivative(_vjp, _jvp),
+)
+writing(
+    f"patch_covariance_out({_SHARED}, Tensor(a!) out) -> ()",
+    _add,
+    check=_check_out,
+    flops=patch_covariance_flops,
+    called="patch_covariance_out",
+)

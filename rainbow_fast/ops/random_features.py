@@ -12,6 +12,7 @@ from rainbow_fast.arguments import integer, tensor
 from rainbow_fast.ops import random_features_arguments as checks
 from rainbow_fast.ops import random_features_batching as batching
 from rainbow_fast.ops import random_features_derivative as derivative
+from rainbow_fast.ops import random_features_flops as flops
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.cross_covariance import cross_covariance_reference
 from rainbow_fast.ops.gaussian import Seed, as_key, gaussian_reference
@@ -344,6 +345,7 @@ functional(
     f"random_features(Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> Tensor",
     _random_features,
     _fake_features,
+    flops=flops.random_features_flops,
     derivative=Derivative(derivative.features_vjp, derivative.features_jvp),
     vmap=batching.features,
     autocast="lower",
@@ -354,6 +356,7 @@ functional(
     " -> (Tensor, Tensor, Tensor)",
     _random_features_covariance,
     _fake_covariance,
+    flops=flops.random_features_covariance_flops,
     derivative=Derivative(derivative.covariance_vjp, derivative.covariance_jvp, keeps=True),
     vmap=batching.covariance,
     takes_half=False,
@@ -362,6 +365,7 @@ functional(
     f"random_features_projection(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}) -> Tensor[]",
     _random_features_projection,
     _fake_projection,
+    flops=flops.random_features_projection_flops,
     derivative=Derivative(derivative.projection_vjp, derivative.projection_jvp),
     vmap=batching.projection,
     autocast="lower",
@@ -371,6 +375,7 @@ writing(
     f"random_features_out(Tensor u, Tensor? shift, {_FEATURES}, Tensor(a!) out) -> ()",
     _random_features_out,
     check=checks.features_out,
+    flops=lambda u, key, out: flops.random_features_flops(u, out[1 - len(u)], key),
     called="random_features_out",
 )
 writing(
@@ -378,11 +383,13 @@ writing(
     "Tensor(a!) out, Tensor(b!) total, Tensor(c!) square) -> ()",
     _random_features_covariance_out,
     check=checks.covariance_out,
+    flops=lambda x, u, key, out: flops.random_features_covariance_flops(x, u, out[-1], key),
     called="random_features_covariance_out",
 )
 writing(
     f"random_features_projection_out(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}, Tensor(a!)[] out) -> ()",
     _random_features_projection_out,
     check=checks.projection_out,
+    flops=flops.random_features_projection_flops,
     called="random_features_projection_out",
 )

@@ -18,6 +18,7 @@ from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.gaussian import further
 from rainbow_fast.ops.memory import NOTHING, address_of, matrix, samples
 from rainbow_fast.ops.random_features_arguments import Features, check_upstream
+from rainbow_fast.ops.random_features_flops import random_features_gradient_flops
 from rainbow_fast.ops.registration import Args, Derivative, filled, functional, tensors_of
 
 BLOCK = 2**21  # features at a time, where torch makes them
@@ -158,6 +159,7 @@ functional(
     "Tensor[] A, bool of_G) -> (Tensor, Tensor, Tensor)",
     _random_features_gradient,
     _fake,
+    flops=random_features_gradient_flops,
     derivative=Derivative(_vjp, None, composite=random_features_gradient_reference),
     takes_half=False,
 )

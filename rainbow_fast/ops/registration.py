@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How an op becomes ``torch.ops.rainbow_fast.X``: kernel, shapes, derivatives, vmap and autocast, in one call.
+"""How an op becomes ``torch.ops.rainbow_fast.X``: kernel, shapes, flops, derivatives, vmap and autocast, in one call.
 
 `functional` registers an op that allocates its results, `writing` one that writes into tensors that it is given. What
 torch promises of its own operators holds for these too: in eager mode and under ``torch.compile`` reverse mode,
@@ -9,6 +9,7 @@ the tensors it has written, so that autograd notices a saved tensor that was ove
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch._guards import TracingContext
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = torch.library.Library("rainbow_fast", "DEF")
 AUTOCAST = ("cpu", "cuda")  # devices with rules
@@ -53,6 +55,7 @@ def functional(
     run: Callable,
     fake: Callable,
     *,
+    flops: Callable[..., int],
     derivative: Derivative | None = None,
     vmap: Callable | None = None,
     autocast: str = "float32",
@@ -64,13 +67,15 @@ def functional(
         schema: ``name(arguments) -> results``.
         run: the implementation, for every device; it sees plain tensors, and records nothing.
         fake: results of the right shape, dtype and device, from those of the arguments alone.
+        flops: the flops of a call, 2 for each multiply-add of a product, as torch counts them. It takes some of the
+            arguments, by their names in the schema; of a tensor its shape. `FlopCounterMode` counts with it.
         derivative: None for an op without floating inputs.
         vmap: a rule as `torch.library.register_vmap` takes it; by default a loop over the batch.
         autocast: ``"float32"``: under autocast the results are those without it; ``"lower"``: they are rounded to the
             dtype of autocast, unless they are float64. In both, sums are made as without autocast.
         takes_half: whether the op takes half precision; else autocast widens it to float32 on the way in.
     """
-    op = _define(schema, fake)
+    op = _define(schema, fake, flops)
     LIBRARY.impl(op._opname, run, "CompositeExplicitAutograd")
     if derivative is not None:
         LIBRARY.impl(op._opname, _differentiable(op, derivative), "Autograd", with_keyset=True)
@@ -79,13 +84,22 @@ def functional(
         LIBRARY.impl(op._opname, _autocast(op, device, autocast == "lower", takes_half), f"Autocast{device.upper()}")
 
 
-def writing(schema: str, run: Callable, *, check: Callable, called: str, fake: Callable = lambda *args: None) -> None:
+def writing(
+    schema: str,
+    run: Callable,
+    *,
+    check: Callable,
+    flops: Callable[..., int],
+    called: str,
+    fake: Callable = lambda *args: None,
+) -> None:
     """Register an op that writes into the arguments which its schema marks with ``(a!)``. It has no derivative.
 
     Args:
         schema: ``name(arguments) -> results``.
         run: the implementation, for every device.
         check: called before `run`, and for fake and meta tensors too; it raises where arguments do not fit.
+        flops: as in `functional`.
         called: what messages call the op.
         fake: as in `functional`, of the results, where there are some.
 
@@ -98,7 +112,7 @@ def writing(schema: str, run: Callable, *, check: Callable, called: str, fake: C
         check(*args)
         return fake(*args)
 
-    op = _define(schema, shapes)
+    op = _define(schema, shapes, flops)
     written = [place for place, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write]
 
     def targets(args: Sequence[Any]) -> list[Tensor]:
@@ -176,10 +190,19 @@ def widened(args: Args) -> Args:
     return filled(args, iter([t.float() if t.dtype in HALVES else t for t in tensors_of(args)]))
 
 
-def _define(schema: str, fake: Callable) -> torch._ops.OpOverload:
+def _define(schema: str, fake: Callable, flops: Callable[..., int]) -> torch._ops.OpOverload:
     name = LIBRARY.define(schema)
     torch.library.register_fake(f"rainbow_fast::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.rainbow_fast, name).default
+    packet = getattr(torch.ops.rainbow_fast, name)
+    arguments = [argument.name for argument in packet.default._schema.arguments]
+    wanted = list(inspect.signature(flops).parameters)
+
+    @register_flop_formula(packet)
+    def formula(*args: Any, out_shape: Any = None, **named: Any) -> int:
+        shapes = dict(zip(arguments, args, strict=False)) | named
+        return flops(**{argument: shapes[argument] for argument in wanted})
+
+    return packet.default
 
 
 def tensors_of(args: Sequence[Any]) -> Iterator[Tensor]:

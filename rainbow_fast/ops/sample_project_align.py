@@ -2,6 +2,7 @@
 """sample_project_align: the weights W' = scale G (L A) of a sampled layer; G is never stored."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from rainbow_fast import backend as _backend
 from rainbow_fast.arguments import integer, number, optional_tensor, tensor
-from rainbow_fast.ops.gaussian import Seed, addresses, as_key, check_key, further, gaussian_reference
+from rainbow_fast.ops.gaussian import Seed, addresses, as_key, check_key, further, gaussian_reference, seed_count
 from rainbow_fast.ops.memory import check_device, check_written, matrix
 from rainbow_fast.ops.registration import (
     Derivative,
@@ -262,11 +263,20 @@ def _vmap(info: Any, in_dims: Any, n: int, P: Tensor, key: Tensor, *how: Any) ->
     return loop(op.default)(info, in_dims, n, P, key, *how)
 
 
+def sample_project_align_flops(n: int, P: Sequence[int], key: Sequence[int] | None = None) -> int:
+    """``2 n r m`` for each seed, of P = L A (r, m), m with the positions of a convolution's kernel.
+
+    L A itself is a product of torch, which counts it.
+    """
+    return 2 * n * math.prod(P) * seed_count(key)
+
+
 _HOW = "str? precision, str? backend"
 functional(
     f"sample_project_align(SymInt n, Tensor P, Tensor key, float scale, ScalarType dtype, {_HOW}) -> Tensor",
     _sample_project_align,
     _fake,
+    flops=sample_project_align_flops,
     derivative=Derivative(_vjp, _jvp),
     vmap=_vmap,
 )
@@ -274,5 +284,6 @@ writing(
     f"sample_project_align_out(Tensor P, Tensor key, float scale, {_HOW}, Tensor(a!) out) -> ()",
     _write,
     check=_check_out,
+    flops=lambda P, key, out: sample_project_align_flops(out[-2], P, key),
     called="sample_project_align_",
 )

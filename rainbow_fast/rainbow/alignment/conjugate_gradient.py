@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rainbow_fast.rainbow.laws.law import EIGENVECTORS
+
 Apply = Callable[[Tensor], Tensor]  # V (k, m), m <= n, to (V, 0) S (k, n) float64: columns of V that are missing are 0
 
 # Of n neurons, the preconditioner is made of n / 16, at most 2048, and at most what 4 GiB hold. More save products,
@@ -115,6 +117,14 @@ def regress(
 def products_expected(n: int) -> float:
     """Products of all d rows with S until the predictions are certain to 1e-4, the sketch aside."""
     return PRODUCTS * math.sqrt(n / sketch_size(n))
+
+
+def regress_flops(d: int, n: int) -> float:
+    """Of the algebra of `regress` with M (d, n), products with S aside: the preconditioner P of l rows, then for each
+    product two of d rows with P^-1/2 and six among directions and residuals."""
+    sketch = sketch_size(n)
+    preconditioner = 4.0 * sketch**2 * n + 2 * (EIGENVECTORS + 1) * sketch**3
+    return preconditioner + (8.0 * sketch + 12.0 * d) * d * n * products_expected(n)
 
 
 class Nystroem:

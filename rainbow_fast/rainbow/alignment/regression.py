@@ -6,20 +6,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops.cross_covariance import cross_covariance_
+from rainbow_fast.ops.cross_covariance import cross_covariance_, cross_covariance_flops
 from rainbow_fast.rainbow.alignment.alignment import Alignment, Problem
 from rainbow_fast.rainbow.alignment.conjugate_gradient import (
+    SKETCH_ROWS,
     NotSolvedError,
     centred,
     products_expected,
     regress,
+    regress_flops,
     sketch_size,
 )
+from rainbow_fast.rainbow.laws.law import EIGENVECTORS
 from rainbow_fast.rainbow.samples import as_rows, per_channel
 
 if TYPE_CHECKING:
@@ -48,9 +51,12 @@ class Regression(Alignment):
 
     def begin(self, site: SampledSite) -> Alignment:
         channels = site.statistics.channels if site.activation.fused else None
-        chosen = self.solver or fastest_solver(self.ridge, site.features, site.samples, channels)
-        kind: type[_Solver] = {"summed": Summed, "kernel": Kernel, "products": Products}[chosen]
-        return kind(site, self.ridge)
+        kinds: dict[str, type[_Solver]] = {"summed": Summed, "kernel": Kernel, "products": Products}
+        return kinds[self.chosen(site.features, site.samples, channels)](site, self.ridge)
+
+    def chosen(self, features: int, samples: int, channels: int | None) -> str:
+        """The solver of a site; arguments as in `fastest_solver`."""
+        return self.solver or fastest_solver(self.ridge, features, samples, channels)
 
 
 def fastest_solver(ridge: float, features: int, samples: int, channels: int | None = None) -> str:
@@ -66,6 +72,41 @@ def fastest_solver(ridge: float, features: int, samples: int, channels: int | No
     # Flops for each sample and feature: two passes a product, with as many rows again that make the features.
     by_products = 2 * sketch_size(features) + 8 * channels * products_expected(features) if channels else math.inf
     return chosen if 8 * size**2 <= SQUARE_BYTES and size <= by_products else "products"
+
+
+class SolverCost(NamedTuple):
+    """What a regression takes beside the sums of M.
+
+    Attributes:
+        passes: times that the features phi' of all samples are computed.
+        products: flops of products with them.
+        algebra: flops in float64.
+        bytes: of matrices beside those as large as M.
+    """
+
+    passes: int = 0
+    products: float = 0.0
+    algebra: float = 0.0
+    bytes: int = 0
+
+
+def solver_cost(way: str, d: int, n: int, N: int, *, ridge: bool) -> SolverCost:
+    """Of one way that `fastest_solver` names: M is (d, n), of N samples; `ridge`: lambda is above 0.
+
+    The matrix of S or of the kernel takes a Cholesky factor in place, or three as large for its pseudo-inverse.
+    """
+    if way == "products":
+        count, sketch = math.ceil(products_expected(n)), sketch_size(n)
+        products = 2.0 * N * sketch * (n + sketch) + 4.0 * N * d * n * count
+        blocks = -(-sketch // SKETCH_ROWS)
+        return SolverCost(2 * (count + blocks), products, regress_flops(d, n), 8 * (sketch + SKETCH_ROWS) * n)
+    size = n if way == "summed" else N
+    algebra = 2.0 * d * size**2 + (size**3 / 3 if ridge else (EIGENVECTORS + 2) * size**3)
+    square = 8 * size**2 * (1 if ridge else 3)
+    if way == "summed":
+        return SolverCost(1, cross_covariance_flops((N, n), []), algebra, square)
+    block = 16 * min(FEATURE_NUMBERS, N * n)  # of features, in float32 twice and in float64
+    return SolverCost(2, cross_covariance_flops((n, N), []), algebra + 2.0 * d * N * n, square + block)
 
 
 class _Solver(Alignment):

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rainbow_fast.ops.gaussian import choices
-from rainbow_fast.rainbow.laws.law import Law
+from rainbow_fast.rainbow.laws.law import PLANNED, Law, without_values
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
@@ -26,3 +27,6 @@ class Bootstrap(Law):
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
         return Rows(n, site.d, key, U, k=choices(n, site.d, seed=key).to(site.device), h=self.h)
+
+    def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
+        return Rows(n, site.d, PLANNED, U, k=without_values(n, dtype=torch.int64))

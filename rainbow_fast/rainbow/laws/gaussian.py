@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rainbow_fast.rainbow.laws.law import Law
+from rainbow_fast.rainbow.laws.law import PLANNED, Law
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
@@ -21,3 +21,6 @@ class Gaussian(Law):
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
         return Rows(n, site.d, key, U)
+
+    def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
+        return Rows(n, site.d, PLANNED, U)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rainbow_fast.rainbow.laws.law import Law
+from rainbow_fast.rainbow.laws.law import PLANNED, Law, without_values
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
@@ -24,3 +24,6 @@ class Identity(Law):
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
         return Rows(n, site.d, key, U, k=torch.arange(n, device=site.device))
+
+    def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
+        return Rows(n, site.d, PLANNED, U, k=without_values(n, dtype=torch.int64))

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
+
+EIGENVECTORS = 10  # of a symmetric (n, n) matrix: flops over n^3
+PLANNED = torch.zeros(4, dtype=torch.int64, device="cpu")  # an address that is not read
 
 
 class Law:
@@ -36,3 +40,17 @@ class Law:
             `Rows` with n, d, key and U, and what else the law has drawn; ``mean_row`` is set by the caller.
         """
         raise NotImplementedError
+
+    def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
+        """What `draw` would store, on the device "meta": tensors without values. By default R itself, in float64."""
+        rows = Rows(n, site.d, PLANNED, U)
+        return rows._replace(matrix=without_values(n, rows.r))
+
+    def flops(self, n: int, r: int) -> float:
+        """Of `draw`, in float64: n rows that combine r directions."""
+        return 0.0
+
+
+def without_values(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A tensor of a shape alone."""
+    return torch.empty(shape, dtype=dtype, device="meta")

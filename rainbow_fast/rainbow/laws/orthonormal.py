@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.ops.gaussian import further, gaussian
-from rainbow_fast.rainbow.laws.law import Law
+from rainbow_fast.rainbow.laws.law import EIGENVECTORS, PLANNED, Law, without_values
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
@@ -28,6 +28,17 @@ class Orthonormal(Law):
             return rows._replace(U=T if U is None else U @ T)
         G = gaussian(n, rows.r, seed=key, dtype=torch.float64, device=device)
         return rows._replace(T=_inverse_root(G @ G.T / rows.r))
+
+    def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
+        rows = Rows(n, site.d, PLANNED, U)
+        if n >= rows.r:
+            return rows._replace(U=without_values(site.d, rows.r))
+        return rows._replace(T=without_values(n, n))
+
+    def flops(self, n: int, r: int) -> float:
+        """A Gram matrix of the short side, its eigenvectors, and two products with them."""
+        short = min(n, r)
+        return (2.0 * n * r + (EIGENVECTORS + 2) * short**2) * short
 
 
 def _gram(n: int, r: int, key: Tensor, device: torch.device) -> Tensor:

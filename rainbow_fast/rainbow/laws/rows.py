@@ -48,6 +48,12 @@ class Rows(NamedTuple):
         return self.d if self.U is None else self.U.shape[1]
 
     @property
+    def stored(self) -> dict[str, Tensor]:
+        """What is stored, by its name; the address aside."""
+        tensors = {"U": self.U, "T": self.T, "k": self.k, "matrix": self.matrix}
+        return {name: t for name, t in tensors.items() if t is not None}
+
+    @property
     def implicit(self) -> bool:
         """Whether R is G itself, which is nowhere stored."""
         return self.T is None and self.k is None and self.matrix is None

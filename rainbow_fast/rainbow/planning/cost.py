@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rainbow_fast.io import dumps
 from rainbow_fast.rainbow.planning.machine import Machine
-from rainbow_fast.tables import aligned
+from rainbow_fast.tables import aligned, duration, quantity
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,15 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         assert self.rate == other.rate
-        names = ("flops", "features", "pooled", "bytes")
-        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in COUNTS})
 
     def __mul__(self, times: int) -> Work:
-        names = ("flops", "features", "pooled", "bytes")
-        return replace(self, **{name: times * getattr(self, name) for name in names})
+        return replace(self, **{name: times * getattr(self, name) for name in COUNTS})
 
     def seconds(self, machine: Machine) -> float:
         """Its arithmetic or its traffic, whichever takes longer."""
-        computed = self.flops / getattr(machine, self.rate) + self.features / machine.activations
-        computed += self.pooled / machine.pooling
-        return max(computed, self.bytes / machine.copy)
+        arithmetic = self.flops / getattr(machine, self.rate) + self.features / machine.activations
+        return max(arithmetic + self.pooled / machine.pooling, self.bytes / machine.copy)
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,8 @@ class SiteCost:
         float64_bytes: M, what is computed from it, and the regression's (n, n) matrices, at most.
         A_bytes: of the alignment: d n numbers, (d p)(n p) where it is flattened.
         disk_bytes: what `rainbow_fast.save` writes of it.
-        peak_bytes: all of this at the worst moment, with temporaries and what the sites before have left.
+        peak_bytes: the sum of what is in flight, in float64, and temporary in a pass (A, a chunk of activations), with
+            the law and what the sites before have left.
     """
 
     index: int
@@ -128,10 +125,10 @@ class Cost:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as numbers, strings, lists and dicts."""
-        made = asdict(self) | {"flops": self.flops, "seconds": self.seconds}
-        for entry, site in zip(made["sites"], self.sites, strict=True):
+        result = asdict(self) | {"flops": self.flops, "seconds": self.seconds}
+        for entry, site in zip(result["sites"], self.sites, strict=True):
             entry["seconds"] = site.seconds(self.machine)
-        return made
+        return result
 
     def to_json(self) -> str:
         """`to_dict` as one line of JSON; numbers that are not finite are null."""
@@ -142,32 +139,27 @@ class Cost:
         rows = []
         for site in self.sites:
             sizes = [site.site, *map(str, (site.d, site.n, site.rank, site.samples))]
-            rows.append(sizes + [quantity(site.work[name].flops) for name in PASSES])
-            rows[-1] += [quantity(getattr(site, f"{name}_bytes")) for name in MEMORY]
-            rows[-1].append(duration(site.seconds(self.machine)))
+            numbers = [site.work[name].flops for name in PASSES] + [getattr(site, f"{name}_bytes") for name in MEMORY]
+            rows.append([*sizes, *map(quantity, numbers), duration(site.seconds(self.machine))])
         rest = sum(work.flops for work in self.rest.values())
         blanks = [""] * (len(PASSES) - 1 + len(MEMORY))
         rows.append(["rest", *[""] * 4, quantity(rest), *blanks, duration(self.rest_seconds)])
-        memory = [max(site.in_flight_bytes for site in self.sites), max(site.float64_bytes for site in self.sites)]
-        memory += [sum(site.A_bytes for site in self.sites), self.disk_bytes, self.peak_bytes]
         flops = [sum(site.work[name].flops for site in self.sites) for name in PASSES]
-        flops[0] += rest
-        rows.append(["all", *[""] * 4, *map(quantity, [*flops, *memory]), duration(self.seconds)])
+        in_flight, float64 = (max(getattr(site, f"{name}_bytes") for site in self.sites) for name in MEMORY[:2])
+        memory = in_flight, float64, sum(site.A_bytes for site in self.sites), self.disk_bytes, self.peak_bytes
+        numbers = [flops[0] + rest, *flops[1:], *memory]
+        rows.append(["all", *[""] * 4, *map(quantity, numbers), duration(self.seconds)])
         return rows
 
     def __str__(self) -> str:
-        rows = [list(COLUMNS), *self.rows()]
-        lines = aligned(rows)
-        return "\n".join(
-            [
-                f"method {self.method}, {self.images} samples, {self.held_out_images} held out: "
-                f"{quantity(self.flops)}flop, {quantity(self.peak_bytes)}B at the peak, {duration(self.seconds)} s",
-                "",
-                *lines,
-            ]
+        summary = (
+            f"method {self.method}, {self.images} samples, {self.held_out_images} held out: "
+            f"{quantity(self.flops)}flop, {quantity(self.peak_bytes)}B at the peak, {duration(self.seconds)} s"
         )
+        return "\n".join([summary, "", *aligned([list(COLUMNS), *self.rows()])])
 
 
+COUNTS = ("flops", "features", "pooled", "bytes")  # of `Work`
 FIT = ("fit", "fit, moments")  # of `Cost.rest`
 PASSES = ("reference", "moments", "alignment", "solve", "projection")  # of `SiteCost.work`, those with flops
 MEMORY = ("in_flight", "float64", "A", "disk", "peak")  # of `SiteCost`, `..._bytes`
@@ -177,14 +169,3 @@ COLUMNS = (
     *("bytes: in flight", *MEMORY[1:]),
     "seconds",
 )
-
-
-def quantity(value: float) -> str:
-    """Three digits and a decimal prefix."""
-    power = min(max(math.floor(math.log10(value * 1.0005) / 3), 0), 5) if value > 0 else 0
-    return f"{value / 1000**power:.3g} {'kMGTP'[power - 1] if power else ''}"
-
-
-def duration(seconds: float) -> str:
-    """Two digits at least, without an exponent."""
-    return f"{seconds:.2g}" if 1e-4 < seconds < 10 else f"{seconds:.0f}"

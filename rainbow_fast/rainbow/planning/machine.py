@@ -11,15 +11,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from rainbow_fast.ops.gaussian import gaussian
-from rainbow_fast.ops.polar import polar
+from rainbow_fast.ops.polar import polar, polar_flops
 from rainbow_fast.ops.random_features import random_features_covariance, random_features_projection
-
-# polar of a (d, n) matrix, d <= n, in float64, of condition 1e6 to 1e8 as cross-covariances are: three stages. d^2 n: a
-# Gram matrix (1) and a product (2) in each, a Newton-Schulz step (1 + 2). d^3: three inverses in each, four and three
-# products more in the last, which reach about two thirds of a long product's rate.
-POLAR_LONG, POLAR_SHORT = 12, 24
-ENOUGH = 0.02  # seconds of each measurement
+from rainbow_fast.ops.random_features_flops import random_features_covariance_flops, random_features_projection_flops
 
 
 @dataclass(frozen=True)
@@ -69,10 +63,10 @@ class Machine:
         source, activation = torch.Generator("cpu").manual_seed(0), activation or "identity"
 
         def seconds(run: Callable[[], object]) -> float:
-            """The least of at least three rounds, after one that is not counted."""
+            """The least of three rounds or more, 0.02 s in all, after one that is not counted."""
             run()
             taken: list[float] = []
-            while len(taken) < 3 or sum(taken) < ENOUGH:
+            while len(taken) < 3 or sum(taken) < 0.02:
                 start = clock()
                 run()
                 taken.append(clock() - start)
@@ -81,41 +75,29 @@ class Machine:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=source, dtype=torch.float64, device="cpu").to(dtype)
 
-        def fused(N: int, d: int, n: int) -> float:
-            """Seconds of the two passes over N samples, d = r channels and n neurons."""
+        def fused(N: int, d: int, n: int) -> tuple[int, int, float]:
+            """Flops, features and seconds of the two passes over N samples, d = r channels and n neurons."""
             x, A = normal(N, d), normal(d, n)
-            moments = seconds(lambda: random_features_covariance(x, x, n, activation=activation, seed=0))
-            return moments + seconds(lambda: random_features_projection(x, A, activation=activation, seed=0))
+            taken = seconds(lambda: random_features_covariance(x, x, n, activation=activation, seed=0))
+            taken += seconds(lambda: random_features_projection(x, A, activation=activation, seed=0))
+            flops = random_features_covariance_flops(x.shape, x.shape, n)
+            return flops + random_features_projection_flops(x.shape, [A.shape]), 2 * N * n, taken
 
-        N, d, n = 1024, 256, 1536
-        few, wide = 4, 2048  # channels and neurons of a pass that is nearly all activation
-        large, small = fused(N, d, n), fused(N, few, wide)
-        # Of two passes each: large = 2 (4 N d n / kernels + N n / activations), small alike, solved for the two rates.
-        per_flop = (large / (N * n) - small / (N * wide)) / (8 * (d - few))
-        per_feature = small / (2 * N * wide) - 4 * few * per_flop
+        N, d = 1024, 256
+        flops, features, large = fused(N, d, 1536)
+        few_flops, many_features, small = fused(N, 4, 2048)  # nearly all activation
+        per_flop = (large * many_features - small * features) / (flops * many_features - few_flops * features)
+        per_feature = (small - few_flops * per_flop) / many_features
         if per_flop <= 0 or per_feature <= 0:  # a disturbed measurement: all time to either
-            per_flop, per_feature = large / (8 * N * d * n), small / (2 * N * wide)
+            per_flop, per_feature = large / flops, small / many_features
         x, W = normal(N, d), normal(2 * d, d)
         layers = 4 * N * d * d / seconds(lambda: x @ W.T)
-        M = _correlation(d, 4 * d)
-        polar_rate = polar_flops(*M.shape) / seconds(lambda: polar(M, rtol=1e-10))
-        S = 2 * M @ M.T
-        S.diagonal().add_(1)
+        M = normal(d, 4 * d).double() / torch.arange(1, d + 1, device="cpu").pow(3).unsqueeze(1)  # of condition 1e7
+        polar_rate = polar_flops(M.shape) / seconds(lambda: polar(M, rtol=1e-10))
+        S = M @ M.T + torch.eye(d, dtype=torch.float64, device="cpu")
         float64 = (2 + 1 / 3) * d**3 / seconds(lambda: torch.linalg.cholesky(S @ S.T))
         maps = normal(16, 32, 32, 32)
         pooling = maps.numel() / seconds(lambda: nn.functional.max_pool2d(maps, 2))
         numbers = torch.ones(2**24 // dtype.itemsize, dtype=dtype, device="cpu")
         copy = 2 * numbers.nbytes / seconds(lambda: numbers * 2)
         return cls(1 / per_flop, 1 / per_feature, layers, polar_rate, float64, pooling, copy)
-
-
-def polar_flops(d: int, n: int) -> float:
-    """Of `rainbow_fast.polar` on a (d, n) matrix, in units of its float64 products."""
-    short, long = min(d, n), max(d, n)
-    return POLAR_LONG * short**2 * long + POLAR_SHORT * short**3
-
-
-def _correlation(d: int, n: int) -> torch.Tensor:
-    """A (d, n) float64 matrix of condition d^3, about 1e7."""
-    left, right = (torch.linalg.qr(gaussian(m, d, seed=0, stream=m).double()).Q for m in (d, n))
-    return left * torch.arange(1, d + 1, device="cpu").double().pow(-3) @ right.T
