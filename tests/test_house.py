@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = {
-    **dict.fromkeys(["arguments", "backend", "distributed", "tables"], 0),
+    **dict.fromkeys(["arguments", "backend", "fields", "io", "tables"], 0),
     **dict.fromkeys(["triton_kernels"], 1),
     **dict.fromkeys(["ops"], 2),
     **dict.fromkeys(["networks", "data", "tracing"], 3),

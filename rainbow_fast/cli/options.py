@@ -13,13 +13,8 @@ import torch
 import typer
 
 from rainbow_fast.arguments import integer
-from rainbow_fast.rainbow.options import (
-    METHODS,
-    NOISE_EDGE,
-    Options,
-    SampleOptions,
-    option,
-)
+from rainbow_fast.fields import Options, option
+from rainbow_fast.rainbow.options import METHODS, NOISE_EDGE, SampleOptions
 
 BUDGET = "4G"
 SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}

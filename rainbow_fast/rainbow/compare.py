@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.fields import Options, accepts, collect
 from rainbow_fast.io import dumps
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.alignment.align import align
@@ -19,7 +20,7 @@ from rainbow_fast.rainbow.alignment.polar import Polar
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.fitting import Progress
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.options import PAPER, FitOptions, Limits, Options, accepts, collect
+from rainbow_fast.rainbow.options import PAPER, FitOptions, Limits
 from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.samples import channels_first, every, take

@@ -9,19 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from rainbow_fast.fields import Options, accepts, collect
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.alignment.procrustes import fit_rotations
 from rainbow_fast.rainbow.fitting import Progress, fit_moments
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
-from rainbow_fast.rainbow.options import (
-    DataLimits,
-    FitOptions,
-    Limits,
-    Options,
-    SampleOptions,
-    accepts,
-    collect,
-)
+from rainbow_fast.rainbow.options import DataLimits, FitOptions, Limits, SampleOptions
 from rainbow_fast.rainbow.planning.cost import Cost
 from rainbow_fast.rainbow.planning.estimate import estimate
 from rainbow_fast.rainbow.planning.machine import Machine

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from rainbow_fast.rainbow.moments import CrossCovariance
-
-if TYPE_CHECKING:
-    from rainbow_fast.rainbow.sampling.site import SampledSite
+from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 
 class Problem(NamedTuple):
@@ -26,6 +27,37 @@ class Problem(NamedTuple):
     inverse: Tensor
 
 
+class AlignedSite(Protocol):
+    """A site as alignments see it.
+
+    Attributes:
+        statistics: what is known of the reference there.
+        activation: the site as it is sampled, without A.
+        features: of phi' that A takes, of each sample.
+        samples: that M is the mean of.
+        device, dtype: of A.
+    """
+
+    statistics: SiteStatistics
+    activation: RainbowActivation
+    features: int
+    samples: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def select(self, before: int) -> Callable[[Tensor], Tensor]:
+        """Which samples of a batch count, so many images coming before it."""
+        ...
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
+        """phi and zh of every chunk of the alignment data, and which of their samples count."""
+        ...
+
+
 class Alignment:
     """How features are mapped onto the reference. A subclass can be given as ``alignment=`` of `sample`.
 
@@ -37,7 +69,7 @@ class Alignment:
     rank = "partial"
     scales_itself = False
 
-    def begin(self, site: SampledSite) -> Alignment:
+    def begin(self, site: AlignedSite) -> Alignment:
         """What aligns one site, before its moments are summed: self where nothing is kept of a site."""
         return self
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rainbow_fast.ops.cross_covariance import cross_covariance_, cross_covariance_flops
-from rainbow_fast.rainbow.alignment.alignment import Alignment, Problem
+from rainbow_fast.rainbow.alignment.alignment import AlignedSite, Alignment, Problem
 from rainbow_fast.rainbow.alignment.conjugate_gradient import (
     SKETCH_ROWS,
     NotSolvedError,
@@ -24,9 +24,6 @@ from rainbow_fast.rainbow.alignment.conjugate_gradient import (
 )
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS
 from rainbow_fast.rainbow.samples import as_rows, per_channel
-
-if TYPE_CHECKING:
-    from rainbow_fast.rainbow.sampling.site import SampledSite
 
 RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
 SQUARE_BYTES = 2**33  # that S, or the kernel, may take, factored in place: 32,768 rows of float64
@@ -49,7 +46,7 @@ class Regression(Alignment):
 
     scales_itself = True
 
-    def begin(self, site: SampledSite) -> Alignment:
+    def begin(self, site: AlignedSite) -> Alignment:
         channels = site.statistics.channels if site.activation.fused else None
         kinds: dict[str, type[_Solver]] = {"summed": Summed, "kernel": Kernel, "products": Products}
         return kinds[self.chosen(site.features, site.samples, channels)](site, self.ridge)
@@ -114,14 +111,14 @@ class _Solver(Alignment):
 
     scales_itself = True
 
-    def __init__(self, site: SampledSite, ridge: float) -> None:
+    def __init__(self, site: AlignedSite, ridge: float) -> None:
         self.site, self.ridge = site, ridge
 
 
 class Summed(_Solver):
     """S = E[phi' phi'^T] itself, (n, n) float64, from sums about the center of the features."""
 
-    def __init__(self, site: SampledSite, ridge: float) -> None:
+    def __init__(self, site: AlignedSite, ridge: float) -> None:
         super().__init__(site, ridge)
         self.S = torch.zeros(site.features, site.features, dtype=torch.float64, device=site.device)
 

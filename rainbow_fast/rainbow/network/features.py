@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,8 @@ from rainbow_fast.ops.random_features import (
     random_features_projection,
 )
 from rainbow_fast.rainbow.channel_moments import sums as sums_of
-from rainbow_fast.rainbow.laws.rows import ROW_BLOCK
+from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
 from rainbow_fast.rainbow.samples import per_channel
-
-if TYPE_CHECKING:
-    from rainbow_fast.rainbow.network.activation import RainbowActivation
 
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
 FEATURE_BLOCK = 128
@@ -30,21 +27,62 @@ IMPLICIT_BLOCK = 2**16  # where they need not: their sums are float64 numbers, d
 Select = Callable[[Tensor], Tensor]  # takes some of the samples of (N, d, *space)
 
 
+class FeatureSite(Protocol):
+    """A site as the strategies see it.
+
+    Attributes:
+        n: neurons.
+        A: the alignment, None before there is one.
+        flattened: whether A takes all positions of phi'.
+    """
+
+    n: int
+    A: Tensor | None
+    flattened: bool
+
+    @property
+    def positions(self) -> int:
+        """Features of a neuron."""
+        ...
+
+    @property
+    def drawn(self) -> Rows:
+        """The rows R."""
+        ...
+
+    @property
+    def kernel(self) -> dict[str, Any]:
+        """What the kernels apply, as keyword arguments of ops."""
+        ...
+
+    def source(self, u: Tensor, start: int, stop: int) -> dict[str, Any]:
+        """Rows start..stop of R, as a keyword argument of ops."""
+        ...
+
+    def mixed(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """u (N, r, *space) and the shift zbar (N, *space) of z (N, d, *space)."""
+        ...
+
+    def pooled(self, s: Tensor) -> Tensor:
+        """phi' from what the kernels leave."""
+        ...
+
+
 class FeatureStrategy(Protocol):
     """Three uses of the features ``phi' = after(sigma(before(R u + zbar)))`` of samples z (N, d, *space).
 
     `select` takes some of the samples, positions being samples too.
     """
 
-    def block(self, site: RainbowActivation) -> int:
+    def block(self, site: FeatureSite) -> int:
         """Neurons at a time."""
         ...
 
-    def rows(self, site: RainbowActivation, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
+    def rows(self, site: FeatureSite, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
         """Neurons start..stop of the selected samples, (N', n', *space')."""
         ...
 
-    def project(self, site: RainbowActivation, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
+    def project(self, site: FeatureSite, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
         """``A phi'`` (N', k, *space') of the selected samples, A (k, features) of as many neurons as it has columns.
 
         None stands for the site's own A.
@@ -53,7 +91,7 @@ class FeatureStrategy(Protocol):
 
     def covariance(
         self,
-        site: RainbowActivation,
+        site: FeatureSite,
         x: Tensor,
         z: Tensor,
         select: Select,
@@ -75,14 +113,14 @@ class FeatureStrategy(Protocol):
 class Fused:
     """One kernel makes the features and uses them: nothing of width n is stored."""
 
-    def block(self, site: RainbowActivation) -> int:
+    def block(self, site: FeatureSite) -> int:
         return IMPLICIT_BLOCK if site.drawn.implicit else ROW_BLOCK
 
-    def rows(self, site: RainbowActivation, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
+    def rows(self, site: FeatureSite, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
         u, shift = self._selected(site, z, select)
         return random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
 
-    def project(self, site: RainbowActivation, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
+    def project(self, site: FeatureSite, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
         A = site.A if A is None else A
         assert A is not None
         u, shift = self._selected(site, z, select)
@@ -96,7 +134,7 @@ class Fused:
 
     def covariance(
         self,
-        site: RainbowActivation,
+        site: FeatureSite,
         x: Tensor,
         z: Tensor,
         select: Select,
@@ -127,7 +165,7 @@ class Fused:
             for out, part in zip(sums, parts, strict=True):
                 out[..., start:stop] += part
 
-    def _selected(self, site: RainbowActivation, z: Tensor, select: Select) -> tuple[Tensor, Tensor | None]:
+    def _selected(self, site: FeatureSite, z: Tensor, select: Select) -> tuple[Tensor, Tensor | None]:
         u, shift = site.mixed(z)
         return select(u), None if shift is None else select(shift.unsqueeze(1)).squeeze(1)
 
@@ -135,15 +173,15 @@ class Fused:
 class Stored:
     """A block of features is made, pooled and used, then the next."""
 
-    def block(self, site: RainbowActivation) -> int:
+    def block(self, site: FeatureSite) -> int:
         return FEATURE_BLOCK
 
-    def rows(self, site: RainbowActivation, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
+    def rows(self, site: FeatureSite, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
         u, shift = site.mixed(z)
         s = random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
         return select(site.pooled(s))
 
-    def project(self, site: RainbowActivation, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
+    def project(self, site: FeatureSite, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
         A = site.A if A is None else A
         assert A is not None
         u, shift = site.mixed(z)
@@ -163,7 +201,7 @@ class Stored:
 
     def covariance(
         self,
-        site: RainbowActivation,
+        site: FeatureSite,
         x: Tensor,
         z: Tensor,
         select: Select,
