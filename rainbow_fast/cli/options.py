@@ -117,11 +117,13 @@ def read(kind: type[Options], words: Words) -> Any:
     Raises:
         ValueError: a word that cannot be read, or an option that refuses it; the message names it.
     """
+    return kind(**values(kind, words))
+
+
+def values(kind: type[Options], words: Words) -> dict[str, Any]:
+    """The values of the options of a kind, each read from its word."""
     own = {f.name: words[f.name] for f in spoken(kind) if f.name in words}
-    for name in READERS.keys() & own.keys():
-        if own[name] is not None:
-            own[name] = READERS[name](own[name])
-    return kind(**own)
+    return {name: READERS[name](word) if name in READERS and word is not None else word for name, word in own.items()}
 
 
 def grid(words: Words) -> list[SampleOptions]:
@@ -132,7 +134,7 @@ def grid(words: Words) -> list[SampleOptions]:
     sizes: list[dict[str, Any]] = [{"factor": f} for f in numbers("--factors", chosen.factors or "1,4,16")]
     if chosen.widths is not None:
         sizes = [{"width": int(width)} for width in numbers("--widths", chosen.widths)]
-    shared = {f.name: getattr(read(SampleOptions, words), f.name) for f in spoken(SampleOptions)}
+    shared = values(SampleOptions, words)
     return [
         SampleOptions(method=method, network=network, **size, **shared)
         for method in names("--methods", chosen.methods)
