@@ -31,11 +31,11 @@ test: setup
 
 sanitize: $(VENV)/done
 	RAINBOW_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext
-	$(BIN)/python tests/sanitize.py $(ARGS)
+	$(BIN)/python tests/helpers/sanitize.py $(ARGS)
 
 gpu-check: setup
-	$(BIN)/python tests/gpu_check_cuda.py $(ARGS)
-	$(BIN)/python tests/gpu_check.py $(ARGS)
+	$(BIN)/python tests/helpers/gpu_check_cuda.py $(ARGS)
+	$(BIN)/python tests/helpers/gpu_check.py $(ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results.json $(ARGS)

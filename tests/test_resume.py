@@ -56,7 +56,7 @@ def same(a: list, b: list) -> bool:
 
 CHILD = """
 import os, signal, sys, torch
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/helpers"]
 from test_resume import NETWORKS, model, prepare
 torch.set_num_threads(1)
 prepare.CHUNK_NUMBERS = 50 * 6 * 64
