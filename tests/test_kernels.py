@@ -14,7 +14,6 @@ from rainbow_fast.ops.activations import ACTIVATIONS
 
 pytest.importorskip("scipy")
 
-from rainbow_fast.analysis import kernels
 from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel, expected_mean
 
 SLOPE = 0.25
@@ -99,14 +98,13 @@ def test_nearly_opposite_and_nearly_parallel() -> None:
     assert float(expected_kernel(u, -u).diagonal().abs().max()) == 0
 
 
-def test_kernels_of_data_are_positive_and_agree_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_of_data_are_positive_and_agree_block_by_block() -> None:
     u, shift = draw(40, 5, dtype=torch.float64), draw(40, dtype=torch.float64, seed=1)
     whole = {name: expected_kernel(u, activation=name, shift=shift) for name in ("relu", "tanh")}
-    monkeypatch.setattr(kernels, "PAIRS", 70)
     for name, k in whole.items():
-        blocks = expected_kernel(u, activation=name, shift=shift)
+        blocks = expected_kernel(u, activation=name, shift=shift, max_pairs=70)  # a row at a time
         torch.testing.assert_close(blocks, k, rtol=0, atol=1e-14)
-        part = expected_kernel(u[:9], u[7:], activation=name, shift=shift[:9], shift_v=shift[7:])
+        part = expected_kernel(u[:9], u[7:], activation=name, shift=shift[:9], shift_v=shift[7:], max_pairs=70)
         torch.testing.assert_close(part, k[:9, 7:], rtol=0, atol=1e-11)  # a series of another length
         assert float((k - k.T).abs().max()) < 1e-14 and torch.linalg.eigvalsh(k)[0] > -1e-13
 
@@ -121,16 +119,16 @@ def test_series_refuses_what_is_too_steep() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_empirical_kernel_is_of_the_features(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empirical_kernel_is_of_the_features(dtype: torch.dtype) -> None:
     u, shift, n = draw(30, 6, dtype=dtype), draw(30, dtype=dtype, seed=1), 300
-    monkeypatch.setattr(kernels, "FEATURES", 30 * 128)  # three blocks, the last a small one
     given = {"seed": 3, "stream": 5, "row_offset": 7, "activation": "leaky_relu", "negative_slope": SLOPE}
     phi = rf.random_features(u, n, shift=shift, **given).double()
-    found = empirical_kernel(u, n, shift=shift, **given)
+    blocks = given | {"max_features": 30 * 128}  # three blocks of neurons, the last a small one
+    found = empirical_kernel(u, n, shift=shift, **blocks)
     assert torch.equal(found, found.T)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14  # products in the dtype of u, sums in float64
     torch.testing.assert_close(found, phi @ phi.T / n, rtol=0, atol=tolerance * 10)
-    crossed = empirical_kernel(u[:4], n, u[2:], shift=shift[:4], shift_v=shift[2:], **given)
+    crossed = empirical_kernel(u[:4], n, u[2:], shift=shift[:4], shift_v=shift[2:], **blocks)
     torch.testing.assert_close(crossed, found[:4, 2:], rtol=0, atol=tolerance * 10)
 
 
@@ -154,6 +152,7 @@ def test_kernel_of_many_features_is_the_expected_one(activation: str) -> None:
         ({"shift_v": torch.zeros(3)}, "shift_v is given without v: wanted both, or shift alone"),
         ({"u": torch.full((3, 4), torch.nan)}, "u is not finite"),
         ({"shift": torch.full((3,), torch.inf)}, "shift is not finite"),
+        ({"max_pairs": 0}, "max_pairs=0: wanted max_pairs >= 1"),
     ],
 )
 def test_expected_kernel_refuses(given: dict, message: str) -> None:
@@ -164,5 +163,7 @@ def test_expected_kernel_refuses(given: dict, message: str) -> None:
 def test_empirical_kernel_refuses() -> None:
     with pytest.raises(ValueError, match="n=0: wanted n >= 1"):
         empirical_kernel(torch.zeros(3, 4), 0, seed=0)
+    with pytest.raises(ValueError, match="max_features=0: wanted max_features >= 1"):
+        empirical_kernel(torch.zeros(3, 4), 2, seed=0, max_features=0)
     with pytest.raises(ValueError, match="shift_v is given without v"):
         empirical_kernel(torch.zeros(3, 4), 2, seed=0, shift_v=torch.zeros(3))
