@@ -9,8 +9,8 @@ from here import draw
 from torch import Tensor, nn
 
 import rainbow_fast as rf
-from rainbow_fast.rainbow import channel_moments, step
-from rainbow_fast.rainbow.channel_moments import ChannelMoments
+from rainbow_fast.rainbow import step
+from rainbow_fast.rainbow.channel_moments import PIECE, ChannelMoments
 
 N = 3000
 RATIOS = (0.0, 1e3, 1e4, 1e5)  # means over standard deviations
@@ -182,13 +182,15 @@ def test_squares_outside_the_range_of_float32() -> None:
         torch.testing.assert_close(covariance, exact.T @ exact / len(x), rtol=SUMS, atol=SUMS * scale**2)
 
 
-def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = far(1e4, 90, 4, 5, 3), far(1e3, 90, 2, 5, 3, seed=1)
-    whole = rf.CrossCovariance().update(x, y)
-    monkeypatch.setattr(channel_moments, "PIECE", 7 * 60)
-    pieces = rf.CrossCovariance().update(x, y)
-    deviations = torch.outer(whole.x.variance().sqrt(), whole.y.variance().sqrt())
-    assert ((pieces.covariance() - whole.covariance()).abs() <= SUMS * deviations).all()
+def test_pieces() -> None:
+    """A batch of more than two pieces, the last a small one, and batches of less than one."""
+    size = PIECE // 60
+    x, y = far(1e4, 2 * size + 9, 4, 5, 3), far(1e3, 2 * size + 9, 2, 5, 3, seed=1)
+    at_once, batches = rf.CrossCovariance().update(x, y), rf.CrossCovariance()
+    for some in torch.arange(len(x)).split(size // 2):
+        batches.update(x[some], y[some])
+    deviations = torch.outer(at_once.x.variance().sqrt(), at_once.y.variance().sqrt())
+    assert ((at_once.covariance() - batches.covariance()).abs() <= SUMS * deviations).all()
 
 
 # Sampled networks
