@@ -81,6 +81,7 @@ def child(folder: Path, at: int, how: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_and_resumed(tmp_path):
     """At the very first tick; in the second pass of the fifth site; from outside, at the last site. What the last child
     ends with is what this process makes in one go."""
