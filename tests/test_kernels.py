@@ -68,7 +68,7 @@ def test_mean_is_the_integral(activation: str) -> None:
     found = expected_mean(u, activation=activation, negative_slope=SLOPE, shift=shift)
     for size, a, value in zip([1, 1, 2.5], shift.tolist(), found.tolist(), strict=True):
         wanted = quadrature(lambda x, a=a, size=size: sigma(activation, a + size * x), [-a / size])
-        assert abs(value - wanted) < 1e-13
+        assert abs(value - wanted) < 1e-13  # rounding of the quadrature's sums of 1e3
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -79,6 +79,7 @@ def test_rows_of_zeros_are_constants(activation: str) -> None:
         given = {"activation": activation, "shift": shift}
         k, mean = expected_kernel(u, **given), expected_mean(u, **given)
         constant = ACTIVATIONS[activation][0](shift[0], 0.01)
+        # 1e-13: what `expected_kernel` promises of the closed forms, of numbers of order one.
         torch.testing.assert_close(k[0], constant * mean, rtol=0, atol=1e-13)
         torch.testing.assert_close(mean[0], constant, rtol=0, atol=1e-13)
 
@@ -89,10 +90,13 @@ def test_nearly_opposite_and_nearly_parallel() -> None:
         x = 2 * math.atan(tilt)  # pi minus the angle
         u, v = vectors([1.0, tilt]), vectors([-1.0, tilt])
         series = x**3 / 3 - x**5 / 30 + x**7 / 840
+        # 1e-8, 1e-9: an arccos, or a difference, would be off by more than all of it at the smallest tilts.
         assert float(expected_kernel(u, v)) == pytest.approx((1 + tilt**2) * series / (2 * math.pi), rel=1e-8)
         assert float(expected_kernel(u, v, activation="step")) == pytest.approx(x / (2 * math.pi), rel=1e-9)
         parallel = float(expected_kernel(u, vectors([1.0, -tilt]), activation="step"))
-        assert 0.5 - parallel == pytest.approx(x / (2 * math.pi), abs=1e-16)
+        assert 0.5 - parallel == pytest.approx(
+            x / (2 * math.pi), abs=1e-16
+        )  # half a unit of 0.5, and what it is rounded from
     u = draw(50, 7, dtype=torch.float64)
     assert (expected_kernel(u, activation="step").diagonal() == 0.5).all()
     assert float(expected_kernel(u, -u).diagonal().abs().max()) == 0
@@ -103,9 +107,10 @@ def test_kernels_of_data_are_positive_and_agree_block_by_block() -> None:
     whole = {name: expected_kernel(u, activation=name, shift=shift) for name in ("relu", "tanh")}
     for name, k in whole.items():
         blocks = expected_kernel(u, activation=name, shift=shift, max_pairs=70)  # a row at a time
-        torch.testing.assert_close(blocks, k, rtol=0, atol=1e-14)
+        torch.testing.assert_close(blocks, k, rtol=0, atol=1e-14)  # products in another order, of order one
         part = expected_kernel(u[:9], u[7:], activation=name, shift=shift[:9], shift_v=shift[7:], max_pairs=70)
         torch.testing.assert_close(part, k[:9, 7:], rtol=0, atol=1e-11)  # a series of another length
+        # 1e-14: as of blocks; 1e-13: 40 such roundings, in a spectrum that ends at zero
         assert float((k - k.T).abs().max()) < 1e-14 and torch.linalg.eigvalsh(k)[0] > -1e-13
 
 

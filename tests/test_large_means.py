@@ -95,7 +95,7 @@ def test_covariances(ratio: float, sides: str) -> None:
         assert torch.equal(found.compute(), found.compute().T)
     about = b.mean(0) + b.std(0)
     wanted = found.covariance() + torch.outer(found.mean_x, found.mean_y - about)
-    torch.testing.assert_close(found.consume(about), wanted, rtol=1e-13, atol=0)
+    torch.testing.assert_close(found.consume(about), wanted, rtol=1e-13, atol=0)  # float64: a sum of three
 
 
 def test_accumulators_of_other_centers_merge() -> None:
@@ -127,6 +127,7 @@ def test_a_state_without_centers_is_about_zero() -> None:
     restored, wanted = rf.CrossCovariance(), rf.CrossCovariance().update(x, y).update(x, y)
     restored.load_state_dict(old)
     restored.update(x, y)
+    # 1e-12: float64 sums of 100 products about zero, where means are one to two deviations
     torch.testing.assert_close(restored.compute(), wanted.compute(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(restored.covariance(), wanted.covariance(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(restored.x.variance(), wanted.x.variance(), rtol=1e-12, atol=0)
@@ -245,7 +246,7 @@ def test_a_sampled_site_is_that_of_float64(kind: str, options: dict, b: float) -
     """phi' itself is a float32 number of the size b: rounded to b eps, and so is what the network gives."""
     single, double = first_sites(*shifted_net(kind, b), **options)
     rounding = b * torch.finfo(torch.float32).eps  # of a number, over the deviations
-    within = 1e-4 + rounding
+    within = 1e-4 + rounding  # 1e-4: float32 sums, 1e-6, times a condition of M below 100
     assert single.scale == pytest.approx(double.scale, rel=within)
     assert single.similarity == pytest.approx(double.similarity, rel=within)
     assert single.error_centred == pytest.approx(double.error_centred, rel=1e-2, abs=20 * rounding**2)
@@ -260,7 +261,7 @@ def test_regressions_about_the_mean(way: str, kind: str, monkeypatch: pytest.Mon
     # Almost linear, so that next to nothing remains but the rounding of A phi' and phi, 1e4 eps of the deviations,
     # to the power of two, over some terms.
     assert double.error_centred < 1e-6 and single.error_centred < 1e-5
-    assert single.similarity == pytest.approx(double.similarity, rel=1e-4)
+    assert single.similarity == pytest.approx(double.similarity, rel=1e-4)  # as above, where b is 0
 
 
 @pytest.mark.parametrize("way", ["summed", "kernel", "products"])

@@ -75,7 +75,7 @@ def test_without_a_ridge_the_pseudo_inverse_is_that_of_either(monkeypatch) -> No
     for way in ("summed", "kernel"):
         ways(monkeypatch, way)
         found.append(rf.sample(net, X, method="regression", ridge=0.0, width=500)[0](X.double()))
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)  # float64, times the condition of S
 
 
 def test_a_hundred_thousand_neurons_fit() -> None:

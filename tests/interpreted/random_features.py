@@ -203,4 +203,5 @@ def test_empty(guarded, N: int, r: int, n: int, d: int) -> None:
         (out, phi), (sums[0], made.x.T @ phi), (sums[1], phi.sum(0)), (x, phi @ made.A.T),
         (grad_u, up @ made.G[torch.float32]), (grad_shift, up.sum(1)),
     ):  # fmt: skip
+        # float32 sums of at most five terms of order ten
         torch.testing.assert_close(found.float(), wanted.float(), rtol=0, atol=1e-5)
