@@ -90,13 +90,12 @@ def test_nearly_opposite_and_nearly_parallel() -> None:
         x = 2 * math.atan(tilt)  # pi minus the angle
         u, v = vectors([1.0, tilt]), vectors([-1.0, tilt])
         series = x**3 / 3 - x**5 / 30 + x**7 / 840
-        # 1e-8, 1e-9: an arccos, or a difference, would be off by more than all of it at the smallest tilts.
+        # 1e-8, 1e-9: half the digits of float64, where what cancels would keep none at the smallest tilts
         assert float(expected_kernel(u, v)) == pytest.approx((1 + tilt**2) * series / (2 * math.pi), rel=1e-8)
         assert float(expected_kernel(u, v, activation="step")) == pytest.approx(x / (2 * math.pi), rel=1e-9)
         parallel = float(expected_kernel(u, vectors([1.0, -tilt]), activation="step"))
-        assert 0.5 - parallel == pytest.approx(
-            x / (2 * math.pi), abs=1e-16
-        )  # half a unit of 0.5, and what it is rounded from
+        # 1e-16: the rounding of 0.5
+        assert 0.5 - parallel == pytest.approx(x / (2 * math.pi), abs=1e-16)
     u = draw(50, 7, dtype=torch.float64)
     assert (expected_kernel(u, activation="step").diagonal() == 0.5).all()
     assert float(expected_kernel(u, -u).diagonal().abs().max()) == 0
