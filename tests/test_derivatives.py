@@ -4,6 +4,7 @@
 import pytest
 import torch
 from here import draw
+from parameters import slow_but_for
 from tolerance import REORDERED
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -80,7 +81,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("function", "given"), CASES.values(), ids=CASES)
+FAST = [name for name in CASES if not name.endswith(("-seeds", "-rows"))]  # one seed, and generated rows
+
+
+@pytest.mark.parametrize(("function", "given"), slow_but_for(FAST, CASES))
 def test_both_modes_once_and_twice(function, given: tuple[Tensor, ...]) -> None:
     inputs = [t.clone().requires_grad_() for t in given]
     assert gradcheck(function, inputs, check_forward_ad=True)
