@@ -2,7 +2,8 @@
 # What a person types, and the CI too. Every target first sets up what is missing or out of date; the second time that is quick.
 #
 #     make demo     rainbow networks of growing width from a trained one, in under a minute
-#     make test     the tests                    ARGS="-k polar" goes on to pytest
+#     make test     the tests but for the slow ones      ARGS="-k polar" goes on to pytest
+#     make test-all all of them
 #     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
 #     make gpu-check  the kernels for GPUs compiled without one: registers, spills, tensor cores
 #     make bench    the table of timings, and bench/results.json
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 CSRC := $(shell find csrc bench tests -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 
-.PHONY: setup demo test sanitize gpu-check bench bench-gpu lint format clean
+.PHONY: setup demo test test-all sanitize gpu-check bench bench-gpu lint format clean
 
 setup: build/done
 
@@ -27,15 +28,18 @@ demo: setup
 	$(BIN)/rainbow-fast demo $(ARGS)
 
 test: setup
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 sanitize: $(VENV)/done
 	RAINBOW_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext
-	$(BIN)/python tests/sanitize.py $(ARGS)
+	$(BIN)/python tests/helpers/sanitize.py $(ARGS)
 
 gpu-check: setup
-	$(BIN)/python tests/gpu_check_cuda.py $(ARGS)
-	$(BIN)/python tests/gpu_check.py $(ARGS)
+	$(BIN)/python tests/helpers/gpu_check_cuda.py $(ARGS)
+	$(BIN)/python tests/helpers/gpu_check.py $(ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results.json $(ARGS)

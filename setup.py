@@ -7,7 +7,8 @@ header, this file or a compiler changes. CXX names the compiler; without one the
 RAINBOW_FAST_CUDA=0 leaves the CUDA kernels out, 1 fails where there is no nvcc (NVCC names it; else CUDA_HOME/bin, PATH
 and NVIDIA's Python packages are searched); RAINBOW_FAST_CUDA_ARCHS="80;90;100" are the architectures, the last one also
 as PTX for those to come.
-RAINBOW_FAST_SANITIZE=1 makes the build that tests/sanitize.py runs, all of it in build/sanitize/, of the CPU alone.
+RAINBOW_FAST_SANITIZE=1 makes the build that tests/helpers/sanitize.py runs, all of it in build/sanitize/, of the CPU
+alone.
 """
 
 import os

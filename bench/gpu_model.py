@@ -10,7 +10,7 @@ for the CUDA cores in torch, which rounds to TF32 only where it is told to.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-PER_NORMAL = 44.0  # instructions, at most: a gate of tests/gpu_check.py
+PER_NORMAL = 44.0  # instructions, at most: a gate of tests/helpers/gpu_check.py
 CURAND = 43.0  # the loop over curand_normal4 with Philox, compiled for sm_90 (cuRAND 10.4): 172 for four
 
 

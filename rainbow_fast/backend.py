@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # before `_C`: both then share the OpenMP runtime that torch has loaded
 
@@ -41,27 +41,49 @@ def _select(extension: ModuleType | None, wanted: str | None) -> str | None:
     return level
 
 
-_C = _load()
-isa: str | None = _select(_C, os.environ.get(ISA_VARIABLE))
-_cuda: ModuleType | None = getattr(_C, "cuda", None)
-_CUDA_DEVICES = ("cuda",)  # kinds of devices that the CUDA kernels run on
+class Build(NamedTuple):
+    """What there is to run, besides torch.
+
+    Attributes:
+        cpu, cuda: the compiled kernels of either kind, None where they are not built.
+        cuda_devices: kinds of devices that the CUDA kernels run on.
+        triton: whether Triton is installed.
+    """
+
+    cpu: ModuleType | None = None
+    cuda: ModuleType | None = None
+    cuda_devices: tuple[str, ...] = ("cuda",)
+    triton: bool = False
+
+
+def _build() -> Build:
+    extension = _load()
+    return Build(extension, getattr(extension, "cuda", None), triton=importlib.util.find_spec("triton") is not None)
+
+
+BUILD = _build()  # of this installation
+isa: str | None = _select(BUILD.cpu, os.environ.get(ISA_VARIABLE))
 
 LEAST_CAPABILITY = (8, 0)  # of a device that the CUDA kernels run on
 WORKSPACE_BYTES = 2**26  # that a CUDA kernel may use besides its results; the parts of a long sum fit into it
 
 
-def available(device: torch.device | str = "cpu", lacking: Sequence[str] = ()) -> list[str]:
-    """The backends that run on `device`, best first, but for those that are `lacking` of an op.
+def available(
+    device: torch.device | str = "cpu", lacking: Sequence[str] = (), *, build: Build | None = None
+) -> list[str]:
+    """The backends that run on `device`, best first, but for those that are `lacking` of an op; of this installation,
+    or of another `build`.
 
     ``"cpu"`` or ``"cuda"``, the compiled kernels of the device, where they are built; ``"triton"`` on CUDA and ROCm
     devices where it is installed, and on the CPU where Triton interprets its kernels (``TRITON_INTERPRET=1``);
     ``"reference"``.
     """
+    build = BUILD if build is None else build
     kind = torch.device(device).type
-    compiled = ["cpu"] if _C is not None and kind == "cpu" else []
-    if _cuda is not None and kind in _CUDA_DEVICES and torch.version.hip is None:
+    compiled = ["cpu"] if build.cpu is not None and kind == "cpu" else []
+    if build.cuda is not None and kind in build.cuda_devices and torch.version.hip is None:
         compiled.append("cuda")
-    if _has_triton() and (kind == "cuda" or (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")):
+    if build.triton and (kind == "cuda" or (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")):
         compiled.append("triton")
     return [name for name in (*compiled, "reference") if name not in lacking]
 
@@ -74,6 +96,7 @@ def choose(
     lacking: Sequence[str] = (),
     *,
     called: str = "",
+    build: Build | None = None,
 ) -> str:
     """The backend that runs: the one named, else the first of `available`. Nothing falls back silently.
 
@@ -83,10 +106,11 @@ def choose(
             name of the argument, `called`.
         RuntimeError: CUDA kernels that the driver, or the device, is too old for.
     """
-    present = available(device, lacking)
+    build = BUILD if build is None else build
+    present = available(device, lacking, build=build)
     if backend is not None and backend not in present:
         why = ""
-        if backend == "triton" and device.type == "cuda" and not _has_triton():
+        if backend == "triton" and device.type == "cuda" and not build.triton:
             why = " (triton is not installed: pip install triton)"
         elif backend == "cuda" and device.type == "cuda" and "cuda" not in lacking:
             why = " (built without nvcc, or for ROCm: RAINBOW_FAST_CUDA=1 asks for the CUDA kernels at build time)"
@@ -101,14 +125,14 @@ def choose(
             f"{which} {dtype} is not supported by backend {chosen!r} (it takes {names}): use backend='reference'"
         )
     if chosen == "cuda" and device.type == "cuda":
-        _check_driver()
+        _check_driver(build)
         _check_capability(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     return chosen
 
 
 def kernels(chosen: str = "cpu") -> ModuleType:
     """The compiled kernels, for an implementation that `choose` has sent here."""
-    extension = _cuda if chosen == "cuda" else _C
+    extension = BUILD.cuda if chosen == "cuda" else BUILD.cpu
     assert extension is not None
     return extension
 
@@ -144,24 +168,20 @@ def running(chosen: str, device: torch.device, *, workspace: bool = False) -> It
     yield stream.device.index, stream.cuda_stream, parts.data_ptr(), size
 
 
-@functools.cache  # where it is missing, looking takes longer than a small op
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def cuda_versions() -> dict[str, str]:
+def cuda_versions(build: Build | None = None) -> dict[str, str]:
     """The CUDA of this build's toolkit, of torch, and the newest the driver takes; ``"none"`` where one is missing."""
 
     def text(version: int) -> str:
         return f"{version // 1000}.{version % 1000 // 10}" if version else "none"
 
-    toolkit, driver = (0, 0) if _cuda is None else (_cuda.toolkit_version(), _cuda.driver_version())
+    cuda = (BUILD if build is None else build).cuda
+    toolkit, driver = (0, 0) if cuda is None else (cuda.toolkit_version(), cuda.driver_version())
     return {"toolkit": text(toolkit), "torch": torch.version.cuda or "none", "driver": text(driver)}
 
 
-def _check_driver() -> None:
+def _check_driver(build: Build) -> None:
     """A driver takes kernels of its own major version of CUDA, and of older ones."""
-    versions = cuda_versions()
+    versions = cuda_versions(build)
     if versions["driver"] == "none":
         raise RuntimeError("backend='cuda': no NVIDIA driver is loaded; wanted one for CUDA " + versions["toolkit"])
     if int(versions["toolkit"].split(".")[0]) > int(versions["driver"].split(".")[0]):
@@ -183,8 +203,8 @@ def _check_capability(name: str, capability: tuple[int, int]) -> None:
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Memory for a result, as `torch.empty`; on the CPU behind large pages, whose first touch costs a fraction."""
     out = torch.empty(*shape, dtype=dtype, device=device)
-    if _C is not None and out.device.type == "cpu":
-        _C.advise_huge_pages(out.data_ptr(), out.nbytes)
+    if BUILD.cpu is not None and out.device.type == "cpu":
+        BUILD.cpu.advise_huge_pages(out.data_ptr(), out.nbytes)
     return out
 
 

@@ -51,7 +51,8 @@ def test_align(alignment: str, center: bool, offset: bool, eps: float | None) ->
     within = {"rtol": 1e-10, "atol": 1e-12}  # rounding times the conditions of cross and of S, below 1e3
     torch.testing.assert_close(B, A * inverse, **within)
     torch.testing.assert_close(found.b, torch.zeros(D).double() if eps is None else -B @ y.mean(0), **within)
-    assert found.overlap == pytest.approx(float((A * kept).sum()), rel=1e-10)
+    assert found.overlap == pytest.approx(float((A * kept).sum()), rel=1e-10)  # as A above
+    # 1e-12: singular values and sums of squares in float64, of some hundred terms
     assert found.nuclear_norm == pytest.approx(float(S.sum()), rel=1e-12)
     assert found.effective_rank == pytest.approx(float(S.sum() ** 2 / S.square().sum()), rel=1e-12)
     assert found.features == pytest.approx(float(used.square().sum()) / N, rel=1e-12)

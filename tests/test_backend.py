@@ -17,44 +17,44 @@ KERNELS = SimpleNamespace(levels=lambda: ["baseline", "avx2"], use=lambda level:
 CUDA_KERNELS = SimpleNamespace(toolkit_version=lambda: 13000, driver_version=lambda: 13020)
 
 
-def built(monkeypatch: pytest.MonkeyPatch, *, cpu: object = KERNELS, cuda: object = None, triton: bool = False) -> None:
-    """Let these be what is there."""
-    monkeypatch.setattr(backend, "_C", cpu)
-    monkeypatch.setattr(backend, "_cuda", cuda)
-    monkeypatch.setattr(backend, "_CUDA_DEVICES", ("cuda",))
-    monkeypatch.setattr(backend, "_has_triton", lambda: triton)
+BUILT = backend.Build(KERNELS)  # with a compiler for the CPU alone
+
+
+@pytest.fixture(autouse=True)
+def compiled_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton does not interpret its kernels, unless a test asks for it."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 # --- what is there ---
 
 
-def test_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    built(monkeypatch)
-    assert backend.available() == backend.available("cpu") == backend.available(CPU) == ["cpu", "reference"]
-    assert backend.available("cuda:1") == ["reference"]  # the compiled kernels are for the CPU
-    built(monkeypatch, cpu=None)
-    assert backend.available() == ["reference"]
+def test_available() -> None:
+    for device in ((), ("cpu",), (CPU,)):
+        assert backend.available(*device, build=BUILT) == ["cpu", "reference"]
+    assert backend.available("cuda:1", build=BUILT) == ["reference"]  # the compiled kernels are for the CPU
+    assert backend.available(build=backend.Build()) == ["reference"]
 
 
 def test_available_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    built(monkeypatch, triton=True)
-    assert backend.available("cuda") == ["triton", "reference"] and backend.available() == ["cpu", "reference"]
-    built(monkeypatch, cuda=CUDA_KERNELS, triton=True)
-    assert backend.available("cuda:1") == ["cuda", "triton", "reference"]
-    assert backend.available("cuda", lacking=("cuda",)) == ["triton", "reference"]  # of an op without a CUDA kernel
+    build = BUILT._replace(triton=True)
+    assert backend.available("cuda", build=build) == ["triton", "reference"]
+    assert backend.available(build=build) == ["cpu", "reference"]
+    build = build._replace(cuda=CUDA_KERNELS)
+    assert backend.available("cuda:1", build=build) == ["cuda", "triton", "reference"]
+    lacking = backend.available("cuda", lacking=("cuda",), build=build)  # of an op without a CUDA kernel
+    assert lacking == ["triton", "reference"]
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert backend.available("cuda") == ["triton", "reference"]  # ROCm calls its devices cuda, and runs no CUDA kernels
+    # ROCm calls its devices cuda, and runs no CUDA kernels.
+    assert backend.available("cuda", build=build) == ["triton", "reference"]
 
 
 def test_triton_runs_on_the_cpu_where_it_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
-    built(monkeypatch, triton=True)
+    build = BUILT._replace(triton=True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backend.available() == ["cpu", "triton", "reference"]
-    assert backend.choose(None, CPU, torch.float32, FLOATS) == "cpu"
-    built(monkeypatch, triton=False)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backend.available() == ["cpu", "reference"]
+    assert backend.available(build=build) == ["cpu", "triton", "reference"]
+    assert backend.choose(None, CPU, torch.float32, FLOATS, build=build) == "cpu"
+    assert backend.available(build=BUILT) == ["cpu", "reference"]
 
 
 @pytest.mark.parametrize(
@@ -111,38 +111,43 @@ def test_levels_are_other_code() -> None:
     [(None, CPU, "cpu"), ("cpu", CPU, "cpu"), ("reference", CPU, "reference"), (None, CUDA, "reference")],
     ids=["best", "named", "reference-named", "nothing-built-for-the-device"],
 )
-def test_choose(name: str | None, device: torch.device, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    built(monkeypatch)
-    assert backend.choose(name, device, torch.float32, FLOATS) == chosen
+def test_choose(name: str | None, device: torch.device, chosen: str) -> None:
+    assert backend.choose(name, device, torch.float32, FLOATS, build=BUILT) == chosen
 
 
-def test_reference_where_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = rf.gaussian(5, 6, seed=1)
-    built(monkeypatch, cpu=None)
-    assert backend.choose(None, CPU, torch.float32, FLOATS) == "reference"
-    assert torch.equal(rf.gaussian(5, 6, seed=1), compiled)
-    with pytest.raises(ValueError, match=r"backend='cpu' is not available on cpu: present are reference$"):
-        rf.gaussian(5, 6, seed=1, backend="cpu")
+def test_reference_where_nothing_is_built() -> None:
+    assert backend.choose(None, CPU, torch.float32, FLOATS, build=backend.Build()) == "reference"
+    code = """
+import sys
+sys.modules["rainbow_fast._C"] = None  # as where no compiler was
+import rainbow_fast as rf
+print(rf.backend.available(), rf.backend.isa, rf.gaussian(5, 6, seed=1).tolist())
+try:
+    rf.gaussian(5, 6, seed=1, backend="cpu")
+except ValueError as error:
+    print(error)
+"""
+    numbers = rf.gaussian(5, 6, seed=1).tolist()
+    message = "backend='cpu' is not available on cpu: present are reference"
+    assert fresh_python(code).splitlines() == [f"['reference'] None {numbers}", message]
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton", "", "CPU"])
-def test_missing_backend_is_named_with_those_present(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    built(monkeypatch)
+def test_missing_backend_is_named_with_those_present(name: str) -> None:
     with pytest.raises(ValueError, match=rf"backend='{name}' is not available on cpu: present are cpu, reference$"):
-        backend.choose(name, CPU, torch.float32, FLOATS)
+        backend.choose(name, CPU, torch.float32, FLOATS, build=BUILT)
     with pytest.raises(ValueError, match=r"backend='cpu' is not available on cuda: present are reference$"):
-        backend.choose("cpu", CUDA, torch.float32, FLOATS)
+        backend.choose("cpu", CUDA, torch.float32, FLOATS, build=BUILT)
 
 
 @pytest.mark.parametrize("name", [None, "cpu"])
-def test_dtype_never_falls_back(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    built(monkeypatch)
+def test_dtype_never_falls_back(name: str | None) -> None:
     message = (
         r"dtype torch.int8 is not supported by backend 'cpu' \(it takes float32, float64\): use backend='reference'$"
     )
     with pytest.raises(TypeError, match=message):
-        backend.choose(name, CPU, torch.int8, FLOATS)
-    assert backend.choose("reference", CPU, torch.int8, FLOATS) == "reference"
+        backend.choose(name, CPU, torch.int8, FLOATS, build=BUILT)
+    assert backend.choose("reference", CPU, torch.int8, FLOATS, build=BUILT) == "reference"
 
 
 # --- what a GPU needs ---
@@ -158,10 +163,9 @@ def test_dtype_never_falls_back(name: str | None, monkeypatch: pytest.MonkeyPatc
         ),
     ],
 )
-def test_what_is_missing_on_a_gpu_says_how_to_get_it(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    built(monkeypatch)
+def test_what_is_missing_on_a_gpu_says_how_to_get_it(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        backend.choose(name, CUDA, torch.float32, FLOATS)
+        backend.choose(name, CUDA, torch.float32, FLOATS, build=BUILT)
 
 
 @pytest.mark.parametrize(
@@ -175,11 +179,12 @@ def test_what_is_missing_on_a_gpu_says_how_to_get_it(name: str, message: str, mo
     ],
 )
 @pytest.mark.parametrize("name", [None, "cuda"])
-def test_driver_too_old(name: str | None, driver: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    built(monkeypatch, cuda=SimpleNamespace(toolkit_version=lambda: 13000, driver_version=lambda: driver), triton=True)
+def test_driver_too_old(name: str | None, driver: int, message: str) -> None:
+    kernels = SimpleNamespace(toolkit_version=lambda: 13000, driver_version=lambda: driver)
+    build = BUILT._replace(cuda=kernels, triton=True)
     with pytest.raises(RuntimeError, match=message):
-        backend.choose(name, CUDA, torch.float32, FLOATS)
-    assert backend.choose("triton", CUDA, torch.float32, FLOATS) == "triton"
+        backend.choose(name, CUDA, torch.float32, FLOATS, build=build)
+    assert backend.choose("triton", CUDA, torch.float32, FLOATS, build=build) == "triton"
 
 
 def test_device_too_old() -> None:
@@ -190,11 +195,10 @@ def test_device_too_old() -> None:
         backend._check_capability("NVIDIA T4", (7, 5))
 
 
-def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    built(monkeypatch, cuda=CUDA_KERNELS)
-    assert backend.cuda_versions() == {"toolkit": "13.0", "torch": torch.version.cuda or "none", "driver": "13.2"}
-    built(monkeypatch)
-    assert backend.cuda_versions()["toolkit"] == "none"
+def test_versions() -> None:
+    versions = backend.cuda_versions(BUILT._replace(cuda=CUDA_KERNELS))
+    assert versions == {"toolkit": "13.0", "torch": torch.version.cuda or "none", "driver": "13.2"}
+    assert backend.cuda_versions(BUILT)["toolkit"] == "none"
 
 
 # --- gradients ---

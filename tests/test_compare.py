@@ -54,6 +54,7 @@ def test_a_planted_rotation_is_found():
     found = rf.compare(a, b, X, holdout=0.2, pointwise=[Doubled])
     assert (found.samples, found.held_out_samples) == (240, 60)
     for site, A, turned in zip(found.sites, found.alignments, (Q, P), strict=True):
+        # Rounding of float64, times the condition of M; errors are squares of it.
         assert site.similarity == pytest.approx(1, abs=1e-12)
         assert max(site.error, site.error_centred, site.held_out_error, site.held_out_error_centred) < 1e-24
         torch.testing.assert_close(A, turned.T, rtol=0, atol=1e-11)
@@ -68,6 +69,7 @@ def test_numbers_are_those_of_the_definitions():
         x, y = (net[place - 2 : place](t).detach() for net, t in ((a, x), (b, y)))
         U, S, Vh = torch.linalg.svd(x[:200].T @ y[:200] / 200, full_matrices=False)
         sizes = [t[:200].square().sum(1).mean().sqrt() for t in (x, y)]
+        # 1e-10, 1e-9: sums of float64 and their SVDs; what A leaves is a difference, and so a little less exact.
         assert site.similarity == pytest.approx(float(S.sum() / sizes[0] / sizes[1]), rel=1e-10)
         assert 0.05 < site.similarity < 0.95
         assert site.M_effective_rank == pytest.approx(float(S.sum() ** 2 / S.square().sum()), rel=1e-10)
@@ -106,7 +108,7 @@ def test_storage_changes_nothing_and_progress_is_told(tmp_path):
     assert not list(tmp_path.iterdir())
     few = rf.compare(a, b, x, max_samples=1000).sites[0]
     assert few.samples == 45 * 36 // 5  # 3 would be enough, but has a factor in common with 36
-    assert few.similarity == pytest.approx(plain.sites[0].similarity, rel=0.1)
+    assert few.similarity == pytest.approx(plain.sites[0].similarity, rel=0.1)  # 324 of 1620 samples
     assert json.loads(plain.to_json())["sites"][0]["similarity"] == plain.sites[0].similarity
     lines = str(plain).splitlines()
     assert len(lines) == 5 and lines[2].split()[:3] == ["site", "other", "d"]
@@ -115,6 +117,7 @@ def test_storage_changes_nothing_and_progress_is_told(tmp_path):
 def test_half_precision_is_compared_in_float32():
     net = mlp((8, 12, 10, 3), seed=0)
     found = rf.compare(net, copy.deepcopy(net).bfloat16(), X.float())
+    # Weights are rounded to 2^-9 of themselves: errors are of its square, 4e-6, times the layers and their gains.
     assert all(0.999 < site.similarity < 1 and site.error < 1e-3 for site in found.sites)
 
 

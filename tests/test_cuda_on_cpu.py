@@ -119,6 +119,7 @@ def test_product_of_float64() -> None:
     place = (G, 2 * T + torch.arange(2))
     sums = d[place].contiguous()
     assert toy("product_f64", sums, a.contiguous(), b.contiguous()) == ""  # lane 4 g + t: a[g, t], b[t, g]
+    # float64 sums of five terms of order one
     torch.testing.assert_close(sums, (d + a @ b.T)[place], rtol=0, atol=1e-14)
 
 
@@ -158,6 +159,7 @@ def test_rounding_to_16_bits_and_to_tf32() -> None:
             assert differing_bits(got.nan_to_num(1), wanted.nan_to_num(1)) == 0
     got, exact = out[:, 2].view(torch.float32), x.double()
     assert (out[:, 2] & 0x1FFF)[~x.isnan()].eq(0).all() and torch.equal(got.isnan(), x.isnan())
+    # No subnormal numbers, and none that rounds to infinity
     normal = x.isfinite() & (x.abs() > 1e-37) & (x.abs() < 3e38)
     step = 2 ** (exact.abs().log2().floor() - 10)
     away = exact.sign() * (exact.abs() / step + 0.5).floor() * step

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The CUDA kernels of random_features, run on a CPU by tests/cuda_on_cpu."""
+"""The CUDA kernels of random_features, run on a CPU by tests/helpers/cuda_on_cpu."""
 
 import os
 import shutil

@@ -78,6 +78,7 @@ def test_image_folder_takes_the_square_in_the_middle(tmp_path):
     [(x, _)] = data.image_folder(tmp_path, size=16, seed=None, mean=(0, 0, 0), std=(1, 1, 1))
     wanted = torch.from_numpy(blocks[:, 2:6].repeat(4, 0).repeat(4, 1) / 255).permute(2, 0, 1)
     assert x.shape == (2, 3, 16, 16)
+    # float32 numbers below 1, resized by weights that sum to 1
     torch.testing.assert_close(x[1].double(), wanted, rtol=0, atol=1e-6)
     torch.testing.assert_close(x[0].double(), wanted.transpose(1, 2), rtol=0, atol=1e-6)
     [(x, _)] = data.image_folder(tmp_path, size=4)

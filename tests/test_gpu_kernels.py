@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 import processes
 import pytest
 from cuda_on_cpu import build
+from parameters import slow_but_for
 
 HERE = Path(__file__).parent
 FILES = [path for path in sorted(HERE.glob("test_*.py")) if "\n@pytest.mark.small\n" in path.read_text()]
@@ -22,6 +23,8 @@ MISSING = {
     "cuda": not (os.environ.get("CXX") or shutil.which("c++")),
 }
 CASES = [(backend, op) for backend in CHOSEN for op in OPS if (backend, op) != ("cuda", "test_polar")]
+# The others take a minute each, and every kernel has tests of its own: test_triton.py, test_cuda_on_cpu*.py.
+FAST = [("cuda", op) for op in ("test_gaussian", "test_patch_covariance", "test_sample_project_align")]
 
 
 def run(backend: str, op: str) -> CompletedProcess:
@@ -37,7 +40,7 @@ def finished(request: pytest.FixtureRequest) -> Iterator[processes.Finished]:
     yield from processes.start(request, "test_small_tests", run)
 
 
-@pytest.mark.parametrize(("backend", "op"), CASES)
+@pytest.mark.parametrize(("backend", "op"), slow_but_for(FAST, CASES))
 def test_small_tests(finished: processes.Finished, backend: str, op: str) -> None:
     if MISSING[backend]:
         pytest.skip({"triton": "needs triton, which runs without a GPU", "cuda": "needs a C++ compiler"}[backend])

@@ -161,6 +161,16 @@ def foreign_includes(root: Path) -> list[str]:
     ]
 
 
+def misplaced_helpers(root: Path) -> list[str]:
+    """What tests share stands in tests/helpers, but for the rule of all tolerances and pytest's own file."""
+    flat = sorted(path.name for path in root.glob("tests/*.py"))
+    return [
+        f"tests/{name} is no test: its place is tests/helpers"
+        for name in flat
+        if not name.startswith("test_") and name not in ("conftest.py", "tolerance.py")
+    ]
+
+
 CHECKS = [
     upward_imports,
     circles,
@@ -170,6 +180,7 @@ CHECKS = [
     unlicensed_files,
     factories_without_device,
     foreign_includes,
+    misplaced_helpers,
 ]
 
 
@@ -267,6 +278,7 @@ def test_half_opened_room_is_found(toy: Path, path: str, names: list[str]) -> No
         ),
         (foreign_includes, "csrc/cpu/gemm.h", "#include <Python.h>", "csrc/cpu/gemm.h includes Python.h"),
         (foreign_includes, "csrc/cpu/gemm.h", '# include "torch/all.h"', "csrc/cpu/gemm.h includes torch/all.h"),
+        (misplaced_helpers, "tests/here.py", "", "tests/here.py is no test: its place is tests/helpers"),
     ],
 )
 def test_other_faults_are_found(toy: Path, check: Callable, path: str, text: str, wrong: str) -> None:

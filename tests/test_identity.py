@@ -72,6 +72,7 @@ def test_identity(model, options):
     net, x, fitted = model
     network, report = fitted.sample(law="identity", **options)
     assert report.kept == {} and len(report.sites) == len(network.sampled) == len(fitted.sites)
+    # 1e-8: rounding of float64 times the condition of M, at some ten sites
     assert (network(x) - net(x)).norm() <= 1e-8 * net(x).norm()
 
 
@@ -90,6 +91,7 @@ def test_written_out_it_is_the_same_function_with_the_same_gradients_and_plain(m
     for out in outputs:
         out.square().sum().backward()
     assert inputs[0].grad.isfinite().all() and inputs[0].grad.any()
+    # 1e-9: backwards through the same layers, with terms that cancel
     torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-9, atol=1e-9 * float(inputs[0].grad.abs().max()))
     head = list(network.parameters())[-1]  # the bias of the classifier, written as it is
     torch.testing.assert_close([p for p in plain.parameters() if p.shape == head.shape][-1].grad, head.grad)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from parameters import slow_but_for
 from torch import Tensor, nn
 
 import rainbow_fast as rf
@@ -103,6 +104,7 @@ def test_one_network_joined_is_that_network_to_rounding(method):
     wanted, its = alone.sample(factor=3, method=method)
     assert isinstance(network.body, JoinedNetwork)
     torch.testing.assert_close(network(x), wanted(x), rtol=1e-9, atol=1e-9)  # float64, conditions of M below 1e4
+    # 1e-8: the rounding of outputs, over what sampling leaves, which is smaller than they
     assert [s.held_out_error for s in report.sites] == pytest.approx([s.held_out_error for s in its.sites], rel=1e-8)
 
 
@@ -117,8 +119,9 @@ def test_permuted_copies_are_turned_back_and_sampled_as_one(method):
     for place, d in enumerate((5, 6, 7)):
         eye = torch.eye(d, dtype=torch.float64)
         for found, wanted in zip(back(model, place), [eye, *(eye[orders[place]] for _, orders in copies)], strict=True):
-            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)  # as above
     sampled, report = model.sample(law="identity", factor=3, method=method)
+    # These errors through three sites and their scales; relative errors are of their squares.
     torch.testing.assert_close(sampled(x), network(x), rtol=1e-7, atol=1e-8)
     assert [(s.d, s.n, s.rank) for s in report.sites] == [(5, 15, 15), (6, 18, 18), (7, 21, 21)]
     assert max(s.held_out_error for s in report.sites) < 1e-14
@@ -137,6 +140,7 @@ def test_rotations_are_those_of_the_published_loop():
     stacked = torch.cat(phi, 1)
     for iterations in (1, 2, 5):
         found = rotations(stacked.T @ stacked / 500, 4, iterations, "a")
+        # 1e-10: float64, from second moments, which square the conditions of the samples
         torch.testing.assert_close(found, torch.stack(procrustes(phi, iterations)), rtol=0, atol=1e-10)
 
 
@@ -170,6 +174,7 @@ def test_is_the_network_of_equation_17_written_out():
             own.append(phi)
         A = procrustes(own, 2)
     outputs = sum(outputs @ rotation @ w[-1].T for w, rotation in zip(weights, A, strict=True)) / K
+    # 1e-7: float64 through the rotations and alignments of two sites, each with the condition of its moments
     torch.testing.assert_close(sampled(x), outputs, rtol=1e-7, atol=1e-9)
 
 
@@ -183,7 +188,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", slow_but_for(["a site between", "rank"], OPTIONS))
 @torch.no_grad()
 def test_the_network_is_what_was_measured_wherever_activations_wait(options, tmp_path):
     x = images(200)

@@ -14,7 +14,6 @@ from rainbow_fast.ops.activations import ACTIVATIONS
 
 pytest.importorskip("scipy")
 
-from rainbow_fast.analysis import kernels
 from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel, expected_mean
 
 SLOPE = 0.25
@@ -69,7 +68,7 @@ def test_mean_is_the_integral(activation: str) -> None:
     found = expected_mean(u, activation=activation, negative_slope=SLOPE, shift=shift)
     for size, a, value in zip([1, 1, 2.5], shift.tolist(), found.tolist(), strict=True):
         wanted = quadrature(lambda x, a=a, size=size: sigma(activation, a + size * x), [-a / size])
-        assert abs(value - wanted) < 1e-13
+        assert abs(value - wanted) < 1e-13  # rounding of the quadrature's sums of 1e3
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -80,6 +79,7 @@ def test_rows_of_zeros_are_constants(activation: str) -> None:
         given = {"activation": activation, "shift": shift}
         k, mean = expected_kernel(u, **given), expected_mean(u, **given)
         constant = ACTIVATIONS[activation][0](shift[0], 0.01)
+        # 1e-13: what `expected_kernel` promises of the closed forms, of numbers of order one.
         torch.testing.assert_close(k[0], constant * mean, rtol=0, atol=1e-13)
         torch.testing.assert_close(mean[0], constant, rtol=0, atol=1e-13)
 
@@ -90,24 +90,26 @@ def test_nearly_opposite_and_nearly_parallel() -> None:
         x = 2 * math.atan(tilt)  # pi minus the angle
         u, v = vectors([1.0, tilt]), vectors([-1.0, tilt])
         series = x**3 / 3 - x**5 / 30 + x**7 / 840
+        # 1e-8, 1e-9: half the digits of float64, where what cancels would keep none at the smallest tilts
         assert float(expected_kernel(u, v)) == pytest.approx((1 + tilt**2) * series / (2 * math.pi), rel=1e-8)
         assert float(expected_kernel(u, v, activation="step")) == pytest.approx(x / (2 * math.pi), rel=1e-9)
         parallel = float(expected_kernel(u, vectors([1.0, -tilt]), activation="step"))
+        # 1e-16: the rounding of 0.5
         assert 0.5 - parallel == pytest.approx(x / (2 * math.pi), abs=1e-16)
     u = draw(50, 7, dtype=torch.float64)
     assert (expected_kernel(u, activation="step").diagonal() == 0.5).all()
     assert float(expected_kernel(u, -u).diagonal().abs().max()) == 0
 
 
-def test_kernels_of_data_are_positive_and_agree_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_of_data_are_positive_and_agree_block_by_block() -> None:
     u, shift = draw(40, 5, dtype=torch.float64), draw(40, dtype=torch.float64, seed=1)
     whole = {name: expected_kernel(u, activation=name, shift=shift) for name in ("relu", "tanh")}
-    monkeypatch.setattr(kernels, "PAIRS", 70)
     for name, k in whole.items():
-        blocks = expected_kernel(u, activation=name, shift=shift)
-        torch.testing.assert_close(blocks, k, rtol=0, atol=1e-14)
-        part = expected_kernel(u[:9], u[7:], activation=name, shift=shift[:9], shift_v=shift[7:])
+        blocks = expected_kernel(u, activation=name, shift=shift, max_pairs=70)  # a row at a time
+        torch.testing.assert_close(blocks, k, rtol=0, atol=1e-14)  # products in another order, of order one
+        part = expected_kernel(u[:9], u[7:], activation=name, shift=shift[:9], shift_v=shift[7:], max_pairs=70)
         torch.testing.assert_close(part, k[:9, 7:], rtol=0, atol=1e-11)  # a series of another length
+        # 1e-14: as of blocks; 1e-13: 40 such roundings, in a spectrum that ends at zero
         assert float((k - k.T).abs().max()) < 1e-14 and torch.linalg.eigvalsh(k)[0] > -1e-13
 
 
@@ -121,16 +123,16 @@ def test_series_refuses_what_is_too_steep() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_empirical_kernel_is_of_the_features(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empirical_kernel_is_of_the_features(dtype: torch.dtype) -> None:
     u, shift, n = draw(30, 6, dtype=dtype), draw(30, dtype=dtype, seed=1), 300
-    monkeypatch.setattr(kernels, "FEATURES", 30 * 128)  # three blocks, the last a small one
     given = {"seed": 3, "stream": 5, "row_offset": 7, "activation": "leaky_relu", "negative_slope": SLOPE}
     phi = rf.random_features(u, n, shift=shift, **given).double()
-    found = empirical_kernel(u, n, shift=shift, **given)
+    blocks = given | {"max_features": 30 * 128}  # three blocks of neurons, the last a small one
+    found = empirical_kernel(u, n, shift=shift, **blocks)
     assert torch.equal(found, found.T)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14  # products in the dtype of u, sums in float64
     torch.testing.assert_close(found, phi @ phi.T / n, rtol=0, atol=tolerance * 10)
-    crossed = empirical_kernel(u[:4], n, u[2:], shift=shift[:4], shift_v=shift[2:], **given)
+    crossed = empirical_kernel(u[:4], n, u[2:], shift=shift[:4], shift_v=shift[2:], **blocks)
     torch.testing.assert_close(crossed, found[:4, 2:], rtol=0, atol=tolerance * 10)
 
 
@@ -154,6 +156,7 @@ def test_kernel_of_many_features_is_the_expected_one(activation: str) -> None:
         ({"shift_v": torch.zeros(3)}, "shift_v is given without v: wanted both, or shift alone"),
         ({"u": torch.full((3, 4), torch.nan)}, "u is not finite"),
         ({"shift": torch.full((3,), torch.inf)}, "shift is not finite"),
+        ({"max_pairs": 0}, "max_pairs=0: wanted max_pairs >= 1"),
     ],
 )
 def test_expected_kernel_refuses(given: dict, message: str) -> None:
@@ -164,5 +167,7 @@ def test_expected_kernel_refuses(given: dict, message: str) -> None:
 def test_empirical_kernel_refuses() -> None:
     with pytest.raises(ValueError, match="n=0: wanted n >= 1"):
         empirical_kernel(torch.zeros(3, 4), 0, seed=0)
+    with pytest.raises(ValueError, match="max_features=0: wanted max_features >= 1"):
+        empirical_kernel(torch.zeros(3, 4), 2, seed=0, max_features=0)
     with pytest.raises(ValueError, match="shift_v is given without v"):
         empirical_kernel(torch.zeros(3, 4), 2, seed=0, shift_v=torch.zeros(3))

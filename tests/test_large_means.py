@@ -9,9 +9,8 @@ from here import draw
 from torch import Tensor, nn
 
 import rainbow_fast as rf
-from rainbow_fast.rainbow import channel_moments
 from rainbow_fast.rainbow.alignment import Regression
-from rainbow_fast.rainbow.channel_moments import ChannelMoments
+from rainbow_fast.rainbow.channel_moments import PIECE, ChannelMoments
 
 N = 3000
 RATIOS = (0.0, 1e3, 1e4, 1e5)  # means over standard deviations
@@ -96,7 +95,7 @@ def test_covariances(ratio: float, sides: str) -> None:
         assert torch.equal(found.compute(), found.compute().T)
     about = b.mean(0) + b.std(0)
     wanted = found.covariance() + torch.outer(found.mean_x, found.mean_y - about)
-    torch.testing.assert_close(found.consume(about), wanted, rtol=1e-13, atol=0)
+    torch.testing.assert_close(found.consume(about), wanted, rtol=1e-13, atol=0)  # float64: a sum of three
 
 
 def test_accumulators_of_other_centers_merge() -> None:
@@ -128,6 +127,7 @@ def test_a_state_without_centers_is_about_zero() -> None:
     restored, wanted = rf.CrossCovariance(), rf.CrossCovariance().update(x, y).update(x, y)
     restored.load_state_dict(old)
     restored.update(x, y)
+    # 1e-12: float64 sums of 100 products about zero, where means are one to two deviations
     torch.testing.assert_close(restored.compute(), wanted.compute(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(restored.covariance(), wanted.covariance(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(restored.x.variance(), wanted.x.variance(), rtol=1e-12, atol=0)
@@ -183,13 +183,15 @@ def test_squares_outside_the_range_of_float32() -> None:
         torch.testing.assert_close(covariance, exact.T @ exact / len(x), rtol=SUMS, atol=SUMS * scale**2)
 
 
-def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = far(1e4, 90, 4, 5, 3), far(1e3, 90, 2, 5, 3, seed=1)
-    whole = rf.CrossCovariance().update(x, y)
-    monkeypatch.setattr(channel_moments, "PIECE", 7 * 60)
-    pieces = rf.CrossCovariance().update(x, y)
-    deviations = torch.outer(whole.x.variance().sqrt(), whole.y.variance().sqrt())
-    assert ((pieces.covariance() - whole.covariance()).abs() <= SUMS * deviations).all()
+def test_pieces() -> None:
+    """A batch of more than two pieces, the last a small one, and batches of less than one."""
+    size = PIECE // 60
+    x, y = far(1e4, 2 * size + 9, 4, 5, 3), far(1e3, 2 * size + 9, 2, 5, 3, seed=1)
+    at_once, batches = rf.CrossCovariance().update(x, y), rf.CrossCovariance()
+    for some in torch.arange(len(x)).split(size // 2):
+        batches.update(x[some], y[some])
+    deviations = torch.outer(at_once.x.variance().sqrt(), at_once.y.variance().sqrt())
+    assert ((at_once.covariance() - batches.covariance()).abs() <= SUMS * deviations).all()
 
 
 # Sampled networks
@@ -244,7 +246,7 @@ def test_a_sampled_site_is_that_of_float64(kind: str, options: dict, b: float) -
     """phi' itself is a float32 number of the size b: rounded to b eps, and so is what the network gives."""
     single, double = first_sites(*shifted_net(kind, b), **options)
     rounding = b * torch.finfo(torch.float32).eps  # of a number, over the deviations
-    within = 1e-4 + rounding
+    within = 1e-4 + rounding  # 1e-4: float32 sums, 1e-6, times a condition of M below 100
     assert single.scale == pytest.approx(double.scale, rel=within)
     assert single.similarity == pytest.approx(double.similarity, rel=within)
     assert single.error_centred == pytest.approx(double.error_centred, rel=1e-2, abs=20 * rounding**2)
@@ -258,7 +260,7 @@ def test_regressions_about_the_mean(way: str, kind: str) -> None:
     # Almost linear, so that next to nothing remains but the rounding of A phi' and phi, 1e4 eps of the deviations,
     # to the power of two, over some terms.
     assert double.error_centred < 1e-6 and single.error_centred < 1e-5
-    assert single.similarity == pytest.approx(double.similarity, rel=1e-4)
+    assert single.similarity == pytest.approx(double.similarity, rel=1e-4)  # as above, where b is 0
 
 
 @pytest.mark.parametrize("way", ["summed", "kernel", "products"])

@@ -118,8 +118,8 @@ def test_a_law_is_planned_by_what_it_stores(tmp_path: Path) -> None:
 def test_networks_of_many_laws_in_one_pass() -> None:
     net, x = NETWORKS["dense"]
     model = rf.fit(net, x)
-    together = model.sample_many([{"law": Signs()}, {"law": "orthonormal"}, {"alignment": Unaligned()}])
-    for (network, _), options in zip(together, ({"law": Signs()}, {"law": "orthonormal"}, {"alignment": Unaligned()})):
+    each = [{"law": Signs()}, {"law": "orthonormal"}, {"alignment": Unaligned()}]
+    for (network, _), options in zip(model.sample_many(each), each, strict=True):
         assert torch.equal(network(x), model.sample(**options)[0](x))
 
 

@@ -64,7 +64,7 @@ def test_without_a_ridge_the_pseudo_inverse_is_that_of_either() -> None:
     net, found = mlp((16, 12, 2), seed=0).double(), []
     for solver in ("summed", "kernel"):
         found.append(rf.sample(net, X, alignment=Regression(0.0, solver), width=500)[0](X.double()))
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)  # float64, times the condition of S
 
 
 def test_a_hundred_thousand_neurons_fit() -> None:

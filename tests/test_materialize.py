@@ -30,6 +30,7 @@ def written(net: nn.Module, x: Tensor, labels: Tensor | None = None, **options: 
     data = x if labels is None else (x, labels)
     network, _ = rf.sample(net.double(), data, holdout=0, **{"factor": 2, "method": "calibrated"} | options)
     plain, new = network.materialize(), x.flip(-1) + 0.1
+    # 1e-12: the same products of float64 in another order, over some layers
     assert (plain(new) - network(new)).norm() <= 1e-12 * network(new).norm()
     return plain
 
@@ -102,6 +103,7 @@ def test_flattened_alignment_of_channels_that_are_last(options):
     net, x = Tokens().double(), images(4, 5)
     network, report = rf.sample(net, x, holdout=0, law="identity", align="flattened", **options)
     assert network.site("relu").A.shape == (28, 28)
+    # 1e-8: rounding of float64 times the condition of M; an error is the square
     assert (network(x) - net(x)).norm() <= 1e-8 * net(x).norm() and report.sites[0].error <= 1e-16
     written(net, x, align="flattened", **options)
 

@@ -98,7 +98,7 @@ def test_in_another_process(tmp_path):
     model = rf.fit(build(Residual), (images(1, 8, 8), labels()))
     rf.save_model(model, tmp_path / "model.safetensors")
     there = fresh_python(f"""
-import sys, warnings; sys.path.insert(0, "tests"); warnings.simplefilter("ignore")
+import warnings; warnings.simplefilter("ignore")
 import torch, rainbow_fast as rf
 from architectures import Residual, build
 torch.set_num_threads(1)

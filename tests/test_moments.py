@@ -25,8 +25,8 @@ def test_ragged_batches_count_by_their_samples(space):
     torch.testing.assert_close(found.mean_x, x.mean(0))
     torch.testing.assert_close(found.mean_y, y.mean(0))
     assert found.count == len(x)
-    assert found.trace_x == pytest.approx(float(x.square().sum(1).mean()))
-    assert found.trace_y == pytest.approx(float(y.square().sum(1).mean()))
+    assert found.trace_x == pytest.approx(float(x.square().sum(1).mean()), rel=1e-12)  # float64 sums of 50 to 300
+    assert found.trace_y == pytest.approx(float(y.square().sum(1).mean()), rel=1e-12)
     torch.testing.assert_close(found.y.variance(unbiased=True), y.var(0))
 
 
@@ -65,7 +65,7 @@ def test_float32_relu_samples_by_the_million():
         exact += x.double().T @ x.double()
     exact /= 4e6
     assert found.count == 4_000_000
-    assert (found.compute() - exact).norm() <= 1e-8 * exact.norm()
+    assert (found.compute() - exact).norm() <= 1e-8 * exact.norm()  # as documented
 
 
 @pytest.mark.parametrize("shape", [(2 * BLOCK + 1, 3), (5, 3, 2, BLOCK + 1)], ids=["samples", "positions"])
@@ -112,7 +112,8 @@ def test_consuming_and_beginning_work_in_place():
         square += of_y.square().sum((0, 2, 3))
     assert found.count == wanted.count
     torch.testing.assert_close(found.mean_y, wanted.mean_y)
-    assert (found.trace_x, found.trace_y) == pytest.approx((wanted.trace_x, wanted.trace_y))
+    # float64 sums about other centers
+    assert (found.trace_x, found.trace_y) == pytest.approx((wanted.trace_x, wanted.trace_y), rel=1e-12)
     M = found.consume()
     torch.testing.assert_close(M, wanted.compute())
     assert M.data_ptr() == cross.data_ptr() and found.cross is None

@@ -127,7 +127,7 @@ def test_schedules_and_augmentation_are_those_of_torch_and_of_loops(schedule):
             sgd.step()
             rate.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)  # nine steps in float64, each some thousand sums
 
 
 def test_train_repeats_bit_for_bit_and_leaves_global_state_and_modes():
@@ -170,7 +170,8 @@ def test_accuracy_is_a_fraction_in_eval_mode_whatever_the_batches():
     module.eval()
     wanted = (module(x).argmax(1) == y).double().mean().item()
     module.train()
-    assert accuracy(module, x, y) == pytest.approx(wanted, abs=1e-12)
+    assert accuracy(module, x, y) == pytest.approx(wanted, abs=1e-12)  # a mean of zeros and ones, in float64
+    # A mean of zeros and ones, in float64
     assert accuracy(module, x, y, batch_size=7) == pytest.approx(wanted, abs=1e-12)
     assert module.training
 

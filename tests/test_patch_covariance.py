@@ -179,6 +179,7 @@ def test_bad_output() -> None:
 def test_output_form_adds_and_refuses_gradients() -> None:
     out = torch.ones(27, 27, dtype=torch.float64)
     torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, out)
+    # Added in float64, to 1
     torch.testing.assert_close(out, 1 + rf.cross_covariance(X, patch=3), rtol=1e-14, atol=1e-14)
     with pytest.raises(RuntimeError, match=r"patch_covariance_out writes into given memory and has no gradient"):
         torch.ops.rainbow_fast.patch_covariance_out(X.clone().requires_grad_(), None, [3, 1, 1, 1], None, out)

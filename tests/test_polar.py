@@ -36,6 +36,7 @@ def test_accuracy(
     assert_is_polar(M, result.A, forward=single if dtype == torch.float32 else double, condition=condition)
     S = torch.linalg.svdvals(M.double())
     single_result = dtype == torch.float32
+    # As in `assert_is_polar`; a nuclear norm is a sum of many singular values, the condition Lanczos' estimate.
     assert int(result.rank) == min(d, m) and result.residual <= (5e-7 if single_result else 1e-10)
     assert abs(result.nuclear_norm / S.sum() - 1) <= (5e-8 if single_result else 1e-13)
     assert abs(result.condition / (S[0] / S[-1]) - 1) <= 0.01
@@ -196,6 +197,7 @@ def test_known_answers(dtype: torch.dtype, backend: str) -> None:
     result = rf.polar(both([0, -2], [3, 0]), backend=backend)  # a rotation times a diagonal
     torch.testing.assert_close(result.A, both([0, -1], [1, 0]), **within)
     assert (float(result.nuclear_norm), int(result.rank)) == (pytest.approx(5), 2)
+    # M is exact, and its statistics are float64.
     assert float(result.condition) == pytest.approx(1.5) and result.residual < 1e-14
 
     result = rf.polar(both([3, 0, 0], [0, 0, 0]), backend=backend)

@@ -41,9 +41,10 @@ def test_the_last_digits_of_the_condition() -> None:
     """Directions of 1e-13 of the largest take three steps: orthonormal, and as exact as float64 holds them."""
     M = matrix(20, 500, power_law(20, 1e13))
     result = rf.polar_(M.clone(), rtol=0.0)
+    # Some hundred roundings of float64 in A, some thousand in its product with M
     assert orthogonality(result.A) <= 1e-13 and result.residual <= 1e-12
     exact = torch.linalg.svdvals(M).sum()
-    assert abs(result.nuclear_norm / exact - 1) <= 1e-13
+    assert abs(result.nuclear_norm / exact - 1) <= 1e-13  # roundings of a sum of 20
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -72,6 +73,7 @@ def test_writes_over_its_matrix_and_nothing_else(guarded, shape: tuple[int, int]
         result = rf.polar_(written.copy_(M), backend=backend)
         # Condition 10, and sums in another order: a rounding of float32, some of float64.
         torch.testing.assert_close(written, wanted.A, rtol=0, atol=6e-8 if dtype == torch.float32 else 2e-14)
+        # M itself is a float32 number, 6e-8
         torch.testing.assert_close(result.nuclear_norm, wanted.nuclear_norm, rtol=1e-7, atol=0)
         assert result.rank == wanted.rank
     assert layouts[2]._base.isnan().sum() == 5 * M.numel(), "written between the entries of a strided matrix"
@@ -119,8 +121,8 @@ def test_scale_does_not_matter() -> None:
     wanted = rf.polar_(M.clone())
     for exponent in (-1000, -100, 100, 1000):  # what overflows or vanishes when squared, but for the smaller ones
         result = rf.polar_(M * 2.0**exponent)
-        torch.testing.assert_close(result.A, wanted.A, rtol=0, atol=1e-13)
-        assert abs(result.nuclear_norm / 2.0**exponent / wanted.nuclear_norm - 1) < 1e-13
+        torch.testing.assert_close(result.A, wanted.A, rtol=0, atol=1e-13)  # condition 50: some hundred roundings
+        assert abs(result.nuclear_norm / 2.0**exponent / wanted.nuclear_norm - 1) < 1e-13  # a sum of 20
 
 
 # --- registration ---

@@ -20,13 +20,14 @@ def test_rank_deficient(d: int, m: int, dtype: torch.dtype, backend: str) -> Non
     left, right = isometry(d, r, 0), isometry(m, r, 1)
     M = ((left * S) @ right.T).to(dtype)
     partial = rf.polar(M, backend=backend)
+    # Rounding the entries of M to float32 moves its smallest singular value by up to 6e-8 of the largest.
     assert int(partial.rank) == r and abs(partial.condition / 100 - 1) < 1e-5
     assert abs(partial.nuclear_norm / S.sum() - 1) < 1e-6
     # On the range, the goal; off it, zero to the rounding of the entries and the tilt of the null spaces by that of M.
     goal = 1e-6 if dtype == torch.float32 else 1e-11
     assert torch.linalg.norm(partial.A.double() - left @ right.T) / math.sqrt(r) <= goal
     assert torch.linalg.svdvals(partial.A.double())[r] <= goal
-    assert partial.residual <= (1e-6 if dtype == torch.float32 else 1e-13)
+    assert partial.residual <= (1e-6 if dtype == torch.float32 else 1e-13)  # M's own rounding, and of float64 some
 
     complete = rf.polar(M, rank="complete", backend=backend)
     assert orthogonality(complete.A) <= (5e-7 if dtype == torch.float32 else 1e-13)
@@ -70,14 +71,13 @@ def test_tolerance_decides_the_rank(backend: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)], ids=["wide", "tall", "square"])
-def test_rows_and_columns_of_zeros_are_null(shape: tuple[int, int], monkeypatch) -> None:
+def test_rows_and_columns_of_zeros_are_null(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Units that are never active: what is left is iterated, and no singular factors are taken."""
-    from rainbow_fast.ops import polar as module
-
     M = draw(3, *shape, dtype=torch.float64)
     M[0, 3] = M[0, :, 7] = M[2, 11:14] = 0
     wanted = [rf.polar(one, backend="reference") for one in M]
-    monkeypatch.setattr(module, "_by_factors", None)
+    for factors in ("svd", "eigh"):
+        monkeypatch.setattr(torch.linalg, factors, None)
     got = rf.polar(M)
     for i, one in enumerate(wanted):
         torch.testing.assert_close(got.A[i], one.A, rtol=0, atol=1e-12)  # condition below 1e3 in float64

@@ -37,12 +37,12 @@ def test_error_of_a_white_linear_site(scale, constant):
     r, n = 5, 200
     model = white_linear_site(r, d=6)
     errors = [model.sample(width=n, seed=seed, scale=scale)[1].sites[0].error for seed in range(200)]
-    assert sum(errors) / len(errors) == pytest.approx(constant(r) / n, rel=0.05)
+    assert sum(errors) / len(errors) == pytest.approx(constant(r) / n, rel=0.05)  # 200 networks, and terms of 1 / n^2
 
 
 def test_orthonormal_rows_align_a_white_linear_site_exactly():
     network, report = white_linear_site(5, d=6).sample(width=50, law="orthonormal")
-    assert report.sites[0].error < 1e-20
+    assert report.sites[0].error < 1e-20  # rounding of float64, squared
     assert report.sites[0].M_rank == 5, "the factor is partial"
 
 
@@ -72,7 +72,7 @@ def test_kernels_of_the_first_site(first_site):
         if i == j:
             torch.testing.assert_close(variance, 5 * kernel**2)
         spread = (sampled - kernel).square().mean()
-        assert float(spread * n / variance) == pytest.approx(1, rel=0.15)
+        assert float(spread * n / variance) == pytest.approx(1, rel=0.15)  # sampling error of 4000 networks
         assert abs(sampled.mean() - kernel) < 5 * (variance / (n * networks)).sqrt()
 
 
@@ -83,7 +83,7 @@ def test_covariance_of_gaussian_rows(first_site):
     rows = (model.sample(width=networks * n)[0].site("2").effective_rows() @ W).view(networks, n, -1)
     C = W.T @ W / 7
     deviation = (torch.einsum("kni,knj->kij", rows, rows) / n - C).square().sum((1, 2)).mean()
-    assert float(deviation * n) == pytest.approx(float(C.trace() ** 2 + (C @ C).trace()), rel=0.1)
+    assert float(deviation * n) == pytest.approx(float(C.trace() ** 2 + (C @ C).trace()), rel=0.1)  # of 2000 networks
 
 
 @pytest.mark.parametrize("n", [7, 8, 30])
@@ -108,7 +108,7 @@ def test_gaussian_rows_are_active_half_of_the_time():
     assert (active - 0.5).abs().max() < 4.5 * 0.5 / math.sqrt(n)
     _, report = model.sample(width=n, mean_row=True)
     assert report.sites[0].activity > 0.9 and report.sites[0].sampled_activity > 0.9
-    assert model.sample(width=n)[1].sites[0].sampled_activity == pytest.approx(0.5, abs=0.02)
+    assert model.sample(width=n)[1].sites[0].sampled_activity == pytest.approx(0.5, abs=0.02)  # 2.5 s / sqrt n
 
 
 @pytest.mark.parametrize("h", [0.0, 0.5, 1.0])

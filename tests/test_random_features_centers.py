@@ -96,7 +96,7 @@ def test_means_of_ten_thousand_deviations(activation: str, backend: str) -> None
         assert ((found - exact).abs() <= 1e-6 * size).all()
     alive = phi.std(0) > 0
     variances = (got[2] / N - (got[1] / N) ** 2)[alive]
-    torch.testing.assert_close(variances, phi.var(0, correction=0)[alive], rtol=2e-6, atol=0)
+    torch.testing.assert_close(variances, phi.var(0, correction=0)[alive], rtol=2e-6, atol=0)  # of two sums
 
 
 @pytest.mark.small
@@ -106,6 +106,7 @@ def test_sums_of_equal_features(backend: str) -> None:
     u, x, G = torch.full((1000, 1), 1 / 3), torch.ones(1000, 1), torch.ones(3, 1)
     _, total, square = rf.random_features_covariance(x, u, 3, G=G, activation="identity", backend=backend)
     third = u[0, 0].double()
+    # 5e-7: eight roundings of 2^-24, as each binade of a sum of equal numbers takes its share (EQUAL of tolerance.py)
     assert ((total / 1000 / third - 1).abs() <= 5e-7).all() and ((square / 1000 / third**2 - 1).abs() <= 5e-7).all()
     given = {"G": G, "activation": "identity", "backend": backend}
     center = rf.random_features(u[:1], 3, **given)[0]
@@ -159,6 +160,7 @@ def test_gradients_of_all_inputs_in_float32() -> None:
     off_x, off = (t.unsqueeze(1) for t in wide[4:])
     exact = torch.autograd.grad(sums(wide[0] - off_x, phi - off), (wide[0], wide[1], *wide[3:]), above)
     for a, b in zip(grads, exact, strict=True):
+        # float32 sums of 40 to 600 terms about centers of ten: 1e-5 is 160 roundings of the largest.
         torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5 * float(b.abs().max()))
 
 

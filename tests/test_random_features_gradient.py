@@ -73,7 +73,7 @@ def test_gradients_of_several_seeds_and_widths(backend: str) -> None:
     for got, wanted in zip(
         torch.autograd.grad(both[0].sum(), (u, B, shift)), torch.autograd.grad(alone.sum(), (u, B, shift)), strict=True
     ):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)  # float64, sums in another order
 
 
 def test_gradients_of_gradients() -> None:
@@ -169,7 +169,7 @@ def test_what_comes_from_above_may_be_one_number_expanded(backend: str) -> None:
     for sums in rf.random_features_covariance(draw(9, 2, dtype=torch.float64, seed=1), u, 20, **given):
         above = torch.ones((), dtype=torch.float64).expand_as(sums)
         (got,), (wanted,) = (torch.autograd.grad(sums, u, t, retain_graph=True) for t in (above, above.contiguous()))
-        torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-13)  # float64 sums of 40 terms of order one
 
 
 def test_one_compilation_for_ten_seeds() -> None:

@@ -139,7 +139,8 @@ def test_a_million_neurons() -> None:
     G = rf.gaussian(n, 3, seed=5)
     phi = (u.double() @ G.double().T).relu()
     torch.testing.assert_close(M, x.double().T @ phi, rtol=0, atol=1e-5)  # nine terms of at most about 20
-    torch.testing.assert_close(total, phi.sum(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(total, phi.sum(0), rtol=0, atol=1e-5)  # nine terms of at most 13
+    # Nine squares of at most 158, in float32.
     torch.testing.assert_close(square, phi.square().sum(0), rtol=0, atol=1e-3)
     plain = (u @ G.T).relu() @ A.T
     assert_close_to_float64(projected, phi @ A.double().T, plain, terms=240)

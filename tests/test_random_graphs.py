@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_rainbow import settle
+from tolerance import REORDERED
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -129,12 +130,13 @@ def test_any_graph_is_cut_sampled_and_written_out(net, options) -> None:
     settle(net, x)
     wanted = net(x)
     cut = trace(net)
-    torch.testing.assert_close(cut.finish(0, (x,), []), wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(cut.finish(0, (x,), []), wanted, **REORDERED)
     model = rf.fit(net, x, holdout=0)
     network, _ = model.sample(factor=2, **options)
     plain, new = network.materialize(), x.flip(-1) + 0.1
     assert not any(type(part).__module__.startswith("rainbow_fast") for part in plain.modules())
+    # float64, over as many layers as a graph has
     assert (plain(new) - network(new)).norm() <= 1e-11 * network(new).norm()
     network, report = model.sample(law="identity", **options)
     assume(all(site.M_rank == site.d and site.M_condition < 1e6 for site in report.sites))  # else M leaves out a little
-    assert (network(x) - wanted).norm() <= 1e-8 * wanted.norm()
+    assert (network(x) - wanted).norm() <= 1e-8 * wanted.norm()  # float64 times a condition of 1e6, and some layers

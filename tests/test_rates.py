@@ -14,7 +14,7 @@ WIDTHS = np.repeat(2.0 ** np.arange(7, 16), 2)
 
 
 @pytest.mark.parametrize("known", [False, True])
-@pytest.mark.parametrize("truth", [(0.1, 20.0, 0.8), (0.0, 3.0, 0.5)])
+@pytest.mark.parametrize("truth", [(0.1, 20.0, 0.8), pytest.param((0.0, 3.0, 0.5), marks=pytest.mark.slow)])
 def test_intervals_hold_the_truth_as_often_as_they_say(truth: tuple[float, float, float], known: bool) -> None:
     """95 % of 100 seeds, give or take three binomial standard deviations; more often only at the bound e_inf = 0."""
     rng, hits, widths = np.random.default_rng(0), np.zeros(3), []
@@ -33,6 +33,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(truth: tuple[float, float
 
 def test_exact_data_are_found_exactly() -> None:
     fit = fit_power(WIDTHS, 0.02 + 50 * WIDTHS**-1.0)
+    # The exponent is one of a grid, to 0.25 %, as documented; c = e n^p at n = 1 takes up some of it.
     assert fit[:3] == pytest.approx((0.02, 50, 1), rel=0.01)
     assert fit.p_interval[0] < 1 < fit.p_interval[1] < 1.02
     np.testing.assert_allclose(fit([100, 1000]), [0.52, 0.07], rtol=0.01)
@@ -74,6 +75,7 @@ def test_decay_of_a_spectrum() -> None:
     values = 3 * ranks**-1.7
     values[:3] = 100  # the leading ones follow no law
     found = power_law_decay(values[::-1])
+    # A line through exact logarithms, in float64; the width of an interval is the root of what is left of them.
     assert found.alpha == pytest.approx(1.7, abs=1e-9) and found.interval == pytest.approx((1.7, 1.7), abs=1e-6)
     noisy = values * np.exp(0.1 * np.random.default_rng(0).standard_normal(200))
     low, high = power_law_decay(noisy, first=4, last=100).interval

@@ -72,7 +72,7 @@ def test_equals_the_direct_solve_in_float64(space):
     wanted = directly(site.M, features.T @ features / len(features), RIDGE * site.mean_diagonal)
     assert error(A, wanted) < 1e-6  # the bound is on predictions; entries lose up to 1 / RIDGE^1/2 of it
     for row in (0, 2, 3, 4, 5):
-        assert error(features @ A[row], features @ wanted[row]) < 1e-8
+        assert error(features @ A[row], features @ wanted[row]) < 1e-8  # the tolerance asked for
     assert not A[1].any()
 
 
@@ -131,7 +131,7 @@ def test_centred_and_normalised_features(digits_site):
     mean_diagonal = float(f.square().mean())
     A = regress(apply, M, mean_diagonal, RIDGE)
     wanted = directly(M, f.T @ f / len(f), RIDGE * mean_diagonal)
-    assert error(f @ A.T, f @ wanted.T) < 1e-4
+    assert error(f @ A.T, f @ wanted.T) < 1e-4  # as above
 
 
 class Largest(TorchDispatchMode):

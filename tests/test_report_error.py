@@ -5,20 +5,18 @@ import pytest
 import torch
 from here import draw
 
-from rainbow_fast.rainbow import report
 from rainbow_fast.rainbow.report import Error
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (7, 5, 9), (7, 5, 3, 4)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_error(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_error(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     phi, phih = draw(*shape, dtype=dtype), draw(*shape, seed=1, dtype=dtype)
     exact = (phih - phi).double().square().sum()  # the difference is rounded to the dtype
     mean = phi.double().transpose(0, 1).flatten(1).mean(1).view(1, -1, *[1] * (phi.dim() - 2))
     wanted = [float(exact / phi.double().square().sum()), float(exact / (phi.double() - mean).square().sum())]
     for piece in (1, 2 * phi[0].numel(), 2**17):  # a sample, two, all of them at a time
-        monkeypatch.setattr(report, "PIECE", piece)
-        error = Error()
+        error = Error(piece=piece)
         for some in (slice(0, 4), slice(4, 4), slice(4, 7)):  # one of the batches is empty
             error.update(phi[some], phih[some])
         # norms of float32 have 24 bits; of 7 x 60 numbers their squares sum to a few units of the last place

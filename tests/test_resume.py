@@ -55,7 +55,7 @@ def same(a: list, b: list) -> bool:
 
 CHILD = """
 import os, signal, sys, torch
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/helpers"]
 from test_resume import NETWORKS, model
 torch.set_num_threads(1)
 folder, at, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -79,6 +79,7 @@ def child(folder: Path, at: int, how: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_and_resumed(tmp_path):
     """At the very first tick; in the second pass of the fifth site; from outside, at the last site. What the last child
     ends with is what this process makes in one go."""

@@ -256,7 +256,9 @@ def test_hooks_of_a_non_linearity_are_sampled_with_it():
     hooked(net.body[1])
     assert not rf.sites(net)[0].fused
     network, _ = rf.sample(net, X.double(), law="identity", holdout=0)
+    # 1e-8: rounding of float64 times the condition of M
     assert (network(X.double()) - net(X.double())).norm() <= 1e-8 * net(X.double()).norm()
+    # 1e-12: the same products in another order
     assert (network.materialize()(X.double()) - network(X.double())).norm() <= 1e-12 * net(X.double()).norm()
 
 

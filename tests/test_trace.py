@@ -220,6 +220,7 @@ def test_in_place_activation_leaves_z_as_it_is():
 
 def test_prelu_with_one_slope_is_a_leaky_relu():
     site = trace(nn.Sequential(nn.Linear(4, 4), nn.PReLU(init=0.3), nn.Linear(4, 2))).sites[0]
+    # The slope is a float32 number
     assert site.activation == "leaky_relu" and site.negative_slope == pytest.approx(0.3)
 
 

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from here import draw
+from tolerance import REORDERED
 from torch import Tensor
 from torch.func import vmap
 
@@ -97,7 +98,7 @@ def test_a_rule_is_a_loop(case: tuple) -> None:
     wanted = looped(function, *batches)
     for axis in (0, -1):  # sums in another order at most: of numbers of order 10 in float64
         moved = [t.movedim(0, axis) for t in batches]
-        torch.testing.assert_close(vmap(function, in_dims=axis)(*moved), wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(vmap(function, in_dims=axis)(*moved), wanted, **REORDERED)
 
 
 def test_of_nothing_batched_and_of_two_levels() -> None:
@@ -106,7 +107,7 @@ def test_of_nothing_batched_and_of_two_levels() -> None:
     assert torch.equal(got, X + rf.gaussian(7, 3, seed=1, dtype=F64))
     twice = vmap(vmap(lambda u, k: rf.random_features(u, 6, seed=k, **HOW), (0, None)), (None, 0))(U, KEYS)
     wanted = torch.stack([torch.stack([rf.random_features(u, 6, seed=k, **HOW) for u in U]) for k in KEYS])
-    torch.testing.assert_close(twice, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(twice, wanted, **REORDERED)
 
 
 def test_what_writes_into_given_memory_has_no_rule() -> None:

@@ -48,7 +48,7 @@ def test_it_is_the_covariance_for_white_input(make):
     writer = make()
     wanted, found = covariance(writer), writer_covariance(writer)
     assert found.shape == wanted.shape and found.dtype == torch.float64
-    assert (found - wanted).abs().max() <= 1e-14 * wanted.abs().max()
+    assert (found - wanted).abs().max() <= 1e-14 * wanted.abs().max()  # float64 sums of at most some hundred products
 
 
 def sites(writer: nn.Module, x: Tensor) -> rf.RainbowModel:
@@ -61,7 +61,8 @@ def test_directions_of_a_depthwise_writer_are_its_channels():
     writer = seeded(nn.Conv2d, 8, 8, 3, groups=8)
     values, U = sites(writer, torch.randn(40, 8, 6, 6)).sites[0].directions(centred=False)
     wanted = writer.weight.detach().square().sum((1, 2, 3)).sort(descending=True)
-    assert torch.allclose(values, wanted.values, rtol=1e-12)
+    assert torch.allclose(values, wanted.values, rtol=1e-12)  # eigenvalues and sums of nine squares, in float64
+    # Rounding over the gaps of the eigenvalues
     assert torch.allclose(U, torch.eye(8, dtype=torch.float64)[:, wanted.indices], atol=1e-12)
 
 

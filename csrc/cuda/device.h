@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What a GPU has and C++ has not, behind names: matrix products of a warp, copies that wait for nobody, shuffles,
 // launches. Kernels use these names and CUDA's own words (threadIdx, __shared__, ...), and no assembly; so
-// tests/cuda_on_cpu can put other hands behind the names and run the very same kernels on a CPU.
+// tests/helpers/cuda_on_cpu can put other hands behind the names and run the very same kernels on a CPU.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ constexpr int64_t kPlainShared = 48 * 1024;  // bytes of shared memory that a bl
 #include <cuda_runtime.h>
 #define RF_DEVICE __device__ __forceinline__
 #else
-#include "emulation.h"  // tests/cuda_on_cpu
+#include "emulation.h"  // tests/helpers/cuda_on_cpu
 #endif
 
 namespace rf::cuda {

@@ -29,6 +29,7 @@ def expected_kernel(
     negative_slope: float = 0.01,
     shift: Tensor | None = None,  # (N,)
     shift_v: Tensor | None = None,  # (N',)
+    max_pairs: int = PAIRS,
 ) -> Tensor:  # (N, N')
     r"""The kernel of infinitely many random features, ``k(u, v) = E[sigma(<g, u> + shift) sigma(<g, v> + shift_v)]``.
 
@@ -47,21 +48,24 @@ def expected_kernel(
     All in float64, on the CPU. Largest absolute error: 1e-13 (1 + |shift| + |u|) (1 + |shift_v| + |v|) of the closed
     forms; of the series 1e-11 sqrt(k(u, u) k(v, v)) more, with as many terms as that takes. Angles are exact to a few
     units in the last place also for samples that are nearly parallel or opposite; a row of zeros is a constant
-    activation. Memory: the result and some 50 MB; of a series, (N + N') times its terms more.
+    activation. Memory: the result and some 200 bytes a pair of `max_pairs`, 50 MB as it is; of a series, (N + N') times
+    its terms more.
 
     Args:
         u, v: projections, as `RainbowActivation.project` gives them; None stands for u (with its shift).
         activation, negative_slope: as in `rainbow_fast.random_features`.
         shift, shift_v: what is added to every neuron of a sample; None for nothing.
+        max_pairs: of samples, computed at a time: it bounds the memory, and changes results by rounding alone.
 
     Raises:
         ValueError: shapes that do not belong together, an unknown activation, values that are not finite, a `shift_v`
-            without v; rows so long that a series would need more than 4096 terms (norms from 7.5 on for tanh, 10 for
-            erf, 16 for silu and gelu).
+            without v; max_pairs below 1; rows so long that a series would need more than 4096 terms (norms from 7.5 on
+            for tanh, 10 for erf, 16 for silu and gelu).
 
     Source: Cho and Saul, "Kernel methods for deep learning" (2009), and those named in `analysis/expectations.py`.
     """
     _check_activation(activation)
+    max_pairs = integer("max_pairs", max_pairs, 1)
     if v is None and shift_v is not None:
         raise ValueError("shift_v is given without v: wanted both, or shift alone")
     left = _side("u", u, "shift", shift)
@@ -77,8 +81,9 @@ def expected_kernel(
         terms = found.split([len(left.size), len(right.size)])
     out = torch.empty(len(left.size), len(right.size), dtype=torch.float64, device=left.size.device)
     t, b = right.size.unsqueeze(0), right.shift.unsqueeze(0)
-    for rows in torch.arange(len(left.size), device=left.size.device).split(max(PAIRS // max(len(right.size), 1), 1)):
-        angles = _angles(left.direction[rows], right.direction)
+    height = max(max_pairs // max(len(right.size), 1), 1)
+    for rows in torch.arange(len(left.size), device=left.size.device).split(height):
+        angles = _angles(left.direction[rows], right.direction, max_pairs)
         s, a = left.size[rows].unsqueeze(1), left.shift[rows].unsqueeze(1)
         if terms:
             out[rows] = expectations.series(terms[0][rows], terms[1], angles)
@@ -118,6 +123,7 @@ def empirical_kernel(
     seed: Seed,
     stream: int = 0,
     row_offset: int = 0,
+    max_features: int = FEATURES,
     backend: str | None = None,
 ) -> Tensor:  # (N, N')
     """The kernel of n random features, ``phi'(u) phi'(v)^T / n``, float64.
@@ -127,19 +133,21 @@ def empirical_kernel(
         options = dict(activation=activation, seed=seed, stream=stream, row_offset=row_offset)
         rf.random_features(u, n, shift=shift, **options) @ rf.random_features(v, n, shift=shift_v, **options).T / n
 
-    in blocks of neurons, of which 2^22 numbers are held at a time, summed in float64; exactly symmetric, and at half
-    the work, without v. Features are made in the dtype of u. No gradient.
+    in blocks of neurons, summed in float64; exactly symmetric, and at half the work, without v. Features are made in
+    the dtype of u. No gradient.
 
-    Arguments and errors as in `rainbow_fast.random_features`; n is at least 1.
+    Arguments and errors as in `rainbow_fast.random_features`; n is at least 1. At most `max_features` numbers of phi',
+    or those of 128 neurons where these are more, are held at a time: this bounds the memory, and changes results by
+    rounding alone.
     """
-    n = integer("n", n, 1)
+    n, max_features = integer("n", n, 1), integer("max_features", max_features, 1)
     if v is None and shift_v is not None:
         raise ValueError("shift_v is given without v: wanted both, or shift alone")
     where = as_key(seed, stream, row_offset)
     given: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope, "backend": backend}
     others = u if v is None else v
     out = torch.zeros(len(u), len(others), dtype=torch.float64, device=u.device)
-    block = max(FEATURES // max(len(u), len(others), 1), 128)
+    block = max(max_features // max(len(u), len(others), 1), 128)
     for start in range(0, n, block):
         here = further(where, start)
         count = min(block, n - start)
@@ -172,7 +180,7 @@ def _side(name: str, u: Tensor, shift_name: str, shift: Tensor | None) -> _Side:
     return _Side(x / torch.where(size > 0, size, 1.0).unsqueeze(1), size, a)
 
 
-def _angles(x: Tensor, y: Tensor) -> Angles:
+def _angles(x: Tensor, y: Tensor, max_pairs: int) -> Angles:
     """Between unit vectors, ``2 atan2(|x - y|, |x + y|)`` (Kahan 2006); a right angle where one is zero.
 
     |x -+ y| from their product, but from x and y themselves where that would cancel.
@@ -182,7 +190,7 @@ def _angles(x: Tensor, y: Tensor) -> Angles:
     for sign in (1, -1):
         half = ((1 - sign * cos) / 2).clamp(min=0).sqrt()
         near = (half < NEAR).nonzero()
-        for pairs in near.split(max(PAIRS // max(x.shape[1], 1), 1)):
+        for pairs in near.split(max(max_pairs // max(x.shape[1], 1), 1)):
             i, j = pairs.unbind(1)
             half[i, j] = torch.linalg.vector_norm(x[i] - sign * y[j], dim=1) / 2
         halves.append(half)

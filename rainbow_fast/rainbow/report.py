@@ -170,17 +170,18 @@ class Error:
     """Mean of |phih - phi|^2 over the power and over the variance of phi, a batch at a time; NaN where phi is zero, or
     does not vary but by rounding.
 
-    `phi`: the moments of phi, where they are known; else they are taken from the batches.
+    `phi`: the moments of phi, where they are known; else they are taken from the batches. `piece`: how many numbers of
+    phih - phi are held at a time, at least one sample of them.
     """
 
-    def __init__(self, phi: ChannelMoments | None = None) -> None:
-        self.difference, self.known = 0.0, phi is not None
+    def __init__(self, phi: ChannelMoments | None = None, *, piece: int = PIECE) -> None:
+        self.difference, self.known, self.piece = 0.0, phi is not None, piece
         self.phi = ChannelMoments() if phi is None else phi
 
     def update(self, phi: Tensor, phih: Tensor) -> None:
         if not self.known:
             self.phi.update(phi)
-        size = max(PIECE // max(phi[:1].numel(), 1), 1)
+        size = max(self.piece // max(phi[:1].numel(), 1), 1)
         self.difference += _sum_of_squares(phih, phi, size)
 
     def relative(self) -> tuple[float, float]:

@@ -201,8 +201,7 @@ class _Side:
     total: Tensor | None
 
     @staticmethod
-    def of(x: Tensor, first: int, shift: Tensor | None, total: Tensor | None) -> "_Side":
-        some = slice(first, first + BLOCK)
+    def of(x: Tensor, some: slice, shift: Tensor | None, total: Tensor | None) -> "_Side":
         x = x[:, some]
         shift, total = (None if t is None else t[some] for t in (shift, total))
         return _Side(x, Layout(x), shift, total)
@@ -227,6 +226,9 @@ def cross_covariance(
     symmetric: bool,
     activation: str,
     slope: float,
+    *,
+    block: int = BLOCK,
+    machine: Machine | None = None,
 ) -> None:
     """Add to `out` (d, m), float64 with contiguous rows, the sum over samples of x y^T for each y, beside each other.
 
@@ -235,31 +237,35 @@ def cross_covariance(
         shifts: what is taken off sigma of each side, a number a channel, float64 for float64 and float32 else; or None.
         totals: where the sums of what remains of each side are added, float64, a number a channel; or None.
         symmetric: there is only x, which stands for y as well.
+        block: channels of each side in one launch, at most.
+        machine: that it plans for; None for that of the device.
     """
     x, *ys = sides
     last = 0
     for own, y in enumerate([x] if symmetric else ys, start=0 if symmetric else 1):
         first, last = last, last + y.shape[1]
-        for i in range(0, x.shape[1], BLOCK):
-            for j in range(i if symmetric else 0, y.shape[1], BLOCK):
-                left = _Side.of(x, i, shifts[0], None if symmetric or own > 1 or j > 0 else totals[0])
-                right = _Side.of(y, j, shifts[own], None if i > 0 else totals[own])
+        for i in range(0, x.shape[1], block):
+            for j in range(i if symmetric else 0, y.shape[1], block):
+                down, across = slice(i, i + block), slice(j, j + block)
+                left = _Side.of(x, down, shifts[0], None if symmetric or own > 1 or j > 0 else totals[0])
+                right = _Side.of(y, across, shifts[own], None if i > 0 else totals[own])
                 mirror = symmetric and i < j
                 _one(
-                    out[:, first:last][i : i + BLOCK, j : j + BLOCK],
-                    out[j : j + BLOCK, i : i + BLOCK] if mirror else None,
-                    left, right, symmetric and i == j, activation, slope,
+                    out[:, first:last][down, across],
+                    out[across, down] if mirror else None,
+                    left, right, symmetric and i == j, activation, slope, machine or MACHINES[family(x.device)],
                 )  # fmt: skip
 
 
 def _one(
-    out: Tensor, mirrored: Tensor | None, x: _Side, y: _Side, symmetric: bool, activation: str, slope: float
-) -> None:
+    out: Tensor, mirrored: Tensor | None, x: _Side, y: _Side, symmetric: bool, activation: str, slope: float,
+    machine: Machine,
+) -> None:  # fmt: skip
     """One block of the result, and of what lies across the diagonal from it."""
     d, m, samples = x.data.shape[1], y.data.shape[1], x.layout.samples
     if d * m * samples == 0:
         return
-    dtype, machine = x.data.dtype, MACHINES[family(x.data.device)]
+    dtype = x.data.dtype
     keep = x.shift is None and y.shift is None
     keep = keep and (dtype in (torch.float32, torch.float64) or activation in KEEP_PRECISION)
     half = keep and dtype.itemsize == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which kernels of cross_covariance tests/gpu_check.py compiles."""
+"""Which kernels of cross_covariance tests/helpers/gpu_check.py compiles."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -28,21 +28,18 @@ from torch import Tensor
 
 from rainbow_fast.triton_kernels.activations import activate
 from rainbow_fast.triton_kernels.samples import (
+    BLOCKS,
     PRECISION,
+    Blocks,
     Layout,
     Plans,
     Rows,
-    blocks_of_samples,
     close,
     compilations,
     offsets,
-    panels,
     places,
     plan_of,
     scores,
-    split,
-    sums_at_once,
-    terms,
     tile,
 )
 from rainbow_fast.triton_kernels.variant import Variant
@@ -225,20 +222,21 @@ def _features(
 
 
 def random_features(
-    out: Tensor, u: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float
-) -> None:
+    out: Tensor, u: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
+    blocks: Blocks = BLOCKS,
+) -> None:  # fmt: skip
     """Write phi' (N, n, *space) of u (N, r, *space), both of any strides and at most two axes of space, into `out`."""
     both = Layout(out, u)
     if not both.samples:
         return
-    for first, g in panels(rows, out.shape[1], u):
+    for first, g in blocks.panels(rows, out.shape[1], u):
         to = out[:, first : first + len(g)]
         _features(to, both.strides[0], u, both, 0, both.samples, shift, g, activation, slope, scale, False)
 
 
 def random_features_covariance(
     out: Tensor, total: Tensor, square: Tensor, x: Tensor, x_center: Tensor | None, center: Tensor | None, u: Tensor,
-    shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
+    shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float, blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
     """Add to float64 out (d, n), total (n,) and square (n,) the sums of x phi', phi' and phi'^2 over samples, of x less
     x_center (d,) and phi' less center (n,), both contiguous.
@@ -249,14 +247,14 @@ def random_features_covariance(
         return
     plan = plan_of(COVARIANCE, u)
     fused = d <= plan["CHANNELS"]
-    for row, g in panels(rows, n, u):
+    for row, g in blocks.panels(rows, n, u):
         here = slice(row, row + len(g))
-        blocks = [(0, both.samples)] if fused else list(blocks_of_samples(len(g), both.samples))
+        ranges = [(0, both.samples)] if fused else list(blocks.of_samples(len(g), both.samples))
         tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(max(d, 1), plan["CHANNELS"])
-        parts, each = split(tiles, blocks[0][1], plan["SAMPLES"])
+        parts, each = blocks.split(tiles, ranges[0][1], plan["SAMPLES"])
         sums = [out[:, here], total[None, here], square[None, here]]
         o, t, s = sums if parts == 1 else [out.new_zeros(parts, *whole.shape) for whole in sums]
-        for first, width in blocks:
+        for first, width in ranges:
             phi = None if fused else u.new_empty(len(g), width)
             if phi is not None:
                 _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, activation, slope, scale, True)
@@ -275,39 +273,41 @@ def random_features_covariance(
 
 
 def random_features_projection(
-    out: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float
-) -> None:
+    out: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
+    blocks: Blocks = BLOCKS,
+) -> None:  # fmt: skip
     """Write A phi' (N, d, *space) of the first neurons, as many as A (d, n) has columns, into `out`, of any strides."""
     d, n = A.shape
     both = Layout(out, u)
     fused = d <= plan_of(PROJECTION, u)["CHANNELS"]
-    block = sums_at_once(d)
+    block = blocks.sums_at_once(d)
     for first in range(0, both.samples if d else 0, block):
         width = min(block, both.samples - first)
-        sums = new_sums(d, n, width, u)
-        for row, g in panels(rows, n, u):
+        sums = new_sums(d, n, width, u, blocks)
+        for row, g in blocks.panels(rows, n, u):
             a = A[:, row : row + len(g)]
             if fused:
-                project(sums, a, None, u, both, first, shift, g, activation, slope, scale)
+                project(sums, a, None, u, both, first, shift, g, activation, slope, scale, blocks)
                 continue
-            for start, count in blocks_of_samples(len(g), width):
+            for start, count in blocks.of_samples(len(g), width):
                 phi = u.new_empty(len(g), count)
                 where = (first + start, count, shift)
                 _features(phi, (count, 0, 0, 1), u, both, *where, g, activation, slope, scale, True)
-                project(sums[..., start : start + count], a, phi, u, both, 0, None, g, "identity", 0.0, 1.0)
+                project(sums[..., start : start + count], a, phi, u, both, 0, None, g, "identity", 0.0, 1.0, blocks)
         close(out, both, both.strides[0], sums, first)
 
 
-def new_sums(d: int, n: int, width: int, u: Tensor) -> Tensor:
+def new_sums(d: int, n: int, width: int, u: Tensor, blocks: Blocks) -> Tensor:
     """Zeros (parts, d, width), for `project` over n neurons."""
     plan = plan_of(PROJECTION, u)
     tiles = triton.cdiv(width, plan["SAMPLES"]) * triton.cdiv(d, plan["CHANNELS"])
-    return torch.zeros(split(tiles, n, plan["NEURONS"])[0], d, width, dtype=torch.float64, device=u.device)
+    parts, _ = blocks.split(tiles, n, plan["NEURONS"])
+    return torch.zeros(parts, d, width, dtype=torch.float64, device=u.device)
 
 
 def project(
     sums: Tensor, a: Tensor, phi: Tensor | None, u: Tensor, layout: Layout, first: int, shift: Tensor | None,
-    g: Tensor, activation: str, slope: float, scale: float,
+    g: Tensor, activation: str, slope: float, scale: float, blocks: Blocks,
 ) -> None:  # fmt: skip
     """Add to sums (parts, d, width) the products of a (d, n) with the features of samples first, first + 1, ... and the
     neurons g; or with phi (n, width).
@@ -317,7 +317,7 @@ def project(
     tiles = triton.cdiv(width, plan["SAMPLES"]) * triton.cdiv(d, plan["CHANNELS"])
     if not tiles:
         return
-    each = terms(parts, n, plan["NEURONS"])
+    each = blocks.terms(parts, n, plan["NEURONS"])
     for begin in range(0, n, parts * each):
         projection_kernel[(tiles * parts,)](
             sums, *sums.stride()[:2], first, width, u, *layout.strides[-1], *layout.grid, phi, a, *a.stride(),

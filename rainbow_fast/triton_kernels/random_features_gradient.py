@@ -19,19 +19,18 @@ from rainbow_fast.triton_kernels.activations import activate
 from rainbow_fast.triton_kernels.derivatives import differentiate
 from rainbow_fast.triton_kernels.random_features import new_sums, project
 from rainbow_fast.triton_kernels.samples import (
+    BLOCKS,
     PRECISION,
+    Blocks,
     Layout,
     Plans,
     Rows,
-    blocks_of_samples,
     close,
     compilations,
     offsets,
-    panels,
     places,
     plan_of,
     scores,
-    sums_at_once,
     tile,
 )
 from rainbow_fast.triton_kernels.variant import Variant
@@ -84,6 +83,7 @@ def random_features_gradient(
     grad_u: Tensor, grad_shift: Tensor | None, u: Tensor, shift: Tensor | None, rows: Rows, n: int,
     activation: str, slope: float, scale: float,
     given: Tensor | None, total: Tensor | None, square: Tensor | None, x: Sequence[Tensor], A: Sequence[Tensor],
+    blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
     """Write the gradients of u (N, r, *space) and of shift (N, *space), contiguous, from what comes to n features:
 
@@ -99,18 +99,18 @@ def random_features_gradient(
     terms: list[tuple] = [(n, given, total, square, *joined)]
     terms += [(a.shape[1], None, None, None, x_k, a) for x_k, a in pairs]
     plan = plan_of(PLANS, u)
-    block = sums_at_once(r)
+    block = blocks.sums_at_once(r)
     for first in range(0, layout.samples, block):
         width = min(block, layout.samples - first)
-        sums, of_shift = new_sums(r, n, width, u), new_sums(1, 1, width, u)
-        for row, g in panels(rows, n, u):
+        sums, of_shift = new_sums(r, n, width, u, blocks), new_sums(1, 1, width, u, blocks)
+        for row, g in blocks.panels(rows, n, u):
             for count, *above, x_k, A_k in terms:
                 height = min(count - row, len(g))
                 if height <= 0:
                     continue
                 here = slice(row, row + height)
                 given_k, total_k, square_k = above
-                for start, samples in blocks_of_samples(height, width):
+                for start, samples in blocks.of_samples(height, width):
                     ds = u.new_empty(height, samples)
                     tiles = triton.cdiv(height, plan["NEURONS"]) * triton.cdiv(samples, plan["SAMPLES"])
                     upstream_kernel[(tiles,)](
@@ -123,7 +123,8 @@ def random_features_gradient(
                         layout.axes, activation, slope, PRECISION, **plan,
                     )  # fmt: skip
                     own = slice(start, start + samples)
-                    project(sums[..., own], g[:height].T, ds, u, layout, 0, None, g[:height], "identity", 0.0, 1.0)
+                    part, neurons = sums[..., own], g[:height]
+                    project(part, neurons.T, ds, u, layout, 0, None, neurons, "identity", 0.0, 1.0, blocks)
                     if grad_shift is not None:
                         of_shift[..., own] += ds.sum(0, dtype=sums.dtype)
         close(grad_u, layout, strides[id(grad_u)], sums[:, :r], first)

@@ -170,12 +170,25 @@ def planes(P: Tensor, terms: int, skip: int, rank: int, cols: int) -> Tensor:
     return padded
 
 
-def sample_project_align(out: Tensor, P: Tensor, G_dtype: torch.dtype, where: list[int], scale: float) -> None:
+def sample_project_align(
+    out: Tensor,
+    P: Tensor,
+    G_dtype: torch.dtype,
+    where: list[int],
+    scale: float,
+    *,
+    programs: int = PROGRAMS,
+    slab_bytes: int = SLAB,
+) -> None:
     """Write scale G P into `out` (n, m), whose rows are contiguous; P (r, m) of any strides, G at `where`.
 
     G is rounded to the dtype of P; or to bfloat16 with a float32 P, which is taken as the sum of two of bfloat16 then.
     An infinite entry of a float32 P gives NaN, as one that bfloat16 rounds to infinity (3.396e38 and beyond). In one
     term, sums stay inside the tensor cores, which round towards zero: less than the rounding of G costs.
+
+    Args:
+        programs: as many as a launch should have where a program keeps its rows of G.
+        slab_bytes: of G at a time where none does.
     """
     if out.numel() == 0:
         return
@@ -183,13 +196,13 @@ def sample_project_align(out: Tensor, P: Tensor, G_dtype: torch.dtype, where: li
     terms = PRODUCT[form]["TERMS"]
     panel = PANEL[terms]
     if P.dtype == torch.float64 or P.shape[0] + (where[3] & 3) > panel["RANK"]:
-        _by_slabs(out, P, PRODUCT[form], where, scale)
+        _by_slabs(out, P, PRODUCT[form], where, scale, slab_bytes)
         return
     (n, m), skip = out.shape, where[3] & 3
     rank = max(16, triton.next_power_of_2(P.shape[0] + skip))
     padded = planes(P, terms, skip, rank, panel["COLS"])
     down, across = triton.cdiv(n, panel["ROWS"]), triton.cdiv(m, panel["COLS"])
-    columns = min(triton.cdiv(across, triton.cdiv(PROGRAMS, down)) * panel["COLS"], MOST_COLUMNS)
+    columns = min(triton.cdiv(across, triton.cdiv(programs, down)) * panel["COLS"], MOST_COLUMNS)
     *seeds, row_offset, col_offset = words(where)
     arrays = (out, padded, n, m, columns, out.stride(0), *padded.stride()[:2])
     constants = {**panel, "RANK": rank, "TERMS": terms, "STAGES": _stages()}
@@ -197,13 +210,13 @@ def sample_project_align(out: Tensor, P: Tensor, G_dtype: torch.dtype, where: li
     panel_kernel[grid](*arrays, *seeds, row_offset, col_offset >> 2, scale, **constants, **EXACT)
 
 
-def _by_slabs(out: Tensor, P: Tensor, tile: dict[str, int], where: list[int], scale: float) -> None:
+def _by_slabs(out: Tensor, P: Tensor, tile: dict[str, int], where: list[int], scale: float, slab_bytes: int) -> None:
     (n, m), (seed, stream, row_offset, col_offset) = out.shape, where
     skip, terms = col_offset & 3, tile["TERMS"]
     rank = max(1, triton.cdiv(P.shape[0] + skip, tile["DEPTH"])) * tile["DEPTH"]
     padded, G_terms = planes(P, terms, skip, rank, tile["COLS"]), 3 if terms == 3 else 1
     row = G_terms * rank * padded.itemsize
-    tiles = min(triton.cdiv(n, tile["ROWS"]), max(1, SLAB // (row * tile["ROWS"])))
+    tiles = min(triton.cdiv(n, tile["ROWS"]), max(1, slab_bytes // (row * tile["ROWS"])))
     slab = padded.new_empty(G_terms, tiles * tile["ROWS"], rank)
     constants = {**tile, "STAGES": _stages()}
     for start in range(0, n, slab.shape[1]):

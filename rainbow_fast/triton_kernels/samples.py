@@ -6,6 +6,7 @@ All tensors of a pass have their samples in the same order, each its own strides
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -17,12 +18,6 @@ from rainbow_fast.triton_kernels.rounding import INTERPRETED
 from rainbow_fast.triton_kernels.variant import Variant
 
 PRECISION = "ieee" if torch.version.hip else "tf32x3"  # of float32 products: as good as float32 on either
-
-PANEL = 2**22  # values of G or of features at a time; 16 MB in float32: they stay in L2 for the kernels that read them
-TALLEST = 2**14  # rows of a panel
-SUMS = 2**22  # float64 sums of a block of samples at a time
-FLUSH = 2048  # terms of a float32 sum of products, which then goes into a float64 one
-PROGRAMS = 512  # that a launch should have, where sums can be split so far: a few to a multiprocessor
 
 
 @triton.jit
@@ -102,6 +97,68 @@ def close_kernel(
     tl.store(target, value.to(out.dtype.element_ty), mask=inside)
 
 
+Rows = Tensor | list[int]  # of G: explicit (n, r), or the address [seed, stream, row, column] of generated ones
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Into what a pass is divided. All of it follows from shapes alone, so that results do not depend on the machine.
+
+    Attributes:
+        panel: values of G or of features at a time; 16 MB in float32: they stay in L2 for the kernels that read them.
+        tallest: rows of a panel, at most.
+        sums: float64 sums of a block of samples at a time.
+        flush: terms of a float32 sum of products, at most, which then goes into a float64 one.
+        programs: that a launch should have, where sums can be split so far: a few to a multiprocessor.
+    """
+
+    panel: int = 2**22
+    tallest: int = 2**14
+    sums: int = 2**22
+    flush: int = 2048
+    programs: int = 512
+
+    def panels(self, rows: Rows, n: int, u: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The first n rows of G, as wide as u has channels, in panels: (first row, its rows).
+
+        The next panel is written over the last one: what reads it must be in the stream by then.
+        """
+        if n == 0:
+            return
+        if isinstance(rows, Tensor):
+            tallest = self.tallest
+            yield from ((first, rows[first : min(first + tallest, n)]) for first in range(0, n, tallest))
+            return
+        r = u.shape[1]
+        height = min(n, self.tallest, max(self.panel // max(r, 1) // 128, 1) * 128)
+        panel = torch.empty(height, r, dtype=u.dtype, device=u.device)
+        seed, stream, row, column = rows
+        for first in range(0, n, height):
+            part = panel[: n - first]
+            gaussian(part, [seed, stream, row + first, column])
+            yield first, part
+
+    def split(self, tiles: int, length: int, step: int) -> tuple[int, int]:
+        """In how many parts to sum `length` terms so that there are enough programs, and `terms` of each in one
+        launch."""
+        parts = max(1, min(triton.cdiv(self.programs, max(tiles, 1)), triton.cdiv(length, 4 * step)))
+        return parts, self.terms(parts, length, step)
+
+    def terms(self, parts: int, length: int, step: int) -> int:
+        return min(self.flush, triton.cdiv(max(triton.cdiv(length, parts), 1), step) * step)
+
+    def sums_at_once(self, channels: int) -> int:
+        """Samples whose float64 sums fit into the workspace."""
+        return max(self.sums // max(channels, 1) // 128, 1) * 128
+
+    def of_samples(self, neurons: int, samples: int) -> Iterator[tuple[int, int]]:
+        """Blocks whose features fit into a panel: (first sample, how many)."""
+        block = max(self.panel // neurons // 128, 1) * 128
+        for first in range(0, samples, block):
+            yield first, min(block, samples - first)
+
+
+BLOCKS = Blocks()
 CLOSE = {"CHANNELS": 16, "SAMPLES": 64, "num_warps": 4}
 
 
@@ -135,54 +192,6 @@ def close(out: Tensor, layout: Layout, strides: list[int], sums: Tensor, first: 
     close_kernel[grid](
         out, *strides, *layout.grid, sums, sums.stride(0), parts, channels, first, samples, layout.axes, add, **CLOSE
     )  # fmt: skip
-
-
-Rows = Tensor | list[int]  # of G: explicit (n, r), or the address [seed, stream, row, column] of generated ones
-
-
-def panels(rows: Rows, n: int, u: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The first n rows of G, as wide as u has channels, in panels: (first row, its rows).
-
-    The next panel is written over the last one: what reads it must be in the stream by then.
-    """
-    if n == 0:
-        return
-    if isinstance(rows, Tensor):
-        yield from ((first, rows[first : min(first + TALLEST, n)]) for first in range(0, n, TALLEST))
-        return
-    r = u.shape[1]
-    height = min(n, TALLEST, max(PANEL // max(r, 1) // 128, 1) * 128)
-    panel = torch.empty(height, r, dtype=u.dtype, device=u.device)
-    seed, stream, row, column = rows
-    for first in range(0, n, height):
-        part = panel[: n - first]
-        gaussian(part, [seed, stream, row + first, column])
-        yield first, part
-
-
-def split(tiles: int, length: int, step: int) -> tuple[int, int]:
-    """In how many parts to sum `length` terms so that there are enough programs, and `terms` of each in one launch.
-
-    Both follow from the shapes alone, so that results do not depend on the machine.
-    """
-    parts = max(1, min(triton.cdiv(PROGRAMS, max(tiles, 1)), triton.cdiv(length, 4 * step)))
-    return parts, terms(parts, length, step)
-
-
-def terms(parts: int, length: int, step: int) -> int:
-    return min(FLUSH, triton.cdiv(max(triton.cdiv(length, parts), 1), step) * step)
-
-
-def sums_at_once(channels: int) -> int:
-    """Samples whose float64 sums fit into the workspace."""
-    return max(SUMS // max(channels, 1) // 128, 1) * 128
-
-
-def blocks_of_samples(neurons: int, samples: int) -> Iterator[tuple[int, int]]:
-    """Blocks whose features fit into a panel: (first sample, how many)."""
-    block = max(PANEL // neurons // 128, 1) * 128
-    for first in range(0, samples, block):
-        yield first, min(block, samples - first)
 
 
 Plans = dict[str, dict[str, int]]  # of "fp32", "fp64", and of one of them on a family of machines: "fp32 sm_80"

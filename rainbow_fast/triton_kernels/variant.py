@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What tests/gpu_check.py compiles without a GPU: every kernel module has a ``variants()`` that lists some."""
+"""What tests/helpers/gpu_check.py compiles without a GPU: every kernel module has a ``variants()`` that lists some."""
 
 from dataclasses import dataclass
 from typing import Any

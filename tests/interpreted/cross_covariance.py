@@ -21,12 +21,14 @@ def exact(x: Tensor, activation: str = "identity", shift: Tensor | None = None) 
     return value if shift is None else value - shift.double().unsqueeze(1)
 
 
-def run(out: Tensor, sides: list[Tensor], *, shifts=None, totals=None, activation: str = "identity") -> Tensor:
+def run(
+    out: Tensor, sides: list[Tensor], *, shifts=None, totals=None, activation: str = "identity", **launch
+) -> Tensor:
     """Into out, which is 1 before; less what was there."""
     none = [None] * len(sides)
     views = [samples(side)[0] for side in sides]
     out.fill_(1)
-    kernel.cross_covariance(out, views, shifts or none, totals or none, len(sides) == 1, activation, 0.01)
+    kernel.cross_covariance(out, views, shifts or none, totals or none, len(sides) == 1, activation, 0.01, **launch)
     return out - 1
 
 
@@ -109,11 +111,10 @@ def test_symmetric_to_the_last_bit(d: int) -> None:
     assert differing_bits(got, got.T.contiguous()) == 0
 
 
-def test_blocks_of_a_large_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "BLOCK", 8)
+def test_blocks_of_a_large_result() -> None:
     x, y, z = draw(30, 21), draw(30, 9, seed=1), draw(30, 4, seed=2)
-    check(run(tensor(21, 13), [x, y, z]), exact(x), torch.cat([exact(y), exact(z)]))
-    got = run(tensor(21, 21), [x])
+    check(run(tensor(21, 13), [x, y, z], block=8), exact(x), torch.cat([exact(y), exact(z)]))
+    got = run(tensor(21, 21), [x], block=8)
     check(got, exact(x), exact(x))
     assert differing_bits(got, got.T.contiguous()) == 0
 
@@ -156,11 +157,10 @@ def test_non_finite_samples_reach_the_result() -> None:
     assert got[7].isnan().all() and got.isfinite().sum() == 19 * 4
 
 
-def test_chains_are_promoted_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_are_promoted_and_lose_nothing() -> None:
     """1 and then chains of 2^-19 (1 + 2^-10): a float32 sum keeps of each product nothing, of each chain a part."""
-    machine = kernel.MACHINES["sm_90"]
-    monkeypatch.setitem(kernel.MACHINES, "sm_90", replace(machine, programs=1))  # one range
+    machine = replace(kernel.MACHINES["sm_90"], programs=1)  # one range
     x, y = torch.full((640, 1), 2.0**-13), torch.full((640, 1), 2.0**-13 * (1 + 2.0**-10))
     x[0] = y[0] = 1.0
     x[1:128] = 0.0
-    check(run(tensor(1, 1), [x, y]), exact(x), exact(y), "float64")
+    check(run(tensor(1, 1), [x, y], machine=machine), exact(x), exact(y), "float64")

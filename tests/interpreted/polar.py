@@ -30,6 +30,7 @@ def test_accuracy(guarded, dtype: torch.dtype, shape: tuple[int, int], condition
     assert_is_polar(M, A, forward=forward, condition=condition)
     S = torch.linalg.svdvals(M.double())
     assert found[OUTCOME] == DONE and found[RANK] == min(shape)
+    # As tests/test_polar.py; residual and orthogonality are estimates from eight Gaussian rows.
     assert abs(found[NUCLEAR_NORM] / S.sum() - 1) <= (5e-8 if single else 1e-13)
     assert abs(found[CONDITION] / (S[0] / S[-1]) - 1) <= 0.01
     H = A.double() @ M.double().T if shape[0] <= shape[1] else A.double().T @ M.double()
@@ -74,6 +75,7 @@ def test_matrices_of_a_batch_go_their_own_ways(guarded) -> None:
 def test_null_where_the_condition_says_so(guarded) -> None:
     M = matrix(12, 20, power_law(12, 1e6), torch.float32)[None]
     out = guarded(1, 12, 20)
+    # Below 1 / condition and above it
     for rtol, outcome in ((0.9e-6, DONE), (1.1e-6, NULL)):
         assert polar(out, M, rtol)[0, OUTCOME] == outcome
 
@@ -114,6 +116,7 @@ def test_zolotarev_equioscillates() -> None:
         x = low[:, None] ** torch.linspace(1, 0, 20001, dtype=torch.float64)
         values = torch.stack([f.of(column) for column in x.T], 1)
         least, largest = values.min(1).values, values.max(1).values
+        # low and 1 are points of the grid; the other extrema agree to the rounding of the elliptic functions.
         torch.testing.assert_close(least, f.of(low), rtol=1e-9, atol=0)
         torch.testing.assert_close(largest, torch.ones(2).double(), rtol=1e-9, atol=0)
         rises = values.diff(dim=1) > 0

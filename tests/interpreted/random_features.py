@@ -12,13 +12,13 @@ from torch import Tensor
 
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.gaussian import gaussian_reference
-from rainbow_fast.triton_kernels import samples
 from rainbow_fast.triton_kernels.random_features import (
     random_features,
     random_features_covariance,
     random_features_projection,
 )
 from rainbow_fast.triton_kernels.random_features_gradient import random_features_gradient
+from rainbow_fast.triton_kernels.samples import Blocks
 
 SEED, SLOPE, SCALE = 2**40 + 5, 0.25, 0.5
 
@@ -158,31 +158,28 @@ def test_what_is_missing_from_above(guarded) -> None:
 
 
 @pytest.mark.parametrize("d", [5, 130], ids=["fused", "through-panels-of-features"])
-def test_panels_parts_and_blocks(guarded, monkeypatch: pytest.MonkeyPatch, d: int) -> None:
+def test_panels_parts_and_blocks(guarded, d: int) -> None:
     """Where G comes in two panels, sums in parts, samples in two blocks and launches in turns: the same results."""
     N, r, n, space = 2, 5, 140, (5, 13)
     made = Made(N, r, n, d, space, "contiguous", torch.float32, "silu", True, True)
 
-    def all_of_them() -> list[Tensor]:
+    def all_of_them(blocks: Blocks) -> list[Tensor]:
         out, x = guarded(N, n, *space), guarded(N, d, *space)
         grad_u, grad_shift = guarded(N, r, *space), guarded(N, *space)
         sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((d, n), (n,), (n,))]
         given = (made.u, made.shift, made.rows)
-        random_features(out, *given, *made.rest)
+        random_features(out, *given, *made.rest, blocks=blocks)
         centers = draw(d, seed=7), draw(n, seed=8)
-        random_features_covariance(*sums, made.x, *centers, *given, *made.rest)
-        random_features_projection(x, made.u, made.A, *given[1:], *made.rest)
+        random_features_covariance(*sums, made.x, *centers, *given, *made.rest, blocks=blocks)
+        random_features_projection(x, made.u, made.A, *given[1:], *made.rest, blocks=blocks)
         above = (made.given, made.total, made.square, [made.x], [made.A])
-        random_features_gradient(grad_u, grad_shift, *given, n, *made.rest, *above)
+        random_features_gradient(grad_u, grad_shift, *given, n, *made.rest, *above, blocks=blocks)
         return [out, *sums, x, grad_u, grad_shift]
 
-    monkeypatch.setattr(samples, "PROGRAMS", 1)
-    whole = all_of_them()
-    for name, value in {"PROGRAMS": 512, "FLUSH": 32, "PANEL": r * 128, "TALLEST": 128, "SUMS": d * 128}.items():
-        monkeypatch.setattr(samples, name, value)
-    cut = all_of_them()
-    assert differing_bits(whole[0], cut[0]) == 0
-    for a, b in zip(whole, cut, strict=True):
+    whole = all_of_them(Blocks(programs=1))
+    divided = all_of_them(Blocks(panel=r * 128, tallest=128, sums=d * 128, flush=32))
+    assert differing_bits(whole[0], divided[0]) == 0
+    for a, b in zip(whole, divided, strict=True):
         # Other float32 partial sums, of at most 140 terms
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
 
@@ -206,4 +203,5 @@ def test_empty(guarded, N: int, r: int, n: int, d: int) -> None:
         (out, phi), (sums[0], made.x.T @ phi), (sums[1], phi.sum(0)), (x, phi @ made.A.T),
         (grad_u, up @ made.G[torch.float32]), (grad_shift, up.sum(1)),
     ):  # fmt: skip
+        # float32 sums of at most five terms of order ten
         torch.testing.assert_close(found.float(), wanted.float(), rtol=0, atol=1e-5)

@@ -96,9 +96,7 @@ def test_the_way_of_making_it_does_not_matter(guarded, monkeypatch: pytest.Monke
     kernels.sample_project_align(whole, P, torch.float32, [3, 1, 0, 0], SCALE)
     kernels.sample_project_align(part, P, torch.float32, [3, 1, 130, 0], SCALE)
     assert differing_bits(whole[130:], part) == 0
-    monkeypatch.setattr(kernels, "PROGRAMS", 1)
-    monkeypatch.setattr(kernels, "SLAB", 1)
-    kernels.sample_project_align(other, P, torch.float32, [3, 1, 0, 0], SCALE)
+    kernels.sample_project_align(other, P, torch.float32, [3, 1, 0, 0], SCALE, programs=1, slab_bytes=1)
     assert differing_bits(whole, other) == 0
 
 

@@ -61,7 +61,7 @@ def test_white_weights_as_a_wide_network(toy: tuple) -> None:
         U, _, Vh = torch.linalg.svd(phi.T @ wide, full_matrices=False)
         A = U @ Vh * math.sqrt(len(W) / len(wide_W))
         error = (wide_test @ A.T - phi_test).square().sum() / phi_test.square().sum()
-        assert sites[index]["error"] == pytest.approx(float(error), rel=1e-8)
+        assert sites[index]["error"] == pytest.approx(float(error), rel=1e-8)  # float64, times the condition of M
         assert (sites[index]["d"], sites[index]["n"]) == (len(W), 4 * len(W))
     logits = wide_test @ A.T @ module[5].weight.T
     assert got == pytest.approx(float((logits.argmax(1) == y_test).double().mean()))
@@ -75,7 +75,7 @@ def test_a_permuted_network_is_the_same_network(toy: tuple) -> None:
         other[1].weight.copy_(module[1].weight[p])
         other[3].weight.copy_(module[3].weight[q][:, p])
     got, sites = controls.another_network(module, other, align, test)
-    assert got == 1 and max(site["error"] for site in sites) < 1e-20
+    assert got == 1 and max(site["error"] for site in sites) < 1e-20  # rounding of float64, squared
 
 
 def test_baselines_name_the_site_they_cannot_compare() -> None:
@@ -123,4 +123,4 @@ def test_the_study_on_noise(tmp_path: Path) -> None:
 def test_limit_of_exact_errors_is_found(wanted: tuple[float, float, float]) -> None:
     limit, c, p = wanted
     found = fit_limit({n: limit + c * n**-p for n in (1.0, 4.0, 16.0, 64.0)})
-    assert found == pytest.approx(wanted, abs=1e-9)
+    assert found == pytest.approx(wanted, abs=1e-9)  # float64, exact data

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
-ROOM = Path(__file__).resolve().parent.parent / "rainbow_fast" / "triton_kernels"
+ROOM = Path(__file__).resolve().parents[2] / "rainbow_fast" / "triton_kernels"
 MODULES = [path.stem for path in sorted(ROOM.glob("*.py")) if "def variants" in path.read_text()]
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Toy kernels: each uses one of device.h's names, rightly or in a way that must be found.
-#include "../../csrc/cuda/numbers.h"
+#include "../../../csrc/cuda/numbers.h"
 
 namespace rf::cuda {
 namespace {

@@ -2,7 +2,7 @@
 // What the 32 lanes of a warp do together. Layouts: csrc/cuda/device.h.
 #include <cstring>
 
-#include "../../csrc/cuda/device.h"
+#include "../../../csrc/cuda/device.h"
 
 #ifdef __x86_64__
 #define RF_FAST __attribute__((target_clones("avx512f", "avx2", "default")))

@@ -26,7 +26,7 @@ from cuda_on_cpu import build
 from sanitize_calls import KERNELS
 from sanitize_draw import Draw
 
-BUILT = Path(__file__).resolve().parent.parent / "build" / "sanitize" / "_C.so"
+BUILT = Path(__file__).resolve().parents[2] / "build" / "sanitize" / "_C.so"
 NO_KERNELS = {"levels", "use", "advise_huge_pages", "cuda"}  # what else the extension exports
 
 

@@ -97,10 +97,15 @@ class Factories(TorchDispatchMode):
 
 
 class Recorder:
-    """The names of the kernels that were launched."""
+    """The names of the kernels that were launched; it stands for the compiled ones."""
 
     def __init__(self) -> None:
         self.launched: list[str] = []
+
+    def toolkit_version(self) -> int:
+        return 13000
+
+    driver_version = toolkit_version
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -118,10 +123,8 @@ def stubbed(chosen: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
         recorder.launched.append(name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend, "available", lambda device="cpu", lacking=(): [chosen, "reference"])
-        patch.setattr(backend, "_check_driver", lambda: None)
-        patch.setattr(backend, "_check_capability", lambda name, capability: None)
-        patch.setattr(backend, "kernels", lambda chosen="cpu": recorder)
+        build = backend.Build(cuda=recorder) if chosen == "cuda" else backend.Build(triton=True)
+        patch.setattr(backend, "BUILD", build)
         patch.setattr(backend, "run_triton", launch)
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "get_device_name", lambda device: "none")

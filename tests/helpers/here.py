@@ -14,11 +14,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from rainbow_fast import backend
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if os.environ.get("RAINBOW_FAST_TEST_BACKEND") == "cuda":  # the CUDA kernels, emulated
     from cuda_on_cpu import build
 
-    backend._cuda, backend._CUDA_DEVICES = build.load().cuda, ("cpu", "cuda")
+    backend.BUILD = backend.BUILD._replace(cuda=build.load().cuda, cuda_devices=("cpu", "cuda"))
 PRESENT = backend.available("cpu")
 LEVELS = backend.kernels().levels() if "cpu" in PRESENT else []  # instruction sets that this machine runs
 BACKENDS = [os.environ["RAINBOW_FAST_TEST_BACKEND"]] if "RAINBOW_FAST_TEST_BACKEND" in os.environ else PRESENT
@@ -97,9 +97,10 @@ def assert_compiles_once(function: Callable[..., Tensor], calls: list[tuple], **
 
 
 def fresh_python(code: str, **environment: str) -> str:
-    """What `code` prints in a new process."""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    """What `code` prints in a new process, which may import the tests and what they share."""
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/helpers"))
+    variables = {**os.environ, "PYTHONPATH": paths, **environment}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

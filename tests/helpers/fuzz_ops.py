@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Calls of every registered op with arguments that are nearly right: `python tests/fuzz_ops.py SEED CALLS`.
+"""Calls of every registered op with arguments that are nearly right: `python tests/helpers/fuzz_ops.py SEED CALLS`.
 
 A valid call of an op is taken, and some of its arguments are changed: another shape, dtype, layout or device, memory
 that is shared with another argument, numbers out of range. Whatever comes of it, nothing is written but the tensors

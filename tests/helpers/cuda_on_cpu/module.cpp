@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What csrc/bind.cpp wants besides CUDA's kernels, and what only tests call.
-#include "../../csrc/kernels.h"
+#include "../../../csrc/kernels.h"
 #include "machine.h"
 
 namespace rf::baseline {

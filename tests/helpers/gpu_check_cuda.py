@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The CUDA kernels, compiled by nvcc and read: the second half of `make gpu-check`.
 
-Shared memory is asked for at the launch, so it is not seen here: tests/cuda_on_cpu refuses what an A100 has not.
+Shared memory is asked for at the launch, so it is not seen here: tests/helpers/cuda_on_cpu refuses what an A100 has
+not.
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from gpu_check import TARGETS, Row, Target, judge, tool
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.stem != "kernels")
 PRODUCTS = re.compile(r"\b(?:multiply|pass)<")  # kernels whose work is a matrix product
 TENSOR_CORE = r"\b[HD]MMA\b"  # mma.sync, on every architecture

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Builds csrc/cuda/*.cu for the CPU: the extension module _C, whose `cuda` is the emulation, in build/cuda_on_cpu/.
 
-`python tests/cuda_on_cpu/build.py` builds it, with `--sanitize` under AddressSanitizer and UndefinedBehaviorSanitizer.
+`python tests/helpers/cuda_on_cpu/build.py` builds it, with `--sanitize` under AddressSanitizer and
+UndefinedBehaviorSanitizer.
 Objects are made again when their source, any header, this file or the compiler changes.
 """
 
@@ -21,16 +22,18 @@ from types import ModuleType
 import pybind11
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 JOBS = 2
+EMULATION = "tests/helpers/cuda_on_cpu"
 FLAGS = (
     "-std=c++20 -ffp-contract=off -fno-math-errno -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi "
-    "-Wno-maybe-uninitialized -Wno-unknown-pragmas -DRF_CUDA=1 -DRF_ISA=cuda -Icsrc -Itests/cuda_on_cpu"
+    "-Wno-maybe-uninitialized -Wno-unknown-pragmas -DRF_CUDA=1 -DRF_ISA=cuda -Icsrc "
+    f"-I{EMULATION}"
 )
 OPTIMISE = "-O2"
 SANITIZE = "-O1 -g1 -fsanitize=address,undefined -fsanitize-sections=rf_shared -fno-sanitize-recover=all"
 BIND = f"-O0 -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"  # what it takes is the compiler's time
-SOURCES = ["csrc/bind.cpp", "csrc/scratch.cpp", "csrc/cuda/*.cu", "tests/cuda_on_cpu/*.cpp", "tests/cuda_on_cpu/*.cu"]
+SOURCES = ["csrc/bind.cpp", "csrc/scratch.cpp", "csrc/cuda/*.cu", f"{EMULATION}/*.cpp", f"{EMULATION}/*.cu"]
 
 
 def build(sanitize: bool = False) -> Path:
