@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = {
-    **dict.fromkeys(["arguments", "backend", "fields", "io", "tables"], 0),
+    **dict.fromkeys(["arguments", "backend", "fields", "io", "tables", "tensor_files"], 0),
     **dict.fromkeys(["triton_kernels"], 1),
     **dict.fromkeys(["ops"], 2),
     **dict.fromkeys(["networks", "data", "tracing"], 3),
     **dict.fromkeys(["rainbow"], 4),
-    **dict.fromkeys(["analysis", "random_networks"], 5),
+    **dict.fromkeys(["analysis"], 5),
     **dict.fromkeys(["plots"], 6),
     **dict.fromkeys(["cli"], 7),
     **dict.fromkeys(["", "__main__"], 8),  # "" is rainbow_fast/__init__.py, which all others stand under
@@ -30,14 +30,30 @@ OPEN_ROOMS = {
     "csrc/cpu/{}.cpp": OPS,
     "csrc/cuda/{}.cu": [op for op in OPS if op != "polar"],  # which is library products on a GPU
     "rainbow_fast/triton_kernels/{}.py": OPS,
-    "tests/interpreted/{}.py": OPS,
-    "tests/test_{}.py": OPS,
+    "tests/triton_kernels/interpreted/{}.py": OPS,
+    "tests/ops/test_{}.py": OPS,
     "bench/bench_{}.py": OPS,
 }
-LATER_ROOMS = {  # may be absent, but not half there
-    "rainbow_fast/analysis/{}.py": ["kernels", "convergence"],  # spectra and dynamics may come
-    "rainbow_fast/random_networks/{}.py": ["chains", "orthogonality", "lyapunov", "stieltjes"],
-}
+RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: imports go down here, too
+    ["samples", "channel_moments", "moments", "site_statistics"],
+    ["laws"],
+    ["network"],
+    ["alignment"],
+    ["options", "chunks"],
+    ["prepare"],
+    ["spec", "report"],
+    ["fitting"],
+    ["sampling"],
+    ["planning"],
+    ["compare", "sites", "model"],
+    ["files"],
+]
+
+SAME_SUBJECT = [  # rooms in which a name has one meaning
+    {"rainbow_fast/ops", "rainbow_fast/triton_kernels"},
+    {"rainbow_fast/analysis", "rainbow_fast/plots"},
+    {"studies/cifar10", "studies/resnet20", "studies/convergence"},
+]
 
 LONGEST = 400
 LICENCE = "SPDX-License-Identifier: BSD-3-Clause"
@@ -96,6 +112,57 @@ def upward_imports(root: Path) -> list[str]:
     ]
 
 
+def rainbow_floor(module: str) -> int | None:
+    """Of a module of rainbow_fast.rainbow; None of others, and of one that has no floor."""
+    parts = module.split(".")
+    if parts[:2] != ["rainbow_fast", "rainbow"] or len(parts) < 3:
+        return None
+    return next((floor for floor, rooms in enumerate(RAINBOW) if parts[2] in rooms), None)
+
+
+def upward_imports_in_rainbow(root: Path) -> list[str]:
+    wrong = []
+    for name, targets in imports(root).items():
+        floor = rainbow_floor(name)
+        if floor is None:
+            if name.startswith("rainbow_fast.rainbow."):
+                wrong.append(f"{name} stands in no room with a floor")
+            continue
+        above = [t for t in sorted(targets) if (rainbow_floor(t) or 0) > floor]
+        wrong += [f"{name} imports {target}, which is above it" for target in above]
+    return wrong
+
+
+def imports_of_studies(root: Path) -> list[str]:
+    """A study may import everything; the package imports no study, and is installed without them."""
+    return [
+        f"{path.relative_to(root)} imports a study"
+        for path in modules(root).values()
+        if re.search(r"^\s*(from|import) studies\b", path.read_text(), re.MULTILINE)
+    ]
+
+
+def shared_names(root: Path) -> list[str]:
+    """Files of one name: those of an op in its rooms, a figure of what is analysed, and parts of studies alone."""
+    places: dict[str, list[str]] = {}
+    for path in [*modules(root).values(), *root.glob("studies/**/*.py")]:
+        folder, stem = str(path.parent.relative_to(root)), path.stem
+        if stem not in ("__init__", "__main__"):
+            places.setdefault(stem, []).append(folder)
+    return [
+        f"{name}.py stands in {', '.join(sorted(folders))}"
+        for name, folders in sorted(places.items())
+        if len(folders) > 1 and not any(set(folders) <= rooms for rooms in SAME_SUBJECT)
+    ]
+
+
+def unmirrored_tests(root: Path) -> list[str]:
+    """A folder of tests is that of a folder of the sources."""
+    folders = {path.parent.relative_to(root / "tests") for path in root.glob("tests/**/test_*.py")}
+    places = [root / "rainbow_fast", root]
+    return [f"tests/{f} tests no folder" for f in sorted(folders) if not any((place / f).is_dir() for place in places)]
+
+
 def circles(root: Path) -> list[str]:
     try:
         graphlib.TopologicalSorter(imports(root)).prepare()
@@ -105,8 +172,7 @@ def circles(root: Path) -> list[str]:
 
 
 def missing_files(root: Path) -> list[str]:
-    rooms = OPEN_ROOMS | {path: names for path, names in LATER_ROOMS.items() if (root / path).parent.exists()}
-    wanted = [path.format(name) for path, names in rooms.items() for name in names]
+    wanted = [path.format(name) for path, names in OPEN_ROOMS.items() for name in names]
     return [f"{path} is missing" for path in wanted if not (root / path).is_file()]
 
 
@@ -118,7 +184,7 @@ def missing_lines(root: Path) -> list[str]:
 
 
 def sources(root: Path) -> list[Path]:
-    folders = ("rainbow_fast", "csrc", "tests", "bench")
+    folders = ("rainbow_fast", "csrc", "studies", "tests", "bench")
     found = [path for folder in folders for path in root.glob(f"{folder}/**/*")]
     return sorted(path for path in found if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"})
 
@@ -173,6 +239,10 @@ def misplaced_helpers(root: Path) -> list[str]:
 
 CHECKS = [
     upward_imports,
+    upward_imports_in_rainbow,
+    imports_of_studies,
+    shared_names,
+    unmirrored_tests,
     circles,
     missing_files,
     missing_lines,
@@ -251,16 +321,45 @@ def test_circle_is_found(toy: Path) -> None:
     assert "rainbow_fast.ops.gaussian imports rainbow_fast.ops.polar" in circle
 
 
+@pytest.mark.parametrize(
+    "path, text, check, wrong",
+    [
+        (
+            "rainbow_fast/rainbow/laws/white.py",
+            "from rainbow_fast.rainbow.sampling import run",
+            upward_imports_in_rainbow,
+            "rainbow_fast.rainbow.laws.white imports rainbow_fast.rainbow.sampling, which is above it",
+        ),
+        (
+            "rainbow_fast/rainbow/attic.py",
+            "",
+            upward_imports_in_rainbow,
+            "rainbow_fast.rainbow.attic stands in no room with a floor",
+        ),
+        (
+            "rainbow_fast/ops/gaussian.py",
+            "import studies.cifar10",
+            imports_of_studies,
+            "rainbow_fast/ops/gaussian.py imports a study",
+        ),
+        (
+            "rainbow_fast/data/polar.py",
+            "",
+            shared_names,
+            "polar.py stands in rainbow_fast/data, rainbow_fast/ops, rainbow_fast/triton_kernels",
+        ),
+        ("tests/attic/test_it.py", "", unmirrored_tests, "tests/attic tests no folder"),
+    ],
+)
+def test_what_stands_in_a_wrong_room_is_found(toy: Path, path: str, text: str, check: Callable, wrong: str) -> None:
+    write(toy, path, text)
+    assert check(toy) == [wrong]
+
+
 @pytest.mark.parametrize("path", [path.format(names[0]) for path, names in OPEN_ROOMS.items()])
 def test_missing_file_is_found(toy: Path, path: str) -> None:
     (toy / path).unlink()
     assert missing_files(toy) == [f"{path} is missing"]
-
-
-@pytest.mark.parametrize("path, names", LATER_ROOMS.items())
-def test_half_opened_room_is_found(toy: Path, path: str, names: list[str]) -> None:
-    write(toy, path.format(names[0]), "")
-    assert missing_files(toy) == [f"{path.format(name)} is missing" for name in names[1:]]
 
 
 @pytest.mark.parametrize(

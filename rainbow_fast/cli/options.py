@@ -14,7 +14,8 @@ import typer
 
 from rainbow_fast.arguments import integer
 from rainbow_fast.fields import Options, option
-from rainbow_fast.rainbow.options import METHODS, NOISE_EDGE, SampleOptions
+from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
+from rainbow_fast.rainbow.options import METHODS, SampleOptions
 
 BUDGET = "4G"
 SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}

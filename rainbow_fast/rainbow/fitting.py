@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.rainbow.alignment.procrustes import rotations
 from rainbow_fast.rainbow.chunks import Data
+from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.samples import channels_first, every, take
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
 from rainbow_fast.rainbow.spec import NetworkSpec
+from rainbow_fast.tracing.joined import Joined
 from rainbow_fast.tracing.trace import State
 
 Progress = Callable[[int, int, str], None]
@@ -41,6 +44,35 @@ def fit_moments(prepared: Prepared, progress: Progress | None) -> None:
     for s in sites:
         if (channel := s.z.x.not_finite()) is not None:
             raise ValueError(f"site {s.site.name!r}: the reference's z is not finite, first in channel {channel}")
+
+
+@torch.no_grad()
+def fit_rotations(prepared: Prepared, iterations: int, progress: Progress | None) -> None:
+    """Align the references at every site, positions of a map being samples: one pass over the data.
+
+    An output activation keeps the identities: outputs are in common coordinates.
+
+    Raises:
+        ValueError: activations that are not finite, or a reference's that are not correlated with the mean; the message
+            names the site.
+    """
+    joined, sites, data = prepared.trace, prepared.sites, prepared.align
+    assert isinstance(joined, Joined)
+    moments = [CrossCovariance(s.site.name) for s in sites]
+    for number, start in enumerate(data.starts, start=1):
+        state: State = (data.chunk(start),)
+        done: list[nn.Module] = []
+        for place, (s, moment) in enumerate(zip(sites, moments, strict=True)):
+            state = joined.advance(place, state, done)
+            done.append(s.site.reference)
+            own = channels_first(s.site.reference[0](state[0]), s.site.axis)
+            step = every(data.count * s.positions, prepared.max_samples, s.positions)
+            moment.update(take(own, start * s.positions, step))
+        if progress is not None:
+            progress(number, len(data.starts), "alignment of the references")
+    for place, (s, moment) in enumerate(zip(sites, moments, strict=True)):
+        if not s.site.output:
+            joined.rotate(place, rotations(moment.compute(), joined.references, iterations, s.site.name))
 
 
 class Watch:

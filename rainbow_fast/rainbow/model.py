@@ -11,8 +11,7 @@ from torch import nn
 
 from rainbow_fast.fields import Options, accepts, collect
 from rainbow_fast.ops.registration import without_autocast
-from rainbow_fast.rainbow.alignment.procrustes import fit_rotations
-from rainbow_fast.rainbow.fitting import Progress, fit_moments
+from rainbow_fast.rainbow.fitting import Progress, fit_moments, fit_rotations
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.options import DataLimits, FitOptions, Limits, SampleOptions
 from rainbow_fast.rainbow.planning.cost import Cost

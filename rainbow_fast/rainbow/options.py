@@ -17,10 +17,10 @@ from rainbow_fast.arguments import bytes_of, flag, folder, integer, number, one_
 from rainbow_fast.fields import Check, Options, documented, option
 from rainbow_fast.rainbow.alignment import ALIGNMENTS, Alignment
 from rainbow_fast.rainbow.laws import LAWS, Law
+from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
 
 SITE_BITS, NETWORK_BITS = 12, 20  # of a stream: network << 12 | site
 SCALES = ("sqrt", "optimal", "nuclear", "one")
-NOISE_EDGE = "marchenko_pastur"  # a rank: as many directions as stand above it
 STORAGES = ("memory", "file", "recompute")
 
 # Checks of single values
@@ -325,20 +325,6 @@ def alignment_of(options: MethodOptions) -> Alignment:
     return (
         options.alignment if not isinstance(options.alignment, str) else _built(ALIGNMENTS[options.alignment], options)
     )
-
-
-def by_site(what: str, value: Any, sites: Iterable[str]) -> dict[str, int]:
-    """A number, or a dict of numbers by site, as a dict by site: integers of at least 1.
-
-    Raises:
-        ValueError, TypeError: a site that is not among these, another value; the message names the site.
-    """
-    sites = list(sites)
-    numbers = dict(value) if isinstance(value, Mapping) else dict.fromkeys(sites, value)
-    for name in numbers:
-        if name not in sites:
-            raise ValueError(f"{what}: {name!r} is not among the sampled sites {', '.join(sites)}")
-    return {name: integer(f"{what} of site {name!r}", n, 1) for name, n in numbers.items()}
 
 
 def _built(kind: type[Any], options: MethodOptions) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rainbow_fast.arguments import integer
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.samples import as_rows, every, take
 from rainbow_fast.tracing.sites import Site
@@ -95,3 +98,17 @@ def reason_kept(site: Site) -> str | None:
     if site.output:
         return "an output activation, not named"
     return "a gate, not named" if site.gate else None
+
+
+def by_site(what: str, value: Any, sites: Iterable[str]) -> dict[str, int]:
+    """A number, or a dict of numbers by site, as a dict by site: integers of at least 1.
+
+    Raises:
+        ValueError, TypeError: a site that is not among these, another value; the message names the site.
+    """
+    sites = list(sites)
+    numbers = dict(value) if isinstance(value, Mapping) else dict.fromkeys(sites, value)
+    for name in numbers:
+        if name not in sites:
+            raise ValueError(f"{what}: {name!r} is not among the sampled sites {', '.join(sites)}")
+    return {name: integer(f"{what} of site {name!r}", n, 1) for name, n in numbers.items()}

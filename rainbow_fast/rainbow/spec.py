@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.laws import Law
 from rainbow_fast.rainbow.laws.directions import Directions, choose_directions
-from rainbow_fast.rainbow.options import SampleOptions, by_site, law_of
+from rainbow_fast.rainbow.options import SampleOptions, law_of
 from rainbow_fast.rainbow.prepare import Prepared
-from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
+from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site, warn_if_few
 from rainbow_fast.tracing.trace import Trace
 
 

@@ -13,8 +13,8 @@ import pytest
 from cuda_on_cpu import build
 from parameters import slow_but_for
 
-HERE = Path(__file__).parent
-FILES = [path for path in sorted(HERE.glob("test_*.py")) if "\n@pytest.mark.small\n" in path.read_text()]
+OPS_TESTS = Path(__file__).parents[1] / "ops"
+FILES = [path for path in sorted(OPS_TESTS.glob("test_*.py")) if "\n@pytest.mark.small\n" in path.read_text()]
 OPS = [path.stem for path in FILES if not any(path.stem.startswith(other.stem + "_") for other in FILES)]
 # Where kernels are interpreted, an instruction takes a microsecond: the largest case of all would take a minute.
 CHOSEN = {"triton": "triton and not packed-blocks-of-few-panels", "cuda": "cuda"}

@@ -181,3 +181,17 @@ class UNet(nn.Module):
 
 
 KINDS = (Residual, Mixer, ConvNeXt, Transformer, UNet)
+
+
+def settle(net: nn.Module, x: Tensor) -> nn.Module:
+    """Batch norms with the very mean and (population) variance of x."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            grab: list[Tensor] = []
+            handle = module.register_forward_pre_hook(lambda _, inputs, grab=grab: grab.append(inputs[0]))
+            net.eval()(x)
+            handle.remove()
+            dims = [0, *range(2, grab[0].dim())]
+            module.running_mean.copy_(grab[0].mean(dims))
+            module.running_var.copy_(grab[0].var(dims, unbiased=False))
+    return net

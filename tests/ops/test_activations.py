@@ -1,68 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The non-linearities: within 4 units in the last place of float64, at zeros, infinities and NaN as plain PyTorch."""
 
-import math
-from functools import cache
-
 import pytest
 import torch
 from here import BACKENDS, LEVELS, differing_bits, level
+from nonlinearities import INF, LIMITS, NAN, exact, inputs, units
 from torch import Tensor
 
 import rainbow_fast as rf
 from rainbow_fast.ops.activations import ACTIVATIONS
 
 needs_kernels = pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
-SMALLEST, NORMAL, LARGEST = 2.0**-149, 2.0**-126, torch.finfo(torch.float32).max
 
 
 def activate(x: Tensor, activation: str, backend: str = "cpu", **options) -> Tensor:
     """sigma(x): random features of one neuron with weight 1."""
     u, G = x.unsqueeze(1), torch.ones(1, 1, dtype=x.dtype)
     return rf.random_features(u, 1, G=G, activation=activation, backend=backend, **options).squeeze(1)
-
-
-def exact(x: Tensor, activation: str) -> Tensor:
-    """In float64. PyTorch's own gelu cancels in its left tail: here by erfc."""
-    x = x.double()
-    if activation == "gelu":
-        return 0.5 * x * torch.special.erfc(-x / math.sqrt(2))
-    # the kernel's slope is the float next to 0.01
-    return ACTIVATIONS[activation][0](x, float(torch.tensor(0.01)))
-
-
-def units(got: Tensor, wanted: Tensor) -> Tensor:
-    """The error of float32 numbers in units of the last place of what was wanted."""
-    exponent = torch.frexp(wanted)[1].clamp(min=-125) - 24  # subnormal numbers share one last place
-    return (got.double() - wanted).abs() / torch.exp2(exponent.double())
-
-
-@cache
-def inputs() -> Tensor:
-    codes = torch.arange(0, 2**31, 9973).to(torch.int32)  # floats of every exponent, subnormal ones included
-    every = codes.view(torch.float32)
-    every = every[every.isfinite()]
-    ranges = [(-20.0, 20.0), (-1.0, 1.0), (-15.0, -5.0), (-120.0, -80.0), (-1e5, 1e5), (-(2.0**21), 2.0**21)]
-    dense = [torch.linspace(low, high, 200_003) for low, high in ranges]
-    edges = [
-        0.0,
-        -0.0,
-        0.5,
-        0.625,
-        1.0,
-        10.0,
-        14.5,
-        104.0,
-        120.0,
-        2.0**20,
-        NORMAL,
-        SMALLEST,
-        NORMAL - SMALLEST,
-        LARGEST,
-    ]
-    edge = torch.tensor([*edges, *(-e for e in edges)])
-    around = torch.cat([edge, edge.nextafter(torch.tensor(0.0)), edge.nextafter(2 * edge)])
-    return torch.cat([every, -every, *dense, around[around.isfinite()]])
 
 
 # --- matches the reference ---
@@ -88,22 +42,6 @@ def test_float64(activation: str) -> None:
     # x / sqrt 2, times x^2 = 900, into the left tail of gelu.
     rtol = 4e-13 if activation == "gelu" else 4e-15
     torch.testing.assert_close(activate(x, activation), wanted, rtol=rtol, atol=1e-300)
-
-
-INF, NAN = math.inf, math.nan
-LIMITS = {  # at inf, -inf, NaN. As in PyTorch, what is 0 times an infinity is NaN, and a comparison with NaN is false.
-    "identity": [INF, -INF, NAN],
-    "relu": [INF, 0, NAN],
-    "abs": [INF, INF, NAN],
-    "leaky_relu": [INF, -INF, NAN],
-    "tanh": [1, -1, NAN],
-    "erf": [1, -1, NAN],
-    "gelu": [INF, NAN, NAN],
-    "silu": [INF, NAN, NAN],
-    "sign": [1, -1, NAN],  # of which PyTorch makes 0; here a NaN is not lost
-    "step": [1, 0, 0],
-    "cos": [NAN, NAN, NAN],
-}
 
 
 @pytest.mark.parametrize("name", LEVELS)

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from architectures import settle
 from torch import Tensor, nn
 
 import rainbow_fast as rf
@@ -17,20 +18,6 @@ def images(*shape: int, N: int = 200, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def settle(net: nn.Module, x: Tensor) -> nn.Module:
-    """Batch norms with the very mean and (population) variance of x."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            grab: list[Tensor] = []
-            handle = module.register_forward_pre_hook(lambda _, inputs, grab=grab: grab.append(inputs[0]))
-            net.eval()(x)
-            handle.remove()
-            dims = [0, *range(2, grab[0].dim())]
-            module.running_mean.copy_(grab[0].mean(dims))
-            module.running_var.copy_(grab[0].var(dims, unbiased=False))
-    return net
-
-
 def tokens() -> nn.Sequential:
     """Linear layers on (N, tokens, channels), and a dead neuron: M is rank-deficient."""
     net = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))

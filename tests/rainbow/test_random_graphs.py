@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from architectures import settle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_rainbow import settle
 from tolerance import REORDERED
 from torch import Tensor, nn
 from torch.nn import functional as F

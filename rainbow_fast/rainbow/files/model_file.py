@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from rainbow_fast.arguments import integer
 from rainbow_fast.data.samples import as_numbers
 from rainbow_fast.rainbow.chunks import Data
-from rainbow_fast.rainbow.files.container import Format, Header
-from rainbow_fast.rainbow.files.network_file import copied
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.moments import CENTERS, KEYS
+from rainbow_fast.rainbow.network.packing import copied
 from rainbow_fast.rainbow.options import FitOptions
 from rainbow_fast.rainbow.prepare import Prepared, chunk_size, site_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
+from rainbow_fast.tensor_files import Format, Header
 from rainbow_fast.tracing.same_function import FEW, check
 from rainbow_fast.tracing.trace import trace
 

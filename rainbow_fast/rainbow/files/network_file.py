@@ -5,26 +5,20 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rainbow_fast.io import fingerprint
-from rainbow_fast.rainbow.files.container import Format, Header
-from rainbow_fast.rainbow.laws.rows import Rows
-from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.network.packing import copied, pack, unpack
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble, refit_site
 from rainbow_fast.rainbow.network.same_network import check_network, white
+from rainbow_fast.tensor_files import Format
 from rainbow_fast.tracing.joined import JoinedNetwork
-from rainbow_fast.tracing.trace import Site, trace
+from rainbow_fast.tracing.trace import trace
 
 NETWORK = Format("rainbow_fast.network", 2, "sampled network")
-REQUIRED = ("key", "A")
-_BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "matrix", "gain", "bias", "offset")
-_OPTIONS = ("n", "d", "mean_row", "h", "flattened")
 
 
 def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
@@ -104,34 +98,3 @@ def load(
     made = assemble(cut, activations, classifier=header["classifier"], head=head, input_shape=shape, fingerprint=found)
     check_network(made.body, activations, cut, white(example), head=head, refit=header["classifier"] == "refit")
     return made
-
-
-def pack(activation: RainbowActivation) -> tuple[Header, dict[str, Tensor]]:
-    """What a sampled site has beyond the reference's, as options and buffers."""
-    buffers = {b: copied(value) for b in _BUFFERS if (value := getattr(activation, b)) is not None}
-    return {option: getattr(activation, option) for option in _OPTIONS}, buffers
-
-
-def unpack(
-    site: Site, options: Header, tensors: Mapping[str, Tensor], prefix: str, device: torch.device
-) -> RainbowActivation:
-    """The sampled site that `pack` took apart, the names of its buffers having a prefix.
-
-    Raises:
-        KeyError: one that is missing.
-    """
-    mine = {b: tensors[prefix + b] for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
-    mine = {b: t if b == "key" else t.to(device) for b, t in mine.items()}
-    given = {option: options[option] for option in _OPTIONS if option != "flattened"}
-    drawn: dict[str, Any] = {name: mine.get(name) for name in ("key", "U", "T", "k", "matrix")}
-    rows = Rows(**drawn, **given)
-    recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
-    made = RainbowActivation(site, rows, flattened=options["flattened"], recalibration=recalibration, device=device)
-    made.A, made.offset = mine["A"], mine.get("offset")
-    made.scale = mine.get("scale", made.scale)  # version 1 has it in A
-    return made
-
-
-def copied(t: Tensor) -> Tensor:
-    """In memory of its own, for safetensors refuses what is shared."""
-    return t.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rainbow_fast.rainbow.laws.marchenko_pastur import marchenko_pastur_rank
-from rainbow_fast.rainbow.options import NOISE_EDGE, by_site
-from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE, marchenko_pastur_rank
+from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site
 from rainbow_fast.tracing.writers import writer_rows
 
 Directions = dict[str, Tensor | None]  # by site: U (d, r) float64, orthonormal columns; None for z itself

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+NOISE_EDGE = "marchenko_pastur"  # a rank: as many directions as stand above it
 TRACY_WIDOM = 2.02  # 99 % quantile of the largest eigenvalue of white noise, centred and scaled (real entries)
 GRID = 20_000
 

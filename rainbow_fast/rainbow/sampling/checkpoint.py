@@ -19,14 +19,14 @@ from torch import Tensor
 
 from rainbow_fast import backend
 from rainbow_fast.io import PART, sha256
-from rainbow_fast.rainbow.files.container import Format
-from rainbow_fast.rainbow.files.network_file import pack, unpack
+from rainbow_fast.rainbow.network.packing import pack, unpack
 from rainbow_fast.rainbow.network.rainbow_network import refit_site
 from rainbow_fast.rainbow.options import Limits
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.report import SiteReport
 from rainbow_fast.rainbow.sampling.site import SampledSite
 from rainbow_fast.rainbow.spec import NetworkSpec
+from rainbow_fast.tensor_files import Format
 from rainbow_fast.tracing.trace import Trace
 
 RUN = Format("rainbow_fast.run", 1, "sampling run")

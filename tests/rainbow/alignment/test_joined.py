@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import rainbow_fast as rf
 from rainbow_fast.data import digits
 from rainbow_fast.networks import mlp, train
-from rainbow_fast.rainbow.alignment.procrustes import fit_rotations, rotations
-from rainbow_fast.rainbow.fitting import fit_moments
+from rainbow_fast.rainbow.alignment.procrustes import rotations
+from rainbow_fast.rainbow.fitting import fit_moments, fit_rotations
 from rainbow_fast.rainbow.prepare import prepare, site_shapes
 from rainbow_fast.tracing.joined import JoinedNetwork, Stage, join
 

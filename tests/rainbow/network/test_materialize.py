@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The network written out: which layers are dense and wide, where factors stay, and what a bias can cross.
 
-That it is equal for every architecture: tests/test_identity.py; for random graphs: tests/test_random_graphs.py.
+That it is equal for every architecture: tests/rainbow/test_identity.py; for random
+graphs: tests/rainbow/test_random_graphs.py.
 """
 
 import pytest

@@ -55,7 +55,7 @@ def same(a: list, b: list) -> bool:
 
 CHILD = """
 import os, signal, sys, torch
-sys.path[:0] = ["tests", "tests/helpers"]
+sys.path[:0] = ["tests", "tests/helpers", "tests/rainbow/sampling"]
 from test_resume import NETWORKS, model
 torch.set_num_threads(1)
 folder, at, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]

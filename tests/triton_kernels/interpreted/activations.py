@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The non-linearities inside Triton kernels, as those of the CPU: within 4 units; run by tests/test_triton.py."""
+"""The non-linearities inside Triton kernels, as those of the CPU: within 4 units; run by tests/triton_kernels/test_triton.py."""
 
 import pytest
 import torch
 import triton
 import triton.language as tl
-from test_activations import LIMITS, exact, inputs, units
+from nonlinearities import LIMITS, exact, inputs, units
 from torch import Tensor
 
 from rainbow_fast.ops.activations import ACTIVATIONS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Triton cross_covariance against float64, in any layout; run by tests/test_triton.py."""
+"""The Triton cross_covariance against float64, in any layout; run by tests/triton_kernels/test_triton.py."""
 
 from dataclasses import replace
 

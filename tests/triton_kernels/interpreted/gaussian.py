@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Triton gaussian has the bits of the reference; run by tests/test_triton.py."""
+"""The Triton gaussian has the bits of the reference; run by tests/triton_kernels/test_triton.py."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The iteration of polar for GPUs, its kernels interpreted: as right as the CPU kernel; run by tests/test_triton.py."""
+"""The iteration of polar for GPUs, its kernels interpreted: as right as the CPU kernel; run by tests/triton_kernels/test_triton.py."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from rainbow_fast.triton_kernels.zolotarev import zolotarev
 
 NUCLEAR_NORM, RANK, CONDITION, RESIDUAL, ORTHOGONALITY, OUTCOME = range(6)
 
-# dtype, shape, condition, forward error: as tests/test_polar.py
+# dtype, shape, condition, forward error: as tests/ops/test_polar.py
 CASES = {
     "one-stage": (torch.float32, (33, 70), 1e3, 2e-6),
     "two-stages-tall": (torch.float32, (70, 20), 1e6, 2e-6),
@@ -30,7 +30,7 @@ def test_accuracy(guarded, dtype: torch.dtype, shape: tuple[int, int], condition
     assert_is_polar(M, A, forward=forward, condition=condition)
     S = torch.linalg.svdvals(M.double())
     assert found[OUTCOME] == DONE and found[RANK] == min(shape)
-    # As tests/test_polar.py; residual and orthogonality are estimates from eight Gaussian rows.
+    # As tests/ops/test_polar.py; residual and orthogonality are estimates from eight Gaussian rows.
     assert abs(found[NUCLEAR_NORM] / S.sum() - 1) <= (5e-8 if single else 1e-13)
     assert abs(found[CONDITION] / (S[0] / S[-1]) - 1) <= 0.01
     H = A.double() @ M.double().T if shape[0] <= shape[1] else A.double().T @ M.double()

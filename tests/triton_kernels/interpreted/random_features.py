@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Triton kernels of random_features, interpreted, against float64; run by tests/test_triton.py.
+"""The Triton kernels of random_features, interpreted, against float64; run by tests/triton_kernels/test_triton.py.
 
 Scales are powers of two: the interpreter rounds every number it is given to float32.
 """

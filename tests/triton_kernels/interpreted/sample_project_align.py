@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Triton sample_project_align against float64; run by tests/test_triton.py."""
+"""The Triton sample_project_align against float64; run by tests/triton_kernels/test_triton.py."""
 
 import functools
 
