@@ -15,7 +15,7 @@ from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel
 from rainbow_fast.arguments import integer
 from rainbow_fast.ops.gaussian import as_key
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
-from rainbow_fast.rainbow.samples import channels_first
+from rainbow_fast.rainbow.positions import channels_first
 
 WIDE = 4  # times the largest width: the sample that others are aligned with
 Progress = Callable[[int, int, str], None]

@@ -16,10 +16,10 @@ from rainbow_fast.cli import terminal
 from rainbow_fast.cli.checkpoints import BUILDERS, save_checkpoint
 from rainbow_fast.cli.comparing import compare
 from rainbow_fast.cli.grid import Job, ResultFolder, sample_grid
-from rainbow_fast.cli.options import numbers, set_threads
+from rainbow_fast.cli.listing import sites
 from rainbow_fast.cli.sampling import need_plots, plan, sample, show
-from rainbow_fast.cli.sites import sites
 from rainbow_fast.cli.training import load_images, new_reference, train_reference
+from rainbow_fast.cli.words import numbers, set_threads
 from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.options import METHODS, Limits, SampleOptions
 

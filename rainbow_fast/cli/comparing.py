@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rainbow_fast.cli import options as o
 from rainbow_fast.cli import terminal
+from rainbow_fast.cli import words as o
 from rainbow_fast.cli.grid import as_progress
 from rainbow_fast.cli.references import kinds, load_pair
 from rainbow_fast.cli.sources import choose_data

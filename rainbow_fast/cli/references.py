@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rainbow_fast.cli.checkpoints import About, load_checkpoint
-from rainbow_fast.cli.options import ModuleWords, ReferenceWords
+from rainbow_fast.cli.words import ModuleWords, ReferenceWords
 
 HOLDERS = ("state_dict", "model")  # under which training scripts put a state dict
 PREFIX = "module."  # of nn.DataParallel

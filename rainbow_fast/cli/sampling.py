@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rainbow_fast.cli import options as o
 from rainbow_fast.cli import terminal
+from rainbow_fast.cli import words as o
 from rainbow_fast.cli.grid import Job, ResultFolder, as_progress, sample_grid
 from rainbow_fast.cli.planning import CostGrid, plan_grid
 from rainbow_fast.cli.references import Reference, kinds, load_reference

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.cli.checkpoints import About
-from rainbow_fast.cli.options import DataWords
 from rainbow_fast.cli.references import Reference
 from rainbow_fast.cli.training import load_images
+from rainbow_fast.cli.words import DataWords
 from rainbow_fast.data import MEAN, STD, cifar10, digits, image_folder, npy_pair
 from rainbow_fast.data.batching import Batch
+from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.data.files import Batches
-from rainbow_fast.data.samples import as_numbers
 
 COUNTS = {"digits": (1_437, 360), "cifar10": (50_000, 10_000)}  # images to train and to test on
 SHARE = 0.1  # held out by default of data that brings no test set

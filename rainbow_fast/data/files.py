@@ -14,7 +14,7 @@ import torch
 from rainbow_fast.arguments import integer
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.datasets import MEAN, STD, check_statistics, normalised
-from rainbow_fast.data.samples import as_numbers
+from rainbow_fast.data.dtypes import as_numbers
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.data import batches
-from rainbow_fast.data.samples import as_classes
+from rainbow_fast.data.dtypes import as_classes
 
 Labelled = tuple[Tensor, Tensor | None]
 

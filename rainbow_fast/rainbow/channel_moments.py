@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from rainbow_fast.ops.center import first_center
-from rainbow_fast.rainbow.samples import per_channel
+from rainbow_fast.rainbow.positions import per_channel
 
 BLOCK = 512  # samples
 PIECE = 2**20  # numbers whose distance from the center is made at a time, and read again from the cache

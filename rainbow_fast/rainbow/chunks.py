@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rainbow_fast.data.samples import as_numbers
+from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.io import sha256
 
 ALIGNED = 64  # bytes, of what torch allocates

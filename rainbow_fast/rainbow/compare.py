@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from rainbow_fast.fields import Options, accepts, collect
 from rainbow_fast.io import dumps
 from rainbow_fast.ops.registration import without_autocast
-from rainbow_fast.rainbow.alignment.align import align
-from rainbow_fast.rainbow.alignment.polar import Polar
+from rainbow_fast.rainbow.alignment.polar_factor import Polar
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.fitting import Progress
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import PAPER, FitOptions, Limits
+from rainbow_fast.rainbow.positions import channels_first, every, take
 from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Error
-from rainbow_fast.rainbow.samples import channels_first, every, take
+from rainbow_fast.rainbow.sampling.align import align
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
 from rainbow_fast.rainbow.sampling.storage import choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rainbow_fast.rainbow.alignment.procrustes import rotations
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.moments import CrossCovariance
+from rainbow_fast.rainbow.positions import channels_first, every, take
 from rainbow_fast.rainbow.prepare import Prepared
-from rainbow_fast.rainbow.samples import channels_first, every, take
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tracing.joined import Joined

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rainbow_fast.ops.cross_covariance import DTYPES, cross_covariance, cross_covariance_
 from rainbow_fast.rainbow.channel_moments import ChannelMoments, piece_size
-from rainbow_fast.rainbow.samples import per_channel
+from rainbow_fast.rainbow.positions import per_channel
 
 _NO_SAMPLES = "no samples yet, wanted at least one update"
 KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.arguments import integer
+from rainbow_fast.data.dtypes import as_numbers, check_classes
 from rainbow_fast.data.gather import Labelled, gather
-from rainbow_fast.data.samples import as_numbers, check_classes
 from rainbow_fast.io import fingerprint
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.moments import CrossCovariance

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rainbow_fast.arguments import integer
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.samples import as_rows, every, take
-from rainbow_fast.tracing.sites import Site
+from rainbow_fast.rainbow.positions import as_rows, every, take
+from rainbow_fast.tracing.site import Site
 from rainbow_fast.tracing.writers import writer_covariance
 
 ACTIVITY_SAMPLES = 2048

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from rainbow_fast.data import batches
-from rainbow_fast.data.samples import as_numbers
+from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.rainbow.prepare import site_shapes
 from rainbow_fast.rainbow.site_statistics import reason_kept
 from rainbow_fast.tables import aligned
-from rainbow_fast.tracing.sites import Site
+from rainbow_fast.tracing.site import Site
 from rainbow_fast.tracing.trace import trace
 
 

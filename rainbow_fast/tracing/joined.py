@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.tracing.sites import Site
+from rainbow_fast.tracing.site import Site
 from rainbow_fast.tracing.trace import State, Trace
 
 CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from rainbow_fast.tracing.pointwise import MODULES
-from rainbow_fast.tracing.sites import Site, make
+from rainbow_fast.tracing.site import Site, make
 
 
 class _Reached(Exception):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
 from rainbow_fast.tracing.graph import NOTHING_TO_DO, is_function
-from rainbow_fast.tracing.sites import Site, is_flatten
+from rainbow_fast.tracing.site import Site, is_flatten
 
 AVERAGES = (
     F.avg_pool1d,

@@ -15,7 +15,7 @@ from rainbow_fast.tracing import modules, tail
 from rainbow_fast.tracing.graph import CannotTrace, capture
 from rainbow_fast.tracing.pointwise import NORMS
 from rainbow_fast.tracing.random_state import untouched
-from rainbow_fast.tracing.sites import Site, find
+from rainbow_fast.tracing.site import Site, find
 
 State = tuple[Any, ...]  # what is alive between two sites: phi, then tensors (now and then sizes) that are read later
 

@@ -12,9 +12,9 @@ import typer
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Threads
 from rainbow_fast.cli.checkpoints import BUILDERS
-from rainbow_fast.cli.options import set_threads
 from rainbow_fast.cli.running import run
 from rainbow_fast.cli.sampling import need_plots
+from rainbow_fast.cli.words import set_threads
 from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from studies.cifar10 import page

@@ -14,7 +14,7 @@ from rainbow_fast.ops.cross_covariance import cross_covariance
 from rainbow_fast.ops.polar import polar
 from rainbow_fast.ops.random_features import random_features_covariance, random_features_projection
 from rainbow_fast.rainbow.options import SITE_BITS
-from rainbow_fast.tracing.sites import Site
+from rainbow_fast.tracing.site import Site
 from rainbow_fast.tracing.trace import Trace, trace
 
 CHUNK = 500  # images

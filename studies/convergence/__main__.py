@@ -14,9 +14,9 @@ import typer
 from rainbow_fast import plots
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Seed, Threads
-from rainbow_fast.cli.options import set_threads
 from rainbow_fast.cli.running import run
 from rainbow_fast.cli.training import new_reference, train_reference
+from rainbow_fast.cli.words import set_threads
 from rainbow_fast.data import digits
 from rainbow_fast.io import write_records, write_whole
 from rainbow_fast.rainbow.model import fit

@@ -12,9 +12,9 @@ import typer
 
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Threads
-from rainbow_fast.cli.options import numbers, set_threads
 from rainbow_fast.cli.running import run
 from rainbow_fast.cli.sampling import need_plots
+from rainbow_fast.cli.words import numbers, set_threads
 from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from studies.resnet20 import page

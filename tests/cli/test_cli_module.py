@@ -20,7 +20,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 import rainbow_fast as rf
-from rainbow_fast.cli import options, planning, sources
+from rainbow_fast.cli import planning, sources
+from rainbow_fast.cli import words as options
 from rainbow_fast.cli.grid import Job
 from rainbow_fast.data import digits
 from rainbow_fast.io import read_records

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rainbow_fast as rf
 from rainbow_fast.data import npy_pair
-from rainbow_fast.data.samples import as_numbers
+from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.networks import mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")

@@ -14,9 +14,9 @@ import rainbow_fast as rf
 from rainbow_fast.analysis.convergence import kernel_convergence
 from rainbow_fast.io import dumps
 from rainbow_fast.rainbow.alignment import Polar
-from rainbow_fast.rainbow.alignment.align import align
 from rainbow_fast.rainbow.options import METHODS, PAPER
 from rainbow_fast.rainbow.report import Error
+from rainbow_fast.rainbow.sampling.align import align
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 X = draw(90, 16)

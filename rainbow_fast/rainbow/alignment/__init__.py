@@ -5,7 +5,7 @@ An alignment of one's own is a subclass of `Alignment`, given as an object: ``sa
 """
 
 from rainbow_fast.rainbow.alignment.alignment import Alignment
-from rainbow_fast.rainbow.alignment.polar import CompletePolar, Polar
+from rainbow_fast.rainbow.alignment.polar_factor import CompletePolar, Polar
 from rainbow_fast.rainbow.alignment.regression import Regression
 
 ALIGNMENTS: dict[str, type[Alignment]] = {

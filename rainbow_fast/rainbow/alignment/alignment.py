@@ -13,6 +13,8 @@ from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
+RTOL = 1e-10  # singular values of M below this share of the largest are null: M is a mean of float64 sums
+
 
 class Problem(NamedTuple):
     """What is aligned, beside M (d, n): phi with the normalised features ``f = inverse (phi' - subtracted)``.

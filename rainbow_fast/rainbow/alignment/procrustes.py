@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.ops.polar import polar
-from rainbow_fast.rainbow.alignment.align import RTOL
+from rainbow_fast.rainbow.alignment.alignment import RTOL
 
 
 def rotations(C: Tensor, K: int, iterations: int, site: str) -> Tensor:

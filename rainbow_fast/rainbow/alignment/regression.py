@@ -23,7 +23,7 @@ from rainbow_fast.rainbow.alignment.conjugate_gradient import (
     sketch_size,
 )
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS
-from rainbow_fast.rainbow.samples import as_rows, per_channel
+from rainbow_fast.rainbow.positions import as_rows, per_channel
 
 RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
 SQUARE_BYTES = 2**33  # that S, or the kernel, may take, factored in place: 32,768 rows of float64

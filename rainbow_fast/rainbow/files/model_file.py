@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from rainbow_fast.arguments import integer
-from rainbow_fast.data.samples import as_numbers
+from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.moments import CENTERS, KEYS

@@ -11,11 +11,11 @@ identity       R = sqrt(d) U: the reference's own neurons in their order (n = d)
 A law of one's own is a subclass of `Law`, given as an object: ``sample(law=MyLaw())``.
 """
 
-from rainbow_fast.rainbow.laws.bootstrap import Bootstrap
-from rainbow_fast.rainbow.laws.gaussian import Gaussian
-from rainbow_fast.rainbow.laws.identity import Identity
+from rainbow_fast.rainbow.laws.bootstrap_rows import Bootstrap
+from rainbow_fast.rainbow.laws.gaussian_rows import Gaussian
+from rainbow_fast.rainbow.laws.identity_rows import Identity
 from rainbow_fast.rainbow.laws.law import Law
-from rainbow_fast.rainbow.laws.orthonormal import Orthonormal
+from rainbow_fast.rainbow.laws.orthonormal_rows import Orthonormal
 from rainbow_fast.rainbow.laws.rows import Rows
 
 LAWS: dict[str, type[Law]] = {

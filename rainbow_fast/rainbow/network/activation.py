@@ -14,8 +14,8 @@ from rainbow_fast.ops.gaussian import check_key
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.features import FUSED, STORED, FeatureStrategy, Select, blocks
-from rainbow_fast.rainbow.samples import channels_first, per_channel
-from rainbow_fast.tracing.sites import Site
+from rainbow_fast.rainbow.positions import channels_first, per_channel
+from rainbow_fast.tracing.site import Site
 
 HALVES = (torch.bfloat16, torch.float16)
 EXACT = (

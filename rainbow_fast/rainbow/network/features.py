@@ -18,7 +18,7 @@ from rainbow_fast.ops.random_features import (
 )
 from rainbow_fast.rainbow.channel_moments import sums as sums_of
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
-from rainbow_fast.rainbow.samples import per_channel
+from rainbow_fast.rainbow.positions import per_channel
 
 # Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
 FEATURE_BLOCK = 128

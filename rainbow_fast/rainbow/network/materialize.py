@@ -20,7 +20,7 @@ from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.affine import Affine, Term, read, read_norm
 from rainbow_fast.tracing.graph import CannotTrace, capture, is_function, passes_on
 from rainbow_fast.tracing.pointwise import NORMS
-from rainbow_fast.tracing.sites import is_flatten
+from rainbow_fast.tracing.site import is_flatten
 from rainbow_fast.tracing.tail import AVERAGES
 
 PADDED_AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)

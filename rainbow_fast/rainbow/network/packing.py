@@ -12,7 +12,7 @@ from torch import Tensor
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.tensor_files import Header
-from rainbow_fast.tracing.sites import Site
+from rainbow_fast.tracing.site import Site
 
 REQUIRED = ("key", "A")
 _BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "matrix", "gain", "bias", "offset")

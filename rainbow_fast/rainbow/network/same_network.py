@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.materialize import materialize
-from rainbow_fast.rainbow.samples import channels_first
+from rainbow_fast.rainbow.positions import channels_first
 from rainbow_fast.tracing.agreement import bound, distance, distances, limit_of
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.trace import State, Trace

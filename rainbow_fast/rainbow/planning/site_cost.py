@@ -19,7 +19,7 @@ from rainbow_fast.rainbow.alignment.regression import FEATURE_NUMBERS, Regressio
 from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK
 from rainbow_fast.rainbow.options import alignment_of, law_of
 from rainbow_fast.rainbow.planning.cost import SiteCost, Work
-from rainbow_fast.rainbow.samples import every
+from rainbow_fast.rainbow.positions import every
 from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
 

@@ -24,7 +24,7 @@ from rainbow_fast.rainbow.network.rainbow_network import refit_site
 from rainbow_fast.rainbow.options import Limits
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.report import SiteReport
-from rainbow_fast.rainbow.sampling.site import SampledSite
+from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tensor_files import Format
 from rainbow_fast.tracing.trace import Trace

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.network.activation import RainbowActivation
-from rainbow_fast.rainbow.samples import channels_first
+from rainbow_fast.rainbow.positions import channels_first
 from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.trace import State, Trace

@@ -22,7 +22,7 @@ from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling.checkpoint import Checkpoint, describe, opened
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
-from rainbow_fast.rainbow.sampling.site import SampledSite
+from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, reason_kept
 from rainbow_fast.rainbow.spec import NetworkSpec

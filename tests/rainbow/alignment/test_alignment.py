@@ -7,8 +7,8 @@ from here import draw
 
 import rainbow_fast as rf
 from rainbow_fast.rainbow.alignment import Alignment, Polar
-from rainbow_fast.rainbow.alignment.align import align
 from rainbow_fast.rainbow.options import PAPER
+from rainbow_fast.rainbow.sampling.align import align
 
 N, D, M = 300, 6, 120
 

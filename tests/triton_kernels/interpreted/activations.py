@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The non-linearities inside Triton kernels, as those of the CPU: within 4 units; run by tests/triton_kernels/test_triton.py."""
+"""The non-linearities inside Triton kernels, as those of the CPU: within 4 units;
+run by tests/triton_kernels/test_triton.py."""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The derivatives of the non-linearities in Triton, interpreted, against float64; run by tests/triton_kernels/test_triton.py."""
+"""The derivatives of the non-linearities in Triton, interpreted, against float64;
+run by tests/triton_kernels/test_triton.py."""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The iteration of polar for GPUs, its kernels interpreted: as right as the CPU kernel; run by tests/triton_kernels/test_triton.py."""
+"""The iteration of polar for GPUs, its kernels interpreted: as right as the CPU kernel;
+run by tests/triton_kernels/test_triton.py."""
 
 import pytest
 import torch

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.ops.polar import polar_
-from rainbow_fast.rainbow.alignment.alignment import Alignment, Problem
+from rainbow_fast.rainbow.alignment.alignment import RTOL, Alignment, Problem
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import MethodOptions
 
-RTOL = 1e-10  # singular values of M below this share of the largest are null: M is a mean of float64 sums
 DIGITS = 1e4  # products have so many steps of the dtype at least, where they are in its subnormal range
 
 

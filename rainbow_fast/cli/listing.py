@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from rainbow_fast.cli import options as o
 from rainbow_fast.cli import terminal
+from rainbow_fast.cli import words as o
 from rainbow_fast.cli.references import kinds, load_reference
 from rainbow_fast.cli.sources import Pixels, source_of
 from rainbow_fast.rainbow.sites import sites as find_sites

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rainbow_fast.ops.gaussian import key
 from rainbow_fast.ops.random_features import random_features_covariance
-from rainbow_fast.rainbow.alignment.align import AlignedMap, align, offset, scale
 from rainbow_fast.rainbow.alignment.alignment import Alignment
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
@@ -20,8 +19,9 @@ from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.features import Select, blocks
 from rainbow_fast.rainbow.network.rainbow_network import refit_flattened, refit_site
 from rainbow_fast.rainbow.options import SITE_BITS, alignment_of, law_of
+from rainbow_fast.rainbow.positions import channels_first, every, take
 from rainbow_fast.rainbow.report import Error, SiteReport
-from rainbow_fast.rainbow.samples import channels_first, every, take
+from rainbow_fast.rainbow.sampling.align import AlignedMap, align, offset, scale
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
 from rainbow_fast.rainbow.spec import NetworkSpec
