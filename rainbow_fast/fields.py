@@ -95,13 +95,13 @@ def accepts(*kinds: type[Any]) -> Callable[[Callable], Callable]:
             inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type) for k in kinds for f in fields(k)
         ]
         function.__signature__ = signature.replace(parameters=own + taken)  # type: ignore[attr-defined]
-        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{described(*kinds)}"
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{help_of(*kinds)}"
         return function
 
     return decorate
 
 
-def described(*kinds: type[Any]) -> str:
+def help_of(*kinds: type[Any]) -> str:
     """The help of all options, as it stands in docstrings."""
     texts = [f"{f.name} = {f.default!r}: {f.metadata['help']}" for kind in kinds for f in fields(kind)]
     wrap = textwrap.TextWrapper(width=116, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
@@ -109,7 +109,7 @@ def described(*kinds: type[Any]) -> str:
 
 
 def documented(kind: type[Any]) -> type[Any]:
-    kind.__doc__ = f"{inspect.cleandoc(kind.__doc__ or '')}\n\nAttributes:\n{described(kind)}"
+    kind.__doc__ = f"{inspect.cleandoc(kind.__doc__ or '')}\n\nAttributes:\n{help_of(kind)}"
     return kind
 
 

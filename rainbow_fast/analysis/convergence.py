@@ -48,7 +48,7 @@ class KernelConvergence(NamedTuple):
     spectrum: np.ndarray
 
 
-class Features(NamedTuple):
+class SiteFeatures(NamedTuple):
     """n features of Gaussian rows, at given projections; see `rainbow_fast.random_features`."""
 
     u: Tensor  # (N, r)
@@ -97,9 +97,9 @@ def kernel_convergence(
         ValueError: as `expected_kernel`; widths that do not increase from 1 on, fewer than 2 networks.
     """
 
-    def draw(n: int, index: int) -> dict[str, Features]:
+    def draw(n: int, index: int) -> dict[str, SiteFeatures]:
         a = None if shift is None else shift.detach().double()
-        return {"": Features(u.detach().double(), a, n, as_key(seed, index, 0), activation, negative_slope)}
+        return {"": SiteFeatures(u.detach().double(), a, n, as_key(seed, index, 0), activation, negative_slope)}
 
     return _converge(draw, widths, networks, progress)[""]
 
@@ -132,7 +132,7 @@ def site_convergence(
         ValueError: a site that pools, or whose rows are not Gaussian; else as `kernel_convergence`.
     """
 
-    def draw(n: int, index: int) -> dict[str, Features]:
+    def draw(n: int, index: int) -> dict[str, SiteFeatures]:
         network = network_at_width(n, index)
         return site_features(network, x, sites=sites, samples=samples)
 
@@ -142,7 +142,7 @@ def site_convergence(
 @torch.no_grad()
 def site_features(
     network: RainbowNetwork, x: Tensor, *, sites: Sequence[str] | None = None, samples: int = 512
-) -> dict[str, Features]:
+) -> dict[str, SiteFeatures]:
     """What the sites of a sampled network make their features of at the images x; arguments as `site_convergence`."""
     samples = integer("samples", samples, 1)
     inputs: dict[str, Tensor] = {}
@@ -167,7 +167,7 @@ def site_features(
         rows = _rows(u, samples).double()
         added = None if shift is None else _rows(shift.unsqueeze(1), samples).squeeze(1).double()
         assert site.activation is not None
-        found[name] = Features(rows, added, site.n, site.key, site.activation, site.negative_slope)
+        found[name] = SiteFeatures(rows, added, site.n, site.key, site.activation, site.negative_slope)
     return found
 
 
@@ -210,7 +210,7 @@ def _rows(u: Tensor, most: int) -> Tensor:
 
 
 def _converge(
-    draw: Callable[[int, int], Mapping[str, Features]],
+    draw: Callable[[int, int], Mapping[str, SiteFeatures]],
     widths: Sequence[int],
     networks: int,
     progress: Progress | None,

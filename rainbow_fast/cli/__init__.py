@@ -14,6 +14,6 @@ def main() -> None:
         print(f'Error: rainbow-fast needs {" and ".join(missing)}: pip install "rainbow_fast[cli]"', file=sys.stderr)
         sys.exit(2)
     from rainbow_fast.cli.app import app
-    from rainbow_fast.cli.running import run
+    from rainbow_fast.cli.running import run_app
 
-    sys.exit(run(app, "rainbow-fast"))
+    sys.exit(run_app(app, "rainbow-fast"))

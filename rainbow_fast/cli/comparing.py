@@ -10,7 +10,7 @@ import typer
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli import words as o
 from rainbow_fast.cli.grid import as_progress
-from rainbow_fast.cli.references import kinds, load_pair
+from rainbow_fast.cli.references import load_pair, pointwise_kinds
 from rainbow_fast.cli.sources import choose_data
 from rainbow_fast.rainbow import compare as comparison
 from rainbow_fast.rainbow.options import FitOptions, Limits
@@ -34,7 +34,7 @@ def compare(
     for reference in (first, second):
         data.source.check_takes(reference.module, "--data")
     some, held = data.load()
-    options = FitOptions(holdout=held, pointwise=kinds(of_network.pointwise))
+    options = FitOptions(holdout=held, pointwise=pointwise_kinds(of_network.pointwise))
     with terminal.bar(1) as bar, bar.job(1, "compare") as step:
         result = comparison.compare(first.module, second.module, some, options, limits, progress=as_progress(step))
     if as_json:

@@ -11,7 +11,7 @@ import typer
 
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli import words as o
-from rainbow_fast.cli.references import kinds, load_reference
+from rainbow_fast.cli.references import load_reference, pointwise_kinds
 from rainbow_fast.cli.sources import Pixels, source_of
 from rainbow_fast.rainbow.sites import sites as find_sites
 
@@ -33,6 +33,6 @@ def sites(
         source = source_of(reference.about, of_data.data, Pixels.in_words(of_data))
         source.check_takes(reference.module, "--data")
         example = source.example()[0]
-    table = find_sites(reference.module, example, pointwise=kinds(of_network.pointwise))
+    table = find_sites(reference.module, example, pointwise=pointwise_kinds(of_network.pointwise))
     text = json.dumps([asdict(site) for site in table]) if as_json else str(table)
     terminal.out().print(text, markup=False, soft_wrap=True)

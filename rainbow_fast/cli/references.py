@@ -80,7 +80,7 @@ def load_pair(a: str, b: str, words: ModuleWords) -> tuple[Reference, Reference]
     return pair[0], pair[1]
 
 
-def kinds(names: Sequence[str] | None) -> tuple[type[nn.Module], ...]:
+def pointwise_kinds(names: Sequence[str] | None) -> tuple[type[nn.Module], ...]:
     """The classes that `--pointwise` names."""
     found = []
     for name in names or ():

@@ -12,7 +12,7 @@ from rainbow_fast.cli import terminal
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 
 
-def run(app: typer.Typer, name: str) -> int:
+def run_app(app: typer.Typer, name: str) -> int:
     """The exit code of a command line. A mistake of the user is one line; an interruption too."""
     try:
         code = get_command(app).main(prog_name=name, standalone_mode=False)

@@ -15,7 +15,7 @@ from rainbow_fast.cli import terminal
 from rainbow_fast.cli import words as o
 from rainbow_fast.cli.grid import Job, ResultFolder, as_progress, sample_grid
 from rainbow_fast.cli.planning import CostGrid, plan_grid
-from rainbow_fast.cli.references import Reference, kinds, load_reference
+from rainbow_fast.cli.references import Reference, load_reference, pointwise_kinds
 from rainbow_fast.cli.sources import Split, choose_data
 from rainbow_fast.rainbow.fitting import fit_moments
 from rainbow_fast.rainbow.model import RainbowModel
@@ -42,7 +42,7 @@ def sample(
     if resume is not None:
         words, digest = _resumed(context, words, resume)
     need_plots()
-    task = Task.of(words)
+    task = Request.of(words)
     run = {"options": words, "reference": task.prepared.fingerprint}
     about = {"architecture": task.reference.name, "data": task.data.source.name}
     results = ResultFolder(out if resume is None else resume, about, task.reference.title, run)
@@ -78,7 +78,7 @@ def plan(
 
     Samples nothing, and reads one image at most; none for a checkpoint.
     """
-    task = Task.of(words)
+    task = Request.of(words)
     with terminal.bar(len(task.jobs)) as bar:
         costs = task.costs(task.jobs, bar.job, timed=True)
     if as_json:
@@ -88,7 +88,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class Task:
+class Request:
     """What was asked for, understood: the network, traced; the data, of which one sample is known; the grid."""
 
     reference: Reference
@@ -98,7 +98,7 @@ class Task:
     prepared: Prepared
 
     @classmethod
-    def of(cls, words: o.Words) -> Task:
+    def of(cls, words: o.Words) -> Request:
         o.set_threads(words)
         jobs, limits = [Job(options) for options in o.grid(words)], o.read(Limits, words)
         of_network = o.read(o.ReferenceWords, words)
@@ -106,7 +106,7 @@ class Task:
         data = choose_data(reference, o.read(o.DataWords, words))
         data.source.check_takes(reference.module, "--data")
         example, held = data.shapes()
-        fit_options = FitOptions(holdout=held, pointwise=kinds(of_network.pointwise))
+        fit_options = FitOptions(holdout=held, pointwise=pointwise_kinds(of_network.pointwise))
         prepared = prepare(reference.module, example, fit_options, limits, images=data.aligned, only_shapes=True)
         return cls(reference, data, jobs, limits, prepared)
 

@@ -166,10 +166,10 @@ def choose_data(reference: Reference, words: DataWords) -> Split:
     source = source_of(about, words.data, pixels)
     if about is not None:
         pixels = Pixels(grey=about.grey and about.data != "digits")
-    return split(source, words.holdout, words.images, pixels)
+    return split_data(source, words.holdout, words.images, pixels)
 
 
-def split(source: Source, holdout: str | None, images: int, pixels: Pixels) -> Split:
+def split_data(source: Source, holdout: str | None, images: int, pixels: Pixels) -> Split:
     """Take `images` samples to align on, and those to measure on: a share, other data, or the source's test set.
 
     Raises:

@@ -84,8 +84,12 @@ def print_summary(records: Iterable[Record], title: str) -> None:
         if previous not in (None, row.method):
             table.add_section()
         name = "" if row.method == previous else row.method
-        errors = [spread(*row.errors[site], digits=3) if site in row.errors else "-" for site in sites]
-        percent = "-" if math.isnan(row.accuracy[0]) else spread(*(100 * value for value in row.accuracy), digits=1)
+        errors = [mean_and_deviation(*row.errors[site], digits=3) if site in row.errors else "-" for site in sites]
+        percent = (
+            "-"
+            if math.isnan(row.accuracy[0])
+            else mean_and_deviation(*(100 * value for value in row.accuracy), digits=1)
+        )
         table.add_row(escape(name), f"x{row.factor:g}", str(row.networks), percent, *errors)
         previous = row.method
     out().print(table)
@@ -129,6 +133,6 @@ def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     out().print(table)
 
 
-def spread(mean: float, deviation: float, *, digits: int) -> str:
+def mean_and_deviation(mean: float, deviation: float, *, digits: int) -> str:
     """Mean and standard deviation; the mean alone of one value."""
     return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")

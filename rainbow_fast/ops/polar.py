@@ -241,7 +241,7 @@ def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bo
         _without_zeros(lq.L[None], rtol, "cpu", A[None], found)
     else:
         _by_iteration(lq.L[None], rtol, False, "cpu", A[None], found)
-    found[0, 3] = _lq.assemble(lq, A, out)
+    found[0, 3] = _lq.assemble_factor(lq, A, out)
     if complete and found[0, 1] < len(M):
         _complete(out, A, None)
     statistics.copy_(found[0])

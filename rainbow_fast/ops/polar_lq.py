@@ -76,7 +76,7 @@ def decompose(M: Tensor, out: Tensor) -> LQ:
         pending.append(T)
 
 
-def assemble(lq: LQ, A: Tensor, out: Tensor) -> float:
+def assemble_factor(lq: LQ, A: Tensor, out: Tensor) -> float:
     """Write ``A Q`` into `out`, A (d, r) the polar factor of L; returns ``|M - H A Q|_F / |M|_F, H = sym(A L^T)``."""
     H = A @ lq.L.T
     WH = lq.W @ (H + H.T) / 2

@@ -69,7 +69,7 @@ def random_features(
     Source: the random feature map of Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.1.
     """
     key = None if seed is None else as_key(seed, stream, row_offset)
-    checks.kinds(u, G, shift, negative_slope, scale)
+    checks.check_kinds(u, G, shift, negative_slope, scale)
     return torch.ops.rainbow_fast.random_features(
         u, shift, integer("n", n), key, G, activation, negative_slope, scale, backend
     )
@@ -120,7 +120,7 @@ def random_features_covariance(
         raise ValueError("n is an empty list: wanted at least one width")
     key = None if seed is None else as_key(seed, stream, row_offset)
     tensor("x", x)
-    checks.kinds(u, G, shift, negative_slope, scale, x_center=x_center, center=center)
+    checks.check_kinds(u, G, shift, negative_slope, scale, x_center=x_center, center=center)
     sums = torch.ops.rainbow_fast.random_features_covariance(
         x, u, shift, x_center, center, max(widths), key, G, activation, negative_slope, scale, backend
     )
@@ -155,7 +155,7 @@ def random_features_projection(
     several = isinstance(A, list | tuple)
     parts = [tensor("A", part) for part in (A if several else [A])]
     key = None if seed is None else as_key(seed, stream, row_offset)
-    checks.kinds(u, G, shift, negative_slope, scale)
+    checks.check_kinds(u, G, shift, negative_slope, scale)
     out = torch.ops.rainbow_fast.random_features_projection(
         u, parts, shift, key, G, activation, negative_slope, scale, backend
     )
@@ -289,7 +289,7 @@ def _random_features_out(u, shift, key, G, activation, slope, scale, backend, ou
 def _random_features_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, backend):
     f = Features(u, shift, key, G, activation, slope, scale)
     f.check(n)
-    checks.samples(x, u)
+    checks.check_samples(x, u)
     checks.centers(x, u, n, key, x_center, center)
     shapes = ((*f.seeds, x.shape[1], n), (*f.seeds, n), (*f.seeds, n))
     sums = tuple(_backend.empty(shape, torch.float64, u.device).zero_() for shape in shapes)
@@ -328,7 +328,7 @@ def _fake_features(u, shift, n, key, G, activation, slope, scale, backend):
 
 def _fake_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, backend):
     Features(u, shift, key, G, activation, slope, scale).check(n)
-    checks.samples(x, u)
+    checks.check_samples(x, u)
     checks.centers(x, u, n, key, x_center, center)
     seeds = () if key is None else key.shape[:-1]
     return tuple(x.new_empty(*seeds, *shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))
@@ -347,7 +347,7 @@ functional(
     _fake_features,
     flops=flops.random_features_flops,
     derivative=Derivative(derivative.features_vjp, derivative.features_jvp),
-    vmap=batching.features,
+    vmap=batching.features_vmap,
     autocast="lower",
     takes_half=False,
 )

@@ -16,7 +16,7 @@ from rainbow_fast.ops.gaussian import addresses, check_key
 DTYPES = (torch.float32, torch.float64)
 
 
-def kinds(u, G, shift, slope, scale, **optional) -> None:
+def check_kinds(u, G, shift, slope, scale, **optional) -> None:
     """Tensors are tensors, and numbers numbers."""
     tensor("u", u)
     for name, value in {"G": G, "shift": shift, **optional}.items():
@@ -25,7 +25,9 @@ def kinds(u, G, shift, slope, scale, **optional) -> None:
     number("scale", scale)
 
 
-def features(u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activation: str, key: Tensor | None) -> None:
+def check_features(
+    u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activation: str, key: Tensor | None
+) -> None:
     """Shapes and dtypes belong together: for the message here, and for the kernels, which read what they are told."""
     if not u.is_floating_point():
         raise TypeError(f"u is {u.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
@@ -52,7 +54,7 @@ def features(u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activati
     memory.check_device("u", u, shift=shift, G=G)
 
 
-def samples(x: Tensor, u: Tensor) -> None:
+def check_samples(x: Tensor, u: Tensor) -> None:
     if x.dim() != u.dim() or x.shape[0] != u.shape[0] or x.shape[2:] != u.shape[2:]:
         raise ValueError(
             f"x has shape {tuple(x.shape)}: wanted the N and the positions of u, of shape {tuple(u.shape)}"
@@ -104,7 +106,7 @@ class Features(NamedTuple):
     scale: float
 
     def check(self, n: int) -> None:
-        features(self.u, n, self.G, self.shift, self.activation, self.key)
+        check_features(self.u, n, self.G, self.shift, self.activation, self.key)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -177,7 +179,7 @@ def covariance_out(x, u, shift, x_center, center, key, G, activation, slope, sca
     f = Features(u, shift, key, G, activation, slope, scale)
     n = out.shape[-1] if out.dim() else -1
     f.check(n)
-    samples(x, u)
+    check_samples(x, u)
     centers(x, u, n, key, x_center, center)
     sums = (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,)))
     for place, (name, t, shape) in enumerate(sums):

@@ -15,7 +15,7 @@ from rainbow_fast.ops.registration import loop
 Result = tuple[Any, Any]  # results, and where each has its batch
 
 
-def features(info: Any, in_dims: Any, u, shift, n, key, G, *rest: Any) -> Result:
+def features_vmap(info: Any, in_dims: Any, u, shift, n, key, G, *rest: Any) -> Result:
     in_u, in_shift, _, in_key, in_G, *_ = in_dims
     op = torch.ops.rainbow_fast.random_features
     batched = (in_u is not None or in_shift is not None, in_key is not None, in_G is not None)

@@ -129,7 +129,7 @@ def in_two_terms(P: Tensor) -> Tensor:
     return high + (P - high).bfloat16().float()
 
 
-def project(L: Tensor, A: Tensor | None, dtype: torch.dtype) -> Tensor:
+def left_product(L: Tensor, A: Tensor | None, dtype: torch.dtype) -> Tensor:
     """P = L A, contracted over the channels of L: (r, m) or (r, m, *kernel); computed in `dtype`."""
     if L.dim() < 2:
         raise ValueError(f"L has shape {tuple(L.shape)}: wanted (r, d) or (r, d, *kernel)")
@@ -162,12 +162,12 @@ def _factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
 
 def _plain_factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
     if precision is None:
-        return project(L, A, L.dtype)
+        return left_product(L, A, L.dtype)
     if precision != "bf16x2":
         raise ValueError(f"precision={precision!r}: wanted None or 'bf16x2'")
     if L.dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"precision={precision!r}: L is {L.dtype}, wanted torch.float32 or torch.bfloat16")
-    return project(L, A, torch.float32)
+    return left_product(L, A, torch.float32)
 
 
 def _rounding(P: Tensor, precision: str | None) -> torch.dtype:

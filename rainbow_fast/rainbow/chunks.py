@@ -35,7 +35,7 @@ class Data:
         return range(0, len(self.x), self.size)
 
     def chunk(self, start: int) -> Tensor:
-        return plain(as_numbers(self.x[start : start + self.size], self.device, self.dtype))
+        return freshly_laid(as_numbers(self.x[start : start + self.size], self.device, self.dtype))
 
     @cached_property
     def digests(self) -> tuple[str, str | None]:
@@ -47,7 +47,7 @@ class Data:
         return as_numbers(self.x[:1], self.device, self.dtype)
 
 
-def plain(value: Tensor) -> Tensor:
+def freshly_laid(value: Tensor) -> Tensor:
     """The same numbers as they lie in new memory: contiguous, from an aligned address on; libraries round by both."""
     value = value.contiguous().view(-1).view(value.shape)  # twice, for strides along axes of size 1
     return value if value.data_ptr() % ALIGNED == 0 else value.clone()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rainbow_fast.fields import Options, accepts, collect
 from rainbow_fast.io import dumps
 from rainbow_fast.ops.registration import without_autocast
-from rainbow_fast.rainbow.alignment.polar_factor import Polar
+from rainbow_fast.rainbow.alignment.polar_factor import PolarFactor
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.fitting import Progress
 from rainbow_fast.rainbow.moments import CrossCovariance
@@ -176,7 +176,7 @@ def compare(
                 before = start * known.positions
                 moments.update(take(x, before, step), take(y, before, step))
                 tick(f"{known.site.name}: moments")
-            A, alignment = align(moments, PAPER, Polar())
+            A, alignment = align(moments, PAPER, PolarFactor())
             map_ = math.sqrt(known.d / other.d) * A
             errors: list[tuple[float | None, float | None]] = []
             for pair in sets:

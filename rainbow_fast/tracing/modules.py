@@ -58,7 +58,7 @@ class UpTo(nn.Module):
         return (outputs,)
 
 
-def find(
+def find_modules(
     network: nn.Module, example: Tensor | None, declared: tuple[type[nn.Module], ...], why: str
 ) -> tuple[tuple[Site, ...], tuple[UpTo, ...]]:
     """The sites of `network` (a copy that may be kept), and what runs up to each of them and to the end.

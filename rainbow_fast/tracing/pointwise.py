@@ -76,7 +76,7 @@ POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def nonlinearity(node: object, owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> nn.Module | None:
+def nonlinearity_of(node: object, owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> nn.Module | None:
     """The non-linearity that a node applies, as a module of its own; None if it applies none."""
     if is_call(node, owner, MODULES + declared):
         return _called(node, owner)

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from rainbow_fast.tracing.graph import is_function, passes_on, scope
-from rainbow_fast.tracing.pointwise import KERNELS, NORMS, batch_norm, max_pooling, nonlinearity
+from rainbow_fast.tracing.pointwise import KERNELS, NORMS, batch_norm, max_pooling, nonlinearity_of
 
 LINEAR_FUNCTIONS = (
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.scaled_dot_product_attention),
@@ -73,7 +73,7 @@ class Site:
         return self.activation is not None and self.before is None and self.after is None
 
 
-def find(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> list[tuple[Site, list[fx.Node]]]:
+def find_sites(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> list[tuple[Site, list[fx.Node]]]:
     """The sites of a graph in order of execution, each with its nodes: pooling, non-linearity, pooling, norm."""
     nodes = list(owner.graph.nodes)
     calls: dict[object, int] = {}
@@ -84,7 +84,7 @@ def find(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> list[t
     names: set[str] = set()
     found: list[tuple[Site, list[fx.Node]]] = []
     for node in nodes:
-        sigma = nonlinearity(node, owner, declared)
+        sigma = nonlinearity_of(node, owner, declared)
         if sigma is None or node in taken:
             continue
         parts = _parts(node, owner, taken)

@@ -15,7 +15,7 @@ from rainbow_fast.tracing import modules, tail
 from rainbow_fast.tracing.graph import CannotTrace, capture
 from rainbow_fast.tracing.pointwise import NORMS
 from rainbow_fast.tracing.random_state import untouched
-from rainbow_fast.tracing.site import Site, find
+from rainbow_fast.tracing.site import Site, find_sites
 
 State = tuple[Any, ...]  # what is alive between two sites: phi, then tensors (now and then sizes) that are read later
 
@@ -129,10 +129,12 @@ def trace(
         try:
             graph, overwrites = capture(network, declared)
         except CannotTrace as reason:
-            sites, runs = modules.find(network, example, declared, f"{name}: torch.fx cannot trace it ({reason})")
+            sites, runs = modules.find_modules(
+                network, example, declared, f"{name}: torch.fx cannot trace it ({reason})"
+            )
             _check_slopes(sites, name)
             return Trace(network, sites, None, runs, swappable=True)
-    found = find(graph, declared)
+    found = find_sites(graph, declared)
     sites = tuple(site for site, _ in found)
     _check_slopes(sites, name)
     for site, nodes in found:

@@ -51,7 +51,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Capacity:
     """Programs that fill it, and the plans for products of 16 bits, of float32 and of float64."""
 
     programs: int
@@ -62,10 +62,10 @@ class Machine:
 
 # By `family`. Those of sm_80 fit into the 99 KiB of its relatives, and serve any other GPU of NVIDIA's.
 MACHINES = {
-    "sm_80": Machine(216, Plan(128, 128, 32, 4), Plan(128, 64, 16, 4, "tf32x3"), Plan(64, 64, 16, 4)),
-    "sm_90": Machine(264, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
-    "sm_100": Machine(296, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
-    "gfx942": Machine(608, Plan(128, 128, 64, 2), Plan(128, 64, 32, 2), Plan(64, 64, 16, 2)),
+    "sm_80": Capacity(216, Plan(128, 128, 32, 4), Plan(128, 64, 16, 4, "tf32x3"), Plan(64, 64, 16, 4)),
+    "sm_90": Capacity(264, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "sm_100": Capacity(296, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "gfx942": Capacity(608, Plan(128, 128, 64, 2), Plan(128, 64, 32, 2), Plan(64, 64, 16, 2)),
 }
 
 
@@ -228,7 +228,7 @@ def cross_covariance(
     slope: float,
     *,
     block: int = BLOCK,
-    machine: Machine | None = None,
+    machine: Capacity | None = None,
 ) -> None:
     """Add to `out` (d, m), float64 with contiguous rows, the sum over samples of x y^T for each y, beside each other.
 
@@ -259,7 +259,7 @@ def cross_covariance(
 
 def _one(
     out: Tensor, mirrored: Tensor | None, x: _Side, y: _Side, symmetric: bool, activation: str, slope: float,
-    machine: Machine,
+    machine: Capacity,
 ) -> None:  # fmt: skip
     """One block of the result, and of what lies across the diagonal from it."""
     d, m, samples = x.data.shape[1], y.data.shape[1], x.layout.samples

@@ -8,7 +8,7 @@ from rainbow_fast.triton_kernels.activations import KEEP_PRECISION
 from rainbow_fast.triton_kernels.cross_covariance import (
     CHAIN,
     MACHINES,
-    Machine,
+    Capacity,
     edge,
     parts_kernel,
     products_kernel,
@@ -47,7 +47,7 @@ def variants() -> Iterator[Variant]:
 
 
 def _variant(
-    name: str, target: str, family: Machine, dtype: str, channels: int, activation: str, beside: bool, axes: int,
+    name: str, target: str, family: Capacity, dtype: str, channels: int, activation: str, beside: bool, axes: int,
     aligned: bool, centred: bool, symmetric: bool,
 ) -> Variant:  # fmt: skip
     keep = not centred and (dtype != "bf16" or activation in KEEP_PRECISION)

@@ -287,25 +287,27 @@ def random_features_projection(
         for row, g in blocks.panels(rows, n, u):
             a = A[:, row : row + len(g)]
             if fused:
-                project(sums, a, None, u, both, first, shift, g, activation, slope, scale, blocks)
+                projection_of(sums, a, None, u, both, first, shift, g, activation, slope, scale, blocks)
                 continue
             for start, count in blocks.of_samples(len(g), width):
                 phi = u.new_empty(len(g), count)
                 where = (first + start, count, shift)
                 _features(phi, (count, 0, 0, 1), u, both, *where, g, activation, slope, scale, True)
-                project(sums[..., start : start + count], a, phi, u, both, 0, None, g, "identity", 0.0, 1.0, blocks)
+                projection_of(
+                    sums[..., start : start + count], a, phi, u, both, 0, None, g, "identity", 0.0, 1.0, blocks
+                )
         close(out, both, both.strides[0], sums, first)
 
 
 def new_sums(d: int, n: int, width: int, u: Tensor, blocks: Blocks) -> Tensor:
-    """Zeros (parts, d, width), for `project` over n neurons."""
+    """Zeros (parts, d, width), for `projection_of` over n neurons."""
     plan = plan_of(PROJECTION, u)
     tiles = triton.cdiv(width, plan["SAMPLES"]) * triton.cdiv(d, plan["CHANNELS"])
     parts, _ = blocks.split(tiles, n, plan["NEURONS"])
     return torch.zeros(parts, d, width, dtype=torch.float64, device=u.device)
 
 
-def project(
+def projection_of(
     sums: Tensor, a: Tensor, phi: Tensor | None, u: Tensor, layout: Layout, first: int, shift: Tensor | None,
     g: Tensor, activation: str, slope: float, scale: float, blocks: Blocks,
 ) -> None:  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rainbow_fast.triton_kernels.activations import activate
 from rainbow_fast.triton_kernels.derivatives import differentiate
-from rainbow_fast.triton_kernels.random_features import new_sums, project
+from rainbow_fast.triton_kernels.random_features import new_sums, projection_of
 from rainbow_fast.triton_kernels.samples import (
     BLOCKS,
     PRECISION,
@@ -124,7 +124,7 @@ def random_features_gradient(
                     )  # fmt: skip
                     own = slice(start, start + samples)
                     part, neurons = sums[..., own], g[:height]
-                    project(part, neurons.T, ds, u, layout, 0, None, neurons, "identity", 0.0, 1.0, blocks)
+                    projection_of(part, neurons.T, ds, u, layout, 0, None, neurons, "identity", 0.0, 1.0, blocks)
                     if grad_shift is not None:
                         of_shift[..., own] += ds.sum(0, dtype=sums.dtype)
         close(grad_u, layout, strides[id(grad_u)], sums[:, :r], first)

@@ -49,7 +49,7 @@ MOST_COLUMNS = 1 << 30  # of one program, which counts them in 32 bits
 
 
 @triton.jit
-def load(pointers, plane, TERMS: tl.constexpr):
+def load_terms(pointers, plane, TERMS: tl.constexpr):
     first = tl.load(pointers)
     if TERMS == 1:
         return (first,)
@@ -104,7 +104,7 @@ def panel_kernel(
     out += left + (top + i)[:, None] * out_row
     for start in tl.range(0, width, COLS, num_stages=STAGES):
         j = start + tl.arange(0, COLS)
-        b = load(P + j[None, :], P_plane, TERMS)
+        b = load_terms(P + j[None, :], P_plane, TERMS)
         w = product(a, b, tl.zeros((ROWS, COLS), tl.float32), TERMS) * scale
         tl.store(out + j[None, :], rounded(w, out.dtype.element_ty), mask=rows[:, None] & (j < width)[None, :])
 
@@ -139,7 +139,7 @@ def product_kernel(
     factor = tl.full((), scale, type)
     w = tl.zeros((ROWS, COLS), type)
     for _ in tl.range(0, r, DEPTH, num_stages=STAGES):
-        a, b = load(G, G_plane, 3 if TERMS == 3 else 1), load(P, P_plane, TERMS)
+        a, b = load_terms(G, G_plane, 3 if TERMS == 3 else 1), load_terms(P, P_plane, TERMS)
         if TERMS == 1:
             w = product(a, b, w, TERMS)
         else:

@@ -12,7 +12,7 @@ import typer
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Threads
 from rainbow_fast.cli.checkpoints import BUILDERS
-from rainbow_fast.cli.running import run
+from rainbow_fast.cli.running import run_app
 from rainbow_fast.cli.sampling import need_plots
 from rainbow_fast.cli.words import set_threads
 from rainbow_fast.data import Images, cifar10
@@ -80,4 +80,4 @@ def write_page(records: list[dict], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(app, "python -m studies.cifar10"))
+    sys.exit(run_app(app, "python -m studies.cifar10"))

@@ -8,7 +8,7 @@ from statistics import mean
 
 from rainbow_fast import plots
 from rainbow_fast.analysis.summaries import Summary, summaries
-from rainbow_fast.cli.terminal import spread
+from rainbow_fast.cli.terminal import mean_and_deviation
 from rainbow_fast.rainbow.report import Record
 from rainbow_fast.tables import markdown as grid
 from studies.cifar10.cases import FIGURE_METHODS, TITLES, limits
@@ -106,8 +106,8 @@ def _percent(accuracies: list[float]) -> str:
 def _accuracy(row: Summary | None) -> str:
     if row is None:
         return ""
-    return f"{spread(100 * row.accuracy[0], 100 * row.accuracy[1], digits=1)} ({row.networks})"
+    return f"{mean_and_deviation(100 * row.accuracy[0], 100 * row.accuracy[1], digits=1)} ({row.networks})"
 
 
 def _error(row: Summary | None, site: str) -> str:
-    return "" if row is None else spread(*row.errors[site], digits=3)
+    return "" if row is None else mean_and_deviation(*row.errors[site], digits=3)

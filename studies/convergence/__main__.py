@@ -14,7 +14,7 @@ import typer
 from rainbow_fast import plots
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Seed, Threads
-from rainbow_fast.cli.running import run
+from rainbow_fast.cli.running import run_app
 from rainbow_fast.cli.training import new_reference, train_reference
 from rainbow_fast.cli.words import set_threads
 from rainbow_fast.data import digits
@@ -69,4 +69,4 @@ def _widths(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(app, "python -m studies.convergence"))
+    sys.exit(run_app(app, "python -m studies.convergence"))

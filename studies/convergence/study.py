@@ -45,7 +45,7 @@ what they are aligned with. Numbers are means over the networks; fits are `e_inf
 
 
 @dataclass(frozen=True)
-class Site:
+class MeasuredSite:
     """What was measured at a site, and what was fitted to it (None where nothing falls)."""
 
     name: str
@@ -55,7 +55,9 @@ class Site:
     decay: Slope
 
 
-def study(model: RainbowModel, x: torch.Tensor, widths: list[int], networks: int, seed: int, step: Step) -> list[Site]:
+def study(
+    model: RainbowModel, x: torch.Tensor, widths: list[int], networks: int, seed: int, step: Step
+) -> list[MeasuredSite]:
     """Sample networks of each width and measure all sites on the images x."""
     from rainbow_fast.analysis.convergence import site_convergence
     from rainbow_fast.analysis.rates import power_law_decay
@@ -74,11 +76,11 @@ def study(model: RainbowModel, x: torch.Tensor, widths: list[int], networks: int
     for name, measured in found.items():
         trained = np.array([errors[name][n] for n in widths]).T
         decay = power_law_decay(measured.spectrum, first=RANKS[0], last=RANKS[1])
-        sites.append(Site(name, measured, trained, _fits(measured, trained), decay))
+        sites.append(MeasuredSite(name, measured, trained, _fits(measured, trained), decay))
     return sites
 
 
-def records(site: Site) -> list[Record]:
+def records(site: MeasuredSite) -> list[Record]:
     """One for each sampled network: numbers and names only."""
     found, made = site.found, []
     for place, n in enumerate(found.widths.tolist()):
@@ -91,7 +93,7 @@ def records(site: Site) -> list[Record]:
     return made
 
 
-def page(sites: list[Site], sizes: str, accuracy: float, images: int) -> str:
+def page(sites: list[MeasuredSite], sizes: str, accuracy: float, images: int) -> str:
     """The results as the text of a page."""
     from rainbow_fast.analysis.rates import theory_slopes
 
@@ -116,11 +118,11 @@ def page(sites: list[Site], sizes: str, accuracy: float, images: int) -> str:
     return "\n".join([introduction, "\n".join(table(sites)) + "\n", *decays])
 
 
-def figure(sites: list[Site], title: str) -> Figure:
+def figure(sites: list[MeasuredSite], title: str) -> Figure:
     """Three panels: kernels, alignments with the limit, errors to the trained network."""
     from rainbow_fast.analysis.rates import theory_slopes
 
-    def curve(site: Site, kind: str, name: str) -> plots.Curve:
+    def curve(site: MeasuredSite, kind: str, name: str) -> plots.Curve:
         errors = site.trained if name == "trained" else getattr(site.found, name)
         fitted = site.fits.get(name)
         return plots.Curve(f"site {site.name}", kind, errors, None if fitted is None else fitted[:3])
@@ -162,7 +164,7 @@ def _fits(found: KernelConvergence, trained: np.ndarray) -> dict[str, PowerFit |
     return made
 
 
-def table(sites: list[Site]) -> list[str]:
+def table(sites: list[MeasuredSite]) -> list[str]:
     names = {
         "kernel": "kernel",
         "limit": "to the limit",

@@ -12,13 +12,13 @@ import typer
 
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Threads
-from rainbow_fast.cli.running import run
+from rainbow_fast.cli.running import run_app
 from rainbow_fast.cli.sampling import need_plots
 from rainbow_fast.cli.words import numbers, set_threads
 from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from studies.resnet20 import page
-from studies.resnet20.cases import TRAINED, UNTRAINED, Study, load, passes, tasks
+from studies.resnet20.cases import TRAINED, UNTRAINED, Study, load_resnet, passes, tasks
 
 RECORDS = Path(__file__).parent / "records.jsonl"
 app = typer.Typer(add_completion=False)
@@ -73,7 +73,7 @@ def study(
     others = [path.stem for path in compare]
     if len({*others, TRAINED, UNTRAINED}) < len(others) + 2:
         raise ValueError(f"--compare: wanted files of different names, not trained or untrained; got {others}")
-    references = {name: load(path) for name, path in zip([*others, TRAINED], [*compare, weights], strict=True)}
+    references = {name: load_resnet(path) for name, path in zip([*others, TRAINED], [*compare, weights], strict=True)}
     align, held = (source.x_train[:images], source.y_train[:images]), (source.x_test[:test], source.y_test[:test])
     here = Study(references, align, held)
     out.mkdir(parents=True, exist_ok=True)
@@ -95,4 +95,4 @@ def write_page(records: list[dict], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(app, "python -m studies.resnet20"))
+    sys.exit(run_app(app, "python -m studies.resnet20"))

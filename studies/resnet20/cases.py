@@ -23,7 +23,7 @@ from rainbow_fast.networks import resnet_cifar
 from rainbow_fast.rainbow.model import RainbowModel, fit
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.report import Record, Report
-from studies.resnet20.controls import Naive, Outcome, Sampler, White, sample
+from studies.resnet20.controls import Naive, Outcome, Sampler, White, sample_layerwise
 
 TRAINED, UNTRAINED = "trained", "untrained"
 LANES = 3  # networks in one pass of the reference,
@@ -135,7 +135,7 @@ def passes(todo: Sequence[Task]) -> Iterator[list[Task]]:
         waiting = [task for task in waiting if task not in same]
 
 
-def load(path: Path) -> nn.Sequential:
+def load_resnet(path: Path) -> nn.Sequential:
     """A `resnet_cifar` of the depth and width of the weights in a file: safetensors, or a state dict saved by torch.
 
     Raises:
@@ -207,7 +207,7 @@ class Study:
         else:
             net = self.reference(first.reference)
             sampler = first.case.sampler(first.factor, 0, first.network)
-            made = [_of_outcome(sample(net, sampler, self.align, self.test))]
+            made = [_of_outcome(sample_layerwise(net, sampler, self.align, self.test))]
         shared: Record = {"images": len(self.align[0]), "held_out_images": len(self.test[0])}
         shared["fingerprint"] = fingerprint(self.reference(first.reference).state_dict())[:12]
         return [r | task.key | shared for task, found in zip(group, made, strict=True) for r in found]

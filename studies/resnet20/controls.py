@@ -55,7 +55,7 @@ def layers(net: nn.Sequential) -> Iterator[Layer]:
 
 
 @dataclass
-class Images:
+class Chunked:
     """A data set between two layers, in chunks.
 
     Attributes:
@@ -69,7 +69,7 @@ class Images:
     kept: list[Tensor]
 
     @classmethod
-    def of(cls, x: Tensor) -> Images:
+    def of(cls, x: Tensor) -> Chunked:
         return cls(*(list(x.split(CHUNK)) for _ in range(4)))
 
     def advance(self, layer: Layer) -> None:
@@ -85,10 +85,10 @@ class Sampler(Protocol):
     parts: MethodOptions
     wide: bool
 
-    def enter(self, layer: Layer, number: int, data: Images) -> int:
+    def enter(self, layer: Layer, number: int, data: Chunked) -> int:
         """Before the reference goes on; `data` is that of the alignment. The number of neurons."""
 
-    def features(self, layer: Layer, data: Images, i: int) -> Tensor: ...
+    def features(self, layer: Layer, data: Chunked, i: int) -> Tensor: ...
 
 
 class Naive:
@@ -106,7 +106,7 @@ class Naive:
     def __init__(self, factor: float, seed: int, network: int) -> None:
         self.factor, self.seed, self.network = factor, seed, network
 
-    def enter(self, layer: Layer, number: int, data: Images) -> int:
+    def enter(self, layer: Layer, number: int, data: Chunked) -> int:
         d = layer.conv.out_channels
         n = max(round(self.factor * d), 1)
         moments = CrossCovariance(layer.name)
@@ -120,7 +120,7 @@ class Naive:
         self.rows, self.shift = rows.float(), (layer.norm.bias[k] - rows @ mean).float()
         return n
 
-    def features(self, layer: Layer, data: Images, i: int) -> Tensor:
+    def features(self, layer: Layer, data: Chunked, i: int) -> Tensor:
         z = torch.einsum("nchw,mc->nmhw", layer.conv(data.phih[i]), self.rows) + self.shift.view(-1, 1, 1)
         if layer.shortcut is not None:
             z += _widened(layer.shortcut, data.kept[i], len(self.rows))
@@ -143,7 +143,7 @@ class White:
     def __init__(self, factor: float, seed: int, network: int) -> None:
         self.factor, self.seed, self.network = factor, seed, network
 
-    def enter(self, layer: Layer, number: int, data: Images) -> int:
+    def enter(self, layer: Layer, number: int, data: Chunked) -> int:
         d = layer.conv.out_channels
         variance, average = layer.norm.running_var, layer.norm.running_mean
         assert variance is not None and average is not None
@@ -155,7 +155,7 @@ class White:
         self.G = gaussian(n, columns, seed=self.seed, stream=self.network << SITE_BITS | number)
         return n
 
-    def features(self, layer: Layer, data: Images, i: int) -> Tensor:
+    def features(self, layer: Layer, data: Chunked, i: int) -> Tensor:
         patches = self.c * _patches(layer.conv, data.phih[i])
         s = self.bias.view(1, -1, 1, 1).expand(len(patches), -1, *patches.shape[2:])
         s = s if layer.shortcut is None else s + layer.shortcut(data.kept[i])
@@ -165,9 +165,9 @@ class White:
 
 
 @torch.no_grad()
-def sample(net: nn.Sequential, sampler: Sampler, align: Labelled, test: Labelled) -> Outcome:
+def sample_layerwise(net: nn.Sequential, sampler: Sampler, align: Labelled, test: Labelled) -> Outcome:
     """Site by site: align on one data set, measure on the other."""
-    data = [Images.of(x) for x, _ in (align, test)]
+    data = [Chunked.of(x) for x, _ in (align, test)]
     steps, sites = list(layers(net.eval())), []
     for number, layer in enumerate(steps):
         n = sampler.enter(layer, number, data[0])
@@ -196,7 +196,7 @@ def sample(net: nn.Sequential, sampler: Sampler, align: Labelled, test: Labelled
     return Outcome(_share(net.linear(means), test[1]), _share(refit, test[1]), sites)  # type: ignore[operator]
 
 
-def _align(layer: Layer, sampler: Sampler, data: Images) -> tuple[Tensor, Tensor]:
+def _align(layer: Layer, sampler: Sampler, data: Chunked) -> tuple[Tensor, Tensor]:
     """s A (d, n) and the offset (d,) of a layer whose reference has gone on."""
     moments, projected = CrossCovariance(layer.name), ChannelMoments()
     positions = data.phi[0][0, 0].numel()

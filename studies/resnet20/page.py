@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 from rainbow_fast import plots
 from rainbow_fast.analysis.limits import fit_limit
-from rainbow_fast.cli.terminal import spread
+from rainbow_fast.cli.terminal import mean_and_deviation
 from rainbow_fast.rainbow.report import Record
 from rainbow_fast.tables import markdown as grid
 from studies.resnet20.cases import TRAINED, UNTRAINED, H, Point, points, smoothed
@@ -133,7 +133,7 @@ def _percent(group: Sequence[Point], of: Callable[[Point], float]) -> str:
 
 def _mean(values: Iterable[float], digits: int) -> str:
     found = list(values)
-    return spread(mean(found), stdev(found) if len(found) > 1 else math.nan, digits=digits)
+    return mean_and_deviation(mean(found), stdev(found) if len(found) > 1 else math.nan, digits=digits)
 
 
 def _errors(trained: Sequence[Record]) -> str:

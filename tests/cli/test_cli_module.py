@@ -235,7 +235,7 @@ def test_bytes_have_suffixes() -> None:
 def test_a_share_is_taken_beside_the_images_to_align_on() -> None:
     source = sources.Source("some", 1000, 0, lambda: (draw(1, 3), None), lambda: ((draw(1000, 3), None), None))
     for images, share in ((90, 0.1), (7, 0.37), (500, 0.5), (2000, 0.1)):
-        made = sources.split(source, str(share), images, sources.Pixels())
+        made = sources.split_data(source, str(share), images, sources.Pixels())
         (x, _), given = made.load()
         kept = len(x) - int(len(x) * given)  # as `fit` does
         assert (kept, len(x) - kept) == (made.aligned, made.held) and kept == min(images, 900)

@@ -13,7 +13,7 @@ from torch import nn
 import rainbow_fast as rf
 from rainbow_fast.analysis.convergence import kernel_convergence
 from rainbow_fast.io import dumps
-from rainbow_fast.rainbow.alignment import Polar
+from rainbow_fast.rainbow.alignment import PolarFactor
 from rainbow_fast.rainbow.options import METHODS, PAPER
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.sampling.align import align
@@ -104,19 +104,19 @@ def test_what_cannot_be_aligned_is_named() -> None:
     centred = METHODS["calibrated"]
     moments = rf.CrossCovariance("stem").update(x, torch.ones(50, 4))
     with pytest.raises(ValueError, match="site 'stem': the activations of the sample do not vary, those of the ref"):
-        align(moments, centred, Polar())
+        align(moments, centred, PolarFactor())
     moments = rf.CrossCovariance("stem").update(x, torch.zeros(50, 4))
     with pytest.raises(ValueError, match="site 'stem': M = 0, activations of the reference or of the sample are all"):
-        align(moments, PAPER, Polar())
+        align(moments, PAPER, PolarFactor())
     moments = rf.CrossCovariance("stem").update(x * 1e-25, y * 1e-25)
     with pytest.raises(ValueError, match=r"site 'stem': products of activations, about 1e-50, vanish in torch.float32"):
-        align(moments, PAPER, Polar())
+        align(moments, PAPER, PolarFactor())
     moments = rf.CrossCovariance("stem").update(x.double() * 1e-25, y.double() * 1e-25)
-    assert align(moments, PAPER, Polar())[1].rank == 3
+    assert align(moments, PAPER, PolarFactor())[1].rank == 3
     for bad in (torch.nan, torch.inf):
         moments = rf.CrossCovariance("stem").update(torch.full((50, 3), bad), y)
         with pytest.raises(ValueError, match="layer 'stem': x is not finite, first in channel 0"):
-            align(moments, centred, Polar())
+            align(moments, centred, PolarFactor())
 
 
 def test_a_constant_reference_leaves_the_offset() -> None:
@@ -124,7 +124,7 @@ def test_a_constant_reference_leaves_the_offset() -> None:
     for options in (METHODS["calibrated"], PAPER.changed(offset=True)):
         moments = rf.CrossCovariance("stem").update(x, draw(50, 4))
         sums = moments.cross
-        B, found = align(moments, options, Polar())
+        B, found = align(moments, options, PolarFactor())
         assert not B.any() and B.data_ptr() == sums.data_ptr() and (found.rank, found.overlap) == (0, 0.0)  # type: ignore[union-attr]
         assert torch.equal(moments.mean_x, x[0].double())
 

@@ -82,10 +82,10 @@ class Itself:
 
     parts, wide = METHODS["paper"], False
 
-    def enter(self, layer: controls.Layer, number: int, images: controls.Images) -> int:
+    def enter(self, layer: controls.Layer, number: int, images: controls.Chunked) -> int:
         return layer.conv.out_channels
 
-    def features(self, layer: controls.Layer, images: controls.Images, i: int) -> Tensor:
+    def features(self, layer: controls.Layer, images: controls.Chunked, i: int) -> Tensor:
         z = layer.norm(layer.conv(images.phih[i]))
         return (z if layer.shortcut is None else z + layer.shortcut(images.kept[i])).relu()
 
@@ -93,7 +93,7 @@ class Itself:
 def test_sampler_of_the_reference_itself_is_the_reference() -> None:
     """Every shortcut, alignment and error: to rounding, of seven aligned layers in float32."""
     net, test = little_net(), labelled(60, seed=2)
-    got = controls.sample(net, Itself(), labelled(200), test)
+    got = controls.sample_layerwise(net, Itself(), labelled(200), test)
     assert got.accuracy == accuracy(net, *test)
     assert max(max(site["error"], site["alignment_error"]) for site in got.sites) < 1e-10
     names = [(site.index, site.name) for site in trace(net).sites]
@@ -105,7 +105,7 @@ def test_naive_batch_norm_has_statistics_of_the_sample() -> None:
     net, (x, _) = little_net(), labelled(100)
     with torch.no_grad():
         net.bn1.bias.add_(10)
-        (layer, *_), images = controls.layers(net), controls.Images.of(x)
+        (layer, *_), images = controls.layers(net), controls.Chunked.of(x)
         sampler = controls.Naive(2, 0, 0)
         assert sampler.enter(layer, 0, images) == 8
         features = sampler.features(layer, images, 0).transpose(0, 1).flatten(1)
@@ -118,7 +118,7 @@ def test_white_convolutions_have_the_power_of_the_trained() -> None:
     net, (x, _) = little_net(), labelled(8)
     with torch.no_grad():
         net.bn1.bias.copy_(net.bn1.weight * net.bn1.running_mean * (net.bn1.running_var + 1e-5).rsqrt())  # s = 0
-        (layer, *_), images = controls.layers(net), controls.Images.of(x)
+        (layer, *_), images = controls.layers(net), controls.Chunked.of(x)
         sampler = controls.White(10_000, 0, 0)
         n = sampler.enter(layer, 0, images)
         features = sampler.features(layer, images, 0)
@@ -135,7 +135,7 @@ def test_samplers_learn_alignments_and_a_classifier(sampler: type) -> None:
     x, _ = labelled(300)
     y = (torch.arange(300) % 2).long()
     x = x + (2 * y - 1).view(-1, 1, 1, 1)
-    got = controls.sample(little_net(), sampler(2, 0, 1), (x[:200], y[:200]), (x[200:], y[200:]))
+    got = controls.sample_layerwise(little_net(), sampler(2, 0, 1), (x[:200], y[:200]), (x[200:], y[200:]))
     assert got.refit_accuracy > 0.9
     assert all(math.isfinite(site["error"]) for site in got.sites)
     assert [site["n"] for site in got.sites] == [2 * site["d"] for site in got.sites]
@@ -158,7 +158,7 @@ def test_weights_bring_depth_and_width(tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "net.pt")
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     for name in ("net.pt", "net.safetensors"):
-        found = cases.load(tmp_path / name)
+        found = cases.load_resnet(tmp_path / name)
         assert {k: v.tolist() for k, v in found.state_dict().items()} == {
             k: v.tolist() for k, v in net.state_dict().items()
         }
@@ -166,13 +166,13 @@ def test_weights_bring_depth_and_width(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weights at"):
-        cases.load(tmp_path / "none.pt")
+        cases.load_resnet(tmp_path / "none.pt")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     for name in ("noise.pt", "noise.safetensors"):
         (tmp_path / name).write_bytes(b"noise")
     for name in ("linear.pt", "noise.pt", "noise.safetensors"):
         with pytest.raises(ValueError, match=f"{name}: wanted the weights of a ResNet for CIFAR-10"):
-            cases.load(tmp_path / name)
+            cases.load_resnet(tmp_path / name)
 
 
 def test_untrained_network_has_the_statistics_of_the_images() -> None:
@@ -263,7 +263,7 @@ def test_sampled_resnet20_reaches_the_known_accuracy(cifar10_folder: Path) -> No
         pytest.skip("no weights: RAINBOW_FAST_DATA names the folder that holds resnet20_cifar10/cases.pt")
     x, y, x_test, y_test = data.cifar10(cifar10_folder)
     holdout = x_test[:1000], y_test[:1000]
-    model = fit(cases.load(weights), (x[:1000], y[:1000]), holdout=holdout, max_samples=60_000)
+    model = fit(cases.load_resnet(weights), (x[:1000], y[:1000]), holdout=holdout, max_samples=60_000)
     _, report = model.sample(method="calibrated", factor=4)
     assert report.accuracy["reference_held_out"] == 0.913
     assert 0.44 < report.accuracy["held_out"] < 0.56

@@ -5,13 +5,13 @@ An alignment of one's own is a subclass of `Alignment`, given as an object: ``sa
 """
 
 from rainbow_fast.rainbow.alignment.alignment import Alignment
-from rainbow_fast.rainbow.alignment.polar_factor import CompletePolar, Polar
+from rainbow_fast.rainbow.alignment.polar_factor import CompletePolarFactor, PolarFactor
 from rainbow_fast.rainbow.alignment.regression import Regression
 
 ALIGNMENTS: dict[str, type[Alignment]] = {
-    "polar": Polar,
-    "polar_complete": CompletePolar,
+    "polar": PolarFactor,
+    "polar_complete": CompletePolarFactor,
     "regression": Regression,
 }
 
-__all__ = ["ALIGNMENTS", "Alignment", "CompletePolar", "Polar", "Regression"]
+__all__ = ["ALIGNMENTS", "Alignment", "CompletePolarFactor", "PolarFactor", "Regression"]

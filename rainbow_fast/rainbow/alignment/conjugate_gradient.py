@@ -161,7 +161,7 @@ class Nystroem:
         return inside + (R.square().sum(1) - inside) * (self.mu / self.shift)
 
 
-def centred(
+def products_about(
     covariance: Callable[[Tensor, Tensor], Tensor],
     mean: Tensor,
     subtracted: Tensor,

@@ -9,7 +9,7 @@ from rainbow_fast.rainbow.alignment.alignment import Alignment
 
 
 @dataclass(frozen=True)
-class Polar(Alignment):
+class PolarFactor(Alignment):
     """``A = U V^T`` of ``M = U S V^T``, null directions to zero.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 6.
@@ -17,7 +17,7 @@ class Polar(Alignment):
 
 
 @dataclass(frozen=True)
-class CompletePolar(Alignment):
+class CompletePolarFactor(Alignment):
     """The same, null directions of M mapped to each other by an isometry."""
 
     rank = "complete"

@@ -16,7 +16,7 @@ from rainbow_fast.rainbow.alignment.alignment import AlignedSite, Alignment, Pro
 from rainbow_fast.rainbow.alignment.conjugate_gradient import (
     SKETCH_ROWS,
     NotSolvedError,
-    centred,
+    products_about,
     products_expected,
     regress,
     regress_flops,
@@ -195,7 +195,7 @@ class Products(_Solver):
         moments, subtracted, inverse = problem
         dtype, center = self.site.dtype, moments.y.center
         assert center is not None
-        apply = centred(
+        apply = products_about(
             self._covariance(M.shape[1], problem), moments.mean_y, subtracted, inverse, dtype, center=center
         )
         mean_diagonal = moments.y.second_moment_about(subtracted, inverse) / M.shape[1]

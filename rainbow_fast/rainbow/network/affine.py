@@ -129,7 +129,7 @@ class Affine:
         return replace(self, terms=tuple(terms), bias=bias)
 
 
-def read(module: nn.Linear | _ConvNd) -> Linear:
+def linear_of(module: nn.Linear | _ConvNd) -> Linear:
     """The layer that a module computes; a convolution that is alike at every position as a channel matrix."""
     weight = module.weight.detach().double()
     bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
@@ -141,7 +141,7 @@ def read(module: nn.Linear | _ConvNd) -> Linear:
     return Linear(weight, bias, {name: getattr(module, name) for name in GEOMETRY})
 
 
-def read_norm(module: nn.Module) -> tuple[Tensor, Tensor]:
+def norm_of(module: nn.Module) -> tuple[Tensor, Tensor]:
     """An eval-mode batch norm as ``factor x + shift``."""
     assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
     assert module.running_mean is not None and module.running_var is not None

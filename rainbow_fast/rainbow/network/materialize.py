@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
 from rainbow_fast.rainbow.network.activation import RainbowActivation
-from rainbow_fast.rainbow.network.affine import Affine, Term, read, read_norm
+from rainbow_fast.rainbow.network.affine import Affine, Term, linear_of, norm_of
 from rainbow_fast.tracing.graph import CannotTrace, capture, is_function, passes_on
 from rainbow_fast.tracing.pointwise import NORMS
 from rainbow_fast.tracing.site import is_flatten
@@ -157,7 +157,7 @@ class _Writer:
         dims = len(_shape(x))
         if isinstance(module, _ConvNd) and (module.groups > 1 or dims != module.weight.dim()):
             return None
-        layer, axis = read(module), dims - 1 if isinstance(module, nn.Linear) else 1
+        layer, axis = linear_of(module), dims - 1 if isinstance(module, nn.Linear) else 1
         form = self._form(x, axis)
         if not form.pointwise or (form.bias.any() and not layer.keeps_constants):
             self._written(x)
@@ -166,7 +166,7 @@ class _Writer:
 
     def _norm(self, node: fx.Node, module: nn.Module) -> Affine | None:
         value = self.values[node.all_input_nodes[0]]
-        return value.scaled(*read_norm(module)) if isinstance(value, Affine) and value.axis == 1 else None
+        return value.scaled(*norm_of(module)) if isinstance(value, Affine) and value.axis == 1 else None
 
     def _sum(self, node: fx.Node) -> Affine | None:
         terms = [term for term in node.args if isinstance(term, fx.Node)]

@@ -62,7 +62,7 @@ def sample_networks(
                 flight.leave(sampled)
             for lane in lanes:
                 lane.profile()
-        accuracies = [accuracy(flight, REFERENCE) for flight in (align, held)]
+        accuracies = [lane_accuracy(flight, REFERENCE) for flight in (align, held)]
         return [lane.assembled(prepared.fingerprint, accuracies) for lane in lanes]
 
 
@@ -120,7 +120,7 @@ class Lane:
         """The held-out accuracy with the sites so far, after each sampled one."""
         sampled, profile = len(self.activations), self.report.accuracy_profile
         if profile is not None and len(profile) < sampled:
-            profile.append(accuracy(self.held, self.number))
+            profile.append(lane_accuracy(self.held, self.number))
 
     def assembled(self, digest: str, accuracies: Sequence[float]) -> tuple[RainbowNetwork, Report]:
         """The network and its report; `accuracies` are those of the reference."""
@@ -149,7 +149,7 @@ class Lane:
 
     def _accuracies(self, name: str, network: RainbowNetwork, flight: Flight) -> dict[str, float]:
         """On one data set: of the network, and with a refit classifier also what the trained one would give."""
-        trained, data = accuracy(flight, self.number), flight.data
+        trained, data = lane_accuracy(flight, self.number), flight.data
         if self.spec.options.classifier is None:
             return {name: trained}
         assert data.labels is not None
@@ -176,7 +176,7 @@ class Lane:
         return head
 
 
-def accuracy(flight: Flight, lane: int) -> float:
+def lane_accuracy(flight: Flight, lane: int) -> float:
     """Of the lane's sites so far and the reference's from here on; NaN without labels or data."""
     if flight.data.labels is None or not flight.count:
         return float("nan")

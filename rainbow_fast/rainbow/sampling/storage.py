@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rainbow_fast.rainbow.chunks import plain
+from rainbow_fast.rainbow.chunks import freshly_laid
 from rainbow_fast.rainbow.options import Limits
 
 
@@ -78,7 +78,7 @@ class Storage:
     def round(self, value: Any) -> Any:
         """What comes back of a value that was stored."""
         value = value.to(self.dtype).to(value.dtype) if self.rounds(value) else value
-        return plain(value) if isinstance(value, Tensor) else value
+        return freshly_laid(value) if isinstance(value, Tensor) else value
 
     def rounds(self, value: Any) -> bool:
         return self.dtype is not None and isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float64)
@@ -109,6 +109,6 @@ def keeper(storage: Storage, folder: Path) -> Keep | None:
         dtype = storage.dtype if storage.rounds(value) else None
         if not isinstance(value, Tensor):
             return InMemory(value, dtype)
-        return InFile(value, folder, dtype) if storage.kind == "file" else InMemory(plain(value), dtype)
+        return InFile(value, folder, dtype) if storage.kind == "file" else InMemory(freshly_laid(value), dtype)
 
     return keep

@@ -6,7 +6,7 @@ import torch
 from here import draw
 
 import rainbow_fast as rf
-from rainbow_fast.rainbow.alignment import Alignment, Polar
+from rainbow_fast.rainbow.alignment import Alignment, PolarFactor
 from rainbow_fast.rainbow.options import PAPER
 from rainbow_fast.rainbow.sampling.align import align
 
@@ -35,7 +35,7 @@ def test_align(alignment: str, center: bool, offset: bool, eps: float | None) ->
             S = used.T @ used / N
             return M @ torch.linalg.inv(S + 0.1 * S.diagonal().mean() * torch.eye(len(S), dtype=S.dtype))
 
-    B, found = align(moments, options, Polar() if alignment == "polar" else Solved(), eps=eps)
+    B, found = align(moments, options, PolarFactor() if alignment == "polar" else Solved(), eps=eps)
 
     features = y if eps is None else (y - y.mean(0)) / (y.var(0, unbiased=False) + eps).sqrt()
     inverse = torch.ones(M).double() if eps is None else (y.var(0, unbiased=False) + eps).rsqrt()
@@ -66,4 +66,4 @@ def test_align(alignment: str, center: bool, offset: bool, eps: float | None) ->
 def test_nothing_to_align() -> None:
     moments = rf.CrossCovariance("stem").update(torch.zeros(5, 2), torch.ones(5, 3))
     with pytest.raises(ValueError, match="site 'stem': M = 0, activations of the reference or of the sample are all"):
-        align(moments, PAPER, Polar())
+        align(moments, PAPER, PolarFactor())

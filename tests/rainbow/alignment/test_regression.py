@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rainbow_fast as rf
 from rainbow_fast.networks import mlp
 from rainbow_fast.networks.train import train
-from rainbow_fast.rainbow.alignment.conjugate_gradient import centred, regress
+from rainbow_fast.rainbow.alignment.conjugate_gradient import products_about, regress
 
 RIDGE = 1e-3
 
@@ -123,7 +123,7 @@ def test_centred_and_normalised_features(digits_site):
     site = Site(*digits_site, 600)
     subtracted, inverse = site.mean * 0.9, 1 + draw(600, dtype=torch.float64).abs()
     f = (site.features() - subtracted) * inverse
-    apply = centred(site.apply, site.mean, subtracted, inverse)
+    apply = products_about(site.apply, site.mean, subtracted, inverse)
     for columns in (600, 40):
         V = draw(5, columns)
         assert error(apply(V), V.double() @ (f.T @ f / len(f))[:columns]) < 1e-5  # float32 sums, after cancellation
