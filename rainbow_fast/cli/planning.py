@@ -75,7 +75,7 @@ def plan_grid(
                 fitted = not needs_fit(job.options, limits)
                 by_kind[kind] = estimate(prepared, spec, limits, machine=machine, fitted=fitted)
     costs = [by_kind[job.options.method, job.width] for job in jobs]
-    lane = in_flight_bytes(prepared.sites, 0, [prepared.align, prepared.held], None)
+    lane = in_flight_bytes([prepared.sites], [prepared.align, prepared.held], None)
     together = groups(jobs, costs, lane, limits.memory_budget)
     storage = choose_storage((1 + max(map(len, together), default=0)) * lane, limits)
     first = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if job.options.network == 0]

@@ -148,7 +148,7 @@ def compare(
     held = replace(fit_options, holdout=held_a.x if held_a.count else 0.0)
     trace_b, sites_b, align_b, held_b = _parts(prepare(b, align_a.x, held, limits, names=("b", "data"), labelled=False))
     _check(sites_a, sites_b)
-    needed = sum(in_flight_bytes(sites, 0, [align_a, held_a], limits.storage_dtype) for sites in (sites_a, sites_b))
+    needed = in_flight_bytes([sites_a, sites_b], [align_a, held_a], limits.storage_dtype)
     kept = choose_storage(needed, limits)
     size = min(align_a.size, align_b.size)
     total = len(sites_a) * (2 * -(-align_a.count // size) + -(-held_a.count // size))
@@ -162,7 +162,7 @@ def compare(
 
     with tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch) as folder:
         sets = [
-            tuple(Flight(trace, replace(each, size=size), 1, kept, Path(folder)) for trace, each in pair)
+            tuple(Flight([trace], replace(each, size=size), kept, Path(folder)) for trace, each in pair)
             for pair in (((trace_a, align_a), (trace_b, align_b)), ((trace_a, held_a), (trace_b, held_b)))
         ]
         for known, other in zip(sites_a, sites_b, strict=True):

@@ -190,7 +190,21 @@ def site_shapes(traced: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
         return tuple(_shapes(traced, example))
 
 
-def _shapes(traced: Trace, example: Tensor) -> Iterator[SiteStatistics]:
+@torch.no_grad()
+def own_shapes(own: Trace, reference: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
+    """The sites of layers of a sample's own, for one input: their z where every phi is the reference's."""
+    with untouched(example.device):
+        phis = []
+        state: State = (example.clone(),)
+        for place, site in enumerate(reference.sites):
+            z, *rest = reference.advance(place, state, [s.reference for s in reference.sites[:place]])
+            phis.append(site.reference(z))
+            state = (phis[-1], *rest)
+        return tuple(_shapes(own, example, phis))
+
+
+def _shapes(traced: Trace, example: Tensor, phis: Sequence[Tensor] | None = None) -> Iterator[SiteStatistics]:
+    """Of each site, as it comes; `phis` come out of the sites in the place of their own."""
     state: State = (example.clone(),)  # a network without a graph may write into its input
     for place, site in enumerate(traced.sites):
         z, *rest = traced.advance(place, state, [s.reference for s in traced.sites[:place]])
@@ -199,7 +213,7 @@ def _shapes(traced: Trace, example: Tensor) -> Iterator[SiteStatistics]:
                 f"site {site.name!r}: the channel axis of z, of shape {tuple(z.shape)}, is ambiguous: wanted (N, d), "
                 "or a convolution or linear layer before it"
             )
-        phi = site.reference(z)
+        phi = site.reference(z) if phis is None else phis[place]
         state = (phi, *rest)
         d = z.shape[-1 if site.axis == -1 else 1]
         alive = sum(t.numel() for t in {id(t): t for t in rest if isinstance(t, Tensor)}.values())

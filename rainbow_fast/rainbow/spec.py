@@ -10,7 +10,7 @@ from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.laws import Law
 from rainbow_fast.rainbow.laws.directions import Directions, choose_directions
 from rainbow_fast.rainbow.options import SampleOptions, law_of
-from rainbow_fast.rainbow.prepare import Prepared
+from rainbow_fast.rainbow.prepare import Prepared, own_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site, warn_if_few
 from rainbow_fast.tracing.trace import Trace
 
@@ -22,11 +22,21 @@ class NetworkSpec:
     Attributes:
         options: resolved.
         widths, directions: an entry for each sampled site; directions are U (d, r) float64, None for z itself.
+        trace: the layers that the sample goes through: the reference's own, but for a law that has others.
+        sites: every site with the z of these layers.
+        own_layers: by the name of a site the module that writes it, where that is not the reference's.
     """
 
     options: SampleOptions
     widths: dict[str, int]
     directions: Directions
+    trace: Trace
+    sites: tuple[SiteStatistics, ...]
+    own_layers: dict[str, str]
+
+    def own(self, name: str) -> SiteStatistics:
+        """The site of that name."""
+        return next(s for s in self.sites if s.site.name == name)
 
     @classmethod
     def of(
@@ -41,16 +51,25 @@ class NetworkSpec:
         Raises:
             ValueError: an option that contradicts the network or the data.
         """
-        options, trace, sites = options.resolved, prepared.trace, prepared.sites
-        align, held = prepared.align, prepared.held
-        chosen = choose_sites(sites, options.sites)
-        widths = choose_widths(chosen, options.width, options.factor, law_of(options))
+        options, law = options.resolved, law_of(options.resolved)
+        chosen = choose_sites(prepared.sites, options.sites)
+        weights = law.layers(chosen)
+        if weights and options.recalibrate:
+            raise ValueError(f"recalibrate=True with law={options.law!r}: z is another one than the reference's")
+        trace, sites = prepared.trace, prepared.sites
+        if weights:
+            trace = prepared.trace.with_weights(weights, prepared.options.pointwise)
+            sites = own_shapes(trace, prepared.trace, prepared.align.example)
+        own = [s for s in sites if s.site.name in {each.site.name for each in chosen}]
+        widths = choose_widths(chosen, options.width, options.factor, law)
         directions = choose_directions(
-            chosen, options.rank, options.energy, centred=options.mean_row, only_shapes=only_shapes
+            own, options.rank, options.energy, centred=options.mean_row, only_shapes=only_shapes
         )
-        spec = cls(options, widths, directions)
-        spec._check_align(trace, chosen, align)
-        spec._check_classifier(trace, sites[-1], align)
+        layers = {s.site.name: trace.writer_name(s.site) for s in sites if s.site.name in weights}
+        spec = cls(options, widths, directions, trace, sites, layers)
+        spec._check_align(prepared.trace, chosen, prepared.align)
+        spec._check_classifier(trace, prepared.sites[-1], prepared.align)
+        held = prepared.held
         if options.accuracy_profile and (held.labels is None or not held.count):
             raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
         return spec

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from rainbow_fast.tracing import modules, tail
 from rainbow_fast.tracing.graph import CannotTrace, capture
@@ -63,6 +64,31 @@ class Trace:
     def tail(self) -> tail.Tail:
         """The layers between the last site and the classifier, where that can be refit; see `tail.of`."""
         return tail.of(self.graph, self.sites)
+
+    def with_weights(self, weights: Mapping[str, Tensor], pointwise: Iterable[type[nn.Module]] = ()) -> Trace:
+        """The same chain with other weights of the layers that write some sites.
+
+        Args:
+            weights: by the name of the site: (rows, in) or (rows, in, *kernel), any number of rows.
+            pointwise: as `trace` was given.
+
+        Raises:
+            ValueError: no graph, or a layer that writes another site too.
+        """
+        if self.graph is None:
+            raise ValueError("reference: torch.fx cannot trace it, so that its layers can have no other weights")
+        network = copy.deepcopy(self.reference)
+        for site in self.sites:
+            others = [other.name for other in self.sites if other.writer is site.writer and other.name not in weights]
+            if site.name in weights and (site.writer is None or others):
+                raise ValueError(f"site {site.name!r} is not written by a layer of its own, bias-free")
+            if site.name in weights and site.writer is not None:
+                network.set_submodule(self.writer_name(site), _layer(site.writer, weights[site.name]))
+        return trace(network, None, pointwise)
+
+    def writer_name(self, site: Site) -> str:
+        """Of the module that writes a site."""
+        return next(name for name, module in self.reference.named_modules() if module is site.writer)
 
     def rebuild(self, replacements: Mapping[str, nn.Module], *, ends_at: str | None = None) -> nn.Module:
         """A network with the sites named replaced, and all else of the reference copied.
@@ -142,6 +168,17 @@ def trace(
     graph.graph.lint()
     graph.recompile()
     return Trace(network, sites, graph, tuple(_segments(graph, sites)), swappable=not overwrites)
+
+
+def _layer(like: nn.Linear | _ConvNd, weight: Tensor) -> nn.Module:
+    """A bias-free layer of the same geometry with another weight."""
+    layer = copy.deepcopy(like)
+    layer.weight = nn.Parameter(weight.to(like.weight), requires_grad=False)
+    if isinstance(layer, nn.Linear):
+        layer.out_features = len(weight)
+    else:
+        layer.out_channels = len(weight)
+    return layer
 
 
 def _check_norms(reference: nn.Module, argument: str) -> None:

@@ -22,7 +22,7 @@ from rainbow_fast.data import Images
 from rainbow_fast.io import fingerprint
 from rainbow_fast.rainbow.model import RainbowModel, fit
 from rainbow_fast.rainbow.report import Record
-from studies.cifar10 import controls
+from studies.cifar10.controls import another_network
 
 TITLES = {"mlp": "MLP 1024-512-256-10", "cnn": "CNN 5x5/2 1-32-64"}
 FACTORS = (1, 4, 16)
@@ -39,7 +39,7 @@ class Case:
         images: the first so many of the training images align.
         options: of `RainbowModel.sample`.
         untrained: sampled from the reference as it was initialised.
-        baseline: in place of a sample: "white" or "another", see `baselines`.
+        another: in place of a sample the next trained network, see `another_network`.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Case:
     images: int = 5_000
     options: Mapping[str, Any] = field(default_factory=dict)
     untrained: bool = False
-    baseline: str | None = None
+    another: bool = False
 
 
 REFIT = {"classifier": "refit"}
@@ -58,7 +58,7 @@ CASES = (
     Case("calibrated", options={"method": "calibrated"}),
     Case("regression", ("cnn",), options={"method": "regression"}),
     Case("regression", ("mlp",), images=20_000, options={"method": "regression", "ridge": 1e-2}),
-    Case("white, C = I", networks=2, baseline="white"),
+    Case("white, C = I", networks=2, options={"law": "white"}),
     Case("paper", factors=(64,), networks=2),
     Case("paper, flattened alignment", ("cnn",), (1,), 5, 20_000, {"align": "flattened"}),
     Case("paper, flattened alignment", ("cnn",), (4,), 1, 20_000, {"align": "flattened"}),
@@ -66,7 +66,7 @@ CASES = (
     Case("paper, rows bootstrapped", networks=2, options={"law": "bootstrap"}),
     Case("paper, 50,000 images", factors=(4,), networks=2, images=50_000),
     Case("paper, classifier refit", networks=1, options=REFIT),
-    Case("second trained network", factors=(1,), networks=1, baseline="another"),
+    Case("second trained network", factors=(1,), networks=1, another=True),
     Case("untrained, paper", networks=1, untrained=True),
     Case("untrained, paper, classifier refit", networks=1, options=REFIT, untrained=True),
     Case(
@@ -114,7 +114,7 @@ def tasks(architectures: tuple[str, ...], trainings: int, networks: int, cases: 
         for factor in case.factors
         for training in range(trainings)
         for network in range(min(networks, case.networks))
-        if case.baseline != "another" or trainings > 1
+        if not case.another or trainings > 1
     ]
 
 
@@ -146,17 +146,13 @@ class Trainings:
         if case.untrained:
             reference = new_reference(task.architecture, "cifar10").build(seed=task.training)
         align = self.images.x_train[: case.images]
-        if case.baseline is None:
-            made = self._sample(task, reference, step)
-        else:
-            if case.baseline == "white":
-                seed = {"seed": task.training, "network": task.network}
-                got, sites = controls.white_weights(reference, align, self.test, factor=task.factor, **seed)
-            else:
-                other, _ = self.reference(task.architecture, (task.training + 1) % self.count, step)
-                got, sites = controls.another_network(reference, other, align, self.test)
-            of_network = {"accuracy": got, "reference_accuracy": reached, "images": case.images}
+        if case.another:
+            other, _ = self.reference(task.architecture, (task.training + 1) % self.count, step)
+            outcome, sites = another_network(reference, other, align, self.test)
+            of_network = {"accuracy": outcome, "reference_accuracy": reached, "images": case.images}
             made = [of_network | site for site in sites]
+        else:
+            made = self._sample(task, reference, step)
         return [record | task.key | {"reference": fingerprint(reference.state_dict())[:12]} for record in made]
 
     def _sample(self, task: Task, reference: nn.Sequential, step: Step) -> list[Record]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The study of CIFAR-10: its two controls, and all of it on noise."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from rainbow_fast.analysis.limits import fit_limit
 from rainbow_fast.data import Images
 from rainbow_fast.io import read_records, write_records
 from rainbow_fast.networks import mlp
-from rainbow_fast.ops.gaussian import gaussian
 from studies.cifar10 import controls
 from studies.cifar10.__main__ import study
 from studies.cifar10.cases import CASES
@@ -48,25 +46,6 @@ def toy() -> tuple[nn.Sequential, torch.Tensor, tuple[torch.Tensor, torch.Tensor
     return module, x[:700], (x[700:], module(x[700:]).argmax(1))
 
 
-def test_white_weights_as_a_wide_network(toy: tuple) -> None:
-    module, align, (x_test, y_test) = toy
-    got, sites = controls.white_weights(module, align, (x_test, y_test), factor=4, seed=3, network=2)
-    phi, phi_test, wide, wide_test, A = align, x_test, align, x_test, torch.eye(9, dtype=torch.float64)
-    for index, layer in enumerate((1, 3)):
-        W = module[layer].weight.detach()
-        G = gaussian(4 * len(W), W.shape[1], seed=3, stream=2 << 12 | index, dtype=torch.float64)
-        wide_W = (W.T @ W / len(W)).trace().div(W.shape[1]).sqrt() * G @ A
-        phi, phi_test, wide, wide_test = (torch.relu(t @ w.T) for t, w in
-            ((phi, W), (phi_test, W), (wide, wide_W), (wide_test, wide_W)))  # fmt: skip
-        U, _, Vh = torch.linalg.svd(phi.T @ wide, full_matrices=False)
-        A = U @ Vh * math.sqrt(len(W) / len(wide_W))
-        error = (wide_test @ A.T - phi_test).square().sum() / phi_test.square().sum()
-        assert sites[index]["error"] == pytest.approx(float(error), rel=1e-8)  # float64, times the condition of M
-        assert (sites[index]["d"], sites[index]["n"]) == (len(W), 4 * len(W))
-    logits = wide_test @ A.T @ module[5].weight.T
-    assert got == pytest.approx(float((logits.argmax(1) == y_test).double().mean()))
-
-
 def test_a_permuted_network_is_the_same_network(toy: tuple) -> None:
     module, align, test = toy
     other = mlp((9, 7, 5, 3)).double()
@@ -76,16 +55,6 @@ def test_a_permuted_network_is_the_same_network(toy: tuple) -> None:
         other[3].weight.copy_(module[3].weight[q][:, p])
     got, sites = controls.another_network(module, other, align, test)
     assert got == 1 and max(site["error"] for site in sites) < 1e-20  # rounding of float64, squared
-
-
-def test_baselines_name_the_site_they_cannot_compare() -> None:
-    module = mlp((9, 7, 3), bias=True)
-    with pytest.raises(ValueError, match="site '2': wanted a bias-free layer"):
-        controls.white_weights(module, torch.randn(9, 9), (torch.randn(9, 9), torch.zeros(9)), factor=1)
-    grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-    x = torch.randn(9, 4, 4, 4)
-    with pytest.raises(ValueError, match="site '1': groups=2, wanted rows that read all channels"):
-        controls.white_weights(grouped, x, (x, torch.zeros(9)), factor=1)
 
 
 # The published experiments, on noise

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 
-from rainbow_fast.cli.running import run as cli_run
+from rainbow_fast.cli.running import run_app
 from rainbow_fast.io import read_records
 from studies.convergence.__main__ import app
 
@@ -21,7 +21,7 @@ from studies.convergence.__main__ import app
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str, str]:
     monkeypatch.setattr(sys, "argv", ["convergence", *words])
     before = torch.get_num_threads()
-    code = cli_run(app, "convergence")
+    code = run_app(app, "convergence")
     torch.set_num_threads(before)
     return code, *capsys.readouterr()
 

@@ -7,6 +7,7 @@ import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from rainbow_fast.tensor_files import Format
 from rainbow_fast.tracing.joined import JoinedNetwork
 from rainbow_fast.tracing.trace import trace
 
-NETWORK = Format("rainbow_fast.network", 2, "sampled network")
+NETWORK = Format("rainbow_fast.network", 3, "sampled network")  # 1: scale in A; 2: no layers of its own
 
 
 def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
@@ -42,8 +43,12 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
     if network.head is not None:
         head = network.body.get_submodule(network.head)
         tensors |= {f"classifier.{key}": copied(value) for key, value in head.state_dict().items()}
+    for name, module in network.own_layers.items():
+        layer: Any = network.body.get_submodule(module)
+        tensors[f"{name}.layer"] = copied(layer.weight)
     header = {
         "sites": sites,
+        "own_layers": list(network.own_layers),
         "classifier": network.classifier,
         "input_shape": network.input_shape,
         "reference": network.fingerprint,
@@ -70,31 +75,40 @@ def load(
         raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
     path = Path(path)
     header, tensors = NETWORK.read(path)
-    found = fingerprint(reference.state_dict())
-    if header["reference"] != found:
+    digest = fingerprint(reference.state_dict())
+    if header["reference"] != digest:
         raise ValueError(
             f"path: {path} was sampled from another reference (its weights have SHA-256 {header['reference'][:12]}..., "
-            f"those of this one {found[:12]}...)"
+            f"those of this one {digest[:12]}...)"
         )
-    device = next(reference.parameters()).device
+    device, kinds = next(reference.parameters()).device, tuple(pointwise)
     shape = tuple(header["input_shape"])
     example = next(reference.parameters()).new_zeros(1, *shape)
-    cut = trace(reference, example, pointwise)
-    sites = {site.name: site for site in cut.sites}
-    activations = {}
+    traced, classifier = trace(reference, example, kinds), header["classifier"]
+    activations, head = {}, None
     try:
+        weights = {name: tensors[f"{name}.layer"] for name in header.get("own_layers", ())}
+        traced = traced.with_weights(weights, kinds) if weights else traced
+        sites = {site.name: site for site in traced.sites}
         for entry in header["sites"]:
             name, site = entry["name"], sites[entry["name"]]
-            if header["classifier"] == "refit" and site is cut.sites[-1]:
-                site = refit_site(site, cut.tail(), flattened=entry["flattened"])
+            if classifier == "refit" and site is traced.sites[-1]:
+                site = refit_site(site, traced.tail(), flattened=entry["flattened"])
             activations[name] = unpack(site, entry, tensors, f"{name}.", device)
-        head = None
-        if header["classifier"] == "refit_aligned":
-            head = copy.deepcopy(cut.tail().last)
+        if classifier == "refit_aligned":
+            head = copy.deepcopy(traced.tail().last)
             head.weight = nn.Parameter(tensors["classifier.weight"].to(device))
             head.bias = nn.Parameter(tensors["classifier.bias"].to(device))
     except KeyError as error:
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
-    made = assemble(cut, activations, classifier=header["classifier"], head=head, input_shape=shape, fingerprint=found)
-    check_network(made.body, activations, cut, white(example), head=head, refit=header["classifier"] == "refit")
-    return made
+    network = assemble(
+        traced,
+        activations,
+        classifier=classifier,
+        head=head,
+        input_shape=shape,
+        fingerprint=digest,
+        own_layers={name: traced.writer_name(sites[name]) for name in weights},
+    )
+    check_network(network.body, activations, traced, white(example), head=head, refit=classifier == "refit")
+    return network

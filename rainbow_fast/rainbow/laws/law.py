@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,14 @@ class Law:
 
     def check(self, n: int, site: SiteStatistics) -> None:
         """Raise a ValueError, which names the site, where n neurons cannot be drawn there: before all sampling."""
+
+    def layers(self, sites: Sequence[SiteStatistics]) -> dict[str, Tensor]:
+        """Other weights of the layers that write the sampled sites, by the name of the site: none, for most laws.
+
+        A layer keeps its geometry; the rows of its weight may be of another number. They are in the sampled network and
+        in its file, and cannot go with ``recalibrate``, as z is another one than the reference's.
+        """
+        return {}
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
         """Draw n rows.

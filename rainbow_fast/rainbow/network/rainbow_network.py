@@ -28,6 +28,7 @@ class RainbowNetwork(nn.Module):
         classifier: None, "refit" or "refit_aligned", as it was asked for; `head` names the layer refit to phih.
         input_shape: of one sample.
         fingerprint: of the weights of the reference.
+        own_layers: by the name of a site the module that writes it, where that is not the reference's.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class RainbowNetwork(nn.Module):
         head: str | None,
         input_shape: tuple[int, ...],
         fingerprint: str,
+        own_layers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.body = body
         self.sampled, self.classifier, self.head = sampled, classifier, head
-        self.input_shape, self.fingerprint = input_shape, fingerprint
+        self.input_shape, self.fingerprint, self.own_layers = input_shape, fingerprint, dict(own_layers or {})
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,6 +95,7 @@ def assemble(
     head: nn.Linear | None,
     input_shape: tuple[int, ...],
     fingerprint: str,
+    own_layers: Mapping[str, str] | None = None,
 ) -> RainbowNetwork:
     """Put the sampled sites into a copy of the reference.
 
@@ -114,6 +117,7 @@ def assemble(
         head=None if head is None else name,
         input_shape=input_shape,
         fingerprint=fingerprint,
+        own_layers=own_layers,
     )
 
 

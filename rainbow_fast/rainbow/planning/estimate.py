@@ -34,7 +34,7 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
     """
     trace, statistics, align, held = prepared.trace, prepared.sites, prepared.align, prepared.held
     options, b = spec.options, align.dtype.itemsize
-    waits = choose_storage(in_flight_bytes(statistics, 1, [align, held], limits.storage_dtype), limits)
+    waits = choose_storage(in_flight_bytes([statistics, spec.sites], [align, held], limits.storage_dtype), limits)
     waiting = (waits.dtype or align.dtype).itemsize if waits.kind == "memory" else 0  # bytes of memory of a number
     sizes = Sizes(align.count, held.count, align.size, b, waiting, prepared.max_samples)
     layers = _layers(trace, align.example)
@@ -52,7 +52,7 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
             peak = max(peak, earlier + waiting * sides * sizes.both * max(arriving, math.prod(stats.z_shape)))
             continue
         refit = options.classifier == "refit" and place == len(statistics) - 1
-        count = SiteCount(stats, spec, sizes, first=not sites)
+        count = SiteCount(spec.own(stats.site.name), spec, sizes, first=not sites)
         site = count.cost(pending, arriving, earlier, _classifier(trace, count) if refit else None)
         sites.append(site)
         peak = max(peak, site.peak_bytes)

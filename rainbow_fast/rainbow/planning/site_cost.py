@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -137,10 +138,13 @@ class SiteCount:
     # Memory
 
     def disk_bytes(self, refit: tuple[int, int] | None) -> int:
-        """Key, scale, law, recalibration, A, offset; a refit classifier (classes, features) stands in for A."""
+        """Key, scale, law and its layer, recalibration, A, offset; a refit classifier (classes, features) is in the place
+        of A."""
         numbers = 2 * self.d if self.recalibrates else 0
         numbers += self.rows * (self.columns + self.offset) if refit is None else refit[0] * (refit[1] + 1)
-        return 40 + self.law_bytes + self.sizes.itemsize * numbers
+        layer: Any = self.site.writer if self.site.name in self.spec.own_layers else None
+        own = 0 if layer is None else layer.weight.nbytes
+        return 40 + self.law_bytes + own + self.sizes.itemsize * numbers
 
     def in_flight_bytes(self, arriving: int) -> int:
         """z or phi of the reference and of the sample, one network up to the first site, and what waits beside them."""

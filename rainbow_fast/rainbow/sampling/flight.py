@@ -25,27 +25,29 @@ REFERENCE = 0  # the lane of the reference; the others follow
 class Flight:
     """A data set in flight, site by site: for each lane and chunk, what is alive between two sites.
 
-    A lane is the reference or a network that is sampled from it; up to its first sampled site it is the reference. At a
-    site a chunk of a lane is at z until `put` replaces it by what the site gives. Where nothing is stored, everything
-    is computed from the input on, with the same bits. Chunks are named by their first sample.
+    A lane is the reference or a network that is sampled from it; up to its first sampled site it is the reference,
+    unless it has other layers. At a site a chunk of a lane is at z, until `put` replaces z by what the site gives.
+    Where nothing is stored, everything is computed from the input on, with the same bits. Chunks are named by their
+    first sample.
 
     Attributes:
         place: of the site at which all is.
         activations: of each lane, the modules that stand for the sites so far, the present one among them once it is
             known.
-        apart: of each lane, whether it has been sampled at a site before.
+        traces: of each lane, the chain that it goes along; the first is the reference's.
+        apart: of each lane, whether it is not the reference any more.
         phi: moments of what the present site gives in the reference.
     """
 
-    def __init__(self, trace: Trace, data: Data, lanes: int, storage: Storage, folder: Path) -> None:
-        self.trace, self.data, self.storage = trace, data, storage
+    def __init__(self, traces: Sequence[Trace], data: Data, storage: Storage, folder: Path) -> None:
+        self.traces, self.data, self.storage = traces, data, storage
         self.keep = keeper(storage, folder)
         self.place = 0
-        self.activations: list[list[nn.Module]] = [[] for _ in range(lanes)]
-        self.apart = [lane == REFERENCE for lane in range(lanes)]
+        self.activations: list[list[nn.Module]] = [[] for _ in traces]
+        self.apart = [lane == REFERENCE or trace is not traces[REFERENCE] for lane, trace in enumerate(traces)]
         self.phi = ChannelMoments()
-        self._cells: list[dict[int, tuple[Cell, ...]]] = [{} for _ in range(lanes)]
-        self._at_z: list[set[int]] = [set() for _ in range(lanes)]
+        self._cells: list[dict[int, tuple[Cell, ...]]] = [{} for _ in traces]
+        self._at_z: list[set[int]] = [set() for _ in traces]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.data.starts)
@@ -91,7 +93,7 @@ class Flight:
         """Bring the reference past the site, which is this module, and measure phi; `look` sees each z before."""
         self.activations[REFERENCE].append(module)
         self.phi = ChannelMoments()
-        site = self.trace.sites[self.place]
+        site = self.traces[REFERENCE].sites[self.place]
         for start in self:
             if look is not None:
                 look(start, self.z(REFERENCE, start))
@@ -130,7 +132,7 @@ class Flight:
     def outputs(self, lane: int, start: int) -> Any:
         """Those of one chunk."""
         lane = lane if self.apart[lane] else REFERENCE
-        return self.trace.finish(self.place, self._state(lane, start), self.activations[lane])
+        return self.traces[lane].finish(self.place, self._state(lane, start), self.activations[lane])
 
     def _move(self, mover: int, start: int) -> None:
         """Bring a lane to z, and with the reference the lanes that still are the reference. What only passes by is not
@@ -138,7 +140,7 @@ class Flight:
         assert self.keep is not None
         before = self._state(mover, start)
         cells = {id(value): cell for value, cell in zip(before, self._cells[mover].get(start, ()), strict=False)}
-        after = self.trace.advance(self.place, before, self.activations[mover])
+        after = self.traces[mover].advance(self.place, before, self.activations[mover])
         for value in after:
             if id(value) not in cells:
                 cells[id(value)] = self.keep(value)
@@ -148,7 +150,7 @@ class Flight:
         self._at_z[mover].add(start)
 
     def _advance(self, lane: int, start: int) -> State:
-        return self.trace.advance(self.place, self._state(lane, start), self.activations[lane])
+        return self.traces[lane].advance(self.place, self._state(lane, start), self.activations[lane])
 
     def _state(self, lane: int, start: int) -> State:
         """After the site before."""
@@ -158,7 +160,7 @@ class Flight:
         if self.keep is not None:
             return tuple(cell.load() for cell in self._cells[lane][start])
         for place, activation in enumerate(self.activations[lane][: self.place]):
-            z, *rest = self._rounded(self.trace.advance(place, state, self.activations[lane]))
+            z, *rest = self._rounded(self.traces[lane].advance(place, state, self.activations[lane]))
             state = (self._applied(activation, z), *rest)
         return state
 
@@ -174,9 +176,9 @@ class Flight:
 
 
 def in_flight_bytes(
-    sites: Sequence[SiteStatistics], lanes: int, data: Sequence[Data], storage_dtype: torch.dtype | None
+    lanes: Sequence[Sequence[SiteStatistics]], data: Sequence[Data], storage_dtype: torch.dtype | None
 ) -> int:
-    """What waits between two sites at most: on each side of the larger of z and phi, and what is read later."""
-    largest = max(max(math.prod(s.z_shape), math.prod(s.phi_shape)) + s.alive for s in sites)
+    """What waits between two sites at most: of each lane the larger of z and phi, and what is read later."""
     itemsize = (storage_dtype or data[0].dtype).itemsize
-    return (1 + lanes) * sum(each.count for each in data) * largest * itemsize
+    largest = [max(max(math.prod(s.z_shape), math.prod(s.phi_shape)) + s.alive for s in sites) for sites in lanes]
+    return sum(largest) * sum(each.count for each in data) * itemsize

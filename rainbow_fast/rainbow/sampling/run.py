@@ -34,13 +34,15 @@ def sample_networks(
 ) -> list[tuple[RainbowNetwork, Report]]:
     """Sample one network for each spec: all sites in order of execution, at each site one network after the other."""
     data = prepared.align, prepared.held
-    storage = choose_storage(in_flight_bytes(prepared.sites, len(specs), data, limits.storage_dtype), limits)
+    lanes_of_sites = [prepared.sites, *(spec.sites for spec in specs)]
+    storage = choose_storage(in_flight_bytes(lanes_of_sites, data, limits.storage_dtype), limits)
     tick = _ticker(progress, sum(len(spec.widths) for spec in specs) * (2 * len(data[0].starts) + len(data[1].starts)))
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if limits.resume is not None:
         run = opened(limits.resume, prepared.trace, describe(prepared, specs, limits))
     with run as checkpoint, tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch) as folder:
-        align, held = (Flight(prepared.trace, each, 1 + len(specs), storage, Path(folder)) for each in data)
+        traces = [prepared.trace, *(spec.trace for spec in specs)]
+        align, held = (Flight(traces, each, storage, Path(folder)) for each in data)
         lanes = [
             Lane(number, spec, (align, held), prepared.max_samples, storage, tick)
             for number, spec in enumerate(specs, REFERENCE + 1)
@@ -80,7 +82,7 @@ class Lane:
     ) -> None:
         self.number, self.spec, self.max_samples, self.tick = number, spec, max_samples, tick
         self.align, self.held = flights
-        self.trace = self.align.trace
+        self.trace = spec.trace
         self.report = Report(spec.options, self.align.count, self.held.count)
         self.report.storage, self.report.references = str(storage), self.trace.references
         self.report.accuracy_profile = [] if spec.options.accuracy_profile else None
@@ -135,6 +137,7 @@ class Lane:
             head=head,
             input_shape=tuple(self.align.data.x.shape[1:]),
             fingerprint=digest,
+            own_layers=self.spec.own_layers,
         )
         x = self.align.data.chunk(0)
         check_network(network.body, sites, self.trace, x[:FEW], head=head, refit=self.refit is not None)
@@ -157,7 +160,7 @@ class Lane:
         return {f"trained_classifier_{name}": trained, name: share_right(outputs, data.labels)}
 
     def _refits(self, statistics: SiteStatistics) -> bool:
-        return self.spec.options.classifier == "refit" and statistics.site is self.trace.sites[-1]
+        return self.spec.options.classifier == "refit" and statistics.site.name == self.trace.sites[-1].name
 
     def _take(self, site: SampledSite) -> None:
         self.activations[site.site.name] = site.activation

@@ -34,7 +34,7 @@ class SampledSite:
     It is sampled by `draw`, `accumulate`, `solve`, `project`, `hold_out`, in this order.
 
     Attributes:
-        statistics: what is known of the reference there.
+        statistics: what is known of the reference there; `own` has the z of the sample's own layers.
         activation: the sampled site.
         report: its certificate, at the end.
         features: of phi' that A takes, of each sample: n, or n positions where it is flattened.
@@ -54,7 +54,8 @@ class SampledSite:
         max_samples: int,
         tick: Callable[[str], None],
     ) -> None:
-        self.statistics, self.site, self.spec, self.lane, self.tick = statistics, statistics.site, spec, lane, tick
+        self.statistics, self.own, self.spec = statistics, spec.own(statistics.site.name), spec
+        self.site, self.lane, self.tick = self.own.site, lane, tick
         self.align, self.held = flights
         self.max_samples = max_samples
         self.options = spec.options
@@ -81,7 +82,7 @@ class SampledSite:
     def draw(self) -> None:
         """Draw the rows, and find what recalibrates z."""
         address = key(self.options.seed, self.options.network << SITE_BITS | self.site.index)
-        rows = law_of(self.options).draw(self.n, self.statistics, self.spec.directions[self.site.name], address)
+        rows = law_of(self.options).draw(self.n, self.own, self.spec.directions[self.site.name], address)
         self.activation = RainbowActivation(
             self.site,
             rows._replace(mean_row=self.options.mean_row),
@@ -108,7 +109,7 @@ class SampledSite:
             strategy.covariance(self.activation, x, zh, select, centers, sums, first=first)
             self.alignment.add(start, zh, len(phi), centers[1])
             if start == 0:
-                self.activity = share_active(self.activation, active_samples(zh, self.statistics))
+                self.activity = share_active(self.activation, active_samples(zh, self.own))
             self.tick(f"{self.site.name}: moments")
 
     def solve(self) -> None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Weights as at initialisation in the place of the trained ones: a control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.rainbow.laws.law import PLANNED, Law
+from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+
+
+@dataclass(frozen=True)
+class White(Law):
+    """Rows ``N(0, c^2 I)``: each layer has the covariance C = c^2 I of an untrained one, with the trace of the trained.
+
+        z' = c G p(phih),    c^2 = tr(W^T W / rows) / columns
+
+    p takes the patches that a row of the weights W sees. Of the reference only c and the alignments are learned. The
+    layer that writes a sampled site becomes ``c sqrt(columns) I``, which makes p.
+
+    It needs sites that one bias-free linear layer or convolution writes, whose rows read all channels.
+    """
+
+    def layers(self, sites: Sequence[SiteStatistics]) -> dict[str, Tensor]:
+        return {s.site.name: _patches(_weight(s)) for s in sites}
+
+    def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
+        return Rows(n, site.d, key, U)
+
+    def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
+        return Rows(n, site.d, PLANNED, U)
+
+
+def _weight(s: SiteStatistics) -> Tensor:
+    """Of the layer that writes a site."""
+    name, writer = s.site.name, s.site.writer
+    if not isinstance(writer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        raise ValueError(f"law='white': site {name!r} is not written by one bias-free linear layer or convolution")
+    if not isinstance(writer, nn.Linear) and writer.groups > 1:
+        raise ValueError(f"law='white': site {name!r}: groups={writer.groups}, wanted rows that read all channels")
+    return writer.weight
+
+
+def _patches(weight: Tensor) -> Tensor:
+    """Weights that make c sqrt(columns) times the patches, (columns, in, *kernel)."""
+    columns = weight[0].numel()
+    c = weight.detach().double().square().mean().sqrt()
+    one = torch.eye(columns, dtype=torch.float64, device=weight.device)
+    return (c * columns**0.5 * one).to(weight.dtype).view(columns, *weight.shape[1:])
