@@ -42,7 +42,7 @@ RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: impo
     ["options", "chunks"],
     ["prepare"],
     ["spec", "report"],
-    ["fitting"],
+    ["fitting", "summaries"],
     ["sampling"],
     ["planning"],
     ["compare", "sites", "model"],

@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from rainbow_fast.analysis.summaries import summaries
 from rainbow_fast.cli.grid import Step
 from rainbow_fast.cli.planning import CostGrid
 from rainbow_fast.rainbow.report import Record
+from rainbow_fast.rainbow.summaries import summaries
 from rainbow_fast.tables import duration, quantity
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from statistics import mean
 
 from rainbow_fast import plots
-from rainbow_fast.analysis.summaries import Summary, summaries
 from rainbow_fast.cli.terminal import mean_and_deviation
 from rainbow_fast.rainbow.report import Record
+from rainbow_fast.rainbow.summaries import Summary, summaries
 from rainbow_fast.tables import markdown as grid
 from studies.cifar10.cases import FIGURE_METHODS, TITLES, limits
 

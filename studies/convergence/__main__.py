@@ -18,10 +18,11 @@ from rainbow_fast.cli.running import run_app
 from rainbow_fast.cli.training import new_reference, train_reference
 from rainbow_fast.cli.words import set_threads
 from rainbow_fast.data import digits
-from rainbow_fast.io import write_records, write_whole
+from rainbow_fast.io import read_records, write_records, write_whole
 from rainbow_fast.rainbow.model import fit
-from studies.convergence.study import figure, page, records, study, table
+from rainbow_fast.rainbow.report import Record
 
+RECORDS = Path(__file__).parent / "records.jsonl"
 HIDDEN = (128, 128)
 WIDTHS = "128,256,512,1024,2048,4096,8192,16384,32768"
 app = typer.Typer(add_completion=False)
@@ -33,29 +34,51 @@ def main(
     networks: Annotated[int, typer.Option(help="Of each width.", min=2)] = 5,
     seed: Seed = 0,
     threads: Threads = None,
+    from_records: Annotated[bool, typer.Option("--page", help="From the records that are kept.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-convergence"),
 ) -> None:
-    """How fast kernels converge with the width, on digits: records.jsonl, convergence.md, convergence.png."""
+    """How fast kernels converge with the width, on digits: records.jsonl, convergence.md, convergence.png.
+
+    With --page the page and the figure are made from the records that are kept beside the study.
+    """
     set_threads({"threads": threads})
     chosen = _widths(widths)
     for package, extra in (("matplotlib", "plots"), ("scipy", "analysis")):
         if find_spec(package) is None:
             raise ImportError(f'convergence needs {package}: pip install "rainbow_fast[{extra}]"')
-    images, about = digits(), new_reference("mlp", "digits", widths=HIDDEN, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
+    if from_records:
+        write_page(read_records(RECORDS), out)
+        return
+    from studies.convergence.study import records, study, table
+
+    images, about = digits(), new_reference("mlp", "digits", widths=HIDDEN, seed=seed)
     with terminal.bar(networks * sum(chosen) + 4 * chosen[-1]) as bar:
         with bar.job(0, "train mlp") as step:
             reference, about = train_reference(about, images, {"seed": seed}, step)
         model = fit(reference, (images.x_train, images.y_train), holdout=(images.x_test, images.y_test))
         with bar.job(networks * sum(chosen) + 4 * chosen[-1], "sample") as step:
             sites = study(model, images.x_test, chosen, networks, seed, step)
-    write_records(out / "records.jsonl", [record for site in sites for record in records(site)])
-    sizes = "-".join(map(str, about.arguments["sizes"]))
-    write_whole(out / "convergence.md", page(sites, sizes, 100 * about.accuracy, len(images.x_test)))
-    plots.save(figure(sites, f"mlp {sizes} on digits"), out / "convergence.png")
+    about_reference = {
+        "sizes": "-".join(map(str, about.arguments["sizes"])),
+        "accuracy": 100 * about.accuracy,
+        "images": len(images.x_test),
+    }
+    listed = records(sites, about_reference)
+    write_records(out / "records.jsonl", listed)
+    write_page(listed, out)
     for line in table(sites):
         terminal.out().print(line, markup=False, soft_wrap=True)
     terminal.out().print(f"{out}: records.jsonl, convergence.md, convergence.png", markup=False, soft_wrap=True)
+
+
+def write_page(listed: list[Record], out: Path) -> None:
+    """The page and its figure, whole, from records."""
+    from studies.convergence.study import figure, from_records, page
+
+    about, sites = from_records(listed)
+    write_whole(out / "convergence.md", page(about, sites))
+    plots.save(figure(sites, f"mlp {about['sizes']} on digits"), out / "convergence.png")
 
 
 def _widths(text: str) -> list[int]:

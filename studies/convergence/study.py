@@ -3,24 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from rainbow_fast import plots
+from rainbow_fast.analysis.convergence import KernelConvergence, site_convergence
+from rainbow_fast.analysis.rates import PowerFit, Slope, fit_power, power_law_decay, theory_slopes
 from rainbow_fast.cli.grid import Step
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.report import Record, Report
 
-if TYPE_CHECKING:  # needs scipy, matplotlib
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from rainbow_fast.analysis.convergence import KernelConvergence
-    from rainbow_fast.analysis.rates import PowerFit, Slope
-
+MEASURED = ("kernel", "between", "limit", "wide")  # errors of `KernelConvergence`
 RANKS = (4, 64)  # of the power law of the spectrum
 INTRODUCTION = """\
 # Convergence in width
@@ -59,9 +59,6 @@ def study(
     model: RainbowModel, x: torch.Tensor, widths: list[int], networks: int, seed: int, step: Step
 ) -> list[MeasuredSite]:
     """Sample networks of each width and measure all sites on the images x."""
-    from rainbow_fast.analysis.convergence import site_convergence
-    from rainbow_fast.analysis.rates import power_law_decay
-
     errors: dict[str, dict[int, list[float]]] = {}
 
     def sample(n: int, index: int):
@@ -69,38 +66,56 @@ def study(
         _keep(errors, n, report)
         return network
 
-    found = site_convergence(
+    measured = site_convergence(
         sample, x, widths, networks=networks, progress=lambda done, total, what: step(done / total, what)
     )
+    return [_fitted(name, one, np.array([errors[name][n] for n in widths]).T) for name, one in measured.items()]
+
+
+def records(sites: list[MeasuredSite], about: Mapping[str, Any]) -> list[Record]:
+    """All that the page is made from: `about` the reference, the spectrum of each site, its errors network by network.
+
+    Numbers and names only.
+    """
+    listed: list[Record] = [{"about": dict(about)}]
+    for site in sites:
+        measured = site.found
+        listed.append({"site": site.name, "spectrum": measured.spectrum.tolist(), "wide_width": measured.wide_width})
+        for place, n in enumerate(measured.widths.tolist()):
+            for network in range(len(measured.kernel)):
+                errors = {name: float(getattr(measured, name)[network, place]) for name in MEASURED}
+                errors["trained"] = float(site.trained[network, place])
+                listed.append({"site": site.name, "width": n, "network": network} | errors)
+    return listed
+
+
+def from_records(listed: Sequence[Record]) -> tuple[Record, list[MeasuredSite]]:
+    """What `records` was made of."""
     sites = []
-    for name, measured in found.items():
-        trained = np.array([errors[name][n] for n in widths]).T
-        decay = power_law_decay(measured.spectrum, first=RANKS[0], last=RANKS[1])
-        sites.append(MeasuredSite(name, measured, trained, _fits(measured, trained), decay))
-    return sites
+    for head in (r for r in listed if "spectrum" in r):
+        rows = [r for r in listed if r.get("site") == head["site"] and "width" in r]
+        widths = sorted({r["width"] for r in rows})
+        errors = {
+            name: np.array([[r[name] for r in rows if r["width"] == n] for n in widths]).T
+            for name in (*MEASURED, "trained")
+        }
+        trained = errors.pop("trained")
+        spectrum = np.array(head["spectrum"])
+        measured = KernelConvergence(np.array(widths), **errors, wide_width=head["wide_width"], spectrum=spectrum)
+        sites.append(_fitted(head["site"], measured, trained))
+    return listed[0]["about"], sites
 
 
-def records(site: MeasuredSite) -> list[Record]:
-    """One for each sampled network: numbers and names only."""
-    found, made = site.found, []
-    for place, n in enumerate(found.widths.tolist()):
-        for network in range(len(found.kernel)):
-            made.append(
-                {"site": site.name, "width": n, "network": network}
-                | {name: float(getattr(found, name)[network, place]) for name in ("kernel", "between", "limit", "wide")}
-                | {"wide_width": found.wide_width, "trained": float(site.trained[network, place])}
-            )
-    return made
+def _fitted(name: str, measured: KernelConvergence, trained: np.ndarray) -> MeasuredSite:
+    """With the power laws of its errors and of its spectrum."""
+    decay = power_law_decay(measured.spectrum, first=RANKS[0], last=RANKS[1])
+    return MeasuredSite(name, measured, trained, _fits(measured, trained), decay)
 
 
-def page(sites: list[MeasuredSite], sizes: str, accuracy: float, images: int) -> str:
+def page(about: Record, sites: list[MeasuredSite]) -> str:
     """The results as the text of a page."""
-    from rainbow_fast.analysis.rates import theory_slopes
-
     first = sites[0].found
-    introduction = INTRODUCTION.format(
-        sizes=sizes, accuracy=accuracy, networks=len(first.kernel), images=images, wide=first.wide_width
-    )
+    introduction = INTRODUCTION.format(**about, networks=len(first.kernel), wide=first.wide_width)
     decays = []
     for site in sites:
         low, high = site.decay.interval
@@ -120,7 +135,6 @@ def page(sites: list[MeasuredSite], sizes: str, accuracy: float, images: int) ->
 
 def figure(sites: list[MeasuredSite], title: str) -> Figure:
     """Three panels: kernels, alignments with the limit, errors to the trained network."""
-    from rainbow_fast.analysis.rates import theory_slopes
 
     def curve(site: MeasuredSite, kind: str, name: str) -> plots.Curve:
         errors = site.trained if name == "trained" else getattr(site.found, name)
@@ -144,8 +158,6 @@ def figure(sites: list[MeasuredSite], title: str) -> Figure:
 def _fits(found: KernelConvergence, trained: np.ndarray) -> dict[str, PowerFit | None]:
     """Of each error. To the trained network, networks differ by ``s n^-1/2``, s pooled over all widths: most of what
     they differ by is not of the size of the error, which does not vanish."""
-    from rainbow_fast.analysis.rates import fit_power
-
     networks, count = found.kernel.shape
     n = np.broadcast_to(found.widths, (networks, count))
     sigma = np.sqrt((trained.var(0, ddof=1) * found.widths).mean() / (networks * found.widths))

@@ -138,8 +138,10 @@ class SiteCount:
     # Memory
 
     def disk_bytes(self, refit: tuple[int, int] | None) -> int:
-        """Key, scale, law and its layer, recalibration, A, offset; a refit classifier (classes, features) is in the place
-        of A."""
+        """Key, scale, law and its layer, recalibration, A, offset.
+
+        A refit classifier (classes, features) is in the place of A.
+        """
         numbers = 2 * self.d if self.recalibrates else 0
         numbers += self.rows * (self.columns + self.offset) if refit is None else refit[0] * (refit[1] + 1)
         layer: Any = self.site.writer if self.site.name in self.spec.own_layers else None
