@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writing files whole, hashing, and JSON that every reader takes: one copy of each for the whole package."""
+"""Files written whole, hashes, states of modules, and JSON that every reader takes: one copy of each."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ import hashlib
 import json
 import math
 import os
+import pickle
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 PART = ".part"  # ends the name of a file that is being written; it begins with a dot
 HASHED = 2**24  # numbers of a tensor at a time
+TORCH = (".pt", ".pth")
+HOLDERS = ("state_dict", "model")  # under which training scripts put a state dict
+PREFIX = "module."  # of nn.DataParallel
+COUNTER = ".num_batches_tracked"  # of a batch norm: older files lack it, and eval mode does not read it
+SHOWN = 4  # problems in a message
 
 
 @contextmanager
@@ -67,6 +76,68 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """As `json.dumps`, but numbers that are not finite, which JSON has no word for, are null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def read_state(path: Path, name: str) -> dict[str, Tensor]:
+    """The state dict in a file: .pt and .pth as torch wrote it, of which tensors alone are read; else safetensors.
+
+    A dict that holds the state dict as "state_dict" or "model" is looked into, and "module." is taken off where all
+    keys begin with it.
+
+    Args:
+        name: begins every message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, or one that holds no state dict.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no file {path}")
+    state = _read_tensors(path, name)
+    for holder in HOLDERS:
+        if isinstance(state, Mapping) and isinstance(state.get(holder), Mapping):
+            state = state[holder]
+            break
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{name}: {path} holds no state dict of tensors")
+    if all(key.startswith(PREFIX) for key in state):
+        return {key.removeprefix(PREFIX): value for key, value in state.items()}
+    return dict(state)
+
+
+def load_state(module: nn.Module, path: Path, name: str) -> None:
+    """Read the state dict in a file into a module: all of it. On an error the module is as it was.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_state`; keys or shapes that are not those of the module.
+    """
+    state, wanted = read_state(path, name), module.state_dict()
+    state = {key: value for key, value in wanted.items() if key.endswith(COUNTER)} | state
+    problems = [f"missing {key}" for key in wanted if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in wanted]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, wanted {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(f"{name}: {path} does not fit the network: {'; '.join(problems[:SHOWN])}{more}")
+    module.load_state_dict(state)
+
+
+def _read_tensors(path: Path, name: str) -> Any:
+    try:
+        if path.suffix not in TORCH:
+            return load_file(path)
+        with warnings.catch_warnings():  # of other versions of pickle, which are refused anyway
+            warnings.simplefilter("ignore")
+            return torch.load(path, "cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"{name}: {path} is not a whole safetensors file ({error})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{name}: {path} is no file of tensors alone that torch has written ({first})") from error
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

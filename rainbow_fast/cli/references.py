@@ -6,26 +6,18 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import pickle
 import sys
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from rainbow_fast.cli.checkpoints import About, load_checkpoint
 from rainbow_fast.cli.words import ModuleWords, ReferenceWords
-
-HOLDERS = ("state_dict", "model")  # under which training scripts put a state dict
-PREFIX = "module."  # of nn.DataParallel
-COUNTER = ".num_batches_tracked"  # of a batch norm: older files lack it, and eval mode does not read it
-SHOWN = 4  # problems in a message
+from rainbow_fast.io import TORCH, load_state
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ def load_reference(words: ReferenceWords, *, seed: int = 0) -> Reference:
     network = _built(words.module, words.module_args, seed)
     if words.weights is None:
         return Reference(network, words.module, words.module)
-    load_state("--weights", network, words.weights)
+    _load("--weights", network, words.weights)
     return Reference(network, words.module, f"{words.module}, {Path(words.weights).name}")
 
 
@@ -75,7 +67,7 @@ def load_pair(a: str, b: str, words: ModuleWords) -> tuple[Reference, Reference]
     pair = []
     for option, path in (("A", a), ("B", b)):
         network = _built(words.module, words.module_args, 0)
-        load_state(option, network, path)
+        _load(option, network, path)
         pair.append(Reference(network, words.module, Path(path).name))
     return pair[0], pair[1]
 
@@ -91,53 +83,12 @@ def pointwise_kinds(names: Sequence[str] | None) -> tuple[type[nn.Module], ...]:
     return tuple(found)
 
 
-def load_state(option: str, module: nn.Module, file: str) -> None:
-    """Read a state dict into a module: all of it, or an error that names the keys that differ.
-
-    Tensors alone are read of the file. A dict that holds the state dict as "state_dict" or "model" is looked into, and
-    "module." is taken off where all keys begin with it.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"{option}: no file {path}")
-    state: Any = _read(option, path)
-    for holder in HOLDERS:
-        if isinstance(state, Mapping) and isinstance(state.get(holder), Mapping):
-            state = state[holder]
-            break
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{option}: {path} holds no state dict of tensors")
-    if all(name.startswith(PREFIX) for name in state):
-        state = {name.removeprefix(PREFIX): value for name, value in state.items()}
-    wanted = module.state_dict()
-    state = {name: value for name, value in wanted.items() if name.endswith(COUNTER)} | dict(state)
-    problems = [f"it lacks {name}" for name in wanted if name not in state]
-    problems += [f"it has {name}, which the network has not" for name in state if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, wanted {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ValueError(f"{option}: {path} does not fit the network: {'; '.join(problems[:SHOWN])}{more}")
-    module.load_state_dict(state)
-
-
-def _read(option: str, path: Path) -> Any:
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
+def _load(option: str, network: nn.Module, text: str) -> None:
+    """Weights that a command was given."""
+    path = Path(text)
+    if path.is_file() and path.suffix not in (".safetensors", *TORCH):
         raise ValueError(f"{option}: wanted a file .safetensors, .pt or .pth; got {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():  # of other versions of pickle, which are refused anyway
-            warnings.simplefilter("ignore")
-            return torch.load(path, "cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{option}: {path} is not a whole safetensors file ({error})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{option}: {path} is no file of tensors alone that torch has written ({first})") from error
+    load_state(network, path, option)
 
 
 def _built(name: str, text: str | None, seed: int) -> nn.Module:

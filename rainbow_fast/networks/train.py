@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from rainbow_fast.arguments import integer
+from rainbow_fast.io import load_state, write_whole
 from rainbow_fast.networks.mlp import seeded
 
 Progress = Callable[[int, int, float], None]
@@ -140,42 +139,21 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     dense = torch.contiguous_format  # copies: safetensors refuses strided and shared memory
     state = {name: value.cpu().clone(memory_format=dense) for name, value in module.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(to_bytes(state))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, to_bytes(state))
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Read into `module` the weights that `save_weights` wrote to `path`, and return `module`.
+    """Read into `module` the weights in a file: .safetensors, or a state dict that torch saved. Return `module`.
 
-    Values are converted to the dtype and device of the module. On an error the module is as it was.
+    Of .pt and .pth files tensors alone are read, also where they are under "state_dict" or "model", or their keys begin
+    with "module.". Values are converted to the dtype and device of the module. On an error the module is as it was.
 
     Raises:
         FileNotFoundError: no file at `path`.
-        ValueError: the file is no safetensors file, or its keys or shapes are not those of the module; the message
-            lists the missing and unexpected keys and the shapes that differ.
+        ValueError: the file holds no state dict, or its keys or shapes are not those of the module; the message has
+            the first missing and unexpected keys and shapes that differ.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path: no weights at {path}")
-    try:
-        found = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"path: {path} is not a safetensors file ({error})") from error
-    wanted = module.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(found[name].shape)}, wanted {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    if problems:
-        raise ValueError(f"path: {path} does not fit the module: {'; '.join(problems)}")
-    module.load_state_dict(found)
+    load_state(module, Path(path), "path")
     return module
 
 

@@ -7,18 +7,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from statistics import mean
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rainbow_fast.analysis.novelty import novelty
 from rainbow_fast.cli.grid import Step, as_progress
-from rainbow_fast.io import fingerprint
+from rainbow_fast.io import fingerprint, read_state
 from rainbow_fast.networks import resnet_cifar
 from rainbow_fast.rainbow.model import RainbowModel, fit
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
@@ -142,16 +139,13 @@ def load_resnet(path: Path) -> nn.Sequential:
         FileNotFoundError: no such file.
         ValueError: weights of another network.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
+    state = read_state(path, "weights")
     try:
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-        made = _of_shape(state)
-        made.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        network = _of_shape(state)
+        network.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: wanted the weights of a ResNet for CIFAR-10, `resnet_cifar` ({error})") from error
-    return made.eval()
+    return network.eval()
 
 
 def untrained_like(net: nn.Sequential, x: Tensor, seed: int = 0) -> nn.Sequential:

@@ -273,7 +273,7 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--weights", "cut.pt"], "--weights: cut.pt is no file of tensors alone"),
         (["--weights", "cut.safetensors"], "--weights: cut.safetensors is not a whole safetensors file"),
         (["--weights", "list.pt"], "--weights: list.pt holds no state dict of tensors"),
-        (["--weights", "other.pt"], "--weights: other.pt does not fit the network: it lacks 5.bias; it has extra,"),
+        (["--weights", "other.pt"], "--weights: other.pt does not fit the network: missing 5.bias; unexpected extra"),
         (["--weights", "wide.pt"], "1.weight has shape (20, 64), wanted (16, 64)"),
         (["--pointwise", "own.model:build"], "--pointwise: 'own.model:build' is function, wanted a class of modules"),
         (["--data", "nowhere"], "--data: 'nowhere' is no data: wanted digits, the folder of CIFAR-10 or"),

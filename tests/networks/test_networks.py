@@ -239,10 +239,10 @@ def test_load_weights_names_what_does_not_fit_and_changes_nothing(tmp_path):
 
 
 def test_load_weights_refuses_missing_and_foreign_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="path: no weights at .*none.safetensors"):
+    with pytest.raises(FileNotFoundError, match="path: no file .*none.safetensors"):
         load_weights(mlp((4, 2)), tmp_path / "none.safetensors")
     (tmp_path / "foreign.safetensors").write_bytes(b"\x80\x04 not a safetensors file")
-    with pytest.raises(ValueError, match="path: .*foreign.safetensors is not a safetensors file"):
+    with pytest.raises(ValueError, match="path: .*foreign.safetensors is not a whole safetensors file"):
         load_weights(mlp((4, 2)), tmp_path / "foreign.safetensors")
 
 
