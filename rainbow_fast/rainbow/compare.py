@@ -143,6 +143,9 @@ def compare(
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
     fit_options, limits = collect(options, words, FitOptions, Limits)
+    for name, network in (("a", a), ("b", b)):
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")
     first = prepare(a, data, fit_options, limits, names=("a", "data"), labelled=False)
     (trace_a, sites_a, align_a, held_a), max_samples = _parts(first), fit_options.max_samples
     held = replace(fit_options, holdout=held_a.x if held_a.count else 0.0)

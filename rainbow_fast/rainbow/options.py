@@ -283,7 +283,7 @@ class SampleOptions(MethodOptions):
         super().__post_init__()
         for one, other in (("width", "factor"), ("rank", "energy")):
             values = getattr(self, one), getattr(self, other)
-            if None not in values:
+            if values[0] is not None and values[1] is not None:
                 raise ValueError(f"{one}={values[0]} and {other}={values[1]}: wanted one of the two")
         _check_method(self.resolved)
 

@@ -57,7 +57,7 @@ def test_models_of_pixels_are_kept_as_pixels(tmp_path):
     model = rf.fit(convolution(), PIXELS)
     rf.save_model(model, tmp_path / "model")
     again = rf.load_model(tmp_path / "model", convolution())
-    assert again._align.x.dtype == torch.uint8
+    assert again.prepared.align.x.dtype == torch.uint8
     x = PIXELS.float() / 255
     assert torch.equal(again.sample(factor=2)[0](x), model.sample(factor=2)[0](x))
 

@@ -183,6 +183,7 @@ class UNet(nn.Module):
 KINDS = (Residual, Mixer, ConvNeXt, Transformer, UNet)
 
 
+@torch.no_grad()
 def settle(net: nn.Module, x: Tensor) -> nn.Module:
     """Batch norms with the very mean and (population) variance of x."""
     for module in net.modules():

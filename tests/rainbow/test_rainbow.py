@@ -17,7 +17,6 @@ def images(*shape: int, N: int = 200, seed: int = 0) -> Tensor:
     return torch.randn(N, *shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-@torch.no_grad()
 def tokens() -> nn.Sequential:
     """Linear layers on (N, tokens, channels), and a dead neuron: M is rank-deficient."""
     net = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))

@@ -165,7 +165,7 @@ def describe(prepared: Prepared, specs: Sequence[NetworkSpec], limits: Limits) -
         "networks": len(specs),
     }
     for number, spec in enumerate(specs):
-        chosen = spec.options.to_dict() | {"widths": spec.widths}
+        chosen = {"method": spec.options.method} | spec.options.to_dict() | {"widths": spec.widths}
         chosen["rank"] = {name: None if U is None else U.shape[1] for name, U in spec.directions.items()}
         chosen["directions"] = sha256(U for U in spec.directions.values() if U is not None)
         facts |= {f"{name} of network {number}": value for name, value in chosen.items() if name not in SIZES}

@@ -110,6 +110,7 @@ class SampledSite:
             self.alignment.add(start, zh, len(phi), centers[1])
             if start == 0:
                 self.activity = share_active(self.activation, active_samples(zh, self.own))
+            del phi, zh, x  # before those of the next chunk are there
             self.tick(f"{self.site.name}: moments")
 
     def solve(self) -> None:
@@ -137,6 +138,7 @@ class SampledSite:
                 z = align.z(self.lane, start)
                 y = activation.strategy.project(activation, self._rows(z), activation.whole)
                 y = activation.shaped_as(y, z)
+                del z  # as large as phih, which is made next
                 self.tick(f"{self.site.name}: projection")
             phih = align.settle(self.lane, start, y)
             self.error.update(self._shaped(align.output(REFERENCE, start)), phih)
@@ -147,7 +149,9 @@ class SampledSite:
         for start in held:
             z = held.z(self.lane, start)
             y = activation.strategy.project(activation, self._rows(z), activation.whole)
-            phih = held.settle(self.lane, start, activation.shaped_as(y, z))
+            y = activation.shaped_as(y, z)
+            del z
+            phih = held.settle(self.lane, start, y)
             error.update(self._shaped(held.output(REFERENCE, start)), phih)
             self.tick(f"{self.site.name}: held-out data")
         self.report = self._report(

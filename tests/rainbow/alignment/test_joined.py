@@ -65,7 +65,7 @@ def permuted(network: nn.Sequential, seed: int) -> tuple[nn.Sequential, list[Ten
 
 def back(model: rf.RainbowModel, place: int) -> list[Tensor]:
     """A_k^T, by which network k takes what the site gives."""
-    stage = model._trace.segments[place + 1]
+    stage = model.prepared.trace.segments[place + 1]
     assert isinstance(stage, Stage)
     return [layer.weight.flatten(1) for layer in stage.back]
 

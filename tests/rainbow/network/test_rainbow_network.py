@@ -104,8 +104,8 @@ def test_files_that_are_refused(tmp_path):
     path.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match="path: .*network.safetensors is not a whole safetensors file"):
         rf.load(path, reference())
-    path.write_bytes(whole.replace(b'"version":"2"', b'"version":"3"'))
-    with pytest.raises(ValueError, match="network.safetensors has version 3, this package reads versions up to 2"):
+    path.write_bytes(whole.replace(b'"version":"3"', b'"version":"4"'))
+    with pytest.raises(ValueError, match="network.safetensors has version 4, this package reads versions up to 3"):
         rf.load(path, reference())
     path.write_bytes(whole)
     other = reference()
