@@ -2,9 +2,9 @@
 """The regression A = M (S + lambda I)^-1 of a site: by products with S in fused passes, and with S itself.
 
 Plain torch stores the features and S in float32 and solves in float64; so does ours where S fits, and where samples are
-fewer than neurons it takes their kernel. `rainbow.alignment.regression.fastest_solver` takes products where neither fits,
-or where the reference has so few channels that they take fewer flops, as at the second size here. The error is that of the
-predictions A phi', against S in float64 of the same features.
+fewer than neurons it takes their kernel. `rainbow.alignment.regression.fastest_solver` takes products where neither
+fits, or where the reference has so few channels that they take fewer flops, as at the second size here. The error is
+that of the predictions A phi', against S in float64 of the same features.
 """
 
 import functools

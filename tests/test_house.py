@@ -36,7 +36,7 @@ OPEN_ROOMS = {
 }
 RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: imports go down here, too
     ["positions", "channel_moments", "moments", "site_statistics"],
-    ["laws"],
+    ["laws", "kinds"],
     ["network"],
     ["alignment"],
     ["options", "chunks"],

@@ -14,6 +14,7 @@ from torch import Tensor
 from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel
 from rainbow_fast.arguments import integer
 from rainbow_fast.ops.gaussian import as_key
+from rainbow_fast.rainbow.kinds import Pointwise
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.positions import channels_first
 
@@ -166,8 +167,8 @@ def site_features(
         u, shift = site.project(channels_first(inputs[name], site.axis))
         rows = _rows(u, samples).double()
         added = None if shift is None else _rows(shift.unsqueeze(1), samples).squeeze(1).double()
-        assert site.activation is not None
-        found[name] = SiteFeatures(rows, added, site.n, site.key, site.activation, site.negative_slope)
+        assert isinstance(site.kind, Pointwise) and site.kind.activation is not None
+        found[name] = SiteFeatures(rows, added, site.n, site.key, site.kind.activation, site.kind.negative_slope)
     return found
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from rainbow_fast.tracing.pointwise import MODULES
+from rainbow_fast.tracing.nonlinearities import MODULES
 from rainbow_fast.tracing.site import Site, make
 
 

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from rainbow_fast.tracing.graph import is_function, passes_on, scope
-from rainbow_fast.tracing.pointwise import KERNELS, NORMS, batch_norm, max_pooling, nonlinearity_of
+from rainbow_fast.tracing.nonlinearities import KERNELS, NORMS, batch_norm, max_pooling, nonlinearity_of
 
 LINEAR_FUNCTIONS = (
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.scaled_dot_product_attention),

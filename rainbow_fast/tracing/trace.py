@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from rainbow_fast.tracing import modules, tail
 from rainbow_fast.tracing.graph import CannotTrace, capture
-from rainbow_fast.tracing.pointwise import NORMS
+from rainbow_fast.tracing.nonlinearities import NORMS
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.site import Site, find_sites
 

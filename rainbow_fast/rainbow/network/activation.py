@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rainbow_fast.ops.gaussian import check_key
 from rainbow_fast.ops.registration import without_autocast
+from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.features import FUSED, STORED, FeatureStrategy, Select, blocks
 from rainbow_fast.rainbow.positions import channels_first, per_channel
@@ -27,7 +28,6 @@ EXACT = (
     "scale",
     "offset",
 )  # small, and what is lost in them is lost in all features
-HOMOGENEOUS = ("identity", "relu", "abs", "leaky_relu")  # sigma(c s) = c sigma(s) for c > 0
 
 
 class RainbowActivation(nn.Module):
@@ -35,12 +35,13 @@ class RainbowActivation(nn.Module):
 
         zh   <- gain zh + bias                       per channel, where the method recalibrates
         u     = U^T (zh - zbar) / sqrt(d),           zbar the mean over channels, 0 unless the mean row is kept
-        phi'  = after(sigma(before(R u + zbar)))     n neurons at each position, made again at every call
+        phi'  = the kind's features of R u + zbar    n neurons at each position, made again at every call
         phih  = scale A phi' + offset
 
-    Where there is no pooling, and the kernels know sigma, all of it is one fused pass over ``R u``
-    (`rainbow_fast.random_features_projection`), and nothing of width n is stored but A. Else neurons come in blocks of
-    128. zh of half precision is computed on in float32, and so it is under autocast; phih has the dtype of zh.
+    A pointwise site has ``phi' = after(sigma(before(.)))`` (`rainbow.kinds`). Where there is no pooling, and the kernels
+    know sigma, all of it is one fused pass over ``R u`` (`rainbow_fast.random_features_projection`), and nothing of
+    width n is stored but A. Else neurons come in blocks of 128. zh of half precision is computed on in float32, and so
+    it is under autocast; phih has the dtype of zh.
 
     Buffers (None where there is none): ``U`` (d, r) float64, ``T`` (n, n), ``k`` (n,) and ``matrix`` (n, r), see
     `Rows`; ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n positions) if `flattened`; ``scale`` (), float64;
@@ -54,7 +55,7 @@ class RainbowActivation(nn.Module):
         site: what is replaced.
         rows: the drawn rows.
         flattened: A takes all n positions features, and phih is (N, features): a Flatten follows.
-        positions: of phi', as long as there is no A; 1 unless flattened.
+        positions: features of a neuron, as long as there is no A; those of the kind unless flattened.
         recalibration: (gain, bias), each (d,).
         device: where its buffers lie.
     """
@@ -81,8 +82,7 @@ class RainbowActivation(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.activation, self.negative_slope, self.sigma = site.activation, site.negative_slope, site.sigma
-        self.before, self.after = site.before, site.after
+        self.kind = kind_of(site)
         self.n, self.d, self.mean_row, self.h = rows.n, rows.d, rows.mean_row, rows.h
         self.axis, self.flattened, self._positions = site.axis, flattened, positions
         gain, bias = recalibration or (None, None)
@@ -170,7 +170,7 @@ class RainbowActivation(nn.Module):
 
     @property
     def fused(self) -> bool:
-        return self.activation is not None and self.before is None and self.after is None and not self.flattened
+        return self.kind.fused and not self.flattened
 
     @property
     def positions(self) -> int:
@@ -190,9 +190,7 @@ class RainbowActivation(nn.Module):
     @property
     def kernel(self) -> dict[str, Any]:
         """What the kernels apply, as keyword arguments of ops: sigma, or nothing where torch does it afterwards."""
-        applies = self.activation is not None and self.before is None
-        activation = {"activation": self.activation, "negative_slope": self.negative_slope}
-        return (activation if applies else {"activation": "identity"}) | {"scale": self._factor}
+        return self.kind.kernel() | {"scale": self._factor}
 
     @property
     def whole(self) -> Select:
@@ -201,7 +199,7 @@ class RainbowActivation(nn.Module):
 
     def mixed(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `project`, but u without its 1 / sqrt(d) where that is a factor of the features."""
-        z = z.float() if z.dtype in HALVES else z
+        z = self.kind.prepare(z.float() if z.dtype in HALVES else z)
         if self.gain is not None and self.bias is not None:
             z = z * per_channel(self.gain, z) + per_channel(self.bias, z)
         shift = z.mean(1) if self.mean_row else None
@@ -217,23 +215,16 @@ class RainbowActivation(nn.Module):
         return {"G": rows} if rows.is_floating_point() else {"seed": rows}
 
     def pooled(self, s: Tensor) -> Tensor:
-        """phi' from what the kernels leave: sigma and pooling, where they are torch's."""
-        if self.activation is None or self.before is not None:
-            s = self.sigma(s if self.before is None else self.before(s))
-        return s if self.after is None else self.after(s)
+        """phi' from what the kernels leave."""
+        return self.kind.finish(s)
 
     @property
     def _factor(self) -> float:
         """What features are multiplied by in the place of u, which then takes no pass over z."""
-        through = homogeneous(self.activation, self.before) and self.U is None and not self.mean_row
+        through = self.kind.homogeneous and self.U is None and not self.mean_row
         return 1 / math.sqrt(self.d) if through else 1.0
 
     def extra_repr(self) -> str:
-        parts = [self.activation or type(self.sigma).__name__, f"d={self.d}", f"n={self.n}"]
+        parts = [f"d={self.d}", f"n={self.n}"]
         parts += [f"r={self.U.shape[1]}"] if self.U is not None else []
         return ", ".join(parts + [word for word in ("mean_row", "flattened") if getattr(self, word)])
-
-
-def homogeneous(activation: str | None, before: nn.Module | None) -> bool:
-    """Whether what the kernels apply is: sigma itself, or nothing where features are stored for it."""
-    return activation is None or before is not None or activation in HOMOGENEOUS

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
+from rainbow_fast.rainbow.kinds import Pointwise
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.affine import Affine, Term, linear_of, norm_of
 from rainbow_fast.tracing.graph import CannotTrace, capture, is_function, passes_on
-from rainbow_fast.tracing.pointwise import NORMS
+from rainbow_fast.tracing.nonlinearities import NORMS
 from rainbow_fast.tracing.site import is_flatten
 from rainbow_fast.tracing.tail import AVERAGES
 
@@ -128,7 +129,7 @@ class _Writer:
     # What an affine map can be followed by. None: only what is written can.
 
     def _site(self, node: fx.Node, site: RainbowActivation) -> Affine:
-        assert site.A is not None
+        assert site.A is not None and isinstance(site.kind, Pointwise)
         z = node.all_input_nodes[0]
         form = self._form(z, len(_shape(z)) - 1 if site.axis == -1 else 1)
         if site.gain is not None and site.bias is not None:
@@ -136,10 +137,10 @@ class _Writer:
         P = site.scale * site.A.double()
         offset = P.new_zeros(len(P)) if site.offset is None else site.offset.double()
         # A neuron that is 1 before sigma carries the offset, which zero padding then sees as it should.
-        one = float(site.sigma(P.new_ones(1, 1, dtype=self.dtype)))
+        one = float(site.kind.sigma(P.new_ones(1, 1, dtype=self.dtype)))
         constant = site.offset is not None and not site.flattened and one != 0
         wide = self._write(form.mixed(site.effective_rows(), constant=constant), f"{node.name}_map")
-        for layer in (site.before, site.sigma, site.after):
+        for layer in (site.kind.before, site.kind.sigma, site.kind.after):
             if layer is not None:
                 self.features[str(node.target)] = features = copy.deepcopy(layer)
                 wide = self._call(features, wide, node.name)

@@ -17,6 +17,7 @@ from rainbow_fast.ops.cross_covariance import cross_covariance_flops
 from rainbow_fast.ops.polar import polar_flops
 from rainbow_fast.ops.random_features_flops import random_features_covariance_flops, random_features_flops
 from rainbow_fast.rainbow.alignment.regression import FEATURE_NUMBERS, Regression, SolverCost, solver_cost
+from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK
 from rainbow_fast.rainbow.options import alignment_of, law_of
 from rainbow_fast.rainbow.planning.cost import SiteCost, Work
@@ -74,12 +75,13 @@ class SiteCount:
         self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (statistics.channels, self.n)
         self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
-        self.fused = self.site.fused and not flattened
+        self.kind = kind_of(self.site)
+        self.fused = self.kind.fused and not flattened
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
         self.rows_drawn = law_of(options).planned(self.n, statistics, U)
         self.r = self.rows_drawn.r
         self.recalibrates, self.mean_row = options.recalibrate and not first, options.mean_row
-        self.offset = options.offset or self.site.norm is not None
+        self.offset = options.offset or self.kind.normalisation is not None
         self.solver, self.regression = "", SolverCost()
         alignment = alignment_of(options)
         if isinstance(alignment, Regression):

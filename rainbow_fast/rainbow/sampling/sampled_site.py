@@ -14,6 +14,7 @@ from rainbow_fast.ops.random_features import random_features_covariance
 from rainbow_fast.rainbow.alignment.alignment import Alignment
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
+from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.features import Select, blocks
@@ -61,7 +62,7 @@ class SampledSite:
         self.options = spec.options
         self.n = spec.widths[self.site.name]
         self.flattened = self.options.align == "flattened" and self.site.feeds_flatten
-        self.positions = statistics.positions if self.flattened else 1  # features of a neuron
+        self.positions = kind_of(self.site).features * (statistics.positions if self.flattened else 1)
         self.features = self.n * self.positions
         total = self.align.count * (1 if self.flattened else statistics.positions)
         self.step = 1 if self.flattened else every(total, max_samples, statistics.positions)
@@ -116,7 +117,7 @@ class SampledSite:
     def solve(self) -> None:
         """A, from the moments."""
         assert self.alignment is not None
-        eps = None if self.site.norm is None else float(self.site.norm.eps)  # type: ignore[arg-type]
+        eps = self.activation.kind.normalisation
         B, self.aligned = align(self.moments, self.options, self.alignment, positions=self.positions, eps=eps)
         self.activation.A, self.alignment = B.to(self.dtype).contiguous(), None  # what solved is as large as S
 

@@ -195,7 +195,7 @@ def test_refit_classifier_is_ridge_regression_on_the_wide_features():
             handle = site.register_forward_pre_hook(lambda _, given, z=z: z.append(given[0]))
             network(x)
             handle.remove()
-            features = net[7](site.features(z[0]) if site.after is None else _unpooled(site, z[0]))
+            features = net[7](site.features(z[0]) if site.kind.after is None else _unpooled(site, z[0]))
         f, onehot = features.flatten(1), nn.functional.one_hot(y, 3).double()
         f0, y0 = f - f.mean(0), onehot - onehot.mean(0)
         ridge = report.ridge * f0.square().sum() / f.shape[1]
