@@ -137,7 +137,7 @@ def kernels(chosen: str = "cpu") -> ModuleType:
     return extension
 
 
-def run_triton(name: str, device: torch.device, *given: Any) -> Any:
+def run_triton(name: str, device: torch.device, *args: Any) -> Any:
     """Run a launcher of `rainbow_fast.triton_kernels`, for an implementation that `choose` has sent here.
 
     `name` is ``module.function``, or one word where these are alike. Triton launches on the current device, which is
@@ -146,7 +146,7 @@ def run_triton(name: str, device: torch.device, *given: Any) -> Any:
     module, _, function = name.partition(".")
     launcher = getattr(importlib.import_module(f"rainbow_fast.triton_kernels.{module}"), function or module)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return launcher(*given)
+        return launcher(*args)
 
 
 Run = int | tuple[int, int, int, int]  # threads; or struct Stream of csrc/kernels.h

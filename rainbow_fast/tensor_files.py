@@ -69,9 +69,9 @@ class Format:
         return self.name.rpartition(".")[2]
 
     def _check(self, metadata: Mapping[str, str], what: str) -> None:
-        came = metadata.get("format")
-        if came != self.name:
-            raise ValueError(f"{what} holds no {self.holds}: its format is {came!r}, not {self.name!r}")
+        file_format = metadata.get("format")
+        if file_format != self.name:
+            raise ValueError(f"{what} holds no {self.holds}: its format is {file_format!r}, not {self.name!r}")
         version = metadata["version"]
         if not version.isdecimal() or int(version) > self.version:
             raise ValueError(f"{what} has version {version}, this package reads versions up to {self.version}")

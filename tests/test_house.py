@@ -57,7 +57,7 @@ SAME_SUBJECT = [  # rooms in which a name has one meaning
 
 LONGEST = 400
 LICENCE = "SPDX-License-Identifier: BSD-3-Clause"
-
+VAGUE = {"made", "found", "given", "known", "its", "cut"}  # names that do not say what they hold
 
 FACTORIES = (
     "empty empty_strided zeros ones full tensor as_tensor arange linspace logspace eye rand randn randint randperm"
@@ -237,6 +237,16 @@ def misplaced_helpers(root: Path) -> list[str]:
     ]
 
 
+def vague_names(root: Path) -> list[str]:
+    wrong = []
+    for path in sorted(path for folder in ("rainbow_fast", "studies") for path in root.glob(f"{folder}/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "attr", None)
+            if name in VAGUE and not isinstance(getattr(node, "ctx", None), ast.Load):
+                wrong.append(f"{path.relative_to(root)}:{node.lineno} calls a thing `{name}`")
+    return wrong
+
+
 CHECKS = [
     upward_imports,
     upward_imports_in_rainbow,
@@ -251,6 +261,7 @@ CHECKS = [
     factories_without_device,
     foreign_includes,
     misplaced_helpers,
+    vague_names,
 ]
 
 
@@ -378,6 +389,7 @@ def test_missing_file_is_found(toy: Path, path: str) -> None:
         (foreign_includes, "csrc/cpu/gemm.h", "#include <Python.h>", "csrc/cpu/gemm.h includes Python.h"),
         (foreign_includes, "csrc/cpu/gemm.h", '# include "torch/all.h"', "csrc/cpu/gemm.h includes torch/all.h"),
         (misplaced_helpers, "tests/here.py", "", "tests/here.py is no test: its place is tests/helpers"),
+        (vague_names, "studies/one.py", "\ncut = 1", "studies/one.py:2 calls a thing `cut`"),
     ],
 )
 def test_other_faults_are_found(toy: Path, check: Callable, path: str, text: str, wrong: str) -> None:

@@ -155,21 +155,22 @@ def site_features(
             raise ValueError(
                 f"site {name!r}: wanted one with Gaussian rows (law='gaussian'), without pooling, of a known activation"
             )
-        hooks.append(site.register_forward_pre_hook(lambda _, given, name=name: inputs.update({name: given[0]})))
+        hooks.append(site.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]})))
     try:
         network(x)
     finally:
         for hook in hooks:
             hook.remove()
-    found = {}
+    features = {}
     for name in names:
         site = network.site(name)
         u, shift = site.project(channels_first(inputs[name], site.axis))
         rows = _rows(u, samples).double()
         added = None if shift is None else _rows(shift.unsqueeze(1), samples).squeeze(1).double()
         assert isinstance(site.kind, Pointwise) and site.kind.activation is not None
-        found[name] = SiteFeatures(rows, added, site.n, site.key, site.kind.activation, site.kind.negative_slope)
-    return found
+        of_kernel = site.kind.activation, site.kind.negative_slope
+        features[name] = SiteFeatures(rows, added, site.n, site.key, *of_kernel)
+    return features
 
 
 def bures_wasserstein(K: Tensor, K2: Tensor) -> float:
@@ -225,19 +226,19 @@ def _converge(
     total, count = networks * len(widths) + 1, len(widths)
     wide_width = WIDE * widths[-1]
     far: dict[str, Tensor] = {}
-    made: dict[str, KernelConvergence] = {}
+    results: dict[str, KernelConvergence] = {}
     for name, features in draw(wide_width, total - 1).items():
         far[name] = _root(features.empirical())
         spectrum = torch.linalg.eigvalsh(features.expected()).flip(0) / len(features.u)
         kernel, between, limit, wide = np.full((4, networks, count), np.nan)
-        made[name] = KernelConvergence(np.array(widths), kernel, between, limit, wide, wide_width, spectrum.numpy())
+        results[name] = KernelConvergence(np.array(widths), kernel, between, limit, wide, wide_width, spectrum.numpy())
     if progress is not None:
         progress(1, total, f"width {wide_width}")
     for place, n in enumerate(widths):
-        kept: dict[str, list[tuple[Tensor, float]]] = {name: [] for name in made}
+        kept: dict[str, list[tuple[Tensor, float]]] = {name: [] for name in results}
         for network in range(networks):
             for name, features in draw(n, network * count + place).items():
-                k, khat, to = features.expected(), features.empirical(), made[name]
+                k, khat, to = features.expected(), features.empirical(), results[name]
                 power, trace, size = (
                     float(total) / len(k) or math.nan  # of activations that are all zero nothing is a share
                     for total in (k.square().sum() / len(k), k.trace(), far[name].square().sum())
@@ -249,8 +250,8 @@ def _converge(
                 kept[name].append((khat, power))
             if progress is not None:
                 progress(1 + place * networks + network + 1, total, f"width {n}, network {network}")
-        for name, found in kept.items():
-            for network, (khat, power) in enumerate(found):
-                difference = khat - found[(network + 1) % networks][0]
-                made[name].between[network, place] = float(difference.square().mean()) / power
-    return made
+        for name, kernels in kept.items():
+            for network, (khat, power) in enumerate(kernels):
+                difference = khat - kernels[(network + 1) % networks][0]
+                results[name].between[network, place] = float(difference.square().mean()) / power
+    return results

@@ -131,10 +131,10 @@ def hermite_coefficients(activation: str, negative_slope: float, s: Tensor, a: T
     while True:
         for j in range(len(polynomials), terms):  # normalised: stable upwards where they oscillate
             polynomials.append((NODES * polynomials[-1] - math.sqrt(j - 1) * polynomials[-2]) / math.sqrt(j))
-        found = values @ (torch.stack(polynomials, 1) * weights.unsqueeze(1))
-        left = power - found.square().sum(1)
+        coefficients = values @ (torch.stack(polynomials, 1) * weights.unsqueeze(1))
+        left = power - coefficients.square().sum(1)
         if (left <= TAIL * power).all():
-            return found
+            return coefficients
         terms *= 2
         if terms > MOST_TERMS:
             steepest = float(s[left > TAIL * power].max())

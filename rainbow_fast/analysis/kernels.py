@@ -77,8 +77,8 @@ def expected_kernel(
     terms: tuple[Tensor, ...] = ()
     if not exact and (is_shifted or activation not in CENTRED):
         size, added = torch.cat([left.size, right.size]), torch.cat([left.shift, right.shift])
-        found = expectations.hermite_coefficients(activation, negative_slope, size, added)
-        terms = found.split([len(left.size), len(right.size)])
+        coefficients = expectations.hermite_coefficients(activation, negative_slope, size, added)
+        terms = coefficients.split([len(left.size), len(right.size)])
     out = torch.empty(len(left.size), len(right.size), dtype=torch.float64, device=left.size.device)
     t, b = right.size.unsqueeze(0), right.shift.unsqueeze(0)
     height = max(max_pairs // max(len(right.size), 1), 1)
@@ -144,15 +144,15 @@ def empirical_kernel(
     if v is None and shift_v is not None:
         raise ValueError("shift_v is given without v: wanted both, or shift alone")
     where = as_key(seed, stream, row_offset)
-    given: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope, "backend": backend}
+    options: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope, "backend": backend}
     others = u if v is None else v
     out = torch.zeros(len(u), len(others), dtype=torch.float64, device=u.device)
     block = max(max_features // max(len(u), len(others), 1), 128)
     for start in range(0, n, block):
         here = further(where, start)
         count = min(block, n - start)
-        phi = random_features(u, count, shift=shift, seed=here, **given)
-        phi_v = None if v is None else random_features(v, count, shift=shift_v, seed=here, **given).unsqueeze(0)
+        phi = random_features(u, count, shift=shift, seed=here, **options)
+        phi_v = None if v is None else random_features(v, count, shift=shift_v, seed=here, **options).unsqueeze(0)
         cross_covariance_(out, phi.unsqueeze(0), phi_v, backend=backend)  # neurons are the positions of one sample
     return out.div_(n)
 

@@ -186,9 +186,9 @@ def _linear(
     basis, target = powers / weight, np.broadcast_to(y / weight, powers.shape)
     ones = np.broadcast_to(1 / weight, powers.shape)
     squares = (basis**2).sum(1)
-    known = 0.0 if e_inf is None else e_inf
-    slope = (basis * (target - known * ones)).sum(1) / squares
-    limit = np.full(len(powers), known)
+    fixed_limit = 0.0 if e_inf is None else e_inf
+    slope = (basis * (target - fixed_limit * ones)).sum(1) / squares
+    limit = np.full(len(powers), fixed_limit)
     if e_inf is None:
         overlap = (basis * ones).sum(1)
         aside = ones - (overlap / squares)[:, None] * basis  # what the powers cannot make of a constant

@@ -74,13 +74,13 @@ def load_pair(a: str, b: str, words: ModuleWords) -> tuple[Reference, Reference]
 
 def pointwise_kinds(names: Sequence[str] | None) -> tuple[type[nn.Module], ...]:
     """The classes that `--pointwise` names."""
-    found = []
+    kinds = []
     for name in names or ():
         kind = _imported("--pointwise", name)
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise ValueError(f"--pointwise: {name!r} is {type(kind).__name__}, wanted a class of modules")
-        found.append(kind)
-    return tuple(found)
+        kinds.append(kind)
+    return tuple(kinds)
 
 
 def _load(option: str, network: nn.Module, text: str) -> None:
@@ -120,9 +120,9 @@ def _imported(option: str, name: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = importlib.import_module(module)
+        target = importlib.import_module(module)
         for part in inside.split("."):
-            found = getattr(found, part)
+            target = getattr(target, part)
     except Exception as error:  # the module is the user's own code
         raise ValueError(f"{option}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
-    return found
+    return target

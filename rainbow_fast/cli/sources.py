@@ -78,16 +78,16 @@ class Pixels:
         Raises:
             ValueError: others are given; not numbers.
         """
-        made: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         for name, value in (("size", self.size), ("mean", self.mean), ("std", self.std), ("grey", self.grey)):
             if name not in taken and value:
                 raise ValueError(f"--{name}: {data} does not take it")
             if name in taken:
-                made[name] = value
+                options[name] = value
         for name, default in (("mean", MEAN), ("std", STD)):
             if name in taken:
-                made[name] = default if made[name] is None else _three(f"--{name}", made[name])
-        return made
+                options[name] = default if options[name] is None else _three(f"--{name}", options[name])
+        return options
 
 
 def open_source(option: str, words: str, pixels: Pixels) -> Source:
@@ -227,10 +227,10 @@ def _share(holdout: str | None) -> float | None:
 
 def _three(option: str, text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if len(found) != 3 or (option == "--std" and min(found) <= 0):
+        numbers = ()
+    if len(numbers) != 3 or (option == "--std" and min(numbers) <= 0):
         kind = "positive numbers" if option == "--std" else "numbers"
         raise ValueError(f"{option}: wanted three {kind} separated by commas, got {text!r}")
-    return found
+    return numbers

@@ -71,8 +71,8 @@ def bar(total: float) -> Iterator[Bar]:
 def print_summary(records: Iterable[Record], title: str) -> None:
     """Accuracy and held-out error of each site, by method and width: mean and standard deviation over networks."""
     rows = summaries(records)
-    found = list(dict.fromkeys(site for row in rows for site in row.errors))
-    sites = found if len(found) < 3 else [found[0], found[-1]]
+    all_sites = list(dict.fromkeys(site for row in rows for site in row.errors))
+    sites = all_sites if len(all_sites) < 3 else [all_sites[0], all_sites[-1]]
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1, 0, 0)
     table.add_column("method", no_wrap=True)
@@ -93,8 +93,8 @@ def print_summary(records: Iterable[Record], title: str) -> None:
         table.add_row(escape(name), f"x{row.factor:g}", str(row.networks), percent, *errors)
         previous = row.method
     out().print(table)
-    if len(sites) < len(found):
-        out().print(f"the first and the last of {len(found)} sites; report.txt has them all", markup=False)
+    if len(sites) < len(all_sites):
+        out().print(f"the first and the last of {len(all_sites)} sites; report.txt has them all", markup=False)
 
 
 def print_costs(grid: CostGrid) -> None:

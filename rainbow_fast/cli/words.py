@@ -92,11 +92,11 @@ def command(*kinds: type[Options], argument: str | None = None) -> Callable[[Cal
         own = list(inspect.signature(function, eval_str=True).parameters.values())
         shared = [_parameter(f, f.name == argument) for kind in kinds for f in spoken(kind)]
 
-        def run(context: typer.Context, **given: Any) -> Any:
-            words = {p.name: given.pop(p.name) for p in shared}
+        def run(context: typer.Context, **kwargs: Any) -> Any:
+            words = {p.name: kwargs.pop(p.name) for p in shared}
             if "pointwise" in words:
                 words["pointwise"] = list(words["pointwise"] or [])
-            return function(context, words, **given)
+            return function(context, words, **kwargs)
 
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (own[0], *own[2:], *shared)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -48,9 +48,9 @@ def digits() -> Images:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError('digits needs scikit-learn: pip install "rainbow_fast[data]"') from error
-    found = load_digits()
-    x = torch.from_numpy(found.images / 16).to(torch.float32).unsqueeze(1)
-    y = torch.from_numpy(found.target).to(torch.int64)
+    dataset = load_digits()
+    x = torch.from_numpy(dataset.images / 16).to(torch.float32).unsqueeze(1)
+    y = torch.from_numpy(dataset.target).to(torch.int64)
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(x)))
     train, test = order[:1437], order[1437:]
     x = (x - x[train].mean()) / x[train].std()

@@ -102,8 +102,8 @@ def image_folder(
         for file, _ in files[start:stop]:
             pixels.append(_decode(file, size, name))
             if pixels[-1].shape != wanted:
-                came, first = (f"{height} x {width} pixels" for height, width, _ in (pixels[-1].shape, wanted))
-                raise ValueError(f"{name}: {file} has {came}, {files[0][0]} has {first}: wanted one size, or size=")
+                actual, first = (f"{height} x {width} pixels" for height, width, _ in (pixels[-1].shape, wanted))
+                raise ValueError(f"{name}: {file} has {actual}, {files[0][0]} has {first}: wanted one size, or size=")
         x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         y = torch.tensor([label for _, label in files[start:stop]], device="cpu")
         return normalised(x, mean=mean, std=std, grey=grey), y
@@ -159,14 +159,14 @@ def _class_folders(path: Path, name: str) -> list[Path]:
 
 
 def _images(folder: Path, name: str) -> list[Path]:
-    found = []
+    images = []
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
-            found.append(file)
-    if not found:
+            images.append(file)
+    if not images:
         raise FileNotFoundError(f"{name}: no image in {folder}, wanted files named {', '.join(sorted(SUFFIXES))}")
-    return found
+    return images
 
 
 def _decode(file: Path, size: int | None, name: str) -> np.ndarray:

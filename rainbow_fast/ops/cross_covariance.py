@@ -230,8 +230,8 @@ def _add(
                 out.data_ptr(), out.stride(0), sides[0], sides[1:] or sides, not ys, CODE[activation], slope, run
             )
     if center:  # sum (x - a)(y - b)^T less the product of the sums of x - a and of y - b over the number of samples
-        found = [total for total in totals if total is not None]
-        out -= torch.outer(found[0], torch.cat(found[1:] or found)) / (x.numel() // x.shape[1])
+        sums = [total for total in totals if total is not None]
+        out -= torch.outer(sums[0], torch.cat(sums[1:] or sums)) / (x.numel() // x.shape[1])
 
 
 def _cross_covariance(
@@ -316,11 +316,11 @@ def _vmap(info: Any, in_dims: Any, x: Tensor, ys: Sequence[Tensor], *rest: Any) 
         return t.movedim(dim, 1).flatten(1, 2)
 
     if in_x is not None and ys and all(dim is None for dim in in_ys):
-        found = torch.ops.rainbow_fast.cross_covariance(channels(x, in_x), ys, *rest)
-        return found.view(info.batch_size, -1, found.shape[1]), 0
+        result = torch.ops.rainbow_fast.cross_covariance(channels(x, in_x), ys, *rest)
+        return result.view(info.batch_size, -1, result.shape[1]), 0
     if in_x is None and len(ys) == 1 and in_ys[0] is not None:
-        found = torch.ops.rainbow_fast.cross_covariance(x, [channels(ys[0], in_ys[0])], *rest)
-        return found.view(len(found), info.batch_size, -1), 1
+        result = torch.ops.rainbow_fast.cross_covariance(x, [channels(ys[0], in_ys[0])], *rest)
+        return result.view(len(result), info.batch_size, -1), 1
     return loop(torch.ops.rainbow_fast.cross_covariance.default)(info, in_dims, x, ys, *rest)
 
 

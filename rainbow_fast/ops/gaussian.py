@@ -84,15 +84,15 @@ def address(key: Tensor, rows: int, cols: int) -> list[int]:
     Raises:
         ValueError: a number outside its range, which would be the address of another tile.
     """
-    found = key.tolist()
-    for (name, most), value in zip(MOST.items(), found, strict=True):
+    numbers = key.tolist()
+    for (name, most), value in zip(MOST.items(), numbers, strict=True):
         if not 0 <= value <= most:
             integer(f"{name} of the key", value, 0, most)
-    if found[2] + rows > 2**56:
-        raise ValueError(f"rows={rows} at row_offset={found[2]}: wanted row_offset + rows <= 2^56")
-    if found[3] + cols > 2**34:
-        raise ValueError(f"cols={cols} at col_offset={found[3]}: wanted col_offset + cols <= 2^34")
-    return found
+    if numbers[2] + rows > 2**56:
+        raise ValueError(f"rows={rows} at row_offset={numbers[2]}: wanted row_offset + rows <= 2^56")
+    if numbers[3] + cols > 2**34:
+        raise ValueError(f"cols={cols} at col_offset={numbers[3]}: wanted col_offset + cols <= 2^34")
+    return numbers
 
 
 def seed_count(key: Sequence[int] | None) -> int:
@@ -100,12 +100,12 @@ def seed_count(key: Sequence[int] | None) -> int:
     return 1 if key is None else math.prod(key[:-1])
 
 
-def addresses(key: Tensor, rows: int, cols: int, *given: Tensor) -> list[tuple]:
+def addresses(key: Tensor, rows: int, cols: int, *tensors: Tensor) -> list[tuple]:
     """For each seed of a key its `address`, and of each of the tensors given, (S, ...), the slice that is its own."""
     check_key(key)
     if key.dim() == 1:
-        return [(address(key, rows, cols), *given)]
-    return [(address(one, rows, cols), *parts) for one, *parts in zip(key, *given, strict=True)]
+        return [(address(key, rows, cols), *tensors)]
+    return [(address(one, rows, cols), *parts) for one, *parts in zip(key, *tensors, strict=True)]
 
 
 def gaussian(

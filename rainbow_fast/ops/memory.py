@@ -15,11 +15,11 @@ Samples = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 NOTHING: Samples = (0, 0, (0, 0, 0, 0), (0, 0, 0, 0))
 
 
-def check_device(called: str, given: Tensor, /, **others: Tensor | None) -> None:
-    """Tensors of one call lie on one device, that of `given`; or a ValueError, in which that one is `called` so."""
+def check_device(called: str, first: Tensor, /, **others: Tensor | None) -> None:
+    """Tensors of one call lie on one device, that of `first`; or a ValueError, in which that one is `called` so."""
     for name, t in others.items():
-        if t is not None and t.device != given.device:
-            raise ValueError(f"{name} is on {t.device}: wanted the device of {called}, {given.device}")
+        if t is not None and t.device != first.device:
+            raise ValueError(f"{name} is on {t.device}: wanted the device of {called}, {first.device}")
 
 
 def check_written(
@@ -55,8 +55,8 @@ def check_written(
         raise ValueError(f"{name} has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
     if not one_address_each(out):
         raise ValueError(f"{name} has strides {out.stride()}: wanted an address of its own for each entry")
-    for other, given in inputs.items():
-        for t in [given] if isinstance(given, Tensor) else given or ():
+    for other, value in inputs.items():
+        for t in [value] if isinstance(value, Tensor) else value or ():
             if share_memory(out, t):
                 raise ValueError(f"{name} shares memory with {other}: wanted memory of its own")
 

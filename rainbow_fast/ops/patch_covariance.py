@@ -38,14 +38,14 @@ class Patch(NamedTuple):
         if not 1 <= len(numbers) <= 4:
             raise ValueError(f"patch={patch!r}: wanted k, or (k, stride, padding, dilation)")
         numbers = tuple(integer("patch", n, -(2**62)) for n in numbers)
-        made = cls(*numbers, *(1, (numbers[0] - 1) // 2, 1)[len(numbers) - 1 :])
-        if made.k < 1 or made.stride < 1 or made.padding < 0 or made.dilation < 1:
+        window = cls(*numbers, *(1, (numbers[0] - 1) // 2, 1)[len(numbers) - 1 :])
+        if window.k < 1 or window.stride < 1 or window.padding < 0 or window.dilation < 1:
             raise ValueError(f"patch={patch!r}: wanted k, stride and dilation of at least 1, padding of at least 0")
         if x.dim() != 4:
             raise ValueError(f"x has shape {tuple(x.shape)}: wanted maps (N, d, H, W) for patch={patch!r}")
-        if min(made.positions(x.shape[2:])) < 1:
+        if min(window.positions(x.shape[2:])) < 1:
             raise ValueError(f"patch={patch!r}: wanted one that fits into maps of shape {tuple(x.shape[2:])}")
-        return made
+        return window
 
     def positions(self, space: Sequence[int]) -> list[int]:
         """Where the kernel can stand, along each axis of space."""
@@ -81,18 +81,18 @@ def patch_covariance(x: Tensor, y: Tensor | None, patch: Patch, backend: str | N
 
 def pieces(size: int, positions: int, patch: Patch) -> list[Piece]:
     """Of an axis of `size` positions, for all shifts; the longest first, which share the work best among threads."""
-    found = []
+    parts = []
     for shift in range(1 - patch.k, patch.k):
         step, windows = patch.dilation * shift, {}
         for u in range(max(0, -shift), min(patch.k, patch.k - shift)):
             first = u * patch.dilation - patch.padding
             windows[u] = max(0, first, -step), min(size, first + positions, size - step)
-        cuts = sorted({cut for begin, end in windows.values() if begin < end for cut in (begin, end)})
+        cuts = sorted({bound for begin, end in windows.values() if begin < end for bound in (begin, end)})
         for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
             taps = [u for u, (low, high) in windows.items() if low <= begin and end <= high]
             if taps:
-                found.append(Piece(shift, step, begin, end, taps[0], len(taps)))
-    return sorted(found, key=lambda piece: piece.begin - piece.end)
+                parts.append(Piece(shift, step, begin, end, taps[0], len(taps)))
+    return sorted(parts, key=lambda piece: piece.begin - piece.end)
 
 
 def _shape(x: Tensor, y: Tensor | None, k: int) -> tuple[int, int]:

@@ -188,14 +188,14 @@ def _by_iteration(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tens
     has not converged, though nothing is known to make that happen, the SVD.
     """
     if chosen == "triton":  # statistics, orthogonality of A and outcome, (batch, 6)
-        found = _backend.run_triton("polar", M.device, out, M, rtol)
+        results = _backend.run_triton("polar", M.device, out, M, rtol)
     else:
-        found = torch.empty(len(M), 6, dtype=torch.float64, device="cpu")
-        pointers = out.data_ptr(), found.data_ptr(), M.data_ptr()
+        results = torch.empty(len(M), 6, dtype=torch.float64, device="cpu")
+        pointers = out.data_ptr(), results.data_ptr(), M.data_ptr()
         kind = _backend.CODE[M.dtype]
         _backend.kernels().polar(*pointers, kind, *M.shape, *M.stride(), rtol, torch.get_num_threads())
-    statistics.copy_(found[:, :4])
-    for i, (_, _, _, residual, orthogonality, outcome) in enumerate(found.tolist()):
+    statistics.copy_(results[:, :4])
+    for i, (_, _, _, residual, orthogonality, outcome) in enumerate(results.tolist()):
         if outcome == DONE and max(residual, orthogonality) <= CERTIFIED[M.dtype]:
             continue
         if outcome != NULL:
@@ -236,15 +236,15 @@ def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bo
     if M.shape[0] > M.shape[1]:
         M, out = M.T, out.T
     lq = _lq.decompose(M, out)
-    A, found = torch.empty_like(lq.L), statistics.new_empty(1, 4)
+    A, measured = torch.empty_like(lq.L), statistics.new_empty(1, 4)
     if _has_zeros(lq.L[None]):
-        _without_zeros(lq.L[None], rtol, "cpu", A[None], found)
+        _without_zeros(lq.L[None], rtol, "cpu", A[None], measured)
     else:
-        _by_iteration(lq.L[None], rtol, False, "cpu", A[None], found)
-    found[0, 3] = _lq.assemble_factor(lq, A, out)
-    if complete and found[0, 1] < len(M):
+        _by_iteration(lq.L[None], rtol, False, "cpu", A[None], measured)
+    measured[0, 3] = _lq.assemble_factor(lq, A, out)
+    if complete and measured[0, 1] < len(M):
         _complete(out, A, None)
-    statistics.copy_(found[0])
+    statistics.copy_(measured[0])
 
 
 def _check_out(
@@ -291,22 +291,22 @@ def _write(
     by_lq = chosen == "cpu" and method is None and long
     direct = out.is_contiguous() or (by_lq and out.dim() <= 3)
     into = (out if direct else torch.empty(out.shape, dtype=out.dtype, device=out.device)).view(size)
-    found = torch.empty(size[0], 4, dtype=torch.float64, device=M.device)
+    measured = torch.empty(size[0], 4, dtype=torch.float64, device=M.device)
     if by_lq:
-        for given in zip(matrices, into, found, strict=True):
-            _by_lq(*given, rtol, complete)
+        for arguments in zip(matrices, into, measured, strict=True):
+            _by_lq(*arguments, rtol, complete)
     elif chosen != "reference" and method is None:
         matrices = matrices.clone() if same else matrices
         if not complete and _has_zeros(matrices):
-            _without_zeros(matrices, rtol, chosen, into, found)
+            _without_zeros(matrices, rtol, chosen, into, measured)
         else:
-            _by_iteration(matrices, rtol, complete, chosen, into, found)
+            _by_iteration(matrices, rtol, complete, chosen, into, measured)
     else:
         for i, one in enumerate(matrices):
-            found[i] = one.new_tensor(_by_factors(one, rtol, complete, False, into[i]), dtype=torch.float64)
+            measured[i] = one.new_tensor(_by_factors(one, rtol, complete, False, into[i]), dtype=torch.float64)
     if not direct:
         out.copy_(into.view(out.shape))
-    statistics.copy_(found.view(statistics.shape))
+    statistics.copy_(measured.view(statistics.shape))
     statistics[..., 0] = torch.ldexp(statistics[..., 0], exponent)
 
 

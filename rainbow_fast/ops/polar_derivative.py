@@ -90,8 +90,8 @@ def _sylvester_vmap(info: Any, in_dims: Any, H: Tensor, C: Tensor, B: Tensor, to
 
     H, C, B = (lead(t, dim) for t, dim in zip((H, C, B), in_dims, strict=False))
     batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (H, C, B)), (info.batch_size, *[1] * (H.dim() - 3)))
-    given = [t.expand(*batch, *t.shape[-2:]) for t in (H, C, B)]
-    return torch.ops.rainbow_fast.polar_sylvester(*given, tolerance), (0, 0)
+    expanded = [t.expand(*batch, *t.shape[-2:]) for t in (H, C, B)]
+    return torch.ops.rainbow_fast.polar_sylvester(*expanded, tolerance), (0, 0)
 
 
 def sylvester_flops(C: Sequence[int], B: Sequence[int]) -> int:

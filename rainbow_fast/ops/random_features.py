@@ -114,8 +114,8 @@ def random_features_covariance(
     in x, u, shift, G and both centers.
     """
     several = isinstance(n, list | tuple | range)
-    given: Any = n if several else [n]
-    widths = [integer("n", each) for each in given]
+    numbers: Any = n if several else [n]
+    widths = [integer("n", each) for each in numbers]
     if not widths:
         raise ValueError("n is an empty list: wanted at least one width")
     key = None if seed is None else as_key(seed, stream, row_offset)
@@ -251,22 +251,22 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
     parts = f.each(n, *whole, *out)
     chosen = f.chosen(backend)
     if chosen == "reference":
-        for where, *given in parts:
+        for where, *slices in parts:
             phi = _values(f, n, where)
-            for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
+            for a, o in zip(slices[: len(A)], slices[len(A) :], strict=True):
                 o.copy_(torch.einsum("nm...,dm->nd...", phi[:, : a.shape[1]], a))
         return
     if chosen == "triton":
         name = "random_features.random_features_projection"
         u, rest = f.plain()
-        for where, *given in parts:
-            for a, o in zip(given[: len(A)], given[len(A) :], strict=True):
+        for where, *slices in parts:
+            for a, o in zip(slices[: len(A)], slices[len(A) :], strict=True):
                 view = samples(o, written=True)[0]
                 _backend.run_triton(name, u.device, view, u, a, *rest(where))
         return
     kept, features = f.memory(n)
-    for s, (where, *given) in enumerate(parts):
-        pairs = [(target[s], matrix(a)) for target, a in zip(targets, given, strict=False)]
+    for s, (where, *slices) in enumerate(parts):
+        pairs = [(target[s], matrix(a)) for target, a in zip(targets, slices, strict=False)]
         with _backend.running(chosen, f.u.device, workspace=True) as run:
             _backend.kernels(chosen).random_features_projection(pairs, features(where), run)
 

@@ -113,19 +113,19 @@ class Features(NamedTuple):
         """The leading axes of the results: (S,) of S seeds, else none."""
         return () if self.key is None else tuple(self.key.shape[:-1])
 
-    def each(self, n: int, *given: Tensor) -> Iterable[tuple]:
+    def each(self, n: int, *tensors: Tensor) -> Iterable[tuple]:
         """For each seed the address of its G, and its slices of what has leading axes."""
         if self.key is None:
-            return [((0, 0, 0, 0), *given)]
-        return addresses(self.key, n, self.u.shape[1], *given)
+            return [((0, 0, 0, 0), *tensors)]
+        return addresses(self.key, n, self.u.shape[1], *tensors)
 
     def memory(self, n: int) -> tuple[object, Callable[[list[int]], tuple]]:
         """What a kernel reads (struct Features of csrc/kernels.h) given an address, behind what keeps it alive."""
         r = self.u.shape[1]
         u, u_samples = memory.samples(self.u)
         shift = None if self.shift is None else self.shift.contiguous()
-        given: memory.Samples = (0, 0, (n, r, 1, 1), (0, 0, 0, 0)) if self.G is None else memory.matrix(self.G)
-        first = (u_samples, memory.address_of(shift), given)
+        rows: memory.Samples = (0, 0, (n, r, 1, 1), (0, 0, 0, 0)) if self.G is None else memory.matrix(self.G)
+        first = (u_samples, memory.address_of(shift), rows)
         last = (CODE[self.activation], self.slope, self.scale)
         return (u, shift), lambda where: (*first, where, *last)
 
@@ -140,11 +140,11 @@ class Features(NamedTuple):
 
 
 def check_upstream(
-    f: Features, n: int, given: Tensor | None, total: Tensor | None, square: Tensor | None, x: list, A: list
+    f: Features, n: int, grad_phi: Tensor | None, total: Tensor | None, square: Tensor | None, x: list, A: list
 ) -> None:
     """What comes to the features from above is as large as the features; see random_features_gradient.py."""
     N, r, *space = f.u.shape
-    wanted = [("given", given, (N, n, *space)), ("total", total, (n,)), ("square", square, (n,))]
+    wanted = [("grad_phi", grad_phi, (N, n, *space)), ("total", total, (n,)), ("square", square, (n,))]
     if len(x) != len(A):
         raise ValueError(f"A has {len(A)} tensors: wanted {len(x)}, one for each x")
     for x_k, A_k in zip(x, A, strict=True):
@@ -184,7 +184,7 @@ def covariance_out(x, u, shift, x_center, center, key, G, activation, slope, sca
     sums = (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,)))
     for place, (name, t, shape) in enumerate(sums):
         read = {"x": x, "u": u, "shift": shift, "G": G, "x_center": x_center, "center": center}
-        read |= {other: given for other, given, _ in sums[:place]}
+        read |= {other: output for other, output, _ in sums[:place]}
         memory.check_written(name, t, (*f.seeds, *shape), torch.float64, beside=("u", u), **read)
         if not t.is_contiguous():
             raise ValueError(f"{name} has strides {t.stride()}: wanted a contiguous tensor")

@@ -38,15 +38,15 @@ def projection(info: Any, in_dims: Any, u, A: Sequence[Tensor], shift, key, G, *
     samples, some_A = in_u is not None or in_shift is not None, any(dim is not None for dim in dims)
     if samples and not (some_A or in_key is not None or in_G is not None):
         more_u, more_shift = _as_samples(size, u, in_u, shift, in_shift)
-        found = [_unfolded(out, size, key) for out in op(more_u, A, more_shift, key, G, *rest)]
-        return [out for out, _ in found], [dim for _, dim in found]
+        unfolded = [_unfolded(out, size, key) for out in op(more_u, A, more_shift, key, G, *rest)]
+        return [out for out, _ in unfolded], [dim for _, dim in unfolded]
     if in_key is not None and key.dim() == 2 and not samples and in_G is None:
         each = [a if dim is None else a.movedim(dim, 0) for a, dim in zip(A, dims, strict=True)]
         return op(u, each, shift, key.movedim(in_key, 0), G, *rest), [0] * len(A)
     if some_A and not samples and in_key is None and in_G is None and (key is None or key.dim() == 1):
         channels = [a if dim is None else a.movedim(dim, 0).flatten(0, 1) for a, dim in zip(A, dims, strict=True)]
-        found = op(u, channels, shift, key, G, *rest)
-        pairs = zip(found, dims, strict=True)
+        outputs = op(u, channels, shift, key, G, *rest)
+        pairs = zip(outputs, dims, strict=True)
         return [out if dim is None else out.unflatten(1, (size, -1)) for out, dim in pairs], [
             None if dim is None else 1 for dim in dims
         ]

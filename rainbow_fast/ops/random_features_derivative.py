@@ -20,7 +20,7 @@ Inputs = Sequence[Any]
 
 def features_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
     u, shift, n, key, G, *rest = inputs
-    grad_u, grad_shift, grad_G = _gradient(u, shift, n, key, G, *rest, given=grads[0], of_G=needs[4])
+    grad_u, grad_shift, grad_G = _gradient(u, shift, n, key, G, *rest, grad_phi=grads[0], of_G=needs[4])
     return grad_u, grad_shift, None, None, grad_G, None, None, None, None
 
 
@@ -92,11 +92,11 @@ def projection_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tupl
 
 
 def _gradient(
-    u, shift, n, key, G, *rest, given=None, total=None, square=None, x=(), A=(), of_G=False
+    u, shift, n, key, G, *rest, grad_phi=None, total=None, square=None, x=(), A=(), of_G=False
 ) -> list[Tensor | None]:
     """Of u, shift and G, None where there is none."""
     of_u, of_shift, of_rows = torch.ops.rainbow_fast.random_features_gradient(
-        u, shift, n, key, G, *rest, given, total, square, list(x), list(A), bool(of_G)
+        u, shift, n, key, G, *rest, grad_phi, total, square, list(x), list(A), bool(of_G)
     )
     return [of_u, None if shift is None else of_shift, of_rows if of_G else None]
 
@@ -120,13 +120,13 @@ def covariance_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
         off = tangents[4].double()
         M = M - torch.einsum("d,...n->...dn", _sum_of_samples(x_from), off)
         total, square = total - _count(x) * off, square - 2 * outputs[1] * off
-    given = (tangents[1], tangents[2], tangents[7])
-    if any(t is not None for t in given):
-        found = []
-        for start, phi, moved in _blocks(n, u, shift, key, G, rest, given):
+    feature_tangents = (tangents[1], tangents[2], tangents[7])
+    if any(t is not None for t in feature_tangents):
+        sums = []
+        for start, phi, moved in _blocks(n, u, shift, key, G, rest, feature_tangents):
             off = None if center is None else center[..., start : start + phi.shape[1 - u.dim()]]
-            found.append(_moved_sums(x_from, phi, moved, off))
-        of_M, of_total, of_square = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
+            sums.append(_moved_sums(x_from, phi, moved, off))
+        of_M, of_total, of_square = (torch.cat(parts, -1) for parts in zip(*sums, strict=True))
         M, total, square = M + of_M, total + of_total, square + of_square
     return [M, total, square]
 
@@ -135,7 +135,7 @@ def _moved_sums(x: Tensor, phi: Tensor, moved: Tensor, center: Tensor | None) ->
     """Tangents of the sums over a block of neurons; with an axis of seeds in front where phi has one."""
     if phi.dim() > x.dim():
         own = [None] * len(phi) if center is None else list(center)
-        each = [_moved_sums(x, *given) for given in zip(phi, moved, own, strict=True)]
+        each = [_moved_sums(x, *of_seed) for of_seed in zip(phi, moved, own, strict=True)]
         return [torch.stack(parts) for parts in zip(*each, strict=True)]
     samples = [0, *range(2, x.dim())]
     M = torch.ops.rainbow_fast.cross_covariance(x, [moved], "identity", 0.0, False, None)
@@ -145,19 +145,19 @@ def _moved_sums(x: Tensor, phi: Tensor, moved: Tensor, center: Tensor | None) ->
 
 def projection_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
     u, A, shift, key, G, *rest = inputs
-    found = [torch.zeros_like(out) for out in outputs]
+    results = [torch.zeros_like(out) for out in outputs]
     if any(t is not None for t in tangents[1] or ()):
         moved_A = [torch.zeros_like(a) if t is None else t for a, t in zip(A, tangents[1], strict=True)]
-        found = torch.ops.rainbow_fast.random_features_projection(u, moved_A, shift, key, G, *rest)
-    given = (tangents[0], tangents[2], tangents[4])
-    if any(t is not None for t in given):
+        results = torch.ops.rainbow_fast.random_features_projection(u, moved_A, shift, key, G, *rest)
+    feature_tangents = (tangents[0], tangents[2], tangents[4])
+    if any(t is not None for t in feature_tangents):
         n = max(a.shape[-1] for a in A)
-        for start, phi, moved in _blocks(n, u, shift, key, G, rest, given):
+        for start, phi, moved in _blocks(n, u, shift, key, G, rest, feature_tangents):
             for place, a in enumerate(A):
                 part = a[..., start : start + phi.shape[1 - u.dim()]]
                 if part.shape[-1]:
-                    found[place] = found[place] + _times(moved, part, u.dim())
-    return found
+                    results[place] = results[place] + _times(moved, part, u.dim())
+    return results
 
 
 def _times(phi: Tensor, A: Tensor, dims: int) -> Tensor:
@@ -175,8 +175,8 @@ def _blocks(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[An
         stop = min(start + block, n)
         here = None if key is None else further(key, start)
         rows, moved_rows = (None if t is None else t[start:stop] for t in (G, tangents[2]))
-        given = (tangents[0], tangents[1], moved_rows)
-        yield start, *_moved(stop - start, u, shift, here, rows, rest, given)
+        block_tangents = (tangents[0], tangents[1], moved_rows)
+        yield start, *_moved(stop - start, u, shift, here, rows, rest, block_tangents)
 
 
 def _moved(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:

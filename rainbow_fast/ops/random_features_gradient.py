@@ -3,9 +3,10 @@
 
 One op serves all three; its own derivatives are those of its reference. The gradient of the features phi' (N, n) is
 
-    given + total + 2 square phi' + sum_k x_k A_k
+    grad_phi + total + 2 square phi' + sum_k x_k A_k
 
-with given (N, n), total (n,), square (n,), x_k (N, d_k), A_k (d_k, n_k) for the first n_k neurons; each may be missing.
+with grad_phi (N, n), total (n,), square (n,), x_k (N, d_k), A_k (d_k, n_k) for the first n_k neurons; each may be
+missing.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ def neurons_at_a_time(samples: int) -> int:
 
 
 def random_features_gradient_reference(
-    u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G
+    u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of u and shift, and of G where `of_G`; summed over seeds."""
     function, derivative = ACTIVATIONS[activation]
@@ -40,7 +41,7 @@ def random_features_gradient_reference(
     grads_G = []
     block = neurons_at_a_time(rows.shape[0])
     for seed, one in enumerate([None] if key is None else key.view(-1, 4)):
-        whole, a_total, a_square, pairs = _of_seed(seed, u, given, total, square, x, A)
+        whole, a_total, a_square, pairs = _of_seed(seed, u, grad_phi, total, square, x, A)
         for start in range(0, n, block):
             stop = min(start + block, n)
             if one is None:
@@ -66,44 +67,44 @@ def random_features_gradient_reference(
     return grad_u.contiguous(), grad_shift.view(u.shape[:1] + u.shape[2:]), grad_G
 
 
-def _of_seed(seed: int, u: Tensor, given, total, square, x: list[Tensor], A: list[Tensor]) -> list:
-    """given, total, square and the pairs (x_k, A_k) of one seed: slices of what has an axis of seeds."""
+def _of_seed(seed: int, u: Tensor, grad_phi, total, square, x: list[Tensor], A: list[Tensor]) -> list:
+    """grad_phi, total, square and the pairs (x_k, A_k) of one seed: slices of what has an axis of seeds."""
 
     def pick(t: Tensor | None, axes: int) -> Tensor | None:
         return t if t is None or t.dim() == axes else t[seed]
 
     pairs = [(pick(x_k, u.dim()), pick(A_k, 2)) for x_k, A_k in zip(x, A, strict=True)]
-    return [pick(given, u.dim()), pick(total, 1), pick(square, 1), pairs]
+    return [pick(grad_phi, u.dim()), pick(total, 1), pick(square, 1), pairs]
 
 
 def _random_features_gradient(
-    u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G
+    u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G
 ) -> tuple[Tensor, Tensor, Tensor]:
     f = Features(u, shift, key, G, activation, slope, scale)
     f.check(n)
-    check_upstream(f, n, given, total, square, x, A)
+    check_upstream(f, n, grad_phi, total, square, x, A)
     chosen = f.chosen(backend)
     if of_G or chosen in ("reference", "cuda"):  # on CUDA a block of features at a time is large enough for torch
         return random_features_gradient_reference(
-            u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G
+            u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G
         )
     run = _by_triton if chosen == "triton" else _by_kernel
     grads_u, grads_shift = u.new_zeros(u.shape), u.new_zeros(u.shape[:1] + u.shape[2:])
     for seed, (where,) in enumerate(f.each(n)):
         grad_u, grad_shift = torch.empty_like(grads_u), torch.zeros_like(grads_shift)
-        run(f, n, where, grad_u, grad_shift, *_of_seed(seed, u, given, total, square, x, A))
+        run(f, n, where, grad_u, grad_shift, *_of_seed(seed, u, grad_phi, total, square, x, A))
         grads_u += grad_u
         grads_shift += grad_shift
     return grads_u, grads_shift, u.new_zeros(0)
 
 
-def _by_kernel(f: Features, n: int, where: list[int], grad_u, grad_shift, given, total, square, pairs) -> None:
+def _by_kernel(f: Features, n: int, where: list[int], grad_u, grad_shift, grad_phi, total, square, pairs) -> None:
     kept, features = f.memory(n)
-    held, given_samples = (None, NOTHING) if given is None else samples(given)
+    held, grad_phi_samples = (None, NOTHING) if grad_phi is None else samples(grad_phi)
     sums = [None if t is None else t.contiguous() for t in (total, square)]
     products = [(samples(x_k), matrix(A_k)) for x_k, A_k in pairs]
     upstream = (
-        given_samples,
+        grad_phi_samples,
         *map(address_of, sums),
         [(x_samples, A_matrix) for (_, x_samples), A_matrix in products],
     )
@@ -113,14 +114,14 @@ def _by_kernel(f: Features, n: int, where: list[int], grad_u, grad_shift, given,
         )
 
 
-def _by_triton(f: Features, n: int, where: list[int], grad_u, grad_shift, given, total, square, pairs) -> None:
+def _by_triton(f: Features, n: int, where: list[int], grad_u, grad_shift, grad_phi, total, square, pairs) -> None:
     u, features = f.plain()
     shift, rows, *rest = features(where)
     x, A = [samples(x_k)[0] for x_k, _ in pairs], [A_k for _, A_k in pairs]
-    given = None if given is None else samples(given)[0]
+    grad_phi = None if grad_phi is None else samples(grad_phi)[0]
     total, square = (None if t is None else t.contiguous() for t in (total, square))
     out = samples(grad_u, written=True)[0], None if shift is None else grad_shift
-    above = given, total, square, x, A
+    above = grad_phi, total, square, x, A
     _backend.run_triton("random_features_gradient", u.device, *out, u, shift, rows, n, *rest, *above)
 
 
@@ -128,7 +129,7 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(0, -2)
 
 
-def _fake(u, shift, n, key, G, activation, slope, scale, backend, given, total, square, x, A, of_G):
+def _fake(u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G):
     rows = torch.empty_like(G) if of_G else u.new_empty(0)
     return u.new_empty(u.shape), u.new_empty(u.shape[:1] + u.shape[2:]), rows
 
@@ -141,9 +142,9 @@ def _vjp(inputs: Args, outputs: Any, grads: Any, needs: Args) -> tuple:
     results, pull_back = torch.func.vjp(  # type: ignore[misc]  # two without `has_aux`
         lambda *values: _reference_of(inputs, values), *wanted
     )
-    given = tuple(torch.zeros_like(t) if g is None else g for t, g in zip(results, grads, strict=True))
-    found = iter(pull_back(given))
-    return filled(inputs, iter([next(found) if t.is_floating_point() else None for t in tensors_of(inputs)]))
+    upstream = tuple(torch.zeros_like(t) if g is None else g for t, g in zip(results, grads, strict=True))
+    gradients = iter(pull_back(upstream))
+    return filled(inputs, iter([next(gradients) if t.is_floating_point() else None for t in tensors_of(inputs)]))
 
 
 def _reference_of(inputs: Args, values: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +156,7 @@ def _reference_of(inputs: Args, values: tuple[Tensor, ...]) -> tuple[Tensor, Ten
 
 functional(
     "random_features_gradient(Tensor u, Tensor? shift, SymInt n, Tensor? key, Tensor? G, str activation, "
-    "float negative_slope, float scale, str? backend, Tensor? given, Tensor? total, Tensor? square, Tensor[] x, "
+    "float negative_slope, float scale, str? backend, Tensor? grad_phi, Tensor? total, Tensor? square, Tensor[] x, "
     "Tensor[] A, bool of_G) -> (Tensor, Tensor, Tensor)",
     _random_features_gradient,
     _fake,

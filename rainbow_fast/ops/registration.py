@@ -116,10 +116,10 @@ def writing(
     written = [place for place, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write]
 
     def targets(args: Sequence[Any]) -> list[Tensor]:
-        found: list[Tensor] = []
+        tensors: list[Tensor] = []
         for place in written:
-            found += [args[place]] if isinstance(args[place], Tensor) else args[place]
-        return found
+            tensors += [args[place]] if isinstance(args[place], Tensor) else args[place]
+        return tensors
 
     def bumping(*, refuses: bool) -> Callable:
         """Below autograd, the call and a new version of what it writes; `refuses`: no derivative may be lost."""
@@ -143,9 +143,9 @@ def writing(
 
     def resolved(*args: Any) -> Any:
         """What torch holds as the negative or the conjugate of other memory is written by way of a copy."""
-        given = filled(args, (t.resolve_conj().resolve_neg() for t in tensors_of(args)))
-        result = op(*given)
-        for t, copied in zip(targets(args), targets(given), strict=True):
+        copies = filled(args, (t.resolve_conj().resolve_neg() for t in tensors_of(args)))
+        result = op(*copies)
+        for t, copied in zip(targets(args), targets(copies), strict=True):
             if copied is not t:
                 t.copy_(copied)
         return result
@@ -325,8 +325,8 @@ def _duals(args: Args) -> list[tuple[Tensor, Tensor | None]] | None:
     traced = _C._are_functorch_transforms_active() or TracingContext.try_get() is not None
     if forward_ad._current_level < 0 and not traced:
         return None
-    found = [_unpacked(t) for t in tensors_of(args)]
-    return found if any(tangent is not None for _, tangent in found) else None
+    pairs = [_unpacked(t) for t in tensors_of(args)]
+    return pairs if any(tangent is not None for _, tangent in pairs) else None
 
 
 def _unpacked(t: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -341,8 +341,10 @@ def _forward_mode(op: Any, rule: Derivative, args: Args, duals: Sequence[Any]) -
     assert rule.jvp is not None
     with without_autocast():
         moved = rule.jvp(primals, outputs, tangents)
-    made = [y if t is None else torch._VF._make_dual(y, t, level=0) for y, t in zip(outputs, moved, strict=True)]
-    return _like(results, made)
+    with_tangents = [
+        y if t is None else torch._VF._make_dual(y, t, level=0) for y, t in zip(outputs, moved, strict=True)
+    ]
+    return _like(results, with_tangents)
 
 
 def loop(op: Any) -> Callable:

@@ -147,13 +147,13 @@ def over_networks(groups: Iterable[Sequence[float]]) -> tuple[np.ndarray, np.nda
     return np.array([m for m, _ in pairs]), np.array([s for _, s in pairs])
 
 
-def shown(found: list[str], wanted: Sequence[str] | None) -> list[str]:
+def shown(sites: list[str], wanted: Sequence[str] | None) -> list[str]:
     """The sites of the second panel."""
     if wanted is None:
-        return found if len(found) <= len(LINES) else [found[0], found[len(found) // 2], found[-1]]
-    unknown = [site for site in wanted if site not in found]
+        return sites if len(sites) <= len(LINES) else [sites[0], sites[len(sites) // 2], sites[-1]]
+    unknown = [site for site in wanted if site not in sites]
     if unknown or not 1 <= len(wanted) <= len(LINES):
-        raise ValueError(f"sites: wanted one to {len(LINES)} of {found}, got {list(wanted)}")
+        raise ValueError(f"sites: wanted one to {len(LINES)} of {sites}, got {list(wanted)}")
     return list(wanted)
 
 

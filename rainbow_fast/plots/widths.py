@@ -73,10 +73,10 @@ def accuracy_and_error(
     for name, level in [*levels.items(), *([] if reference is None else [("reference", reference)])]:
         if not 0 <= level <= 1:
             raise ValueError(f"{name}: wanted an accuracy as a fraction, 0 to 1, got {level}")
-    found = list(dict.fromkeys(row["site"] for row in rows))
-    chosen = shown(found, sites)
-    known, deep = rows[0]["accuracy"] is not None, sites is None and len(found) > len(chosen)
-    ratios = [1.05] * known + [1.0] + [1.0] * deep
+    all_sites = list(dict.fromkeys(row["site"] for row in rows))
+    chosen = shown(all_sites, sites)
+    has_accuracy, deep = rows[0]["accuracy"] is not None, sites is None and len(all_sites) > len(chosen)
+    ratios = [1.05] * has_accuracy + [1.0] + [1.0] * deep
     figure = blank_figure(5 * len(ratios), 4.2)
     panels = list(figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0])
     if title is not None:
@@ -84,11 +84,11 @@ def accuracy_and_error(
     factors = sorted({row["factor"] for row in rows})
     for axes in panels[: len(ratios) - deep]:
         dress(axes, factors)
-    if known:
+    if has_accuracy:
         _draw_accuracy(panels[0], rows, methods, reference, levels)
-    _draw_error(panels[known], rows, methods, chosen, named=not known)
+    _draw_error(panels[has_accuracy], rows, methods, chosen, named=not has_accuracy)
     if deep:
-        _draw_depth(panels[-1], rows, methods, found)
+        _draw_depth(panels[-1], rows, methods, all_sites)
     return figure
 
 

@@ -137,15 +137,15 @@ class ChannelMoments:
     def pooled(self, positions: int) -> ChannelMoments:
         """The same data with each run of `positions` channels taken as samples of one."""
         assert self.center is not None and self.total is not None and self.square is not None
-        made = ChannelMoments()
+        moments = ChannelMoments()
         own, total, square = (t.view(-1, positions) for t in (self.center, self.total, self.square))
         center = own[:, :1] + (own - own[:, :1]).mean(1, keepdim=True)
         shift = own - center
         square = square + shift * (2 * total + self.count * shift)
         total = total + self.count * shift
-        made.add(total.sum(1), square.sum(1), self.count * positions, center.squeeze(1))
-        made.dtype = self.dtype
-        return made
+        moments.add(total.sum(1), square.sum(1), self.count * positions, center.squeeze(1))
+        moments.dtype = self.dtype
+        return moments
 
     def variance(self, *, unbiased: bool = False) -> Tensor:
         """(d,); divided by count - 1 if unbiased, 0 for a single sample."""

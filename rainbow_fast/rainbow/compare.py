@@ -155,7 +155,7 @@ def compare(
     kept = choose_storage(needed, limits)
     size = min(align_a.size, align_b.size)
     total = len(sites_a) * (2 * -(-align_a.count // size) + -(-held_a.count // size))
-    done, found, alignments = 0, [], []
+    done, comparisons, alignments = 0, [], []
 
     def tick(text: str) -> None:
         nonlocal done
@@ -168,36 +168,36 @@ def compare(
             tuple(Flight([trace], replace(each, size=size), kept, Path(folder)) for trace, each in pair)
             for pair in (((trace_a, align_a), (trace_b, align_b)), ((trace_a, held_a), (trace_b, held_b)))
         ]
-        for known, other in zip(sites_a, sites_b, strict=True):
+        for site_a, site_b in zip(sites_a, sites_b, strict=True):
             for pair in sets:
-                for flight, each in zip(pair, (known, other), strict=True):
+                for flight, each in zip(pair, (site_a, site_b), strict=True):
                     flight.follow(REFERENCE, each.site.reference)
-            moments = CrossCovariance(known.site.name)
-            step = every(align_a.count * known.positions, max_samples, known.positions)
+            moments = CrossCovariance(site_a.site.name)
+            step = every(align_a.count * site_a.positions, max_samples, site_a.positions)
             for start in sets[0][0]:
-                x, y = _activations(sets[0], (known, other), start)
-                before = start * known.positions
+                x, y = _activations(sets[0], (site_a, site_b), start)
+                before = start * site_a.positions
                 moments.update(take(x, before, step), take(y, before, step))
-                tick(f"{known.site.name}: moments")
+                tick(f"{site_a.site.name}: moments")
             A, alignment = align(moments, PAPER, PolarFactor())
-            map_ = math.sqrt(known.d / other.d) * A
+            map_ = math.sqrt(site_a.d / site_b.d) * A
             errors: list[tuple[float | None, float | None]] = []
             for pair in sets:
                 error = Error()
                 for start in pair[0]:
-                    x, y = _activations(pair, (known, other), start)
+                    x, y = _activations(pair, (site_a, site_b), start)
                     error.update(x, torch.einsum("nm...,dm->nd...", y, map_.to(y.dtype)))
-                    tick(f"{known.site.name}: errors")
+                    tick(f"{site_a.site.name}: errors")
                 errors.append(error.relative() if pair[0].count else (None, None))
                 for flight in pair:
                     flight.leave()
             alignments.append(A)
-            found.append(
+            comparisons.append(
                 SiteComparison(
-                    site=known.site.name,
-                    other=other.site.name,
-                    d=known.d,
-                    n=other.d,
+                    site=site_a.site.name,
+                    other=site_b.site.name,
+                    d=site_a.d,
+                    n=site_b.d,
                     samples=moments.count,
                     similarity=alignment.similarity,
                     error=errors[0][0],  # type: ignore[arg-type]  # there is data to align on
@@ -209,7 +209,7 @@ def compare(
                     M_condition=alignment.condition,
                 )
             )
-    return Comparison(align_a.count, held_a.count, tuple(found), tuple(alignments), str(kept))
+    return Comparison(align_a.count, held_a.count, tuple(comparisons), tuple(alignments), str(kept))
 
 
 def _parts(prepared: Prepared) -> tuple[Trace, tuple[SiteStatistics, ...], Data, Data]:
@@ -219,11 +219,11 @@ def _parts(prepared: Prepared) -> tuple[Trace, tuple[SiteStatistics, ...], Data,
 def _check(sites_a: tuple[SiteStatistics, ...], sites_b: tuple[SiteStatistics, ...]) -> None:
     if len(sites_a) != len(sites_b):
         raise ValueError(f"b: it has {len(sites_b)} sites, wanted {len(sites_a)} as a has")
-    for known, other in zip(sites_a, sites_b, strict=True):
-        if known.positions != other.positions:
+    for site_a, site_b in zip(sites_a, sites_b, strict=True):
+        if site_a.positions != site_b.positions:
             raise ValueError(
-                f"b: site {other.site.name!r} has {other.positions} positions, wanted {known.positions} as site "
-                f"{known.site.name!r} of a has"
+                f"b: site {site_b.site.name!r} has {site_b.positions} positions, wanted {site_a.positions} as site "
+                f"{site_a.site.name!r} of a has"
             )
 
 

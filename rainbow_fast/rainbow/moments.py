@@ -84,11 +84,11 @@ class CrossCovariance:
         if self.cross is None:
             self.cross = torch.zeros(x.shape[1], other.shape[1], dtype=torch.float64, device=x.device)
         size = piece_size(x, other)
-        for piece, its in zip(x.split(size), other.split(size), strict=True):
+        for piece, other_piece in zip(x.split(size), other.split(size), strict=True):
             of_x, of_y, near_a, near_b = ChannelMoments(), ChannelMoments(), piece - per_channel(a, x), None
             of_x.add_shifted(near_a, a)
             if y is not None:
-                near_b = its - per_channel(b, other)
+                near_b = other_piece - per_channel(b, other)
                 of_y.add_shifted(near_b, b)
             cross_covariance_(self.cross, near_a, near_b)
             self.x.merge(of_x)

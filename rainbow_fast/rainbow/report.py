@@ -175,11 +175,11 @@ class Error:
     """
 
     def __init__(self, phi: ChannelMoments | None = None, *, piece: int = PIECE) -> None:
-        self.difference, self.known, self.piece = 0.0, phi is not None, piece
+        self.difference, self.has_moments, self.piece = 0.0, phi is not None, piece
         self.phi = ChannelMoments() if phi is None else phi
 
     def update(self, phi: Tensor, phih: Tensor) -> None:
-        if not self.known:
+        if not self.has_moments:
             self.phi.update(phi)
         size = max(self.piece // max(phi[:1].numel(), 1), 1)
         self.difference += _sum_of_squares(phih, phi, size)
@@ -195,10 +195,10 @@ def _sum_of_squares(phih: Tensor, phi: Tensor, size: int) -> float:
     """|phih - phi|^2, so many samples at a time; in float64 where squares leave the range of float32."""
     for dtype in (torch.promote_types(phi.dtype, torch.float32), torch.float64):
         parts = [_squares(a, b, dtype) for a, b in zip(phih.split(size), phi.split(size), strict=True)]
-        found = float(torch.cat(parts).sum())
-        if SMALL * phi.numel() <= found < math.inf:
+        total = float(torch.cat(parts).sum())
+        if SMALL * phi.numel() <= total < math.inf:
             break
-    return found
+    return total
 
 
 def _squares(phih: Tensor, phi: Tensor, dtype: torch.dtype) -> Tensor:

@@ -65,15 +65,15 @@ def sites(reference: nn.Module, data: object = None, *, pointwise: Iterable[type
     if data is not None:
         like = next(reference.parameters())
         example = as_numbers(next(iter(batches(data)))[0][:1], like.device, like.dtype)
-    cut = trace(reference, example, pointwise)
-    found: list[SiteInfo] = []
-    shapes = [None] * len(cut.sites) if example is None else site_shapes(cut, example)
-    for site, known in zip(cut.sites, shapes, strict=True):
-        made = SiteInfo(site.name, described(site), site.fused, None, None, None, reason_kept(site))
-        if known is not None:
-            made = replace(made, channels=known.d, z_shape=known.z_shape, phi_shape=known.phi_shape)
-        found.append(made)
-    return Sites(found)
+    traced = trace(reference, example, pointwise)
+    infos: list[SiteInfo] = []
+    shapes = [None] * len(traced.sites) if example is None else site_shapes(traced, example)
+    for site, statistics in zip(traced.sites, shapes, strict=True):
+        info = SiteInfo(site.name, described(site), site.fused, None, None, None, reason_kept(site))
+        if statistics is not None:
+            info = replace(info, channels=statistics.d, z_shape=statistics.z_shape, phi_shape=statistics.phi_shape)
+        infos.append(info)
+    return Sites(infos)
 
 
 def described(site: Site) -> str:

@@ -22,18 +22,18 @@ class Summary:
     errors: dict[str, tuple[float, float]]  # by site
 
 
-def summaries(found: Iterable[Record]) -> list[Summary]:
+def summaries(records: Iterable[Record]) -> list[Summary]:
     """One for each method and factor, in the order in which they come."""
     groups: dict[tuple[str, float], list[Record]] = {}
-    for record in found:
+    for record in records:
         groups.setdefault((record["method"], record["factor"]), []).append(record)
-    made = []
+    rows = []
     for (method, factor), group in groups.items():
         sites = dict.fromkeys(record["site"] for record in group)
         accuracies = {record["network"]: record["accuracy"] for record in group}
         errors = {site: _mean_std([r["error"] for r in group if r["site"] == site]) for site in sites}
-        made.append(Summary(method, factor, len(accuracies), _mean_std(list(accuracies.values())), errors))
-    return made
+        rows.append(Summary(method, factor, len(accuracies), _mean_std(list(accuracies.values())), errors))
+    return rows
 
 
 def _mean_std(values: list[float]) -> tuple[float, float]:

@@ -45,10 +45,10 @@ def tensors(outputs: Any) -> Iterator[Tensor]:
 
 def distances(a: Any, b: Any) -> float:
     """The largest `distance` between the tensors of two outputs; infinite if one has more tensors."""
-    mine, its = list(tensors(a)), list(tensors(b))
-    if len(mine) != len(its):
+    mine, others = list(tensors(a)), list(tensors(b))
+    if len(mine) != len(others):
         return math.inf
-    return max((distance(x, y) for x, y in zip(mine, its, strict=True)), default=0.0)
+    return max((distance(x, y) for x, y in zip(mine, others, strict=True)), default=0.0)
 
 
 def distance(x: Tensor, wanted: Tensor, among: Tensor | None = None) -> float:

@@ -28,8 +28,8 @@ def first_difference(runs: tuple[Callable[[Visit], None], Callable[[Visit], None
     Calls are matched by module, function and number among those; a call that only one run makes is passed over.
     `equal(first, second)`: whether two results are held to be equal.
     """
-    made: dict[tuple[str, str, int], Tensor] = {}
-    found: list[str] = []
+    results: dict[tuple[str, str, int], Tensor] = {}
+    differences: list[str] = []
 
     def keep(counts: dict[tuple[str, str], int], scope: str, function: str) -> tuple[str, str, int]:
         counts[scope, function] = number = counts.get((scope, function), 0) + 1
@@ -39,16 +39,16 @@ def first_difference(runs: tuple[Callable[[Visit], None], Callable[[Visit], None
     second: dict[tuple[str, str], int] = {}
 
     def note(scope: str, function: str, result: Tensor) -> None:
-        made[keep(first, scope, function)] = result.detach().clone()
+        results[keep(first, scope, function)] = result.detach().clone()
 
     def compare(scope: str, function: str, result: Tensor) -> None:
-        its = made.pop(keep(second, scope, function), None)
-        if not found and its is not None and not equal(its, result.detach()):
-            found.append(f"module {scope or 'reference'!r}, {function}")
+        expected = results.pop(keep(second, scope, function), None)
+        if not differences and expected is not None and not equal(expected, result.detach()):
+            differences.append(f"module {scope or 'reference'!r}, {function}")
 
     for call, visit in zip(runs, (note, compare), strict=True):
         call(visit)
-    return found[0] if found else None
+    return differences[0] if differences else None
 
 
 class Interpreter(fx.Interpreter):

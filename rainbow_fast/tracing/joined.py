@@ -35,8 +35,8 @@ class Joined(Trace):
 
     def advance(self, place: int, state: State, activations: Sequence[nn.Module]) -> State:
         aligned = place > 0 and activations[place - 1] is not self.sites[place - 1].reference
-        made = self.segments[place](state[0 if aligned else -1], aligned)
-        return (made,) if place == len(self.sites) else (made, made)
+        result = self.segments[place](state[0 if aligned else -1], aligned)
+        return (result,) if place == len(self.sites) else (result, result)
 
     def rebuild(self, replacements: Mapping[str, nn.Module], *, ends_at: str | None = None) -> nn.Module:
         sampled = [site.name if site.name in replacements else None for site in self.sites]
@@ -116,8 +116,8 @@ class Stage(nn.Module):
             each = [x] * len(self.segments)
         else:
             each = [rotation(x) for rotation in self.back] if aligned else self.own.each(x)
-        made = [segment(value)[0] for segment, value in zip(self.segments, each, strict=True)]
-        return reduce(add, made) / len(made) if self.axis is None else torch.cat(made, self.axis)
+        outputs = [segment(value)[0] for segment, value in zip(self.segments, each, strict=True)]
+        return reduce(add, outputs) / len(outputs) if self.axis is None else torch.cat(outputs, self.axis)
 
 
 @torch.no_grad()
@@ -145,8 +145,8 @@ def join(traces: Sequence[Trace], example: Tensor) -> Joined:
         d = phi.shape[axis]
         own = Own([trace.sites[place].reference for trace in traces], d, axis)
         back = [_channels(phi, axis, d, d) for _ in traces]
-        made = nn.Sequential(own, _channels(phi, axis, d * len(traces), d)).eval()
-        sites.append(replace(site, writer=None, feeds_flatten=False, modules=None, reference=made))
+        layer = nn.Sequential(own, _channels(phi, axis, d * len(traces), d)).eval()
+        sites.append(replace(site, writer=None, feeds_flatten=False, modules=None, reference=layer))
     stages.append(Stage([trace.segments[-1] for trace in traces], None, own, back))
     reference = JoinedNetwork(nn.ModuleList(stages), [None] * len(sites), [], None).eval()
     joined = Joined(reference, tuple(sites), traces[0].graph, tuple(stages), False, len(traces))
@@ -158,28 +158,30 @@ def join(traces: Sequence[Trace], example: Tensor) -> Joined:
 
 def _maps(trace: Trace, example: Tensor, number: int) -> list[Tensor]:
     """phi at every site, then the outputs."""
-    made = [example]
+    values = [example]
     for place, site in enumerate(trace.sites):
-        z, *rest = trace.advance(place, (made[-1],), ())
+        z, *rest = trace.advance(place, (values[-1],), ())
         if rest:
             raise ValueError(
                 f"reference: number {number} is no chain, {len(rest)} more values than z are read behind its site "
                 f"{site.name!r}, as by a skip: wanted chains where there are several"
             )
-        made.append(site.reference(z))
-    return [*made[1:], trace.advance(len(trace.sites), (made[-1],), ())[0]]
+        values.append(site.reference(z))
+    return [*values[1:], trace.advance(len(trace.sites), (values[-1],), ())[0]]
 
 
 def _check_alike(traces: Sequence[Trace], maps: Sequence[Sequence[Tensor]]) -> None:
-    def steps(trace: Trace, made: Sequence[Tensor]) -> list[str]:
+    def steps(trace: Trace, values: Sequence[Tensor]) -> list[str]:
         names = [f"site {site.name!r} of {_layers(site)}" for site in trace.sites]
-        return [f"{name}, shape {tuple(t.shape[1:])}" for name, t in zip([*names, "outputs"], made, strict=True)]
+        return [f"{name}, shape {tuple(t.shape[1:])}" for name, t in zip([*names, "outputs"], values, strict=True)]
 
     wanted = steps(traces[0], maps[0])
-    for number, (trace, made) in enumerate(zip(traces, maps, strict=True), 1):
-        for mine, its in itertools.zip_longest(steps(trace, made), wanted):
-            if mine != its:
-                raise ValueError(f"reference: number {number} has {mine}; the first {its}: wanted one architecture")
+    for number, (trace, values) in enumerate(zip(traces, maps, strict=True), 1):
+        for mine, expected in itertools.zip_longest(steps(trace, values), wanted):
+            if mine != expected:
+                raise ValueError(
+                    f"reference: number {number} has {mine}; the first {expected}: wanted one architecture"
+                )
 
 
 def _layers(site: Site) -> str:
@@ -192,10 +194,10 @@ def _channels(phi: Tensor, axis: int, channels: int, d: int) -> nn.Module:
     """A map from so many channels to d, alike at all positions of a map like phi."""
     like: dict[str, Any] = {"bias": False, "dtype": phi.dtype, "device": phi.device}
     if axis == -1 or phi.dim() == 2:
-        made: nn.Module = nn.Linear(channels, d, **like)
+        layer: nn.Module = nn.Linear(channels, d, **like)
     else:
-        made = CONVOLUTIONS[phi.dim()](channels, d, 1, **like)
-    return made.requires_grad_(False)
+        layer = CONVOLUTIONS[phi.dim()](channels, d, 1, **like)
+    return layer.requires_grad_(False)
 
 
 def _set_weight(layer: nn.Module, W: Tensor) -> None:

@@ -37,10 +37,10 @@ class UpTo(nn.Module):
         z: list[Tensor] = []
 
         def replace(activation: nn.Module) -> Any:
-            return lambda module, given, result: activation(given[0])
+            return lambda module, args, result: activation(args[0])
 
-        def reach(module: nn.Module, given: tuple) -> None:
-            z.append(given[0])
+        def reach(module: nn.Module, args: tuple) -> None:
+            z.append(args[0])
             raise _Reached
 
         handles: list[RemovableHandle] = []
@@ -111,9 +111,9 @@ def _run(network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]
     called: list[_Call] = []
 
     def watch(name: str) -> Any:
-        def note(module: nn.Module, given: tuple, result: Any) -> None:
+        def note(module: nn.Module, args: tuple, result: Any) -> None:
             if type(module) in kinds:
-                source = next((m for t, m in results if t is given[0]), None)
+                source = next((m for t, m in results if t is args[0]), None)
                 axis = -1 if isinstance(source, nn.Linear) else 1 if isinstance(source, _ConvNd | _BatchNorm) else None
                 writer = source if isinstance(source, nn.Linear | _ConvNd) and source.bias is None else None
                 called.append(_Call(name, axis, writer, True))

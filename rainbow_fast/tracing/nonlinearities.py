@@ -103,12 +103,12 @@ def _called(node: object, owner: fx.GraphModule) -> nn.Module:
     return copy.deepcopy(owner.get_submodule(str(node.target)))
 
 
-def _made(node: object, known: dict[Callable, type[nn.Module]]) -> nn.Module | None:
+def _made(node: object, kinds: dict[Callable, type[nn.Module]]) -> nn.Module | None:
     """The module of the same name as a function, with the arguments of its call, where they are all constants."""
-    if not (isinstance(node, fx.Node) and node.op == "call_function" and node.target in known):
+    if not (isinstance(node, fx.Node) and node.op == "call_function" and node.target in kinds):
         return None
-    kind = known[node.target]
+    kind = kinds[node.target]
     names = POOL_ARGUMENTS if kind in POOLS else tuple(inspect.signature(kind).parameters)
-    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-    given = {name: value for name, value in given.items() if name not in ("input", "inplace")}
-    return None if any(isinstance(value, fx.Node) for value in given.values()) else kind(**given)
+    arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    arguments = {name: value for name, value in arguments.items() if name not in ("input", "inplace")}
+    return None if any(isinstance(value, fx.Node) for value in arguments.values()) else kind(**arguments)

@@ -25,7 +25,7 @@ FEW = 8  # samples on which the call that differs is looked for
 
 @torch.no_grad()
 def check(
-    reference: nn.Module, cut: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...] = (), name: str = "reference"
+    reference: nn.Module, traced: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...] = (), name: str = "reference"
 ) -> Any:
     """Compare a network with itself and with its trace, on samples x (N, ...), on y, the `COMPARED` in the middle of
     them, and on the middle one x_i alone.
@@ -47,10 +47,10 @@ def check(
     """
     with untouched(x.device):
         module = copy.deepcopy(reference).eval()
-        before, given = _state(module), x.clone()
-        returned = module(given)
+        before, inputs = _state(module), x.clone()
+        returned = module(inputs)
         outputs = _owned(returned)
-        if cut.graph is None and distance(given, x) > 0:
+        if traced.graph is None and distance(inputs, x) > 0:
             raise ValueError(f"{name}: a call changes its input, and torch.fx cannot trace it: wanted a new tensor")
         for key, value in _state(module).items():
             if key in before and distance(value, before[key]) > 0:
@@ -64,7 +64,7 @@ def check(
         if len(x) > 1:
             _check_single(reference, x, outputs, single, name)
         for some, wanted in ((y, compared), (_middle(x), single)):
-            _check_trace(reference, cut, some, wanted, pointwise, name)
+            _check_trace(reference, traced, some, wanted, pointwise, name)
     return returned
 
 
@@ -94,9 +94,9 @@ def _check_single(reference: nn.Module, x: Tensor, outputs: Any, single: Any, na
     where = None
     for some in (_few(x), x):
 
-        def alike(alone: Tensor, its: Tensor, samples: int = len(some)) -> bool:
-            mine = of_middle(its, alone, samples)
-            return mine is None or distance(mine, alone, its) <= limit
+        def alike(alone: Tensor, batched: Tensor, samples: int = len(some)) -> bool:
+            mine = of_middle(batched, alone, samples)
+            return mine is None or distance(mine, alone, batched) <= limit
 
         where = where or _where((_run(reference, _middle(x)), _run(reference, some)), alike)
     shapes = [[tuple(t.shape) for t in tensors(each)] for each in (outputs, single)]
@@ -108,15 +108,15 @@ def _check_single(reference: nn.Module, x: Tensor, outputs: Any, single: Any, na
 
 
 def _check_trace(
-    reference: nn.Module, cut: Trace, x: Tensor, outputs: Any, pointwise: tuple[type[nn.Module], ...], name: str
+    reference: nn.Module, traced: Trace, x: Tensor, outputs: Any, pointwise: tuple[type[nn.Module], ...], name: str
 ) -> None:
-    found, limit = cut.finish(0, (x.clone(),), []), limit_of(outputs, x)
-    apart = distances(found, outputs)
+    results, limit = traced.finish(0, (x.clone(),), []), limit_of(outputs, x)
+    apart = distances(results, outputs)
     if apart <= limit or _equal_in_float64(reference, x, pointwise):
         return
     where = None
     for some in (_few(x), x):
-        where = where or _in_trace(reference, cut, some, pointwise, limit)
+        where = where or _in_trace(reference, traced, some, pointwise, limit)
     raise ValueError(
         f"{name}: its trace is another function{_in(where or _bypassed(reference))}: for {len(x)} samples they "
         f"differ by {apart:.1e} of the largest output, wanted at most {limit:.1e}"
@@ -124,15 +124,15 @@ def _check_trace(
 
 
 def _in_trace(
-    reference: nn.Module, cut: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...], limit: float
+    reference: nn.Module, traced: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...], limit: float
 ) -> str | None:
     """Where a graph of the module differs from the module; without one, where the traced module does."""
     try:
         graph, _ = capture(copy.deepcopy(reference).eval(), pointwise)
-        traced: Run = lambda visit: calls.Interpreter(graph, visit).run(x.clone())  # noqa: E731
+        traced_run: Run = lambda visit: calls.Interpreter(graph, visit).run(x.clone())  # noqa: E731
     except CannotTrace:
-        traced = _run(cut.reference, x)
-    return _where((_run(reference, x), traced), lambda a, b: distance(b, a) <= limit)
+        traced_run = _run(traced.reference, x)
+    return _where((_run(reference, x), traced_run), lambda a, b: distance(b, a) <= limit)
 
 
 def _bypassed(reference: nn.Module) -> str | None:
@@ -168,9 +168,9 @@ def _few(x: Tensor, most: int = FEW) -> Tensor:
 
 def _of_middle_apart(outputs: Any, single: Any, samples: int) -> float:
     """How far what is given for the middle one of so many samples is from what is given for it alone."""
-    mine, its = list(tensors(outputs)), list(tensors(single))
-    apart = 0.0 if len(mine) == len(its) else math.inf
-    for t, alone in zip(mine, its, strict=False):
+    mine, singles = list(tensors(outputs)), list(tensors(single))
+    apart = 0.0 if len(mine) == len(singles) else math.inf
+    for t, alone in zip(mine, singles, strict=False):
         part = of_middle(t, alone, samples)
         apart = max(apart, math.inf if part is None else distance(part, alone, t))
     return apart

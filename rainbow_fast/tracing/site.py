@@ -82,7 +82,7 @@ def find_sites(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> 
             calls[node.target] = calls.get(node.target, 0) + 1
     taken: set[fx.Node] = set()
     names: set[str] = set()
-    found: list[tuple[Site, list[fx.Node]]] = []
+    sites: list[tuple[Site, list[fx.Node]]] = []
     for node in nodes:
         sigma = nonlinearity_of(node, owner, declared)
         if sigma is None or node in taken:
@@ -92,8 +92,8 @@ def find_sites(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> 
         once = all(part.op == "call_module" and calls[part.target] == 1 for part in parts)
         modules = tuple(str(part.target) for part in parts) if once else None
         name = _unique(_name(node), names)
-        found.append((_site(len(found), name, sigma, node, parts, owner, modules), parts))
-    return found
+        sites.append((_site(len(sites), name, sigma, node, parts, owner, modules), parts))
+    return sites
 
 
 def _parts(node: fx.Node, owner: fx.GraphModule, taken: set[fx.Node]) -> list[fx.Node]:
@@ -117,12 +117,12 @@ def _name(node: fx.Node) -> str:
 
 
 def _unique(name: str, names: set[str]) -> str:
-    made, count = name, 0
-    while made in names:
+    unique, count = name, 0
+    while unique in names:
         count += 1
-        made = f"{name}_{count}"
-    names.add(made)
-    return made
+        unique = f"{name}_{count}"
+    names.add(unique)
+    return unique
 
 
 def _site(
@@ -261,8 +261,8 @@ def _axis(z: fx.Node, owner: fx.GraphModule, normalised: bool) -> int | None:
 
 def _moved(node: fx.Node, axis: int | None) -> int | None:
     """Where a permutation puts the channel axis, if that is 1 or the last."""
-    given = node.args[1:]
-    dims = [d for d in (given[0] if isinstance(given[0], tuple | list) else given) if isinstance(d, int)]
+    arguments = node.args[1:]
+    dims = [d for d in (arguments[0] if isinstance(arguments[0], tuple | list) else arguments) if isinstance(d, int)]
     if axis is None or len(dims) < 2:
         return None
     now = [d % len(dims) for d in dims].index(axis % len(dims))
@@ -276,10 +276,10 @@ def _writer(z: fx.Node, owner: fx.GraphModule) -> nn.Linear | _ConvNd | None:
 
 def _readers(phi: fx.Node, owner: fx.GraphModule) -> list[fx.Node]:
     """What uses phi, looking through what only passes it on."""
-    found: list[fx.Node] = []
+    readers: list[fx.Node] = []
     for user in phi.users:
-        found += _readers(user, owner) if user.op != "output" and passes_on(user, owner) else [user]
-    return found
+        readers += _readers(user, owner) if user.op != "output" and passes_on(user, owner) else [user]
+    return readers
 
 
 def is_flatten(node: fx.Node, owner: fx.GraphModule) -> bool:
@@ -289,10 +289,10 @@ def is_flatten(node: fx.Node, owner: fx.GraphModule) -> bool:
         return (module.start_dim, module.end_dim) == (1, -1)
     if not is_function(node, FLATTENS, (torch.flatten, torch.reshape)):
         return False
-    given = node.args[1:]
+    arguments = node.args[1:]
     if node.target in ("flatten", torch.flatten):
-        return given in ((1,), (1, -1)) and not node.kwargs
-    shape = given[0] if given and isinstance(given[0], tuple | list) else given
+        return arguments in ((1,), (1, -1)) and not node.kwargs
+    shape = arguments[0] if arguments and isinstance(arguments[0], tuple | list) else arguments
     return len(shape) == 2
 
 

@@ -86,12 +86,12 @@ def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
             "classifier: only a Linear at the very end can be refit, after average pooling and Flatten alone; "
             f"after the last site come {', '.join(kinds) or 'no layers'}"
         )
-    made = fx.Graph()
-    copies = {place: made.placeholder("phi")}
+    body = fx.Graph()
+    copies = {place: body.placeholder("phi")}
     for node in between:
-        copies[node] = made.node_copy(node, lambda n: copies[n])
-    made.output(copies[end.all_input_nodes[0]])
-    return Tail(fx.GraphModule(graph, made).eval(), last, str(end.target))
+        copies[node] = body.node_copy(node, lambda n: copies[n])
+    body.output(copies[end.all_input_nodes[0]])
+    return Tail(fx.GraphModule(graph, body).eval(), last, str(end.target))
 
 
 def _averages(node: fx.Node, owner: fx.GraphModule) -> bool:

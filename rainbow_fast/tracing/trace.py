@@ -102,15 +102,15 @@ class Trace:
         """
         sites = [site for site in self.sites if site.name in replacements]
         if ends_at is None and self.swappable and all(site.modules is not None for site in sites):
-            made = copy.deepcopy(self.reference)
+            network = copy.deepcopy(self.reference)
             for site in sites:
                 for name in site.modules or ():
-                    made.set_submodule(name, nn.Identity())
+                    network.set_submodule(name, nn.Identity())
                 if site.affine is not None and site.modules is not None:
-                    made.set_submodule(site.modules[-1], copy.deepcopy(site.affine))
+                    network.set_submodule(site.modules[-1], copy.deepcopy(site.affine))
             for name, module in replacements.items():
-                made.set_submodule(name, module)
-            return made.eval()
+                network.set_submodule(name, module)
+            return network.eval()
         assert self.graph is not None
         body = copy.deepcopy(self.graph)
         for name, module in replacements.items():
@@ -160,10 +160,10 @@ def trace(
             )
             _check_slopes(sites, name)
             return Trace(network, sites, None, runs, swappable=True)
-    found = find_sites(graph, declared)
-    sites = tuple(site for site, _ in found)
+    site_nodes = find_sites(graph, declared)
+    sites = tuple(site for site, _ in site_nodes)
     _check_slopes(sites, name)
-    for site, nodes in found:
+    for site, nodes in site_nodes:
         _join(graph, site, nodes)
     graph.graph.lint()
     graph.recompile()
@@ -222,51 +222,51 @@ def _segments(owner: fx.GraphModule, sites: tuple[Site, ...]) -> Iterable[fx.Gra
     places = [next(n for n in nodes if n.op == "call_module" and n.target == site.name) for site in sites]
     output = nodes[-1]
     source = next(node for node in nodes if node.op == "placeholder")
-    known, state = {source}, [source]  # computed so far; alive at the start of the segment
+    computed, state = {source}, [source]  # computed so far; alive at the start of the segment
     for number, place in enumerate([*places, output]):
         z = place.all_input_nodes[0] if place is not output else None
         wanted = [z] if z is not None else list(output.all_input_nodes)
-        inside = _missing(wanted, known)
-        known |= inside
-        rest = [] if z is None else [n for n in nodes if n in known and _read_later(n, known, places[number:])]
+        inside = _missing(wanted, computed)
+        computed |= inside
+        rest = [] if z is None else [n for n in nodes if n in computed and _read_later(n, computed, places[number:])]
         yield _subgraph(owner, state, [n for n in nodes if n in inside], output.args[0] if z is None else [z, *rest])
         if z is not None:
-            known.add(place)
+            computed.add(place)
             state = [place, *rest]
 
 
-def _missing(wanted: list[fx.Node], known: set[fx.Node]) -> set[fx.Node]:
+def _missing(wanted: list[fx.Node], computed: set[fx.Node]) -> set[fx.Node]:
     """What has to be computed for `wanted`, parameters aside, which every segment reads for itself."""
-    found: set[fx.Node] = set()
-    waiting = [node for node in wanted if node not in known]
+    missing: set[fx.Node] = set()
+    waiting = [node for node in wanted if node not in computed]
     while waiting:
         node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += [source for source in node.all_input_nodes if source not in known]
-    return {node for node in found if node.op != "get_attr"}
+        if node not in missing:
+            missing.add(node)
+            waiting += [source for source in node.all_input_nodes if source not in computed]
+    return {node for node in missing if node.op != "get_attr"}
 
 
-def _read_later(node: fx.Node, known: set[fx.Node], coming: list[fx.Node]) -> bool:
+def _read_later(node: fx.Node, computed: set[fx.Node], coming: list[fx.Node]) -> bool:
     """Whether something reads a value after the site that comes next, `coming[0]`."""
-    return any(user not in known and user is not coming[0] for user in node.users)
+    return any(user not in computed and user is not coming[0] for user in node.users)
 
 
 def _subgraph(owner: fx.GraphModule, state: list[fx.Node], inside: list[fx.Node], results: Any) -> fx.GraphModule:
-    made = fx.Graph()
-    copies = {node: made.placeholder(node.name) for node in state}
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in state}
 
     def read(node: fx.Node) -> fx.Node:
         if node not in copies:
             assert node.op == "get_attr"
-            copies[node] = made.node_copy(node)
+            copies[node] = graph.node_copy(node)
         return copies[node]
 
     for node in inside:
-        copies[node] = made.node_copy(node, read)
+        copies[node] = graph.node_copy(node, read)
     wanted = tuple(results) if isinstance(results, list) else (results,)
-    made.output(fx.map_arg(wanted, read))
-    return fx.GraphModule(owner, made).eval()
+    graph.output(fx.map_arg(wanted, read))
+    return fx.GraphModule(owner, graph).eval()
 
 
 def _end(body: fx.GraphModule, site: str) -> None:

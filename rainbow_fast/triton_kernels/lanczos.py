@@ -19,15 +19,15 @@ RITZ = {"STEPS": 32, "LANES": 32, "num_warps": 1}
 def _orthogonal(source, target, basis, step, d, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """target = source less its shares along the vectors up to `step`, which it returns."""
     lane, at = tl.arange(0, STEPS), tl.arange(0, BLOCK).to(tl.int64)
-    rows, known = basis + lane[:, None].to(tl.int64) * d, (lane <= step)[:, None]
+    rows, valid = basis + lane[:, None].to(tl.int64) * d, (lane <= step)[:, None]
     shares = tl.zeros((STEPS,), tl.float64)
     for start in range(0, d, BLOCK):
         inside = start + at < d
-        v = tl.load(rows + (start + at)[None, :], mask=known & inside[None, :], other=0.0)
+        v = tl.load(rows + (start + at)[None, :], mask=valid & inside[None, :], other=0.0)
         shares += tl.sum(v * tl.load(source + start + at, mask=inside, other=0.0)[None, :], 1)
     for start in range(0, d, BLOCK):
         inside = start + at < d
-        v = tl.load(rows + (start + at)[None, :], mask=known & inside[None, :], other=0.0)
+        v = tl.load(rows + (start + at)[None, :], mask=valid & inside[None, :], other=0.0)
         w = tl.load(source + start + at, mask=inside, other=0.0)
         tl.store(target + start + at, w - tl.sum(v * shares[:, None], 0), mask=inside)
     tl.debug_barrier()  # what follows loads it from other threads

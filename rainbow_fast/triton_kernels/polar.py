@@ -174,10 +174,10 @@ def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
         inverse = largest_eigenvalue(squares[1], probe[0])
         products = _combined(squares, first.products().expand(len(at), -1, -1))
         scale = bound.sqrt()
-        known, inverse, fine = torch.stack([scale, inverse, right]).cpu()  # the one copy to the host
+        host_scale, inverse, fine = torch.stack([scale, inverse, right]).cpu()  # the one copy to the host
         x = (1 / inverse - first.pole[0, 0]).clamp(min=0).sqrt()
-        share = ABOVE**0.5 * _original(x, [*scales, known][1:], first, smallest)
-        failed = (fine == 0) | ~(known > 0) | x.isnan()
+        share = ABOVE**0.5 * _original(x, [*scales, host_scale][1:], first, smallest)
+        failed = (fine == 0) | ~(host_scale > 0) | x.isnan()
         statistics[at[failed].to(M.device), 5] = FAILED
         left, resolved = ~failed & (share > MARGIN * rtol), x >= RESOLVED * smallest
         ends, goes_on = (left & resolved).nonzero()[:, 0], (left & ~resolved).nonzero()[:, 0]
@@ -187,16 +187,16 @@ def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
             A, right = _finish(some(X, ends), Z, RZ, second, some(scale, ends), M.dtype)
             rows = at[ends].to(M.device)
             target[rows] = A
-            A, given = A.double(), some(wide, at[ends]).double()
+            A, matrices = A.double(), some(wide, at[ends]).double()
             condition = (1 / share[ends]).clamp(min=1).to(M.device)
             outcome = torch.where(right, DONE, FAILED)
             rank = torch.full_like(condition, d)
-            found = ((A * given).sum((1, 2)), rank, condition, *_certify(A, given, probe), outcome)
-            statistics[rows] = torch.stack(found, 1)
+            values = ((A * matrices).sum((1, 2)), rank, condition, *_certify(A, matrices, probe), outcome)
+            statistics[rows] = torch.stack(values, 1)
         if not len(goes_on):
             break
         X = (some(products[0], goes_on) / some(scale, goes_on)[:, None, None]) @ some(X, goes_on)
-        at, scales = at[goes_on], [s[goes_on] for s in [*scales, known]]
+        at, scales = at[goes_on], [s[goes_on] for s in [*scales, host_scale]]
     return statistics
 
 

@@ -154,10 +154,10 @@ def covariance_kernel(
     tl.store(target, tl.load(target, mask=inside, other=0.0) + products, mask=inside)
     if block % across == 0:
         at = part * t_part + neurons
-        known = tl.load(total + at, mask=neurons < n, other=0.0)
-        tl.store(total + at, known + sums * outer, mask=neurons < n)
-        known = tl.load(square + at, mask=neurons < n, other=0.0)
-        tl.store(square + at, known + squares * outer * outer, mask=neurons < n)
+        previous = tl.load(total + at, mask=neurons < n, other=0.0)
+        tl.store(total + at, previous + sums * outer, mask=neurons < n)
+        previous = tl.load(square + at, mask=neurons < n, other=0.0)
+        tl.store(square + at, previous + squares * outer * outer, mask=neurons < n)
 
 
 @triton.jit
@@ -334,11 +334,11 @@ def variants() -> Iterator[Variant]:
         ("covariance", covariance_kernel, COVARIANCE, "x"),
         ("projection", projection_kernel, PROJECTION, "a"),
     ):
-        made = {"phi": None}
+        no_phi = {"phi": None}
         centers = {"x_center": None, "center": None} if name == "covariance" else {}
         for what, pointers, constants in (
-            ("short rank", (other, "u", "g"), {"HELD": True} | made),
-            ("long rank", (other, "u", "g"), {"HELD": False} | made),
+            ("short rank", (other, "u", "g"), {"HELD": True} | no_phi),
+            ("long rank", (other, "u", "g"), {"HELD": False} | no_phi),
             ("of phi", (other, "phi"), {"HELD": False, "u": None, "g": None}),
         ):
             yield from compilations(f"random_features_{name} {what}", kernel, plans, pointers, centers | constants)

@@ -46,7 +46,7 @@ PLANS: Plans = {
 @triton.jit
 def upstream_kernel(
     out, first, width, u, u_channel, u_image, u_line, u_position,
-    given, w_channel, w_image, w_line, w_position, x, x_channel, x_image, x_line, x_position, positions, lines,
+    grad_phi, w_channel, w_image, w_line, w_position, x, x_channel, x_image, x_line, x_position, positions, lines,
     a, a_row, a_col, total, square, shift, g, g_row, g_col, n, r, d, scale: tl.float64, one: tl.float64,
     AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
@@ -56,47 +56,47 @@ def upstream_kernel(
     neurons = (tl.program_id(0) % down).to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
     start = (tl.program_id(0) // down).to(tl.int64) * SAMPLES
     sample = start + tl.arange(0, SAMPLES)
-    known, there = neurons < n, sample < width
+    valid, there = neurons < n, sample < width
     image, line, position = places(first + start, positions, lines, AXES, SAMPLES)
     value = tl.zeros((NEURONS, SAMPLES), g.dtype.element_ty)
     if x is not None:
         at = offsets(image, line, position, x_image, x_line, x_position, AXES)
         value += scores(a, a_col, a_row, neurons, n, x, x_channel, at, there, d, one, PRECISION, RANK)
-    if given is not None:
+    if grad_phi is not None:
         at = offsets(image, line, position, w_image, w_line, w_position, AXES)
-        value += tile(given, neurons, w_channel, n, at, there)
+        value += tile(grad_phi, neurons, w_channel, n, at, there)
     if total is not None:
-        value += tl.load(total + neurons, mask=known, other=0.0)[:, None]
+        value += tl.load(total + neurons, mask=valid, other=0.0)[:, None]
     at = offsets(image, line, position, u_image, u_line, u_position, AXES)
     s = scores(g, g_row, g_col, neurons, n, u, u_channel, at, there, r, one, PRECISION, RANK)
     if shift is not None:
         s += tl.load(shift + first + sample, mask=there, other=0.0)[None, :]
     factor = tl.cast(scale, s.dtype)
     if square is not None:
-        twice = 2.0 * factor * tl.load(square + neurons, mask=known, other=0.0)
+        twice = 2.0 * factor * tl.load(square + neurons, mask=valid, other=0.0)
         value += twice[:, None] * activate(s, ACTIVATION, SLOPE)
     value *= factor * differentiate(s, ACTIVATION, SLOPE)
-    tl.store(out + (neurons * width)[:, None] + sample[None, :], value, mask=known[:, None] & there[None, :])
+    tl.store(out + (neurons * width)[:, None] + sample[None, :], value, mask=valid[:, None] & there[None, :])
 
 
 def random_features_gradient(
     grad_u: Tensor, grad_shift: Tensor | None, u: Tensor, shift: Tensor | None, rows: Rows, n: int,
     activation: str, slope: float, scale: float,
-    given: Tensor | None, total: Tensor | None, square: Tensor | None, x: Sequence[Tensor], A: Sequence[Tensor],
+    grad_phi: Tensor | None, total: Tensor | None, square: Tensor | None, x: Sequence[Tensor], A: Sequence[Tensor],
     blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
     """Write the gradients of u (N, r, *space) and of shift (N, *space), contiguous, from what comes to n features:
 
-    given (N, n, *space) + total (n,) + 2 square (n,) phi' + the sum of x_k (N, d_k, *space) A_k (d_k, n_k) for the
+    grad_phi (N, n, *space) + total (n,) + 2 square (n,) phi' + the sum of x_k (N, d_k, *space) A_k (d_k, n_k) for the
     first n_k neurons, each of which may be missing. Everything is in the dtype of u.
     """
     r = u.shape[1]
-    tensors = [grad_u, *x, *([] if given is None else [given]), u]
+    tensors = [grad_u, *x, *([] if grad_phi is None else [grad_phi]), u]
     layout = Layout(*tensors)
     strides = {id(tensor): own for tensor, own in zip(tensors, layout.strides, strict=True)}
     pairs = sorted(zip(x, A, strict=True), key=lambda pair: pair[1].shape[1] != n)  # one of all neurons first
     joined = pairs.pop(0) if pairs and pairs[0][1].shape[1] == n else (None, None)
-    terms: list[tuple] = [(n, given, total, square, *joined)]
+    terms: list[tuple] = [(n, grad_phi, total, square, *joined)]
     terms += [(a.shape[1], None, None, None, x_k, a) for x_k, a in pairs]
     plan = plan_of(PLANS, u)
     block = blocks.sums_at_once(r)
@@ -109,13 +109,13 @@ def random_features_gradient(
                 if height <= 0:
                     continue
                 here = slice(row, row + height)
-                given_k, total_k, square_k = above
+                grad_phi_k, total_k, square_k = above
                 for start, samples in blocks.of_samples(height, width):
                     ds = u.new_empty(height, samples)
                     tiles = triton.cdiv(height, plan["NEURONS"]) * triton.cdiv(samples, plan["SAMPLES"])
                     upstream_kernel[(tiles,)](
                         ds, first + start, samples, u, *strides[id(u)],
-                        None if given_k is None else given_k[:, here], *strides.get(id(given_k), NOWHERE),
+                        None if grad_phi_k is None else grad_phi_k[:, here], *strides.get(id(grad_phi_k), NOWHERE),
                         x_k, *strides.get(id(x_k), NOWHERE), *layout.grid,
                         None if A_k is None else A_k[:, here], *((0, 0) if A_k is None else A_k.stride()),
                         None if total_k is None else total_k[here], None if square_k is None else square_k[here],
@@ -138,4 +138,4 @@ NOWHERE = (0, 0, 0, 0)
 
 def variants() -> Iterator[Variant]:
     pointers = ("out", "u", "x", "a", "g", "total", "square")
-    yield from compilations("random_features_gradient", upstream_kernel, PLANS, pointers, {"given": None})
+    yield from compilations("random_features_gradient", upstream_kernel, PLANS, pointers, {"grad_phi": None})

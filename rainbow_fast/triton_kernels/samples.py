@@ -216,19 +216,19 @@ LONG = ("begin", "each", "first", "width", "o_part", "s_part", "s_row", "t_part"
 
 def compilations(name: str, kernel, plans: Plans, pointers: tuple[str, ...], constants: dict) -> Iterator[Variant]:
     """A kernel for maps in NCHW, positions a multiple of 16, relu and no shift."""
-    known = {"AXES": 2, "ACTIVATION": "relu", "SLOPE": 0.0, "shift": None} | constants
+    fixed = {"AXES": 2, "ACTIVATION": "relu", "SLOPE": 0.0, "shift": None} | constants
     unit = ("lines", "g_col", "a_col", "o_position", "u_position", "x_position", "w_position")
-    names = [p.name for p in kernel.params if not p.is_constexpr and p.name not in ("scale", "one", *known)]
-    known |= {key: 1 for key in unit if key in names}
-    types = {key: "i64" if key in LONG else "i32" for key in names if key not in known}
+    names = [p.name for p in kernel.params if not p.is_constexpr and p.name not in ("scale", "one", *fixed)]
+    fixed |= {key: 1 for key in unit if key in names}
+    types = {key: "i64" if key in LONG else "i32" for key in names if key not in fixed}
     types |= {key: "*fp64" for key in ("out", "sums", "total", "square") if key in names}
     for type in ("fp32", "fp64"):
         own = types | {key: f"*{type}" for key in pointers}
         for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
             plan = plans.get(f"{type} {target}", plans[type])
-            given = known | {key: value for key, value in plan.items() if key.isupper()}
-            given["PRECISION"] = "ieee" if target == "gfx942" else "tf32x3"
+            constexprs = fixed | {key: value for key, value in plan.items() if key.isupper()}
+            constexprs["PRECISION"] = "ieee" if target == "gfx942" else "tf32x3"
             options = {key: value for key, value in plan.items() if not key.isupper()}
             yield Variant(
-                f"{name} {type}", kernel, own, given, options, tuple(own), products=True, targets=(target,)
+                f"{name} {type}", kernel, own, constexprs, options, tuple(own), products=True, targets=(target,)
             )  # fmt: skip

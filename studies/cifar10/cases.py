@@ -91,9 +91,9 @@ class Task:
         names = {"architecture": self.architecture, "method": self.case.name}
         return names | {"factor": self.factor, "network": f"{self.training}.{self.network}"}
 
-    def done(self, found: list[Record]) -> bool:
+    def done(self, records: list[Record]) -> bool:
         """Whether there are records of it."""
-        return any(record.items() >= self.key.items() for record in found)
+        return any(record.items() >= self.key.items() for record in records)
 
     @property
     def cost(self) -> float:
@@ -150,10 +150,10 @@ class Trainings:
             other, _ = self.reference(task.architecture, (task.training + 1) % self.count, step)
             outcome, sites = another_network(reference, other, align, self.test)
             of_network = {"accuracy": outcome, "reference_accuracy": reached, "images": case.images}
-            made = [of_network | site for site in sites]
+            records = [of_network | site for site in sites]
         else:
-            made = self._sample(task, reference, step)
-        return [record | task.key | {"reference": fingerprint(reference.state_dict())[:12]} for record in made]
+            records = self._sample(task, reference, step)
+        return [record | task.key | {"reference": fingerprint(reference.state_dict())[:12]} for record in records]
 
     def _sample(self, task: Task, reference: nn.Sequential, step: Step) -> list[Record]:
         case = task.case
@@ -177,10 +177,10 @@ class Limit:
     p: float
 
 
-def limits(found: list[Record], architecture: str) -> Iterator[Limit]:
+def limits(records: list[Record], architecture: str) -> Iterator[Limit]:
     """Of each site, with the paper's law, where four widths were measured."""
     groups: dict[str, dict[float, list[float]]] = {}
-    for record in found:
+    for record in records:
         if record["architecture"] == architecture and record["method"] == "paper":
             groups.setdefault(record["site"], {}).setdefault(record["factor"], []).append(record["error"])
     for site, by_factor in groups.items():

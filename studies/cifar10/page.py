@@ -83,13 +83,13 @@ def figure(records: Sequence[Record]) -> bytes:
             continue
         second = [row.accuracy[0] for row in summaries(mine) if row.method == "second trained network"]
         levels = {"second trained": second, "untrained": _references(mine, trained=False)}
-        made = plots.accuracy_and_error(
+        panels = plots.accuracy_and_error(
             shown,
             reference=mean(_references(mine)),
             baselines={name: mean(level) for name, level in levels.items() if level},
             title=f"{title} on grey CIFAR-10",
         )
-        rows.append(made)
+        rows.append(panels)
     return plots.stacked(rows)
 
 

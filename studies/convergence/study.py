@@ -49,7 +49,7 @@ class MeasuredSite:
     """What was measured at a site, and what was fitted to it (None where nothing falls)."""
 
     name: str
-    found: KernelConvergence
+    convergence: KernelConvergence
     trained: np.ndarray  # (networks, widths): error to the trained network
     fits: Mapping[str, PowerFit | None]
     decay: Slope
@@ -79,7 +79,7 @@ def records(sites: list[MeasuredSite], about: Mapping[str, Any]) -> list[Record]
     """
     listed: list[Record] = [{"about": dict(about)}]
     for site in sites:
-        measured = site.found
+        measured = site.convergence
         listed.append({"site": site.name, "spectrum": measured.spectrum.tolist(), "wide_width": measured.wide_width})
         for place, n in enumerate(measured.widths.tolist()):
             for network in range(len(measured.kernel)):
@@ -114,7 +114,7 @@ def _fitted(name: str, measured: KernelConvergence, trained: np.ndarray) -> Meas
 
 def page(about: Record, sites: list[MeasuredSite]) -> str:
     """The results as the text of a page."""
-    first = sites[0].found
+    first = sites[0].convergence
     introduction = INTRODUCTION.format(**about, networks=len(first.kernel), wide=first.wide_width)
     decays = []
     for site in sites:
@@ -137,12 +137,12 @@ def figure(sites: list[MeasuredSite], title: str) -> Figure:
     """Three panels: kernels, alignments with the limit, errors to the trained network."""
 
     def curve(site: MeasuredSite, kind: str, name: str) -> plots.Curve:
-        errors = site.trained if name == "trained" else getattr(site.found, name)
+        errors = site.trained if name == "trained" else getattr(site.convergence, name)
         fitted = site.fits.get(name)
         return plots.Curve(f"site {site.name}", kind, errors, None if fitted is None else fitted[:3])
 
     kernels = [curve(s, kind, name) for s in sites for kind, name in (("kernel", "kernel"), ("two samples", "between"))]
-    wide = f"width {sites[0].found.wide_width}"
+    wide = f"width {sites[0].convergence.wide_width}"
     aligned = [curve(s, kind, name) for s in sites for kind, name in (("infinite width", "limit"), (wide, "wide"))]
     alpha = min(site.decay.alpha for site in sites)
     theory = theory_slopes(alpha) if alpha > 1 else None
@@ -152,28 +152,28 @@ def figure(sites: list[MeasuredSite], title: str) -> Figure:
         plots.Panel("aligned with wider samples", aligned, slopes),
         plots.Panel("aligned with the trained network", [curve(s, "error", "trained") for s in sites]),
     ]
-    return plots.convergence(sites[0].found.widths.tolist(), panels, title=title)
+    return plots.convergence(sites[0].convergence.widths.tolist(), panels, title=title)
 
 
-def _fits(found: KernelConvergence, trained: np.ndarray) -> dict[str, PowerFit | None]:
+def _fits(convergence: KernelConvergence, trained: np.ndarray) -> dict[str, PowerFit | None]:
     """Of each error. To the trained network, networks differ by ``s n^-1/2``, s pooled over all widths: most of what
     they differ by is not of the size of the error, which does not vanish."""
-    networks, count = found.kernel.shape
-    n = np.broadcast_to(found.widths, (networks, count))
-    sigma = np.sqrt((trained.var(0, ddof=1) * found.widths).mean() / (networks * found.widths))
+    networks, count = convergence.kernel.shape
+    n = np.broadcast_to(convergence.widths, (networks, count))
+    sigma = np.sqrt((trained.var(0, ddof=1) * convergence.widths).mean() / (networks * convergence.widths))
     calls = {
-        "kernel": lambda: fit_power(n, found.kernel, e_inf=0),
-        "limit": lambda: fit_power(n, found.limit),
-        "wide": lambda: fit_power(n, found.wide),
-        "trained": lambda: fit_power(found.widths, trained.mean(0), sigma),
+        "kernel": lambda: fit_power(n, convergence.kernel, e_inf=0),
+        "limit": lambda: fit_power(n, convergence.limit),
+        "wide": lambda: fit_power(n, convergence.wide),
+        "trained": lambda: fit_power(convergence.widths, trained.mean(0), sigma),
     }
-    made: dict[str, PowerFit | None] = {}
+    fits: dict[str, PowerFit | None] = {}
     for name, call in calls.items():
         try:
-            made[name] = call()
+            fits[name] = call()
         except ValueError:  # too few widths, or errors that do not fall
-            made[name] = None
-    return made
+            fits[name] = None
+    return fits
 
 
 def table(sites: list[MeasuredSite]) -> list[str]:
@@ -183,14 +183,14 @@ def table(sites: list[MeasuredSite]) -> list[str]:
         "wide": "to a wide sample",
         "trained": "to the trained network",
     }
-    first = sites[0].found.widths
+    first = sites[0].convergence.widths
     lines = [
         ["site", "error", f"n = {first[0]}", f"n = {first[-1]}", "p", "e_inf"],
         ["---"] * 6,
     ]
     for site in sites:
         for name, title in names.items():
-            errors = (site.trained if name == "trained" else getattr(site.found, name)).mean(0)
+            errors = (site.trained if name == "trained" else getattr(site.convergence, name)).mean(0)
             fitted = site.fits[name]
             cells = ["no fit", ""]
             if fitted is not None:

@@ -92,9 +92,9 @@ class Task:
             "network": self.network,
         }
 
-    def done(self, found: Iterable[Record]) -> bool:
+    def done(self, records: Iterable[Record]) -> bool:
         """Whether there are records of it."""
-        return any(record.items() >= self.key.items() for record in found)
+        return any(record.items() >= self.key.items() for record in records)
 
     @property
     def cost(self) -> float:
@@ -150,14 +150,14 @@ def load_resnet(path: Path) -> nn.Sequential:
 
 def untrained_like(net: nn.Sequential, x: Tensor, seed: int = 0) -> nn.Sequential:
     """The same architecture at its initialisation, its batch norms with the statistics of the images x."""
-    made = _of_shape(net.state_dict(), seed)
-    for norm in made.modules():
+    network = _of_shape(net.state_dict(), seed)
+    for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = None  # the mean over all batches
     with torch.no_grad():
         for chunk in x.split(500):
-            made.train()(chunk)
-    return made.eval()
+            network.train()(chunk)
+    return network.eval()
 
 
 def _of_shape(state: Mapping[str, Tensor], seed: int | None = None) -> nn.Sequential:
@@ -179,32 +179,32 @@ class Study:
             self.references[name] = untrained_like(self.references[TRAINED], self.align[0])
         return self.references[name]
 
-    def check(self, found: Iterable[Record]) -> None:
+    def check(self, records: Iterable[Record]) -> None:
         """Refuse results of other networks or images.
 
         Raises:
             ValueError: the first record that does not belong here.
         """
         names = ("images", "held_out_images", "reference", "fingerprint")
-        for images, held, name, digest in dict.fromkeys(tuple(record[key] for key in names) for record in found):
+        for images, held, name, digest in dict.fromkeys(tuple(record[key] for key in names) for record in records):
             if (images, held) != (len(self.align[0]), len(self.test[0])):
                 raise ValueError(f"--out: it holds results of {images} and {held} images")
-            known = name == UNTRAINED or name in self.references
-            if known and digest != fingerprint(self.reference(name).state_dict())[:12]:
+            available = name == UNTRAINED or name in self.references
+            if available and digest != fingerprint(self.reference(name).state_dict())[:12]:
                 raise ValueError(f"--out: it holds results of other weights of the network {name!r}")
 
     def run(self, group: Sequence[Task], step: Step) -> list[Record]:
         """Sample the networks of one pass and write down what came."""
         first = group[0]
         if first.case.sampler is None:
-            made = self._sample(group, step)
+            results = self._sample(group, step)
         else:
             net = self.reference(first.reference)
             sampler = first.case.sampler(first.factor, 0, first.network)
-            made = [_of_outcome(sample_layerwise(net, sampler, self.align, self.test))]
+            results = [_of_outcome(sample_layerwise(net, sampler, self.align, self.test))]
         shared: Record = {"images": len(self.align[0]), "held_out_images": len(self.test[0])}
         shared["fingerprint"] = fingerprint(self.reference(first.reference).state_dict())[:12]
-        return [r | task.key | shared for task, found in zip(group, made, strict=True) for r in found]
+        return [r | task.key | shared for task, records in zip(group, results, strict=True) for r in records]
 
     def _sample(self, group: Sequence[Task], step: Step) -> list[list[Record]]:
         name = group[0].reference
@@ -216,8 +216,8 @@ class Study:
             {**task.case.options, "factor": task.factor, "network": task.network, "classifier": "refit"}
             for task in group
         ]
-        found = model.sample_many(networks, progress=as_progress(step))
-        return [_of_report(model, task, *pair) for task, pair in zip(group, found, strict=True)]
+        sampled = model.sample_many(networks, progress=as_progress(step))
+        return [_of_report(model, task, *pair) for task, pair in zip(group, sampled, strict=True)]
 
 
 def _of_outcome(outcome: Outcome) -> list[Record]:
@@ -231,11 +231,11 @@ def _of_report(model: RainbowModel, task: Task, network: RainbowNetwork, report:
         "accuracy": report.accuracy["trained_classifier_held_out"],
         "refit_accuracy": report.accuracy["held_out"],
     }
-    made = [record | shared for record in report.records(factor=task.factor)]
-    for record, known in zip(made, model.sites, strict=True):
+    records = [record | shared for record in report.records(factor=task.factor)]
+    for record, statistics in zip(records, model.sites, strict=True):
         del record["classifier"]
-        record["novelty"] = novelty(network.site(known.site.name).effective_rows(), known.z.compute())
-    return made
+        record["novelty"] = novelty(network.site(statistics.site.name).effective_rows(), statistics.z.compute())
+    return records
 
 
 @dataclass(frozen=True)
@@ -249,16 +249,16 @@ class Point:
     novelty: float
 
 
-def points(found: Iterable[Record], reference: str = TRAINED) -> dict[tuple[str, float], list[Point]]:
+def points(records: Iterable[Record], reference: str = TRAINED) -> dict[tuple[str, float], list[Point]]:
     """The networks of each method and factor, in the order in which they come."""
     networks: dict[tuple[str, float, int], list[Record]] = {}
-    for r in found:
+    for r in records:
         if r["reference"] == reference:
             networks.setdefault((r["method"], r["factor"], r["network"]), []).append(r)
-    made: dict[tuple[str, float], list[Point]] = {}
+    groups: dict[tuple[str, float], list[Point]] = {}
     for (method, factor, _), sites in networks.items():
         errors = [site["error"] for site in sites]
         new = mean(site.get("novelty", math.nan) for site in sites)
         accuracies = sites[0]["accuracy"], sites[0]["refit_accuracy"]
-        made.setdefault((method, factor), []).append(Point(*accuracies, mean(errors), errors[-1], new))
-    return made
+        groups.setdefault((method, factor), []).append(Point(*accuracies, mean(errors), errors[-1], new))
+    return groups

@@ -173,7 +173,7 @@ def sample_layerwise(net: nn.Sequential, sampler: Sampler, align: Labelled, test
         n = sampler.enter(layer, number, data[0])
         for images in data:
             images.advance(layer)
-        found, c = _align(layer, sampler, data[0])
+        A, c = _align(layer, sampler, data[0])
         last = number == len(steps) - 1
         starts = last or steps[number + 1].shortcut is None
         errors = []
@@ -181,7 +181,7 @@ def sample_layerwise(net: nn.Sequential, sampler: Sampler, align: Labelled, test
             error = Error()
             for i, phi in enumerate(images.phi):
                 features = sampler.features(layer, images, i)
-                images.phih[i] = torch.einsum("nm...,dm->nd...", features, found) + c.view(-1, 1, 1)
+                images.phih[i] = torch.einsum("nm...,dm->nd...", features, A) + c.view(-1, 1, 1)
                 error.update(phi, images.phih[i])
                 if last:
                     images.kept[i] = features.mean((2, 3))

@@ -80,11 +80,15 @@ def table(records: Sequence[Record]) -> str:
             error=50 / math.sqrt(first["held_out_images"]),
         )
     ]
-    found, initial = points(records), points(records, UNTRAINED)
-    found |= {(f"untrained, {method}", factor): group for (method, factor), group in initial.items()}
-    parts += ["## Accuracy\n", "With the trained classifier, in per cent:\n", _accuracies(found, lambda p: p.accuracy)]
+    by_method, initial = points(records), points(records, UNTRAINED)
+    by_method |= {(f"untrained, {method}", factor): group for (method, factor), group in initial.items()}
+    parts += [
+        "## Accuracy\n",
+        "With the trained classifier, in per cent:\n",
+        _accuracies(by_method, lambda p: p.accuracy),
+    ]
     parts += ["With the classifier refit by ridge regression on the wide features of the alignment images:\n"]
-    parts += [_accuracies(found, lambda p: p.refit_accuracy)]
+    parts += [_accuracies(by_method, lambda p: p.refit_accuracy)]
     parts += [ERRORS, _errors(trained)]
     parts += [NOVELTY, _novelties(records), *_limits(records)]
     return "\n".join(parts)
@@ -96,16 +100,18 @@ def figure(records: Sequence[Record]) -> bytes:
     shown = [r | {"site": _short(r["site"])} for method in MAIN for r in trained if r["method"] == method]
     names = list(dict.fromkeys(r["site"] for r in shown))
     sites = [names[0], names[len(names) // 2], names[-1]]
-    made = [plots.accuracy_and_error(shown, reference=_accuracy(trained), sites=sites, title="ResNet-20 on CIFAR-10")]
+    figures = [
+        plots.accuracy_and_error(shown, reference=_accuracy(trained), sites=sites, title="ResNet-20 on CIFAR-10")
+    ]
     for name in dict.fromkeys(r["reference"] for r in records):
         mine = [r for r in records if r["reference"] == name]
-        found = points(mine, name)
-        groups = [found[smoothed(h), 4.0] for h in H if (smoothed(h), 4.0) in found]
+        by_method = points(mine, name)
+        groups = [by_method[smoothed(h), 4.0] for h in H if (smoothed(h), 4.0) in by_method]
         if groups:
             rows = [[asdict(point) for point in group] for group in groups]
             title = f"{_label(mine)}: smoothed bootstrap at x4, h from {H[0]:g} (left) to {H[-1]:g}"
-            made.append(plots.against_novelty(rows, reference=_accuracy(mine), title=title))
-    return plots.stacked(made)
+            figures.append(plots.against_novelty(rows, reference=_accuracy(mine), title=title))
+    return plots.stacked(figures)
 
 
 def _accuracy(records: Sequence[Record]) -> float:
@@ -118,11 +124,11 @@ def _label(records: Sequence[Record]) -> str:
     return f"{records[0]['reference']}: width {records[0]['d']}, {100 * _accuracy(records):.1f} %"
 
 
-def _accuracies(found: Found, of: Callable[[Point], float]) -> str:
-    factors = sorted({factor for _, factor in found})
+def _accuracies(by_method: Found, of: Callable[[Point], float]) -> str:
+    factors = sorted({factor for _, factor in by_method})
     rows = [
-        [method, *(_percent(found.get((method, factor), []), of) for factor in factors)]
-        for method in dict.fromkeys(method for method, _ in found)
+        [method, *(_percent(by_method.get((method, factor), []), of) for factor in factors)]
+        for method in dict.fromkeys(method for method, _ in by_method)
     ]
     return grid(["", *(f"x{factor:g}" for factor in factors)], rows)
 
@@ -132,8 +138,8 @@ def _percent(group: Sequence[Point], of: Callable[[Point], float]) -> str:
 
 
 def _mean(values: Iterable[float], digits: int) -> str:
-    found = list(values)
-    return mean_and_deviation(mean(found), stdev(found) if len(found) > 1 else math.nan, digits=digits)
+    numbers = list(values)
+    return mean_and_deviation(mean(numbers), stdev(numbers) if len(numbers) > 1 else math.nan, digits=digits)
 
 
 def _errors(trained: Sequence[Record]) -> str:
@@ -160,9 +166,9 @@ def _novelties(records: Sequence[Record]) -> str:
     names = {smoothed(h): f"h = {h:g}" for h in H} | {"calibrated": "calibrated (orthonormal)", "paper": "paper"}
     rows = []
     for reference in dict.fromkeys(r["reference"] for r in records if r["method"] in map(smoothed, H)):
-        found = points(records, reference)
+        by_method = points(records, reference)
         for method, name in names.items():
-            group = found.get((method, 4.0))
+            group = by_method.get((method, 4.0))
             if group:
                 cells = [_mean((getattr(p, key) for p in group), 2) for key in ("novelty", "error", "last_error")]
                 accuracies = [_percent(group, lambda p: p.accuracy), _percent(group, lambda p: p.refit_accuracy)]
@@ -174,15 +180,15 @@ def _limits(records: Sequence[Record]) -> list[str]:
     """A row for each reference and method that is there at three widths or more."""
     rows, factors = [], sorted({r["factor"] for r in records})
     for name in dict.fromkeys(r["reference"] for r in records):
-        found = points(records, name)
+        by_method = points(records, name)
         for method in ("calibrated", "regression"):
-            errors = {f: mean(p.error for p in group) for (m, f), group in sorted(found.items()) if m == method}
+            errors = {f: mean(p.error for p in group) for (m, f), group in sorted(by_method.items()) if m == method}
             if len(errors) < 3:
                 continue
             limit, _, power = fit_limit(errors)
             label = _label([r for r in records if r["reference"] == name])
             measured = [f"{errors[factor]:.3f}" if factor in errors else "" for factor in factors]
-            widest = _percent(found[method, max(errors)], lambda p: p.accuracy)
+            widest = _percent(by_method[method, max(errors)], lambda p: p.accuracy)
             rows.append([label, method, *measured, f"**{limit:.3f}**", f"{power:.2f}", widest])
     sizes = [f"x{factor:g}" for factor in factors]
     return [LIMITS, grid(["reference", "", *sizes, "limit", "p", "accuracy at the widest"], rows)] if rows else []

@@ -221,7 +221,7 @@ BAD = {
         lambda: ops.random_features_gradient(
             U, None, 4, rf.key(1), None, "relu", 0.01, 1.0, None, X, None, None, [], [], False
         ),
-        r"given is torch.float32 of shape \(5, 5, 2\): wanted torch.float32 of shape \(5, 4, 2\)",
+        r"grad_phi is torch.float32 of shape \(5, 5, 2\): wanted torch.float32 of shape \(5, 4, 2\)",
     ),
 }
 

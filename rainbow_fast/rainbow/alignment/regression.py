@@ -87,20 +87,20 @@ class SolverCost(NamedTuple):
     bytes: int = 0
 
 
-def solver_cost(way: str, d: int, n: int, N: int, *, ridge: bool) -> SolverCost:
-    """Of one way that `fastest_solver` names: M is (d, n), of N samples; `ridge`: lambda is above 0.
+def solver_cost(solver: str, d: int, n: int, N: int, *, ridge: bool) -> SolverCost:
+    """Of one solver that `fastest_solver` names: M is (d, n), of N samples; `ridge`: lambda is above 0.
 
     The matrix of S or of the kernel takes a Cholesky factor in place, or three as large for its pseudo-inverse.
     """
-    if way == "products":
+    if solver == "products":
         count, sketch = math.ceil(products_expected(n)), sketch_size(n)
         products = 2.0 * N * sketch * (n + sketch) + 4.0 * N * d * n * count
         blocks = -(-sketch // SKETCH_ROWS)
         return SolverCost(2 * (count + blocks), products, regress_flops(d, n), 8 * (sketch + SKETCH_ROWS) * n)
-    size = n if way == "summed" else N
+    size = n if solver == "summed" else N
     algebra = 2.0 * d * size**2 + (size**3 / 3 if ridge else (EIGENVECTORS + 2) * size**3)
     square = 8 * size**2 * (1 if ridge else 3)
-    if way == "summed":
+    if solver == "summed":
         return SolverCost(1, cross_covariance_flops((N, n), []), algebra, square)
     block = 16 * min(FEATURE_NUMBERS, N * n)  # of features, in float32 twice and in float64
     return SolverCost(2, cross_covariance_flops((n, N), []), algebra + 2.0 * d * N * n, square + block)

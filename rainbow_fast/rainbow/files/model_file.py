@@ -90,8 +90,8 @@ def load_model(
         x = {name: tensors[f"{name}.x"] for name in ("alignment", "held_out")}
         example = as_numbers(x["alignment"][:1], device, dtype)
         kinds = tuple(pointwise)
-        cut = trace(network, example, kinds)
-        sites = site_shapes(cut, example)
+        traced = trace(network, example, kinds)
+        sites = site_shapes(traced, example)
         _check_sites(sites, header, path)
         for s, about in zip(sites, header["sites"], strict=True):
             of_site = f"sites.{s.site.index}."
@@ -106,9 +106,9 @@ def load_model(
     size = chunk_size(sites, example)
     labels = {name: tensors.get(f"{name}.labels") for name in x}
     data = [Data(x[k], None if y is None else y.to(device), size, device, dtype) for k, y in labels.items()]
-    check(network, cut, data[0].chunk(0)[:FEW], kinds)
+    check(network, traced, data[0].chunk(0)[:FEW], kinds)
     options = FitOptions(max_samples=max_samples, pointwise=kinds)
-    return RainbowModel(Prepared(cut, ((network, cut),), sites, data[0], data[1], options))
+    return RainbowModel(Prepared(traced, ((network, traced),), sites, data[0], data[1], options))
 
 
 def _about(s: SiteStatistics) -> Header:
@@ -119,21 +119,23 @@ def _about(s: SiteStatistics) -> Header:
 
 
 def _check_sites(sites: Iterable[SiteStatistics], header: Header, path: Path) -> None:
-    found = [_about(s) for s in sites]
+    described = [_about(s) for s in sites]
     wanted = [{key: about[key] for key in ("name", "layers", "d", "z_shape", "phi_shape")} for about in header["sites"]]
-    names = [[about["name"] for about in each] for each in (found, wanted)]
+    names = [[about["name"] for about in each] for each in (described, wanted)]
     if names[0] != names[1]:
         raise ValueError(f"reference: its sites are {', '.join(names[0])}, those of {path} {', '.join(names[1])}")
-    for mine, its in zip(found, wanted, strict=True):
-        for key, value in its.items():
+    for mine, expected in zip(described, wanted, strict=True):
+        for key, value in expected.items():
             if mine[key] != value:
-                raise ValueError(f"reference: site {its['name']!r} has {key} {mine[key]}, that of {path} has {value}")
+                raise ValueError(
+                    f"reference: site {expected['name']!r} has {key} {mine[key]}, that of {path} has {value}"
+                )
 
 
 def _with_weights(reference: nn.Module, state: Mapping[str, Tensor], path: Path) -> nn.Module:
     """A copy of a network with other weights, which bring their dtype; what is shared stays so."""
-    made = copy.deepcopy(reference)
-    own = made.state_dict(keep_vars=True)
+    network = copy.deepcopy(reference)
+    own = network.state_dict(keep_vars=True)
     missing, foreign = [n for n in own if n not in state], [n for n in state if n not in own]
     if missing or foreign:
         what = f"{missing[0]!r}, which {path} has not" if missing else f"no {foreign[0]!r}, which {path} has"
@@ -143,4 +145,4 @@ def _with_weights(reference: nn.Module, state: Mapping[str, Tensor], path: Path)
             shapes = tuple(own[name].shape), tuple(value.shape)
             raise ValueError(f"reference: {name!r} has shape {shapes[0]}, that of {path} has {shapes[1]}")
         own[name].data = value.to(own[name].device)
-    return made
+    return network

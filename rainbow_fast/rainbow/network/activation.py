@@ -38,10 +38,10 @@ class RainbowActivation(nn.Module):
         phi'  = the kind's features of R u + zbar    n neurons at each position, made again at every call
         phih  = scale A phi' + offset
 
-    A pointwise site has ``phi' = after(sigma(before(.)))`` (`rainbow.kinds`). Where there is no pooling, and the kernels
-    know sigma, all of it is one fused pass over ``R u`` (`rainbow_fast.random_features_projection`), and nothing of
-    width n is stored but A. Else neurons come in blocks of 128. zh of half precision is computed on in float32, and so
-    it is under autocast; phih has the dtype of zh.
+    A pointwise site (`rainbow.kinds`) has ``phi' = after(sigma(before(.)))``. Where there is no pooling, and the
+    kernels know sigma, all of it is one fused pass over ``R u`` (`rainbow_fast.random_features_projection`), and
+    nothing of width n is stored but A. Else neurons come in blocks of 128. zh of half precision is computed on in
+    float32, and so it is under autocast; phih has the dtype of zh.
 
     Buffers (None where there is none): ``U`` (d, r) float64, ``T`` (n, n), ``k`` (n,) and ``matrix`` (n, r), see
     `Rows`; ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n positions) if `flattened`; ``scale`` (), float64;
@@ -225,6 +225,6 @@ class RainbowActivation(nn.Module):
         return 1 / math.sqrt(self.d) if through else 1.0
 
     def extra_repr(self) -> str:
-        parts = [f"d={self.d}", f"n={self.n}"]
+        parts = [self.kind.extra_repr(), f"d={self.d}", f"n={self.n}"]
         parts += [f"r={self.U.shape[1]}"] if self.U is not None else []
         return ", ".join(parts + [word for word in ("mean_row", "flattened") if getattr(self, word)])

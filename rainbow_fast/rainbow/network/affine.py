@@ -109,16 +109,16 @@ class Affine:
 
     def _layer(self, weight: Tensor, bias: Tensor | None, options: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         k, c, *kernel = weight.shape
-        given: dict[str, Any] = dict(bias=bias is not None, dtype=dtype, device=weight.device)
+        common: dict[str, Any] = dict(bias=bias is not None, dtype=dtype, device=weight.device)
         if self.axis == self.dims - 1:
-            made: Any = nn.utils.skip_init(nn.Linear, c, k, **given)
+            layer: Any = nn.utils.skip_init(nn.Linear, c, k, **common)
         else:
             kernel = kernel or [1] * (self.dims - 2)
-            made = nn.utils.skip_init(CONVOLUTIONS[self.dims], c, k, tuple(kernel), **given, **options)
-        made.weight.copy_(weight.view_as(made.weight))
+            layer = nn.utils.skip_init(CONVOLUTIONS[self.dims], c, k, tuple(kernel), **common, **options)
+        layer.weight.copy_(weight.view_as(layer.weight))
         if bias is not None:
-            made.bias.copy_(bias)
-        return made
+            layer.bias.copy_(bias)
+        return layer
 
     def _weights(self) -> list[Tensor]:
         one = torch.eye(len(self.bias), dtype=torch.float64, device=self.bias.device)

@@ -46,7 +46,7 @@ def materialize(body: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, nn.Mod
 def _swapped(body: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, nn.Module]]:
     inputs: dict[RainbowActivation, Tensor] = {}
     sites = [module for module in body.modules() if isinstance(module, RainbowActivation)]
-    handles = [site.register_forward_pre_hook(lambda m, given: inputs.update({m: given[0]})) for site in sites]
+    handles = [site.register_forward_pre_hook(lambda m, args: inputs.update({m: args[0]})) for site in sites]
     try:
         body(x)
     finally:
@@ -89,18 +89,18 @@ class _Writer:
             for x in node.all_input_nodes:
                 if x.users.keys() <= done:
                     del self.values[x]
-        made = fx.GraphModule(self.owner, self.graph)
-        made.graph.eliminate_dead_code()
-        made.delete_all_unused_submodules()
-        made.recompile()
+        network = fx.GraphModule(self.owner, self.graph)
+        network.graph.eliminate_dead_code()
+        network.delete_all_unused_submodules()
+        network.recompile()
         kept: dict[int, Any] = {id(layer): layer for layer in self.layers.values()}  # all else is copied
-        made = copy.deepcopy(made, kept)
-        nodes = list(made.graph.nodes)
+        network = copy.deepcopy(network, kept)
+        nodes = list(network.graph.nodes)
         chain = all(node.args == (before,) and not node.kwargs for before, node in itertools.pairwise(nodes))
         if chain and all(node.op == "call_module" for node in nodes[1:-1]):
-            parts = (made.get_submodule(str(node.target)) for node in nodes[1:-1])
+            parts = (network.get_submodule(str(node.target)) for node in nodes[1:-1])
             return nn.Sequential(*parts).eval(), self.features
-        return made.eval(), self.features
+        return network.eval(), self.features
 
     def _value(self, node: fx.Node) -> Affine | fx.Node:
         module = self.owner.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -191,20 +191,20 @@ class _Writer:
             form = self._form(part, *axes)
             forms.append(form.padded(before, total - before - len(form.bias)))
             before += len(form.bias)
-        made = forms[0]
+        joined = forms[0]
         for form in forms[1:]:
-            made = made.plus(form)
-        return made
+            joined = joined.plus(form)
+        return joined
 
     def _padding(self, node: fx.Node) -> Affine | None:
         """Channels of zeros."""
-        value, given = self.values[node.all_input_nodes[0]], _given(node, ("input", "pad", "mode", "value"))
-        pad = given["pad"]
+        value, arguments = self.values[node.all_input_nodes[0]], _given(node, ("input", "pad", "mode", "value"))
+        pad = arguments["pad"]
         if (
             not isinstance(value, Affine)
             or not isinstance(pad, tuple | list)
-            or given.get("mode", "constant") != "constant"
-            or given.get("value")
+            or arguments.get("mode", "constant") != "constant"
+            or arguments.get("value")
         ):
             return None
         place = 2 * (value.dims - 1 - value.axis)  # pairs are listed from the last axis on

@@ -35,14 +35,16 @@ def unpack(
     """
     mine = {b: tensors[prefix + b] for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
     mine = {b: t if b == "key" else t.to(device) for b, t in mine.items()}
-    given = {option: options[option] for option in _OPTIONS if option != "flattened"}
+    row_options = {option: options[option] for option in _OPTIONS if option != "flattened"}
     drawn: dict[str, Any] = {name: mine.get(name) for name in ("key", "U", "T", "k", "matrix")}
-    rows = Rows(**drawn, **given)
+    rows = Rows(**drawn, **row_options)
     recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
-    made = RainbowActivation(site, rows, flattened=options["flattened"], recalibration=recalibration, device=device)
-    made.A, made.offset = mine["A"], mine.get("offset")
-    made.scale = mine.get("scale", made.scale)  # version 1 has it in A
-    return made
+    activation = RainbowActivation(
+        site, rows, flattened=options["flattened"], recalibration=recalibration, device=device
+    )
+    activation.A, activation.offset = mine["A"], mine.get("offset")
+    activation.scale = mine.get("scale", activation.scale)  # version 1 has it in A
+    return activation
 
 
 def copied(t: Tensor) -> Tensor:

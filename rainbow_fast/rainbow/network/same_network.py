@@ -51,18 +51,18 @@ def check_network(
     with untouched(x.device):
         parts = {name: body.get_submodule(name) for name in sites}
         outputs, calls = _called(body, parts, x)
-        again, its = _called(body, parts, x)
+        again, repeated_calls = _called(body, parts, x)
         if distances(again, outputs) > 0:
             raise RuntimeError(
                 f"network: called twice on {len(x)} samples it gives two outputs, {distances(again, outputs):.1e} of "
-                f"the largest apart, first {_first(calls, its, 0.0)}: wanted the same to the bit"
+                f"the largest apart, first {_first(calls, repeated_calls, 0.0)}: wanted the same to the bit"
             )
-        wanted, its = _along(trace, sites, x, head, refit)
+        wanted, of_chain = _along(trace, sites, x, head, refit)
         limit = limit_of(outputs, x)
         if (apart := distances(outputs, wanted)) > limit:
             raise RuntimeError(
                 f"network: it differs from what its sites and the reference's layers give on {len(x)} samples by "
-                f"{apart:.1e} of the largest output, first {_first(its, calls, limit)}, wanted at most {limit:.1e}"
+                f"{apart:.1e} of the largest output, first {_first(of_chain, calls, limit)}, wanted at most {limit:.1e}"
             )
 
 
@@ -93,15 +93,15 @@ def written_out(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
         RuntimeError: they differ; the message names the first site that does.
     """
     weight = next(p for p in body.parameters() if p.is_floating_point())
-    made, features = materialize(body, weight.new_zeros(2, *shape))
+    module, features = materialize(body, weight.new_zeros(2, *shape))
     x, training = white(weight.new_empty(1, *shape)), [part for part in body.modules() if part.training]
     body.eval()
     try:
         with untouched(x.device):
             sites = {name: part for name, part in body.named_modules() if isinstance(part, RainbowActivation)}
             wanted, own = _called(body, sites, x)
-            found, wide = _called(made, features, x)
-            limit, apart = limit_of(wanted, x), distances(found, wanted)
+            outputs, wide = _called(module, features, x)
+            limit, apart = limit_of(wanted, x), distances(outputs, wanted)
             if apart > limit and not _equal_in_float64(body, x.double()):
                 own = {name: (z, _wide(sites[name], z)) for name, (z, _) in own.items()}
                 wide = {name: (z, _neurons(sites[name], phi)) for name, (z, phi) in wide.items()}
@@ -112,7 +112,7 @@ def written_out(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     finally:
         for part in training:
             part.training = True
-    return made
+    return module
 
 
 def white(like: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _called(network: nn.Module, parts: Mapping[str, nn.Module], x: Tensor) -> tu
     calls: Calls = {}
 
     def note(name: str) -> Callable[..., None]:
-        return lambda _, given, result: calls.update({name: (given[0].clone(), result.clone())})
+        return lambda _, args, result: calls.update({name: (args[0].clone(), result.clone())})
 
     with ExitStack() as handles:
         for name, part in parts.items():
@@ -172,9 +172,9 @@ def _called(network: nn.Module, parts: Mapping[str, nn.Module], x: Tensor) -> tu
         return network(x.clone()), calls
 
 
-def _first(wanted: Calls, found: Calls, limit: float) -> str:
+def _first(wanted: Calls, calls: Calls, limit: float) -> str:
     """Where, of the sites in order."""
     for name, (_, phi) in wanted.items():
-        if name not in found or distance(found[name][1], phi) > limit:
+        if name not in calls or distance(calls[name][1], phi) > limit:
             return f"at site {name!r}"
     return "behind the last site"

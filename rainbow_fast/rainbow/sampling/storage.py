@@ -55,10 +55,10 @@ class InFile:
 
     def load(self) -> Tensor:
         # Read, not mapped: the pages of a map count as the process's own, and a site reads each file once or twice.
-        made = torch.empty(self.shape, dtype=self.stored, device="cpu")
+        tensor = torch.empty(self.shape, dtype=self.stored, device="cpu")
         with self.path.open("rb") as file:
-            file.readinto(memoryview(made.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
-        return made.to(self.device, self.dtype)
+            file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        return tensor.to(self.device, self.dtype)
 
 
 @dataclass(frozen=True)
