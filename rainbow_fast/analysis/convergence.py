@@ -211,6 +211,16 @@ def _rows(u: Tensor, most: int) -> Tensor:
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most, device=u.device).long()]
 
 
+def _checked(widths: Sequence[int], networks: int) -> list[int]:
+    """Increasing widths, and networks enough to compare one with another."""
+    widths = [integer("widths", n) for n in widths]
+    if not widths or any(b <= a for a, b in zip([0, *widths], widths, strict=False)):
+        raise ValueError(f"widths={list(widths)}: wanted one or more, increasing, at least 1")
+    if integer("networks", networks) < 2:
+        raise ValueError(f"networks={networks}: wanted at least 2, to compare one with another")
+    return widths
+
+
 def _converge(
     draw: Callable[[int, int], Mapping[str, SiteFeatures]],
     widths: Sequence[int],
@@ -218,11 +228,7 @@ def _converge(
     progress: Progress | None,
 ) -> dict[str, KernelConvergence]:
     """`draw(n, index)` gives the features of the sites of one sample; every index is drawn once."""
-    widths, networks = [integer("widths", n) for n in widths], integer("networks", networks)
-    if not widths or any(b <= a for a, b in zip([0, *widths], widths, strict=False)):
-        raise ValueError(f"widths={list(widths)}: wanted one or more, increasing, at least 1")
-    if networks < 2:
-        raise ValueError(f"networks={networks}: wanted at least 2, to compare one with another")
+    widths = _checked(widths, networks)
     total, count = networks * len(widths) + 1, len(widths)
     wide_width = WIDE * widths[-1]
     far: dict[str, Tensor] = {}

@@ -272,12 +272,7 @@ def _write(
 ) -> None:
     """Into `out`, which may be M."""
     chosen = _backend.choose(backend, M.device, M.dtype, DTYPES, lacking=("cuda",))
-    largest = torch.maximum(M.amax((-2, -1)), -M.amin((-2, -1)))
-    if not torch.isfinite(largest).all():
-        raise ValueError("M has entries that are not finite: its polar factor is not defined")
-    if (largest == 0).any():
-        each = "is" if M.dim() == 2 else "holds a matrix that is"
-        raise ValueError(f"M of shape {tuple(M.shape)} {each} all zero: its polar factor is not defined")
+    largest = _largest(M)
     if rtol is None:  # here, so that a compiled function does not depend on it
         rtol = min(max(M.shape[-2:]) * torch.finfo(M.dtype).eps, 0.5)
     exponent = torch.zeros_like(largest, dtype=torch.int32)
@@ -308,6 +303,17 @@ def _write(
         out.copy_(into.view(out.shape))
     statistics.copy_(measured.view(statistics.shape))
     statistics[..., 0] = torch.ldexp(statistics[..., 0], exponent)
+
+
+def _largest(M: Tensor) -> Tensor:
+    """The largest magnitude of each matrix: finite and above 0, or a ValueError."""
+    largest = torch.maximum(M.amax((-2, -1)), -M.amin((-2, -1)))
+    if not torch.isfinite(largest).all():
+        raise ValueError("M has entries that are not finite: its polar factor is not defined")
+    if (largest == 0).any():
+        each = "is" if M.dim() == 2 else "holds a matrix that is"
+        raise ValueError(f"M of shape {tuple(M.shape)} {each} all zero: its polar factor is not defined")
+    return largest
 
 
 def _polar(

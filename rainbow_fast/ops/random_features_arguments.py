@@ -37,12 +37,8 @@ def check_features(
         raise ValueError(f"n={n}: wanted n >= 0")
     if key is not None:
         check_key(key)
-    if shift is not None and shift.shape != u.shape[:1] + u.shape[2:]:
-        raise ValueError(
-            f"shift has shape {tuple(shift.shape)}: wanted {tuple(u.shape[:1] + u.shape[2:])}, u without its channels"
-        )
-    if shift is not None and shift.dtype != u.dtype:
-        raise TypeError(f"shift is {shift.dtype}: wanted the dtype of u, {u.dtype}")
+    if shift is not None:
+        _check_shift(shift, u)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r}: wanted one of {', '.join(ACTIVATIONS)}")
     if (G is None) == (key is None):
@@ -52,6 +48,15 @@ def check_features(
     if G is not None and G.dtype != u.dtype:
         raise TypeError(f"G is {G.dtype}: wanted the dtype of u, {u.dtype}")
     memory.check_device("u", u, shift=shift, G=G)
+
+
+def _check_shift(shift: Tensor, u: Tensor) -> None:
+    if shift.shape != u.shape[:1] + u.shape[2:]:
+        raise ValueError(
+            f"shift has shape {tuple(shift.shape)}: wanted {tuple(u.shape[:1] + u.shape[2:])}, u without its channels"
+        )
+    if shift.dtype != u.dtype:
+        raise TypeError(f"shift is {shift.dtype}: wanted the dtype of u, {u.dtype}")
 
 
 def check_samples(x: Tensor, u: Tensor) -> None:

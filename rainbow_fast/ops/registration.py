@@ -113,50 +113,61 @@ def writing(
         return fake(*args)
 
     op = _define(schema, shapes, flops)
-    written = [place for place, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write]
+    kernels = _Writing(op, run, check, called)
+    LIBRARY.impl(op._opname, kernels.below_autograd(refuses=True), "Autograd", with_keyset=True)
+    LIBRARY.impl(op._opname, kernels.below_autograd(refuses=False), "ADInplaceOrView", with_keyset=True)
+    for key in ("Negative", "Conjugate"):
+        LIBRARY.impl(op._opname, kernels.resolved, key)
+    LIBRARY.impl(op._opname, kernels.implementation, "CompositeExplicitAutograd")
+    for device in AUTOCAST:
+        LIBRARY.impl(op._opname, _autocast(op, device, False, True), f"Autocast{device.upper()}")
 
-    def targets(args: Sequence[Any]) -> list[Tensor]:
+
+class _Writing:
+    """The kernels of an op that writes."""
+
+    def __init__(self, op: Any, run: Callable, check: Callable, called: str) -> None:
+        self.op, self.run, self.check, self.called = op, run, check, called
+        arguments = enumerate(op._schema.arguments)
+        self.written = [place for place, a in arguments if a.alias_info and a.alias_info.is_write]
+
+    def targets(self, args: Sequence[Any]) -> list[Tensor]:
+        """The arguments that are written into."""
         tensors: list[Tensor] = []
-        for place in written:
+        for place in self.written:
             tensors += [args[place]] if isinstance(args[place], Tensor) else args[place]
         return tensors
 
-    def bumping(*, refuses: bool) -> Callable:
-        """Below autograd, the call and a new version of what it writes; `refuses`: no derivative may be lost."""
+    def below_autograd(self, *, refuses: bool) -> Callable:
+        """The call, and a new version of what it writes; `refuses`: no derivative may be lost."""
 
         def kernel(keyset: Any, *args: Any) -> Any:
             if refuses:
-                refuse_derivatives(called, args)
+                refuse_derivatives(self.called, args)
             with _C._AutoDispatchBelowADInplaceOrView():
-                result = op.redispatch(keyset & _C._after_ADInplaceOrView_keyset, *args)
-            torch.autograd.graph.increment_version(targets(args))
+                result = self.op.redispatch(keyset & _C._after_ADInplaceOrView_keyset, *args)
+            torch.autograd.graph.increment_version(self.targets(args))
             return result
 
         return kernel
 
-    def implementation(*args: Any) -> Any:
-        for t in targets(args):
+    def implementation(self, *args: Any) -> Any:
+        for t in self.targets(args):
             if t.is_inference() and not torch.is_inference_mode_enabled():
-                raise RuntimeError(f"{called} writes into a tensor of inference mode: clone it, or stay in that mode")
-        check(*args)
-        return run(*args)
+                raise RuntimeError(
+                    f"{self.called} writes into a tensor of inference mode: clone it, or stay in that mode"
+                )
+        self.check(*args)
+        return self.run(*args)
 
-    def resolved(*args: Any) -> Any:
+    def resolved(self, *args: Any) -> Any:
         """What torch holds as the negative or the conjugate of other memory is written by way of a copy."""
         copies = filled(args, (t.resolve_conj().resolve_neg() for t in tensors_of(args)))
-        result = op(*copies)
-        for t, copied in zip(targets(args), targets(copies), strict=True):
+        result = self.op(*copies)
+        for t, copied in zip(self.targets(args), self.targets(copies), strict=True):
             if copied is not t:
                 t.copy_(copied)
         return result
-
-    LIBRARY.impl(op._opname, bumping(refuses=True), "Autograd", with_keyset=True)
-    LIBRARY.impl(op._opname, bumping(refuses=False), "ADInplaceOrView", with_keyset=True)
-    for key in ("Negative", "Conjugate"):
-        LIBRARY.impl(op._opname, resolved, key)
-    LIBRARY.impl(op._opname, implementation, "CompositeExplicitAutograd")
-    for device in AUTOCAST:
-        LIBRARY.impl(op._opname, _autocast(op, device, False, True), f"Autocast{device.upper()}")
 
 
 def refuse_derivatives(called: str, args: Args) -> None:

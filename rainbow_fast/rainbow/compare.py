@@ -16,7 +16,6 @@ from rainbow_fast.fields import Options, accepts, collect
 from rainbow_fast.io import dumps
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.alignment.polar_factor import PolarFactor
-from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.fitting import Progress
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import PAPER, FitOptions, Limits
@@ -25,10 +24,9 @@ from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.sampling.align import align
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
-from rainbow_fast.rainbow.sampling.storage import choose_storage
+from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tables import aligned, cell
-from rainbow_fast.tracing.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -147,73 +145,85 @@ def compare(
         if not isinstance(network, nn.Module):
             raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")
     first = prepare(a, data, fit_options, limits, names=("a", "data"), labelled=False)
-    (trace_a, sites_a, align_a, held_a), max_samples = _parts(first), fit_options.max_samples
-    held = replace(fit_options, holdout=held_a.x if held_a.count else 0.0)
-    trace_b, sites_b, align_b, held_b = _parts(prepare(b, align_a.x, held, limits, names=("b", "data"), labelled=False))
-    _check(sites_a, sites_b)
-    needed = in_flight_bytes([sites_a, sites_b], [align_a, held_a], limits.storage_dtype)
-    kept = choose_storage(needed, limits)
-    size = min(align_a.size, align_b.size)
-    total = len(sites_a) * (2 * -(-align_a.count // size) + -(-held_a.count // size))
-    done, comparisons, alignments = 0, [], []
-
-    def tick(text: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total, text)
-
+    held = fit_options.changed(holdout=first.held.x if first.held.count else 0.0)
+    second = prepare(b, first.align.x, held, limits, names=("b", "data"), labelled=False)
+    _check(first.sites, second.sites)
+    data_a = first.align, first.held
+    kept = choose_storage(in_flight_bytes([first.sites, second.sites], data_a, limits.storage_dtype), limits)
     with tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch) as folder:
-        sets = [
-            tuple(Flight([trace], replace(each, size=size), kept, Path(folder)) for trace, each in pair)
-            for pair in (((trace_a, align_a), (trace_b, align_b)), ((trace_a, held_a), (trace_b, held_b)))
-        ]
-        for site_a, site_b in zip(sites_a, sites_b, strict=True):
-            for pair in sets:
-                for flight, each in zip(pair, (site_a, site_b), strict=True):
-                    flight.follow(REFERENCE, each.site.reference)
-            moments = CrossCovariance(site_a.site.name)
-            step = every(align_a.count * site_a.positions, max_samples, site_a.positions)
-            for start in sets[0][0]:
-                x, y = _activations(sets[0], (site_a, site_b), start)
-                before = start * site_a.positions
-                moments.update(take(x, before, step), take(y, before, step))
-                tick(f"{site_a.site.name}: moments")
-            A, alignment = align(moments, PAPER, PolarFactor())
-            map_ = math.sqrt(site_a.d / site_b.d) * A
-            errors: list[tuple[float | None, float | None]] = []
-            for pair in sets:
-                error = Error()
-                for start in pair[0]:
-                    x, y = _activations(pair, (site_a, site_b), start)
-                    error.update(x, torch.einsum("nm...,dm->nd...", y, map_.to(y.dtype)))
-                    tick(f"{site_a.site.name}: errors")
-                errors.append(error.relative() if pair[0].count else (None, None))
-                for flight in pair:
-                    flight.leave()
-            alignments.append(A)
-            comparisons.append(
-                SiteComparison(
-                    site=site_a.site.name,
-                    other=site_b.site.name,
-                    d=site_a.d,
-                    n=site_b.d,
-                    samples=moments.count,
-                    similarity=alignment.similarity,
-                    error=errors[0][0],  # type: ignore[arg-type]  # there is data to align on
-                    error_centred=errors[0][1],  # type: ignore[arg-type]
-                    held_out_error=errors[1][0],
-                    held_out_error_centred=errors[1][1],
-                    M_rank=alignment.rank,
-                    M_effective_rank=alignment.effective_rank,
-                    M_condition=alignment.condition,
-                )
+        run = _Run(first, second, kept, Path(folder), progress)
+        sites, alignments = zip(*(run.site(*pair) for pair in zip(first.sites, second.sites, strict=True)), strict=True)
+    return Comparison(first.align.count, first.held.count, sites, alignments, str(kept))
+
+
+class _Run:
+    """Both networks on both data sets, site by site."""
+
+    def __init__(self, a: Prepared, b: Prepared, storage: Storage, folder: Path, progress: Progress | None) -> None:
+        size = min(a.align.size, b.align.size)
+        self.max_samples, self.progress = a.max_samples, progress
+        self.align, self.held = (
+            tuple(
+                Flight([prepared.trace], replace(data, size=size), storage, folder)
+                for prepared, data in ((a, of_a), (b, of_b))
             )
-    return Comparison(align_a.count, held_a.count, tuple(comparisons), tuple(alignments), str(kept))
+            for of_a, of_b in ((a.align, b.align), (a.held, b.held))
+        )
+        self.done, self.total = 0, len(a.sites) * (2 * len(self.align[0].data.starts) + len(self.held[0].data.starts))
 
+    def site(self, a: SiteStatistics, b: SiteStatistics) -> tuple[SiteComparison, Tensor]:
+        """One site of each network, and the alignment between them."""
+        for pair in (self.align, self.held):
+            for flight, each in zip(pair, (a, b), strict=True):
+                flight.follow(REFERENCE, each.site.reference)
+        moments = self._moments(a, b)
+        A, aligned = align(moments, PAPER, PolarFactor())
+        errors = [self._error(pair, a, b, math.sqrt(a.d / b.d) * A) for pair in (self.align, self.held)]
+        comparison = SiteComparison(
+            site=a.site.name,
+            other=b.site.name,
+            d=a.d,
+            n=b.d,
+            samples=moments.count,
+            similarity=aligned.similarity,
+            error=errors[0][0],  # type: ignore[arg-type]  # there is data to align on
+            error_centred=errors[0][1],  # type: ignore[arg-type]
+            held_out_error=errors[1][0],
+            held_out_error_centred=errors[1][1],
+            M_rank=aligned.rank,
+            M_effective_rank=aligned.effective_rank,
+            M_condition=aligned.condition,
+        )
+        return comparison, A
 
-def _parts(prepared: Prepared) -> tuple[Trace, tuple[SiteStatistics, ...], Data, Data]:
-    return prepared.trace, prepared.sites, prepared.align, prepared.held
+    def _moments(self, a: SiteStatistics, b: SiteStatistics) -> CrossCovariance:
+        """M = E[phi_a phi_b^T] on the alignment data."""
+        moments = CrossCovariance(a.site.name)
+        step = every(self.align[0].count * a.positions, self.max_samples, a.positions)
+        for start in self.align[0]:
+            x, y = _activations(self.align, (a, b), start)
+            before = start * a.positions
+            moments.update(take(x, before, step), take(y, before, step))
+            self._tick(f"{a.site.name}: moments")
+        return moments
+
+    def _error(
+        self, pair: tuple[Flight, ...], a: SiteStatistics, b: SiteStatistics, map_: Tensor
+    ) -> tuple[float | None, float | None]:
+        """What remains behind the map on one data set, which then goes on; None without data."""
+        error = Error()
+        for start in pair[0]:
+            x, y = _activations(pair, (a, b), start)
+            error.update(x, torch.einsum("nm...,dm->nd...", y, map_.to(y.dtype)))
+            self._tick(f"{a.site.name}: errors")
+        for flight in pair:
+            flight.leave()
+        return error.relative() if pair[0].count else (None, None)
+
+    def _tick(self, text: str) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total, text)
 
 
 def _check(sites_a: tuple[SiteStatistics, ...], sites_b: tuple[SiteStatistics, ...]) -> None:
