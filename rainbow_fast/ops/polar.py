@@ -226,7 +226,7 @@ def _complete(A: Tensor, left: Tensor, method: str | None) -> None:
             along += Z[:, at] @ A[:, at].double().T
         for at in _lq.columns(A):
             Z[:, at] -= along @ A[:, at].double()
-    _polar_(Z, False, 0.0, method, None)
+    _write(Z, False, 0.0, method, None)
     for at in _lq.columns(A):
         A[:, at] += (null @ Z[:, at]).to(A.dtype)
 
@@ -267,10 +267,13 @@ def _write(
     rtol: float | None,
     method: str | None,
     backend: str | None,
-    out: Tensor,
-    statistics: Tensor,
-) -> None:
-    """Into `out`, which may be M."""
+    out: Tensor | None = None,
+    statistics: Tensor | None = None,
+) -> tuple[Tensor, ...] | None:
+    """Into `out`, by default M, and `statistics`; where these are not given, they are returned."""
+    own = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64) if statistics is None else None
+    statistics, out = own if statistics is None else statistics, M if out is None else out
+    assert statistics is not None
     chosen = _backend.choose(backend, M.device, M.dtype, DTYPES, lacking=("cuda",))
     largest = _largest(M)
     if rtol is None:  # here, so that a compiled function does not depend on it
@@ -303,6 +306,7 @@ def _write(
         out.copy_(into.view(out.shape))
     statistics.copy_(measured.view(statistics.shape))
     statistics[..., 0] = torch.ldexp(statistics[..., 0], exponent)
+    return None if own is None else _numbers(own)
 
 
 def _largest(M: Tensor) -> Tensor:
@@ -321,17 +325,9 @@ def _polar(
 ) -> tuple[Tensor, ...]:
     _check(M, rtol, method)
     A = _backend.empty(M.shape, M.dtype, M.device)
-    statistics = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64)
-    _write(M, complete, rtol, method, backend, A, statistics)
-    return A, *_numbers(statistics)
-
-
-def _polar_(
-    M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None
-) -> tuple[Tensor, ...]:
-    statistics = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64)
-    _write(M, complete, rtol, method, backend, M, statistics)
-    return _numbers(statistics)
+    numbers = _write(M, complete, rtol, method, backend, A)
+    assert numbers is not None
+    return A, *numbers
 
 
 def _check_in_place(M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None) -> None:
@@ -388,7 +384,7 @@ writing(
 )
 writing(
     f"polar_(Tensor(a!) M, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _polar_,
+    _write,
     check=_check_in_place,
     flops=polar_flops,
     called="polar_",

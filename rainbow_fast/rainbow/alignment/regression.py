@@ -23,6 +23,7 @@ from rainbow_fast.rainbow.alignment.conjugate_gradient import (
     sketch_size,
 )
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS
+from rainbow_fast.rainbow.network.features import blocks
 from rainbow_fast.rainbow.positions import as_rows, per_channel
 
 RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
@@ -127,8 +128,10 @@ class Summed(_Solver):
         per_sample = len(zh) // samples  # rows of zh: more than one where the channel axis is the last
         rows = max(FEATURE_NUMBERS // (activation.n * zh[:per_sample, 0].numel()), 1) * per_sample
         for first in range(0, len(zh), rows):
-            select = self.site.select(start + first // per_sample)
-            phi = select(activation.features(zh[first : first + rows]))
+            select, parts = self.site.select(start + first // per_sample), []
+            for block in blocks(activation.n, activation.strategy.block(activation)):
+                parts.append(activation.strategy.rows(activation, zh[first : first + rows], lambda t: t, *block))
+            phi = select(torch.cat(parts, 1))
             cross_covariance_(self.S, phi - per_channel(center, phi))
 
     def solve(self, M: Tensor, problem: Problem) -> Tensor:

@@ -56,6 +56,7 @@ def sample_networks(
                     site.draw()
                     site.accumulate()
                     site.solve()
+                    site.measure()
                     site.project()
                     site.hold_out()
                     lane.pass_site(site, checkpoint)

@@ -32,7 +32,7 @@ from rainbow_fast.tracing.tail import Tail
 class SampledSite:
     """One site of one sampled network, where the reference is past the site and the sample at z.
 
-    It is sampled by `draw`, `accumulate`, `solve`, `project`, `hold_out`, in this order.
+    It is sampled by `draw`, `accumulate`, `solve`, `measure`, `project`, `hold_out`, in this order.
 
     Attributes:
         statistics: what is known of the reference there; `own` has the z of the sample's own layers.
@@ -121,11 +121,21 @@ class SampledSite:
         B, self.aligned = align(self.moments, self.options, self.alignment, positions=self.positions, eps=eps)
         self.activation.A, self.alignment = B.to(self.dtype).contiguous(), None  # what solved is as large as S
 
+    def measure(self) -> None:
+        """Where the scale needs them, A phi' and its moments, in one pass; A phi' waits in the place of z."""
+        self.projected = ChannelMoments() if self.options.scale == "optimal" else None
+        for start in self.align if self.projected is not None else ():
+            self._collect(start)
+            z = self.align.z(self.lane, start)
+            y = self.activation.strategy.project(self.activation, self._rows(z), self.activation.whole)
+            self.projected.update(self.select(start)(y))  # type: ignore[union-attr]  # it is there, or nothing is
+            self.align.put(self.lane, start, self.activation.shaped_as(y, z))
+            self.tick(f"{self.site.name}: projection")
+
     def project(self) -> None:
         """Scale and offset, then phih on the alignment data, with its error."""
         activation, align = self.activation, self.align
-        projected = self._projection_moments() if self.options.scale == "optimal" else None
-        s = scale(self.aligned, projected, self.options, self.site.name)
+        s = scale(self.aligned, self.projected, self.options, self.site.name)
         c = offset(self.aligned, s, self.moments, self.options)
         activation.scale.fill_(s)
         activation.offset = None if c is None else c.to(self.dtype)
@@ -134,7 +144,7 @@ class SampledSite:
         self.error = self._error(align)
         for start in align:
             y = None
-            if projected is None:
+            if self.projected is None:
                 self._collect(start)
                 z = align.z(self.lane, start)
                 y = activation.strategy.project(activation, self._rows(z), activation.whole)
@@ -222,18 +232,6 @@ class SampledSite:
         gain = torch.where(of_sample.flat, 0.0, ratio.sqrt())
         bias = self.statistics.z.mean_x - gain * of_sample.mean
         return gain.to(self.dtype), bias.to(self.dtype)
-
-    def _projection_moments(self) -> ChannelMoments:
-        """Put A phi', without scale and offset, and take its moments."""
-        activation, align, moments = self.activation, self.align, ChannelMoments()
-        for start in align:
-            self._collect(start)
-            z = align.z(self.lane, start)
-            y = activation.strategy.project(activation, self._rows(z), activation.whole)
-            moments.update(self.select(start)(y))
-            align.put(self.lane, start, activation.shaped_as(y, z))
-            self.tick(f"{self.site.name}: projection")
-        return moments
 
     def _collect(self, start: int) -> None:
         if self.collected is not None:

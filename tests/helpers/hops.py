@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Frames of the package between a call of `sample` and each kernel, the most over methods.
+
+    python tests/helpers/hops.py
+
+Frames of torch and of the caller do not count. Kernels that a run calls for its own work stand apart from those that it
+calls to hold the finished network against itself.
+"""
+
+import traceback
+from typing import Any
+
+import torch
+
+import rainbow_fast as rf
+from rainbow_fast import backend
+from rainbow_fast.networks import mlp
+
+OPTIONS: list[dict[str, Any]] = [
+    {"method": "paper"},
+    {"method": "calibrated"},
+    {"method": "regression"},
+    {"law": "bootstrap"},
+    {"law": "white"},
+    {"alignment": "polar_complete"},
+    {"classifier": "refit"},
+]
+CHECKS = "assembled"  # the function in which a finished network is called
+NO_KERNELS = ("levels", "advise_huge_pages")
+
+
+class Spy:
+    """The compiled kernels; each call notes how many frames of the package are above it."""
+
+    def __init__(self, kernels: Any) -> None:
+        self.kernels, self.stacks = kernels, dict[tuple[str, bool], list[str]]()
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self.kernels, name)
+        if not callable(kernel) or name in NO_KERNELS:
+            return kernel
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            frames = [f for f in traceback.extract_stack()[:-1] if "/rainbow_fast/" in f.filename]
+            stack = [f"{f.filename.rpartition('/rainbow_fast/')[2]} {f.name}" for f in frames]
+            key = name, any(frame.endswith(" " + CHECKS) for frame in stack)
+            if len(stack) > len(self.stacks.get(key, ())):
+                self.stacks[key] = stack
+            return kernel(*args, **kwargs)
+
+        return noted
+
+
+def stacks() -> dict[tuple[str, bool], list[str]]:
+    """The longest stack for each kernel, in the run itself (False) and in the checks of what it has made (True)."""
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    before, spy = backend.BUILD, Spy(backend.BUILD.cpu)
+    backend.BUILD = before._replace(cpu=spy)
+    try:
+        for options in OPTIONS:
+            rf.sample(mlp((6, 8, 5, 2), seed=0), (x, y), factor=4, **options)
+    finally:
+        backend.BUILD = before
+    return spy.stacks
+
+
+if __name__ == "__main__":
+    for (kernel, checks), stack in sorted(stacks().items(), key=lambda item: (item[0][1], -len(item[1]))):
+        print(f"{len(stack):3}  {kernel}{', in the checks at the end' if checks else ''}: {' > '.join(stack)}")
