@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.markup import escape
 
 from rainbow_fast.arguments import integer
 from rainbow_fast.fields import Options, option
@@ -199,17 +200,18 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "sites": lambda text: names("--sites", text),
 }
 DEFAULTS = {"memory_budget": BUDGET}
+HINTS = {"sites": " Separated by commas.", "memory_budget": " 500M, 2G."}
 
 
 def _parameter(f: Field, argument: bool) -> inspect.Parameter:
     """The parameter of a command that stands for an option."""
-    flag = f"--{f.name.replace('_', '-')}"
+    flag, help = f"--{f.name.replace('_', '-')}", escape(f.metadata["help"] + HINTS.get(f.name, ""))
     if argument:
-        shown: Any = typer.Argument(help=f.metadata["help"])
+        shown: Any = typer.Argument(help=help)
     elif f.name in FLAGS:
-        shown = typer.Option(flag, help=f.metadata["help"])
+        shown = typer.Option(flag, help=help)
     else:
-        shown = typer.Option(help=f.metadata["help"])
+        shown = typer.Option(help=help)
     default = DEFAULTS.get(f.name, f.default)
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(f.name, keyword, default=default, annotation=Annotated[_type(f), shown])
