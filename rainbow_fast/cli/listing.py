@@ -16,7 +16,7 @@ from rainbow_fast.cli.sources import Pixels, source_of
 from rainbow_fast.rainbow.sites import sites as find_sites
 
 
-@o.command(o.ReferenceWords, o.DataWords, argument="checkpoint")
+@o.command(o.ReferenceWords, o.SampleWords, argument="checkpoint")
 def sites(
     context: typer.Context,
     words: o.Words,
@@ -26,7 +26,7 @@ def sites(
 
     The shapes need data, of which one sample is read; a checkpoint needs none.
     """
-    of_network, of_data = o.read(o.ReferenceWords, words), o.read(o.DataWords, words)
+    of_network, of_data = o.read(o.ReferenceWords, words), o.read(o.SampleWords, words)
     reference = load_reference(of_network)
     example = None
     if reference.about is not None or of_data.data is not None:

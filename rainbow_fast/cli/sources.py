@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rainbow_fast.cli.checkpoints import About
 from rainbow_fast.cli.references import Reference
 from rainbow_fast.cli.training import load_images
-from rainbow_fast.cli.words import DataWords
+from rainbow_fast.cli.words import DataWords, SampleWords
 from rainbow_fast.data import MEAN, STD, cifar10, digits, image_folder, npy_pair
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.dtypes import as_numbers
@@ -69,7 +69,7 @@ class Pixels:
     grey: bool = False
 
     @classmethod
-    def in_words(cls, words: DataWords) -> Pixels:
+    def in_words(cls, words: SampleWords) -> Pixels:
         return cls(words.size, words.mean, words.std, words.grey)
 
     def of(self, data: str, *taken: str) -> dict[str, Any]:

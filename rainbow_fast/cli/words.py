@@ -30,7 +30,6 @@ class ModuleWords(Options):
 
     module: str | None = option(None, "A function that makes the network: package.module:name.")
     module_args: str | None = option(None, "Its keyword arguments in JSON: '{\"depth\": 20}'.")
-    weights: str | None = option(None, "Its state dict: .safetensors, .pt or .pth.")
     pointwise: Sequence[str] | None = option(
         None, "A non-linearity of one's own: package.module:Class. May be repeated."
     )
@@ -41,19 +40,26 @@ class ReferenceWords(ModuleWords):
     """The network of a command."""
 
     checkpoint: str | None = option(None, "Written by `rainbow-fast train`; or --module.")
+    weights: str | None = option(None, "The state dict of the module: .safetensors, .pt or .pth.")
 
 
 @dataclass(frozen=True)
-class DataWords(Options):
-    """Its data."""
+class SampleWords(Options):
+    """Data, of which one sample may be enough."""
 
     data: str | None = option(None, "digits; the folder of CIFAR-10 or of one's images; x.npy,y.npy.")
-    holdout: str | None = option(None, "A share of the data, or data in the same words.")
-    images: int = option(5000, "Samples to align on, at most.", lambda name, value: integer(name, value, 1))
     size: int | None = option(None, "Side in pixels that images of a folder are resized to.")
     mean: str | None = option(None, "Of each colour, 0 to 1 (default: ImageNet's).")
     std: str | None = option(None, "Of each colour (default: ImageNet's).")
     grey: bool = option(False, "Images in one channel.")
+
+
+@dataclass(frozen=True)
+class DataWords(SampleWords):
+    """Data to align on and to measure on."""
+
+    holdout: str | None = option(None, "A share of the data, or data in the same words.")
+    images: int = option(5000, "Samples to align on, at most.", lambda name, value: integer(name, value, 1))
 
 
 @dataclass(frozen=True)

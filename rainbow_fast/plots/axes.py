@@ -94,9 +94,9 @@ def tidy_decades(axes: Axes) -> None:
     """A logarithmic y axis from one number of the series 1, 2, 5, 10, ... to another, those numbers as its ticks;
     powers of ten alone where there would be more than eight."""
     low, high = axes.get_ylim()
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)  # log10 rounds
     series = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
-    low, high = max(v for v in series if v <= low), min(v for v in series if v >= high)
+    low, high = max(v for v in series if v <= low), min(v for v in series if v >= high and v > low)
     ticks = [value for value in series if low <= value <= high]
     if len(ticks) > 8:
         ticks = [10.0**decade for decade in decades if low <= 10.0**decade <= high]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from rainbow_fast.arguments import integer
 from rainbow_fast.data.dtypes import as_numbers, check_classes
 from rainbow_fast.data.gather import Labelled, gather
-from rainbow_fast.io import fingerprint
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import DataLimits, FitOptions
@@ -54,10 +52,10 @@ class Prepared:
         """Of the moments of a site."""
         return self.options.max_samples
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights of the reference."""
-        return fingerprint(self.trace.reference.state_dict())
+        return self.trace.fingerprint
 
     def on(self, data: object, options: FitOptions, limits: DataLimits, *, labelled: bool = True) -> Prepared:
         """The same reference on other data, on whose first chunk it is compared with its trace."""

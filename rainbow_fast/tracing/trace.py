@@ -6,12 +6,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from rainbow_fast.io import fingerprint
 from rainbow_fast.tracing import modules, tail
 from rainbow_fast.tracing.graph import CannotTrace, capture
 from rainbow_fast.tracing.nonlinearities import NORMS
@@ -41,6 +43,11 @@ class Trace:
     segments: tuple[nn.Module, ...]
     swappable: bool  # whether a module in the place of another computes what a node in the place of another does
     references: int = 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of names, dtypes, shapes and values of the parameters and buffers of the reference."""
+        return fingerprint(self.reference.state_dict())
 
     def advance(self, place: int, state: State, activations: Sequence[nn.Module]) -> State:
         """From the state after the site before `place` to ``(z, *rest)``, or to the outputs at the end.

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from rainbow_fast.cli.checkpoints import FORMAT, load_checkpoint, save_checkpoin
 from rainbow_fast.data import digits
 from rainbow_fast.io import read_records, write_whole
 from rainbow_fast.networks import accuracy
+from rainbow_fast.rainbow.model import fit
+from rainbow_fast.rainbow.options import Limits, SampleOptions
 
 Run = Callable[..., tuple[int, str, str]]
 PNG = b"\x89PNG"
@@ -75,6 +78,27 @@ def test_sample(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert wide["reference_accuracy"] == load_checkpoint(checkpoint)[1].accuracy
     assert (folder / "report.txt").read_text().count("law=orthonormal") == 4
     assert (folder / "figure.png").read_bytes().startswith(PNG)
+
+
+def test_commands_have_every_option_of_the_library(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """But for what a grid has in the plural, and what has no words; their values are those of the library."""
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    plural = {"width": "widths", "factor": "factors", "method": "methods", "network": "networks"}
+    for name in ("sample", "plan"):
+        words = {parameter.name for parameter in commands[name].params}
+        for f in (*fields(SampleOptions), *fields(Limits)):
+            assert plural.get(f.name, f.name) in words or f.name in ("storage_dtype", "resume")
+    options = ["--law", "bootstrap", "--h", 0.25, "--scale", "nuclear", "--no-recalibrate", "--sites", "4"]
+    few = ["--methods", "calibrated", "--factors", 2, "--networks", 1, "--images", 300]
+    code, _, err = rainbow_fast("sample", checkpoint, *options, *few, "--out", tmp_path)
+    assert code == 0, err
+    module, _ = load_checkpoint(checkpoint)
+    x, y, x_test, y_test = digits()
+    model = fit(module, (x[:300], y[:300]), holdout=(x_test, y_test))
+    given = {"law": "bootstrap", "h": 0.25, "scale": "nuclear", "recalibrate": False, "sites": ["4"]}
+    _, report = model.sample(method="calibrated", factor=2, **given)
+    [network] = json.loads((tmp_path / "report.json").read_text())["networks"]
+    assert network["report"] | {"storage": ""} == json.loads(report.to_json()) | {"storage": ""}
 
 
 def test_sample_is_reproducible_and_takes_widths(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -169,6 +193,10 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
         (["resnet20", "elsewhere", "--networks", "2"], "resnet20: it is a study now; in a checkout of the sources"),
         (["convergence"], "convergence: it is a study now; in a checkout of the sources call `python -m studies.conv"),
         (["sample", "{file}", "--fator", "4"], "No such option: --fator"),
+        (["sites", "{file}", "--holdout", "0.2"], "No such option: --holdout"),
+        (["compare", "{file}", "{file}", "--weights", "w.pt"], "No such option: --weights"),
+        (["sample", "{file}", "--law", "uniform"], "law='uniform': wanted one of gaussian, orthonormal, bootstrap, id"),
+        (["plan", "{file}", "--ridge", "0.1"], "ridge=0.1 with alignment='polar': wanted alignment='regression'"),
     ],
 )
 def test_wrong_words_cost_one_line(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the figures show: read back from their axes."""
 
+import math
 import os
 import sys
 from itertools import pairwise
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from rainbow_fast import plots
-from rainbow_fast.plots.axes import GREY, spread
+from rainbow_fast.plots.axes import GREY, spread, tidy_decades
 
 pytest.importorskip("matplotlib")
 
@@ -233,3 +234,17 @@ def test_convergence_refuses(given, message):
 def test_figures_one_below_the_other_have_one_width():
     with pytest.raises(ValueError, match=r"figures: wanted at least one, all of one width, got widths \[\]"):
         plots.stacked([])
+
+
+@pytest.mark.parametrize("value", [0.01, math.nextafter(0.01, 0), math.nextafter(0.01, 1), 0.03, 5.0])
+def test_a_decade_around_a_single_number(value: float) -> None:
+    """Also where its logarithm rounds to that of a power of ten."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.plot([1], [value], "o")
+    axes.set_yscale("log")
+    axes.set_ylim(value, value * (1 + 1e-12))
+    tidy_decades(axes)
+    low, high = axes.get_ylim()
+    assert low <= value <= high and low < high and {low, high} <= set(axes.get_yticks())

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The pages in docs/ are what the studies make of the records beside them, to the letter."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from here import ROOT
+
+pytest.importorskip("typer")
+pytest.importorskip("matplotlib")
+
+import studies.convergence.__main__ as convergence
+from rainbow_fast.io import read_records
+
+STUDIES = {"convergence": convergence}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_page_is_made_from_its_records(name: str, tmp_path: Path) -> None:
+    study = STUDIES[name]
+    write_page: Callable = study.write_page
+    write_page(read_records(study.RECORDS), tmp_path)
+    assert (tmp_path / f"{name}.md").read_text() == (ROOT / "docs" / f"{name}.md").read_text()
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
