@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rainbow_fast.io import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -41,12 +43,7 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160) -> Non
         raise ValueError(f"path: wanted a name that ends in .png, .pdf or .svg, got {path.name}")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=dpi)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, buffer.getvalue())
 
 
 def stacked(figures: Iterable[Figure], *, dpi: int = 110) -> bytes:

@@ -3,8 +3,8 @@
 
     python tests/helpers/hops.py
 
-Frames of torch and of the caller do not count. Kernels that a run calls for its own work stand apart from those that it
-calls to hold the finished network against itself.
+Frames of torch and of the caller do not count. Three parts of a run stand apart: its passes over the data, the solvers
+of regression, and the checks, which call the finished network as a user would.
 """
 
 import traceback
@@ -15,17 +15,19 @@ import torch
 import rainbow_fast as rf
 from rainbow_fast import backend
 from rainbow_fast.networks import mlp
+from rainbow_fast.rainbow.alignment.regression import SOLVERS, Regression
 
 OPTIONS: list[dict[str, Any]] = [
     {"method": "paper"},
     {"method": "calibrated"},
-    {"method": "regression"},
+    *({"method": "regression", "alignment": Regression(solver=solver)} for solver in SOLVERS),
     {"law": "bootstrap"},
     {"law": "white"},
     {"alignment": "polar_complete"},
     {"classifier": "refit"},
 ]
-CHECKS = "assembled"  # the function in which a finished network is called
+PASSES, SOLVER, CHECKS = "passes", "solver of regression", "checks of the finished network"
+PART_OF = {"rainbow/alignment/regression.py solve": SOLVER, "rainbow/sampling/run.py assembled": CHECKS}
 NO_KERNELS = ("levels", "advise_huge_pages")
 
 
@@ -33,7 +35,7 @@ class Spy:
     """The compiled kernels; each call notes how many frames of the package are above it."""
 
     def __init__(self, kernels: Any) -> None:
-        self.kernels, self.stacks = kernels, dict[tuple[str, bool], list[str]]()
+        self.kernels, self.stacks = kernels, dict[tuple[str, str], list[str]]()
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self.kernels, name)
@@ -43,7 +45,7 @@ class Spy:
         def noted(*args: Any, **kwargs: Any) -> Any:
             frames = [f for f in traceback.extract_stack()[:-1] if "/rainbow_fast/" in f.filename]
             stack = [f"{f.filename.rpartition('/rainbow_fast/')[2]} {f.name}" for f in frames]
-            key = name, any(frame.endswith(" " + CHECKS) for frame in stack)
+            key = name, next((PART_OF[frame] for frame in stack if frame in PART_OF), PASSES)
             if len(stack) > len(self.stacks.get(key, ())):
                 self.stacks[key] = stack
             return kernel(*args, **kwargs)
@@ -51,8 +53,8 @@ class Spy:
         return noted
 
 
-def stacks() -> dict[tuple[str, bool], list[str]]:
-    """The longest stack for each kernel, in the run itself (False) and in the checks of what it has made (True)."""
+def stacks() -> dict[tuple[str, str], list[str]]:
+    """The longest stack for each kernel and part of a run."""
     x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] > 0).long()
     before, spy = backend.BUILD, Spy(backend.BUILD.cpu)
@@ -66,5 +68,5 @@ def stacks() -> dict[tuple[str, bool], list[str]]:
 
 
 if __name__ == "__main__":
-    for (kernel, checks), stack in sorted(stacks().items(), key=lambda item: (item[0][1], -len(item[1]))):
-        print(f"{len(stack):3}  {kernel}{', in the checks at the end' if checks else ''}: {' > '.join(stack)}")
+    for (kernel, part), stack in sorted(stacks().items(), key=lambda item: (item[0][1], -len(item[1]))):
+        print(f"{len(stack):3}  {kernel}, {part}: {' > '.join(stack)}")

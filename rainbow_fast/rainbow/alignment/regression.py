@@ -185,8 +185,10 @@ class Kernel(_Solver):
         for start in range(0, n, size):
             stop = min(start + size, n)
             at = slice(start * positions, stop * positions)
-            parts = [strategy.rows(activation, zh, select, start, stop) for _, zh, select in self.site.batches()]
-            rows = torch.cat([as_rows(part) for part in parts])
+            parts = []
+            for _, zh, select in self.site.batches():
+                parts.append(as_rows(strategy.rows(activation, zh, select, start, stop)))
+            rows = torch.cat(parts)
             yield at, (rows - center[at].to(rows.dtype)) * inverse[at].to(rows.dtype)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -107,7 +106,7 @@ def opened(folder: str | os.PathLike[str], trace: Trace, facts: Facts) -> Iterat
         except BlockingIOError:
             raise ValueError(f"resume: {path} is in use by another run") from None
         _claim(path, facts)
-        yield Checkpoint(path, trace, hashlib.sha256(json.dumps(facts).encode()).hexdigest())
+        yield Checkpoint(path, trace, sha256(text=json.dumps(facts)))
     finally:
         os.close(lock)
 

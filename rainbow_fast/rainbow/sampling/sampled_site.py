@@ -125,8 +125,9 @@ class SampledSite:
         """Where the scale needs them, A phi' and its moments, in one pass; A phi' waits in the place of z."""
         self.projected = ChannelMoments() if self.options.scale == "optimal" else None
         for start in self.align if self.projected is not None else ():
-            self._collect(start)
             z = self.align.z(self.lane, start)
+            if self.collected is not None:
+                self.collected.append(self._tail.between(self.activation.features(z)))
             y = self.activation.strategy.project(self.activation, self._rows(z), self.activation.whole)
             self.projected.update(self.select(start)(y))  # type: ignore[union-attr]  # it is there, or nothing is
             self.align.put(self.lane, start, self.activation.shaped_as(y, z))
@@ -145,8 +146,9 @@ class SampledSite:
         for start in align:
             y = None
             if self.projected is None:
-                self._collect(start)
                 z = align.z(self.lane, start)
+                if self.collected is not None:
+                    self.collected.append(self._tail.between(activation.features(z)))
                 y = activation.strategy.project(activation, self._rows(z), activation.whole)
                 y = activation.shaped_as(y, z)
                 del z  # as large as phih, which is made next
@@ -232,10 +234,6 @@ class SampledSite:
         gain = torch.where(of_sample.flat, 0.0, ratio.sqrt())
         bias = self.statistics.z.mean_x - gain * of_sample.mean
         return gain.to(self.dtype), bias.to(self.dtype)
-
-    def _collect(self, start: int) -> None:
-        if self.collected is not None:
-            self.collected.append(self._tail.between(self.activation.features(self.align.z(self.lane, start))))
 
     def _report(
         self,
