@@ -10,57 +10,83 @@ from rainbow_fast.ops.random_features import (
     random_features_projection,
 )
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
-from rainbow_fast.rainbow.alignment import Alignment
-from rainbow_fast.rainbow.compare import Comparison, compare
+from rainbow_fast.progress import Progress
+from rainbow_fast.rainbow.alignment import Alignment, CompletePolarFactor, PolarFactor, Regression
+from rainbow_fast.rainbow.alignment.alignment import Problem
+from rainbow_fast.rainbow.channel_moments import ChannelMoments
+from rainbow_fast.rainbow.compare import Comparison, SiteComparison, compare
 from rainbow_fast.rainbow.files.model_file import load_model, save_model
 from rainbow_fast.rainbow.files.network_file import load, save
-from rainbow_fast.rainbow.laws import Law, Rows
+from rainbow_fast.rainbow.laws import Bootstrap, Gaussian, Identity, Law, Orthonormal, Rows, White
 from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.options import DataLimits, FitOptions, Limits, MethodOptions, SampleOptions
-from rainbow_fast.rainbow.planning.cost import Cost
+from rainbow_fast.rainbow.planning.cost import Cost, SiteCost, Work
 from rainbow_fast.rainbow.planning.machine import Machine
-from rainbow_fast.rainbow.report import Report
-from rainbow_fast.rainbow.sites import sites
+from rainbow_fast.rainbow.report import Report, SiteReport
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.rainbow.sites import SiteInfo, Sites, sites
+from rainbow_fast.tracing.site import Site
+from rainbow_fast.version import __version__
 
 __all__ = [
-    "SampleOptions",
-    "Rows",
-    "MethodOptions",
-    "Limits",
-    "Law",
-    "FitOptions",
-    "DataLimits",
+    "__version__",
     "Alignment",
+    "Bootstrap",
+    "ChannelMoments",
+    "compare",
     "Comparison",
+    "CompletePolarFactor",
     "Cost",
+    "cross_covariance",
+    "cross_covariance_",
     "CrossCovariance",
+    "DataLimits",
+    "fit",
+    "FitOptions",
+    "Gaussian",
+    "gaussian",
+    "Identity",
+    "key",
+    "Law",
+    "Limits",
+    "load",
+    "load_model",
     "Machine",
+    "MethodOptions",
+    "Orthonormal",
+    "plan",
     "Polar",
+    "polar",
+    "polar_",
+    "PolarFactor",
+    "Problem",
+    "Progress",
     "RainbowActivation",
     "RainbowModel",
     "RainbowNetwork",
-    "Report",
-    "compare",
-    "cross_covariance",
-    "cross_covariance_",
-    "fit",
-    "gaussian",
-    "key",
-    "load",
-    "load_model",
-    "plan",
-    "polar",
-    "polar_",
     "random_features",
     "random_features_covariance",
     "random_features_projection",
+    "Regression",
+    "Report",
+    "Rows",
     "sample",
     "sample_project_align",
     "sample_project_align_",
+    "SampleOptions",
     "save",
     "save_model",
+    "Site",
+    "SiteComparison",
+    "SiteCost",
+    "SiteInfo",
+    "SiteReport",
+    "Sites",
     "sites",
+    "SiteStatistics",
+    "White",
+    "Work",
 ]

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Check = Callable[[str, Any], Any]  # takes the name and the value; returns the value, or raises
 
 # torch.compile turns numbers into the Sym kinds. (It cannot trace a union of such types, so these are tuples.)
 _INTEGERS = (int, torch.SymInt)
@@ -114,6 +116,24 @@ def folder(name: str, value: Any) -> Any:
     if not Path(value).is_dir():
         raise ValueError(f"{name}: no folder {value}")
     return value
+
+
+def optional(check: Check) -> Check:
+    """The same check, which lets None through."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def between(low: float, high: float, wanted: str, *, open_low: bool = False, open_high: bool = False) -> Check:
+    """A check for a number of an interval, closed but for the ends that are open."""
+
+    def check(name: str, value: Any) -> Any:
+        value = number(name, value)
+        inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+        if not inside:
+            raise ValueError(f"{name}={value}: wanted {wanted}")
+        return value
+
+    return check
 
 
 def _kind(value: Any) -> str:

@@ -4,18 +4,27 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-Check = Callable[[str, Any], Any]  # takes the name and the value; returns the value, or raises
+from rainbow_fast.arguments import Check
 
 
-def option(default: Any, help: str, check: Check | None = None) -> Any:
-    """A field of a dataclass of options."""
-    return field(default=default, metadata={"help": help, "check": check})
+class Former(NamedTuple):
+    """The name that an option had in the last release, and what turns a value of then into one of now."""
+
+    name: str
+    convert: Callable[[Any], Any] = lambda value: value
+
+
+def option(default: Any, help: str, check: Check | None = None, *, former: Former | None = None) -> Any:
+    """A field of a dataclass of options. Its former name still works, with a FutureWarning."""
+    return field(default=default, metadata={"help": help, "check": check, "former": former})
 
 
 class Options:
@@ -57,6 +66,7 @@ def collect(objects: Sequence[Any], words: Mapping[str, Any], *kinds: type[Any],
         ValueError, TypeError: a value that the option refuses.
     """
     owner = {f.name: kind for kind in kinds for f in fields(kind)}
+    words = _renamed(words, kinds)
     for name in words:
         if name not in owner:
             raise TypeError(where + unknown(name, owner))
@@ -73,6 +83,51 @@ def collect(objects: Sequence[Any], words: Mapping[str, Any], *kinds: type[Any],
             raise TypeError(f"{where}{next(iter(own))}: given beside {kind.__name__}, wanted it as a field of that")
         collected.append(whole[kind] if kind in whole else kind(**own))
     return tuple(collected)
+
+
+def former_names(*kinds: type[Any]) -> dict[str, tuple[str, Former]]:
+    """The present name, with the former one, by the former name."""
+    options = [f for kind in kinds for f in fields(kind) if f.metadata.get("former") is not None]
+    return {f.metadata["former"].name: (f.name, f.metadata["former"]) for f in options}
+
+
+def warn_former(former: str, name: str, stacklevel: int) -> None:
+    """Say that an option has a new name; `stacklevel` is seen from the caller, as for `warnings.warn`."""
+    message = f"{former}: this option is now called {name}; the old name will be removed in the next release"
+    warnings.warn(message, FutureWarning, stacklevel=stacklevel + 1)
+
+
+def renamed(**names: str) -> Callable[[Callable], Callable]:
+    """Let a function take keyword arguments by their former names too: ``@renamed(former="present")``."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def called(*args: Any, **words: Any) -> Any:
+            for former, name in names.items():
+                if former in words:
+                    warn_former(former, name, stacklevel=2)
+                    words[name] = words.pop(former)
+            return function(*args, **words)
+
+        return called
+
+    return decorate
+
+
+def _renamed(words: Mapping[str, Any], kinds: Sequence[type[Any]]) -> dict[str, Any]:
+    """The same options by their present names.
+
+    Raises:
+        TypeError: an option that has both names.
+    """
+    present, former = dict(words), former_names(*kinds)
+    for old, (name, change) in former.items():
+        if old in words:
+            if name in words:
+                raise TypeError(f"{old}: given beside {name}, which is its new name; wanted {name} alone")
+            warn_former(old, name, stacklevel=4)  # past `collect` and the public function
+            present[name] = change.convert(present.pop(old))
+    return present
 
 
 def unknown(name: str, options: Iterable[str]) -> str:

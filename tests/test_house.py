@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = {
-    **dict.fromkeys(["arguments", "backend", "fields", "io", "tables"], 0),
-    **dict.fromkeys(["triton_kernels", "tensor_files"], 1),
+    **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),
+    **dict.fromkeys(["fields", "triton_kernels", "tensor_files"], 1),
     **dict.fromkeys(["ops"], 2),
     **dict.fromkeys(["networks", "data", "tracing"], 3),
     **dict.fromkeys(["rainbow"], 4),
@@ -40,6 +40,7 @@ RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: impo
     ["network"],
     ["alignment"],
     ["options", "chunks"],
+    ["holdout"],
     ["prepare"],
     ["spec", "report"],
     ["fitting", "summaries"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What sampled networks are measured against: kernels of infinite width, and how fast they are reached.
+"""Measures of sampled networks: kernels of infinite width, convergence to them in width, rates, novelty of neurons.
 
 Needs scipy.
 """
@@ -8,3 +8,36 @@ from importlib.util import find_spec
 
 if find_spec("scipy") is None:
     raise ImportError('rainbow_fast.analysis needs scipy: pip install "rainbow_fast[analysis]"')
+
+from rainbow_fast.analysis.convergence import (
+    KernelConvergence,
+    SiteFeatures,
+    bures_wasserstein,
+    kernel_convergence,
+    site_convergence,
+    site_features,
+)
+from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel, expected_mean
+from rainbow_fast.analysis.limits import fit_limit
+from rainbow_fast.analysis.novelty import novelty
+from rainbow_fast.analysis.rates import PowerFit, Slope, TheorySlopes, fit_power, power_law_decay, theory_slopes
+
+__all__ = [
+    "KernelConvergence",
+    "PowerFit",
+    "SiteFeatures",
+    "Slope",
+    "TheorySlopes",
+    "bures_wasserstein",
+    "empirical_kernel",
+    "expected_kernel",
+    "expected_mean",
+    "fit_limit",
+    "fit_power",
+    "kernel_convergence",
+    "novelty",
+    "power_law_decay",
+    "site_convergence",
+    "site_features",
+    "theory_slopes",
+]

@@ -14,12 +14,12 @@ from torch import Tensor
 from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel
 from rainbow_fast.arguments import integer
 from rainbow_fast.ops.gaussian import as_key
+from rainbow_fast.progress import Progress, reported
 from rainbow_fast.rainbow.kinds import Pointwise
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.positions import channels_first
 
 WIDE = 4  # times the largest width: the sample that others are aligned with
-Progress = Callable[[int, int, str], None]
 
 
 class KernelConvergence(NamedTuple):
@@ -80,7 +80,7 @@ def kernel_convergence(
     shift: Tensor | None = None,  # (N,)
     networks: int = 5,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> KernelConvergence:
     """How fast random features of u converge: samples of each width against their limit and against each other.
 
@@ -92,7 +92,7 @@ def kernel_convergence(
         widths: increasing.
         networks: samples of each width, at least 2.
         seed: of the random numbers; each sample has a stream of its own, 0, 1, ...
-        progress: called as ``progress(done, total, what)``, after each sample.
+        progress: called as ``progress(done, total, what)``, after each sample; or True, which shows a bar.
 
     Raises:
         ValueError: as `expected_kernel`; widths that do not increase from 1 on, fewer than 2 networks.
@@ -102,7 +102,8 @@ def kernel_convergence(
         a = None if shift is None else shift.detach().double()
         return {"": SiteFeatures(u.detach().double(), a, n, as_key(seed, index, 0), activation, negative_slope)}
 
-    return _converge(draw, widths, networks, progress)[""]
+    with reported(progress) as report:
+        return _converge(draw, widths, networks, report)[""]
 
 
 def site_convergence(
@@ -113,13 +114,13 @@ def site_convergence(
     networks: int = 5,
     sites: Sequence[str] | None = None,
     samples: int = 512,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> dict[str, KernelConvergence]:
     """`kernel_convergence` of the sites of whole networks, each at the zh that its own lower layers give it.
 
     Args:
         network_at_width: gives a sampled network of n neurons at each site, from ``(n, index)``; indices 0, 1, ... are
-            independent networks: ``lambda n, index: model.sample(width=n, network=index)[0]``.
+            independent networks: ``lambda n, index: model.sample(width=n, network_index=index)[0]``.
         x: (images, ...) of the networks' dtype and device.
         widths, networks, progress: as in `kernel_convergence`.
         sites: their names; all sampled sites by default. Their rows must be Gaussian, of any rank, with or without the
@@ -137,7 +138,8 @@ def site_convergence(
         network = network_at_width(n, index)
         return site_features(network, x, sites=sites, samples=samples)
 
-    return _converge(draw, widths, networks, progress)
+    with reported(progress) as report:
+        return _converge(draw, widths, networks, report)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from rainbow_fast.cli.training import load_images, new_reference, train_referenc
 from rainbow_fast.cli.words import numbers, set_threads
 from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.options import METHODS, Limits, SampleOptions
+from rainbow_fast.version import __version__
 
 Seed = Annotated[int, typer.Option(help="Of all random numbers.", min=0)]
 Threads = Annotated[int | None, typer.Option(help="Threads of the CPU (default: as torch chooses).", min=1)]
@@ -83,7 +84,7 @@ def demo(
         about = new_reference(architecture, "digits", seed=seed)
         images = load_images(about, None)
         grid = [(method, factor, network) for method in METHODS for factor in (0.5, 1, 4, 16) for network in range(3)]
-        jobs = [Job(SampleOptions(method=m, factor=f, network=n, seed=seed)) for m, f, n in grid]
+        jobs = [Job(SampleOptions(method=m, factor=f, network_index=n, seed=seed)) for m, f, n in grid]
         with terminal.bar(sum(job.cost for job in jobs)) as bar:
             with bar.job(0, f"train {architecture}") as step:
                 reference, about = train_reference(about, images, {"seed": seed}, step)
@@ -119,7 +120,7 @@ def info() -> None:
     levels = backend.kernels().levels() if backend.isa else []
     terminal.print_pairs(
         [
-            ("rainbow_fast", _version("rainbow_fast")),
+            ("rainbow_fast", __version__),
             ("backends", ", ".join(f"{device}: {', '.join(backend.available(device))}" for device in _devices())),
             ("instruction sets", ", ".join(levels) or "none: no compiled kernels"),
             ("in use", f"{backend.isa or 'reference'} ({backend.ISA_VARIABLE} chooses)"),

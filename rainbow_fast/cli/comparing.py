@@ -18,7 +18,7 @@ from rainbow_fast.rainbow.options import FitOptions, Limits
 Either = "Written by `rainbow-fast train`; with --module, a file of weights."
 
 
-@o.command(o.ModuleWords, o.DataWords, Limits, o.MachineWords)
+@o.command(o.ModuleWords, o.DataWords, FitOptions, Limits, o.MachineWords)
 def compare(
     context: typer.Context,
     words: o.Words,
@@ -34,7 +34,8 @@ def compare(
     for reference in (first, second):
         data.source.check_takes(reference.module, "--data")
     some, held = data.load()
-    options = FitOptions(holdout=held, pointwise=pointwise_kinds(of_network.pointwise))
+    kinds = pointwise_kinds(of_network.pointwise_modules)
+    options = o.read(FitOptions, words).changed(holdout=held, pointwise_modules=kinds)
     with terminal.bar(1) as bar, bar.job(1, "compare") as step:
         result = comparison.compare(first.module, second.module, some, options, limits, progress=as_progress(step))
     if as_json:

@@ -42,7 +42,7 @@ class Job:
 
     def __str__(self) -> str:
         width = self.width if self.options.factor is not None else f"width {self.width}"
-        return f"{self.options.method}, {width}, network {self.options.network}"
+        return f"{self.options.method}, {width}, network {self.options.network_index}"
 
 
 @dataclass
@@ -122,7 +122,7 @@ def sample_grid(
         first, last = str(group[0]), f" to {group[-1]}" if len(group) > 1 else ""
         with watch(sum(job.cost for job in group), first + last) as step:
             state = results.folder / f"{UNFINISHED}{len(results.jobs)}" if results.run else None
-            resumed = limits.changed(resume=None if state is None else str(state))
+            resumed = limits.changed(resume_dir=None if state is None else str(state))
             pairs = model.sample_many([job.options for job in group], resumed, progress=as_progress(step))
             results.add(group, [report for _, report in pairs])
         for folder in results.unfinished:

@@ -33,6 +33,6 @@ def sites(
         source = source_of(reference.about, of_data.data, Pixels.in_words(of_data))
         source.check_takes(reference.module, "--data")
         example = source.example()[0]
-    table = find_sites(reference.module, example, pointwise=pointwise_kinds(of_network.pointwise))
+    table = find_sites(reference.module, example, pointwise_modules=pointwise_kinds(of_network.pointwise_modules))
     text = json.dumps([asdict(site) for site in table]) if as_json else str(table)
     terminal.out().print(text, markup=False, soft_wrap=True)

@@ -78,7 +78,7 @@ def plan_grid(
     lane = in_flight_bytes([prepared.sites], [prepared.align, prepared.held], None)
     together = groups(jobs, costs, lane, limits.memory_budget)
     storage = choose_storage((1 + max(map(len, together), default=0)) * lane, limits)
-    first = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if job.options.network == 0]
+    first = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if job.options.network_index == 0]
     return CostGrid(title, first, len(jobs) // max(len(first), 1), together, str(storage))
 
 

@@ -73,12 +73,12 @@ def load_pair(a: str, b: str, words: ModuleWords) -> tuple[Reference, Reference]
 
 
 def pointwise_kinds(names: Sequence[str] | None) -> tuple[type[nn.Module], ...]:
-    """The classes that `--pointwise` names."""
+    """The classes that `--pointwise-modules` names."""
     kinds = []
     for name in names or ():
-        kind = _imported("--pointwise", name)
+        kind = _imported("--pointwise-modules", name)
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise ValueError(f"--pointwise: {name!r} is {type(kind).__name__}, wanted a class of modules")
+            raise ValueError(f"--pointwise-modules: {name!r} is {type(kind).__name__}, wanted a class of modules")
         kinds.append(kind)
     return tuple(kinds)
 

@@ -22,7 +22,7 @@ from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.options import FitOptions, Limits, SampleOptions
 from rainbow_fast.rainbow.prepare import Prepared, prepare
 
-SAMPLING = (o.ReferenceWords, o.DataWords, o.GridWords, SampleOptions, Limits, o.MachineWords)
+SAMPLING = (o.ReferenceWords, o.DataWords, o.GridWords, FitOptions, SampleOptions, Limits, o.MachineWords)
 
 
 @o.command(*SAMPLING, argument="checkpoint")
@@ -106,8 +106,9 @@ class Request:
         data = choose_data(reference, o.read(o.DataWords, words))
         data.source.check_takes(reference.module, "--data")
         example, held = data.shapes()
-        fit_options = FitOptions(holdout=held, pointwise=pointwise_kinds(of_network.pointwise))
-        prepared = prepare(reference.module, example, fit_options, limits, images=data.aligned, only_shapes=True)
+        kinds = pointwise_kinds(of_network.pointwise_modules)
+        fit_options = o.read(FitOptions, words).changed(holdout=held, images=data.aligned, pointwise_modules=kinds)
+        prepared = prepare(reference.module, example, fit_options, limits, only_shapes=True)
         return cls(reference, data, jobs, limits, prepared)
 
     def costs(self, jobs: list[Job], watch: Any, *, timed: bool) -> CostGrid:
@@ -117,7 +118,7 @@ class Request:
     def loaded(self) -> Prepared:
         """The network on its data."""
         some, held = self.data.load()
-        return self.prepared.on(some, self.prepared.options.changed(holdout=held), self.limits)
+        return self.prepared.on(some, self.prepared.options.changed(holdout=held, images=None), self.limits)
 
 
 def need_plots() -> None:

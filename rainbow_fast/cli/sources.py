@@ -132,7 +132,7 @@ class Split:
 
     Attributes:
         aligned, held: their numbers of samples.
-        share: of the samples taken that are held out, from the end; None where they come from elsewhere.
+        share: fraction of the samples that is held out, drawn at random; None where they come from elsewhere.
         other: what they come from, None for the test set of the source.
     """
 
@@ -142,12 +142,12 @@ class Split:
     share: float | None
     other: Source | None
 
-    def load(self) -> tuple[Samples, Samples | float]:
+    def load(self) -> tuple[Samples, Samples | int]:
         """Data and holdout, as `fit` takes them."""
         data, test = self.source.read()
         data = _first(data, self.aligned if self.share is None else self.aligned + self.held)
         if self.share is not None:
-            return data, self.share
+            return data, self.held
         if self.other is None:
             assert test is not None
             return data, test

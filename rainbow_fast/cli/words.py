@@ -14,9 +14,9 @@ import typer
 from rich.markup import escape
 
 from rainbow_fast.arguments import integer
-from rainbow_fast.fields import Options, option
+from rainbow_fast.fields import Former, Options, option
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
-from rainbow_fast.rainbow.options import METHODS, SampleOptions
+from rainbow_fast.rainbow.options import METHODS, FitOptions, SampleOptions
 
 BUDGET = "4G"
 SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -30,8 +30,10 @@ class ModuleWords(Options):
 
     module: str | None = option(None, "A function that makes the network: package.module:name.")
     module_args: str | None = option(None, "Its keyword arguments in JSON: '{\"depth\": 20}'.")
-    pointwise: Sequence[str] | None = option(
-        None, "A non-linearity of one's own: package.module:Class. May be repeated."
+    pointwise_modules: Sequence[str] | None = option(
+        None,
+        "A module class of yours that applies one function to every number: package.module:Class. May be repeated.",
+        former=Former("pointwise"),
     )
 
 
@@ -82,9 +84,9 @@ class MachineWords(Options):
 
 
 # Of the library's options: what a grid has in the plural, and what has no words
-GRID = ("width", "factor", "method", "network")
-WORDLESS = ("storage_dtype", "resume")
-FLAGS = ("grey", "accuracy_profile")
+GRID = ("width", "factor", "method", "network_index")
+WORDLESS = ("storage_dtype", "resume_dir", "procrustes_iterations")
+FLAGS = ("grey", "accuracy_profile", "align_flattened")
 
 
 def command(*kinds: type[Options], argument: str | None = None) -> Callable[[Callable], Callable]:
@@ -101,8 +103,8 @@ def command(*kinds: type[Options], argument: str | None = None) -> Callable[[Cal
 
         def run(context: typer.Context, **kwargs: Any) -> Any:
             words = {p.name: kwargs.pop(p.name) for p in shared}
-            if "pointwise" in words:
-                words["pointwise"] = list(words["pointwise"] or [])
+            if "pointwise_modules" in words:
+                words["pointwise_modules"] = list(words["pointwise_modules"] or [])
             return function(context, words, **kwargs)
 
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (own[0], *own[2:], *shared)]
@@ -115,8 +117,11 @@ def command(*kinds: type[Options], argument: str | None = None) -> Callable[[Cal
 
 
 def spoken(kind: type[Options]) -> list[Field]:
-    """The options of a kind that have a word on the command line."""
-    return [f for f in fields(kind) if f.name not in GRID + WORDLESS]  # type: ignore[arg-type]
+    """The options of a kind that have a word on the command line; of data and modules the commands have their own."""
+    without: tuple[str, ...] = GRID + WORDLESS
+    if kind is FitOptions:
+        without += tuple(f.name for own in (DataWords, ModuleWords) for f in fields(own))
+    return [f for f in fields(kind) if f.name not in without]  # type: ignore[arg-type]
 
 
 def read(kind: type[Options], words: Words) -> Any:
@@ -144,7 +149,7 @@ def grid(words: Words) -> list[SampleOptions]:
         sizes = [{"width": int(width)} for width in numbers("--widths", chosen.widths)]
     shared = values(SampleOptions, words)
     return [
-        SampleOptions(method=method, network=network, **size, **shared)
+        SampleOptions(method=method, network_index=network, **size, **shared)
         for method in names("--methods", chosen.methods)
         for size in sizes
         for network in range(chosen.networks)
@@ -225,7 +230,7 @@ def _parameter(f: Field, argument: bool) -> inspect.Parameter:
 
 def _type(f: Field) -> Any:
     """What typer makes of the word: a list, a bool, a number, or text."""
-    if f.name == "pointwise":
+    if f.name == "pointwise_modules":
         return list[str] | None
     for kind in (bool, int, float):
         if str(f.type).split(" ")[0] == kind.__name__ and f.name not in READERS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.arguments import flag, number, tensor
+from rainbow_fast.arguments import flag, number, one_of, tensor
 from rainbow_fast.ops.activations import ACTIVATIONS, CODE
 from rainbow_fast.ops.center import first_center, spread_samples
 from rainbow_fast.ops.memory import address_of, check_device, check_written, flat, samples
@@ -17,6 +17,7 @@ from rainbow_fast.ops.patch_covariance import Patch, patch_covariance
 from rainbow_fast.ops.registration import Derivative, functional, loop, writing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REDUCTIONS = ("sum", "mean")
 
 
 @overload
@@ -28,6 +29,7 @@ def cross_covariance(
     negative_slope: float = ...,
     center: bool = ...,
     patch: int | tuple | None = ...,
+    reduction: str = ...,
     backend: str | None = ...,
 ) -> Tensor: ...
 @overload
@@ -39,6 +41,7 @@ def cross_covariance(
     negative_slope: float = ...,
     center: bool = ...,
     patch: int | tuple | None = ...,
+    reduction: str = ...,
     backend: str | None = ...,
 ) -> list[Tensor]: ...
 def cross_covariance(
@@ -49,9 +52,10 @@ def cross_covariance(
     negative_slope: float = 0.01,
     center: bool = False,
     patch: int | tuple | None = None,
+    reduction: str = "sum",
     backend: str | None = None,
 ) -> Tensor | list[Tensor]:  # (d, m)
-    r"""The cross-covariance sum :math:`\sum_s x_s y_s^\top`; positions of a map are samples.
+    r"""The uncentred cross-covariance :math:`\sum_s x_s y_s^\top`, a sum or a mean; positions of a map are samples.
 
     Equivalent to::
 
@@ -82,28 +86,36 @@ def cross_covariance(
         patch: the covariance of k x k patches of maps (N, d, H, W) in place of their positions: k, or (k, stride,
             padding, dilation), by default stride 1, padding (k - 1) // 2 and dilation 1, of zeros around the map. The
             result is (d k k, m k k), both ordered as `torch.nn.functional.unfold` orders them. No im2col is stored.
+        reduction: ``"sum"`` over the samples, or their ``"mean"``, the sum divided by their number: images times
+            positions, or times the places of a patch. The mean of no samples is NaN.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
 
     Returns:
-        (d, m) float64, a sum (divide by the number of samples for the mean); a list of them for a sequence.
+        (d, m) float64; a list of them for a sequence.
 
     Raises:
-        ValueError: shapes that do not belong together, an unknown activation, a patch that does not fit or comes with
-            an activation or with `center`, a backend that is missing.
+        ValueError: shapes that do not belong together, an unknown activation or reduction, a patch that does not fit or
+            comes with an activation or with `center`, a backend that is missing.
         TypeError: what is no tensor, dtypes that differ, or one that the backend does not take.
 
     Source: M = E[phi phi'^T] of Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
     ys = _kinds(x, y, negative_slope, center)
+    one_of("reduction", reduction, REDUCTIONS)
     if patch is not None:
         if activation != "identity" or center:
             raise ValueError(f"patch={patch!r} with activation={activation!r}, center={center}: wanted neither")
-        shape = Patch.of(patch, x)
-        if isinstance(y, Sequence):
-            return [patch_covariance(x, other, shape, backend) for other in ys]
-        return patch_covariance(x, ys[0] if ys else None, shape, backend)
-    out = torch.ops.rainbow_fast.cross_covariance(x, ys, activation, negative_slope, center, backend)
-    return list(out.split([other.shape[1] for other in ys], 1)) if isinstance(y, Sequence) else out
+        window = Patch.of(patch, x)
+        places = math.prod(window.positions(x.shape[2:]))
+        sides: list[Tensor | None] = [*ys] or [None]
+        results = [patch_covariance(x, other, window, backend) for other in sides]
+    else:
+        places = math.prod(x.shape[2:])
+        out = torch.ops.rainbow_fast.cross_covariance(x, ys, activation, negative_slope, center, backend)
+        results = list(out.split([other.shape[1] for other in ys], 1)) if len(ys) > 1 else [out]
+    if reduction == "mean":
+        results = [sums / (len(x) * places) for sums in results]
+    return results if isinstance(y, Sequence) else results[0]
 
 
 def cross_covariance_(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,34 +18,51 @@ ALIGNED = 64  # bytes, of what torch allocates
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in chunks whose sizes follow from shapes alone; x, of any dtype, may lie in a file that is mapped."""
+    """A data set in chunks whose sizes follow from shapes alone.
+
+    Attributes:
+        x: samples (N, ...) of any dtype; it may be mapped from a file.
+        labels: (count,) int64, None without labels.
+        size: samples of a chunk.
+        device, dtype: of the chunks.
+        index: the rows of x that are the data set, (count,) int64; None for all of them. Nothing is copied but chunks.
+    """
 
     x: Tensor
     labels: Tensor | None
     size: int
     device: torch.device
     dtype: torch.dtype
+    index: Tensor | None = None
 
     @property
     def count(self) -> int:
-        return len(self.x)
+        return len(self.x if self.index is None else self.index)
 
     @property
     def starts(self) -> range:
         """The first sample of every chunk."""
-        return range(0, len(self.x), self.size)
+        return range(0, self.count, self.size)
+
+    def samples(self, start: int, stop: int | None) -> Tensor:
+        """Samples start..stop, in the dtype of x."""
+        return self.x[start:stop] if self.index is None else self.x[self.index[start:stop].to(self.x.device)]
 
     def chunk(self, start: int) -> Tensor:
-        return freshly_laid(as_numbers(self.x[start : start + self.size], self.device, self.dtype))
+        return freshly_laid(as_numbers(self.samples(start, start + self.size), self.device, self.dtype))
 
     @cached_property
     def digests(self) -> tuple[str, str | None]:
         """Of the samples and of the labels."""
-        return sha256([self.x]), None if self.labels is None else sha256([self.labels])
+        if self.index is None:
+            parts: Iterable[Tensor] = [self.x]
+        else:
+            parts = (self.samples(start, start + self.size) for start in self.starts)
+        return sha256(parts), None if self.labels is None else sha256([self.labels])
 
     @property
     def example(self) -> Tensor:
-        return as_numbers(self.x[:1], self.device, self.dtype)
+        return as_numbers(self.samples(0, 1), self.device, self.dtype)
 
 
 def freshly_laid(value: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from rainbow_fast.fields import Options, accepts, collect
 from rainbow_fast.io import dumps
 from rainbow_fast.ops.registration import without_autocast
+from rainbow_fast.progress import Progress, reported
 from rainbow_fast.rainbow.alignment.polar_factor import PolarFactor
-from rainbow_fast.rainbow.fitting import Progress
+from rainbow_fast.rainbow.holdout import split
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import PAPER, FitOptions, Limits
 from rainbow_fast.rainbow.positions import channels_first, every, take
@@ -110,7 +111,7 @@ def compare(
     b: nn.Module,
     data: object,
     *options: Options,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **words: Any,
 ) -> Comparison:
     r"""Align each site of a network with the same site of another one, and measure what remains.
@@ -126,7 +127,7 @@ def compare(
         data: as in `fit`, for both networks.
         options: `FitOptions` and `Limits`, whole; or each of their fields by its name, as listed below. The budget
             holds for both networks together.
-        progress: called as ``progress(done, total, what)``.
+        progress: called as ``progress(done, total, what)``; or True, which shows a bar.
 
     Returns:
         `Comparison`.
@@ -144,14 +145,15 @@ def compare(
     for name, network in (("a", a), ("b", b)):
         if not isinstance(network, nn.Module):
             raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")
-    first = prepare(a, data, fit_options, limits, names=("a", "data"), labelled=False)
-    held = fit_options.changed(holdout=first.held.x if first.held.count else 0.0)
-    second = prepare(b, first.align.x, held, limits, names=("b", "data"), labelled=False)
+    parts = split(data, fit_options, limits, labelled=False)
+    first = prepare(a, parts, fit_options, limits, names=("a", "data"), labelled=False)
+    second = prepare(b, parts, fit_options, limits, names=("b", "data"), labelled=False)
     _check(first.sites, second.sites)
     data_a = first.align, first.held
     kept = choose_storage(in_flight_bytes([first.sites, second.sites], data_a, limits.storage_dtype), limits)
-    with tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch) as folder:
-        run = _Run(first, second, kept, Path(folder), progress)
+    spilled = tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch_dir)
+    with reported(progress) as report, spilled as folder:
+        run = _Run(first, second, kept, Path(folder), report)
         sites, alignments = zip(*(run.site(*pair) for pair in zip(first.sites, second.sites, strict=True)), strict=True)
     return Comparison(first.align.count, first.held.count, sites, alignments, str(kept))
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.progress import Progress
 from rainbow_fast.rainbow.alignment.procrustes import rotations
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.moments import CrossCovariance
@@ -18,8 +19,6 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tracing.joined import Joined
 from rainbow_fast.tracing.trace import State
-
-Progress = Callable[[int, int, str], None]
 
 
 @torch.no_grad()

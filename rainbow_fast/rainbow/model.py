@@ -11,25 +11,28 @@ from torch import nn
 
 from rainbow_fast.fields import Options, accepts, collect
 from rainbow_fast.ops.registration import without_autocast
-from rainbow_fast.rainbow.fitting import Progress, fit_moments, fit_rotations
+from rainbow_fast.progress import Progress, reported
+from rainbow_fast.rainbow.fitting import fit_moments, fit_rotations
+from rainbow_fast.rainbow.holdout import repeat
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.options import DataLimits, FitOptions, Limits, SampleOptions
 from rainbow_fast.rainbow.planning.cost import Cost
 from rainbow_fast.rainbow.planning.estimate import estimate
 from rainbow_fast.rainbow.planning.machine import Machine
-from rainbow_fast.rainbow.prepare import Prepared, prepare, repeat
+from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling.run import sample_networks
 from rainbow_fast.rainbow.spec import NetworkSpec
 
 
 class RainbowModel:
-    """A trained network with the moments of its sites: what `fit` returns and networks are sampled from.
+    """A fitted model: a trained network, the moments of its sites, and the data that samples are aligned on.
+
+    `fit` and `load_model` make it. Its constructor is not part of the public interface.
 
     Attributes:
-        reference: a copy of the trained network, in eval mode; of several, the mean of their outputs.
-        sites: a `SiteStatistics` each, in order of execution.
-        prepared: both, with the data that networks are aligned and measured on.
+        reference: a copy of the trained network, in eval mode; if there were several, the mean of their outputs.
+        sites: a `SiteStatistics` for each site, in order of execution.
     """
 
     def __init__(self, prepared: Prepared) -> None:
@@ -38,7 +41,7 @@ class RainbowModel:
 
     @accepts(SampleOptions, Limits)
     def sample(
-        self, *options: Options, progress: Progress | None = None, **words: Any
+        self, *options: Options, progress: Progress | bool | None = None, **words: Any
     ) -> tuple[RainbowNetwork, Report]:
         r"""Sample one network: at every site, n neurons that are random combinations of the reference's d, aligned.
 
@@ -48,7 +51,7 @@ class RainbowModel:
 
         Args:
             options: `SampleOptions` and `Limits`, whole; or each of their fields by its name, as listed below.
-            progress: called as ``progress(done, total, what)``, several times a site.
+            progress: called as ``progress(done, total, what)``, several times a site; or True, which shows a bar.
 
         Returns:
             The network, and the report.
@@ -65,15 +68,15 @@ class RainbowModel:
         Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 2 and equations 12 to 15.
         """
         chosen, limits = collect(options, words, SampleOptions, Limits)
-        with without_autocast():
-            return sample_networks(self.prepared, [NetworkSpec.of(chosen, self.prepared)], limits, progress)[0]
+        with without_autocast(), reported(progress) as report:
+            return sample_networks(self.prepared, [NetworkSpec.of(chosen, self.prepared)], limits, report)[0]
 
     @accepts(Limits)
     def sample_many(
         self,
         networks: Sequence[SampleOptions | Mapping[str, Any]],
         *options: Options,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         **words: Any,
     ) -> list[tuple[RainbowNetwork, Report]]:
         """Sample several networks in one pass of the reference: at each site, one after the other. Each is the network
@@ -82,7 +85,7 @@ class RainbowModel:
         Args:
             networks: what each network is sampled with: `SampleOptions`, or a dict of their fields.
             options: `Limits` of all networks together, whole or by its fields.
-            progress: called as ``progress(done, total, what)``.
+            progress: called as ``progress(done, total, what)``; or True, which shows a bar.
 
         Returns:
             Each network with its report.
@@ -98,8 +101,8 @@ class RainbowModel:
             if not isinstance(one, SampleOptions):
                 one = SampleOptions.from_dict(one, where=f"networks[{number}]: ")
             specs.append(NetworkSpec.of(one, self.prepared))
-        with without_autocast():
-            return sample_networks(self.prepared, specs, limits, progress)
+        with without_autocast(), reported(progress) as report:
+            return sample_networks(self.prepared, specs, limits, report)
 
     @accepts(SampleOptions, Limits)
     def plan(
@@ -107,7 +110,6 @@ class RainbowModel:
         *options: Options,
         images: int | None = None,
         machine: Machine | None = None,
-        progress: Progress | None = None,
         **words: Any,
     ) -> Cost:
         """What `sample` with the same options takes: flops, bytes, peak memory, and a predicted time. Samples nothing.
@@ -118,7 +120,6 @@ class RainbowModel:
             options: as in `sample`.
             images: to align on, in place of those that the model was fitted on.
             machine: rates; None measures those of this machine, in about half a second.
-            progress: not called.
 
         Raises:
             ValueError, TypeError: as `sample`, before anything is computed; `images` that is no int of at least 1, a
@@ -127,7 +128,7 @@ class RainbowModel:
         chosen, limits = collect(options, words, SampleOptions, Limits)
         prepared = self.prepared
         if images is not None:
-            prepared = replace(prepared, align=replace(prepared.align, x=repeat(prepared.align.x, images)))
+            prepared = replace(prepared, align=replace(prepared.align, x=repeat(prepared.align.x, images), index=None))
         return _planned(prepared, chosen, limits, machine, fitted=True)
 
 
@@ -136,7 +137,7 @@ def fit(
     reference: nn.Module | Sequence[nn.Module],
     data: object,
     *options: Options,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **words: Any,
 ) -> RainbowModel:
     """Fit a rainbow model to a trained network: find its sites, and their moments on the alignment data.
@@ -153,7 +154,7 @@ def fit(
             wherever they come from; all other numbers are converted to the dtype of the network. Labels y (N,) of any
             integers, 0 to K - 1 for a network of outputs (N, K), serve accuracies and refit classifiers.
         options: `FitOptions` and `DataLimits`, whole; or each of their fields by its name, as listed below.
-        progress: called as ``progress(done, total, what)``.
+        progress: called as ``progress(done, total, what)``; or True, which shows a bar.
 
     Returns:
         `RainbowModel`, from which networks are sampled.
@@ -172,8 +173,9 @@ def fit(
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2; several references: equation 17.
     """
     fit_options, limits = collect(options, words, FitOptions, DataLimits)
-    prepared = _prepared(reference, data, fit_options, limits, progress)
-    _fit(prepared, progress)
+    with reported(progress) as report:
+        prepared = _prepared(reference, data, fit_options, limits, report)
+        _fit(prepared, report)
     return RainbowModel(prepared)
 
 
@@ -182,7 +184,7 @@ def sample(
     reference: nn.Module | Sequence[nn.Module],
     data: object,
     *options: Options,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **words: Any,
 ) -> tuple[RainbowNetwork, Report]:
     """`fit` and `RainbowModel.sample` in one: ``network, report = rainbow_fast.sample(reference, data, factor=4)``.
@@ -193,14 +195,15 @@ def sample(
     Args:
         reference, data: as in `fit`.
         options: `FitOptions`, `SampleOptions` and `Limits`, whole; or each of their fields by its name, listed below.
-        progress: called as ``progress(done, total, what)``.
+        progress: called as ``progress(done, total, what)``; or True, which shows a bar.
     """
     fit_options, chosen, limits = collect(options, words, FitOptions, SampleOptions, Limits)
-    prepared = _prepared(reference, data, fit_options, limits, progress)
-    if needs_fit(chosen, limits):
-        _fit(prepared, progress)
-    with without_autocast():
-        return sample_networks(prepared, [NetworkSpec.of(chosen, prepared)], limits, progress)[0]
+    with reported(progress) as report:
+        prepared = _prepared(reference, data, fit_options, limits, report)
+        if needs_fit(chosen, limits):
+            _fit(prepared, report)
+        with without_autocast():
+            return sample_networks(prepared, [NetworkSpec.of(chosen, prepared)], limits, report)[0]
 
 
 @accepts(FitOptions, SampleOptions, Limits)
@@ -208,9 +211,8 @@ def plan(
     reference: nn.Module | Sequence[nn.Module],
     data: object,
     *options: Options,
-    images: int | None = None,
     machine: Machine | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **words: Any,
 ) -> Cost:
     r"""What `rainbow_fast.sample` with the same arguments takes: flops, bytes, peak memory, and a predicted time.
@@ -226,11 +228,10 @@ def plan(
 
     Args:
         reference, data: as in `fit`.
-        options: as in `sample`. `energy` needs the moments of sites that have not one bias-free writer: `fit` first,
-            then `RainbowModel.plan`.
-        images: as if `data` had so many, its first image being the example: no data are needed then.
+        options: as in `sample`. `images` may be more than `data` has: the plan is then for so many samples like the
+            first one. At a site that is not written by one layer without a bias, `explained_variance` needs moments:
+            call `fit` first, then `RainbowModel.plan`.
         machine: rates; None measures those of this machine, in about half a second.
-        progress: not called.
 
     Returns:
         `Cost`; `print` gives a table.
@@ -243,7 +244,7 @@ def plan(
     """
     fit_options, chosen, limits = collect(options, words, FitOptions, SampleOptions, Limits)
     with without_autocast():
-        prepared = prepare(reference, data, fit_options, limits, images=images, only_shapes=True)
+        prepared = prepare(reference, data, fit_options, limits, only_shapes=True)
     return _planned(prepared, chosen, limits, machine, fitted=not needs_fit(chosen, limits))
 
 
@@ -258,7 +259,7 @@ def _prepared(
     """Without moments yet; several references are rotated onto their mean."""
     prepared = prepare(reference, data, options, limits)
     if prepared.trace.references > 1:
-        fit_rotations(prepared, options.iterations, progress)
+        fit_rotations(prepared, options.procrustes_iterations, progress)
     return prepared
 
 
@@ -269,7 +270,7 @@ def _fit(prepared: Prepared, progress: Progress | None) -> None:
 
 def needs_fit(options: SampleOptions, limits: Limits) -> bool:
     """Whether a sample with these options starts from moments: directions, and what a resumed run is compared by."""
-    return not (options.rank is options.energy is limits.resume is None)
+    return not (options.rank is options.explained_variance is limits.resume_dir is None)
 
 
 def _planned(

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops.cross_covariance import DTYPES, cross_covariance, cross_covariance_
+from rainbow_fast.arguments import one_of
+from rainbow_fast.ops.cross_covariance import DTYPES, REDUCTIONS, cross_covariance, cross_covariance_
 from rainbow_fast.rainbow.channel_moments import ChannelMoments, piece_size
 from rainbow_fast.rainbow.positions import per_channel
 
@@ -146,13 +147,16 @@ class CrossCovariance:
             self.add(other.cross, other.x, other.y)
         return self
 
-    def compute(self) -> Tensor:
-        """The mean ``E[x y^T]``, (d, m) float64.
+    def compute(self, *, reduction: str = "mean") -> Tensor:
+        """The uncentred cross-covariance ``E[x y^T]``, (d, m) float64; or, with ``reduction="sum"``, the sum.
 
         Raises:
-            ValueError: no samples yet; or a value that is not finite has come in: the message names layer and side.
+            ValueError: no samples yet; another reduction; or a value that is not finite has come in: the message names
+                layer and side.
         """
-        return self.covariance().addr_(self.x.mean, self.y.mean)
+        one_of("reduction", reduction, REDUCTIONS)
+        mean = self.covariance().addr_(self.x.mean, self.y.mean)
+        return mean if reduction == "mean" else mean.mul_(self.count)
 
     def covariance(self) -> Tensor:
         """``E[(x - E[x])(y - E[y])^T]``, (d, m) float64, which is not made of two large numbers.

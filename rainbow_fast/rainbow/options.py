@@ -13,34 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from rainbow_fast.arguments import bytes_of, flag, folder, integer, number, one_of
-from rainbow_fast.fields import Check, Options, documented, option
+from rainbow_fast.arguments import Check, between, bytes_of, flag, folder, integer, one_of, optional
+from rainbow_fast.fields import Former, Options, documented, option
 from rainbow_fast.rainbow.alignment import ALIGNMENTS, Alignment
 from rainbow_fast.rainbow.laws import LAWS, Law
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
 
-SITE_BITS, NETWORK_BITS = 12, 20  # of a stream: network << 12 | site
+SITE_BITS, NETWORK_BITS = 12, 20  # of a stream: network_index << 12 | site
+HOLDOUT = 0.1  # fraction of the data that is held out by default
 SCALES = ("sqrt", "optimal", "nuclear", "one")
 STORAGES = ("memory", "file", "recompute")
 
 # Checks of single values
-
-
-def _optional(check: Check) -> Check:
-    return lambda name, value: None if value is None else check(name, value)
-
-
-def _between(low: float, high: float, wanted: str, *, open_low: bool = False, open_high: bool = False) -> Check:
-    """A number of an interval, closed but for the ends that are open."""
-
-    def check(name: str, value: Any) -> Any:
-        value = number(name, value)
-        inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
-        if not inside:
-            raise ValueError(f"{name}={value}: wanted {wanted}")
-        return value
-
-    return check
 
 
 def _true_or_false(name: str, value: Any) -> bool:
@@ -54,12 +38,6 @@ def _named(names: Iterable[str], kind: type) -> Check:
     return lambda name, value: value if isinstance(value, kind) else one_of(name, value, names)
 
 
-def _align(name: str, value: Any) -> str:
-    if value not in ("channels", "flattened"):
-        raise ValueError(f"{name}={value!r}: wanted 'channels' or 'flattened'")
-    return value
-
-
 def _classifier(name: str, value: Any) -> str:
     if value not in (None, "refit", "refit_aligned"):
         raise ValueError(f"{name}={value!r}: wanted None, 'refit' or 'refit_aligned'")
@@ -67,9 +45,21 @@ def _classifier(name: str, value: Any) -> str:
 
 
 def _holdout(name: str, value: Any) -> Any:
-    if isinstance(value, int | float | np.number) and not 0 <= value < 1:
-        raise ValueError(f"{name}={value}: wanted a share of the data, 0 <= {name} < 1, or data")
+    """Data, a whole number of samples, or a fraction below 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return value
+    if isinstance(value, float | np.floating) and not 0 <= value < 1:
+        raise ValueError(f"{name}={value}: wanted data, a number of samples (an int), or a fraction, 0 <= {name} < 1")
+    if value < 0:
+        raise ValueError(f"{name}={value}: wanted data, a number of samples, at least 0, or a fraction")
     return value
+
+
+def _flattened(value: Any) -> Any:
+    """The values of the former option `align`."""
+    if value not in ("channels", "flattened"):
+        raise ValueError(f"align={value!r}: wanted align_flattened=True or False")
+    return value == "flattened"
 
 
 def _storage(name: str, value: Any) -> Any:
@@ -93,31 +83,46 @@ class FitOptions(Options):
     """What a model is fitted with, beside its reference and its data."""
 
     holdout: object = option(
-        None,
-        "what errors and accuracies are also measured on: data of its own, or the share of the data, from its end, "
-        "that is left out of the alignment; a tenth by default, 0 for none.",
+        HOLDOUT,
+        "What errors and accuracies are also measured on, apart from the samples that networks are aligned on: data of "
+        "the same kinds as `data`; or a number of samples, or a fraction of them, drawn at random from `data`. 0 holds "
+        "nothing out.",
         _holdout,
+    )
+    holdout_seed: int = option(
+        0,
+        "Seed of the random choice of the held-out samples.",
+        lambda name, value: integer(name, value, 0, 2**63 - 1),
+    )
+    images: int | None = option(
+        None,
+        "Use the first `images` samples of the data only (default: all).",
+        optional(lambda name, value: integer(name, value, 1)),
     )
     max_samples: int = option(
         400_000,
-        "of the moments of a site: where images times positions are more, every t-th is taken, t odd and coprime with "
-        "the positions of a map.",
+        "Number of samples that the moments of a site are estimated from. Every position of a feature map is one "
+        "sample. Where there are more, every t-th is used; t is odd and has no common divisor with the positions.",
         lambda name, value: integer(name, value, 1),
     )
-    pointwise: Iterable[type[nn.Module]] = option(
+    pointwise_modules: Iterable[type[nn.Module]] = option(
         (),
-        "kinds of modules of one's own that treat every number alike, and so can be sampled.",
+        "Your own module classes that apply one function to every number, so that they can be sampled.",
         lambda _, kinds: tuple(kinds),
+        former=Former("pointwise"),
     )
-    iterations: int = option(
+    procrustes_iterations: int = option(
         2,
-        "of the generalised Procrustes alignment of several references; 1 rotates them onto the first.",
+        "Iterations of the generalised Procrustes alignment of several references. With 1 they are rotated onto the "
+        "first one.",
         lambda name, value: integer(name, value, 1),
+        former=Former("iterations"),
     )
-    chunk: int | None = option(
+    batch_size: int | None = option(
         None,
-        "samples that are computed on at a time; as many as have 2^21 numbers in their largest map by default.",
-        _optional(lambda name, value: integer(name, value, 1)),
+        "Samples that are computed on at a time (default: as many as have 2^21 numbers in their largest feature map).",
+        optional(lambda name, value: integer(name, value, 1)),
+        former=Former("chunk"),
     )
 
 
@@ -128,88 +133,108 @@ class DataLimits(Options):
 
     memory_budget: int | None = option(
         None,
-        "bytes that data which is no tensor already, and the activations of all data between two sites, may take each; "
-        "None for no limit. Above it they go to files; where the disk is too small, activations are computed again for "
-        "every site (quadratic in depth).",
-        _optional(bytes_of),
+        "Bytes of memory for the data, unless they are a tensor already, and as many again for the activations of all "
+        "samples between two sites (default: no limit). What is larger is spilled to disk. If the disk is too small as "
+        "well, the activations are computed again for every site, in a time quadratic in depth.",
+        optional(bytes_of),
     )
-    scratch: str | None = option(
-        None, "an existing folder for these files; that of the system for temporary ones by default.", _optional(folder)
+    scratch_dir: str | None = option(
+        None,
+        "An existing folder for what is spilled to disk (default: the system's folder for temporary files).",
+        optional(folder),
+        former=Former("scratch"),
     )
 
 
 @documented
 @dataclass(frozen=True)
 class Limits(DataLimits):
-    """What limits a run of sampling: memory, disk, and where it goes on after it was stopped."""
+    """What limits a run: its memory and its disk space; and the folder that an interrupted run continues from."""
 
     storage: str | None = option(
         None,
-        "where activations wait between two sites: 'memory', 'file' or 'recompute'. None takes the first that has the "
-        "room. The choice changes no bit.",
+        "Where the activations are kept between two sites: 'memory', 'file' or 'recompute' (default: the first of them "
+        "with enough room). The choice does not change the result.",
         _storage,
     )
     storage_dtype: torch.dtype | None = option(
-        None, "torch.bfloat16 rounds what waits, at half the size; None does not.", _storage_dtype
-    )
-    resume: str | None = option(
         None,
-        "a folder, made if it is not there, that every finished site is written to. Called again with the same "
-        "arguments, a run that was stopped, in whatever way, goes on behind its last finished site, and ends with the "
-        "bits of one that never was. The folder stays; remove it when it is no longer wanted.",
+        "torch.bfloat16 rounds the activations that are kept, which halves their size (default: they are not rounded).",
+        _storage_dtype,
+    )
+    resume_dir: str | None = option(
+        None,
+        "A folder that every finished site is written to; it is made if it is missing. If the run is interrupted, the "
+        "same call continues after the last finished site, and gives the same bits as a run without interruption. "
+        "Remove the folder when you no longer need it.",
+        former=Former("resume"),
     )
 
 
 @documented
 @dataclass(frozen=True)
 class MethodOptions(Options):
-    """How a site is sampled and aligned: what a method consists of. phi' are the wide features (normalised, where the
-    site is). None stands for what the method has.
+    """How one site is sampled and aligned: the options that a method presets. phi' are the features of the wide,
+    sampled layer (normalised if the site ends in a normalisation). None means the value that the method presets.
     """
 
     law: str | Law = option(
         None,
-        f"of the rows of G_eff: {', '.join(LAWS)} (see `rainbow.laws`), or a `Law`.",
-        _optional(_named(LAWS, Law)),
+        f"Law of the random rows of G_eff: {', '.join(LAWS)} (see `rainbow.laws`), or a `Law` object.",
+        optional(_named(LAWS, Law)),
     )
-    mean_row: bool = option(
+    keep_mean: bool = option(
         None,
-        "keep the mean over channels of zh: z'_i = zbar + g_i (zh - zbar) / sqrt(d).",
-        _optional(_true_or_false),
+        "Leave the mean zbar of zh over the channels unchanged: z'_i = zbar + g_i (zh - zbar) / sqrt(d).",
+        optional(_true_or_false),
+        former=Former("mean_row"),
     )
     recalibrate: bool = option(
         None,
-        "give zh, after the first sampled site, the reference's mean and variance per channel.",
-        _optional(_true_or_false),
+        "Give every channel of zh the mean and the variance that it has in the reference, from the second sampled site "
+        "on.",
+        optional(_true_or_false),
     )
-    center: bool = option(None, "M = E[phi phi'^T] - mu mu'^T instead of the uncentred one.", _optional(_true_or_false))
-    offset: bool = option(None, "add c = mu - A mu', so that phih has the mean of phi.", _optional(_true_or_false))
+    center: bool = option(
+        None,
+        "Align the centred features: M = E[phi phi'^T] - mu mu'^T instead of E[phi phi'^T].",
+        optional(_true_or_false),
+    )
+    offset: bool = option(
+        None, "Add the constant c = mu - s A mu', so that phih has the mean of phi.", optional(_true_or_false)
+    )
     scale: str = option(
         None,
-        "s, by which the alignment is multiplied: sqrt, sqrt(d / n); optimal, tr(A M^T) / E|A phi'|^2 (centred moments "
-        "with an offset); nuclear, |M|_* / E|phi'|^2; one.",
-        _optional(lambda name, value: one_of(name, value, SCALES)),
+        "The factor s of the alignment. sqrt: sqrt(d / n); optimal: tr(A M^T) / E|A phi'|^2 (centred moments if there "
+        "is an offset); nuclear: |M|_* / E|phi'|^2; one: 1.",
+        optional(lambda name, value: one_of(name, value, SCALES)),
     )
     alignment: str | Alignment = option(
         None,
-        f"A: {', '.join(ALIGNMENTS)} (see `rainbow.alignment`), or an `Alignment`. polar: A = U V^T of "
-        "M = U S V^T, null directions to zero; polar_complete maps them by an isometry; regression: A = M (S' + lambda "
-        "I)^-1, S' = E[phi' phi'^T] (n, n), which is layerwise regression on random features, no rainbow network.",
-        _optional(_named(ALIGNMENTS, Alignment)),
+        f"The alignment A: {', '.join(ALIGNMENTS)} (see `rainbow.alignment`), or an `Alignment` object. polar: "
+        "A = U V^T of M = U S V^T, which maps null directions to zero; polar_complete maps null directions by an "
+        "isometry; regression: A = M (S' + lambda I)^-1 with S' = E[phi' phi'^T] (n, n), a layerwise regression on "
+        "random features, which is not a rainbow network.",
+        optional(_named(ALIGNMENTS, Alignment)),
     )
     ridge: float = option(
         None,
-        "lambda over the mean of the diagonal of S', for the regression.",
-        _optional(_between(0, math.inf, "a finite number, at least 0", open_high=True)),
+        "Ridge lambda of the regression, relative to the mean of the diagonal of S'.",
+        optional(between(0, math.inf, "a finite number, at least 0", open_high=True)),
     )
-    h: float = option(None, "smoothing of the bootstrap, 0 to 1.", _optional(_between(0, 1, "0 <= h <= 1")))
+    smoothing: float = option(
+        None,
+        "Share h of new Gaussian noise in the rows of the bootstrap, from 0 (the reference's own neurons) to 1.",
+        optional(between(0, 1, "0 <= smoothing <= 1")),
+        former=Former("h"),
+    )
 
 
 PAPER = MethodOptions("gaussian", False, False, False, False, "sqrt", "polar", 0.0, 0.0)
 METHODS = {
     "paper": PAPER,
     "calibrated": replace(
-        PAPER, law="orthonormal", mean_row=True, recalibrate=True, center=True, offset=True, scale="optimal"
+        PAPER, law="orthonormal", keep_mean=True, recalibrate=True, center=True, offset=True, scale="optimal"
     ),
     "regression": replace(PAPER, scale="one", alignment="regression", ridge=1e-3),
 }
@@ -226,62 +251,71 @@ class SampleOptions(MethodOptions):
 
     method: str = option(
         "paper",
-        "preset of the options above: paper (Gaussian rows, uncentred orthogonal alignment, sqrt(d/n)), calibrated "
-        "(orthogonal alignment with means, variances and scales set right), or regression (layerwise regression on "
-        "random features, the upper reference, not a rainbow network).",
+        "Preset of the options above. paper: Gaussian rows, uncentred orthogonal alignment, scale sqrt(d / n). "
+        "calibrated: orthogonal alignment with corrected means, variances and scales; take this one if unsure. "
+        "regression: layerwise regression on random features, an upper bound that is not a rainbow network.",
         lambda name, value: one_of(name, value, METHODS),
     )
     width: int | Mapping[str, int] | None = option(
-        None, "neurons of each site: an int, or a dict by site, in which others keep the reference's width."
+        None,
+        "Neurons of every site: an int, or a dict from site names to ints; sites that it does not name keep the "
+        "reference's width.",
     )
     factor: float | None = option(
         None,
-        "multiplies the reference's widths; 1 by default. One of width and factor.",
-        _optional(_between(0, math.inf, "a finite number above 0", open_low=True, open_high=True)),
+        "Widths as a multiple of the reference's (default: 1). Give width or factor, not both.",
+        optional(between(0, math.inf, "a finite number above 0", open_low=True, open_high=True)),
     )
     rank: int | str | Mapping[str, int | str] | None = option(
         None,
-        f"combine the leading r directions of z only: an int (at most d), {NOISE_EDGE} for as many as the writer's "
-        "weights have above noise (not if it is grouped), or a dict by site. None uses z itself.",
+        "Combine only the r leading principal directions of z: an int (at most d), a dict by site, or "
+        f"{NOISE_EDGE}, the number of singular values of the site's weights above those of noise (not for grouped "
+        "convolutions). Default: all directions.",
     )
-    energy: float | None = option(
+    explained_variance: float | None = option(
         None,
-        "the least rank that holds this share of the variance. One of rank and energy.",
-        _optional(_between(0, 1, "0 < energy <= 1", open_low=True)),
+        "Choose the smallest rank that explains this fraction of the variance of z. Give rank or explained_variance, "
+        "not both.",
+        optional(between(0, 1, "0 < explained_variance <= 1", open_low=True)),
+        former=Former("energy"),
     )
     sites: Sequence[str] | None = option(
-        None, "names of those to sample; all but output activations and gates by default."
+        None, "Names of the sites to sample (default: all but output activations and gates)."
     )
     seed: int = option(
         0,
-        "address of the random numbers, with network: 0 <= seed < 2^63.",
+        "Seed of the random numbers, 0 to 2^63 - 1.",
         lambda name, value: integer(name, value, 0, 2**63 - 1),
     )
-    network: int = option(
+    network_index: int = option(
         0,
-        "number of the network; those of one seed are independent. 0 <= network < 2^20; the stream of a site is "
-        "network << 12 | site.",
+        "Index of the network, 0 to 2^20 - 1. Networks of one seed with different indices are independent. A site "
+        "draws from stream network_index << 12 | site.",
         lambda name, value: integer(name, value, 0, 2**NETWORK_BITS - 1),
+        former=Former("network"),
     )
     classifier: str | None = option(
         None,
-        "None keeps the trained one, which sees phih. refit fits one to the wide features phi' of the last site by "
-        "ridge regression (it holds all of them, N x n, meanwhile), refit_aligned to phih.",
+        "None keeps the trained classifier, applied to phih. refit fits a new one to the wide features phi' of the "
+        "last site by ridge regression; it holds all of them, N x n, in memory. refit_aligned fits it to phih.",
         _classifier,
     )
-    align: str = option(
-        "channels",
-        "channels, positions being samples; or flattened: a site that feeds a Flatten is aligned on all its features "
-        "(d p, n p) at once.",
-        _align,
+    align_flattened: bool = option(
+        False,
+        "Align a site that feeds a Flatten on all its flattened features (d p, n p), not channel by channel with "
+        "positions as samples.",
+        flag,
+        former=Former("align", _flattened),
     )
     accuracy_profile: bool = option(
-        False, "also measure the held-out accuracy with sites 1..j sampled (quadratic in depth).", flag
+        False,
+        "Also measure the held-out accuracy with only the first j sites sampled, for every j (quadratic in depth).",
+        flag,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one, other in (("width", "factor"), ("rank", "energy")):
+        for one, other in (("width", "factor"), ("rank", "explained_variance")):
             values = getattr(self, one), getattr(self, other)
             if values[0] is not None and values[1] is not None:
                 raise ValueError(f"{one}={values[0]} and {other}={values[1]}: wanted one of the two")
@@ -298,7 +332,7 @@ class SampleOptions(MethodOptions):
         preset = {f.name: getattr(METHODS[self.method], f.name) for f in fields(MethodOptions)}
         follows: dict[str, Any] = {}
         if "law" in chosen and _class_of(chosen["law"], LAWS).keeps_mean:
-            follows["mean_row"] = True
+            follows["keep_mean"] = True
         if "alignment" in chosen:
             regresses = _class_of(chosen["alignment"], ALIGNMENTS).scales_itself
             follows["scale"] = "one" if regresses else preset["scale"] if self.method != "regression" else PAPER.scale
@@ -342,10 +376,12 @@ def _check_method(options: MethodOptions) -> None:
     law, alignment = options.law, options.alignment
     if options.center and not options.offset:
         raise ValueError("center=True with offset=False: a centred alignment without its offset destroys the means")
-    if options.h and law != "bootstrap":
-        raise ValueError(f"h={options.h} with law={law!r}: wanted law='bootstrap', which alone is smoothed")
-    if _class_of(law, LAWS).keeps_mean and not options.mean_row:
-        raise ValueError(f"mean_row=False with law={law!r}: that law keeps the mean row")
+    if options.smoothing and law != "bootstrap":
+        raise ValueError(
+            f"smoothing={options.smoothing} with law={law!r}: wanted law='bootstrap', the only smoothed one"
+        )
+    if _class_of(law, LAWS).keeps_mean and not options.keep_mean:
+        raise ValueError(f"keep_mean=False with law={law!r}: wanted True, as this law always keeps the mean")
     if options.ridge and alignment != "regression":
         raise ValueError(f"ridge={options.ridge} with alignment={alignment!r}: wanted alignment='regression'")
     if _class_of(alignment, ALIGNMENTS).scales_itself and options.scale != "one":

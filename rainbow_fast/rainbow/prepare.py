@@ -6,16 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.arguments import integer
 from rainbow_fast.data.dtypes import as_numbers, check_classes
-from rainbow_fast.data.gather import Labelled, gather
 from rainbow_fast.rainbow.chunks import Data
+from rainbow_fast.rainbow.holdout import Part, split
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import DataLimits, FitOptions
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
@@ -24,7 +21,6 @@ from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.same_function import check
 from rainbow_fast.tracing.trace import State, Trace, trace
 
-HOLDOUT = 0.1
 CHUNK_NUMBERS = 2**21  # numbers of the largest map of the reference in one chunk of samples
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -59,14 +55,14 @@ class Prepared:
 
     def on(self, data: object, options: FitOptions, limits: DataLimits, *, labelled: bool = True) -> Prepared:
         """The same reference on other data, on whose first chunk it is compared with its trace."""
-        align, held = (self._chunks(*each) for each in _split(data, options.holdout, limits, None, labelled))
+        align, held = (self._chunks(each) for each in split(data, options, limits, labelled=labelled))
         prepared = replace(self, align=align, held=held, options=options)
         prepared.check(align.chunk(0))
         return prepared
 
     def check(self, x: Tensor, names: tuple[str, str] = ("reference", "data")) -> None:
         """Compare each reference with its trace on some samples, and labels with its outputs; warn of few samples."""
-        pointwise = tuple(self.options.pointwise)
+        pointwise = tuple(self.options.pointwise_modules)
         for number, (network, traced) in enumerate(self.traces, 1):
             name = names[0] + f" (number {number})" * (len(self.traces) > 1)
             outputs = check(network, traced, x, pointwise, name)
@@ -77,8 +73,8 @@ class Prepared:
             if not (s.site.output or s.site.gate):
                 warn_if_few(s.site.name, self.align.count * s.positions, s.channels)
 
-    def _chunks(self, x: Tensor, y: Tensor | None) -> Data:
-        return replace(self.align, x=x, labels=None if y is None else y.to(self.align.device))
+    def _chunks(self, part: Part) -> Data:
+        return replace(self.align, x=part.x, labels=part.labels_on(self.align.device), index=part.index)
 
 
 def prepare(
@@ -88,7 +84,6 @@ def prepare(
     limits: DataLimits,
     *,
     names: tuple[str, str] = ("reference", "data"),
-    images: int | None = None,
     labelled: bool = True,
     only_shapes: bool = False,
 ) -> Prepared:
@@ -96,59 +91,32 @@ def prepare(
 
     Args:
         names: of the first two arguments, for messages.
-        images: as if `data` had so many.
-        labelled: labels are wanted.
-        only_shapes: the reference runs on one sample, else on the first chunk, on which it is compared with its trace.
+        data: as in `fit`; or what `split` made of it.
+        labelled: whether labels are used.
+        only_shapes: only shapes are needed. The reference runs on one sample alone, and `options.images` may be more
+            than there are. Otherwise it runs on the first chunk, on which it is compared with its trace.
     """
     references = _check_references(reference, names[0])
     device, dtype = _check_parameters(references[0], names[0])
-    align, held = _split(data, options.holdout, limits, images, labelled)
-    example = as_numbers(align[0][:1], device, dtype)
-    traces = tuple((network, trace(network, example, options.pointwise, names[0])) for network in references)
+    parts = split(data, options, limits, labelled=labelled, only_shapes=only_shapes)
+    example = as_numbers(parts[0].first, device, dtype)
+    kinds = options.pointwise_modules
+    traces = tuple((network, trace(network, example, kinds, names[0])) for network in references)
     if not traces[0][1].sites:
         raise ValueError(f"{names[0]}: no site, wanted at least one pointwise non-linearity")
     joined = traces[0][1] if len(traces) == 1 else join([traced for _, traced in traces], example)
     sites = site_shapes(joined, example)
-    size = options.chunk or chunk_size(sites, example)
-    sets = [Data(x, None if y is None else y.to(device), size, device, dtype) for x, y in (align, held)]
-    prepared = Prepared(joined, traces, sites, sets[0], sets[1], options)
-    prepared.check(example if only_shapes else sets[0].chunk(0), names)
+    size = options.batch_size or chunk_size(sites, example)
+    align, held = (Data(part.x, part.labels_on(device), size, device, dtype, part.index) for part in parts)
+    prepared = Prepared(joined, traces, sites, align, held, options)
+    prepared.check(example if only_shapes else align.chunk(0), names)
     return prepared
-
-
-def _split(
-    data: object, holdout: object, limits: DataLimits, images: int | None, labelled: bool
-) -> tuple[Labelled, Labelled]:
-    """The data to align on, and what is held out: a share of it, from its end, or data of its own."""
-    where: dict[str, Any] = {"memory_budget": limits.memory_budget, "scratch": limits.scratch, "labelled": labelled}
-    x, y = gather(data, "data", **where)
-    if images is not None:
-        x, y = repeat(x, images), None if y is None else repeat(y, images)
-    if holdout is None or isinstance(holdout, int | float | np.number):
-        kept = len(x) - int(len(x) * (HOLDOUT if holdout is None else holdout))
-        labels = (None, None) if y is None else (y[:kept], y[kept:])
-        return (x[:kept], labels[0]), (x[kept:], labels[1])
-    x_held, y_held = gather(holdout, "holdout", **where)
-    if x_held.shape[1:] != x.shape[1:]:
-        got, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
-        raise ValueError(f"holdout: samples of shape {got}, wanted {wanted} as in data")
-    return (x, y), (x_held, y_held)
 
 
 def chunk_size(sites: Sequence[SiteStatistics], example: Tensor) -> int:
     """Samples whose largest map has about `CHUNK_NUMBERS` numbers."""
     largest = max(math.prod(shape) for s in sites for shape in (s.z_shape, s.phi_shape, example.shape[1:]))
     return max(CHUNK_NUMBERS // largest, 1)
-
-
-def repeat(x: Tensor, images: int) -> Tensor:
-    """So many views of the first image, which take no memory.
-
-    Raises:
-        TypeError, ValueError: `images` is no integer of at least 1.
-    """
-    images = integer("images", images, 1)
-    return x[:1].expand(images, *x.shape[1:])
 
 
 def _check_references(reference: object, name: str) -> list[nn.Module]:

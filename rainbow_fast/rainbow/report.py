@@ -126,9 +126,9 @@ class Report:
         of_network = {
             "method": self.method,
             "factor": factor,
-            "network": self.options.network,
+            "network": self.options.network_index,
             "seed": self.options.seed,
-            "align": self.options.align,
+            "align": "flattened" if self.options.align_flattened else "channels",
             "classifier": self.options.classifier,
             "accuracy": self.accuracy.get("held_out"),
             "reference_accuracy": self.accuracy.get("reference_held_out"),
@@ -151,7 +151,8 @@ class Report:
         parts = ", ".join(f"{name}={value}" for name, value in self.parts.to_dict().items())
         lines = [
             f"method {self.method}: {parts}",
-            f"align={options.align}, classifier={options.classifier}, seed={options.seed}, network={options.network}; "
+            f"align_flattened={options.align_flattened}, classifier={options.classifier}, seed={options.seed}, "
+            f"network_index={options.network_index}; "
             f"{self.samples} samples, {self.held_out_samples} held out",
             "",
             *_table(self.sites),

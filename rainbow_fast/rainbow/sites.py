@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rainbow_fast.data import batches
 from rainbow_fast.data.dtypes import as_numbers
+from rainbow_fast.fields import renamed
 from rainbow_fast.rainbow.prepare import site_shapes
 from rainbow_fast.rainbow.site_statistics import reason_kept
 from rainbow_fast.tables import aligned
@@ -49,11 +50,12 @@ class Sites(tuple[SiteInfo, ...]):
         return "\n".join(aligned(rows))
 
 
-def sites(reference: nn.Module, data: object = None, *, pointwise: Iterable[type[nn.Module]] = ()) -> Sites:
+@renamed(pointwise="pointwise_modules")
+def sites(reference: nn.Module, data: object = None, *, pointwise_modules: Iterable[type[nn.Module]] = ()) -> Sites:
     """The sites of a network: what `fit` and `sample` find in it.
 
     Args:
-        reference, pointwise: as in `fit`.
+        reference, pointwise_modules: as in `fit`.
         data: as in `fit`; of it one sample is read, for the shapes, which are unknown without.
 
     Raises:
@@ -65,7 +67,7 @@ def sites(reference: nn.Module, data: object = None, *, pointwise: Iterable[type
     if data is not None:
         like = next(reference.parameters())
         example = as_numbers(next(iter(batches(data)))[0][:1], like.device, like.dtype)
-    traced = trace(reference, example, pointwise)
+    traced = trace(reference, example, pointwise_modules)
     infos: list[SiteInfo] = []
     shapes = [None] * len(traced.sites) if example is None else site_shapes(traced, example)
     for site, statistics in zip(traced.sites, shapes, strict=True):

@@ -58,12 +58,12 @@ class NetworkSpec:
             raise ValueError(f"recalibrate=True with law={options.law!r}: z is another one than the reference's")
         trace, sites = prepared.trace, prepared.sites
         if weights:
-            trace = prepared.trace.with_weights(weights, prepared.options.pointwise)
+            trace = prepared.trace.with_weights(weights, prepared.options.pointwise_modules)
             sites = own_shapes(trace, prepared.trace, prepared.align.example)
         own = [s for s in sites if s.site.name in {each.site.name for each in chosen}]
         widths = choose_widths(chosen, options.width, options.factor, law)
         directions = choose_directions(
-            own, options.rank, options.energy, centred=options.mean_row, only_shapes=only_shapes
+            own, options.rank, options.explained_variance, centred=options.keep_mean, only_shapes=only_shapes
         )
         layers = {s.site.name: trace.writer_name(s.site) for s in sites if s.site.name in weights}
         spec = cls(options, widths, directions, trace, sites, layers)
@@ -75,13 +75,13 @@ class NetworkSpec:
         return spec
 
     def _check_align(self, trace: Trace, chosen: Sequence[SiteStatistics], align: Data) -> None:
-        if self.options.align == "channels":
+        if not self.options.align_flattened:
             return
         if trace.references > 1:
-            raise ValueError(f"align='flattened': wanted one reference, got {trace.references}")
+            raise ValueError(f"align_flattened=True: wanted one reference, got {trace.references}")
         feeding = [s for s in chosen if s.site.feeds_flatten]
         if not feeding:
-            raise ValueError("align='flattened': no sampled site feeds a Flatten")
+            raise ValueError("align_flattened=True: no sampled site feeds a Flatten")
         for s in feeding:
             warn_if_few(s.site.name, align.count, s.channels * s.positions)
 

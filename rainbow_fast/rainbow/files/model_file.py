@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rainbow_fast.arguments import integer
 from rainbow_fast.data.dtypes import as_numbers
+from rainbow_fast.fields import renamed
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.moments import CENTERS, KEYS
@@ -51,22 +52,23 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
     for s in model.sites:
         tensors |= {f"sites.{s.site.index}.{name}": copied(value) for name, value in s.z.state_dict().items()}
     for name, data in (("alignment", prepared.align), ("held_out", prepared.held)):
-        tensors[f"{name}.x"] = copied(data.x[:probe])
+        tensors[f"{name}.x"] = copied(data.samples(0, probe))
         if data.labels is not None:
             tensors[f"{name}.labels"] = copied(data.labels[:probe])
     header = {"sites": [_about(s) | {"activity": s.activity} for s in model.sites], "max_samples": prepared.max_samples}
     MODEL.write(Path(path), header, tensors)
 
 
+@renamed(pointwise="pointwise_modules")
 def load_model(
-    path: str | os.PathLike[str], reference: nn.Module, *, pointwise: Iterable[type[nn.Module]] = ()
+    path: str | os.PathLike[str], reference: nn.Module, *, pointwise_modules: Iterable[type[nn.Module]] = ()
 ) -> RainbowModel:
     """Read the model that `save_model` wrote to `path`. Nothing is unpickled.
 
     Args:
         reference: the architecture, on the device to compute on. It is copied, and takes the weights of the file in
             their dtype; its own are not used.
-        pointwise: as it was given to `fit`.
+        pointwise_modules: as it was given to `fit`.
 
     Raises:
         FileNotFoundError: no file at `path`.
@@ -89,7 +91,7 @@ def load_model(
     try:
         x = {name: tensors[f"{name}.x"] for name in ("alignment", "held_out")}
         example = as_numbers(x["alignment"][:1], device, dtype)
-        kinds = tuple(pointwise)
+        kinds = tuple(pointwise_modules)
         traced = trace(network, example, kinds)
         sites = site_shapes(traced, example)
         _check_sites(sites, header, path)
@@ -107,7 +109,7 @@ def load_model(
     labels = {name: tensors.get(f"{name}.labels") for name in x}
     data = [Data(x[k], None if y is None else y.to(device), size, device, dtype) for k, y in labels.items()]
     check(network, traced, data[0].chunk(0)[:FEW], kinds)
-    options = FitOptions(max_samples=max_samples, pointwise=kinds)
+    options = FitOptions(max_samples=max_samples, pointwise_modules=kinds)
     return RainbowModel(Prepared(traced, ((network, traced),), sites, data[0], data[1], options))
 
 

@@ -16,17 +16,17 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 @dataclass(frozen=True)
 class Bootstrap(Law):
-    """``R_i = sqrt((1 - h^2) d) U[k(i)] + h g_i``, k uniform: reference neurons, smoothed by h, 0 to 1.
+    """``R_i = sqrt((1 - h^2) d) U[k(i)] + h g_i``, k uniform: reference neurons; h is the smoothing, 0 to 1.
 
     Source: Efron and Tibshirani, "An introduction to the bootstrap" (1993), section 16.5, with shrinkage so that the
     covariance is kept.
     """
 
-    h: float = 0.0
+    smoothing: float = 0.0
     keeps_mean = True
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
-        return Rows(n, site.d, key, U, k=choices(n, site.d, seed=key).to(site.device), h=self.h)
+        return Rows(n, site.d, key, U, k=choices(n, site.d, seed=key).to(site.device), h=self.smoothing)
 
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
         return Rows(n, site.d, PLANNED, U, k=without_values(n, dtype=torch.int64))

@@ -18,13 +18,13 @@ Directions = dict[str, Tensor | None]  # by site: U (d, r) float64, orthonormal 
 def choose_directions(
     sites: Sequence[SiteStatistics],
     rank: int | str | Mapping[str, int | str] | None,
-    energy: float | None,
+    explained_variance: float | None,
     *,
     centred: bool,
     only_shapes: bool = False,
 ) -> Directions:
     """The leading r directions of each site: r the rank (at most d), or as many as stand out of noise, or the least
-    that hold `energy` of the trace.
+    that hold this fraction of the trace.
 
     Args:
         centred: directions of deviations from the mean over channels.
@@ -32,16 +32,16 @@ def choose_directions(
 
     Raises:
         ValueError: a rank below 1, an unknown site, a site without the one writer, not grouped, whose noise could be
-            told; an energy at a site whose moments are not known.
+            told; an explained variance at a site whose moments are not known.
     """
     directions: Directions = {s.site.name: None for s in sites}
-    if rank is None and energy is None:
+    if rank is None and explained_variance is None:
         return directions
     ranks = {} if rank is None else by_site("rank", _above_noise(sites, rank), directions)
     for s in sites:
         name = s.site.name
-        if energy is not None:
-            directions[name] = _holding(s, energy, centred)
+        if explained_variance is not None:
+            directions[name] = _holding(s, explained_variance, centred)
         elif name in ranks and only_shapes:
             directions[name] = torch.empty(s.d, min(ranks[name], s.d), dtype=torch.float64, device="meta")
         elif name in ranks:
@@ -49,13 +49,15 @@ def choose_directions(
     return directions
 
 
-def _holding(s: SiteStatistics, energy: float, centred: bool) -> Tensor:
+def _holding(s: SiteStatistics, fraction: float, centred: bool) -> Tensor:
     """The fewest leading directions that hold this share of the trace."""
     if s.site.writer is None and s.z.count == 0:
-        raise ValueError(f"energy={energy}: site {s.site.name!r} has no moments before fit: wanted a rank")
+        raise ValueError(
+            f"explained_variance={fraction}: site {s.site.name!r} has no moments before fit: wanted a rank"
+        )
     values, U = s.directions(centred=centred)
     share = torch.cumsum(values, 0) / values.sum()
-    r = int((share < energy * (1 - 1e-12)).sum()) + 1
+    r = int((share < fraction * (1 - 1e-12)).sum()) + 1
     return U[:, : min(r, s.d)].contiguous()
 
 

@@ -33,6 +33,8 @@ EXACT = (
 class RainbowActivation(nn.Module):
     r"""A site of a sampled network: takes zh, gives phih, both in reference coordinates.
 
+    Sampling makes it, see `RainbowNetwork.site`. Its constructor is not part of the public interface.
+
         zh   <- gain zh + bias                       per channel, where the method recalibrates
         u     = U^T (zh - zbar) / sqrt(d),           zbar the mean over channels, 0 unless the mean row is kept
         phi'  = the kind's features of R u + zbar    n neurons at each position, made again at every call

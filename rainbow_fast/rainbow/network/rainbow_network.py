@@ -16,7 +16,9 @@ from rainbow_fast.tracing.trace import Site, Trace
 
 
 class RainbowNetwork(nn.Module):
-    """A network sampled from a reference: an ordinary module, made by `RainbowModel.sample` or `rainbow_fast.load`.
+    """A network sampled from a reference: an ordinary module.
+
+    `RainbowModel.sample` and `rainbow_fast.load` make it. Its constructor is not part of the public interface.
 
     `body` is the reference with a `RainbowActivation` in the place of each sampled site; a pooling or normalisation
     that belongs to it is gone (an affine part stays). It is a copy of the reference, of the same class and names, where

@@ -71,7 +71,7 @@ class SiteCount:
         self.d, self.n = statistics.d, spec.widths[self.site.name]
         self.z, self.phi = math.prod(statistics.z_shape), math.prod(statistics.phi_shape)
         self.pixels, self.positions = self.z // self.d, statistics.positions
-        flattened = options.align == "flattened" and self.site.feeds_flatten
+        flattened = options.align_flattened and self.site.feeds_flatten
         self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (statistics.channels, self.n)
         self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
@@ -80,7 +80,7 @@ class SiteCount:
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
         self.rows_drawn = law_of(options).planned(self.n, statistics, U)
         self.r = self.rows_drawn.r
-        self.recalibrates, self.mean_row = options.recalibrate and not first, options.mean_row
+        self.recalibrates, self.mean_row = options.recalibrate and not first, options.keep_mean
         self.offset = options.offset or self.kind.normalisation is not None
         self.solver, self.regression = "", SolverCost()
         alignment = alignment_of(options)

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,12 @@ from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tensor_files import Format
 from rainbow_fast.tracing.trace import Trace
+from rainbow_fast.version import __version__
 
 RUN = Format("rainbow_fast.run", 1, "sampling run")
 SITE = Format("rainbow_fast.site", 1, "sampled site")
 SHOWN = 4  # differences in a message
-SIZES = ("width", "factor", "energy", "sites")  # options that the widths and ranks of all sites stand for
+SIZES = ("width", "factor", "explained_variance", "sites")  # options that the widths and ranks of all sites stand for
 
 Facts = dict[str, Any]
 
@@ -143,7 +143,7 @@ def describe(prepared: Prepared, specs: Sequence[NetworkSpec], limits: Limits) -
     trace, sites, align, held = prepared.trace, prepared.sites, prepared.align, prepared.held
     code = repr(trace.reference) + ("" if trace.graph is None else trace.graph.code)
     facts: Facts = {
-        "package": _version(),
+        "package": __version__,
         "torch": torch.__version__,
         "instruction set": backend.isa,
         "instruction set of torch": torch.backends.cpu.get_cpu_capability(),
@@ -169,10 +169,3 @@ def describe(prepared: Prepared, specs: Sequence[NetworkSpec], limits: Limits) -
         chosen["directions"] = sha256(U for U in spec.directions.values() if U is not None)
         facts |= {f"{name} of network {number}": value for name, value in chosen.items() if name not in SIZES}
     return facts
-
-
-def _version() -> str | None:
-    try:
-        return version("rainbow_fast")
-    except PackageNotFoundError:
-        return None

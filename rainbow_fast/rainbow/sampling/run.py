@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.progress import Progress
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
-from rainbow_fast.rainbow.fitting import Progress, Watch
+from rainbow_fast.rainbow.fitting import Watch
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble
 from rainbow_fast.rainbow.network.same_network import FEW, check_network, check_run
@@ -38,9 +39,9 @@ def sample_networks(
     storage = choose_storage(in_flight_bytes(lanes_of_sites, data, limits.storage_dtype), limits)
     tick = _ticker(progress, sum(len(spec.widths) for spec in specs) * (2 * len(data[0].starts) + len(data[1].starts)))
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
-    if limits.resume is not None:
-        run = opened(limits.resume, prepared.trace, describe(prepared, specs, limits))
-    with run as checkpoint, tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch) as folder:
+    if limits.resume_dir is not None:
+        run = opened(limits.resume_dir, prepared.trace, describe(prepared, specs, limits))
+    with run as checkpoint, tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch_dir) as folder:
         traces = [prepared.trace, *(spec.trace for spec in specs)]
         align, held = (Flight(traces, each, storage, Path(folder)) for each in data)
         lanes = [

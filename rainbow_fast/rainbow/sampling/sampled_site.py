@@ -61,7 +61,7 @@ class SampledSite:
         self.max_samples = max_samples
         self.options = spec.options
         self.n = spec.widths[self.site.name]
-        self.flattened = self.options.align == "flattened" and self.site.feeds_flatten
+        self.flattened = self.options.align_flattened and self.site.feeds_flatten
         self.positions = kind_of(self.site).features * (statistics.positions if self.flattened else 1)
         self.features = self.n * self.positions
         total = self.align.count * (1 if self.flattened else statistics.positions)
@@ -82,11 +82,11 @@ class SampledSite:
 
     def draw(self) -> None:
         """Draw the rows, and find what recalibrates z."""
-        address = key(self.options.seed, self.options.network << SITE_BITS | self.site.index)
+        address = key(self.options.seed, self.options.network_index << SITE_BITS | self.site.index)
         rows = law_of(self.options).draw(self.n, self.own, self.spec.directions[self.site.name], address)
         self.activation = RainbowActivation(
             self.site,
-            rows._replace(mean_row=self.options.mean_row),
+            rows._replace(mean_row=self.options.keep_mean),
             flattened=self.flattened,
             positions=self.positions,
             recalibration=self._recalibration() if self.options.recalibrate and self.align.apart[self.lane] else None,

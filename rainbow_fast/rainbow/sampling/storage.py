@@ -95,7 +95,7 @@ def choose_storage(bytes_needed: int, limits: Limits) -> Storage:
     if kind is None and (limits.memory_budget is None or bytes_needed <= limits.memory_budget):
         kind = "memory"
     if kind is None:
-        free = shutil.disk_usage(limits.scratch or tempfile.gettempdir()).free
+        free = shutil.disk_usage(limits.scratch_dir or tempfile.gettempdir()).free
         kind = "file" if bytes_needed < free // 2 else "recompute"
     return Storage(kind, bytes_needed, limits.storage_dtype)
 
