@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 
@@ -24,6 +25,17 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def html_table(heading: Sequence[str], *rows: Sequence[str]) -> str:
+    """A table in HTML, without styles; cells are text, and escaped."""
+    lines = [_html_row("th", heading), *(_html_row("td", row) for row in rows)]
+    return f"<table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table>"
+
+
+def html_lines(lines: Sequence[str]) -> str:
+    """A paragraph in HTML, its lines escaped; nothing where there are none."""
+    return f"<p>{'<br>'.join(map(html.escape, lines))}</p>" if lines else ""
+
+
 def quantity(value: float) -> str:
     """Three digits and a decimal prefix."""
     power = min(max(math.floor(math.log10(value * 1.0005) / 3), 0), 5) if value > 0 else 0
@@ -33,3 +45,7 @@ def quantity(value: float) -> str:
 def duration(seconds: float) -> str:
     """Two digits at least, without an exponent."""
     return f"{seconds:.2g}" if 1e-4 < seconds < 10 else f"{seconds:.0f}"
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(each)}</{tag}>" for each in cells) + "</tr>"

@@ -13,14 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = {
     **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),
-    **dict.fromkeys(["fields", "triton_kernels", "tensor_files"], 1),
+    **dict.fromkeys(["fields", "triton_kernels", "tensor_files", "plots"], 1),
     **dict.fromkeys(["ops"], 2),
     **dict.fromkeys(["networks", "data", "tracing"], 3),
     **dict.fromkeys(["rainbow"], 4),
     **dict.fromkeys(["analysis"], 5),
-    **dict.fromkeys(["plots"], 6),
-    **dict.fromkeys(["cli"], 7),
-    **dict.fromkeys(["", "__main__"], 8),  # "" is rainbow_fast/__init__.py, which all others stand under
+    **dict.fromkeys(["cli"], 6),
+    **dict.fromkeys(["", "__main__"], 7),  # "" is rainbow_fast/__init__.py, which all others stand under
     "_C": -1,
 }
 
@@ -35,7 +34,7 @@ OPEN_ROOMS = {
     "bench/bench_{}.py": OPS,
 }
 RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: imports go down here, too
-    ["positions", "channel_moments", "moments", "site_statistics"],
+    ["positions", "channel_moments", "moments", "site_statistics", "results"],
     ["laws", "kinds"],
     ["network"],
     ["alignment"],

@@ -2,8 +2,20 @@
 """Figures: arrays in, matplotlib Figures out. No pyplot, so no global state and no display."""
 
 from rainbow_fast.plots.axes import save, stacked
+from rainbow_fast.plots.by_site import alignment_by_site, channels_by_site, cost_by_site
 from rainbow_fast.plots.convergence import Curve, Panel, convergence
 from rainbow_fast.plots.novelty import against_novelty
 from rainbow_fast.plots.widths import accuracy_and_error
 
-__all__ = ["Curve", "Panel", "accuracy_and_error", "against_novelty", "convergence", "save", "stacked"]
+__all__ = [
+    "Curve",
+    "Panel",
+    "accuracy_and_error",
+    "against_novelty",
+    "alignment_by_site",
+    "channels_by_site",
+    "convergence",
+    "cost_by_site",
+    "save",
+    "stacked",
+]

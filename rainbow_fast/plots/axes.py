@@ -87,19 +87,25 @@ def plain(axes: Axes) -> None:
     axes.spines[["left", "bottom"]].set_color(GREY)
 
 
-def tidy_decades(axes: Axes) -> None:
-    """A logarithmic y axis from one number of the series 1, 2, 5, 10, ... to another, those numbers as its ticks;
-    powers of ten alone where there would be more than eight."""
-    low, high = axes.get_ylim()
+def tidy_decades(axes: Axes, *, along: str = "y", most: int = 8) -> None:
+    """A logarithmic axis from one number of the series 1, 2, 5, 10, ... to another, those numbers as its ticks.
+
+    Args:
+        along: "x" or "y".
+        most: ticks at most. Where the series has more, powers of ten alone; where these are more, every k-th of them.
+    """
+    low, high = axes.get_xlim() if along == "x" else axes.get_ylim()
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)  # log10 rounds
     series = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
     low, high = max(v for v in series if v <= low), min(v for v in series if v >= high and v > low)
     ticks = [value for value in series if low <= value <= high]
-    if len(ticks) > 8:
-        ticks = [10.0**decade for decade in decades if low <= 10.0**decade <= high]
-    axes.set_ylim(low, high)
-    axes.set_yticks(ticks, [f"{value:g}" for value in ticks])
-    axes.set_yticks([], minor=True)
+    if len(ticks) > most:
+        powers = [10.0**decade for decade in decades if low <= 10.0**decade <= high]
+        ticks = powers[:: -(-len(powers) // most)]
+    set_limits, set_ticks = (axes.set_xlim, axes.set_xticks) if along == "x" else (axes.set_ylim, axes.set_yticks)
+    set_limits(low, high)
+    set_ticks(ticks, [f"{value:g}" for value in ticks])
+    set_ticks([], minor=True)
 
 
 def label_ends(axes: Axes, labels: list[Label]) -> None:
@@ -185,9 +191,11 @@ def checked(records: Iterable[Record]) -> list[Record]:
 def blank_figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches, or an error that names the extra."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401  # missing also where the class below is already loaded
         from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+        from rainbow_fast.plots.notebook_figure import NotebookFigure
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "rainbow_fast[plots]"') from error
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06, wspace=0.04)
-    return Figure(figsize=(width, height), layout=layout, facecolor="white")
+    return NotebookFigure(figsize=(width, height), layout=layout, facecolor="white")

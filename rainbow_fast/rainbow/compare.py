@@ -7,14 +7,14 @@ import math
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from rainbow_fast.fields import Options, accepts, collect
-from rainbow_fast.io import dumps
 from rainbow_fast.ops.registration import without_autocast
+from rainbow_fast.plots.by_site import alignment_by_site
 from rainbow_fast.progress import Progress, reported
 from rainbow_fast.rainbow.alignment.polar_factor import PolarFactor
 from rainbow_fast.rainbow.holdout import split
@@ -23,11 +23,15 @@ from rainbow_fast.rainbow.options import PAPER, FitOptions, Limits
 from rainbow_fast.rainbow.positions import channels_first, every, take
 from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Error
+from rainbow_fast.rainbow.results import Results
 from rainbow_fast.rainbow.sampling.align import align
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tables import aligned, cell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Results):
     """What `compare` found; `print` gives a table.
 
     Attributes:
@@ -90,17 +94,29 @@ class Comparison:
         sites = [asdict(site) for site in self.sites]
         return {"samples": self.samples, "held_out_samples": self.held_out_samples, "sites": sites}
 
-    def to_json(self) -> str:
-        """`to_dict` as one line of JSON; numbers that are not finite are null."""
-        return dumps(self.to_dict())
-
     def table(self) -> str:
         """A row for each site."""
-        rows = [[cell(getattr(site, name)) for name in _COLUMNS] for site in self.sites]
-        return "\n".join(aligned([list(_COLUMNS.values()), *rows]))
+        return "\n".join(aligned(self._cells()))
 
-    def __str__(self) -> str:
-        return f"{self.samples} samples, {self.held_out_samples} held out\n\n{self.table()}"
+    def plot(self) -> Figure:
+        """One figure: similarity, errors and singular values of M by site (`plots.alignment_by_site`).
+
+        Returns:
+            A `matplotlib.figure.Figure` of 8 by at most 10.5 inches.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        return alignment_by_site(self._records(), title=self._above()[0])
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [asdict(site) for site in self.sites]
+
+    def _cells(self) -> list[list[str]]:
+        return [list(_COLUMNS.values()), *([cell(getattr(site, name)) for name in _COLUMNS] for site in self.sites)]
+
+    def _above(self) -> list[str]:
+        return [f"{self.samples} samples, {self.held_out_samples} held out"]
 
 
 @accepts(FitOptions, Limits)

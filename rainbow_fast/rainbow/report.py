@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from rainbow_fast.io import dumps
+from rainbow_fast.plots.by_site import alignment_by_site
 from rainbow_fast.rainbow.channel_moments import SMALL, ChannelMoments
 from rainbow_fast.rainbow.options import MethodOptions, SampleOptions
-from rainbow_fast.tables import aligned, cell
+from rainbow_fast.rainbow.results import Results
+from rainbow_fast.tables import cell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 
@@ -59,7 +63,7 @@ class SiteReport:
 
 
 @dataclass
-class Report:
+class Report(Results):
     """What `RainbowModel.sample` did, with all parts of its method, and the certificate of every sampled site.
 
     Attributes:
@@ -142,29 +146,47 @@ class Report:
             records.append(of_network | site)
         return records
 
-    def to_json(self) -> str:
-        """`to_dict` as one line of JSON; numbers that are not finite are null."""
-        return dumps(self.to_dict())
+    def plot(self) -> Figure:
+        """One figure: similarity, errors and singular values of M by site (`plots.alignment_by_site`).
 
-    def __str__(self) -> str:
+        Returns:
+            A `matplotlib.figure.Figure` of 8 by at most 10.5 inches, with method and accuracies as its title.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        title = f"method {self.method}, {self.samples} samples, {self.held_out_samples} held out"
+        data = "held_out" if "held_out" in self.accuracy else "alignment"
+        if data in self.accuracy:
+            accuracy, reference = (100 * self.accuracy[name] for name in (data, f"reference_{data}"))
+            title += f"\naccuracy {accuracy:.1f} %, trained network {reference:.1f} % ({data.replace('_', '-')} data)"
+        return alignment_by_site(self._records(), title=title)
+
+    def _records(self) -> list[Record]:
+        return [asdict(site) for site in self.sites]
+
+    def _cells(self) -> list[list[str]]:
+        return [list(_COLUMNS.values()), *([cell(getattr(site, name)) for name in _COLUMNS] for site in self.sites)]
+
+    def _above(self) -> list[str]:
         options = self.options
         parts = ", ".join(f"{name}={value}" for name, value in self.parts.to_dict().items())
-        lines = [
+        return [
             f"method {self.method}: {parts}",
             f"align_flattened={options.align_flattened}, classifier={options.classifier}, seed={options.seed}, "
             f"network_index={options.network_index}; "
             f"{self.samples} samples, {self.held_out_samples} held out",
-            "",
-            *_table(self.sites),
         ]
-        lines += [f"{self.references} references, aligned to their mean"] if self.references > 1 else []
+
+    def _below(self) -> list[str]:
+        lines = [f"{self.references} references, aligned to their mean"] if self.references > 1 else []
         lines += [self.storage] if self.storage else []
         lines += [f"kept {name}: {reason}" for name, reason in self.kept.items()]
         if self.accuracy:
             lines.append("accuracy: " + ", ".join(f"{name} {value:.4f}" for name, value in self.accuracy.items()))
         if self.accuracy_profile is not None:
             lines.append("accuracy profile: " + " ".join(f"{value:.4f}" for value in self.accuracy_profile))
-        return "\n".join(lines)
+        return lines
 
 
 class Error:
@@ -214,9 +236,3 @@ _COLUMNS = {
     "similarity": "similarity", "scale": "scale", "activity": "active", "sampled_activity": "sampled",
     "M_rank": "rank M", "M_effective_rank": "eff.", "M_condition": "condition",
 }  # fmt: skip
-
-
-def _table(sites: list[SiteReport]) -> list[str]:
-    rows = [list(_COLUMNS.values())]
-    rows += [[cell(getattr(site, name)) for name in _COLUMNS] for site in sites]
-    return aligned(rows)

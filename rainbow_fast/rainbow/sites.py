@@ -4,18 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from rainbow_fast.data import batches
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.fields import renamed
+from rainbow_fast.plots.by_site import channels_by_site
 from rainbow_fast.rainbow.prepare import site_shapes
+from rainbow_fast.rainbow.results import Results
 from rainbow_fast.rainbow.site_statistics import reason_kept
-from rainbow_fast.tables import aligned
 from rainbow_fast.tracing.site import Site
 from rainbow_fast.tracing.trace import trace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,38 @@ class SiteInfo:
     kept: str | None
 
 
-class Sites(tuple[SiteInfo, ...]):
-    """All sites in order of execution; `print` gives a table."""
+class Sites(Results, tuple[SiteInfo, ...]):
+    """All sites in order of execution, a tuple of `SiteInfo`; `print` gives a table."""
 
-    def __str__(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
+        """The sites as numbers, strings, lists and dicts."""
+        sites = [{name: list(v) if isinstance(v, tuple) else v for name, v in each.items()} for each in self._records()]
+        return {"sites": sites}
+
+    def plot(self) -> Figure:
+        """One figure: channels by site, and which sites are sampled (`plots.channels_by_site`).
+
+        Returns:
+            A `matplotlib.figure.Figure` of 8 by at most 10.5 inches.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: there are no sites, or their channels are unknown: `sites` was called without data.
+        """
+        if any(site.channels is None for site in self):
+            raise ValueError("sites: channels are unknown without data, wanted sites(reference, data)")
+        kept = sum(site.kept is not None for site in self)
+        return channels_by_site(self._records(), title=f"sites: {len(self) - kept} sampled, {kept} kept")
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [asdict(site) for site in self]
+
+    def _cells(self) -> list[list[str]]:
         rows = [["site", "non-linearity", "channels", "z", "phi", "sampled"]]
         for site in self:
             shapes = ["x".join(map(str, shape)) if shape else "-" for shape in (site.z_shape, site.phi_shape)]
             rows.append([site.name, site.activation, str(site.channels or "-"), *shapes, site.kept or "yes"])
-        return "\n".join(aligned(rows))
+        return rows
 
 
 @renamed(pointwise="pointwise_modules")

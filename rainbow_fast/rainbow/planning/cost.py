@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rainbow_fast.io import dumps
+from rainbow_fast.plots.by_site import cost_by_site
 from rainbow_fast.rainbow.planning.machine import Machine
-from rainbow_fast.tables import aligned, duration, quantity
+from rainbow_fast.rainbow.results import Results
+from rainbow_fast.tables import duration, quantity
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class SiteCost:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Results):
     """What one sampling run takes; `print` gives a table.
 
     Attributes:
@@ -126,13 +131,50 @@ class Cost:
     def to_dict(self) -> dict[str, Any]:
         """Everything as numbers, strings, lists and dicts."""
         result = asdict(self) | {"flops": self.flops, "seconds": self.seconds}
+        result["sites"] = list(result["sites"])
         for entry, site in zip(result["sites"], self.sites, strict=True):
             entry["seconds"] = site.seconds(self.machine)
         return result
 
-    def to_json(self) -> str:
-        """`to_dict` as one line of JSON; numbers that are not finite are null."""
-        return dumps(self.to_dict())
+    def to_pandas(self) -> pandas.DataFrame:
+        """A `pandas.DataFrame` of one row a site, in order of execution. The rest of the run has no row.
+
+        Columns are the attributes of `SiteCost` and its `seconds`; in place of `work` there are `<pass>_flops` and
+        `<pass>_seconds` for each pass.
+
+        Raises:
+            ImportError: pandas is missing.
+        """
+        return super().to_pandas()
+
+    def plot(self) -> Figure:
+        """One figure: predicted seconds by site and pass, and the peak memory of each site (`plots.cost_by_site`).
+
+        Returns:
+            A `matplotlib.figure.Figure` of 8 by at most 10.5 inches.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        records = [
+            {
+                "site": site.site,
+                "seconds": {name: work.seconds(self.machine) for name, work in site.work.items()},
+                "peak_bytes": site.peak_bytes,
+            }
+            for site in self.sites
+        ]
+        return cost_by_site(records, rest=self.rest_seconds, title=self._above()[0].replace(": ", "\n"))
+
+    def _records(self) -> list[dict[str, Any]]:
+        records = []
+        for site in self.sites:
+            record = asdict(site) | {"seconds": site.seconds(self.machine)}
+            del record["work"]
+            for name, work in site.work.items():
+                record |= {f"{name}_flops": work.flops, f"{name}_seconds": work.seconds(self.machine)}
+            records.append(record)
+        return records
 
     def rows(self) -> list[list[str]]:
         """The table below its heading `COLUMNS`: a row for each site, one for the rest, one for the whole run."""
@@ -151,12 +193,15 @@ class Cost:
         rows.append(["all", *[""] * 4, *map(quantity, numbers), duration(self.seconds)])
         return rows
 
-    def __str__(self) -> str:
+    def _cells(self) -> list[list[str]]:
+        return [list(COLUMNS), *self.rows()]
+
+    def _above(self) -> list[str]:
         summary = (
             f"method {self.method}, {self.images} samples, {self.held_out_images} held out: "
             f"{quantity(self.flops)}flop, {quantity(self.peak_bytes)}B at the peak, {duration(self.seconds)} s"
         )
-        return "\n".join([summary, "", *aligned([list(COLUMNS), *self.rows()])])
+        return [summary]
 
 
 COUNTS = ("flops", "features", "pooled", "bytes")  # of `Work`
