@@ -49,7 +49,7 @@ CASES: list[tuple[str, int, dict]] = [
     (CNN, 5000, {"factor": 4}),
     (CNN, 5000, {"factor": 16, "method": "calibrated"}),
     (CNN, 5000, {"factor": 4, "method": "regression"}),
-    (CNN, 5000, {"factor": 1, "align": "flattened"}),
+    (CNN, 5000, {"factor": 1, "align_flattened": True}),
     (POOLED, 2000, {"factor": 4}),
 ]
 

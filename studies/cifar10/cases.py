@@ -60,9 +60,9 @@ CASES = (
     Case("regression", ("mlp",), images=20_000, options={"method": "regression", "ridge": 1e-2}),
     Case("white, C = I", networks=2, options={"law": "white"}),
     Case("paper", factors=(64,), networks=2),
-    Case("paper, flattened alignment", ("cnn",), (1,), 5, 20_000, {"align": "flattened"}),
-    Case("paper, flattened alignment", ("cnn",), (4,), 1, 20_000, {"align": "flattened"}),
-    Case("paper, mean row kept", networks=2, options={"mean_row": True}),
+    Case("paper, flattened alignment", ("cnn",), (1,), 5, 20_000, {"align_flattened": True}),
+    Case("paper, flattened alignment", ("cnn",), (4,), 1, 20_000, {"align_flattened": True}),
+    Case("paper, mean row kept", networks=2, options={"keep_mean": True}),
     Case("paper, rows bootstrapped", networks=2, options={"law": "bootstrap"}),
     Case("paper, 50,000 images", factors=(4,), networks=2, images=50_000),
     Case("paper, classifier refit", networks=1, options=REFIT),
@@ -162,7 +162,7 @@ class Trainings:
             self._model = None  # frees the old one first
             some = (self.images.x_train[: case.images], self.images.y_train[: case.images])
             self._model = wanted, fit(reference, some, holdout=self.test)
-        address = {"network": task.network, "seed": task.training}
+        address = {"network_index": task.network, "seed": task.training}
         _, report = self._model[1].sample(factor=task.factor, **address, **case.options, progress=as_progress(step))
         return report.records(factor=task.factor)
 

@@ -62,7 +62,7 @@ def study(
     errors: dict[str, dict[int, list[float]]] = {}
 
     def sample(n: int, index: int):
-        network, report = model.sample(width=n, network=index, seed=seed)
+        network, report = model.sample(width=n, network_index=index, seed=seed)
         _keep(errors, n, report)
         return network
 

@@ -55,7 +55,7 @@ def smoothed(h: float) -> str:
     return f"smoothed bootstrap, h = {h:g}"
 
 
-SMOOTHED = {smoothed(h): {"method": "calibrated", "law": "bootstrap", "h": h} for h in H}
+SMOOTHED = {smoothed(h): {"method": "calibrated", "law": "bootstrap", "smoothing": h} for h in H}
 COMPARED = "compared"
 CASES = (
     Case("calibrated", options={"method": "calibrated"}),
@@ -213,7 +213,7 @@ class Study:
             self._model = name, fit(self.reference(name), self.align, holdout=self.test)
         model = self._model[1]
         networks = [
-            {**task.case.options, "factor": task.factor, "network": task.network, "classifier": "refit"}
+            {**task.case.options, "factor": task.factor, "network_index": task.network, "classifier": "refit"}
             for task in group
         ]
         sampled = model.sample_many(networks, progress=as_progress(step))

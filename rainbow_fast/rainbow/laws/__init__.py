@@ -2,7 +2,7 @@
 """The laws of the sampled rows, one file each, and the directions that they combine.
 
 =============  ==============================================================================================
-gaussian       R = G: rows ``N(0, W^T W / d)``, the paper's law; with ``mean_row=True`` about the channels' mean
+gaussian       R = G: rows ``N(0, W^T W / d)``, the paper's law; with ``keep_mean=True`` about the channels' mean
 orthonormal    n >= r: R = G T, T = (G^T G / n)^(-1/2), folded into U; n < r: R = sqrt(r) (G G^T)^(-1/2) G
 bootstrap      R_i = sqrt((1 - h^2) d) U[k(i)] + h g_i, k uniform: reference neurons, smoothed by h
 identity       R = sqrt(d) U: the reference's own neurons in their order (n = d), a control

@@ -14,7 +14,7 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 @dataclass(frozen=True)
 class Gaussian(Law):
-    """R = G: rows ``N(0, W^T W / d)``; with ``mean_row``, rows of that covariance about the mean of the channels.
+    """R = G: rows ``N(0, W^T W / d)``; with ``keep_mean``, rows of that covariance about the mean of the channels.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 15.
     """

@@ -21,7 +21,7 @@ class Law:
     Networks keep what is drawn, as tensors: they run, are saved, loaded and written out without the law.
 
     Attributes:
-        keeps_mean: whether it combines deviations from the mean over channels alone, so that ``mean_row`` follows.
+        keeps_mean: whether it combines deviations from the mean over channels alone, so that ``keep_mean`` follows.
     """
 
     keeps_mean = False
