@@ -12,7 +12,7 @@ MOST = {"random_features": 10, "polar": 9}
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
 def test_frames_between_sample_and_its_kernels() -> None:
-    found = {kernel: stack for (kernel, checks), stack in hops.stacks().items() if not checks}
-    assert found.keys() >= {"gaussian", "cross_covariance", "polar", "random_features_covariance"}
-    for kernel, stack in found.items():
+    stacks = {kernel: stack for (kernel, checks), stack in hops.stacks().items() if not checks}
+    assert stacks.keys() >= {"gaussian", "cross_covariance", "polar", "random_features_covariance"}
+    for kernel, stack in stacks.items():
         assert len(stack) <= MOST.get(kernel, 8), " > ".join(stack)
