@@ -63,8 +63,8 @@ def head(weights: list[Tensor], bias: Tensor, x: Tensor) -> Tensor:
 
 def drawn(W: Tensor, G: Tensor, A: Tensor | None) -> Tensor:
     """W' = G W A / sqrt(d), A on the channels that come in."""
-    made = torch.einsum("nd,dcij->ncij", G, W) / W.shape[0] ** 0.5
-    return made if A is None else torch.einsum("ndij,dc->ncij", made, A)
+    projected = torch.einsum("nd,dcij->ncij", G, W) / W.shape[0] ** 0.5
+    return projected if A is None else torch.einsum("ndij,dc->ncij", projected, A)
 
 
 def covariance(x: Tensor, y: Tensor) -> Tensor:
@@ -92,19 +92,19 @@ def layer_by_layer(weights: list[Tensor], bias: Tensor, x: Tensor, test: Tensor,
             kept.append(batch)
         return [*kept, head(net, bias, batch)]
 
-    made, A = list(weights), None
+    sampled, A = list(weights), None
     for number, G in enumerate(draws):
-        made[number] = drawn(weights[number], G, A)
+        sampled[number] = drawn(weights[number], G, A)
         M = torch.zeros(CHANNELS, CHANNELS)
         for batch in x.split(BATCH):
-            M += covariance(activations(weights, batch)[number], activations(made, batch)[number])
+            M += covariance(activations(weights, batch)[number], activations(sampled, batch)[number])
         A = polar(M / len(x))
         last = number + 1 == len(draws)
         following = weights[-1] @ A if last else torch.einsum("ndij,dc->ncij", weights[number + 1], A)
-        made[-1 if last else number + 1] = following
+        sampled[-1 if last else number + 1] = following
         for batch in test.split(BATCH):
-            activations(weights, batch), activations(made, batch)
-    return made
+            activations(weights, batch), activations(sampled, batch)
+    return sampled
 
 
 @torch.no_grad()
@@ -118,8 +118,8 @@ def sampling(depth: int) -> Race:
     reference = network(depth)
     weights = [m.weight.detach() for m in reference if isinstance(m, nn.Conv2d | nn.Linear)]
     bias = reference[-1].bias.detach()
-    found, what = images()
-    x, test = found[:ALIGN], found[ALIGN:]
+    data, what = images()
+    x, test = data[:ALIGN], data[ALIGN:]
     source = torch.Generator()
 
     def draw() -> list[Tensor]:
@@ -132,13 +132,13 @@ def sampling(depth: int) -> Race:
         wide = site_by_site([W.double() for W in weights], x.double(), [G.double() for G in draws])
         return logits(wide, bias.double(), test.double())
 
-    def error_of_weights(made: list[Tensor]) -> float:
-        return relative(logits(made, bias, test), exact(generated=False))
+    def error_of_weights(sampled: list[Tensor]) -> float:
+        return relative(logits(sampled, bias, test), exact(generated=False))
 
     candidates = {
         OURS: Candidate(
             lambda: rf.sample(reference, x, holdout=test, seed=1, max_samples=2**31),
-            lambda found: relative(found[0](test), exact(generated=True)),
+            lambda sampled: relative(sampled[0](test), exact(generated=True)),
         ),
         PLAIN: Candidate(lambda: site_by_site(weights, x, draw()), error_of_weights),
         PUBLISHED: Candidate(lambda: layer_by_layer(weights, bias, x, test, draw()), error_of_weights),

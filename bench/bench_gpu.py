@@ -32,8 +32,8 @@ def small(*sizes: int) -> tuple[int, ...]:
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    made = torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE)
-    return made.to(dtype)
+    numbers = torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE)
+    return numbers.to(dtype)
 
 
 def race(job: str, ways: dict[str, Callable], error: dict[str, Callable], floor: Floor, slack: float) -> Race:

@@ -25,7 +25,7 @@ def sample_project_align(dtype_name: str, n: int, r: int, m: int, memory: str = 
     def draw(rows: int, cols: int) -> Tensor:
         return torch.randn(rows, cols, generator=source.manual_seed(1))
 
-    given = draw(n, r).to(dtype)
+    gaussians = draw(n, r).to(dtype)
     out = torch.empty(n, m, dtype=dtype) if memory == "given" else None
 
     def exact(G: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def sample_project_align(dtype_name: str, n: int, r: int, m: int, memory: str = 
     candidates = {
         OURS: Candidate(ours, error),
         PLAIN: Candidate(lambda: torch.mm(draw(n, r).to(dtype), P, out=out), lambda W: relative(W, exact(draw(n, r)))),
-        PRODUCT: Candidate(lambda: torch.mm(given, P, out=out), lambda W: relative(W, exact(given))),
+        PRODUCT: Candidate(lambda: torch.mm(gaussians, P, out=out), lambda W: relative(W, exact(gaussians))),
         AVX2: Candidate(with_avx2(ours), error),
     }
     if memory == "new" and dtype == torch.float32 and m < 4608:

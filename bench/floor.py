@@ -23,8 +23,8 @@ COPIED = 1 << 27  # bytes: beyond any cache, and well above what a page fault hi
 
 def compiler() -> list[str]:
     """The command that compiles C++: CXX, else the first that is installed; empty where there is none."""
-    found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-    return shlex.split(os.environ["CXX"]) if os.environ.get("CXX") else [found] if found else []
+    installed = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    return shlex.split(os.environ["CXX"]) if os.environ.get("CXX") else [installed] if installed else []
 
 
 @functools.cache

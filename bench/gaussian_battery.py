@@ -56,8 +56,8 @@ class Battery:
     def __init__(self) -> None:
         self.tests: list[tuple[str, str, float]] = []
 
-    def add(self, name: str, found: str, p: float) -> None:
-        self.tests.append((name, found, min(float(p), 1.0)))
+    def add(self, name: str, observed: str, p: float) -> None:
+        self.tests.append((name, observed, min(float(p), 1.0)))
 
     def z(self, name: str, z: float) -> None:
         """A statistic that is N(0, 1)."""
@@ -371,8 +371,8 @@ def main() -> int:
     eigenvalues(battery, draw, 4 * options.streams)
     corrected = battery.corrected()
     print(f"{'test':58} {'found':>26} {'p':>9} {'Holm':>9}")
-    for (name, found, p), holm in zip(battery.tests, corrected, strict=True):
-        print(f"{name:58} {found:>26} {p:9.2e} {holm:9.2e}" + ("  <--" if holm < LIMIT else ""))
+    for (name, observed, p), holm in zip(battery.tests, corrected, strict=True):
+        print(f"{name:58} {observed:>26} {p:9.2e} {holm:9.2e}" + ("  <--" if holm < LIMIT else ""))
     smallest = min(corrected)
     verdict = "passed" if smallest >= LIMIT else "FAILED"
     least = min(p for *_, p in battery.tests)

@@ -109,8 +109,8 @@ def jobs() -> Iterator[Job]:
 
 def total(gpu: Gpu, kernels: Iterable[Kernel]) -> tuple[float, str]:
     """Seconds of all, and what limits the longest."""
-    found = [gpu.seconds(kernel) for kernel in kernels]
-    return sum(seconds for seconds, _ in found), max(found)[1]
+    times = [gpu.seconds(kernel) for kernel in kernels]
+    return sum(seconds for seconds, _ in times), max(times)[1]
 
 
 def main() -> None:

@@ -22,12 +22,12 @@ TURNS, SECONDS = 15, 0.02
 
 def levels() -> dict[str, list[str]]:
     """The compiler's flags of each level, as setup.py adds them up."""
-    found: dict[str, list[str]] = {}
+    flags_of: dict[str, list[str]] = {}
     for name, base, flags in re.findall(
         r'LEVELS\["(\w+)"\] = (?:LEVELS\["(\w+)"\] \+ )?"([^"]*)"', (ROOT / "setup.py").read_text()
     ):
-        found[name] = found.get(base, []) + flags.split()
-    return {"baseline": [], **found}
+        flags_of[name] = flags_of.get(base, []) + flags.split()
+    return {"baseline": [], **flags_of}
 
 
 def rate(run: Callable[[int], float]) -> float:
@@ -47,8 +47,8 @@ def build(level: str, flags: list[str], folder: str) -> ctypes.CDLL:
     common = [*compiler(), "-std=gnu++20", "-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-Wno-psabi", *flags]
     own = {"micro.cpp": ["-ffp-contract=off", f"-DRF_ISA={level}"], "peak.cpp": ["-ffp-contract=fast"]}
     objects = [f"{folder}/{level}-{source}.o" for source in own]
-    for source, made in zip(own, objects, strict=True):
-        path = [f"-I{ROOT}/csrc", "-c", f"{ROOT}/bench/{source}", "-o", made]
+    for source, output in zip(own, objects, strict=True):
+        path = [f"-I{ROOT}/csrc", "-c", f"{ROOT}/bench/{source}", "-o", output]
         subprocess.run([*common, *own[source], *path], check=True)
     subprocess.run([*common, "-shared", *objects, "-o", f"{folder}/{level}.so"], check=True)
     return ctypes.CDLL(f"{folder}/{level}.so")

@@ -76,10 +76,10 @@ def measure(number: int, threads: int) -> None:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before, start = memory("VmRSS"), clock()
-    made = model.sample(**options)
+    sampled = model.sample(**options)
     seconds = clock() - start
     print(cost.seconds, seconds, cost.peak_bytes, memory("VmHWM") - before)
-    del made
+    del sampled
 
 
 def main() -> None:

@@ -139,14 +139,14 @@ def results(build: Callable[..., Race], case: tuple, timing: bool, cpu_time: boo
         gc.enable()
         torch.set_num_threads(before)
     plain = min(seconds.get(list(race.candidates)[1], [float("nan")]))
-    found: dict[str, Result | str] = dict(wrong)
+    outcomes: dict[str, Result | str] = dict(wrong)
     job = race.job + ", one thread" * (threads == 1)
     for name in race.candidates:
         if name not in wrong:
             best = min(seconds[name])
             ratio, share = (plain / best, race.floor.seconds() / best) if timing else (0.0, 0.0)
-            found[name] = Result(job, name, seconds[name], ratio, errors[name], share, dict(race.floor.rates))
-    return found
+            outcomes[name] = Result(job, name, seconds[name], ratio, errors[name], share, dict(race.floor.rates))
+    return outcomes
 
 
 class Tape:
@@ -174,10 +174,10 @@ def entries(build: Callable[..., Race], cases: Sequence[tuple], names: Sequence[
     @pytest.mark.parametrize("name", names)
     @pytest.mark.parametrize("case", cases, ids=lambda case: "-".join(map(str, case)))
     def bench(benchmark, record, request, case: tuple, name: str) -> None:
-        found = results(build, case, benchmark.enabled, request.config.getoption("--cpu-time", default=False))
-        if not found:
+        outcomes = results(build, case, benchmark.enabled, request.config.getoption("--cpu-time", default=False))
+        if not outcomes:
             pytest.skip("the same as another case on one thread")
-        result = found[name]
+        result = outcomes[name]
         if isinstance(result, str):
             pytest.fail(f"{name} is wrong and is not timed: {result}", pytrace=False)
         benchmark.group = result.job

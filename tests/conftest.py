@@ -59,15 +59,15 @@ def poisoned_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def guarded() -> Iterator[Callable[..., Tensor]]:
     """``guarded(*shape, dtype=...)``: a poisoned tensor inside a larger one, whose rim must be untouched at the end."""
-    made = []
+    allocated = []
 
     def allocate(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         whole = torch.full((torch.Size(shape).numel() + 2 * GUARD,), 7, dtype=dtype)
-        made.append(whole)
+        allocated.append(whole)
         return poison(whole[GUARD:-GUARD]).view(shape)
 
     yield allocate
-    for whole in made:
+    for whole in allocated:
         assert (whole[:GUARD] == 7).all() and (whole[-GUARD:] == 7).all(), "written outside of the output"
 
 

@@ -174,8 +174,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("given", "message"), KINDS.values(), ids=KINDS)
-def test_dtypes_of_the_wrong_kind_are_named(given: torch.Tensor, message: str) -> None:
+@pytest.mark.parametrize(("tensor", "message"), KINDS.values(), ids=KINDS)
+def test_dtypes_of_the_wrong_kind_are_named(tensor: torch.Tensor, message: str) -> None:
     for call in (
         rf.cross_covariance,
         lambda t: rf.sample_project_align(3, t, seed=1),
@@ -183,7 +183,7 @@ def test_dtypes_of_the_wrong_kind_are_named(given: torch.Tensor, message: str) -
         lambda t: rf.random_features(t, 3, seed=1, backend="reference"),
     ):
         with pytest.raises(TypeError, match=message):
-            call(given)
+            call(tensor)
 
 
 def test_no_samples_with_axes_of_space() -> None:

@@ -66,12 +66,12 @@ def test_weak_symbols_stay_in_their_namespace(level: str) -> None:
     ids=["inline", "template", "virtual"],
 )
 def test_stray_weak_symbol_is_found(tmp_path: Path, code: str) -> None:
-    found = {}
+    counts = {}
     for place in ["rf::avx2", "rf::avx512", "elsewhere"]:
         (tmp_path / "toy.cpp").write_text(f"namespace {place} {{ {code} }}\n")
         output("c++", "-std=c++20", "-fPIC", "-c", tmp_path / "toy.cpp", "-o", tmp_path / "toy.o")
-        found[place] = len(strays(tmp_path / "toy.o", "avx2"))
-    assert found["rf::avx2"] == 0 and found["rf::avx512"] == found["elsewhere"] > 0
+        counts[place] = len(strays(tmp_path / "toy.o", "avx2"))
+    assert counts["rf::avx2"] == 0 and counts["rf::avx512"] == counts["elsewhere"] > 0
 
 
 @pytest.mark.parametrize("level", BUILT)
@@ -161,8 +161,8 @@ def toy(tmp_path: Path) -> Path:
 def build(toy: Path, **environment: str) -> tuple[int, list[str], str]:
     """Exit status, the objects compiled, and what was said on stderr."""
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    given = {**os.environ, "RAINBOW_FAST_CUDA": "0", **environment}
-    done = subprocess.run(command, cwd=toy, env=given, capture_output=True, text=True)
+    variables = {**os.environ, "RAINBOW_FAST_CUDA": "0", **environment}
+    done = subprocess.run(command, cwd=toy, env=variables, capture_output=True, text=True)
     return done.returncode, sorted(re.findall(r"^build/\S+\.o$", done.stdout, re.MULTILINE)), done.stderr
 
 
@@ -182,9 +182,9 @@ def test_only_what_changed_is_compiled_again(toy: Path) -> None:
 def test_sanitizers_have_a_folder_of_their_own(toy: Path) -> None:
     command = [sys.executable, "setup.py", "--quiet", "build_ext"]
     subprocess.run(command, cwd=toy, env={**os.environ, "RAINBOW_FAST_SANITIZE": "1"}, check=True)
-    made = {path.relative_to(toy).as_posix() for suffix in ("*.o", "*.so") for path in toy.rglob(suffix)}
+    files = {path.relative_to(toy).as_posix() for suffix in ("*.o", "*.so") for path in toy.rglob(suffix)}
     kernels = {f"build/sanitize/isa/{level}/kernel.o" for level in BUILT}
-    assert made == {"build/sanitize/_C.so", "build/sanitize/bind.o", *kernels}
+    assert files == {"build/sanitize/_C.so", "build/sanitize/bind.o", *kernels}
 
 
 def test_compiler_that_fails_is_a_failed_build(toy: Path) -> None:
@@ -228,14 +228,14 @@ def test_cuda_is_left_out_where_asked(cuda_toy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("environment", "message"),
     [
         ({"RAINBOW_FAST_CUDA": "yes"}, "RAINBOW_FAST_CUDA='yes': wanted 0 or 1"),
         ({"RAINBOW_FAST_CUDA": "1", "NVCC": "no-such-nvcc"}, "no-such-nvcc"),
     ],
 )
-def test_cuda_that_cannot_be_built_is_a_failed_build(cuda_toy: Path, given: dict[str, str], message: str) -> None:
-    status, _, said = build(cuda_toy, **given)
+def test_cuda_that_cannot_be_built_is_a_failed_build(cuda_toy: Path, environment: dict[str, str], message: str) -> None:
+    status, _, said = build(cuda_toy, **environment)
     assert status and message in said and not list((cuda_toy / "rainbow_fast").glob("_C*.so"))
 
 

@@ -77,21 +77,21 @@ def modules(root: Path) -> dict[str, Path]:
 
 def imports(root: Path) -> dict[str, set[str]]:
     """What of the package each of its modules imports, wherever in its text and however written."""
-    known = modules(root)
+    paths = modules(root)
     graph: dict[str, set[str]] = {}
-    for name, path in known.items():
+    for name, path in paths.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        found = graph[name] = set()
+        targets = graph[name] = set()
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                found.update(alias.name for alias in node.names)
+                targets.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
                 source = ".".join([*base, *([node.module] if node.module else [])])
                 for alias in node.names:
                     inner = f"{source}.{alias.name}"
-                    found.add(inner if inner in known or inner == "rainbow_fast._C" else source)
-        graph[name] = {target for target in found if target.split(".")[0] == "rainbow_fast"}
+                    targets.add(inner if inner in paths or inner == "rainbow_fast._C" else source)
+        graph[name] = {target for target in targets if target.split(".")[0] == "rainbow_fast"}
     return graph
 
 
@@ -185,8 +185,8 @@ def missing_lines(root: Path) -> list[str]:
 
 def sources(root: Path) -> list[Path]:
     folders = ("rainbow_fast", "csrc", "studies", "tests", "bench")
-    found = [path for folder in folders for path in root.glob(f"{folder}/**/*")]
-    return sorted(path for path in found if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"})
+    paths = [path for folder in folders for path in root.glob(f"{folder}/**/*")]
+    return sorted(path for path in paths if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"})
 
 
 def long_files(root: Path) -> list[str]:
@@ -204,7 +204,7 @@ def unlicensed_files(root: Path) -> list[str]:
 
 def factories_without_device(root: Path) -> list[str]:
     """A new tensor that names no device lies on the default one, which a user may have set to `meta` or a GPU."""
-    found = []
+    wrong = []
     for path in modules(root).values():
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
@@ -212,8 +212,8 @@ def factories_without_device(root: Path) -> list[str]:
             called = ast.unparse(node.func)
             named = {keyword.arg for keyword in node.keywords} & {"device", None}
             if called.removeprefix("torch.") in FACTORIES.split() and called.startswith("torch.") and not named:
-                found.append(f"{path.relative_to(root)}:{node.lineno} calls {called} without a device")
-    return found
+                wrong.append(f"{path.relative_to(root)}:{node.lineno} calls {called} without a device")
+    return wrong
 
 
 def foreign_includes(root: Path) -> list[str]:
@@ -239,7 +239,8 @@ def misplaced_helpers(root: Path) -> list[str]:
 
 def vague_names(root: Path) -> list[str]:
     wrong = []
-    for path in sorted(path for folder in ("rainbow_fast", "studies") for path in root.glob(f"{folder}/**/*.py")):
+    folders = ("rainbow_fast", "studies", "tests", "bench")
+    for path in sorted(path for folder in folders for path in root.glob(f"{folder}/**/*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             name = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "attr", None)
             if name in VAGUE and not isinstance(getattr(node, "ctx", None), ast.Load):
@@ -390,6 +391,7 @@ def test_missing_file_is_found(toy: Path, path: str) -> None:
         (foreign_includes, "csrc/cpu/gemm.h", '# include "torch/all.h"', "csrc/cpu/gemm.h includes torch/all.h"),
         (misplaced_helpers, "tests/here.py", "", "tests/here.py is no test: its place is tests/helpers"),
         (vague_names, "studies/one.py", "\ncut = 1", "studies/one.py:2 calls a thing `cut`"),
+        (vague_names, "tests/one.py", "def one(given): ...", "tests/one.py:1 calls a thing `given`"),
     ],
 )
 def test_other_faults_are_found(toy: Path, check: Callable, path: str, text: str, wrong: str) -> None:

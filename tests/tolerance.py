@@ -51,8 +51,10 @@ def assert_close_to_float64(got: Tensor, reference64: Tensor, plain: Tensor, *, 
     scale = reference64.abs().max().item() if reference64.numel() else 0.0
     floor = torch.finfo(got.dtype).eps * scale * math.sqrt(terms)
     allowed = FACTOR * error(plain, reference64) + floor
-    found = error(got, reference64)
-    assert found <= allowed, f"error {found:.3e}, allowed {allowed:.3e} (plain PyTorch {error(plain, reference64):.3e})"
+    actual = error(got, reference64)
+    assert actual <= allowed, (
+        f"error {actual:.3e}, allowed {allowed:.3e} (plain PyTorch {error(plain, reference64):.3e})"
+    )
 
 
 def assert_in_class(got: Tensor, exact: Tensor, magnitude: Tensor, name: str) -> None:

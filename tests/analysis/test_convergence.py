@@ -61,11 +61,11 @@ def test_distance_of_kernels_is_the_least_over_rotations() -> None:
 def test_white_linear_features_of_rank_r() -> None:
     """E BW^2 = r (r + 1) / (4 n) to leading order: within four standard errors and the next order, r / n of it."""
     r, n, u = 10, 1600, white(30, 10)
-    found = [
+    distances = [
         bures_wasserstein(empirical_kernel(u, n, activation="identity", seed=0, stream=s), u @ u.T) for s in range(60)
     ]
     wanted = r * (r + 1) / (4 * n)
-    assert abs(np.mean(found) - wanted) < 4 * np.std(found) / math.sqrt(60) + wanted * r / n
+    assert abs(np.mean(distances) - wanted) < 4 * np.std(distances) / math.sqrt(60) + wanted * r / n
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_kernel_convergence_is_reproducible_and_tells_its_progress() -> None:
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "arguments, message",
     [
         ({"widths": []}, r"widths=\[\]: wanted one or more, increasing, at least 1"),
         ({"widths": [8, 8]}, r"widths=\[8, 8\]: wanted one or more, increasing"),
@@ -115,9 +115,9 @@ def test_kernel_convergence_is_reproducible_and_tells_its_progress() -> None:
         ({"networks": 1}, "networks=1: wanted at least 2, to compare one with another"),
     ],
 )
-def test_kernel_convergence_refuses(given: dict, message: str) -> None:
+def test_kernel_convergence_refuses(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        kernel_convergence(torch.ones(3, 2), **{"widths": [2, 4]} | given)
+        kernel_convergence(torch.ones(3, 2), **{"widths": [2, 4]} | arguments)
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +130,12 @@ def test_sites_are_measured_at_what_they_see(model: rf.RainbowModel, options: di
     """The kernel of a site is that of the features which the network itself makes of its own input."""
     network, _ = model.sample(width=40, seed=1, **options)
     x = images(30).float()
-    found = site_features(network, x)
-    assert list(found) == ["2", "4"]
+    by_site = site_features(network, x)
+    assert list(by_site) == ["2", "4"]
     z = network.body[:2](x)
     for name, layers in (("2", network.body[2:4]), ("4", None)):
         phi = network.site(name).features(z).double()
-        torch.testing.assert_close(found[name].empirical(), phi @ phi.T / 40, rtol=1e-5, atol=1e-6)  # phi is float32
+        torch.testing.assert_close(by_site[name].empirical(), phi @ phi.T / 40, rtol=1e-5, atol=1e-6)  # phi is float32
         z = z if layers is None else layers(z)
     assert not network.site("2")._forward_pre_hooks
     assert len(site_features(network, x, sites=["4"], samples=7)["4"].u) == 7
@@ -148,9 +148,9 @@ def test_networks_converge_site_by_site(model: rf.RainbowModel) -> None:
         drawn.append((n, index))
         return model.sample(width=n, network=index)[0]
 
-    found = site_convergence(sample, x, [32, 512], networks=3, sites=["2", "4"])
+    by_site = site_convergence(sample, x, [32, 512], networks=3, sites=["2", "4"])
     assert sorted(index for _, index in drawn) == list(range(7)) and drawn[0][0] == 2048  # all independent
-    for site in found.values():
+    for site in by_site.values():
         assert site.kernel.shape == (3, 2)
         for errors in (site.kernel, site.between, site.limit, site.wide):
             wide, narrow = errors.mean(0)[::-1]
@@ -161,8 +161,8 @@ def test_positions_of_maps_are_samples() -> None:
     reference = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 3))
     model = rf.fit(reference, draw(60, 1, 8, 8), holdout=0)
     network, _ = model.sample(width=12)
-    found = site_features(network, draw(4, 1, 8, 8, seed=1), samples=100)["1"]
-    assert found.u.shape == (100, 6)
+    site = site_features(network, draw(4, 1, 8, 8, seed=1), samples=100)["1"]
+    assert site.u.shape == (100, 6)
     assert site_features(network, draw(1, 1, 8, 8), samples=100)["1"].u.shape == (36, 6)
 
 

@@ -39,11 +39,13 @@ def expectation(activation: str, s: float, t: float, cos: float, a: float, b: fl
     """E[sigma(a + s X) sigma(b + t Y)], one integral inside the other."""
     sin = math.sqrt(1 - cos**2)
 
-    def given(x: float) -> float:
+    def conditional(x: float) -> float:
         y = b + t * cos * x
         return quadrature(lambda z: sigma(activation, y + t * sin * z), [-y / (t * sin)])
 
-    return quadrature(lambda x: sigma(activation, a + s * x) * np.array([given(v) for v in x]), [-a / s, -b / t / cos])
+    return quadrature(
+        lambda x: sigma(activation, a + s * x) * np.array([conditional(v) for v in x]), [-a / s, -b / t / cos]
+    )
 
 
 def vectors(*rows: list[float]) -> Tensor:
@@ -57,16 +59,16 @@ def test_kernel_is_the_integral(activation: str) -> None:
         u, v = vectors([s, 0.0]), vectors([t * cos, t * math.sqrt(1 - cos**2)])
         shifts = {} if a == b == 0 else {"shift": vectors(a), "shift_v": vectors(b)}
         shifts = {name: value.view(1) for name, value in shifts.items()}
-        found = expected_kernel(u, v, activation=activation, negative_slope=SLOPE, **shifts)
+        kernel = expected_kernel(u, v, activation=activation, negative_slope=SLOPE, **shifts)
         wanted = expectation(activation, s, t, cos, a, b)
-        assert abs(float(found) - wanted) < 1e-13 * (1 + s + abs(a)) * (1 + t + abs(b))
+        assert abs(float(kernel) - wanted) < 1e-13 * (1 + s + abs(a)) * (1 + t + abs(b))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_mean_is_the_integral(activation: str) -> None:
     u, shift = vectors([1.0, 0.0], [0.6, 0.8], [2.0, 1.5]), vectors([0.0], [-0.7], [1.3]).view(3)
-    found = expected_mean(u, activation=activation, negative_slope=SLOPE, shift=shift)
-    for size, a, value in zip([1, 1, 2.5], shift.tolist(), found.tolist(), strict=True):
+    means = expected_mean(u, activation=activation, negative_slope=SLOPE, shift=shift)
+    for size, a, value in zip([1, 1, 2.5], shift.tolist(), means.tolist(), strict=True):
         wanted = quadrature(lambda x, a=a, size=size: sigma(activation, a + size * x), [-a / size])
         assert abs(value - wanted) < 1e-13  # rounding of the quadrature's sums of 1e3
 
@@ -76,8 +78,8 @@ def test_rows_of_zeros_are_constants(activation: str) -> None:
     """Of a row of zeros sigma(shift) is left: the kernel is its product with the means of the others."""
     u = vectors([0.0, 0.0], [1.0, 2.0], [-1.0, -2.0], [0.0, 0.0])
     for shift in (torch.zeros(4, dtype=torch.float64), vectors([0.7, 0.0, -3.0, 0.0]).view(4)):
-        given = {"activation": activation, "shift": shift}
-        k, mean = expected_kernel(u, **given), expected_mean(u, **given)
+        options = {"activation": activation, "shift": shift}
+        k, mean = expected_kernel(u, **options), expected_mean(u, **options)
         constant = ACTIVATIONS[activation][0](shift[0], 0.01)
         # 1e-13: what `expected_kernel` promises of the closed forms, of numbers of order one.
         torch.testing.assert_close(k[0], constant * mean, rtol=0, atol=1e-13)
@@ -125,29 +127,29 @@ def test_series_refuses_what_is_too_steep() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_empirical_kernel_is_of_the_features(dtype: torch.dtype) -> None:
     u, shift, n = draw(30, 6, dtype=dtype), draw(30, dtype=dtype, seed=1), 300
-    given = {"seed": 3, "stream": 5, "row_offset": 7, "activation": "leaky_relu", "negative_slope": SLOPE}
-    phi = rf.random_features(u, n, shift=shift, **given).double()
-    blocks = given | {"max_features": 30 * 128}  # three blocks of neurons, the last a small one
-    found = empirical_kernel(u, n, shift=shift, **blocks)
-    assert torch.equal(found, found.T)
+    options = {"seed": 3, "stream": 5, "row_offset": 7, "activation": "leaky_relu", "negative_slope": SLOPE}
+    phi = rf.random_features(u, n, shift=shift, **options).double()
+    blocks = options | {"max_features": 30 * 128}  # three blocks of neurons, the last a small one
+    kernel = empirical_kernel(u, n, shift=shift, **blocks)
+    assert torch.equal(kernel, kernel.T)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14  # products in the dtype of u, sums in float64
-    torch.testing.assert_close(found, phi @ phi.T / n, rtol=0, atol=tolerance * 10)
+    torch.testing.assert_close(kernel, phi @ phi.T / n, rtol=0, atol=tolerance * 10)
     crossed = empirical_kernel(u[:4], n, u[2:], shift=shift[:4], shift_v=shift[2:], **blocks)
-    torch.testing.assert_close(crossed, found[:4, 2:], rtol=0, atol=tolerance * 10)
+    torch.testing.assert_close(crossed, kernel[:4, 2:], rtol=0, atol=tolerance * 10)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
 def test_kernel_of_many_features_is_the_expected_one(activation: str) -> None:
     """Within five standard errors, found from 32 samples, at all 36 pairs."""
     u, shift = draw(8, 5, dtype=torch.float64), draw(8, dtype=torch.float64, seed=1)
-    given = {"activation": activation, "shift": shift}
-    samples = torch.stack([empirical_kernel(u, 2000, seed=0, stream=s, **given) for s in range(32)])
-    error = (samples.mean(0) - expected_kernel(u, **given)).abs() / (samples.std(0) / math.sqrt(32))
+    options = {"activation": activation, "shift": shift}
+    samples = torch.stack([empirical_kernel(u, 2000, seed=0, stream=s, **options) for s in range(32)])
+    error = (samples.mean(0) - expected_kernel(u, **options)).abs() / (samples.std(0) / math.sqrt(32))
     assert float(error.max()) < 5
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "arguments, message",
     [
         ({"u": torch.zeros(3)}, r"u has shape \(3,\): wanted \(N, r\)"),
         ({"v": torch.zeros(2, 5)}, "v has rank 5: wanted that of u, 4"),
@@ -159,9 +161,9 @@ def test_kernel_of_many_features_is_the_expected_one(activation: str) -> None:
         ({"max_pairs": 0}, "max_pairs=0: wanted max_pairs >= 1"),
     ],
 )
-def test_expected_kernel_refuses(given: dict, message: str) -> None:
+def test_expected_kernel_refuses(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        expected_kernel(**{"u": torch.zeros(3, 4)} | given)
+        expected_kernel(**{"u": torch.zeros(3, 4)} | arguments)
 
 
 def test_empirical_kernel_refuses() -> None:

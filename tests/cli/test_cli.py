@@ -63,8 +63,8 @@ def test_checkpoint_holds_the_architecture(checkpoint: Path) -> None:
 
 
 def test_sample(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
-    given = ["--factors", "1,2.5", "--methods", "paper,calibrated", "--networks", 2, "--images", 500]
-    code, out, err = rainbow_fast("sample", checkpoint, *given, "--out", tmp_path / "new" / "folder")
+    arguments = ["--factors", "1,2.5", "--methods", "paper,calibrated", "--networks", 2, "--images", 500]
+    code, out, err = rainbow_fast("sample", checkpoint, *arguments, "--out", tmp_path / "new" / "folder")
     assert (code, err) == (0, "")
     assert "calibrated" in out and "x2.5" in out and "±" in out
     folder = tmp_path / "new" / "folder"
@@ -95,34 +95,34 @@ def test_commands_have_every_option_of_the_library(rainbow_fast: Run, checkpoint
     module, _ = load_checkpoint(checkpoint)
     x, y, x_test, y_test = digits()
     model = fit(module, (x[:300], y[:300]), holdout=(x_test, y_test))
-    given = {"law": "bootstrap", "h": 0.25, "scale": "nuclear", "recalibrate": False, "sites": ["4"]}
-    _, report = model.sample(method="calibrated", factor=2, **given)
+    keywords = {"law": "bootstrap", "h": 0.25, "scale": "nuclear", "recalibrate": False, "sites": ["4"]}
+    _, report = model.sample(method="calibrated", factor=2, **keywords)
     [network] = json.loads((tmp_path / "report.json").read_text())["networks"]
     assert network["report"] | {"storage": ""} == json.loads(report.to_json()) | {"storage": ""}
 
 
 def test_sample_is_reproducible_and_takes_widths(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
-    given = ["--widths", "16", "--methods", "paper", "--networks", 1, "--rank", 4, "--out", tmp_path]
-    assert rainbow_fast("sample", checkpoint, *given)[0] == 0
+    arguments = ["--widths", "16", "--methods", "paper", "--networks", 1, "--rank", 4, "--out", tmp_path]
+    assert rainbow_fast("sample", checkpoint, *arguments)[0] == 0
     first = (tmp_path / "results.jsonl").read_text()
     assert [(r["n"], r["rank"], r["factor"]) for r in read_records(tmp_path / "results.jsonl")] == [
         (16, 4, 32 / 20)
     ] * 2
-    assert rainbow_fast("sample", checkpoint, *given)[0] == 0
+    assert rainbow_fast("sample", checkpoint, *arguments)[0] == 0
     assert (tmp_path / "results.jsonl").read_text() == first
 
 
 def test_plan(rainbow_fast: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The options of `sample`, whose sizes it gives; it writes nothing."""
-    given = ["--factors", "2,2.5", "--methods", "paper,regression", "--networks", 2, "--images", 500, "--rank", 5]
+    arguments = ["--factors", "2,2.5", "--methods", "paper,regression", "--networks", 2, "--images", 500, "--rank", 5]
     monkeypatch.chdir(tmp_path)
-    code, out, err = rainbow_fast("plan", checkpoint, *given, "--data", "digits", "--out", "out")
+    code, out, err = rainbow_fast("plan", checkpoint, *arguments, "--data", "digits", "--out", "out")
     assert (code, err) == (0, "") and contents(tmp_path) == []
     assert "regression x2.5" in out and "8 networks, fitted once: " in out
-    code, out, _ = rainbow_fast("plan", checkpoint, *given, "--json")
+    code, out, _ = rainbow_fast("plan", checkpoint, *arguments, "--json")
     read = json.loads(out)
     assert code == 0 and read["networks"] == 2 and out.count("\n") == 1
-    assert rainbow_fast("sample", checkpoint, *given, "--out", tmp_path)[0] == 0
+    assert rainbow_fast("sample", checkpoint, *arguments, "--out", tmp_path)[0] == 0
     records = [record for record in read_records(tmp_path / "results.jsonl") if record["network"] == 0]
     sites = [cost | site for cost in read["costs"] for site in cost["sites"]]
     for record, site in zip(records, sites, strict=True):

@@ -80,9 +80,9 @@ def one_thread() -> Iterator[None]:
 def network(width: int = 16, seed: int = 0) -> nn.Sequential:
     """That of the module, with other weights than it is made with."""
     first, second, last = nn.Linear(64, width), nn.Linear(width, 8), nn.Linear(8, 10)
-    made = nn.Sequential(nn.Flatten(), first, nn.GELU(), second, nn.ReLU(), last)
-    made.load_state_dict({k: draw(*v.shape, seed=seed + i) / 4 for i, (k, v) in enumerate(made.state_dict().items())})
-    return made
+    net = nn.Sequential(nn.Flatten(), first, nn.GELU(), second, nn.ReLU(), last)
+    net.load_state_dict({k: draw(*v.shape, seed=seed + i) / 4 for i, (k, v) in enumerate(net.state_dict().items())})
+    return net
 
 
 def images(path: Path) -> Path:
@@ -100,8 +100,8 @@ def test_a_module_is_sampled_as_in_the_library(rainbow_fast: Run, folder: Path) 
     """Weights of a training script in parallel; all networks of a method in one run, each with its own report."""
     net = network()
     torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}, "epoch": 3}, folder / "w.pt")
-    given = [*MODEL, "--weights", "w.pt", "--data", "digits", *FEW, "--methods", "paper,calibrated", "--sites", "4"]
-    code, out, err = rainbow_fast("sample", *given, "--out", "out")
+    arguments = [*MODEL, "--weights", "w.pt", "--data", "digits", *FEW, "--methods", "paper,calibrated", "--sites", "4"]
+    code, out, err = rainbow_fast("sample", *arguments, "--out", "out")
     assert (code, err) == (0, "") and "activations wait in memory" in out and "own.model:build, w.pt" in out
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "figure.png", "report.json", "report.txt", "results.jsonl"
@@ -112,9 +112,9 @@ def test_a_module_is_sampled_as_in_the_library(rainbow_fast: Run, folder: Path) 
         model.sample(method=method, factor=factor, network=number, sites=["4"])[1].to_dict() | {"storage": ""}
         for method in ("paper", "calibrated") for factor in (1, 2) for number in (0, 1)
     ]  # fmt: skip
-    found = json.loads(Path("out/report.json").read_text())
-    assert [each["report"] | {"storage": ""} for each in found["networks"]] == json.loads(json.dumps(wanted))
-    assert found["networks"][1]["job"] == "paper, x1, network 1" and found["run"]["options"]["weights"] == "w.pt"
+    report = json.loads(Path("out/report.json").read_text())
+    assert [each["report"] | {"storage": ""} for each in report["networks"]] == json.loads(json.dumps(wanted))
+    assert report["networks"][1]["job"] == "paper, x1, network 1" and report["run"]["options"]["weights"] == "w.pt"
     records = read_records(Path("out/results.jsonl"))
     assert [(r["architecture"], r["data"], r["site"]) for r in records] == [("own.model:build", "digits", "4")] * 8
     assert records[0]["reference_accuracy"] == accuracy(net, x_test, y_test)
@@ -127,8 +127,8 @@ def test_files_of_weights(rainbow_fast: Run, folder: Path) -> None:
     save_file(net.state_dict(), folder / "w.safetensors")
     torch.save({"model": net.state_dict()}, folder / "w.pth")
     for name in ("w.safetensors", "w.pth"):
-        given = [*MODEL, "--weights", name, "--data", "digits", *FEW, "--methods", "paper", "--out", f"of {name}"]
-        assert rainbow_fast("sample", *given)[0] == 0
+        arguments = [*MODEL, "--weights", name, "--data", "digits", *FEW, "--methods", "paper", "--out", f"of {name}"]
+        assert rainbow_fast("sample", *arguments)[0] == 0
     first, second = (Path(f"of {name}", "results.jsonl").read_text() for name in ("w.safetensors", "w.pth"))
     assert first == second
     plain = [*MODEL, "--data", "digits", *FEW, "--methods", "paper", "--seed", 3, "--out"]
@@ -139,19 +139,19 @@ def test_files_of_weights(rainbow_fast: Run, folder: Path) -> None:
 def test_images_of_a_folder_and_arrays(rainbow_fast: Run, folder: Path) -> None:
     """The numbers of samples, shares and second sources; arrays without labels have no accuracy."""
     images(folder / "pictures")
-    given = [*MODEL, "--grey", "--size", 8, "--mean", "0.5,0.5,0.5", "--std", "0.3,0.3,0.3", "--methods", "paper"]
-    given += ["--data", "pictures", "--factors", 1, "--networks", 1]
-    assert rainbow_fast("sample", *given, "--images", 36, "--holdout", "0.25", "--out", "out")[0] == 0
+    arguments = [*MODEL, "--grey", "--size", 8, "--mean", "0.5,0.5,0.5", "--std", "0.3,0.3,0.3", "--methods", "paper"]
+    arguments += ["--data", "pictures", "--factors", 1, "--networks", 1]
+    assert rainbow_fast("sample", *arguments, "--images", 36, "--holdout", "0.25", "--out", "out")[0] == 0
     [first, _] = read_records(Path("out/results.jsonl"))
     assert (first["data"], first["images"], first["held_out_images"]) == ("pictures", 36, 12)
     assert 0 <= first["accuracy"] <= 1
-    assert rainbow_fast("sample", *given, "--holdout", "pictures", "--out", "out")[0] == 0
+    assert rainbow_fast("sample", *arguments, "--holdout", "pictures", "--out", "out")[0] == 0
     [first, _] = read_records(Path("out/results.jsonl"))
     assert (first["images"], first["held_out_images"]) == (60, 60)
     np.save("x.npy", draw(90, 64).numpy())
     np.save("y.npy", np.arange(90) % 10)
-    given = [*MODEL, "--methods", "paper,calibrated", "--factors", "1,2", "--networks", 2]
-    code, out, _ = rainbow_fast("sample", *given, "--data", "x.npy", "--out", "out")
+    arguments = [*MODEL, "--methods", "paper,calibrated", "--factors", "1,2", "--networks", 2]
+    code, out, _ = rainbow_fast("sample", *arguments, "--data", "x.npy", "--out", "out")
     records = read_records(Path("out/results.jsonl"))
     assert (
         code == 0
@@ -159,20 +159,22 @@ def test_images_of_a_folder_and_arrays(rainbow_fast: Run, folder: Path) -> None:
         and "accuracy" not in Path("out/report.txt").read_text()
     )
     assert {(r["images"], r["held_out_images"]) for r in records} == {(81, 9)}
-    code, out, _ = rainbow_fast("plan", *given, "--data", "x.npy,y.npy", "--holdout", "x.npy", "--images", 50, "--json")
+    code, out, _ = rainbow_fast(
+        "plan", *arguments, "--data", "x.npy,y.npy", "--holdout", "x.npy", "--images", 50, "--json"
+    )
     assert [(cost["images"], cost["held_out_images"]) for cost in json.loads(out)["costs"]] == [(50, 90)] * 4
 
 
 def test_the_budget_puts_activations_into_files(rainbow_fast: Run) -> None:
     """It changes no number, only how many are sampled together."""
-    given = [*MODEL, "--data", "digits", *FEW, "--methods", "paper"]
-    assert rainbow_fast("sample", *given, "--out", "a")[0] == 0
-    code, out, _ = rainbow_fast("sample", *given, "--memory-budget", "10k", "--out", "b")
+    arguments = [*MODEL, "--data", "digits", *FEW, "--methods", "paper"]
+    assert rainbow_fast("sample", *arguments, "--out", "a")[0] == 0
+    code, out, _ = rainbow_fast("sample", *arguments, "--memory-budget", "10k", "--out", "b")
     assert code == 0 and "activations wait in files" in out
     assert Path("a/results.jsonl").read_text() == Path("b/results.jsonl").read_text()
-    code, out, _ = rainbow_fast("plan", *given, "--memory-budget", "10k")
+    code, out, _ = rainbow_fast("plan", *arguments, "--memory-budget", "10k")
     assert "one at a time; activations wait in files" in out
-    code, out, _ = rainbow_fast("plan", *given, "--storage", "recompute")
+    code, out, _ = rainbow_fast("plan", *arguments, "--storage", "recompute")
     assert "up to 4 networks of a method together; activations wait nowhere" in out
 
 
@@ -190,11 +192,11 @@ def test_groups_are_of_one_method_and_fit() -> None:
 
 
 def test_pointwise_modules_of_ones_own(rainbow_fast: Run) -> None:
-    given = ["--module", "own.model:build", "--module-args", '{"act": "Half"}', "--data", "digits"]
-    assert "Half" not in rainbow_fast("sites", *given)[1]
-    code, out, _ = rainbow_fast("sites", *given, "--pointwise", "own.model:Half")
+    arguments = ["--module", "own.model:build", "--module-args", '{"act": "Half"}', "--data", "digits"]
+    assert "Half" not in rainbow_fast("sites", *arguments)[1]
+    code, out, _ = rainbow_fast("sites", *arguments, "--pointwise", "own.model:Half")
     assert code == 0 and out.splitlines()[1].split() == ["2", "Half", "12", "12", "12", "yes"]
-    assert rainbow_fast("sample", *given, *FEW, "--methods", "paper", "--pointwise", "own.model:Half")[0] == 0
+    assert rainbow_fast("sample", *arguments, *FEW, "--methods", "paper", "--pointwise", "own.model:Half")[0] == 0
     assert {r["site"] for r in read_records(Path("rainbow-sample/results.jsonl"))} == {"2", "4"}
 
 
@@ -209,18 +211,18 @@ def test_compare_takes_two_files_of_weights(rainbow_fast: Run, folder: Path) -> 
     nets = [network(seed=seed) for seed in (0, 10)]
     for name, net in zip("ab", nets, strict=True):
         torch.save(net.state_dict(), folder / f"{name}.pt")
-    given = ["compare", "a.pt", "b.pt", *MODEL, "--data", "digits", "--images", 300]
-    code, out, _ = rainbow_fast(*given, "--json")
+    arguments = ["compare", "a.pt", "b.pt", *MODEL, "--data", "digits", "--images", 300]
+    code, out, _ = rainbow_fast(*arguments, "--json")
     x, y, x_test, y_test = digits()
     wanted = rf.compare(*nets, (x[:300], y[:300]), holdout=(x_test, y_test))
     assert code == 0 and json.loads(out) == wanted.to_dict()
-    code, out, _ = rainbow_fast(*given)
+    code, out, _ = rainbow_fast(*arguments)
     assert code == 0 and wanted.table() in out and "A: a.pt\nB: b.pt\n300 samples, 360 held out" in out
 
 
 def test_deep_networks_have_a_panel_and_a_table_for_all_their_sites(rainbow_fast: Run) -> None:
-    given = ["--module", "own.model:deep", "--module-args", '{"depth": 19}', "--data", "digits", *FEW]
-    code, out, _ = rainbow_fast("sample", *given, "--methods", "paper")
+    arguments = ["--module", "own.model:deep", "--module-args", '{"depth": 19}', "--data", "digits", *FEW]
+    code, out, _ = rainbow_fast("sample", *arguments, "--methods", "paper")
     assert code == 0 and "the first and the last of 19 sites; report.txt has them all" in out
     assert max(map(len, out.splitlines())) <= 80 and "…" not in out
     report = Path("rainbow-sample/report.txt").read_text().splitlines()
@@ -235,10 +237,10 @@ def test_bytes_have_suffixes() -> None:
 def test_a_share_is_taken_beside_the_images_to_align_on() -> None:
     source = sources.Source("some", 1000, 0, lambda: (draw(1, 3), None), lambda: ((draw(1000, 3), None), None))
     for images, share in ((90, 0.1), (7, 0.37), (500, 0.5), (2000, 0.1)):
-        made = sources.split_data(source, str(share), images, sources.Pixels())
-        (x, _), given = made.load()
-        kept = len(x) - int(len(x) * given)  # as `fit` does
-        assert (kept, len(x) - kept) == (made.aligned, made.held) and kept == min(images, 900)
+        split = sources.split_data(source, str(share), images, sources.Pixels())
+        (x, _), holdout = split.load()
+        kept = len(x) - int(len(x) * holdout)  # as `fit` does
+        assert (kept, len(x) - kept) == (split.aligned, split.held) and kept == min(images, 900)
 
 
 @pytest.mark.parametrize(
@@ -323,8 +325,8 @@ def test_wrong_words_cost_one_line_and_write_nothing(
 
 def test_a_run_is_not_resumed_with_other_weights(rainbow_fast: Run, folder: Path) -> None:
     torch.save(network().state_dict(), folder / "w.pt")
-    given = [*MODEL, "--weights", "w.pt", "--data", "digits", *FEW, "--methods", "paper", "--out", "out"]
-    assert rainbow_fast("sample", *given)[0] == 0
+    arguments = [*MODEL, "--weights", "w.pt", "--data", "digits", *FEW, "--methods", "paper", "--out", "out"]
+    assert rainbow_fast("sample", *arguments)[0] == 0
     there = Path("out/results.jsonl").read_text()
     assert rainbow_fast("sample", "--resume", "out")[0] == 0 and Path("out/results.jsonl").read_text() == there
     assert "--out and --resume: wanted one of the two" in rainbow_fast("sample", "--resume", "out", "--out", "out")[2]
@@ -344,9 +346,10 @@ def test_a_published_network_on_its_own_images(rainbow_fast: Run, cifar10_folder
     weights = DATA / "resnet20_cifar10" / "resnet20.pt"
     if not weights.exists():
         pytest.skip("no weights: RAINBOW_FAST_DATA names the folder that holds resnet20_cifar10/resnet20.pt")
-    given = ["--module", "rainbow_fast.networks:resnet_cifar", "--module-args", '{"depth": 20}', "--weights", weights]
-    given += ["--data", cifar10_folder, "--holdout", "0.3", "--images", 30, "--factors", "1", "--networks", 1]
-    code, _, err = rainbow_fast("sample", *given, "--methods", "calibrated", "--out", "out")
+    arguments = ["--module", "rainbow_fast.networks:resnet_cifar", "--module-args", '{"depth": 20}']
+    arguments += ["--weights", weights, "--data", cifar10_folder, "--holdout", "0.3", "--images", 30]
+    arguments += ["--factors", "1", "--networks", 1]
+    code, _, err = rainbow_fast("sample", *arguments, "--methods", "calibrated", "--out", "out")
     assert code == 0, err
     records = read_records(Path("out/results.jsonl"))
     assert len(records) == 19 and records[0]["reference_accuracy"] > 0.7  # 0.913 of all; of these 12 at least 9

@@ -125,19 +125,19 @@ def test_product_of_float64() -> None:
 
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_matrices_of_shared_memory(transposed: int) -> None:
-    given, out = torch.arange(256, dtype=torch.int16).view(4, 8, 8), torch.zeros(32, 4, dtype=torch.int32)
-    assert toy("matrices", out, given, transposed, 0) == ""
-    for k, matrix in enumerate(given.mT if transposed else given):
+    matrices, out = torch.arange(256, dtype=torch.int16).view(4, 8, 8), torch.zeros(32, 4, dtype=torch.int32)
+    assert toy("matrices", out, matrices, transposed, 0) == ""
+    for k, matrix in enumerate(matrices.mT if transposed else matrices):
         assert torch.equal(out[:, k : k + 1], word(matrix.T, 2 * T, G))
-    assert "load_matrices" in toy("matrices", out, given, transposed, 4)  # rows that are not aligned
+    assert "load_matrices" in toy("matrices", out, matrices, transposed, 4)  # rows that are not aligned
 
 
 @pytest.mark.parametrize("name, dtype", [("shuffles", torch.float32), ("shuffles_f64", torch.float64)])
 def test_shuffles(name: str, dtype: torch.dtype) -> None:
     source = torch.randperm(32, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    given, out = draw(32, dtype=dtype), torch.empty(2, 32, dtype=dtype)
-    assert toy(name, out, given, source) == ""
-    assert torch.equal(out, torch.stack([given[source.long()], given[LANE ^ 11]]))
+    values, out = draw(32, dtype=dtype), torch.empty(2, 32, dtype=dtype)
+    assert toy(name, out, values, source) == ""
+    assert torch.equal(out, torch.stack([values[source.long()], values[LANE ^ 11]]))
 
 
 # --- numbers ---
@@ -184,35 +184,35 @@ FAULTS = ["none", "no wait", "no barrier", "overwrites what others read"]
 @pytest.mark.parametrize("fault", FAULTS)
 def test_pipeline(fault: str) -> None:
     steps = 5
-    given, right = draw(steps, 64, 4), []
+    values, right = draw(steps, 64, 4), []
     for order in ORDERS:
         build.set_order(order)
         out = torch.zeros(steps, 64, 4)
-        assert toy("pipeline", out, given, steps, FAULTS.index(fault)) == ""
-        right.append(torch.equal(out, given.flip(1)))
+        assert toy("pipeline", out, values, steps, FAULTS.index(fault)) == ""
+        right.append(torch.equal(out, values.flip(1)))
     assert all(right) if fault == "none" else not any(right)
 
 
 def test_copies_of_fewer_bytes() -> None:
-    given, out = (
+    source, out = (
         torch.arange(512, dtype=torch.int16).to(torch.uint8).view(32, 16),
         torch.ones(32, 28, dtype=torch.uint8),
     )
-    assert toy("partial", out, given, 0) == ""
+    assert toy("partial", out, source, 0) == ""
     k = torch.arange(16)
-    assert torch.equal(out[:, :16], given * (k < LANE[:, None] // 2))
-    assert torch.equal(out[:, 16:20], given[:, :4] * (LANE[:, None] % 2))
-    assert torch.equal(out[:, 20:], given[:, :8] * (LANE[:, None] % 3 > 0))
-    assert "copies to an address that is not aligned to 4 bytes" in toy("partial", out, given, 2)
+    assert torch.equal(out[:, :16], source * (k < LANE[:, None] // 2))
+    assert torch.equal(out[:, 16:20], source[:, :4] * (LANE[:, None] % 2))
+    assert torch.equal(out[:, 20:], source[:, :8] * (LANE[:, None] % 3 > 0))
+    assert "copies to an address that is not aligned to 4 bytes" in toy("partial", out, source, 2)
 
 
 def test_positive_part_of_two_numbers_at_once() -> None:
     """Both halves of a word, infinities and zeros of both signs; NaN stays."""
     numbers = torch.cat([draw(58), torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, torch.nan, -torch.nan])])
-    given = [numbers.to(dtype) for dtype in (torch.bfloat16, torch.float16)]
-    found = [t.clone() for t in given]
-    assert toy("positive", *found) == ""
-    for got, t in zip(found, given, strict=True):
+    inputs = [numbers.to(dtype) for dtype in (torch.bfloat16, torch.float16)]
+    outputs = [t.clone() for t in inputs]
+    assert toy("positive", *outputs) == ""
+    for got, t in zip(outputs, inputs, strict=True):
         torch.testing.assert_close(got, t.relu(), rtol=0, atol=0, equal_nan=True)
 
 
@@ -226,12 +226,12 @@ def test_warps_may_take_different_numbers_of_shuffles() -> None:
 
 def test_missing_barrier_gives_other_numbers_in_another_order() -> None:
     results = {0: set(), 1: set()}
-    for ordered, found in results.items():
+    for ordered, outcomes in results.items():
         for order in ORDERS:
             build.set_order(order)
             out = torch.empty(64, dtype=torch.int32)
             assert toy("neighbours", out, ordered) == ""
-            found.add(tuple(out.tolist()))
+            outcomes.add(tuple(out.tolist()))
     assert results[1] == {(*range(32, 64), *range(32))} and len(results[0]) > 1
 
 

@@ -60,12 +60,12 @@ def normals(at: tuple[int, int, int, int], n: int, r: int) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_identity_gives_the_bits_of_g(guarded, dtype: torch.dtype) -> None:
     at = (2**62 + 3, 2**32 - 1, 2**40 + 1, 6)  # a row above 2^32, a column inside a group of four
-    found = align(guarded(67, 41, dtype=dtype), torch.eye(41, dtype=dtype), at)
+    W = align(guarded(67, 41, dtype=dtype), torch.eye(41, dtype=dtype), at)
     wanted = normals(at, 67, 41).to(dtype)
     if dtype == torch.float32:  # two parts of eleven bits
-        assert (found - wanted).abs().div(wanted.abs()).max() <= 2.0**-22
+        assert (W - wanted).abs().div(wanted.abs()).max() <= 2.0**-22
     else:
-        assert differing_bits(found, wanted) == 0
+        assert differing_bits(W, wanted) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -128,7 +128,7 @@ def test_blocks_of_rows_have_the_bits_of_the_whole(guarded) -> None:
 
 
 def add_covariance(
-    out: Tensor, sides: list[Tensor], shifts: list[Tensor], totals: list[Tensor], workspace: Tensor, **given
+    out: Tensor, sides: list[Tensor], shifts: list[Tensor], totals: list[Tensor], workspace: Tensor, **options
 ) -> None:
     held = [samples(side) for side in sides]
     described = [
@@ -137,7 +137,7 @@ def add_covariance(
             held, shifts or [None] * len(sides), totals or [None] * len(sides), strict=True
         )
     ]
-    activation = ACTIVATION[given.get("activation", "identity")]
+    activation = ACTIVATION[options.get("activation", "identity")]
     build.load().cuda.cross_covariance(
         out.data_ptr(), out.stride(0), described[0], described[1:] or described, len(sides) == 1, activation, 0.25,
         (0, 0, workspace.data_ptr(), workspace.nbytes),

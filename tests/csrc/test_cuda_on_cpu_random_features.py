@@ -40,16 +40,16 @@ def run(
     room = torch.empty(workspace // 8, dtype=torch.float64)
     stream = (0, 0, room.data_ptr(), workspace)
     kept, features = Features(u, shift, None, G, activation, 0.01, 0.7).memory(n)
-    given = features(tuple(FAR.values()) + (0,))
+    struct = features(tuple(FAR.values()) + (0,))
     phi = make(N, n, *space, dtype=u.dtype)
-    kernels.random_features(memory.samples(phi, written=True)[1], given, stream)
+    kernels.random_features(memory.samples(phi, written=True)[1], struct, stream)
     sums = [make(*shape, dtype=torch.float64).fill_(1) for shape in ((x.shape[1], n), (n,), (n,))]
     x_kept, x_samples = memory.samples(x)
     offs = map(memory.address_of, centers)
-    kernels.random_features_covariance(*(t.data_ptr() for t in sums), x_samples, *offs, given, stream)
+    kernels.random_features_covariance(*(t.data_ptr() for t in sums), x_samples, *offs, struct, stream)
     out = [make(N, len(a), *space, dtype=u.dtype) for a in A]
     pairs = [(memory.samples(o, written=True)[1], memory.matrix(a)) for o, a in zip(out, A, strict=True)]
-    kernels.random_features_projection(pairs, given, stream)
+    kernels.random_features_projection(pairs, struct, stream)
     return phi, *sums, *out
 
 
@@ -119,7 +119,7 @@ def test_layouts(layouts: tuple[str, str]) -> None:
     def last(N: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(N, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
 
-    made = run(
+    results = run(
         x,
         u,
         [A],
@@ -127,7 +127,7 @@ def test_layouts(layouts: tuple[str, str]) -> None:
         50,
         make=lambda *s, dtype: last(*s, dtype=dtype) if len(s) == 4 else torch.empty(s, dtype=dtype),
     )
-    for a, b in zip(made[::4], out, strict=True):
+    for a, b in zip(results[::4], out, strict=True):
         assert differing_bits(a, b) == 0
 
 

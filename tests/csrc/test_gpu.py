@@ -73,19 +73,19 @@ def test_sample_project_align_in_two_terms(name: str, r: int) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_random_features(name: str, dtype: torch.dtype, activation: str) -> None:
     u, x, A = draw(300, 37, dtype=dtype), draw(300, 21, dtype=dtype, seed=1), draw(21, 190, dtype=dtype, seed=2)
-    given = {"seed": 4, "activation": activation, "scale": 0.7}
+    options = {"seed": 4, "activation": activation, "scale": 0.7}
     on_gpu = [t.to(GPU) for t in (u, x, A)]
-    exact = rf.random_features(u.double(), 190, backend="reference", **given)
-    plain = rf.random_features(u, 190, backend="reference", **given)
-    got = rf.random_features(on_gpu[0], 190, backend=name, **given)
+    exact = rf.random_features(u.double(), 190, backend="reference", **options)
+    plain = rf.random_features(u, 190, backend="reference", **options)
+    got = rf.random_features(on_gpu[0], 190, backend=name, **options)
     assert_close_to_float64(got.cpu(), exact, plain, terms=37)
-    sums = rf.random_features_covariance(on_gpu[1], on_gpu[0], 190, backend=name, **given)
+    sums = rf.random_features_covariance(on_gpu[1], on_gpu[0], 190, backend=name, **options)
     assert_close_to_float64(sums[0].cpu().to(dtype), x.double().T @ exact, x.T @ plain, terms=300)
-    projected = rf.random_features_projection(on_gpu[0], on_gpu[2], backend=name, **given)
+    projected = rf.random_features_projection(on_gpu[0], on_gpu[2], backend=name, **options)
     assert_close_to_float64(projected.cpu(), exact @ A.double().T, plain @ A.T, terms=190)
     x_center, center = x.mean(0), plain.mean(0)
     centers = {"x_center": x_center.to(GPU), "center": center.to(GPU)}
-    sums = rf.random_features_covariance(on_gpu[1], on_gpu[0], 190, backend=name, **centers, **given)
+    sums = rf.random_features_covariance(on_gpu[1], on_gpu[0], 190, backend=name, **centers, **options)
     exact, plain = exact - center.double(), plain - center
     X = x.double() - x_center.double()
     assert_close_to_float64(sums[0].cpu().to(dtype), X.T @ exact, (x - x_center).T @ plain, terms=300)
@@ -150,11 +150,11 @@ def test_a_sampled_network() -> None:
     sampled, _ = rf.fit(network, draw(200, 6), holdout=0.0).sample(factor=4, method="calibrated")
     there, x = copy.deepcopy(sampled).to(GPU), draw(50, 6, seed=1)
     results = []
-    for module, given in ((sampled, x.clone()), (there, x.to(GPU))):
-        given.requires_grad_()
-        y = module(given)
+    for module, batch in ((sampled, x.clone()), (there, x.to(GPU))):
+        batch.requires_grad_()
+        y = module(batch)
         y.square().sum().backward()
-        results.append((y.detach().cpu(), given.grad.cpu()))
+        results.append((y.detach().cpu(), batch.grad.cpu()))
     for a, b in zip(*results, strict=True):  # float32 products in another order
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     static, graph = x.to(GPU), torch.cuda.CUDAGraph()

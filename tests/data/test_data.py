@@ -28,8 +28,8 @@ def test_digits_hold_every_image_once():
     x = torch.cat([images.x_train, images.x_test]).flatten(1)
     pixels = (16 * (x - x.min()) / (x.max() - x.min())).round().int().tolist()
     labelled = zip(pixels, torch.cat([images.y_train, images.y_test]).tolist(), strict=True)
-    found = datasets.load_digits()
-    assert sorted(labelled) == sorted(zip(found.data.astype(int).tolist(), found.target.tolist(), strict=True))
+    bunch = datasets.load_digits()
+    assert sorted(labelled) == sorted(zip(bunch.data.astype(int).tolist(), bunch.target.tolist(), strict=True))
 
 
 def test_digits_name_the_extra(monkeypatch):
@@ -55,7 +55,8 @@ def test_cifar10_in_colour_is_the_published_normalisation(cifar10_folder):
 
 def test_cifar10_takes_other_statistics(cifar10_folder):
     usual, other = (
-        data.cifar10(cifar10_folder, **given).x_test[:50] for given in ({}, {"mean": (0.5, 0, 1), "std": (2, 1, 0.5)})
+        data.cifar10(cifar10_folder, **statistics).x_test[:50]
+        for statistics in ({}, {"mean": (0.5, 0, 1), "std": (2, 1, 0.5)})
     )
     pixels = usual * torch.tensor(data.STD).view(3, 1, 1) + torch.tensor(data.MEAN).view(3, 1, 1)
     wanted = (pixels - torch.tensor([0.5, 0, 1]).view(3, 1, 1)) / torch.tensor([2, 1, 0.5]).view(3, 1, 1)
@@ -63,15 +64,15 @@ def test_cifar10_takes_other_statistics(cifar10_folder):
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "statistics, message",
     [
         ({"mean": (1, 2)}, r"mean: wanted three numbers, got \(1, 2\)"),
         ({"std": (1, 1, 0)}, r"std: wanted three positive numbers, got \(1, 1, 0\)"),
     ],
 )
-def test_cifar10_names_wrong_statistics(given, message):
+def test_cifar10_names_wrong_statistics(statistics, message):
     with pytest.raises(ValueError, match=message):
-        data.cifar10("nowhere", **given)
+        data.cifar10("nowhere", **statistics)
 
 
 def test_cifar10_grey_combines_after_the_normalisation(cifar10_folder):
@@ -137,17 +138,17 @@ X, Y = torch.arange(14.0).view(7, 2), torch.arange(7)
     ids=["x", "pair", "pair without y", "list of x", "list of pairs", "tuple of pairs", "loader of x", "loader"],
 )
 def test_batches_of_every_kind_of_data_can_be_iterated_twice(source, labelled):
-    found = data.batches(source, batch_size=3)
+    batches = data.batches(source, batch_size=3)
     for _ in range(2):
-        x, y = zip(*found, strict=True)
+        x, y = zip(*batches, strict=True)
         assert torch.equal(torch.cat(x), X)
         assert torch.equal(torch.cat(y), Y) if labelled else set(y) == {None}
 
 
 def test_batches_of_a_tensor_are_views_of_the_size_asked_for():
-    found = [x for x, _ in data.batches(X, batch_size=3)]
-    assert [len(x) for x in found] == [3, 3, 1]
-    assert found[1].data_ptr() == X[3:].data_ptr()
+    batches = [x for x, _ in data.batches(X, batch_size=3)]
+    assert [len(x) for x in batches] == [3, 3, 1]
+    assert batches[1].data_ptr() == X[3:].data_ptr()
 
 
 @pytest.mark.parametrize(

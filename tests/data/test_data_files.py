@@ -38,10 +38,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_image_folder_in_the_order_of_classes_and_names(folder):
-    found = data.image_folder(folder, seed=None, batch_size=4)
-    assert found.classes == ("ant", "cow", "zebra") and found.samples == 9
-    x, y = (torch.cat(part) for part in zip(*found, strict=True))
-    assert [len(batch) for batch, _ in found] == [4, 4, 1] and len(found) == 3
+    images = data.image_folder(folder, seed=None, batch_size=4)
+    assert images.classes == ("ant", "cow", "zebra") and images.samples == 9
+    x, y = (torch.cat(part) for part in zip(*images, strict=True))
+    assert [len(batch) for batch, _ in images] == [4, 4, 1] and len(images) == 3
     assert y.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2] and y.dtype == torch.int64
     order = [0, 1, 10, 12, 11, 20, 22, 23, 21]  # by path: "deep/1.PNG" stands after the digits
     wanted = np.stack([(pixels(i) / 255 - data.MEAN) / data.STD for i in order]).transpose(0, 3, 1, 2)
@@ -52,10 +52,10 @@ def test_image_folder_in_the_order_of_classes_and_names(folder):
 def test_image_folder_mixes_classes_in_an_order_fixed_by_the_seed(folder):
     plain = torch.cat([x for x, _ in data.image_folder(folder, seed=None)])
     for seed in (0, 1):
-        found = data.image_folder(folder, seed=seed, batch_size=5)
+        images = data.image_folder(folder, seed=seed, batch_size=5)
         order = np.random.RandomState(seed).permutation(9)
         for _ in range(2):
-            x, y = (torch.cat(part) for part in zip(*found, strict=True))
+            x, y = (torch.cat(part) for part in zip(*images, strict=True))
             assert torch.equal(x, plain[order])
             assert y.tolist() == [[0, 0, 1, 1, 1, 2, 2, 2, 2][i] for i in order]
 
@@ -148,10 +148,10 @@ def test_image_folder_refuses_a_folder_without_classes(tmp_path):
 )
 def test_image_folder_names_a_bad_file_when_it_gets_there(folder, spoil: Callable, message):
     spoil(folder / "zebra" / "bad.png")
-    found = iter(data.image_folder(folder, seed=None, batch_size=5))
-    next(found)
+    batches = iter(data.image_folder(folder, seed=None, batch_size=5))
+    next(batches)
     with pytest.raises(ValueError, match=message):
-        next(found)
+        next(batches)
 
 
 X = np.random.default_rng(0).standard_normal((7, 2, 3))
@@ -162,10 +162,10 @@ X = np.random.default_rng(0).standard_normal((7, 2, 3))
 def test_npy_floats_come_as_they_are(tmp_path, dtype, order):
     np.save(tmp_path / "x.npy", np.asarray(X, dtype, order=order))
     np.save(tmp_path / "y.npy", np.arange(7, dtype=np.int16))
-    found = data.npy_pair(tmp_path / "x.npy", tmp_path / "y.npy", batch_size=3)
+    pairs = data.npy_pair(tmp_path / "x.npy", tmp_path / "y.npy", batch_size=3)
     for _ in range(2):
-        x, y = zip(*found, strict=True)
-        assert [len(part) for part in x] == [3, 3, 1] and len(found) == 3
+        x, y = zip(*pairs, strict=True)
+        assert [len(part) for part in x] == [3, 3, 1] and len(pairs) == 3
         assert all(part.is_contiguous() for part in x)
         assert np.array_equal(torch.cat(x), X.astype(dtype)) and x[0].numpy().dtype == dtype
         assert torch.equal(torch.cat(y), torch.arange(7))

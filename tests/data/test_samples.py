@@ -38,13 +38,13 @@ def test_uint8_are_pixels_wherever_they_come_from(tmp_path, dtype):
     mapped.copy_(PIXELS.flatten())
     y = torch.arange(60) % 4
     loader = DataLoader(TensorDataset(PIXELS, y), batch_size=13)
-    given = [PIXELS, (PIXELS, y), loader, npy_pair(tmp_path / "x.npy"), mapped.view(PIXELS.shape)]
+    sources = [PIXELS, (PIXELS, y), loader, npy_pair(tmp_path / "x.npy"), mapped.view(PIXELS.shape)]
     net, floats = convolution(dtype), PIXELS.float() / 255
     wanted, report = rf.sample(net, floats, factor=2, holdout=floats.flip(0), memory_budget=1000, chunk=7)
-    for data in given:
-        network, its = rf.sample(net, data, factor=2, holdout=PIXELS.flip(0), memory_budget=1000, chunk=7)
+    for data in sources:
+        network, own_report = rf.sample(net, data, factor=2, holdout=PIXELS.flip(0), memory_budget=1000, chunk=7)
         assert torch.equal(network.site("1").A, wanted.site("1").A)
-        assert its.sites[0].held_out_error == report.sites[0].held_out_error
+        assert own_report.sites[0].held_out_error == report.sites[0].held_out_error
     assert rf.sites(net, PIXELS)[0].z_shape == (5, 4, 4)
     assert abs(rf.compare(net, net, PIXELS).sites[0].similarity - rf.compare(net, net, floats).sites[0].similarity) == 0
 
@@ -66,8 +66,8 @@ def test_pixels_are_divided_in_float32():
     """And other integers, and booleans, are the numbers they are."""
     values = torch.arange(256, dtype=torch.uint8)
     for dtype in (torch.float32, torch.float64, torch.float16):
-        found = as_numbers(values, "cpu", dtype)
-        assert found.dtype == dtype and torch.equal(found, (values.float() / 255).to(dtype))
+        numbers = as_numbers(values, "cpu", dtype)
+        assert numbers.dtype == dtype and torch.equal(numbers, (values.float() / 255).to(dtype))
     assert values[3] == 3, "in place nowhere"
     for dtype in (torch.int8, torch.int16, torch.int64, torch.bool):
         assert torch.equal(as_numbers(torch.ones(3, dtype=dtype), "cpu", torch.float32), torch.ones(3))

@@ -32,12 +32,12 @@ class Maker:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.made: list[tuple[Tensor, int]] = []  # memory, and how many elements of it are a tensor's
+        self.allocated: list[tuple[Tensor, int]] = []  # memory, and how many elements of it are a tensor's
 
     def tensor(self, *shape: int, dtype: torch.dtype = F32) -> Tensor:
         count = torch.Size(shape).numel()
         memory = torch.full((count + 2 * RIM,), CANARY).to(dtype)
-        self.made.append((memory, count))
+        self.allocated.append((memory, count))
         inside = memory[RIM : RIM + count]
         if dtype.is_floating_point or dtype.is_complex:
             inside.copy_(torch.randn(count, generator=self.generator, dtype=F64))
@@ -60,7 +60,7 @@ class Maker:
         return self.random.choice(of or (F32, F64))
 
     def canaries(self) -> None:
-        for memory, count in self.made:
+        for memory, count in self.allocated:
             for rim in (memory[:RIM], memory[RIM + count :]):
                 assert torch.equal(rim, torch.full_like(rim, CANARY)), "a canary was overwritten"
 
@@ -88,9 +88,9 @@ def cross_covariance(m: Maker) -> list:
 
 
 def cross_covariance_out(m: Maker) -> list:
-    given = cross_covariance(m)
-    columns = sum(y.shape[1] for y in given[1]) if given[1] else given[0].shape[1]
-    return [*given, m.tensor(given[0].shape[1], columns, dtype=F64)]
+    arguments = cross_covariance(m)
+    columns = sum(y.shape[1] for y in arguments[1]) if arguments[1] else arguments[0].shape[1]
+    return [*arguments, m.tensor(arguments[0].shape[1], columns, dtype=F64)]
 
 
 def patch_covariance(m: Maker) -> list:
@@ -152,8 +152,8 @@ def lead(seeds: int | None) -> tuple[int, ...]:
 
 def random_features(m: Maker) -> list:
     n = m.size()
-    given, rest, _ = features(m, n)
-    return [*given, n, *rest]
+    inputs, rest, _ = features(m, n)
+    return [*inputs, n, *rest]
 
 
 def random_features_out(m: Maker) -> list:
@@ -164,22 +164,22 @@ def random_features_out(m: Maker) -> list:
 
 def random_features_covariance(m: Maker) -> list:
     n = m.size()
-    (u, *given), rest, seeds = features(m, n)
+    (u, *inputs), rest, seeds = features(m, n)
     x = m.tensor(u.shape[0], m.size(), *u.shape[2:], dtype=u.dtype)
-    return [x, u, *given, *centers(m, x, n, seeds), n, *rest]
+    return [x, u, *inputs, *centers(m, x, n, seeds), n, *rest]
 
 
 def centers(m: Maker, x: Tensor, n: int, seeds: int | None) -> list:
-    found = [m.tensor(x.shape[1], dtype=x.dtype), m.tensor(*lead(seeds), n, dtype=x.dtype)]
-    return [m.random.choice([None, center]) for center in found]
+    vectors = [m.tensor(x.shape[1], dtype=x.dtype), m.tensor(*lead(seeds), n, dtype=x.dtype)]
+    return [m.random.choice([None, center]) for center in vectors]
 
 
 def random_features_covariance_out(m: Maker) -> list:
     n = m.size()
-    (u, *given), rest, seeds = features(m, n)
+    (u, *inputs), rest, seeds = features(m, n)
     x = m.tensor(u.shape[0], m.size(), *u.shape[2:], dtype=u.dtype)
     sums = [m.tensor(*lead(seeds), *shape, dtype=F64) for shape in ((x.shape[1], n), (n,), (n,))]
-    return [x, u, *given, *centers(m, x, n, seeds), *rest, *sums]
+    return [x, u, *inputs, *centers(m, x, n, seeds), *rest, *sums]
 
 
 def random_features_projection(m: Maker) -> list:
@@ -200,10 +200,10 @@ def random_features_gradient(m: Maker) -> list:
     n = m.size()
     (u, shift), rest, seeds = features(m, n)
     d, space = m.size(), u.shape[2:]
-    given = m.tensor(u.shape[0], n, *space, dtype=u.dtype)
+    grad_phi = m.tensor(u.shape[0], n, *space, dtype=u.dtype)
     x, A = m.tensor(u.shape[0], d, *space, dtype=u.dtype), m.tensor(d, n, dtype=u.dtype)
     total = m.random.choice([None, m.tensor(n, dtype=u.dtype)])
-    return [u, shift, n, *rest, given, total, None, [x], [A], rest[1] is not None and m.random.random() < 0.5]
+    return [u, shift, n, *rest, grad_phi, total, None, [x], [A], rest[1] is not None and m.random.random() < 0.5]
 
 
 VALID: dict[str, Callable[[Maker], list]] = {
@@ -234,8 +234,8 @@ def reshaped(m: Maker, t: Tensor) -> Tensor:
         shape[m.random.randrange(len(shape))] = m.random.choice([0, 1])
     else:
         m.random.shuffle(shape)
-    made = m.tensor(*(max(n, 0) for n in shape), dtype=t.dtype)
-    return made.random_(0, 2**20, generator=m.generator) if t.dtype == torch.int64 else made
+    resized = m.tensor(*(max(n, 0) for n in shape), dtype=t.dtype)
+    return resized.random_(0, 2**20, generator=m.generator) if t.dtype == torch.int64 else resized
 
 
 def retyped(m: Maker, t: Tensor) -> Tensor:
@@ -367,13 +367,13 @@ def one_call(name: str, seed: int) -> str:
 
 def main(seed: int, calls: int) -> None:
     torch.set_num_threads(1)
-    found: dict[str, Counter] = {name: Counter() for name in VALID}
+    outcomes: dict[str, Counter] = {name: Counter() for name in VALID}
     for number in range(calls):
         name = list(VALID)[number % len(VALID)]
         where = seed * 10**9 + number
         sys.stderr.write(f"\r{name} {where}          ")  # the last line tells what crashed
-        found[name][one_call(name, where)] += 1
-    print(json.dumps(found))
+        outcomes[name][one_call(name, where)] += 1
+    print(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

@@ -114,27 +114,27 @@ def compiled(variant, target: Target) -> dict:
     }
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
     source = ASTSource(fn=kernel, signature=signature, constexprs=variant.constants, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget(*target.triton), options=variant.options)
-    return {**made.asm, "shared": made.metadata.shared}
+    binary = triton.compile(source, target=GPUTarget(*target.triton), options=variant.options)
+    return {**binary.asm, "shared": binary.metadata.shared}
 
 
 def check(module: str, index: int, target: Target) -> Row:
     variant = list(importlib.import_module(f"rainbow_fast.triton_kernels.{module}").variants())[index]
     row = Row(variant.name, target.name)
     try:
-        made = compiled(variant, target)
+        stages = compiled(variant, target)
     except Exception as error:  # whatever the compiler does not like is a line in the table
         row.wrong.append(f"does not compile: {(str(error).splitlines() or [repr(error)])[-1]}")
         return row
-    row.shared = made["shared"]
-    if "amdgcn" in made:
-        text = made["amdgcn"]
+    row.shared = stages["shared"]
+    if "amdgcn" in stages:
+        text = stages["amdgcn"]
         number = {name: int(value) for name, value in re.findall(r"^; (\w+): (\d+)$", text, re.M)}
         row.registers, row.local = number["TotalNumVgprs"], number["ScratchSize"]
         row.spills = sum(map(int, re.findall(r"\.vgpr_spill_count:\s+(\d+)", text)))
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(made["cubin"])
+            file.write(stages["cubin"])
             file.flush()
             usage = tool("cuobjdump", "-res-usage", file.name)
             text = tool("nvdisasm", "-c", file.name)
@@ -144,11 +144,11 @@ def check(module: str, index: int, target: Target) -> Row:
             row.per_gaussian = executed(text) / variant.gaussians
     row.tensor_core = len(re.findall(target.tensor_core, text))
     if variant.gaussians:
-        found = INEXACT.findall(made["llir"] + made.get("ptx", ""))
+        inexact = INEXACT.findall(stages["llir"] + stages.get("ptx", ""))
         if len(FUSED.findall(text)) > 2 * len(ROOT.findall(text)) + 1:
-            found.append("fused multiply-adds")
-        if found:
-            row.wrong.append(f"the generator is not exact: {found[0]}")
+            inexact.append("fused multiply-adds")
+        if inexact:
+            row.wrong.append(f"the generator is not exact: {inexact[0]}")
     if row.per_gaussian and variant.most and row.per_gaussian > variant.most:
         row.wrong.append(f"wanted at most {variant.most} instructions a normal")
     threads = variant.options["num_warps"] * target.triton[2]

@@ -69,43 +69,43 @@ def kernels(source: Path, target: Target, compiler: str) -> dict[str, tuple[int,
         if done.returncode:
             raise RuntimeError(done.stderr)
         usage, sass = tool("cuobjdump", "-res-usage", cubin), tool("nvdisasm", "-c", cubin)
-    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)
+    resources = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)
     plain = subprocess.run(
-        ["c++filt"], input="\n".join(f[0] for f in found), capture_output=True, text=True, check=True
+        ["c++filt"], input="\n".join(f[0] for f in resources), capture_output=True, text=True, check=True
     )
     names = map(short, plain.stdout.splitlines())
     return {
         name: (int(registers), int(stack), sass.split(f".text.{mangled}:", 1)[1].split("\n\t.section", 1)[0])
-        for name, (mangled, registers, stack) in zip(names, found, strict=True)
+        for name, (mangled, registers, stack) in zip(names, resources, strict=True)
     }
 
 
 def rows(source: str, target: Target, compiler: str) -> list[Row]:
     """A line for each kernel of a file; of the generator alone, what a number costs."""
     try:
-        found = kernels(ROOT / "csrc" / "cuda" / f"{source}.cu", target, compiler)
+        compiled = kernels(ROOT / "csrc" / "cuda" / f"{source}.cu", target, compiler)
     except RuntimeError as error:
         return [Row(source, target.name, wrong=[f"does not compile: {str(error).splitlines()[0]}"])]
-    made = []
-    for name, (registers, stack, sass) in found.items():
+    table = []
+    for name, (registers, stack, sass) in compiled.items():
         row = Row(f"{source} {name}", target.name, registers, stack)
         row.spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
         row.tensor_core = len(re.findall(TENSOR_CORE, sass))
         judge(row, target, threads=THREADS, blocks=1, products=bool(PRODUCTS.search(row.kernel)))
-        made.append(row)
-    return made + ([generator(target, compiler)] if source == "gaussian" else [])
+        table.append(row)
+    return table + ([generator(target, compiler)] if source == "gaussian" else [])
 
 
 def generator(target: Target, compiler: str) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder) / "probe.cu"
         probe.write_text(PROBE)
-        found = kernels(probe, target, compiler)
+        probes = kernels(probe, target, compiler)
         command = [compiler, *FLAGS, f"-arch={target.name}", "-ptx", str(probe), "-o", f"{folder}/probe.ptx"]
         subprocess.run(command, cwd=ROOT, check=True)
         ptx = Path(f"{folder}/probe.ptx").read_text()
-    counts = {name: instructions(sass) for name, (_, _, sass) in found.items()}
-    row = Row("generate, a number", target.name, found["probe<8>"][0])
+    counts = {name: instructions(sass) for name, (_, _, sass) in probes.items()}
+    row = Row("generate, a number", target.name, probes["probe<8>"][0])
     row.per_gaussian = (counts["probe<8>"] - counts["probe<4>"]) / 16
     if row.per_gaussian > MOST:
         row.wrong.append(f"wanted at most {MOST} instructions a normal")
@@ -130,8 +130,8 @@ def main(only: str = "") -> int:
     print(Row.HEAD)
     wrong = 0
     with ThreadPoolExecutor(2) as pool:
-        for made in pool.map(lambda job: rows(*job), work(only)):
-            for row in made:
+        for table in pool.map(lambda job: rows(*job), work(only)):
+            for row in table:
                 print(row, flush=True)
                 wrong += bool(row.wrong)
     print(f"{wrong} kernels fall short" if wrong else "all kernels pass")

@@ -49,8 +49,8 @@ def assert_same_for_threads(compute: Callable[[], Tensor | tuple[Tensor, ...]]) 
     results = []
     for count in (1, 2, 3, 5):
         with threads(count):
-            made = compute()
-            results.append(made if isinstance(made, tuple) else (made,))
+            result = compute()
+            results.append(result if isinstance(result, tuple) else (result,))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert differing_bits(a, b) == 0
@@ -89,8 +89,8 @@ def assert_compiles_once(function: Callable[..., Tensor], calls: list[tuple], **
     counter = CompileCounterWithBackend("aot_eager")  # traces as inductor does, and generates no code
     fast = torch.compile(function, backend=counter, fullgraph=True, **options)
     counts = []
-    for given in calls:
-        assert differing_bits(fast(*given), function(*given)) == 0
+    for arguments in calls:
+        assert differing_bits(fast(*arguments), function(*arguments)) == 0
         counts.append(counter.frame_count)
     # One frame; where floats are dynamic, dynamo may hand it over twice while it is at it.
     assert 1 <= counts[0] <= 2 and set(counts) == {counts[0]}, f"compilations after each call: {counts}"

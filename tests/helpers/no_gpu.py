@@ -33,12 +33,12 @@ class Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, inside: Tensor, requires_grad: bool = False) -> Elsewhere:
-        made = Tensor._make_wrapper_subclass(
+        wrapper = Tensor._make_wrapper_subclass(
             cls, inside.shape, strides=inside.stride(), storage_offset=inside.storage_offset(), dtype=inside.dtype,
             device="meta", requires_grad=requires_grad,
         )  # fmt: skip
-        made.inside = inside
-        return made
+        wrapper.inside = inside
+        return wrapper
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -90,8 +90,8 @@ class Factories(TorchDispatchMode):
             with self:
                 return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
         device = kwargs.get("device")
-        given = any(isinstance(t, Elsewhere) for t in tree_leaves((args, kwargs)))
-        if given or device is None or torch.device(device).type == "cpu":
+        elsewhere = any(isinstance(t, Elsewhere) for t in tree_leaves((args, kwargs)))
+        if elsewhere or device is None or torch.device(device).type == "cpu":
             return op(*args, **kwargs)
         return Elsewhere(op(*tree_map_only(Tensor, lambda t: t.to(META), args), **kwargs | {"device": META}))
 
@@ -110,7 +110,7 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *given: self.launched.append(name)
+        return lambda *arguments: self.launched.append(name)
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def stubbed(chosen: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     """The implementations of backend `chosen`, with recorders for launchers."""
     recorder = Recorder()
 
-    def launch(name: str, device: torch.device, *given: Any) -> None:
+    def launch(name: str, device: torch.device, *arguments: Any) -> None:
         assert device.type == "cuda"
         recorder.launched.append(name)
 

@@ -20,9 +20,9 @@ def start(request: pytest.FixtureRequest, test: str, run: Finished) -> Iterator[
         item.callspec.params for item in request.session.items if (item.path, item.originalname) == (request.path, test)
     ]
     with ThreadPoolExecutor(2) as pool:
-        found = {str(case): pool.submit(run, **case) for case in cases}
-        yield lambda **case: found[str(case)].result()
-        for future in found.values():
+        futures = {str(case): pool.submit(run, **case) for case in cases}
+        yield lambda **case: futures[str(case)].result()
+        for future in futures.values():
             future.cancel()  # where a failure ended the session
 
 

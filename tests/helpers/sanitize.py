@@ -41,10 +41,10 @@ class Cuda:
 
     @staticmethod
     def call(kernel: Callable[..., None], *arguments) -> None:
-        *given, order = arguments
+        *values, order = arguments
         workspace = np.full(1 << 20, 0xFF, np.uint8)  # NaN
         build.set_order(order, sanitize=True)
-        kernel(*given, (0, 0, workspace.ctypes.data, workspace.size))
+        kernel(*values, (0, 0, workspace.ctypes.data, workspace.size))
 
 
 def check(C: ModuleType | Cuda, kernel: str, seed: str) -> None:
@@ -85,7 +85,7 @@ def check_that_overruns_are_found(C: ModuleType | Cuda, kernel: str) -> int:
         arguments, _ = KERNELS[kernel](C, draw)
         if count == len(draw.arrays):
             return count
-        if "ERROR: AddressSanitizer" not in dies(lambda given=arguments: getattr(C, kernel)(*given, 1)):
+        if "ERROR: AddressSanitizer" not in dies(lambda short=arguments: getattr(C, kernel)(*short, 1)):
             sys.exit(f"{kernel}: array {count} of {arguments} is one element short, and nothing was found")
         count += 1
 
@@ -113,9 +113,9 @@ def preload() -> None:
         return
     cxx = shlex.split(os.environ.get("CXX") or "c++")
     files = [[*cxx, f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]
-    found = [subprocess.run(file, check=True, capture_output=True, text=True).stdout.strip() for file in files]
+    libraries = [subprocess.run(file, check=True, capture_output=True, text=True).stdout.strip() for file in files]
     environment = {
-        "LD_PRELOAD": " ".join(found),
+        "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0:malloc_fill_byte=255:max_malloc_fill_size=1073741824",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",  # so that the leak check sees what Python holds
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--seed", default="", help="any text, for other calls")
     parser.add_argument("--kernels", nargs="*", default=[], help="these alone")
     parser.add_argument("-v", action="store_true", help="print each call before it is made")
-    given = parser.parse_args()
+    options = parser.parse_args()
     build.build(sanitize=True)
     preload()
     np.seterr(all="ignore")  # some numbers are infinite
@@ -142,21 +142,21 @@ def main() -> None:
     if exported != set(KERNELS):
         sys.exit(f"the extension has the kernels {sorted(exported)}, this file {sorted(KERNELS)}")
     check_that_shared_memory_has_ends()
-    cuda, chosen = Cuda(), given.kernels or list(KERNELS)
+    cuda, chosen = Cuda(), options.kernels or list(KERNELS)
     for machine in (C, cuda):
         for kernel in filter(partial(hasattr, machine), chosen):
             count = check_that_overruns_are_found(machine, kernel)
             print(f"{kernel}: one element short, found in {count} arrays of it")
     for level in [*C.levels(), "cuda"]:
-        machine, calls = (cuda, -(-given.calls // 3)) if level == "cuda" else (C, given.calls)
+        machine, calls = (cuda, -(-options.calls // 3)) if level == "cuda" else (C, options.calls)
         if machine is C:
             C.use(level)
         for kernel in filter(partial(hasattr, machine), chosen):
             started = time.process_time()
             for call in range(calls):
-                if given.v:
+                if options.v:
                     print(level, kernel, call, flush=True)
-                check(machine, kernel, f"{kernel} {call}{given.seed}")
+                check(machine, kernel, f"{kernel} {call}{options.seed}")
             print(f"{level}: {calls} calls of {kernel} in {time.process_time() - started:.1f} s", flush=True)
     C.advise_huge_pages(np.empty(5 << 20, np.uint8)[1:].ctypes.data, (5 << 20) - 1)
     try:

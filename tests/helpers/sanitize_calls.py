@@ -74,15 +74,15 @@ def windows(size: int, k: int, padding: int, dilation: int, shift: int) -> dict[
 
 def pieces(size: int, k: int, padding: int, dilation: int) -> list[list[int]]:
     """struct Piece of all shifts of an axis."""
-    found = []
+    structs = []
     for shift in range(1 - k, k):
         visited = windows(size, k, padding, dilation, shift)
-        cuts = sorted({cut for begin, end in visited.values() if begin < end for cut in (begin, end)})
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        edges = sorted({edge for begin, end in visited.values() if begin < end for edge in (begin, end)})
+        for begin, end in zip(edges, edges[1:], strict=False):
             taps = [u for u, (low, high) in visited.items() if low <= begin and end <= high]
             if taps:
-                found.append([shift, dilation * shift, begin, end, taps[0], len(taps)])
-    return found
+                structs.append([shift, dilation * shift, begin, end, taps[0], len(taps)])
+    return structs
 
 
 def patch_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
@@ -209,9 +209,9 @@ class Neurons(NamedTuple):
 
 def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: str) -> Neurons:
     u, U = draw.samples(N, r, S, dtype)
-    at, given = draw.address(r), samples_struct(None, (n, r, 1, 1))
+    at, rows = draw.address(r), samples_struct(None, (n, r, 1, 1))
     if draw.regular or draw.any(False, True):
-        given, G = draw.matrix(n, r, dtype)
+        rows, G = draw.matrix(n, r, dtype)
     else:
         G = generated(C, at, n, r)
     s, wrong = product(U, G.T, dtype)
@@ -222,7 +222,7 @@ def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: st
         s, wrong = s + shift, wrong + 8 * EPS[dtype] * (1 + abs(shift))
     wrong[~np.isfinite(s)] = 0  # infinite s may become finite features, exactly
     code = draw.random.randrange(len(ACTIVATIONS))
-    return Neurons((u, pointer, given, at, code, SLOPE, SCALE), s, wrong, G, code)
+    return Neurons((u, pointer, rows, at, code, SLOPE, SCALE), s, wrong, G, code)
 
 
 def features(f: Neurons, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -299,9 +299,9 @@ def random_features_gradient(C: ModuleType, draw: Draw) -> tuple[tuple, list[Exp
     (N, S, r, n, d), dtype = draw.sizes(5, 1e6), draw.any("f32", "f64")
     f = neurons(C, draw, N, S, r, n, dtype)
     up, error = np.zeros_like(f.s), np.zeros_like(f.s)
-    given, total, square, products = samples_struct(None, (0, 0, 0, 0)), 0, 0, []
+    grad_phi, total, square, products = samples_struct(None, (0, 0, 0, 0)), 0, 0, []
     if draw.regular or draw.any(False, True):
-        given, up = draw.samples(N, n, S, dtype)
+        grad_phi, up = draw.samples(N, n, S, dtype)
     if draw.regular or draw.any(False, True):
         memory = draw.normal((n,), dtype)
         total, up = memory.address, up + memory.numbers()
@@ -331,7 +331,7 @@ def random_features_gradient(C: ModuleType, draw: Draw) -> tuple[tuple, list[Exp
         Expected(out, as_maps(values, out), as_maps(tolerance + error @ abs(f.G), out)),
         Expected(shift, sums[:, 0], of_sums[:, 0] + error.sum(1)),
     ]
-    return (target, shift.address, (given, total, square, products), f.struct), expected
+    return (target, shift.address, (grad_phi, total, square, products), f.struct), expected
 
 
 DONE, NULL, FAILED = 0, 2, 3  # enum Outcome of polar.cpp
@@ -356,12 +356,14 @@ def polar(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
         (cols, batch * cols, 1),
         (rows * (2 * cols + 1) + 9, 2 * cols + 1, 2),
     )
-    m, found = draw.memory((batch, rows, cols), dtype, strides, numbers), draw.memory((batch, 6), "f64")
+    m, statistics = draw.memory((batch, rows, cols), dtype, strides, numbers), draw.memory((batch, 6), "f64")
     out = draw.memory((batch, rows, cols), dtype)
     rtol = max(rows, cols) * EPS[dtype]
-    call = (out.address, found.address, m.address, DTYPES.index(dtype), batch, rows, cols, *strides, rtol)
+    call = (out.address, statistics.address, m.address, DTYPES.index(dtype), batch, rows, cols, *strides, rtol)
     if outcome != DONE:
-        return call, [Expected(found, np.array([*[np.nan] * 5, outcome]) + np.zeros((batch, 1)), np.zeros((batch, 6)))]
+        return call, [
+            Expected(statistics, np.array([*[np.nan] * 5, outcome]) + np.zeros((batch, 1)), np.zeros((batch, 6)))
+        ]
     U, s, V = np.linalg.svd(m.numbers(), full_matrices=False)
     top, nuclear = s.max(1, initial=0), s.sum(1)
     ratio = top / s.min(1, initial=math.inf)
@@ -369,7 +371,7 @@ def polar(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     columns = [nuclear, d, ratio, 0, 0, DONE], [certified * nuclear, 0, 0.02 * ratio, certified, certified, 0]
     values, tolerance = (np.stack(np.broadcast_arrays(*c), -1).reshape(batch, 6) for c in columns)
     near = ((1e-7 if dtype == "f32" else 1e-13) + 1e-12 * ratio)[:, None, None] + np.zeros((rows, cols))
-    return call, [Expected(out, U @ V, near), Expected(found, values, tolerance)]
+    return call, [Expected(out, U @ V, near), Expected(statistics, values, tolerance)]
 
 
 KERNELS = {

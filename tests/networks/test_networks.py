@@ -118,12 +118,12 @@ def test_schedules_and_augmentation_are_those_of_torch_and_of_loops(schedule):
         for rows in torch.randperm(20, generator=generator).split(8):
             corners = torch.randint(5, (2, len(rows)), generator=generator).T.tolist()
             mirrored = (torch.rand(len(rows), generator=generator) < 0.5).tolist()
-            cuts = []
+            crops = []
             for image, (top, left), mirror in zip(x[rows], corners, mirrored, strict=True):
-                cut = nn.functional.pad(image, (2, 2, 2, 2))[:, top : top + 4, left : left + 3]
-                cuts.append(cut.flip(2) if mirror else cut)
+                crop = nn.functional.pad(image, (2, 2, 2, 2))[:, top : top + 4, left : left + 3]
+                crops.append(crop.flip(2) if mirror else crop)
             sgd.zero_grad()
-            nn.functional.cross_entropy(theirs(torch.stack(cuts)), y[rows]).backward()
+            nn.functional.cross_entropy(theirs(torch.stack(crops)), y[rows]).backward()
             sgd.step()
             rate.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):

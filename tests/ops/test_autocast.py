@@ -74,12 +74,12 @@ GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize(("function", "given"), GRADIENTS.values(), ids=GRADIENTS)
-def test_gradients_lose_nothing(function, given: Tensor) -> None:
+@pytest.mark.parametrize(("function", "point"), GRADIENTS.values(), ids=GRADIENTS)
+def test_gradients_lose_nothing(function, point: Tensor) -> None:
     """Neither forwards nor backwards is a product rounded to bfloat16, wherever autocast is on."""
 
     def gradient(enabled: bool) -> Tensor:
-        x = given.clone().requires_grad_()
+        x = point.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             y = function(x)
             return torch.autograd.grad(y, x, draw(*y.shape, dtype=torch.float64, seed=9).to(y.dtype))[0]

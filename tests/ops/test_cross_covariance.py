@@ -120,8 +120,8 @@ def test_memory_format_is_read_in_place() -> None:
 
     x = draw(4, 6, 5, 3)
     for layout in ("contiguous", "channels_last"):
-        given = laid_out(x, layout)
-        assert samples(given)[1][0] == given.data_ptr()
+        maps = laid_out(x, layout)
+        assert samples(maps)[1][0] == maps.data_ptr()
     assert samples(laid_out(x, "sliced"))[1][0] != 0
     flat = draw(40, 12)[::3, 1:9:2]
     assert samples(flat)[1][0] == flat.data_ptr()
@@ -266,12 +266,12 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("given", "error", "message"), BAD.values(), ids=BAD)
-def test_bad_input(given: tuple, error: type[Exception], message: str) -> None:
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input(arguments: tuple, error: type[Exception], message: str) -> None:
     out = torch.full((3, 3), 7.0, dtype=torch.float64)
     for call in (rf.cross_covariance, lambda x, y: rf.cross_covariance_(out, x, y)):
         with pytest.raises(error, match=message):
-            call(*given)
+            call(*arguments)
     assert (out == 7).all(), "written before the error"
 
 

@@ -58,12 +58,12 @@ def most(dtype: torch.dtype, backend: str) -> float:
 @pytest.mark.parametrize("center", [False, True], ids=["plain", "center"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_data_that_is_not_kind(dtype: torch.dtype, center: bool, backend: str) -> None:
-    found = {kind: losses(*data(kind, 1500, dtype), center, backend) for kind in KINDS}
-    assert max(found.values()) <= most(dtype, backend), found
+    errors = {kind: losses(*data(kind, 1500, dtype), center, backend) for kind in KINDS}
+    assert max(errors.values()) <= most(dtype, backend), errors
     if center:  # equal numbers leave nothing
-        assert found["constant"] == found["constant-channels"] == 0
+        assert errors["constant"] == errors["constant-channels"] == 0
     if backend == "cpu" and dtype == torch.float32:
-        assert max(found[kind] for kind in VARIED) <= varied(1500), found
+        assert max(errors[kind] for kind in VARIED) <= varied(1500), errors
 
 
 VARIED = ["normal", "one-signed"]
@@ -74,5 +74,5 @@ VARIED = ["normal", "one-signed"]
 def test_longer_sums_are_better(center: bool, name: str) -> None:
     with level(name):
         for N in (400, 20_000, 200_000):
-            found = {kind: losses(*data(kind, N, torch.float32), center) for kind in VARIED}
-            assert max(found.values()) <= varied(N), (N, found)
+            errors = {kind: losses(*data(kind, N, torch.float32), center) for kind in VARIED}
+            assert max(errors.values()) <= varied(N), (N, errors)

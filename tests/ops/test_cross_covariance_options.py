@@ -79,8 +79,8 @@ def test_activations(activation: str, name: str) -> None:
     sigma = lambda t: ACTIVATIONS[activation][0](t, 0.2)  # noqa: E731
     with level(name):
         for layout in ("contiguous", "channels_last"):
-            given = laid_out(x, layout), laid_out(y, layout)
-            got = rf.cross_covariance(*given, activation=activation, negative_slope=0.2, backend="cpu")
+            sides = laid_out(x, layout), laid_out(y, layout)
+            got = rf.cross_covariance(*sides, activation=activation, negative_slope=0.2, backend="cpu")
             check(sigma(x.double()).float(), sigma(y.double()).float(), got)
 
 

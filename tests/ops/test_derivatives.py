@@ -84,9 +84,9 @@ CASES = {
 FAST = [name for name in CASES if not name.endswith(("-seeds", "-rows"))]  # one seed, and generated rows
 
 
-@pytest.mark.parametrize(("function", "given"), slow_but_for(FAST, CASES))
-def test_both_modes_once_and_twice(function, given: tuple[Tensor, ...]) -> None:
-    inputs = [t.clone().requires_grad_() for t in given]
+@pytest.mark.parametrize(("function", "point"), slow_but_for(FAST, CASES))
+def test_both_modes_once_and_twice(function, point: tuple[Tensor, ...]) -> None:
+    inputs = [t.clone().requires_grad_() for t in point]
     assert gradcheck(function, inputs, check_forward_ad=True)
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
 
@@ -127,8 +127,8 @@ def test_polar_as_the_derivative_of_an_svd(shape: tuple[int, int]) -> None:
         return U @ Vh
 
     wanted = jacrev(by_svd)(M)
-    for found in (jacrev(polar_factor)(M), jacfwd(polar_factor)(M), hessian(lambda M: rf.polar(M).nuclear_norm)(M)):
-        torch.testing.assert_close(found, wanted, **DERIVED)
+    for jacobian in (jacrev(polar_factor)(M), jacfwd(polar_factor)(M), hessian(lambda M: rf.polar(M).nuclear_norm)(M)):
+        torch.testing.assert_close(jacobian, wanted, **DERIVED)
 
 
 def polar_factor(M: Tensor) -> Tensor:

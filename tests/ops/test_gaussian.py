@@ -324,11 +324,11 @@ BAD = {
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD)
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
-    given = {"rows": 4, "cols": 4, "seed": 1, "out": torch.full((4, 4), 7.0), **change}
-    before = None if given["out"] is None else given["out"].clone()
+    arguments = {"rows": 4, "cols": 4, "seed": 1, "out": torch.full((4, 4), 7.0), **change}
+    before = None if arguments["out"] is None else arguments["out"].clone()
     with pytest.raises(error, match=message):
-        rf.gaussian(given.pop("rows"), given.pop("cols"), **given)
-    assert before is None or torch.equal(given["out"], before), "written before the error"
+        rf.gaussian(arguments.pop("rows"), arguments.pop("cols"), **arguments)
+    assert before is None or torch.equal(arguments["out"], before), "written before the error"
 
 
 @pytest.mark.small

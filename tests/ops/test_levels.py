@@ -80,13 +80,13 @@ torch.save((backend.isa, made), {!r})
 def test_every_op_for_any_number_of_threads(name: str, tmp_path: Path) -> None:
     saved = tmp_path / "results.pt"
     fresh_python(PROGRAM.format(str(saved)), RAINBOW_FAST_ISA=name)
-    isa, made = torch.load(saved, weights_only=True)
+    isa, by_threads = torch.load(saved, weights_only=True)
     assert isa == name
     exact, plain = references()
-    for op, got in made[1].items():
+    for op, got in by_threads[1].items():
         if op in EXACT:
             assert differing_bits(got, plain[op]) == 0
         else:
             assert_close_to_float64(got.to(torch.float32), exact[op].double(), plain[op].float(), terms=TERMS)
         for count in (2, 3, 5):
-            assert differing_bits(made[count][op], got) == 0, f"{op} on {count} threads"
+            assert differing_bits(by_threads[count][op], got) == 0, f"{op} on {count} threads"

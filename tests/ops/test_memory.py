@@ -50,8 +50,8 @@ for name, call in calls.items():
 def test_memory_that_ends_is_a_memory_error() -> None:
     # Freed memory goes back to the system at once, so that it counts.
     lines = fresh_python(CODE, MALLOC_TRIM_THRESHOLD_="0", MALLOC_MMAP_THRESHOLD_="65536", MALLOC_ARENA_MAX="1")
-    found = {name: outcomes for name, *outcomes in (line.split(";") for line in lines.splitlines())}
-    assert len(found) == 8
-    for name, outcomes in found.items():
+    outcomes_of = {name: outcomes for name, *outcomes in (line.split(";") for line in lines.splitlines())}
+    assert len(outcomes_of) == 8
+    for name, outcomes in outcomes_of.items():
         assert set(outcomes) <= {"result", "MemoryError", "RuntimeError"}, (name, outcomes)
         assert "MemoryError" in outcomes and outcomes[-1] == "result", (name, outcomes)

@@ -30,11 +30,11 @@ def test_accuracy(d: int, m: int, condition: float, single: float, double: float
     result = rf.polar_(written, rtol=0.0)
     assert result.A is written
     S = torch.linalg.svdvals(M.double())
-    for found in (wanted, result):
-        assert_is_polar(M, found.A, forward=single if dtype == torch.float32 else double, condition=condition)
-        assert found.residual <= (5e-7 if dtype == torch.float32 else 1e-10) and int(found.rank) == min(d, m)
-        assert abs(found.nuclear_norm / S.sum() - 1) <= (5e-8 if dtype == torch.float32 else 1e-13)
-        assert abs(found.condition / (S[0] / S[-1]) - 1) <= 0.01
+    for factors in (wanted, result):
+        assert_is_polar(M, factors.A, forward=single if dtype == torch.float32 else double, condition=condition)
+        assert factors.residual <= (5e-7 if dtype == torch.float32 else 1e-10) and int(factors.rank) == min(d, m)
+        assert abs(factors.nuclear_norm / S.sum() - 1) <= (5e-8 if dtype == torch.float32 else 1e-13)
+        assert abs(factors.condition / (S[0] / S[-1]) - 1) <= 0.01
 
 
 def test_the_last_digits_of_the_condition() -> None:
@@ -111,9 +111,9 @@ def test_rows_and_columns_of_zeros_stay_so(transposed: bool) -> None:
     M[3] = M[:, 7] = M[11:14] = 0
     wanted = rf.polar(M, backend="reference")
     written = M.T.clone().T if transposed else M.clone()
-    found = rf.polar_(written)
+    factors = rf.polar_(written)
     torch.testing.assert_close(written, wanted.A, rtol=0, atol=1e-13)  # condition below 2
-    assert int(found.rank) == 16 and ((written == 0) == (M == 0)).all()
+    assert int(factors.rank) == 16 and ((written == 0) == (M == 0)).all()
 
 
 def test_scale_does_not_matter() -> None:

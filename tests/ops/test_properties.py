@@ -129,9 +129,9 @@ def test_patches_are_unfolded_maps(N, d, m, H, W, dtype, patch) -> None:
 def test_samples_add_up_in_any_order_and_in_batches(N, d, m, dtype, data) -> None:
     x, y = draw(N, d, dtype=dtype), draw(N, m, dtype=dtype, seed=1)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
-    cut = data.draw(st.integers(0, N))
+    split = data.draw(st.integers(0, N))
     total = torch.zeros(d, m, dtype=torch.float64)
-    for batch in (order[:cut], order[cut:]):
+    for batch in (order[:split], order[split:]):
         rf.cross_covariance_(total, x[batch], y[batch])
     assert_near(total, rf.cross_covariance(x, y), N, dtype)
 

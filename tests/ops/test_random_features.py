@@ -212,8 +212,8 @@ grown(lambda N, n: rf.random_features_projection(u[:N], A[:, :n], seed=1).sum().
 def test_known_answers(backend: str) -> None:
     x, u = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     G, shift, A = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [0.0, 3.0]]), torch.tensor([1.0, -1.0]), torch.ones(1, 3)
-    given = {"G": G, "scale": 2.0, "backend": backend}
-    phi, M, total, square, projected = three(x, u, A, shift, **given)
+    options = {"G": G, "scale": 2.0, "backend": backend}
+    phi, M, total, square, projected = three(x, u, A, shift, **options)
     assert phi.tolist() == [[4, 0, 2], [4, 0, 4]]  # 2 relu of [[2, 0, 1], [2, -2, 2]]
     assert (M.tolist(), total.tolist(), square.tolist()) == ([[12, 0, 10]], [8, 0, 6], [32, 0, 20])
     assert projected.tolist() == [[6], [8]]
@@ -229,13 +229,13 @@ def test_writes_its_output_and_nothing_else(guarded, layout: str, backend: str) 
     x, u, A, shift = problem((5, 3, 7, 3), 53)
     phi, M, total, square, projected = three(x, u, A, shift, seed=1, backend=backend)
     rest = (rf.key(1), None, "relu", 0.01, 1.0, backend)
-    for op, given, wanted in (
+    for op, inputs, wanted in (
         (ops.random_features_out, (u, shift), phi),
         (lambda *args: ops.random_features_projection_out(*args[:-1], [args[-1]]), (u, [A], shift), projected),
     ):
         N, c, h, w = wanted.shape
         out = guarded(N, h, w, c).permute(0, 3, 1, 2) if layout == "channels_last" else guarded(N, c, h, w)
-        op(*given, *rest, out)
+        op(*inputs, *rest, out)
         assert differing_bits(out, wanted) == 0
     sums = [guarded(*t.shape, dtype=torch.float64).fill_(1) for t in (M, total, square)]
     ops.random_features_covariance_out(x, u, shift, None, None, *rest, *sums)
@@ -264,13 +264,13 @@ BAD = {
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD)
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
-    given = {"u": U, "seed": 1, **change}
+    arguments = {"u": U, "seed": 1, **change}
     with pytest.raises(error, match=message):
-        rf.random_features(n=4, **given)
+        rf.random_features(n=4, **arguments)
     with pytest.raises(error, match=message):
-        rf.random_features_covariance(X, n=4, **given)
+        rf.random_features_covariance(X, n=4, **arguments)
     with pytest.raises(error, match=message):
-        rf.random_features_projection(A=A, **given)
+        rf.random_features_projection(A=A, **arguments)
 
 
 BAD_OWN = {  # of one form only

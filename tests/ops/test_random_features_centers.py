@@ -66,8 +66,8 @@ def test_every_level_and_any_number_of_threads(shape: tuple[int, ...], dtype: to
     centers = {"x_center": draw(19, dtype=dtype, seed=4), "center": draw(301, dtype=dtype, seed=5)}
     with level(name):
         check(x, u, *centers.values(), shift, backend="cpu")
-        given = {"shift": shift, "backend": "cpu", **centers, **FAR}
-        assert_same_for_threads(lambda: rf.random_features_covariance(x, u, 301, **given))
+        options = {"shift": shift, "backend": "cpu", **centers, **FAR}
+        assert_same_for_threads(lambda: rf.random_features_covariance(x, u, 301, **options))
 
 
 # --- what centers are for ---
@@ -91,9 +91,9 @@ def test_means_of_ten_thousand_deviations(activation: str, backend: str) -> None
     )
     X, P = x.double() - x_center.double(), phi - center.double()
     sizes = torch.outer(X.norm(dim=0), P.norm(dim=0)), P.norm(dim=0) * N**0.5, (P * P).sum(0)
-    for found, exact, size in zip(got, sums(X, P), sizes, strict=True):
+    for value, exact, size in zip(got, sums(X, P), sizes, strict=True):
         # 1e-6 of deviations and of variances; of a unit that is dead, nothing
-        assert ((found - exact).abs() <= 1e-6 * size).all()
+        assert ((value - exact).abs() <= 1e-6 * size).all()
     alive = phi.std(0) > 0
     variances = (got[2] / N - (got[1] / N) ** 2)[alive]
     torch.testing.assert_close(variances, phi.var(0, correction=0)[alive], rtol=2e-6, atol=0)  # of two sums
@@ -108,9 +108,9 @@ def test_sums_of_equal_features(backend: str) -> None:
     third = u[0, 0].double()
     # 5e-7: eight roundings of 2^-24, as each binade of a sum of equal numbers takes its share (EQUAL of tolerance.py)
     assert ((total / 1000 / third - 1).abs() <= 5e-7).all() and ((square / 1000 / third**2 - 1).abs() <= 5e-7).all()
-    given = {"G": G, "activation": "identity", "backend": backend}
-    center = rf.random_features(u[:1], 3, **given)[0]
-    zeros = rf.random_features_covariance(x, u, 3, center=center, x_center=x[0], **given)
+    options = {"G": G, "activation": "identity", "backend": backend}
+    center = rf.random_features(u[:1], 3, **options)[0]
+    zeros = rf.random_features_covariance(x, u, 3, center=center, x_center=x[0], **options)
     assert all((t == 0).all() for t in zeros)
 
 
@@ -122,12 +122,12 @@ def test_sums_of_equal_features(backend: str) -> None:
 def test_several_seeds_and_widths(backend: str) -> None:
     x, u, _, shift = problem((40, 7, 3), 1)
     x_center, center = draw(5, seed=4), laid_out(draw(2, 50, seed=5), "sliced")
-    given = {"shift": shift, "x_center": x_center, "backend": backend}
-    several = rf.random_features_covariance(x, u, [20, 50], center=center, seed=[3, 4], **given)
+    options = {"shift": shift, "x_center": x_center, "backend": backend}
+    several = rf.random_features_covariance(x, u, [20, 50], center=center, seed=[3, 4], **options)
     for s, seed in enumerate([3, 4]):
-        alone = rf.random_features_covariance(x, u, [20, 50], center=center[s], seed=seed, **given)
+        alone = rf.random_features_covariance(x, u, [20, 50], center=center[s], seed=seed, **options)
         for k, n in enumerate([20, 50]):
-            own = rf.random_features_covariance(x, u, n, center=center[s, :n], seed=seed, **given)
+            own = rf.random_features_covariance(x, u, n, center=center[s, :n], seed=seed, **options)
             for a, b, c in zip(several[k], alone[k], own, strict=True):
                 assert differing_bits(a[s], b) == 0
                 torch.testing.assert_close(b, c, rtol=1e-5, atol=1e-3)  # sums of order 100, cut into other parts
@@ -138,10 +138,10 @@ def test_several_seeds_and_widths(backend: str) -> None:
 def test_gradients(seed: int | list[int], backend: str) -> None:
     x, u, _, shift = (t.requires_grad_() for t in problem((4, 3, 2), 6, 2, torch.float64))
     off = draw(6, dtype=torch.float64, seed=5) if seed == 3 else draw(2, 6, dtype=torch.float64, seed=5)
-    given = {"x_center": draw(2, dtype=torch.float64, seed=4), "center": off, "seed": seed, "backend": backend}
+    options = {"x_center": draw(2, dtype=torch.float64, seed=4), "center": off, "seed": seed, "backend": backend}
 
     def call(x: Tensor, u: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
-        M, *others = rf.random_features_covariance(x, u, [6, 3], shift=shift, activation="tanh", scale=0.7, **given)
+        M, *others = rf.random_features_covariance(x, u, [6, 3], shift=shift, activation="tanh", scale=0.7, **options)
         return (*M, *others[0])
 
     assert torch.autograd.gradcheck(call, (x, u, shift))
@@ -151,8 +151,8 @@ def test_gradients(seed: int | list[int], backend: str) -> None:
 def test_gradients_of_all_inputs_in_float32() -> None:
     x, u, A, shift = (t.requires_grad_() for t in problem((300, 3, 2), 40))
     centers = [(10 + draw(size, seed=4)).requires_grad_() for size in (5, 40)]
-    given = {"shift": shift, "activation": "gelu", "scale": 0.7}
-    got = rf.random_features_covariance(x, u, 40, x_center=centers[0], center=centers[1], **given, **FAR)
+    options = {"shift": shift, "activation": "gelu", "scale": 0.7}
+    got = rf.random_features_covariance(x, u, 40, x_center=centers[0], center=centers[1], **options, **FAR)
     above = [draw(*t.shape, dtype=torch.float64, seed=6) for t in got]
     grads = torch.autograd.grad(got, (x, u, shift, *centers), above)
     wide = [t.detach().double().requires_grad_() for t in (x, u, A, shift, *centers)]
@@ -168,8 +168,8 @@ def test_registration() -> None:
     x, u, _, shift = problem((4, 3, 2), 6, 2, torch.float64)
     centers = draw(2, dtype=torch.float64, seed=4), draw(6, dtype=torch.float64, seed=5)
     rest = (rf.key(3), None, "tanh", 0.01, 0.7, None)
-    given = [t.requires_grad_() for t in (x, u, shift)]
-    torch.library.opcheck(ops.random_features_covariance.default, (*given, *centers, 6, *rest))
+    inputs = [t.requires_grad_() for t in (x, u, shift)]
+    torch.library.opcheck(ops.random_features_covariance.default, (*inputs, *centers, 6, *rest))
     x, u, shift = (t.detach() for t in (x, u, shift))
     M, total = torch.zeros(2, 6).double(), torch.zeros(6).double()
     torch.library.opcheck(
@@ -195,12 +195,12 @@ BAD = {
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD)
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
-    given = {"seed": 1, **change}
+    arguments = {"seed": 1, **change}
     with pytest.raises(error, match=message):
-        rf.random_features_covariance(X, U, 4, **given)
-    seeds = () if given["seed"] == 1 else (2,)
+        rf.random_features_covariance(X, U, 4, **arguments)
+    seeds = () if arguments["seed"] == 1 else (2,)
     out = [torch.zeros(*seeds, *shape, dtype=torch.float64) for shape in ((5, 4), (4,), (4,))]
-    rest = (change.get("x_center"), change.get("center"), rf.key(given["seed"]), None, "relu", 0.01, 1.0, None)
+    rest = (change.get("x_center"), change.get("center"), rf.key(arguments["seed"]), None, "relu", 0.01, 1.0, None)
     with pytest.raises(error, match=message):
         ops.random_features_covariance_out(X, U, None, *rest, *out)
     assert all((t == 0).all() for t in out), "written before the error"

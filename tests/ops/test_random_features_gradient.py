@@ -43,13 +43,13 @@ def test_registration(explicit: bool) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("explicit", [False, True], ids=["generated", "explicit"])
 def test_gradients(explicit: bool, backend: str) -> None:
-    given, (key, G, activation, *_) = arguments(explicit)
+    inputs, (key, G, activation, *_) = arguments(explicit)
 
     def call(x: Tensor, u: Tensor, A: Tensor, shift: Tensor, *G: Tensor) -> tuple[Tensor, ...]:
         source = {"G": G[0]} if G else {"seed": key}
         return three(x, u, A, shift, activation=activation, scale=0.7, backend=backend, **source)
 
-    assert torch.autograd.gradcheck(call, given if G is None else (*given, G))
+    assert torch.autograd.gradcheck(call, inputs if G is None else (*inputs, G))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -58,12 +58,12 @@ def test_gradients_of_several_seeds_and_widths(backend: str) -> None:
     B = draw(2, 3, 4, dtype=torch.float64, seed=8).requires_grad_()  # one for each seed, of fewer neurons
 
     def call(x: Tensor, u: Tensor, A: Tensor, B: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
-        given = {"shift": shift, "activation": "tanh", "seed": [1, 2], "scale": 0.7, "backend": backend}
-        sums = rf.random_features_covariance(x, u, [6, 2], **given)
+        options = {"shift": shift, "activation": "tanh", "seed": [1, 2], "scale": 0.7, "backend": backend}
+        sums = rf.random_features_covariance(x, u, [6, 2], **options)
         return (
-            rf.random_features(u, 6, **given),
+            rf.random_features(u, 6, **options),
             *(t for of_width in sums for t in of_width),
-            *rf.random_features_projection(u, [B, A], **given),
+            *rf.random_features_projection(u, [B, A], **options),
         )
 
     assert torch.autograd.gradcheck(call, (x, u, A, B, shift))
@@ -78,7 +78,7 @@ def test_gradients_of_several_seeds_and_widths(backend: str) -> None:
 
 def test_gradients_of_gradients() -> None:
     (x, u, A, shift), _ = arguments(False)
-    call = lambda *given: three(*given, activation="tanh", seed=3)  # noqa: E731
+    call = lambda *inputs: three(*inputs, activation="tanh", seed=3)  # noqa: E731
     assert torch.autograd.gradgradcheck(call, (x, u, A, shift))
 
 
@@ -91,17 +91,17 @@ LARGE = (66_000, 70)  # the reference takes 64 neurons at a time, then 6
     ids=[*ACTIVATIONS, "blocks-of-the-reference"],
 )
 def test_gradients_by_regeneration_equal_autograd(activation: str, N: int, n: int, backend: str | None) -> None:
-    given = [t.requires_grad_() for t in problem((N, 3), n, 2, torch.float64)]
+    inputs = [t.requires_grad_() for t in problem((N, 3), n, 2, torch.float64)]
     G = rf.gaussian(n, 3, **FAR).double()
     upstream = [draw(*shape, dtype=torch.float64, seed=7) for shape in ((N, n), (2, n), (n,), (n,), (N, 2))]
     results = []
     for outputs in (
-        three(*given, activation=activation, scale=0.7, backend=backend, **FAR),
-        plainly(*given, G, activation),
+        three(*inputs, activation=activation, scale=0.7, backend=backend, **FAR),
+        plainly(*inputs, G, activation),
     ):
         total = sum((a * b).sum() for a, b in zip(outputs, upstream, strict=True))
-        total = total + 0 * sum(t.sum() for t in given)  # a step has no graph at all
-        results.append(torch.autograd.grad(total, given))
+        total = total + 0 * sum(t.sum() for t in inputs)  # a step has no graph at all
+        results.append(torch.autograd.grad(total, inputs))
     for got, wanted in zip(*results, strict=True):
         # 1e-11 of the largest: sums of up to 66,000 terms in float64, in another order
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11 * float(wanted.abs().max()) + 1e-300)
@@ -110,19 +110,19 @@ def test_gradients_by_regeneration_equal_autograd(activation: str, N: int, n: in
 @pytest.mark.parametrize("name", LEVELS)
 @pytest.mark.parametrize("shape", [(1003, 9), (5, 9, 6, 7)], ids=["samples", "maps"])
 def test_float32_gradients_on_every_level(shape: tuple[int, ...], name: str) -> None:
-    given = [t.requires_grad_() for t in problem(shape, 301)]
+    inputs = [t.requires_grad_() for t in problem(shape, 301)]
     G = rf.gaussian(301, 9, **FAR)
 
-    def gradients(outputs: tuple[Tensor, ...], given: list[Tensor]) -> tuple[Tensor, ...]:
+    def gradients(outputs: tuple[Tensor, ...], variables: list[Tensor]) -> tuple[Tensor, ...]:
         upstream = [draw(*t.shape, seed=7).to(t.dtype) for t in outputs]
-        return torch.autograd.grad(outputs, given, upstream)
+        return torch.autograd.grad(outputs, variables, upstream)
 
     def ours() -> tuple[Tensor, ...]:
-        return gradients(three(*given, activation="gelu", scale=0.7, **FAR), given)
+        return gradients(three(*inputs, activation="gelu", scale=0.7, **FAR), inputs)
 
-    wide = [t.detach().double().requires_grad_() for t in given]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
     exact = gradients(plainly(*wide, G.double(), "gelu"), wide)
-    plain = gradients(plainly(*given, G, "gelu"), given)
+    plain = gradients(plainly(*inputs, G, "gelu"), inputs)
     with level(name):
         for got, e, p in zip(ours(), exact, plain, strict=True):
             assert_close_to_float64(got, e, p, terms=301)
@@ -165,8 +165,8 @@ def test_gradient_of_one_output_and_of_rank_zero() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_comes_from_above_may_be_one_number_expanded(backend: str) -> None:
     u = draw(9, 3, dtype=torch.float64).requires_grad_()
-    given = {"seed": 1, "activation": "tanh", "backend": backend}
-    for sums in rf.random_features_covariance(draw(9, 2, dtype=torch.float64, seed=1), u, 20, **given):
+    options = {"seed": 1, "activation": "tanh", "backend": backend}
+    for sums in rf.random_features_covariance(draw(9, 2, dtype=torch.float64, seed=1), u, 20, **options):
         above = torch.ones((), dtype=torch.float64).expand_as(sums)
         (got,), (wanted,) = (torch.autograd.grad(sums, u, t, retain_graph=True) for t in (above, above.contiguous()))
         torch.testing.assert_close(got, wanted, rtol=1e-13, atol=1e-13)  # float64 sums of 40 terms of order one

@@ -323,13 +323,13 @@ BAD = {
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD)
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
-    given = {"n": 5, "L": L, "seed": 1, **change}
+    arguments = {"n": 5, "L": L, "seed": 1, **change}
     with pytest.raises(error, match=message):
-        rf.sample_project_align(**given)
+        rf.sample_project_align(**arguments)
     out = torch.full((5, 4), 7.0)
-    if given.pop("n") == 5:
+    if arguments.pop("n") == 5:
         with pytest.raises(error, match=message):
-            rf.sample_project_align_(out, **given)
+            rf.sample_project_align_(out, **arguments)
     assert (out == 7).all(), "written before the error"
 
 

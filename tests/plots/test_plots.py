@@ -32,26 +32,26 @@ def records(sites=("1", "3"), networks=(-0.01, 0.0, 0.01)) -> list[dict]:
 
 def curves(axes) -> dict[str, tuple]:
     """Label -> x, mean and standard deviation, read from the lines and from the error bars."""
-    found = {}
+    by_label = {}
     for container in axes.containers:
         line, _, (bars,) = container
         low, high = np.array([segment[:, 1] if len(segment) else (np.nan, np.nan) for segment in bars.get_segments()]).T
-        found[container.get_label()] = (line.get_xdata(), line.get_ydata(), (high - low) / 2)
-    return found
+        by_label[container.get_label()] = (line.get_xdata(), line.get_ydata(), (high - low) / 2)
+    return by_label
 
 
 def test_points_are_means_and_bars_standard_deviations_over_networks():
     left, right = plots.accuracy_and_error(records()).axes
-    found = curves(left)
-    assert list(found) == ["paper", "regression"]
-    for method, (x, mean, std) in found.items():
+    shown = curves(left)
+    assert list(shown) == ["paper", "regression"]
+    for method, (x, mean, std) in shown.items():
         np.testing.assert_allclose(x, [1, 4])
         np.testing.assert_allclose(mean, 100 * np.array(ACCURACY[method]))
         np.testing.assert_allclose(std, [1, 1])
-    found = curves(right)
-    assert list(found) == ["paper, 1", "paper, 3", "regression, 1", "regression, 3"]
-    np.testing.assert_allclose(found["regression, 3"][1], [0.4, 0.1])
-    np.testing.assert_allclose(found["regression, 3"][2], [0.04, 0.01])
+    shown = curves(right)
+    assert list(shown) == ["paper, 1", "paper, 3", "regression, 1", "regression, 3"]
+    np.testing.assert_allclose(shown["regression, 3"][1], [0.4, 0.1])
+    np.testing.assert_allclose(shown["regression, 3"][2], [0.04, 0.01])
 
 
 def test_axes_have_units_scales_and_the_factors_as_ticks():
@@ -202,10 +202,10 @@ def test_convergence_shows_means_fits_limits_and_slopes():
     left, right = figure.axes
     assert (left.get_xscale(), left.get_yscale(), left.get_title()) == ("log", "log", "kernels")
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["$2^{5}$", "$2^{7}$", "$2^{9}$"]
-    found = {container.get_label(): container[0] for container in left.containers}
-    assert list(found) == ["site 2, kernel", "site 4, kernel", "site 2, two samples"]
-    np.testing.assert_allclose(found["site 4, kernel"].get_ydata(), [0.6, 0.16, 0.06])
-    assert found["site 2, kernel"].get_color() == found["site 2, two samples"].get_color()
+    lines = {container.get_label(): container[0] for container in left.containers}
+    assert list(lines) == ["site 2, kernel", "site 4, kernel", "site 2, two samples"]
+    np.testing.assert_allclose(lines["site 4, kernel"].get_ydata(), [0.6, 0.16, 0.06])
+    assert lines["site 2, kernel"].get_color() == lines["site 2, two samples"].get_color()
     fits = [line for line in left.lines if len(line.get_xdata()) == 200]
     assert len(fits) == 1 and fits[0].get_ydata()[[0, -1]] == pytest.approx([0.4, 0.025])
     (theory,) = [line for line in left.lines if line.get_color() == GREY]
@@ -213,12 +213,12 @@ def test_convergence_shows_means_fits_limits_and_slopes():
     assert [text.get_text() for text in left.texts] == ["$n^{-1}$ theory"]
     assert not [line for line in left.lines if line.get_linestyle() == ":"]  # e_inf = 0
     (limit,) = [line for line in right.lines if line.get_linestyle() == ":"]
-    assert limit.get_ydata()[0] == 0.2 and limit.get_color() == found["site 4, kernel"].get_color()
+    assert limit.get_ydata()[0] == 0.2 and limit.get_color() == lines["site 4, kernel"].get_color()
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["site 2", "site 4", "kernel", "two samples"]
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "groups, message",
     [
         ([], "panels: wanted curves of one to 6 groups, got 0"),
         ([plots.Panel("empty", []), *panels()], "panels: 'empty' has 0 kinds of curves, wanted one to 3"),
@@ -226,9 +226,9 @@ def test_convergence_shows_means_fits_limits_and_slopes():
         ([plots.Panel("p", [plots.Curve("s", "k", np.zeros((2, 3)))])], r"panels: 'p': wanted errors .* above 0"),
     ],
 )
-def test_convergence_refuses(given, message):
+def test_convergence_refuses(groups, message):
     with pytest.raises(ValueError, match=message):
-        plots.convergence([32, 128, 512], given)
+        plots.convergence([32, 128, 512], groups)
 
 
 def test_figures_one_below_the_other_have_one_width():

@@ -33,19 +33,19 @@ def test_no_nonlinearity_is_idle(kind):
     """Its input has both signs, and a spread that is neither nothing nor huge."""
     net = build(kind)
     graph = fx.symbolic_trace(net)
-    found = {}
+    inputs = {}
 
     class Watch(fx.Interpreter):
         def run_node(self, node: fx.Node) -> object:
             if node in watched:
-                found[node.name] = self.env[node.args[0]].clone()  # before an in-place call overwrites it
+                inputs[node.name] = self.env[node.args[0]].clone()  # before an in-place call overwrites it
             return super().run_node(node)
 
     watched = set(nonlinearities(graph))
     Watch(graph).run(torch.randn(32, *net.image, generator=torch.Generator().manual_seed(1)))
-    for name, z in found.items():
+    for name, z in inputs.items():
         assert 0.05 < (z > 0).float().mean() < 0.95 and 0.1 < z.std() < 10, name
-    assert len(found) == len(watched)
+    assert len(inputs) == len(watched)
 
 
 @pytest.mark.parametrize("kind", KINDS)

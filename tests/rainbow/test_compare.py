@@ -35,14 +35,14 @@ def rotated(net: nn.Sequential) -> tuple[nn.Sequential, Tensor, Tensor]:
     """The same function, its first site turned by a rotation and its second one by a permutation; both of them."""
     Q = torch.linalg.qr(draw(6, 6, dtype=torch.float64, seed=1)).Q
     P = torch.eye(5, dtype=torch.float64)[[2, 0, 4, 1, 3]]
-    made = copy.deepcopy(net)
+    turned = copy.deepcopy(net)
     with torch.no_grad():
-        made[0].weight.copy_(Q @ net[0].weight)
-        made[0].bias.copy_(Q @ net[0].bias)
-        made[2].weight.copy_(P @ net[2].weight @ Q.T)
-        made[2].bias.copy_(P @ net[2].bias)
-        made[4].weight.copy_(net[4].weight @ P.T)
-    return made, Q, P
+        turned[0].weight.copy_(Q @ net[0].weight)
+        turned[0].bias.copy_(Q @ net[0].bias)
+        turned[2].weight.copy_(P @ net[2].weight @ Q.T)
+        turned[2].bias.copy_(P @ net[2].bias)
+        turned[4].weight.copy_(net[4].weight @ P.T)
+    return turned, Q, P
 
 
 X = draw(300, 8, dtype=torch.float64, seed=3)
@@ -51,9 +51,9 @@ X = draw(300, 8, dtype=torch.float64, seed=3)
 def test_a_planted_rotation_is_found():
     a = perceptron(seed=1)
     b, Q, P = rotated(a)
-    found = rf.compare(a, b, X, holdout=0.2, pointwise=[Doubled])
-    assert (found.samples, found.held_out_samples) == (240, 60)
-    for site, A, turned in zip(found.sites, found.alignments, (Q, P), strict=True):
+    comparison = rf.compare(a, b, X, holdout=0.2, pointwise=[Doubled])
+    assert (comparison.samples, comparison.held_out_samples) == (240, 60)
+    for site, A, turned in zip(comparison.sites, comparison.alignments, (Q, P), strict=True):
         # Rounding of float64, times the condition of M; errors are squares of it.
         assert site.similarity == pytest.approx(1, abs=1e-12)
         assert max(site.error, site.error_centred, site.held_out_error, site.held_out_error_centred) < 1e-24
@@ -63,9 +63,9 @@ def test_a_planted_rotation_is_found():
 def test_numbers_are_those_of_the_definitions():
     """Of another network, of other widths, by SVDs of all activations at once."""
     a, b = perceptron(seed=1), perceptron(seed=2, widths=(9, 4))
-    found = rf.compare(a, b, X[:200], holdout=X[200:], pointwise=[Doubled])
+    comparison = rf.compare(a, b, X[:200], holdout=X[200:], pointwise=[Doubled])
     x, y = X, X
-    for place, site in zip((2, 4), found.sites, strict=True):
+    for place, site in zip((2, 4), comparison.sites, strict=True):
         x, y = (net[place - 2 : place](t).detach() for net, t in ((a, x), (b, y)))
         U, S, Vh = torch.linalg.svd(x[:200].T @ y[:200] / 200, full_matrices=False)
         sizes = [t[:200].square().sum(1).mean().sqrt() for t in (x, y)]
@@ -100,7 +100,7 @@ def test_a_network_is_itself_and_no_other(kind):
 def test_storage_changes_nothing_and_progress_is_told(tmp_path):
     a, b = (cnn((1, 6, 5), image_size=14, kernel_size=3, seed=seed) for seed in (0, 1))
     x, told = draw(50, 1, 14, 14), []
-    plain = rf.compare(a, b, x, progress=lambda *given: told.append(given))
+    plain = rf.compare(a, b, x, progress=lambda *arguments: told.append(arguments))
     assert [done for done, _, _ in told] == list(range(1, told[-1][1] + 1))
     for storage in ("file", "recompute"):
         assert rf.compare(a, b, x, storage=storage, scratch=tmp_path).to_dict() == plain.to_dict()
@@ -116,9 +116,9 @@ def test_storage_changes_nothing_and_progress_is_told(tmp_path):
 
 def test_half_precision_is_compared_in_float32():
     net = mlp((8, 12, 10, 3), seed=0)
-    found = rf.compare(net, copy.deepcopy(net).bfloat16(), X.float())
+    comparison = rf.compare(net, copy.deepcopy(net).bfloat16(), X.float())
     # Weights are rounded to 2^-9 of themselves: errors are of its square, 4e-6, times the layers and their gains.
-    assert all(0.999 < site.similarity < 1 and site.error < 1e-3 for site in found.sites)
+    assert all(0.999 < site.similarity < 1 and site.error < 1e-3 for site in comparison.sites)
 
 
 @pytest.mark.parametrize(

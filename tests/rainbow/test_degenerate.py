@@ -48,13 +48,13 @@ OPTIONS = {
 def net(kind: str) -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Linear(16, 12, bias=kind != "no bias"), nn.ReLU(), nn.Linear(12, 8, bias=kind != "no bias"), nn.ReLU()]
-    made = nn.Sequential(*layers, nn.Linear(8, 3)).eval()
+    network = nn.Sequential(*layers, nn.Linear(8, 3)).eval()
     if kind == "dead":
-        made[0].bias.data -= 1e3
+        network[0].bias.data -= 1e3
     if kind == "half dead":
-        made[0].bias.data[:6] -= 1e3
-        made[0].bias.data[6] += 1e4
-    return made
+        network[0].bias.data[:6] -= 1e3
+        network[0].bias.data[6] += 1e4
+    return network
 
 
 def valid(text: str) -> dict:
@@ -68,8 +68,8 @@ def valid(text: str) -> dict:
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("kind", ["plain", "no bias", "dead", "half dead"])
 def test_a_network_or_an_error_that_names_the_site(kind: str, data: str, dtype: torch.dtype) -> None:
-    made, x = net(kind).to(dtype), DATA[data].to(dtype)
-    model = rf.fit(made, (x, torch.arange(len(x)) % 3), holdout=(x, torch.arange(len(x)) % 3))
+    reference, x = net(kind).to(dtype), DATA[data].to(dtype)
+    model = rf.fit(reference, (x, torch.arange(len(x)) % 3), holdout=(x, torch.arange(len(x)) % 3))
     for name, options in OPTIONS.items():
         try:
             network, report = model.sample(factor=2, **options)
@@ -77,7 +77,7 @@ def test_a_network_or_an_error_that_names_the_site(kind: str, data: str, dtype: 
             assert str(error).startswith(("site '", "layer '")), f"{name}: {error}"
             assert data not in CONSTANT or not METHODS[options["method"]].offset, f"{name}: {error}"
             continue
-        got, wanted = network(x), made(x)
+        got, wanted = network(x), reference(x)
         assert got.isfinite().all(), name
         valid(report.to_json())
         assert str(report)
@@ -89,14 +89,14 @@ def test_a_network_or_an_error_that_names_the_site(kind: str, data: str, dtype: 
 
 @pytest.mark.parametrize("options", [{}, {"law": "bootstrap"}, {"rank": 4}], ids=["plain", "bootstrap", "rank"])
 def test_constant_activations_are_offsets(options: dict) -> None:
-    made = net("plain")
-    network, report = rf.sample(made, DATA["equal"], factor=2, method="calibrated", holdout=0.0, **options)
+    reference = net("plain")
+    network, report = rf.sample(reference, DATA["equal"], factor=2, method="calibrated", holdout=0.0, **options)
     for activation, site in zip(map(network.site, network.sampled), report.sites, strict=True):
         assert not activation.A.any() and activation.scale == 0 and site.scale == 0 and site.M_rank == 0
         assert all(math.isnan(v) for v in (site.similarity, site.M_effective_rank, site.M_condition))
         assert site.error < 1e-12 and math.isnan(site.error_centred)  # the square of float32 rounding
-    found = valid(report.to_json())["sites"][0]
-    assert found["similarity"] is None and found["error_centred"] is None and found["held_out_error"] is None
+    record = valid(report.to_json())["sites"][0]
+    assert record["similarity"] is None and record["error_centred"] is None and record["held_out_error"] is None
 
 
 def test_what_cannot_be_aligned_is_named() -> None:
@@ -124,16 +124,16 @@ def test_a_constant_reference_leaves_the_offset() -> None:
     for options in (METHODS["calibrated"], PAPER.changed(offset=True)):
         moments = rf.CrossCovariance("stem").update(x, draw(50, 4))
         sums = moments.cross
-        B, found = align(moments, options, PolarFactor())
-        assert not B.any() and B.data_ptr() == sums.data_ptr() and (found.rank, found.overlap) == (0, 0.0)  # type: ignore[union-attr]
+        B, aligned = align(moments, options, PolarFactor())
+        assert not B.any() and B.data_ptr() == sums.data_ptr() and (aligned.rank, aligned.overlap) == (0, 0.0)  # type: ignore[union-attr]
         assert torch.equal(moments.mean_x, x[0].double())
 
 
 @pytest.mark.parametrize("method", ["paper", "calibrated", "regression"])
 def test_held_out_data_that_is_not_finite(method: str) -> None:
-    made, y = net("plain"), torch.arange(90) % 3
+    reference, y = net("plain"), torch.arange(90) % 3
     for bad in (torch.nan, torch.inf):
-        _, report = rf.fit(made, (X, y), holdout=(X * bad, y)).sample(factor=2, method=method)
+        _, report = rf.fit(reference, (X, y), holdout=(X * bad, y)).sample(factor=2, method=method)
         assert math.isnan(report.sites[0].held_out_error) and report.sites[0].error < 1  # type: ignore[arg-type]
         assert valid(report.to_json())["sites"][0]["held_out_error"] is None
         assert "nan" in str(report)
@@ -142,11 +142,11 @@ def test_held_out_data_that_is_not_finite(method: str) -> None:
 def test_recalibration_of_channels_that_do_not_vary() -> None:
     """A unit that the sample does not move is given the reference's mean; one of small variance its own."""
     torch.manual_seed(0)
-    made = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    made[2].weight.data[0], made[2].bias.data[0] = 0.0, 3.0
-    made[2].weight.data[1] *= 1e-9
-    made[2].bias.data[1] = 0.0
-    network, _ = rf.sample(made.double(), X.double(), factor=2, method="calibrated")
+    reference = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    reference[2].weight.data[0], reference[2].bias.data[0] = 0.0, 3.0
+    reference[2].weight.data[1] *= 1e-9
+    reference[2].bias.data[1] = 0.0
+    network, _ = rf.sample(reference.double(), X.double(), factor=2, method="calibrated")
     site = network.site("3")
     gain, bias = site.gain, site.bias
     assert (float(gain[0]), float(bias[0])) == (0.0, 3.0)
@@ -168,9 +168,9 @@ def test_errors_outside_the_range_of_float32_and_of_constants() -> None:
 def test_comparisons_are_json() -> None:
     a, b = net("plain"), net("plain")
     b[0].weight.data += 0.1
-    found = rf.compare(a, b, DATA["equal"], holdout=X * torch.nan)
-    assert math.isnan(found.sites[0].error_centred) and found.sites[0].error < 1
-    assert valid(found.to_json())["sites"][0]["error_centred"] is None
+    comparison = rf.compare(a, b, DATA["equal"], holdout=X * torch.nan)
+    assert math.isnan(comparison.sites[0].error_centred) and comparison.sites[0].error < 1
+    assert valid(comparison.to_json())["sites"][0]["error_centred"] is None
     with pytest.raises(ValueError, match="site '1': M = 0"):
         rf.compare(net("dead"), b, X)
 
@@ -190,6 +190,6 @@ def test_a_run_that_goes_on_reads_null_as_nan() -> None:
 
 def test_kernels_of_activations_that_are_zero() -> None:
     """Nothing is a share of them."""
-    found = kernel_convergence(torch.zeros(20, 4), [4, 8], networks=2)
+    convergence = kernel_convergence(torch.zeros(20, 4), [4, 8], networks=2)
     for name in ("kernel", "between", "limit", "wide"):
-        assert all(map(math.isnan, getattr(found, name).flatten()))
+        assert all(map(math.isnan, getattr(convergence, name).flatten()))

@@ -84,7 +84,7 @@ def test_written_out_it_is_the_same_function_with_the_same_gradients_and_plain(m
     assert not any(type(part).__module__.startswith("rainbow_fast") for part in plain.modules())
     assert not plain.training
     inputs = [x[:3].clone().requires_grad_() for _ in range(2)]
-    outputs = [made(x) for made, x in zip((network, plain), inputs, strict=True)]
+    outputs = [module(x) for module, x in zip((network, plain), inputs, strict=True)]
     assert (outputs[0] - net(x[:3])).norm() > 1e-3 * outputs[0].norm(), "another network than the reference"
     # Two orders of the same sums, over some ten layers.
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-11, atol=1e-11)
@@ -108,8 +108,8 @@ def test_in_half_precision(model):
     network, report = rf.sample(half, rounded, holdout=0, method="calibrated")
     # The activations of every site are rounded once more, those of the wide layers written out too.
     allowed = 5 * (half(rounded).double() - exact(same)).norm() / exact(same).norm()
-    for made in (network, network.materialize()):
-        out = made(rounded)
+    for module in (network, network.materialize()):
+        out = module(rounded)
         assert out.dtype == torch.bfloat16 and out.isfinite().all()
         assert (out.double() - wanted(same)).norm() <= allowed * wanted(same).norm()
     # Each number is rounded to 2^-9 of itself, at a few layers before; at most means over 20 images.

@@ -50,13 +50,13 @@ def test_variances(ratio: float, shape: tuple[int, ...]) -> None:
 
 def test_a_center_is_a_number_of_the_dtype_with_few_bits() -> None:
     """Where zeros come again and again, their distance from the center and its square have few bits to be rounded."""
-    found = ChannelMoments()
-    found.update(draw(N, 4).relu_())
-    assert found.center is not None and (found.center > 0).all()
-    assert torch.equal(found.center * 64, (found.center * 64).round())
-    found = ChannelMoments()
-    found.update(far(1e5, N, 4))
-    assert found.center is not None and torch.equal(found.center.float().double(), found.center)
+    moments = ChannelMoments()
+    moments.update(draw(N, 4).relu_())
+    assert moments.center is not None and (moments.center > 0).all()
+    assert torch.equal(moments.center * 64, (moments.center * 64).round())
+    moments = ChannelMoments()
+    moments.update(far(1e5, N, 4))
+    assert moments.center is not None and torch.equal(moments.center.float().double(), moments.center)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1e4])
@@ -82,20 +82,20 @@ def test_any_partition_gives_the_same(ratio: float, order: str) -> None:
 @pytest.mark.parametrize("sides", ["one", "two"])
 def test_covariances(ratio: float, sides: str) -> None:
     x, y = far(ratio, N, 4), None if sides == "one" else far(2 * ratio, N, 3, seed=1) + far(0, N, 3)
-    found = rf.CrossCovariance()
+    moments = rf.CrossCovariance()
     for part in (slice(0, 1200), slice(1200, N)):
-        found.update(x[part], None if y is None else y[part])
+        moments.update(x[part], None if y is None else y[part])
     a, b = x.double(), (x if y is None else y).double()
     exact = (a - a.mean(0)).T @ (b - b.mean(0)) / N
     scale = torch.outer(a.std(0), b.std(0))
-    assert ((found.covariance() - exact).abs() <= SUMS * scale).all()
+    assert ((moments.covariance() - exact).abs() <= SUMS * scale).all()
     magnitude = a.abs().T @ b.abs() / N
-    assert ((found.compute() - a.T @ b / N).abs() <= SUMS * scale + 1e-14 * magnitude).all()
+    assert ((moments.compute() - a.T @ b / N).abs() <= SUMS * scale + 1e-14 * magnitude).all()
     if y is None:
-        assert torch.equal(found.compute(), found.compute().T)
+        assert torch.equal(moments.compute(), moments.compute().T)
     about = b.mean(0) + b.std(0)
-    wanted = found.covariance() + torch.outer(found.mean_x, found.mean_y - about)
-    torch.testing.assert_close(found.consume(about), wanted, rtol=1e-13, atol=0)  # float64: a sum of three
+    wanted = moments.covariance() + torch.outer(moments.mean_x, moments.mean_y - about)
+    torch.testing.assert_close(moments.consume(about), wanted, rtol=1e-13, atol=0)  # float64: a sum of three
 
 
 def test_accumulators_of_other_centers_merge() -> None:
@@ -141,14 +141,14 @@ def test_a_state_without_centers_is_about_zero() -> None:
 def test_batches_of_another_dtype() -> None:
     """A center of float64 is no number of float32: the later batch is taken in float64."""
     x = draw(400, 3, dtype=torch.float64) * 1e-3 + 1 / 3
-    found = rf.CrossCovariance().update(x[:200]).update(x[200:].float())
+    moments = rf.CrossCovariance().update(x[:200]).update(x[200:].float())
     used = torch.cat([x[:200], x[200:].float().double()])
-    torch.testing.assert_close(found.covariance(), (used - used.mean(0)).T @ (used - used.mean(0)) / 400)
+    torch.testing.assert_close(moments.covariance(), (used - used.mean(0)).T @ (used - used.mean(0)) / 400)
     for dtype in (torch.bfloat16, torch.float16):
         y = (draw(400, 3) + 100).to(dtype)
-        found = rf.CrossCovariance().update(y)
+        moments = rf.CrossCovariance().update(y)
         exact = y.double() - y.double().mean(0)
-        torch.testing.assert_close(found.covariance(), exact.T @ exact / 400, rtol=SUMS, atol=SUMS)
+        torch.testing.assert_close(moments.covariance(), exact.T @ exact / 400, rtol=SUMS, atol=SUMS)
     with pytest.raises(TypeError, match="y is torch.float32: wanted the dtype of x, torch.float64"):
         rf.CrossCovariance().update(x, x.float())
 
@@ -158,10 +158,10 @@ def test_batches_of_another_dtype() -> None:
 def test_channels_that_do_not_vary(dtype: torch.dtype, count: int) -> None:
     """Equal numbers have the variance 0, exactly, and covariances 0, whatever they are."""
     x = torch.tensor([0.1, 0.0, -1e6 / 3, 1e-30]).to(dtype).expand(count, 4)
-    found = rf.CrossCovariance().update(x).update(x)
-    assert torch.equal(found.x.variance(), torch.zeros(4, dtype=torch.float64)) and found.x.constant
-    assert torch.equal(found.covariance(), torch.zeros(4, 4, dtype=torch.float64))
-    assert torch.equal(found.mean_x, x[0].double())
+    moments = rf.CrossCovariance().update(x).update(x)
+    assert torch.equal(moments.x.variance(), torch.zeros(4, dtype=torch.float64)) and moments.x.constant
+    assert torch.equal(moments.covariance(), torch.zeros(4, 4, dtype=torch.float64))
+    assert torch.equal(moments.mean_x, x[0].double())
     noisy = ChannelMoments()  # one more than the last place of some
     noisy.update(torch.nextafter(x[:, :1].float(), torch.tensor(torch.inf)) if dtype == torch.float32 else x)
     assert noisy.constant
@@ -170,12 +170,12 @@ def test_channels_that_do_not_vary(dtype: torch.dtype, count: int) -> None:
 def test_squares_outside_the_range_of_float32() -> None:
     x = draw(2000, 3)
     for scale in (1e-30, 1e25):
-        found = ChannelMoments()
-        found.update(x * scale)
-        torch.testing.assert_close(found.variance(), (x * scale).double().var(0, correction=0), rtol=SUMS, atol=0)
+        moments = ChannelMoments()
+        moments.update(x * scale)
+        torch.testing.assert_close(moments.variance(), (x * scale).double().var(0, correction=0), rtol=SUMS, atol=0)
         maps = ChannelMoments()
         maps.update((x * scale).view(20, 100, 3).movedim(2, 1))
-        torch.testing.assert_close(maps.variance(), found.variance(), rtol=SUMS, atol=0)
+        torch.testing.assert_close(maps.variance(), moments.variance(), rtol=SUMS, atol=0)
     for scale in (1e-100, 1e100):
         y = (x + 1).double() * scale
         covariance = rf.CrossCovariance().update(y).covariance()

@@ -17,24 +17,24 @@ def data(*space: int, N: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("space", [(), (2, 3)])
 def test_ragged_batches_count_by_their_samples(space):
     x, y = data(*space)
-    found = rf.CrossCovariance()
+    moments = rf.CrossCovariance()
     for start, stop in ((0, 7), (7, 8), (8, 50)):
-        assert found.update(x[start:stop], y[start:stop]) is found
+        assert moments.update(x[start:stop], y[start:stop]) is moments
     x, y = (t.movedim(1, -1).reshape(-1, t.shape[1]) for t in (x, y))
-    torch.testing.assert_close(found.compute(), x.T @ y / len(x))
-    torch.testing.assert_close(found.mean_x, x.mean(0))
-    torch.testing.assert_close(found.mean_y, y.mean(0))
-    assert found.count == len(x)
-    assert found.trace_x == pytest.approx(float(x.square().sum(1).mean()), rel=1e-12)  # float64 sums of 50 to 300
-    assert found.trace_y == pytest.approx(float(y.square().sum(1).mean()), rel=1e-12)
-    torch.testing.assert_close(found.y.variance(unbiased=True), y.var(0))
+    torch.testing.assert_close(moments.compute(), x.T @ y / len(x))
+    torch.testing.assert_close(moments.mean_x, x.mean(0))
+    torch.testing.assert_close(moments.mean_y, y.mean(0))
+    assert moments.count == len(x)
+    assert moments.trace_x == pytest.approx(float(x.square().sum(1).mean()), rel=1e-12)  # float64 sums of 50 to 300
+    assert moments.trace_y == pytest.approx(float(y.square().sum(1).mean()), rel=1e-12)
+    torch.testing.assert_close(moments.y.variance(unbiased=True), y.var(0))
 
 
 def test_one_argument_is_the_self_covariance():
     x, _ = data()
-    found = rf.CrossCovariance().update(x)
-    torch.testing.assert_close(found.compute(), x.T @ x / len(x))
-    assert torch.equal(found.mean_x, found.mean_y)
+    moments = rf.CrossCovariance().update(x)
+    torch.testing.assert_close(moments.compute(), x.T @ x / len(x))
+    assert torch.equal(moments.mean_x, moments.mean_y)
 
 
 def test_merge_reset_and_state():
@@ -58,70 +58,70 @@ def test_merge_reset_and_state():
 def test_float32_relu_samples_by_the_million():
     """Relative error at most 1e-8 against float64 at N = 4e6, as means of positive numbers are summed."""
     generator = torch.Generator().manual_seed(0)
-    found, exact = rf.CrossCovariance(), torch.zeros(4, 4, dtype=torch.float64)
+    moments, exact = rf.CrossCovariance(), torch.zeros(4, 4, dtype=torch.float64)
     for _ in range(40):
         x = torch.randn(100_000, 4, generator=generator).relu_()
-        found.update(x)
+        moments.update(x)
         exact += x.double().T @ x.double()
     exact /= 4e6
-    assert found.count == 4_000_000
-    assert (found.compute() - exact).norm() <= 1e-8 * exact.norm()  # as documented
+    assert moments.count == 4_000_000
+    assert (moments.compute() - exact).norm() <= 1e-8 * exact.norm()  # as documented
 
 
 @pytest.mark.parametrize("shape", [(2 * BLOCK + 1, 3), (5, 3, 2, BLOCK + 1)], ids=["samples", "positions"])
 def test_sums_of_more_than_a_block(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).add_(1)
-    found = ChannelMoments()
-    found.update(x)
+    moments = ChannelMoments()
+    moments.update(x)
     exact = x.double().movedim(1, -1).flatten(0, -2)
-    assert found.count == len(exact)
+    assert moments.count == len(exact)
     # A block has 512 terms of float32: sqrt(512) of its roundings, 6e-8, where they are random.
-    apart = exact - found.center
-    torch.testing.assert_close(found.total, apart.sum(0), rtol=0, atol=2e-6 * float(apart.abs().sum(0).max()))
-    torch.testing.assert_close(found.square, apart.square().sum(0), rtol=2e-6, atol=0)
+    apart = exact - moments.center
+    torch.testing.assert_close(moments.total, apart.sum(0), rtol=0, atol=2e-6 * float(apart.abs().sum(0).max()))
+    torch.testing.assert_close(moments.square, apart.square().sum(0), rtol=2e-6, atol=0)
 
 
 def test_known_moments_are_not_taken_again():
     x, y = data(3, 4)
-    known = ChannelMoments()
-    known.update(x)
-    found = rf.CrossCovariance()
-    found.know(known)
+    of_x = ChannelMoments()
+    of_x.update(x)
+    moments = rf.CrossCovariance()
+    moments.know(of_x)
     for part in (slice(0, 20), slice(20, None)):
-        cross, total, _ = found.begin(x[part], y.shape[1])
-        cross += rf.cross_covariance(x[part] - known.center.view(-1, 1, 1), y[part])
+        cross, total, _ = moments.begin(x[part], y.shape[1])
+        cross += rf.cross_covariance(x[part] - of_x.center.view(-1, 1, 1), y[part])
         total += y[part].sum((0, 2, 3))
     wanted = rf.CrossCovariance().update(x, y)
-    assert found.count == wanted.count and found.x is known and known.count == wanted.count
-    torch.testing.assert_close(found.compute(), wanted.compute())
-    found.reset()
-    assert known.count == wanted.count, "whoever made them keeps them"
-    found.begin(x, y.shape[1])
-    assert found.trace_x == wanted.trace_x
+    assert moments.count == wanted.count and moments.x is of_x and of_x.count == wanted.count
+    torch.testing.assert_close(moments.compute(), wanted.compute())
+    moments.reset()
+    assert of_x.count == wanted.count, "whoever made them keeps them"
+    moments.begin(x, y.shape[1])
+    assert moments.trace_x == wanted.trace_x
 
 
 def test_consuming_and_beginning_work_in_place():
     x, y = data(3, 4)
     wanted = rf.CrossCovariance().update(x[:20], y[:20]).update(x[20:], y[20:])
-    found, center = rf.CrossCovariance("stem"), torch.arange(4.0).double()
+    moments, center = rf.CrossCovariance("stem"), torch.arange(4.0).double()
     for part in (slice(0, 20), slice(20, None)):
-        cross, total, square = found.begin(x[part], y.shape[1], center)
-        of_x, of_y = (t[part] - c.view(-1, 1, 1) for t, c in ((x, found.x.center), (y, center)))
+        cross, total, square = moments.begin(x[part], y.shape[1], center)
+        of_x, of_y = (t[part] - c.view(-1, 1, 1) for t, c in ((x, moments.x.center), (y, center)))
         cross += rf.cross_covariance(of_x, of_y)
         total += of_y.sum((0, 2, 3))
         square += of_y.square().sum((0, 2, 3))
-    assert found.count == wanted.count
-    torch.testing.assert_close(found.mean_y, wanted.mean_y)
+    assert moments.count == wanted.count
+    torch.testing.assert_close(moments.mean_y, wanted.mean_y)
     # float64 sums about other centers
-    assert (found.trace_x, found.trace_y) == pytest.approx((wanted.trace_x, wanted.trace_y), rel=1e-12)
-    M = found.consume()
+    assert (moments.trace_x, moments.trace_y) == pytest.approx((wanted.trace_x, wanted.trace_y), rel=1e-12)
+    M = moments.consume()
     torch.testing.assert_close(M, wanted.compute())
-    assert M.data_ptr() == cross.data_ptr() and found.cross is None
-    torch.testing.assert_close(found.mean_x, wanted.mean_x)
+    assert M.data_ptr() == cross.data_ptr() and moments.cross is None
+    torch.testing.assert_close(moments.mean_x, wanted.mean_x)
     with pytest.raises(ValueError, match=r"layer 'stem': its sums have been consumed, wanted reset\(\) first"):
-        found.compute()
+        moments.compute()
     with pytest.raises(ValueError, match=r"layer 'stem': its sums have been consumed, wanted reset\(\) first"):
-        found.begin(x, 4)
+        moments.begin(x, 4)
 
 
 def test_errors_name_layer_and_side():
@@ -131,9 +131,9 @@ def test_errors_name_layer_and_side():
     with pytest.raises(ValueError, match="CrossCovariance: no samples yet"):
         _ = rf.CrossCovariance().mean_x
     y[3, 2] = torch.nan
-    found = rf.CrossCovariance("stem").update(x, y)
+    moments = rf.CrossCovariance("stem").update(x, y)
     with pytest.raises(ValueError, match="layer 'stem': y is not finite, first in channel 2"):
-        found.compute()
+        moments.compute()
     x[3, 1] = torch.inf
     with pytest.raises(ValueError, match="layer 'stem': x is not finite, first in channel 1"):
         rf.CrossCovariance("stem").update(x, data()[1]).compute()

@@ -31,8 +31,8 @@ def reference(maps: bool) -> tuple[nn.Module, Tensor]:
 
 def sampled(options: dict, maps: bool = True) -> rf.RainbowNetwork:
     network, x = reference(maps)
-    made, _ = rf.fit(network, x, holdout=0.0).sample(**({} if "width" in options else {"factor": 2}), **options)
-    return made.requires_grad_(True)
+    wide, _ = rf.fit(network, x, holdout=0.0).sample(**({} if "width" in options else {"factor": 2}), **options)
+    return wide.requires_grad_(True)
 
 
 @pytest.mark.unpoisoned

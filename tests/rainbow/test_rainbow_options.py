@@ -192,8 +192,8 @@ def test_moments_of_every_t_th_position():
     assert [every(41, 10, positions=n) for n in (4, 5, 35)] == [5, 7, 9], "a common factor would miss positions"
     maps = torch.arange(24.0).view(3, 2, 2, 2)
     rows = maps.movedim(1, -1).reshape(-1, 2)
-    cut = torch.cat([take(maps[:1], 0, 5), take(maps[1:], 4, 5)])
-    assert torch.equal(cut, rows[::5]) and take(maps, 4, 1) is maps
+    taken = torch.cat([take(maps[:1], 0, 5), take(maps[1:], 4, 5)])
+    assert torch.equal(taken, rows[::5]) and take(maps, 4, 1) is maps
     net, x = cnn((1, 4, 5), kernel_size=3, image_size=12, seed=0), torch.randn(90, 1, 12, 12)
     _, report = rf.sample(net, x, holdout=0, max_samples=1000)
     assert [s.samples for s in report.sites] == [750, 360], "of 2250 every third, of 360 all"

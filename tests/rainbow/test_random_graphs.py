@@ -55,7 +55,7 @@ class Drawn(nn.Module):
         super().__init__()
         self.joins, self.head = joins, head
         pairs = zip(layers, joins, strict=True)
-        self.layers = nn.ModuleList(Layer(*given, 2 if join == "padded" else CHANNELS) for given, join in pairs)
+        self.layers = nn.ModuleList(Layer(*arguments, 2 if join == "padded" else CHANNELS) for arguments, join in pairs)
         self.mixes = nn.ModuleList(nn.Conv2d(2 * CHANNELS, CHANNELS, 1) for _ in joins)
         self.lasts = nn.ModuleList(nn.Linear(CHANNELS, CHANNELS) for _ in joins)
         self.average, self.dropout = nn.AvgPool2d(3, stride=1, padding=1), nn.Dropout2d()
@@ -129,8 +129,8 @@ def test_any_graph_is_cut_sampled_and_written_out(net, options) -> None:
     x = images()
     settle(net, x)
     wanted = net(x)
-    cut = trace(net)
-    torch.testing.assert_close(cut.finish(0, (x,), []), wanted, **REORDERED)
+    traced = trace(net)
+    torch.testing.assert_close(traced.finish(0, (x,), []), wanted, **REORDERED)
     model = rf.fit(net, x, holdout=0)
     network, _ = model.sample(factor=2, **options)
     plain, new = network.materialize(), x.flip(-1) + 0.1

@@ -16,12 +16,12 @@ KINDS = (architectures.Mixer, architectures.ConvNeXt, architectures.Transformer,
 
 
 def test_the_sites_of_a_residual_network():
-    found = rf.sites(resnet_imagenet(width=4), torch.randn(1, 3, 64, 64))
-    assert [site.name for site in found[:3]] == ["activation", "layer1.0.activation", "layer1.0.activation_1"]
-    assert len(found) == 17 and all(site.kept is None for site in found)
-    assert (found[0].activation, found[0].fused) == ("ReLU + MaxPool2d", False)
-    assert (found[0].channels, found[0].z_shape, found[0].phi_shape) == (4, (4, 32, 32), (4, 16, 16))
-    text = str(found).splitlines()
+    sites = rf.sites(resnet_imagenet(width=4), torch.randn(1, 3, 64, 64))
+    assert [site.name for site in sites[:3]] == ["activation", "layer1.0.activation", "layer1.0.activation_1"]
+    assert len(sites) == 17 and all(site.kept is None for site in sites)
+    assert (sites[0].activation, sites[0].fused) == ("ReLU + MaxPool2d", False)
+    assert (sites[0].channels, sites[0].z_shape, sites[0].phi_shape) == (4, (4, 32, 32), (4, 16, 16))
+    text = str(sites).splitlines()
     assert len(text) == 18 and text[0].split() == ["site", "non-linearity", "channels", "z", "phi", "sampled"]
     assert text[1].split()[-4:] == ["4", "4x32x32", "4x16x16", "yes"]
 
@@ -35,25 +35,25 @@ def test_they_are_those_that_are_sampled(kind):
 
 
 def test_without_data_there_are_no_shapes():
-    found = rf.sites(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Sigmoid()))
-    assert [(site.channels, site.kept) for site in found] == [(None, None), (None, "an output activation, not named")]
-    assert str(found).splitlines()[2].split()[2:5] == ["-", "-", "-"]
+    sites = rf.sites(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Sigmoid()))
+    assert [(site.channels, site.kept) for site in sites] == [(None, None), (None, "an output activation, not named")]
+    assert str(sites).splitlines()[2].split()[2:5] == ["-", "-", "-"]
 
 
 def test_a_loader_beyond_the_budget_lies_in_a_file(tmp_path: Path):
     x, y = torch.randn(300, 1, 14, 14), torch.randint(3, (300,))
     loader = [(x[i : i + 70], y[i : i + 70]) for i in range(0, 300, 70)]
-    given, labels = gather(loader, "data", memory_budget=100_000, scratch=tmp_path)
-    assert torch.equal(given, x) and torch.equal(labels, y)
+    images, labels = gather(loader, "data", memory_budget=100_000, scratch=tmp_path)
+    assert torch.equal(images, x) and torch.equal(labels, y)
     assert not list(tmp_path.iterdir()), "the file has no name"
-    mapped = given.untyped_storage().data_ptr()
+    mapped = images.untyped_storage().data_ptr()
     assert any(int(line.split("-")[0], 16) <= mapped < int(line.split("-")[1].split()[0], 16) and "deleted" in line
                for line in Path("/proc/self/maps").read_text().splitlines())  # fmt: skip
     net = cnn((1, 4, 6), image_size=14, kernel_size=3, seed=0)
-    made = [
+    outputs = [
         rf.sample(net, data, factor=2, memory_budget=budget)[0](x) for data, budget in (((x, y), None), (loader, 0))
     ]
-    assert torch.equal(*made)
+    assert torch.equal(*outputs)
 
 
 def test_batches_must_agree():
@@ -75,7 +75,7 @@ def test_every_layer_sees_each_image_once_for_each_network():
     for number in range(5):
         linear = nn.Linear(6, 6)
         linear.register_forward_hook(
-            lambda _, given, result, number=number: seen.update({number: seen[number] + len(given[0])})
+            lambda _, inputs, result, number=number: seen.update({number: seen[number] + len(inputs[0])})
         )
         layers += [linear, nn.Tanh()]
     net, images, samples = nn.Sequential(*layers, nn.Linear(6, 2)), 200, 3

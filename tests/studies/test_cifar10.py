@@ -91,5 +91,5 @@ def test_the_study_on_noise(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wanted", [(0.12, 0.4, 0.97), (0.0, 1.0, 0.5), (0.3, 0.05, 1.6)])
 def test_limit_of_exact_errors_is_found(wanted: tuple[float, float, float]) -> None:
     limit, c, p = wanted
-    found = fit_limit({n: limit + c * n**-p for n in (1.0, 4.0, 16.0, 64.0)})
-    assert found == pytest.approx(wanted, abs=1e-9)  # float64, exact data
+    fit = fit_limit({n: limit + c * n**-p for n in (1.0, 4.0, 16.0, 64.0)})
+    assert fit == pytest.approx(wanted, abs=1e-9)  # float64, exact data

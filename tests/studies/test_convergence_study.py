@@ -33,12 +33,12 @@ def test_convergence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert (code, err) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == ["convergence.md", "convergence.png", "records.jsonl"]
     listed = read_records(out / "records.jsonl")
-    found = [r for r in listed if "width" in r]
+    measured = [r for r in listed if "width" in r]
     assert [r["site"] for r in listed if "spectrum" in r] == ["2", "4"] and listed[0]["about"]["images"] == 360
-    keys = [(r["site"], r["width"], r["network"]) for r in found]
+    keys = [(r["site"], r["width"], r["network"]) for r in measured]
     assert keys == [(site, width, network) for site in ("2", "4") for width in (32, 64, 128, 256) for network in (0, 1)]
     assert {r["wide_width"] for r in listed if "spectrum" in r} == {1024}
-    for record in found:
+    for record in measured:
         assert all(0 < record[name] < 2 for name in ("kernel", "between", "limit", "wide", "trained"))
     page = (out / "convergence.md").read_text()
     assert "64-128-128-10" in page and "alpha = " in page and "| 4 | to the limit |" in page

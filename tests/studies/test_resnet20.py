@@ -158,8 +158,8 @@ def test_weights_bring_depth_and_width(tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "net.pt")
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     for name in ("net.pt", "net.safetensors"):
-        found = cases.load_resnet(tmp_path / name)
-        assert {k: v.tolist() for k, v in found.state_dict().items()} == {
+        loaded = cases.load_resnet(tmp_path / name)
+        assert {k: v.tolist() for k, v in loaded.state_dict().items()} == {
             k: v.tolist() for k, v in net.state_dict().items()
         }
 
@@ -181,12 +181,12 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 def test_untrained_network_has_the_statistics_of_the_images() -> None:
     x, _ = labelled(1000)
-    made = cases.untrained_like(little_net(width=3), x)
+    untrained = cases.untrained_like(little_net(width=3), x)
     with torch.no_grad():
-        z = made.bn1(made.conv1(x)).transpose(0, 1).flatten(1)
+        z = untrained.bn1(untrained.conv1(x)).transpose(0, 1).flatten(1)
     torch.testing.assert_close(z.mean(1), torch.zeros(3), rtol=0, atol=1e-5)  # float32 means
     torch.testing.assert_close(z.std(1), torch.ones(3), rtol=0, atol=0.01)  # the mean of two batches' variances
-    assert len(trace(made).sites) == 7 and not made.training
+    assert len(trace(untrained).sites) == 7 and not untrained.training
 
 
 # Which networks, and the command
@@ -210,36 +210,36 @@ def test_command_writes_all_and_goes_on(tmp_path: Path) -> None:
     x, y = labelled(120)
     for width in (3, 4):
         save_file(little_net(width=width).state_dict(), tmp_path / f"width{width}.safetensors")
-    given = {"source": Images(x[:80], y[:80], x[80:], y[80:]), "images": 80, "test": 2500, "out": tmp_path / "out"}
-    given |= {"weights": tmp_path / "width4.safetensors", "compare": [tmp_path / "width3.safetensors"]}
-    given |= {"factors": [1, 4, 16]}
-    study(**given, networks=1)
+    arguments = {"source": Images(x[:80], y[:80], x[80:], y[80:]), "images": 80, "test": 2500, "out": tmp_path / "out"}
+    arguments |= {"weights": tmp_path / "width4.safetensors", "compare": [tmp_path / "width3.safetensors"]}
+    arguments |= {"factors": [1, 4, 16]}
+    study(**arguments, networks=1)
     path = tmp_path / "out" / "records.jsonl"
     first = path.read_text()
-    study(**given, networks=2)
+    study(**arguments, networks=2)
     assert path.read_text().startswith(first)
-    found = read_records(path)
-    keys = [(r["reference"], r["method"], r["factor"], r["network"], r["site"]) for r in found]
+    records = read_records(path)
+    keys = [(r["reference"], r["method"], r["factor"], r["network"], r["site"]) for r in records]
     assert len(set(keys)) == len(keys) == 7 * len(cases.tasks((1, 4, 16), 2, ["width3"]))
     text = (tmp_path / "out" / "resnet20.md").read_text()
     for name in ("calibrated", "naive", "untrained, itself", "h = 0.25", "width3: width 3, ", "3.0.b"):
         assert f"| {name}" in text
     assert (tmp_path / "out" / "resnet20.png").read_bytes().startswith(b"\x89PNG")
-    zero = [r["novelty"] for r in found if r["method"] == cases.smoothed(0)]
+    zero = [r["novelty"] for r in records if r["method"] == cases.smoothed(0)]
     assert zero == pytest.approx([0] * len(zero), abs=1e-6) and len(zero) == 2 * 2 * 7  # references, networks, sites
-    study(**given, networks=2)
-    assert read_records(path) == found
+    study(**arguments, networks=2)
+    assert read_records(path) == records
     with pytest.raises(ValueError, match="results of 80 and 40 images"):
-        study(**given | {"images": 79}, networks=1)
+        study(**arguments | {"images": 79}, networks=1)
     with pytest.raises(ValueError, match="results of other weights of the network 'trained'"):
-        study(**given | {"weights": tmp_path / "width3.safetensors"}, networks=1)
+        study(**arguments | {"weights": tmp_path / "width3.safetensors"}, networks=1)
     with pytest.raises(ValueError, match="--compare: wanted files of different names"):
-        study(**given | {"compare": [tmp_path / "trained.pt"]}, networks=1)
+        study(**arguments | {"compare": [tmp_path / "trained.pt"]}, networks=1)
     limits = text[text.index("## The limit") :]
     assert [limits.count(f"| {name}") for name in ("trained: width 4, ", "width3: width 3, ")] == [2, 1]
     novelties = text[text.index("## How new") : text.index("## The limit")]
     assert [novelties.count(f"| {name} ") for name in ("trained", "width3")] == [7, 6]  # the paper's law on one of them
-    write_records(path, [r for r in found if r["factor"] < 8])
+    write_records(path, [r for r in records if r["factor"] < 8])
     assert "## The limit" not in page.table(read_records(path))  # three widths make a fit
 
 

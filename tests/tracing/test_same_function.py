@@ -220,12 +220,12 @@ def test_an_input_that_is_written_to():
 
 
 def hooked(net: nn.Module) -> nn.Module:
-    net.register_forward_hook(lambda module, given, result: 2 * result)
+    net.register_forward_hook(lambda module, inputs, result: 2 * result)
     return net
 
 
 def doubled_input(net: nn.Module) -> nn.Module:
-    net.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    net.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
     return net
 
 
@@ -275,7 +275,7 @@ def test_half_precision_is_held_to_its_own_rounding():
     for dtype in (torch.bfloat16, torch.float16):
         net = resnet_cifar(8, width=4, seed=0).to(dtype)
         rf.sample(net, torch.randn(40, 3, 8, 8), factor=2, holdout=0)
-        net.register_forward_hook(lambda module, given, result: 1.1 * result)
+        net.register_forward_hook(lambda module, inputs, result: 1.1 * result)
         with pytest.raises(ValueError, match=f"wanted at most {agreement.bound(dtype):.1e}"):
             rf.fit(net, torch.randn(40, 3, 8, 8), holdout=0)
 
@@ -328,7 +328,7 @@ def test_what_watches_and_what_keeps_its_features_is_no_other_function():
             return {"logits": self.head(F.dropout(self.features, 0.0)), "bias": self.head.bias}
 
     net, seen = Watched().eval(), []
-    net.head.register_forward_hook(lambda module, given, result: seen.append(len(result)))
+    net.head.register_forward_hook(lambda module, inputs, result: seen.append(len(result)))
     network, _ = rf.sample(net, X, factor=2)
     assert seen and network(X[:5])["logits"].shape == (5, 3)
     network.materialize()

@@ -10,8 +10,8 @@ from rainbow_fast.networks import cnn, mlp
 from rainbow_fast.tracing.trace import Trace, trace
 
 
-def run(cut: Trace, x: Tensor) -> Tensor:
-    return cut.finish(0, (x,), [])
+def run(traced: Trace, x: Tensor) -> Tensor:
+    return traced.finish(0, (x,), [])
 
 
 class Block(nn.Module):
@@ -102,9 +102,9 @@ def test_sites_of_functions_methods_and_shared_modules():
 
 
 def test_only_what_is_read_later_is_alive():
-    cut, state, alive = trace(residual()), (torch.randn(2, 2, 10, 10),), []
-    for place, site in enumerate(cut.sites):
-        z, *rest = cut.advance(place, state, [])
+    traced, state, alive = trace(residual()), (torch.randn(2, 2, 10, 10),), []
+    for place, site in enumerate(traced.sites):
+        z, *rest = traced.advance(place, state, [])
         alive.append(len(rest))
         state = (site.reference(z), *rest)
     assert alive == [0, 1, 1, 1, 0, 1, 1, 1, 0], "the input of a block, up to its sum"
@@ -114,9 +114,9 @@ def test_the_network_given_is_not_changed():
     net, seen = residual().train(), []
     hook = net.blocks.register_forward_hook(lambda *_: seen.append(1))
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    cut = trace(net)
-    run(cut, torch.randn(3, 2, 10, 10))
-    assert net.training and net.blocks[0].relu.inplace and not cut.reference.training
+    traced = trace(net)
+    run(traced, torch.randn(3, 2, 10, 10))
+    assert net.training and net.blocks[0].relu.inplace and not traced.reference.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     seen.clear()
     net(torch.randn(3, 2, 10, 10))
@@ -136,10 +136,10 @@ def test_what_is_overwritten_in_place_is_read_overwritten():
 
     net = PreActivation().eval()
     x = torch.randn(5, 4)
-    cut = trace(net)
-    assert not cut.swappable
-    torch.testing.assert_close(run(cut, x), net(x))
-    torch.testing.assert_close(cut.rebuild({"relu": nn.ReLU()})(x), net(x))
+    traced = trace(net)
+    assert not traced.swappable
+    torch.testing.assert_close(run(traced, x), net(x))
+    torch.testing.assert_close(traced.rebuild({"relu": nn.ReLU()})(x), net(x))
 
 
 def test_normalisation_after_is_of_the_site_and_its_affine_part_is_not():
@@ -160,18 +160,18 @@ def test_writer_is_the_one_bias_free_linear_layer():
 def test_a_module_used_twice_is_two_sites():
     relu, block = nn.ReLU(), nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     net = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, block, block, nn.Linear(4, 2))
-    cut = trace(net)
-    assert [s.name for s in cut.sites] == ["1", "1_1", "4.1", "4.1_1"]
-    made, x = cut.rebuild({"4.1": nn.ReLU()}), torch.randn(6, 4)
+    traced = trace(net)
+    assert [s.name for s in traced.sites] == ["1", "1_1", "4.1", "4.1_1"]
+    rebuilt, x = traced.rebuild({"4.1": nn.ReLU()}), torch.randn(6, 4)
     y = net[:4](x)
-    torch.testing.assert_close(made(x), net[6](block(block[0](y).relu())))
+    torch.testing.assert_close(rebuilt(x), net[6](block(block[0](y).relu())))
 
 
 def test_a_network_of_modules_keeps_its_class():
     net = varied()
-    made = trace(net).rebuild({"1.0.1": nn.Hardswish(), "2.4": nn.ReLU()})
-    assert isinstance(made, nn.Sequential) and isinstance(made[1][0][1], nn.Hardswish)
-    assert isinstance(made[1][0][2], nn.BatchNorm2d), "the affine part stays"
+    rebuilt = trace(net).rebuild({"1.0.1": nn.Hardswish(), "2.4": nn.ReLU()})
+    assert isinstance(rebuilt, nn.Sequential) and isinstance(rebuilt[1][0][1], nn.Hardswish)
+    assert isinstance(rebuilt[1][0][2], nn.BatchNorm2d), "the affine part stays"
     assert isinstance(net[1][0][1], nn.GELU), "the reference is not changed"
 
 
@@ -242,14 +242,18 @@ class Untraceable(nn.Module):
 
 def test_a_network_without_a_graph_is_cut_at_its_activation_modules():
     net, x = Untraceable().eval(), torch.randn(4, 1, 8)
-    cut = trace(net, x)
-    assert cut.graph is None and [s.name for s in cut.sites] == ["a", "b"] and [s.axis for s in cut.sites] == [1, -1]
-    torch.testing.assert_close(run(cut, x), net(x))
-    z, *rest = cut.advance(1, (torch.zeros(1), x), [nn.GELU()])
+    traced = trace(net, x)
+    assert (
+        traced.graph is None
+        and [s.name for s in traced.sites] == ["a", "b"]
+        and [s.axis for s in traced.sites] == [1, -1]
+    )
+    torch.testing.assert_close(run(traced, x), net(x))
+    z, *rest = traced.advance(1, (torch.zeros(1), x), [nn.GELU()])
     torch.testing.assert_close(z, net.linear(F.gelu(net.conv(x)).flatten(1)))
     assert len(rest) == 1 and rest[0] is x
-    made = cut.rebuild({"a": nn.GELU()})
-    assert isinstance(made, Untraceable) and isinstance(made.a, nn.GELU)
+    rebuilt = traced.rebuild({"a": nn.GELU()})
+    assert isinstance(rebuilt, Untraceable) and isinstance(rebuilt.a, nn.GELU)
 
 
 def test_what_cannot_be_traced_is_named_with_its_line():

@@ -11,10 +11,10 @@ from rainbow_fast.tracing.writers import writer_covariance
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 
 
-def seeded(make: type[nn.Module], *given: int, **options: object) -> nn.Module:
+def seeded(make: type[nn.Module], *sizes: int, **options: object) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return make(*given, bias=False, **options).double()
+        return make(*sizes, bias=False, **options).double()
 
 
 WRITERS = {
@@ -46,9 +46,9 @@ def covariance(writer: nn.Module) -> Tensor:
 @pytest.mark.parametrize("make", WRITERS.values(), ids=WRITERS)
 def test_it_is_the_covariance_for_white_input(make):
     writer = make()
-    wanted, found = covariance(writer), writer_covariance(writer)
-    assert found.shape == wanted.shape and found.dtype == torch.float64
-    assert (found - wanted).abs().max() <= 1e-14 * wanted.abs().max()  # float64 sums of at most some hundred products
+    wanted, actual = covariance(writer), writer_covariance(writer)
+    assert actual.shape == wanted.shape and actual.dtype == torch.float64
+    assert (actual - wanted).abs().max() <= 1e-14 * wanted.abs().max()  # float64 sums of at most some hundred products
 
 
 def sites(writer: nn.Module, x: Tensor) -> rf.RainbowModel:

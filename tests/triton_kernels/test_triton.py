@@ -43,8 +43,8 @@ JUDGED = {
 }
 
 
-@pytest.mark.parametrize(("found", "wrong"), JUDGED.values(), ids=JUDGED)
-def test_what_gpu_check_finds_wrong(found: dict[str, int], wrong: list[str]) -> None:
-    row = Row("a kernel", SM_80.name, **found)
+@pytest.mark.parametrize(("usage", "wrong"), JUDGED.values(), ids=JUDGED)
+def test_what_gpu_check_finds_wrong(usage: dict[str, int], wrong: list[str]) -> None:
+    row = Row("a kernel", SM_80.name, **usage)
     judge(row, SM_80, threads=256, blocks=2, products=True)
     assert row.wrong == wrong

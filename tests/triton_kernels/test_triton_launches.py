@@ -43,10 +43,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple]:
     backend, seen = make_backend(target), set()
     binder = functools.cache(lambda k: create_function_from_signature(k.signature, k.params, backend))
 
-    def run(kernel: JITFunction, *given, grid: tuple[int, ...], warmup: bool, **options) -> None:
+    def run(kernel: JITFunction, *arguments, grid: tuple[int, ...], warmup: bool, **options) -> None:
         assert 0 < min(grid) and grid[0] < 2**31 and all(size < 2**16 for size in grid[1:]), (kernel.__name__, grid)
         options |= {"debug": False, "instrumentation_mode": ""}
-        bound, specialized, _ = binder(kernel)(*given, **options)
+        bound, specialized, _ = binder(kernel)(*arguments, **options)
         key = (kernel.__name__, str(specialized))
         if key not in seen:
             seen.add(key)
@@ -54,8 +54,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple]:
             source, context = ASTSource(kernel, signature, constants, attributes), ir.context()
             ir.load_dialects(context)
             backend.load_dialects(context)
-            made = backend.get_codegen_implementation(chosen), backend.get_module_map()
-            source.make_ir(target, chosen, *made, context)
+            codegen = backend.get_codegen_implementation(chosen), backend.get_module_map()
+            source.make_ir(target, chosen, *codegen, context)
 
     monkeypatch.setattr(JITFunction, "run", run)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))

@@ -21,17 +21,17 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 def test_tensor_cores_are_left_every_chain(case: str, target: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     [variant] = [v for v in variants() if v.name == f"cross_covariance {case}" and v.targets == (target,)]
-    made = compiled(variant, next(t for t in TARGETS if t.name == target))
+    stages = compiled(variant, next(t for t in TARGETS if t.name == target))
     rows, columns, step, every = (variant.constants[name] for name in ("ROWS", "COLUMNS", "STEP", "CHAIN"))
     assert step * every == CHAIN == 128
     # Three separate operations on the whole tile, under a condition: total = high + low, total - high, low - that.
     tile = rf"tensor<{rows}x{columns}xf32, [^>]*>"
-    branch = re.search(rf"scf\.if (?:(?!scf\.if).)*?arith\.addf[^\n]*{tile}(.*?)scf\.yield", made["ttgir"], re.S)
+    branch = re.search(rf"scf\.if (?:(?!scf\.if).)*?arith\.addf[^\n]*{tile}(.*?)scf\.yield", stages["ttgir"], re.S)
     assert branch and len(re.findall(rf"arith\.subf[^\n]*{tile}", branch[1])) == 2
     # And they are still there, once an entry of a thread's share, in what the assembler gets.
     share = rows * columns // (32 * variant.options["num_warps"])
-    found = re.findall(r"\bsub(?:\.rn)?\.f32(x2)?\b", made["ptx"])
-    assert len(found) + found.count("x2") >= 2 * share
+    subtractions = re.findall(r"\bsub(?:\.rn)?\.f32(x2)?\b", stages["ptx"])
+    assert len(subtractions) + subtractions.count("x2") >= 2 * share
 
 
 @pytest.mark.parametrize("target", [target.name for target in TARGETS])
@@ -41,9 +41,9 @@ def test_no_sum_over_samples_or_ranks_stays_in_tensor_cores(target: str, tmp_pat
     name = "random_features_covariance long rank fp32"
     [variant] = [v for v in random_features_variants() if v.name == name and v.targets == (target,)]
     text = compiled(variant, next(t for t in TARGETS if t.name == target))["ttgir"]
-    carried = {name for given in re.findall(r"iter_args\((.*?)\) ->", text) for name in re.findall(r"(%\w+) =", given)}
-    found = re.findall(r"(= tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) (%[^:{\n]*)", text)
-    products = [(name, operands.replace(" ", "").split(",")) for name, operands in found]
+    carried = {name for pairs in re.findall(r"iter_args\((.*?)\) ->", text) for name in re.findall(r"(%\w+) =", pairs)}
+    dots = re.findall(r"(= tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) (%[^:{\n]*)", text)
+    products = [(name, operands.replace(" ", "").split(",")) for name, operands in dots]
     assert len(products) >= 2 and carried and not carried & {operands[2] for _, operands in products}
     overwrites = [operands[3] for name, operands in products if "gen5" in name]
     assert 3 * overwrites.count("%false") == len(overwrites)  # of three products in TF32 the first

@@ -50,13 +50,13 @@ def build(sanitize: bool = False) -> Path:
 
     def compile(source: Path) -> Path:
         bind = source.name == "bind.cpp"
-        made = (plain if bind else folder) / f"{source.name}.o"
-        if not made.exists() or made.stat().st_mtime < max(changed, source.stat().st_mtime):
+        object_file = (plain if bind else folder) / f"{source.name}.o"
+        if not object_file.exists() or object_file.stat().st_mtime < max(changed, source.stat().st_mtime):
             flags = f"{BIND if bind else optimise} {FLAGS}".split()
             started = time.time()
-            run([*cxx, *flags, "-x", "c++", "-c", source, "-o", made])
-            os.utime(made, (started, started))  # a source edited while it was compiled is newer than its object
-        return made
+            run([*cxx, *flags, "-x", "c++", "-c", source, "-o", object_file])
+            os.utime(object_file, (started, started))  # a source edited while it was compiled is newer than its object
+        return object_file
 
     sources = [path for pattern in SOURCES for path in sorted(ROOT.glob(pattern))]
     with ThreadPoolExecutor(JOBS) as pool:

@@ -35,7 +35,7 @@ def test_align(alignment: str, center: bool, offset: bool, eps: float | None) ->
             S = used.T @ used / N
             return M @ torch.linalg.inv(S + 0.1 * S.diagonal().mean() * torch.eye(len(S), dtype=S.dtype))
 
-    B, found = align(moments, options, PolarFactor() if alignment == "polar" else Solved(), eps=eps)
+    B, aligned = align(moments, options, PolarFactor() if alignment == "polar" else Solved(), eps=eps)
 
     features = y if eps is None else (y - y.mean(0)) / (y.var(0, unbiased=False) + eps).sqrt()
     inverse = torch.ones(M).double() if eps is None else (y.var(0, unbiased=False) + eps).rsqrt()
@@ -50,14 +50,14 @@ def test_align(alignment: str, center: bool, offset: bool, eps: float | None) ->
     S = torch.linalg.svdvals(cross)
     within = {"rtol": 1e-10, "atol": 1e-12}  # rounding times the conditions of cross and of S, below 1e3
     torch.testing.assert_close(B, A * inverse, **within)
-    torch.testing.assert_close(found.b, torch.zeros(D).double() if eps is None else -B @ y.mean(0), **within)
-    assert found.overlap == pytest.approx(float((A * kept).sum()), rel=1e-10)  # as A above
+    torch.testing.assert_close(aligned.b, torch.zeros(D).double() if eps is None else -B @ y.mean(0), **within)
+    assert aligned.overlap == pytest.approx(float((A * kept).sum()), rel=1e-10)  # as A above
     # 1e-12: singular values and sums of squares in float64, of some hundred terms
-    assert found.nuclear_norm == pytest.approx(float(S.sum()), rel=1e-12)
-    assert found.effective_rank == pytest.approx(float(S.sum() ** 2 / S.square().sum()), rel=1e-12)
-    assert found.features == pytest.approx(float(used.square().sum()) / N, rel=1e-12)
-    torch.testing.assert_close(found.mean, B @ y.mean(0), **within)
-    assert found.shape == (D, M)
+    assert aligned.nuclear_norm == pytest.approx(float(S.sum()), rel=1e-12)
+    assert aligned.effective_rank == pytest.approx(float(S.sum() ** 2 / S.square().sum()), rel=1e-12)
+    assert aligned.features == pytest.approx(float(used.square().sum()) / N, rel=1e-12)
+    torch.testing.assert_close(aligned.mean, B @ y.mean(0), **within)
+    assert aligned.shape == (D, M)
     assert sums is not None and moments.cross is None
     if alignment == "polar":
         assert B.data_ptr() == sums.data_ptr(), "B is made in the memory of the sums"

@@ -27,7 +27,7 @@ def images(N: int = 300) -> Tensor:
 def chain(seed: int) -> nn.Sequential:
     """A fused site, a pooled and normalised one that feeds a Flatten, one of rows; float64."""
     torch.manual_seed(seed)
-    made = nn.Sequential(
+    net = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.GELU()),
         nn.Conv2d(5, 6, 3),
         nn.ReLU(),
@@ -38,20 +38,20 @@ def chain(seed: int) -> nn.Sequential:
         nn.Tanh(),
         nn.Linear(7, 3),
     )
-    made = made.double().eval()
-    before = made[:4](images()[:270])  # what `fit` aligns on: so a sample of all neurons is normalised by the same
-    made[4].running_mean.copy_(before.mean((0, 2, 3)))
-    made[4].running_var.copy_(before.var((0, 2, 3), correction=0))
-    return made
+    net = net.double().eval()
+    before = net[:4](images()[:270])  # what `fit` aligns on: so a sample of all neurons is normalised by the same
+    net[4].running_mean.copy_(before.mean((0, 2, 3)))
+    net[4].running_var.copy_(before.var((0, 2, 3), correction=0))
+    return net
 
 
 @torch.no_grad()
 def permuted(network: nn.Sequential, seed: int) -> tuple[nn.Sequential, list[Tensor]]:
     """The same function, its neurons in other orders, and the orders: ``phi_permuted[:, i] = phi[:, order[i]]``."""
-    made = chain(0)
-    made.load_state_dict(network.state_dict())
+    copy = chain(0)
+    copy.load_state_dict(network.state_dict())
     generator = torch.Generator().manual_seed(seed)
-    layers = [[made[0][0]], [made[1], made[4]], [made[6]], [made[8]]]
+    layers = [[copy[0][0]], [copy[1], copy[4]], [copy[6]], [copy[8]]]
     orders = [torch.randperm(layer[0].weight.shape[0], generator=generator) for layer in layers[:-1]]
     for parts, order in zip(layers[:-1], orders, strict=True):
         for value in [v for part in parts for v in part.state_dict().values() if v.dim()]:
@@ -60,7 +60,7 @@ def permuted(network: nn.Sequential, seed: int) -> tuple[nn.Sequential, list[Ten
         weight = following.weight
         grouped = weight.view(len(weight), len(order), -1)
         weight.copy_(grouped[:, order].reshape(weight.shape))
-    return made, orders
+    return copy, orders
 
 
 def back(model: rf.RainbowModel, place: int) -> list[Tensor]:
@@ -85,7 +85,7 @@ def procrustes(phi: list[Tensor], iterations: int) -> list[Tensor]:
 @torch.no_grad()
 def test_a_list_of_one_is_the_network_itself():
     x, network = images(), chain(1)
-    sampled = [rf.fit(given, x).sample(factor=3)[0](x) for given in (network, [network])]
+    sampled = [rf.fit(references, x).sample(factor=3)[0](x) for references in (network, [network])]
     assert torch.equal(*sampled)
 
 
@@ -101,11 +101,13 @@ def test_one_network_joined_is_that_network_to_rounding(method):
     fit_rotations(prepared, iterations=2, progress=None)
     fit_moments(prepared, None)
     network, report = rf.RainbowModel(prepared).sample(factor=3, method=method)
-    wanted, its = alone.sample(factor=3, method=method)
+    wanted, wanted_report = alone.sample(factor=3, method=method)
     assert isinstance(network.body, JoinedNetwork)
     torch.testing.assert_close(network(x), wanted(x), rtol=1e-9, atol=1e-9)  # float64, conditions of M below 1e4
     # 1e-8: the rounding of outputs, over what sampling leaves, which is smaller than they
-    assert [s.held_out_error for s in report.sites] == pytest.approx([s.held_out_error for s in its.sites], rel=1e-8)
+    assert [s.held_out_error for s in report.sites] == pytest.approx(
+        [s.held_out_error for s in wanted_report.sites], rel=1e-8
+    )
 
 
 @pytest.mark.parametrize("method", ["paper", "calibrated"])
@@ -118,8 +120,10 @@ def test_permuted_copies_are_turned_back_and_sampled_as_one(method):
     model = rf.fit([network, *(copy for copy, _ in copies)], x)
     for place, d in enumerate((5, 6, 7)):
         eye = torch.eye(d, dtype=torch.float64)
-        for found, wanted in zip(back(model, place), [eye, *(eye[orders[place]] for _, orders in copies)], strict=True):
-            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)  # as above
+        for rotation, wanted in zip(
+            back(model, place), [eye, *(eye[orders[place]] for _, orders in copies)], strict=True
+        ):
+            torch.testing.assert_close(rotation, wanted, rtol=0, atol=1e-9)  # as above
     sampled, report = model.sample(law="identity", factor=3, method=method)
     # These errors through three sites and their scales; relative errors are of their squares.
     torch.testing.assert_close(sampled(x), network(x), rtol=1e-7, atol=1e-8)
@@ -139,9 +143,9 @@ def test_rotations_are_those_of_the_published_loop():
     ]
     stacked = torch.cat(phi, 1)
     for iterations in (1, 2, 5):
-        found = rotations(stacked.T @ stacked / 500, 4, iterations, "a")
+        Q = rotations(stacked.T @ stacked / 500, 4, iterations, "a")
         # 1e-10: float64, from second moments, which square the conditions of the samples
-        torch.testing.assert_close(found, torch.stack(procrustes(phi, iterations)), rtol=0, atol=1e-10)
+        torch.testing.assert_close(Q, torch.stack(procrustes(phi, iterations)), rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
@@ -202,8 +206,8 @@ def test_the_network_is_what_was_measured_wherever_activations_wait(options, tmp
         assert report.accuracy[f"reference_{name}"] == (model.reference(x[data]).argmax(1) == y[data]).double().mean()
     torch.testing.assert_close(network.materialize()(x), outputs)
     assert report.references == 2 and "2 references, aligned to their mean" in str(report)
-    for given in ({"storage": "recompute"}, {"resume": tmp_path / "run"}, {"resume": tmp_path / "run"}):
-        assert torch.equal(model.sample(**options, **given)[0](x), outputs)
+    for where in ({"storage": "recompute"}, {"resume": tmp_path / "run"}, {"resume": tmp_path / "run"}):
+        assert torch.equal(model.sample(**options, **where)[0](x), outputs)
     planned = rf.plan(networks, (x[:1], y[:1]), images=222, **options)
     assert [(s.d, s.n) for s in planned.sites] == [(s.d, s.n) for s in report.sites]
 
@@ -241,7 +245,7 @@ def test_samples_of_several_come_closer_to_other_trained_networks():
     def error(references: list[nn.Module]) -> float:
         network = rf.fit(references, x, holdout=0).sample(factor=4, method="calibrated")[0]
         phi: list[Tensor] = []
-        network.site("4").register_forward_hook(lambda module, given, result: phi.append(result))
+        network.site("4").register_forward_hook(lambda module, inputs, result: phi.append(result))
         network(held)
         return float((kernel(phi[0]) - target).norm())
 

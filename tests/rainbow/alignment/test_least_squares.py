@@ -28,12 +28,12 @@ POOLED = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatte
 def test_products_give_what_the_sum_gives(net, x, options) -> None:
     """Up to the tolerance of the products, 1e-4 of the predictions at each site."""
     net = net.double().eval()
-    found = []
+    outputs = []
     for solver in SOLVERS:
         network, _ = rf.sample(net, x, alignment=Regression(solver=solver), **options)
-        found.append(network(x.double()))
-    size = torch.linalg.vector_norm(found[0] - found[0].mean(0))
-    kernel, products = (float(torch.linalg.vector_norm(other - found[0]) / size) for other in found[1:])
+        outputs.append(network(x.double()))
+    size = torch.linalg.vector_norm(outputs[0] - outputs[0].mean(0))
+    kernel, products = (float(torch.linalg.vector_norm(other - outputs[0]) / size) for other in outputs[1:])
     assert 0 < products < 1e-3  # two sites, and what the next layers make of it
     assert kernel < 1e-9  # float64 throughout, conditions below 1e6
 
@@ -61,10 +61,10 @@ def test_a_ridge_too_small_to_factor_with() -> None:
 
 
 def test_without_a_ridge_the_pseudo_inverse_is_that_of_either() -> None:
-    net, found = mlp((16, 12, 2), seed=0).double(), []
+    net, outputs = mlp((16, 12, 2), seed=0).double(), []
     for solver in ("summed", "kernel"):
-        found.append(rf.sample(net, X, alignment=Regression(0.0, solver), width=500)[0](X.double()))
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)  # float64, times the condition of S
+        outputs.append(rf.sample(net, X, alignment=Regression(0.0, solver), width=500)[0](X.double()))
+    torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)  # float64, times the condition of S
 
 
 def test_a_hundred_thousand_neurons_fit() -> None:

@@ -83,8 +83,8 @@ def test_predictions_are_as_certain_as_asked(tolerance):
     A = regress(site.apply, site.M, site.mean_diagonal, RIDGE, tolerance=tolerance, sketch=256, dtype=torch.float64)
     features = site.features()
     wanted = directly(site.M, features.T @ features / len(features), RIDGE * site.mean_diagonal)
-    found = (features @ (A - wanted).T).norm(dim=0) / (features @ wanted.T).norm(dim=0)
-    assert found.max() < tolerance
+    errors = (features @ (A - wanted).T).norm(dim=0) / (features @ wanted.T).norm(dim=0)
+    assert errors.max() < tolerance
     assert site.products - 1 <= {1e-1: 8, 1e-3: 18}[tolerance]
 
 
@@ -156,7 +156,7 @@ def test_nothing_of_size_n_by_n():
 
 def test_bad_input():
     M, good = torch.ones(2, 5, dtype=torch.float64), lambda V: torch.zeros(len(V), 5, dtype=torch.float64)
-    for given, message in (
+    for arguments, message in (
         ((good, M.float(), 1.0, RIDGE), r"M is torch.float32 of shape \(2, 5\): wanted float64"),
         ((good, M[0], 1.0, RIDGE), r"M is torch.float64 of shape \(5,\): wanted"),
         ((good, M * math.nan, 1.0, RIDGE), "M is not finite"),
@@ -167,7 +167,7 @@ def test_bad_input():
         ((good, M, 1.0, RIDGE, 6), "sketch=6: wanted 1 to n = 5"),
     ):
         with pytest.raises(ValueError, match=message):
-            regress(*given[:4], **({"sketch": given[4]} if len(given) > 4 else {}))
+            regress(*arguments[:4], **({"sketch": arguments[4]} if len(arguments) > 4 else {}))
     with pytest.raises(ValueError, match="tolerance=0: wanted"):
         regress(good, M, 1.0, RIDGE, tolerance=0)
     with pytest.raises(ValueError, match="max_products=0: wanted"):

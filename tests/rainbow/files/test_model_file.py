@@ -83,9 +83,9 @@ def test_a_loaded_model_samples_the_same_bits(tmp_path, kind):
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
     first = x[:20].to(next(model.reference.parameters()).dtype)
     assert torch.equal(loaded.reference(first), model.reference(first))
-    for given in OPTIONS:
-        network, report = model.sample(**given)
-        again, report_again = loaded.sample(**given)
+    for sample_options in OPTIONS:
+        network, report = model.sample(**sample_options)
+        again, report_again = loaded.sample(**sample_options)
         assert report.to_dict() == report_again.to_dict()
         assert torch.equal(network(first), again(first))
         for name, value in network.state_dict().items():

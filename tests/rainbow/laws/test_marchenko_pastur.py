@@ -24,8 +24,8 @@ def planted(shape: tuple[int, int], spikes: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("spikes", [0, 3, 10])
 def test_planted_directions_are_counted(shape: tuple[int, int], spikes: int) -> None:
     """Noise gives one too many once in a hundred; in the square case ten spikes pull the variance up a little."""
-    found = [marchenko_pastur_rank(planted(shape, spikes, seed)) for seed in range(20)]
-    assert min(found) >= spikes and max(found) <= spikes + 1 and found.count(spikes) >= 15
+    ranks = [marchenko_pastur_rank(planted(shape, spikes, seed)) for seed in range(20)]
+    assert min(ranks) >= spikes and max(ranks) <= spikes + 1 and ranks.count(spikes) >= 15
 
 
 def test_scale_and_shape_do_not_matter() -> None:

@@ -192,7 +192,7 @@ def test_refit_classifier_is_ridge_regression_on_the_wide_features():
         site, x = network.site("6"), x.double()
         z: list[Tensor] = []
         with torch.no_grad():
-            handle = site.register_forward_pre_hook(lambda _, given, z=z: z.append(given[0]))
+            handle = site.register_forward_pre_hook(lambda _, inputs, z=z: z.append(inputs[0]))
             network(x)
             handle.remove()
             features = net[7](site.features(z[0]) if site.kind.after is None else _unpooled(site, z[0]))

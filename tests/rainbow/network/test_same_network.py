@@ -111,7 +111,7 @@ def test_a_layer_with_a_forward_of_its_own_is_written_out_as_it_computes():
 def test_hooks_of_a_layer_are_not_written_out():
     """The layer is folded into a wide one: an error, never another function."""
     net = mlp((6, 8, 5, 3), seed=0)
-    net[3].register_forward_hook(lambda module, given, result: result + 1)
+    net[3].register_forward_hook(lambda module, inputs, result: result + 1)
     network, _ = rf.sample(net, X, factor=3)
     with pytest.raises(RuntimeError, match="materialize: the module written out differs from .* first at site '4'"):
         network.materialize()

@@ -128,8 +128,8 @@ def test_cost_is_linear():
     """In width, depth and samples; nothing is sampled: a million neurons take no time."""
 
     def cost(depth=2, n=1000, images=100):
-        net, given = mlp([16] * (depth + 1) + [2]), dict(width=n, max_samples=2**40, machine=MACHINE)
-        return rf.plan(net, torch.zeros(1, 16), images=images, **given)
+        net, options = mlp([16] * (depth + 1) + [2]), dict(width=n, max_samples=2**40, machine=MACHINE)
+        return rf.plan(net, torch.zeros(1, 16), images=images, **options)
 
     for name in ("moments", "projection"):
         assert cost(n=10**6).sites[1].work[name].flops == 1000 * cost(n=1000).sites[1].work[name].flops
@@ -300,7 +300,7 @@ def test_errors_are_those_of_sample(options):
     net = mlp((6, 8, 5, 2), seed=0)
     with pytest.raises(ValueError) as wanted:
         rf.sample(net, X, **options)
-    for run in (rf.fit(net, X).plan, lambda **given: rf.plan(net, X, **given)):
+    for run in (rf.fit(net, X).plan, lambda **keywords: rf.plan(net, X, **keywords)):
         with pytest.raises(ValueError) as came:
             run(machine=MACHINE, **options)
         assert str(came.value) == str(wanted.value)
@@ -322,7 +322,7 @@ def test_errors_of_the_data_are_those_of_fit(run):
 def test_own_errors():
     net = mlp((6, 8, 5, 2), bias=True)
     for images, error in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
-        for plan in (lambda **given: rf.plan(net, X, **given), rf.fit(net, X).plan):
+        for plan in (lambda **keywords: rf.plan(net, X, **keywords), rf.fit(net, X).plan):
             with pytest.raises(error, match=f"images={images}: wanted (images >= 1|an integer)"):
                 plan(images=images)
     with pytest.raises(TypeError, match="machine: wanted a Machine or None, got dict"):
@@ -373,8 +373,8 @@ for net, x, options in (
 def test_peak_memory_is_that_of_a_process(allocator, factor):
     """Without the allocator's holes, every block of a megabyte a mapping of its own; and with them. The growth of the
     process itself varies by 15 % either way from run to run."""
-    given = os.environ | {"PYTHONPATH": str(ROOT)} | allocator
-    done = subprocess.run([sys.executable, "-c", MEASURE], env=given, capture_output=True, text=True, timeout=100)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | allocator
+    done = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         planned, real = map(int, line.split())

@@ -178,10 +178,10 @@ def other_code() -> rf.RainbowModel:
 
 
 def other_data(which: int, at: int) -> rf.RainbowModel:
-    given = data()
-    given[which][at] += 1
-    given[1].remainder_(10)
-    return rf.fit(build(Residual), given, chunk=CHUNK)
+    samples = data()
+    samples[which][at] += 1
+    samples[1].remainder_(10)
+    return rf.fit(build(Residual), samples, chunk=CHUNK)
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,10 @@ def assert_same(a: tuple, b: tuple, x: Tensor) -> None:
 def test_the_same_bits_wherever_activations_wait(kind, method, dtype):
     """With skips, with maps whose channels lie side by side (a file does not keep strides), and without a graph."""
     fitted, x = model(kind)
-    made = [fitted.sample(factor=2, method=method, storage=where, storage_dtype=dtype) for where in STORAGES]
-    assert len({report.storage for _, report in made}) == 3
-    for other in made[1:]:
-        assert_same(made[0], other, x)
+    sampled = [fitted.sample(factor=2, method=method, storage=where, storage_dtype=dtype) for where in STORAGES]
+    assert len({report.storage for _, report in sampled}) == 3
+    for other in sampled[1:]:
+        assert_same(sampled[0], other, x)
 
 
 @torch.no_grad()
@@ -90,8 +90,8 @@ def test_the_same_bits_alone_and_among_others(storage):
         {"width": 5, "method": "regression"},
     ]
     together = fitted.sample_many(networks, storage=storage)
-    for options, made in zip(networks, together, strict=True):
-        assert_same(fitted.sample(**options), made, x)
+    for options, sampled in zip(networks, together, strict=True):
+        assert_same(fitted.sample(**options), sampled, x)
 
 
 @torch.no_grad()
@@ -262,5 +262,5 @@ def test_the_same_bits_from_any_address():
     memory = torch.zeros(40 * 17 + 1)
     x = memory[1:].view(40, 17)
     x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
-    made = [rf.sample(mlp((17, 5, 3), seed=0), data, method="calibrated") for data in (x, x.clone())]
-    assert_same(*made, x)
+    sampled = [rf.sample(mlp((17, 5, 3), seed=0), data, method="calibrated") for data in (x, x.clone())]
+    assert_same(*sampled, x)

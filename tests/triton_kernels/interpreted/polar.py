@@ -26,18 +26,18 @@ CASES = {
 def test_accuracy(guarded, dtype: torch.dtype, shape: tuple[int, int], condition: float, forward: float) -> None:
     M = matrix(*shape, power_law(min(shape), condition), dtype)
     out = guarded(1, *shape, dtype=dtype)
-    [found] = polar(out, M[None], 0.0)
+    [statistics] = polar(out, M[None], 0.0)
     A, single = out[0], dtype == torch.float32
     assert_is_polar(M, A, forward=forward, condition=condition)
     S = torch.linalg.svdvals(M.double())
-    assert found[OUTCOME] == DONE and found[RANK] == min(shape)
+    assert statistics[OUTCOME] == DONE and statistics[RANK] == min(shape)
     # As tests/ops/test_polar.py; residual and orthogonality are estimates from eight Gaussian rows.
-    assert abs(found[NUCLEAR_NORM] / S.sum() - 1) <= (5e-8 if single else 1e-13)
-    assert abs(found[CONDITION] / (S[0] / S[-1]) - 1) <= 0.01
+    assert abs(statistics[NUCLEAR_NORM] / S.sum() - 1) <= (5e-8 if single else 1e-13)
+    assert abs(statistics[CONDITION] / (S[0] / S[-1]) - 1) <= 0.01
     H = A.double() @ M.double().T if shape[0] <= shape[1] else A.double().T @ M.double()
     left = M.double() - ((H + H.T) / 2 @ A.double() if shape[0] <= shape[1] else A.double() @ (H + H.T) / 2)
     exact = float(torch.linalg.norm(left) / torch.linalg.norm(M.double()))
-    assert 0.5 < found[RESIDUAL] / exact < 2 and 0.5 < found[ORTHOGONALITY] / orthogonality(A) < 2
+    assert 0.5 < statistics[RESIDUAL] / exact < 2 and 0.5 < statistics[ORTHOGONALITY] / orthogonality(A) < 2
 
 
 EDGES = {
@@ -53,9 +53,9 @@ EDGES = {
 @pytest.mark.parametrize(("d", "m", "values"), EDGES.values(), ids=EDGES)
 def test_edges(guarded, d: int, m: int, values: list[float]) -> None:
     M, out = matrix(d, m, torch.tensor(values)), guarded(1, d, m, dtype=torch.float64)
-    [found] = polar(out, M[None], 0.0)
+    [statistics] = polar(out, M[None], 0.0)
     assert_is_polar(M, out[0], forward=1e-9, condition=values[0] / values[-1])
-    assert abs(found[CONDITION] * values[-1] / values[0] - 1) < 0.001
+    assert abs(statistics[CONDITION] * values[-1] / values[0] - 1) < 0.001
 
 
 def test_matrices_of_a_batch_go_their_own_ways(guarded) -> None:
@@ -65,8 +65,8 @@ def test_matrices_of_a_batch_go_their_own_ways(guarded) -> None:
     stack[2, 3] = stack[2, 4]
     stack[4, 0, 0] = torch.nan
     out = guarded(5, 9, 14, dtype=torch.float64)
-    found = polar(out, stack.mT.contiguous().mT, 1e-12)
-    assert found[:, OUTCOME].tolist() == [DONE, DONE, NULL, DONE, FAILED]
+    statistics = polar(out, stack.mT.contiguous().mT, 1e-12)
+    assert statistics[:, OUTCOME].tolist() == [DONE, DONE, NULL, DONE, FAILED]
     assert out[2].isnan().all() and out[4].isnan().all()
     for i in (0, 1, 3):
         assert_is_polar(stack[i], out[i], forward=1e-6, condition=conditions[i])
@@ -87,8 +87,8 @@ def test_largest_eigenvalue(d: int) -> None:
     X = draw(d, 2 * d, dtype=torch.float64)
     R = (X @ X.T)[None]
     exact = torch.linalg.eigvalsh(R[0])[-1]
-    found = largest_eigenvalue(R, draw(d, dtype=torch.float64, seed=1))
-    assert (-1e-8 if d < 32 else -0.01) < found / exact - 1 < 1e-12
+    estimate = largest_eigenvalue(R, draw(d, dtype=torch.float64, seed=1))
+    assert (-1e-8 if d < 32 else -0.01) < estimate / exact - 1 < 1e-12
 
 
 @pytest.mark.parametrize("d", [1, 33, 70])

@@ -48,7 +48,7 @@ class Made:
         self.x = laid_out(draw(N, d, *space, dtype=dtype, seed=2), layout)
         self.shift = draw(N, *space, dtype=dtype, seed=3) if shifted else None
         self.A = draw(d, n, dtype=dtype, seed=4)
-        self.given = laid_out(draw(N, n, *space, dtype=dtype, seed=5), layout)
+        self.grad_phi = laid_out(draw(N, n, *space, dtype=dtype, seed=5), layout)
         self.total, self.square = draw(2, n, dtype=dtype, seed=6)
         self.rest = (activation, SLOPE, SCALE)
         function, derivative = ACTIVATIONS[activation]
@@ -78,81 +78,85 @@ def lay_out(guarded, like: Tensor, case: dict) -> Tensor:
 
 @cases
 def test_features(guarded, case: dict) -> None:
-    made = Made(**case)
-    out = lay_out(guarded, made.phi[torch.float64], case)
-    random_features(out, made.u, made.shift, made.rows, *made.rest)
-    assert_close_to_float64(out, *made.each(lambda kind: made.phi[kind]), terms=case["r"])
+    problem = Made(**case)
+    out = lay_out(guarded, problem.phi[torch.float64], case)
+    random_features(out, problem.u, problem.shift, problem.rows, *problem.rest)
+    assert_close_to_float64(out, *problem.each(lambda kind: problem.phi[kind]), terms=case["r"])
 
 
 @cases
 @pytest.mark.parametrize("centers", [(False, False), (True, True)], ids=["plain", "centers"])
 def test_covariance(guarded, case: dict, centers: tuple[bool, bool]) -> None:
-    made = Made(**case)
+    problem = Made(**case)
     n, d = case["n"], case["d"]
     x_center, center = (
         draw(size, dtype=case["dtype"], seed=7) if there else None for size, there in zip((d, n), centers, strict=True)
     )
     sums = [guarded(*shape, dtype=torch.float64).fill_(2) for shape in ((d, n), (n,), (n,))]
-    random_features_covariance(*sums, made.x, x_center, center, made.u, made.shift, made.rows, *made.rest)
-    phi = {kind: matrix(made.phi[kind]) - (0 if center is None else center.to(kind)) for kind in made.phi}
-    x = {kind: matrix(made.x).to(kind) - (0 if x_center is None else x_center.to(kind)) for kind in made.phi}
+    random_features_covariance(
+        *sums, problem.x, x_center, center, problem.u, problem.shift, problem.rows, *problem.rest
+    )
+    phi = {kind: matrix(problem.phi[kind]) - (0 if center is None else center.to(kind)) for kind in problem.phi}
+    x = {kind: matrix(problem.x).to(kind) - (0 if x_center is None else x_center.to(kind)) for kind in problem.phi}
     count = len(x[torch.float64])
-    for found, wanted in (
+    for actual, wanted in (
         (sums[0], lambda kind: x[kind].T @ phi[kind]),
         (sums[1], lambda kind: phi[kind].sum(0)),
         (sums[2], lambda kind: (phi[kind] ** 2).sum(0)),
     ):
-        exact, plain = made.each(wanted)
-        assert_close_to_float64(found.to(case["dtype"]), exact + 2, plain + 2, terms=count)
+        exact, plain = problem.each(wanted)
+        assert_close_to_float64(actual.to(case["dtype"]), exact + 2, plain + 2, terms=count)
 
 
 @cases
 def test_projection(guarded, case: dict) -> None:
-    made = Made(**case)
-    exact, plain = made.each(lambda kind: torch.einsum("nm...,dm->nd...", made.phi[kind], made.A.to(kind)))
+    problem = Made(**case)
+    exact, plain = problem.each(lambda kind: torch.einsum("nm...,dm->nd...", problem.phi[kind], problem.A.to(kind)))
     out = lay_out(guarded, exact, case)
-    random_features_projection(out, made.u, made.A, made.shift, made.rows, *made.rest)
+    random_features_projection(out, problem.u, problem.A, problem.shift, problem.rows, *problem.rest)
     assert_close_to_float64(out, exact, plain, terms=case["n"])
 
 
 @cases
 def test_gradient(guarded, case: dict) -> None:
     """With everything that can come from above: two products, of all neurons and of the first half."""
-    made = Made(**case)
+    problem = Made(**case)
     half = -(-case["n"] // 2)
-    B = made.A[:, :half].flip(1)
+    B = problem.A[:, :half].flip(1)
 
     def upstream(kind: torch.dtype) -> Tensor:
-        there = [t.to(kind).view(-1, *[1] * (made.u.dim() - 2)) for t in (made.total, made.square)]
-        up = made.given.to(kind) + there[0] + 2 * there[1] * made.phi[kind]
-        up = up + torch.einsum("nd...,dm->nm...", made.x.to(kind), made.A.to(kind))
-        up[:, :half] += torch.einsum("nd...,dm->nm...", made.x.to(kind), B.to(kind))
-        return up * made.slopes[kind]
+        there = [t.to(kind).view(-1, *[1] * (problem.u.dim() - 2)) for t in (problem.total, problem.square)]
+        up = problem.grad_phi.to(kind) + there[0] + 2 * there[1] * problem.phi[kind]
+        up = up + torch.einsum("nd...,dm->nm...", problem.x.to(kind), problem.A.to(kind))
+        up[:, :half] += torch.einsum("nd...,dm->nm...", problem.x.to(kind), B.to(kind))
+        return up * problem.slopes[kind]
 
-    exact, plain = made.each(lambda kind: torch.einsum("nm...,mr->nr...", upstream(kind), made.G[kind]))
+    exact, plain = problem.each(lambda kind: torch.einsum("nm...,mr->nr...", upstream(kind), problem.G[kind]))
     grad_u = lay_out(guarded, exact, case)
-    grad_shift = guarded(*made.u[:, 0].shape, dtype=case["dtype"])
-    above = (made.given, made.total, made.square, [made.x, made.x], [made.A, B])
-    random_features_gradient(grad_u, grad_shift, made.u, made.shift, made.rows, case["n"], *made.rest, *above)
+    grad_shift = guarded(*problem.u[:, 0].shape, dtype=case["dtype"])
+    above = (problem.grad_phi, problem.total, problem.square, [problem.x, problem.x], [problem.A, B])
+    random_features_gradient(
+        grad_u, grad_shift, problem.u, problem.shift, problem.rows, case["n"], *problem.rest, *above
+    )
     assert_close_to_float64(grad_u, exact, plain, terms=case["n"] * case["d"])
-    assert_close_to_float64(grad_shift, *made.each(lambda kind: upstream(kind).sum(1)), terms=case["n"] * case["d"])
+    assert_close_to_float64(grad_shift, *problem.each(lambda kind: upstream(kind).sum(1)), terms=case["n"] * case["d"])
 
 
 def test_what_is_missing_from_above(guarded) -> None:
     """One at a time, against each other: gradients are linear in what comes from above."""
     case = CASES["rows"]
-    made = Made(**case)
-    above = {"given": made.given, "total": made.total, "square": made.square}
+    problem = Made(**case)
+    above = {"grad_phi": problem.grad_phi, "total": problem.total, "square": problem.square}
     parts = []
     for name in (*above, "product"):
         grad = guarded(70, 5)
         one = [above[key] if key == name else None for key in above]
-        pairs = ([made.x], [made.A]) if name == "product" else ([], [])
-        random_features_gradient(grad, None, made.u, None, made.rows, 67, *made.rest, *one, *pairs)
+        pairs = ([problem.x], [problem.A]) if name == "product" else ([], [])
+        random_features_gradient(grad, None, problem.u, None, problem.rows, 67, *problem.rest, *one, *pairs)
         parts.append(grad)
     together = guarded(70, 5)
-    everything = (*above.values(), [made.x], [made.A])
-    random_features_gradient(together, None, made.u, None, made.rows, 67, *made.rest, *everything)
+    everything = (*above.values(), [problem.x], [problem.A])
+    random_features_gradient(together, None, problem.u, None, problem.rows, 67, *problem.rest, *everything)
     # float32 sums of four results of order ten
     torch.testing.assert_close(sum(parts), together, rtol=0, atol=2e-5)
 
@@ -161,19 +165,19 @@ def test_what_is_missing_from_above(guarded) -> None:
 def test_panels_parts_and_blocks(guarded, d: int) -> None:
     """Where G comes in two panels, sums in parts, samples in two blocks and launches in turns: the same results."""
     N, r, n, space = 2, 5, 140, (5, 13)
-    made = Made(N, r, n, d, space, "contiguous", torch.float32, "silu", True, True)
+    problem = Made(N, r, n, d, space, "contiguous", torch.float32, "silu", True, True)
 
     def all_of_them(blocks: Blocks) -> list[Tensor]:
         out, x = guarded(N, n, *space), guarded(N, d, *space)
         grad_u, grad_shift = guarded(N, r, *space), guarded(N, *space)
         sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((d, n), (n,), (n,))]
-        given = (made.u, made.shift, made.rows)
-        random_features(out, *given, *made.rest, blocks=blocks)
+        inputs = (problem.u, problem.shift, problem.rows)
+        random_features(out, *inputs, *problem.rest, blocks=blocks)
         centers = draw(d, seed=7), draw(n, seed=8)
-        random_features_covariance(*sums, made.x, *centers, *given, *made.rest, blocks=blocks)
-        random_features_projection(x, made.u, made.A, *given[1:], *made.rest, blocks=blocks)
-        above = (made.given, made.total, made.square, [made.x], [made.A])
-        random_features_gradient(grad_u, grad_shift, *given, n, *made.rest, *above, blocks=blocks)
+        random_features_covariance(*sums, problem.x, *centers, *inputs, *problem.rest, blocks=blocks)
+        random_features_projection(x, problem.u, problem.A, *inputs[1:], *problem.rest, blocks=blocks)
+        above = (problem.grad_phi, problem.total, problem.square, [problem.x], [problem.A])
+        random_features_gradient(grad_u, grad_shift, *inputs, n, *problem.rest, *above, blocks=blocks)
         return [out, *sums, x, grad_u, grad_shift]
 
     whole = all_of_them(Blocks(programs=1))
@@ -189,19 +193,21 @@ EMPTY = {"no-samples": (0, 3, 4, 2), "no-rank": (5, 0, 4, 2), "no-neurons": (5, 
 
 @pytest.mark.parametrize(("N", "r", "n", "d"), EMPTY.values(), ids=EMPTY)
 def test_empty(guarded, N: int, r: int, n: int, d: int) -> None:
-    made = Made(N, r, n, d, (), "contiguous", torch.float32, "cos", True, True)
+    problem = Made(N, r, n, d, (), "contiguous", torch.float32, "cos", True, True)
     out, x, grad_u, grad_shift = guarded(N, n), guarded(N, d), guarded(N, r), guarded(N)
     sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((d, n), (n,), (n,))]
-    given = (made.u, made.shift, made.rows)
-    random_features(out, *given, *made.rest)
-    random_features_covariance(*sums, made.x, None, None, *given, *made.rest)
-    random_features_projection(x, made.u, made.A, *given[1:], *made.rest)
-    random_features_gradient(grad_u, grad_shift, *given, n, *made.rest, made.given, None, None, [made.x], [made.A])
-    phi = made.phi[torch.float32]
-    up = (made.given + made.x @ made.A) * made.slopes[torch.float32]
-    for found, wanted in (
-        (out, phi), (sums[0], made.x.T @ phi), (sums[1], phi.sum(0)), (x, phi @ made.A.T),
-        (grad_u, up @ made.G[torch.float32]), (grad_shift, up.sum(1)),
+    inputs = (problem.u, problem.shift, problem.rows)
+    random_features(out, *inputs, *problem.rest)
+    random_features_covariance(*sums, problem.x, None, None, *inputs, *problem.rest)
+    random_features_projection(x, problem.u, problem.A, *inputs[1:], *problem.rest)
+    random_features_gradient(
+        grad_u, grad_shift, *inputs, n, *problem.rest, problem.grad_phi, None, None, [problem.x], [problem.A]
+    )
+    phi = problem.phi[torch.float32]
+    up = (problem.grad_phi + problem.x @ problem.A) * problem.slopes[torch.float32]
+    for actual, wanted in (
+        (out, phi), (sums[0], problem.x.T @ phi), (sums[1], phi.sum(0)), (x, phi @ problem.A.T),
+        (grad_u, up @ problem.G[torch.float32]), (grad_shift, up.sum(1)),
     ):  # fmt: skip
         # float32 sums of at most five terms of order ten
-        torch.testing.assert_close(found.float(), wanted.float(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual.float(), wanted.float(), rtol=0, atol=1e-5)

@@ -23,8 +23,8 @@ def test_rounds_to_nearest_even(guarded) -> None:
     x[: len(finite)], x[-1] = finite, -torch.inf
     y = guarded(len(x), dtype=torch.bfloat16)
     round_kernel[(1,)](x, y, len(x))
-    known = ~x.isnan()
-    assert differing_bits(y[known], x[known].bfloat16()) == 0 and y[~known].isnan().all()
+    numbers = ~x.isnan()
+    assert differing_bits(y[numbers], x[numbers].bfloat16()) == 0 and y[~numbers].isnan().all()
 
 
 @triton.jit
