@@ -45,7 +45,9 @@ def _classifier(name: str, value: Any) -> str:
 
 
 def _holdout(name: str, value: Any) -> Any:
-    """Data, a whole number of samples, or a fraction below 1."""
+    """Data, a whole number of samples, or a fraction below 1; None stands for the default."""
+    if value is None:
+        return HOLDOUT
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return value
     if isinstance(value, float | np.floating) and not 0 <= value < 1:

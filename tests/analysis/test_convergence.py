@@ -125,7 +125,7 @@ def model() -> rf.RainbowModel:
     return rf.fit(mlp((64, 24, 16, 10), seed=0), images(300).float(), holdout=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"mean_row": True, "rank": 9}])
+@pytest.mark.parametrize("options", [{}, {"keep_mean": True, "rank": 9}])
 def test_sites_are_measured_at_what_they_see(model: rf.RainbowModel, options: dict) -> None:
     """The kernel of a site is that of the features which the network itself makes of its own input."""
     network, _ = model.sample(width=40, seed=1, **options)
@@ -146,7 +146,7 @@ def test_networks_converge_site_by_site(model: rf.RainbowModel) -> None:
 
     def sample(n: int, index: int) -> rf.RainbowNetwork:
         drawn.append((n, index))
-        return model.sample(width=n, network=index)[0]
+        return model.sample(width=n, network_index=index)[0]
 
     by_site = site_convergence(sample, x, [32, 512], networks=3, sites=["2", "4"])
     assert sorted(index for _, index in drawn) == list(range(7)) and drawn[0][0] == 2048  # all independent

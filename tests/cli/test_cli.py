@@ -83,19 +83,19 @@ def test_sample(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
 def test_commands_have_every_option_of_the_library(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
     """But for what a grid has in the plural, and what has no words; their values are those of the library."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    plural = {"width": "widths", "factor": "factors", "method": "methods", "network": "networks"}
+    plural = {"width": "widths", "factor": "factors", "method": "methods", "network_index": "networks"}
     for name in ("sample", "plan"):
         words = {parameter.name for parameter in commands[name].params}
         for f in (*fields(SampleOptions), *fields(Limits)):
-            assert plural.get(f.name, f.name) in words or f.name in ("storage_dtype", "resume")
-    options = ["--law", "bootstrap", "--h", 0.25, "--scale", "nuclear", "--no-recalibrate", "--sites", "4"]
+            assert plural.get(f.name, f.name) in words or f.name in ("storage_dtype", "resume_dir")
+    options = ["--law", "bootstrap", "--smoothing", 0.25, "--scale", "nuclear", "--no-recalibrate", "--sites", "4"]
     few = ["--methods", "calibrated", "--factors", 2, "--networks", 1, "--images", 300]
     code, _, err = rainbow_fast("sample", checkpoint, *options, *few, "--out", tmp_path)
     assert code == 0, err
     module, _ = load_checkpoint(checkpoint)
     x, y, x_test, y_test = digits()
     model = fit(module, (x[:300], y[:300]), holdout=(x_test, y_test))
-    keywords = {"law": "bootstrap", "h": 0.25, "scale": "nuclear", "recalibrate": False, "sites": ["4"]}
+    keywords = {"law": "bootstrap", "smoothing": 0.25, "scale": "nuclear", "recalibrate": False, "sites": ["4"]}
     _, report = model.sample(method="calibrated", factor=2, **keywords)
     [network] = json.loads((tmp_path / "report.json").read_text())["networks"]
     assert network["report"] | {"storage": ""} == json.loads(report.to_json()) | {"storage": ""}
@@ -179,11 +179,11 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
         (["sample", "{file}", "--widths", "2.5"], "--widths: wanted whole numbers above 0"),
         (["sample", "{file}", "--widths", "2", "--factors", "1"], "--factors and --widths: wanted one of the two"),
         (["sample", "{file}", "--data", "elsewhere"], "--data: the checkpoint was trained on digits, got 'elsewhere'"),
-        (["sample", "{file}", "--align", "flattened"], "align='flattened': no sampled site feeds a Flatten"),
+        (["sample", "{file}", "--align-flattened"], "align_flattened=True: no sampled site feeds a Flatten"),
         (["plan", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
         (["plan", "{file}", "--widths", "2.5"], "--widths: wanted whole numbers above 0"),
         (["plan", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
-        (["plan", "{file}", "--align", "flattened"], "align='flattened': no sampled site feeds a Flatten"),
+        (["plan", "{file}", "--align-flattened"], "align_flattened=True: no sampled site feeds a Flatten"),
         (["train", "resnet"], "architecture: wanted mlp or cnn, got 'resnet'"),
         (["train", "mlp", "--data", "elsewhere"], "no file elsewhere/data_batch_1.bin"),
         (["train", "mlp", "--epochs", "0"], "epochs=0: wanted epochs >= 1"),

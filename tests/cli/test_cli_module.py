@@ -109,7 +109,7 @@ def test_a_module_is_sampled_as_in_the_library(rainbow_fast: Run, folder: Path) 
     x, y, x_test, y_test = digits()
     model = rf.fit(net, (x[:200], y[:200]), holdout=(x_test, y_test))
     wanted = [
-        model.sample(method=method, factor=factor, network=number, sites=["4"])[1].to_dict() | {"storage": ""}
+        model.sample(method=method, factor=factor, network_index=number, sites=["4"])[1].to_dict() | {"storage": ""}
         for method in ("paper", "calibrated") for factor in (1, 2) for number in (0, 1)
     ]  # fmt: skip
     report = json.loads(Path("out/report.json").read_text())
@@ -182,7 +182,9 @@ def test_groups_are_of_one_method_and_fit() -> None:
     class Cost:
         disk_bytes = 10
 
-    jobs = [Job(rf.SampleOptions(method=m, factor=1, network=n)) for m in ("paper", "calibrated") for n in range(3)]
+    jobs = [
+        Job(rf.SampleOptions(method=m, factor=1, network_index=n)) for m in ("paper", "calibrated") for n in range(3)
+    ]
 
     def sizes(budget: int) -> list[int]:
         return [len(group) for group in planning.groups(jobs, [Cost()] * 6, 100, budget)]
@@ -194,9 +196,11 @@ def test_groups_are_of_one_method_and_fit() -> None:
 def test_pointwise_modules_of_ones_own(rainbow_fast: Run) -> None:
     arguments = ["--module", "own.model:build", "--module-args", '{"act": "Half"}', "--data", "digits"]
     assert "Half" not in rainbow_fast("sites", *arguments)[1]
-    code, out, _ = rainbow_fast("sites", *arguments, "--pointwise", "own.model:Half")
+    code, out, _ = rainbow_fast("sites", *arguments, "--pointwise-modules", "own.model:Half")
     assert code == 0 and out.splitlines()[1].split() == ["2", "Half", "12", "12", "12", "yes"]
-    assert rainbow_fast("sample", *arguments, *FEW, "--methods", "paper", "--pointwise", "own.model:Half")[0] == 0
+    assert (
+        rainbow_fast("sample", *arguments, *FEW, "--methods", "paper", "--pointwise-modules", "own.model:Half")[0] == 0
+    )
     assert {r["site"] for r in read_records(Path("rainbow-sample/results.jsonl"))} == {"2", "4"}
 
 
@@ -277,7 +281,7 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--weights", "list.pt"], "--weights: list.pt holds no state dict of tensors"),
         (["--weights", "other.pt"], "--weights: other.pt does not fit the network: missing 5.bias; unexpected extra"),
         (["--weights", "wide.pt"], "1.weight has shape (20, 64), wanted (16, 64)"),
-        (["--pointwise", "own.model:build"], "--pointwise: 'own.model:build' is function, wanted a class of modules"),
+        (["--pointwise-modules", "own.model:build"], "--pointwise-modules: 'own.model:build' is function, wanted a cl"),
         (["--data", "nowhere"], "--data: 'nowhere' is no data: wanted digits, the folder of CIFAR-10 or"),
         (["--data", "own"], "--data: no sub-folder in own"),
         (["--data", "half", *CIFAR], "--data: no file half/data_batch_2.bin; wanted the binary version of CIFAR-10"),

@@ -40,9 +40,9 @@ def test_uint8_are_pixels_wherever_they_come_from(tmp_path, dtype):
     loader = DataLoader(TensorDataset(PIXELS, y), batch_size=13)
     sources = [PIXELS, (PIXELS, y), loader, npy_pair(tmp_path / "x.npy"), mapped.view(PIXELS.shape)]
     net, floats = convolution(dtype), PIXELS.float() / 255
-    wanted, report = rf.sample(net, floats, factor=2, holdout=floats.flip(0), memory_budget=1000, chunk=7)
+    wanted, report = rf.sample(net, floats, factor=2, holdout=floats.flip(0), memory_budget=1000, batch_size=7)
     for data in sources:
-        network, own_report = rf.sample(net, data, factor=2, holdout=PIXELS.flip(0), memory_budget=1000, chunk=7)
+        network, own_report = rf.sample(net, data, factor=2, holdout=PIXELS.flip(0), memory_budget=1000, batch_size=7)
         assert torch.equal(network.site("1").A, wanted.site("1").A)
         assert own_report.sites[0].held_out_error == report.sites[0].held_out_error
     assert rf.sites(net, PIXELS)[0].z_shape == (5, 4, 4)

@@ -93,7 +93,7 @@ OPTIONS = [
     {"method": "paper"},
     {"method": "paper", "rank": 6},
     {"method": "calibrated"},
-    {"method": "calibrated", "law": "bootstrap", "h": 0.5},
+    {"method": "calibrated", "law": "bootstrap", "smoothing": 0.5},
     {"method": "paper", "law": "orthonormal", "width": 5},
     {"method": "regression"},
 ]

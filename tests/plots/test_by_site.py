@@ -75,10 +75,10 @@ def test_texts_neither_overlap_nor_leave_the_page(make, count):
     figure = make(FIGURES[make](names), title="method calibrated, 5000 samples, 1000 held out\naccuracy 90.0 %")
     width, height = figure.get_size_inches()
     assert width == WIDTH and height <= MOST_HEIGHT
-    found = boxes(figure)
-    assert not [1 for a, b in combinations(found, 2) if a.overlaps(b)]
+    texts = boxes(figure)
+    assert not [1 for a, b in combinations(texts, 2) if a.overlaps(b)]
     page = figure.bbox
-    assert all(page.x0 <= b.x0 and b.x1 <= page.x1 and page.y0 <= b.y0 and b.y1 <= page.y1 for b in found)
+    assert all(page.x0 <= b.x0 and b.x1 <= page.x1 and page.y0 <= b.y0 and b.y1 <= page.y1 for b in texts)
 
 
 @pytest.mark.parametrize("make", FIGURES)
@@ -105,10 +105,10 @@ def test_alignment_has_a_marker_for_each_site_and_number():
     (line,) = similarity.lines
     np.testing.assert_allclose(line.get_xdata(), 0.99 - 0.03 * place)
     np.testing.assert_array_equal(line.get_ydata(), place)
-    found = lines(errors)
-    assert len(found) == 4
-    np.testing.assert_allclose(found[r"held-out, over $\mathrm{E}|\varphi|^2$"], 0.011 * (place + 1))
-    np.testing.assert_allclose(found["alignment, over the variance"], 0.02 * (place + 1))
+    curves = lines(errors)
+    assert len(curves) == 4
+    np.testing.assert_allclose(curves[r"held-out, over $\mathrm{E}|\varphi|^2$"], 0.011 * (place + 1))
+    np.testing.assert_allclose(curves["alignment, over the variance"], 0.02 * (place + 1))
     assert lines(ranks).keys() == {"channels d", "rank of M", "effective rank of M"}
     np.testing.assert_allclose(lines(ranks)["effective rank of M"], place + 2)
     assert [axes.get_xlabel() for axes in (similarity, errors, ranks)] == [
@@ -125,8 +125,8 @@ def test_what_is_not_measured_has_no_marker():
     rows = aligned()
     rows[3]["error"] = math.nan
     _, errors, _ = plots.alignment_by_site(rows).axes
-    found = lines(errors)[r"alignment, over $\mathrm{E}|\varphi|^2$"]
-    assert np.isnan(found).tolist() == [i == 3 for i in range(19)] and errors.get_xscale() == "log"
+    error = lines(errors)[r"alignment, over $\mathrm{E}|\varphi|^2$"]
+    assert np.isnan(error).tolist() == [i == 3 for i in range(19)] and errors.get_xscale() == "log"
 
 
 def test_an_error_of_0_has_a_linear_axis():

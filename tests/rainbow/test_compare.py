@@ -51,7 +51,7 @@ X = draw(300, 8, dtype=torch.float64, seed=3)
 def test_a_planted_rotation_is_found():
     a = perceptron(seed=1)
     b, Q, P = rotated(a)
-    comparison = rf.compare(a, b, X, holdout=0.2, pointwise=[Doubled])
+    comparison = rf.compare(a, b, X, holdout=0.2, pointwise_modules=[Doubled])
     assert (comparison.samples, comparison.held_out_samples) == (240, 60)
     for site, A, turned in zip(comparison.sites, comparison.alignments, (Q, P), strict=True):
         # Rounding of float64, times the condition of M; errors are squares of it.
@@ -63,7 +63,7 @@ def test_a_planted_rotation_is_found():
 def test_numbers_are_those_of_the_definitions():
     """Of another network, of other widths, by SVDs of all activations at once."""
     a, b = perceptron(seed=1), perceptron(seed=2, widths=(9, 4))
-    comparison = rf.compare(a, b, X[:200], holdout=X[200:], pointwise=[Doubled])
+    comparison = rf.compare(a, b, X[:200], holdout=X[200:], pointwise_modules=[Doubled])
     x, y = X, X
     for place, site in zip((2, 4), comparison.sites, strict=True):
         x, y = (net[place - 2 : place](t).detach() for net, t in ((a, x), (b, y)))
@@ -103,8 +103,8 @@ def test_storage_changes_nothing_and_progress_is_told(tmp_path):
     plain = rf.compare(a, b, x, progress=lambda *arguments: told.append(arguments))
     assert [done for done, _, _ in told] == list(range(1, told[-1][1] + 1))
     for storage in ("file", "recompute"):
-        assert rf.compare(a, b, x, storage=storage, scratch=tmp_path).to_dict() == plain.to_dict()
-    assert "in files" in rf.compare(a, b, x, memory_budget=0, scratch=tmp_path).storage
+        assert rf.compare(a, b, x, storage=storage, scratch_dir=tmp_path).to_dict() == plain.to_dict()
+    assert "in files" in rf.compare(a, b, x, memory_budget=0, scratch_dir=tmp_path).storage
     assert not list(tmp_path.iterdir())
     few = rf.compare(a, b, x, max_samples=1000).sites[0]
     assert few.samples == 45 * 36 // 5  # 3 would be enough, but has a factor in common with 36

@@ -92,7 +92,7 @@ def test_saved_model_has_its_samples(tmp_path):
 def test_resumed_run_has_the_same_held_out_samples(tmp_path):
     options = {"factor": 2, "resume_dir": str(tmp_path / "run")}
     rf.sample(NET, X, holdout=10, **options)
-    with pytest.raises(ValueError, match="resume: .* holds another run: it differs in .*held-out data"):
+    with pytest.raises(ValueError, match="resume_dir: .* holds another run: it differs in .*held-out data"):
         rf.sample(NET, X, holdout=10, holdout_seed=1, **options)
 
 

@@ -238,7 +238,7 @@ def first_sites(net: nn.Module, x: Tensor, **options) -> list:
         ("normalised", {"method": "paper"}),
         ("normalised", {"method": "calibrated"}),
         ("maps", {"method": "calibrated"}),
-        ("maps", {"method": "calibrated", "align": "flattened", "sites": ["4"]}),
+        ("maps", {"method": "calibrated", "align_flattened": True, "sites": ["4"]}),
     ],
     ids=["calibrated", "paper", "offset", "nuclear", "bn", "bn-calibrated", "pooled", "flattened"],
 )

@@ -14,7 +14,7 @@ OPTIONS = [
     {"method": "paper"},
     {"method": "calibrated"},
     {"method": "paper", "rank": 5},
-    {"method": "paper", "law": "bootstrap", "h": 0.5},
+    {"method": "paper", "law": "bootstrap", "smoothing": 0.5},
     {"method": "paper", "law": "orthonormal", "width": 5},
 ]
 

@@ -63,11 +63,11 @@ MACHINE = rf.Machine(
     [
         (lambda m: m.sample(fator=4), "fator: no such option, did you mean factor?"),
         (lambda m: m.sample_many([{}, {"fator": 4}]), r"networks\[1\]: fator: no such option, did you mean factor?"),
-        (lambda m: m.sample_many([{}], scrath="."), "scrath: no such option, did you mean scratch?"),
+        (lambda m: m.sample_many([{}], scrath_dir="."), "scrath_dir: no such option, did you mean scratch_dir?"),
         (lambda m: m.plan(aligment="polar"), "aligment: no such option, did you mean alignment?"),
         (lambda m: rf.sample(m.reference, X, max_sample=4), "max_sample: no such option, did you mean max_samples?"),
         (lambda m: rf.fit(m.reference, X, hold_out=0.2), "hold_out: no such option, did you mean holdout?"),
-        (lambda m: rf.fit(m.reference, X, storage="file"), "storage: no such option, wanted some of holdout, max_samp"),
+        (lambda m: rf.fit(m.reference, X, storage="file"), "storage: no such option, wanted some of holdout, holdout_"),
         (lambda m: rf.compare(m.reference, m.reference, X, pointwse=()), "pointwse: no such option, did you mean poin"),
         (lambda m: rf.plan(m.reference, X, ridgee=1), "ridgee: no such option, did you mean ridge?"),
         (lambda m: rf.SampleOptions.from_dict({"lw": "x"}), "lw: no such option, did you mean law?"),
@@ -96,14 +96,18 @@ def test_methods_are_presets_of_their_part(method):
 
 def test_resolved_options_can_be_changed_and_stay_whole():
     """Values that are given again contradict nothing."""
-    for words in ({"method": "calibrated"}, {"law": "bootstrap", "h": 0.5}, {"method": "regression", "ridge": 0.1}):
+    for words in (
+        {"method": "calibrated"},
+        {"law": "bootstrap", "smoothing": 0.5},
+        {"method": "regression", "ridge": 0.1},
+    ):
         resolved = rf.SampleOptions(**words).resolved
         assert resolved.changed(factor=2).parts == resolved.parts
         assert rf.SampleOptions.from_dict(json.loads(json.dumps(resolved.to_dict()))).resolved == resolved
 
 
 def test_what_follows_from_a_law_or_an_alignment():
-    assert rf.SampleOptions(law="bootstrap").parts == PAPER.changed(law="bootstrap", mean_row=True)
+    assert rf.SampleOptions(law="bootstrap").parts == PAPER.changed(law="bootstrap", keep_mean=True)
     regression = rf.SampleOptions(alignment="regression").parts
     assert regression == METHODS["regression"]
     assert rf.SampleOptions(method="regression", alignment="polar").parts == PAPER

@@ -84,7 +84,7 @@ def test_identity(reference, options):
 def test_identity_of_the_flattened_alignment():
     build, shape = NETS["cnn"]
     x = images(*shape)
-    network, _ = rf.sample(build(), x, holdout=0, law="identity", align="flattened")
+    network, _ = rf.sample(build(), x, holdout=0, law="identity", align_flattened=True)
     assert (network(x) - build()(x)).norm() <= 1e-8 * build()(x).norm()  # as above
 
 
@@ -185,7 +185,7 @@ def test_methods_step_by_step(method):
         {"factor": 3},
         {"factor": 3, "method": "calibrated"},
         {"factor": 0.5, "method": "calibrated", "rank": 4},
-        {"factor": 3, "law": "bootstrap", "h": 0.5, "offset": True},
+        {"factor": 3, "law": "bootstrap", "smoothing": 0.5, "offset": True},
         {"factor": 2, "method": "regression", "sites": "last"},
     ],
     ids=str,
@@ -204,7 +204,11 @@ def test_materialized_network_is_equal_and_plain(reference, options):
 
 @pytest.mark.parametrize(
     "options",
-    [{"width": 300}, {"width": 5000, "law": "bootstrap", "h": 0.5}, {"width": 300, "law": "bootstrap", "h": 0.5}],
+    [
+        {"width": 300},
+        {"width": 5000, "law": "bootstrap", "smoothing": 0.5},
+        {"width": 300, "law": "bootstrap", "smoothing": 0.5},
+    ],
 )
 @pytest.mark.parametrize("before", [False, True])
 def test_blocks_of_neurons_do_not_show(options, before):
@@ -251,7 +255,7 @@ def test_rotating_a_linear_site_changes_nothing(method):
         nn.Linear(8, 6, bias=False), nn.LeakyReLU(1.0), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 2)
     ).double()
     x = images(8)
-    options = {"rank": 6, "width": 20, "method": method, "mean_row": False}  # the mean over channels is not rotated
+    options = {"rank": 6, "width": 20, "method": method, "keep_mean": False}  # the mean over channels is not rotated
     first, _ = rf.sample(net, x, **options)
     U = rf.fit(net, x).sites[0].directions(centred=False)[1]
     Q = _signs_kept(U, torch.linalg.qr(torch.randn(6, 6, dtype=F64))[0])

@@ -19,7 +19,7 @@ Y = (X[:, 0] > 0).long()
 
 @pytest.fixture(scope="module")
 def model() -> rf.RainbowModel:
-    return rf.fit(mlp((6, 8, 5, 2), seed=0), (X, Y))
+    return rf.fit(mlp((6, 8, 5, 2), seed=0), (X[:90], Y[:90]), holdout=(X[90:], Y[90:]))
 
 
 def test_the_same_network_from_any_kind_of_data():
@@ -42,7 +42,8 @@ def test_holdout():
         _, report = rf.sample(net, (X, Y), holdout=holdout)
         assert (report.samples, report.held_out_samples) == counts
         assert (report.sites[0].held_out_error is None) == (counts[1] == 0)
-    same, _ = rf.sample(net, X[:90], holdout=0)
+    prepared = rf.fit(net, X).prepared
+    same, _ = rf.sample(net, X[prepared.align.index], holdout=0)
     assert torch.equal(same(X), rf.sample(net, X)[0](X)), "what is held out is not aligned on"
 
 
@@ -69,17 +70,18 @@ def test_widths_and_ranks(model):
     assert sizes(factor=2.5) == [(20, 8), (12, 5)]
     assert sizes(width=7, rank=6) == [(7, 6), (7, 5)]
     assert sizes(width={"4": 9}, rank={"2": 3}) == [(8, 3), (9, 5)]
-    assert sizes(energy=1.0) == [(8, 6), (5, 5)], "W of the first site has rank 6"
+    assert sizes(explained_variance=1.0) == [(8, 6), (5, 5)], "W of the first site has rank 6"
     assert sizes(factor=0.01, law="bootstrap") == [(1, 8), (1, 5)]
 
 
 def test_sites_seeds_and_networks(model):
-    network, report = model.sample(sites=["4"], network=3, seed=7)
+    network, report = model.sample(sites=["4"], network_index=3, seed=7)
     assert network.sampled == ("4",) and isinstance(network.body[2], nn.ReLU)
     assert network.site("4").key.tolist() == [7, 3 << 12 | 1, 0, 0], "the site is counted in the full list"
     assert report.kept == {"2": "not among the sites asked for"}
     outputs = [
-        model.sample(**options)[0](X) for options in ({}, {"seed": 1}, {"network": 1}, {"seed": 0, "network": 0})
+        model.sample(**options)[0](X)
+        for options in ({}, {"seed": 1}, {"network_index": 1}, {"seed": 0, "network_index": 0})
     ]
     assert torch.equal(outputs[0], outputs[3])
     assert not torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
@@ -99,11 +101,11 @@ def test_presets_and_what_follows_from_them(model):
     def parts(**options):
         return model.sample(**options)[1].parts
 
-    assert parts() == parts(law="gaussian", scale="sqrt") and not parts().mean_row
+    assert parts() == parts(law="gaussian", scale="sqrt") and not parts().keep_mean
     calibrated = parts(method="calibrated")
     assert (calibrated.law, calibrated.scale) == ("orthonormal", "optimal")
-    assert calibrated.mean_row and calibrated.recalibrate and calibrated.center and calibrated.offset
-    assert parts(law="bootstrap").mean_row and parts(alignment="regression") == parts(method="regression")
+    assert calibrated.keep_mean and calibrated.recalibrate and calibrated.center and calibrated.offset
+    assert parts(law="bootstrap").keep_mean and parts(alignment="regression") == parts(method="regression")
     assert parts(method="regression", ridge=0.5).ridge == 0.5
     assert parts(method="calibrated", scale="nuclear", offset=True, center=False).scale == "nuclear"
 
@@ -160,7 +162,7 @@ def test_report(model):
     assert json.loads(report.to_json()) == report.to_dict()
     text = str(report)
     for word in (
-        "method paper: law=gaussian, mean_row=False",
+        "method paper: law=gaussian, keep_mean=False",
         "samples",
         "held out",
         "accuracy profile: ",
@@ -206,25 +208,25 @@ def test_moments_of_every_t_th_position():
         ({"law": "uniform"}, "law='uniform': wanted one of gaussian, orthonormal, bootstrap, identity"),
         ({"scale": "half"}, "scale='half': wanted one of sqrt, optimal, nuclear, one"),
         ({"alignment": "svd"}, "alignment='svd': wanted one of polar, polar_complete, regression"),
-        ({"align": "pixels"}, "align='pixels': wanted 'channels' or 'flattened'"),
-        ({"align": "flattened"}, "align='flattened': no sampled site feeds a Flatten"),
+        ({"align_flattened": "channels"}, "align_flattened='channels': wanted True or False"),
+        ({"align_flattened": True}, "align_flattened=True: no sampled site feeds a Flatten"),
         ({"classifier": "new"}, "classifier='new': wanted None, 'refit' or 'refit_aligned'"),
         ({"center": True}, "center=True with offset=False"),
-        ({"mean_row": 1}, "mean_row=1: wanted True, False or None"),
+        ({"keep_mean": 1}, "keep_mean=1: wanted True, False or None"),
         ({"width": 4, "factor": 2}, "width=4 and factor=2: wanted one of the two"),
-        ({"rank": 4, "energy": 0.5}, "rank=4 and energy=0.5: wanted one of the two"),
+        ({"rank": 4, "explained_variance": 0.5}, "rank=4 and explained_variance=0.5: wanted one of the two"),
         ({"factor": 0}, "factor=0: wanted a finite number above 0"),
-        ({"energy": 1.5}, "energy=1.5: wanted 0 < energy <= 1"),
+        ({"explained_variance": 1.5}, "explained_variance=1.5: wanted 0 < explained_variance <= 1"),
         ({"width": 0}, "width of site '2'=0: wanted width of site '2' >= 1"),
         ({"width": {"3": 4}}, "width: '3' is not among the sampled sites 2, 4"),
         ({"sites": ["3"]}, "sites: '3' is not a site that can be sampled: wanted some of 2, 4"),
         ({"sites": "2"}, "sites='2': wanted a list of names, of 2, 4"),
         ({"sites": []}, r"sites=\[\]: nothing to sample"),
         ({"seed": -1}, r"seed=-1: wanted 0 <= seed < 2\^63"),
-        ({"network": 2**20}, r"network=1048576: wanted 0 <= network < 2\^20"),
-        ({"law": "bootstrap", "h": 2}, "h=2: wanted 0 <= h <= 1"),
-        ({"h": 0.5}, "h=0.5 with law='gaussian': wanted law='bootstrap'"),
-        ({"law": "bootstrap", "mean_row": False}, "mean_row=False with law='bootstrap'"),
+        ({"network_index": 2**20}, r"network_index=1048576: wanted 0 <= network_index < 2\^20"),
+        ({"law": "bootstrap", "smoothing": 2}, "smoothing=2: wanted 0 <= smoothing <= 1"),
+        ({"smoothing": 0.5}, "smoothing=0.5 with law='gaussian': wanted law='bootstrap'"),
+        ({"law": "bootstrap", "keep_mean": False}, "keep_mean=False with law='bootstrap'"),
         ({"law": "identity", "factor": 2}, "law='identity': site '2' has 16 neurons, wanted the reference's 8"),
         ({"ridge": 0.1}, "ridge=0.1 with alignment='polar': wanted alignment='regression'"),
         ({"method": "regression", "ridge": -1}, "ridge=-1: wanted a finite number, at least 0"),
@@ -266,7 +268,7 @@ def test_a_classifier_that_cannot_be_refit():
             ValueError,
             r"holdout: samples of shape \(3,\), wanted \(6,\) as in data",
         ),
-        (mlp((6, 8, 2)), {"holdout": 1.0}, ValueError, "holdout=1.0: wanted a share of the data, 0 <= holdout < 1"),
+        (mlp((6, 8, 2)), {"holdout": 1.0}, ValueError, "holdout=1.0: wanted data, a number of samples .* 0 <= h"),
         (mlp((6, 8, 2)), {"max_samples": 0}, ValueError, "max_samples=0: wanted max_samples >= 1"),
         (
             mlp((6, 8, 2)).to(torch.complex64),
@@ -296,7 +298,7 @@ def test_few_samples_are_a_warning_with_both_numbers():
     net = cnn((1, 4), kernel_size=3, image_size=8, seed=0)
     model = rf.fit(net, torch.randn(30, 1, 8, 8), holdout=0)
     with pytest.warns(UserWarning, match=r"site '1': 30 samples for 36 channels: .* 2 d = 72"):
-        model.sample(align="flattened")
+        model.sample(align_flattened=True)
 
 
 def test_activations_that_are_not_finite_name_their_site():

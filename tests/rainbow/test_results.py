@@ -154,11 +154,11 @@ def test_a_report_shows_similarity_errors_and_ranks(results):
 
 def test_a_comparison_shows_similarity_and_errors(results):
     pytest.importorskip("matplotlib")
-    found = results["comparison"]
-    similarity, errors, _ = found.plot().axes
-    assert similarity.lines[0].get_xdata().tolist() == [site.similarity for site in found.sites]
-    assert errors.lines[1].get_xdata().tolist() == [site.held_out_error for site in found.sites]
-    assert found.plot().get_suptitle() == "90 samples, 10 held out"
+    comparison = results["comparison"]
+    similarity, errors, _ = comparison.plot().axes
+    assert similarity.lines[0].get_xdata().tolist() == [site.similarity for site in comparison.sites]
+    assert errors.lines[1].get_xdata().tolist() == [site.held_out_error for site in comparison.sites]
+    assert comparison.plot().get_suptitle() == "90 samples, 10 held out"
 
 
 def test_sites_show_their_channels():

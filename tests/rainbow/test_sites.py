@@ -62,8 +62,8 @@ def test_batches_must_agree():
         rf.fit(mlp((3, 4, 2)), parts)
     with pytest.raises(ValueError, match="memory_budget=-1: wanted memory_budget >= 0"):
         rf.fit(mlp((3, 4, 2)), parts[0], memory_budget=-1)
-    with pytest.raises(ValueError, match="scratch: no folder /nowhere"):
-        rf.fit(mlp((3, 4, 2)), parts[0], scratch="/nowhere")
+    with pytest.raises(ValueError, match="scratch_dir: no folder /nowhere"):
+        rf.fit(mlp((3, 4, 2)), parts[0], scratch_dir="/nowhere")
 
 
 def test_every_layer_sees_each_image_once_for_each_network():
@@ -84,7 +84,7 @@ def test_every_layer_sees_each_image_once_for_each_network():
     aligned = images - images // 10
     assert set(seen.values()) == {aligned + 1 + aligned + 3 * 32 + 3}
     seen.update(dict.fromkeys(range(5), 0))
-    model.sample_many([{"network": k, "factor": 2} for k in range(samples)])
+    model.sample_many([{"network_index": k, "factor": 2} for k in range(samples)])
     few = 4 * 8 * samples
     assert list(seen.values()) == [images + few, *[(1 + samples) * images + few] * 4], (
         "the first site's input is shared"

@@ -73,7 +73,7 @@ def test_energy_of_a_transposed_writer_is_that_of_its_outputs():
         two = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         writer.weight.copy_(torch.einsum("icuv,dc->iduv", two, torch.linspace(-1, 2, 16).double().view(8, 2).sin()))
     model = sites(writer, torch.randn(40, 3, 5, 5))
-    assert model.sample(energy=1.0)[1].sites[0].rank == 2
+    assert model.sample(explained_variance=1.0)[1].sites[0].rank == 2
     assert model.sample(rank="marchenko_pastur")[1].sites[0].rank == 2
 
 

@@ -64,17 +64,17 @@ class Checkpoint:
         path = self._path(lane, site)
         if not path.exists():
             return False
-        header, tensors = SITE.read(path, "resume")
+        header, tensors = SITE.read(path, "resume_dir")
         try:
             if header["of"] != self._of(lane, site):
-                raise ValueError(f"resume: {path} belongs to another run, network or site")
+                raise ValueError(f"resume_dir: {path} belongs to another run, network or site")
             site.activation = unpack(site.site, header["activation"], tensors, "activation.", site.device)
             site.report, site.ridge = SiteReport(**header["report"]), header["ridge"]
             if "refit" in header:
                 holder = refit_site(site.site, self.trace.tail(), flattened=header["refit"]["flattened"])
                 site.refit = unpack(holder, header["refit"], tensors, "refit.", site.device)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"resume: {path} is damaged ({error})") from None
+            raise ValueError(f"resume_dir: {path} is damaged ({error})") from None
         return True
 
     def _path(self, lane: int, site: SampledSite) -> Path:
@@ -95,16 +95,16 @@ def opened(folder: str | os.PathLike[str], trace: Trace, facts: Facts) -> Iterat
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"resume: {path} is no folder")
+        raise ValueError(f"resume_dir: {path} is no folder")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"resume: no folder {path.parent} to make {path.name!r} in")
+        raise FileNotFoundError(f"resume_dir: no folder {path.parent} to make {path.name!r} in")
     path.mkdir(exist_ok=True)
     lock = os.open(path, os.O_RDONLY)  # it goes with the process, however that ends
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"resume: {path} is in use by another run") from None
+            raise ValueError(f"resume_dir: {path} is in use by another run") from None
         _claim(path, facts)
         yield Checkpoint(path, trace, sha256(text=json.dumps(facts)))
     finally:
@@ -117,10 +117,12 @@ def _claim(path: Path, facts: Facts) -> None:
     if not head.exists():
         others = [p.name for p in path.iterdir() if not p.name.endswith(PART)]
         if others:
-            raise ValueError(f"resume: {path} holds no sampling run but {min(others)!r}: wanted a new or empty folder")
+            raise ValueError(
+                f"resume_dir: {path} holds no sampling run but {min(others)!r}: wanted a new or empty folder"
+            )
         RUN.write(head, facts, {})
         return
-    there, _ = RUN.read(head, "resume")
+    there, _ = RUN.read(head, "resume_dir")
     facts = json.loads(json.dumps(facts))
     differing = [
         f"{name} ({_shown(there.get(name))} there, {_shown(facts.get(name))} here)"
@@ -129,7 +131,7 @@ def _claim(path: Path, facts: Facts) -> None:
     ]
     if differing:
         more = f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise ValueError(f"resume: {path} holds another run: it differs in {'; '.join(differing[:SHOWN])}{more}")
+        raise ValueError(f"resume_dir: {path} holds another run: it differs in {'; '.join(differing[:SHOWN])}{more}")
     for part in path.glob(f".*{PART}"):  # of a process that was killed
         part.unlink()
 

@@ -117,7 +117,7 @@ def test_permuted_copies_are_turned_back_and_sampled_as_one(method):
     x, network = images(), chain(1)
     copies = [permuted(network, seed) for seed in (2, 3)]
     torch.testing.assert_close(copies[0][0](x), network(x))
-    model = rf.fit([network, *(copy for copy, _ in copies)], x)
+    model = rf.fit([network, *(copy for copy, _ in copies)], x[:-30], holdout=x[-30:])
     for place, d in enumerate((5, 6, 7)):
         eye = torch.eye(d, dtype=torch.float64)
         for rotation, wanted in zip(
@@ -198,7 +198,7 @@ def test_the_network_is_what_was_measured_wherever_activations_wait(options, tmp
     x = images(200)
     networks = [chain(seed) for seed in (1, 2)]
     y = (sum(network(x) for network in networks) + 0.3 * torch.randn(200, 3)).argmax(1)
-    model = rf.fit(networks, (x, y))
+    model = rf.fit(networks, (x[:180], y[:180]), holdout=(x[180:], y[180:]))
     network, report = model.sample(**options)
     outputs = network(x)
     for data, name in ((slice(0, 180), "alignment"), (slice(180, 200), "held_out")):
@@ -206,7 +206,7 @@ def test_the_network_is_what_was_measured_wherever_activations_wait(options, tmp
         assert report.accuracy[f"reference_{name}"] == (model.reference(x[data]).argmax(1) == y[data]).double().mean()
     torch.testing.assert_close(network.materialize()(x), outputs)
     assert report.references == 2 and "2 references, aligned to their mean" in str(report)
-    for where in ({"storage": "recompute"}, {"resume": tmp_path / "run"}, {"resume": tmp_path / "run"}):
+    for where in ({"storage": "recompute"}, {"resume_dir": tmp_path / "run"}, {"resume_dir": tmp_path / "run"}):
         assert torch.equal(model.sample(**options, **where)[0](x), outputs)
     planned = rf.plan(networks, (x[:1], y[:1]), images=222, **options)
     assert [(s.d, s.n) for s in planned.sites] == [(s.d, s.n) for s in report.sites]
@@ -221,7 +221,7 @@ def test_a_refit_classifier_takes_all_positions_and_outputs_are_not_rotated():
         torch.manual_seed(seed)
         networks.append(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).double())
     y = sum(network(x) for network in networks).argmax(1)
-    network, report = rf.fit(networks, (x, y)).sample(factor=2, classifier="refit")
+    network, report = rf.fit(networks, (x[:180], y[:180]), holdout=0).sample(factor=2, classifier="refit")
     assert network.site("1").flattened and network(x).shape == (200, 3)
     assert report.accuracy["alignment"] == (network(x)[:180].argmax(1) == y[:180]).double().mean()
     model = rf.fit([nn.Sequential(*network, nn.ReLU()) for network in networks], x)
@@ -317,12 +317,12 @@ def test_refuses_what_cannot_be_joined(networks, kind, message):
 
 def test_refuses_what_several_references_do_not_have(tmp_path):
     x, networks = images(100), [chain(1), chain(2)]
-    for iterations, error, wanted in ((0, ValueError, "iterations >= 1"), (True, TypeError, "an integer, got bool")):
-        with pytest.raises(error, match=f"iterations={iterations}: wanted {wanted}"):
-            rf.fit(networks, x, iterations=iterations)
+    for iterations, error, wanted in ((0, ValueError, "procrustes_iterations >= 1"), (True, TypeError, "an integer, got bool")):
+        with pytest.raises(error, match=f"procrustes_iterations={iterations}: wanted {wanted}"):
+            rf.fit(networks, x, procrustes_iterations=iterations)
     model = rf.fit(networks, x)
-    with pytest.raises(ValueError, match="align='flattened': wanted one reference, got 2"):
-        model.sample(align="flattened")
+    with pytest.raises(ValueError, match="align_flattened=True: wanted one reference, got 2"):
+        model.sample(align_flattened=True)
     with pytest.raises(ValueError, match="model: fitted to 2 references, wanted one"):
         rf.save_model(model, tmp_path / "model")
     for call in (lambda: rf.sites(networks, x), lambda: rf.load(tmp_path / "network", networks)):

@@ -21,7 +21,7 @@ POOLED = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatte
         (mlp((16, 12, 8, 2), seed=0), X, {"width": 300, "center": True, "offset": True, "law": "orthonormal"}),
         (mlp((16, 12, 8, 2), batch_norm="after", seed=0), X, {"width": 300}),
         (cnn((1, 6, 8), kernel_size=3, image_size=10, seed=0), MAPS, {"factor": 30}),
-        (POOLED, MAPS, {"factor": 20, "align": "flattened"}),
+        (POOLED, MAPS, {"factor": 20, "align_flattened": True}),
     ],
     ids=["plain", "centred", "normalised", "maps", "pooled-flattened"],
 )

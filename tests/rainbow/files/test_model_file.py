@@ -63,9 +63,9 @@ MODELS = {
     "bytes": (lambda seed: build(UNet, seed=seed), pixels, {"holdout": 0}),
     "float64": (lambda seed: mlp((8, 6, 10), seed=seed).double(), lambda: (images(8), labels()), {"max_samples": 50}),
     "bfloat16": (lambda seed: mlp((8, 6, 10), seed=seed).bfloat16(), lambda: images(8), {"holdout": images(8, N=30)}),
-    "tied": (tied, lambda: (images(8), labels()), {"pointwise": (Cube,)}),
+    "tied": (tied, lambda: (images(8), labels()), {"pointwise_modules": (Cube,)}),
 }
-OPTIONS = ({"factor": 2, "method": "calibrated"}, {"factor": 3, "energy": 0.9, "seed": 5})
+OPTIONS = ({"factor": 2, "method": "calibrated"}, {"factor": 3, "explained_variance": 0.9, "seed": 5})
 
 
 @torch.no_grad()
@@ -79,7 +79,9 @@ def test_a_loaded_model_samples_the_same_bits(tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     other = make(1).float()
     before = {name: value.clone() for name, value in other.state_dict().items()}
-    loaded = rf.load_model(tmp_path / "model.safetensors", other, pointwise=options.get("pointwise", ()))
+    loaded = rf.load_model(
+        tmp_path / "model.safetensors", other, pointwise_modules=options.get("pointwise_modules", ())
+    )
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
     first = x[:20].to(next(model.reference.parameters()).dtype)
     assert torch.equal(loaded.reference(first), model.reference(first))

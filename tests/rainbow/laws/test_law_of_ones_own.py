@@ -101,11 +101,11 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        rf.sample(net, x, resume=tmp_path / "run", progress=progress, **options)
-    network, _ = rf.sample(net, x, resume=tmp_path / "run", **options)
+        rf.sample(net, x, resume_dir=tmp_path / "run", progress=progress, **options)
+    network, _ = rf.sample(net, x, resume_dir=tmp_path / "run", **options)
     assert torch.equal(network(x), rf.fit(net, x).sample(**options)[0](x))
     with pytest.raises(ValueError, match=r"holds another run: it differs in law of network 0 \('Signs\(\)' there"):
-        rf.sample(net, x, resume=tmp_path / "run", factor=2, method="calibrated")
+        rf.sample(net, x, resume_dir=tmp_path / "run", factor=2, method="calibrated")
 
 
 def test_a_law_is_planned_by_what_it_stores(tmp_path: Path) -> None:

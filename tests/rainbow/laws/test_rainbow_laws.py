@@ -106,7 +106,7 @@ def test_gaussian_rows_are_active_half_of_the_time():
     model, n = rf.fit(net, x, holdout=0), 4000
     active = model.sample(width=n)[0].site("2").features(net[:2](x)).gt(0).double().mean(1)
     assert (active - 0.5).abs().max() < 4.5 * 0.5 / math.sqrt(n)
-    _, report = model.sample(width=n, mean_row=True)
+    _, report = model.sample(width=n, keep_mean=True)
     assert report.sites[0].activity > 0.9 and report.sites[0].sampled_activity > 0.9
     assert model.sample(width=n)[1].sites[0].sampled_activity == pytest.approx(0.5, abs=0.02)  # 2.5 s / sqrt n
 
@@ -115,7 +115,7 @@ def test_gaussian_rows_are_active_half_of_the_time():
 def test_smoothed_bootstrap_keeps_mean_and_covariance(first_site, h):
     model, z, _ = first_site
     n = 100_000
-    sampled = model.sample(width=n, law="bootstrap", h=h)[0].site("2").effective_rows() @ z[:5].T  # (n, inputs)
+    sampled = model.sample(width=n, law="bootstrap", smoothing=h)[0].site("2").effective_rows() @ z[:5].T  # (n, inputs)
     centred = z[:5] - z[:5].mean(1, keepdim=True)
     scale = centred.square().mean(1)
     assert ((sampled.mean(0) - z[:5].mean(1)).abs() < 5 * (scale / n).sqrt()).all()
@@ -135,7 +135,9 @@ def test_bootstrap_without_smoothing_tends_to_the_reference():
 
 def test_bootstrap_fully_smoothed_is_the_mean_kept_gaussian(first_site):
     model, _, _ = first_site
-    rows = [model.sample(width=20, **o)[0].site("2").effective_rows() for o in ({"law": "bootstrap", "h": 1.0}, {})]
+    rows = [
+        model.sample(width=20, **o)[0].site("2").effective_rows() for o in ({"law": "bootstrap", "smoothing": 1.0}, {})
+    ]
     rows[1] = rows[1] - rows[1].mean(1, keepdim=True) + 1 / 7
     torch.testing.assert_close(rows[0], rows[1])
 
@@ -153,18 +155,18 @@ def test_rank_restricts_z_to_the_leading_directions(law):
     assert full.site("2").effective_rows().shape == (30, 9)
     torch.testing.assert_close(U.T @ U, torch.eye(9, dtype=F64))
     assert (U.gather(0, U.abs().argmax(0, keepdim=True)) > 0).all()
-    _, report = model.sample(width=30, energy=0.999999, law=law)
+    _, report = model.sample(width=30, explained_variance=0.999999, law=law)
     assert report.sites[0].rank == 4
 
 
-@pytest.mark.parametrize("mean_row", [False, True])
+@pytest.mark.parametrize("keep_mean", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_enough_rank_loses_nothing(bias, mean_row):
+def test_enough_rank_loses_nothing(bias, keep_mean):
     """W has rank 4, z - zbar too; with a bias, E[z z^T] has rank 5."""
     net, x = mlp((4, 9, 2), bias=bias, seed=0).double(), gaussian_data(60, 4)
     model, z = rf.fit(net, x, holdout=0), net[:2](x)
     for rank, kept in ((4 + bias, True), (3, False)):
-        network, _ = model.sample(law="identity", rank=rank, mean_row=mean_row)
+        network, _ = model.sample(law="identity", rank=rank, keep_mean=keep_mean)
         assert torch.allclose(network.site("2").effective_rows() @ z.T, z.T) == kept
 
 

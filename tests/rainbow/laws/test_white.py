@@ -18,7 +18,7 @@ def test_white_rows_as_a_wide_network() -> None:
     x = torch.randn(700, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x_test = torch.randn(600, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     y_test = net(x_test).argmax(1)
-    network, report = rf.sample(net, x, holdout=(x_test, y_test), law="white", factor=4, seed=3, network=2)
+    network, report = rf.sample(net, x, holdout=(x_test, y_test), law="white", factor=4, seed=3, network_index=2)
     phi, phi_test, wide, wide_test, A = x, x_test, x, x_test, torch.eye(9, dtype=torch.float64)
     for index, layer in enumerate((1, 3)):
         W = net[layer].weight.detach()
@@ -74,7 +74,7 @@ def test_a_stopped_run_of_white_rows_goes_on(tmp_path) -> None:
         if done == 4:  # behind the first site
             raise Stop
 
-    options = {"law": "white", "factor": 2, "resume": tmp_path / "run"}
+    options = {"law": "white", "factor": 2, "resume_dir": tmp_path / "run"}
     with pytest.raises(Stop):
         rf.sample(CONVOLUTION, MAPS, progress=progress, **options)
     network, _ = rf.sample(CONVOLUTION, MAPS, **options)

@@ -102,11 +102,11 @@ class Tokens(nn.Module):
 def test_flattened_alignment_of_channels_that_are_last(options):
     torch.manual_seed(0)
     net, x = Tokens().double(), images(4, 5)
-    network, report = rf.sample(net, x, holdout=0, law="identity", align="flattened", **options)
+    network, report = rf.sample(net, x, holdout=0, law="identity", align_flattened=True, **options)
     assert network.site("relu").A.shape == (28, 28)
     # 1e-8: rounding of float64 times the condition of M; an error is the square
     assert (network(x) - net(x)).norm() <= 1e-8 * net(x).norm() and report.sites[0].error <= 1e-16
-    written(net, x, align="flattened", **options)
+    written(net, x, align_flattened=True, **options)
 
 
 class Dense(nn.Module):

@@ -41,7 +41,7 @@ def data(N: int = 150) -> tuple[Tensor, Tensor]:
 
 SAMPLES = {
     "calibrated": {"factor": 30, "method": "calibrated"},
-    "bootstrap": {"factor": 3, "law": "bootstrap", "h": 0.5, "rank": 3},
+    "bootstrap": {"factor": 3, "law": "bootstrap", "smoothing": 0.5, "rank": 3},
     "narrow": {"width": 3, "method": "calibrated"},
 }
 

@@ -82,15 +82,15 @@ def test_flops_of_maps_by_hand():
     assert second["alignment"] == polar_flops((6, 12))
 
 
-@pytest.mark.parametrize("align, rows, columns", [("channels", 4, 8), ("flattened", 4 * 9, 8 * 9)])
-def test_pooled_features_are_made_at_all_positions(align, rows, columns):
-    samples = 90 * 9 if align == "channels" else 90
-    [site] = rf.plan(pooled_cnn(), MAPS, factor=2, align=align, machine=MACHINE).sites
+@pytest.mark.parametrize("flattened, rows, columns", [(False, 4, 8), (True, 4 * 9, 8 * 9)])
+def test_pooled_features_are_made_at_all_positions(flattened, rows, columns):
+    samples = 90 if flattened else 90 * 9
+    [site] = rf.plan(pooled_cnn(), MAPS, factor=2, align_flattened=flattened, machine=MACHINE).sites
     seen = -(-90 * 36 // 5)
     activity = 2 * seen * 8 * (4 + 1)
     images = {"moments": 90, "projection": 100}
     assert flops(site)["moments"] == 2 * 90 * 36 * 8 * 4 + 2 * samples * rows * columns + activity
-    assert flops(site)["projection"] == 2 * 100 * 36 * 8 * 4 + 2 * 100 * (9 * 4 * 8 if align == "channels" else 36 * 72)
+    assert flops(site)["projection"] == 2 * 100 * 36 * 8 * 4 + 2 * 100 * (36 * 72 if flattened else 9 * 4 * 8)
     assert [site.work[name].pooled for name in images] == [n * 8 * 36 for n in images.values()]
     assert site.A_bytes == 4 * rows * columns
 
@@ -157,7 +157,7 @@ def counted(run) -> float:
         dict(factor=3),
         dict(factor=3, method="calibrated"),
         dict(factor=0.5, method="calibrated"),
-        dict(factor=2, rank=2, align="flattened"),
+        dict(factor=2, rank=2, align_flattened=True),
     ],
     ids=str,
 )
@@ -183,11 +183,11 @@ def test_flops_are_those_of_a_run(method, factor):
         dict(factor=3),
         dict(factor=3, method="calibrated"),
         dict(factor=0.5, method="calibrated", rank=3),
-        dict(width={"1": 9}, law="bootstrap", h=0.5),
-        dict(factor=2, method="regression", align="flattened"),
+        dict(width={"1": 9}, law="bootstrap", smoothing=0.5),
+        dict(factor=2, method="regression", align_flattened=True),
         dict(factor=3, classifier="refit"),
         dict(factor=3, classifier="refit_aligned", sites=["1"]),
-        dict(energy=0.5),
+        dict(explained_variance=0.5),
     ],
     ids=str,
 )
@@ -197,7 +197,7 @@ def test_sizes_are_those_of_the_run(options, norm, tmp_path):
     net = small_cnn() if not norm else pooled_cnn(nn.BatchNorm2d(4, affine=False)).eval()
     data = MAPS, (MAPS.mean((1, 2, 3)) > 0).long()
     model = rf.fit(net, data, max_samples=1000)
-    cost = model.plan(**options, machine=MACHINE, progress=None)
+    cost = model.plan(**options, machine=MACHINE)
     network, report = model.sample(**options)
     for site, real in zip(cost.sites, report.sites, strict=True):
         for name in ("index", "site", "d", "n", "rank", "samples"):
@@ -225,7 +225,7 @@ def test_what_waits_elsewhere_takes_no_memory(tmp_path):
     net = small_cnn()
     options = dict(factor=3, machine=MACHINE)
     memory = rf.plan(net, MAPS, **options)
-    file = rf.plan(net, MAPS, memory_budget=1000, scratch=str(tmp_path), resume=tmp_path / "run", **options)
+    file = rf.plan(net, MAPS, memory_budget=1000, scratch_dir=str(tmp_path), resume_dir=tmp_path / "run", **options)
     rounded = rf.plan(net, MAPS, storage_dtype=torch.bfloat16, **options)
     assert [s.in_flight_bytes for s in file.sites] == [0, 0] and file.peak_bytes < memory.peak_bytes
     assert [2 * s.in_flight_bytes for s in rounded.sites] == [s.in_flight_bytes for s in memory.sites]
@@ -284,12 +284,12 @@ def test_numbers_for_a_person():
         dict(width=5, factor=2),
         dict(factor=-1),
         dict(rank=0),
-        dict(energy=2),
+        dict(explained_variance=2),
         dict(method="papr"),
-        dict(h=0.5),
+        dict(smoothing=0.5),
         dict(seed=-1),
         dict(sites=["nowhere"]),
-        dict(align="flattened"),
+        dict(align_flattened=True),
         dict(classifier="new"),
         dict(classifier="refit"),
         dict(accuracy_profile=True),
@@ -309,7 +309,7 @@ def test_errors_are_those_of_sample(options):
 @pytest.mark.parametrize("run", [rf.fit, rf.plan])
 def test_errors_of_the_data_are_those_of_fit(run):
     net = mlp((6, 8, 5, 2))
-    with pytest.raises(ValueError, match="holdout=1.5: wanted a share"):
+    with pytest.raises(ValueError, match="holdout=1.5: wanted data, a number of samples"):
         run(net, X, holdout=1.5)
     with pytest.raises(ValueError, match="max_samples=0: wanted max_samples >= 1"):
         run(net, X, max_samples=0)
@@ -327,9 +327,11 @@ def test_own_errors():
                 plan(images=images)
     with pytest.raises(TypeError, match="machine: wanted a Machine or None, got dict"):
         rf.plan(net, X, machine=RATES)
-    with pytest.raises(ValueError, match=r"energy=0.5: site '2' has no moments before fit: wanted a rank"):
-        rf.plan(net, X, energy=0.5, machine=MACHINE)
-    assert rf.plan(mlp((6, 8, 5, 2)), X, energy=0.5, machine=MACHINE).sites[0].rank < 8, "known from the weights"
+    with pytest.raises(ValueError, match=r"explained_variance=0.5: site '2' has no moments before fit: wanted a rank"):
+        rf.plan(net, X, explained_variance=0.5, machine=MACHINE)
+    assert rf.plan(mlp((6, 8, 5, 2)), X, explained_variance=0.5, machine=MACHINE).sites[0].rank < 8, (
+        "known from the weights"
+    )
     for rate in (0, -1.0, float("inf"), float("nan"), "fast", True):
         with pytest.raises(ValueError, match=f"copy={rate!r}: wanted a finite number above 0"):
             rf.Machine(**(RATES | {"copy": rate}))

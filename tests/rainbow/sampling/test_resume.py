@@ -24,7 +24,7 @@ CHUNK = 50  # of 90 and of 10 images: three chunks
 NETWORKS = [
     {"factor": 2, "method": "calibrated", "classifier": "refit"},
     {"rank": 3, "accuracy_profile": True, "sites": ["relu_1", "relu_3"], "classifier": "refit_aligned", "seed": 1},
-    {"width": 5, "law": "bootstrap", "h": 0.5},
+    {"width": 5, "law": "bootstrap", "smoothing": 0.5},
 ]
 SITES = 4 + 2 + 4
 
@@ -41,7 +41,7 @@ def data(N: int = 100) -> tuple[Tensor, Tensor]:
 
 
 def model(**options) -> rf.RainbowModel:
-    return rf.fit(build(Residual), data(), **({"chunk": CHUNK} | options))
+    return rf.fit(build(Residual), data(), **({"batch_size": CHUNK} | options))
 
 
 def same(a: list, b: list) -> bool:
@@ -67,7 +67,8 @@ def progress(done, total, what):
         print("ready", flush=True)
         sys.stdin.read()  # until it is killed
 
-made = model().sample_many(NETWORKS, resume=folder, storage="file", scratch=os.path.dirname(folder), progress=progress)
+where = {"storage": "file", "scratch_dir": os.path.dirname(folder), "resume_dir": folder}
+made = model().sample_many(NETWORKS, progress=progress, **where)
 torch.save([network.state_dict() for network, _ in made], sys.argv[4])
 print([report.to_json() for _, report in made])
 """
@@ -119,9 +120,9 @@ def test_stopped_anywhere(tmp_path):
                 raise Stop
 
         with pytest.raises(Stop):
-            fitted.sample_many(NETWORKS[:2], resume=folder, progress=progress)
+            fitted.sample_many(NETWORKS[:2], resume_dir=folder, progress=progress)
         assert len(list(folder.glob("network-*"))) == (at - 1) // 5
-        assert same(fitted.sample_many(NETWORKS[:2], resume=folder), whole)
+        assert same(fitted.sample_many(NETWORKS[:2], resume_dir=folder), whole)
 
 
 @pytest.mark.parametrize("storage", ["memory", "recompute"])
@@ -130,11 +131,11 @@ def test_a_finished_run_is_read(tmp_path, storage, storage_dtype):
     """Also where activations are rounded or computed again: the sites that were read take part in that."""
     fitted, ticks = model(), []
     options = dict(storage=storage, storage_dtype=storage_dtype)
-    whole = fitted.sample_many(NETWORKS, resume=tmp_path, **options)
+    whole = fitted.sample_many(NETWORKS, resume_dir=tmp_path, **options)
     assert same(whole, fitted.sample_many(NETWORKS, **options))
     for path in tmp_path.glob("network-*-site-[13].safetensors"):
         path.unlink()
-    again = fitted.sample_many(NETWORKS, resume=tmp_path, progress=lambda *tick: ticks.append(tick), **options)
+    again = fitted.sample_many(NETWORKS, resume_dir=tmp_path, progress=lambda *tick: ticks.append(tick), **options)
     assert same(again, whole)
     assert [done for done, _, _ in ticks] == list(range(1, SITES * 5 + 1)) and ticks[0][1] == SITES * 5
     assert sum("read" in what for _, _, what in ticks) == 4 * 5
@@ -142,9 +143,10 @@ def test_a_finished_run_is_read(tmp_path, storage, storage_dtype):
 
 def test_one_sample_resumes_as_well(tmp_path):
     x, y = data()
-    network, report = rf.sample(build(Residual), (x, y), factor=2, chunk=CHUNK, resume=tmp_path / "run")
+    network, report = rf.sample(build(Residual), (x, y), factor=2, batch_size=CHUNK, resume_dir=tmp_path / "run")
     assert same(
-        [(network, report)], [rf.sample(build(Residual), (x, y), factor=2, chunk=CHUNK, resume=str(tmp_path / "run"))]
+        [(network, report)],
+        [rf.sample(build(Residual), (x, y), factor=2, batch_size=CHUNK, resume_dir=str(tmp_path / "run"))],
     )
 
 
@@ -153,7 +155,7 @@ def begun(tmp_path_factory) -> Path:
     """A folder in which a run has been stopped, behind its first site; only copies are written to."""
     folder = tmp_path_factory.mktemp("begun") / "run"
     with pytest.raises(Stop), threads(1):
-        model().sample(factor=2, resume=folder, progress=stop_at(9))
+        model().sample(factor=2, resume_dir=folder, progress=stop_at(9))
     return folder
 
 
@@ -168,20 +170,23 @@ def stop_at(at: int):
 def other_weights() -> rf.RainbowModel:
     net = build(Residual)
     nn.init.zeros_(net.fc2.bias)
-    return rf.fit(net, data(), chunk=CHUNK)
+    return rf.fit(net, data(), batch_size=CHUNK)
 
 
 def other_code() -> rf.RainbowModel:
     net = build(Residual)
     net.bn1.eps = 1e-3
-    return rf.fit(net, data(), chunk=CHUNK)
+    return rf.fit(net, data(), batch_size=CHUNK)
 
 
 def other_data(which: int, at: int) -> rf.RainbowModel:
-    samples = data()
-    samples[which][at] += 1
+    """With another number in the images or labels, of the first sample, which is aligned on, or of a held-out one."""
+    samples, split = data(), model().prepared
+    held = split.held.index
+    assert held is not None
+    samples[which][int(held[at]) if at < 0 else at] += 1
     samples[1].remainder_(10)
-    return rf.fit(build(Residual), samples, chunk=CHUNK)
+    return rf.fit(build(Residual), samples, batch_size=CHUNK)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +215,8 @@ def other_data(which: int, at: int) -> rf.RainbowModel:
 )
 def test_another_run_is_refused_by_what_differs(begun, make, options, message):
     fitted = make()
-    with pytest.raises(ValueError, match=f"resume: {begun} holds another run: it {message}"):
-        fitted.sample(resume=begun, progress=never, **({"factor": 2} | options))
+    with pytest.raises(ValueError, match=f"resume_dir: {begun} holds another run: it {message}"):
+        fitted.sample(resume_dir=begun, progress=never, **({"factor": 2} | options))
 
 
 def never(*_) -> None:
@@ -221,18 +226,18 @@ def never(*_) -> None:
 def test_another_machine_is_refused_by_what_differs(begun, tmp_path, monkeypatch):
     fitted = model()
     with pytest.raises(ValueError, match=r"it differs in networks \(1 there, 2 here\)"):
-        fitted.sample_many([{"factor": 2}] * 2, resume=begun)
+        fitted.sample_many([{"factor": 2}] * 2, resume_dir=begun)
     with threads(2), pytest.raises(ValueError, match=r"it differs in threads \(1 there, 2 here\)$"):
-        fitted.sample(factor=2, resume=begun)
+        fitted.sample(factor=2, resume_dir=begun)
     for owner, name, value, message in (
         (backend, "isa", "sse", rf"it differs in instruction set \({backend.isa!r} there, 'sse' here\)$"),
         (torch, "__version__", "2.99.0", rf"it differs in torch \('{torch.__version__}' there, '2.99.0' here\)$"),
     ):
         with monkeypatch.context() as patch, pytest.raises(ValueError, match=message.replace("+", r"\+")):
             patch.setattr(owner, name, value)
-            fitted.sample(factor=2, resume=begun, progress=never)
+            fitted.sample(factor=2, resume_dir=begun, progress=never)
     folder = shutil.copytree(begun, tmp_path / "run")
-    assert same([fitted.sample(factor=2)], [fitted.sample(factor=2, resume=folder)])
+    assert same([fitted.sample(factor=2)], [fitted.sample(factor=2, resume_dir=folder)])
 
 
 def test_folders_that_are_refused(begun, tmp_path):
@@ -240,12 +245,12 @@ def test_folders_that_are_refused(begun, tmp_path):
 
     def refused(folder: Path, message: str, kind: type[Exception] = ValueError) -> None:
         with pytest.raises(kind, match=message):
-            fitted.sample(factor=2, resume=folder, progress=never)
+            fitted.sample(factor=2, resume_dir=folder, progress=never)
 
-    refused(tmp_path / "missing" / "run", "resume: no folder .*missing to make 'run' in", FileNotFoundError)
+    refused(tmp_path / "missing" / "run", "resume_dir: no folder .*missing to make 'run' in", FileNotFoundError)
     (tmp_path / "notes.txt").write_text("mine")
-    refused(tmp_path / "notes.txt", "resume: .*notes.txt is no folder")
-    refused(tmp_path, "resume: .* holds no sampling run but 'notes.txt': wanted a new or empty folder")
+    refused(tmp_path / "notes.txt", "resume_dir: .*notes.txt is no folder")
+    refused(tmp_path, "resume_dir: .* holds 'notes.txt': wanted a new or empty folder")
     (tmp_path / "notes.txt").unlink()
 
     head = tmp_path / "run.safetensors"
@@ -259,15 +264,15 @@ def test_folders_that_are_refused(begun, tmp_path):
         ),
     ):
         head.write_bytes(data)
-        refused(tmp_path, f"resume: .*{message}")
+        refused(tmp_path, f"resume_dir: .*{message}")
     head.unlink()
 
     def twice(*_) -> None:
-        refused(tmp_path, "resume: .* is in use by another run")
+        refused(tmp_path, "resume_dir: .* is in use by another run")
         raise Stop
 
     with pytest.raises(Stop):
-        fitted.sample(factor=2, resume=tmp_path, progress=twice)
+        fitted.sample(factor=2, resume_dir=tmp_path, progress=twice)
 
 
 def test_site_files_that_are_refused(begun, tmp_path):
@@ -278,14 +283,14 @@ def test_site_files_that_are_refused(begun, tmp_path):
 
     def refused(data: bytes, message: str) -> None:
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=f"resume: .*network-0-site-0.safetensors {message}"):
-            fitted.sample(factor=2, resume=folder)
+        with pytest.raises(ValueError, match=f"resume_dir: .*network-0-site-0.safetensors {message}"):
+            fitted.sample(factor=2, resume_dir=folder)
 
     refused(whole[:-1], "is not a whole safetensors file")
     refused(whole.replace(b'"version":"1"', b'"version":"2"'), "has version 2, this package reads versions up to 1")
     refused(whole.replace(b"rainbow_fast.site", b"rainbow_fast.sate"), "holds no sampled site: its format is")
     refused(whole.replace(b"similarity", b"similarita"), "is damaged")
-    fitted.sample(factor=2, seed=1, resume=tmp_path / "other")
+    fitted.sample(factor=2, seed=1, resume_dir=tmp_path / "other")
     refused((tmp_path / "other" / path.name).read_bytes(), "belongs to another run, network or site")
     refused((tmp_path / "other" / "run.safetensors").read_bytes(), "holds no sampled site")
     tensors = load_file(tmp_path / "other" / path.name)
@@ -297,11 +302,11 @@ def test_what_a_killed_process_left_half_written_is_removed(begun, tmp_path):
     folder = shutil.copytree(begun, tmp_path / "run")
     (folder / ".network-0-site-1.safetensors.1.part").write_bytes(b"half")
     fitted = model()
-    assert same([fitted.sample(factor=2, resume=folder)], [fitted.sample(factor=2)])
+    assert same([fitted.sample(factor=2, resume_dir=folder)], [fitted.sample(factor=2)])
     assert not list(folder.glob(".*"))
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".run.safetensors.1.part").write_bytes(b"half")
-    assert same([fitted.sample(factor=2, resume=tmp_path / "new")], [fitted.sample(factor=2)])
+    assert same([fitted.sample(factor=2, resume_dir=tmp_path / "new")], [fitted.sample(factor=2)])
 
 
 def test_a_write_that_fails_leaves_what_was_there(begun, tmp_path, monkeypatch):
@@ -313,5 +318,5 @@ def test_a_write_that_fails_leaves_what_was_there(begun, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
         patch.setattr(os, "fsync", full)
-        model().sample(factor=2, resume=folder)
+        model().sample(factor=2, resume_dir=folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

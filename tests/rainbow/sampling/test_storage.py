@@ -47,7 +47,7 @@ def model(kind: str = "residual") -> tuple[rf.RainbowModel, Tensor]:
     }[kind]()
     memory = torch.randn(120 * 64 + 1, generator=torch.Generator().manual_seed(1))
     x = memory[1:].view(120, 1, 8, 8)
-    return rf.fit(net, (x, torch.arange(120) % 10), chunk=37), x
+    return rf.fit(net, (x, torch.arange(120) % 10), batch_size=37), x
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def test_bfloat16_costs_what_its_precision_says():
 
 def test_the_choice_follows_budget_and_disk(monkeypatch, tmp_path):
     def chosen(bytes_needed: int, **options) -> str:
-        return choose_storage(bytes_needed, rf.Limits(scratch=tmp_path, **options)).kind
+        return choose_storage(bytes_needed, rf.Limits(scratch_dir=tmp_path, **options)).kind
 
     free = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: free(1000))
@@ -137,7 +137,7 @@ def test_a_budget_is_of_all_networks_together():
         ({"storage_dtype": torch.float16}, "storage_dtype=torch.float16: wanted None or torch.bfloat16"),
         ({"memory_budget": -1}, "memory_budget=-1: wanted memory_budget >= 0"),
         ({"memory_budget": 1e9 + 0.5}, "memory_budget=1000000000.5: wanted a whole number of bytes"),
-        ({"scratch": "/missing/folder"}, "scratch: no folder /missing/folder"),
+        ({"scratch_dir": "/missing/folder"}, "scratch_dir: no folder /missing/folder"),
     ],
 )
 def test_what_is_refused(options, message):
@@ -155,7 +155,7 @@ def test_files_are_there_meanwhile_and_gone_afterwards(tmp_path):
     def count(*_) -> None:
         counts.append(sum(path.is_file() for path in tmp_path.rglob("*")))
 
-    fitted.sample(storage="file", scratch=tmp_path, progress=count)
+    fitted.sample(storage="file", scratch_dir=tmp_path, progress=count)
     chunks, lanes, alive = 4, 2, 2  # both data sets; what waits at a site: z or phi, and the skip
     assert 0 < max(counts) <= chunks * lanes * alive and list(tmp_path.iterdir()) == []
 
@@ -163,7 +163,7 @@ def test_files_are_there_meanwhile_and_gone_afterwards(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fitted.sample(storage="file", scratch=tmp_path, progress=stop)
+        fitted.sample(storage="file", scratch_dir=tmp_path, progress=stop)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,7 +249,7 @@ def test_chunk_sizes_agree_to_the_condition_of_the_alignment():
     x = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     logits, bounds = [], []
     for chunk in (7, None):
-        network, report = rf.sample(build(Residual).double(), x, factor=3, method="calibrated", chunk=chunk)
+        network, report = rf.sample(build(Residual).double(), x, factor=3, method="calibrated", batch_size=chunk)
         logits.append(network(x))
         bounds.append(sum(10 * 2 * site.M_condition * site.samples * 2**-53 for site in report.sites))
     error = float((logits[1] - logits[0]).norm() / logits[0].norm())
