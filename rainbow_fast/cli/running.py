@@ -16,7 +16,6 @@ from rich.markup import escape
 from torch import nn
 from typer.main import get_command
 
-import rainbow_fast
 from rainbow_fast.cli import terminal
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
@@ -28,7 +27,7 @@ OUT_OF_MEMORY = (  # torch's words; the last two of sizes that no machine has
     "Overflow when unpacking",
 )
 CALL = nn.Module._call_impl.__code__  # every call of a module goes through it
-PACKAGE, TORCH = Path(rainbow_fast.__file__).parent, Path(torch.__file__).parent
+PACKAGE, TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
 NETWORKS = PACKAGE / "networks"  # those networks are called as anyone's
 
 

@@ -48,7 +48,8 @@ def sample(
     if resume is not None:
         words, digest = _resumed(context, words, resume)
     need_plots()
-    check_folder(out if resume is None else resume)
+    if resume is None:
+        check_folder(out)
     task = Request.of(words)
     run = {"options": words, "reference": task.prepared.fingerprint}
     about = {"architecture": task.reference.name, "data": task.data.source.name}

@@ -70,7 +70,10 @@ def warned() -> Iterator[None]:
         try:
             yield
         finally:
-            for message in dict.fromkeys(str(warning.message) for warning in caught):
+            told = [
+                w.message for w in caught if not issubclass(w.category, DeprecationWarning)
+            ]  # those are for authors
+            for message in dict.fromkeys(map(str, told)):
                 err().print(f"[yellow]Warning:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
 
 
