@@ -1,2 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Studies: what networks were sampled and measured for the pages in docs/. Each runs by `python -m studies.NAME`."""
+
+from pathlib import Path
+
+from rainbow_fast.io import read_records
+from rainbow_fast.rainbow.report import Record
+
+
+def kept_records(path: Path) -> list[Record]:
+    """The records that are kept beside a study.
+
+    Raises:
+        FileNotFoundError: there are none; the message says what the study needs instead.
+    """
+    records = read_records(path)
+    if not records:
+        raise FileNotFoundError(f"no records are kept in {path}: wanted the data, to make them")
+    return records

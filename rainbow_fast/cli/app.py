@@ -17,18 +17,23 @@ from rainbow_fast.cli.checkpoints import BUILDERS, save_checkpoint
 from rainbow_fast.cli.comparing import compare
 from rainbow_fast.cli.grid import Job, ResultFolder, sample_grid
 from rainbow_fast.cli.listing import sites
-from rainbow_fast.cli.sampling import need_plots, plan, sample, show
+from rainbow_fast.cli.sampling import OUT, check_folder, need_plots, plan, sample, show
 from rainbow_fast.cli.training import load_images, new_reference, train_reference
 from rainbow_fast.cli.words import numbers, set_threads
 from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.options import METHODS, Limits, SampleOptions
 from rainbow_fast.version import __version__
 
-Seed = Annotated[int, typer.Option(help="Of all random numbers.", min=0)]
-Threads = Annotated[int | None, typer.Option(help="Threads of the CPU (default: as torch chooses).", min=1)]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads (default: the number that torch chooses).")]
+
+HIDDEN = (
+    "Numbers of neurons of the hidden layers, separated by commas (default: 64,32 of an mlp and 16,32 of a cnn for "
+    "digits, 512,256 and 32,64 for CIFAR-10)."
+)
 
 app = typer.Typer(
-    help="Rainbow networks: sample networks of any width from a trained one, and measure how close they come.",
+    help="Sample rainbow networks of any width from a trained network, and measure how close they come to it.",
     add_completion=False,
     no_args_is_help=True,
 )
@@ -36,26 +41,38 @@ app = typer.Typer(
 
 @app.command()
 def train(
-    architecture: Annotated[str, typer.Argument(help="mlp or cnn.")],
-    data: Annotated[str, typer.Option(help="digits, or a folder with CIFAR-10's binary version.")] = "digits",
-    widths: Annotated[str | None, typer.Option(help="Neurons of the hidden layers, e.g. 512,256.")] = None,
-    colour: Annotated[bool, typer.Option("--colour", help="CIFAR-10 in colour, not grey.")] = False,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images (default: 5; 20 for digits).")] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
-    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
-    weight_decay: Annotated[float, typer.Option(help="Of all weights.")] = 0.0,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step (default: 128; 32 for digits).")] = None,
+    architecture: Annotated[str, typer.Argument(help="Architecture of the network: mlp or cnn.")],
+    data: Annotated[
+        str, typer.Option(help="Images to train on: digits, or the folder of CIFAR-10's binary version.")
+    ] = "digits",
+    widths: Annotated[str | None, typer.Option(help=HIDDEN)] = None,
+    colour: Annotated[
+        bool, typer.Option("--colour", metavar="", help="Train on CIFAR-10 in colour, not in grey levels.")
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Number of passes over the training images (default: 20 for digits, 5 for CIFAR-10)."),
+    ] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate of stochastic gradient descent.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Momentum of stochastic gradient descent.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of all parameters.")] = 0.0,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Number of images in a step (default: 32 for digits, 128 for CIFAR-10).")
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
-    out: Annotated[Path | None, typer.Option(help="The checkpoint (default: e.g. mlp-digits-0.safetensors).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File of the checkpoint (default: ARCHITECTURE-DATA-SEED.safetensors in this folder)."),
+    ] = None,
 ) -> None:
-    """Train a reference network and write it to a checkpoint, which `sample` takes."""
+    """Train a network on images and write it to a checkpoint, which the other commands read."""
     set_threads({"threads": threads})
     digits = data == "digits"
     hidden = None if widths is None else tuple(int(width) for width in numbers("--widths", widths, once=False))
     about = new_reference(architecture, "digits" if digits else "cifar10", grey=not colour, widths=hidden, seed=seed)
     path = Path(f"{architecture}-{about.data}-{seed}.safetensors") if out is None else out
-    _need_folder(path.parent)
+    _check_file(path)
     images = load_images(about, data)
     settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "seed": seed}
     settings |= {} if epochs is None else {"epochs": epochs}
@@ -72,13 +89,14 @@ for command in (sample, plan, sites, compare):
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-demo"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-demo"),
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Train a perceptron and a convolutional network on digits, and sample both at growing widths: under a minute."""
+    """Train an mlp and a cnn on digits and sample both at growing widths, in less than a minute."""
     set_threads({"threads": threads})
     need_plots()
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     for architecture in BUILDERS:
         about = new_reference(architecture, "digits", seed=seed)
@@ -116,7 +134,7 @@ for _name, _module in MOVED.items():
 
 @app.command()
 def info() -> None:
-    """What is built, what runs, and which versions."""
+    """Show the backends, devices and instruction sets that can be used, and the versions of packages."""
     levels = backend.kernels().levels() if backend.isa else []
     terminal.print_pairs(
         [
@@ -135,9 +153,13 @@ def info() -> None:
     )
 
 
-def _need_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--out: no folder {folder}")
+def _check_file(path: Path) -> None:
+    """Refuse what cannot become a file, before the work."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--out: no folder {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"--out: {path} is a folder, wanted a file")
+    check_folder(path.parent)
 
 
 def _devices() -> list[str]:

@@ -11,22 +11,23 @@ from rainbow_fast.cli import terminal
 from rainbow_fast.cli import words as o
 from rainbow_fast.cli.grid import as_progress
 from rainbow_fast.cli.references import load_pair, pointwise_kinds
+from rainbow_fast.cli.sampling import JSON
 from rainbow_fast.cli.sources import choose_data
 from rainbow_fast.rainbow import compare as comparison
 from rainbow_fast.rainbow.options import FitOptions, Limits
 
-Either = "Written by `rainbow-fast train`; with --module, a file of weights."
+EITHER = "a checkpoint of `rainbow-fast train`, or with --module a file of its weights."
 
 
 @o.command(o.ModuleWords, o.DataWords, FitOptions, Limits, o.MachineWords)
 def compare(
     context: typer.Context,
     words: o.Words,
-    a: Annotated[str, typer.Argument(help=Either)],
-    b: Annotated[str, typer.Argument(help=Either)],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of the table.")] = False,
+    a: Annotated[str, typer.Argument(metavar="A", help=f"The first trained network: {EITHER}")],
+    b: Annotated[str, typer.Argument(metavar="B", help=f"The second trained network: {EITHER}")],
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
-    """Align the sites of B with those of A, and measure what remains: similarity, error, spectrum of each."""
+    """Align every site of network B with that of network A, and measure similarity, error and spectrum."""
     o.set_threads(words)
     limits, of_network = o.read(Limits, words), o.read(o.ModuleWords, words)
     first, second = load_pair(a, b, of_network)

@@ -96,11 +96,20 @@ class ResultFolder:
         write_records(self.folder / "results.jsonl", self.records)
 
     def resume(self, jobs: Sequence[Job]) -> None:
-        """Take in the first of these networks again, those that an earlier run has finished."""
+        """Take in the first of these networks again, those that an earlier run has finished.
+
+        Raises:
+            ValueError: the file of their reports holds something else; the message names it.
+        """
         path = self.folder / "report.json"
-        networks = json.loads(path.read_text())["networks"] if path.is_file() else []
+        try:
+            networks = json.loads(path.read_text())["networks"]
+            self.reports = [Report.from_dict(each["report"]) for each in networks]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"--resume: {path} holds no reports of `sample`") from error
+        if len(networks) > len(jobs):
+            raise ValueError(f"--resume: {path} holds {len(networks)} networks, wanted at most {len(jobs)}")
         self.jobs = list(jobs[: len(networks)])
-        self.reports = [Report.from_dict(each["report"]) for each in networks]
 
     def finish(self) -> None:
         """Write the certificates and draw the figure."""

@@ -12,6 +12,7 @@ import typer
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli import words as o
 from rainbow_fast.cli.references import load_reference, pointwise_kinds
+from rainbow_fast.cli.sampling import JSON
 from rainbow_fast.cli.sources import Pixels, source_of
 from rainbow_fast.rainbow.sites import sites as find_sites
 
@@ -20,11 +21,11 @@ from rainbow_fast.rainbow.sites import sites as find_sites
 def sites(
     context: typer.Context,
     words: o.Words,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of the table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
-    """The sites of a network: its non-linearities, their channels and shapes, and whether `sample` takes them.
+    """List the sites of a network: its non-linearities, their channels and shapes, and which ones are sampled.
 
-    The shapes need data, of which one sample is read; a checkpoint needs none.
+    The shapes need --data, of which one sample is read. A checkpoint needs none.
     """
     of_network, of_data = o.read(o.ReferenceWords, words), o.read(o.SampleWords, words)
     reference = load_reference(of_network)

@@ -96,7 +96,7 @@ def _built(name: str, text: str | None, seed: int) -> nn.Module:
     factory = _imported("--module", name)
     try:
         arguments = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"--module-args: {text!r} is not JSON ({error})") from error
     if not isinstance(arguments, dict):
         raise ValueError(f"--module-args: wanted a JSON object, got {text!r}")
@@ -104,11 +104,14 @@ def _built(name: str, text: str | None, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = factory(**arguments)
-    except Exception as error:  # it is the user's own code
+    except (Exception, SystemExit) as error:  # it is the user's own code
         called = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-        raise ValueError(f"--module: {called} raised {type(error).__name__}: {error}") from error
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"--module: {name} returned {type(network).__name__}, wanted a module")
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--module: {called} raised {type(error).__name__}: {first}") from error
+    if not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
+        raise ValueError(f"--module: {name} returned {type(network).__name__}, wanted a module that is not compiled")
+    if any(value.is_meta for value in network.state_dict().values()):
+        raise ValueError(f"--module: {name} returned a module on the meta device, wanted one with weights")
     return network.eval()
 
 
@@ -123,6 +126,6 @@ def _imported(option: str, name: str) -> Any:
         target = importlib.import_module(module)
         for part in inside.split("."):
             target = getattr(target, part)
-    except Exception as error:  # the module is the user's own code
+    except (Exception, SystemExit) as error:  # the module is the user's own code
         raise ValueError(f"{option}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
     return target

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,8 @@ from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.options import FitOptions, Limits, SampleOptions
 from rainbow_fast.rainbow.prepare import Prepared, prepare
 
+OUT = "Folder of the results, which is made if it is missing."
+JSON = "Print one JSON object instead of the table."
 SAMPLING = (o.ReferenceWords, o.DataWords, o.GridWords, FitOptions, SampleOptions, Limits, o.MachineWords)
 
 
@@ -29,19 +32,24 @@ SAMPLING = (o.ReferenceWords, o.DataWords, o.GridWords, FitOptions, SampleOption
 def sample(
     context: typer.Context,
     words: o.Words,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-sample"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-sample"),
     resume: Annotated[
-        Path | None, typer.Option(help="The folder of a run that was stopped: it goes on there, with its options.")
+        Path | None, typer.Option(help="Folder of an interrupted run, which is continued there with its own options.")
     ] = None,
 ) -> None:
-    """Sample networks from a trained one: results.jsonl, report.txt, report.json, figure.png; a table here.
+    """Sample networks of any width from a trained one, and measure how close they come to it.
 
-    The trained network is a checkpoint of `rainbow-fast train`, or any module: --module, --weights, --data.
+    The trained network is a checkpoint of `rainbow-fast train`, or your own module: see --module, --weights and --data.
+
+    A table of accuracies and errors is printed. The folder of the results holds all numbers (results.jsonl and
+    report.json), a text for each network (report.txt) and a figure (figure.png).
     """
     digest = None
     if resume is not None:
         words, digest = _resumed(context, words, resume)
     need_plots()
+    if resume is None:
+        check_folder(out)
     task = Request.of(words)
     run = {"options": words, "reference": task.prepared.fingerprint}
     about = {"architecture": task.reference.name, "data": task.data.source.name}
@@ -71,12 +79,12 @@ def sample(
 def plan(
     context: typer.Context,
     words: o.Words,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object in place of the table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
     out: Annotated[Path | None, typer.Option(hidden=True)] = None,  # of `sample`: not needed here
 ) -> None:
-    """What `sample` with the same options takes: flops, memory and predicted time.
+    """Predict the operations, the memory and the time that `sample` needs with the same options.
 
-    Samples nothing, and reads one image at most; none for a checkpoint.
+    Nothing is sampled. At most one image is read, and none for a checkpoint.
     """
     task = Request.of(words)
     with terminal.bar(len(task.jobs)) as bar:
@@ -126,6 +134,19 @@ def need_plots() -> None:
         raise ImportError('plots need matplotlib: pip install "rainbow_fast[plots]"')
 
 
+def check_folder(path: Path, option: str = "--out") -> None:
+    """Refuse what cannot become a folder of results, before the work.
+
+    Raises:
+        ValueError: a file stands in the way, or nothing can be written there; the message names it.
+    """
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise ValueError(f"{option}: {there} is a file, wanted a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: {there} is a folder without permission to write")
+
+
 def show(results: ResultFolder) -> None:
     """The results, for a person."""
     terminal.print_summary(results.records, results.title)
@@ -144,6 +165,7 @@ def _resumed(context: typer.Context, here: o.Words, folder: Path) -> tuple[o.Wor
     if there.keys() != here.keys():
         different = min(there.keys() ^ here.keys())
         raise ValueError(f"--resume: the run in {folder} is of another version, its options differ in {different!r}")
+    o.check_text(there, *SAMPLING)
     for name, value in [*there.items(), ("out", None)]:
         origin = context.get_parameter_source(name)
         if origin is None or origin.name != "COMMANDLINE":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a person sees while a command runs, and after it: a progress bar, tables, one-line errors."""
+"""What a person sees while a command runs, and after it: a progress bar, tables, warnings in one line."""
 
 from __future__ import annotations
 
@@ -52,20 +52,29 @@ class Bar:
 
 @contextmanager
 def bar(total: float) -> Iterator[Bar]:
-    """A progress bar with the time left, on a terminal only, gone at the end; then what was warned of, once each."""
+    """A progress bar with the time left, on a terminal only, gone at the end."""
     console = err()
     one_line = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     text = TextColumn("{task.description}", markup=False, table_column=one_line)
     columns = (text, BarColumn(24), TaskProgressColumn(), TimeRemainingColumn(compact=True))
     hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, expand=True, disable=hidden) as progress:
+        yield Bar(progress, total)
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """At the end, what was warned of meanwhile: one line each, and each once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
-            with Progress(*columns, console=console, transient=True, expand=True, disable=hidden) as progress:
-                yield Bar(progress, total)
+            yield
         finally:
-            for message in dict.fromkeys(str(warning.message) for warning in caught):
-                console.print(f"[yellow]Warning:[/] {escape(message)}", soft_wrap=True)
+            told = [
+                w.message for w in caught if not issubclass(w.category, DeprecationWarning)
+            ]  # those are for authors
+            for message in dict.fromkeys(map(str, told)):
+                err().print(f"[yellow]Warning:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
 
 
 def print_summary(records: Iterable[Record], title: str) -> None:

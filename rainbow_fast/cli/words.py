@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any
@@ -16,9 +17,18 @@ from rich.markup import escape
 from rainbow_fast.arguments import integer
 from rainbow_fast.fields import Former, Options, option
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
-from rainbow_fast.rainbow.options import METHODS, FitOptions, SampleOptions
+from rainbow_fast.rainbow.options import (
+    METHODS,
+    NETWORK_BITS,
+    DataLimits,
+    FitOptions,
+    Limits,
+    MethodOptions,
+    SampleOptions,
+)
 
 BUDGET = "4G"
+THREADS = 1024  # at most
 SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 Words = dict[str, Any]  # options by name, as they were written
@@ -28,8 +38,13 @@ Words = dict[str, Any]  # options by name, as they were written
 class ModuleWords(Options):
     """A network of one's own."""
 
-    module: str | None = option(None, "A function that makes the network: package.module:name.")
-    module_args: str | None = option(None, "Its keyword arguments in JSON: '{\"depth\": 20}'.")
+    module: str | None = option(
+        None,
+        "A function or class that makes the network, as package.module:name. The current folder is searched first.",
+    )
+    module_args: str | None = option(
+        None, "Keyword arguments of --module as a JSON object, e.g. '{\"depth\": 20}' (default: none)."
+    )
     pointwise_modules: Sequence[str] | None = option(
         None,
         "A module class of yours that applies one function to every number: package.module:Class. May be repeated.",
@@ -41,38 +56,69 @@ class ModuleWords(Options):
 class ReferenceWords(ModuleWords):
     """The network of a command."""
 
-    checkpoint: str | None = option(None, "Written by `rainbow-fast train`; or --module.")
-    weights: str | None = option(None, "The state dict of the module: .safetensors, .pt or .pth.")
+    checkpoint: str | None = option(None, "A checkpoint that `rainbow-fast train` has written. Give it or --module.")
+    weights: str | None = option(
+        None,
+        "State dict of the module in a file .safetensors, .pt or .pth (default: the weights that the function makes).",
+    )
 
 
 @dataclass(frozen=True)
 class SampleWords(Options):
     """Data, of which one sample may be enough."""
 
-    data: str | None = option(None, "digits; the folder of CIFAR-10 or of one's images; x.npy,y.npy.")
-    size: int | None = option(None, "Side in pixels that images of a folder are resized to.")
-    mean: str | None = option(None, "Of each colour, 0 to 1 (default: ImageNet's).")
-    std: str | None = option(None, "Of each colour (default: ImageNet's).")
-    grey: bool = option(False, "Images in one channel.")
+    data: str | None = option(
+        None,
+        "Data of the network: digits, the folder of CIFAR-10's binary version, a folder with a sub-folder of images "
+        "for each class, or arrays x.npy or x.npy,y.npy (default: digits, for a checkpoint that was trained on them).",
+    )
+    size: int | None = option(
+        None,
+        "Side in pixels that the largest square in the middle of each image of a folder is resized to (default: images "
+        "are used as they are).",
+    )
+    mean: str | None = option(
+        None,
+        "Mean of each colour, which is subtracted from pixels between 0 and 1: three numbers separated by commas "
+        "(default: the means of ImageNet).",
+    )
+    std: str | None = option(
+        None,
+        "Standard deviation of each colour, by which pixels are divided: three numbers separated by commas (default: "
+        "those of ImageNet).",
+    )
+    grey: bool = option(False, "Read images in one channel, as grey levels.")
 
 
 @dataclass(frozen=True)
 class DataWords(SampleWords):
     """Data to align on and to measure on."""
 
-    holdout: str | None = option(None, "A share of the data, or data in the same words.")
-    images: int = option(5000, "Samples to align on, at most.", lambda name, value: integer(name, value, 1))
+    holdout: str | None = option(
+        None,
+        "Data that errors and accuracies are measured on: a fraction of --data between 0 and 1, or other data in the "
+        "same form as --data (default: the test set of digits or CIFAR-10, a fraction of 0.1 of other data).",
+    )
+    images: int = option(5000, "Largest number of samples to align on.", lambda name, value: integer(name, value, 1))
 
 
 @dataclass(frozen=True)
 class GridWords(Options):
     """Which networks are sampled: all combinations of widths and methods, and so many of each."""
 
-    factors: str | None = option(None, "Widths over the reference's, separated by commas (default: 1,4,16).")
-    widths: str | None = option(None, "Neurons of every site, in place of factors.")
-    methods: str = option(",".join(METHODS), "Of paper, calibrated, regression; separated by commas.")
+    factors: str | None = option(
+        None, "Widths as multiples of the trained network's, separated by commas (default: 1,4,16)."
+    )
+    widths: str | None = option(
+        None, "Widths as numbers of neurons of every site, separated by commas. Give them or --factors."
+    )
+    methods: str = option(
+        ",".join(METHODS), f"Methods to sample by, separated by commas (default: {', '.join(METHODS)})."
+    )
     networks: int = option(
-        3, "Independent networks of each width and method.", lambda name, value: integer(name, value, 1)
+        3,
+        "Number of networks sampled for each width and method.",
+        lambda name, value: integer(name, value, 1, 2**NETWORK_BITS),
     )
 
 
@@ -80,7 +126,11 @@ class GridWords(Options):
 class MachineWords(Options):
     """What it runs on."""
 
-    threads: int | None = option(None, "Threads of the CPU (default: as torch chooses).")
+    threads: int | None = option(
+        None,
+        "Number of CPU threads (default: the number that torch chooses).",
+        lambda name, value: None if value is None else integer(name, value, 1, THREADS),
+    )
 
 
 # Of the library's options: what a grid has in the plural, and what has no words
@@ -99,7 +149,7 @@ def command(*kinds: type[Options], argument: str | None = None) -> Callable[[Cal
 
     def decorate(function: Callable) -> Callable:
         own = list(inspect.signature(function, eval_str=True).parameters.values())
-        shared = [_parameter(f, f.name == argument) for kind in kinds for f in spoken(kind)]
+        shared = [_parameter(f, PANELS[kind], f.name == argument) for kind in kinds for f in spoken(kind)]
 
         def run(context: typer.Context, **kwargs: Any) -> Any:
             words = {p.name: kwargs.pop(p.name) for p in shared}
@@ -111,9 +161,16 @@ def command(*kinds: type[Options], argument: str | None = None) -> Callable[[Cal
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__name__, run.__doc__ = function.__name__, function.__doc__
-        return run
+        return flowing(run)
 
     return decorate
+
+
+def flowing(command: Callable) -> Callable:
+    """Give the paragraphs of a docstring no line breaks: the help of a command has those of its own width."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    command.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    return command
 
 
 def spoken(kind: type[Options]) -> list[Field]:
@@ -133,6 +190,17 @@ def read(kind: type[Options], words: Words) -> Any:
     return kind(**values(kind, words))
 
 
+def check_text(words: Words, *kinds: type[Options]) -> None:
+    """Refuse options that are written as text and are something else, as a file that was edited may hold.
+
+    Raises:
+        ValueError: the message names the option.
+    """
+    for f in (f for kind in kinds for f in spoken(kind) if _type(f) in (str, str | None)):
+        if not (isinstance(words[f.name], str) or (words[f.name] is None and f.default is None)):
+            raise ValueError(f"{f.name}={words[f.name]!r}: wanted text")
+
+
 def values(kind: type[Options], words: Words) -> dict[str, Any]:
     """The values of the options of a kind, each read from its word."""
     own = {f.name: words[f.name] for f in spoken(kind) if f.name in words}
@@ -144,7 +212,9 @@ def grid(words: Words) -> list[SampleOptions]:
     chosen = read(GridWords, words)
     if chosen.factors is not None and chosen.widths is not None:
         raise ValueError("--factors and --widths: wanted one of the two")
-    sizes: list[dict[str, Any]] = [{"factor": f} for f in numbers("--factors", chosen.factors or "1,4,16")]
+    sizes: list[dict[str, Any]] = [
+        {"factor": f} for f in numbers("--factors", "1,4,16" if chosen.factors is None else chosen.factors)
+    ]
     if chosen.widths is not None:
         sizes = [{"width": int(width)} for width in numbers("--widths", chosen.widths)]
     shared = values(SampleOptions, words)
@@ -157,8 +227,9 @@ def grid(words: Words) -> list[SampleOptions]:
 
 
 def set_threads(words: Words) -> None:
-    if words["threads"] is not None:
-        torch.set_num_threads(words["threads"])
+    threads = read(MachineWords, words).threads
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def names(option: str, text: str) -> list[str]:
@@ -211,19 +282,56 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "sites": lambda text: names("--sites", text),
 }
 DEFAULTS = {"memory_budget": BUDGET}
-HINTS = {"sites": " Separated by commas.", "memory_budget": " 500M, 2G."}
+HELP = {  # of the library's options whose word is another than their value in Python
+    "memory_budget": "Memory in bytes that the data may take, and again the activations of all samples between two "
+    "sites: a number, or one with k, M or G behind it. What is larger is spilled to disk.",
+    "rank": "Combine only the leading principal directions of z: this many of them, at most the width of the trained "
+    f"network, or {NOISE_EDGE} for as many as the weights of the site have singular values above noise (default: all).",
+    "sites": "Names of the sites to sample, separated by commas (default: all but output activations and gates).",
+    "classifier": "Fit a new classifier by ridge regression: refit, to the features of the last wide layer, all of "
+    "which it holds in memory, or refit_aligned, to the aligned features (default: keep the trained classifier).",
+}
+OBJECT = re.compile(r",? or an? `\w+`( object)?")  # that an option takes in Python, beside names
+
+# Where an option stands in the help, by the kind that declares it
+PANELS: Mapping[type[Options], str] = {
+    ModuleWords: "Trained network",
+    ReferenceWords: "Trained network",
+    SampleWords: "Data",
+    DataWords: "Data",
+    FitOptions: "Data",
+    GridWords: "Sampled networks",
+    SampleOptions: "Sampled networks",
+    MethodOptions: "Method (each option replaces what the methods preset)",
+    DataLimits: "Memory and threads",
+    Limits: "Memory and threads",
+    MachineWords: "Memory and threads",
+}
 
 
-def _parameter(f: Field, argument: bool) -> inspect.Parameter:
-    """The parameter of a command that stands for an option."""
-    flag, help = f"--{f.name.replace('_', '-')}", escape(f.metadata["help"] + HINTS.get(f.name, ""))
+METHOD = {f.name for f in fields(MethodOptions)}
+METAVARS = {bool: "", bool | None: "", list[str] | None: "<str>"}  # of types that typer describes in Python's words
+
+
+def help_of(f: Field) -> str:
+    """What the help of a command says of an option: sentences."""
+    text = HELP.get(f.name) or OBJECT.sub("", f.metadata["help"])
+    return text[0].upper() + text[1:]
+
+
+def _parameter(f: Field, panel: str, argument: bool) -> inspect.Parameter:
+    """The parameter of a command that stands for an option. Its default is shown unless the help says it."""
+    default, help = DEFAULTS.get(f.name, f.default), help_of(f)
+    about: dict[str, Any] = {"help": escape(help), "show_default": "default" not in help.lower()}
     if argument:
-        shown: Any = typer.Argument(help=help)
-    elif f.name in FLAGS:
-        shown = typer.Option(flag, help=help)
+        shown: Any = typer.Argument(**about)
     else:
-        shown = typer.Option(help=help)
-    default = DEFAULTS.get(f.name, f.default)
+        if f.name in METHOD:
+            panel = PANELS[MethodOptions]
+        kind = _type(f)
+        about |= {"rich_help_panel": panel} | ({"metavar": METAVARS[kind]} if kind in METAVARS else {})
+        flag = [f"--{f.name.replace('_', '-')}"] if f.name in FLAGS else []
+        shown = typer.Option(*flag, **about)
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(f.name, keyword, default=default, annotation=Annotated[_type(f), shown])
 

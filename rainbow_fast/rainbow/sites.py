@@ -93,7 +93,9 @@ def sites(reference: nn.Module, data: object = None, *, pointwise_modules: Itera
         raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
     example: Tensor | None = None
     if data is not None:
-        like = next(reference.parameters())
+        like = next(reference.parameters(), None)
+        if like is None:
+            raise ValueError("reference: no parameters, wanted a network with linear layers")
         example = as_numbers(next(iter(batches(data)))[0][:1], like.device, like.dtype)
     traced = trace(reference, example, pointwise_modules)
     infos: list[SiteInfo] = []

@@ -13,10 +13,11 @@ from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Threads
 from rainbow_fast.cli.checkpoints import BUILDERS
 from rainbow_fast.cli.running import run_app
-from rainbow_fast.cli.sampling import need_plots
-from rainbow_fast.cli.words import set_threads
+from rainbow_fast.cli.sampling import OUT, check_folder, need_plots
+from rainbow_fast.cli.words import flowing, set_threads
 from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
+from studies import kept_records
 from studies.cifar10 import page
 from studies.cifar10.cases import CASES, Case, Trainings, tasks
 
@@ -25,24 +26,36 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@flowing
 def main(
-    data: Annotated[Path | None, typer.Argument(help="The folder with CIFAR-10's binary version.")] = None,
-    architectures: Annotated[str, typer.Option(help="mlp, cnn, or both.")] = ",".join(BUILDERS),
-    trainings: Annotated[int, typer.Option(help="Trained references of each.", min=1)] = 3,
-    networks: Annotated[int, typer.Option(help="Sampled from each, at most.", min=1)] = 5,
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of CIFAR-10's binary version (default: none, and the page is made from the kept records)."
+        ),
+    ] = None,
+    architectures: Annotated[
+        str, typer.Option(help="Architectures to study, separated by commas: mlp, cnn or both.")
+    ] = ",".join(BUILDERS),
+    trainings: Annotated[int, typer.Option(help="Number of networks trained for each architecture.", min=1)] = 3,
+    networks: Annotated[
+        int, typer.Option(help="Largest number of networks sampled from each trained network.", min=1)
+    ] = 5,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-cifar10"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-cifar10"),
 ) -> None:
-    """The published experiments on CIFAR-10 with their controls: records.jsonl, cifar10.md, cifar10.png.
+    """Repeat the published experiments on CIFAR-10, with their controls.
 
-    About an hour. Interrupted, it goes on where it was when it is called again. Without data the page and the figure
-    are made from the records that are kept beside the study.
+    Writes records.jsonl, cifar10.md and cifar10.png. It takes about an hour. Call it again after an interruption: it
+    continues where it was. Without data, the page and the figure are made from the records kept beside the study.
     """
     set_threads({"threads": threads})
     need_plots()
+    check_folder(out)
     if data is None:
+        records = kept_records(RECORDS)
         out.mkdir(parents=True, exist_ok=True)
-        write_page(read_records(RECORDS), out)
+        write_page(records, out)
     else:
         chosen = tuple(name.strip() for name in architectures.split(","))
         for name in chosen:

@@ -15,12 +15,14 @@ from rainbow_fast import plots
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Seed, Threads
 from rainbow_fast.cli.running import run_app
+from rainbow_fast.cli.sampling import OUT, check_folder
 from rainbow_fast.cli.training import new_reference, train_reference
-from rainbow_fast.cli.words import set_threads
+from rainbow_fast.cli.words import flowing, set_threads
 from rainbow_fast.data import digits
-from rainbow_fast.io import read_records, write_records, write_whole
+from rainbow_fast.io import write_records, write_whole
 from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.report import Record
+from studies import kept_records
 
 RECORDS = Path(__file__).parent / "records.jsonl"
 HIDDEN = (128, 128)
@@ -29,26 +31,38 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@flowing
 def main(
-    widths: Annotated[str, typer.Option(help="Neurons of every site, increasing.")] = WIDTHS,
-    networks: Annotated[int, typer.Option(help="Of each width.", min=2)] = 5,
+    widths: Annotated[
+        str,
+        typer.Option(
+            help="Increasing numbers of neurons of every site, separated by commas (default: the powers of two from "
+            "128 to 32768).",
+            show_default=False,
+        ),
+    ] = WIDTHS,
+    networks: Annotated[int, typer.Option(help="Number of networks sampled for each width.", min=2)] = 5,
     seed: Seed = 0,
     threads: Threads = None,
-    from_records: Annotated[bool, typer.Option("--page", help="From the records that are kept.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-convergence"),
+    from_records: Annotated[
+        bool, typer.Option("--page", metavar="", help="Make the page and the figure from the kept records.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-convergence"),
 ) -> None:
-    """How fast kernels converge with the width, on digits: records.jsonl, convergence.md, convergence.png.
+    """Measure how fast kernels converge with the width, on digits.
 
-    With --page the page and the figure are made from the records that are kept beside the study.
+    Writes records.jsonl, convergence.md and convergence.png. With --page, the page and the figure are made from the
+    records kept beside the study.
     """
     set_threads({"threads": threads})
     chosen = _widths(widths)
     for package, extra in (("matplotlib", "plots"), ("scipy", "analysis")):
         if find_spec(package) is None:
             raise ImportError(f'convergence needs {package}: pip install "rainbow_fast[{extra}]"')
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     if from_records:
-        write_page(read_records(RECORDS), out)
+        write_page(kept_records(RECORDS), out)
         return
     from studies.convergence.study import records, study, table
 

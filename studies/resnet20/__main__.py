@@ -13,10 +13,11 @@ import typer
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Threads
 from rainbow_fast.cli.running import run_app
-from rainbow_fast.cli.sampling import need_plots
-from rainbow_fast.cli.words import numbers, set_threads
+from rainbow_fast.cli.sampling import OUT, check_folder, need_plots
+from rainbow_fast.cli.words import flowing, numbers, set_threads
 from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
+from studies import kept_records
 from studies.resnet20 import page
 from studies.resnet20.cases import TRAINED, UNTRAINED, Study, load_resnet, passes, tasks
 
@@ -25,37 +26,53 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@flowing
 def main(
-    data: Annotated[Path | None, typer.Argument(help="The folder with CIFAR-10's binary version.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of CIFAR-10's binary version (default: none, and the page is made from the kept records)."
+        ),
+    ] = None,
     weights: Annotated[
-        Path | None, typer.Argument(help="Of a trained `resnet_cifar`: safetensors, or saved by torch.")
+        Path | None,
+        typer.Argument(
+            help="Weights of a trained `resnet_cifar`, a file .safetensors, .pt or .pth. Wanted with the data."
+        ),
     ] = None,
     compare: Annotated[
-        list[Path] | None, typer.Option(help="Weights of another one, of any width; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            metavar="<path>", help="Weights of another trained network of any width to compare with. May be repeated."
+        ),
     ] = None,
-    factors: Annotated[str, typer.Option(help="Widths over the reference's.")] = "1,4,8,16",
-    networks: Annotated[int, typer.Option(help="Of each width and method.", min=1)] = 3,
-    images: Annotated[int, typer.Option(help="Training images to align on, at most.", min=1)] = 5000,
-    test: Annotated[int, typer.Option(help="Test images to measure on, at most.", min=1)] = 2500,
+    factors: Annotated[
+        str, typer.Option(help="Widths as multiples of the trained network's, separated by commas.")
+    ] = "1,4,8,16",
+    networks: Annotated[int, typer.Option(help="Number of networks sampled for each width and method.", min=1)] = 3,
+    images: Annotated[int, typer.Option(help="Largest number of training images to align on.", min=1)] = 5000,
+    test: Annotated[int, typer.Option(help="Largest number of test images to measure on.", min=1)] = 2500,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("rainbow-resnet20"),
+    out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-resnet20"),
 ) -> None:
-    """Residual networks: all methods with their controls, and how new the neurons may be. records.jsonl, resnet20.md,
-    resnet20.png.
+    """Sample a residual network by all methods with their controls, and measure how new its neurons are.
 
-    Hours on one core, and 12 GB at x16, where the naive way keeps all features of a block. Interrupted, it goes on
-    where it was when it is called again. Without data the page and the figure are made from the records that are kept
-    beside the study.
+    Writes records.jsonl, resnet20.md and resnet20.png. It takes hours on one core, and 12 GB of memory at 16 times the
+    width, where the naive method keeps all features of a block. Call it again after an interruption: it continues where
+    it was. Without data, the page and the figure are made from the records kept beside the study.
     """
     set_threads({"threads": threads})
     need_plots()
+    check_folder(out)
     if (data is None) != (weights is None):
         raise ValueError("weights: wanted with data, or neither")
-    out.mkdir(parents=True, exist_ok=True)
+    widths = numbers("--factors", factors)
     if data is None or weights is None:
-        write_page(read_records(RECORDS), out)
+        records = kept_records(RECORDS)
+        out.mkdir(parents=True, exist_ok=True)
+        write_page(records, out)
     else:
-        study(cifar10(data), weights, compare or [], numbers("--factors", factors), networks, images, test, out)
+        study(cifar10(data), weights, compare or [], widths, networks, images, test, out)
     terminal.out().print(f"{out}: records.jsonl, resnet20.md, resnet20.png", markup=False, soft_wrap=True)
 
 
