@@ -4,6 +4,7 @@
 #     make demo     rainbow networks of growing width from a trained one, in under a minute
 #     make test     the tests but for the slow ones      ARGS="-k polar" goes on to pytest
 #     make test-all all of them
+#     make docs     the documentation site, in build/site; warnings are errors
 #     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
 #     make gpu-check  the kernels for GPUs compiled without one: registers, spills, tensor cores
 #     make bench    the table of timings, and bench/results.json
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 CSRC := $(shell find csrc bench tests -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 
-.PHONY: setup demo test test-all sanitize gpu-check bench bench-gpu lint format clean
+.PHONY: setup demo test test-all docs sanitize gpu-check bench bench-gpu lint format clean
 
 setup: build/done
 
@@ -32,6 +33,9 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+docs: setup $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 sanitize: $(VENV)/done
 	RAINBOW_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext
@@ -70,6 +74,11 @@ $(VENV)/done: pyproject.toml constraints.txt
 	$(PIP) $(TORCH) setuptools pybind11
 	$(if $(TRITON),$(PIP) --no-deps $(TRITON))
 	$(PIP) --no-build-isolation --editable ".[cli,plots,data,analysis,dev,cuda]"
+	touch $@
+
+# What builds the site, and nothing of the package: the packages that the extra "docs" names.
+$(VENV)/docs: $(VENV)/done
+	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 	touch $@
 
 build/done: $(VENV)/done setup.py $(CSRC)

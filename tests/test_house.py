@@ -184,7 +184,7 @@ def missing_lines(root: Path) -> list[str]:
 
 
 def sources(root: Path) -> list[Path]:
-    folders = ("rainbow_fast", "csrc", "studies", "tests", "bench")
+    folders = ("rainbow_fast", "csrc", "studies", "tests", "bench", "docs")
     paths = [path for folder in folders for path in root.glob(f"{folder}/**/*")]
     return sorted(path for path in paths if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"})
 
