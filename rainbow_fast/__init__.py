@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Rainbow networks at large widths, on compiled kernels, in PyTorch."""
 
+from rainbow_fast.fields import Options
 from rainbow_fast.ops.cross_covariance import cross_covariance, cross_covariance_
 from rainbow_fast.ops.gaussian import gaussian, key
 from rainbow_fast.ops.polar import Polar, polar, polar_
@@ -12,7 +13,7 @@ from rainbow_fast.ops.random_features import (
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
 from rainbow_fast.progress import Progress
 from rainbow_fast.rainbow.alignment import Alignment, CompletePolarFactor, PolarFactor, Regression
-from rainbow_fast.rainbow.alignment.alignment import Problem
+from rainbow_fast.rainbow.alignment.alignment import AlignedSite, Problem
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.compare import Comparison, SiteComparison, compare
 from rainbow_fast.rainbow.files.model_file import load_model, save_model
@@ -21,6 +22,7 @@ from rainbow_fast.rainbow.laws import Bootstrap, Gaussian, Identity, Law, Orthon
 from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.network.features import FeatureStrategy
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.options import DataLimits, FitOptions, Limits, MethodOptions, SampleOptions
 from rainbow_fast.rainbow.planning.cost import Cost, SiteCost, Work
@@ -33,6 +35,7 @@ from rainbow_fast.version import __version__
 
 __all__ = [
     "__version__",
+    "AlignedSite",
     "Alignment",
     "Bootstrap",
     "ChannelMoments",
@@ -44,6 +47,7 @@ __all__ = [
     "cross_covariance_",
     "CrossCovariance",
     "DataLimits",
+    "FeatureStrategy",
     "fit",
     "FitOptions",
     "Gaussian",
@@ -56,6 +60,7 @@ __all__ = [
     "load_model",
     "Machine",
     "MethodOptions",
+    "Options",
     "Orthonormal",
     "plan",
     "Polar",

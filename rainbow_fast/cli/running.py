@@ -17,6 +17,7 @@ from torch import nn
 from typer.main import get_command
 
 from rainbow_fast.cli import terminal
+from rainbow_fast.cli.former import present
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 USERS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, OverflowError, MemoryError)
@@ -41,7 +42,8 @@ def run_app(app: typer.Typer, name: str) -> int:
         sys.stdout.reconfigure(errors="replace")  # of a terminal that has no ±
     try:
         with terminal.warned():
-            code = get_command(app).main(prog_name=name, standalone_mode=False) or 0
+            arguments = present(sys.argv[1:])
+            code = get_command(app).main(arguments, prog_name=name, standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except (Exception, SystemExit) as error:

@@ -243,8 +243,7 @@ def test_a_share_is_taken_beside_the_images_to_align_on() -> None:
     for images, share in ((90, 0.1), (7, 0.37), (500, 0.5), (2000, 0.1)):
         split = sources.split_data(source, str(share), images, sources.Pixels())
         (x, _), holdout = split.load()
-        kept = len(x) - int(len(x) * holdout)  # as `fit` does
-        assert (kept, len(x) - kept) == (split.aligned, split.held) and kept == min(images, 900)
+        assert (len(x) - holdout, holdout) == (split.aligned, split.held) and split.aligned == min(images, 900)
 
 
 @pytest.mark.parametrize(

@@ -57,13 +57,13 @@ def test_toy_package(architecture: ModuleType, tmp_path: Path) -> None:
         path = tmp_path / "toy" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    found = architecture.rooms(tmp_path / "toy", tmp_path)
-    assert [(room.name, room.floor, room.imports) for room in found] == [
+    rooms = architecture.rooms(tmp_path / "toy", tmp_path)
+    assert [(room.name, room.floor, room.imports) for room in rooms] == [
         ("ground", 0, set()),
         ("wall", 1, {"ground"}),
         ("roof", 2, {"wall", "ground"}),
     ]
-    assert found[1].about == "Wall of bricks."
+    assert rooms[1].about == "Wall of bricks."
     # roof stands on ground by way of wall: two arrows, and each goes down
-    arrows = re.findall(r'marker-end.*?d="M[\d.]+,([\d.]+) .*?,([\d.]+)"', architecture.drawing(found))
+    arrows = re.findall(r'marker-end.*?d="M[\d.]+,([\d.]+) .*?,([\d.]+)"', architecture.drawing(rooms))
     assert len(arrows) == 2 and all(float(start) < float(end) for start, end in arrows)

@@ -78,16 +78,16 @@ def without_numbers(text: str) -> str:
 
 def outputs(result: Result, count: int) -> list[dict[str, Any]]:
     """The result of the cell number `count` in the form of a notebook file (nbformat 4)."""
-    made: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     if result.printed:
-        made.append({"name": "stdout", "output_type": "stream", "text": result.printed.splitlines(keepends=True)})
+        shown.append({"name": "stdout", "output_type": "stream", "text": result.printed.splitlines(keepends=True)})
     if result.value is not None:
         data = {"text/plain": result.value.splitlines(keepends=True)}
-        made.append({"data": data, "execution_count": count, "metadata": {}, "output_type": "execute_result"})
+        shown.append({"data": data, "execution_count": count, "metadata": {}, "output_type": "execute_result"})
     for figure in result.figures:
         data = {"image/png": base64.b64encode(figure).decode()}
-        made.append({"data": data, "metadata": {}, "output_type": "display_data"})
-    return made
+        shown.append({"data": data, "metadata": {}, "output_type": "display_data"})
+    return shown
 
 
 def write_outputs(path: Path) -> None:

@@ -75,6 +75,7 @@ MACHINE = rf.Machine(
         (lambda m: m.sample(rf.SampleOptions(), factor=2), "factor: given beside SampleOptions, wanted it as a field"),
         (lambda m: m.sample(4), "options: got int, wanted some of SampleOptions, Limits"),
         (lambda m: m.sample(factor="4"), "factor is a str: wanted a number"),
+        (lambda m: m.sample(align_flattened="yes"), "align_flattened='yes': wanted True or False"),
     ],
 )
 def test_what_is_no_option_is_named_with_the_nearest_one(model, call, message):
@@ -113,3 +114,43 @@ def test_what_follows_from_a_law_or_an_alignment():
     assert rf.SampleOptions(method="regression", alignment="polar").parts == PAPER
     calibrated = rf.SampleOptions(method="calibrated", alignment="polar_complete").parts
     assert calibrated == METHODS["calibrated"].changed(alignment="polar_complete")
+
+
+FORMER = [  # options, former name, its value, present name, its value
+    (rf.SampleOptions, "h", 0.0, "smoothing", 0.0),
+    (rf.SampleOptions, "mean_row", True, "keep_mean", True),
+    (rf.SampleOptions, "energy", 0.5, "explained_variance", 0.5),
+    (rf.SampleOptions, "network", 3, "network_index", 3),
+    (rf.SampleOptions, "align", "flattened", "align_flattened", True),
+    (rf.SampleOptions, "align", "channels", "align_flattened", False),
+    (rf.Limits, "scratch", ".", "scratch_dir", "."),
+    (rf.Limits, "resume", "run", "resume_dir", "run"),
+    (
+        rf.FitOptions,
+        "pointwise",
+        [torch.nn.ReLU],
+        "pointwise_modules",
+        (torch.nn.ReLU,),
+    ),
+    (rf.FitOptions, "iterations", 1, "procrustes_iterations", 1),
+    (rf.FitOptions, "chunk", 7, "batch_size", 7),
+]
+
+
+@pytest.mark.parametrize(("kind", "former", "value", "name", "now"), FORMER, ids=lambda each: str(each)[:20])
+def test_a_former_name_works_with_a_warning(kind, former, value, name, now):
+    with pytest.warns(FutureWarning, match=f"^{former}: this option is now called {name}; the old name "):
+        assert getattr(kind.from_dict({former: value}), name) == now
+    with pytest.raises(TypeError, match=f"{former}: given beside {name}, which is its new name; wanted {name} alone"):
+        kind.from_dict({former: value, name: now})
+
+
+def test_former_names_of_functions(model, tmp_path):
+    with pytest.warns(FutureWarning, match="pointwise: this option is now called pointwise_modules"):
+        assert rf.sites(model.reference, pointwise=[torch.nn.Dropout]) == rf.sites(model.reference)
+    with pytest.warns(FutureWarning, match="network: this option is now called network_index") as warned:
+        assert model.sample(network=2)[1].options.network_index == 2
+    assert warned[0].filename == __file__, "it points at the line of the caller"
+    with pytest.raises(ValueError, match="align='pixels': wanted align_flattened=True or False"):
+        with pytest.warns(FutureWarning):
+            model.sample(align="pixels")

@@ -208,7 +208,6 @@ def test_moments_of_every_t_th_position():
         ({"law": "uniform"}, "law='uniform': wanted one of gaussian, orthonormal, bootstrap, identity"),
         ({"scale": "half"}, "scale='half': wanted one of sqrt, optimal, nuclear, one"),
         ({"alignment": "svd"}, "alignment='svd': wanted one of polar, polar_complete, regression"),
-        ({"align_flattened": "channels"}, "align_flattened='channels': wanted True or False"),
         ({"align_flattened": True}, "align_flattened=True: no sampled site feeds a Flatten"),
         ({"classifier": "new"}, "classifier='new': wanted None, 'refit' or 'refit_aligned'"),
         ({"center": True}, "center=True with offset=False"),

@@ -317,7 +317,8 @@ def test_refuses_what_cannot_be_joined(networks, kind, message):
 
 def test_refuses_what_several_references_do_not_have(tmp_path):
     x, networks = images(100), [chain(1), chain(2)]
-    for iterations, error, wanted in ((0, ValueError, "procrustes_iterations >= 1"), (True, TypeError, "an integer, got bool")):
+    refused = ((0, ValueError, "procrustes_iterations >= 1"), (True, TypeError, "an integer, got bool"))
+    for iterations, error, wanted in refused:
         with pytest.raises(error, match=f"procrustes_iterations={iterations}: wanted {wanted}"):
             rf.fit(networks, x, procrustes_iterations=iterations)
     model = rf.fit(networks, x)

@@ -250,7 +250,7 @@ def test_folders_that_are_refused(begun, tmp_path):
     refused(tmp_path / "missing" / "run", "resume_dir: no folder .*missing to make 'run' in", FileNotFoundError)
     (tmp_path / "notes.txt").write_text("mine")
     refused(tmp_path / "notes.txt", "resume_dir: .*notes.txt is no folder")
-    refused(tmp_path, "resume_dir: .* holds 'notes.txt': wanted a new or empty folder")
+    refused(tmp_path, "resume_dir: .* holds no sampling run but 'notes.txt': wanted a new or empty folder")
     (tmp_path / "notes.txt").unlink()
 
     head = tmp_path / "run.safetensors"
