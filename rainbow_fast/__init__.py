@@ -22,7 +22,7 @@ from rainbow_fast.rainbow.laws import Bootstrap, Gaussian, Identity, Law, Orthon
 from rainbow_fast.rainbow.model import RainbowModel, fit, plan, sample
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
-from rainbow_fast.rainbow.network.features import FeatureStrategy
+from rainbow_fast.rainbow.network.features import FeatureSite, FeatureStrategy
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.options import DataLimits, FitOptions, Limits, MethodOptions, SampleOptions
 from rainbow_fast.rainbow.planning.cost import Cost, SiteCost, Work
@@ -47,6 +47,7 @@ __all__ = [
     "cross_covariance_",
     "CrossCovariance",
     "DataLimits",
+    "FeatureSite",
     "FeatureStrategy",
     "fit",
     "FitOptions",

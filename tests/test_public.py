@@ -14,12 +14,13 @@ from rainbow_fast import analysis, plots
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"rainbow_fast": rf, "analysis": analysis, "plots": plots}
 # Names in annotations that belong to Python, torch or numpy, or are a name for a union of such types.
-FOREIGN = {
-    "Any", "ArrayLike", "Callable", "DataFrame", "Figure", "Interval", "Iterable", "Linear", "Mapping", "Module", "None",
-    "Path", "PathLike", "Record", "Records", "Seed", "Select", "Self", "Sequence", "Sequential", "Tensor", "_ConvNd", "abc",
-    "bool", "class", "collections", "device", "dict", "dtype", "float", "int", "list", "ndarray", "nn", "np", "object", "os",
-    "pandas", "str", "torch", "tuple", "type", "typing",
-}  # fmt: skip
+FOREIGN = set(
+    """
+    Any ArrayLike Callable DataFrame Figure Interval Iterable Iterator Linear Mapping Module None Path PathLike Record
+    Records Seed Select Self Sequence Sequential Tensor _ConvNd abc bool bytes class collections device dict
+    dtype float int list ndarray nn np object os pandas str torch tuple type typing
+    """.split()
+)
 
 
 def annotations(thing: object) -> set[str]:
