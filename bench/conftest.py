@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from page import write_run
 from race import Result
 
 from rainbow_fast import backend
@@ -18,6 +19,9 @@ HEAD = ("job", "candidate", "min ms", "median ms", "x plain", "error", "of floor
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cpu-time", action="store_true", help="time one thread by its CPU time: for a busy machine")
+    parser.addoption(
+        "--page", type=Path, help="write the table into the section of this CPU in a page, docs/benchmarks.md"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,14 +76,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     rates = {kind: max(r.rates.get(kind, 0.0) for r in results) / 1e9 for kind in ("f32", "f64", "bf16", "copy")}
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    terminalreporter.section("rainbow_fast against plain torch and the published way")
-    for line in (
+    machine = (
         f"{cpu()}, {os.cpu_count()} cores{load}{gpu()}; kernels {backend.isa}; torch {torch.__version__}"
         f" ({torch.backends.cpu.get_cpu_capability()}); best rates seen in this run: "
-        + ", ".join(
-            f"{kind} {rate:.0f} {'GB/s' if kind == 'copy' else 'GFlop/s'}" for kind, rate in rates.items() if rate
-        ),
-        "",
-        *table(results),
-    ):
+    ) + ", ".join(
+        f"{kind} {rate:.0f} {'GB/s' if kind == 'copy' else 'GFlop/s'}" for kind, rate in rates.items() if rate
+    )
+    terminalreporter.section("rainbow_fast against plain torch and the published way")
+    for line in (machine, "", *table(results)):
         terminalreporter.write_line(line)
+    if config.option.page is not None:
+        write_run(config.option.page, cpu(), machine, table(results))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every Python block of the guide and of the first page runs, in order, in one namespace a page."""
+"""Every Python block of the guide, of the first page and of README.md runs, in order, in one namespace a page."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from here import ROOT
 
-PAGES = [ROOT / "docs/index.md", *sorted((ROOT / "docs/guide").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs/index.md", *sorted((ROOT / "docs/guide").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

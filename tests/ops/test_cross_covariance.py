@@ -314,3 +314,37 @@ def test_unsupported_dtype() -> None:
     with pytest.raises(TypeError, match=message):
         rf.cross_covariance(X.int())
     assert rf.cross_covariance(X.int(), backend="reference").dtype == torch.float64
+
+
+# --- reduction ---
+
+X, Y = draw(5, 3, 4, 6), draw(5, 2, 4, 6)
+REDUCED = {  # arguments, and what the mean is over
+    "maps": ((X, Y), {}, 5 * 4 * 6),
+    "one-side": ((X,), {}, 5 * 4 * 6),
+    "several-sides": ((X, [Y, X]), {}, 5 * 4 * 6),
+    "centred": ((X, Y), {"center": True}, 5 * 4 * 6),
+    "rows": ((X[:, :, 0, 0], Y[:, :, 0, 0]), {}, 5),
+    "patches": ((X, Y), {"patch": (3, 2, 0, 1)}, 5 * 1 * 2),
+}
+
+
+@pytest.mark.parametrize(("arguments", "options", "count"), REDUCED.values(), ids=REDUCED)
+def test_mean_is_the_sum_over_the_number_of_samples(arguments, options, count):
+    sums = rf.cross_covariance(*arguments, **options)
+    means = rf.cross_covariance(*arguments, **options, reduction="mean")
+    assert type(means) is type(sums)
+    for total, mean in zip(sums, means, strict=True):
+        assert torch.equal(mean, total / count)
+
+
+def test_mean_differentiates_and_is_nan_of_nothing():
+    x = X.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(rf.cross_covariance(x, reduction="mean").trace(), x)
+    torch.testing.assert_close(gradient, 2 * x.detach() / (5 * 4 * 6))
+    assert rf.cross_covariance(X[:0], reduction="mean").isnan().all()
+
+
+def test_other_reductions_are_refused():
+    with pytest.raises(ValueError, match="reduction='none': wanted one of sum, mean"):
+        rf.cross_covariance(X, reduction="none")

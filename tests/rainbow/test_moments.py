@@ -152,3 +152,12 @@ def test_a_foreign_state_is_refused():
     state["square_y"] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"state: square_y has shape \(3,\), wanted \(4,\)"):
         rf.CrossCovariance().load_state_dict(state)
+
+
+def test_reduction_of_the_accumulator():
+    x, y = data()
+    moments = rf.CrossCovariance().update(x, y)
+    torch.testing.assert_close(moments.compute(), x.T @ y / 50)
+    torch.testing.assert_close(moments.compute(reduction="sum"), x.T @ y)
+    with pytest.raises(ValueError, match="reduction='none': wanted one of sum, mean"):
+        moments.compute(reduction="none")

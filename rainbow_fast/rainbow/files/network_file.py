@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rainbow_fast.fields import renamed
 from rainbow_fast.io import fingerprint
 from rainbow_fast.rainbow.network.packing import copied, pack, unpack
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble, refit_site
@@ -56,13 +57,14 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
     NETWORK.write(Path(path), header, tensors)
 
 
+@renamed(pointwise="pointwise_modules")
 def load(
-    path: str | os.PathLike[str], reference: nn.Module, *, pointwise: Iterable[type[nn.Module]] = ()
+    path: str | os.PathLike[str], reference: nn.Module, *, pointwise_modules: Iterable[type[nn.Module]] = ()
 ) -> RainbowNetwork:
     """Read the network that `save` wrote to `path`, sampled from `reference`, which is copied. Nothing is unpickled.
 
     Args:
-        pointwise: as it was given to `fit`.
+        pointwise_modules: as it was given to `fit`.
 
     Raises:
         TypeError: `reference` is no nn.Module.
@@ -81,7 +83,7 @@ def load(
             f"path: {path} was sampled from another reference (its weights have SHA-256 {header['reference'][:12]}..., "
             f"those of this one {digest[:12]}...)"
         )
-    device, kinds = next(reference.parameters()).device, tuple(pointwise)
+    device, kinds = next(reference.parameters()).device, tuple(pointwise_modules)
     shape = tuple(header["input_shape"])
     example = next(reference.parameters()).new_zeros(1, *shape)
     traced, classifier = trace(reference, example, kinds), header["classifier"]
