@@ -44,37 +44,43 @@ def rooms(package: Path, root: Path = ROOT) -> list[Room]:
         root: the folder that the name of the package begins in.
     """
     prefix = ".".join(package.relative_to(root).parts)
-    found: dict[str, Room] = {}
+    every: dict[str, Room] = {}
     for path in sorted(package.iterdir()):
         if path.suffix == ".py" and path.stem != "__init__":
-            found[path.stem] = Room(path.stem, _about(path))
+            every[path.stem] = Room(path.stem, _about(path))
         elif (path / "__init__.py").is_file():
-            found[path.name] = Room(path.name, _about(path / "__init__.py"))
-    for room in found.values():
+            every[path.name] = Room(path.name, _about(path / "__init__.py"))
+    for room in every.values():
         folder = package / room.name
         for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]:
             for target in _imports(path, root):
                 inner = target.removeprefix(f"{prefix}.").split(".")[0]
-                if target.startswith(f"{prefix}.") and inner in found and inner != room.name:
+                if target.startswith(f"{prefix}.") and inner in every and inner != room.name:
                     room.imports.add(inner)
-    for _ in found:  # as many times as the longest chain can be long
-        for room in found.values():
-            room.floor = max((found[name].floor + 1 for name in room.imports), default=0)
-    return sorted(found.values(), key=lambda room: (room.floor, room.name))
+    for _ in every:  # as many times as the longest chain can be long
+        for room in every.values():
+            room.floor = max((every[name].floor + 1 for name in room.imports), default=0)
+    return sorted(every.values(), key=lambda room: (room.floor, room.name))
 
 
-def drawing(found: list[Room]) -> str:
+def _row_width(names: list[str]) -> float:
+    """Pixels of the boxes of a floor, with the gaps between them."""
+    return sum(len(name) * LETTER + 2 * GAP for name in names) + GAP * (len(names) - 1)
+
+
+def drawing(every: list[Room]) -> str:
     """An SVG: a row for each floor, and an arrow from a room to each that it imports and reaches by no other way."""
-    by_name = {room.name: room for room in found}
-    highest = max(room.floor for room in found)
+    by_name = {room.name: room for room in every}
+    highest = max(room.floor for room in every)
+    rows = [[room.name for room in every if room.floor == floor] for floor in range(highest + 1)]
+    width_of_drawing = max(WIDTH, MARGIN + max(map(_row_width, rows)) + 2)
     centres: dict[str, tuple[float, float]] = {}
     boxes, labels = [], []
-    for floor in range(highest + 1):
-        row = [room.name for room in found if room.floor == floor]
+    for floor, row in enumerate(rows):
         y = (highest - floor) * ROW + BOX
         labels.append(f'<text class="floor" x="0" y="{y + 4}">floor {floor}</text>')
         widths = [len(name) * LETTER + 2 * GAP for name in row]
-        x = MARGIN + (WIDTH - MARGIN - sum(widths) - GAP * (len(row) - 1)) / 2
+        x = MARGIN + (width_of_drawing - MARGIN - _row_width(row)) / 2
         for name, width in zip(row, widths, strict=True):
             centres[name] = (x + width / 2, y)
             boxes.append(
@@ -83,7 +89,7 @@ def drawing(found: list[Room]) -> str:
             )
             x += width + GAP
     arrows = []
-    for room in found:
+    for room in every:
         for target in sorted(room.imports - _reached_otherwise(room, by_name)):
             (x1, y1), (x2, y2) = centres[room.name], centres[target]
             y1, y2 = y1 + BOX / 2, y2 - BOX / 2
@@ -96,15 +102,15 @@ def drawing(found: list[Room]) -> str:
         '<path d="M0,0 L8,4 L0,8 z"/></marker></defs>'
     )
     body = "".join([marker, *arrows, *boxes, *labels])
-    return f'<svg role="img" aria-label="Floors" viewBox="0 0 {WIDTH} {height}">{body}</svg>'
+    return f'<svg role="img" aria-label="Floors" viewBox="0 0 {width_of_drawing:.0f} {height}">{body}</svg>'
 
 
-def table(found: list[Room]) -> str:
+def table(every: list[Room]) -> str:
     """An HTML table of the rooms, from the top down: what each holds, and what it imports."""
     rows = [
         f"<tr><td>{room.floor}</td><td><code>{html.escape(room.name)}</code></td><td>{html.escape(room.about)}</td>"
         f"<td>{', '.join(f'<code>{html.escape(name)}</code>' for name in sorted(room.imports)) or 'nothing'}</td></tr>"
-        for room in reversed(found)
+        for room in reversed(every)
     ]
     head = "<tr><th>floor</th><th>room</th><th>what it holds</th><th>imports</th></tr>"
     return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
@@ -114,8 +120,8 @@ def on_page_content(content: str, **_: Any) -> str:
     """Called by mkdocs with each page: puts the drawings in their places."""
 
     def drawn(match: re.Match[str]) -> str:
-        found = rooms(ROOT / match[1])
-        return f'<div class="floors">{drawing(found)}\n{table(found)}</div>'
+        every = rooms(ROOT / match[1])
+        return f'<div class="floors">{drawing(every)}\n{table(every)}</div>'
 
     return PLACE.sub(drawn, content)
 
