@@ -199,7 +199,7 @@ def sample(
     progress: Progress | bool | None = None,
     **words: Any,
 ) -> tuple[RainbowNetwork, Report]:
-    """`fit` and `RainbowModel.sample` in one call: ``network, report = rainbow_fast.sample(reference, data, factor=4)``.
+    """`fit` and `RainbowModel.sample` in one: ``network, report = rainbow_fast.sample(reference, data, factor=4)``.
 
     The network is the same to the bit. The reference runs over the data only once, unless `rank`, `explained_variance`
     or `resume_dir` is given: these need the moments that `fit` measures first.
