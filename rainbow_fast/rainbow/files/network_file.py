@@ -19,7 +19,7 @@ from rainbow_fast.tensor_files import Format
 from rainbow_fast.tracing.joined import JoinedNetwork
 from rainbow_fast.tracing.trace import trace
 
-NETWORK = Format("rainbow_fast.network", 3, "sampled network")  # version 1 has the scale in A; version 2 has no layers of its own
+NETWORK = Format("rainbow_fast.network", 3, "sampled network")  # 1: the scale is in A; 2: no own layers
 
 
 def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:

@@ -20,7 +20,7 @@ class Kind(nn.Module):
         fused: whether one kernel computes the features and uses them, so that they are not stored.
         normalisation: eps of a normalisation that follows the features and becomes part of the alignment; None without
             one.
-        homogeneous: whether multiplying zh by a positive factor multiplies the features by it.
+        homogeneous: whether multiplying zh by a positive factor multiplies the result of the kernels by it.
     """
 
     features = 1

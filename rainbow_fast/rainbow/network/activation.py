@@ -203,7 +203,7 @@ class RainbowActivation(nn.Module):
         return (lambda t: t.flatten(1)) if self.flattened else (lambda t: t)
 
     def mixed(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `project`, but without the factor 1 / sqrt(d) of u if the features are multiplied by it instead."""
+        """As `project`, but without the factor 1 / sqrt(d) of u if the kernels multiply their result by it instead."""
         z = self.kind.prepare(z.float() if z.dtype in HALVES else z)
         if self.gain is not None and self.bias is not None:
             z = z * per_channel(self.gain, z) + per_channel(self.bias, z)
@@ -225,7 +225,7 @@ class RainbowActivation(nn.Module):
 
     @property
     def _factor(self) -> float:
-        """The factor that multiplies the features instead of u. It saves a pass over z."""
+        """The factor that the kernels multiply their result by, instead of u. It saves a pass over z."""
         through = self.kind.homogeneous and self.U is None and not self.mean_row
         return 1 / math.sqrt(self.d) if through else 1.0
 
