@@ -85,7 +85,7 @@ def check_run(network: nn.Module, x: Tensor, computed: Any, last: str) -> None:
         apart = distance(network(few.clone()), computed[:FEW], computed)
     if apart > limit and (apart := distances(network(x.clone()), computed)) > limit:
         raise RuntimeError(
-            f"network: behind its last site {last!r} it differs from what its run computed by {apart:.1e} of the "
+            f"network: after its last site {last!r} it differs from what its run computed by {apart:.1e} of the "
             f"largest output, wanted at most {limit:.1e}"
         )
 
@@ -188,4 +188,4 @@ def _first(wanted: Calls, calls: Calls, limit: float) -> str:
     for name, (_, phi) in wanted.items():
         if name not in calls or distance(calls[name][1], phi) > limit:
             return f"at site {name!r}"
-    return "behind the last site"
+    return "after the last site"
