@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The model of the paper: moments, alignment, sampling, the sampled network.
+"""The rainbow model of the paper: moments, alignment, sampling, and the sampled network.
 
-Letters: z input of a site (d channels, the reference's neurons), phi its output; zh the input in the sampled network,
-in reference coordinates; phi' = sigma(G_eff zh) the n sampled neurons; M = E[phi phi'^T]; A the alignment, s its scale,
-c an offset; phih = s A phi' + c.
+The reference is the trained network that networks are sampled from. A site is one of its non-linearities, with the
+pooling and the normalisation that belong to it. All modules use the same symbols for a site:
+
+    z       input of the site in the reference, with d channels (its neurons)
+    phi     output of the site in the reference
+    zh      input of the site in the sampled network, in the coordinates of the reference
+    phi'    the n sampled neurons, phi' = sigma(G_eff zh)
+    M       cross-covariance E[phi phi'^T]
+    A, s, c alignment, its scale and an offset
+    phih    output of the site in the sampled network, in the coordinates of the reference, phih = s A phi' + c
 """

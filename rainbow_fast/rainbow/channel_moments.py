@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Mean and variance of channels over any number of batches, from sums about a center."""
+"""Mean and variance of every channel, accumulated over batches as sums about a center."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from rainbow_fast.ops.center import first_center
 from rainbow_fast.rainbow.positions import per_channel
 
 BLOCK = 512  # samples
-PIECE = 2**20  # numbers whose distance from the center is made at a time, and read again from the cache
-SMALL = 1e-30  # squares below it are summed in float64, as float32 keeps few digits of them
+PIECE = 2**20  # numbers that the center is subtracted from at a time, so that the result is still in the cache
+SMALL = 1e-30  # smaller squares are summed in float64, as float32 keeps few digits of them
 
 
 class ChannelMoments:
-    r"""Count, mean and variance of every channel of x, (N, d) or (N, d, *space); positions are samples.
+    r"""Count, mean and variance of every channel of x, (N, d) or (N, d, *space). Every position is a sample.
 
         total = sum (x - center),    square = sum (x - center)^2,    var x = square / count - (total / count)^2
 
-    The center is near the mean of some samples of the first batch, and the dtype of x (float32 for half precision)
-    holds it exactly. So x - center is about as large as x varies, and neither mean nor variance is a difference of
-    large numbers: whatever the mean, the variance of float32 data is right to 1e-6 of itself, and the mean to 1e-6 of
-    the standard deviation. (Where the first batch, n of all N samples, is unlike the others, to N / n times that at
-    worst.) A channel of equal numbers has the variance 0.
+    The center is near the mean of some samples of the first batch. It is exact in the dtype of x (float32 for half
+    precision). So x - center is about as large as the standard deviation, and neither the mean nor the variance is a
+    difference of large numbers: for float32 data with any mean, the variance is accurate to a relative 1e-6, and the
+    mean to 1e-6 of the standard deviation. If the first batch (n of all N samples) differs from the others, these
+    errors are at most N / n times larger. A channel of equal numbers has the variance 0.
 
     Attributes:
-        count: samples seen.
+        count: number of samples seen.
         center, total, square: (d,) float64; None before the first batch.
-        dtype: that was computed in, the narrowest of several; float64 for sums made elsewhere.
+        dtype: the narrowest dtype that batches were computed in; float64 for sums that were computed elsewhere.
     """
 
     def __init__(self) -> None:
@@ -42,27 +42,34 @@ class ChannelMoments:
         self.dtype = torch.float64
 
     def update(self, x: Tensor) -> None:
-        """Add a batch."""
+        """Add a batch x, (N, d) or (N, d, *space)."""
         x, center = self.centered_on(x)
         for piece in x.split(piece_size(x)):
             self.add_shifted(piece - per_channel(center, x), center)
 
     def centered_on(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x in float32 or better, with a center that its dtype holds: that of these moments, or one of its own if they
-        are still empty; (d,) float64."""
+        """x in a dtype of at least float32 that represents the center exactly, and the center, (d,) float64.
+
+        The center is that of these moments. If they are still empty, it is chosen from x.
+        """
         x = x.detach()
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         center = self.center if self.center is not None and self.count else first_center(x)
         held = torch.equal(center.to(x.dtype).double(), center)
-        return x if held else x.double(), center  # not held where the dtype is narrower than before, or by NaN
+        return x if held else x.double(), center  # not exact if x is narrower than earlier batches, or for NaN
 
     def add_shifted(self, x: Tensor, center: Tensor) -> None:
-        """Add a batch from which a center has been taken off."""
+        """Add a batch from which this center has been subtracted."""
         self.add(*sums(x), x.numel() // max(x.shape[1], 1), center)
         self.dtype = _narrower(self.dtype, x.dtype)
 
     def add(self, total: Tensor, square: Tensor, count: int, center: Tensor | None = None) -> None:
-        """Add sums about a center, or about 0; they are moved to the center of the sums that are there, if any are."""
+        """Add sums about a center (None: about 0). They are converted to the center of these moments, if there is one.
+
+        Args:
+            total, square: sums of x - center and of its square, (d,) float64.
+            count: number of samples.
+        """
         center = torch.zeros_like(total) if center is None else center
         if self.total is None or self.square is None or self.center is None or not self.count:
             self.center, self.total, self.square = center, total.clone(), square.clone()
@@ -76,13 +83,13 @@ class ChannelMoments:
         self.count += count
 
     def merge(self, other: ChannelMoments) -> None:
-        """Add what another has seen, of the same channels."""
+        """Add the samples of other moments with the same channels."""
         if other.total is not None and other.square is not None:
             self.add(other.total, other.square, other.count, other.center)
             self.dtype = _narrower(self.dtype, other.dtype)
 
     def not_finite(self) -> int | None:
-        """The first channel that has held a value that is not finite, None if there is none."""
+        """Index of the first channel with a value that is not finite; None if all values are finite."""
         assert self.square is not None
         bad = (~torch.isfinite(self.square)).nonzero()
         return int(bad[0]) if len(bad) else None
@@ -93,7 +100,7 @@ class ChannelMoments:
         return self.off_from(self.center)
 
     def off_from(self, center: Tensor | None) -> Tensor:
-        """E[x] less another center, (d,)."""
+        """E[x] - center for another center, (d,)."""
         assert self.center is not None and self.total is not None and center is not None
         return self.total / self.count + (self.center - center)
 
@@ -115,27 +122,27 @@ class ChannelMoments:
 
     @property
     def size_about_center(self) -> float:
-        """The root of the mean over channels of E (x - center)^2."""
+        """Square root of the mean over channels of E (x - center)^2."""
         assert self.square is not None
         return math.sqrt(float(self.square.mean()) / self.count)
 
     @property
     def flat(self) -> Tensor:
-        """Which channels do not vary but by the rounding of numbers of their size, (d,) bool."""
+        """Which channels are constant up to rounding, (d,) bool."""
         return self.variance() <= (2 * torch.finfo(self.dtype).eps * self.mean).square()
 
     @property
     def constant(self) -> bool:
-        """Whether no channel varies but by rounding."""
+        """Whether all channels are constant up to rounding."""
         return bool(self.flat.all())
 
     def second_moment_about(self, center: Tensor, factor: Tensor) -> float:
-        """E|factor (x - center)|^2, both (d,), summed over channels."""
+        """E|factor (x - center)|^2, summed over channels; factor and center are (d,)."""
         each = self.variance() + (self.mean - center).square()
         return float((each * factor.square()).sum())
 
     def pooled(self, positions: int) -> ChannelMoments:
-        """The same data with each run of `positions` channels taken as samples of one."""
+        """The moments of the same data if each group of `positions` adjacent channels is one channel."""
         assert self.center is not None and self.total is not None and self.square is not None
         moments = ChannelMoments()
         own, total, square = (t.view(-1, positions) for t in (self.center, self.total, self.square))
@@ -148,7 +155,7 @@ class ChannelMoments:
         return moments
 
     def variance(self, *, unbiased: bool = False) -> Tensor:
-        """(d,); divided by count - 1 if unbiased, 0 for a single sample."""
+        """The variance of every channel, (d,). If unbiased, divided by count - 1, and 0 for a single sample."""
         assert self.square is not None
         variance = (self.square / self.count - self.off.square()).clamp(min=0)
         return variance * (self.count / max(self.count - 1, 1)) if unbiased else variance
@@ -159,13 +166,16 @@ def _narrower(*dtypes: torch.dtype) -> torch.dtype:
 
 
 def piece_size(*tensors: Tensor) -> int:
-    """Samples of each whose distance from the center is made at a time."""
+    """Number of samples of each tensor that the center is subtracted from at a time."""
     return max(PIECE // max(1, *(t[:1].numel() for t in tensors)), 1)
 
 
 def sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of x and x^2 over samples and positions, (d,) float64; those of `BLOCK` samples, or positions, in the dtype of x,
-    as the kernels do, where a copy in float64 would take longer than all else; unless squares leave its range."""
+    """Sums of x and of x^2 over samples and positions, each (d,) float64.
+
+    `BLOCK` samples or positions at a time are summed in the dtype of x, as in the kernels, because a float64 copy would
+    take longer than everything else. If squares are outside the range of this dtype, all is summed in float64.
+    """
     total, square = _sums(x)
     if x.dtype == torch.float64 or not x.numel() or SMALL * x.numel() <= square.max() < math.inf or not total.any():
         return total, square

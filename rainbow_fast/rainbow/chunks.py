@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A data set in chunks of samples, as numbers of the network's dtype."""
+"""A data set in chunks of samples, converted to the network's dtype."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.io import sha256
 
-ALIGNED = 64  # bytes, of what torch allocates
+ALIGNED = 64  # bytes: alignment of memory that torch allocates
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in chunks whose sizes follow from shapes alone.
+    """A data set in chunks. A chunk is the samples that are computed on at a time; its size depends on shapes only.
 
     Attributes:
-        x: samples (N, ...) of any dtype; it may be mapped from a file.
-        labels: (count,) int64, None without labels.
-        size: samples of a chunk.
+        x: samples (N, ...) of any dtype; may be memory-mapped from a file.
+        labels: (count,) int64; None without labels.
+        size: number of samples in a chunk; the last chunk may be smaller.
         device, dtype: of the chunks.
-        index: the rows of x that are the data set, (count,) int64; None for all of them. Nothing is copied but chunks.
+        index: the rows of x that belong to the data set, (count,) int64; None for all rows. Only chunks are copied.
     """
 
     x: Tensor
@@ -41,7 +41,7 @@ class Data:
 
     @property
     def starts(self) -> range:
-        """The first sample of every chunk."""
+        """The index of the first sample of every chunk."""
         return range(0, self.count, self.size)
 
     def samples(self, start: int, stop: int | None) -> Tensor:
@@ -53,7 +53,7 @@ class Data:
 
     @cached_property
     def digests(self) -> tuple[str, str | None]:
-        """Of the samples and of the labels."""
+        """SHA-256 of the samples and of the labels (None without labels)."""
         if self.index is None:
             parts: Iterable[Tensor] = [self.x]
         else:
@@ -66,6 +66,9 @@ class Data:
 
 
 def freshly_laid(value: Tensor) -> Tensor:
-    """The same numbers as they lie in new memory: contiguous, from an aligned address on; libraries round by both."""
+    """The same numbers, contiguous and at an aligned address; copied only if necessary.
+
+    How libraries round depends on strides and alignment, so this makes results the same to the bit.
+    """
     value = value.contiguous().view(-1).view(value.shape)  # twice, for strides along axes of size 1
     return value if value.data_ptr() % ALIGNED == 0 else value.clone()

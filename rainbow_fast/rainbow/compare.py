@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How far two networks are one and the same up to rotations, site by site."""
+"""Comparison of two networks up to a rotation, site by site."""
 
 from __future__ import annotations
 
@@ -36,18 +36,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SiteComparison:
-    """One site. Errors are squared and relative; a held-out number is None where no data was held out, and NaN (null in
-    JSON) where what it is relative to vanishes, or data is not finite.
+    """The comparison of one site.
+
+    All errors are squared and relative. Held-out errors are None if no data was held out. An error is NaN (null in
+    JSON) if phi_a has power or variance 0, or if data is not finite.
 
     Attributes:
         site, other: names of the site in `a` and in `b`.
-        d, n: its channels in `a` and in `b`.
-        samples: images times positions that M = E[phi_a phi_b^T] is the mean of.
-        similarity: |M|_* / sqrt(E|phi_a|^2 E|phi_b|^2), 0 to 1: the r^2 of the published tutorial.
-        error, error_centred: E|s A phi_b - phi_a|^2 on the alignment data, A = polar(M), s = sqrt(d/n), over E|phi_a|^2
-            and over E|phi_a - E phi_a|^2.
+        d, n: channels of the site in `a` and in `b`.
+        samples: number of samples that M = E[phi_a phi_b^T] is the mean of: images times positions.
+        similarity: |M|_* / sqrt(E|phi_a|^2 E|phi_b|^2), between 0 and 1; the r^2 of the published tutorial.
+        error: E|s A phi_b - phi_a|^2 / E|phi_a|^2 on the alignment set, with A = polar(M) and s = sqrt(d / n).
+        error_centred: the same, relative to E|phi_a - E phi_a|^2.
         held_out_error, held_out_error_centred: the same on the held-out data.
-        M_rank, M_effective_rank, M_condition: singular values of M kept, |M|_*^2 / |M|_F^2, largest over smallest kept.
+        M_rank: number of singular values of M that are kept.
+        M_effective_rank: |M|_*^2 / |M|_F^2.
+        M_condition: largest over smallest kept singular value of M.
     """
 
     site: str
@@ -74,13 +78,13 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Comparison(Results):
-    """What `compare` found; `print` gives a table.
+    """The result of `compare`. `print` gives a table.
 
     Attributes:
-        samples, held_out_samples: of the two data sets (images, not positions).
-        sites: a `SiteComparison` each, in order of execution.
-        alignments: A of each site, (d, n) float64, without the scale s.
-        storage: where activations waited between two sites.
+        samples, held_out_samples: size of the alignment set and of the held-out data (images, not positions).
+        sites: a `SiteComparison` for each site, in order of execution.
+        alignments: for each site A, (d, n) float64, without the scale s.
+        storage: where activations were stored between two sites.
     """
 
     samples: int
@@ -90,12 +94,12 @@ class Comparison(Results):
     storage: str
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the alignments, as numbers, strings, lists and dicts."""
+        """Numbers of samples and all sites, without the alignments, as numbers, strings, lists and dicts."""
         sites = [asdict(site) for site in self.sites]
         return {"samples": self.samples, "held_out_samples": self.held_out_samples, "sites": sites}
 
     def table(self) -> str:
-        """A row for each site."""
+        """The table as text, with a row for each site."""
         return "\n".join(aligned(self._cells()))
 
     def plot(self) -> Figure:
@@ -130,27 +134,27 @@ def compare(
     progress: Progress | bool | None = None,
     **words: Any,
 ) -> Comparison:
-    r"""Align each site of a network with the same site of another one, and measure what remains.
+    r"""Align each site of one network with the corresponding site of another, and measure the remaining error.
 
         M = E[phi_a phi_b^T],    A = polar(M),    error = E|s A phi_b - phi_a|^2 / E|phi_a|^2,    s = sqrt(d / n)
 
-    Activations are each network's own; positions of a map are samples. 0 <= similarity <= 1, and it is 1 where one is a
-    rotation of the other.
+    Each network computes its own activations. Every position of a feature map is a sample. The similarity is between 0
+    and 1; it is 1 if the activations of one network are a rotation of those of the other.
 
     Args:
-        a, b: any two networks that take the data, as many sites in one as in the other, with as many positions;
-            widths d and n may differ.
-        data: as in `fit`, for both networks.
-        options: `FitOptions` and `Limits`, whole; or each of their fields by its name, as listed below. The budget
-            holds for both networks together.
+        a, b: two networks that take the same data. They must have the same number of sites, with the same number of
+            positions; the widths d and n may differ.
+        data: as in `fit`; used for both networks.
+        options: `FitOptions` and `Limits`, whole; or each of their fields by its name, as listed below. The memory
+            budget is for both networks together.
         progress: called as ``progress(done, total, what)``; or True, which shows a bar.
 
     Returns:
         `Comparison`.
 
     Raises:
-        TypeError, ValueError: as `fit`, the message names the argument; sites that do not correspond; activations that
-            are not finite, or all zero: the message names the site of `a`.
+        TypeError, ValueError: as in `fit`; the message names the argument. Also if the sites do not correspond, or if
+            activations are not finite or all zero; the message names the site of `a`.
 
     Warns:
         UserWarning: as `fit`.
@@ -175,7 +179,7 @@ def compare(
 
 
 class _Run:
-    """Both networks on both data sets, site by site."""
+    """Runs both networks on the alignment set and on the held-out data, site by site."""
 
     def __init__(self, a: Prepared, b: Prepared, storage: Storage, folder: Path, progress: Progress | None) -> None:
         size = min(a.align.size, b.align.size)
@@ -190,7 +194,7 @@ class _Run:
         self.done, self.total = 0, len(a.sites) * (2 * len(self.align[0].data.starts) + len(self.held[0].data.starts))
 
     def site(self, a: SiteStatistics, b: SiteStatistics) -> tuple[SiteComparison, Tensor]:
-        """One site of each network, and the alignment between them."""
+        """Compare one site of each network; returns the comparison and the alignment A."""
         for pair in (self.align, self.held):
             for flight, each in zip(pair, (a, b), strict=True):
                 flight.follow(REFERENCE, each.site.reference)
@@ -204,7 +208,7 @@ class _Run:
             n=b.d,
             samples=moments.count,
             similarity=aligned.similarity,
-            error=errors[0][0],  # type: ignore[arg-type]  # there is data to align on
+            error=errors[0][0],  # type: ignore[arg-type]  # the alignment set is never empty
             error_centred=errors[0][1],  # type: ignore[arg-type]
             held_out_error=errors[1][0],
             held_out_error_centred=errors[1][1],
@@ -215,7 +219,7 @@ class _Run:
         return comparison, A
 
     def _moments(self, a: SiteStatistics, b: SiteStatistics) -> CrossCovariance:
-        """M = E[phi_a phi_b^T] on the alignment data."""
+        """The moments of M = E[phi_a phi_b^T] on the alignment set."""
         moments = CrossCovariance(a.site.name)
         step = every(self.align[0].count * a.positions, self.max_samples, a.positions)
         for start in self.align[0]:
@@ -228,7 +232,7 @@ class _Run:
     def _error(
         self, pair: tuple[Flight, ...], a: SiteStatistics, b: SiteStatistics, map_: Tensor
     ) -> tuple[float | None, float | None]:
-        """What remains behind the map on one data set, which then goes on; None without data."""
+        """The errors of the map on one data set, None without data. Both networks then go on to the next site."""
         error = Error()
         for start in pair[0]:
             x, y = _activations(pair, (a, b), start)
@@ -258,7 +262,7 @@ def _check(sites_a: tuple[SiteStatistics, ...], sites_b: tuple[SiteStatistics, .
 def _activations(
     flights: tuple[Flight, ...], sites: tuple[SiteStatistics, SiteStatistics], start: int
 ) -> tuple[Tensor, Tensor]:
-    """phi_a and phi_b of one chunk, (N, d, *space) and (N, n, *space), in one dtype, float32 at least."""
+    """phi_a (N, d, *space) and phi_b (N, n, *space) of one chunk, in the same dtype, which is at least float32."""
     x, y = (
         channels_first(flight.output(REFERENCE, start), s.site.axis) for flight, s in zip(flights, sites, strict=True)
     )

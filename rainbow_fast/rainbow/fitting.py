@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `fit` measures of the reference."""
+"""The measurements of `fit` on the reference: moments of z, and rotations of several references."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rainbow_fast.tracing.trace import State
 
 @torch.no_grad()
 def fit_moments(prepared: Prepared, progress: Progress | None) -> None:
-    """The moments of z at every site, in one pass over the data.
+    """Measure the moments of z at every site, in one pass over the alignment set.
 
     Raises:
-        ValueError: z is not finite; the message names the site.
+        ValueError: z is not finite. The message names the site.
     """
     sites, data, trace = prepared.sites, prepared.align, prepared.trace
     watches = [Watch(s, data, prepared.max_samples) for s in sites]
@@ -47,12 +47,12 @@ def fit_moments(prepared: Prepared, progress: Progress | None) -> None:
 
 @torch.no_grad()
 def fit_rotations(prepared: Prepared, iterations: int, progress: Progress | None) -> None:
-    """Align the references at every site, positions of a map being samples: one pass over the data.
+    """Align several references at every site, in one pass over the alignment set. Every position is a sample.
 
-    An output activation keeps the identities: outputs are in common coordinates.
+    An output activation is not rotated, because the outputs of all references have the same coordinates.
 
     Raises:
-        ValueError: activations that are not finite, or a reference's that are not correlated with the mean; the message
+        ValueError: activations are not finite, or those of one reference are not correlated with the mean. The message
             names the site.
     """
     joined, sites, data = prepared.trace, prepared.sites, prepared.align
@@ -75,10 +75,11 @@ def fit_rotations(prepared: Prepared, iterations: int, progress: Progress | None
 
 
 class Watch:
-    """Takes the statistics of a site from its z as it comes by.
+    """Measures the statistics of a site from its z, chunk by chunk.
 
     Attributes:
-        takes: "all" moments; those of "channels" alone, without second moments; or "none" but the activity.
+        takes: "all" for all moments; "channels" for mean and variance of the channels only; "none" for no moments. The
+            activity is always measured.
     """
 
     def __init__(self, statistics: SiteStatistics, data: Data, max_samples: int, takes: str = "all") -> None:
@@ -88,7 +89,7 @@ class Watch:
 
     @classmethod
     def of(cls, statistics: SiteStatistics, prepared: Prepared, specs: Sequence[NetworkSpec]) -> Watch | None:
-        """What these networks need of a reference that was not fitted; None where it was."""
+        """Measures the statistics that these networks need; None if the reference was fitted and has them already."""
         if statistics.fitted:
             return None
         takes = "channels" if any(spec.options.recalibrate for spec in specs) else "none"

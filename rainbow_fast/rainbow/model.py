@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fit, sample and plan: a trained network and its data in, networks of any width out, and what that takes."""
+"""`fit`, `sample` and `plan`: from a trained network and data to sampled networks of any width, and their cost."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from rainbow_fast.rainbow.spec import NetworkSpec
 
 
 class RainbowModel:
-    """A fitted model: a trained network, the moments of its sites, and the data that samples are aligned on.
+    """A fitted model: a trained network, the moments of its sites, and the data that networks are aligned on.
 
     `fit` and `load_model` make it. Its constructor is not part of the public interface.
 
     Attributes:
-        reference: a copy of the trained network, in eval mode; if there were several, the mean of their outputs.
+        reference: a copy of the trained network, in eval mode. With several trained networks, a network that gives the
+            mean of their outputs.
         sites: a `SiteStatistics` for each site, in order of execution.
     """
 
@@ -43,27 +44,32 @@ class RainbowModel:
     def sample(
         self, *options: Options, progress: Progress | bool | None = None, **words: Any
     ) -> tuple[RainbowNetwork, Report]:
-        r"""Sample one network: at every site, n neurons that are random combinations of the reference's d, aligned.
+        r"""Sample one network.
 
-            phih = s A sigma(G_eff zh) + c,    A = polar(E[phi phi'^T])
+        Each sampled site gets n neurons. They are random combinations of the d neurons of the reference, and are
+        aligned to it:
 
-        zh is what the reference's own layers make of the phih before, so everything else of the network stays as it is.
+            phih = s A phi' + c,    phi' = sigma(G_eff zh),    A = polar(E[phi phi'^T])
+
+        The reference's own layers compute zh from the phih of the site before. Everything else in the network stays as
+        it is.
 
         Args:
             options: `SampleOptions` and `Limits`, whole; or each of their fields by its name, as listed below.
             progress: called as ``progress(done, total, what)``, several times a site; or True, which shows a bar.
 
         Returns:
-            The network, and the report.
+            The network and its report.
 
         Raises:
-            TypeError: an option that does not exist: the message has the nearest one.
-            ValueError: an option that is out of range or contradicts another, or labels that are missing: before
-                anything is computed. Activations that are not finite or vanish: the message names the site. A folder to
-                resume from that holds something else, or a run of another reference, data, options, number of threads,
-                instruction set or version: the message names what differs.
-            RuntimeError: the network, called on a few samples, is no function, or not the one that the run computed (to
-                1e-5 of the largest output, 8 units of a half precision): the message names the first site.
+            TypeError: an option does not exist. The message suggests the nearest name.
+            ValueError: an option is out of range or contradicts another, or labels are missing; raised before anything
+                is computed. Activations are not finite or all zero; the message names the site. `resume_dir` holds
+                other files, or a run of another reference, data, options, number of threads, instruction set or
+                version; the message names what differs.
+            RuntimeError: called on a few samples, the network is not deterministic, or it differs from what the run
+                computed by more than 1e-5 of the largest output (8 units of a half precision). The message names the
+                first site that differs.
 
         Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 2 and equations 12 to 15.
         """
@@ -79,19 +85,21 @@ class RainbowModel:
         progress: Progress | bool | None = None,
         **words: Any,
     ) -> list[tuple[RainbowNetwork, Report]]:
-        """Sample several networks in one pass of the reference: at each site, one after the other. Each is the network
-        that `sample` gives, to the bit.
+        """Sample several networks in one pass of the reference. At each site they are sampled one after the other.
+
+        Each network is the same, to the bit, as the one that `sample` gives.
 
         Args:
-            networks: what each network is sampled with: `SampleOptions`, or a dict of their fields.
-            options: `Limits` of all networks together, whole or by its fields.
+            networks: the options of each network: `SampleOptions`, or a dict of its fields.
+            options: `Limits` for all networks together, whole or by its fields.
             progress: called as ``progress(done, total, what)``; or True, which shows a bar.
 
         Returns:
-            Each network with its report.
+            Each network with its report, in the order of `networks`.
 
         Raises:
-            ValueError: no network; and as `sample`. A message about one network begins with its place in `networks`.
+            ValueError: `networks` is empty; and as `sample`. A message about one network begins with its place in
+                `networks`.
         """
         if not networks:
             raise ValueError("networks: wanted the options of at least one network, got none")
@@ -112,18 +120,19 @@ class RainbowModel:
         machine: Machine | None = None,
         **words: Any,
     ) -> Cost:
-        """What `sample` with the same options takes: flops, bytes, peak memory, and a predicted time. Samples nothing.
+        """The cost of `sample` with the same options: flops, bytes, peak memory, and a predicted time. Samples nothing.
 
-        Time is that of activations which wait in memory, the peak that of where they do.
+        The predicted time assumes that activations are stored in memory. The peak memory is that of the storage that
+        the options lead to.
 
         Args:
             options: as in `sample`.
-            images: to align on, in place of those that the model was fitted on.
-            machine: rates; None measures those of this machine, in about half a second.
+            images: number of images to align on; default: as many as the model was fitted on.
+            machine: the rates to predict with; None measures those of this machine, in about half a second.
 
         Raises:
-            ValueError, TypeError: as `sample`, before anything is computed; `images` that is no int of at least 1, a
-                `machine` that is none.
+            ValueError, TypeError: as `sample` before anything is computed; or `images` is not an int of at least 1, or
+                `machine` is not a `Machine`.
         """
         chosen, limits = collect(options, words, SampleOptions, Limits)
         prepared = self.prepared
@@ -140,35 +149,38 @@ def fit(
     progress: Progress | bool | None = None,
     **words: Any,
 ) -> RainbowModel:
-    """Fit a rainbow model to a trained network: find its sites, and their moments on the alignment data.
+    """Fit a rainbow model to a trained network: find its sites, and measure their moments on the data.
 
     Args:
-        reference: any nn.Module of one input, with float32, float64, bfloat16 or float16 parameters (computed on in
-            float32 where it is sampled). It is copied; the copy is in eval mode, and must be a function of each sample
-            alone, the same at every call. `rainbow_fast.sites` lists what of it would be sampled; see
-            `rainbow_fast.tracing.trace.trace` for networks that torch.fx cannot trace. Or a list of K networks of one
-            architecture, chains without skips: neurons are combinations of those of all K, rotated onto their mean,
-            ``w'_i ~ N(0, sum_k A_k W_k^T W_k A_k^T / (K d))``, and outputs are means over the K.
-        data: a tensor, ``(x, y)``, a DataLoader, or any re-iterable of batches, read once; networks are aligned on it.
-            A tensor is not copied, and may lie in a file that is mapped. x of uint8 are pixels, and are divided by 255,
-            wherever they come from; all other numbers are converted to the dtype of the network. Labels y (N,) of any
-            integers, 0 to K - 1 for a network of outputs (N, K), serve accuracies and refit classifiers.
+        reference: a trained network: any nn.Module with one input, and with float32, float64, bfloat16 or float16
+            parameters. Sampled sites of half precision are computed in float32. The network is copied, and the copy is
+            put into eval mode. Its output must depend on each sample alone, and be the same in every call.
+            `rainbow_fast.sites` lists what would be sampled; see `rainbow_fast.tracing.trace.trace` for networks that
+            torch.fx cannot trace.
+            Or a list of K trained networks of the same architecture, which must be chains without skip connections.
+            They are rotated onto their mean. The new neurons are combinations of the neurons of all K,
+            ``w'_i ~ N(0, sum_k A_k W_k^T W_k A_k^T / (K d))``, and outputs are means over the K networks.
+        data: the data that networks are aligned on: a tensor, ``(x, y)``, a DataLoader, or any re-iterable of batches,
+            which is read once. A tensor is not copied, and may be memory-mapped from a file. uint8 values are taken as
+            pixels and divided by 255; all other numbers are converted to the dtype of the network. Labels y (N,) are
+            needed only for accuracies and refit classifiers: any integer dtype, with values 0 to K - 1 for a network
+            with outputs (N, K).
         options: `FitOptions` and `DataLimits`, whole; or each of their fields by its name, as listed below.
         progress: called as ``progress(done, total, what)``; or True, which shows a bar.
 
     Returns:
-        `RainbowModel`, from which networks are sampled.
+        `RainbowModel`, which networks are sampled from.
 
     Raises:
-        TypeError, ValueError: a reference or data that cannot be used, activations that are not finite: the message
-            names the argument, the module or the site. Labels that are no classes of the network's outputs: pass x
-            alone. A reference that is not the same function when it is called twice (to the bit), traced, or given one
-            sample alone (to 1e-5 of the largest output, 8 units of a half precision, beyond rounding): compared once,
-            on samples of the first chunk of the data; the message names the first module and function that differs.
-            An option that does not exist: the message has the nearest one.
+        TypeError, ValueError: the reference or the data cannot be used, or activations are not finite; the message
+            names the argument, the module or the site. Labels are not classes of the network's outputs; pass x alone.
+            The reference gives other outputs when it is called twice (compared to the bit), or when it is traced or
+            given a single sample (compared to 1e-5 of the largest output, 8 units of a half precision, beyond
+            rounding). This is checked once, on samples of the first chunk of the data; the message names the first
+            module and function that differs. An option does not exist; the message suggests the nearest name.
 
     Warns:
-        UserWarning: fewer samples at a site than twice its channels: the alignment over-fits.
+        UserWarning: a site has fewer samples than twice its channels, so that the alignment over-fits.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2; several references: equation 17.
     """
@@ -189,8 +201,8 @@ def sample(
 ) -> tuple[RainbowNetwork, Report]:
     """`fit` and `RainbowModel.sample` in one: ``network, report = rainbow_fast.sample(reference, data, factor=4)``.
 
-    The network is the same to the bit, in one pass of the reference where the options ask for no rank, whose directions
-    `fit` has to find first.
+    The network is the same to the bit. The reference runs over the data only once, unless `rank`, `explained_variance`
+    or `resume_dir` is given: these need the moments that `fit` measures first.
 
     Args:
         reference, data: as in `fit`.
@@ -215,29 +227,32 @@ def plan(
     progress: Progress | bool | None = None,
     **words: Any,
 ) -> Cost:
-    r"""What `rainbow_fast.sample` with the same arguments takes: flops, bytes, peak memory, and a predicted time.
+    r"""The cost of `rainbow_fast.sample` with the same arguments: flops, bytes, peak memory, and a predicted time.
 
-    Every step of `fit` and `RainbowModel.sample` is counted from shapes; of the data nothing else is read but the first
-    sample, on which the reference runs, and the labels. The flops of
-    a site of d channels, n neurons and rank r, over N images of p positions, S of all N p positions being taken::
+    Every step of `fit` and `RainbowModel.sample` is counted from shapes. Only the labels and the first sample of the
+    data are read, and the reference runs on that sample alone.
+
+    For a site of d channels, n neurons and rank r, and N images of p positions, S of which are used as samples, the
+    flops are::
 
         moments      2 S n (r + d)      alignment    12 s^2 l + 24 s^3, s and l the short and the long side of M (d, n)
         projection   2 N p n (r + d)    regression   S n^2 and 2 N p n r more in moments; n^3 / 3 + 2 d n^2 in solve
 
-    and ``seconds = sum of max(flops / rate + features / rate + pooled / rate, bytes / rate)`` over all `Work`.
+    The predicted time is the sum of ``max(flops / rate + features / rate + pooled / rate, bytes / rate)`` over all
+    `Work`.
 
     Args:
         reference, data: as in `fit`.
-        options: as in `sample`. `images` may be more than `data` has: the plan is then for so many samples like the
-            first one. At a site that is not written by one layer without a bias, `explained_variance` needs moments:
-            call `fit` first, then `RainbowModel.plan`.
-        machine: rates; None measures those of this machine, in about half a second.
+        options: as in `sample`. `images` may be larger than the number of samples in `data`; the plan is then for that
+            many samples of the same shape. If z of a site is not written by a single bias-free layer,
+            `explained_variance` needs moments: call `fit` first, then `RainbowModel.plan`.
+        machine: the rates to predict with; None measures those of this machine, in about half a second.
 
     Returns:
         `Cost`; `print` gives a table.
 
     Raises:
-        TypeError, ValueError: as `fit` and `RainbowModel.sample`; `images` that is no int of at least 1.
+        TypeError, ValueError: as `fit` and `RainbowModel.sample`; or `images` is not an int of at least 1.
 
     Warns:
         UserWarning: as `fit`.
@@ -256,7 +271,7 @@ def _prepared(
     limits: DataLimits,
     progress: Progress | None,
 ) -> Prepared:
-    """Without moments yet; several references are rotated onto their mean."""
+    """The checked arguments, without moments yet. Several references are rotated onto their mean."""
     prepared = prepare(reference, data, options, limits)
     if prepared.trace.references > 1:
         fit_rotations(prepared, options.procrustes_iterations, progress)
@@ -269,14 +284,14 @@ def _fit(prepared: Prepared, progress: Progress | None) -> None:
 
 
 def needs_fit(options: SampleOptions, limits: Limits) -> bool:
-    """Whether a sample with these options starts from moments: directions, and what a resumed run is compared by."""
+    """Whether `sample` with these options needs the moments of `fit`: for directions, or to check a resumed run."""
     return not (options.rank is options.explained_variance is limits.resume_dir is None)
 
 
 def _planned(
     prepared: Prepared, options: SampleOptions, limits: Limits, machine: Machine | None, *, fitted: bool
 ) -> Cost:
-    """The cost of one network; not `fitted`: with the work of `fit`."""
+    """The cost of one network; if not `fitted`, with the work of `fit`."""
     if machine is not None and not isinstance(machine, Machine):
         raise TypeError(f"machine: wanted a Machine or None, got {type(machine).__name__}")
     spec = NetworkSpec.of(options, prepared, only_shapes=True)

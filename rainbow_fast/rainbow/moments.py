@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Cross-covariances of activations over any number of batches, in float64."""
+"""Cross-covariances of activations, accumulated over batches in float64."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rainbow_fast.rainbow.positions import per_channel
 
 _NO_SAMPLES = "no samples yet, wanted at least one update"
 KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")
-CENTERS = ("center_x", "center_y")  # not in states of earlier versions, whose sums are about 0
+CENTERS = ("center_x", "center_y")  # missing in states of earlier versions, whose sums are about 0
 
 
 class CrossCovariance:
     r"""Streaming cross-covariance of x and y, with the means and variances of both sides.
 
-    Positions of a map are samples; every batch counts by its own number of samples. Sums are float64, as those of
-    `rainbow_fast.cross_covariance`, and about the centers of both sides (see `ChannelMoments`), so that `covariance` of
-    float32 data is right to 2e-6 of the standard deviations, whatever the means. Not a module: it has no parameters and
-    no gradient.
+    Every position of a feature map is a sample. Batches are weighted by their number of samples. Sums are float64, as
+    in `rainbow_fast.cross_covariance`, and are taken about a center on each side (see `ChannelMoments`). So
+    `covariance` of float32 data is accurate to 2e-6 of the standard deviations, whatever the means. This is not an
+    nn.Module: it has no parameters and no gradient.
 
     Equivalent to::
 
@@ -33,13 +33,13 @@ class CrossCovariance:
         (x - x.mean(0)).T @ (y - y.mean(0)) / len(x)             # covariance()
 
     Args:
-        name: of the layer, for error messages.
+        name: name of the layer, for error messages; default None.
 
     Attributes:
-        count: samples seen.
-        cross: sum (x - x.center)(y - y.center)^T, (d, m) float64; None at the start, and when it is consumed.
-        x, y: `ChannelMoments` of both sides.
-        mean_x, mean_y: E[x] (d,) and E[y] (m,).
+        count: number of samples seen.
+        cross: sum (x - x.center)(y - y.center)^T, (d, m) float64; None before the first batch and after `consume`.
+        x, y: `ChannelMoments` of each side.
+        mean_x, mean_y: E[x] (d,) and E[y] (m,), float64.
         trace_x, trace_y: E|x|^2 and E|y|^2, floats.
 
     Source: M of Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
@@ -50,7 +50,7 @@ class CrossCovariance:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the name."""
+        """Forget all samples; the name is kept."""
         self.cross: Tensor | None = None
         self._known = False
         self.x = ChannelMoments()
@@ -61,18 +61,22 @@ class CrossCovariance:
         return self.y.count
 
     def know(self, x: ChannelMoments) -> None:
-        """The moments of all x that `begin` will be given, which then takes none; at the start."""
+        """Set the moments of x before the first batch, if they are already known for all x. `begin` then skips them."""
         self.x, self._known = x, True
 
     def update(self, x: Tensor, y: Tensor | None = None) -> CrossCovariance:
-        """Add a batch: x (N, d) or (N, d, *space), y with the same N and positions; y=None stands for x. Returns self.
+        """Add a batch and return self.
+
+        Args:
+            x: (N, d) or (N, d, *space).
+            y: (N, m) or (N, m, *space), of the same dtype; None (default) stands for x.
 
         Raises:
-            ValueError, TypeError: as `rainbow_fast.cross_covariance`, or other channels than before.
+            ValueError, TypeError: as `rainbow_fast.cross_covariance`; or the channels differ from earlier batches.
         """
         other = x if y is None else y
         if x.dim() < 2 or x.dtype not in DTYPES or x.dtype != other.dtype or _samples(x) != _samples(other):
-            cross_covariance(x, y)  # which says what is wrong
+            cross_covariance(x, y)  # raises the error
         self._check_channels(x.shape[1], other.shape[1])
         if not x.numel() or not other.numel():
             return self
@@ -97,8 +101,10 @@ class CrossCovariance:
         return self
 
     def add(self, cross: Tensor, x: ChannelMoments, y: ChannelMoments) -> None:
-        """Add sums made elsewhere, as by `rainbow_fast.random_features_covariance`; `cross` is about the centers of x
-        and y."""
+        """Add sums that were computed elsewhere, for example by `rainbow_fast.random_features_covariance`.
+
+        `cross` is the sum of (x - x.center)(y - y.center)^T, (d, m) float64.
+        """
         assert x.center is not None and x.total is not None and y.center is not None and y.total is not None
         self._check_channels(*cross.shape)
         self.x.merge(x)
@@ -109,20 +115,22 @@ class CrossCovariance:
         self.cross.addr_(shift_x, y.total + y.count * shift_y).addr_(x.total, shift_y)
 
     def begin(self, x: Tensor, m: int, center: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Count a batch x, (N, d) or (N, d, *space), and its own moments where they are not known; the caller adds
-        what depends on y.
+        """Add the part of a batch that depends on x only. The caller adds the sums that depend on y.
+
+        The batch is counted, and its moments of x are added unless `know` has set them.
 
         Args:
+            x: (N, d) or (N, d, *space).
             m: channels of y.
-            center: that of y, (m,), which the first batch decides; None for 0. It may still be changed, in place,
-                before the caller adds the first sums.
+            center: of y, (m,); None for 0. Only the center of the first batch is used. The caller may change it in
+                place before adding the first sums.
 
         Returns:
-            The sums of ``(x - x.center)(y - y.center)^T`` (d, m), ``y - y.center`` (m,) and its square (m,), contiguous
-            float64, for the caller to add to in place.
+            The sums of ``(x - x.center)(y - y.center)^T`` (d, m), of ``y - y.center`` (m,) and of its square (m,). They
+            are contiguous float64 tensors; the caller adds to them in place.
 
         Raises:
-            ValueError: other channels than before.
+            ValueError: the channels differ from earlier batches.
         """
         d = x.shape[1]
         self._check_channels(d, m)
@@ -138,28 +146,31 @@ class CrossCovariance:
         return self.cross, self.y.total, self.y.square
 
     def merge(self, other: CrossCovariance) -> CrossCovariance:
-        """Add what another accumulator has seen, of the same channels. Returns self.
+        """Add the samples of another accumulator with the same channels, and return self.
 
         Raises:
-            ValueError: other channels.
+            ValueError: the channels differ.
         """
         if other.cross is not None:
             self.add(other.cross, other.x, other.y)
         return self
 
     def compute(self, *, reduction: str = "mean") -> Tensor:
-        """The uncentred cross-covariance ``E[x y^T]``, (d, m) float64; or, with ``reduction="sum"``, the sum.
+        """The uncentred cross-covariance ``E[x y^T]``, (d, m) float64.
+
+        Args:
+            reduction: "mean" (default), or "sum" for the sum over samples.
 
         Raises:
-            ValueError: no samples yet; another reduction; or a value that is not finite has come in: the message names
-                layer and side.
+            ValueError: there are no samples yet, the reduction is unknown, or a value was not finite. The message names
+                the layer and the side.
         """
         one_of("reduction", reduction, REDUCTIONS)
         mean = self.covariance().addr_(self.x.mean, self.y.mean)
         return mean if reduction == "mean" else mean.mul_(self.count)
 
     def covariance(self) -> Tensor:
-        """``E[(x - E[x])(y - E[y])^T]``, (d, m) float64, which is not made of two large numbers.
+        """``E[(x - E[x])(y - E[y])^T]``, (d, m) float64. It is not computed as a difference of two large numbers.
 
         Raises:
             ValueError: as `compute`.
@@ -167,8 +178,12 @@ class CrossCovariance:
         return (self._checked_cross() / self.count).addr_(self.x.off, self.y.off, alpha=-1)
 
     def consume(self, about: Tensor | None = None) -> Tensor:
-        """``E[x (y - about)^T]`` in the memory of the sums, without a copy; None for 0, so that it is `compute`, and
-        E[y] for `covariance`. Only counts, means and variances are left.
+        """``E[x (y - about)^T]``, (d, m) float64, in the memory of the sums, without a copy.
+
+        Afterwards only counts, means and variances are left.
+
+        Args:
+            about: (m,). None (default) stands for 0 and gives `compute`; E[y] gives `covariance`.
 
         Raises:
             ValueError: as `compute`.
@@ -205,8 +220,10 @@ class CrossCovariance:
         return self._seen(self.y).power
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All sums: cross (d, m), total_x and square_x (d,), total_y and square_y (m,), count, and what they are about,
-        center_x (d,) and center_y (m,); nothing at the start."""
+        """All sums and their centers; an empty dict before the first batch.
+
+        The keys are cross (d, m); total_x, square_x and center_x (d,); total_y, square_y and center_y (m,); count ().
+        """
         if self.cross is None:
             return {}
         sides = (self.x.total, self.x.square, self.y.total, self.y.square)
@@ -214,10 +231,10 @@ class CrossCovariance:
         return {key: value.clone() for key, value in zip(KEYS + CENTERS, values, strict=True) if value is not None}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave; sums without centers, as earlier versions gave them, are about 0.
+        """Load the result of `state_dict`. Sums without centers, as in earlier versions, are taken as sums about 0.
 
         Raises:
-            ValueError: keys or shapes that do not belong together.
+            ValueError: keys are missing or unknown, or shapes do not match.
         """
         if state and set(state) not in (set(KEYS), set(KEYS + CENTERS)):
             raise ValueError(f"state has the keys {sorted(state)}: wanted {sorted(KEYS + CENTERS)}, or none")
@@ -253,5 +270,5 @@ class CrossCovariance:
 
 
 def _samples(x: Tensor) -> torch.Size:
-    """N and the positions."""
+    """N and the sizes of the space axes."""
     return x.shape[:1] + x.shape[2:]

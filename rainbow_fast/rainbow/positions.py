@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Maps as samples: where channels lie, and which positions are taken."""
+"""Feature maps as samples: the axis of the channels, and the choice of positions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def channels_first(z: Tensor, axis: int | None, flattened: bool = False) -> Tensor:
-    """z as (N, d, *space); as (samples, d) where its channel axis is the last and no Flatten takes its positions."""
+    """z as (N, d, *space). If the channels are the last axis, z as (samples, d), unless the site is `flattened`."""
     if axis != -1 or z.dim() == 2:
         return z
     return z.movedim(-1, 1) if flattened else z.flatten(0, -2)
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """values (d,) in the shape and dtype in which they meet maps (N, d, *space)."""
+    """values (d,) in the dtype of `like`, reshaped to broadcast over the channels of maps (N, d, *space)."""
     return values.view(1, -1, *[1] * (like.dim() - 2)).to(like.dtype)
 
 
@@ -27,8 +27,11 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def every(samples: int, at_most: int, positions: int = 1) -> int:
-    """The step t that leaves at most `at_most` of the samples, 1 if all of them are: odd, and without a common factor
-    with the positions of a map, so that every position is seen."""
+    """The step t such that every t-th of the samples gives at most `at_most` of them.
+
+    t is 1 if there are no more samples than that. Otherwise it is odd and has no common divisor with `positions`, the
+    number of positions of a feature map, so that all positions are used.
+    """
     if samples <= at_most:
         return 1
     step = -(-samples // at_most) | 1
@@ -38,9 +41,9 @@ def every(samples: int, at_most: int, positions: int = 1) -> int:
 
 
 def take(x: Tensor, first: int, step: int) -> Tensor:
-    """Every step-th sample of x (N, d, *space), positions being samples, as (samples, d); x itself for step 1.
+    """Every step-th sample of x (N, d, *space) as (samples, d). Every position is a sample. Step 1 returns x itself.
 
-    `first` is the number of samples in the batches before, so that the choice does not depend on where batches end.
+    `first` is the number of samples in the previous batches. With it, the choice does not depend on the batch size.
     """
     if step == 1:
         return x

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is given to fit, checked: the reference with its sites, the data in chunks."""
+"""The checked arguments of `fit`: the reference with its sites, and the data in chunks."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.same_function import check
 from rainbow_fast.tracing.trace import State, Trace, trace
 
-CHUNK_NUMBERS = 2**21  # numbers of the largest map of the reference in one chunk of samples
+CHUNK_NUMBERS = 2**21  # size of the reference's largest feature map for one chunk of samples
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What networks are sampled from: a traced reference, its sites, and data in chunks.
+    """Everything that networks are sampled from: a traced reference, its sites, and the data in chunks.
 
     Attributes:
-        trace: of the reference, of several the one of their mean; `traces` has each module with its own.
-        sites: a `SiteStatistics` each, without moments before `fit`.
-        align, held: data to align on and data that is held out.
-        options: of `fit`.
+        trace: of the reference; with several references, the trace of the network that is their mean.
+        traces: each reference with its own trace.
+        sites: a `SiteStatistics` for each site. They have no moments before `fit` measures them.
+        align, held: the alignment set and the held-out data.
+        options: the options of `fit`.
     """
 
     trace: Trace
@@ -45,7 +46,7 @@ class Prepared:
 
     @property
     def max_samples(self) -> int:
-        """Of the moments of a site."""
+        """Number of samples that the moments of a site are estimated from, at most."""
         return self.options.max_samples
 
     @property
@@ -54,14 +55,25 @@ class Prepared:
         return self.trace.fingerprint
 
     def on(self, data: object, options: FitOptions, limits: DataLimits, *, labelled: bool = True) -> Prepared:
-        """The same reference on other data, on whose first chunk it is compared with its trace."""
+        """The same reference with other data. The reference is compared with its trace on the first chunk."""
         align, held = (self._chunks(each) for each in split(data, options, limits, labelled=labelled))
         prepared = replace(self, align=align, held=held, options=options)
         prepared.check(align.chunk(0))
         return prepared
 
     def check(self, x: Tensor, names: tuple[str, str] = ("reference", "data")) -> None:
-        """Compare each reference with its trace on some samples, and labels with its outputs; warn of few samples."""
+        """Compare each reference with its trace on the samples x, and check the labels against its outputs.
+
+        Args:
+            names: of the reference and of the data, for messages.
+
+        Raises:
+            TypeError, ValueError: the reference is not the function that was traced, or labels are not classes of its
+                outputs.
+
+        Warns:
+            UserWarning: a site has fewer samples than twice its channels.
+        """
         pointwise = tuple(self.options.pointwise_modules)
         for number, (network, traced) in enumerate(self.traces, 1):
             name = names[0] + f" (number {number})" * (len(self.traces) > 1)
@@ -87,14 +99,18 @@ def prepare(
     labelled: bool = True,
     only_shapes: bool = False,
 ) -> Prepared:
-    """Check the arguments of `fit`: trace the reference, find its sites, put the data together.
+    """Check the arguments of `fit`, trace the reference, find its sites, and collect the data.
 
     Args:
         names: of the first two arguments, for messages.
-        data: as in `fit`; or what `split` made of it.
+        data: as in `fit`; or the result of `split`.
         labelled: whether labels are used.
-        only_shapes: only shapes are needed. The reference runs on one sample alone, and `options.images` may be more
-            than there are. Otherwise it runs on the first chunk, on which it is compared with its trace.
+        only_shapes: if True, only shapes are needed. The reference then runs on a single sample, and
+            `options.images` may be larger than the number of samples. If False, the reference is compared with its
+            trace on the first chunk.
+
+    Raises:
+        TypeError, ValueError: as `fit`.
     """
     references = _check_references(reference, names[0])
     device, dtype = _check_parameters(references[0], names[0])
@@ -114,13 +130,13 @@ def prepare(
 
 
 def chunk_size(sites: Sequence[SiteStatistics], example: Tensor) -> int:
-    """Samples whose largest map has about `CHUNK_NUMBERS` numbers."""
+    """Number of samples whose largest feature map has about `CHUNK_NUMBERS` numbers; at least 1."""
     largest = max(math.prod(shape) for s in sites for shape in (s.z_shape, s.phi_shape, example.shape[1:]))
     return max(CHUNK_NUMBERS // largest, 1)
 
 
 def _check_references(reference: object, name: str) -> list[nn.Module]:
-    """One network or several, of one device and dtype."""
+    """The references as a list; all must have the same device and dtype."""
     references: list[nn.Module] = list(reference) if isinstance(reference, list | tuple) else [reference]  # type: ignore[list-item]
     if not references:
         raise ValueError(f"{name}: got an empty list, wanted at least one nn.Module")
@@ -151,14 +167,17 @@ def _check_parameters(reference: nn.Module, argument: str) -> tuple[torch.device
 
 @torch.no_grad()
 def site_shapes(traced: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
-    """Every site with its shapes, for one input; no moments yet. Random state is left as it was."""
+    """Every site with its shapes, found by running one input; no moments yet. The random state is not changed."""
     with untouched(example.device):
         return tuple(_shapes(traced, example))
 
 
 @torch.no_grad()
 def own_shapes(own: Trace, reference: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
-    """The sites of layers of a sample's own, for one input: their z where every phi is the reference's."""
+    """The sites of a network with its own layers, found by running one input.
+
+    Every site receives the reference's phi of the site before, so that only z differs from the reference.
+    """
     with untouched(example.device):
         phis = []
         state: State = (example.clone(),)
@@ -170,7 +189,7 @@ def own_shapes(own: Trace, reference: Trace, example: Tensor) -> tuple[SiteStati
 
 
 def _shapes(traced: Trace, example: Tensor, phis: Sequence[Tensor] | None = None) -> Iterator[SiteStatistics]:
-    """Of each site, as it comes; `phis` come out of the sites in the place of their own."""
+    """Each site with its shapes, in order; `phis`, if given, replace the outputs of the sites."""
     state: State = (example.clone(),)  # a network without a graph may write into its input
     for place, site in enumerate(traced.sites):
         z, *rest = traced.advance(place, state, [s.reference for s in traced.sites[:place]])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The certificate of a sampled network: what was done, and how close it came, site by site."""
+"""The report on a sampled network: the options that were used, and the errors of every site."""
 
 from __future__ import annotations
 
@@ -22,25 +22,36 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-PIECE = 2**17  # numbers whose difference stays in the cache between being made and being summed
+PIECE = 2**17  # numbers that are subtracted at a time, so that their difference is still in the cache to be summed
 
 
 @dataclass
 class SiteReport:
-    """One sampled site. Errors are squared and relative; a held-out number is None where no data was held out. What is
-    undefined is NaN, and null in JSON: errors over a power or a variance of 0, and of data that is not finite; where
-    phi does not vary and has an offset, similarity, effective rank and condition.
+    """The report on one sampled site.
+
+    All errors are squared and relative. Held-out errors are None if no data was held out.
+
+    Undefined numbers are NaN, and null in JSON. An error is undefined if phi has power or variance 0, or if data is not
+    finite. Similarity, effective rank and condition are undefined if phi is constant and the method has an offset.
 
     Attributes:
-        index, site: place in the full list of sites, name of the activation module.
-        d, n, rank: neurons of the reference, or of one of several; of the sample; and the rank of u.
-        samples: images times positions that M is the mean of.
-        error, error_centred: E|phih - phi|^2 on the alignment set, over E|phi|^2 and over E|phi - E phi|^2.
+        index: place in the list of all sites.
+        site: name of the site.
+        d: neurons of the reference (of one of them, if there are several).
+        n: neurons of the sampled network.
+        rank: number of directions of z that are combined.
+        samples: number of samples that M is the mean of: images times positions.
+        error: E|phih - phi|^2 / E|phi|^2 on the alignment set.
+        error_centred: E|phih - phi|^2 / E|phi - E phi|^2 on the alignment set.
         held_out_error, held_out_error_centred: the same on the held-out data.
-        similarity: |M|_* / sqrt(E|phi|^2 E|phi'|^2), 0 to 1; all three centred where M is.
-        scale: s; 0 where it is the optimal one and phi does not vary.
-        activity, sampled_activity: share of positive z and of positive z', over channels, on a part of the samples.
-        M_rank, M_effective_rank, M_condition: singular values of M kept, |M|_*^2 / |M|_F^2, largest over smallest kept.
+        similarity: |M|_* / sqrt(E|phi|^2 E|phi'|^2), between 0 and 1. If the method centres M, phi and phi' are centred
+            as well.
+        scale: s. It is 0 if phi is constant and the scale is the optimal one.
+        activity: fraction of positive z in the reference, over all channels, on a part of the samples.
+        sampled_activity: the same for z' in the sampled network.
+        M_rank: number of singular values of M that are kept.
+        M_effective_rank: |M|_*^2 / |M|_F^2.
+        M_condition: largest over smallest kept singular value of M.
     """
 
     index: int
@@ -64,20 +75,24 @@ class SiteReport:
 
 @dataclass
 class Report(Results):
-    """What `RainbowModel.sample` did, with all parts of its method, and the certificate of every sampled site.
+    """The report on a sampled network: its options, its accuracies, and a `SiteReport` for each sampled site.
+
+    `print` gives a table.
 
     Attributes:
-        options: as asked for, resolved; `method` and `parts` are its method, by name and in its parts.
-        samples, held_out_samples: of the two data sets (images, not positions).
-        sites: one `SiteReport` a sampled site, in order of execution.
-        kept: what was not sampled, with the reason.
-        accuracy: of the sampled network and of the reference on both data sets, 0 to 1; empty without labels. With a
-            refit classifier also what the trained one would give: `trained_classifier_...`.
-        accuracy_profile: held-out accuracy with sites up to each sampled one sampled and the rest the reference's; None
-            unless asked for.
-        ridge: of a refit classifier, over the mean eigenvalue; None without one.
-        storage: where activations waited between two sites.
-        references: how many networks, aligned to their mean, it was sampled from.
+        options: the options of the network, with the values that the method presets.
+        samples, held_out_samples: size of the alignment set and of the held-out data (images, not positions).
+        sites: a `SiteReport` for each sampled site, in order of execution.
+        kept: the sites that were not sampled, each with the reason.
+        accuracy: accuracies between 0 and 1, empty without labels. The keys are `alignment` and `held_out` for the
+            sampled network, `reference_alignment` and `reference_held_out` for the reference. With a refit
+            classifier, `trained_classifier_alignment` and `trained_classifier_held_out` are the accuracies of the
+            sampled network with the trained classifier.
+        accuracy_profile: held-out accuracies with only the first j sites sampled, for every j; None unless the option
+            `accuracy_profile` is set.
+        ridge: ridge parameter of a refit classifier, relative to the mean eigenvalue; None without one.
+        storage: where activations were stored between two sites.
+        references: number of references. Several are aligned to their mean.
     """
 
     options: SampleOptions
@@ -93,22 +108,22 @@ class Report(Results):
 
     @property
     def method(self) -> str:
-        """Name of the preset."""
+        """Name of the method."""
         return self.options.method
 
     @property
     def parts(self) -> MethodOptions:
-        """How sites were sampled and aligned."""
+        """The options that the method consists of, with their values."""
         return self.options.parts
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as numbers, strings, lists and dicts."""
+        """All fields as numbers, strings, lists and dicts."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return own | {"options": self.options.to_dict(), "sites": [asdict(site) for site in self.sites]}
 
     @classmethod
     def from_dict(cls, values: Record) -> Report:
-        """What `to_dict` gave, after JSON too: null was NaN where there is a number otherwise."""
+        """The report from the result of `to_dict`, also after JSON. A null in the place of a number becomes NaN."""
         held = bool(values["held_out_samples"])
 
         def number(name: str, value: Any) -> Any:
@@ -118,11 +133,14 @@ class Report(Results):
         return cls(**values | {"options": SampleOptions.from_dict(values["options"]), "sites": sites})
 
     def records(self, *, factor: float | None = None) -> list[Record]:
-        """A record of each site: numbers and names only.
+        """A record for each site, made of numbers and names only.
 
-        `error` is E|phih - phi|^2 / E|phi|^2 on held-out data, `alignment_error` the same on the data of the alignment;
-        `..._centred` over E|phi - E phi|^2. Accuracies are None without labels. `factor` is n/d; where it is not given,
-        that of all sites together, to three digits.
+        In a record, `error` is E|phih - phi|^2 / E|phi|^2 on the held-out data, and `alignment_error` the same on the
+        alignment set. `error_centred` and `alignment_error_centred` are relative to E|phi - E phi|^2. Accuracies are
+        None without labels.
+
+        Args:
+            factor: the ratio n / d for the records. Default: that of all sites together, to three digits.
         """
         if factor is None:
             ratio = sum(site.n for site in self.sites) / sum(site.d for site in self.sites)
@@ -150,7 +168,7 @@ class Report(Results):
         """One figure: similarity, errors and singular values of M by site (`plots.alignment_by_site`).
 
         Returns:
-            A `matplotlib.figure.Figure` of 8 by at most 10.5 inches, with method and accuracies as its title.
+            A `matplotlib.figure.Figure` of 8 by at most 10.5 inches. Its title has the method and the accuracies.
 
         Raises:
             ImportError: matplotlib is missing.
@@ -190,11 +208,13 @@ class Report(Results):
 
 
 class Error:
-    """Mean of |phih - phi|^2 over the power and over the variance of phi, a batch at a time; NaN where phi is zero, or
-    does not vary but by rounding.
+    """Mean of |phih - phi|^2 relative to the power and to the variance of phi, accumulated over batches.
 
-    `phi`: the moments of phi, where they are known; else they are taken from the batches. `piece`: how many numbers of
-    phih - phi are held at a time, at least one sample of them.
+    The first is NaN if phi is zero, the second if phi is constant up to rounding.
+
+    Args:
+        phi: the moments of phi, if they are known. Otherwise they are measured on the batches.
+        piece: how many numbers of phih - phi are in memory at a time, but at least one sample.
     """
 
     def __init__(self, phi: ChannelMoments | None = None, *, piece: int = PIECE) -> None:
@@ -215,7 +235,7 @@ class Error:
 
 
 def _sum_of_squares(phih: Tensor, phi: Tensor, size: int) -> float:
-    """|phih - phi|^2, so many samples at a time; in float64 where squares leave the range of float32."""
+    """The sum of |phih - phi|^2, `size` samples at a time; in float64 if squares are outside the range of float32."""
     for dtype in (torch.promote_types(phi.dtype, torch.float32), torch.float64):
         parts = [_squares(a, b, dtype) for a, b in zip(phih.split(size), phi.split(size), strict=True)]
         total = float(torch.cat(parts).sum())
@@ -225,7 +245,7 @@ def _sum_of_squares(phih: Tensor, phi: Tensor, size: int) -> float:
 
 
 def _squares(phih: Tensor, phi: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of each sample and channel, float64."""
+    """|phih - phi|^2 of each sample and channel, float64."""
     difference = (phih - phi).flatten(min(phi.dim() - 1, 2)).to(dtype)
     return vector_norm(difference, dim=-1).double().square_().flatten()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What all results with a row for each site share: text, HTML, JSON, a DataFrame and a figure."""
+"""The base class of all results with a row for each site: text, HTML, JSON, a DataFrame and a figure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Results(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Everything as numbers, strings, lists and dicts."""
+        """All results as numbers, strings, lists and dicts."""
 
     @abstractmethod
     def plot(self) -> Figure:
@@ -40,7 +40,7 @@ class Results(ABC):
         """A `pandas.DataFrame` of one row a site, in order of execution.
 
         Columns have the names of the site's attributes. A column without any value is NaN, such as the held-out error
-        where no data was held out.
+        if no data was held out.
 
         Raises:
             ImportError: pandas is missing.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is known of the reference at a site, from the alignment set."""
+"""Statistics of the reference at one site, measured on the alignment set."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ ACTIVITY_SAMPLES = 2048
 
 @dataclass(eq=False)
 class SiteStatistics:
-    """A site with the moments of its z over the alignment set.
+    """A site of the reference with the moments of its input z over the alignment set.
 
     Attributes:
-        site: what is sampled.
-        d: channels of z: the neurons, of all references where there are several.
-        z_shape, phi_shape: of one sample.
-        alive: numbers of one sample that wait at this site to be read after it, z and phi aside.
+        site: the site in the traced network.
+        d: channels of z, which is the number of neurons; with several references, of all of them together.
+        z_shape, phi_shape: shape of the input z and of the output phi for one sample.
+        alive: for one sample, how many numbers later layers read besides z and phi, for example for a skip connection.
         device: of the reference.
         z: the moments ``E[z z^T]``, with mean and variance of each channel.
-        activity: share of positive z, over channels, on a part of the samples.
+        activity: fraction of positive z over all channels, on a part of the samples; NaN before it is measured.
     """
 
     site: Site
@@ -46,7 +46,7 @@ class SiteStatistics:
 
     @property
     def channels(self) -> int:
-        """Of phi: the width of the reference, or of one of several."""
+        """Channels of phi: the width of the reference, or of one of several references."""
         return self.phi_shape[-1 if self.site.axis == -1 else 0]
 
     @property
@@ -56,15 +56,18 @@ class SiteStatistics:
 
     @property
     def positions(self) -> int:
-        """Of phi, in one sample."""
+        """Positions of phi in one sample: its numbers divided by its channels."""
         return math.prod(self.phi_shape) // self.channels
 
     def directions(self, *, centred: bool) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (d,) and eigenvectors U (d, d), float64, decreasing, the largest entry of each column positive.
+        """The principal directions of z: eigenvalues (d,) and eigenvectors U (d, d), float64.
 
-        Of ``W W^T`` where one bias-free linear layer writes z (`tracing.writers.writer_covariance`: grouped and
-        transposed convolutions too), else of ``E[z z^T]``; `centred` takes out the mean over channels first, as the law
-        does that keeps the mean row.
+        They belong to ``W W^T`` if one bias-free linear layer writes z, also a grouped or transposed convolution
+        (`tracing.writers.writer_covariance`); otherwise to ``E[z z^T]``. Eigenvalues decrease, and the largest entry
+        of each column of U is positive.
+
+        Args:
+            centred: if True, the mean over channels is removed first, as for rows with ``keep_mean=True``.
         """
         writer = self.site.writer
         C = self.z.compute() if writer is None else writer_covariance(writer)
@@ -78,13 +81,13 @@ class SiteStatistics:
 
 
 def active_samples(z: Tensor, statistics: SiteStatistics) -> Tensor:
-    """A part of the samples of z (N, d, *space), on which the activity is measured, as (samples, d)."""
+    """The samples of z (N, d, *space) that the activity is measured on, as (samples, d)."""
     positions = math.prod(statistics.z_shape) // statistics.d
     return as_rows(take(z, 0, every(z.numel() // statistics.d, ACTIVITY_SAMPLES, positions)))
 
 
 def warn_if_few(site: str, samples: int, d: int) -> None:
-    """Warn of fewer samples than twice the channels."""
+    """Warn if there are fewer samples than twice the channels."""
     if samples < 2 * d:
         warnings.warn(
             f"site {site!r}: {samples} samples for {d} channels: an alignment over-fits with fewer than 2 d = {2 * d}",
@@ -94,17 +97,22 @@ def warn_if_few(site: str, samples: int, d: int) -> None:
 
 
 def reason_kept(site: Site) -> str | None:
-    """Why a site stays the reference's unless it is named."""
+    """Why a site is not sampled by default; None if it is sampled."""
     if site.output:
         return "an output activation, not named"
     return "a gate, not named" if site.gate else None
 
 
 def by_site(what: str, value: Any, sites: Iterable[str]) -> dict[str, int]:
-    """A number, or a dict of numbers by site, as a dict by site: integers of at least 1.
+    """A number for all sites, or a dict of numbers by site, as a dict by site. Numbers are integers of at least 1.
+
+    Args:
+        what: name of the option, for messages.
+        sites: names of the allowed sites.
 
     Raises:
-        ValueError, TypeError: a site that is not among these, another value; the message names the site.
+        ValueError, TypeError: a site is unknown, or a value is not an integer of at least 1. The message names the
+            site.
     """
     sites = list(sites)
     numbers = dict(value) if isinstance(value, Mapping) else dict.fromkeys(sites, value)

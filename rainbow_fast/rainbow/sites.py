@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What of a network would be sampled, before anything is."""
+"""The sites of a network, and which of them would be sampled."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """One site.
+    """One site of a network.
 
     Attributes:
-        name: by which `sample` knows it.
-        activation: the kind of its non-linearity, with the pooling and the normalisation that belong to it.
-        fused: whether it runs in the fused kernels, which store no features.
-        channels, z_shape, phi_shape: neurons; shapes of one sample before and behind it; None without data.
-        kept: why it is not sampled unless it is named, None for what is.
+        name: the name that options such as `sites` and `width` use.
+        activation: classes of its non-linearity, and of the pooling and the normalisation that belong to it.
+        fused: whether fused kernels compute it, which store no features.
+        channels: number of channels of its input z; None without data.
+        z_shape, phi_shape: shapes of its input and its output for one sample; None without data.
+        kept: why it is not sampled by default; None if it is sampled.
     """
 
     name: str
@@ -80,14 +81,17 @@ class Sites(Results, tuple[SiteInfo, ...]):
 
 @renamed(pointwise="pointwise_modules")
 def sites(reference: nn.Module, data: object = None, *, pointwise_modules: Iterable[type[nn.Module]] = ()) -> Sites:
-    """The sites of a network: what `fit` and `sample` find in it.
+    """The sites that `fit` and `sample` find in a network.
 
     Args:
         reference, pointwise_modules: as in `fit`.
-        data: as in `fit`; of it one sample is read, for the shapes, which are unknown without.
+        data: as in `fit`; one sample is read, to find the shapes. Without data (default) the shapes are None.
+
+    Returns:
+        `Sites`; `print` gives a table.
 
     Raises:
-        TypeError, ValueError: a network that cannot be cut into sites, as in `fit`; data that cannot be used.
+        TypeError, ValueError: the network cannot be split into sites, as in `fit`; or the data cannot be used.
     """
     if not isinstance(reference, nn.Module):
         raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
@@ -109,7 +113,7 @@ def sites(reference: nn.Module, data: object = None, *, pointwise_modules: Itera
 
 
 def described(site: Site) -> str:
-    """Its parts in order: ``MaxPool2d + ReLU``."""
+    """The classes of the site's parts in order, such as ``MaxPool2d + ReLU``."""
     return " + ".join(
         type(part).__name__ for part in (site.before, site.sigma, site.after, site.norm) if part is not None
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One network to sample, all choices made: its options with the widths and directions that they mean at each site."""
+"""Description of one network to sample: its options, and the width and the directions of every site."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from rainbow_fast.tracing.trace import Trace
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One network to sample.
+    """Description of one network to sample.
 
     Attributes:
         options: resolved.
-        widths, directions: an entry for each sampled site; directions are U (d, r) float64, None for z itself.
-        trace: the layers that the sample goes through: the reference's own, but for a law that has others.
-        sites: every site with the z of these layers.
-        own_layers: by the name of a site the module that writes it, where that is not the reference's.
+        widths: number of neurons of each sampled site, by its name.
+        directions: by the name of each sampled site, U (d, r) float64, the directions of z that are combined; None
+            combines all channels of z as they are.
+        trace: the layers of the sampled network. They are the reference's, unless the law has its own layers.
+        sites: every site, with the shape of z that these layers give.
+        own_layers: by the name of a site, the name of the module that writes z, if the law replaces it.
     """
 
     options: SampleOptions
@@ -35,7 +37,7 @@ class NetworkSpec:
     own_layers: dict[str, str]
 
     def own(self, name: str) -> SiteStatistics:
-        """The site of that name."""
+        """The site of this name."""
         return next(s for s in self.sites if s.site.name == name)
 
     @classmethod
@@ -46,10 +48,13 @@ class NetworkSpec:
         *,
         only_shapes: bool = False,
     ) -> NetworkSpec:
-        """What these options mean for a network and its data; `only_shapes`: directions of a rank have no values.
+        """Choose sites, widths and directions from the options, for a prepared reference and its data.
+
+        Args:
+            only_shapes: if True, only shapes are needed; directions that depend on a rank have no values.
 
         Raises:
-            ValueError: an option that contradicts the network or the data.
+            ValueError: an option contradicts the network or the data.
         """
         options, law = options.resolved, law_of(options.resolved)
         chosen = choose_sites(prepared.sites, options.sites)
@@ -104,10 +109,10 @@ class NetworkSpec:
 
 
 def choose_sites(sites: Sequence[SiteStatistics], names: Sequence[str] | None) -> list[SiteStatistics]:
-    """The sites named, or all but output activations and gates, in order of execution.
+    """The named sites in order of execution; without names, all sites except output activations and gates.
 
     Raises:
-        ValueError: a name that is no site, or no site at all.
+        ValueError: a name is not a site, or no site is left.
     """
     all_names = [s.site.name for s in sites]
     if isinstance(names, str):
@@ -127,10 +132,10 @@ def choose_sites(sites: Sequence[SiteStatistics], names: Sequence[str] | None) -
 def choose_widths(
     chosen: Sequence[SiteStatistics], width: int | Mapping[str, int] | None, factor: float | None, law: Law
 ) -> dict[str, int]:
-    """Neurons by site. A dict may leave sites out, which then keep the reference's width.
+    """The number of neurons of each site. Sites that a dict `width` does not name keep the reference's width.
 
     Raises:
-        ValueError: a number below 1 neuron, an unknown site, or a width that the law refuses.
+        ValueError: a width is below 1, a site is unknown, or the law does not allow the width.
     """
     widths = {s.site.name: s.channels for s in chosen}
     if factor is not None:

@@ -13,17 +13,26 @@ from rainbow_fast.rainbow.report import Record
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and standard deviation (NaN for one network) over the networks of one method and factor."""
+    """Mean and standard deviation over the networks of one method and factor.
+
+    The standard deviation is NaN for a single network.
+
+    Attributes:
+        method, factor: of the networks.
+        networks: number of networks.
+        accuracy: (mean, standard deviation); NaN without labels.
+        errors: (mean, standard deviation) by site.
+    """
 
     method: str
     factor: float
     networks: int
-    accuracy: tuple[float, float]  # NaN without labels
-    errors: dict[str, tuple[float, float]]  # by site
+    accuracy: tuple[float, float]
+    errors: dict[str, tuple[float, float]]
 
 
 def summaries(records: Iterable[Record]) -> list[Summary]:
-    """One for each method and factor, in the order in which they come."""
+    """A `Summary` for each method and factor, in the order of their first record."""
     groups: dict[tuple[str, float], list[Record]] = {}
     for record in records:
         groups.setdefault((record["method"], record["factor"]), []).append(record)

@@ -352,6 +352,6 @@ def test_models_and_networks_of_files(tmp_path):
     with pytest.raises(ValueError, match=TWICE + "'reference', dropout"):
         rf.load_model(tmp_path / "model", other)
     with pytest.raises(
-        RuntimeError, match="network: called twice on 4 samples it gives two outputs, .* behind the last"
+        RuntimeError, match="network: called twice on 4 samples it gives two outputs, .* after the last"
     ):
         rf.load(tmp_path / "network", other)

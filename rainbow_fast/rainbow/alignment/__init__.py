@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From moments to alignments: polar factor, regression, several references, classifier.
+"""Alignments that are computed from moments: polar factor, regression, several references, classifier.
 
-An alignment of one's own is a subclass of `Alignment`, given as an object: ``sample(alignment=MyAlignment())``.
+To use your own alignment, write a subclass of `Alignment` and pass an object: ``sample(alignment=MyAlignment())``.
 """
 
 from rainbow_fast.rainbow.alignment.alignment import Alignment

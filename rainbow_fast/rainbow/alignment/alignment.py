@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What an alignment is."""
+"""The base class of all alignments."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
-RTOL = 1e-10  # singular values of M below this share of the largest are null: M is a mean of float64 sums
+RTOL = 1e-10  # singular values of M below this fraction of the largest count as zero: M is a mean of float64 sums
 
 
 class Problem(NamedTuple):
-    """What is aligned, beside M (d, n): phi with the normalised features ``f = inverse (phi' - subtracted)``.
+    """The alignment problem of one site, in addition to M (d, n).
+
+    The reference's phi is aligned with the normalised features ``f = inverse (phi' - subtracted)``.
 
     Attributes:
         moments: counts, means and variances of phi and of the raw phi'.
@@ -30,13 +32,13 @@ class Problem(NamedTuple):
 
 
 class AlignedSite(Protocol):
-    """A site as alignments see it.
+    """The interface of a site that alignments use.
 
     Attributes:
-        statistics: what is known of the reference there.
-        activation: the site as it is sampled, without A.
-        features: of phi' that A takes, of each sample.
-        samples: that M is the mean of.
+        statistics: the reference's statistics of the site.
+        activation: the sampled site, still without A.
+        features: length of phi' for one sample, which is the number of columns of A.
+        samples: number of samples that M is the mean of.
         device, dtype: of A.
     """
 
@@ -52,38 +54,47 @@ class AlignedSite(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def select(self, before: int) -> Callable[[Tensor], Tensor]:
-        """Which samples of a batch count, so many images coming before it."""
+        """The function that takes the samples to use from a batch; `before` images come before the batch."""
         ...
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
-        """phi and zh of every chunk of the alignment data, and which of their samples count."""
+        """For every chunk of the alignment set: phi, zh, and the function that takes the samples to use."""
         ...
 
 
 class Alignment:
-    """How features are mapped onto the reference. A subclass can be given as ``alignment=`` of `sample`.
+    """Base class of the alignments, which map features to the reference.
+
+    An object of a subclass can be passed to `sample` as ``alignment=``.
 
     Attributes:
-        rank: "partial": null directions of M go to zero; "complete": an isometry maps them.
-        scales_itself: whether the map has the right size already, so that the scale is one.
+        rank: "partial" maps null directions of M to zero, "complete" maps them by an isometry.
+        scales_itself: whether the map already has the right scale, so that s = 1.
     """
 
     rank = "partial"
     scales_itself = False
 
     def begin(self, site: AlignedSite) -> Alignment:
-        """What aligns one site, before its moments are summed: self where nothing is kept of a site."""
+        """The object that aligns one site; called before the moments are summed.
+
+        The default is self, which is enough if the alignment keeps no data of a site.
+        """
         return self
 
     def add(self, start: int, zh: Tensor, samples: int, center: Tensor) -> None:
-        """See a chunk of the alignment data: its first sample, the input of the site, and how many samples it holds.
+        """Receive a chunk of the alignment set.
 
-        `center` (n,) is near the mean of phi'.
+        Args:
+            start: index of its first sample.
+            zh: input of the site.
+            samples: number of samples in the chunk.
+            center: (n,), near the mean of phi'.
         """
 
     def solve(self, M: Tensor, problem: Problem) -> Tensor:
-        """The map of the normalised features, (d, n) float64, from ``M = E[phi f^T]``, which stays as it is.
+        """The map of the normalised features f, (d, n) float64, from ``M = E[phi f^T]``. M must not be changed.
 
-        M itself stands for its polar factor, which is taken afterwards.
+        Returning M itself means that the caller replaces it by its polar factor.
         """
         return M

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Refitting the classifier: ridge regression onto one-hot labels."""
+"""A new classifier, fitted by ridge regression to one-hot labels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # over the mean eigenvalue of the covariance of the features
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # relative to the mean eigenvalue of the features' covariance
 
 
 def ridge_classifier(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, float]:
     r"""The classifier ``B f + b`` that minimises ``mean |B (f - mean f) - (y - mean y)|^2 + lambda |B|^2``, y one-hot.
 
-    lambda is that of `RIDGES`, times the mean eigenvalue of the covariance of f, with the best accuracy on a fifth of
-    the samples (a fixed random one) that was left out; then all samples are used. Computed in float64, from the Gram
-    matrix of the smaller side.
+    lambda is a value of `RIDGES` times the mean eigenvalue of the covariance of f. The value with the best accuracy on
+    a fifth of the samples is chosen; these samples are random, but always the same, and are left out of this fit. Then
+    the classifier is fitted to all samples. It is computed in float64, from the Gram matrix of the smaller side.
 
     Args:
         features: (N, F).
         labels: (N,) int64.
-        classes: K, above all labels.
+        classes: K; all labels are below K.
 
     Returns:
-        B (K, F) and b (K,), float64, and the ridge chosen.
+        B (K, F) and b (K,), float64, and the chosen value of `RIDGES`.
     """
     order = torch.randperm(len(features), generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(
         features.device
@@ -40,8 +40,11 @@ def ridge_classifier(features: Tensor, labels: Tensor, classes: int) -> tuple[Te
 
 
 def ridge_flops(N: int, F: int, classes: int) -> float:
-    """Of `ridge_classifier`: a Gram matrix of four fifths of the samples and one of all, a solve for each ridge and one
-    more."""
+    """Flops of `ridge_classifier`.
+
+    They are a Gram matrix of four fifths of the samples and one of all samples, a solve for each value of `RIDGES`, and
+    one more solve.
+    """
     flops = 0.0
     for samples, ridges in ((N - N // 5, len(RIDGES)), (N, 1)):
         short, long = min(samples, F), max(samples, F)
@@ -50,8 +53,11 @@ def ridge_flops(N: int, F: int, classes: int) -> float:
 
 
 def ridge_bytes(N: int, F: int, itemsize: int) -> int:
-    """Memory of `ridge_classifier`: the features as they come and in one piece, and in float64 as they are and centred;
-    or, in the place of the last, three Gram matrices."""
+    """Memory of `ridge_classifier` in bytes.
+
+    It holds the features twice in their dtype (in chunks and in one tensor), once in float64, and in addition the
+    larger of the centred features in float64 and three Gram matrices.
+    """
     return 2 * itemsize * N * F + 8 * N * F + 8 * max(N * F, 3 * min(N, F) ** 2)
 
 

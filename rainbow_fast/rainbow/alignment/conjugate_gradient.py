@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The regression A = M (S + lambda I)^-1 of a site by products with S alone: nothing of size n x n is stored."""
+"""The regression A = M (S + lambda I)^-1 of a site, computed only by products with S. No (n, n) matrix is stored."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch import Tensor
 
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS
 
-Apply = Callable[[Tensor], Tensor]  # V (k, m), m <= n, to (V, 0) S (k, n) float64: columns of V that are missing are 0
+Apply = Callable[[Tensor], Tensor]  # maps V (k, m), m <= n, to (V, 0) S (k, n) float64: missing columns of V are 0
 
-# Of n neurons, the preconditioner is made of n / 16, at most 2048, and at most what 4 GiB hold. More save products,
-# whose number falls as l^-1/2, but take as long to multiply with and to factor as they save.
+# The preconditioner is made of l = n / 16 of the n neurons, at most 2048, and at most as many as fit into 4 GiB. More
+# neurons reduce the number of products as l^-1/2, but cost as much time to multiply with and to factor as they save.
 SKETCHED, MOST_SKETCH, SKETCH_NUMBERS = 16, 2048, 2**29
-SKETCH_ROWS = 512  # neurons of it that are multiplied with at a time
-# Products until predictions are certain to 1e-4, over (n / l)^1/2: 7 to 16 at sites of small networks and ResNet-20.
+SKETCH_ROWS = 512  # neurons of the preconditioner that are multiplied with at a time
+# Number of products until predictions are accurate to 1e-4, divided by (n / l)^1/2: 7 to 16 at sites of small networks
+# and of ResNet-20.
 PRODUCTS = 14
-COLUMNS = 4096  # of the preconditioner that are solved with at a time
+COLUMNS = 4096  # columns of the preconditioner that are solved at a time
 
 
 class NotSolvedError(RuntimeError):
-    """The regression was not solved."""
+    """The regression was not solved to the tolerance."""
 
 
 def regress(
@@ -37,51 +38,55 @@ def regress(
     dtype: torch.dtype = torch.float32,
     max_products: int = 500,
 ) -> Tensor:  # (d, n)
-    r"""``A = M (S + lambda I)^-1``, S = E[phi' phi'^T] (n, n), lambda = ridge times the mean of the diagonal of S.
+    r"""``A = M (S + lambda I)^-1`` with S = E[phi' phi'^T] (n, n) and lambda = ridge * mean of the diagonal of S.
 
     Equivalent to, up to `tolerance`::
 
         torch.linalg.solve(S + ridge * mean_diagonal * torch.eye(n), M, left=False)
 
-    Conjugate gradients on all d rows at once, between the two halves of a preconditioner P. With C (l, n) the first l
-    rows of S, W its first l columns and ``nu = lambda l / n``:
+    Conjugate gradients run on all d rows at once, with a preconditioner P that is applied as P^-1/2 from both sides.
+    With C (l, n) the first l rows of S, W the first l columns of C, and ``nu = lambda l / n``:
 
         C^T (W + nu I)^-1 C = B^T B = U^T diag(e) U <= S,    U (l, n) with orthonormal rows
         P     = U^T diag(e + lambda) U + mu (I - U^T U)
         S_hat = P^-1/2 (S + lambda I) P^-1/2,    A_hat S_hat = M P^-1/2,    A = A_hat P^-1/2
 
-    (Neurons are independent, so the first l are as good as a random choice; they need no pass of their own to be
-    multiplied with.) ``mu - lambda`` is a third of the mean of what is left, ``(tr S - tr B^T B) / (n - l)``: most of
-    its eigenvalues are below the mean, and far above lambda. Each step takes an orthonormal basis of the new
-    directions, so that rows which are zero, dependent or done do no harm. As ``S + lambda I`` is at least P with lambda
-    for mu, the residual R bounds the error E of A:
+    The neurons are independent, so the first l are as good as a random choice, and multiplying with them needs no extra
+    pass. ``mu - lambda`` is a third of the mean remaining eigenvalue ``(tr S - tr B^T B) / (n - l)``, because most of
+    the remaining eigenvalues are below the mean, and far above lambda. Each step uses an orthonormal basis of the new
+    directions, so that rows that are zero, dependent or converged do no harm.
 
-        E|E phi'|^2 + lambda |E|^2 = tr(E (S + lambda I) E^T) <= tr(R (U^T diag(e) U + lambda I)^-1 R^T),    row by row
+    ``S + lambda I`` is at least P with mu replaced by lambda. So the residual R bounds the error E of A, row by row:
 
-    and steps end where, in every row, its root is at most `tolerance` times that of ``tr(A M^T) = E|A phi'|^2 +
-    lambda |A|^2``: that is the relative error of the predictions ``A phi'``. The entries of A are less certain, by up
-    to ``(|A phi'|^2 / (lambda |A|^2))^1/2``, along directions in which phi' hardly varies; so they are with a direct
-    solve, which rounding of S and M in float32 moves by as much.
+        E|E phi'|^2 + lambda |E|^2 = tr(E (S + lambda I) E^T) <= tr(R (U^T diag(e) U + lambda I)^-1 R^T)
 
-    Memory, in float64: M, A, and up to eight more of size (d, n); B, and some of (l, l); nothing of size n x n.
+    The iteration ends when, in every row, the root of this bound is at most `tolerance` times the root of
+    ``tr(A M^T) = E|A phi'|^2 + lambda |A|^2``. This is the relative error of the predictions ``A phi'``. The entries of
+    A are less accurate, by a factor of up to ``(|A phi'|^2 / (lambda |A|^2))^1/2``, along directions in which phi'
+    hardly varies. A direct solve has the same problem: rounding S and M to float32 changes its result by as much.
+
+    Memory, in float64: M, A, and up to eight more matrices of size (d, n); B, and a few matrices of size (l, l). There
+    is no (n, n) matrix.
 
     Args:
-        apply: multiplies V (k, m) of dtype `dtype` by the first m rows of S, m = n but for the sketch, m = k = l:
-            `random_features_projection` by V, then `random_features_covariance` of what it gives, over samples.
-        M: E[phi phi'^T], float64.
-        mean_diagonal: of S: E|phi'|^2 / n.
-        ridge: lambda over the mean of the diagonal, above 0. (Without one the pseudo-inverse needs S itself.)
-        tolerance: relative error of the predictions, in each row. Passes in float32 support 1e-4 or more.
-        sketch: l, at most n; by default n / 16, at most 2048, and at most what 4 GiB hold.
-        dtype: that of the passes. Directions are rounded to it first, so that the product is of the very direction.
-        max_products: products of d rows, after which the solve has failed.
+        apply: multiplies V (k, m) of dtype `dtype` by the first m rows of S. m = n, except for the preconditioner,
+            where m = l. It can be `random_features_projection` by V, followed by `random_features_covariance` of the
+            result, over all samples.
+        M: E[phi phi'^T], (d, n) float64.
+        mean_diagonal: mean of the diagonal of S, E|phi'|^2 / n.
+        ridge: lambda relative to the mean of the diagonal, above 0. (Without a ridge, the pseudo-inverse needs S.)
+        tolerance: relative error of the predictions in each row; default 1e-4. Passes in float32 support 1e-4 or more.
+        sketch: l, at most n; default: n / 16, at most 2048, and at most as many as fit into 4 GiB.
+        dtype: of the passes; default float32. Directions are rounded to it before the product, so that each product
+            belongs exactly to its direction.
+        max_products: largest number of products with d rows; default 500.
 
     Returns:
-        A, float64.
+        A, (d, n) float64.
 
     Raises:
-        ValueError: a shape, a dtype or a number outside its range, M or a product that is not finite.
-        NotSolvedError: the tolerance is not reached, or products are not certain enough to go on.
+        ValueError: a shape or a dtype is wrong, a number is out of range, or M or a product is not finite.
+        NotSolvedError: the tolerance is not reached, or products are not accurate enough to continue.
 
     Source: Frangella, Tropp and Udell (SIAM J. Matrix Anal. Appl. 2023), section 5, for the preconditioner; Dubrulle
     (Electron. Trans. Numer. Anal. 2001), for block conjugate gradients with orthonormal directions.
@@ -115,20 +120,23 @@ def regress(
 
 
 def products_expected(n: int) -> float:
-    """Products of all d rows with S until the predictions are certain to 1e-4, the sketch aside."""
+    """Number of products of d rows with S until predictions are accurate to 1e-4, without the preconditioner's."""
     return PRODUCTS * math.sqrt(n / sketch_size(n))
 
 
 def regress_flops(d: int, n: int) -> float:
-    """Of the algebra of `regress` with M (d, n), products with S aside: the preconditioner P of l rows, then for each
-    product two of d rows with P^-1/2 and six among directions and residuals."""
+    """Flops of `regress` with M (d, n), without the products with S.
+
+    They are the preconditioner P of l rows, and for each product with S two products of d rows with P^-1/2, and six
+    among directions and residuals.
+    """
     sketch = sketch_size(n)
     preconditioner = 4.0 * sketch**2 * n + 2 * (EIGENVECTORS + 1) * sketch**3
     return preconditioner + (8.0 * sketch + 12.0 * d) * d * n * products_expected(n)
 
 
 class Nystroem:
-    """P of `regress`, by ``B = (W + nu I)^-1/2 C`` (l, n) and the eigenvectors of B B^T (l, l)."""
+    """The preconditioner P of `regress`, from ``B = (W + nu I)^-1/2 C`` (l, n) and the eigenvectors of B B^T (l, l)."""
 
     def __init__(self, apply: Apply, M: Tensor, sketch: int, shift: float, mean_diagonal: float, dtype: torch.dtype):
         n = M.shape[1]
@@ -156,7 +164,7 @@ class Nystroem:
         return (R * self.mu**-0.5).addmm_(R @ self.B.T @ self.correction, self.B)
 
     def bound(self, R: Tensor) -> Tensor:
-        """Of the error of each row, given R P^-1/2."""
+        """The bound of the squared error of each row, from R P^-1/2."""
         inside = (R @ self.B.T @ self.unit).square().sum(1)
         return inside + (R.square().sum(1) - inside) * (self.mu / self.shift)
 
@@ -170,13 +178,15 @@ def products_about(
     *,
     center: Tensor | None = None,
 ) -> Apply:
-    """Products with the second moment of normalised features, ``E[f f^T]``, ``f = inverse (phi' - subtracted)``.
+    """The function `apply` of `regress` for the second moment ``E[f f^T]`` of ``f = inverse (phi' - subtracted)``.
 
     Args:
-        covariance: gives ``E[(V phi' - c)(phi' - center)^T]`` (k, n) float64 of V (k, m), as for `regress`, and c (k,),
-            both of `dtype`. (c is taken off between the passes, so that the sums of the second are of small numbers.)
-        mean, subtracted, inverse: E[phi'] and the two vectors above, (n,) float64.
-        dtype: that of the passes; what they multiply is rounded to it here, so that means cancel.
+        covariance: maps V (k, m), as in `regress`, and c (k,), both of `dtype`, to
+            ``E[(V phi' - c)(phi' - center)^T]`` (k, n) float64. c is subtracted between the two passes, so that the
+            second pass sums small numbers.
+        mean: E[phi'], (n,) float64.
+        subtracted, inverse: (n,) float64.
+        dtype: of the passes. V is rounded to it here, so that means cancel.
         center: near the mean, (n,) float64; None for 0.
     """
     center = torch.zeros_like(mean) if center is None else center
@@ -195,7 +205,7 @@ def products_about(
 
 
 def _check(M: Tensor, positive: dict[str, float], sketch: int | None) -> int:
-    """The size of the sketch."""
+    """Check the arguments of `regress`; returns the size of the sketch."""
     if M.dim() != 2 or not M.numel() or M.dtype != torch.float64:
         raise ValueError(f"M is {M.dtype} of shape {tuple(M.shape)}: wanted float64 of shape (d, n), d and n above 0")
     if not torch.isfinite(M).all():
@@ -212,7 +222,7 @@ def _check(M: Tensor, positive: dict[str, float], sketch: int | None) -> int:
 
 
 def sketch_size(n: int) -> int:
-    """Neurons that the preconditioner is made of, by default."""
+    """Default number of neurons that the preconditioner is made of."""
     return max(min(n // SKETCHED, MOST_SKETCH, SKETCH_NUMBERS // n), 1)
 
 
@@ -230,5 +240,5 @@ def _symmetric(G: Tensor) -> Tensor:
 
 
 def _orthonormal(V: Tensor) -> Tensor:
-    """Orthonormal rows that span those of V, whatever its rank."""
+    """Orthonormal rows whose span contains the rows of V, which may have any rank."""
     return torch.linalg.qr(V.T).Q.T

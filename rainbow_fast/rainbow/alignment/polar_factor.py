@@ -10,7 +10,7 @@ from rainbow_fast.rainbow.alignment.alignment import Alignment
 
 @dataclass(frozen=True)
 class PolarFactor(Alignment):
-    """``A = U V^T`` of ``M = U S V^T``, null directions to zero.
+    """``A = U V^T`` for ``M = U S V^T``. Null directions of M are mapped to zero.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 6.
     """
@@ -18,6 +18,6 @@ class PolarFactor(Alignment):
 
 @dataclass(frozen=True)
 class CompletePolarFactor(Alignment):
-    """The same, null directions of M mapped to each other by an isometry."""
+    """``A = U V^T`` for ``M = U S V^T``. Null directions of M are mapped to each other by an isometry."""
 
     rank = "complete"

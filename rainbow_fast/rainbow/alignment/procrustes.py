@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Generalised Procrustes: the rotations that align several references to their mean."""
+"""Generalised Procrustes alignment: the rotations that align several references to their mean."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from rainbow_fast.rainbow.alignment.alignment import RTOL
 
 
 def rotations(C: Tensor, K: int, iterations: int, site: str) -> Tensor:
-    r"""Orthogonal A_k that align K activations phi_k to their mean, from their second moments alone.
+    r"""Orthogonal matrices A_k that align K activations phi_k to their mean, computed from their second moments.
 
-        A_k = polar(E[phi phi_k^T]),    phi = mean_k A_k phi_k,    again and again; phi = phi_1 to begin with.
+    Starting with phi = phi_1, these two steps are repeated:
 
-    The mean is not rescaled, so it is smaller than the phi_k where these differ.
+        A_k = polar(E[phi phi_k^T]),    phi = mean_k A_k phi_k
+
+    The mean is not rescaled, so it is smaller than the phi_k if these differ.
 
     Args:
-        C: (K d, K d) float64, E of the product of phi_1, ..., phi_K one after the other with itself.
-        iterations: polar factors taken of each reference, at least 1; 1 aligns to the first.
-        site: for error messages.
+        C: (K d, K d) float64, the second moment of the concatenated activations phi_1, ..., phi_K.
+        K: number of references.
+        iterations: how often the polar factors are computed, at least 1. With 1, all are aligned to the first.
+        site: name of the site, for error messages.
 
     Returns:
-        A (K, d, d) float64; null directions of a moment are mapped to each other, so that A_k is orthogonal.
+        A (K, d, d) float64. Null directions of a moment are mapped to each other, so that A_k is orthogonal.
 
     Raises:
-        ValueError: a reference that is not correlated with the mean, as one whose activations vanish.
+        ValueError: a reference is not correlated with the mean, for example because its activations are zero.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2, for equation 17; Gower, "Generalized Procrustes
     analysis", Psychometrika 40 (1975).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The least-squares alignment A = M (S' + lambda I)^-1 of a site: S' summed, by the kernel, or by products with it."""
+"""The least-squares alignment A = M (S' + lambda I)^-1 of a site, with three solvers."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ from rainbow_fast.rainbow.laws.law import EIGENVECTORS
 from rainbow_fast.rainbow.network.features import blocks
 from rainbow_fast.rainbow.positions import as_rows, per_channel
 
-RTOL = 1e-10  # eigenvalues of a singular S below this share of the largest are null
-SQUARE_BYTES = 2**33  # that S, or the kernel, may take, factored in place: 32,768 rows of float64
-FEATURE_NUMBERS = 2**24  # numbers of phi' at a time, where all n neurons of a sample are needed together
+RTOL = 1e-10  # eigenvalues of a singular S below this fraction of the largest count as zero
+SQUARE_BYTES = 2**33  # largest size of S or of the kernel, which are factored in place: 32,768 rows of float64
+FEATURE_NUMBERS = 2**24  # numbers of phi' in memory at a time, if all n neurons of a sample are needed together
 SOLVERS = ("summed", "kernel", "products")
 
 
 @dataclass(frozen=True)
 class Regression(Alignment):
-    """``A = M (S' + lambda I)^-1, S' = E[f f^T]`` (n, n): layerwise regression on random features, no rainbow network.
+    """``A = M (S' + lambda I)^-1`` with ``S' = E[f f^T]`` (n, n).
+
+    This is a layerwise regression on random features. The result is not a rainbow network.
 
     Attributes:
-        ridge: lambda over the mean of the diagonal of S'; 0 takes the pseudo-inverse.
-        solver: "summed": S' itself; "kernel": F F^T of the samples; "products": S' is only multiplied with. None takes
-            the fastest that fits, see `fastest_solver`.
+        ridge: lambda relative to the mean of the diagonal of S' (default 1e-3); 0 uses the pseudo-inverse.
+        solver: "summed" computes S' itself; "kernel" computes F F^T of the samples; "products" only multiplies with
+            S'. None (default) chooses the fastest that fits, see `fastest_solver`.
     """
 
     ridge: float = 1e-3
@@ -53,33 +55,39 @@ class Regression(Alignment):
         return kinds[self.chosen(site.features, site.samples, channels)](site, self.ridge)
 
     def chosen(self, features: int, samples: int, channels: int | None) -> str:
-        """The solver of a site; arguments as in `fastest_solver`."""
+        """The name of the solver for a site; arguments as in `fastest_solver`."""
         return self.solver or fastest_solver(self.ridge, features, samples, channels)
 
 
 def fastest_solver(ridge: float, features: int, samples: int, channels: int | None = None) -> str:
-    """Which is the fastest that fits: S (n, n) summed, the kernel of the N samples where they are fewer than features,
-    or products with S alone. Without a ridge, where S is singular, not the last.
+    """The fastest solver whose matrices fit into memory.
+
+    "summed" computes S (n, n). "kernel" computes the kernel of the N samples, if there are fewer samples than features.
+    "products" only multiplies with S; it is not used without a ridge, because S may be singular.
 
     Args:
-        channels: d, where passes are fused; None where features must be stored, which is slow to do at each product.
+        ridge: as in `Regression`.
+        features: n.
+        samples: N.
+        channels: d if features are computed in fused passes. None if features must be stored, which would be slow for
+            every product.
     """
     chosen, size = ("kernel", samples) if samples < features else ("summed", features)
     if ridge == 0:
         return chosen
-    # Flops for each sample and feature: two passes a product, with as many rows again that make the features.
+    # Flops for each sample and feature: two passes for each product, and as many again to compute the features.
     by_products = 2 * sketch_size(features) + 8 * channels * products_expected(features) if channels else math.inf
     return chosen if 8 * size**2 <= SQUARE_BYTES and size <= by_products else "products"
 
 
 class SolverCost(NamedTuple):
-    """What a regression takes beside the sums of M.
+    """The cost of a regression, in addition to the sums of M.
 
     Attributes:
-        passes: times that the features phi' of all samples are computed.
-        products: flops of products with them.
+        passes: how often the features phi' of all samples are computed.
+        products: flops of products with the features.
         algebra: flops in float64.
-        bytes: of matrices beside those as large as M.
+        bytes: memory of matrices, without those that are as large as M.
     """
 
     passes: int = 0
@@ -89,9 +97,14 @@ class SolverCost(NamedTuple):
 
 
 def solver_cost(solver: str, d: int, n: int, N: int, *, ridge: bool) -> SolverCost:
-    """Of one solver that `fastest_solver` names: M is (d, n), of N samples; `ridge`: lambda is above 0.
+    """The cost of a solver that `fastest_solver` names.
 
-    The matrix of S or of the kernel takes a Cholesky factor in place, or three as large for its pseudo-inverse.
+    S or the kernel is factored in place by Cholesky; its pseudo-inverse needs three matrices of this size.
+
+    Args:
+        d, n: shape of M.
+        N: number of samples.
+        ridge: whether lambda is above 0.
     """
     if solver == "products":
         count, sketch = math.ceil(products_expected(n)), sketch_size(n)
@@ -103,7 +116,7 @@ def solver_cost(solver: str, d: int, n: int, N: int, *, ridge: bool) -> SolverCo
     square = 8 * size**2 * (1 if ridge else 3)
     if solver == "summed":
         return SolverCost(1, cross_covariance_flops((N, n), []), algebra, square)
-    block = 16 * min(FEATURE_NUMBERS, N * n)  # of features, in float32 twice and in float64
+    block = 16 * min(FEATURE_NUMBERS, N * n)  # of features, twice in float32 and once in float64
     return SolverCost(2, cross_covariance_flops((n, N), []), algebra + 2.0 * d * N * n, square + block)
 
 
@@ -117,7 +130,7 @@ class _Solver(Alignment):
 
 
 class Summed(_Solver):
-    """S = E[phi' phi'^T] itself, (n, n) float64, from sums about the center of the features."""
+    """Computes S = E[phi' phi'^T] itself, (n, n) float64, from sums about the center of the features."""
 
     def __init__(self, site: AlignedSite, ridge: float) -> None:
         super().__init__(site, ridge)
@@ -125,7 +138,7 @@ class Summed(_Solver):
 
     def add(self, start: int, zh: Tensor, samples: int, center: Tensor) -> None:
         activation = self.site.activation
-        per_sample = len(zh) // samples  # rows of zh: more than one where the channel axis is the last
+        per_sample = len(zh) // samples  # rows of zh: more than one if the channel axis is the last
         rows = max(FEATURE_NUMBERS // (activation.n * zh[:per_sample, 0].numel()), 1) * per_sample
         for first in range(0, len(zh), rows):
             select, parts = self.site.select(start + first // per_sample), []
@@ -135,7 +148,7 @@ class Summed(_Solver):
             cross_covariance_(self.S, phi - per_channel(center, phi))
 
     def solve(self, M: Tensor, problem: Problem) -> Tensor:
-        """By Cholesky factors; by the pseudo-inverse of S where it is singular and there is no ridge."""
+        """Solve by a Cholesky factor of S + lambda I; without a ridge, by the pseudo-inverse of S."""
         moments, subtracted, inverse = problem
         off, left = moments.y.off, moments.mean_y - subtracted
         S = self.S.div_(moments.count).addr_(off, off, alpha=-1).addr_(left, left)
@@ -148,14 +161,17 @@ class Summed(_Solver):
 
 
 class Kernel(_Solver):
-    """K = F F^T (N, N) of the features F (N, n) of N samples: ``A = X^T (K + N lambda I)^-1 F`` is the same A."""
+    """Computes K = F F^T (N, N) for the features F (N, n) and targets X (N, d) of N samples.
+
+    ``A = X^T (K + N lambda I)^-1 F`` is the same A.
+    """
 
     def solve(self, M: Tensor, problem: Problem) -> Tensor:
-        """By Cholesky factors; by the pseudo-inverse of K where there is no ridge."""
+        """Solve by a Cholesky factor of K + N lambda I; without a ridge, by the pseudo-inverse of K."""
         moments, subtracted, inverse = problem
         count, center = moments.count, moments.y.center
         assert center is not None
-        apart = (center - subtracted) * inverse  # F = D + 1 apart^T, D of features about their center
+        apart = (center - subtracted) * inverse  # F = D + 1 apart^T, where D has the features minus their center
         K, along = M.new_zeros(count, count), M.new_zeros(count)
         for at, rows in self._blocks(M.shape[1], problem):
             cross_covariance_(K, rows.T)
@@ -164,7 +180,7 @@ class Kernel(_Solver):
         K += along.unsqueeze(1) + apart.square().sum()
         _check(K, moments.name)
         X = torch.cat([as_rows(select(phi)) for phi, _, select in self.site.batches()]).double()
-        if torch.equal(subtracted, moments.mean_y):  # sum F = 0, so that the mean of X has no part in A
+        if torch.equal(subtracted, moments.mean_y):  # then sum F = 0, and the mean of X does not change A
             X -= moments.mean_x
         if self.ridge > 0:
             mean_diagonal = moments.y.second_moment_about(subtracted, inverse) / M.shape[1]
@@ -177,7 +193,7 @@ class Kernel(_Solver):
         return A
 
     def _blocks(self, features: int, problem: Problem) -> Iterator[tuple[slice, Tensor]]:
-        """D of some neurons at a time, (N, features of these)."""
+        """D for a few neurons at a time: the slice of their features, and (N, features of these neurons)."""
         activation, center, inverse = self.site.activation, problem.moments.y.center, problem.inverse
         assert center is not None
         n, size = activation.n, max(FEATURE_NUMBERS // problem.moments.count, 1)
@@ -193,10 +209,10 @@ class Kernel(_Solver):
 
 
 class Products(_Solver):
-    """S known by products with it, two passes over the samples each: nothing of size n x n is stored."""
+    """Multiplies with S, two passes over the samples for each product. No (n, n) matrix is stored."""
 
     def solve(self, M: Tensor, problem: Problem) -> Tensor:
-        """By conjugate gradients, with predictions certain to 1e-4."""
+        """Solve by conjugate gradients. The relative error of the predictions is at most 1e-4."""
         moments, subtracted, inverse = problem
         dtype, center = self.site.dtype, moments.y.center
         assert center is not None
@@ -210,7 +226,7 @@ class Products(_Solver):
             raise ValueError(f"site {moments.name!r}: ridge: {error}") from None
 
     def _covariance(self, features: int, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
-        """Of V (k, m) and c (k,): ``E[(V phi' - c)(phi' - center)^T]`` (k, features) float64.
+        """The function that maps V (k, m) and c (k,) to ``E[(V phi' - c)(phi' - center)^T]`` (k, features) float64.
 
         V multiplies the first m features.
         """
@@ -235,9 +251,9 @@ def _check(S: Tensor, site: str | None) -> None:
 
 
 def _solve(S: Tensor, shift: float, B: Tensor, site: str | None) -> Tensor:
-    """``(S + shift I)^-1 B`` of a symmetric S, contiguous, in its memory."""
+    """``(S + shift I)^-1 B`` for a symmetric, contiguous S, which is overwritten by its factor."""
     S.diagonal().add_(shift)
-    factor, failed = S.mT, torch.empty((), dtype=torch.int32, device=S.device)  # columns in one piece, for LAPACK
+    factor, failed = S.mT, torch.empty((), dtype=torch.int32, device=S.device)  # column-major, for LAPACK
     torch.linalg.cholesky_ex(factor, out=(factor, failed))
     if failed:
         why = "S + lambda I is singular to float64, wanted a larger one, or 0 for a pseudo-inverse"

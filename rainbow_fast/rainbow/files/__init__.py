@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sampled networks and fitted models on disk."""
+"""Files of sampled networks and of fitted models."""

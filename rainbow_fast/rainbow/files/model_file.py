@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rainbow models on disk: the reference's weights, the moments of its sites, and images to align on."""
+"""Files of fitted models: the weights of the reference, the moments of its sites, and the data to align on."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from rainbow_fast.tensor_files import Format, Header
 from rainbow_fast.tracing.same_function import FEW, check
 from rainbow_fast.tracing.trace import trace
 
-MODEL = Format("rainbow_fast.model", 2, "rainbow model")  # 1: sums are about 0, without centers
+MODEL = Format("rainbow_fast.model", 2, "rainbow model")  # version 1 has sums about 0, without centers
 
 
 def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int | None = None) -> None:
-    """Write all that networks are sampled from to `path`, in safetensors: the whole file or none.
+    """Write a fitted model to a safetensors file. The write is atomic: either the whole file is written or none.
 
-    These are the weights of the reference, the moments of every site over the whole alignment set, and the images that
-    networks are aligned and measured on, in their own dtype, with their labels.
+    The file contains the weights of the reference, the moments of every site over the whole alignment set, and the
+    data: the samples of the alignment set and the held-out samples, in their own dtype, with their labels.
 
     Args:
-        model: what `fit` returned.
-        probe: keep the first so many images of each of the two sets, or as many as there are; None keeps all, and
-            networks sampled later have the same bits.
+        model: the result of `fit`.
+        path: the file.
+        probe: keep at most this number of samples of each of the two sets, the first ones. None (default) keeps all;
+            networks that are sampled later then have the same bits.
 
     Raises:
-        TypeError: `model` is not a `RainbowModel`, or `probe` no integer.
-        ValueError: `probe` is below 1; a model of several references.
+        TypeError: `model` is not a `RainbowModel`, or `probe` is not an integer.
+        ValueError: `probe` is below 1, or the model has several references.
         FileNotFoundError: the folder of `path` is missing.
     """
     if not isinstance(model, RainbowModel):
@@ -63,21 +64,23 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
 def load_model(
     path: str | os.PathLike[str], reference: nn.Module, *, pointwise_modules: Iterable[type[nn.Module]] = ()
 ) -> RainbowModel:
-    """Read the model that `save_model` wrote to `path`. Nothing is unpickled.
+    """Read a fitted model that `save_model` has written. Nothing is unpickled.
 
     Args:
-        reference: the architecture, on the device to compute on. It is copied, and takes the weights of the file in
-            their dtype; its own are not used.
-        pointwise_modules: as it was given to `fit`.
+        path: the file.
+        reference: a network of the same architecture, on the device to compute on. It is copied, and the copy gets the
+            weights of the file, in their dtype. The weights of `reference` are not used.
+        pointwise_modules: as in `fit`.
 
     Raises:
-        FileNotFoundError: no file at `path`.
-        TypeError: `reference` is no nn.Module.
-        ValueError: the file is truncated, foreign, damaged or of a newer version; or `reference` has other parameters,
-            buffers or sites than the file, or is no function of its input, as `fit` wants. The message names them.
+        FileNotFoundError: there is no file at `path`.
+        TypeError: `reference` is not an nn.Module.
+        ValueError: the file is truncated, damaged, of another format or of a newer version; or `reference` has other
+            parameters, buffers or sites than the file, or does not depend on its input alone, as `fit` requires. The
+            message names them.
 
     Warns:
-        UserWarning: fewer kept samples at a site than twice its channels: the alignment over-fits.
+        UserWarning: the file has fewer samples for a site than twice its channels, so that the alignment over-fits.
     """
     if not isinstance(reference, nn.Module):
         raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
@@ -114,7 +117,7 @@ def load_model(
 
 
 def _about(s: SiteStatistics) -> Header:
-    """What a site of the same architecture has too; in lists, as JSON gives them back."""
+    """The properties that a site has in every network of the architecture; shapes are lists, as in JSON."""
     layers = [type(layer).__name__ for layer in s.site.reference]
     shapes = {"z_shape": list(s.z_shape), "phi_shape": list(s.phi_shape)}
     return {"name": s.site.name, "layers": layers, "d": s.d} | shapes
@@ -135,7 +138,7 @@ def _check_sites(sites: Iterable[SiteStatistics], header: Header, path: Path) ->
 
 
 def _with_weights(reference: nn.Module, state: Mapping[str, Tensor], path: Path) -> nn.Module:
-    """A copy of a network with other weights, which bring their dtype; what is shared stays so."""
+    """A copy of a network with other weights, in the dtype of these weights. Shared parameters stay shared."""
     network = copy.deepcopy(reference)
     own = network.state_dict(keep_vars=True)
     missing, foreign = [n for n in own if n not in state], [n for n in state if n not in own]

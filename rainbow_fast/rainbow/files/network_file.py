@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sampled networks on disk: safetensors with a versioned header, beside the reference, which is not in the file."""
+"""Files of sampled networks: safetensors with a versioned header. The reference is not in the file."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from rainbow_fast.tensor_files import Format
 from rainbow_fast.tracing.joined import JoinedNetwork
 from rainbow_fast.tracing.trace import trace
 
-NETWORK = Format("rainbow_fast.network", 3, "sampled network")  # 1: scale in A; 2: no layers of its own
+NETWORK = Format("rainbow_fast.network", 3, "sampled network")  # 1: the scale is in A; 2: no own layers
 
 
 def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
-    """Write what a sampled network has beyond its reference to `path`, in safetensors: the whole file or none.
+    """Write a sampled network to a safetensors file. The write is atomic: either the whole file is written or none.
+
+    The file contains only what differs from the reference. To load it, the reference is needed.
+
+    Args:
+        network: the sampled network.
+        path: the file.
 
     Raises:
-        TypeError: `network` is not a `RainbowNetwork` (a materialised one is saved by its state dict).
-        ValueError: it was sampled from several references.
+        TypeError: `network` is not a `RainbowNetwork` (save a materialised network by its state dict).
+        ValueError: the network was sampled from several references.
         FileNotFoundError: the folder of `path` is missing.
     """
     if not isinstance(network, RainbowNetwork):
@@ -61,17 +67,20 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
 def load(
     path: str | os.PathLike[str], reference: nn.Module, *, pointwise_modules: Iterable[type[nn.Module]] = ()
 ) -> RainbowNetwork:
-    """Read the network that `save` wrote to `path`, sampled from `reference`, which is copied. Nothing is unpickled.
+    """Read a sampled network that `save` has written. Nothing is unpickled.
 
     Args:
-        pointwise_modules: as it was given to `fit`.
+        path: the file.
+        reference: the trained network that it was sampled from. It is copied.
+        pointwise_modules: as in `fit`.
 
     Raises:
-        TypeError: `reference` is no nn.Module.
-        FileNotFoundError: no file at `path`.
-        ValueError: the file is truncated, foreign, of a newer version, or was sampled from another reference; the
-            message names it.
-        RuntimeError: it is no function of its input; the message names the first site that differs.
+        TypeError: `reference` is not an nn.Module.
+        FileNotFoundError: there is no file at `path`.
+        ValueError: the file is truncated, damaged, of another format or of a newer version, or the network was sampled
+            from another reference. The message names the file.
+        RuntimeError: the network is not deterministic, or differs from the layers of the reference with the sampled
+            sites. The message names the first site that differs.
     """
     if not isinstance(reference, nn.Module):
         raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The kinds of sites, one file each: what a neuron is made of, and what is done with it."""
+"""The kinds of sites, one file for each. A kind defines how the features of a neuron are computed."""
 
 from rainbow_fast.rainbow.kinds.kind import Kind
 from rainbow_fast.rainbow.kinds.pointwise import Pointwise

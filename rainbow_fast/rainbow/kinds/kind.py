@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a kind of site is."""
+"""The base class of all kinds of sites."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor, nn
 
 
 class Kind(nn.Module):
-    """How the neurons of a site come about: zh is prepared, combined by random rows, and goes through non-linearities.
+    """How the features of a site are computed: zh is prepared, combined by random rows, and non-linearities follow.
 
         phi' = finish(sigma(R U^T prepare(zh) ...))
 
-    The sampling loop, the planner, reports and files know no more of a site than this; another kind is a subclass.
+    The sampling loop, the planner, reports and files use only this interface. A new kind is a subclass.
 
     Attributes:
-        features: of each neuron, at each position.
-        fused: whether a kernel makes the features where they are used, so that none is stored.
-        normalisation: eps of a normalisation of every feature that follows, which the alignment takes in; None without.
-        homogeneous: whether a positive factor of zh is one of the features, so that it can be put there.
+        features: number of features of each neuron at each position.
+        fused: whether one kernel computes the features and uses them, so that they are not stored.
+        normalisation: eps of a normalisation that follows the features and becomes part of the alignment; None without
+            one.
+        homogeneous: whether multiplying zh by a positive factor multiplies the result of the kernels by it.
     """
 
     features = 1
@@ -28,13 +29,13 @@ class Kind(nn.Module):
     homogeneous = False
 
     def prepare(self, z: Tensor) -> Tensor:
-        """What the rows combine, from zh (N, d, *space)."""
+        """The tensor that the rows combine, from zh (N, d, *space)."""
         return z
 
     def kernel(self) -> dict[str, Any]:
-        """What the kernels apply to combinations, as keyword arguments of the ops of random features."""
+        """Keyword arguments of the random-feature ops: the non-linearity that the kernels apply."""
         raise NotImplementedError
 
     def finish(self, s: Tensor) -> Tensor:
-        """phi' (N, features n, *space) from what the kernels leave (N, n, *space)."""
+        """phi' (N, features * n, *space) from the result of the kernels (N, n, *space)."""
         raise NotImplementedError

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The simplest kind: a non-linearity that treats every number alike, with max-pooling before or after it."""
+"""The simplest kind of site: a pointwise non-linearity, with or without max-pooling before or after it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HOMOGENEOUS = ("identity", "relu", "abs", "leaky_relu")  # sigma(c s) = c sigma(
 
 
 class Pointwise(Kind):
-    """``phi' = after(sigma(before(s)))``: one feature a neuron; a batch norm without its affine part may follow.
+    """``phi' = after(sigma(before(s)))``, with one feature per neuron. A batch norm without affine part may follow.
 
     Args:
-        site: of a trace; its modules are shared.
+        site: a traced site; its modules are shared, not copied.
     """
 
     def __init__(self, site: Site) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Neurons of the reference, drawn with replacement."""
+"""The law `bootstrap`: neurons of the reference, drawn with replacement."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 @dataclass(frozen=True)
 class Bootstrap(Law):
-    """``R_i = sqrt((1 - h^2) d) U[k(i)] + h g_i``, k uniform: reference neurons; h is the smoothing, 0 to 1.
+    """``R_i = sqrt((1 - h^2) d) U[k(i)] + h g_i``: neurons k(i) of the reference, drawn uniformly with replacement.
 
-    Source: Efron and Tibshirani, "An introduction to the bootstrap" (1993), section 16.5, with shrinkage so that the
-    covariance is kept.
+    Gaussian noise g_i with the share h = `smoothing` is added. The neurons are shrunk, so that the covariance is kept.
+
+    Attributes:
+        smoothing: h, between 0 (default: the reference's neurons) and 1 (Gaussian noise only).
+
+    Source: Efron and Tibshirani, "An introduction to the bootstrap" (1993), section 16.5, with the shrinkage.
     """
 
     smoothing: float = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The rank of the sampled rows: which directions of z they combine."""
+"""The rank of the random rows: the choice of the directions of z that they combine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE, marchenko_pas
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site
 from rainbow_fast.tracing.writers import writer_rows
 
-Directions = dict[str, Tensor | None]  # by site: U (d, r) float64, orthonormal columns; None for z itself
+Directions = dict[str, Tensor | None]  # by site: U (d, r) float64 with orthonormal columns; None: all channels of z
 
 
 def choose_directions(
@@ -23,16 +23,19 @@ def choose_directions(
     centred: bool,
     only_shapes: bool = False,
 ) -> Directions:
-    """The leading r directions of each site: r the rank (at most d), or as many as stand out of noise, or the least
-    that hold this fraction of the trace.
+    """The r leading principal directions of each site.
 
     Args:
-        centred: directions of deviations from the mean over channels.
-        only_shapes: of a rank, without their values.
+        rank: r, at most d; or `NOISE_EDGE`, the number of singular values of the site's weights above those of noise;
+            or a dict of these by site. Sites that the dict does not name, and all sites if `rank` and
+            `explained_variance` are None, combine all channels.
+        explained_variance: r is the smallest rank with this fraction of the trace.
+        centred: whether the mean over channels is removed first.
+        only_shapes: if True, the directions of a rank are tensors without values.
 
     Raises:
-        ValueError: a rank below 1, an unknown site, a site without the one writer, not grouped, whose noise could be
-            told; an explained variance at a site whose moments are not known.
+        ValueError: a rank is below 1, or a site is unknown; `NOISE_EDGE` for a site that is not written by one
+            bias-free, not grouped layer; an explained variance for a site whose moments are not known.
     """
     directions: Directions = {s.site.name: None for s in sites}
     if rank is None and explained_variance is None:
@@ -50,7 +53,7 @@ def choose_directions(
 
 
 def _holding(s: SiteStatistics, fraction: float, centred: bool) -> Tensor:
-    """The fewest leading directions that hold this share of the trace."""
+    """The smallest number of leading directions with this fraction of the trace."""
     if s.site.writer is None and s.z.count == 0:
         raise ValueError(
             f"explained_variance={fraction}: site {s.site.name!r} has no moments before fit: wanted a rank"
@@ -64,7 +67,7 @@ def _holding(s: SiteStatistics, fraction: float, centred: bool) -> Tensor:
 def _above_noise(
     sites: Sequence[SiteStatistics], rank: int | str | Mapping[str, int | str]
 ) -> int | str | Mapping[str, int | str]:
-    """Ranks with numbers in the place of `NOISE_EDGE`."""
+    """The ranks, with every `NOISE_EDGE` replaced by the number that it stands for."""
     if isinstance(rank, Mapping):
         above = {s.site.name: _rank_above_noise(s) for s in sites if _is_edge(rank.get(s.site.name))}
         return {**rank, **above}

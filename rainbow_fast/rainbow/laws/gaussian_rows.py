@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The law of the paper."""
+"""The law `gaussian`, which is the law of the paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 @dataclass(frozen=True)
 class Gaussian(Law):
-    """R = G: rows ``N(0, W^T W / d)``; with ``keep_mean``, rows of that covariance about the mean of the channels.
+    """R = G: rows ``N(0, W^T W / d)``. With ``keep_mean``, the rows combine deviations from the mean over channels.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 15.
     """

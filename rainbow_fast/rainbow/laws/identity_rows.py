@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The reference's own neurons: a control."""
+"""The law `identity`: the neurons of the reference itself, as a control experiment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 @dataclass(frozen=True)
 class Identity(Law):
-    """``R = sqrt(d) U``: the reference's own neurons in their order, n = d."""
+    """``R = sqrt(d) U``: the neurons of the reference itself, in their order. The width must be n = d."""
 
     def check(self, n: int, site: SiteStatistics) -> None:
         if n != site.d:

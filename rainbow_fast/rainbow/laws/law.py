@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a law is."""
+"""The base class of all laws."""
 
 from __future__ import annotations
 
@@ -11,29 +11,35 @@ from torch import Tensor
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
-EIGENVECTORS = 10  # of a symmetric (n, n) matrix: flops over n^3
-PLANNED = torch.zeros(4, dtype=torch.int64, device="cpu")  # an address that is not read
+EIGENVECTORS = 10  # flops / n^3 for the eigenvectors of a symmetric (n, n) matrix
+PLANNED = torch.zeros(4, dtype=torch.int64, device="cpu")  # a placeholder for the key, which is not read
 
 
 class Law:
-    """A law of the rows of G_eff. A subclass has the method `draw`, and can be given as ``law=`` of `sample`.
+    """Base class of the laws that the rows of G_eff are drawn from.
 
-    Networks keep what is drawn, as tensors: they run, are saved, loaded and written out without the law.
+    A subclass must have the method `draw`. An object of it can be passed to `sample` as ``law=``. A network stores the
+    drawn rows as tensors, so that it runs, and is saved, loaded and materialised without the law.
 
     Attributes:
-        keeps_mean: whether it combines deviations from the mean over channels alone, so that ``keep_mean`` follows.
+        keeps_mean: whether the law only combines deviations from the mean over channels. The option ``keep_mean`` is
+            then True.
     """
 
     keeps_mean = False
 
     def check(self, n: int, site: SiteStatistics) -> None:
-        """Raise a ValueError, which names the site, where n neurons cannot be drawn there: before all sampling."""
+        """Check that n neurons can be drawn at a site; called before anything is sampled.
+
+        Raises:
+            ValueError: they cannot. The message names the site.
+        """
 
     def layers(self, sites: Sequence[SiteStatistics]) -> dict[str, Tensor]:
-        """Other weights of the layers that write the sampled sites, by the name of the site: none, for most laws.
+        """New weights for the layers that write the sampled sites, by the name of the site. Most laws have none.
 
-        A layer keeps its geometry; the rows of its weight may be of another number. They are in the sampled network and
-        in its file, and cannot go with ``recalibrate``, as z is another one than the reference's.
+        A layer keeps its geometry, but its weight may have another number of rows. The new weights are part of the
+        sampled network and of its file. They exclude ``recalibrate``, because z differs from the reference's z.
         """
         return {}
 
@@ -41,26 +47,30 @@ class Law:
         """Draw n rows.
 
         Args:
-            n: neurons.
-            site: what is known of the reference: ``d`` channels, moments ``z``, the layer ``site.writer`` before it.
-            U: the directions that are combined, (d, r) float64, orthonormal columns; None for all d.
-            key: the address of the site's own Gaussian numbers, a seed of `rainbow_fast.gaussian`.
+            n: number of neurons.
+            site: statistics of the reference: ``d`` channels, the moments ``z``, and ``site.writer``, the layer that
+                writes z.
+            U: the directions that are combined, (d, r) float64 with orthonormal columns; None for all d channels.
+            key: the address of the Gaussian numbers of this site, which is a seed of `rainbow_fast.gaussian`.
 
         Returns:
-            `Rows` with n, d, key and U, and what else the law has drawn; ``mean_row`` is set by the caller.
+            `Rows` with n, d, key, U, and the tensors that the law has drawn. The caller sets ``mean_row``.
         """
         raise NotImplementedError
 
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
-        """What `draw` would store, on the device "meta": tensors without values. By default R itself, in float64."""
+        """The `Rows` that `draw` would return, but with tensors without values (device "meta").
+
+        The default is a law that stores R itself, in float64.
+        """
         rows = Rows(n, site.d, PLANNED, U)
         return rows._replace(matrix=without_values(n, rows.r))
 
     def flops(self, n: int, r: int) -> float:
-        """Of `draw`, in float64: n rows that combine r directions."""
+        """Float64 flops of `draw` for n rows that combine r directions."""
         return 0.0
 
 
 def without_values(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A tensor of a shape alone."""
+    """A tensor with a shape and a dtype, but without values."""
     return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Gaussian rows, orthonormalised."""
+"""The law `orthonormal`: Gaussian rows that are orthonormalised."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 @dataclass(frozen=True)
 class Orthonormal(Law):
-    """The rows of G with the very covariance of their law.
+    """Gaussian rows that are orthonormalised, so that their sample covariance is exactly that of the law.
 
-    n >= r: ``R = G T, T = (G^T G / n)^(-1/2)``, which is folded into U. n < r: ``R = sqrt(r) (G G^T)^(-1/2) G``.
+    For n >= r, ``R = G T`` with ``T = (G^T G / n)^(-1/2)``; T is folded into U. For n < r,
+    ``R = sqrt(r) (G G^T)^(-1/2) G``.
     """
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
@@ -36,13 +37,13 @@ class Orthonormal(Law):
         return rows._replace(T=without_values(n, n))
 
     def flops(self, n: int, r: int) -> float:
-        """A Gram matrix of the short side, its eigenvectors, and two products with them."""
+        """Float64 flops of a Gram matrix of the shorter side, its eigenvectors, and two products with them."""
         short = min(n, r)
         return (2.0 * n * r + (EIGENVECTORS + 2) * short**2) * short
 
 
 def _gram(n: int, r: int, key: Tensor, device: torch.device) -> Tensor:
-    """G^T G in float64, a few thousand rows at a time."""
+    """G^T G in float64, computed `ROW_BLOCK` rows at a time."""
     total = torch.zeros(r, r, dtype=torch.float64, device=device)
     for start in range(0, n, ROW_BLOCK):
         rows = min(ROW_BLOCK, n - start)
@@ -52,6 +53,6 @@ def _gram(n: int, r: int, key: Tensor, device: torch.device) -> Tensor:
 
 
 def _inverse_root(C: Tensor) -> Tensor:
-    """C^(-1/2) of a positive definite matrix."""
+    """C^(-1/2) of a positive definite matrix C."""
     values, vectors = torch.linalg.eigh(C)
     return (vectors * values.rsqrt()) @ vectors.T

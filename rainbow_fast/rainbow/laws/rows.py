@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Drawn rows: what a law leaves behind, as tensors, so that sampled networks need no law any more."""
+"""Drawn rows, stored as tensors, so that sampled networks do not need the law any more."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from torch import Tensor, nn
 
 from rainbow_fast.ops.gaussian import further, gaussian
 
-ROW_BLOCK = 4096  # rows at a time, where they must be made
+ROW_BLOCK = 4096  # number of rows that are stored at a time
 
 
 class Rows(NamedTuple):
-    r"""The n rows of G_eff: ``z' = zbar + R U^T (zh - zbar) / sqrt(d)``, zbar the mean over channels if `mean_row`.
+    r"""The n rows of G_eff: ``z' = zbar + R U^T (zh - zbar) / sqrt(d)``.
 
-    R (n, r) is one of four; None stands for absent, of U for the identity::
+    R (n, r) depends on which tensors are given::
 
-        matrix                              where a law gives R itself
-        T G                                 where there is T
-        sqrt((1 - h^2) d) U[k] + h G        where there is k
-        G                                   else: never stored, made from its address in every kernel
+        matrix                              if the law gives R itself
+        T G                                 if T is given
+        sqrt((1 - h^2) d) U[k] + h G        if k is given
+        G                                   otherwise; it is never stored, every kernel makes it from its address
 
     Attributes:
-        n, d: neurons of the sample, channels of z.
+        n: number of neurons of the sampled network.
+        d: number of channels of z.
         key: the address of the white Gaussian matrix G, (4,) int64, on the CPU.
-        U: the directions that are combined, (d, r) float64, orthonormal columns but for what a law folds into them.
-        T: (n, n) float64. k: reference neurons, (n,) int64, smoothed by h. matrix: (n, r).
-        mean_row: keep the mean over channels of zh, else zbar = 0.
+        U: the directions that are combined, (d, r) float64. The columns are orthonormal, unless the law folds a matrix
+            into them. None stands for the identity.
+        T: (n, n) float64, or None.
+        k: indices of neurons of the reference, (n,) int64, or None.
+        h: share of Gaussian noise that is added to these neurons.
+        matrix: (n, r), or None.
+        mean_row: if True, zbar is the mean of zh over channels, which is kept; otherwise zbar = 0.
     """
 
     n: int
@@ -44,22 +49,22 @@ class Rows(NamedTuple):
 
     @property
     def r(self) -> int:
-        """Columns of R."""
+        """Number of columns of R."""
         return self.d if self.U is None else self.U.shape[1]
 
     @property
     def stored(self) -> dict[str, Tensor]:
-        """What is stored, by its name; the address aside."""
+        """The tensors that are stored, by name, without the address."""
         tensors = {"U": self.U, "T": self.T, "k": self.k, "matrix": self.matrix}
         return {name: t for name, t in tensors.items() if t is not None}
 
     @property
     def implicit(self) -> bool:
-        """Whether R is G itself, which is nowhere stored."""
+        """Whether R is G itself, which is not stored."""
         return self.T is None and self.k is None and self.matrix is None
 
     def rows(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Rows start..stop of R, (stop - start, r), made for this call; where R = G, their address, (4,) int64."""
+        """Rows start..stop of R, (stop - start, r), computed in this call. If R = G, their address, (4,) int64."""
         if self.matrix is not None:
             return self.matrix.narrow(0, start, stop - start).to(dtype)
         if self.T is not None:
@@ -76,7 +81,7 @@ class Rows(NamedTuple):
         return R
 
     def effective(self, device: torch.device) -> Tensor:
-        """G_eff, (n, d) float64."""
+        """The matrix G_eff, (n, d) float64, on this device."""
         R = self.rows(0, self.n, torch.float64, device)
         if not R.is_floating_point():
             R = gaussian(self.n, self.r, seed=R, dtype=torch.float64, device=device)

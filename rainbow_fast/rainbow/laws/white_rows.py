@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Weights as at initialisation in the place of the trained ones: a control."""
+"""The law `white`: weights as at initialisation instead of trained ones, as a control experiment."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 @dataclass(frozen=True)
 class White(Law):
-    """Rows ``N(0, c^2 I)``: each layer has the covariance C = c^2 I of an untrained one, with the trace of the trained.
+    """Rows ``N(0, c^2 I)``: each layer has the white covariance of an untrained layer, with the trace of the trained.
 
         z' = c G p(phih),    c^2 = tr(W^T W / rows) / columns
 
-    p takes the patches that a row of the weights W sees. Of the reference only c and the alignments are learned. The
-    layer that writes a sampled site becomes ``c sqrt(columns) I``, which makes p.
+    p takes the patches that one row of the weights W is applied to. Only c and the alignments depend on the reference.
+    The layer that writes a sampled site is replaced by ``c sqrt(columns) I``, which computes p.
 
-    It needs sites that one bias-free linear layer or convolution writes, whose rows read all channels.
+    Each sampled site must be written by one bias-free linear layer or convolution whose rows read all channels.
     """
 
     def layers(self, sites: Sequence[SiteStatistics]) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ class White(Law):
 
 
 def _weight(s: SiteStatistics) -> Tensor:
-    """Of the layer that writes a site."""
+    """The weight of the layer that writes a site."""
     name, writer = s.site.name, s.site.writer
     if not isinstance(writer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         raise ValueError(f"law='white': site {name!r} is not written by one bias-free linear layer or convolution")
@@ -47,7 +47,7 @@ def _weight(s: SiteStatistics) -> Tensor:
 
 
 def _patches(weight: Tensor) -> Tensor:
-    """Weights that make c sqrt(columns) times the patches, (columns, in, *kernel)."""
+    """The weights (columns, in, *kernel) of a layer whose output is the patches times c sqrt(columns)."""
     columns = weight[0].numel()
     c = weight.detach().double().square().mean().sqrt()
     one = torch.eye(columns, dtype=torch.float64, device=weight.device)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sampled network: its sites, the module that holds them, the same written out as plain layers."""
+"""The sampled network: its sites, the module that contains them, and its conversion to plain layers."""

@@ -27,39 +27,39 @@ EXACT = (
     "bias",
     "scale",
     "offset",
-)  # small, and what is lost in them is lost in all features
+)  # small buffers that keep their dtype: an error in them would be an error in all features
 
 
 class RainbowActivation(nn.Module):
-    r"""A site of a sampled network: takes zh, gives phih, both in reference coordinates.
+    r"""A sampled site of a network: maps zh to phih, both in the coordinates of the reference.
 
-    Sampling makes it, see `RainbowNetwork.site`. Its constructor is not part of the public interface.
+    Sampling makes it; `RainbowNetwork.site` returns it. Its constructor is not part of the public interface.
 
-        zh   <- gain zh + bias                       per channel, where the method recalibrates
-        u     = U^T (zh - zbar) / sqrt(d),           zbar the mean over channels, 0 unless the mean row is kept
-        phi'  = the kind's features of R u + zbar    n neurons at each position, made again at every call
+        zh   <- gain zh + bias                       per channel, if the method recalibrates
+        u     = U^T (zh - zbar) / sqrt(d),           zbar = mean of zh over channels with keep_mean, else 0
+        phi'  = the kind's features of R u + zbar    n neurons at each position, computed anew in every call
         phih  = scale A phi' + offset
 
-    A pointwise site (`rainbow.kinds`) has ``phi' = after(sigma(before(.)))``. Where there is no pooling, and the
-    kernels know sigma, all of it is one fused pass over ``R u`` (`rainbow_fast.random_features_projection`), and
-    nothing of width n is stored but A. Else neurons come in blocks of 128. zh of half precision is computed on in
-    float32, and so it is under autocast; phih has the dtype of zh.
+    A pointwise site (`rainbow.kinds`) has ``phi' = after(sigma(before(.)))``. Without pooling, and if the kernels
+    support sigma, everything is one fused pass over ``R u`` (`rainbow_fast.random_features_projection`), and A is the
+    only tensor of width n that is stored. Otherwise neurons are computed in blocks of 128. zh of half precision is
+    computed on in float32, also under autocast. phih has the dtype of zh.
 
-    Buffers (None where there is none): ``U`` (d, r) float64, ``T`` (n, n), ``k`` (n,) and ``matrix`` (n, r), see
-    `Rows`; ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n positions) if `flattened`; ``scale`` (), float64;
-    ``offset`` (d,). ``half()`` and ``bfloat16()`` round A alone, the others keep their dtypes.
+    Buffers, None if absent: ``U`` (d, r) float64, ``T`` (n, n), ``k`` (n,) and ``matrix`` (n, r), see `Rows`;
+    ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n * positions) if `flattened`; ``scale`` () float64;
+    ``offset`` (d,). ``half()`` and ``bfloat16()`` round A only; the other buffers keep their dtypes.
 
-    ``key`` (4,) int64, the address of G, is in the state dict, but is no buffer: it stays on the CPU, where kernels are
-    launched, so that a forward pass on a GPU does not wait for it. A CUDA graph keeps the address it was captured with.
-    A function compiled by `torch.compile` is not compiled again for another key.
+    ``key`` (4,) int64 is the address of the random matrix G. It is in the state dict but is not a buffer: it stays on
+    the CPU, where kernels are launched, so that a forward pass on a GPU does not wait for it. A CUDA graph keeps the
+    key that it was captured with. A function compiled by `torch.compile` is not compiled again for another key.
 
     Args:
-        site: what is replaced.
+        site: the site that is replaced.
         rows: the drawn rows.
-        flattened: A takes all n positions features, and phih is (N, features): a Flatten follows.
-        positions: features of a neuron, as long as there is no A; those of the kind unless flattened.
-        recalibration: (gain, bias), each (d,).
-        device: where its buffers lie.
+        flattened: A is applied to all n * positions features, and phih is (N, features). A Flatten follows the site.
+        positions: features per neuron, used until A is set: those of the kind, times the positions if flattened.
+        recalibration: (gain, bias), each (d,); None without recalibration.
+        device: of the buffers.
     """
 
     key: Tensor
@@ -96,13 +96,16 @@ class RainbowActivation(nn.Module):
             self.register_buffer(name, value)
 
     def forward(self, z: Tensor) -> Tensor:
-        """z (N, d) or (N, d, *space), or (..., d) after a linear layer; phih of the same shape but for pooling."""
+        """Compute phih from z (N, d), (N, d, *space), or (..., d) after a linear layer.
+
+        phih has the axes of z with the channels of phi; pooling changes the sizes of the space axes.
+        """
         with without_autocast():
             y = self.strategy.project(self, channels_first(z, self.axis, self.flattened), self.whole)
             return self.finish(self.shaped_as(y, z)).to(z.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RainbowActivation:
-        """What moves and converts a module: of what is to stay exact, it moves only."""
+        """Move or convert the module. The buffers in `EXACT` are moved, but keep their dtype."""
         before = {name: t for name in EXACT if (t := getattr(self, name)) is not None}
         super()._apply(fn, recurse)
         for name, t in before.items():
@@ -132,12 +135,12 @@ class RainbowActivation(nn.Module):
         self.key = state_dict[name].detach().cpu().clone()
 
     def aligned(self, z: Tensor) -> Tensor:
-        """A phi', without scale and offset, for z as in `forward`; in the dtype of A."""
+        """A phi' without scale and offset, in the dtype of A; z as in `forward`."""
         y = self.strategy.project(self, channels_first(z, self.axis, self.flattened), self.whole)
         return self.shaped_as(y, z)
 
     def shaped_as(self, y: Tensor, z: Tensor) -> Tensor:
-        """What the strategy gives for z, with the axes of z: channels last where they are its last axis."""
+        """The strategy's result y with the axes of z: channels are the last axis if they are in z."""
         return y if y.dim() == z.dim() or self.flattened else y.view(*z.shape[:-1], -1)
 
     def finish(self, y: Tensor) -> Tensor:
@@ -147,7 +150,7 @@ class RainbowActivation(nn.Module):
         return y if self.offset is None else rows.add_(per_channel(self.offset, rows)).view(y.shape)
 
     def features(self, z: Tensor) -> Tensor:
-        """phi', (N, n, *space): all of it, in the dtype of z; z as in `forward`, (N, d, *space) if flattened."""
+        """All features phi' (N, n, *space), in the dtype of z; z as in `forward`, (N, d, *space) if flattened."""
         z = channels_first(z, None if self.flattened else self.axis)
         parts: list[Tensor] = []
         for start, stop in blocks(self.n, self.strategy.block(self)):
@@ -155,7 +158,7 @@ class RainbowActivation(nn.Module):
         return torch.cat(parts, 1)
 
     def effective_rows(self) -> Tensor:
-        """G_eff, (n, d) float64, without the recalibration."""
+        """The random weights G_eff, (n, d) float64, without the recalibration."""
         return self.drawn.effective(self.scale.device)
 
     def project(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -163,11 +166,11 @@ class RainbowActivation(nn.Module):
         u, shift = self.mixed(z)
         return u if self._factor == 1 else u * self._factor, shift
 
-    # What the strategies of features ask for
+    # Used by the strategies that compute features
 
     @property
     def strategy(self) -> FeatureStrategy:
-        """How features are made and used."""
+        """How features are computed: fused in one kernel, or stored in blocks."""
         return FUSED if self.fused else STORED
 
     @property
@@ -176,31 +179,31 @@ class RainbowActivation(nn.Module):
 
     @property
     def positions(self) -> int:
-        """Features of a neuron."""
+        """Number of features per neuron."""
         return self._positions if self.A is None else self.A.shape[1] // self.n
 
     @property
     def recalibration(self) -> tuple[Tensor, Tensor] | None:
-        """(gain, bias), each (d,)."""
+        """(gain, bias), each (d,); None without recalibration."""
         return None if self.gain is None or self.bias is None else (self.gain, self.bias)
 
     @property
     def drawn(self) -> Rows:
-        """The rows, from the buffers."""
+        """The drawn rows, made from the buffers."""
         return Rows(self.n, self.d, self.key, self.U, self.T, self.k, self.h, self.matrix, self.mean_row)
 
     @property
     def kernel(self) -> dict[str, Any]:
-        """What the kernels apply, as keyword arguments of ops: sigma, or nothing where torch does it afterwards."""
+        """Keyword arguments of the ops: sigma and its scale; the identity if torch applies sigma afterwards."""
         return self.kind.kernel() | {"scale": self._factor}
 
     @property
     def whole(self) -> Select:
-        """All samples, in the shape in which A takes them."""
+        """A `Select` that takes all samples, flattened if A expects flattened features."""
         return (lambda t: t.flatten(1)) if self.flattened else (lambda t: t)
 
     def mixed(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `project`, but u without its 1 / sqrt(d) where that is a factor of the features."""
+        """As `project`, but without the factor 1 / sqrt(d) of u if the kernels multiply their result by it instead."""
         z = self.kind.prepare(z.float() if z.dtype in HALVES else z)
         if self.gain is not None and self.bias is not None:
             z = z * per_channel(self.gain, z) + per_channel(self.bias, z)
@@ -212,17 +215,17 @@ class RainbowActivation(nn.Module):
         return torch.einsum("nd...,dr->nr...", z, (self.U / math.sqrt(self.d)).to(z.dtype)), shift
 
     def source(self, u: Tensor, start: int, stop: int) -> dict[str, Any]:
-        """Rows start..stop of R as the keyword argument of ops: ``G``, or ``seed`` for their address."""
+        """Rows start..stop of R as a keyword argument of the ops: ``G``, or ``seed`` if only their address is known."""
         rows = self.drawn.rows(start, stop, u.dtype, u.device)
         return {"G": rows} if rows.is_floating_point() else {"seed": rows}
 
     def pooled(self, s: Tensor) -> Tensor:
-        """phi' from what the kernels leave."""
+        """phi' from the result of the kernels."""
         return self.kind.finish(s)
 
     @property
     def _factor(self) -> float:
-        """What features are multiplied by in the place of u, which then takes no pass over z."""
+        """The factor that the kernels multiply their result by, instead of u. It saves a pass over z."""
         through = self.kind.homogeneous and self.U is None and not self.mean_row
         return 1 / math.sqrt(self.d) if through else 1.0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Affine maps of wide tensors, that are not written out until something has to read them."""
+"""Affine maps of wide tensors. They become layers only when another operation reads their result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ GEOMETRY = ("stride", "padding", "dilation", "padding_mode")
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer: `weight` (k, d) or (k, d, *kernel) and `bias` (k,), float64; `options` of a convolution."""
+    """A linear layer or convolution.
+
+    Attributes:
+        weight: (k, d) or (k, d, *kernel), float64.
+        bias: (k,), float64.
+        options: stride, padding and the like of a convolution.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -25,17 +31,20 @@ class Linear:
 
     @property
     def keeps_constants(self) -> bool:
-        """Whether a map that is constant gives one; not where zeros are padded."""
+        """Whether a constant feature map gives a constant one. Padding with zeros breaks this."""
         padding = self.options.get("padding", 0)
         return self.options.get("padding_mode") != "zeros" or padding == "valid" or not any(padding)
 
 
 @dataclass(frozen=True)
 class Term:
-    """What one tensor of the new network contributes.
+    """One term of an affine map: a linear map of one tensor of the new network.
 
-    `weight` is a channel matrix (d, c), or the kernel (d, c, *kernel) of a convolution with `options`; None stands for
-    the identity. float64.
+    Attributes:
+        source: the node of the tensor.
+        weight: a matrix over channels (d, c), or the kernel (d, c, *kernel) of a convolution, float64; None stands for
+            the identity.
+        options: of the convolution.
     """
 
     source: fx.Node
@@ -45,10 +54,15 @@ class Term:
 
 @dataclass(frozen=True)
 class Affine:
-    """The sum of its terms and of `bias` (d,): a tensor of `dims` dimensions, d channels along `axis`.
+    """The sum of its terms and of a bias: a tensor of `dims` dimensions with d channels along `axis`.
 
-    With more than one of `positions` it is flat, (N, d positions), and so are the sources of its terms, (N, c
-    positions).
+    Attributes:
+        terms: the linear terms.
+        bias: (d,), float64.
+        axis: the channel axis of the result.
+        dims: number of dimensions of the result.
+        positions: if above 1, the result is flattened to (N, d * positions), and the source of each term to
+            (N, c * positions).
     """
 
     terms: tuple[Term, ...]
@@ -59,11 +73,11 @@ class Affine:
 
     @property
     def pointwise(self) -> bool:
-        """Whether each term is a channel matrix, alike at every position."""
+        """Whether each term is a matrix over channels, the same at every position."""
         return all(term.weight is None or term.weight.dim() == 2 for term in self.terms)
 
     def then(self, layer: Linear) -> Affine:
-        """Followed by a linear layer, which must keep constants if there is a bias; pointwise forms only."""
+        """This map, followed by a linear layer. Only for pointwise maps; with a bias, the layer must keep constants."""
         k, d = len(layer.weight), len(self.bias)
         split = layer.weight.reshape(k, d, -1)
         terms = []
@@ -75,19 +89,19 @@ class Affine:
         return Affine(tuple(terms), layer.bias + split.sum(2) @ self.bias, self.axis, self.dims)
 
     def mixed(self, G: Tensor, *, constant: bool) -> Affine:
-        """Followed by the rows of G (n, d); `constant` adds a channel that is always 1."""
+        """This map, followed by the matrix G (n, d); `constant` adds a channel that is always 1."""
         one = int(constant)
         bias = torch.cat([G @ self.bias, self.bias.new_ones(one)])
         mixed = [G if w is None else torch.einsum("nd,d...->n...", G, w) for w in (term.weight for term in self.terms)]
         return self._with([torch.cat([w, w.new_zeros(one, *w.shape[1:])]) for w in mixed], bias)
 
     def scaled(self, factor: Tensor, shift: Tensor) -> Affine:
-        """Followed by ``factor x + shift`` per channel."""
+        """This map, followed by ``factor x + shift`` for each channel."""
         weights = [factor.view(-1, *[1] * (w.dim() - 1)) * w for w in self._weights()]
         return self._with(weights, factor * self.bias + shift)
 
     def padded(self, before: int, after: int) -> Affine:
-        """With so many channels of zeros before and after its own."""
+        """This map with `before` channels of zeros before its channels, and `after` channels of zeros after them."""
         weights = [
             torch.cat([w.new_zeros(before, *w.shape[1:]), w, w.new_zeros(after, *w.shape[1:])]) for w in self._weights()
         ]
@@ -98,7 +112,7 @@ class Affine:
         return replace(self, terms=self.terms + other.terms, bias=self.bias + other.bias)
 
     def layers(self, dtype: torch.dtype) -> Iterator[tuple[fx.Node, nn.Module | None]]:
-        """The source and the layer of each term, None for the identity; the first layer has the bias."""
+        """The source and the layer of each term; the layer is None for the identity. The first layer has the bias."""
         bias: Tensor | None = self.bias if self.bias.any() else None
         for term in self.terms:
             if term.weight is None:
@@ -130,7 +144,7 @@ class Affine:
 
 
 def linear_of(module: nn.Linear | _ConvNd) -> Linear:
-    """The layer that a module computes; a convolution that is alike at every position as a channel matrix."""
+    """The layer of a module. A 1x1 convolution without stride and padding becomes a matrix over channels."""
     weight = module.weight.detach().double()
     bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
     if isinstance(module, nn.Linear):

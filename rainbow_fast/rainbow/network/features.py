@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The features phi' of a site, made anew for every use: fused with that use in one kernel, or stored block by block."""
+"""Two ways to compute the features phi' of a site for every use: fused in one kernel, or stored block by block."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from rainbow_fast.rainbow.channel_moments import sums as sums_of
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
 from rainbow_fast.rainbow.positions import per_channel
 
-# Neurons at a time, whatever the batch: where features must be stored (pooling), and where rows of G_eff must be.
-FEATURE_BLOCK = 128
-IMPLICIT_BLOCK = 2**16  # where they need not: their sums are float64 numbers, d times as many
+# Neurons that are computed on at a time, for any batch size; `ROW_BLOCK` if the rows of G_eff must be stored.
+FEATURE_BLOCK = 128  # if features must be stored, for example for pooling
+IMPLICIT_BLOCK = 2**16  # if nothing must be stored; the float64 sums of a block are d times as many numbers
 
 Select = Callable[[Tensor], Tensor]  # takes some of the samples of (N, d, *space)
 
 
 class FeatureSite(Protocol):
-    """A site as the strategies see it.
+    """The interface of a site that the strategies use.
 
     Attributes:
-        n: neurons.
-        A: the alignment, None before there is one.
-        flattened: whether A takes all positions of phi'.
+        n: number of neurons.
+        A: the alignment; None before it is known.
+        flattened: whether A is applied to the features of all positions together.
     """
 
     n: int
@@ -42,21 +42,21 @@ class FeatureSite(Protocol):
 
     @property
     def positions(self) -> int:
-        """Features of a neuron."""
+        """Number of features per neuron."""
         ...
 
     @property
     def drawn(self) -> Rows:
-        """The rows R."""
+        """The drawn rows R."""
         ...
 
     @property
     def kernel(self) -> dict[str, Any]:
-        """What the kernels apply, as keyword arguments of ops."""
+        """Keyword arguments of the ops: the non-linearity that the kernels apply."""
         ...
 
     def source(self, u: Tensor, start: int, stop: int) -> dict[str, Any]:
-        """Rows start..stop of R, as a keyword argument of ops."""
+        """Rows start..stop of R, as a keyword argument of the ops."""
         ...
 
     def mixed(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -64,28 +64,30 @@ class FeatureSite(Protocol):
         ...
 
     def pooled(self, s: Tensor) -> Tensor:
-        """phi' from what the kernels leave."""
+        """phi' from the result of the kernels."""
         ...
 
 
 class FeatureStrategy(Protocol):
-    """Three uses of the features ``phi' = after(sigma(before(R u + zbar)))`` of samples z (N, d, *space).
+    """How the features ``phi' = after(sigma(before(R u + zbar)))`` of z (N, d, *space) are computed and used.
 
-    `select` takes some of the samples, positions being samples too.
+    In each method, `select` takes some of the samples; every position is a sample.
     """
 
     def block(self, site: FeatureSite) -> int:
-        """Neurons at a time."""
+        """Number of neurons that are computed on at a time."""
         ...
 
     def rows(self, site: FeatureSite, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
-        """Neurons start..stop of the selected samples, (N', n', *space')."""
+        """Features of the neurons start..stop for the selected samples, (N', n', *space')."""
         ...
 
     def project(self, site: FeatureSite, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
-        """``A phi'`` (N', k, *space') of the selected samples, A (k, features) of as many neurons as it has columns.
+        """``A phi'`` (N', k, *space') for the selected samples.
 
-        None stands for the site's own A.
+        Args:
+            A: (k, features). With fewer columns than the site has features, only the first neurons are used. None
+                (default) stands for the alignment of the site.
         """
         ...
 
@@ -100,18 +102,19 @@ class FeatureStrategy(Protocol):
         *,
         first: bool = False,
     ) -> None:
-        """Add the sums of ``(x - a)(phi' - b)^T`` (k, features), ``phi' - b`` and its square to `sums`, float64.
+        """Add the sums of ``(x - a)(phi' - b)^T`` (k, features), ``phi' - b`` (features,) and its square to `sums`.
 
         Args:
-            x: (N', k, *space'), of the selected samples.
+            x: (N', k, *space'), for the selected samples.
             centers: a (k,) and b (features,), float64.
-            first: choose b from these samples, in place.
+            sums: the three float64 tensors that are added to, in place.
+            first: if True, b is first chosen from these samples and written into `centers`.
         """
         ...
 
 
 class Fused:
-    """One kernel makes the features and uses them: nothing of width n is stored."""
+    """One kernel computes the features and uses them. No features are stored."""
 
     def block(self, site: FeatureSite) -> int:
         return IMPLICIT_BLOCK if site.drawn.implicit else ROW_BLOCK
@@ -144,7 +147,7 @@ class Fused:
         first: bool = False,
     ) -> None:
         u, shift = self._selected(site, z, select)
-        if first:  # of features of a few samples, of which no others are made
+        if first:  # the center is chosen from the features of a few samples
             few = spread_samples(u)
             few_shift = None if shift is None else spread_samples(shift.unsqueeze(1)).squeeze(1)
             for start, stop in blocks(site.n, ROW_BLOCK):
@@ -171,7 +174,7 @@ class Fused:
 
 
 class Stored:
-    """A block of features is made, pooled and used, then the next."""
+    """Features are computed, pooled and used one block of neurons after the other."""
 
     def block(self, site: FeatureSite) -> int:
         return FEATURE_BLOCK
@@ -227,6 +230,6 @@ FUSED, STORED = Fused(), Stored()
 
 
 def blocks(neurons: int, size: int) -> Iterator[tuple[int, int]]:
-    """The first neuron of each block, and the first one behind it."""
+    """Start and stop of each block of `size` neurons."""
     for start in range(0, neurons, size):
         yield start, min(start + size, neurons)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A sampled network written out as a plain, wide module."""
+"""Conversion of a sampled network to a plain wide module."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ PADDED_AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 @torch.no_grad()
 def materialize(body: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """Write out the body of a `RainbowNetwork`, for inputs like x, as a module of torch's own layers.
+    """Convert the body of a `RainbowNetwork` to a module of standard PyTorch layers.
 
-    A Sequential where one layer follows the other, else a graph of them. Without a graph (torch.fx cannot trace the
-    body) a copy of it, with a Sequential of its linear maps in the place of each sampled site. And, by the name of each
-    site, the layer in it that gives the site's wide features.
+    Args:
+        body: of the network.
+        x: an input, for the shapes and the dtype.
+
+    Returns:
+        The module, and by the name of each site the layer of the module that gives the site's wide features. The module
+        is a Sequential if the body is a chain of layers, otherwise a `torch.fx.GraphModule`. If torch.fx cannot trace
+        the body, it is a copy of the body with a Sequential in the place of each sampled site.
     """
     try:
         owner, _ = capture(body, (RainbowActivation,))
@@ -61,11 +66,11 @@ def _swapped(body: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, nn.Module
 
 
 class _Writer:
-    """Goes through the graph of a body, and writes that of the new network.
+    """Goes through the graph of a body and writes the graph of the new network.
 
-    The value of a node is a node of the new graph, in the coordinates of the reference, or an affine map that gives it
-    and is not written yet. Linear layers, sums, concatenations, averages over space are applied to the affine map; all
-    else has its arguments written first, and stays as it is.
+    Each node of the body has a value: a node of the new graph, in the coordinates of the reference, or an `Affine` map
+    that has not been written yet. Linear layers, sums, concatenations and averages over space are combined with the
+    affine map. For all other operations the arguments are written first, and the operation is copied.
     """
 
     def __init__(self, owner: fx.GraphModule, x: Tensor) -> None:
@@ -85,7 +90,7 @@ class _Writer:
             self.values[node] = value = self._value(node)
             done.add(node)
             if len(node.users) > 1 and isinstance(value, Affine) and not (value.pointwise and len(value.terms) == 1):
-                self._written(node)  # else every reader would compute it
+                self._written(node)  # otherwise every reader would compute it again
             for x in node.all_input_nodes:
                 if x.users.keys() <= done:
                     del self.values[x]
@@ -93,7 +98,7 @@ class _Writer:
         network.graph.eliminate_dead_code()
         network.delete_all_unused_submodules()
         network.recompile()
-        kept: dict[int, Any] = {id(layer): layer for layer in self.layers.values()}  # all else is copied
+        kept: dict[int, Any] = {id(layer): layer for layer in self.layers.values()}  # shared, everything else is copied
         network = copy.deepcopy(network, kept)
         nodes = list(network.graph.nodes)
         chain = all(node.args == (before,) and not node.kwargs for before, node in itertools.pairwise(nodes))
@@ -126,7 +131,7 @@ class _Writer:
             value = self._average(node, module)
         return self.graph.node_copy(node, self._written) if value is None else value
 
-    # What an affine map can be followed by. None: only what is written can.
+    # Operations that can be combined with an affine map. None: the operation needs written arguments.
 
     def _site(self, node: fx.Node, site: RainbowActivation) -> Affine:
         assert site.A is not None and isinstance(site.kind, Pointwise)
@@ -136,7 +141,7 @@ class _Writer:
             form = form.scaled(site.gain.double(), site.bias.double())
         P = site.scale * site.A.double()
         offset = P.new_zeros(len(P)) if site.offset is None else site.offset.double()
-        # A neuron that is 1 before sigma carries the offset, which zero padding then sees as it should.
+        # The offset is the weight of a neuron that is 1 before sigma, so that zero padding also sets it to zero.
         one = float(site.kind.sigma(P.new_ones(1, 1, dtype=self.dtype)))
         constant = site.offset is not None and not site.flattened and one != 0
         wide = self._write(form.mixed(site.effective_rows(), constant=constant), f"{node.name}_map")
@@ -146,7 +151,7 @@ class _Writer:
                 wide = self._call(features, wide, node.name)
         if site.flattened:
             wide = self._call(nn.Flatten(), wide, node.name)
-            if form.axis > 1:  # A lists the positions of a neuron one after the other
+            if form.axis > 1:  # in A, the positions of a neuron are adjacent
                 P = P.view(len(P), site.n, -1).transpose(1, 2).flatten(1)
             return Affine((Term(wide, P),), offset, 1, 2)
         if constant:
@@ -185,7 +190,7 @@ class _Writer:
         if len(axes) != 1 or not isinstance(dim, int) or dim % len(_shape(node)) not in axes:
             return None
         if not self._read_by(node, (nn.Linear, _ConvNd, *NORMS, RainbowActivation)):
-            return None  # what has to be written is written part by part
+            return None  # each part is written separately
         before, total, forms = 0, _shape(node)[dim], []
         for part in parts:
             form = self._form(part, *axes)
@@ -197,7 +202,7 @@ class _Writer:
         return joined
 
     def _padding(self, node: fx.Node) -> Affine | None:
-        """Channels of zeros."""
+        """Padding with channels of zeros."""
         value, arguments = self.values[node.all_input_nodes[0]], _given(node, ("input", "pad", "mode", "value"))
         pad = arguments["pad"]
         if (
@@ -214,7 +219,7 @@ class _Writer:
         return value.padded(before, after) if min(before, after) >= 0 else None
 
     def _size(self, node: fx.Node) -> fx.Node | None:
-        """The number of images is that of every source."""
+        """The number of images, read from the source of a term."""
         value = self.values[node.all_input_nodes[0]]
         first = node.args[1:] == (0,) or (
             node.args[1:] in ((), ("shape",))
@@ -223,7 +228,7 @@ class _Writer:
         return self._on(node, value.terms[0]) if isinstance(value, Affine) and first else None
 
     def _average(self, node: fx.Node, module: nn.Module | None) -> Affine | None:
-        """What is linear, and alike for all channels, is done on the sources: averages, strides, Flatten."""
+        """Averages, strides and Flatten act alike on all channels, so they are applied to the sources."""
         value = self.values[node.all_input_nodes[0]] if node.all_input_nodes else None
         if not isinstance(value, Affine) or not value.pointwise:
             return None
@@ -241,7 +246,7 @@ class _Writer:
         return Affine(terms, value.bias, axis, len(_shape(node)), positions)
 
     def _read_by(self, node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> bool:
-        """Whether nothing but modules of these kinds reads a value."""
+        """Whether only modules of these kinds read a value."""
         for user in node.users:
             module = self.owner.get_submodule(str(user.target)) if user.op == "call_module" else None
             if not (isinstance(module, kinds) or (passes_on(user, self.owner) and self._read_by(user, kinds))):
@@ -251,7 +256,7 @@ class _Writer:
     # The new graph.
 
     def _form(self, node: fx.Node, axis: int) -> Affine:
-        """A value as an affine map with channels along `axis`: of itself, where it is written."""
+        """A value as an affine map with channels along `axis`; a written value becomes the identity map of its node."""
         value = self.values[node]
         if isinstance(value, Affine) and value.axis == axis:
             return value
@@ -282,7 +287,7 @@ class _Writer:
         return self.graph.call_module(f"{self.prefix}.{unique}", (source,))
 
     def _on(self, node: fx.Node, term: Term) -> fx.Node:
-        """What a node does, done on the source of a term."""
+        """Apply the operation of a node to the source of a term."""
         x = node.all_input_nodes[0]
         return self.graph.node_copy(node, lambda n: term.source if n is x else self._written(n))
 
@@ -297,17 +302,17 @@ def _dims(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _pools(node: fx.Node, module: nn.Module | None, value: Affine) -> bool:
-    """Whether a node pools a map channel by channel; with a bias, only if it cannot mix in padded zeros."""
+    """Whether a node averages each channel of a feature map. With a bias, it must not average padded zeros."""
     kind: Any = node.target if module is None else type(module)
     if not isinstance(module, _AvgPoolNd | _AdaptiveAvgPoolNd) and kind not in AVERAGES:
         return False
-    batch = int(kind.__name__[-2]) + 2 == value.dims  # else the images are taken for channels
+    batch = int(kind.__name__[-2]) + 2 == value.dims  # otherwise torch would take the images for channels
     padded = isinstance(module, _AvgPoolNd) or kind in PADDED_AVERAGES
     return batch and value.axis == 1 and not (padded and value.bias.any())
 
 
 def _over_space(node: fx.Node, value: Affine) -> bool:
-    """Whether a node is a mean over axes that hold neither images nor channels."""
+    """Whether a node is a mean over axes other than the batch axis and the channel axis."""
     if not is_function(node, ("mean",), (torch.mean,)) or "dtype" in node.kwargs:
         return False
     dims = _dims(node)
@@ -315,12 +320,12 @@ def _over_space(node: fx.Node, value: Affine) -> bool:
 
 
 def _row_each(flat: fx.Node) -> bool:
-    """Whether a Flatten makes one row of each image."""
+    """Whether a Flatten gives one row for each image."""
     return len(_shape(flat)) == 2 and _shape(flat)[0] == _shape(flat.all_input_nodes[0])[0]
 
 
 def _takes_positions(node: fx.Node, value: Affine) -> bool:
-    """Whether a node takes positions of a map, all images and all channels, and keeps all axes."""
+    """Whether a node slices only the positions of a feature map: all images, channels and axes are kept."""
     if not is_function(node, (), (operator.getitem,)):
         return False
     index: Any = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
@@ -329,5 +334,5 @@ def _takes_positions(node: fx.Node, value: Affine) -> bool:
 
 
 def _given(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments of a call by name."""
+    """The arguments of a call, by name."""
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A sampled site as options and tensors, as files hold it, and back."""
+"""Conversion of a sampled site to the options and tensors that files contain, and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OPTIONS = ("n", "d", "mean_row", "h", "flattened")
 
 
 def pack(activation: RainbowActivation) -> tuple[Header, dict[str, Tensor]]:
-    """What a sampled site has beyond the reference's, as options and buffers."""
+    """The options and the buffers that a sampled site has in addition to the reference's site."""
     buffers = {b: copied(value) for b in _BUFFERS if (value := getattr(activation, b)) is not None}
     return {option: getattr(activation, option) for option in _OPTIONS}, buffers
 
@@ -28,10 +28,16 @@ def pack(activation: RainbowActivation) -> tuple[Header, dict[str, Tensor]]:
 def unpack(
     site: Site, options: Header, tensors: Mapping[str, Tensor], prefix: str, device: torch.device
 ) -> RainbowActivation:
-    """The sampled site that `pack` took apart, the names of its buffers having a prefix.
+    """The sampled site from the result of `pack`.
+
+    Args:
+        site: the reference's site.
+        options: from `pack`.
+        tensors: the buffers, each named `prefix` + its name; other tensors are ignored.
+        device: of the site.
 
     Raises:
-        KeyError: one that is missing.
+        KeyError: an option or a buffer is missing.
     """
     mine = {b: tensors[prefix + b] for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
     mine = {b: t if b == "key" else t.to(device) for b, t in mine.items()}
@@ -43,10 +49,10 @@ def unpack(
         site, rows, flattened=options["flattened"], recalibration=recalibration, device=device
     )
     activation.A, activation.offset = mine["A"], mine.get("offset")
-    activation.scale = mine.get("scale", activation.scale)  # version 1 has it in A
+    activation.scale = mine.get("scale", activation.scale)  # in files of version 1 it is part of A
     return activation
 
 
 def copied(t: Tensor) -> Tensor:
-    """In memory of its own, for safetensors refuses what is shared."""
+    """A contiguous copy on the CPU. safetensors does not accept tensors that share memory."""
     return t.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sampled network: the reference with its sites replaced."""
+"""The sampled network: the reference with its sites replaced by sampled ones."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from rainbow_fast.tracing.trace import Site, Trace
 
 
 class RainbowNetwork(nn.Module):
-    """A network sampled from a reference: an ordinary module.
+    """A network sampled from a reference. It is an ordinary nn.Module in eval mode.
 
     `RainbowModel.sample` and `rainbow_fast.load` make it. Its constructor is not part of the public interface.
 
-    `body` is the reference with a `RainbowActivation` in the place of each sampled site; a pooling or normalisation
-    that belongs to it is gone (an affine part stays). It is a copy of the reference, of the same class and names, where
-    every sampled non-linearity is a module that is called once; else a `torch.fx.GraphModule` of the same parameters.
-    In eval mode.
+    `body` is the reference with a `RainbowActivation` in the place of each sampled site. The `RainbowActivation`
+    includes the pooling and the normalisation of the site; only an affine part of the normalisation stays in the body.
+    If every sampled non-linearity of the reference is a module that is called once, the body is a copy of the reference
+    with the same class and names. Otherwise it is a `torch.fx.GraphModule` with the same parameters.
 
     Attributes:
+        body: the network that is run.
         sampled: names of the sampled sites, in order.
-        classifier: None, "refit" or "refit_aligned", as it was asked for; `head` names the layer refit to phih.
-        input_shape: of one sample.
-        fingerprint: of the weights of the reference.
-        own_layers: by the name of a site the module that writes it, where that is not the reference's.
+        classifier: the option `classifier`: None, "refit" or "refit_aligned".
+        head: name of the last layer if it was fitted again to phih ("refit_aligned"); None otherwise.
+        input_shape: shape of one sample.
+        fingerprint: SHA-256 of the weights of the reference.
+        own_layers: by the name of a site, the name of the module that writes its z, if that is not the reference's.
     """
 
     def __init__(
@@ -54,10 +56,10 @@ class RainbowNetwork(nn.Module):
         return self.body(x)
 
     def site(self, name: str) -> RainbowActivation:
-        """The sampled site of that name.
+        """The sampled site of this name.
 
         Raises:
-            ValueError: no sampled site has it.
+            ValueError: no sampled site has this name.
         """
         if name not in self.sampled:
             raise ValueError(f"name={name!r}: wanted one of the sampled sites {', '.join(self.sampled)}")
@@ -67,24 +69,28 @@ class RainbowNetwork(nn.Module):
 
     @torch.no_grad()
     def materialize(self) -> nn.Module:
-        """The same network as a plain, wide module of torch's own layers: ``W' = s G_eff W A`` written out.
+        """The same network as a plain wide module of standard PyTorch layers, with the weights ``W' = s G_eff W A``.
 
-        Between two sites, linear layers and convolutions become one dense wide layer, into which biases, eval-mode
-        batch norms, recalibration and scale are folded; a skip becomes a dense 1x1 map beside it. An offset is one more
-        neuron with zero weights and bias 1, so that zero padding stays right. Averages over positions and Flatten act
-        on the wide maps. Whatever else reads a value (grouped convolutions, layer norm, attention, products,
-        max-pooling that is not of a site), and what is read twice and is no map of channels, gets it written out in the
-        d channels of the reference, as a factor of its own.
+        Between two sites, linear layers and convolutions become one dense wide layer. Biases, eval-mode batch norms,
+        recalibration and scale are folded into it. A skip connection becomes a dense 1x1 map parallel to it. An offset
+        becomes one more neuron with zero weights and bias 1, so that zero padding remains correct. Averages over
+        positions and Flatten are applied to the wide feature maps.
+
+        Other operations (grouped convolutions, layer norm, attention, products, max-pooling that is not part of a
+        site) read the d channels of the reference. For these, the linear map to d channels is written as a separate
+        layer. The same holds for a value that is read twice, unless it is one map of channels.
+
+        Memory: n m k numbers between two sites of widths n and m and a kernel of k positions, in float64 during the
+        multiplication.
 
         Returns:
-            A Sequential where one layer follows the other, else a `torch.fx.GraphModule`, in eval mode; equal to
-            rounding. A network that torch.fx cannot trace is copied, with a Sequential of linear map, non-linearity and
-            linear map in the place of each site. Memory: n m k numbers between two sites of widths n and m with kernels
-            of k positions, in float64 while they are multiplied.
+            A Sequential if the network is a chain of layers, otherwise a `torch.fx.GraphModule`, in eval mode. Its
+            outputs equal those of this network up to rounding. A network that torch.fx cannot trace is copied, and
+            each site becomes a Sequential of linear map, non-linearity and linear map.
 
         Raises:
-            RuntimeError: on a few Gaussian inputs it differs from the network by more than 1e-5 of the largest output
-                (8 units of a half precision), beyond rounding; the message names the first site that differs.
+            RuntimeError: on a few Gaussian inputs the outputs differ by more than 1e-5 of the largest output (8 units
+                of a half precision), beyond rounding. The message names the first site that differs.
         """
         return written_out(self.body, self.input_shape)
 
@@ -101,8 +107,9 @@ def assemble(
 ) -> RainbowNetwork:
     """Put the sampled sites into a copy of the reference.
 
-    With ``classifier="refit"`` the last site's A is the refit classifier itself, so the last linear layer becomes an
-    identity, and all between is left out where A takes every position; with ``"refit_aligned"`` `head` replaces it.
+    With ``classifier="refit"``, A of the last site is the new classifier, so the last linear layer becomes an identity.
+    If A is applied to all positions together, the layers between are left out too. With ``"refit_aligned"``, `head`
+    replaces the last linear layer.
     """
     replacements: dict[str, nn.Module] = dict(activations)
     name, ends_at = None, None
@@ -124,16 +131,19 @@ def assemble(
 
 
 def refit_flattened(tail: Tail, phi: Tensor) -> bool:
-    """Whether a site holds a refit classifier as a map of all its features, phi being what it gives the layers between.
+    """Whether a new classifier in the last site must be a map of the features of all positions.
 
-    Where these leave one feature for each neuron, and of a map of ones one, a map of channels does, which commutes with
-    the averages.
+    A map of channels is enough if the layers between the site and the classifier give one feature per neuron and map
+    constants to themselves: it then commutes with these averages.
+
+    Args:
+        phi: output of the site, which the layers between receive.
     """
     return not (tail.features(phi) == 1 and tail.keeps_constants(phi))
 
 
 def refit_site(site: Site, tail: Tail, *, flattened: bool) -> Site:
-    """A site that holds a refit classifier: of all features, it takes the layers between into its pooling."""
+    """The last site with a new classifier. If it is `flattened`, the layers in between become part of its pooling."""
     if not flattened:
         return site
     return replace(site, after=nn.Sequential(*([] if site.after is None else [site.after]), tail.between))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whether a sampled network is a function, the one that its run computed, and the one that it is written out as."""
+"""Checks of a sampled network: it is deterministic, and equals what its run computed and its plain wide module."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rainbow_fast.tracing.agreement import bound, distance, distances, limit_of
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.trace import State, Trace
 
-FEW = 8  # samples at most, because every call generates G again
-WRITTEN = 4  # samples, of a network whose cost grows with the square of its widths
+FEW = 8  # number of samples, at most: every call generates G again
+WRITTEN = 4  # number of samples for a plain wide module, whose cost grows with the square of its widths
 
-Calls = dict[str, tuple[Tensor, Tensor]]  # what sites were given, and what they gave
+Calls = dict[str, tuple[Tensor, Tensor]]  # input and output of each site
 
 
 @torch.no_grad()
@@ -35,17 +35,18 @@ def check_network(
     head: nn.Module | None = None,
     refit: bool = False,
 ) -> None:
-    """Compare a sampled network with itself, and with the chain of segments and sites that it was sampled along.
+    """Call a sampled network twice, and compare it with the chain of layers and sites that it was sampled along.
 
     Args:
-        body: of the network; it holds the sites under their names.
-        sites: the sampled ones of the chain, in order.
+        body: of the network; contains the sites under their names.
+        sites: the sampled sites in order, by name.
+        trace: the chain.
         x: a few samples.
-        head: the classifier that was refit to phih, or None.
-        refit: the last site holds the classifier.
+        head: the new classifier that was fitted to phih, or None.
+        refit: whether the last site contains a new classifier.
 
     Raises:
-        RuntimeError: called twice it does not give the same bits, or it is further from the chain than `bound`. The
+        RuntimeError: two calls give different bits, or the network differs from the chain by more than `bound`. The
             message names the first site that differs.
     """
     with untouched(x.device):
@@ -68,29 +69,39 @@ def check_network(
 
 @torch.no_grad()
 def check_run(network: nn.Module, x: Tensor, computed: Any, last: str) -> None:
-    """Compare a network with what the run that sampled it has computed for a chunk x: on a few samples of it; where
-    these differ from it, which rounding may have amplified, on all.
+    """Compare a network with the outputs that its sampling run computed for a chunk x.
+
+    A few samples are compared first. If they differ, possibly by amplified rounding, the whole chunk is compared.
+
+    Args:
+        computed: the outputs of the run.
+        last: name of the last site, for the message.
 
     Raises:
-        RuntimeError: they differ by more than `bound`. `last`: the name of the last site.
+        RuntimeError: the outputs differ by more than `bound`.
     """
     limit, few, apart = limit_of(computed, x), x[:FEW], float("inf")
     if isinstance(computed, Tensor) and len(computed) == len(x):
         apart = distance(network(few.clone()), computed[:FEW], computed)
     if apart > limit and (apart := distances(network(x.clone()), computed)) > limit:
         raise RuntimeError(
-            f"network: behind its last site {last!r} it differs from what its run computed by {apart:.1e} of the "
+            f"network: after its last site {last!r} it differs from what its run computed by {apart:.1e} of the "
             f"largest output, wanted at most {limit:.1e}"
         )
 
 
 @torch.no_grad()
 def written_out(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """`materialize` of a sampled network of inputs of that shape, found equal to it on a few Gaussian inputs: within
-    `bound`, or, where rounding is amplified beyond it, in float64.
+    """`materialize` a sampled network, and compare the result with it on a few Gaussian inputs.
+
+    The two must agree within `bound`. If they do not, they are compared again in float64, as the network may amplify
+    rounding.
+
+    Args:
+        shape: of one input.
 
     Raises:
-        RuntimeError: they differ; the message names the first site that does.
+        RuntimeError: the two differ. The message names the first site that differs.
     """
     weight = next(p for p in body.parameters() if p.is_floating_point())
     module, features = materialize(body, weight.new_zeros(2, *shape))
@@ -116,7 +127,7 @@ def written_out(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
 
 
 def white(like: Tensor) -> Tensor:
-    """A few Gaussian inputs, always the same, of the shape (1, ...), dtype and device of another."""
+    """A few Gaussian inputs, always the same ones, with the sample shape, dtype and device of `like` (1, ...)."""
     return gaussian(WRITTEN, like.numel(), seed=0, device=like.device).view(WRITTEN, *like.shape[1:]).to(like.dtype)
 
 
@@ -124,24 +135,24 @@ def _equal_in_float64(body: nn.Module, x: Tensor) -> bool:
     try:
         exact = copy.deepcopy(body).double()
         return distances(materialize(exact, x[:2])[0](x.clone()), exact(x.clone())) <= bound()
-    except (RuntimeError, TypeError, ValueError):  # a body of the user's own may know its own dtype alone
+    except (RuntimeError, TypeError, ValueError):  # the user's network may support only its own dtype
         return False
 
 
 def _wide(site: RainbowActivation, z: Tensor) -> Tensor:
-    """The features of a site, (N, n, *space)."""
+    """The wide features phi' of a site, (N, n, *space)."""
     return site.features(channels_first(z, site.axis, True) if site.flattened else z)
 
 
 def _neurons(site: RainbowActivation, phi: Tensor) -> Tensor:
-    """The same of the layer written out, which may have one more neuron, for the offset."""
+    """phi' of the written layer, without the neuron for the offset that it may have in addition."""
     return channels_first(phi, site.axis, site.flattened)[:, : site.n]
 
 
 def _along(
     trace: Trace, sites: Mapping[str, RainbowActivation], x: Tensor, head: nn.Module | None, refit: bool
 ) -> tuple[Any, Calls]:
-    """The outputs of the chain with these sites, as the run that sampled them goes along it."""
+    """The outputs of the chain with these sites, computed as in the sampling run, and the calls of the sites."""
     state: State = (x.clone(),)
     done: list[nn.Module] = []
     calls: Calls = {}
@@ -160,7 +171,7 @@ def _along(
 
 
 def _called(network: nn.Module, parts: Mapping[str, nn.Module], x: Tensor) -> tuple[Any, Calls]:
-    """The outputs for x; and what these parts of a network were given and gave, in order."""
+    """The outputs for x, and the input and output of each of these parts, in order of execution."""
     calls: Calls = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -173,8 +184,8 @@ def _called(network: nn.Module, parts: Mapping[str, nn.Module], x: Tensor) -> tu
 
 
 def _first(wanted: Calls, calls: Calls, limit: float) -> str:
-    """Where, of the sites in order."""
+    """Names the first site, in order, whose outputs differ by more than the limit."""
     for name, (_, phi) in wanted.items():
         if name not in calls or distance(calls[name][1], phi) > limit:
             return f"at site {name!r}"
-    return "behind the last site"
+    return "after the last site"

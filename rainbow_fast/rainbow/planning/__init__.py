@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a run takes, before it starts."""
+"""The cost of a sampling run, computed before it starts."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a sampling run takes, before it starts: flops, bytes, memory at its peak, and the time that these predict."""
+"""The cost of a sampling run: flops, bytes, peak memory, and the time that is predicted from them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """One pass over the data, or one piece of algebra.
+    """The work of one pass over the data, or of one step of algebra.
 
     Attributes:
-        flops: multiplications and additions.
-        rate: the field of `Machine` that they run at.
-        features: activations of the fused passes.
-        pooled: numbers that max-pooling reads.
-        bytes: read and written by elementwise steps; inputs and results of products, once each.
+        flops: number of multiplications and additions.
+        rate: the field of `Machine` with the rate of these flops.
+        features: number of activations that fused passes compute.
+        pooled: number of values that max-pooling reads.
+        bytes: bytes that elementwise steps read and write, and the inputs and results of products, once each.
     """
 
     flops: float = 0.0
@@ -42,28 +42,29 @@ class Work:
         return replace(self, **{name: times * getattr(self, name) for name in COUNTS})
 
     def seconds(self, machine: Machine) -> float:
-        """Its arithmetic or its traffic, whichever takes longer."""
+        """Predicted time: the time of the arithmetic or of the memory traffic, whichever is longer."""
         arithmetic = self.flops / getattr(machine, self.rate) + self.features / machine.activations
         return max(arithmetic + self.pooled / machine.pooling, self.bytes / machine.copy)
 
 
 @dataclass(frozen=True)
 class SiteCost:
-    """One sampled site.
+    """The cost of one sampled site.
 
     Attributes:
-        index, site: place in the full list of sites, name of the activation module.
-        d, n, rank, samples: as in `SiteReport`: of `samples`, images times positions, M is the mean.
-        work: by pass. ``reference``: its own layers before this site, for both networks; ``moments``: the features with
-            their covariance, and their second moment for the regression; ``alignment``: polar; ``solve``: float64
-            algebra of the regression and of an orthonormal law; ``projection``: the features with A; ``elementwise``:
-            statistics, scales, errors.
-        in_flight_bytes: activations of the reference and of the sample over all data, at most.
-        float64_bytes: M, what is computed from it, and the regression's (n, n) matrices, at most.
-        A_bytes: of the alignment: d n numbers, (d p)(n p) where it is flattened.
-        disk_bytes: what `rainbow_fast.save` writes of it.
-        peak_bytes: the sum of what is in flight, in float64, and temporary in a pass (A, a chunk of activations), with
-            the law and what the sites before have left.
+        index: place in the list of all sites.
+        site: name of the site.
+        d, n, rank, samples: as in `SiteReport`.
+        work: the work of each pass, by name. ``reference``: the reference's layers before this site, for both networks.
+            ``moments``: the features and their covariance; for the regression, also their second moment.
+            ``alignment``: the polar factor. ``solve``: float64 algebra of the regression and of an orthonormal law.
+            ``projection``: the features, multiplied by A. ``elementwise``: statistics, scales, errors.
+        in_flight_bytes: largest memory of the activations of the reference and of the sampled network, over all data.
+        float64_bytes: largest memory of M, of matrices computed from it, and of the regression's (n, n) matrices.
+        A_bytes: size of the alignment: d n numbers, or (d p)(n p) if the site is flattened.
+        disk_bytes: size of the site in the file that `rainbow_fast.save` writes.
+        peak_bytes: peak memory: the sum of the activations in flight, the float64 matrices, the temporary memory of a
+            pass (A, a chunk of activations), the law, and the sites that have been sampled before.
     """
 
     index: int
@@ -85,19 +86,19 @@ class SiteCost:
 
 @dataclass(frozen=True)
 class Cost(Results):
-    """What one sampling run takes; `print` gives a table.
+    """The cost of one sampling run. `print` gives a table.
 
     Attributes:
-        method: as asked for.
-        images, held_out_images: of the two data sets.
-        sites: a `SiteCost` each, in order of execution.
-        rest: work of the run beside its sites: ``fit`` where that is part of it, layers that no sampled site follows,
-            the refit of a ``classifier``, ``accuracy``.
-        peak_bytes: memory in use at the worst moment, above what there was before the run (the data among it), without
-            the holes of the allocator: with glibc's a process may grow by up to three times as much where the blocks
-            are below 32 MB, as much where they are above.
-        disk_bytes: what `rainbow_fast.save` writes, but for a header of a few hundred bytes.
-        machine: the rates behind `seconds`.
+        method: name of the method.
+        images, held_out_images: number of images in the alignment set and in the held-out data.
+        sites: a `SiteCost` for each sampled site, in order of execution.
+        rest: work of the run that belongs to no sampled site: ``fit`` if it is part of the run, layers after the last
+            sampled site, a refit ``classifier``, ``accuracy``.
+        peak_bytes: peak memory of the run, in addition to the memory before the run, which includes the data.
+            Fragmentation is not counted: with glibc's allocator a process may grow by up to three times as much if
+            blocks are below 32 MB, and by this number if they are larger.
+        disk_bytes: size of the file that `rainbow_fast.save` writes, without a header of a few hundred bytes.
+        machine: the rates that `seconds` is computed from.
     """
 
     method: str
@@ -116,12 +117,12 @@ class Cost(Results):
 
     @property
     def seconds(self) -> float:
-        """Predicted. A run below a tenth of a second is mostly Python's, which is not counted."""
+        """Predicted time of the run. Python's overhead is not counted; it dominates runs below a tenth of a second."""
         return sum(site.seconds(self.machine) for site in self.sites) + self.rest_seconds
 
     @property
     def fit_seconds(self) -> float:
-        """Of `seconds`, what `fit` takes; 0 for a model that is fitted."""
+        """The part of `seconds` that `fit` needs; 0 for a model that is already fitted."""
         return sum(work.seconds(self.machine) for name, work in self.rest.items() if name in FIT)
 
     @property
@@ -129,7 +130,7 @@ class Cost(Results):
         return sum(work.seconds(self.machine) for work in self.rest.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as numbers, strings, lists and dicts."""
+        """All fields, flops and seconds, as numbers, strings, lists and dicts."""
         result = asdict(self) | {"flops": self.flops, "seconds": self.seconds}
         result["sites"] = list(result["sites"])
         for entry, site in zip(result["sites"], self.sites, strict=True):
@@ -177,7 +178,7 @@ class Cost(Results):
         return records
 
     def rows(self) -> list[list[str]]:
-        """The table below its heading `COLUMNS`: a row for each site, one for the rest, one for the whole run."""
+        """The rows of the table with the columns `COLUMNS`: one for each site, one for the rest, one for the run."""
         rows = []
         for site in self.sites:
             sizes = [site.site, *map(str, (site.d, site.n, site.rank, site.samples))]
@@ -204,10 +205,10 @@ class Cost(Results):
         return [summary]
 
 
-COUNTS = ("flops", "features", "pooled", "bytes")  # of `Work`
-FIT = ("fit", "fit, moments")  # of `Cost.rest`
-PASSES = ("reference", "moments", "alignment", "solve", "projection")  # of `SiteCost.work`, those with flops
-MEMORY = ("in_flight", "float64", "A", "disk", "peak")  # of `SiteCost`, `..._bytes`
+COUNTS = ("flops", "features", "pooled", "bytes")  # fields of `Work` that are counts
+FIT = ("fit", "fit, moments")  # keys of `Cost.rest` that belong to `fit`
+PASSES = ("reference", "moments", "alignment", "solve", "projection")  # keys of `SiteCost.work` with flops
+MEMORY = ("in_flight", "float64", "A", "disk", "peak")  # fields `..._bytes` of `SiteCost`
 COLUMNS = (
     *("site", "d", "n", "rank", "samples"),
     *(f"flops: {PASSES[0]}", *PASSES[1:]),

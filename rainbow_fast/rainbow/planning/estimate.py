@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a sampling run takes: the steps of `sampling.run.sample_networks`, and of `fit`, counted from shapes."""
+"""The cost of a sampling run: the steps of `sampling.run.sample_networks` and of `fit`, counted from shapes."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tracing.trace import State, Trace
 
-LAYERS = Work(rate="layers")  # none yet
+LAYERS = Work(rate="layers")  # no work, to add the work of layers to
 
 
 @torch.no_grad()
 def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: Machine, fitted: bool) -> Cost:
-    """What `sample_networks` takes with these arguments, from shapes alone; and `fit` before it, unless `fitted`.
+    """The cost of `sample_networks` with these arguments, from shapes only. Unless `fitted`, `fit` is included.
 
-    One image of zeros goes through the reference, for the shapes between its layers.
+    The reference runs on one image of zeros, to find the shapes between its layers.
     """
     trace, statistics, align, held = prepared.trace, prepared.sites, prepared.align, prepared.held
     options, b = spec.options, align.dtype.itemsize
     waits = choose_storage(in_flight_bytes([statistics, spec.sites], [align, held], limits.storage_dtype), limits)
-    waiting = (waits.dtype or align.dtype).itemsize if waits.kind == "memory" else 0  # bytes of memory of a number
+    waiting = (waits.dtype or align.dtype).itemsize if waits.kind == "memory" else 0  # memory for each number
     sizes = Sizes(align.count, held.count, align.size, b, waiting, prepared.max_samples)
     layers = _layers(trace, align.example)
-    passes = 1 if trace.references == 1 else 2  # one more, for the rotations
+    passes = 1 if trace.references == 1 else 2  # one more for the rotations
     rest = {} if fitted else {name: work * passes for name, work in _fit(layers, statistics, sizes).items()}
     sites: list[SiteCost] = []
     pending, profile, features = LAYERS, LAYERS, Work()
-    arriving = earlier = 0  # numbers of one image from the step before; bytes that stay of the sites before
+    arriving = earlier = 0  # numbers of one image after the previous step; bytes of the sites sampled before
     peak = 0 if fitted else max(_fit_bytes(s, sizes) for s in statistics)
     for place, stats in enumerate(statistics):
-        sides = 2 if sites else 1  # reference and sample are one up to the first sampled site
+        sides = 2 if sites else 1  # reference and sampled network are the same up to the first sampled site
         pending += layers[place] * (sides * sizes.both)
         if stats.site.name not in spec.widths:
             arriving = math.prod(stats.phi_shape) + stats.alive
@@ -77,7 +77,7 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
 
 
 def _layers(trace: Trace, example: Tensor) -> list[Work]:
-    """Of one image: each segment between sites, with the site that it ends in, as the reference computes them."""
+    """The work for one image of each segment of the reference, with the site at its end."""
     state: State = (example.new_zeros(1, *example.shape[1:]),)
     layers, modules = [], [site.reference for site in trace.sites]
     for place in range(len(trace.segments)):
@@ -90,7 +90,7 @@ def _layers(trace: Trace, example: Tensor) -> list[Work]:
 
 
 def _fit(layers: list[Work], statistics: Sequence[SiteStatistics], sizes: Sizes) -> dict[str, Work]:
-    """The forward pass of `fit` and its second moments of z."""
+    """The work of `fit`: its forward pass, and the second moments of z."""
     moments = Work()
     for s in statistics:
         z = sizes.samples(math.prod(s.z_shape) // s.d), s.d
@@ -99,13 +99,16 @@ def _fit(layers: list[Work], statistics: Sequence[SiteStatistics], sizes: Sizes)
 
 
 def _fit_bytes(s: SiteStatistics, sizes: Sizes) -> int:
-    """z, phi and what their moments are made of, for a chunk; two of its second moments."""
+    """Memory of `fit` at one site: z, phi and temporaries for one chunk, and two second moments."""
     largest = max(math.prod(s.z_shape), math.prod(s.phi_shape))
     return COPIES * sizes.itemsize * min(sizes.chunk, sizes.align) * largest + 2 * 8 * s.d**2
 
 
 def _classifier(trace: Trace, refit: SiteCount | None) -> tuple[int, int]:
-    """Classes and features of a refit classifier: of the wide features of the last site, or else of phih."""
+    """Numbers of classes and of features of a new classifier.
+
+    The features are the wide ones of the last site if `refit` is given, otherwise those of phih.
+    """
     tail = trace.tail()
     if refit is None:
         return tail.last.out_features, tail.last.in_features

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The rates of the machine that a sampling run is limited by, measured on the very operations of its passes."""
+"""The rates of a machine that limit a sampling run, measured with the operations of its passes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from rainbow_fast.ops.random_features_flops import random_features_covariance_fl
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine does in a second, on as many threads as torch has.
+    """The rates of a machine: work per second, with torch's number of threads.
 
     Attributes:
-        kernels: flops of the package's own products in the network's dtype: fused passes, covariances.
-        activations: features that the fused passes activate, beside their products.
-        layers: flops of torch's products in that dtype: the reference's own layers.
-        polar: flops of `polar`, as `polar_flops` counts them.
+        kernels: flops of this package's products in the network's dtype: fused passes and covariances.
+        activations: features that the fused passes activate, counted separately from their products.
+        layers: flops of torch's products in the network's dtype: the layers of the reference.
+        polar: flops of `polar`, as counted by `polar_flops`.
         float64: flops of torch's other float64 algebra: products and Cholesky factors.
-        pooling: numbers that torch's max-pooling reads, each once a window.
-        copy: bytes, read and written, of an elementwise step into new memory.
+        pooling: numbers that torch's max-pooling reads, counted once for each window.
+        copy: bytes that an elementwise step reads and writes, into new memory.
 
     Raises:
-        ValueError: a rate that is no finite number above 0.
+        ValueError: a rate is not a finite number above 0.
     """
 
     kernels: float
@@ -54,16 +54,18 @@ class Machine:
         activation: str | None = "relu",
         clock: Callable[[], float] = time.perf_counter,
     ) -> Machine:
-        """The rates of this machine now, in about half a second.
+        """Measure the rates of this machine, in about half a second.
 
         Args:
-            dtype, activation: of the network; None for an activation without fused kernels.
-            clock: gives the time in seconds; `time.process_time` leaves out what other work takes, with one thread.
+            dtype: of the network; default torch.float32.
+            activation: of the network; default "relu"; None for an activation without fused kernels.
+            clock: returns the time in seconds. With one thread, `time.process_time` does not count the time that other
+                processes use.
         """
         source, activation = torch.Generator("cpu").manual_seed(0), activation or "identity"
 
         def seconds(run: Callable[[], object]) -> float:
-            """The least of three rounds or more, 0.02 s in all, after one that is not counted."""
+            """The shortest time of at least three rounds and 0.02 s in all, after one round that is not counted."""
             run()
             taken: list[float] = []
             while len(taken) < 3 or sum(taken) < 0.02:
@@ -76,7 +78,7 @@ class Machine:
             return torch.randn(*shape, generator=source, dtype=torch.float64, device="cpu").to(dtype)
 
         def fused(N: int, d: int, n: int) -> tuple[int, int, float]:
-            """Flops, features and seconds of the two passes over N samples, d = r channels and n neurons."""
+            """Flops, features and seconds of the two fused passes over N samples, with d = r channels and n neurons."""
             x, A = normal(N, d), normal(d, n)
             taken = seconds(lambda: random_features_covariance(x, x, n, activation=activation, seed=0))
             taken += seconds(lambda: random_features_projection(x, A, activation=activation, seed=0))
@@ -85,14 +87,14 @@ class Machine:
 
         N, d = 1024, 256
         flops, features, large = fused(N, d, 1536)
-        few_flops, many_features, small = fused(N, 4, 2048)  # nearly all activation
+        few_flops, many_features, small = fused(N, 4, 2048)  # the time is mostly that of activations
         per_flop = (large * many_features - small * features) / (flops * many_features - few_flops * features)
         per_feature = (small - few_flops * per_flop) / many_features
-        if per_flop <= 0 or per_feature <= 0:  # a disturbed measurement: all time to either
+        if per_flop <= 0 or per_feature <= 0:  # a disturbed measurement: use one pass for each rate
             per_flop, per_feature = large / flops, small / many_features
         x, W = normal(N, d), normal(2 * d, d)
         layers = 4 * N * d * d / seconds(lambda: x @ W.T)
-        M = normal(d, 4 * d).double() / torch.arange(1, d + 1, device="cpu").pow(3).unsqueeze(1)  # of condition 1e7
+        M = normal(d, 4 * d).double() / torch.arange(1, d + 1, device="cpu").pow(3).unsqueeze(1)  # condition number 1e7
         polar_rate = polar_flops(M.shape) / seconds(lambda: polar(M, rtol=1e-10))
         S = M @ M.T + torch.eye(d, dtype=torch.float64, device="cpu")
         float64 = (2 + 1 / 3) * d**3 / seconds(lambda: torch.linalg.cholesky(S @ S.T))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one site of a sample takes: the steps of `sampling.site.SampledSite` counted from shapes.
+"""The cost of one sampled site: the steps of `sampling.sampled_site.SampledSite`, counted from shapes.
 
-Memory is a sum of three terms: activations in flight, over all data; float64 matrices; temporaries of a pass over a
-chunk, with A.
+Memory is the sum of three terms: the activations of all data between two sites ("in flight"), float64 matrices, and the
+temporary memory of a pass over a chunk, which includes A.
 """
 
 from __future__ import annotations
@@ -25,13 +25,21 @@ from rainbow_fast.rainbow.positions import every
 from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
 
-COPIES = 4  # of a matrix, or of a chunk of activations or features: that steps on it hold at a time, or read and write
+COPIES = 4  # copies of a matrix, or of a chunk of activations or features, that a step holds, or reads and writes
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the data: images to align on, held out, and in a chunk; bytes of a number, and of one that waits between two
-    sites; `max_samples` of `fit`."""
+    """Sizes of the data.
+
+    Attributes:
+        align: images in the alignment set.
+        held: held-out images.
+        chunk: images in a chunk.
+        itemsize: bytes of a number.
+        waiting: bytes of memory of a number that is stored between two sites.
+        max_samples: of `fit`.
+    """
 
     align: int
     held: int
@@ -45,7 +53,7 @@ class Sizes:
         return self.align + self.held
 
     def samples(self, positions: int) -> int:
-        """Taken of all positions of the alignment set."""
+        """Number of samples that are used, if every image of the alignment set has this number of positions."""
         return -(-self.align * positions // self.step(positions))
 
     def step(self, positions: int) -> int:
@@ -53,15 +61,17 @@ class Sizes:
 
 
 class SiteCount:
-    """One sampled site.
+    """Counts the work and the memory of one sampled site.
 
     Attributes:
-        z, phi: numbers of one image before and behind the site; `pixels` of z and `positions` of phi in a channel.
-        rows, columns: of M and A.
-        step: of the samples, positions of images, every `step`-th is taken.
-        rows_drawn: what the law of the rows stores, without values.
-        window: numbers of a channel of one image that pooling reads.
-        solver, regression: how the regression is solved, and what that takes.
+        z, phi: size of the input and of the output of the site, for one image.
+        pixels, positions: positions of z and of phi in one channel.
+        rows, columns: shape of M and A.
+        step: every `step`-th sample is used.
+        rows_drawn: the `Rows` that the law stores, without values.
+        window: how many numbers pooling reads in one channel of one image.
+        solver: solver of the regression; empty for other alignments.
+        regression: cost of the solver.
     """
 
     def __init__(self, statistics: SiteStatistics, spec: NetworkSpec, sizes: Sizes, *, first: bool) -> None:
@@ -94,7 +104,13 @@ class SiteCount:
     # Work
 
     def features(self, images: int, rows: int | None = None, *, stored: bool = False) -> Work:
-        """phi' of some images, or of so many rows of their positions; and the products U^T z and T G before it."""
+        """The work to compute phi', with the products U^T z and T G before it.
+
+        Args:
+            images: number of images.
+            rows: number of positions that phi' is computed at; None for all positions of these images.
+            stored: whether features are stored even if the site is fused.
+        """
         rows = images * self.pixels if rows is None else rows
         calls = -(-images // self.sizes.chunk)
         flops = random_features_flops((rows, self.r), self.n)
@@ -105,7 +121,7 @@ class SiteCount:
         return Work(flops, features=rows * self.n, pooled=pooled, bytes=bytes)
 
     def moments(self) -> Work:
-        """The features with their covariance; a share of them for the activity; the passes of the regression."""
+        """The features and their covariance, a part of them for the activity, and the passes of the regression."""
         sizes, pixels = self.sizes, min(self.sizes.chunk, self.sizes.align) * self.pixels
         seen = -(-pixels // every(pixels, ACTIVITY_SAMPLES, self.pixels))
         flops = cross_covariance_flops((self.samples, self.rows), [(self.samples, self.columns)])
@@ -117,32 +133,32 @@ class SiteCount:
         return features + again * self.regression.passes + others
 
     def projection(self, images: int) -> Work:
-        """The features with A."""
+        """The features, multiplied by A."""
         bytes = self.sizes.itemsize * images * self.phi
         return self.features(images) + Work(2 * images * self.columns * self.phi, bytes=bytes)
 
     def alignment(self) -> Work:
-        """polar, and the steps from the sums to M and from A to B."""
+        """The polar factor, and the steps from the sums to M and from A to B."""
         return Work(polar_flops((self.rows, self.columns)), "polar", bytes=2 * COPIES * 8 * self.rows * self.columns)
 
     def solve(self) -> Work:
-        """The algebra of the regression, the matrix of an orthonormal law."""
+        """Float64 algebra of the regression, and of the matrix of an orthonormal law."""
         law = law_of(self.spec.options).flops(self.n, self.r)
         return Work(self.regression.algebra + law, "float64")
 
     def elementwise(self) -> Work:
-        """Steps of the reference's site, of the projections u, of statistics, scales and errors."""
+        """Elementwise steps: the site of the reference, the projections u, statistics, scales and errors."""
         sizes, steps = self.sizes, 1 + self.mean_row + 2 * self.recalibrates
         each = COPIES * (steps * self.z + 2 * self.phi)
-        numbers = each * (sizes.align * (1 + 2 * (self.step > 1)) + sizes.held)  # samples that are picked lie apart
+        numbers = each * (sizes.align * (1 + 2 * (self.step > 1)) + sizes.held)  # picked samples are not contiguous
         return Work(pooled=sizes.both * self.d * self.window, bytes=sizes.itemsize * numbers)
 
     # Memory
 
     def disk_bytes(self, refit: tuple[int, int] | None) -> int:
-        """Key, scale, law and its layer, recalibration, A, offset.
+        """Size of the site in a file: key, scale, law with its layer, recalibration, A and offset.
 
-        A refit classifier (classes, features) is in the place of A.
+        With a new classifier, `refit` is (classes, features), and the classifier replaces A and the offset.
         """
         numbers = 2 * self.d if self.recalibrates else 0
         numbers += self.rows * (self.columns + self.offset) if refit is None else refit[0] * (refit[1] + 1)
@@ -151,18 +167,24 @@ class SiteCount:
         return 40 + self.law_bytes + own + self.sizes.itemsize * numbers
 
     def in_flight_bytes(self, arriving: int) -> int:
-        """z or phi of the reference and of the sample, one network up to the first site, and what waits beside them."""
+        """Memory of z or phi of both networks, and of tensors that later layers read, over all data.
+
+        At the first sampled site both networks still share their activations.
+
+        Args:
+            arriving: numbers of one image after the previous step.
+        """
         sides = 1 if self.first else 2
         each = max(sides * max(arriving, self.z), self.phi + max(self.z, self.phi)) + sides * self.statistics.alive
         return self.sizes.waiting * self.sizes.both * each
 
     def float64_bytes(self) -> int:
-        """M, what a block of it is summed from or all of it is aligned with, and the regression's matrices."""
+        """Memory of M, of float64 temporaries of its sums and its alignment, and of the regression's matrices."""
         block = (COPIES - 1) * min(self.columns, IMPLICIT_BLOCK)
         return 8 * self.rows * (self.columns + block) + self.regression.bytes
 
     def temporary_bytes(self, refit: tuple[int, int] | None) -> int:
-        """A; steps on a chunk of z or phi; features that are stored, before and after a step; those of a classifier."""
+        """Memory of A, of steps on a chunk of z or phi, of stored features, and of the features of a new classifier."""
         chunk, features = min(self.sizes.chunk, self.sizes.align), 0
         if self.solver == "summed":
             features = min(chunk * self.pixels * self.n, FEATURE_NUMBERS)
@@ -173,8 +195,14 @@ class SiteCount:
         return self.A_bytes + self.sizes.itemsize * numbers
 
     def cost(self, reference: Work, arriving: int, earlier: int, refit: tuple[int, int] | None) -> SiteCost:
-        """All of it, from the work of the layers before, the numbers of one image that come in on either side, bytes
-        that stay of the sites before, and classes and features of a classifier that is refit here."""
+        """The cost of the site.
+
+        Args:
+            reference: work of the layers before the site.
+            arriving: numbers of one image after the previous step, for each of the two networks.
+            earlier: bytes of the sites that were sampled before.
+            refit: (classes, features) of a new classifier that is fitted at this site, or None.
+        """
         sizes = self.sizes
         in_flight, float64 = self.in_flight_bytes(arriving), self.float64_bytes()
         projection = self.projection(sizes.both)
@@ -202,7 +230,7 @@ class SiteCount:
 
 
 def _kernel_size(pooling: nn.Module | None) -> int:
-    """Numbers that each window of a site's pooling reads; 0 without one."""
+    """How many numbers each window of a site's pooling reads; 0 without pooling."""
     if pooling is None:
         return 0
     assert isinstance(pooling, nn.MaxPool2d)

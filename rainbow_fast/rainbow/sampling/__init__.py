@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The one loop that samples networks, and where activations wait meanwhile."""
+"""The loop that samples networks, and the storage of activations between two sites."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From the moments of a site to its alignment: A, its scale and its offset."""
+"""The alignment of a site computed from its moments: A, its scale and its offset."""
 
 from __future__ import annotations
 
@@ -15,17 +15,26 @@ from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import MethodOptions
 
-DIGITS = 1e4  # products have so many steps of the dtype at least, where they are in its subnormal range
+DIGITS = 1e4  # products in the subnormal range of their dtype must have at least this many steps of the dtype
 
 
 @dataclass(frozen=True)
 class AlignedMap:
-    """What is known of a map from the raw features phi' to reference coordinates, before its scale: ``B phi' + b``.
+    """Properties of the map ``B phi' + b`` from the raw features phi' to reference coordinates, before its scale.
 
-    `shape` is that of B, `mean` is ``B E[phi']``; b and mean are (d,), float64. `overlap` is tr(A M^T), of the centred
-    M where there is an offset; `features` is E|phi'|^2 of the features that M correlates (normalised, centred, or as
-    they are), `similarity` |M|_* / sqrt(E|phi|^2 E|phi'|^2). Of B = 0 the rank is 0, and similarity, effective rank and
-    condition are NaN.
+    If B = 0, the rank is 0, and similarity, effective rank and condition are NaN.
+
+    Attributes:
+        shape: of B.
+        b: the constant b, (d,) float64.
+        mean: ``B E[phi']``, (d,) float64.
+        overlap: tr(A M^T); with an offset, M is the centred one.
+        nuclear_norm: |M|_*.
+        features: E|phi'|^2 of the features that M is computed from: normalised, centred, or raw.
+        similarity: |M|_* / sqrt(E|phi|^2 E|phi'|^2).
+        rank: number of singular values of M that are kept.
+        effective_rank: (|M|_* / |M|_F)^2.
+        condition: largest over smallest kept singular value of M.
     """
 
     shape: tuple[int, int]
@@ -50,27 +59,31 @@ def align(
 ) -> tuple[Tensor, AlignedMap]:
     r"""Align the features phi' of a site with the reference's phi.
 
-    ``M = E[phi phi'^T]``; centred, the covariance. Where the site ends in a normalisation (`eps` given, phi normalised
-    already) the features are normalised by their own statistics, ``D'^-1 (phi' - mu')``, ``D'^2 = var phi' + eps``, and
-    ``M = E[phi (phi' - mu')^T] D'^-1``. Then ``A = polar(M)``, or what else the alignment solves for. All of it is made
-    from sums about centers: a centred M and the variances are no differences of large numbers. (With an offset and an
-    uncentred M the overlap is one, of float64.)
+    ``M = E[phi phi'^T]`` is the uncentred cross-covariance, or with ``center`` the covariance. The alignment solves
+    for A, by default ``A = polar(M)``.
 
-    Where there is an offset and phi does not vary but by rounding, B = 0: the offset gives phi.
+    If the site ends in a normalisation (`eps` is given, phi is already normalised), the features are normalised by
+    their own statistics: ``D'^-1 (phi' - mu')`` with ``D'^2 = var phi' + eps``. Then
+    ``M = E[phi (phi' - mu')^T] D'^-1``.
+
+    Sums are taken about centers, so that the centred M and the variances are not differences of large numbers. The
+    only exception is the overlap with an offset and an uncentred M, which is a difference in float64.
+
+    With an offset, if phi is constant up to rounding, B = 0, and the offset alone gives phi.
 
     Args:
-        moments: of phi and of the raw phi'; its sums are consumed, their memory is that of B.
+        moments: of phi and of the raw phi'. The sums are consumed: M is made in their memory.
         options: resolved; ``center`` and ``offset`` are read.
-        alignment: what has seen the data.
-        positions: features of phi' that belong to one channel, of a flattened site; 1 otherwise.
-        eps: of the normalisation, None without one.
+        alignment: has already received the data.
+        positions: for a flattened site, the number of features of phi' that belong to one channel; 1 otherwise.
+        eps: of the normalisation; None without one.
 
     Returns:
-        B (d, n) float64, and what is known of it.
+        B (d, n) float64, and its properties.
 
     Raises:
-        ValueError: activations that are not finite, that are all zero, whose products vanish in their dtype, or, with
-            an offset, features that do not vary though phi does; the message names the site.
+        ValueError: activations are not finite or all zero, or their products vanish in their dtype; or there is an
+            offset, and the features are constant although phi is not. The message names the site.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 6 and 12.
     """
@@ -93,13 +106,13 @@ def align(
     B = alignment.solve(M, Problem(moments, subtracted, inverse))
     solved = B is not M
     overlap = float((B * M).sum()) if solved else 0.0
-    unit = 1.0 if 1e-30 < size < 1e30 else math.ldexp(1.0, math.frexp(size)[1] - 1)  # polar squares M
+    unit = 1.0 if 1e-30 < size < 1e30 else math.ldexp(1.0, math.frexp(size)[1] - 1)  # polar squares M: no overflow
     if unit != 1:
         M.div_(unit)
     factor = polar_(M, rank=alignment.rank, rtol=RTOL)
     nuclear = float(factor.nuclear_norm) * unit
     overlap = overlap if solved else nuclear
-    if options.offset:  # what the mean of phi' that is left in M adds
+    if options.offset:  # subtract what the uncentred part of phi' contributes
         overlap -= float(mu @ (B @ ((mean - subtracted) * inverse)))
     if eps is not None:
         B.mul_(inverse)
@@ -118,10 +131,17 @@ def align(
 
 
 def scale(aligned: AlignedMap, projected: ChannelMoments | None, options: MethodOptions, site: str) -> float:
-    """The scale s of an alignment, given, for the optimal one, the moments of ``B phi'``; optimal for B = 0 is 0.
+    """The scale s of an alignment.
+
+    Args:
+        projected: moments of ``B phi'``; only the scale "optimal" needs them.
+        site: name of the site, for error messages.
+
+    Returns:
+        s; 0 if B = 0 and the scale is "optimal" or "nuclear".
 
     Raises:
-        ValueError: the projection is zero, or not finite: the message names the site.
+        ValueError: ``B phi'`` (with the scale "nuclear": phi') is zero or not finite. The message names the site.
     """
     if options.scale == "sqrt":
         return math.sqrt(aligned.shape[0] / aligned.shape[1])
@@ -141,14 +161,14 @@ def scale(aligned: AlignedMap, projected: ChannelMoments | None, options: Method
 
 
 def offset(aligned: AlignedMap, s: float, moments: CrossCovariance, options: MethodOptions) -> Tensor | None:
-    """The constant c of ``phih = s B phi' + c``; None where it is zero by construction."""
+    """The constant c of ``phih = s B phi' + c``, (d,); None if it is zero by construction."""
     if options.offset:
         return moments.mean_x - s * aligned.mean
     return s * aligned.b if aligned.b.any() else None
 
 
 def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor) -> None:
-    """Whether there is something to align."""
+    """Refuse features that are constant, and activations whose products vanish in their dtype."""
     x, y, site = moments.x, moments.y, f"site {moments.name!r}"
     if options.offset and y.constant:
         raise ValueError(f"{site}: the activations of the sample do not vary, those of the reference do")
@@ -162,7 +182,7 @@ def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor)
 
 
 def _nothing(M: Tensor) -> AlignedMap:
-    """Of B = 0."""
+    """The properties of B = 0."""
     zeros = M.new_zeros(len(M))
     return AlignedMap((M.shape[0], M.shape[1]), zeros, zeros, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
 
@@ -176,7 +196,10 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _normalisation(features: ChannelMoments, positions: int, eps: float | None) -> tuple[Tensor, Tensor]:
-    """What is subtracted from each feature and what multiplies it: the statistics of its channel, (n,) each."""
+    """The shift that is subtracted from each feature and the factor that multiplies it, each (n,).
+
+    They are the mean and the inverse standard deviation of the feature's channel; 0 and 1 without a normalisation.
+    """
     if eps is None:
         return torch.zeros_like(features.mean), torch.ones_like(features.mean)
     channels = features.pooled(positions)

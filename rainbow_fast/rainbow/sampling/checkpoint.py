@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The finished sites of a sampling run in a folder, so that a run which was stopped goes on where it was."""
+"""Finished sites of a sampling run, saved in a folder, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ from rainbow_fast.version import __version__
 RUN = Format("rainbow_fast.run", 1, "sampling run")
 SITE = Format("rainbow_fast.site", 1, "sampled site")
 SHOWN = 4  # differences in a message
-SIZES = ("width", "factor", "explained_variance", "sites")  # options that the widths and ranks of all sites stand for
+SIZES = ("width", "factor", "explained_variance", "sites")  # not compared: the widths and ranks of all sites are
 
 Facts = dict[str, Any]
 
 
 class Checkpoint:
-    """A folder that holds one run: `run.safetensors`, which says what is sampled, and a file for each finished site of
-    each network. Activations are not in it: they are computed again through the sampled sites, with the same bits.
+    """A folder that holds one sampling run.
+
+    `run.safetensors` describes what is sampled. Every finished site of every network has one more file. Activations
+    are not saved: a continued run computes them again through the sampled sites, with the same bits.
     """
 
     def __init__(self, folder: Path, trace: Trace, run: str) -> None:
         self.folder, self.trace, self.run = folder, trace, run
 
     def write(self, lane: int, site: SampledSite) -> None:
-        """Of the network in that lane."""
+        """Write a finished site of the network in this lane."""
         header = {"of": self._of(lane, site), "report": asdict(site.report), "ridge": site.ridge}
         tensors: dict[str, Tensor] = {}
         for name in ("activation", "refit"):
@@ -56,10 +58,11 @@ class Checkpoint:
         SITE.write(self._path(lane, site), header, tensors)
 
     def read(self, lane: int, site: SampledSite) -> bool:
-        """Fill in what `write` wrote of the site; False where it has not.
+        """Fill `site` with what `write` has saved. Returns False if the site has no file.
 
         Raises:
-            ValueError: a file that is truncated, foreign, damaged, newer, or of another run; the message names it.
+            ValueError: the file is truncated, damaged, of another format, of a newer version, or of another run. The
+                message names the file.
         """
         path = self._path(lane, site)
         if not path.exists():
@@ -86,12 +89,17 @@ class Checkpoint:
 
 @contextmanager
 def opened(folder: str | os.PathLike[str], trace: Trace, facts: Facts) -> Iterator[Checkpoint]:
-    """The run of these facts in a folder, which is made if it is not there, and is this process's own meanwhile.
+    """Open the folder of a run, and lock it for this process until the end of the context.
+
+    Args:
+        folder: is made if it is missing.
+        trace: of the reference.
+        facts: the description of the run, from `describe`.
 
     Raises:
-        ValueError: the folder holds something else, or a run of other facts, or is in use; the message names it, and
-            what differs.
-        FileNotFoundError: the folder that it would be in is missing.
+        ValueError: the folder holds other files or another run, or another process uses it. The message names the
+            folder and the facts that differ.
+        FileNotFoundError: the parent of the folder is missing.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -99,7 +107,7 @@ def opened(folder: str | os.PathLike[str], trace: Trace, facts: Facts) -> Iterat
     if not path.parent.is_dir():
         raise FileNotFoundError(f"resume_dir: no folder {path.parent} to make {path.name!r} in")
     path.mkdir(exist_ok=True)
-    lock = os.open(path, os.O_RDONLY)  # it goes with the process, however that ends
+    lock = os.open(path, os.O_RDONLY)  # released when the process ends, also after a crash
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +120,7 @@ def opened(folder: str | os.PathLike[str], trace: Trace, facts: Facts) -> Iterat
 
 
 def _claim(path: Path, facts: Facts) -> None:
-    """Compare with the run that the folder holds; in an empty one, begin a run."""
+    """Check that the folder holds the run of these facts; in an empty folder, begin that run."""
     head = path / "run.safetensors"
     if not head.exists():
         others = [p.name for p in path.iterdir() if not p.name.endswith(PART)]
@@ -132,7 +140,7 @@ def _claim(path: Path, facts: Facts) -> None:
     if differing:
         more = f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         raise ValueError(f"resume_dir: {path} holds another run: it differs in {'; '.join(differing[:SHOWN])}{more}")
-    for part in path.glob(f".*{PART}"):  # of a process that was killed
+    for part in path.glob(f".*{PART}"):  # unfinished files of a process that was killed
         part.unlink()
 
 
@@ -141,7 +149,7 @@ def _shown(value: Any) -> str:
 
 
 def describe(prepared: Prepared, specs: Sequence[NetworkSpec], limits: Limits) -> Facts:
-    """All that the bits of sampled networks and of their reports depend on."""
+    """Everything that the bits of the sampled networks and of their reports depend on."""
     trace, sites, align, held = prepared.trace, prepared.sites, prepared.align, prepared.held
     code = repr(trace.reference) + ("" if trace.graph is None else trace.graph.code)
     facts: Facts = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A data set on its way through the reference and the networks that are sampled from it, all together."""
+"""The activations of one data set, in the reference and in the networks that are sampled from it."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.trace import State, Trace
 
-REFERENCE = 0  # the lane of the reference; the others follow
+REFERENCE = 0  # number of the reference's lane; the sampled networks have the numbers 1, 2, ...
 
 
 class Flight:
-    """A data set in flight, site by site: for each lane and chunk, what is alive between two sites.
+    """The activations of all samples of a data set between two sites.
 
-    A lane is the reference or a network that is sampled from it; up to its first sampled site it is the reference,
-    unless it has other layers. At a site a chunk of a lane is at z, until `put` replaces z by what the site gives.
-    Where nothing is stored, everything is computed from the input on, with the same bits. Chunks are named by their
-    first sample.
+    All networks advance through the sites together. A lane is one of these networks: lane 0 is the reference, the
+    others are sampled from it. A sampled network shares the activations of the reference up to its first sampled
+    site, unless its layers differ from the reference's.
+
+    A flight keeps the state of every lane and chunk: all tensors that later layers read. The first of them is the
+    input z of the present site, until `put` replaces it by the site's output. A chunk is identified by the index of
+    its first sample, called `start`.
+
+    With the storage "recompute" nothing is kept. Every call then computes the activations again from the network's
+    input, with the same bits.
 
     Attributes:
-        place: of the site at which all is.
-        activations: of each lane, the modules that stand for the sites so far, the present one among them once it is
-            known.
-        traces: of each lane, the chain that it goes along; the first is the reference's.
-        apart: of each lane, whether it is not the reference any more.
-        phi: moments of what the present site gives in the reference.
+        place: index of the present site.
+        activations: for each lane, the modules of its sites so far. The present site's module is appended once it
+            is known.
+        traces: for each lane, its network as a chain of sites; the first one is the reference's.
+        apart: for each lane, whether it has its own activations. False while it shares the reference's.
+        phi: moments of the reference's output at the present site.
     """
 
     def __init__(self, traces: Sequence[Trace], data: Data, storage: Storage, folder: Path) -> None:
@@ -57,7 +63,7 @@ class Flight:
         return self.data.count
 
     def z(self, lane: int, start: int) -> Tensor:
-        """Of the site at which all is."""
+        """The input z of the present site, for one chunk."""
         mover = lane if self.apart[lane] else REFERENCE
         if self.keep is None:
             return self._rounded(self._advance(mover, start))[0]
@@ -66,31 +72,34 @@ class Flight:
         return self._cells[lane][start][0].load()
 
     def put(self, lane: int, start: int, output: Tensor) -> None:
-        """Replace z by what the site gives."""
+        """Replace z by the output of the site."""
         if self.keep is not None:
             self._cells[lane][start] = (self.keep(output), *self._cells[lane][start][1:])
 
     def output(self, lane: int, start: int) -> Tensor:
-        """What was put last; where nothing is stored, what the activation of the lane gives."""
+        """The tensor that was put last; without storage, the lane's activation applied to z."""
         if self.keep is None:
             return self._applied(self.activations[lane][self.place], self.z(lane, start))
         return self._cells[lane][start][0].load()
 
     def apply(self, lane: int, start: int) -> Tensor:
-        """Put what the activation of the lane makes of z; it is returned."""
+        """Apply the lane's activation to z, put the result and return it."""
         if self.keep is not None:
             self.put(lane, start, self._applied(self.activations[lane][self.place], self.z(lane, start)))
         return self.output(lane, start)
 
     def follow(self, lane: int, activation: nn.Module) -> None:
-        """Let a module stand for the site in a lane, of which nothing is to be measured."""
+        """Use this module as the lane's present site and apply it to all chunks. Nothing is measured."""
         self.activations[lane].append(activation)
         parts = self.apart[lane] or isinstance(activation, RainbowActivation)
         for start in self if parts and self.keep is not None else ():
             self.apply(lane, start)
 
     def reference(self, module: nn.Module, look: Callable[[int, Tensor], None] | None = None) -> None:
-        """Bring the reference past the site, which is this module, and measure phi; `look` sees each z before."""
+        """Apply the reference's present site, which is this module, to all chunks, and measure the moments of phi.
+
+        `look` is called with the start and the z of every chunk before the module is applied.
+        """
         self.activations[REFERENCE].append(module)
         self.phi = ChannelMoments()
         site = self.traces[REFERENCE].sites[self.place]
@@ -100,7 +109,10 @@ class Flight:
             self.phi.update(channels_first(self.apply(REFERENCE, start), site.axis))
 
     def settle(self, lane: int, start: int, projection: Tensor | None = None) -> Tensor:
-        """Put phih, which is returned: scale and offset on the projection, given or as it was put before."""
+        """Compute phih = scale * projection + offset, put it and return it.
+
+        `projection` is A phi'. None means that it was put before.
+        """
         activation = self.activations[lane][self.place]
         assert isinstance(activation, RainbowActivation)
         if projection is None and self.keep is None:
@@ -111,12 +123,12 @@ class Flight:
         return phih
 
     def features(self, lane: int, module: nn.Module) -> Tensor:
-        """What a module makes of what the site before gave, all samples together."""
+        """A module applied to the output of the last finished site, for all samples at once."""
         lane = lane if self.apart[lane] else REFERENCE
         return torch.cat([module(self._state(lane, start)[0]) for start in self])
 
     def leave(self, sampled: Iterable[int] = ()) -> None:
-        """Go on to the next site; these lanes were sampled at this one."""
+        """Go on to the next site. `sampled` names the lanes that were sampled at the present one."""
         self.place += 1
         for lane in sampled:
             self.apart[lane] = True
@@ -126,17 +138,20 @@ class Flight:
                 self._cells[lane].clear()
 
     def finish(self, lane: int) -> Tensor:
-        """The outputs of a network with the lane's sites so far, and with the reference's from here on."""
+        """The outputs for all samples of a network with the lane's sites so far and the reference's later sites."""
         return torch.cat([self.outputs(lane, start) for start in self])
 
     def outputs(self, lane: int, start: int) -> Any:
-        """Those of one chunk."""
+        """The outputs for one chunk, as in `finish`."""
         lane = lane if self.apart[lane] else REFERENCE
         return self.traces[lane].finish(self.place, self._state(lane, start), self.activations[lane])
 
     def _move(self, mover: int, start: int) -> None:
-        """Bring a lane to z, and with the reference the lanes that still are the reference. What only passes by is not
-        stored again."""
+        """Bring one chunk of a lane to z of the present site.
+
+        If the lane is the reference, the lanes that still share its activations are moved too. Tensors that the layers
+        pass on unchanged are not stored again.
+        """
         assert self.keep is not None
         before = self._state(mover, start)
         cells = {id(value): cell for value, cell in zip(before, self._cells[mover].get(start, ()), strict=False)}
@@ -153,7 +168,7 @@ class Flight:
         return self.traces[lane].advance(self.place, self._state(lane, start), self.activations[lane])
 
     def _state(self, lane: int, start: int) -> State:
-        """After the site before."""
+        """The state of one chunk after the previous site."""
         state: State = (self.data.chunk(start),)
         if self.place == 0:
             return state
@@ -165,7 +180,7 @@ class Flight:
         return state
 
     def _applied(self, activation: nn.Module, z: Tensor) -> Tensor:
-        """What a site gives, rounded where it would be if it were stored."""
+        """The output of a site, rounded as storage would round it."""
         if not isinstance(activation, RainbowActivation):
             return self.storage.round(activation(z))
         raw = self.storage.round(activation.aligned(z))
@@ -178,7 +193,10 @@ class Flight:
 def in_flight_bytes(
     lanes: Sequence[Sequence[SiteStatistics]], data: Sequence[Data], storage_dtype: torch.dtype | None
 ) -> int:
-    """What waits between two sites at most: of each lane the larger of z and phi, and what is read later."""
+    """The largest activation memory between two sites, in bytes.
+
+    For each lane: the maximum over the sites of the larger of z and phi plus all tensors that later layers read.
+    """
     itemsize = (storage_dtype or data[0].dtype).itemsize
     largest = [max(max(math.prod(s.z_shape), math.prod(s.phi_shape)) + s.alive for s in sites) for sites in lanes]
     return sum(largest) * sum(each.count for each in data) * itemsize

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sampling, one site at a time: all data of the reference and of all samples advance together."""
+"""The sampling loop: the reference and all sampled networks advance together, one site at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ from rainbow_fast.rainbow.spec import NetworkSpec
 def sample_networks(
     prepared: Prepared, specs: Sequence[NetworkSpec], limits: Limits, progress: Progress | None
 ) -> list[tuple[RainbowNetwork, Report]]:
-    """Sample one network for each spec: all sites in order of execution, at each site one network after the other."""
+    """Sample one network for each spec. Every site is sampled in all networks before the next site.
+
+    Returns:
+        Each network with its report, in the order of `specs`.
+    """
     data = prepared.align, prepared.held
     lanes_of_sites = [prepared.sites, *(spec.sites for spec in specs)]
     storage = choose_storage(in_flight_bytes(lanes_of_sites, data, limits.storage_dtype), limits)
@@ -71,7 +75,7 @@ def sample_networks(
 
 
 class Lane:
-    """One network that is being sampled: the sites so far, and the report."""
+    """One network that is being sampled together with others: its sites so far and its report."""
 
     def __init__(
         self,
@@ -92,7 +96,11 @@ class Lane:
         self.refit: RainbowActivation | None = None
 
     def reach(self, statistics: SiteStatistics, checkpoint: Checkpoint | None) -> SampledSite | None:
-        """A site that is to be sampled; None where it is the reference's, or has been sampled before."""
+        """The lane's present site if it has to be sampled now.
+
+        None if the lane keeps the reference's site, or if the checkpoint already holds the sampled one. The lane has
+        then passed the site.
+        """
         name = statistics.site.name
         if name not in self.spec.widths:
             for flight in (self.align, self.held):
@@ -113,7 +121,7 @@ class Lane:
         return None
 
     def pass_site(self, site: SampledSite, checkpoint: Checkpoint | None) -> None:
-        """Take a site that has been sampled, and write it where runs can go on."""
+        """Add a site that has just been sampled, and write it to the checkpoint if there is one."""
         if self._refits(site.statistics):
             site.refit_classifier(self.trace.tail())
         if checkpoint is not None:
@@ -121,13 +129,21 @@ class Lane:
         self._take(site)
 
     def profile(self) -> None:
-        """The held-out accuracy with the sites so far, after each sampled one."""
+        """If the profile is wanted and a site has been sampled: append the held-out accuracy with the sites so far."""
         sampled, profile = len(self.activations), self.report.accuracy_profile
         if profile is not None and len(profile) < sampled:
             profile.append(lane_accuracy(self.held, self.number))
 
     def assembled(self, digest: str, accuracies: Sequence[float]) -> tuple[RainbowNetwork, Report]:
-        """The network and its report; `accuracies` are those of the reference."""
+        """The finished network and its report.
+
+        Args:
+            digest: SHA-256 of the weights of the reference.
+            accuracies: of the reference on the alignment set and on the held-out data.
+
+        Raises:
+            RuntimeError: the network does not compute what the run computed, see `check_network` and `check_run`.
+        """
         classifier, sites = self.spec.options.classifier, dict(self.activations)
         if self.refit is not None:
             sites[self.trace.sites[-1].name] = self.refit
@@ -153,7 +169,7 @@ class Lane:
         return network, self.report
 
     def _accuracies(self, name: str, network: RainbowNetwork, flight: Flight) -> dict[str, float]:
-        """On one data set: of the network, and with a refit classifier also what the trained one would give."""
+        """The network's accuracy on one data set; with a refit classifier also that of the trained classifier."""
         trained, data = lane_accuracy(flight, self.number), flight.data
         if self.spec.options.classifier is None:
             return {name: trained}
@@ -170,7 +186,7 @@ class Lane:
         self.refit, self.report.ridge = site.refit, site.ridge
 
     def _refit_aligned(self) -> nn.Linear:
-        """A classifier refit on phih, as the last layer sees it."""
+        """A new last layer, fitted by ridge regression to phih as the last layer receives it."""
         tail, data = self.trace.tail(), self.align.data
         features = self.align.features(self.number, tail.between)
         assert data.labels is not None
@@ -182,14 +198,14 @@ class Lane:
 
 
 def lane_accuracy(flight: Flight, lane: int) -> float:
-    """Of the lane's sites so far and the reference's from here on; NaN without labels or data."""
+    """The accuracy with the lane's sites so far and the reference's later sites; NaN without labels or data."""
     if flight.data.labels is None or not flight.count:
         return float("nan")
     return share_right(flight.finish(lane), flight.data.labels)
 
 
 def share_right(outputs: Tensor, labels: Tensor) -> float:
-    """The share of samples whose largest output is that of their label."""
+    """The fraction of samples whose largest output is the one of their label."""
     return float((outputs.argmax(1) == labels).double().mean())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One site of one sampled network: two passes over the alignment data, one over what is held out."""
+"""One site of one sampled network: two passes over the alignment set, one over the held-out data."""
 
 from __future__ import annotations
 
@@ -30,17 +30,22 @@ from rainbow_fast.tracing.tail import Tail
 
 
 class SampledSite:
-    """One site of one sampled network, where the reference is past the site and the sample at z.
+    """Samples one site of one network.
 
-    It is sampled by `draw`, `accumulate`, `solve`, `measure`, `project`, `hold_out`, in this order.
+    The reference has already passed the site, and the sampled network has reached its input z. The methods `draw`,
+    `accumulate`, `solve`, `measure`, `project` and `hold_out` are called in this order.
 
     Attributes:
-        statistics: what is known of the reference there; `own` has the z of the sample's own layers.
-        activation: the sampled site.
-        report: its certificate, at the end.
-        features: of phi' that A takes, of each sample: n, or n positions where it is flattened.
-        samples: that M is the mean of.
-        refit, ridge: the site with the refit classifier in the place of A, where that is asked for, and its ridge.
+        statistics: the reference's statistics of the site.
+        own: the same for the layers of the sampled network. It differs from `statistics` only if the law has its own
+            layers.
+        activation: the sampled site, from `draw` on.
+        report: errors and properties of the sampled site, after `hold_out`.
+        features: length of phi' for one sample, which is the number of columns of A: the number of neurons n times
+            the features of a neuron, and times the positions if the site is flattened.
+        samples: number of samples that M is the mean of.
+        refit, ridge: with `classifier="refit"`, the site with the new classifier in the place of A, and its ridge
+            parameter. None otherwise.
     """
 
     activation: RainbowActivation
@@ -67,7 +72,7 @@ class SampledSite:
         total = self.align.count * (1 if self.flattened else statistics.positions)
         self.step = 1 if self.flattened else every(total, max_samples, statistics.positions)
         self.samples = -(-total // self.step)
-        self.collected: list[Tensor] | None = None  # features for the classifier, where that is refit
+        self.collected: list[Tensor] | None = None  # features that a new classifier is fitted to
         self.refit: RainbowActivation | None = None
         self.ridge: float | None = None
 
@@ -77,11 +82,11 @@ class SampledSite:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of A: that of the reference, float32 for half precision."""
+        """The dtype of A: that of the reference, or float32 if the reference has half precision."""
         return torch.promote_types(self.align.data.dtype, torch.float32)
 
     def draw(self) -> None:
-        """Draw the rows, and find what recalibrates z."""
+        """Draw the random rows, and compute the recalibration of z if the method has one."""
         address = key(self.options.seed, self.options.network_index << SITE_BITS | self.site.index)
         rows = law_of(self.options).draw(self.n, self.own, self.spec.directions[self.site.name], address)
         self.activation = RainbowActivation(
@@ -94,7 +99,7 @@ class SampledSite:
         )
 
     def accumulate(self) -> None:
-        """The moments of phi and phi', in one pass."""
+        """Compute the moments of phi and phi', in one pass over the alignment set."""
         self.moments = CrossCovariance(self.site.name)
         if self.step == 1 and not self.flattened:
             self.moments.know(self.align.phi)
@@ -111,30 +116,33 @@ class SampledSite:
             self.alignment.add(start, zh, len(phi), centers[1])
             if start == 0:
                 self.activity = share_active(self.activation, active_samples(zh, self.own))
-            del phi, zh, x  # before those of the next chunk are there
+            del phi, zh, x  # freed before the next chunk is computed
             self.tick(f"{self.site.name}: moments")
 
     def solve(self) -> None:
-        """A, from the moments."""
+        """Compute A from the moments."""
         assert self.alignment is not None
         eps = self.activation.kind.normalisation
         B, self.aligned = align(self.moments, self.options, self.alignment, positions=self.positions, eps=eps)
-        self.activation.A, self.alignment = B.to(self.dtype).contiguous(), None  # what solved is as large as S
+        self.activation.A, self.alignment = B.to(self.dtype).contiguous(), None  # frees a matrix as large as S
 
     def measure(self) -> None:
-        """Where the scale needs them, A phi' and its moments, in one pass; A phi' waits in the place of z."""
+        """With scale="optimal": compute A phi' and its moments, in one pass. A phi' replaces z in the flight.
+
+        Other scales do not need these moments, and nothing is done.
+        """
         self.projected = ChannelMoments() if self.options.scale == "optimal" else None
         for start in self.align if self.projected is not None else ():
             z = self.align.z(self.lane, start)
             if self.collected is not None:
                 self.collected.append(self._tail.between(self.activation.features(z)))
             y = self.activation.strategy.project(self.activation, self._rows(z), self.activation.whole)
-            self.projected.update(self.select(start)(y))  # type: ignore[union-attr]  # it is there, or nothing is
+            self.projected.update(self.select(start)(y))  # type: ignore[union-attr]  # the loop is empty without it
             self.align.put(self.lane, start, self.activation.shaped_as(y, z))
             self.tick(f"{self.site.name}: projection")
 
     def project(self) -> None:
-        """Scale and offset, then phih on the alignment data, with its error."""
+        """Compute the scale and the offset, then phih on the alignment set and its error."""
         activation, align = self.activation, self.align
         s = scale(self.aligned, self.projected, self.options, self.site.name)
         c = offset(self.aligned, s, self.moments, self.options)
@@ -151,13 +159,13 @@ class SampledSite:
                     self.collected.append(self._tail.between(activation.features(z)))
                 y = activation.strategy.project(activation, self._rows(z), activation.whole)
                 y = activation.shaped_as(y, z)
-                del z  # as large as phih, which is made next
+                del z  # frees memory as large as phih, which is computed next
                 self.tick(f"{self.site.name}: projection")
             phih = align.settle(self.lane, start, y)
             self.error.update(self._shaped(align.output(REFERENCE, start)), phih)
 
     def hold_out(self) -> None:
-        """phih on the data that is held out, with its error; and the report."""
+        """Compute phih on the held-out data and its error, and make the report."""
         activation, held, error = self.activation, self.held, self._error(self.held)
         for start in held:
             z = held.z(self.lane, start)
@@ -172,7 +180,7 @@ class SampledSite:
         )
 
     def refit_classifier(self, tail: Tail) -> None:
-        """The site with a refit classifier in the place of A; the features are those that `project` collected."""
+        """Fit a classifier to the collected features by ridge regression, and put it in the place of A in `refit`."""
         assert self.collected is not None and self.align.data.labels is not None and self.activation.A is not None
         features = torch.cat(self.collected)
         B, b, self.ridge = ridge_classifier(features, self.align.data.labels, tail.last.out_features)
@@ -188,26 +196,26 @@ class SampledSite:
         self.refit.A, self.refit.offset = B.to(self.dtype), b.to(self.dtype)
 
     def collect_for(self, tail: Tail) -> None:
-        """Let `project` collect the features that a classifier is refit to."""
+        """Let `measure` or `project` collect the features that a new classifier is fitted to."""
         self.collected, self._tail = [], tail
 
     # What alignments ask for
 
     def select(self, before: int) -> Select:
-        """Which samples of a batch count, so many images coming before it."""
+        """The function that takes the samples to use from a batch; `before` images come before the batch."""
         if self.flattened:
             return lambda t: t.flatten(1)
         return lambda t: take(t, before * self.statistics.positions, self.step)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Select]]:
-        """phi and zh of every chunk of the alignment data, and which of their samples count."""
+        """For every chunk of the alignment set: phi, zh, and the function that takes the samples to use."""
         for start in self.align:
             yield self._target(self.align.output(REFERENCE, start)), self._input(self.align, start), self.select(start)
 
     # Parts of the phases
 
     def _input(self, flight: Flight, start: int) -> Tensor:
-        """zh as (N, d, *space)."""
+        """zh of one chunk as (N, d, *space)."""
         return self._rows(flight.z(self.lane, start))
 
     def _target(self, phi: Tensor) -> Tensor:
@@ -223,8 +231,11 @@ class SampledSite:
         return Error(None if self.flattened else flight.phi)
 
     def _recalibration(self) -> tuple[Tensor, Tensor]:
-        """zh = gain zraw + bias has the mean and the unbiased variance of z in every channel; where zraw does not vary,
-        it is that mean."""
+        """gain and bias, each (d,), of the recalibration ``zh = gain * zraw + bias``.
+
+        They give every channel of zh the mean and the unbiased variance that it has in the reference. A channel of
+        zraw that is constant becomes that mean.
+        """
         of_sample, of_reference = ChannelMoments(), self.statistics.z.x
         per_sample = math.prod(self.statistics.z_shape) // self.statistics.d
         step = every(self.align.count * per_sample, self.max_samples, per_sample)
@@ -248,7 +259,7 @@ class SampledSite:
             n=self.n,
             rank=self.activation.drawn.r,
             samples=self.moments.count,
-            error=error[0],  # type: ignore[arg-type]  # data to align on is never absent
+            error=error[0],  # type: ignore[arg-type]  # the alignment set is never empty
             error_centred=error[1],  # type: ignore[arg-type]
             held_out_error=held_out_error[0],
             held_out_error_centred=held_out_error[1],
@@ -263,7 +274,7 @@ class SampledSite:
 
 
 def share_active(activation: RainbowActivation, z: Tensor) -> float:
-    """The share of (sample, neuron) pairs with z' > 0, before any pooling, of samples z (N, d)."""
+    """The fraction of pairs (sample, neuron) with z' > 0, before any pooling, for samples z (N, d)."""
     u, shift = activation.mixed(z)
     ones = u.new_ones(u.shape[0], 1, *u.shape[2:])
     active = 0.0

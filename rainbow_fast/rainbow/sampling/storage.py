@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where activations wait between two sites: in memory, in files, or nowhere, to be computed again."""
+"""Storage of activations between two sites: in memory, in files on disk, or none, so that they are recomputed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rainbow_fast.rainbow.options import Limits
 
 
 class Cell(Protocol):
-    """A value that is kept; whoever holds the last reference to the cell lets it go."""
+    """Holds one stored value. The storage is freed when the cell is garbage-collected."""
 
     def load(self) -> Any: ...
 
@@ -29,7 +29,7 @@ Keep = Callable[[Any], Cell]
 
 
 class InMemory:
-    """A value as it is, or a tensor rounded."""
+    """A value in memory. A tensor may be rounded to `dtype`."""
 
     def __init__(self, value: Any, dtype: torch.dtype | None) -> None:
         self.value, self.dtype = value, value.dtype if isinstance(value, Tensor) else None
@@ -41,7 +41,7 @@ class InMemory:
 
 
 class InFile:
-    """A tensor in a file of its own, which goes when the cell does."""
+    """A tensor in one file, which is deleted together with the cell."""
 
     def __init__(self, value: Tensor, folder: Path, dtype: torch.dtype | None) -> None:
         self.dtype, self.device, self.shape = value.dtype, value.device, value.shape
@@ -54,7 +54,8 @@ class InFile:
             stored.view(-1).view(torch.uint8).numpy().tofile(file)
 
     def load(self) -> Tensor:
-        # Read, not mapped: the pages of a map count as the process's own, and a site reads each file once or twice.
+        # Read, not memory-mapped: mapped pages would count as memory of the process, and a site reads each file only
+        # once or twice.
         tensor = torch.empty(self.shape, dtype=self.stored, device="cpu")
         with self.path.open("rb") as file:
             file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
@@ -63,12 +64,13 @@ class InFile:
 
 @dataclass(frozen=True)
 class Storage:
-    """How activations wait.
+    """How activations are stored between two sites.
 
     Attributes:
-        kind: ``"memory"``, ``"file"`` or ``"recompute"``. The bits of a sample do not depend on it.
-        bytes: that they take at most, wherever they are.
-        dtype: what they are rounded to, None for their own; bfloat16 halves their size, and changes the sample.
+        kind: ``"memory"``, ``"file"`` or ``"recompute"``. The bits of the sampled network do not depend on it.
+        bytes: their largest total size.
+        dtype: the dtype that they are rounded to; None keeps their own. bfloat16 halves the size of float32
+            activations and changes the sampled network.
     """
 
     kind: str
@@ -76,7 +78,7 @@ class Storage:
     dtype: torch.dtype | None = None
 
     def round(self, value: Any) -> Any:
-        """What comes back of a value that was stored."""
+        """The value as it would be loaded after being stored."""
         value = value.to(self.dtype).to(value.dtype) if self.rounds(value) else value
         return freshly_laid(value) if isinstance(value, Tensor) else value
 
@@ -90,7 +92,10 @@ class Storage:
 
 
 def choose_storage(bytes_needed: int, limits: Limits) -> Storage:
-    """The first of memory, files and recomputation that has the room; or the one that is named."""
+    """The storage that `limits` names; otherwise the first of memory, files and recomputation that has enough room.
+
+    Memory is used within `limits.memory_budget`, files up to half of the free disk space.
+    """
     kind = limits.storage
     if kind is None and (limits.memory_budget is None or bytes_needed <= limits.memory_budget):
         kind = "memory"
@@ -101,7 +106,7 @@ def choose_storage(bytes_needed: int, limits: Limits) -> Storage:
 
 
 def keeper(storage: Storage, folder: Path) -> Keep | None:
-    """What puts a value where the storage says, files into `folder`; None where nothing is kept."""
+    """The function that stores a value; files go into `folder`. None if activations are recomputed."""
     if storage.kind == "recompute":
         return None
 

@@ -78,7 +78,7 @@ def test_a_refit_classifier_is_compared_too():
         head.bias.data += 1
         network.body.set_submodule(network.head, head)
 
-    with pytest.raises(RuntimeError, match="network: it differs from .* first behind the last site, wanted at most"):
+    with pytest.raises(RuntimeError, match="network: it differs from .* first after the last site, wanted at most"):
         check(spoil, classifier="refit_aligned")
 
 
@@ -86,9 +86,7 @@ def test_what_the_run_computed_is_held_against_it():
     network, _ = rf.sample(mlp((6, 8, 5, 3), seed=0), X, factor=2)
     outputs = network(X)
     check_run(network, X, outputs, "4")
-    with pytest.raises(
-        RuntimeError, match="network: behind its last site '4' it differs from what its run computed by"
-    ):
+    with pytest.raises(RuntimeError, match="network: after its last site '4' it differs from what its run computed by"):
         check_run(network, X, 1.001 * outputs, "4")
 
 
