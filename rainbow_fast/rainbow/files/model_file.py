@@ -30,8 +30,9 @@ MODEL = Format("rainbow_fast.model", 2, "rainbow model")  # version 1 has sums a
 def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int | None = None) -> None:
     """Write a fitted model to a safetensors file. The write is atomic: either the whole file is written or none.
 
-    The file contains the weights of the reference, the moments of every site over the whole alignment set, and the
-    data: the samples of the alignment set and the held-out samples, in their own dtype, with their labels.
+    THE FILE CONTAINS YOUR DATA: the samples of the alignment set and the held-out samples, in their own dtype, with
+    their labels. It also contains the weights of the reference, and the moments of every site over the whole alignment
+    set. To share a sampled network without data, use `rainbow_fast.save`.
 
     Args:
         model: the result of `fit`.
