@@ -10,10 +10,11 @@ from here import ROOT
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
+import studies.cifar10.__main__ as cifar10
 import studies.convergence.__main__ as convergence
 from rainbow_fast.io import read_records
 
-STUDIES = {"convergence": convergence}
+STUDIES = {"cifar10": cifar10, "convergence": convergence}
 
 
 @pytest.mark.parametrize("name", STUDIES)
