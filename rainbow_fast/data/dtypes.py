@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What samples and labels of any dtype mean: pixels, numbers, classes."""
+"""Converts samples and labels of any dtype: pixels, numbers and classes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 
 def as_numbers(x: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """Samples as a network of that device and dtype takes them.
+    """Samples as input of a network with this device and dtype.
 
-    uint8 are pixels: ``x / 255`` in float32, then in `dtype`, wherever they come from. All else is converted as it is,
-    other integers and booleans too; nothing is copied where nothing changes.
+    uint8 counts as pixels: the result is ``x / 255``, computed in float32 and converted to `dtype`. The values of all
+    other dtypes, also other integers and booleans, are converted unchanged. Tensors that already have the device and
+    dtype are not copied.
     """
     if x.dtype == torch.uint8:
         return x.to(device, torch.float32).div_(255).to(dtype)
@@ -21,10 +22,11 @@ def as_numbers(x: Tensor, device: torch.device | str, dtype: torch.dtype) -> Ten
 
 
 def as_classes(y: Tensor, name: str) -> Tensor:
-    """Labels (N,) of integers as int64.
+    """Integer labels (N,) as int64.
 
     Raises:
-        TypeError: another dtype, bool among them. ValueError: another shape. The message begins with `name`.
+        TypeError: the labels are not integers (bool does not count as an integer).
+        ValueError: the labels have another shape. Messages begin with `name`.
     """
     if y.dtype in INTEGERS and y.dim() == 1:
         return y.to(torch.int64)
@@ -36,10 +38,10 @@ def as_classes(y: Tensor, name: str) -> Tensor:
 
 
 def check_classes(y: Tensor, outputs: object, name: str) -> None:
-    """Whether labels (N,) int64 number the outputs of a network, of which `outputs` are some.
+    """Check that labels (N,) int64 are classes of a network. `outputs` are outputs of the network for some samples.
 
     Raises:
-        ValueError: outputs other than (N, K) with K >= 2, or a label outside of 0 to K - 1. The message begins with
+        ValueError: the outputs are not (N, K) with K >= 2, or a label is outside of 0 to K - 1. The message begins with
             `name`.
     """
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < 2:
