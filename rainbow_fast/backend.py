@@ -183,7 +183,7 @@ def running(chosen: str, device: torch.device, *, workspace: bool = False) -> It
 
 
 def cuda_versions(build: Build | None = None) -> dict[str, str]:
-    """The CUDA versions of the build, of torch, and the newest one the driver supports; ``"none"`` for a missing one."""
+    """The CUDA versions of the build, of torch, and the newest one the driver supports; ``"none"`` if missing."""
 
     def text(version: int) -> str:
         return f"{version // 1000}.{version % 1000 // 10}" if version else "none"

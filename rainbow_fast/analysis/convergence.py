@@ -232,7 +232,7 @@ def _converge(
     networks: int,
     progress: Progress | None,
 ) -> dict[str, KernelConvergence]:
-    """The results by site. `draw(n, index)` returns the features of all sites of one sample; each index is used once."""
+    """The results by site. `draw(n, index)` returns the features of the sites of one sample; each index occurs once."""
     widths = _checked(widths, networks)
     total, count = networks * len(widths) + 1, len(widths)
     wide_width = WIDE * widths[-1]

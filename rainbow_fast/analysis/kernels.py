@@ -184,7 +184,7 @@ def _side(name: str, u: Tensor, shift_name: str, shift: Tensor | None) -> _Side:
 def _angles(x: Tensor, y: Tensor, max_pairs: int) -> Angles:
     """The angles between unit vectors, ``2 atan2(|x - y|, |x + y|)`` (Kahan 2006); a right angle if a vector is zero.
 
-    |x - y| and |x + y| are computed from the product of x and y, or from x and y themselves if the product would cancel.
+    |x - y| and |x + y| are computed from the product of x and y, or from x and y themselves where that would cancel.
     """
     cos = x @ y.T
     halves = []

@@ -17,7 +17,7 @@ Interval = tuple[float, float]
 
 
 class PowerFit(NamedTuple):
-    """``e = e_inf + c n^-p``, with an interval for each parameter. An end that data do not determine is 0 or infinite."""
+    """``e = e_inf + c n^-p``, with an interval for each parameter. An end that data leave open is 0 or infinite."""
 
     e_inf: float
     c: float
