@@ -140,7 +140,9 @@ def _read_tensors(path: Path, name: str) -> Any:
         raise ValueError(f"{name}: {path} is not a whole safetensors file ({error})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{name}: {path} is no file of tensors alone that torch has written ({first})") from error
+        raise ValueError(
+            f"{name}: {path} cannot be read as a file of tensors that torch has written ({first})"
+        ) from error
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -55,7 +55,7 @@ def run_app(app: typer.Typer, name: str) -> int:
             terminal.err().print(f"[red]Error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
         return USER_ERROR
     if code == INTERRUPTED:  # typer may turn Ctrl-C into this exit code
-        terminal.err().print("Interrupted. What stands in the output folder is whole.")
+        terminal.err().print("Interrupted. The files in the output folder are complete.")
     return code
 
 

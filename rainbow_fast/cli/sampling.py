@@ -56,7 +56,7 @@ def sample(
     results = ResultFolder(out if resume is None else resume, about, task.reference.title, run)
     if resume is not None:
         if digest != task.prepared.fingerprint:
-            raise ValueError(f"--resume: the run in {resume} is of a network with other weights")
+            raise ValueError(f"--resume: the run in {resume} has a network with other weights")
         results.resume(task.jobs)
     todo = task.jobs[len(results.jobs) :]
     with terminal.bar(1 + sum(job.cost for job in todo)) as bar:
@@ -175,7 +175,9 @@ def _resumed(context: typer.Context, here: o.Words, folder: Path) -> tuple[o.Wor
         raise ValueError(f"--resume: no run of `sample` in {folder}") from error
     if there.keys() != here.keys():
         different = min(there.keys() ^ here.keys())
-        raise ValueError(f"--resume: the run in {folder} is of another version, its options differ in {different!r}")
+        raise ValueError(
+            f"--resume: the run in {folder} was made by another version, whose options differ in {different!r}"
+        )
     o.check_text(there, *SAMPLING)
     for name, value in [*there.items(), ("out", None)]:
         origin = context.get_parameter_source(name)

@@ -40,12 +40,12 @@ def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iter
         return _Batches(lambda: _slices(x, y, batch_size))
     if isinstance(data, Iterator):
         raise TypeError(
-            f"{name}: a re-iterable is wanted, for several passes are made; got {type(data).__name__}, which can be "
-            "iterated only once (a list of the batches, or a DataLoader, would do)"
+            f"{name}: wanted data that can be iterated several times; got {type(data).__name__}, which can be "
+            "iterated only once (a list of the batches or a DataLoader can be used)"
         )
     if isinstance(data, str | bytes | dict) or not isinstance(data, Iterable):
         raise TypeError(
-            f"{name}: wanted a tensor, a tuple (x, y) of tensors, a DataLoader or another re-iterable of batches; "
+            f"{name}: wanted a tensor, a tuple (x, y) of tensors, a DataLoader or another iterable over batches; "
             f"got {type(data).__name__}"
         )
     loader: Iterable[object] = data

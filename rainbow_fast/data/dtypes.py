@@ -33,7 +33,7 @@ def as_classes(y: Tensor, name: str) -> Tensor:
     error = ValueError if y.dtype in INTEGERS else TypeError
     raise error(
         f"{name}: labels y are {str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}, wanted integers of "
-        "shape (N,), the class of each sample; pass x alone if y is none"
+        "shape (N,), the class of each sample; pass x without y if y is not a class"
     )
 
 
@@ -51,14 +51,14 @@ def check_classes(y: Tensor, outputs: object, name: str) -> None:
             else (f"a {type(outputs).__name__}")
         )
         raise ValueError(
-            f"{name}: labels y are given, and the network gives {what}, wanted (N, K), K >= 2 classes, whose largest "
-            "is compared with them; pass x alone if y is no class of these"
+            f"{name}: labels y are given, but the network gives {what}: wanted outputs (N, K) for K >= 2 classes; "
+            "pass x without y if y is not the class"
         )
     K = outputs.shape[1]
     outside = ((y < 0) | (y >= K)).nonzero()
     if len(outside):
         first = int(outside[0])
         raise ValueError(
-            f"{name}: label {int(y[first])} of sample {first}, wanted 0 to {K - 1}, for the network has {K} outputs; "
-            "pass x alone if y is no class of these"
+            f"{name}: label {int(y[first])} of sample {first}, wanted 0 to {K - 1}, because the network has {K} "
+            "outputs; pass x without y if y is not the class"
         )

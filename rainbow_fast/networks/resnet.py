@@ -55,7 +55,7 @@ def resnet_cifar(
     """
     check_positive(depth=depth, width=width, image_channels=image_channels, classes=classes)
     if depth < 8 or depth % 6 != 2:
-        raise ValueError(f"depth: wanted 6 k + 2 with k >= 1 blocks a stage, got {depth}")
+        raise ValueError(f"depth: wanted 6 k + 2 with k >= 1 blocks in each stage, got {depth}")
     with seeded(seed):
         conv1 = _conv(image_channels, width, 3)
         return _resnet(conv1, None, (depth // 6,) * 3, "linear", classes, preactivation, activation, _Padded)
@@ -98,7 +98,7 @@ def resnet_imagenet(
     Identity mappings in deep residual networks (2016), figure 4e.
     """
     if len(blocks) < 1:
-        raise ValueError("blocks: wanted their number in each of at least one stage, got ()")
+        raise ValueError("blocks: wanted the number of blocks in each stage, at least one stage; got ()")
     check_positive(blocks=blocks, width=width, image_channels=image_channels, classes=classes)
     with seeded(seed):
         conv1, maxpool = _conv(image_channels, width, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1)

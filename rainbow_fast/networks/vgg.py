@@ -58,7 +58,7 @@ def vgg(
         raise ValueError(f"depth: wanted 11, 13, 16 or 19, got {depth}")
     check_positive(width=width, image_channels=image_channels, image_size=image_size, classes=classes)
     if image_size % 32:
-        raise ValueError(f"image_size: wanted a multiple of 32, for the map is halved five times; got {image_size}")
+        raise ValueError(f"image_size: wanted a multiple of 32, as the map is halved five times; got {image_size}")
     check_batch_norm(batch_norm)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: wanted a probability from 0 to below 1, got {dropout}")

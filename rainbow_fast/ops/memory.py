@@ -60,7 +60,7 @@ def check_written(
     if rows and out.shape[-1] > 1 and out.stride(-1) != 1 and out.numel():
         raise ValueError(f"{name} has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
     if not one_address_each(out):
-        raise ValueError(f"{name} has strides {out.stride()}: wanted an address of its own for each entry")
+        raise ValueError(f"{name} has strides {out.stride()}: wanted a different address for each entry")
     for other, value in inputs.items():
         for t in [value] if isinstance(value, Tensor) else value or ():
             if share_memory(out, t):

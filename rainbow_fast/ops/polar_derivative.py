@@ -58,7 +58,7 @@ def solve(H: Tensor, C: Tensor, B: Tensor, tolerance: float) -> tuple[Tensor, Te
     values, U = torch.linalg.eigh(H)
     if H.numel() and bool((values[..., 0] <= tolerance * values[..., -1]).any()):
         raise RuntimeError(
-            f"polar: M has not full rank (smallest over largest singular value below {tolerance:.1e}): its polar "
+            f"polar: M does not have full rank (smallest over largest singular value below {tolerance:.1e}): its polar "
             "factor has no derivative there"
         )
     X = U @ ((U.mT @ C @ U) / (values[..., :, None] + values[..., None, :])) @ U.mT

@@ -34,7 +34,7 @@ def random_features(
     row_offset: int = 0,
     scale: float = 1.0,
     backend: str | None = None,
-) -> Tensor:  # (N, n) or (N, n, *space); of S seeds (S, N, n, *space)
+) -> Tensor:  # (N, n) or (N, n, *space); for S seeds (S, N, n, *space)
     r"""Random features ``phi' = scale sigma(u G^T + shift)``.
 
     Equivalent to::
@@ -84,7 +84,7 @@ def random_features_covariance(
     G: Tensor | None = None,
     shift: Tensor | None = None,
     x_center: Tensor | None = None,  # (d,)
-    center: Tensor | None = None,  # (n,); of S seeds (S, n)
+    center: Tensor | None = None,  # (n,); for S seeds (S, n)
     activation: str = "relu",
     negative_slope: float = 0.01,
     seed: Seed | None = None,
@@ -92,7 +92,7 @@ def random_features_covariance(
     row_offset: int = 0,
     scale: float = 1.0,
     backend: str | None = None,
-) -> Any:  # (d, n), (n,), (n,); of S seeds (S, d, n), (S, n), (S, n); of several n a list of such
+) -> Any:  # (d, n), (n,), (n,); for S seeds (S, d, n), (S, n), (S, n); for a list of n a list of these triples
     r"""Cross-covariance of x with random features, :math:`\sum x^\top \phi'`, and :math:`\sum \phi'` and
     :math:`\sum \phi'^2`, in float64. Positions count as samples. No array of size N x n is stored.
 
@@ -141,7 +141,7 @@ def random_features_projection(
     row_offset: int = 0,
     scale: float = 1.0,
     backend: str | None = None,
-) -> Any:  # (N, d) or (N, d, *space); of S seeds (S, N, d, *space); of several A a list of such
+) -> Any:  # (N, d) or (N, d, *space); for S seeds (S, N, d, *space); for a list of A a list of these tensors
     r"""Aligned random features :math:`\phi' A^\top`. No array of size N x n is stored.
 
     Equivalent to::

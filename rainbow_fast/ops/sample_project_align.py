@@ -37,7 +37,7 @@ def sample_project_align(
     dtype: torch.dtype | None = None,
     precision: str | None = None,
     backend: str | None = None,
-) -> Tensor:  # (n, m) or (n, m, *kernel); of S seeds (S, n, m, *kernel)
+) -> Tensor:  # (n, m) or (n, m, *kernel); for S seeds (S, n, m, *kernel)
     r"""Sample the weights of n neurons, ``w'_i = scale g_i L A``, Gaussian with covariance ``scale^2 (L A)^T (L A)``.
 
     Equivalent to::

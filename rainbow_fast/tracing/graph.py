@@ -60,7 +60,7 @@ def capture(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tupl
     traced.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     for node in traced.find_nodes(op="placeholder")[1:]:
         if node.users:
-            raise CannotTrace(f"its forward needs {node.target!r} beside {parameters[0].name!r}, wanted one input")
+            raise CannotTrace(f"its forward reads {node.target!r} besides {parameters[0].name!r}: wanted one input")
         traced.erase_node(node)
     graph_module.recompile()
     return graph_module.eval(), any(shared)
@@ -86,12 +86,12 @@ def _functional(node: fx.Node, owner: fx.GraphModule, in_place: Mapping[str, nn.
             return False
     elif node.op == "call_method" and _in_place_name(target):
         if not hasattr(Tensor, target[:-1]):
-            raise CannotTrace(f"{_where(node)}: it calls {target}, which has no form that is not in place")
+            raise CannotTrace(f"{_where(node)}: it calls {target}, which exists only in place")
         node.target = target[:-1]
     elif node.op == "call_function" and _in_place_name(target.__name__):
         plain = next((p for m in (torch, F) if (p := getattr(m, target.__name__[:-1], None)) is not None), None)
         if plain is None:
-            raise CannotTrace(f"{_where(node)}: it calls {target.__name__}, which has no form that is not in place")
+            raise CannotTrace(f"{_where(node)}: it calls {target.__name__}, which exists only in place")
         node.target = plain
     elif not (node.op == "call_function" and _in_place_argument(node)):
         return False

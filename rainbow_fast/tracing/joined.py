@@ -150,7 +150,7 @@ def join(traces: Sequence[Trace], example: Tensor) -> Joined:
     """
     for number, trace in enumerate(traces, 1):
         if trace.graph is None:
-            raise ValueError(f"reference: torch.fx cannot trace number {number}, as it must where there are several")
+            raise ValueError(f"reference: torch.fx cannot trace number {number}, which is needed for several networks")
     maps = [_maps(trace, example, number) for number, trace in enumerate(traces, 1)]
     _check_alike(traces, maps)
     sites, stages = [], []
@@ -180,8 +180,8 @@ def _maps(trace: Trace, example: Tensor, number: int) -> list[Tensor]:
         z, *rest = trace.advance(place, (values[-1],), ())
         if rest:
             raise ValueError(
-                f"reference: number {number} is no chain, {len(rest)} more values than z are read behind its site "
-                f"{site.name!r}, as by a skip: wanted chains where there are several"
+                f"reference: number {number} is not a chain: later layers read {len(rest)} more values than phi after "
+                f"its site {site.name!r} (a skip connection): wanted chains if there are several networks"
             )
         values.append(site.reference(z))
     return [*values[1:], trace.advance(len(trace.sites), (values[-1],), ())[0]]
@@ -197,7 +197,7 @@ def _check_alike(traces: Sequence[Trace], maps: Sequence[Sequence[Tensor]]) -> N
         for mine, expected in itertools.zip_longest(steps(trace, values), wanted):
             if mine != expected:
                 raise ValueError(
-                    f"reference: number {number} has {mine}; the first {expected}: wanted one architecture"
+                    f"reference: number {number} has {mine}; the first has {expected}: wanted one architecture"
                 )
 
 

@@ -81,7 +81,7 @@ def find_modules(
         ValueError: no example, no activation module, or one that is called twice.
     """
     if example is None:
-        raise ValueError(f"{why}, and without an example input its activation modules are not known")
+        raise ValueError(f"{why}, and its activation modules can be found only with an example input")
     for module in network.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # z is still read after phi is computed

@@ -64,8 +64,8 @@ def check(
         for key, value in _state(module).items():
             if key in before and distance(value, before[key]) > 0:
                 raise ValueError(
-                    f"{name}: a call changes {key!r} of it: wanted a function of its input, which leaves parameters "
-                    "and buffers as they are"
+                    f"{name}: a call changes its parameter or buffer {key!r}: wanted a network that leaves parameters "
+                    "and buffers unchanged"
                 )
         y = _few(x, COMPARED)
         compared = outputs if len(y) == len(x) else _called(copy.deepcopy(reference).eval(), y, name)
@@ -90,8 +90,8 @@ def _check_repeats(reference: nn.Module, x: Tensor, outputs: Any, name: str) -> 
         for some in (_few(x), x):
             where = where or _where((_run(reference, some), _run(reference, some, before=alone)), torch.equal)
         raise ValueError(
-            f"{name}: called twice on one input it gives two outputs, {apart:.1e} of the largest apart, first in "
-            f"{where or 'code outside of torch'}: wanted a function of its input alone, the same to the bit"
+            f"{name}: two calls with the same input differ by {apart:.1e} of the largest output, first in "
+            f"{where or 'code outside of torch'}: wanted outputs that depend only on the input, bit for bit"
         )
     return single
 
@@ -110,7 +110,7 @@ def _check_single(reference: nn.Module, x: Tensor, outputs: Any, single: Any, na
         where = where or _where((_run(reference, _middle(x)), _run(reference, some)), alike)
     shapes = [[tuple(t.shape) for t in tensors(each)] for each in (outputs, single)]
     raise ValueError(
-        f"{name}: what it gives for a sample depends on the other samples of the batch{_in(where)}: {shapes[0]} for "
+        f"{name}: the output for a sample depends on the other samples of the batch{_in(where)}: {shapes[0]} for "
         f"{len(x)} samples and {shapes[1]} for one of them alone differ by {apart:.1e} of the largest output, "
         f"wanted at most {limit:.1e}"
     )
@@ -127,7 +127,7 @@ def _check_trace(
     for some in (_few(x), x):
         where = where or _in_trace(reference, traced, some, pointwise, limit)
     raise ValueError(
-        f"{name}: its trace is another function{_in(where or _bypassed(reference))}: for {len(x)} samples they "
+        f"{name}: its trace computes something else{_in(where or _bypassed(reference))}: for {len(x)} samples they "
         f"differ by {apart:.1e} of the largest output, wanted at most {limit:.1e}"
     )
 
@@ -198,8 +198,8 @@ def _called(module: nn.Module, x: Tensor, name: str) -> Any:
     except Exception as error:  # the user's own code
         first = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{name}: called again, with a batch of {len(x)}, it raises {type(error).__name__} ({first}): wanted a "
-            "function of its input, of any number of samples"
+            f"{name}: a second call, with a batch of {len(x)}, raises {type(error).__name__} ({first}): wanted a "
+            "network that can be called again, with any number of samples"
         ) from error
 
 

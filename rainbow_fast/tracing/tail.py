@@ -55,8 +55,8 @@ class Tail:
                 each.append(0)
         if each[0] == 0 or each[1] != 2 * each[0]:
             raise ValueError(
-                "classifier: what stands before one that is refit has to take any number of channels; "
-                f"the layers before {self.name!r} are made for {phi.shape[1]}"
+                f"classifier: it can be refit only if the layers before it accept any number of channels; those "
+                f"before {self.name!r} accept only {phi.shape[1]}"
             )
         return each[0]
 
@@ -74,7 +74,7 @@ def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
             pooling and Flatten between the last site and that Linear.
     """
     if graph is None:
-        raise ValueError("classifier: only in a network that torch.fx can trace can it be refit")
+        raise ValueError("classifier: it can be refit only in a network that torch.fx can trace")
     place = next(iter(graph.graph.find_nodes(op="call_module", target=sites[-1].name)))
     output = next(iter(graph.graph.find_nodes(op="output")))
     nodes = list(graph.graph.nodes)
@@ -86,7 +86,7 @@ def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
         affine = f"{sites[-1].name}_affine"
         kinds = [_kind(node, graph, affine) for node in after if not _sizes(node)]
         raise ValueError(
-            "classifier: only a Linear at the very end can be refit, after average pooling and Flatten alone; "
+            "classifier: only a Linear at the very end can be refit, if only average pooling and Flatten precede it; "
             f"after the last site come {', '.join(kinds) or 'no layers'}"
         )
     body = fx.Graph()

@@ -92,12 +92,12 @@ class Trace:
                 named.
         """
         if self.graph is None:
-            raise ValueError("reference: torch.fx cannot trace it, so that its layers can have no other weights")
+            raise ValueError("reference: torch.fx cannot trace it, so the weights of its layers cannot be replaced")
         network = copy.deepcopy(self.reference)
         for site in self.sites:
             others = [other.name for other in self.sites if other.writer is site.writer and other.name not in weights]
             if site.name in weights and (site.writer is None or others):
-                raise ValueError(f"site {site.name!r} is not written by a layer of its own, bias-free")
+                raise ValueError(f"site {site.name!r}: wanted a layer without bias that writes only this site")
             if site.name in weights and site.writer is not None:
                 network.set_submodule(self.writer_name(site), _layer(site.writer, weights[site.name]))
         return trace(network, None, pointwise)
@@ -212,8 +212,8 @@ def _check_slopes(sites: Iterable[Site], argument: str) -> None:
     for site in sites:
         if isinstance(site.sigma, nn.PReLU) and site.sigma.num_parameters != 1:
             raise ValueError(
-                f"{argument}: module {site.name!r} (PReLU) has {site.sigma.num_parameters} slopes, one a channel: "
-                "wanted one, for a site treats channels alike"
+                f"{argument}: module {site.name!r} (PReLU) has {site.sigma.num_parameters} slopes, one for each "
+                "channel: wanted one slope, because a site applies the same function to all channels"
             )
 
 

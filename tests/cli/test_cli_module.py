@@ -335,7 +335,7 @@ def test_a_run_is_not_resumed_with_other_weights(rainbow_fast: Run, folder: Path
     assert "--out and --resume: wanted one of the two" in rainbow_fast("sample", "--resume", "out", "--out", "out")[2]
     torch.save(network(seed=5).state_dict(), folder / "w.pt")
     code, _, err = rainbow_fast("sample", "--resume", "out")
-    assert code == 2 and "--resume: the run in out is of a network with other weights" in err
+    assert code == 2 and "--resume: the run in out has a network with other weights" in err
 
 
 @pytest.mark.parametrize("a, b, message", [("a.pt", "b.pt", "A: no file a.pt"), ("w.pt", "b.pt", "B: no file b.pt")])
