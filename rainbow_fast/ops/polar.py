@@ -26,10 +26,10 @@ SQUARES = 2.0**300  # entries between 1 / SQUARES and SQUARES can be squared wit
 
 class Polar(NamedTuple):
     A: Tensor  # (*batch, d, m), dtype of M
-    nuclear_norm: Tensor  # tr(A M^T) of the partial factor: the sum of the singular values kept; float64
-    rank: Tensor  # singular values above rtol times the largest; int64
-    condition: Tensor  # largest over smallest singular value kept; float64
-    residual: Tensor  # |M - H A|_F / |M|_F, H = sym(M A^T): the backward error; float64
+    nuclear_norm: Tensor  # tr(A M^T) of the partial factor: the sum of the kept singular values; float64
+    rank: Tensor  # number of kept singular values: those above rtol times the largest; int64
+    condition: Tensor  # largest over smallest kept singular value; float64
+    residual: Tensor  # the backward error |M - H A|_F / |M|_F with H = sym(M A^T); float64
 
 
 def polar(
@@ -358,8 +358,9 @@ def _vmap(info: Any, in_dims: Any, M: Tensor, *options: Any) -> tuple[tuple[Tens
 def polar_flops(M: Sequence[int]) -> int:
     """``12 s^2 l + 24 s^3`` flops for each matrix with sides s <= l, as for a condition number of 1e6 to 1e8.
 
-    There are three stages. The Gram matrix (1 s^2 l, one triangle) and a product (2) of each, and a Newton-Schulz step
-    (1 + 2), take 12 s^2 l. Three inverses a stage, and four and three products in the last, take 24 s^3.
+    There are three stages. Each takes a Gram matrix (s^2 l, one triangle) and a product (2 s^2 l), and a Newton-Schulz
+    step takes the same: 12 s^2 l in all. Three inverses in each stage, and four and three products in the last stage,
+    take 24 s^3.
     """
     short, long = sorted(M[-2:])
     return math.prod(M[:-2]) * (12 * short**2 * long + 24 * short**3)

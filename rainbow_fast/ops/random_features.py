@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features: phi' = scale sigma(u G^T + shift), and two ops that use phi' without storing it; nor is G stored."""
+"""random_features: phi' = scale sigma(u G^T + shift), and two fused ops, which do not store phi'. G is never stored."""
 
 from collections.abc import Sequence
 from typing import Any
