@@ -25,6 +25,8 @@ SQUARES = 2.0**300  # entries between 1 / SQUARES and SQUARES can be squared wit
 
 
 class Polar(NamedTuple):
+    """The result of `polar`: the polar factors A (*batch, d, m), and numbers for each matrix, (*batch)."""
+
     A: Tensor  # (*batch, d, m), dtype of M
     nuclear_norm: Tensor  # tr(A M^T) of the partial factor: the sum of the kept singular values; float64
     rank: Tensor  # number of kept singular values: those above rtol times the largest; int64
