@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One strict reading of arguments for the whole package: an error names what came and what was wanted."""
+"""Strict checks of arguments. An error names the argument, what was given and what is wanted."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from torch import Tensor
 
 Check = Callable[[str, Any], Any]  # takes the name and the value; returns the value, or raises
 
-# torch.compile turns numbers into the Sym kinds. (It cannot trace a union of such types, so these are tuples.)
+# torch.compile turns numbers into the Sym types. These are tuples because it cannot trace a union of these types.
 _INTEGERS = (int, torch.SymInt)
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _FLAGS = (bool, torch.SymBool)
 
 
 def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
-    """`value` as an int: Python's and NumPy's integers, nothing that would have to be rounded or parsed; no bool.
+    """An integer of Python or NumPy as an int. Bools, floats and strings are not accepted.
 
     Args:
-        most: the largest that is taken; None for no limit.
+        name: the name of the argument, for messages.
+        value: the value to check.
+        least: the smallest allowed value; 0 by default.
+        most: the largest allowed value; None (default) for no limit.
 
     Raises:
-        TypeError: another kind of value.
-        ValueError: an integer outside [least, most].
+        TypeError: `value` is not an integer.
+        ValueError: `value` is outside [least, most].
     """
     if isinstance(value, np.integer):
         value = int(value)
@@ -39,23 +42,23 @@ def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> i
 
 
 def bytes_of(name: str, value: Any) -> int:
-    """A number of bytes: as `integer`, or a float that is integral, as in 2e9.
+    """A number of bytes, as an int: an integer of at least 0, or a float with an integral value such as 2e9.
 
     Raises:
-        TypeError, ValueError: as `integer`; a float with a fraction, or one that is not finite.
+        TypeError, ValueError: as `integer`; or a float has a fraction or is not finite.
     """
     if isinstance(value, (float, np.floating)):
-        if not float(value).is_integer():  # not NaN or infinity either
+        if not float(value).is_integer():  # also False for NaN and infinity
             raise ValueError(f"{name}={value}: wanted a whole number of bytes")
         value = int(value)
     return integer(name, value)
 
 
 def tensor(name: str, value: Any) -> Tensor:
-    """`value`, which is a tensor.
+    """Check that `value` is a tensor, and return it.
 
     Raises:
-        TypeError: an array, a list, None, a number, or anything else.
+        TypeError: `value` is something else, for example an array, a list, None or a number.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is {_kind(value)}: wanted a torch.Tensor")
@@ -63,19 +66,19 @@ def tensor(name: str, value: Any) -> Tensor:
 
 
 def optional_tensor(name: str, value: Any) -> Tensor | None:
-    """`value`, which is a tensor or None.
+    """Check that `value` is a tensor or None, and return it.
 
     Raises:
-        TypeError: anything else.
+        TypeError: `value` is something else.
     """
     return None if value is None else tensor(name, value)
 
 
 def number(name: str, value: Any) -> float:
-    """`value` as a float: a real number of Python or NumPy, no bool.
+    """A real number of Python or NumPy as a number of Python; bools are not accepted.
 
     Raises:
-        TypeError: anything else.
+        TypeError: `value` is something else.
     """
     if isinstance(value, (np.number, np.bool_)):
         value = value.item()
@@ -85,10 +88,10 @@ def number(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value`, which is True or False.
+    """Check that `value` is True or False, and return it.
 
     Raises:
-        TypeError: anything else.
+        TypeError: `value` is something else.
     """
     if not isinstance(value, _FLAGS):
         raise TypeError(f"{name}={value!r}: wanted True or False")
@@ -96,10 +99,10 @@ def flag(name: str, value: Any) -> bool:
 
 
 def one_of(name: str, value: Any, names: Iterable[str]) -> Any:
-    """`value`, which is one of the names.
+    """Check that `value` is one of `names`, and return it.
 
     Raises:
-        ValueError: anything else.
+        ValueError: `value` is something else.
     """
     names = tuple(names)
     if value not in names:
@@ -108,10 +111,10 @@ def one_of(name: str, value: Any, names: Iterable[str]) -> Any:
 
 
 def folder(name: str, value: Any) -> Any:
-    """`value`, which is the path of an existing folder.
+    """Check that `value` is the path of an existing folder, and return it.
 
     Raises:
-        ValueError: anything else.
+        ValueError: there is no folder at this path.
     """
     if not Path(value).is_dir():
         raise ValueError(f"{name}: no folder {value}")
@@ -119,12 +122,15 @@ def folder(name: str, value: Any) -> Any:
 
 
 def optional(check: Check) -> Check:
-    """The same check, which lets None through."""
+    """A check that accepts None and otherwise applies `check`."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def between(low: float, high: float, wanted: str, *, open_low: bool = False, open_high: bool = False) -> Check:
-    """A check for a number of an interval, closed but for the ends that are open."""
+    """A check for a number from `low` to `high`. Both ends are allowed unless `open_low` or `open_high` is set.
+
+    `wanted` says in error messages which numbers are allowed.
+    """
 
     def check(name: str, value: Any) -> Any:
         value = number(name, value)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What was built, and which kernel runs: ``"cpu"``, ``"cuda"`` and ``"triton"`` are compiled, ``"reference"`` is torch.
+"""Chooses the backend of an op: compiled ``"cpu"``, ``"cuda"`` or ``"triton"`` kernels, or ``"reference"`` (torch).
 
-`isa` is the instruction-set level of the CPU kernels in use: the highest that this build holds and this machine runs,
-or the one named by the environment variable ``RAINBOW_FAST_ISA`` (``baseline``, ``avx2``, ``avx512``,
-``avx512_bf16``), which is read once, when the package is imported.
+`isa` is the instruction-set level of the CPU kernels in use. By default it is the highest level that this build
+contains and this machine supports. The environment variable ``RAINBOW_FAST_ISA`` (``baseline``, ``avx2``, ``avx512``,
+``avx512_bf16``) chooses another one; it is read once, when the package is imported.
 """
 
 import functools
@@ -15,11 +15,11 @@ from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import torch  # before `_C`: both then share the OpenMP runtime that torch has loaded
+import torch  # imported before `_C`, so that `_C` uses the OpenMP runtime that torch has loaded
 
 ISA_VARIABLE = "RAINBOW_FAST_ISA"
 
-# What the kernels call the element types: enum DType of csrc/kernels.h.
+# The codes of dtypes in the kernels: enum DType of csrc/kernels.h.
 CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
@@ -42,11 +42,11 @@ def _select(extension: ModuleType | None, wanted: str | None) -> str | None:
 
 
 class Build(NamedTuple):
-    """What there is to run, besides torch.
+    """The kernels of an installation.
 
     Attributes:
-        cpu, cuda: the compiled kernels of either kind, None where they are not built.
-        cuda_devices: kinds of devices that the CUDA kernels run on.
+        cpu, cuda: the compiled CPU and CUDA kernels; None if they are not built.
+        cuda_devices: the types of devices that the CUDA kernels run on.
         triton: whether Triton is installed.
     """
 
@@ -61,22 +61,26 @@ def _build() -> Build:
     return Build(extension, getattr(extension, "cuda", None), triton=importlib.util.find_spec("triton") is not None)
 
 
-BUILD = _build()  # of this installation
+BUILD = _build()  # the kernels of this installation
 isa: str | None = _select(BUILD.cpu, os.environ.get(ISA_VARIABLE))
 
-LEAST_CAPABILITY = (8, 0)  # of a device that the CUDA kernels run on
-WORKSPACE_BYTES = 2**26  # that a CUDA kernel may use besides its results; the parts of a long sum fit into it
+LEAST_CAPABILITY = (8, 0)  # smallest compute capability for the CUDA kernels
+WORKSPACE_BYTES = 2**26  # memory that a CUDA kernel may use for the partial results of a long sum
 
 
 def available(
     device: torch.device | str = "cpu", lacking: Sequence[str] = (), *, build: Build | None = None
 ) -> list[str]:
-    """The backends that run on `device`, best first, but for those that are `lacking` of an op; of this installation,
-    or of another `build`.
+    """The backends that are available on `device`, the best first.
 
-    ``"cpu"`` or ``"cuda"``, the compiled kernels of the device, where they are built; ``"triton"`` on CUDA and ROCm
-    devices where it is installed, and on the CPU where Triton interprets its kernels (``TRITON_INTERPRET=1``);
-    ``"reference"``.
+    ``"cpu"`` and ``"cuda"`` are available on their devices if the kernels are built. ``"triton"`` is available on CUDA
+    and ROCm devices if it is installed, and on the CPU if Triton interprets its kernels (``TRITON_INTERPRET=1``).
+    ``"reference"`` is always available.
+
+    Args:
+        device: the device; the CPU by default.
+        lacking: backends that an op does not have.
+        build: the kernels of another installation; None (default) for this one.
     """
     build = BUILD if build is None else build
     kind = torch.device(device).type
@@ -98,13 +102,20 @@ def choose(
     called: str = "",
     build: Build | None = None,
 ) -> str:
-    """The backend that runs: the one named, else the first of `available`. Nothing falls back silently.
+    """The backend to run: the given one, or the first of `available` if it is None. There is no silent fallback.
+
+    Args:
+        backend: the argument ``backend=`` of an op.
+        device: the device of the tensors.
+        dtype: their dtype.
+        supported: the dtypes that the kernels support.
+        lacking, build: as in `available`.
+        called: the name of the argument whose dtype is checked, for messages.
 
     Raises:
-        ValueError: a backend that is not there.
-        TypeError: a dtype outside `supported`, unless the backend named is the reference; the message begins with the
-            name of the argument, `called`.
-        RuntimeError: CUDA kernels that the driver, or the device, is too old for.
+        ValueError: the backend is not available.
+        TypeError: the kernels do not support the dtype. The reference supports all dtypes.
+        RuntimeError: the driver or the device is too old for the CUDA kernels.
     """
     build = BUILD if build is None else build
     present = available(device, lacking, build=build)
@@ -131,17 +142,17 @@ def choose(
 
 
 def kernels(chosen: str = "cpu") -> ModuleType:
-    """The compiled kernels, for an implementation that `choose` has sent here."""
+    """The compiled kernels of the backend that `choose` returned, "cpu" or "cuda"."""
     extension = BUILD.cuda if chosen == "cuda" else BUILD.cpu
     assert extension is not None
     return extension
 
 
 def run_triton(name: str, device: torch.device, *args: Any) -> Any:
-    """Run a launcher of `rainbow_fast.triton_kernels`, for an implementation that `choose` has sent here.
+    """Call the function of `rainbow_fast.triton_kernels` that launches a kernel, when `choose` returned "triton".
 
-    `name` is ``module.function``, or one word where these are alike. Triton launches on the current device, which is
-    that of the tensors meanwhile.
+    `name` is ``module.function``, or one word if both have the same name. Triton launches on the current device, so the
+    device of the tensors is the current one during the call.
     """
     module, _, function = name.partition(".")
     launcher = getattr(importlib.import_module(f"rainbow_fast.triton_kernels.{module}"), function or module)
@@ -149,13 +160,16 @@ def run_triton(name: str, device: torch.device, *args: Any) -> Any:
         return launcher(*args)
 
 
-Run = int | tuple[int, int, int, int]  # threads; or struct Stream of csrc/kernels.h
+Run = int | tuple[int, int, int, int]  # the number of threads, or struct Stream of csrc/kernels.h
 
 
 @contextmanager
 def running(chosen: str, device: torch.device, *, workspace: bool = False) -> Iterator[Run]:
-    """Where a compiled kernel is to run, its last argument: the number of threads, or the current stream of the device,
-    with memory for the parts of a long sum where `workspace` says so."""
+    """A context that gives the last argument of a compiled kernel, which says where it runs.
+
+    It is the number of threads on the CPU, and the current stream on another device. With `workspace`, a stream comes
+    with memory for the partial results of a long sum.
+    """
     if chosen == "cpu":
         yield torch.get_num_threads()
         return
@@ -169,7 +183,7 @@ def running(chosen: str, device: torch.device, *, workspace: bool = False) -> It
 
 
 def cuda_versions(build: Build | None = None) -> dict[str, str]:
-    """The CUDA of this build's toolkit, of torch, and the newest the driver takes; ``"none"`` where one is missing."""
+    """The CUDA versions of the build, of torch, and the newest one the driver supports; ``"none"`` if missing."""
 
     def text(version: int) -> str:
         return f"{version // 1000}.{version % 1000 // 10}" if version else "none"
@@ -180,7 +194,7 @@ def cuda_versions(build: Build | None = None) -> dict[str, str]:
 
 
 def _check_driver(build: Build) -> None:
-    """A driver takes kernels of its own major version of CUDA, and of older ones."""
+    """Check the driver: it supports kernels of its own major version of CUDA, and of older ones."""
     versions = cuda_versions(build)
     if versions["driver"] == "none":
         raise RuntimeError("backend='cuda': no NVIDIA driver is loaded; wanted one for CUDA " + versions["toolkit"])
@@ -201,7 +215,7 @@ def _check_capability(name: str, capability: tuple[int, int]) -> None:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Memory for a result, as `torch.empty`; on the CPU behind large pages, whose first touch costs a fraction."""
+    """`torch.empty` for a result; on the CPU, in huge pages, because writing to new small pages is much slower."""
     out = torch.empty(*shape, dtype=dtype, device=device)
     if BUILD.cpu is not None and out.device.type == "cpu":
         BUILD.cpu.advise_huge_pages(out.data_ptr(), out.nbytes)
@@ -209,7 +223,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
 
 
 def refuse_grad(name: str, *tensors: torch.Tensor | None) -> None:
-    """Raise RuntimeError where an op that writes into given memory would drop a gradient."""
+    """Raise RuntimeError if an op that writes into given memory would lose a gradient."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         raise RuntimeError(
             f"{name} writes into given memory and has no gradient: detach its inputs or use torch.no_grad()"

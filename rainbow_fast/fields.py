@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Options as fields of frozen dataclasses: each is declared once, with its default, its check and its help."""
+"""Options as fields of frozen dataclasses. Each option is declared once, with its default, its check and its help."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rainbow_fast.arguments import Check
 
 
 class Former(NamedTuple):
-    """The name that an option had in the last release, and what turns a value of then into one of now."""
+    """The old name of an option, and a function that converts an old value into a new one."""
 
     name: str
     convert: Callable[[Any], Any] = lambda value: value
 
 
 def option(default: Any, help: str, check: Check | None = None, *, former: Former | None = None) -> Any:
-    """A field of a dataclass of options. Its former name still works, with a FutureWarning."""
+    """A field of a dataclass of options. Its old name, `former`, still works, with a FutureWarning."""
     return field(default=default, metadata={"help": help, "check": check, "former": former})
 
 
 class Options:
-    """Base of the dataclasses of options: every field is checked when one is made."""
+    """Base class of the dataclasses of options. All fields are checked when an object is made."""
 
     def __post_init__(self) -> None:
         for f in fields(self):  # type: ignore[arg-type]  # of a dataclass
@@ -36,34 +36,42 @@ class Options:
                 object.__setattr__(self, f.name, f.metadata["check"](f.name, getattr(self, f.name)))
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as numbers, strings, lists and dicts; an object that JSON does not know as its text."""
+        """The options as a dict of numbers, strings, lists and dicts; other objects are replaced by their `repr`."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
 
     def changed(self, **words: Any) -> Self:
-        """The same with other values."""
+        """A copy with other values for some options."""
         return replace(self, **words)  # type: ignore[type-var]  # of a dataclass
 
     @classmethod
     def from_dict(cls, words: Mapping[str, Any], where: str = "") -> Self:
-        """The options of that name and value.
+        """The options from a dict of names and values; options that are missing have their defaults.
 
         Args:
-            where: begins the message of an error.
+            words: the dict.
+            where: text that begins every error message.
 
         Raises:
-            TypeError: a name that is no option; the message has the nearest one.
-            ValueError, TypeError: a value that the option refuses.
+            TypeError: a name is not an option; the message suggests the most similar one.
+            ValueError, TypeError: a value is not valid.
         """
         (options,) = collect((), words, cls, where=where)
         return options
 
 
 def collect(objects: Sequence[Any], words: Mapping[str, Any], *kinds: type[Any], where: str = "") -> tuple[Any, ...]:
-    """An object of each kind of options, from those that are given whole and from single words.
+    """One object for each class of options in `kinds`.
+
+    Args:
+        objects: objects of some of these classes, which are returned as they are.
+        words: single options by name, from which the other objects are made.
+        kinds: the classes of options.
+        where: text that begins every error message.
 
     Raises:
-        TypeError: a word that is no option of these kinds, an object of another kind, or one beside words of its kind.
-        ValueError, TypeError: a value that the option refuses.
+        TypeError: a name is not an option of these classes, an object has another class, or both an object and single
+            options of its class are given.
+        ValueError, TypeError: a value is not valid.
     """
     owner = {f.name: kind for kind in kinds for f in fields(kind)}
     words = _renamed(words, kinds)
@@ -86,19 +94,19 @@ def collect(objects: Sequence[Any], words: Mapping[str, Any], *kinds: type[Any],
 
 
 def former_names(*kinds: type[Any]) -> dict[str, tuple[str, Former]]:
-    """The present name, with the former one, by the former name."""
+    """A dict from the old name of an option to its new name and its `Former`."""
     options = [f for kind in kinds for f in fields(kind) if f.metadata.get("former") is not None]
     return {f.metadata["former"].name: (f.name, f.metadata["former"]) for f in options}
 
 
 def warn_former(former: str, name: str, stacklevel: int) -> None:
-    """Say that an option has a new name; `stacklevel` is seen from the caller, as for `warnings.warn`."""
+    """Warn that an option has a new name; `stacklevel` counts from the caller, as in `warnings.warn`."""
     message = f"{former}: this option is now called {name}; the old name will be removed in the next release"
     warnings.warn(message, FutureWarning, stacklevel=stacklevel + 1)
 
 
 def renamed(**names: str) -> Callable[[Callable], Callable]:
-    """Let a function take keyword arguments by their former names too: ``@renamed(former="present")``."""
+    """A decorator that lets a function accept old names of keyword arguments: ``@renamed(old="new")``."""
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
@@ -115,23 +123,23 @@ def renamed(**names: str) -> Callable[[Callable], Callable]:
 
 
 def _renamed(words: Mapping[str, Any], kinds: Sequence[type[Any]]) -> dict[str, Any]:
-    """The same options by their present names.
+    """The same options with their new names.
 
     Raises:
-        TypeError: an option that has both names.
+        TypeError: an option is given by both of its names.
     """
     present, former = dict(words), former_names(*kinds)
     for old, (name, change) in former.items():
         if old in words:
             if name in words:
                 raise TypeError(f"{old}: given beside {name}, which is its new name; wanted {name} alone")
-            warn_former(old, name, stacklevel=4)  # past `collect` and the public function
+            warn_former(old, name, stacklevel=4)  # the caller of the public function that calls `collect`
             present[name] = change.convert(present.pop(old))
     return present
 
 
 def unknown(name: str, options: Iterable[str]) -> str:
-    """What an error says of a name that is no option."""
+    """The error message for a name that is not an option."""
     options = list(options)
     near = difflib.get_close_matches(name, options, 1, 0.5)
     return f"{name}: no such option, " + (
@@ -140,7 +148,7 @@ def unknown(name: str, options: Iterable[str]) -> str:
 
 
 def accepts(*kinds: type[Any]) -> Callable[[Callable], Callable]:
-    """Give a function with ``**words`` the signature and the help of the options that it takes."""
+    """A decorator that adds options to the signature and the docstring of a function with ``**words``."""
 
     def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function)
@@ -157,7 +165,7 @@ def accepts(*kinds: type[Any]) -> Callable[[Callable], Callable]:
 
 
 def help_of(*kinds: type[Any]) -> str:
-    """The help of all options, as it stands in docstrings."""
+    """The help of all options of these classes, as text for docstrings."""
     texts = [f"{f.name} = {f.default!r}: {f.metadata['help']}" for kind in kinds for f in fields(kind)]
     wrap = textwrap.TextWrapper(width=116, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
     return "\n".join(wrap.fill(text) for text in texts)

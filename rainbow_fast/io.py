@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files written whole, hashes, states of modules, and JSON that every reader takes: one copy of each."""
+"""Files that are written completely or not at all, hashes, state dicts in files, and JSON without NaN."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-PART = ".part"  # ends the name of a file that is being written; it begins with a dot
-HASHED = 2**24  # numbers of a tensor at a time
+PART = ".part"  # suffix of the name of an unfinished file; the name begins with a dot
+HASHED = 2**24  # numbers of a tensor that are hashed at a time
 TORCH = (".pt", ".pth")
-HOLDERS = ("state_dict", "model")  # under which training scripts put a state dict
-PREFIX = "module."  # of nn.DataParallel
-COUNTER = ".num_batches_tracked"  # of a batch norm: older files lack it, and eval mode does not read it
-SHOWN = 4  # problems in a message
+HOLDERS = ("state_dict", "model")  # keys under which training scripts put a state dict
+PREFIX = "module."  # prefix of the keys that nn.DataParallel adds
+COUNTER = ".num_batches_tracked"  # counter of a batch norm; older files do not have it, and eval mode does not read it
+SHOWN = 4  # most problems that a message lists
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write into, which then takes its place: the whole of it or nothing.
+    """A context that gives a temporary file in the folder of `path`, and on exit renames it to `path`.
+
+    `path` therefore never holds an incomplete file. After an error, the temporary file is deleted.
 
     Raises:
-        FileNotFoundError: the folder of `path` is missing.
+        FileNotFoundError: the folder of `path` does not exist.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: no folder {path.parent}")
@@ -48,13 +50,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Put `data` at `path`, the whole of it or nothing."""
+    """Write `data` to `path`, completely or not at all."""
     with whole(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def sha256(tensors: Iterable[Tensor] = (), text: str = "") -> str:
-    """SHA-256 of a text, and of dtypes, shapes and values."""
+    """SHA-256 of a text and of the dtypes, shapes and values of tensors, as "sha256:..."."""
     digest = hashlib.sha256(text.encode())
     for t in tensors:
         digest.update(f"{t.dtype} {tuple(t.shape)}\n".encode())
@@ -74,22 +76,23 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
-    """As `json.dumps`, but numbers that are not finite, which JSON has no word for, are null."""
+    """`json.dumps`, with null for numbers that are not finite, because JSON cannot represent them."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def read_state(path: Path, name: str) -> dict[str, Tensor]:
-    """The state dict in a file: .pt and .pth as torch wrote it, of which tensors alone are read; else safetensors.
+    """The state dict in a file. Files .pt and .pth are read as files of torch (tensors only), others as safetensors.
 
-    A dict that holds the state dict as "state_dict" or "model" is looked into, and "module." is taken off where all
-    keys begin with it.
+    If the file holds a dict with the state dict under "state_dict" or "model", this entry is used. If all keys begin
+    with "module.", this prefix is removed.
 
     Args:
-        name: begins every message.
+        path: the file.
+        name: every error message begins with it.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged file, or one that holds no state dict.
+        FileNotFoundError: there is no file at `path`.
+        ValueError: the file is damaged or holds no state dict.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no file {path}")
@@ -106,10 +109,10 @@ def read_state(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, path: Path, name: str) -> None:
-    """Read the state dict in a file into a module: all of it. On an error the module is as it was.
+    """Load the state dict in a file into a module. After an error the module is unchanged.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_state`; keys or shapes that are not those of the module.
+        FileNotFoundError, ValueError: as `read_state`; or keys or shapes are not those of the module.
     """
     state, wanted = read_state(path, name), module.state_dict()
     state = {key: value for key, value in wanted.items() if key.endswith(COUNTER)} | state
@@ -130,26 +133,28 @@ def _read_tensors(path: Path, name: str) -> Any:
     try:
         if path.suffix not in TORCH:
             return load_file(path)
-        with warnings.catch_warnings():  # of other versions of pickle, which are refused anyway
+        with warnings.catch_warnings():  # torch warns of other versions of pickle; they raise an error anyway
             warnings.simplefilter("ignore")
             return torch.load(path, "cpu", weights_only=True)
     except SafetensorError as error:
         raise ValueError(f"{name}: {path} is not a whole safetensors file ({error})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{name}: {path} is no file of tensors alone that torch has written ({first})") from error
+        raise ValueError(
+            f"{name}: {path} cannot be read as a file of tensors that torch has written ({first})"
+        ) from error
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line."""
+    """Write each record as one line of JSON."""
     write_whole(path, "".join(dumps(record) + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """What `write_records` wrote; nothing where there is no file.
+    """Read the records that `write_records` wrote; an empty list if there is no file.
 
     Raises:
-        ValueError: a line that is not JSON; the message names it.
+        ValueError: a line is not JSON; the message gives its number.
     """
     records = []
     for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The argument `progress` of long functions: a callback, or True for a bar."""
+"""The argument `progress` of long functions: a callback, or True for a progress bar."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Progress = Callable[[int, int, str], None]  # progress(done, total, what)
 
 @contextmanager
 def reported(progress: Progress | bool | None) -> Iterator[Progress | None]:
-    """What a function calls with its progress: None stays silent.
+    """A context that gives the function to call with the progress, or None if nothing is shown.
 
     Args:
         progress: called as ``progress(done, total, what)``; the total may change from one stage to the next. True shows
-            a bar: tqdm's in notebooks, rich's in terminals. None or False shows nothing.
+            a progress bar, by tqdm in notebooks and by rich in terminals. None or False shows nothing.
 
     Raises:
-        TypeError: anything else.
-        ImportError: the package that the bar needs is missing; the message says how to install it.
+        TypeError: `progress` is something else.
+        ImportError: the package for the bar is not installed; the message says how to install it.
     """
     if progress is None or progress is False:
         yield None
@@ -35,7 +35,7 @@ def reported(progress: Progress | bool | None) -> Iterator[Progress | None]:
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this code."""
+    """Whether this code runs in a Jupyter kernel."""
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in shell.config
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tables of text, and numbers for a person."""
+"""Tables as text, Markdown and HTML, and numbers as short text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """One line for each row, columns flush right."""
+    """One line of text for each row, with columns aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def cell(value: object) -> str:
-    """Floats to four digits, None as a dash."""
+    """A value as text: floats with four digits, None as a dash."""
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -26,24 +26,24 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def html_table(heading: Sequence[str], *rows: Sequence[str]) -> str:
-    """A table in HTML, without styles; cells are text, and escaped."""
+    """A table in HTML, without styles. The text of cells is escaped."""
     lines = [_html_row("th", heading), *(_html_row("td", row) for row in rows)]
     return f"<table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table>"
 
 
 def html_lines(lines: Sequence[str]) -> str:
-    """A paragraph in HTML, its lines escaped; nothing where there are none."""
+    """A paragraph in HTML with escaped lines; an empty string if there are no lines."""
     return f"<p>{'<br>'.join(map(html.escape, lines))}</p>" if lines else ""
 
 
 def quantity(value: float) -> str:
-    """Three digits and a decimal prefix."""
+    """A number with three digits and a decimal prefix (k, M, G, T, P)."""
     power = min(max(math.floor(math.log10(value * 1.0005) / 3), 0), 5) if value > 0 else 0
     return f"{value / 1000**power:.3g} {'kMGTP'[power - 1] if power else ''}"
 
 
 def duration(seconds: float) -> str:
-    """Two digits at least, without an exponent."""
+    """A number of seconds with at least two digits, without an exponent."""
     return f"{seconds:.2g}" if 1e-4 < seconds < 10 else f"{seconds:.0f}"
 
 

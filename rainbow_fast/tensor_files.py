@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files of this package: safetensors with a format, a version and a header; whole, or not there."""
+"""The files of this package: safetensors with a format name, a version and a header."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ Header = dict[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A file format.
 
     Attributes:
-        name: written into each; the header stands under its last word.
-        version: that is written; older ones are read.
-        holds: in words, for messages.
+        name: the name of the format, which is written into each file. The part after its last dot is the metadata key
+            of the header.
+        version: the version that is written. Older versions can be read.
+        holds: what the files contain, in words, for messages.
     """
 
     name: str
@@ -33,22 +34,31 @@ class Format:
     holds: str
 
     def write(self, path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Tensors that share no memory, and a header of what JSON knows.
+        """Write a file, completely or not at all.
+
+        Args:
+            path: the file.
+            header: a dict of values that JSON can represent.
+            tensors: tensors that share no memory.
 
         Raises:
-            FileNotFoundError: the folder of `path` is missing.
+            FileNotFoundError: the folder of `path` does not exist.
         """
         metadata = {"format": self.name, "version": str(self.version), self._key: json.dumps(header)}
         dense = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         with whole(path) as temporary:
-            save_file(dense, temporary, metadata)  # a tensor at a time, not all of the file in memory
+            save_file(dense, temporary, metadata)  # writes one tensor at a time
 
     def read(self, path: Path, argument: str = "path") -> tuple[Header, dict[str, Tensor]]:
-        """What `write` wrote, by the number to the same bits. Nothing is unpickled.
+        """The header and tensors of a file that `write` wrote, with the same bits. Nothing is unpickled.
+
+        Args:
+            path: the file.
+            argument: every error message begins with it.
 
         Raises:
-            FileNotFoundError: no file at `path`.
-            ValueError: it is truncated, of another format, or of a newer version; the message names it.
+            FileNotFoundError: there is no file at `path`.
+            ValueError: the file is truncated, or has another format or a newer version; the message names the file.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{argument}: no {self.holds} at {path}")
@@ -56,7 +66,7 @@ class Format:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 self._check(metadata, f"{argument}: {path}")
-                # Cloned, for in the file they lie at any address, and libraries round by it.
+                # Tensors in the file may be unaligned, and the rounding of libraries depends on the alignment: clone.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 return json.loads(metadata[self._key]), tensors
         except SafetensorError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Studies: what networks were sampled and measured for the pages in docs/. Each runs by `python -m studies.NAME`."""
+"""Studies: experiments whose results are pages in docs/. Each is run by `python -m studies.NAME`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from rainbow_fast.rainbow.report import Record
 
 
 def kept_records(path: Path) -> list[Record]:
-    """The records that are kept beside a study.
+    """The records of results that are stored in the folder of a study.
 
     Raises:
         FileNotFoundError: there are none; the message says what the study needs instead.

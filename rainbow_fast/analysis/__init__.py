@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Measures of sampled networks: kernels of infinite width, convergence to them in width, rates, novelty of neurons.
+"""Measures of sampled networks: kernels at infinite width, convergence with the width, rates, novelty of neurons.
 
-Needs scipy.
+It needs scipy.
 """
 
 from importlib.util import find_spec

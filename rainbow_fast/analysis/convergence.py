@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the kernels of sampled features, and the features once aligned, converge as the width grows."""
+"""Measures how the kernels of sampled features, and the aligned features, converge when the width grows."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from rainbow_fast.rainbow.kinds import Pointwise
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.positions import channels_first
 
-WIDE = 4  # times the largest width: the sample that others are aligned with
+WIDE = 4  # width of the wide sample, with which the others are aligned, over the largest width
 
 
 class KernelConvergence(NamedTuple):
-    """Errors at growing widths, ``(networks, widths)`` float64 each. All samples are independent.
+    """Errors at growing widths. Each array of errors is ``(networks, widths)`` float64; all samples are independent.
 
-    khat is the kernel of the n features of a sample, k its closed form at the same input; means are over all N^2 pairs
-    of inputs. phi' are the features over sqrt(n), so that khat is their Gram matrix.
+    khat is the kernel of the n features of a sample, and k is its limit for infinite width in closed form, at the same
+    inputs. Means E of kernels are over all N^2 pairs of inputs. phi' are the features divided by sqrt(n), so that khat
+    is their Gram matrix.
 
     Attributes:
-        widths: (widths,) int64.
-        kernel: ``E (khat - k)^2 / E k^2``. Falls as 1/n exactly.
-        between: ``E (khat - khat')^2 / E k^2`` of each sample and the next, each at its own input: the noise of two
-            samples, twice `kernel` where their inputs are equal, as at the first site of a network.
-        limit: ``min_A E|A phi' - phi|^2 / E|phi|^2``, phi the infinitely many features at the same input.
-        wide: the same, with phi the features of one sample of `wide_width` neurons at its own input.
+        widths: the widths, (widths,) int64.
+        kernel: ``E (khat - k)^2 / E k^2``. Its expectation is exactly proportional to 1/n.
+        between: ``E (khat - khat')^2 / E k^2`` for each sample and the next one, each at its own inputs. If the inputs
+            are equal, as at the first site of a network, the expectation is twice that of `kernel`.
+        limit: ``min_A E|A phi' - phi|^2 / E|phi|^2``, with phi the features of infinite width at the same inputs.
+        wide: the same as `limit`, with phi the features of one sample of `wide_width` neurons at its own inputs.
         wide_width: 4 times the largest width.
-        spectrum: eigenvalues of ``E[phi phi^T]`` in decreasing order, (N,), phi the infinitely many features at the
-            input of the wide sample.
+        spectrum: eigenvalues of ``E[phi phi^T]`` in decreasing order, (N,), with phi the features of infinite width at
+            the inputs of the wide sample.
     """
 
     widths: np.ndarray
@@ -50,7 +51,7 @@ class KernelConvergence(NamedTuple):
 
 
 class SiteFeatures(NamedTuple):
-    """n features of Gaussian rows, at given projections; see `rainbow_fast.random_features`."""
+    """n random features with Gaussian rows for given projections u; see `rainbow_fast.random_features`."""
 
     u: Tensor  # (N, r)
     shift: Tensor | None
@@ -60,11 +61,11 @@ class SiteFeatures(NamedTuple):
     negative_slope: float
 
     def expected(self) -> Tensor:
-        """The kernel of infinitely many of them, (N, N)."""
+        """The kernel for infinite width, (N, N)."""
         return expected_kernel(self.u, **self._options())
 
     def empirical(self) -> Tensor:
-        """The kernel of the n of them, (N, N)."""
+        """The kernel of the n features, (N, N)."""
         return empirical_kernel(self.u, self.n, seed=self.key, **self._options())
 
     def _options(self) -> dict[str, Any]:
@@ -82,20 +83,20 @@ def kernel_convergence(
     seed: int = 0,
     progress: Progress | bool | None = None,
 ) -> KernelConvergence:
-    """How fast random features of u converge: samples of each width against their limit and against each other.
+    """Compare random features of u at several widths with their limit and with each other.
 
-    In float64 throughout, whatever the dtype of u. Work: N^2 n multiplications and two singular value decompositions
-    (N, N) for each sample of n features.
+    All computations are in float64, for any dtype of u. A sample of n features takes N^2 n multiplications and two
+    singular value decompositions of (N, N) matrices.
 
     Args:
         u, activation, negative_slope, shift: as in `rainbow_fast.analysis.kernels.expected_kernel`.
-        widths: increasing.
-        networks: samples of each width, at least 2.
-        seed: of the random numbers; each sample has a stream of its own, 0, 1, ...
-        progress: called as ``progress(done, total, what)``, after each sample; or True, which shows a bar.
+        widths: the widths n, in increasing order.
+        networks: number of samples of each width, at least 2; 5 by default.
+        seed: seed of the random numbers. The samples use the streams 0, 1, ...
+        progress: called after each sample as ``progress(done, total, what)``; or True, which shows a progress bar.
 
     Raises:
-        ValueError: as `expected_kernel`; widths that do not increase from 1 on, fewer than 2 networks.
+        ValueError: as `expected_kernel`; or widths do not increase or are below 1, or `networks` is below 2.
     """
 
     def draw(n: int, index: int) -> dict[str, SiteFeatures]:
@@ -116,22 +117,23 @@ def site_convergence(
     samples: int = 512,
     progress: Progress | bool | None = None,
 ) -> dict[str, KernelConvergence]:
-    """`kernel_convergence` of the sites of whole networks, each at the zh that its own lower layers give it.
+    """`kernel_convergence` for the sites of sampled networks. The inputs of a site come from the network's own layers.
 
     Args:
-        network_at_width: gives a sampled network of n neurons at each site, from ``(n, index)``; indices 0, 1, ... are
-            independent networks: ``lambda n, index: model.sample(width=n, network_index=index)[0]``.
-        x: (images, ...) of the networks' dtype and device.
+        network_at_width: a function that returns, for ``(n, index)``, a sampled network with n neurons at each site.
+            Different indices must give independent networks:
+            ``lambda n, index: model.sample(width=n, network_index=index)[0]``.
+        x: images (N, ...) with the dtype and device of the networks.
         widths, networks, progress: as in `kernel_convergence`.
-        sites: their names; all sampled sites by default. Their rows must be Gaussian, of any rank, with or without the
-            mean row; they must not pool. A normalisation after them is left out of phi.
-        samples: inputs of a site that pairs are made of, at most, evenly spread; positions of a map are samples.
+        sites: names of the sites; by default all sampled sites. Their rows must be Gaussian, of any rank, with or
+            without the mean row, and they must have no max-pooling. A normalisation after a site is left out of phi.
+        samples: the largest number of inputs of a site, evenly spread; each position of a map is one input.
 
     Returns:
-        By site, in the order of the network.
+        The results by the name of the site, in the order of the network.
 
     Raises:
-        ValueError: a site that pools, or whose rows are not Gaussian; else as `kernel_convergence`.
+        ValueError: a site has max-pooling or its rows are not Gaussian; or as `kernel_convergence`.
     """
 
     def draw(n: int, index: int) -> dict[str, SiteFeatures]:
@@ -146,7 +148,7 @@ def site_convergence(
 def site_features(
     network: RainbowNetwork, x: Tensor, *, sites: Sequence[str] | None = None, samples: int = 512
 ) -> dict[str, SiteFeatures]:
-    """What the sites of a sampled network make their features of at the images x; arguments as `site_convergence`."""
+    """The projections and options of the features of each site, for images x; arguments as in `site_convergence`."""
     samples = integer("samples", samples, 1)
     inputs: dict[str, Tensor] = {}
     names = network.sampled if sites is None else tuple(sites)
@@ -180,14 +182,15 @@ def bures_wasserstein(K: Tensor, K2: Tensor) -> float:
 
         (tr K + tr K2 - 2 |K^{1/2} K2^{1/2}|_*) / N
 
-    the squared Bures-Wasserstein distance of the two kernels as operators. Widths do not enter, nor does an A that
-    over-fits: the N inputs are the whole law. float64; the rounding is below 1e-7 of the traces.
+    This is the squared Bures-Wasserstein distance of the two kernels as operators. E is the mean over the N inputs, on
+    which A is optimal, so there is no over-fitting. It is computed in float64; rounding errors are below 1e-7 of the
+    traces.
 
     Args:
-        K, K2: (N, N), symmetric and positive.
+        K, K2: (N, N), symmetric and positive semi-definite.
 
     Raises:
-        ValueError: shapes that differ or are not square.
+        ValueError: the shapes differ or are not square.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 7 and lemma 2.
     """
@@ -202,19 +205,19 @@ def _distance(root: Tensor, other: Tensor) -> float:
 
 
 def _root(K: Tensor) -> Tensor:
-    """R with R R^T = K."""
+    """A matrix R with R R^T = K."""
     values, vectors = torch.linalg.eigh(K.double())
     return vectors * values.clamp(min=0).sqrt()
 
 
 def _rows(u: Tensor, most: int) -> Tensor:
-    """(N, r, *space) as (samples, r), at most `most` of them, evenly spread."""
+    """u (N, r, *space) as rows (samples, r); at most `most` rows, evenly spread."""
     rows = u.movedim(1, -1).reshape(-1, u.shape[1])
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most, device=u.device).long()]
 
 
 def _checked(widths: Sequence[int], networks: int) -> list[int]:
-    """Increasing widths, and networks enough to compare one with another."""
+    """Check that widths increase and that there are at least 2 networks; returns the widths."""
     widths = [integer("widths", n) for n in widths]
     if not widths or any(b <= a for a, b in zip([0, *widths], widths, strict=False)):
         raise ValueError(f"widths={list(widths)}: wanted one or more, increasing, at least 1")
@@ -229,7 +232,7 @@ def _converge(
     networks: int,
     progress: Progress | None,
 ) -> dict[str, KernelConvergence]:
-    """`draw(n, index)` gives the features of the sites of one sample; every index is drawn once."""
+    """The results by site. `draw(n, index)` returns the features of the sites of one sample; each index occurs once."""
     widths = _checked(widths, networks)
     total, count = networks * len(widths) + 1, len(widths)
     wide_width = WIDE * widths[-1]
@@ -248,7 +251,7 @@ def _converge(
             for name, features in draw(n, network * count + place).items():
                 k, khat, to = features.expected(), features.empirical(), results[name]
                 power, trace, size = (
-                    float(total) / len(k) or math.nan  # of activations that are all zero nothing is a share
+                    float(total) / len(k) or math.nan  # errors relative to zero activations are undefined
                     for total in (k.square().sum() / len(k), k.trace(), far[name].square().sum())
                 )
                 root = _root(khat)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""E[sigma(x) sigma(y)] and E[sigma(x)] of Gaussian x and y, for the activations of `rainbow_fast.random_features`.
+"""E[sigma(x) sigma(y)] and E[sigma(x)] for Gaussian x and y, with the activations of `rainbow_fast.random_features`.
 
 x = a + s X and y = b + t Y, where X and Y are standard normal with correlation cos(angle).
 """
@@ -15,21 +15,21 @@ from torch import Tensor
 
 from rainbow_fast.ops.activations import ACTIVATIONS
 
-SLOPES = {"relu": 0.0, "identity": 1.0, "abs": -1.0}  # of x < 0; leaky_relu has its own
+SLOPES = {"relu": 0.0, "identity": 1.0, "abs": -1.0}  # slopes for x < 0; that of leaky_relu is an argument
 STEPS = ("step", "sign")
-CENTRED = ("erf", "gelu", "cos")  # closed forms for a = b = 0
+CENTRED = ("erf", "gelu", "cos")  # these have closed forms for a = b = 0 only
 TINY = 1e-150
 
 NODES = (
     torch.arange(-13 * 64, 13 * 64 + 1, dtype=torch.float64, device="cpu") / 64
-)  # what lies outside weighs below 1e-18
-TAIL = 1e-12  # share of E[sigma^2] that the terms left out of a series may hold
+)  # the Gaussian weight outside of these nodes is below 1e-18
+TAIL = 1e-12  # largest share of E[sigma^2] in the omitted terms of a series
 MOST_TERMS = 4096
-STEEPEST = 24.0  # where trapezoids of this step still find the mean of tanh to 1e-11
+STEEPEST = 24.0  # largest s for which the trapezoidal rule at NODES gives the mean of tanh to 1e-11
 
 
 class Angles(NamedTuple):
-    """Angles between directions, each of `angle` and `complement` = pi - angle accurate to its own last places."""
+    """Angles between directions. Both `angle` and `complement` = pi - angle are accurate to their last places."""
 
     angle: Tensor  # (N, N')
     complement: Tensor
@@ -44,12 +44,12 @@ class Angles(NamedTuple):
 
 
 def slope_of(activation: str, negative_slope: float) -> float | None:
-    """The slope of x < 0 where sigma is linear on both sides with slope 1 on the right, else None."""
+    """The slope of sigma for x < 0 if sigma is piecewise linear with slope 1 for x > 0, else None."""
     return negative_slope if activation == "leaky_relu" else SLOPES.get(activation)
 
 
 def centred(activation: str, negative_slope: float, s: Tensor, t: Tensor, angles: Angles) -> Tensor:
-    """Closed forms for a = b = 0 of every activation but tanh and silu; s (N, 1), t (1, N').
+    """E[sigma(x) sigma(y)] in closed form for a = b = 0, for all activations except tanh and silu; s (N, 1), t (1, N').
 
     Sources: piecewise linear and step: Cho and Saul (2009), orders 1 and 0; erf: Williams (1998); gelu: Tsuchida et al.
     (2021), here by Stein's lemma; cos: the characteristic function.
@@ -76,15 +76,18 @@ def centred(activation: str, negative_slope: float, s: Tensor, t: Tensor, angles
 def shifted(
     activation: str, negative_slope: float, s: Tensor, t: Tensor, angles: Angles, a: Tensor, b: Tensor
 ) -> Tensor:
-    """Closed forms for any a and b of step, sign and what is piecewise linear; s and a (N, 1), t and b (1, N').
+    """E[sigma(x) sigma(y)] in closed form for any a and b, for step, sign and piecewise linear activations.
 
-    Source: moments of a truncated bivariate normal law, Rosenbaum (1961); its distribution function by Owen (1956).
+    s and a are (N, 1), t and b are (1, N').
+
+    Source: moments of a truncated bivariate normal distribution, Rosenbaum (1961); its distribution function, Owen
+    (1956).
     """
     h, k, sin = _ratio(a, s), _ratio(b, t), angles.sin.clamp(min=TINY)
     cos, near, far = angles.cos, *((half / 2).sin().square() for half in angles)
 
     def conditional(x: Tensor, y: Tensor) -> Tensor:
-        """(x - cos y) / sin, without cancellation where cos is near 1 or -1."""
+        """(x - cos y) / sin, without cancellation when cos is near 1 or -1."""
         return torch.where(cos > 0, x - y + 2 * near * y, x + y - 2 * far * y) / sin
 
     h_given_k, k_given_h = conditional(h, k), conditional(k, h)
@@ -104,7 +107,7 @@ def shifted(
 
 
 def mean(activation: str, negative_slope: float, s: Tensor, a: Tensor) -> Tensor:
-    """E[sigma(a + s X)], of the shape of s and a."""
+    """E[sigma(a + s X)], with the shape of s and a."""
     slope = slope_of(activation, negative_slope)
     if slope is not None:
         return slope * a + (1 - slope) * _relu_mean(s, a)
@@ -117,19 +120,20 @@ def mean(activation: str, negative_slope: float, s: Tensor, a: Tensor) -> Tensor
 
 
 def hermite_coefficients(activation: str, negative_slope: float, s: Tensor, a: Tensor) -> Tensor:
-    r"""c_j = E[sigma(a + s X) He_j(X)] / sqrt(j!), (N, K) for s and a (N,); `series` makes expectations of them.
+    r"""c_j = E[sigma(a + s X) He_j(X)] / sqrt(j!), (N, K) for s and a (N,). `series` computes expectations from them.
 
-    K is the power of two from 64 on for which sum_{j >= K} c_j^2 <= 1e-12 E[sigma^2] in every row.
+    K is the smallest power of two from 64 on for which sum_{j >= K} c_j^2 <= 1e-12 E[sigma^2] in every row.
 
     Raises:
-        ValueError: more than 4096 terms would be needed, as for tanh from s = 7.5 on, erf 10, silu and gelu 16.
+        ValueError: more than 4096 terms are needed. This happens from s = 7.5 on for tanh, 10 for erf, 16 for silu and
+            gelu.
     """
     values, weights = _values(activation, negative_slope, s, a), _weights()
     power = values.square() @ weights
     polynomials = [torch.ones_like(NODES), NODES]
     terms = 64
     while True:
-        for j in range(len(polynomials), terms):  # normalised: stable upwards where they oscillate
+        for j in range(len(polynomials), terms):  # the recurrence is stable for normalised polynomials
             polynomials.append((NODES * polynomials[-1] - math.sqrt(j - 1) * polynomials[-2]) / math.sqrt(j))
         coefficients = values @ (torch.stack(polynomials, 1) * weights.unsqueeze(1))
         left = power - coefficients.square().sum(1)
@@ -152,7 +156,7 @@ def series(left: Tensor, right: Tensor, angles: Angles) -> Tensor:
 
 
 def _arc(x: Tensor) -> Tensor:
-    """sin x - x cos x, to relative accuracy also near 0."""
+    """sin x - x cos x, with full relative accuracy also near 0."""
     square = x.square()
     small = torch.zeros_like(x)
     for j in reversed(range(1, 7)):
@@ -176,7 +180,7 @@ def _relu_mean(s: Tensor, a: Tensor) -> Tensor:
 
 
 def _ratio(a: Tensor, s: Tensor) -> Tensor:
-    """a / s, finite and never 0: a sign where it is lost is that of +0."""
+    """a / s, made finite and nonzero: magnitudes below TINY become +TINY."""
     ratio = (a / s.clamp(min=TINY)).clamp(-1 / TINY, 1 / TINY)
     return torch.where(ratio.abs() < TINY, torch.full_like(ratio, TINY), ratio)
 

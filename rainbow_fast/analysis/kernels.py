@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kernels of Gaussian random features: of infinitely many of them in closed form, and of n of them."""
+"""Kernels of Gaussian random features: for infinite width in closed form, and for n features."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.ops.gaussian import Seed, as_key, further
 from rainbow_fast.ops.random_features import random_features
 
-PAIRS = 2**18  # of samples, at a time
-FEATURES = 2**22  # numbers of phi' at a time
-NEAR = 0.05  # sines of half an angle below it are made again from the directions
+PAIRS = 2**18  # pairs of samples that are computed at a time
+FEATURES = 2**22  # numbers of phi' that are computed at a time
+NEAR = 0.05  # sines of half an angle below this are computed from the difference of the directions
 
 
 def expected_kernel(
@@ -33,11 +33,11 @@ def expected_kernel(
 ) -> Tensor:  # (N, N')
     r"""The kernel of infinitely many random features, ``k(u, v) = E[sigma(<g, u> + shift) sigma(<g, v> + shift_v)]``.
 
-    g is N(0, I). It is the limit, and for every n the mean, of ``phi'(u) phi'(v)^T / n``, phi' the features of
-    `rainbow_fast.random_features` with the same arguments.
+    g is N(0, I). The kernel is the limit of ``phi'(u) phi'(v)^T / n`` for n to infinity, and its mean for every n,
+    where phi' are the n features of `rainbow_fast.random_features` with the same arguments.
 
     ====================================  ==========================  =======================================
-    activation                            without a shift             with one
+    activation                            without a shift             with a shift
     ====================================  ==========================  =======================================
     relu, leaky_relu, identity, abs       closed form                 closed form, by Owen's T function
     step, sign                            closed form                 closed form, by Owen's T function
@@ -45,24 +45,25 @@ def expected_kernel(
     tanh, silu                            Hermite series              Hermite series
     ====================================  ==========================  =======================================
 
-    All in float64, on the CPU. Largest absolute error: 1e-13 (1 + |shift| + |u|) (1 + |shift_v| + |v|) of the closed
-    forms; of the series 1e-11 sqrt(k(u, u) k(v, v)) more, with as many terms as that takes. Angles are exact to a few
-    units in the last place also for samples that are nearly parallel or opposite; a row of zeros is a constant
-    activation. Memory: the result and some 200 bytes a pair of `max_pairs`, 50 MB as it is; of a series, (N + N') times
-    its terms more.
+    It is computed in float64 on the CPU. The absolute error of the closed forms is at most
+    1e-13 (1 + |shift| + |u|) (1 + |shift_v| + |v|). A series adds at most 1e-11 sqrt(k(u, u) k(v, v)), with as many
+    terms as this needs. Angles are exact to a few units in the last place, also for nearly parallel or opposite
+    samples. For a row of zeros the activation is constant. Memory: the result, and about 200 bytes for each of
+    `max_pairs` pairs (50 MB by default); a series also stores (N + N') times its number of terms.
 
     Args:
-        u, v: projections, as `RainbowActivation.project` gives them; None stands for u (with its shift).
+        u, v: projections, as `RainbowActivation.project` returns them; v = None (default) takes u and its shift.
         activation, negative_slope: as in `rainbow_fast.random_features`.
-        shift, shift_v: what is added to every neuron of a sample; None for nothing.
-        max_pairs: of samples, computed at a time: it bounds the memory, and changes results by rounding alone.
+        shift, shift_v: one number for each sample, added for every neuron; None (default) adds nothing.
+        max_pairs: number of pairs of samples that are computed at a time. It limits the memory, and changes the result
+            only by rounding.
 
     Raises:
-        ValueError: shapes that do not belong together, an unknown activation, values that are not finite, a `shift_v`
-            without v; max_pairs below 1; rows so long that a series would need more than 4096 terms (norms from 7.5 on
-            for tanh, 10 for erf, 16 for silu and gelu).
+        ValueError: shapes do not match, the activation is unknown, values are not finite, `shift_v` is given without v,
+            `max_pairs` is below 1, or a row is so long that a series needs more than 4096 terms (norms from 7.5 on for
+            tanh, 10 for erf, 16 for silu and gelu).
 
-    Source: Cho and Saul, "Kernel methods for deep learning" (2009), and those named in `analysis/expectations.py`.
+    Source: Cho and Saul, "Kernel methods for deep learning" (2009), and the sources in `analysis/expectations.py`.
     """
     _check_activation(activation)
     max_pairs = integer("max_pairs", max_pairs, 1)
@@ -101,9 +102,10 @@ def expected_mean(
     negative_slope: float = 0.01,
     shift: Tensor | None = None,  # (N,)
 ) -> Tensor:  # (N,)
-    """The mean of the random features of each sample, ``E[sigma(<g, u> + shift)]``, g from N(0, I); float64.
+    """The mean of the random features of each sample, ``E[sigma(<g, u> + shift)]`` with g from N(0, I), in float64.
 
-    Arguments, errors and accuracy as in `expected_kernel`; tanh, silu, erf, gelu and cos take norms of u up to 24.
+    Arguments, errors and accuracy are as in `expected_kernel`, except that tanh, silu, erf, gelu and cos allow norms of
+    u up to 24.
     """
     _check_activation(activation)
     side = _side("u", u, "shift", shift)
@@ -133,12 +135,11 @@ def empirical_kernel(
         options = dict(activation=activation, seed=seed, stream=stream, row_offset=row_offset)
         rf.random_features(u, n, shift=shift, **options) @ rf.random_features(v, n, shift=shift_v, **options).T / n
 
-    in blocks of neurons, summed in float64; exactly symmetric, and at half the work, without v. Features are made in
-    the dtype of u. No gradient.
+    but computed in blocks of neurons and summed in float64. Without v, the result is exactly symmetric and takes half
+    of the work. Features are computed in the dtype of u. There is no gradient.
 
-    Arguments and errors as in `rainbow_fast.random_features`; n is at least 1. At most `max_features` numbers of phi',
-    or those of 128 neurons where these are more, are held at a time: this bounds the memory, and changes results by
-    rounding alone.
+    Arguments and errors are as in `rainbow_fast.random_features`; n is at least 1. `max_features` limits the numbers of
+    phi' in memory at a time (but a block has at least 128 neurons). It changes the result only by rounding.
     """
     n, max_features = integer("n", n, 1), integer("max_features", max_features, 1)
     if v is None and shift_v is not None:
@@ -158,7 +159,7 @@ def empirical_kernel(
 
 
 class _Side(NamedTuple):
-    """Samples as unit vectors, norms and shifts, float64 on the CPU; a row of zeros keeps its zeros."""
+    """Samples as unit vectors, norms and shifts, float64 on the CPU. A row of zeros has the direction zero."""
 
     direction: Tensor
     size: Tensor
@@ -181,9 +182,9 @@ def _side(name: str, u: Tensor, shift_name: str, shift: Tensor | None) -> _Side:
 
 
 def _angles(x: Tensor, y: Tensor, max_pairs: int) -> Angles:
-    """Between unit vectors, ``2 atan2(|x - y|, |x + y|)`` (Kahan 2006); a right angle where one is zero.
+    """The angles between unit vectors, ``2 atan2(|x - y|, |x + y|)`` (Kahan 2006); a right angle if a vector is zero.
 
-    |x -+ y| from their product, but from x and y themselves where that would cancel.
+    |x - y| and |x + y| are computed from the product of x and y, or from x and y themselves where that would cancel.
     """
     cos = x @ y.T
     halves = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The limit that mean errors tend to with the width, from a few widths."""
+"""Estimates the limit of mean errors for infinite width from the errors at a few widths."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 
 
 def fit_limit(errors: Mapping[float, float]) -> tuple[float, float, float]:
-    """(limit, c, p) of ``error = limit + c factor^-p`` through at least three mean errors.
+    """Fit ``error = limit + c factor^-p`` to at least three mean errors, given by their width factors.
 
-    Least squares of relative residuals: the best p of 0.2, 0.21, ..., 2, with limit and c of the linear problem that
-    remains, no limit below zero.
+    The fit minimises the sum of squared relative residuals: for each p of 0.2, 0.21, ..., 2, limit and c are the
+    solution of a linear problem, with limit >= 0.
+
+    Returns:
+        (limit, c, p).
     """
     factors = torch.tensor(list(errors), dtype=torch.float64, device="cpu")
     wanted = torch.tensor(list(errors.values()), dtype=torch.float64, device="cpu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How far sampled neurons are from those of the reference."""
+"""Measures how far sampled neurons are from the neurons of the reference."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from torch import Tensor
 
 
 def novelty(rows: Tensor, C: Tensor) -> float:
-    r"""Mean distance of a sampled neuron to its nearest reference neuron, over that between reference neurons.
+    r"""Mean distance of sampled neurons to the nearest reference neuron, over that between reference neurons.
 
         sum_i min_k |g_i - e_k| / n    over    sum_k min_(l != k) |e_l - e_k| / d,    |v|^2 = v^T C v
 
-    With ``C = E[z z^T]`` the distance of two neurons is the root mean square of the difference of their pre-activations
-    over images and positions. 0: every sampled neuron is one of the reference; 1: as far from it as its own neurons
-    are from each other. The norm, unlike that of a weight, is there where a residual sum writes z.
+    With ``C = E[z z^T]``, the distance of two neurons is the root mean square of the difference of their
+    pre-activations over images and positions. The novelty is 0 if every sampled neuron equals a neuron of the
+    reference. It is 1 if sampled neurons are as far from the reference as its neurons are from each other. Unlike a
+    distance of weights, it is also defined if a residual sum writes z.
 
     Args:
-        rows: G_eff, (n, d): sampled neurons are combinations ``z' = G_eff z``.
-        C: (d, d).
+        rows: G_eff, (n, d): the sampled neurons are linear combinations ``z' = G_eff z`` of the reference neurons z.
+        C: second moment ``E[z z^T]`` of the pre-activations, (d, d).
 
     Raises:
-        ValueError: shapes that do not belong together, fewer than two reference neurons, or all of them alike.
+        ValueError: shapes do not match, there are fewer than two reference neurons, or all reference neurons are equal.
     """
     d = len(C)
     if rows.dim() != 2 or C.shape != (d, d) or rows.shape[1] != d or d < 2:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Exponents and their intervals: of errors against width, of spectra against rank, and those that theory predicts."""
+"""Fits the exponents of errors in the width and of spectra in the rank, with intervals, and those of theory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-EXPONENTS = np.geomspace(0.02, 8, 2400)  # the p that a fit tries, 0.25 % apart
+EXPONENTS = np.geomspace(0.02, 8, 2400)  # all values of p that a fit tries, 0.25 % apart
 RANKS = 32
 Interval = tuple[float, float]
 
 
 class PowerFit(NamedTuple):
-    """``e = e_inf + c n^-p``, with an interval of each; an end that the data leave open is 0 or infinite."""
+    """``e = e_inf + c n^-p``, with an interval for each parameter. An end that data leave open is 0 or infinite."""
 
     e_inf: float
     c: float
@@ -27,7 +27,7 @@ class PowerFit(NamedTuple):
     p_interval: Interval
 
     def __call__(self, n: ArrayLike) -> np.ndarray:
-        """The curve at widths n."""
+        """The values of the curve at widths n."""
         return self.e_inf + self.c * np.asarray(n, dtype=float) ** -self.p
 
 
@@ -42,10 +42,10 @@ class TheorySlopes(NamedTuple):
     """Exponents p of ``error ~ n^-p`` for a kernel whose eigenvalues decay as ``m^-alpha``.
 
     Attributes:
-        kernel: 1, of the mean square of (khat - k), exact.
-        theorem: (alpha - 1) / (2 (2 alpha - 1)), proven for the alignment error.
-        kpca: (alpha - 1) / (2 alpha - 1), by comparison with principal components from random features.
-        heuristic: min(alpha - 1, 1), by perturbation of second order and the truncation at rank n; not proven.
+        kernel: 1; exact for the mean square of khat - k.
+        theorem: (alpha - 1) / (2 (2 alpha - 1)); proven for the alignment error.
+        kpca: (alpha - 1) / (2 alpha - 1); by comparison with kernel principal components from random features.
+        heuristic: min(alpha - 1, 1); by second-order perturbation and truncation at rank n, not proven.
     """
 
     kernel: float
@@ -66,30 +66,31 @@ def fit_power(
 
         minimise  sum_i ((e_inf + c n_i^-p - e_i) / w_i)^2
 
-    Without `sigma` errors are multiplicative: ``w_i`` is the fitted curve itself (reweighted until it settles), times
-    one unknown spread that the residuals tell. With it, ``w_i = sigma_i`` is the known standard error of e_i.
+    Without `sigma`, the noise is multiplicative: ``w_i`` is the fitted curve itself (the weights are iterated), times
+    an unknown spread, which is estimated from the residuals. With `sigma`, ``w_i = sigma_i`` is the standard error of
+    e_i.
 
-    Intervals are profile likelihood: all values of a parameter for which the best fit of the others is not worse than
-    the best fit of all by more than the quantile of F(1, points - parameters), or of chi^2(1) with `sigma`. They assume
-    independent errors; where the best e_inf is 0 they hold the truth more often than asked.
+    Intervals are profile-likelihood intervals: all values of a parameter for which the best fit of the other parameters
+    is worse than the best fit by at most the quantile of F(1, points - parameters), or of chi^2(1) with `sigma`. They
+    assume independent errors. If the best e_inf is 0, their coverage is larger than `confidence`.
 
     Args:
-        n: widths, > 0, at least four points at three widths or more; several points a width are welcome.
-        e: errors, > 0, finite, as many.
-        sigma: their standard errors, > 0; None where they are unknown.
-        e_inf: the limit, where it is known, as 0 of kernels against their closed form; None fits it.
-        confidence: of the intervals.
+        n: widths, > 0; at least four points at three or more widths. A width may have several points.
+        e: errors, > 0 and finite, one for each point.
+        sigma: standard errors of e, > 0; None (default) if they are unknown.
+        e_inf: the limit, if it is known, for example 0 for kernels compared with their closed form; None fits it.
+        confidence: confidence of the intervals; 0.95 by default.
 
     Returns:
-        `PowerFit`; p is found to 0.25 %, between 0.02 and 8.
+        `PowerFit`; p has a resolution of 0.25 %, between 0.02 and 8.
 
     Raises:
-        ValueError: shapes that differ, too few points or widths, values out of their range; errors that do not fall
-            with n, or whose p lies outside of 0.02 to 8.
+        ValueError: shapes differ, there are too few points or widths, values are out of their range, errors do not
+            decrease with n, or the best p is outside of 0.02 to 8.
     """
     x, y, weight = _checked(n, e, sigma, e_inf, confidence)
     parameters = 3 if e_inf is None else 2
-    scale = float(np.exp(np.log(x).mean()))  # c is fitted at the middle of the widths, where it is best known
+    scale = float(np.exp(np.log(x).mean()))  # c is fitted at the middle of the widths, where it is most accurate
     powers = (x / scale) ** -EXPONENTS[:, None]
     for _ in range(1 if sigma is not None else 6):
         misfit, limits, slopes = _linear(powers, y, weight, e_inf)
@@ -107,13 +108,13 @@ def fit_power(
         allowed = misfit[best] * (1 + stats.f.ppf(confidence, 1, left) / left)
     else:
         allowed = misfit[best] + stats.chi2.ppf(confidence, 1)
-    allowed += 1e-12 * len(x)  # of a perfect fit, rounding
+    allowed += 1e-12 * len(x)  # rounding, for a perfect fit
 
     def with_limit(value: float) -> float:
         return _linear(powers, y, weight, value)[0].min()
 
     def with_slope(value: float) -> float:
-        """Best misfit where the curve is limit + value n^-p, n the width itself."""
+        """The best misfit of a curve limit + value n^-p, with unscaled widths n."""
         rest = y - value * scale ** -EXPONENTS[:, None] * powers
         if e_inf is None:
             inverse = weight**-2.0
@@ -140,18 +141,21 @@ def fit_power(
 def power_law_decay(
     eigenvalues: ArrayLike, *, first: int = 4, last: int | None = None, confidence: float = 0.95
 ) -> Slope:
-    """alpha of eigenvalues that decay as ``m^-alpha`` over the ranks m = first, ..., last, counted from 1.
+    """Fit alpha to eigenvalues that decay as ``m^-alpha`` over the ranks m = first, ..., last, counted from 1.
 
-    Least squares of log lambda on log m at up to 32 ranks, equally spaced in log m, so that the many last ranks do not
-    outweigh the few first. The interval is Student's, of the scatter about the line: it shows how straight the spectrum
-    is over this range and not what other data would give.
+    It is the least-squares slope of log lambda against log m at up to 32 ranks, equally spaced in log m, so that the
+    many large ranks do not outweigh the few small ones. The interval is Student's interval from the scatter about the
+    line. It shows how straight the spectrum is over this range, not how much alpha varies with other data.
 
     Args:
-        eigenvalues: in any order; those of the range positive.
-        first, last: ranks; by default from 4, as the leading few follow no law, to half of all.
+        eigenvalues: in any order; they must be positive in the range of ranks.
+        first: first rank; 4 by default, because the leading eigenvalues follow no power law.
+        last: last rank; half of the number of eigenvalues by default.
+        confidence: confidence of the interval; 0.95 by default.
 
     Raises:
-        ValueError: a range of less than four ranks or outside of the eigenvalues; an eigenvalue in it not positive.
+        ValueError: the range has fewer than four ranks or exceeds the number of eigenvalues, or an eigenvalue in it is
+            not positive.
     """
     values = np.sort(np.asarray(eigenvalues, dtype=float).ravel())[::-1]
     last = len(values) // 2 if last is None else last
@@ -166,10 +170,10 @@ def power_law_decay(
 
 
 def theory_slopes(alpha: float) -> TheorySlopes:
-    """The exponents of theory for eigenvalues ``m^-alpha``.
+    """The exponents that theory predicts for eigenvalues ``m^-alpha``.
 
     Raises:
-        ValueError: alpha is not above 1: the features have no finite energy.
+        ValueError: alpha is not above 1, so that the sum of the eigenvalues is not finite.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), theorem 1; `heuristic` is our own.
     """
@@ -182,7 +186,7 @@ def theory_slopes(alpha: float) -> TheorySlopes:
 def _linear(
     powers: np.ndarray, y: np.ndarray, weight: np.ndarray, e_inf: float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row of `powers`: the misfit of its best line through y, its limit >= 0 and its slope."""
+    """For each row of `powers`: the misfit of the best curve limit + slope * row, its limit >= 0 and its slope."""
     basis, target = powers / weight, np.broadcast_to(y / weight, powers.shape)
     ones = np.broadcast_to(1 / weight, powers.shape)
     squares = (basis**2).sum(1)
@@ -191,7 +195,7 @@ def _linear(
     limit = np.full(len(powers), fixed_limit)
     if e_inf is None:
         overlap = (basis * ones).sum(1)
-        aside = ones - (overlap / squares)[:, None] * basis  # what the powers cannot make of a constant
+        aside = ones - (overlap / squares)[:, None] * basis  # the part of a constant orthogonal to the powers
         free = (aside * target).sum(1) / np.maximum((aside**2).sum(1), 1e-300)
         limit = np.clip(free, 0, None)
         slope = (basis * target).sum(1) / squares - limit * overlap / squares
@@ -200,7 +204,7 @@ def _linear(
 
 
 def _interval(misfit: Callable[[float], float], best: float, allowed: float, *, step: float) -> Interval:
-    """Where `misfit` stays within what is allowed, about its minimum at `best`; not below 0."""
+    """The interval around its minimum `best` in which `misfit` is at most `allowed`, cut off at 0."""
     ends = []
     for sign in (-1, 1):
         inside, width = best, step
@@ -223,7 +227,7 @@ def _interval(misfit: Callable[[float], float], best: float, allowed: float, *, 
 def _checked(
     n: ArrayLike, e: ArrayLike, sigma: ArrayLike | None, e_inf: float | None, confidence: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Widths, errors and weights as vectors, or an error that names what is wrong."""
+    """Widths, errors and weights as vectors; raises ValueError if they are not valid."""
     x, y = np.asarray(n, dtype=float).ravel(), np.asarray(e, dtype=float).ravel()
     if x.shape != y.shape:
         raise ValueError(f"e has {len(y)} values: wanted one for each of the {len(x)} widths n")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command line and exit: 0, or 2 with one line on what the user got wrong, or 130 after Ctrl-C."""
+    """Run the command line and exit with code 0, with 2 and one line on an error of the user, or with 130 on Ctrl-C."""
     missing = [name for name in ("typer", "rich") if find_spec(name) is None]
     if missing:
         print(f'Error: rainbow-fast needs {" and ".join(missing)}: pip install "rainbow_fast[cli]"', file=sys.stderr)

@@ -121,7 +121,7 @@ MOVED = {"reproduce": "studies.cifar10", "resnet20": "studies.resnet20", "conver
 
 
 def _moved(name: str, module: str) -> None:
-    """A command that says where the study is that it was: for one release."""
+    """Add a hidden command that says which study has replaced it; for one release."""
 
     @app.command(name, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
     def moved() -> None:
@@ -154,7 +154,7 @@ def info() -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what cannot become a file, before the work."""
+    """Raise an error if no file can be written at `path`, before any work is done."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--out: no folder {path.parent}")
     if path.is_dir():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checkpoints of `rainbow-fast train`: the weights of a reference, with what it is."""
+"""Checkpoints of `rainbow-fast train`: the weights of a trained network, and a description of it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ BUILDERS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
 
 @dataclass(frozen=True)
 class About:
-    """What a checkpoint says of itself, beside the weights.
+    """The description of a network in a checkpoint.
 
     Attributes:
-        architecture, arguments: the builder, `mlp` or `cnn`, and its arguments.
-        data, grey: the images it was trained on.
+        architecture: the builder, `mlp` or `cnn`.
+        arguments: the arguments of the builder.
+        data: the images it was trained on, `digits` or `cifar10`.
+        grey: whether the images were grey.
         training: the arguments of `rainbow_fast.networks.train`.
-        accuracy: on the test images.
+        accuracy: accuracy on the test images, a fraction.
     """
 
     architecture: str
@@ -39,7 +41,7 @@ class About:
     accuracy: float
 
     def build(self, seed: int = 0) -> nn.Sequential:
-        """The network as it is initialised from `seed`."""
+        """The network with initial weights from `seed`."""
         return BUILDERS[self.architecture](**self.arguments, seed=seed)
 
     def __str__(self) -> str:
@@ -47,17 +49,17 @@ class About:
 
 
 def save_checkpoint(module: nn.Module, about: About, path: Path) -> None:
-    """Write weights and architecture to one file in safetensors."""
+    """Write the weights and the description of a network to one safetensors file."""
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     write_whole(path, to_bytes(state, {"format": FORMAT, "version": str(VERSION), "about": json.dumps(asdict(about))}))
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Sequential, About]:
-    """Read what `save_checkpoint` wrote. Nothing is unpickled.
+    """Read a file that `save_checkpoint` wrote. Nothing is unpickled.
 
     Raises:
-        FileNotFoundError: no file at `path`.
-        ValueError: the file is no checkpoint of this package, or of a later version; the message names it.
+        FileNotFoundError: there is no file at `path`.
+        ValueError: the file is not a checkpoint of this package, or has a newer version; the message names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")

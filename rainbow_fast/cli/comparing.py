@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `compare`: how far two trained networks are one and the same up to rotations."""
+"""The command `compare`: how similar two trained networks are, up to rotations of their activations."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Options of the last release that have new names. They work until the next release, with a warning."""
+"""Old names of options. They still work in this release, with a warning."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ ALIGN, FLATTENED = "--align", {"flattened": ["--align-flattened"], "channels": [
 
 
 def present(arguments: Sequence[str]) -> list[str]:
-    """The same command line with the present names of options.
+    """The same command line with the new names of options.
 
     Warns:
-        FutureWarning: a former name.
+        FutureWarning: an old name is used.
     """
     now: list[str] = []
     waiting = iter(arguments)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sampling a grid of networks from one reference, and the folder that the results go to."""
+"""Samples a grid of networks from one trained network, and writes the results into a folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.options import Limits, SampleOptions
 from rainbow_fast.rainbow.report import Record, Report
 
-Step = Callable[[float, str], None]  # share of a job that is done, and what is going on
-Watch = Callable[[float, str], AbstractContextManager[Step]]  # cost and name of a job
+Step = Callable[[float, str], None]  # takes the fraction of a job that is done, and the name of the current step
+Watch = Callable[[float, str], AbstractContextManager[Step]]  # takes the cost and the name of a job
 
 FILES = ("results.jsonl", "report.json", "report.txt", "figure.png")
-UNFINISHED = "unfinished-"  # begins the name of the folder of a group that is being sampled
+UNFINISHED = "unfinished-"  # prefix of the folder with the state of a group that is being sampled
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Job:
 
     @property
     def cost(self) -> float:
-        """For the progress bar."""
+        """The cost of the job in the units of the progress bar."""
         return 1 + (self.options.width / 100 if isinstance(self.options.width, int) else self.options.factor or 1)
 
     @property
     def width(self) -> str:
-        """For a person: x4, or the neurons of every site."""
+        """The width as text: x4 for a factor, or the number of neurons of each site."""
         return f"x{self.options.factor:g}" if self.options.factor is not None else str(self.options.width)
 
     def __str__(self) -> str:
@@ -47,11 +47,15 @@ class Job:
 
 @dataclass
 class ResultFolder:
-    """The results of one reference, and the folder that they go to.
+    """The results for one trained network, and the folder into which they are written.
 
     Attributes:
-        about: goes into every record; title: above table and figure.
-        run: what the networks were sampled with, so that a run which was stopped can go on.
+        folder: the folder.
+        about: entries that are added to every record.
+        title: title above the table and the figure.
+        run: the options and the network of the run, with which an interrupted run can be resumed.
+        jobs: the networks sampled so far.
+        reports: their reports.
     """
 
     folder: Path
@@ -71,14 +75,14 @@ class ResultFolder:
 
     @property
     def unfinished(self) -> list[Path]:
-        """Folders with the sites of networks that were being sampled."""
+        """Folders with the state of groups of networks that are not finished."""
         return [path.parent for path in sorted(self.folder.glob(f"{UNFINISHED}*/run.safetensors"))]
 
     def clear(self) -> None:
-        """Remove what an earlier run left, which would no longer belong together.
+        """Delete the files of an earlier run, so that files of two runs are never mixed.
 
         Raises:
-            ValueError: it is not finished.
+            ValueError: the earlier run is not finished.
         """
         if self.unfinished:
             raise ValueError(f"--out: {self.folder} holds a run that was stopped: wanted --resume, or another folder")
@@ -86,7 +90,7 @@ class ResultFolder:
             (self.folder / name).unlink(missing_ok=True)
 
     def add(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
-        """Take in networks; the files of records and reports are complete after each."""
+        """Add sampled networks, and write the files of records and reports again."""
         self.jobs += jobs
         self.reports += reports
         networks = [
@@ -96,10 +100,10 @@ class ResultFolder:
         write_records(self.folder / "results.jsonl", self.records)
 
     def resume(self, jobs: Sequence[Job]) -> None:
-        """Take in the first of these networks again, those that an earlier run has finished.
+        """Read the reports of an earlier run, which has finished the first of these jobs.
 
         Raises:
-            ValueError: the file of their reports holds something else; the message names it.
+            ValueError: the file holds no reports, or reports of more networks than jobs; the message names the file.
         """
         path = self.folder / "report.json"
         try:
@@ -112,7 +116,7 @@ class ResultFolder:
         self.jobs = list(jobs[: len(networks)])
 
     def finish(self) -> None:
-        """Write the certificates and draw the figure."""
+        """Write the text of the reports, and draw the figure."""
         texts = [f"{job}\n\n{report}\n" for job, report in zip(self.jobs, self.reports, strict=True)]
         write_whole(self.folder / "report.txt", "\n\n".join(texts))
         reference = self.records[0]["reference_accuracy"]
@@ -123,9 +127,10 @@ class ResultFolder:
 def sample_grid(
     model: RainbowModel, groups: Iterable[Sequence[Job]], results: ResultFolder, watch: Watch, limits: Limits
 ) -> None:
-    """Sample the networks of a group together, one group after the other, and write down the results.
+    """Sample the groups one after the other, the networks of a group together, and write the results.
 
-    Where the folder says what was run, the state of a group is in it until the group is finished.
+    If `results.run` is set, the folder holds the state of a group until the group is finished, so that the run can be
+    resumed.
     """
     for group in groups:
         first, last = str(group[0]), f" to {group[-1]}" if len(group) > 1 else ""
@@ -140,5 +145,5 @@ def sample_grid(
 
 
 def as_progress(step: Step) -> Callable[[int, int, str], None]:
-    """A step of the bar as what `fit` and `sample` call."""
+    """A progress callback for `fit` and `sample` that moves a step of the bar."""
     return lambda done, total, what: step(done / total, what)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `sites`: what of a network would be sampled."""
+"""The command `sites`: lists the sites of a network."""
 
 from __future__ import annotations
 

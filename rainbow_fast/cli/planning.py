@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a grid of networks takes to sample, before it is: one `Cost` for each method and width."""
+"""Predicts the cost of sampling a grid of networks: one `Cost` for each method and width."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from rainbow_fast.rainbow.sampling.flight import in_flight_bytes
 from rainbow_fast.rainbow.sampling.storage import choose_storage
 from rainbow_fast.rainbow.spec import NetworkSpec
 
-UNIT = Machine(*[1.0] * 7)  # where the time does not matter
+UNIT = Machine(*[1.0] * 7)  # used if the time does not matter
 
 
 @dataclass(frozen=True)
 class CostGrid:
-    """The costs of one network of each method and width, `networks` of which are sampled after one fit.
+    """The costs of a grid of networks.
 
     Attributes:
+        title: name of the trained network.
+        costs: the cost of one network for each method and width.
+        networks: number of networks of each method and width. All are sampled after one fit.
         groups: the networks that are sampled together.
-        storage: where the activations of the largest group wait.
+        storage: where the activations of the largest group are stored.
     """
 
     title: str
@@ -41,7 +44,7 @@ class CostGrid:
 
     @property
     def together(self) -> int:
-        """Networks of the largest group."""
+        """The number of networks in the largest group."""
         return max(map(len, self.groups), default=0)
 
     @property
@@ -63,7 +66,7 @@ class CostGrid:
 def plan_grid(
     title: str, prepared: Prepared, jobs: Sequence[Job], limits: Limits, watch: Watch, *, timed: bool
 ) -> CostGrid:
-    """The cost of each network, from shapes alone: all options are checked. Seconds count only where it is `timed`."""
+    """The cost of each network, computed from shapes; all options are checked. Seconds are valid only if `timed`."""
     site = prepared.sites[0].site
     machine = Machine.measure(prepared.align.dtype, site.activation) if timed else UNIT
     by_kind: dict[tuple[str, str], Cost] = {}
@@ -83,11 +86,13 @@ def plan_grid(
 
 
 def groups(jobs: Sequence[Job], costs: Sequence[Cost], lane: int, budget: int | None) -> list[list[Job]]:
-    """The networks that are sampled together: of one method, and as many as fit into the budget, at least one.
+    """Groups of networks that are sampled together: one method each, and as many as fit into the budget, at least one.
 
     Args:
-        costs: of each job.
-        lane: bytes of what waits of one network, or of the reference.
+        jobs: the networks, in order.
+        costs: the cost of each job.
+        lane: bytes of the stored activations of one network; those of the trained network take as many.
+        budget: bytes that a group may take; None for no limit.
     """
     together: list[list[Job]] = []
     used = 0

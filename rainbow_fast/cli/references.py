@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The networks that commands are given: checkpoints of `train`, or anyone's modules with their weights."""
+"""Loads the trained networks of commands: checkpoints of `train`, or the user's own modules and weights."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from rainbow_fast.io import TORCH, load_state
 
 @dataclass(frozen=True)
 class Reference:
-    """A network.
+    """The trained network of a command.
 
     Attributes:
-        name: of its architecture, for records; title: for people.
-        about: of a checkpoint.
+        module: the network.
+        name: name of its architecture, for records.
+        title: description of the network, for output.
+        about: the description in its checkpoint; None if it is the user's own module.
     """
 
     module: nn.Module
@@ -36,10 +38,11 @@ class Reference:
 
 
 def load_reference(words: ReferenceWords, *, seed: int = 0) -> Reference:
-    """The network of a command; one without weights is initialised from `seed`.
+    """The trained network of a command. A module without a file of weights is initialised from `seed`.
 
     Raises:
-        ValueError, FileNotFoundError: options that do not go together, or cannot be followed; the message names it.
+        ValueError, FileNotFoundError: options contradict each other, or a file or module cannot be loaded; the message
+            names the option.
     """
     if (words.checkpoint is None) == (words.module is None):
         raise ValueError("wanted a checkpoint of `rainbow-fast train`, or --module; one of the two")
@@ -58,7 +61,7 @@ def load_reference(words: ReferenceWords, *, seed: int = 0) -> Reference:
 
 
 def load_pair(a: str, b: str, words: ModuleWords) -> tuple[Reference, Reference]:
-    """Two checkpoints; or two files of weights of one module."""
+    """Two networks: from two checkpoints, or from two files of weights for one module."""
     if words.module is None:
         first, second = (
             load_reference(ReferenceWords(checkpoint=path, module_args=words.module_args)) for path in (a, b)
@@ -73,7 +76,7 @@ def load_pair(a: str, b: str, words: ModuleWords) -> tuple[Reference, Reference]
 
 
 def pointwise_kinds(names: Sequence[str] | None) -> tuple[type[nn.Module], ...]:
-    """The classes that `--pointwise-modules` names."""
+    """The classes named by `--pointwise-modules`."""
     kinds = []
     for name in names or ():
         kind = _imported("--pointwise-modules", name)
@@ -84,7 +87,7 @@ def pointwise_kinds(names: Sequence[str] | None) -> tuple[type[nn.Module], ...]:
 
 
 def _load(option: str, network: nn.Module, text: str) -> None:
-    """Weights that a command was given."""
+    """Load the weights that an option names into a network."""
     path = Path(text)
     if path.is_file() and path.suffix not in (".safetensors", *TORCH):
         raise ValueError(f"{option}: wanted a file .safetensors, .pt or .pth; got {path}")
@@ -92,7 +95,7 @@ def _load(option: str, network: nn.Module, text: str) -> None:
 
 
 def _built(name: str, text: str | None, seed: int) -> nn.Module:
-    """What the function of that name returns, in eval mode."""
+    """The network that the function `name` returns, in eval mode. `text` is the option `--module-args`."""
     factory = _imported("--module", name)
     try:
         arguments = json.loads(text or "{}")
@@ -104,7 +107,7 @@ def _built(name: str, text: str | None, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = factory(**arguments)
-    except (Exception, SystemExit) as error:  # it is the user's own code
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         called = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
         first = str(error).strip().partition("\n")[0]
         raise ValueError(f"--module: {called} raised {type(error).__name__}: {first}") from error
@@ -116,7 +119,7 @@ def _built(name: str, text: str | None, seed: int) -> nn.Module:
 
 
 def _imported(option: str, name: str) -> Any:
-    """What a name ``package.module:name`` stands for; the current folder is looked into first."""
+    """Import an object by its name ``package.module:name``; the current folder is searched first."""
     module, _, inside = name.partition(":")
     if not module or not inside:
         raise ValueError(f"{option}: wanted package.module:name, got {name!r}")
@@ -126,6 +129,6 @@ def _imported(option: str, name: str) -> Any:
         target = importlib.import_module(module)
         for part in inside.split("."):
             target = getattr(target, part)
-    except (Exception, SystemExit) as error:  # the module is the user's own code
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ValueError(f"{option}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
     return target

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Running a command line: exit codes, warnings and errors, each in one line."""
+"""Runs a command line: exit codes, and warnings and errors in one line each."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from rainbow_fast.cli.former import present
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 USERS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, OverflowError, MemoryError)
-OUT_OF_MEMORY = (  # torch's words; the last two of sizes that no machine has
+OUT_OF_MEMORY = (  # parts of torch's messages; the last two are for sizes that no machine has
     "can't allocate memory",
     "out of memory",
     "size calculation overflowed",
     "Overflow when unpacking",
 )
-CALL = nn.Module._call_impl.__code__  # every call of a module goes through it
+CALL = nn.Module._call_impl.__code__  # every call of a module goes through this function
 PACKAGE, TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
-NETWORKS = PACKAGE / "networks"  # those networks are called as anyone's
+NETWORKS = PACKAGE / "networks"  # errors in these networks are reported as in the user's own networks
 
 
 def run_app(app: typer.Typer, name: str) -> int:
-    """The exit code of a command line: 0, 2 for an error of the user's, 130 after Ctrl-C; both write one line.
+    """Run a command line; returns its exit code: 0, 2 for an error of the user, 130 after Ctrl-C.
 
-    Errors of the user's are those that the package raises by name, those of files and memory, and whatever the user's
-    network raises when it is called. Any other exception is a fault of the package, and is raised.
+    An error of the user and Ctrl-C print one line. Errors of the user are errors that the package raises on purpose,
+    errors of files and memory, and errors in the user's network. All other exceptions are bugs of the package, and are
+    raised again.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # of a terminal that has no ±
+        sys.stdout.reconfigure(errors="replace")  # some terminals cannot print ±
     try:
         with terminal.warned():
             arguments = present(sys.argv[1:])
@@ -50,17 +51,17 @@ def run_app(app: typer.Typer, name: str) -> int:
         message = _message(error)
         if message is None:
             raise
-        if message:  # none where typer has printed the help
+        if message:  # empty if typer has printed the help
             terminal.err().print(f"[red]Error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
         return USER_ERROR
-    if code == INTERRUPTED:  # typer may turn Ctrl-C into it
-        terminal.err().print("Interrupted. What stands in the output folder is whole.")
+    if code == INTERRUPTED:  # typer may turn Ctrl-C into this exit code
+        terminal.err().print("Interrupted. The files in the output folder are complete.")
     return code
 
 
 def _message(error: BaseException) -> str | None:
-    """What the user is told; None for an error that is not the user's."""
-    if hasattr(error, "format_message"):  # typer's own, of usage: it has no public base class in all versions
+    """The message for the user; None if the error is not an error of the user."""
+    if hasattr(error, "format_message"):  # usage errors of typer, which have no public base class in some versions
         return error.format_message()
     if _no_memory(error):
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
@@ -85,13 +86,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def _raised_by_name(error: BaseException) -> bool:
-    """Whether a line of the package raises it."""
+    """Whether a `raise` statement of the package raised the error."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     return any(_in_package(frame.filename) and (frame.line or "").startswith("raise ") for frame in last)
 
 
 def _raising_module(trace: TracebackType | None) -> str | None:
-    """The class of the innermost module that was being called, unless something of this package ran inside of it."""
+    """The class of the innermost module that was being called; None if code of this package ran inside of it."""
     name = None
     for frame, _ in traceback.walk_tb(trace):
         if frame.f_code is CALL:
@@ -107,7 +108,7 @@ def _in_package(file: str) -> bool:
 
 
 def _line_of(error: BaseException) -> str:
-    """The last line of a file of the user's, in words; nothing where a network is made of torch's modules alone."""
+    """The last line in the user's own files, as text; empty if only modules of torch ran."""
     frames = traceback.extract_tb(error.__traceback__)
     last = [f for f in frames if Path(f.filename).is_file() and not Path(f.filename).is_relative_to(TORCH)][-1:]
     return "".join(f", line {f.lineno} of {f.filename}" for f in last if not _in_package(f.filename))

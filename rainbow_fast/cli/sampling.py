@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The commands `sample` and `plan`, which take the same options."""
+"""The commands `sample` and `plan`, which have the same options."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def sample(
     results = ResultFolder(out if resume is None else resume, about, task.reference.title, run)
     if resume is not None:
         if digest != task.prepared.fingerprint:
-            raise ValueError(f"--resume: the run in {resume} is of a network with other weights")
+            raise ValueError(f"--resume: the run in {resume} has a network with other weights")
         results.resume(task.jobs)
     todo = task.jobs[len(results.jobs) :]
     with terminal.bar(1 + sum(job.cost for job in todo)) as bar:
-        together = task.costs(todo, bar.job, timed=False).groups  # finds what is wrong, too
+        together = task.costs(todo, bar.job, timed=False).groups  # this also checks all options
         if todo:
             with bar.job(1, "read the data") as step:
                 prepared = task.loaded()
@@ -80,7 +80,7 @@ def plan(
     context: typer.Context,
     words: o.Words,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
-    out: Annotated[Path | None, typer.Option(hidden=True)] = None,  # of `sample`: not needed here
+    out: Annotated[Path | None, typer.Option(hidden=True)] = None,  # accepted because `sample` has it; not used
 ) -> None:
     """Predict the operations, the memory and the time that `sample` needs with the same options.
 
@@ -97,7 +97,15 @@ def plan(
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, understood: the network, traced; the data, of which one sample is known; the grid."""
+    """What a command line asks for.
+
+    Attributes:
+        reference: the trained network.
+        data: the data; only one sample has been read.
+        jobs: the networks to sample.
+        limits: memory limits.
+        prepared: the traced network, with shapes only.
+    """
 
     reference: Reference
     data: Split
@@ -120,25 +128,25 @@ class Request:
         return cls(reference, data, jobs, limits, prepared)
 
     def costs(self, jobs: list[Job], watch: Any, *, timed: bool) -> CostGrid:
-        """Of these networks; seconds count only where they are `timed`."""
+        """The costs of these networks. Seconds are valid only if `timed`."""
         return plan_grid(self.reference.title, self.prepared, jobs, self.limits, watch, timed=timed)
 
     def loaded(self) -> Prepared:
-        """The network on its data."""
+        """The traced network with all of its data."""
         some, held = self.data.load()
         return self.prepared.on(some, self.prepared.options.changed(holdout=held, images=None), self.limits)
 
 
 def need_plots() -> None:
-    if find_spec("matplotlib") is None:  # before the work, not after it
+    if find_spec("matplotlib") is None:  # checked before the work, because figures are drawn at its end
         raise ImportError('plots need matplotlib: pip install "rainbow_fast[plots]"')
 
 
 def check_folder(path: Path, option: str = "--out") -> None:
-    """Refuse what cannot become a folder of results, before the work.
+    """Check that `path` is or can become a folder of results, before any work is done.
 
     Raises:
-        ValueError: a file stands in the way, or nothing can be written there; the message names it.
+        ValueError: there is a file at `path` or above it, or there is no permission to write; the message names it.
     """
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not there.is_dir():
@@ -148,7 +156,7 @@ def check_folder(path: Path, option: str = "--out") -> None:
 
 
 def show(results: ResultFolder) -> None:
-    """The results, for a person."""
+    """Print the results."""
     terminal.print_summary(results.records, results.title)
     lines = [*dict.fromkeys(report.storage for report in results.reports)]
     lines.append(f"{results.folder}: results.jsonl, report.txt, report.json, figure.png\n")
@@ -156,7 +164,10 @@ def show(results: ResultFolder) -> None:
 
 
 def _resumed(context: typer.Context, here: o.Words, folder: Path) -> tuple[o.Words, str]:
-    """The options of the run in a folder, those that are given again being the same, and its network's fingerprint."""
+    """The options of the run in a folder, and the fingerprint of its network.
+
+    Options that are given on the command line again must have the same values.
+    """
     try:
         run = json.loads((folder / "report.json").read_text())["run"]
         there, digest = dict(run["options"]), run["reference"]
@@ -164,7 +175,9 @@ def _resumed(context: typer.Context, here: o.Words, folder: Path) -> tuple[o.Wor
         raise ValueError(f"--resume: no run of `sample` in {folder}") from error
     if there.keys() != here.keys():
         different = min(there.keys() ^ here.keys())
-        raise ValueError(f"--resume: the run in {folder} is of another version, its options differ in {different!r}")
+        raise ValueError(
+            f"--resume: the run in {folder} was made by another version, whose options differ in {different!r}"
+        )
     o.check_text(there, *SAMPLING)
     for name, value in [*there.items(), ("out", None)]:
         origin = context.get_parameter_source(name)

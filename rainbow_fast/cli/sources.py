@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The data that commands are given: what their words mean, how much there is, one sample; then all of it."""
+"""The data of commands: what an option names, the number of samples and one sample, and later all samples."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.data.files import Batches
 
-COUNTS = {"digits": (1_437, 360), "cifar10": (50_000, 10_000)}  # images to train and to test on
-SHARE = 0.1  # held out by default of data that brings no test set
+COUNTS = {"digits": (1_437, 360), "cifar10": (50_000, 10_000)}  # numbers of training and test images
+SHARE = 0.1  # fraction that is held out by default from data without a test set
 WORDS = "digits, the folder of CIFAR-10 or one with a sub-folder of images for each class, or x.npy,y.npy"
 
 Samples = tuple[Tensor, Tensor | None] | Batches
@@ -29,13 +29,14 @@ Samples = tuple[Tensor, Tensor | None] | Batches
 
 @dataclass(frozen=True)
 class Source:
-    """What `--data` names.
+    """A data set that `--data` or `--holdout` names.
 
     Attributes:
-        samples: to align on.
-        tested: samples of the test set that belongs to it; 0 if there is none.
-        example: makes one sample, without reading all.
-        read: all samples, and the test set.
+        name: the name of the data set.
+        samples: number of samples.
+        tested: number of samples in its test set; 0 if it has none.
+        example: a function that returns one sample without reading the others.
+        read: a function that returns all samples, and the test set or None.
     """
 
     name: str
@@ -45,23 +46,23 @@ class Source:
     read: Callable[[], tuple[Samples, Samples | None]]
 
     def check_takes(self, module: nn.Module, option: str) -> None:
-        """Run a network, in eval mode, on one sample.
+        """Run a network, which is in eval mode, on one sample.
 
         Raises:
-            ValueError: it does not take it; the message names the option.
+            ValueError: the network raises an error; the message names the option.
         """
         x, like = self.example()[0], next(module.parameters(), None)
         try:
             with torch.no_grad():
                 module(x if like is None else as_numbers(x, like.device, like.dtype))
-        except Exception as error:  # it is the user's own code
+        except Exception as error:  # the user's network may raise anything
             first, shape = str(error).strip().partition("\n")[0], tuple(x.shape[1:])
             raise ValueError(f"{option}: the network does not take a sample of shape {shape} ({first})") from error
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How images become numbers, as it was written; None and False for what was not."""
+    """The options for reading images, as given on the command line; None or False if they are not given."""
 
     size: int | None = None
     mean: str | None = None
@@ -73,10 +74,10 @@ class Pixels:
         return cls(words.size, words.mean, words.std, words.grey)
 
     def of(self, data: str, *taken: str) -> dict[str, Any]:
-        """As keyword arguments of what reads images, which takes these of them.
+        """The keyword arguments for a function that reads images and has the options `taken`.
 
         Raises:
-            ValueError: others are given; not numbers.
+            ValueError: another option is given, or `mean` or `std` is not three numbers.
         """
         options: dict[str, Any] = {}
         for name, value in (("size", self.size), ("mean", self.mean), ("std", self.std), ("grey", self.grey)):
@@ -91,10 +92,10 @@ class Pixels:
 
 
 def open_source(option: str, words: str, pixels: Pixels) -> Source:
-    """What the words of an option name; nothing is read but one sample.
+    """The data set that the value `words` of an option names. At most one sample is read.
 
     Raises:
-        ValueError, FileNotFoundError: they name nothing; the message names the option.
+        ValueError, FileNotFoundError: there is no data of this name; the message names the option.
     """
     folder = Path(words)
     if words == "digits":
@@ -116,7 +117,7 @@ def open_source(option: str, words: str, pixels: Pixels) -> Source:
 
 
 def source_of(about: About | None, data: str | None, pixels: Pixels) -> Source:
-    """The data of a command: a checkpoint says what it was trained on."""
+    """The data set of a command: the one that a checkpoint was trained on, or the one that `--data` names."""
     if about is None:
         if data is None:
             raise ValueError(f"--data: wanted {WORDS}")
@@ -128,12 +129,14 @@ def source_of(about: About | None, data: str | None, pixels: Pixels) -> Source:
 
 @dataclass(frozen=True)
 class Split:
-    """Data to align on and data to measure on.
+    """The alignment set and the held-out data.
 
     Attributes:
-        aligned, held: their numbers of samples.
-        share: fraction of the samples that is held out, drawn at random; None where they come from elsewhere.
-        other: what they come from, None for the test set of the source.
+        source: the data set of the alignment set.
+        aligned: number of samples in the alignment set.
+        held: number of held-out samples.
+        share: fraction of the samples that is held out at random; None if the held-out data are other data.
+        other: the data set of the held-out data; None for the test set of the source.
     """
 
     source: Source
@@ -143,7 +146,7 @@ class Split:
     other: Source | None
 
     def load(self) -> tuple[Samples, Samples | int]:
-        """Data and holdout, as `fit` takes them."""
+        """The arguments `data` and `holdout` of `fit`."""
         data, test = self.source.read()
         data = _first(data, self.aligned if self.share is None else self.aligned + self.held)
         if self.share is not None:
@@ -155,13 +158,13 @@ class Split:
         return data, held if its_test is None else its_test
 
     def shapes(self) -> tuple[Batch, tuple[Tensor, Tensor | None]]:
-        """One sample, and as many views of it as are held out."""
+        """One sample, and a view of it that is expanded to the number of held-out samples."""
         x, y = self.source.example()
         return (x, y), (x.expand(self.held, *x.shape[1:]), None if y is None else y.expand(self.held))
 
 
 def choose_data(reference: Reference, words: DataWords) -> Split:
-    """What `--data`, `--holdout` and `--images` ask for."""
+    """The data that the options `--data`, `--holdout` and `--images` ask for."""
     about, pixels = reference.about, Pixels.in_words(words)
     source = source_of(about, words.data, pixels)
     if about is not None:
@@ -170,10 +173,12 @@ def choose_data(reference: Reference, words: DataWords) -> Split:
 
 
 def split_data(source: Source, holdout: str | None, images: int, pixels: Pixels) -> Split:
-    """Take `images` samples to align on, and those to measure on: a share, other data, or the source's test set.
+    """Choose at most `images` samples to align on, and the held-out data.
+
+    The held-out data are a fraction of the samples, another data set, or the test set of the source.
 
     Raises:
-        ValueError: a share outside of 0 to 1, or of which no sample comes; the message names the option.
+        ValueError: a fraction is outside of 0 to 1, or leaves no sample; the message names the option.
     """
     share = _share(holdout)
     if holdout is not None and share is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a person sees while a command runs, and after it: a progress bar, tables, warnings in one line."""
+"""The output of commands in a terminal: a progress bar, tables, and warnings in one line each."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from rainbow_fast.tables import duration, quantity
 
 
 def out() -> Console:
-    """For results."""
+    """The console for results, on stdout."""
     return Console(highlight=False)
 
 
 def err() -> Console:
-    """For everything else."""
+    """The console for everything else, on stderr."""
     return Console(stderr=True, highlight=False)
 
 
 class Bar:
-    """A bar over jobs of unequal cost. `jobs` costs in all; each `job` is a share of it."""
+    """A progress bar over jobs of unequal cost; each job takes a part of the bar in proportion to its cost."""
 
     def __init__(self, progress: Progress, total: float) -> None:
         self.progress, self.done = progress, 0.0
@@ -52,7 +52,7 @@ class Bar:
 
 @contextmanager
 def bar(total: float) -> Iterator[Bar]:
-    """A progress bar with the time left, on a terminal only, gone at the end."""
+    """A context with a progress bar that shows the time left. It appears only in a terminal and vanishes at the end."""
     console = err()
     one_line = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     text = TextColumn("{task.description}", markup=False, table_column=one_line)
@@ -64,7 +64,7 @@ def bar(total: float) -> Iterator[Bar]:
 
 @contextmanager
 def warned() -> Iterator[None]:
-    """At the end, what was warned of meanwhile: one line each, and each once."""
+    """A context that collects warnings and prints each of them once at the end, in one line."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -72,20 +72,20 @@ def warned() -> Iterator[None]:
         finally:
             told = [
                 w.message for w in caught if not issubclass(w.category, DeprecationWarning)
-            ]  # those are for authors
+            ]  # DeprecationWarning is for developers
             for message in dict.fromkeys(map(str, told)):
                 err().print(f"[yellow]Warning:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
 
 
 def print_summary(records: Iterable[Record], title: str) -> None:
-    """Accuracy and held-out error of each site, by method and width: mean and standard deviation over networks."""
+    """Print accuracy and held-out errors by method and width: mean and standard deviation over networks."""
     rows = summaries(records)
     all_sites = list(dict.fromkeys(site for row in rows for site in row.errors))
     sites = all_sites if len(all_sites) < 3 else [all_sites[0], all_sites[-1]]
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1, 0, 0)
     table.add_column("method", no_wrap=True)
-    errors_at = [f"error at\n{site.replace('.', '.' + chr(10))}" for site in sites]  # long names on lines of their own
+    errors_at = [f"error at\n{site.replace('.', '.' + chr(10))}" for site in sites]  # long names get several lines
     for heading in ("width", "net-\nworks", "accuracy\n%", *errors_at):
         table.add_column(escape(heading), justify="right", no_wrap=True)
     previous = None
@@ -107,7 +107,7 @@ def print_summary(records: Iterable[Record], title: str) -> None:
 
 
 def print_costs(grid: CostGrid) -> None:
-    """One network of each method and width, site by site; then all of them."""
+    """Print the cost of each site for one network of each method and width, and the cost of all networks."""
     table = Table(title=escape(grid.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.padding, table.pad_edge = (0, 1, 0, 0), False
     table.add_column("network")
@@ -133,7 +133,7 @@ def print_costs(grid: CostGrid) -> None:
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
-    """Names and what they stand for, below each other."""
+    """Print names and their values, one pair on each line."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -143,5 +143,5 @@ def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def mean_and_deviation(mean: float, deviation: float, *, digits: int) -> str:
-    """Mean and standard deviation; the mean alone of one value."""
+    """The mean and standard deviation as text; only the value if there is one."""
     return f"{mean:.{digits}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{digits}f}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Training a reference for the images that commands know."""
+"""Trains a reference network on digits or CIFAR-10."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CIFAR10_TRAINING = {"epochs": 5, "batch_size": 128}
 def new_reference(
     architecture: str, data: str, *, grey: bool = True, widths: Sequence[int] | None = None, seed: int = 0
 ) -> About:
-    """An architecture that fits the images: on CIFAR-10 the published tutorial's, on digits a smaller one.
+    """A network for the images: for CIFAR-10 as in the published tutorial, for digits a smaller one.
 
     Raises:
-        ValueError: another architecture than mlp and cnn.
+        ValueError: the architecture is not mlp or cnn.
     """
     if architecture not in BUILDERS:
         raise ValueError(f"architecture: wanted mlp or cnn, got {architecture!r}")
@@ -39,12 +39,12 @@ def new_reference(
         kernel = {"kernel_size": 3, "stride": 1} if on_digits else {"kernel_size": 5, "stride": 2}
         arguments = {"channels": [channels, *hidden], "image_size": side, **kernel}
     about = About(architecture, arguments, data, grey or on_digits, {"seed": seed}, math.nan)
-    about.build()  # finds widths that are none
+    about.build()  # raises an error if the widths are not valid
     return about
 
 
 def load_images(about: About, data: str | None) -> Images:
-    """The images a reference is for: digits, or CIFAR-10 from the folder `data`."""
+    """The images that a network is trained on: digits, or CIFAR-10 from the folder `data`."""
     if about.data == "digits":
         if data not in (None, "digits"):
             raise ValueError(f"--data: the checkpoint was trained on digits, got {data!r}")
@@ -57,7 +57,7 @@ def load_images(about: About, data: str | None) -> Images:
 def train_reference(
     about: About, images: Images, settings: Mapping[str, Any], step: Step
 ) -> tuple[nn.Sequential, About]:
-    """A network trained with `settings` of `rainbow_fast.networks.train`, and the description with its accuracy."""
+    """Train a network with arguments `settings` of `train`; returns the network and its description with accuracy."""
     settings = (DIGITS_TRAINING if about.data == "digits" else CIFAR10_TRAINING) | dict(settings)
     module = about.build(settings["seed"])
 

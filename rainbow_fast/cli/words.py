@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The options of the commands: those of the library by their fields, and those of files and data, declared here."""
+"""The options of the commands: options of the library, and options for files and data, which are declared here."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from rainbow_fast.rainbow.options import (
 )
 
 BUDGET = "4G"
-THREADS = 1024  # at most
+THREADS = 1024  # largest value of --threads
 SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
 
-Words = dict[str, Any]  # options by name, as they were written
+Words = dict[str, Any]  # the options of a command line: name -> value as given
 
 
 @dataclass(frozen=True)
 class ModuleWords(Options):
-    """A network of one's own."""
+    """Options for the user's own network."""
 
     module: str | None = option(
         None,
@@ -54,7 +54,7 @@ class ModuleWords(Options):
 
 @dataclass(frozen=True)
 class ReferenceWords(ModuleWords):
-    """The network of a command."""
+    """Options for the trained network of a command."""
 
     checkpoint: str | None = option(None, "A checkpoint that `rainbow-fast train` has written. Give it or --module.")
     weights: str | None = option(
@@ -65,7 +65,7 @@ class ReferenceWords(ModuleWords):
 
 @dataclass(frozen=True)
 class SampleWords(Options):
-    """Data, of which one sample may be enough."""
+    """Options for data; commands that need only shapes read one sample."""
 
     data: str | None = option(
         None,
@@ -92,7 +92,7 @@ class SampleWords(Options):
 
 @dataclass(frozen=True)
 class DataWords(SampleWords):
-    """Data to align on and to measure on."""
+    """Options for the alignment set and the held-out data."""
 
     holdout: str | None = option(
         None,
@@ -104,7 +104,7 @@ class DataWords(SampleWords):
 
 @dataclass(frozen=True)
 class GridWords(Options):
-    """Which networks are sampled: all combinations of widths and methods, and so many of each."""
+    """Options for the networks to sample: all combinations of widths and methods, and the number of each."""
 
     factors: str | None = option(
         None, "Widths as multiples of the trained network's, separated by commas (default: 1,4,16)."
@@ -124,7 +124,7 @@ class GridWords(Options):
 
 @dataclass(frozen=True)
 class MachineWords(Options):
-    """What it runs on."""
+    """Options for the machine."""
 
     threads: int | None = option(
         None,
@@ -133,18 +133,20 @@ class MachineWords(Options):
     )
 
 
-# Of the library's options: what a grid has in the plural, and what has no words
+# Options of the library that are not options of commands: those that the grid sets, and others
 GRID = ("width", "factor", "method", "network_index")
 WORDLESS = ("storage_dtype", "resume_dir", "procrustes_iterations")
 FLAGS = ("grey", "accuracy_profile", "align_flattened")
 
 
 def command(*kinds: type[Options], argument: str | None = None) -> Callable[[Callable], Callable]:
-    """Let a function of a context, a dict of words and its own parameters be a command of these options.
+    """Turn a function into a command with these options.
+
+    The function takes the context, a dict of the options (`Words`), and its own parameters, which become options too.
 
     Args:
-        kinds: dataclasses of options; what a grid or nobody asks for by a word is left out.
-        argument: of the options the one that is written without its name.
+        kinds: dataclasses of options; `spoken` says which of their fields become options of the command.
+        argument: the option that is a positional argument; None for no such option.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -167,14 +169,17 @@ def command(*kinds: type[Options], argument: str | None = None) -> Callable[[Cal
 
 
 def flowing(command: Callable) -> Callable:
-    """Give the paragraphs of a docstring no line breaks: the help of a command has those of its own width."""
+    """Join the lines of each paragraph of a docstring, because the help of a command wraps lines itself."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     command.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     return command
 
 
 def spoken(kind: type[Options]) -> list[Field]:
-    """The options of a kind that have a word on the command line; of data and modules the commands have their own."""
+    """The fields of a dataclass of options that are options of commands.
+
+    Commands declare their own options for data and modules in place of those of `FitOptions`.
+    """
     without: tuple[str, ...] = GRID + WORDLESS
     if kind is FitOptions:
         without += tuple(f.name for own in (DataWords, ModuleWords) for f in fields(own))
@@ -182,19 +187,19 @@ def spoken(kind: type[Options]) -> list[Field]:
 
 
 def read(kind: type[Options], words: Words) -> Any:
-    """The options of a kind from what was written.
+    """The dataclass `kind` with the values of a command line.
 
     Raises:
-        ValueError: a word that cannot be read, or an option that refuses it; the message names it.
+        ValueError: a value cannot be read, or is not valid; the message names the option.
     """
     return kind(**values(kind, words))
 
 
 def check_text(words: Words, *kinds: type[Options]) -> None:
-    """Refuse options that are written as text and are something else, as a file that was edited may hold.
+    """Check that options with text values are text; in an edited file of a run they may be something else.
 
     Raises:
-        ValueError: the message names the option.
+        ValueError: an option is not text; the message names it.
     """
     for f in (f for kind in kinds for f in spoken(kind) if _type(f) in (str, str | None)):
         if not (isinstance(words[f.name], str) or (words[f.name] is None and f.default is None)):
@@ -202,13 +207,13 @@ def check_text(words: Words, *kinds: type[Options]) -> None:
 
 
 def values(kind: type[Options], words: Words) -> dict[str, Any]:
-    """The values of the options of a kind, each read from its word."""
+    """The values for the fields of a dataclass of options, read from a command line."""
     own = {f.name: words[f.name] for f in spoken(kind) if f.name in words}
     return {name: READERS[name](word) if name in READERS and word is not None else word for name, word in own.items()}
 
 
 def grid(words: Words) -> list[SampleOptions]:
-    """The networks to sample, by method, then by width."""
+    """The options of each network to sample, ordered by method, then by width."""
     chosen = read(GridWords, words)
     if chosen.factors is not None and chosen.widths is not None:
         raise ValueError("--factors and --widths: wanted one of the two")
@@ -233,7 +238,7 @@ def set_threads(words: Words) -> None:
 
 
 def names(option: str, text: str) -> list[str]:
-    """Separated by commas, each once."""
+    """Names that are separated by commas; each may occur once."""
     parts = [part.strip() for part in text.split(",")]
     if "" in parts or len(set(parts)) < len(parts):
         raise ValueError(f"{option}: wanted names separated by commas, each once; got {text!r}")
@@ -241,7 +246,7 @@ def names(option: str, text: str) -> list[str]:
 
 
 def numbers(option: str, text: str, *, once: bool = True) -> list[float]:
-    """Above 0, separated by commas, each once unless they may repeat; whole ones of `--widths`."""
+    """Numbers above 0 that are separated by commas; integers for `--widths`. With `once`, each may occur once."""
     try:
         parsed = [float(part) for part in text.split(",")]
     except ValueError:
@@ -256,7 +261,7 @@ def numbers(option: str, text: str, *, once: bool = True) -> list[float]:
 
 
 def memory(text: str) -> int:
-    """Bytes."""
+    """A number of bytes from text such as 4G."""
     number, factor = (text[:-1], SUFFIXES[text[-1]]) if text[-1:] in SUFFIXES else (text, 1)
     try:
         parsed = float(number) * factor
@@ -268,7 +273,7 @@ def memory(text: str) -> int:
 
 
 def rank(text: str) -> int | str:
-    """A number of directions, or the name of the edge."""
+    """The value of --rank: a number of directions, or the name of the noise edge."""
     if text == NOISE_EDGE:
         return text
     if not text.isdecimal() or int(text) < 1:
@@ -282,7 +287,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "sites": lambda text: names("--sites", text),
 }
 DEFAULTS = {"memory_budget": BUDGET}
-HELP = {  # of the library's options whose word is another than their value in Python
+HELP = {  # help of library options whose text on the command line differs from their value in Python
     "memory_budget": "Memory in bytes that the data may take, and again the activations of all samples between two "
     "sites: a number, or one with k, M or G behind it. What is larger is spilled to disk.",
     "rank": "Combine only the leading principal directions of z: this many of them, at most the width of the trained "
@@ -291,9 +296,9 @@ HELP = {  # of the library's options whose word is another than their value in P
     "classifier": "Fit a new classifier by ridge regression: refit, to the features of the last wide layer, all of "
     "which it holds in memory, or refit_aligned, to the aligned features (default: keep the trained classifier).",
 }
-OBJECT = re.compile(r",? or an? `\w+`( object)?")  # that an option takes in Python, beside names
+OBJECT = re.compile(r",? or an? `\w+`( object)?")  # the words on objects, which options accept only in Python
 
-# Where an option stands in the help, by the kind that declares it
+# The panel of the help in which an option is shown, by the dataclass that declares it
 PANELS: Mapping[type[Options], str] = {
     ModuleWords: "Trained network",
     ReferenceWords: "Trained network",
@@ -310,17 +315,17 @@ PANELS: Mapping[type[Options], str] = {
 
 
 METHOD = {f.name for f in fields(MethodOptions)}
-METAVARS = {bool: "", bool | None: "", list[str] | None: "<str>"}  # of types that typer describes in Python's words
+METAVARS = {bool: "", bool | None: "", list[str] | None: "<str>"}  # replace the metavars that typer would show
 
 
 def help_of(f: Field) -> str:
-    """What the help of a command says of an option: sentences."""
+    """The help text of an option, in sentences."""
     text = HELP.get(f.name) or OBJECT.sub("", f.metadata["help"])
     return text[0].upper() + text[1:]
 
 
 def _parameter(f: Field, panel: str, argument: bool) -> inspect.Parameter:
-    """The parameter of a command that stands for an option. Its default is shown unless the help says it."""
+    """The parameter of a command for an option. The default is shown unless the help text mentions it."""
     default, help = DEFAULTS.get(f.name, f.default), help_of(f)
     about: dict[str, Any] = {"help": escape(help), "show_default": "default" not in help.lower()}
     if argument:
@@ -337,7 +342,7 @@ def _parameter(f: Field, panel: str, argument: bool) -> inspect.Parameter:
 
 
 def _type(f: Field) -> Any:
-    """What typer makes of the word: a list, a bool, a number, or text."""
+    """The type of an option for typer: a list, a bool, a number, or text."""
     if f.name == "pointwise_modules":
         return list[str] | None
     for kind in (bool, int, float):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Images with labels, and what turns a user's data into batches."""
+"""Data sets of labelled images, and functions that read data in batches."""
 
 from rainbow_fast.data.batching import Batch, batches
 from rainbow_fast.data.datasets import LUMA, MEAN, STD, Images, cifar10, digits

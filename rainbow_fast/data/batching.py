@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What turns a user's data into batches."""
+"""Turns tensors, pairs of tensors and data loaders into batches."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ Batch = tuple[Tensor, Tensor | None]
 
 
 def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iterable[Batch]:
-    """What a user calls data, as batches `(x, y)`, where `y` is None if there are no labels. Nothing is copied.
+    """Batches `(x, y)` of the given data, without copies. `y` is None if there are no labels.
 
     Args:
-        data: a tensor `x` (N, ...); a tuple `(x, y)` of tensors with as many rows; or a `DataLoader` or anything else
-            that can be iterated again and again over batches, each of them `x`, `(x,)`, `(x, y)` or `(x, None)`, in a
-            tuple or a list.
-        batch_size: rows a batch where `data` is a tensor or a tuple; a loader keeps its own batches.
-        name: what messages call the data.
+        data: a tensor `x` (N, ...); a tuple `(x, y)` of tensors with the same number of rows; or a `DataLoader` or
+            another iterable over batches that can be iterated several times. Each of its batches is `x`, or a tuple or
+            list `(x,)`, `(x, y)` or `(x, None)`.
+        batch_size: rows in each batch if `data` is a tensor or a tuple; a loader keeps its own batches.
+        name: what error messages call the data.
 
     Returns:
-        An iterable that starts afresh each time it is iterated.
+        An iterable that can be iterated several times.
 
     Raises:
-        TypeError: `data` or one of its batches is none of these; a one-shot iterator or generator is not either, for
-            several passes are made. Complex samples.
-        ValueError: no samples, labels that do not match, batches with and without labels, a `batch_size` below 1.
+        TypeError: `data` or one of its batches is none of these (for example a generator, which can be iterated only
+            once), or the samples are complex.
+        ValueError: there are no samples, the labels do not match the samples, only some batches have labels, or
+            `batch_size` is below 1.
 
-    What is wrong with a batch of a loader is raised when the iteration gets there.
+    Errors in a batch of a loader are raised when the iteration reaches this batch.
     """
     batch_size = integer("batch_size", batch_size, 1)
     if isinstance(data, Tensor) or _is_tuple_of_tensors(data):
@@ -39,12 +40,12 @@ def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iter
         return _Batches(lambda: _slices(x, y, batch_size))
     if isinstance(data, Iterator):
         raise TypeError(
-            f"{name}: a re-iterable is wanted, for several passes are made; got {type(data).__name__}, which can be "
-            "iterated only once (a list of the batches, or a DataLoader, would do)"
+            f"{name}: wanted data that can be iterated several times; got {type(data).__name__}, which can be "
+            "iterated only once (a list of the batches or a DataLoader can be used)"
         )
     if isinstance(data, str | bytes | dict) or not isinstance(data, Iterable):
         raise TypeError(
-            f"{name}: wanted a tensor, a tuple (x, y) of tensors, a DataLoader or another re-iterable of batches; "
+            f"{name}: wanted a tensor, a tuple (x, y) of tensors, a DataLoader or another iterable over batches; "
             f"got {type(data).__name__}"
         )
     loader: Iterable[object] = data
@@ -53,7 +54,7 @@ def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iter
 
 @dataclass(frozen=True)
 class _Batches:
-    """An iterable from a function that starts an iteration."""
+    """An iterable made from a function that starts a new iteration."""
 
     start: Callable[[], Iterator[Batch]]
 
@@ -68,7 +69,7 @@ def _slices(x: Tensor, y: Tensor | None, batch_size: int) -> Iterator[Batch]:
 
 
 def _checked(loader: Iterable[object], name: str) -> Iterator[Batch]:
-    """The batches of a loader, each checked on its way."""
+    """The batches of a loader; each is checked when it is reached."""
     labelled: bool | None = None
     for index, item in enumerate(loader):
         x, y = _batch(item, f"{name}: batch {index}")
@@ -82,7 +83,7 @@ def _checked(loader: Iterable[object], name: str) -> Iterator[Batch]:
 
 
 def _batch(item: object, name: str) -> Batch:
-    """`x`, `(x,)`, `(x, y)` or `(x, None)` as a checked pair; `name` opens the error messages."""
+    """A checked pair from `x`, `(x,)`, `(x, y)` or `(x, None)`; error messages begin with `name`."""
     parts = tuple(item) if isinstance(item, tuple | list) else (item,)
     x, y = (*parts, None)[:2] if len(parts) in (1, 2) else (None, None)
     if not isinstance(x, Tensor) or not (y is None or isinstance(y, Tensor)):
@@ -98,5 +99,5 @@ def _batch(item: object, name: str) -> Batch:
 
 
 def _is_tuple_of_tensors(data: object) -> bool:
-    """Whether `data` is meant as (x, y); a list, or a tuple of pairs, is a loader."""
+    """Whether `data` is a tuple (x, y) of tensors. A list, or a tuple of pairs, counts as a loader."""
     return isinstance(data, tuple) and any(isinstance(part, Tensor) for part in data)

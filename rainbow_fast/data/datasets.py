@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The published sets of images with labels that examples and experiments use."""
+"""Published data sets of labelled images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Channel statistics of ImageNet and the luma weights of ITU-R 601, as the published experiments apply them to CIFAR-10.
+# Channel statistics of ImageNet and luma weights of ITU-R 601; the published experiments apply both to CIFAR-10.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)
@@ -31,16 +31,16 @@ class Images(NamedTuple):
 
 
 def digits() -> Images:
-    """The 1,797 hand-written digits that scikit-learn ships: 1 x 8 x 8 grey images, 10 classes.
+    """The 1,797 handwritten digits that come with scikit-learn: 1 x 8 x 8 grey images, 10 classes.
 
-        x = (pixel / 16 - mean) / std,    mean and std (numbers) over the pixels of the training images
+        x = (pixel / 16 - mean) / std,    with one mean and one std of all pixels of the training images
 
     Returns:
-        `Images` with 1,437 images to train and 360 to test: a fixed split, by the first 1,437 of
-        `numpy.random.RandomState(0).permutation(1797)`, whose values NumPy keeps for ever.
+        `Images` with 1,437 training and 360 test images. The split is fixed: the training images are the first 1,437 of
+        `numpy.random.RandomState(0).permutation(1797)`, a sequence that NumPy guarantees not to change.
 
     Raises:
-        ImportError: scikit-learn is missing.
+        ImportError: scikit-learn is not installed.
 
     Source: Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, UCI repository (its test part).
     """
@@ -65,24 +65,24 @@ def cifar10(
     grey: bool = False,
     name: str = "folder",
 ) -> Images:
-    """CIFAR-10 from its published binary version: 3 x 32 x 32 images, 10 classes, 50,000 to train, 10,000 to test.
+    """CIFAR-10 from its published binary files: 3 x 32 x 32 images, 10 classes, 50,000 training and 10,000 test images.
 
         x_c = (pixel_c / 255 - mean_c) / std_c,    grey:  x = sum_c LUMA_c x_c
 
     Args:
-        folder: holds `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, or the folder
-            `cifar-10-batches-bin` that does.
-        mean, std: one number a channel, of pixels between 0 and 1; the default is that of ImageNet.
-        grey: one channel, combined *after* the normalisation, as the published experiments do it.
-        name: what messages call the folder.
+        folder: the folder with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, or the folder that
+            contains it under the name `cifar-10-batches-bin`.
+        mean, std: one number for each channel, for pixels between 0 and 1; by default the statistics of ImageNet.
+        grey: combine the channels into one *after* the normalisation, as the published experiments do. Default: False.
+        name: what error messages call the folder.
 
     Returns:
-        `Images`, in the order of the files. Colour takes 0.7 GB.
+        `Images`, in the order of the files; 0.7 GB in colour.
 
     Raises:
         FileNotFoundError: a file is missing; the message names it.
-        ValueError: a file is not 10,000 records of 3,073 bytes, or holds a label above 9; the message names it. `mean`
-            or `std` that are not three numbers, positive ones of `std`.
+        ValueError: a file does not have 10,000 records of 3,073 bytes, or has a label above 9 (the message names the
+            file); or `mean` or `std` is not three numbers, or a number of `std` is not positive.
 
     Source: Krizhevsky (2009), Learning multiple layers of features from tiny images; the archive is
     https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz.
@@ -99,7 +99,7 @@ def cifar10(
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Three numbers each, or a ValueError."""
+    """Raise ValueError unless `mean` has three numbers, and `std` three positive numbers."""
     if len(mean) != 3:
         raise ValueError(f"mean: wanted three numbers, got {tuple(mean)}")
     if len(std) != 3 or min(std) <= 0:
@@ -107,14 +107,14 @@ def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
 
 
 def normalised(images: Tensor, *, mean: Sequence[float], std: Sequence[float], grey: bool) -> Tensor:
-    """uint8 (N, 3, H, W) to float32, per channel; grey: (N, 1, H, W), combined after that."""
+    """Convert uint8 (N, 3, H, W) to float32 and normalise each channel; if `grey`, then combine them: (N, 1, H, W)."""
     mean_, std_ = torch.tensor(mean, device="cpu").view(3, 1, 1), torch.tensor(std, device="cpu").view(3, 1, 1)
     x = images.to(torch.float32).div_(255).sub_(mean_).div_(std_)
     return torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA, device="cpu")).unsqueeze(1) if grey else x
 
 
 def _read_cifar10(path: Path, name: str) -> tuple[Tensor, Tensor]:
-    """One file: images (10000, 3, 32, 32) uint8 and labels (10000,) int64."""
+    """The images (10000, 3, 32, 32) uint8 and labels (10000,) int64 of one file."""
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no file {path}; wanted the binary version of CIFAR-10, not the pickled one")
     size, wanted = path.stat().st_size, CIFAR10_RECORDS * CIFAR10_RECORD_BYTES

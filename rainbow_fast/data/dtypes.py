@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What samples and labels of any dtype mean: pixels, numbers, classes."""
+"""Converts samples and labels of any dtype: pixels, numbers and classes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 
 def as_numbers(x: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """Samples as a network of that device and dtype takes them.
+    """Samples as input of a network with this device and dtype.
 
-    uint8 are pixels: ``x / 255`` in float32, then in `dtype`, wherever they come from. All else is converted as it is,
-    other integers and booleans too; nothing is copied where nothing changes.
+    uint8 counts as pixels: the result is ``x / 255``, computed in float32 and converted to `dtype`. The values of all
+    other dtypes, also other integers and booleans, are converted unchanged. Tensors that already have the device and
+    dtype are not copied.
     """
     if x.dtype == torch.uint8:
         return x.to(device, torch.float32).div_(255).to(dtype)
@@ -21,25 +22,26 @@ def as_numbers(x: Tensor, device: torch.device | str, dtype: torch.dtype) -> Ten
 
 
 def as_classes(y: Tensor, name: str) -> Tensor:
-    """Labels (N,) of integers as int64.
+    """Integer labels (N,) as int64.
 
     Raises:
-        TypeError: another dtype, bool among them. ValueError: another shape. The message begins with `name`.
+        TypeError: the labels are not integers (bool does not count as an integer).
+        ValueError: the labels have another shape. Messages begin with `name`.
     """
     if y.dtype in INTEGERS and y.dim() == 1:
         return y.to(torch.int64)
     error = ValueError if y.dtype in INTEGERS else TypeError
     raise error(
         f"{name}: labels y are {str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}, wanted integers of "
-        "shape (N,), the class of each sample; pass x alone if y is none"
+        "shape (N,), the class of each sample; pass x without y if y is not a class"
     )
 
 
 def check_classes(y: Tensor, outputs: object, name: str) -> None:
-    """Whether labels (N,) int64 number the outputs of a network, of which `outputs` are some.
+    """Check that labels (N,) int64 are classes of a network. `outputs` are outputs of the network for some samples.
 
     Raises:
-        ValueError: outputs other than (N, K) with K >= 2, or a label outside of 0 to K - 1. The message begins with
+        ValueError: the outputs are not (N, K) with K >= 2, or a label is outside of 0 to K - 1. The message begins with
             `name`.
     """
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < 2:
@@ -49,14 +51,14 @@ def check_classes(y: Tensor, outputs: object, name: str) -> None:
             else (f"a {type(outputs).__name__}")
         )
         raise ValueError(
-            f"{name}: labels y are given, and the network gives {what}, wanted (N, K), K >= 2 classes, whose largest "
-            "is compared with them; pass x alone if y is no class of these"
+            f"{name}: labels y are given, but the network gives {what}: wanted outputs (N, K) for K >= 2 classes; "
+            "pass x without y if y is not the class"
         )
     K = outputs.shape[1]
     outside = ((y < 0) | (y >= K)).nonzero()
     if len(outside):
         first = int(outside[0])
         raise ValueError(
-            f"{name}: label {int(y[first])} of sample {first}, wanted 0 to {K - 1}, for the network has {K} outputs; "
-            "pass x alone if y is no class of these"
+            f"{name}: label {int(y[first])} of sample {first}, wanted 0 to {K - 1}, because the network has {K} "
+            "outputs; pass x without y if y is not the class"
         )

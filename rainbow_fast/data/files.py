@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Images and arrays on disk as batches, read as they are needed."""
+"""Images and arrays on disk as batches, which are read when they are needed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8))
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Batches (x, y) of samples that are read when the iteration gets there, in the same order each time.
+    """Batches (x, y) of samples that are read when they are reached, in the same order in each iteration.
+
+    `len` is the number of batches.
 
     Attributes:
-        samples: their number; `len` is the number of batches, of which the last may be smaller.
-        batch_size: samples a batch.
-        classes: names of the classes, in the order of their labels; empty where they have none.
-        read: of the samples from its first to before its second argument.
+        samples: the number of samples.
+        batch_size: samples in each batch; the last batch may be smaller.
+        classes: names of the classes, in the order of their labels; empty if they have no names.
+        read: ``read(start, stop)`` returns the samples from `start` to before `stop`.
     """
 
     samples: int
@@ -55,33 +57,33 @@ def image_folder(
     batch_size: int = 256,
     name: str = "path",
 ) -> Batches:
-    """The images below a folder that has one sub-folder for each class.
+    """The images in a folder that has one sub-folder for each class.
 
         x_c = (pixel_c / 255 - mean_c) / std_c,    grey:  x = sum_c LUMA_c x_c
 
-    Classes are numbered in the order of the names of their folders. Images are the files at any depth whose name has
-    one of the suffixes bmp, gif (its first frame), jpg, jpeg, pgm, png, ppm, tif, tiff, webp, in either case; others
-    and hidden files are passed over. Every pixel counts as red, green and blue of 8 bits; transparency is dropped.
+    Classes are numbered in the order of the names of their folders. An image is a file at any depth with suffix bmp,
+    gif (first frame only), jpg, jpeg, pgm, png, ppm, tif, tiff or webp, in lower or upper case. Other files and hidden
+    files are ignored. All images are converted to red, green and blue with 8 bits; transparency is dropped.
 
     Args:
-        path: the folder of the sub-folders.
-        size: side in pixels to which the largest square in the middle is resized (bilinear, over all pixels that it
-            covers). `None` takes images as they are: all must have one size.
-        mean, std: one number a channel, of pixels between 0 and 1; the default is that of ImageNet.
-        grey: one channel, combined after the normalisation, as in `cifar10`.
-        seed: of the fixed order, in which classes are mixed, so that any part of it can be held out: 0 to 2^32 - 1.
-            `None`: sorted by class and path.
-        batch_size: images a batch.
-        name: what messages call the folder.
+        path: the folder with the sub-folders.
+        size: the largest central square of each image is resized to `size` by `size` pixels (bilinear, with
+            antialiasing). `None` (default) does not resize: all images must have the same size.
+        mean, std: one number for each channel, for pixels between 0 and 1; by default the statistics of ImageNet.
+        grey: combine the channels into one after the normalisation, as in `cifar10`. False by default.
+        seed: seed of a fixed random order, 0 to 2^32 - 1. It mixes the classes, so that any part of the data can be
+            held out. `None` sorts the images by class and path. 0 by default.
+        batch_size: images in each batch.
+        name: what error messages call the folder.
 
     Returns:
-        A re-iterable of batches: x float32 (n, 3 or 1, H, W), y int64 (n,), on the CPU.
+        `Batches`, which can be iterated several times: x float32 (n, 3 or 1, H, W), y int64 (n,), on the CPU.
 
     Raises:
-        ImportError: Pillow is missing.
-        FileNotFoundError: no folder, no sub-folder in it, or one without an image.
-        ValueError: an argument out of its range; a file that cannot be read as an image of 8 bits a channel, or has
-            another size than the first: of all but the first when the iteration gets there.
+        ImportError: Pillow is not installed.
+        FileNotFoundError: there is no folder, no sub-folder in it, or no image in a sub-folder.
+        ValueError: an argument is out of its range; a file cannot be read as an image with 8 bits in each channel, or
+            has another size than the first one. Only the first file is checked at once, the others when they are read.
     """
     try:
         import PIL  # noqa: F401
@@ -118,20 +120,22 @@ def npy_pair(
     batch_size: int = 1000,
     names: tuple[str, str] = ("x_path", "y_path"),
 ) -> Batches:
-    """Arrays in NumPy's npy files as batches, in the order of the files; only the current batch is read into memory.
+    """Arrays in npy files of NumPy as batches, in the order of the files. Only the current batch is in memory.
 
     Args:
-        x_path: (N, ...) float32, float64 or uint8. The floats come as they are, uint8 as float32 divided by 255.
-        y_path: (N,) labels in integers of any width; they come as int64. `None`: no labels.
-        batch_size: samples a batch.
-        names: what messages call the two files.
+        x_path: file with samples (N, ...) of float32, float64 or uint8. Floats are returned unchanged, uint8 is divided
+            by 255 and returned as float32.
+        y_path: file with labels (N,), integers of any width, which are returned as int64. `None` (default): no labels.
+        batch_size: samples in each batch.
+        names: what error messages call the two files.
 
     Returns:
-        A re-iterable of batches (x, y), y None without labels, on the CPU.
+        `Batches` (x, y) on the CPU, which can be iterated several times; y is None if there are no labels.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file that is no npy array or has another dtype or shape; unequal lengths; a `batch_size` below 1.
+        ValueError: a file is not an npy array, or has another dtype or shape; the lengths differ; or `batch_size` is
+            below 1.
     """
     batch_size = integer("batch_size", batch_size, 1)
     x = _mapped(names[0], x_path)
@@ -170,7 +174,7 @@ def _images(folder: Path, name: str) -> list[Path]:
 
 
 def _decode(file: Path, size: int | None, name: str) -> np.ndarray:
-    """The image as uint8 (H, W, 3)."""
+    """The image in a file as uint8 (H, W, 3)."""
     from PIL import Image, ImageOps
 
     try:
@@ -184,7 +188,7 @@ def _decode(file: Path, size: int | None, name: str) -> np.ndarray:
 
 
 def _mapped(name: str, path: str | os.PathLike[str]) -> np.ndarray:
-    """The array of an npy file, memory-mapped; nothing is unpickled."""
+    """The array in an npy file, memory-mapped. Nothing is unpickled."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{name}: no file {path}")
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""All of a data set as one tensor, in memory or in a file that is mapped."""
+"""Collects a whole data set into one tensor, in memory or in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -26,14 +26,22 @@ def gather(
     scratch: str | os.PathLike[str] | None = None,
     labelled: bool = True,
 ) -> Labelled:
-    """All of a data set, as (x, y): x in its own dtype; y int64, None without labels or where they are not wanted.
+    """A whole data set as (x, y): x in its own dtype; y int64, or None without labels or if they are not wanted.
 
-    Tensors are taken as they are. Batches are put together: in memory, or beyond `memory_budget` bytes in a file in
-    `scratch`, which is mapped and has no name, so that it goes with the tensor.
+    Tensors are returned without a copy. Batches are concatenated in memory. If they are larger than `memory_budget`
+    bytes, they are written to a temporary file in the folder `scratch`, which is memory-mapped. The file has no name
+    and is deleted together with the tensor.
+
+    Args:
+        data: as in `batches`.
+        name: what error messages call the data.
+        memory_budget: bytes that may be collected in memory; None (default) for no limit.
+        scratch: folder of the temporary file; None (default) for that of the system.
+        labelled: whether labels are wanted.
 
     Raises:
-        TypeError, ValueError: what is no data; samples of several shapes or dtypes, or complex; labels that are no
-            classes, see `data.samples.as_classes`. The message begins with `name`.
+        TypeError, ValueError: `data` is not accepted by `batches`, samples have several shapes or dtypes, or labels are
+            not classes (see `data.dtypes.as_classes`). The message begins with `name`.
     """
     images, labels = _Collected(name, memory_budget, scratch), []
     for x, y in batches(data, batch_size=2**62, name=name):
@@ -43,7 +51,7 @@ def gather(
 
 
 class _Collected:
-    """Batches of images, one after the other."""
+    """Concatenates batches of samples, in memory or, beyond the budget, in a temporary file."""
 
     def __init__(self, name: str, memory_budget: int | None, scratch: str | os.PathLike[str] | None) -> None:
         self.name, self.scratch = name, scratch

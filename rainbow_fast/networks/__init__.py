@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reference architectures and their training."""
+"""Architectures of reference networks, and functions that train them."""
 
 from rainbow_fast.networks.cnn import cnn
 from rainbow_fast.networks.mlp import mlp

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Small convolutional networks as plain `torch.nn.Sequential`."""
+"""Small convolutional networks as `torch.nn.Sequential`."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def cnn(
 ) -> nn.Sequential:
     """Convolutions without padding, then a linear classifier: `Conv2d, activation, ..., Flatten, Linear`.
 
-    Each convolution takes a map of side `s` to one of side `(s - kernel_size) // stride + 1`. With the defaults:
+    A convolution turns a map of side `s` into a map of side `(s - kernel_size) // stride + 1`. With the defaults:
     1 x 32 x 32 -> 32 x 14 x 14 -> 64 x 5 x 5, flattened to 1,600 features, 10 classes.
 
     Args:
         channels: channels of the image, then of each convolution.
         kernel_size: in pixels, the same for all convolutions.
         stride: in pixels, the same for all convolutions.
-        image_size: side of the square images in pixels; it sets the number of features of the classifier.
+        image_size: side of the square images in pixels; it determines the number of inputs of the classifier.
         classes: number of logits.
-        activation: makes the non-linearity, one module per convolution.
-        bias: whether convolutions and classifier have biases.
-        batch_norm: `"before"` puts an affine `BatchNorm2d` before each non-linearity, `"after"` one without
-            parameters (`affine=False`) after it, `None` none.
+        activation: a function that returns a new activation module; called once for each convolution. ReLU by default.
+        bias: whether convolutions and classifier have biases; False by default.
+        batch_norm: `"before"` puts an affine `BatchNorm2d` before each non-linearity; `"after"` puts one without
+            parameters (`affine=False`) after it; `None` (default) uses none.
         seed: as in `mlp`.
 
     Returns:
-        A module on the CPU, float32 unless torch's default dtype is another, from (N, `channels[0]`, `image_size`,
-        `image_size`) to (N, `classes`) logits.
+        A module on the CPU, in torch's default dtype, from (N, `channels[0]`, `image_size`, `image_size`) to
+        (N, `classes`) logits.
 
     Raises:
-        ValueError: no convolution, a number below 1, a map smaller than the kernel, an unknown `batch_norm`, a seed
-            outside 0 .. 2^63 - 1.
+        ValueError: there is no convolution, a number is below 1, a map is smaller than the kernel, `batch_norm` is
+            unknown, or the seed is outside 0 .. 2^63 - 1.
 
     Source: the default is the convolutional network in the tutorial of Guth, Menard, Rochette, Mallat (2024).
     """

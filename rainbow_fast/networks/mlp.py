@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Multi-layer perceptrons as plain `torch.nn.Sequential`."""
+"""Multi-layer perceptrons as `torch.nn.Sequential`."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ def mlp(
     batch_norm: BatchNorm | None = None,
     seed: int | None = None,
 ) -> nn.Sequential:
-    """A perceptron: `Flatten, Linear, activation, Linear, activation, ..., Linear`.
+    """A multi-layer perceptron: `Flatten, Linear, activation, Linear, activation, ..., Linear`.
 
         phi_0 = x.flatten(1),    phi_j = sigma(W_j phi_{j-1}),    logits = W_J phi_{J-1}
 
     Args:
-        sizes: input width, hidden widths, number of classes. The default is the published tutorial's network on
+        sizes: input width, hidden widths, number of classes. The default is the network of the published tutorial for
             32 x 32 grey images.
-        activation: makes the non-linearity, one module per hidden layer.
-        bias: whether the linear layers have biases.
-        batch_norm: `"before"` puts an affine `BatchNorm1d` before each non-linearity, `"after"` one without
-            parameters (`affine=False`) after it, `None` none.
-        seed: initialises the weights from this seed and leaves the global random state alone. `None` draws them
-            from torch's global random state. The law is torch's default: uniform on +-1/sqrt(fan-in).
+        activation: a function that returns a new activation module; called once for each hidden layer. ReLU by default.
+        bias: whether the linear layers have biases; False by default.
+        batch_norm: `"before"` puts an affine `BatchNorm1d` before each non-linearity; `"after"` puts one without
+            parameters (`affine=False`) after it; `None` (default) uses none.
+        seed: seed of the initial weights; the global random state is then left unchanged. `None` (default) uses the
+            global random state of torch. The distribution is torch's default, uniform on +-1/sqrt(fan-in).
 
     Returns:
-        A module on the CPU, float32 unless torch's default dtype is another, from (N, ...) with `sizes[0]` numbers
-        an image to (N, `sizes[-1]`) logits.
+        A module on the CPU, in torch's default dtype, from (N, ...) with `sizes[0]` numbers in each sample to
+        (N, `sizes[-1]`) logits.
 
     Raises:
-        ValueError: fewer than two sizes, a size below 1, an unknown `batch_norm`, a seed outside 0 .. 2^63 - 1.
+        ValueError: there are fewer than two sizes, a size is below 1, `batch_norm` is unknown, or the seed is outside
+            0 .. 2^63 - 1.
 
     Source: the default is the perceptron in the tutorial of Guth, Menard, Rochette, Mallat (2024).
     """
@@ -66,7 +67,7 @@ def nonlinearity(
     batch_norm: BatchNorm | None,
     norm: type[nn.BatchNorm1d] | type[nn.BatchNorm2d],
 ) -> list[nn.Module]:
-    """The non-linearity of one hidden layer, with its batch norm if it has one."""
+    """The activation module of one hidden layer, and its batch norm if there is one, in order."""
     if batch_norm == "before":
         return [norm(width), activation()]
     if batch_norm == "after":
@@ -76,15 +77,17 @@ def nonlinearity(
 
 @contextmanager
 def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
-    """Inside, torch draws from `seed` on the CPU and on `device` (default the CPU alone); afterwards the global
-    random state is what it was. `seed=None` changes nothing."""
+    """A context in which torch draws random numbers from `seed`, on the CPU and on `device` if it is given.
+
+    On exit, the global random state is restored. `seed=None` changes nothing.
+    """
     if seed is None:
         yield
         return
     seed = integer("seed", seed, 0, 2**63 - 1)
     on_gpu = device is not None and device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed every other device
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed all other devices
         if on_gpu:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
@@ -92,13 +95,13 @@ def seeded(seed: int | None, device: torch.device | None = None) -> Iterator[Non
 
 
 def check_positive(**values: int | Sequence[int]) -> None:
-    """Every one is an integer of at least 1, or a sequence of such, or an error names the argument."""
+    """Raise an error that names the argument unless each is an integer of at least 1, or a sequence of them."""
     for name, value in values.items():
         for each in value if isinstance(value, Sequence) else [value]:
             integer(name, each, 1)
 
 
 def check_batch_norm(batch_norm: str | None) -> None:
-    """`batch_norm` one of the known places, or a ValueError."""
+    """Raise ValueError unless `batch_norm` is None, "before" or "after"."""
     if batch_norm not in (None, "before", "after"):
         raise ValueError(f'batch_norm: wanted None, "before" or "after", got {batch_norm!r}')

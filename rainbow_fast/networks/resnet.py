@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Residual networks of basic blocks, for small images and for ImageNet."""
+"""Residual networks with basic blocks, for small images and for ImageNet."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ def resnet_cifar(
 ) -> nn.Sequential:
     """A residual network for small images: three stages of (depth - 2) / 6 basic blocks, shortcuts without weights.
 
-    The stages have `width`, 2 `width` and 4 `width` channels; the second and the third halve the map. A shortcut
-    between stages takes every second pixel and pads the channels with zeros, half of them on either side.
+    The stages have `width`, 2 `width` and 4 `width` channels. The second and the third stage halve the side of the map.
+    A shortcut between stages takes every second pixel and adds channels of zeros, half of them on either side.
 
     Args:
-        depth: linear layers on the longest path, 6 k + 2 for k blocks a stage: 20, 32, 44, 56, 110.
+        depth: number of linear layers on the longest path, 6 k + 2 for k blocks in each stage: 20, 32, 44, 56, 110.
         width: channels of the first stage; 16 in the paper.
         image_channels: 3 for colour, 1 for grey images.
         classes: number of logits.
-        preactivation: `False`: a block is sigma(x + bn2(conv2(sigma(bn1(conv1(x)))))). `True`: it is
-            x + conv2(sigma(bn2(conv1(sigma(bn1(x)))))), a batch norm and a non-linearity end the last stage, and a
-            shortcut that changes the shape starts after the block's first non-linearity.
-        activation: makes the non-linearity sigma, one module a block, called twice in it.
+        preactivation: with `False` (default), a block is sigma(x + bn2(conv2(sigma(bn1(conv1(x)))))). With `True`, it
+            is x + conv2(sigma(bn2(conv1(sigma(bn1(x)))))), the last stage is followed by a batch norm and a
+            non-linearity, and a shortcut that changes the shape starts after the first non-linearity of its block.
+        activation: a function that returns a new activation module; called once for each block, which uses the module
+            twice. ReLU by default.
         seed: as in `mlp`.
 
     Returns:
-        A module on the CPU, float32 unless torch's default dtype is another, from (N, `image_channels`, H, W) with
-        any H, W >= 1 to (N, `classes`) logits. Its state dict has the keys `conv1`, `bn1`,
-        `layer{1,2,3}.i.{conv1,bn1,conv2,bn2}` and `linear`, with `preactivation` `bn` for the last batch norm instead
-        of `bn1`.
+        A module on the CPU, in torch's default dtype, from (N, `image_channels`, H, W) with any H, W >= 1 to
+        (N, `classes`) logits. Its state dict has the keys `conv1`, `bn1`, `layer{1,2,3}.i.{conv1,bn1,conv2,bn2}` and
+        `linear`. With `preactivation`, it has `bn`, the last batch norm, instead of `bn1`.
 
     Raises:
-        ValueError: a number below 1, a depth that is not 6 k + 2, a seed outside 0 .. 2^63 - 1.
+        ValueError: a number is below 1, the depth is not 6 k + 2, or the seed is outside 0 .. 2^63 - 1.
 
-    Source: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, section 4.2, option A; with
-    `preactivation` Identity mappings in deep residual networks (2016), figure 4e.
+    Source: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, section 4.2, option A. For
+    `preactivation`: Identity mappings in deep residual networks (2016), figure 4e.
     """
     check_positive(depth=depth, width=width, image_channels=image_channels, classes=classes)
     if depth < 8 or depth % 6 != 2:
-        raise ValueError(f"depth: wanted 6 k + 2 with k >= 1 blocks a stage, got {depth}")
+        raise ValueError(f"depth: wanted 6 k + 2 with k >= 1 blocks in each stage, got {depth}")
     with seeded(seed):
         conv1 = _conv(image_channels, width, 3)
         return _resnet(conv1, None, (depth // 6,) * 3, "linear", classes, preactivation, activation, _Padded)
@@ -71,33 +71,34 @@ def resnet_imagenet(
     activation: Activation = nn.ReLU,
     seed: int | None = None,
 ) -> nn.Sequential:
-    """A residual network for images of 224 pixels: a 7x7 convolution and a max-pooling, then stages of basic blocks.
+    """A residual network for images of 224 pixels: a 7x7 convolution and max-pooling, then stages of basic blocks.
 
-    Stage j = 0, 1, ... has 2^j `width` channels; all but the first halve the map, which the stem has made four times
-    smaller. A shortcut between stages is a strided 1x1 convolution with batch norm (without one if `preactivation`).
+    Stage j = 0, 1, ... has 2^j `width` channels. The first convolution and the max-pooling together divide the side of
+    the map by four; each stage but the first divides it by two. A shortcut between stages is a strided 1x1 convolution
+    with batch norm (without batch norm if `preactivation`).
 
     Args:
-        blocks: their number in each stage: (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is ResNet-34.
+        blocks: number of blocks in each stage: (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is ResNet-34.
         width: channels of the first stage; 64 in the paper.
         image_channels: 3 for colour, 1 for grey images.
         classes: number of logits.
         preactivation: as in `resnet_cifar`.
-        activation: makes the non-linearity, one module a block, called twice in it.
+        activation: as in `resnet_cifar`.
         seed: as in `mlp`.
 
     Returns:
-        A module on the CPU, float32 unless torch's default dtype is another, from (N, `image_channels`, H, W) with
-        any H, W >= 1 to (N, `classes`) logits. With `preactivation=False` its state dict has the keys of torchvision's
-        `resnet18` and `resnet34`, whose weights it loads.
+        A module on the CPU, in torch's default dtype, from (N, `image_channels`, H, W) with any H, W >= 1 to
+        (N, `classes`) logits. With `preactivation=False`, its state dict has the keys of `resnet18` and `resnet34` of
+        torchvision, and their weights can be loaded.
 
     Raises:
-        ValueError: no stage, a number below 1, a seed outside 0 .. 2^63 - 1.
+        ValueError: there is no stage, a number is below 1, or the seed is outside 0 .. 2^63 - 1.
 
-    Source: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, table 1; with `preactivation`
+    Source: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, table 1. For `preactivation`:
     Identity mappings in deep residual networks (2016), figure 4e.
     """
     if len(blocks) < 1:
-        raise ValueError("blocks: wanted their number in each of at least one stage, got ()")
+        raise ValueError("blocks: wanted the number of blocks in each stage, at least one stage; got ()")
     check_positive(blocks=blocks, width=width, image_channels=image_channels, classes=classes)
     with seeded(seed):
         conv1, maxpool = _conv(image_channels, width, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1)
@@ -122,7 +123,7 @@ class BasicBlock(nn.Module):
 
 
 class PreactivationBlock(nn.Module):
-    """x + conv2(sigma(bn2(conv1(y)))) with y = sigma(bn1(x)); where the shape changes, shortcut(y) instead of x."""
+    """x + conv2(sigma(bn2(conv1(y)))) with y = sigma(bn1(x)); if the shape changes, with shortcut(y) instead of x."""
 
     def __init__(self, before: int, width: int, stride: int, activation: Activation, shortcut: nn.Module | None):
         super().__init__()
@@ -140,7 +141,7 @@ class PreactivationBlock(nn.Module):
 
 
 class _Padded(nn.Module):
-    """Every `stride`-th pixel, and zeros for the channels that are missing, half of them on either side."""
+    """Takes every `stride`-th pixel, and adds channels of zeros, half of them on either side."""
 
     def __init__(self, before: int, width: int, stride: int, preactivation: bool):
         super().__init__()
@@ -152,7 +153,7 @@ class _Padded(nn.Module):
 
 
 def _projection(before: int, width: int, stride: int, preactivation: bool) -> nn.Module:
-    """A strided 1x1 convolution, with batch norm where the block ends with one too."""
+    """A strided 1x1 convolution, with batch norm unless `preactivation`."""
     norm = [] if preactivation else [nn.BatchNorm2d(width)]
     return nn.Sequential(_conv(before, width, 1, stride=stride), *norm)
 

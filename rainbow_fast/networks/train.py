@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Training, accuracy and weights on disk: what the examples need of a reference network, and no more."""
+"""A small training loop, accuracy, and files of weights for reference networks."""
 
 from __future__ import annotations
 
@@ -39,40 +39,40 @@ def train(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Train `module` in place on images `x` and labels `y`: stochastic gradient descent on the cross-entropy.
+    """Train `module` in place on images `x` and labels `y` by stochastic gradient descent on the cross-entropy.
 
         v <- momentum v + grad(loss + weight_decay |w|^2 / 2),    w <- w - lr v
 
-    A new order each epoch; the last batch of an epoch may be smaller. The weights start as they are: the builders
-    (`mlp`, `cnn`, ...) initialise them.
+    Each epoch has a new random order, and its last batch may be smaller. Training starts from the current weights.
 
     Args:
-        module: from (N, ...) to (N, classes) logits; it is trained on the device it is on.
-        x: (N, ...) floating point, on any device.
-        y: (N,) int64 classes.
+        module: network from (N, ...) to (N, classes) logits; it stays on its device.
+        x: images (N, ...), floating point, on any device.
+        y: classes (N,), int64.
         epochs: passes over the data.
-        lr: learning rate, of the first step where `schedule` changes it.
-        momentum: of the velocity v.
-        weight_decay: of all parameters.
-        batch_size: images a step.
-        schedule: of the learning rate at step t of T: `"constant"`; `"steps"` divides it by 10 after each third,
-            lr 10^-floor(3 t / T); `"cosine"` is lr (1 + cos(pi t / T)) / 2.
-        crop: pixels of zeros put around each image, out of which a random part of its size is cut; 0: none.
-        flip: whether each image is mirrored, left to right, with probability 1/2.
-        seed: of the order of the images and their augmentation (and of dropout, if there is any), 0 to 2^63 - 1.
-        progress: called after each epoch as `progress(epoch, epochs, loss)`: epochs done, epochs in all, mean loss of
-            the epoch in nats.
+        lr: learning rate; with a `schedule`, the rate of the first step.
+        momentum: factor of the velocity v.
+        weight_decay: factor of the squared norm of all parameters.
+        batch_size: images in each step.
+        schedule: the learning rate at step t of T. `"constant"` (default) is lr; `"steps"` divides it by 10 after each
+            third, lr 10^-floor(3 t / T); `"cosine"` is lr (1 + cos(pi t / T)) / 2.
+        crop: each image is padded with `crop` pixels of zeros on all sides, and a random part of its original size is
+            cut out. 0 (default) does not crop.
+        flip: whether each image is mirrored left to right with probability 1/2; False by default.
+        seed: seed of the order of the images, their augmentation and dropout, 0 to 2^63 - 1.
+        progress: called after each epoch as `progress(epoch, epochs, loss)`, with the epochs done, the number of
+            epochs, and the mean loss of the epoch in nats.
 
     Returns:
-        `module`, its submodules in the train or eval mode they came in. Global random state is left as it was. For a
-        fixed number of threads two runs on the CPU give equal bits.
+        `module`. Its submodules keep their train or eval mode, and the global random state is left unchanged. Two runs
+        on the CPU with the same number of threads give the same bits.
 
     Raises:
-        TypeError: `x` or `y` is no tensor of its kind.
-        ValueError: `x` and `y` do not match or are empty; an argument is out of its range.
+        TypeError: `x` is not a floating-point tensor, or `y` is not an int64 tensor.
+        ValueError: `x` and `y` do not match or are empty, or an argument is out of its range.
         FloatingPointError: the loss of an epoch is not finite.
 
-    Source: the defaults are those of the tutorial of Guth, Menard, Rochette, Mallat (2024); their ResNets are trained
+    Source: the defaults are those of the tutorial of Guth, Menard, Rochette, Mallat (2024). Their ResNets are trained
     with `lr=0.1, weight_decay=1e-4, schedule="steps"`, on CIFAR-10 with `crop=4, flip=True`.
     """
     _check_labelled(x, y)
@@ -109,13 +109,13 @@ def train(
 
 
 def accuracy(module: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1000) -> float:
-    """The fraction, 0 to 1, of images whose largest logit is that of their label, in eval mode.
+    """The accuracy of a network in eval mode: the fraction (0 to 1) of images whose largest logit is that of the label.
 
     Args:
-        module: from (N, ...) to (N, classes) logits, on any device; its mode is restored afterwards.
-        x: (N, ...) floating point.
-        y: (N,) int64 classes.
-        batch_size: images a forward pass.
+        module: network from (N, ...) to (N, classes) logits, on any device; its train or eval mode is restored.
+        x: images (N, ...), floating point.
+        y: classes (N,), int64.
+        batch_size: images in each forward pass.
 
     Raises:
         TypeError, ValueError: as in `train`.
@@ -131,41 +131,42 @@ def accuracy(module: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1000)
 
 
 def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the state dict of `module` to `path` in safetensors: the whole file or none.
+    """Write the state dict of `module` to `path` in safetensors. The file appears only when it is complete.
 
     Raises:
-        FileNotFoundError: the folder of `path` is missing.
+        FileNotFoundError: the folder of `path` does not exist.
     """
     path = Path(path)
-    dense = torch.contiguous_format  # copies: safetensors refuses strided and shared memory
+    dense = torch.contiguous_format  # copy all tensors, because safetensors refuses strided and shared memory
     state = {name: value.cpu().clone(memory_format=dense) for name, value in module.state_dict().items()}
     write_whole(path, to_bytes(state))
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Read into `module` the weights in a file: .safetensors, or a state dict that torch saved. Return `module`.
+    """Load weights into `module` from a .safetensors file, or from a state dict that torch saved; returns `module`.
 
-    Of .pt and .pth files tensors alone are read, also where they are under "state_dict" or "model", or their keys begin
-    with "module.". Values are converted to the dtype and device of the module. On an error the module is as it was.
+    Only tensors are read from .pt and .pth files. They may be under the key "state_dict" or "model", and their keys may
+    begin with "module.". Values are converted to the dtype and device of the module. After an error the module is
+    unchanged.
 
     Raises:
-        FileNotFoundError: no file at `path`.
-        ValueError: the file holds no state dict, or its keys or shapes are not those of the module; the message has
-            the first missing and unexpected keys and shapes that differ.
+        FileNotFoundError: there is no file at `path`.
+        ValueError: the file holds no state dict, or its keys or shapes are not those of the module; the message names
+            the first missing keys, unexpected keys and differing shapes.
     """
     load_state(module, Path(path), "path")
     return module
 
 
 def _rate(lr: float, schedule: Schedule, step: int, steps: int) -> float:
-    """The learning rate of step `step` of `steps`, counted from 0."""
+    """The learning rate at step `step` (counted from 0) of `steps`."""
     if schedule == "steps":
         return lr * 0.1 ** (3 * step // steps)
     return lr * (1 + math.cos(math.pi * step / steps)) / 2 if schedule == "cosine" else lr
 
 
 def _augmented(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Each of the images (N, C, H, W) cut at its own place out of a frame of `crop` zeros, and perhaps mirrored."""
+    """The images (N, C, H, W), each padded with `crop` zeros and cropped at a random place; then mirrored at random."""
     n = len(images)
     if crop:
         height, width = images.shape[2:]
@@ -180,7 +181,7 @@ def _augmented(images: Tensor, crop: int, flip: bool, generator: torch.Generator
 
 @contextmanager
 def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """`module` in train or eval mode inside; afterwards every submodule in the mode it had."""
+    """A context in which `module` is in train or eval mode; on exit, the mode of each submodule is restored."""
     before = [(part, part.training) for part in module.modules()]
     module.train(training)
     try:
@@ -191,12 +192,12 @@ def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def _device(module: nn.Module) -> torch.device:
-    """The device of the module's first parameter, the CPU if it has none."""
+    """The device of the first parameter of a module; the CPU if it has none."""
     return next((value.device for value in module.parameters()), torch.device("cpu"))
 
 
 def _check_labelled(x: Tensor, y: Tensor) -> None:
-    """Images and labels that belong together, or an error that says which does not."""
+    """Check that x are images and y are their labels; an error names the wrong one."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         raise TypeError(f"x: wanted a floating-point tensor (N, ...), got {_kind(x)}")
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.ndim != 1:
@@ -208,5 +209,5 @@ def _check_labelled(x: Tensor, y: Tensor) -> None:
 
 
 def _kind(value: object) -> str:
-    """How an error message names what came."""
+    """The description of a wrong value in error messages."""
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

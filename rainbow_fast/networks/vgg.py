@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""VGG networks for small images as plain `torch.nn.Sequential`."""
+"""VGG networks for small images as `torch.nn.Sequential`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from rainbow_fast.networks.mlp import BatchNorm, check_batch_norm, check_positive, nonlinearity, seeded
 
-# Convolutions in each of the five stages, columns A, B, D and E of the paper's table 1.
+# Convolutions in each of the five stages: columns A, B, D and E of table 1 of the paper.
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
@@ -26,30 +26,31 @@ def vgg(
     dropout: float = 0.0,
     seed: int | None = None,
 ) -> nn.Sequential:
-    """Five stages of 3x3 convolutions, a max-pooling after each, then three linear layers.
+    """A VGG network: five stages of 3x3 convolutions, each followed by max-pooling, then three linear layers.
 
-    The stages have 1, 2, 4, 8 and 8 times `width` channels, and so have the two hidden linear layers 8 `width`
-    neurons (4,096 in the paper, whose images have 224 pixels). Every layer has a bias.
+    The stages have 1, 2, 4, 8 and 8 times `width` channels. The two hidden linear layers have 8 times `width` neurons
+    (4,096 in the paper, whose images have 224 pixels). All layers have biases.
 
     Args:
-        depth: convolutions and linear layers: 11, 13, 16 or 19.
+        depth: number of convolutions and linear layers: 11, 13, 16 or 19.
         width: channels of the first stage; 64 in the paper.
         image_channels: 3 for colour, 1 for grey images.
         image_size: side of the square images in pixels, a multiple of 32.
         classes: number of logits.
-        activation: makes the non-linearity, one module per hidden layer.
-        batch_norm: `"before"` puts an affine batch norm before each non-linearity, `"after"` one without parameters
-            (`affine=False`) after it, `None` none; the hidden linear layers have none.
-        dropout: probability of the dropout before each hidden linear layer; 0: no such module.
+        activation: a function that returns a new activation module; called once for each hidden layer. ReLU by default.
+        batch_norm: `"before"` puts an affine batch norm before the non-linearity of each convolution; `"after"` puts
+            one without parameters (`affine=False`) after it; `None` (default) uses none. The hidden linear layers have
+            no batch norm.
+        dropout: probability of dropout before each hidden linear layer; with 0 (default) there is no dropout module.
         seed: as in `mlp`.
 
     Returns:
-        A module on the CPU, float32 unless torch's default dtype is another, from (N, `image_channels`, `image_size`,
-        `image_size`) to (N, `classes`) logits, with the parts `features`, `flatten` and `classifier`.
+        A module on the CPU, in torch's default dtype, from (N, `image_channels`, `image_size`, `image_size`) to
+        (N, `classes`) logits, with the submodules `features`, `flatten` and `classifier`.
 
     Raises:
-        ValueError: another depth, a number below 1, an `image_size` that is no multiple of 32, an unknown `batch_norm`,
-            a `dropout` outside [0, 1), a seed outside 0 .. 2^63 - 1.
+        ValueError: `depth` is not one of these, a number is below 1, `image_size` is not a multiple of 32, `batch_norm`
+            is unknown, `dropout` is outside [0, 1), or the seed is outside 0 .. 2^63 - 1.
 
     Source: Simonyan, Zisserman (2015), Very deep convolutional networks for large-scale image recognition, table 1.
     """
@@ -57,7 +58,7 @@ def vgg(
         raise ValueError(f"depth: wanted 11, 13, 16 or 19, got {depth}")
     check_positive(width=width, image_channels=image_channels, image_size=image_size, classes=classes)
     if image_size % 32:
-        raise ValueError(f"image_size: wanted a multiple of 32, for the map is halved five times; got {image_size}")
+        raise ValueError(f"image_size: wanted a multiple of 32, as the map is halved five times; got {image_size}")
     check_batch_norm(batch_norm)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: wanted a probability from 0 to below 1, got {dropout}")

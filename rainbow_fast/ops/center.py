@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A number near the mean of each channel, from a few samples: sums about it stay small, whatever the mean."""
+"""A number near the mean of each channel, from a few samples. Sums of differences from it stay small for any mean."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from torch import Tensor
 from rainbow_fast.ops.memory import flat
 
 SPREAD = 32  # samples whose mean is the center
-GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread most evenly, however many they are
+GOLDEN = (5**0.5 - 1) / 2  # any number of its multiples modulo 1 is spread evenly over [0, 1)
 
 
 def spread_samples(x: Tensor) -> Tensor:
-    """A few samples of x (N, d, *space), spread over images and positions: (`SPREAD`, d), or as many as there are."""
+    """A few samples of x (N, d, *space), spread over images and positions: (`SPREAD`, d), or all if there are fewer."""
     maps = flat(x)
     N, d, positions = maps.shape
     count = N * positions
@@ -22,12 +22,12 @@ def spread_samples(x: Tensor) -> Tensor:
 
 
 def first_center(x: Tensor) -> Tensor:
-    """A number near the mean of each channel of x (N, d, *space), in the dtype of x but as float64, (d,).
+    """A number near the mean of each channel of x (N, d, *space), (d,): rounded to the dtype of x, returned in float64.
 
     It is the mean of `spread_samples`, rounded to a multiple of a power of two between an eighth and a quarter of their
-    standard deviation. A number that comes again and again, such as the zeros of a ReLU, then has a distance of few
-    bits from the center, whose square is summed without rounding. If all samples are equal, the center is exactly their
-    value; without samples it is 0.
+    standard deviation. A value that occurs often, for example the zeros of a ReLU, then differs from the center by a
+    number of few bits, whose squares are summed without rounding. If all samples are equal, the center is exactly their
+    value. Without samples it is 0.
     """
     some = spread_samples(x).double()
     if not some.numel():
@@ -35,7 +35,7 @@ def first_center(x: Tensor) -> Tensor:
     first = some[0]
     some = some - first
     off = some.mean(0)
-    variance = (some - off).square().mean(0)  # torch.var along the first axis takes six times as long
+    variance = (some - off).square().mean(0)  # six times as fast as torch.var along the first axis
     deviation, mean = variance.sqrt(), first + off
     grain = deviation / torch.frexp(deviation).mantissa / 8
     return torch.where(variance > 0, (mean / grain).round() * grain, mean).to(x.dtype).double()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""cross_covariance: the sum over samples of x y^T, in float64, with maps read in place."""
+"""cross_covariance: the sum of x y^T over samples, in float64. Feature maps are read in place."""
 
 import math
 from collections.abc import Sequence
@@ -55,7 +55,9 @@ def cross_covariance(
     reduction: str = "sum",
     backend: str | None = None,
 ) -> Tensor | list[Tensor]:  # (d, m)
-    r"""The uncentred cross-covariance :math:`\sum_s x_s y_s^\top`, a sum or a mean; positions of a map are samples.
+    r"""The cross-covariance :math:`\sum_s x_s y_s^\top` of two sets of activations, as a sum or a mean over samples s.
+
+    Each position of a feature map counts as a sample. The result is uncentred unless `center` is set.
 
     Equivalent to::
 
@@ -64,39 +66,42 @@ def cross_covariance(
             x = x - x.mean((0, 2), keepdim=True); y = y - y.mean((0, 2), keepdim=True)
         torch.einsum("nds,nms->dm", x, y)
 
-    without the copies: NCHW, channels_last and slices of them are read in place. float32 and float16 are multiplied in
-    float32, bfloat16 by the CPU's own product of pairs where it has one (which takes subnormal numbers for zero); tiles
-    of a few hundred samples are promoted to float64. float64 is float64 throughout. The result has the same bits for
-    any number of threads. Differentiable in x and y.
+    but without copies: tensors in NCHW or channels_last layout, and slices of them, are read in place. float32 and
+    float16 are multiplied in float32. bfloat16 uses the CPU's bfloat16 dot product if it has one, which takes subnormal
+    numbers for zero. Sums over a few hundred samples are then added in float64. float64 inputs are computed in float64
+    throughout. The bits of the result do not depend on the number of threads. Differentiable in x and y.
 
-    Errors of the CPU's kernels, relative to the sum of the magnitudes of an entry's terms. In float32: 2e-5 / sqrt(N)
-    for N samples that vary and are in no order (1e-8 at four million); up to 5e-6 where neighbours are equal or nearly
-    equal (constants, offsets of 10^6, sorted data), because sums of equal numbers are rounded in one direction. In
-    bfloat16, squares lose 2e-6, and up to 1e-5 where samples are equal. With `center`, the same holds for x - mean.
+    Errors of the CPU kernels, relative to the sum of the absolute values of the terms of an entry. In float32, the
+    error is 2e-5 / sqrt(N) for N samples that vary and are in random order (1e-8 for four million). It is up to 5e-6 if
+    neighbouring samples are equal or nearly equal (constants, offsets of 10^6, sorted data), because sums of equal
+    numbers are rounded in one direction. In bfloat16, the error of squares is 2e-6, and up to 1e-5 if samples are
+    equal. With `center`, the same holds for x - mean.
 
     Args:
-        x: samples by channels, then any positions.
-        y: the same N and positions, other channels; None stands for x and gives an exactly symmetric result, at half of
-            the work. A sequence of them (several sampled networks against one reference) shares the reading of x.
-        activation: sigma, applied to x and to y on the way: one of ``identity relu abs leaky_relu tanh erf gelu silu
-            sign step cos``, as in `random_features`. bfloat16 and float16 are widened first, not rounded after.
-        negative_slope: of leaky_relu; 0.01 by default.
-        center: subtract the means over samples, in the same pass. The kernel subtracts a number near each mean, made of
-            32 samples; the rest is corrected exactly afterwards.
-        patch: the covariance of k x k patches of maps (N, d, H, W) in place of their positions: k, or (k, stride,
-            padding, dilation), by default stride 1, padding (k - 1) // 2 and dilation 1, of zeros around the map. The
-            result is (d k k, m k k), both ordered as `torch.nn.functional.unfold` orders them. No im2col is stored.
-        reduction: ``"sum"`` over the samples, or their ``"mean"``, the sum divided by their number: images times
-            positions, or times the places of a patch. The mean of no samples is NaN.
-        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
+        x: samples by channels, then any axes of positions.
+        y: the same N and positions as x, and any number of channels. None takes y = x: the result is exactly symmetric,
+            for half of the work. A list of tensors (several sampled networks against one reference) reads x once.
+        activation: sigma, applied to x and to y while they are read: one of ``identity relu abs leaky_relu tanh erf
+            gelu silu sign step cos``, as in `random_features`. bfloat16 and float16 are widened before sigma, and the
+            values of sigma are not rounded back.
+        negative_slope: slope of leaky_relu; 0.01 by default.
+        center: subtract the means over samples, in the same pass. The kernel subtracts the mean of 32 samples, and the
+            remaining difference from the mean is corrected exactly afterwards.
+        patch: compute the covariance of k x k patches of maps (N, d, H, W) instead of single positions. Either k or
+            (k, stride, padding, dilation), with the defaults stride 1, padding (k - 1) // 2 (with zeros) and dilation
+            1. The result is (d k k, m k k), with both axes in the order of `torch.nn.functional.unfold`. The unfolded
+            maps (im2col) are not stored.
+        reduction: ``"sum"`` (default) over samples, or ``"mean"``: the sum divided by the number of samples, which is
+            images times positions, or images times placements of a patch. The mean of no samples is NaN.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
 
     Returns:
-        (d, m) float64; a list of them for a sequence.
+        (d, m) float64; a list of these if y is a list.
 
     Raises:
-        ValueError: shapes that do not belong together, an unknown activation or reduction, a patch that does not fit or
-            comes with an activation or with `center`, a backend that is missing.
-        TypeError: what is no tensor, dtypes that differ, or one that the backend does not take.
+        ValueError: shapes do not match, the activation or reduction is unknown, a patch does not fit the maps or is
+            combined with an activation or with `center`, or the backend is not available.
+        TypeError: an argument is not a tensor, dtypes differ, or the backend does not support the dtype.
 
     Source: M = E[phi phi'^T] of Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
@@ -128,15 +133,15 @@ def cross_covariance_(
     center: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Add `cross_covariance(x, y)` to `out`, a (d, m) float64 tensor with contiguous rows, and return it. No gradient.
+    """Add `cross_covariance(x, y)` to `out`, a (d, m) float64 tensor with contiguous rows, and return `out`.
 
-    Of a sequence y the results stand beside each other: m is the sum of their channels. `center` takes off the means of
-    the samples of this call.
+    There is no gradient. If y is a list, the results are concatenated along the columns of `out`, and m is the sum of
+    the channels. `center` subtracts the means of the samples of this call.
 
     Raises:
-        ValueError: as `cross_covariance`; an `out` of another shape or layout, or one that shares memory with an input.
-        TypeError: as `cross_covariance`, or an `out` that is not float64.
-        RuntimeError: an input that requires grad while grad mode is on.
+        ValueError: as `cross_covariance`; or `out` has another shape or layout, or shares memory with an input.
+        TypeError: as `cross_covariance`; or `out` is not float64.
+        RuntimeError: an input requires grad while grad mode is on.
     """
     ys = _kinds(x, y, negative_slope, center)
     torch.ops.rainbow_fast.cross_covariance_out(x, ys, activation, negative_slope, center, backend, tensor("out", out))
@@ -149,7 +154,7 @@ def cross_covariance_reference(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _kinds(x: Tensor, y: Tensor | Sequence[Tensor] | None, slope: float, center: bool) -> list[Tensor]:
-    """Tensors are tensors, numbers numbers; y as a list."""
+    """Check the types of the arguments; returns y as a list."""
     tensor("x", x)
     number("negative_slope", slope)
     flag("center", center)
@@ -157,7 +162,7 @@ def _kinds(x: Tensor, y: Tensor | Sequence[Tensor] | None, slope: float, center:
 
 
 def _as_list(y: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
-    """None as no tensors at all, which stand for x."""
+    """y as a list; None becomes the empty list, which means y = x."""
     if not isinstance(y, list | tuple):
         return [] if y is None else [tensor("y", y)]
     if not y:
@@ -211,7 +216,7 @@ def _by_reference(x: Tensor, ys: Sequence[Tensor], activation: str, slope: float
 
 
 def _center(x: Tensor, activation: str, slope: float) -> Tensor:
-    """`first_center` of the side, (d,), in the dtype that kernels compute in."""
+    """`first_center` of sigma(x), (d,), in the dtype that kernels compute in."""
     some = _sigma(spread_samples(x), activation, slope).to(_computed(x))
     return first_center(some).to(some.dtype)
 
@@ -225,7 +230,7 @@ def _add(
     if chosen == "reference":
         out += _by_reference(x, ys, activation, slope, center)
         return
-    ys = [y for y in ys if y.shape[1]]  # a kernel takes the sums of x on its way to the first
+    ys = [y for y in ys if y.shape[1]]  # a kernel sums x while it computes the first product
     memory = [samples(side) for side in (x, *ys)]
     shifts = [_center(side, activation, slope) if center else None for side in (x, *ys)]
     totals = [None if shift is None else torch.zeros_like(shift, dtype=torch.float64) for shift in shifts]
@@ -241,7 +246,7 @@ def _add(
             _backend.kernels(chosen).cross_covariance(
                 out.data_ptr(), out.stride(0), sides[0], sides[1:] or sides, not ys, CODE[activation], slope, run
             )
-    if center:  # sum (x - a)(y - b)^T less the product of the sums of x - a and of y - b over the number of samples
+    if center:  # subtract (sum of x - a) (sum of y - b)^T / (number of samples) from the sum of (x - a) (y - b)^T
         sums = [total for total in totals if total is not None]
         out -= torch.outer(sums[0], torch.cat(sums[1:] or sums)) / (x.numel() // x.shape[1])
 
@@ -290,7 +295,7 @@ def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
 
 
 def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
-    """``d sum sigma(x) sigma(y)^T``, each term a cross-covariance with the tangent of one side."""
+    """The tangent of ``sum sigma(x) sigma(y)^T``: each term is a cross-covariance with the tangent of one side."""
     x, ys, activation, slope, center, backend = inputs
 
     def moved(side: Tensor, tangent: Tensor) -> Tensor:
@@ -316,12 +321,12 @@ def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
 
 
 def _slopes(side: Tensor, activation: str, slope: float) -> Tensor | None:
-    """The derivative of the activation, in the dtype that kernels compute in; None where it is 1."""
+    """The derivative of the activation, in the dtype that kernels compute in; None for the identity."""
     return None if activation == "identity" else ACTIVATIONS[activation][1](side.to(_computed(side)), slope)
 
 
 def _vmap(info: Any, in_dims: Any, x: Tensor, ys: Sequence[Tensor], *rest: Any) -> Any:
-    """A batch of one side is more channels of it; a batch of both, or of several sides, is a loop."""
+    """A batch of x or of a single y becomes more channels of it; every other batch is a loop."""
     in_x, in_ys = in_dims[0], list(in_dims[1] or [])
 
     def channels(t: Tensor, dim: int) -> Tensor:
@@ -337,9 +342,9 @@ def _vmap(info: Any, in_dims: Any, x: Tensor, ys: Sequence[Tensor], *rest: Any) 
 
 
 def cross_covariance_flops(x: Sequence[int], y: Sequence[Sequence[int]]) -> int:
-    """``2 N d m`` of the shapes x (N, d, *space) and y (N, m, *space): N counts positions, m is the sum over all y.
+    """``2 N d m`` flops for shapes x (N, d, *space) and y (N, m, *space); N includes positions, m is summed over all y.
 
-    Without y it is one triangle of the symmetric result, ``N d (d + 1)``.
+    Without y one triangle of the symmetric result is computed: ``N d (d + 1)``.
     """
     N, d = x[0] * math.prod(x[2:]), x[1]
     return 2 * N * d * sum(shape[1] for shape in y) if y else N * d * (d + 1)

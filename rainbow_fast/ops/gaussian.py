@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""gaussian: any tile of the implicit white Gaussian matrix G, a pure function of (seed, stream, i, j)."""
+"""gaussian: any tile of a white Gaussian matrix G, whose entries are a pure function of (seed, stream, i, j)."""
 
 import math
 from collections.abc import Sequence
@@ -16,30 +16,35 @@ from rainbow_fast.ops.registration import functional, writing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 VERSION = 1
-GAUSSIAN_KIND, CHOICE_KIND = 0, 1  # what a counter is used for; part of its last word
+GAUSSIAN_KIND, CHOICE_KIND = 0, 1  # the purpose of a random number; part of the last word of its counter
 
 
-Seed = int | Sequence[int] | Tensor  # what the ops take as ``seed=``
-MOST = {"seed": 2**63 - 1, "stream": 2**32 - 1, "row_offset": 2**56 - 1, "col_offset": 2**34 - 1}  # as a key holds them
+Seed = int | Sequence[int] | Tensor  # the type of the argument ``seed=`` of the ops
+MOST = {"seed": 2**63 - 1, "stream": 2**32 - 1, "row_offset": 2**56 - 1, "col_offset": 2**34 - 1}  # in order of a key
 
 
 def key(seed: int | Sequence[int], stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
-    """Pack the address of a tile of G into one int64 tensor (4,): what every registered op takes.
+    """Pack the address of a tile of G into one int64 tensor of shape (4,), called a key.
 
-    A function compiled by `torch.compile` that takes the key does not recompile when the seed changes; wherever an op
-    takes ``seed=``, it takes a packed key as well. Of S seeds the key is (S, 4), and results get a leading axis S.
-    A key lies on the CPU, whatever the device of the tensors: a kernel is told the address when it is launched. So a
-    launch does not wait for the GPU, and a captured CUDA graph keeps the address that it was captured with.
+    Every op that takes ``seed=`` also takes a key. A function compiled by `torch.compile` that takes a key does not
+    recompile when the seed changes. For S seeds the key is (S, 4), and the results of an op get a leading axis S.
+
+    A key lies on the CPU, on whatever device the other tensors are, because the address is passed to a kernel when the
+    kernel is launched. A launch therefore does not wait for the GPU, and a captured CUDA graph keeps the address with
+    which it was captured.
 
     Args:
-        seed: 0 <= seed < 2^63; or a list, tuple or range of such.
-        stream: 0 <= stream < 2^32; ``network << 12 | site`` in sampled networks.
-        row_offset: first row, 0 <= row_offset < 2^56.
-        col_offset: first column, 0 <= col_offset < 2^34.
+        seed: 0 <= seed < 2^63; or a list, tuple or range of these integers.
+        stream: 0 <= stream < 2^32; sampled networks use ``network_index << 12 | site index``. 0 by default.
+        row_offset: first row of the tile, 0 <= row_offset < 2^56; 0 by default.
+        col_offset: first column of the tile, 0 <= col_offset < 2^34; 0 by default.
+
+    Returns:
+        int64 tensor (4,), or (S, 4) for S seeds.
 
     Raises:
-        TypeError: what is no integer of Python or NumPy.
-        ValueError: a number outside its range.
+        TypeError: a number is not an integer of Python or NumPy.
+        ValueError: a number is outside its range.
     """
     several = isinstance(seed, list | tuple | range)
     seeds = [integer("seed", one, 0, MOST["seed"]) for one in (seed if several else [seed])]  # type: ignore[union-attr]
@@ -53,7 +58,7 @@ def key(seed: int | Sequence[int], stream: int = 0, row_offset: int = 0, col_off
 
 
 def as_key(seed: Seed, stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
-    """`seed` itself where it is a packed key already, else the packed key of the four numbers."""
+    """The key of the four numbers; `seed` itself if it is a key already."""
     if not isinstance(seed, Tensor):
         return key(seed, stream, row_offset, col_offset)
     check_key(seed)
@@ -63,7 +68,7 @@ def as_key(seed: Seed, stream: int = 0, row_offset: int = 0, col_offset: int = 0
 
 
 def check_key(packed: Tensor) -> None:
-    """A key has the dtype, shape and device of one; its numbers are read by `address`."""
+    """Raise ValueError unless a tensor has the dtype, shape and device of a key. `address` checks its numbers."""
     if packed.dtype != torch.int64 or packed.dim() not in (1, 2) or packed.shape[-1] != 4:
         raise ValueError(
             f"seed is a {packed.dtype} tensor of shape {tuple(packed.shape)}: wanted integers, or a key (an int64 "
@@ -74,15 +79,15 @@ def check_key(packed: Tensor) -> None:
 
 
 def further(packed: Tensor, rows: int) -> Tensor:
-    """The address of the tile so many rows further on."""
+    """The key of the tile that begins `rows` rows further down."""
     return packed + packed.new_tensor([0, 0, rows, 0])
 
 
 def address(key: Tensor, rows: int, cols: int) -> list[int]:
-    """The four numbers of a key, once the tile (rows, cols) at its offsets is known to lie inside G.
+    """The four numbers of a key of shape (4,), after a check that the tile (rows, cols) at its offsets lies inside G.
 
     Raises:
-        ValueError: a number outside its range, which would be the address of another tile.
+        ValueError: a number is outside its range, or the tile reaches beyond G.
     """
     numbers = key.tolist()
     for (name, most), value in zip(MOST.items(), numbers, strict=True):
@@ -96,12 +101,12 @@ def address(key: Tensor, rows: int, cols: int) -> list[int]:
 
 
 def seed_count(key: Sequence[int] | None) -> int:
-    """The number of seeds of a key of this shape, (4,) or (S, 4); 1 without a key."""
+    """The number of seeds of a key with this shape, (4,) or (S, 4); 1 if there is no key (None)."""
     return 1 if key is None else math.prod(key[:-1])
 
 
 def addresses(key: Tensor, rows: int, cols: int, *tensors: Tensor) -> list[tuple]:
-    """For each seed of a key its `address`, and of each of the tensors given, (S, ...), the slice that is its own."""
+    """For each seed of a key, its `address` and its slices of the given tensors (S, ...)."""
     check_key(key)
     if key.dim() == 1:
         return [(address(key, rows, cols), *tensors)]
@@ -123,30 +128,30 @@ def gaussian(
 ) -> Tensor:
     r"""The tile ``G[row_offset : row_offset + rows, col_offset : col_offset + cols]`` of a white Gaussian matrix.
 
-    ``G[i, j]`` is a pure function of (seed, stream, i, j): Philox4x32-10 at counter ``(j >> 2, i mod 2^32, stream,
-    version << 28 | kind << 24 | i >> 32)`` and key ``seed``, then the Box-Muller transform of `gaussian_reference`,
-    made of separately rounded ``+ - * sqrt`` and integer operations only. So its bits are the same for every tiling,
-    thread count, instruction set and backend, and G nests in rows and in columns. No global random state is read or
-    written.
+    The entries of G are independent standard normal numbers, and ``G[i, j]`` is a pure function of (seed, stream, i,
+    j). It is computed by Philox4x32-10 at counter ``(j >> 2, i mod 2^32, stream, version << 28 | kind << 24 | i >>
+    32)`` and key ``seed``, followed by the Box-Muller transform of `gaussian_reference`. All operations are separately
+    rounded ``+ - * sqrt`` and integer operations. The bits of G are therefore the same for every tiling, thread count,
+    instruction set and backend, and a smaller tile is a part of every larger one. The global random state is neither
+    read nor written.
 
     Args:
-        rows, cols: shape of the tile, at least 0.
-        seed, stream, row_offset, col_offset: the address, as in `key`; or a packed key as ``seed``. S seeds give a
-            tile each.
-        dtype: float32; float64 (the same values), bfloat16 and float16 (roundings of the float32 value).
-        device: where the result lives; the CPU by default.
-        out: a tensor of the result's shape to write into instead (dtype and device are then its own); its rows must be
-            contiguous, and each entry have an address of its own.
-        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
+        rows, cols: shape of the tile, each at least 0.
+        seed, stream, row_offset, col_offset: the address, as in `key`; or a key as ``seed``. S seeds give S tiles.
+        dtype: float32 (default); float64 (the float32 values, exactly); bfloat16 or float16 (the rounded values).
+        device: device of the result; the CPU by default.
+        out: a tensor to write into, of the shape of the result. It determines dtype and device. Its rows must be
+            contiguous, and no two entries may share memory.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
 
     Returns:
-        (rows, cols) tensor, (S, rows, cols) of S seeds; |G| <= 6.76.
+        (rows, cols) tensor, or (S, rows, cols) for S seeds; |G| <= 6.76.
 
     Raises:
-        ValueError: an address outside its range, negative sizes, an `out` of another shape or layout, a backend that is
-            missing.
-        TypeError: a dtype that is not a floating one of the four; what is no integer of Python or NumPy.
-        RuntimeError: an `out` that requires grad while grad mode is on.
+        ValueError: an address is outside its range, a size is negative, `out` has another shape or layout, or the
+            backend is not available.
+        TypeError: the dtype is not one of the four, or a number is not an integer of Python or NumPy.
+        RuntimeError: `out` requires grad while grad mode is on.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox4x32-10.
     """
@@ -162,7 +167,7 @@ def gaussian(
     return torch.ops.rainbow_fast.gaussian(rows, cols, packed, dtype, torch.device(device or "cpu"), backend)
 
 
-# The transform's polynomials: -ln on [sqrt(1/2), sqrt 2), sin and cos of z pi / 2 on [-1/2, 1/2), lowest degree first.
+# Polynomials of Box-Muller, lowest degree first: -ln on [sqrt(1/2), sqrt 2); sin and cos of z pi / 2 on [-1/2, 1/2).
 _LOG = ["-0x1.fffffep-1", "0x1.00007ap-1", "-0x1.5559dcp-2", "0x1.ff623cp-3"]
 _LOG += ["-0x1.978e2ep-3", "0x1.614c0cp-3", "-0x1.4c3d10p-3", "0x1.9dfa6ap-4"]
 _SIN = ["0x1.921fb6p+0", "-0x1.4abbbap-1", "0x1.465e92p-4", "-0x1.2d9302p-8"]
@@ -178,7 +183,7 @@ def _polynomial(coefficients: list[str], x: np.ndarray) -> np.ndarray:
 
 
 def philox_reference(counter: Sequence, key: list[int]) -> list[np.ndarray]:
-    """Philox4x32-10: four uint32 words of output for four of counter (arrays that broadcast) and two of key."""
+    """Philox4x32-10: four uint32 output words from four counter words (arrays that broadcast) and two key words."""
     c0, c1, c2, c3 = (np.asarray(c, dtype=np.uint64) for c in counter)
     k0, k1 = key
     low = np.uint64(0xFFFFFFFF)
@@ -195,7 +200,7 @@ def philox_reference(counter: Sequence, key: list[int]) -> list[np.ndarray]:
 
 
 def words_reference(address: list[int], rows: int, groups: int, kind: int, version: int) -> list[np.ndarray]:
-    """The four Philox words of rows ``i`` (down) and groups of four columns ``q`` (across), each (rows, groups)."""
+    """The four Philox words for each row ``i`` and each group ``q`` of four columns; each array is (rows, groups)."""
     seed, stream, row_offset, col_offset = address
     i = np.uint64(row_offset) + np.arange(rows, dtype=np.uint64)[:, None]
     q = np.uint64(col_offset >> 2) + np.arange(groups, dtype=np.uint64)[None, :]
@@ -231,7 +236,7 @@ def _box_muller(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gaussian_reference(address: list[int], rows: int, cols: int, version: int = VERSION) -> np.ndarray:
-    """The (rows, cols) float32 tile at `address` = [seed, stream, row_offset, col_offset]: one line per operation."""
+    """The (rows, cols) float32 tile at `address` = [seed, stream, row_offset, col_offset], in NumPy."""
     first = address[3] & 3
     groups = (first + cols + 3) >> 2
     x0, x1, x2, x3 = words_reference(address, rows, groups, GAUSSIAN_KIND, version)
@@ -240,19 +245,21 @@ def gaussian_reference(address: list[int], rows: int, cols: int, version: int = 
 
 
 def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_offset: int = 0) -> Tensor:
-    """For each row i an index in [0, count): ``(x0 * count) >> 32``, x0 the first Philox word of (i, q = 0), kind 1.
+    """A random index in [0, count) for each row i: ``(x0 * count) >> 32``, x0 the first Philox word of (i, q = 0).
+
+    The counter has kind 1 where `gaussian` has kind 0, so that the indices are independent of G.
 
     Args:
-        rows: how many rows, at least 0.
-        count: 1 <= count < 2^32.
-        seed, stream, row_offset: the address, as in `key`; or a packed key as ``seed``.
+        rows: number of rows, at least 0.
+        count: number of values, 1 <= count < 2^32.
+        seed, stream, row_offset: the address, as in `key`; or a key as ``seed``.
 
     Returns:
         int64 tensor (rows,), on the CPU.
 
     Raises:
-        TypeError: what is no integer of Python or NumPy.
-        ValueError: a number outside its range.
+        TypeError: a number is not an integer of Python or NumPy.
+        ValueError: a number is outside its range, or `seed` holds several seeds.
     """
     rows, count = integer("rows", rows), integer("count", count, 1, 2**32 - 1)
     packed = as_key(seed, stream, row_offset)
@@ -305,14 +312,14 @@ def _fake(rows: int, cols: int, key: Tensor, dtype: torch.dtype, device: torch.d
 
 
 def _vmap(info: Any, in_dims: Any, rows: int, cols: int, key: Tensor, *rest: Any) -> tuple[Tensor, int]:
-    """A batch of keys is a key of several seeds."""
+    """A batch of keys is one key of several seeds."""
     keys = key.movedim(in_dims[2], 0)
     out = torch.ops.rainbow_fast.gaussian(rows, cols, keys.reshape(-1, 4), *rest)
     return out.view(*keys.shape[:-1], rows, cols), 0
 
 
 def gaussian_flops() -> int:
-    """0: the transform of random numbers is elementwise, and torch counts the multiply-adds of products alone."""
+    """0: random numbers are computed elementwise, and torch counts only the multiply-adds of products."""
     return 0
 
 

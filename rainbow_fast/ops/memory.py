@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a kernel is told of a tensor: its address, dtype, sizes and strides (struct Samples of csrc/kernels.h)."""
+"""Describes a tensor for a kernel: address, dtype, sizes and strides (struct Samples of csrc/kernels.h)."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ NOTHING: Samples = (0, 0, (0, 0, 0, 0), (0, 0, 0, 0))
 
 
 def check_device(called: str, first: Tensor, /, **others: Tensor | None) -> None:
-    """Tensors of one call lie on one device, that of `first`; or a ValueError, in which that one is `called` so."""
+    """Raise ValueError unless all tensors lie on the device of `first`, which the message calls `called`."""
     for name, t in others.items():
         if t is not None and t.device != first.device:
             raise ValueError(f"{name} is on {t.device}: wanted the device of {called}, {first.device}")
@@ -33,17 +33,23 @@ def check_written(
     beside: tuple[str, Tensor] | None = None,
     **inputs: Tensor | Sequence[Tensor] | None,
 ) -> None:
-    """A tensor that is about to be written has the shape, dtype and device wanted, an address for each entry, and none
-    of an input's. An op that writes checks it before anything else is computed.
+    """Check a tensor that an op will write into, before anything is computed.
+
+    It must have the wanted shape, dtype and device, a different address for each entry, and share no memory with an
+    input.
 
     Args:
-        rows: whether its rows must be contiguous (a last stride of 1).
-        beside: a tensor on whose device it must lie, behind the name of that.
-        inputs: what the op reads.
+        name: the name of the tensor in messages.
+        out: the tensor.
+        shape: the wanted shape.
+        dtype: the wanted dtype; None allows any.
+        rows: whether the rows must be contiguous (a last stride of 1).
+        beside: the name and value of a tensor whose device is wanted; None allows any device.
+        inputs: the tensors that the op reads, by name.
 
     Raises:
-        TypeError: another dtype.
-        ValueError: anything else.
+        TypeError: `out` has another dtype.
+        ValueError: `out` does not meet another condition.
     """
     if tuple(out.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(out.shape)}: wanted {tuple(shape)}")
@@ -54,7 +60,7 @@ def check_written(
     if rows and out.shape[-1] > 1 and out.stride(-1) != 1 and out.numel():
         raise ValueError(f"{name} has strides {out.stride()}: wanted contiguous rows (a last stride of 1)")
     if not one_address_each(out):
-        raise ValueError(f"{name} has strides {out.stride()}: wanted an address of its own for each entry")
+        raise ValueError(f"{name} has strides {out.stride()}: wanted a different address for each entry")
     for other, value in inputs.items():
         for t in [value] if isinstance(value, Tensor) else value or ():
             if share_memory(out, t):
@@ -62,7 +68,10 @@ def check_written(
 
 
 def one_address_each(t: Tensor) -> bool:
-    """Whether every axis steps over all that the axes of smaller strides span: then no two entries share an address."""
+    """Whether the stride of every axis exceeds the span of all axes with smaller strides.
+
+    If so, no two entries of the tensor share an address.
+    """
     if t.is_contiguous():
         return True
     span = 0
@@ -74,7 +83,7 @@ def one_address_each(t: Tensor) -> bool:
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether an entry of one has bytes of the other; where that is too hard to tell, it counts as yes."""
+    """Whether two tensors have bytes in common. If this is too costly to decide, the answer is yes."""
     if isinstance(a, FakeTensor) or isinstance(b, FakeTensor):
         return False
     begin, end = _span(a)
@@ -88,7 +97,7 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def _span(t: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor, and that behind its last."""
+    """The addresses of the first byte of a tensor and of the byte after its last one."""
     if t.is_contiguous():
         begin = t.data_ptr()
         return begin, begin + t.nbytes
@@ -97,7 +106,7 @@ def _span(t: Tensor) -> tuple[int, int]:
 
 
 class _Described:
-    """A tensor of any dtype and device as NumPy sees memory, which it does not touch."""
+    """The memory of a tensor of any dtype and device in the form that NumPy expects; it is not read."""
 
     def __init__(self, t: Tensor) -> None:
         size = t.element_size()
@@ -120,10 +129,11 @@ def flat(x: Tensor) -> Tensor:
 
 
 def samples(x: Tensor, *, written: bool = False) -> tuple[Tensor, Samples]:
-    """Of (N, d, *space) as maps of lines of positions, behind the tensor that holds it.
+    """A tensor x (N, d, *space) viewed as maps (N, d, H, W), and the description of this view for a kernel.
 
-    More than two axes of space are copied unless one stride spans them. What is read is copied as well where neither
-    channels nor the positions of a line lie side by side, as they do in NCHW, channels_last and slices of these.
+    x is copied if it has more than two axes of space that one stride does not span. A tensor that is read (not
+    `written`) is also copied if neither its channels nor the positions of a line are contiguous. In NCHW, channels_last
+    and slices of these, one of them is.
     """
     x = x.detach()
     if x.dim() > 4 and not x.numel():
@@ -144,7 +154,7 @@ def samples(x: Tensor, *, written: bool = False) -> tuple[Tensor, Samples]:
 
 
 def matrix(t: Tensor) -> Samples:
-    """Of a matrix: rows are images, columns channels."""
+    """The description of a matrix for a kernel: rows are images, columns are channels."""
     return t.data_ptr(), _backend.CODE[t.dtype], (*t.shape, 1, 1), (*t.stride(), 0, 0)
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""cross_covariance of patches: (2k - 1)^2 products of shifted maps in place of the k^4 blocks of an im2col.
+"""cross_covariance of patches, by (2k - 1)^2 products of shifted maps instead of the k^4 blocks of an im2col.
 
-Of two taps u and u' of a kernel only the shift u' - u matters, but for the border: x[q] y[q + u' - u] is summed over
-those positions q that tap u visits. For each shift these windows cut the map into few rectangles; each rectangle is one
-product of two slices of the maps, and a block is the sum of the rectangles in its window. Nothing is ever taken away
-again, so that borders are as exact as the rest.
+The block of two taps u and u' of the kernel is the sum of x[q] y[q + u' - u] over the positions q that tap u visits
+(its window). Away from the border, it depends only on the shift u' - u. For each shift, the windows divide the map into
+a few rectangles. Each rectangle is one product of two slices of the maps, and a block is the sum of the rectangles in
+its window. No product is subtracted again, so blocks at borders are as exact as the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rainbow_fast.arguments import integer
 from rainbow_fast.ops.memory import check_device, check_written, samples
 from rainbow_fast.ops.registration import Derivative, functional, writing
 
-UNFOLDED_NUMBERS = 2**22  # of an im2col at a time, where the stride leaves no shifts to share
+UNFOLDED_NUMBERS = 2**22  # numbers of an im2col at a time, for strides with which shifts cannot be shared
 
 
 class Patch(NamedTuple):
@@ -33,7 +33,7 @@ class Patch(NamedTuple):
 
     @classmethod
     def of(cls, patch: int | Sequence[int], x: Tensor) -> Patch:
-        """As `cross_covariance` takes it, checked against maps (N, d, H, W)."""
+        """The patch from the argument `patch` of `cross_covariance`, checked against maps x (N, d, H, W)."""
         numbers = tuple(patch) if isinstance(patch, list | tuple) else (patch,)
         if not 1 <= len(numbers) <= 4:
             raise ValueError(f"patch={patch!r}: wanted k, or (k, stride, padding, dilation)")
@@ -48,24 +48,27 @@ class Patch(NamedTuple):
         return window
 
     def positions(self, space: Sequence[int]) -> list[int]:
-        """Where the kernel can stand, along each axis of space."""
+        """The number of places of the kernel along each axis of space."""
         reach = self.dilation * (self.k - 1) + 1
         return [(size + 2 * self.padding - reach) // self.stride + 1 for size in space]
 
     def unfold(self, x: Tensor) -> Tensor:
-        """im2col: (N, d k k, positions)."""
+        """The im2col of x, (N, d k k, positions)."""
         if x.dtype == torch.float64 or x.dtype == torch.float32:
             return F.unfold(x, self.k, self.dilation, self.padding, self.stride)
         return F.unfold(x.float(), self.k, self.dilation, self.padding, self.stride).to(x.dtype)
 
     def batch(self, x: Tensor) -> int:
-        """Images that are unfolded at a time."""
+        """How many images are unfolded at a time."""
         rows, columns = self.positions(x.shape[2:])
         return max(1, UNFOLDED_NUMBERS // (x.shape[1] * self.k**2 * rows * columns))
 
 
 class Piece(NamedTuple):
-    """Positions [begin, end) of one axis, visited by `taps` taps from `tap` on; `shift` taps are `step` positions."""
+    """Positions [begin, end) of one axis that the taps ``tap, ..., tap + taps - 1`` visit, for one shift.
+
+    A shift of `shift` taps is a shift of `step` positions.
+    """
 
     shift: int
     step: int
@@ -80,7 +83,7 @@ def patch_covariance(x: Tensor, y: Tensor | None, patch: Patch, backend: str | N
 
 
 def pieces(size: int, positions: int, patch: Patch) -> list[Piece]:
-    """Of an axis of `size` positions, for all shifts; the longest first, which share the work best among threads."""
+    """The pieces of an axis of `size` positions, for all shifts. The longest come first, to balance the threads."""
     parts = []
     for shift in range(1 - patch.k, patch.k):
         step, windows = patch.dilation * shift, {}
@@ -151,7 +154,7 @@ def _fake(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) ->
 
 
 def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
-    """Patches of one side, mixed by the gradient and folded back, a few images at a time."""
+    """The patches of one side, multiplied by the gradient and folded back to maps, a few images at a time."""
     x, y, numbers, _ = inputs
     patch, (grad,) = Patch(*numbers), grads
 
@@ -170,7 +173,7 @@ def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
 
 
 def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
-    """The covariance with the tangent of either side."""
+    """The sum of the covariances with the tangent of x and with the tangent of y."""
     x, y, *options = inputs
     moved_x, moved_y, *_ = tangents
     covariance = torch.ops.rainbow_fast.patch_covariance
@@ -183,8 +186,11 @@ def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
 
 
 def patch_covariance_flops(x: Sequence[int], y: Sequence[int] | None, patch: Sequence[int]) -> int:
-    """Flops of the product of im2cols (N P, d k k) and (N P, m k k) that defines the op: ``2 N P d m k^4``, P places of
-    the kernel in a map; without y one triangle. At stride 1 the CPU's kernel shares shifts and takes fewer."""
+    """Flops of the product of im2cols (N P, d k k) and (N P, m k k), which defines the op: ``2 N P d m k^4``.
+
+    P is the number of places of the kernel in a map. Without y, one triangle is computed. At stride 1, the CPU kernel
+    shares shifts and needs fewer flops.
+    """
     shape = Patch(*patch)
     samples, rows = x[0] * math.prod(shape.positions(x[2:])), x[1] * shape.k**2
     return samples * rows * (rows + 1) if y is None else 2 * samples * rows * y[1] * shape.k**2

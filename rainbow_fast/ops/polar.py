@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""polar: the orthogonal polar factor of a matrix, which is the alignment that a cross-covariance defines."""
+"""polar: the orthogonal polar factor of a matrix. For a cross-covariance, this factor is the alignment."""
 
 import math
 import warnings
@@ -19,17 +19,19 @@ from rainbow_fast.ops.polar_derivative import DERIVATIVE
 from rainbow_fast.ops.registration import functional, writing
 
 DTYPES = (torch.float32, torch.float64)
-CERTIFIED = {torch.float32: 1e-6, torch.float64: 1e-10}  # residual and orthogonality of an iteration that has converged
-LONG, LONG_IN_PLACE = 256, 16  # ratio of the sides from which the LQ decomposition is faster, or saves memory worth it
-SQUARES = 2.0**300  # entries between its inverse and itself: nothing overflows where they are squared
+CERTIFIED = {torch.float32: 1e-6, torch.float64: 1e-10}  # largest residual and non-orthogonality of a converged result
+LONG, LONG_IN_PLACE = 256, 16  # ratios of the sides from which the LQ decomposition is faster, or saves much memory
+SQUARES = 2.0**300  # entries between 1 / SQUARES and SQUARES can be squared without overflow
 
 
 class Polar(NamedTuple):
+    """The result of `polar`: the polar factors A (*batch, d, m), and numbers for each matrix, (*batch)."""
+
     A: Tensor  # (*batch, d, m), dtype of M
-    nuclear_norm: Tensor  # tr(A M^T) of the partial factor: the sum of the singular values kept; float64
-    rank: Tensor  # singular values above rtol times the largest; int64
-    condition: Tensor  # largest over smallest singular value kept; float64
-    residual: Tensor  # |M - H A|_F / |M|_F, H = sym(M A^T): the backward error; float64
+    nuclear_norm: Tensor  # tr(A M^T) of the partial factor: the sum of the kept singular values; float64
+    rank: Tensor  # number of kept singular values: those above rtol times the largest; int64
+    condition: Tensor  # largest over smallest kept singular value; float64
+    residual: Tensor  # the backward error |M - H A|_F / |M|_F with H = sym(M A^T); float64
 
 
 def polar(
@@ -48,40 +50,39 @@ def polar(
         keep = S > rtol * S[0]
         A = (U[:, keep] @ Vh[keep]).to(M.dtype)
 
-    for each matrix of the batch. The compiled kernel takes no SVD: it brings the singular values to 1 by rational
-    functions of Gram matrices in float64, in as many stages as their condition asks for. Orthogonality is that of a
-    rounded result (1e-7 in float32, 1e-14 in float64) at any condition, and ``A M^T`` is symmetric to 1e-7 and 1e-11 of
-    the largest singular value. Where directions are null, eigenvectors of Gram matrices separate them, and a float64
-    SVD where singular values near the tolerance lie below what those resolve (1e-11 of the largest). Of a matrix with
-    one side at least 256 times the other, all of this is done for L of ``M = L Q``.
+    for each matrix of the batch. The compiled kernel computes no SVD. It brings the singular values to 1 by rational
+    functions of Gram matrices in float64, in more stages for a larger condition number. For any condition number, A is
+    orthogonal to rounding (1e-7 in float32, 1e-14 in float64), and ``A M^T`` is symmetric to 1e-7 and 1e-11 times the
+    largest singular value. Null directions are separated by eigenvectors of Gram matrices, or by a float64 SVD if
+    singular values near the tolerance are too small for that (1e-11 of the largest). If one side is at least 256 times
+    as long as the other, all of this is done for the factor L of ``M = L Q``.
 
-    A and nuclear_norm are differentiable, in both modes and more than once, where M has full rank (`polar_derivative`);
-    rank, condition and residual are constants.
+    If M has full rank, A and nuclear_norm are differentiable in both modes, any number of times (`polar_derivative`);
+    rank, condition and residual count as constants.
 
     Args:
-        M: tall, wide or square; scale does not matter.
-        rank: ``"partial"`` maps the directions below the tolerance to zero (a partial isometry, which is unique);
-            ``"complete"`` adds an isometry between the left and right null spaces: the polar factor of a fixed Gaussian
-            matrix restricted to them, so that it depends on the null spaces alone.
-        rtol: directions with singular values at most rtol times the largest count as null; ``max(d, m) eps`` of M's
-            dtype by default.
-        method: ``"svd"`` for a float64 SVD; None for the iteration.
-        backend: ``"cpu"``, ``"triton"`` (library products, and small kernels between them) or ``"reference"``; None
-            takes the best one that is there.
+        M: float32 or float64 matrices, tall, wide or square. The scale of M does not change A.
+        rank: ``"partial"`` (default) maps null directions to zero: A is the unique partial isometry. ``"complete"``
+            also maps the right null space onto the left one isometrically, by the polar factor of a fixed Gaussian
+            matrix restricted to both; this part depends on the null spaces only.
+        rtol: directions with singular values at most rtol times the largest count as null; the default is ``max(d, m)``
+            times the eps of the dtype of M.
+        method: ``"svd"`` takes a float64 SVD; None (default) the iteration.
+        backend: ``"cpu"``, ``"triton"`` (matrix products of torch, with small kernels between them) or ``"reference"``;
+            None (default) takes the best one available.
 
     Returns:
-        `Polar`: A, nuclear_norm, rank, condition, residual, all tensors; the last four of the shape of the batch. Of
-        the iteration, the condition is an estimate by Lanczos' method, within 1 %, and the residual one from eight
-        Gaussian rows, within a factor of two.
+        `Polar`: the tensors A (*batch, d, m) and nuclear_norm, rank, condition, residual (*batch). The iteration only
+        estimates the condition, by Lanczos' method to 1 %, and the residual, from eight Gaussian rows to a factor of 2.
 
     Raises:
-        ValueError: M is not a matrix, has no rows or columns, is all zero or not finite; an unknown `rank` or `method`;
-            rtol outside [0, 1).
-        TypeError: what is no tensor, a dtype that is not float32 or float64.
-        RuntimeError: a derivative of M without full rank.
+        ValueError: M is not a matrix, has no rows or no columns, is all zero, or is not finite; `rank` or `method` is
+            unknown; or rtol is outside [0, 1).
+        TypeError: M is not a tensor of dtype float32 or float64.
+        RuntimeError: a derivative is computed, and M does not have full rank.
 
     Warns:
-        RuntimeWarning: the iteration did not converge, and the SVD is taken.
+        RuntimeWarning: the iteration did not converge, and the float64 SVD was taken instead.
 
     Source: orthogonal Procrustes, equation 6 of Guth, Menard, Rochette and Mallat (JMLR 2024); Higham, "Functions of
     Matrices" (2008), chapter 8; Nakatsukasa and Freund, SIAM Review 58 (2016), 461-493; for L Q, Stathopoulos and Wu,
@@ -99,14 +100,14 @@ def polar_(
     method: str | None = None,
     backend: str | None = None,
 ) -> Polar:
-    """`polar(M)` written over M, which is the result's A; equal to it up to rounding. No gradient.
+    """Overwrite M with its polar factor, which is A of the result. Equal to `polar(M)` up to rounding. No gradient.
 
-    Where one side of M is at least 16 times the other, the compiled kernels need little memory besides M: some matrices
-    as large as the square of the shorter side, and eight float64 rows as long as the longer one; ``rank="complete"``
-    adds one such row for each null direction. M may have any strides.
+    If one side of M is at least 16 times as long as the other, the compiled kernels need little memory besides M: some
+    square matrices with the shorter side, and eight float64 rows with the length of the longer side. With
+    ``rank="complete"``, each null direction needs one more row. M may have any strides.
 
     Raises:
-        ValueError, TypeError: as `polar`, before anything is written; or M is expanded.
+        ValueError, TypeError: as `polar`, before anything is written; or M is an expanded tensor.
         RuntimeError: M requires grad while grad mode is on.
     """
     complete = _is_complete(rank)
@@ -114,7 +115,7 @@ def polar_(
 
 
 def polar_reference(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin factors (U, S, Vh) of the singular values kept, in float64."""
+    """The thin factors (U, S, Vh) of M in float64, for singular values above the tolerance."""
     U, S, Vh = torch.linalg.svd(M.double(), full_matrices=False)
     keep = S > rtol * S[0]
     return U[:, keep], S[keep], Vh[keep]
@@ -162,9 +163,9 @@ DONE, NULL = 0, 2  # outcomes of the kernel: enum Outcome of csrc/cpu/polar.cpp
 
 
 def _without_zeros(M: Tensor, rtol: float, chosen: str, out: Tensor, statistics: Tensor) -> None:
-    """`_by_iteration` of what is left of each matrix without its rows and columns of zeros.
+    """`_by_iteration` for each matrix without its rows and columns of zeros.
 
-    Units that are never active make such rows and columns: null directions, which would stop the iteration.
+    Neurons that are never active make rows and columns of zeros. They are null directions, and stop the iteration.
     """
     rows, columns = (M != 0).any(2), (M != 0).any(1)
     out.zero_()
@@ -181,11 +182,11 @@ def _has_zeros(M: Tensor) -> bool:
 
 
 def _by_iteration(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tensor, statistics: Tensor) -> None:
-    """The iteration for matrices (batch, d, m), and what takes its place where it does not serve.
+    """The iteration for matrices (batch, d, m), with singular factors in its place where it cannot be used.
 
-    Where its estimate of the condition says that directions are null, or leaves it open, singular factors decide the
-    rank exactly: from Gram matrices, many times faster than an SVD, unless these do not resolve what is asked. Where it
-    has not converged, though nothing is known to make that happen, the SVD.
+    If the estimated condition says that directions may be null, singular factors decide the rank exactly. They come
+    from Gram matrices, many times faster than an SVD, or from an SVD if Gram matrices do not resolve the rank. The SVD
+    is also taken if the iteration has not converged; no matrix is known for which this happens.
     """
     if chosen == "triton":  # statistics, orthogonality of A and outcome, (batch, 6)
         results = _backend.run_triton("polar", M.device, out, M, rtol)
@@ -209,9 +210,10 @@ def _by_iteration(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tens
 
 
 def _complete(A: Tensor, left: Tensor, method: str | None) -> None:
-    """Add to a wide partial isometry one between its null spaces; `left` is as A, or has its left null space alone.
+    """Add an isometry between its null spaces to a wide partial isometry A. `left` has the left null space of A.
 
-    The polar factor of P_left Z P_right, Z a fixed Gaussian matrix and P the projections on the null spaces.
+    The isometry is the polar factor of P_left Z P_right, with Z a fixed Gaussian matrix and P the projections on the
+    null spaces.
     """
     values, vectors = torch.linalg.eigh(left @ left.T)
     null = vectors[:, values < 0.5]
@@ -220,7 +222,7 @@ def _complete(A: Tensor, left: Tensor, method: str | None) -> None:
         Z[:, at] = null.T @ gaussian(
             len(A), A[:, at].shape[1], seed=key(0, col_offset=at.start), dtype=torch.float64, device=A.device
         )
-    for _ in range(2):  # twice is enough: the second pass removes what rounding left of the first
+    for _ in range(2):  # the second pass removes the rounding errors of the first; more are not needed
         along = torch.zeros(len(Z), len(A), dtype=torch.float64, device=A.device)
         for at in _lq.columns(A):
             along += Z[:, at] @ A[:, at].double().T
@@ -232,7 +234,7 @@ def _complete(A: Tensor, left: Tensor, method: str | None) -> None:
 
 
 def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bool) -> None:
-    """For one matrix much longer on one side; `out` may be M."""
+    """The polar factor of one matrix with one side much longer, by its LQ decomposition; `out` may be M."""
     if M.shape[0] > M.shape[1]:
         M, out = M.T, out.T
     lq = _lq.decompose(M, out)
@@ -270,13 +272,13 @@ def _write(
     out: Tensor | None = None,
     statistics: Tensor | None = None,
 ) -> tuple[Tensor, ...] | None:
-    """Into `out`, by default M, and `statistics`; where these are not given, they are returned."""
+    """Write A into `out` (by default M), and the other results into `statistics`; without it, return them."""
     own = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64) if statistics is None else None
     statistics, out = own if statistics is None else statistics, M if out is None else out
     assert statistics is not None
     chosen = _backend.choose(backend, M.device, M.dtype, DTYPES, lacking=("cuda",))
     largest = _largest(M)
-    if rtol is None:  # here, so that a compiled function does not depend on it
+    if rtol is None:  # set here and not by the caller, so that a compiled function does not depend on it
         rtol = min(max(M.shape[-2:]) * torch.finfo(M.dtype).eps, 0.5)
     exponent = torch.zeros_like(largest, dtype=torch.int32)
     if M.dtype == torch.float64 and ((largest > SQUARES) | (largest < 1 / SQUARES)).any():
@@ -310,7 +312,7 @@ def _write(
 
 
 def _largest(M: Tensor) -> Tensor:
-    """The largest magnitude of each matrix: finite and above 0, or a ValueError."""
+    """The largest absolute value in each matrix; a ValueError if one is 0 or not finite."""
     largest = torch.maximum(M.amax((-2, -1)), -M.amin((-2, -1)))
     if not torch.isfinite(largest).all():
         raise ValueError("M has entries that are not finite: its polar factor is not defined")
@@ -351,15 +353,16 @@ def _fake(M: Tensor, complete: bool, rtol: float | None, method: str | None, *re
 
 
 def _vmap(info: Any, in_dims: Any, M: Tensor, *options: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """A batch of M is what the op takes."""
+    """The op itself takes a batch of matrices."""
     return torch.ops.rainbow_fast.polar(M.movedim(in_dims[0], 0), *options), (0,) * 5
 
 
 def polar_flops(M: Sequence[int]) -> int:
-    """``12 s^2 l + 24 s^3`` for each matrix of the batch, of sides s <= l: those of a condition of 1e6 to 1e8.
+    """``12 s^2 l + 24 s^3`` flops for each matrix with sides s <= l, as for a condition number of 1e6 to 1e8.
 
-    There are three stages. The Gram matrix (1 s^2 l, one triangle) and a product (2) of each, and a Newton-Schulz step
-    (1 + 2), take 12 s^2 l. Three inverses a stage, and four and three products in the last, take 24 s^3.
+    There are three stages. Each takes a Gram matrix (s^2 l, one triangle) and a product (2 s^2 l), and a Newton-Schulz
+    step takes the same: 12 s^2 l in all. Three inverses in each stage, and four and three products in the last stage,
+    take 24 s^3.
     """
     short, long = sorted(M[-2:])
     return math.prod(M[:-2]) * (12 * short**2 * long + 24 * short**3)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The derivative of polar, by a Sylvester equation in the factors at hand.
+"""The derivative of polar, by a Sylvester equation in the polar factors of M.
 
-M = H A, H = sym(M A^T) positive definite, A A^T = I (M wide; a tall one is transposed). Along a direction D of M
+Let M be wide (a tall M is transposed). Then M = H A with H = sym(M A^T) positive definite and A A^T = I. Along a
+direction D of M
 
     dA = Omega A + H^-1 (D - (D A^T) A),    H Omega + Omega H = D A^T - A D^T
 
-and ``d |M|_* = tr(A D^T)``. The map from D to dA is symmetric: A is the gradient of the nuclear norm, and dA its
-Hessian along D. So one formula serves both modes.
+and ``d |M|_* = tr(A D^T)``. A is the gradient of the nuclear norm of M, and dA is its Hessian along D. The map from D
+to dA is therefore symmetric, and one formula serves reverse and forward mode.
 
 Source: Higham, "Functions of Matrices" (2008), section 8.3; Kenney and Laub, SIAM J. Matrix Anal. Appl. 12 (1991).
 """
@@ -23,10 +24,10 @@ from rainbow_fast.ops.registration import Derivative, functional
 
 
 def along(M: Tensor, A: Tensor, D: Tensor) -> Tensor:
-    """dA along D, all (*batch, d, m), computed in float64.
+    """The derivative dA along D, computed in float64; M, A, D and dA are (*batch, d, m).
 
     Raises:
-        RuntimeError: M has not full rank, up to rounding: its polar factor has no derivative.
+        RuntimeError: up to rounding, M does not have full rank: its polar factor has no derivative.
     """
     if M.shape[-2] > M.shape[-1]:
         return along(M.mT, A.mT, D.mT).mT
@@ -40,12 +41,12 @@ def along(M: Tensor, A: Tensor, D: Tensor) -> Tensor:
 
 
 def solve(H: Tensor, C: Tensor, B: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """X and Y with ``H X + X H = C`` and ``H Y = B``, by the eigenvectors of H, symmetric and positive definite.
+    """X and Y with ``H X + X H = C`` and ``H Y = B``, by the eigenvectors of a symmetric positive definite H.
 
-    H and C are (*batch, d, d), B is (*batch, d, m); all float64.
+    H and C are (*batch, d, d), B is (*batch, d, m); all are float64.
 
     Raises:
-        TypeError, ValueError: another dtype, or shapes that do not belong together.
+        TypeError, ValueError: the dtype is not float64, or shapes do not match.
         RuntimeError: an eigenvalue of H is at most `tolerance` times the largest.
     """
     for name, t in (("H", H), ("C", C), ("B", B)):
@@ -57,7 +58,7 @@ def solve(H: Tensor, C: Tensor, B: Tensor, tolerance: float) -> tuple[Tensor, Te
     values, U = torch.linalg.eigh(H)
     if H.numel() and bool((values[..., 0] <= tolerance * values[..., -1]).any()):
         raise RuntimeError(
-            f"polar: M has not full rank (smallest over largest singular value below {tolerance:.1e}): its polar "
+            f"polar: M does not have full rank (smallest over largest singular value below {tolerance:.1e}): its polar "
             "factor has no derivative there"
         )
     X = U @ ((U.mT @ C @ U) / (values[..., :, None] + values[..., None, :])) @ U.mT
@@ -69,7 +70,7 @@ def _solve_again(H: Tensor, C: Tensor, B: Tensor, tolerance: float) -> tuple[Ten
 
 
 def _sylvester_vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
-    """Both equations are symmetric in what they solve: the gradients of C and B solve them again."""
+    """Both equations are self-adjoint: the gradients of C and B solve the same equations."""
     H, C, B, tolerance = inputs
     X, Y = outputs
     grad_X, grad_Y = (torch.zeros_like(t) if g is None else g for t, g in zip((X, Y), grads, strict=True))
@@ -95,9 +96,9 @@ def _sylvester_vmap(info: Any, in_dims: Any, H: Tensor, C: Tensor, B: Tensor, to
 
 
 def sylvester_flops(C: Sequence[int], B: Sequence[int]) -> int:
-    """``8 d^3 + 4 d^2 m`` of C (*batch, d, d) and B (*batch, d, m), for each of the batch: six products.
+    """``8 d^3 + 4 d^2 m`` flops for each C (d, d) and B (d, m) of the batch: six products.
 
-    The eigenvectors of H count 0, as torch counts those of `torch.linalg.eigh`.
+    The eigenvectors of H count 0, as `torch.linalg.eigh` does in torch.
     """
     return 8 * math.prod(C) * C[-1] + 4 * math.prod(B) * C[-1]
 

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""polar where there are null directions: thin singular factors from Gram matrices."""
+"""Thin singular factors from Gram matrices: polar uses them for matrices with null directions."""
 
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
 
-# Squaring M costs half of the digits. Singular values below RESOLUTION times the largest cannot be told from rounding
-# in the eigenvalues of the two Gram matrices, split at SPLIT, and are left to an SVD.
+# A Gram matrix M M^T loses half of the digits of M. Two of them are used, for singular values above and below SPLIT
+# times the largest. Singular values below RESOLUTION times the largest are lost in rounding, and need an SVD.
 SPLIT = 1e-4
 RESOLUTION = 1e-11
-CORRECTED_ONCE = 1e-6  # an error below is below float64 rounding after one more correction
+CORRECTED_ONCE = 1e-6  # from an error below this, one more correction leads to float64 rounding
 MOST_CORRECTIONS = 6
-ENOUGH = {torch.float32: 1e-9, torch.float64: 0.0}  # the error of orthogonality that the output does not show
+ENOUGH = {torch.float32: 1e-9, torch.float64: 0.0}  # error of orthogonality that is lost in the rounding of the output
 
 
 def multiply(Q: Tensor, M: Tensor) -> Tensor:
-    """Q (p, d) times M (d, m) in float64, on the CPU by the loop nest of the kernels."""
+    """Q (p, d) times M (d, m) in float64; on the CPU, by the matrix product of the kernels."""
     if M.device.type != "cpu":
         return Q @ M
     out = Q.new_empty(Q.shape[0], M.shape[1])
@@ -28,7 +28,7 @@ def multiply(Q: Tensor, M: Tensor) -> Tensor:
 
 
 def _gram(X: Tensor, Y: Tensor) -> Tensor:
-    """X (p, m) times Y (d, m) transposed in float64, on the CPU as the cross-covariance of columns as samples."""
+    """X (p, m) times the transpose of Y (d, m) in float64; on the CPU, a cross-covariance with columns as samples."""
     if X.device.type != "cpu":
         return X @ Y.T
     return torch.ops.rainbow_fast.cross_covariance(
@@ -37,12 +37,13 @@ def _gram(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def gram_factors(M: Tensor, rtol: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The thin factors (U, S, Vh) of a wide float64 M, of its singular values above the tolerance, from Gram matrices;
-    None where those do not resolve the rank or the corrections do not converge.
+    """The thin factors (U, S, Vh) of a wide float64 M from Gram matrices, for singular values above the tolerance.
 
-    The first Gram matrix resolves the directions above SPLIT times the largest singular value, the second, of M
-    projected on the others, what lies below. Then the rows of the factor are orthonormal up to an error that each
-    correction squares; none is made where the first error does not show in the result.
+    The first Gram matrix resolves singular values above SPLIT times the largest. The second one, of M projected on the
+    other directions, resolves those below. The rows of the factor are then orthonormal up to an error that each
+    correction squares; no correction is made if the first error is lost in the rounding of the result.
+
+    Returns None if Gram matrices do not resolve the rank, or if the corrections do not converge.
     """
     eigenvalues, U = torch.linalg.eigh(_gram(M, M))
     projected = multiply(U.T, M)
@@ -64,7 +65,7 @@ def gram_factors(M: Tensor, rtol: float, dtype: torch.dtype) -> tuple[Tensor, Te
         error = float(E.abs().max())
         if error < ENOUGH[dtype]:
             return U, (K * projected).sum(1), K
-        # To first order, (1 - E/2 + X) K has orthonormal rows and, X being skew, a symmetric product with those of M.
+        # To first order, (1 - E/2 + X) K has orthonormal rows. The skew X makes its product with M symmetric.
         N = _gram(K, projected)
         N -= 0.5 * E @ N
         X = (N.T - N) / (S[:, None] + S[None, :])

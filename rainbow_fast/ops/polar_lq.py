@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""polar of a matrix with many more columns than rows: M = L Q, so that polar(M) = polar(L) Q and L is small.
+"""polar of a matrix with many more columns than rows, by M = L Q with a small L: polar(M) = polar(L) Q.
 
-Q takes the place of M, or of the result, a block of columns at a time: besides these, memory is d x d matrices, a few
-blocks, and eight rows as long as M.
+Q is written into the memory of M, or of the result, one block of columns at a time. The other memory is d x d matrices,
+a few blocks of columns, and eight rows as long as those of M.
 """
 
 from collections.abc import Iterator
@@ -15,34 +15,37 @@ from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.ops.gaussian import gaussian_reference
 from rainbow_fast.ops.polar_factors import multiply
 
-BLOCK_NUMBERS = 2**18  # of a block of columns, for each thread: it stays in the cache
+BLOCK_NUMBERS = 2**18  # numbers in a block of columns, for each thread; a block stays in the cache
 PROBES = 8
-FLOOR = 1e-14  # eigenvalues of a Gram matrix below this share of the largest are rounding, more or less
+FLOOR = 1e-14  # eigenvalues of a Gram matrix below this share of the largest are mostly rounding
 NOTHING = 4 * torch.finfo(torch.float64).eps  # directions below this share of the largest are the rounding of M
-# The condition of a Gram matrix from which rows are made orthonormal without another look at them: their error is its
-# product with the rounding of float64.
+# The largest condition number of a Gram matrix at which a step is the last one: the error of orthogonality of its rows
+# is this condition number times the rounding of float64.
 TRUSTED = {torch.float32: 1e6, torch.float64: 4.0}
 
 
 class LQ(NamedTuple):
-    """M = L Q, Q = T X with orthonormal rows."""
+    """The decomposition M = L Q, where Q = T X has orthonormal rows; d, n are the sides of M."""
 
     L: Tensor  # (d, r) float64
     T: Tensor  # (r, p) float64
-    X: Tensor  # (p, n), dtype of M: M itself, or what has been written in the place of the result
-    pending: list[Tensor]  # X stands for the product of these with it, the first one first
-    W: Tensor  # (w, d): probes, E[W^T W] = 1
+    X: Tensor  # (p, n), dtype of M: M itself, or rows stored in the memory of the result
+    pending: list[Tensor]  # matrices that still have to be multiplied to X from the left, the first one first
+    W: Tensor  # (w, d): Gaussian rows for the estimate of the residual, E[W^T W] = 1
     WM: Tensor  # (w, n) float64
     norm: float  # |M|_F
 
 
 def decompose(M: Tensor, out: Tensor) -> LQ:
-    """The LQ decomposition of a wide M by eigenvectors of Gram matrices; `out` is M or as large, and is overwritten.
+    """The LQ decomposition of a wide M by eigenvectors of Gram matrices.
 
-    A step divides each eigenvector's row by its size: by 1e-7 of the largest at least, for smaller ones are rounding
-    where M is squared. Three steps raise to 1 whatever is above the rounding of M; what is not is left out of L.
-    Each row of a step is as exact as its own size, so that L Q = M to the rounding of float64. Float64 rows are stored
-    after each step; float32 ones are made again from M.
+    `out` has the shape of M and is overwritten; it may be M itself.
+
+    A step projects the rows on the eigenvectors of their Gram matrix and divides each new row by its norm. The divisor
+    is at least 1e-7 of the largest, because smaller norms are lost in rounding when M is squared. Three steps bring all
+    directions above the rounding of M to norm 1; the others are left out of L. The relative error of each row is that
+    of float64, so L Q = M to the rounding of float64. Float64 rows are stored after each step; float32 rows are
+    computed again from M.
     """
     d = len(M)
     W = torch.eye(d, dtype=torch.float64, device="cpu")
@@ -62,7 +65,7 @@ def decompose(M: Tensor, out: Tensor) -> LQ:
         norm = norm or float(R.diagonal().sum().sqrt())
         if pending and M.dtype == torch.float64:
             X, pending = out[: len(R)], []
-        alive = R.diagonal() > 0  # rows of zeros stay so exactly
+        alive = R.diagonal() > 0  # rows of zeros stay exactly zero
         values, vectors = torch.linalg.eigh(R[alive][:, alive])
         V = R.new_zeros(len(R), len(values))
         V[alive] = vectors
@@ -88,14 +91,14 @@ def assemble_factor(lq: LQ, A: Tensor, out: Tensor) -> float:
 
 
 def columns(M: Tensor) -> Iterator[slice]:
-    """Blocks of columns, each of a size that stays in the cache."""
+    """Slices of the columns of M, each of a size that stays in the cache."""
     width = max(BLOCK_NUMBERS * torch.get_num_threads() // len(M), 1)
     for start in range(0, M.shape[1], width):
         yield slice(start, start + width)
 
 
 def _blocks(X: Tensor, factors: list[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of columns of the product of `factors` with X in float64, and where they are."""
+    """The slices of columns, and these columns of the product of `factors` with X, in float64."""
     for at in columns(X):
         block = X[:, at].double()
         for factor in factors:

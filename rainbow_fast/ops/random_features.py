@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features: phi' = scale sigma(u G^T + shift), and its two fused passes; G is never stored."""
+"""random_features: phi' = scale sigma(u G^T + shift), and two fused ops, which do not store phi'. G is never stored."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def random_features(
     row_offset: int = 0,
     scale: float = 1.0,
     backend: str | None = None,
-) -> Tensor:  # (N, n) or (N, n, *space); of S seeds (S, N, n, *space)
+) -> Tensor:  # (N, n) or (N, n, *space); for S seeds (S, N, n, *space)
     r"""Random features ``phi' = scale sigma(u G^T + shift)``.
 
     Equivalent to::
@@ -42,29 +42,30 @@ def random_features(
         G = rainbow_fast.gaussian(n, r, seed=seed, stream=stream, row_offset=row_offset)
         scale * sigma(torch.einsum("nr...,mr->nm...", u, G.to(u.dtype)) + shift.unsqueeze(1))
 
-    Rows of G are neurons: features nest in n, bit for bit. Differentiable in u, shift and G; the backward pass makes
-    the features again, a block at a time. (Gradients of an explicit G, and of gradients, run in plain PyTorch.)
+    The rows of G are the neurons: the features of a smaller n are the first features of a larger n, bit for bit.
+    Differentiable in u, shift and G; the backward pass computes the features again, in blocks. (Gradients of an
+    explicit G, and second derivatives, run in plain PyTorch.)
 
     Args:
-        u: projections, samples by rank, then any positions (NCHW and channels_last are read in place).
-        n: neurons.
-        G: explicit rows instead of generated ones; then no seed.
-        shift: what is added to every neuron of a sample; None for nothing.
+        u: projections, samples by rank, then any axes of positions (NCHW and channels_last are read in place).
+        n: number of neurons.
+        G: explicit rows to use instead of generated ones. Exactly one of `G` and `seed` must be given.
+        shift: a number for each sample and position, added for every neuron; None (default) adds nothing.
         activation: ``identity relu abs leaky_relu tanh erf gelu`` (its erf form) ``silu sign step cos``; step is 1 for
-            s > 0, else 0. float32 kernels are within 4 units in the last place of float64.
-        negative_slope: of leaky_relu; 0.01 by default.
-        seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a packed key as ``seed``. S seeds give
-            their results along a leading axis, each with the bits of a call of its own.
-        scale: multiplies the features; 1 by default.
-        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
+            s > 0, else 0. Errors of float32 kernels are at most 4 units in the last place. "relu" by default.
+        negative_slope: slope of leaky_relu; 0.01 by default.
+        seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a key as ``seed``. The results of S
+            seeds lie along a leading axis, and each has the same bits as a call with its seed alone.
+        scale: factor of the features; 1 by default.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
 
     Returns:
-        phi', in the dtype of u; under autocast computed in float32 and rounded to its dtype.
+        phi' in the dtype of u; under autocast computed in float32 and rounded to the autocast dtype.
 
     Raises:
-        ValueError: shapes that do not belong together, an unknown activation, neither or both of seed and G, an address
-            outside its range, a backend that is missing.
-        TypeError: what is no tensor or no integer, dtypes that differ, or one that the backend does not take.
+        ValueError: shapes do not match, the activation is unknown, neither or both of seed and G are given, an address
+            is outside its range, or the backend is not available.
+        TypeError: an argument is not a tensor or integer, dtypes differ, or the backend does not support the dtype.
 
     Source: the random feature map of Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.1.
     """
@@ -83,7 +84,7 @@ def random_features_covariance(
     G: Tensor | None = None,
     shift: Tensor | None = None,
     x_center: Tensor | None = None,  # (d,)
-    center: Tensor | None = None,  # (n,); of S seeds (S, n)
+    center: Tensor | None = None,  # (n,); for S seeds (S, n)
     activation: str = "relu",
     negative_slope: float = 0.01,
     seed: Seed | None = None,
@@ -91,27 +92,27 @@ def random_features_covariance(
     row_offset: int = 0,
     scale: float = 1.0,
     backend: str | None = None,
-) -> Any:  # (d, n), (n,), (n,); of S seeds (S, d, n), (S, n), (S, n); of several n a list of such
-    r"""Cross-covariance of x with random features, :math:`\sum x^\top \phi'`, with :math:`\sum \phi'` and
-    :math:`\sum \phi'^2`, in float64; positions are samples and nothing of size N x n is stored.
+) -> Any:  # (d, n), (n,), (n,); for S seeds (S, d, n), (S, n), (S, n); for a list of n a list of these triples
+    r"""Cross-covariance of x with random features, :math:`\sum x^\top \phi'`, and :math:`\sum \phi'` and
+    :math:`\sum \phi'^2`, in float64. Positions count as samples. No array of size N x n is stored.
 
     Equivalent to::
 
-        phi = random_features(u, n, ...) - center  # one number a neuron
-        x = x - x_center  # one number a channel
+        phi = random_features(u, n, ...) - center  # one number for each neuron
+        x = x - x_center  # one number for each channel
         cross_covariance(x, phi), phi.double().sum(samples), (phi.double() ** 2).sum(samples)
 
-    Centers keep the second moments small: a block of samples is summed in the dtype of u, so that without centers
-    features whose mean is 1000 standard deviations leave no correct digit of the variance. A center need only be near
-    the mean. One rounded to an eighth of the deviation is best, because sums of equal features are then exact. x_center
-    is (d,), center (n,) or (S, n), in the dtype of u; None is zero.
+    Centers reduce rounding: blocks of samples are summed in the dtype of u. Without centers, features with a mean of
+    1000 standard deviations leave no correct digit of the variance. A center need only be near the mean. It is best
+    rounded to an eighth of the standard deviation: sums of equal features are then exact. x_center is (d,), center is
+    (n,) or (S, n), both in the dtype of u; None (default) is zero.
 
-    Of several widths n it gives the list of their sums, views of those of the largest: neurons nest. (Alone, a width
-    may differ in the last bits, as the largest decides how sums over samples are cut into parts.) Of `center`, which is
-    that of the largest width, each takes the first n entries.
+    For a list of widths n, the result is a list: each width takes the sums of its first n neurons, as views of the sums
+    of the largest width, for which `center` is given. (A call with one width alone may differ in the last bits, because
+    the largest width decides how sums over samples are divided into parts.)
 
-    Arguments, errors and source as in `random_features`; x has the N, the positions and the dtype of u. Differentiable
-    in x, u, shift, G and both centers.
+    Other arguments, errors and source: see `random_features`. x has the N, positions and dtype of u. Differentiable in
+    x, u, shift, G and both centers.
     """
     several = isinstance(n, list | tuple | range)
     numbers: Any = n if several else [n]
@@ -140,17 +141,17 @@ def random_features_projection(
     row_offset: int = 0,
     scale: float = 1.0,
     backend: str | None = None,
-) -> Any:  # (N, d) or (N, d, *space); of S seeds (S, N, d, *space); of several A a list of such
-    r"""Aligned random features :math:`\phi' A^\top`; nothing of size N x n is stored.
+) -> Any:  # (N, d) or (N, d, *space); for S seeds (S, N, d, *space); for a list of A a list of these tensors
+    r"""Aligned random features :math:`\phi' A^\top`. No array of size N x n is stored.
 
     Equivalent to::
 
         torch.einsum("nm...,dm->nd...", random_features(u, A.shape[1], ...), A)
 
-    summed in float64 over blocks of neurons. Of several A, (d_k, n_k) each, it gives the list of the projections of the
-    first n_k neurons, with the bits of calls of their own, from one pass that makes each feature once (not on Triton).
+    with blocks of neurons summed in float64. For a list of A_k (d_k, n_k), the result is a list: A_k projects the first
+    n_k neurons. One pass computes each feature once (not on Triton), with the same bits as separate calls.
 
-    Arguments, errors and source as in `random_features`; A has the dtype of u. Differentiable in u, A, shift and G.
+    Other arguments, errors, source: see `random_features`. A has the dtype of u. Differentiable in u, A, shift and G.
     """
     several = isinstance(A, list | tuple)
     parts = [tensor("A", part) for part in (A if several else [A])]
@@ -171,7 +172,7 @@ def random_features_reference(
 
 
 def _values(f: Features, n: int, where: list[int]) -> Tensor:
-    """The features themselves, by the reference."""
+    """The features, computed by the reference."""
     G = f.G
     if G is None:
         G = torch.from_numpy(gaussian_reference(where, n, f.u.shape[1])).to(f.u.device)
@@ -179,7 +180,7 @@ def _values(f: Features, n: int, where: list[int]) -> Tensor:
 
 
 def _targets(f: Features, out: Tensor) -> list[Samples]:
-    """What a kernel writes of an (N, channels, *space) tensor, for each seed."""
+    """For each seed, the description of the memory of `out` (N, channels, *space) that a kernel writes to."""
     targets = []
     for part in out if f.seeds else [out]:
         view, target = samples(part, written=True)
@@ -271,7 +272,7 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
             _backend.kernels(chosen).random_features_projection(pairs, features(where), run)
 
 
-# The registered implementations, in the order of their schemas' arguments.
+# The registered implementations. Their arguments are in the order of the schemas.
 
 
 def _random_features(u, shift, n, key, G, activation, slope, scale, backend):
@@ -300,7 +301,7 @@ def _random_features_covariance(x, u, shift, x_center, center, n, key, G, activa
 def _random_features_covariance_out(
     x, u, shift, x_center, center, key, G, activation, slope, scale, backend, out, total, square
 ):
-    """Adds to out (d, n), total (n,) and square (n,), all float64 and contiguous."""
+    """Add to out (d, n), total (n,) and square (n,), all float64 and contiguous."""
     f = Features(u, shift, key, G, activation, slope, scale)
     _accumulate(f, x, x_center, center, backend, out, total, square)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The arguments of random_features and its fused passes: what is refused, and what kernels are told."""
+"""Checks the arguments of random_features and its fused ops, and describes them for the kernels."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def check_kinds(u, G, shift, slope, scale, **optional) -> None:
-    """Tensors are tensors, and numbers numbers."""
+    """Raise TypeError unless tensors are tensors and numbers are numbers."""
     tensor("u", u)
     for name, value in {"G": G, "shift": shift, **optional}.items():
         optional_tensor(name, value)
@@ -28,7 +28,7 @@ def check_kinds(u, G, shift, slope, scale, **optional) -> None:
 def check_features(
     u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activation: str, key: Tensor | None
 ) -> None:
-    """Shapes and dtypes belong together: for the message here, and for the kernels, which read what they are told."""
+    """Check that shapes, dtypes and devices match; the kernels rely on it."""
     if not u.is_floating_point():
         raise TypeError(f"u is {u.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     if u.dim() < 2:
@@ -84,7 +84,7 @@ def centers(x: Tensor, u: Tensor, n: int, key: Tensor | None, x_center: Tensor |
 
 
 def projections(parts: list[Tensor], u: Tensor, key: Tensor | None) -> int:
-    """The largest n of projections (d, n), or (S, d, n) for a key of S seeds."""
+    """Check the projections (d, n), or (S, d, n) for a key of S seeds; returns the largest n."""
     if not parts:
         raise ValueError("A is an empty list: wanted at least one (d, n)")
     several = () if key is None else key.shape[:-1]
@@ -100,7 +100,7 @@ def projections(parts: list[Tensor], u: Tensor, key: Tensor | None) -> int:
 
 
 class Features(NamedTuple):
-    """What features are made of; the arguments that the registered ops share."""
+    """The arguments that determine the features; all registered ops share them."""
 
     u: Tensor
     shift: Tensor | None
@@ -115,17 +115,20 @@ class Features(NamedTuple):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The leading axes of the results: (S,) of S seeds, else none."""
+        """The leading axes of the results: (S,) for S seeds, else ()."""
         return () if self.key is None else tuple(self.key.shape[:-1])
 
     def each(self, n: int, *tensors: Tensor) -> Iterable[tuple]:
-        """For each seed the address of its G, and its slices of what has leading axes."""
+        """For each seed, the address of its G and its slices of the given tensors, which have the leading axes."""
         if self.key is None:
             return [((0, 0, 0, 0), *tensors)]
         return addresses(self.key, n, self.u.shape[1], *tensors)
 
     def memory(self, n: int) -> tuple[object, Callable[[list[int]], tuple]]:
-        """What a kernel reads (struct Features of csrc/kernels.h) given an address, behind what keeps it alive."""
+        """The tensors that must be kept alive, and a function from an address to what a kernel reads.
+
+        The function returns struct Features of csrc/kernels.h.
+        """
         r = self.u.shape[1]
         u, u_samples = memory.samples(self.u)
         shift = None if self.shift is None else self.shift.contiguous()
@@ -135,7 +138,7 @@ class Features(NamedTuple):
         return (u, shift), lambda where: (*first, where, *last)
 
     def plain(self) -> tuple[Tensor, Callable[[list[int]], tuple]]:
-        """What the Triton kernels take of it: u; and given an address shift, the rows of G or it, and the rest."""
+        """The arguments of the Triton kernels: u, and a function from an address to the other arguments."""
         shift = None if self.shift is None else self.shift.contiguous()
         last = (self.activation, self.slope, self.scale)
         return memory.samples(self.u)[0], lambda where: (shift, where if self.G is None else self.G, *last)
@@ -147,7 +150,7 @@ class Features(NamedTuple):
 def check_upstream(
     f: Features, n: int, grad_phi: Tensor | None, total: Tensor | None, square: Tensor | None, x: list, A: list
 ) -> None:
-    """What comes to the features from above is as large as the features; see random_features_gradient.py."""
+    """Check that the terms of the gradient of the features have matching shapes; see random_features_gradient.py."""
     N, r, *space = f.u.shape
     wanted = [("grad_phi", grad_phi, (N, n, *space)), ("total", total, (n,)), ("square", square, (n,))]
     if len(x) != len(A):
@@ -163,7 +166,7 @@ def check_upstream(
             raise ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)}: wanted {f.u.dtype} of shape {shape}")
 
 
-# What is written, beside what is read; in the order of the schemas' arguments.
+# Checks of the ops that write into `out`. Their arguments are in the order of the schemas.
 
 
 def written(f: Features, channels: int, out: Tensor, A: Sequence[Tensor] = ()) -> None:

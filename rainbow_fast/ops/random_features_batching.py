@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""vmap of random_features and its fused passes: what is batched becomes samples, seeds, neurons or channels.
+"""The vmap rules of random_features and its fused ops: a batch becomes more samples, seeds, neurons or channels.
 
-Each rule gives what a loop over the batch gives; where several things are batched that share no such axis, it is one.
+Each rule gives the result of a loop over the batch. If batched arguments cannot share one of these axes, the rule is a
+loop.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rainbow_fast.ops.registration import loop
 
-Result = tuple[Any, Any]  # results, and where each has its batch
+Result = tuple[Any, Any]  # the results, and the axis of the batch in each
 
 
 def features_vmap(info: Any, in_dims: Any, u, shift, n, key, G, *rest: Any) -> Result:
@@ -69,7 +70,7 @@ def covariance(info: Any, in_dims: Any, x, u, shift, x_center, center, n, key, G
 
 
 def _as_samples(size: int, u: Tensor, in_u: int | None, shift: Tensor | None, in_shift: int | None) -> tuple:
-    """u and shift of all members of the batch, one after the other."""
+    """u and shift of all elements of the batch, concatenated along the samples."""
     more = [
         None if t is None else (t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
         for t, dim in ((u, in_u), (shift, in_shift))
@@ -78,11 +79,11 @@ def _as_samples(size: int, u: Tensor, in_u: int | None, shift: Tensor | None, in
 
 
 def _unfolded(out: Tensor, size: int, key: Tensor | None) -> tuple[Tensor, int]:
-    """The batch that was taken as samples, and where it is."""
+    """`out` with its samples split into batch and samples, and the axis of the batch."""
     samples = 0 if key is None or key.dim() == 1 else 1
     return out.unflatten(samples, (size, -1)), samples
 
 
 def _by_seeds(out: Tensor, keys: Tensor) -> Tensor:
-    """The batch that was taken as seeds, in front of seeds that each member has."""
+    """`out` with its seeds split into the batch, which comes first, and the seeds of each element."""
     return out.view(*keys.shape[:-1], *out.shape[1:])

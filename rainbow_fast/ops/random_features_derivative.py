@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Derivatives of random_features and its fused passes, in both modes.
+"""Derivatives of random_features and its fused ops, in reverse and forward mode.
 
-Reverse mode is one op for all three (`random_features_gradient`): nothing of size N x n is stored. Forward mode makes
-``dphi' = scale sigma'(s) ds``, ``s = u G^T + shift``, a block of neurons at a time.
+Reverse mode is one op for all three, `random_features_gradient`, and stores no array of size N x n. Forward mode
+computes ``dphi' = scale sigma'(s) ds`` with ``s = u G^T + shift``, for one block of neurons at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.gaussian import further
-from rainbow_fast.ops.random_features_gradient import neurons_at_a_time  # and the op that reverse mode runs
+from rainbow_fast.ops.random_features_gradient import neurons_at_a_time  # this also registers the op of reverse mode
 
 Inputs = Sequence[Any]
 
@@ -25,7 +25,10 @@ def features_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
 
 
 def covariance_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
-    """Centers shift x and phi': that of x goes with x, that of phi' into what all samples have in common."""
+    """The gradients of the sums.
+
+    The center of x is subtracted from x. The center of phi' changes `common`, a gradient that all samples share.
+    """
     x, u, shift, x_center, center, n, key, G, *rest = inputs
     M, total, square = grads
     common = total
@@ -86,7 +89,7 @@ def projection_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tupl
                 torch.ops.rainbow_fast.random_features_covariance(g, u, shift, None, None, n, one, part, *rest)[0]
                 for one, g in each
             ]
-            zero = torch.zeros_like(a, dtype=torch.float64)  # of no seeds
+            zero = torch.zeros_like(a, dtype=torch.float64)  # the sum for a key without seeds
             grads_A[-1] = (torch.stack(sums) if a.dim() == 3 and sums else sum(sums, zero)).to(a.dtype)
     return grad_u, grads_A, grad_shift, None, grad_G, None, None, None, None
 
@@ -94,7 +97,7 @@ def projection_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tupl
 def _gradient(
     u, shift, n, key, G, *rest, grad_phi=None, total=None, square=None, x=(), A=(), of_G=False
 ) -> list[Tensor | None]:
-    """Of u, shift and G, None where there is none."""
+    """The gradients of u, shift and G; None for arguments that are not given or not wanted."""
     of_u, of_shift, of_rows = torch.ops.rainbow_fast.random_features_gradient(
         u, shift, n, key, G, *rest, grad_phi, total, square, list(x), list(A), bool(of_G)
     )
@@ -132,7 +135,7 @@ def covariance_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
 
 
 def _moved_sums(x: Tensor, phi: Tensor, moved: Tensor, center: Tensor | None) -> list[Tensor]:
-    """Tangents of the sums over a block of neurons; with an axis of seeds in front where phi has one."""
+    """The tangents of the sums over a block of neurons, with a leading axis of seeds if phi has one."""
     if phi.dim() > x.dim():
         own = [None] * len(phi) if center is None else list(center)
         each = [_moved_sums(x, *of_seed) for of_seed in zip(phi, moved, own, strict=True)]
@@ -161,7 +164,7 @@ def projection_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
 
 
 def _times(phi: Tensor, A: Tensor, dims: int) -> Tensor:
-    """The first neurons of phi (N, n, *space) times A (d, m); with an axis of seeds in front of either or both."""
+    """The first m neurons of phi (N, n, *space) times A (d, m); phi, or both, may have a leading axis of seeds."""
     if phi.dim() > dims:
         each = A if A.dim() == 3 else [A] * len(phi)
         return torch.stack([_times(one, a, dims) for one, a in zip(phi, each, strict=True)])
@@ -169,7 +172,7 @@ def _times(phi: Tensor, A: Tensor, dims: int) -> Tensor:
 
 
 def _blocks(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[Any]) -> Iterator[tuple]:
-    """First neuron, features and their tangents, of a block of neurons at a time; at least one block."""
+    """For each block of neurons: its first neuron, its features and their tangents. There is at least one block."""
     block = neurons_at_a_time(_count(u))
     for start in range(0, max(n, 1), block):
         stop = min(start + block, n)
@@ -180,7 +183,7 @@ def _blocks(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[An
 
 
 def _moved(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Features and their tangents."""
+    """The features and their tangents."""
     activation, slope, scale, backend = rest
     moved_u, moved_shift, moved_G = tangents
 

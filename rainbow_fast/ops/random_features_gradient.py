@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Gradients of random_features and its fused passes: the features are made again, nothing of size N x n is stored.
+"""Gradients of random_features and its fused ops. Features are computed again; no array of size N x n is stored.
 
-One op serves all three; its own derivatives are those of its reference. The gradient of the features phi' (N, n) is
+One op serves all three. Its own derivatives are those of its reference. The gradient of the features phi' (N, n) is
 
     grad_phi + total + 2 square phi' + sum_k x_k A_k
 
-with grad_phi (N, n), total (n,), square (n,), x_k (N, d_k), A_k (d_k, n_k) for the first n_k neurons; each may be
-missing.
+with grad_phi (N, n), total (n,), square (n,), x_k (N, d_k) and A_k (d_k, n_k), where x_k A_k is added to the first n_k
+neurons. Each term may be missing.
 """
 
 from typing import Any
@@ -22,18 +22,18 @@ from rainbow_fast.ops.random_features_arguments import Features, check_upstream
 from rainbow_fast.ops.random_features_flops import random_features_gradient_flops
 from rainbow_fast.ops.registration import Args, Derivative, filled, functional, tensors_of
 
-BLOCK = 2**21  # features at a time, where torch makes them
+BLOCK = 2**21  # features in one block, if torch computes them
 
 
 def neurons_at_a_time(samples: int) -> int:
-    """So many that a block has about `BLOCK` features; at least 64."""
+    """The number of neurons for which a block has about `BLOCK` features; at least 64."""
     return max(64, BLOCK // max(1, samples))
 
 
 def random_features_gradient_reference(
     u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of u and shift, and of G where `of_G`; summed over seeds."""
+    """Gradients of u and shift, and of G if `of_G`, summed over seeds."""
     function, derivative = ACTIVATIONS[activation]
     rows = _as_rows(u)  # positions are samples
     offset = 0 if shift is None else shift.reshape(-1, 1)
@@ -68,7 +68,7 @@ def random_features_gradient_reference(
 
 
 def _of_seed(seed: int, u: Tensor, grad_phi, total, square, x: list[Tensor], A: list[Tensor]) -> list:
-    """grad_phi, total, square and the pairs (x_k, A_k) of one seed: slices of what has an axis of seeds."""
+    """grad_phi, total, square and the pairs (x_k, A_k) of one seed: slices of tensors that have an axis of seeds."""
 
     def pick(t: Tensor | None, axes: int) -> Tensor | None:
         return t if t is None or t.dim() == axes else t[seed]
@@ -84,7 +84,7 @@ def _random_features_gradient(
     f.check(n)
     check_upstream(f, n, grad_phi, total, square, x, A)
     chosen = f.chosen(backend)
-    if of_G or chosen in ("reference", "cuda"):  # on CUDA a block of features at a time is large enough for torch
+    if of_G or chosen in ("reference", "cuda"):  # on CUDA, torch is fast with blocks of this size
         return random_features_gradient_reference(
             u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G
         )
@@ -134,7 +134,7 @@ def _fake(u, shift, n, key, G, activation, slope, scale, backend, grad_phi, tota
     return u.new_empty(u.shape), u.new_empty(u.shape[:1] + u.shape[2:]), rows
 
 
-# Derivatives of the gradient are those of its reference, which is plain PyTorch.
+# The derivatives of the gradient are the derivatives of its reference, which is plain PyTorch.
 
 
 def _vjp(inputs: Args, outputs: Any, grads: Any, needs: Args) -> tuple:
@@ -148,7 +148,7 @@ def _vjp(inputs: Args, outputs: Any, grads: Any, needs: Args) -> tuple:
 
 
 def _reference_of(inputs: Args, values: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference, with `values` in the place of the floating tensors among the inputs."""
+    """The reference, called with the floating-point tensors among the inputs replaced by `values`."""
     floats = iter(values)
     every = [next(floats) if t.is_floating_point() else t for t in tensors_of(inputs)]
     return random_features_gradient_reference(*filled(inputs, iter(every)))

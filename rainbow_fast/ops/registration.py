@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How an op becomes ``torch.ops.rainbow_fast.X``: kernel, shapes, flops, derivatives, vmap and autocast, in one call.
+"""Registers an op as ``torch.ops.rainbow_fast.X``: kernel, shapes, flops, derivatives, vmap and autocast, in one call.
 
-`functional` registers an op that allocates its results, `writing` one that writes into tensors that it is given. What
-torch promises of its own operators holds for these too: in eager mode and under ``torch.compile`` reverse mode,
-forward mode, ``torch.func`` and ``torch.vmap`` give the right numbers or raise; an op that writes bumps the version of
-the tensors it has written, so that autograd notices a saved tensor that was overwritten.
+`functional` registers an op that allocates its results; `writing` registers an op that writes into given tensors. The
+ops behave as torch's own operators do: in eager mode and under ``torch.compile``, reverse mode, forward mode,
+``torch.func`` and ``torch.vmap`` give correct numbers or raise an error. An op that writes increases the version of the
+tensors that it has written, so that autograd notices when a saved tensor was overwritten.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = torch.library.Library("rainbow_fast", "DEF")
-AUTOCAST = ("cpu", "cuda")  # devices with rules
+AUTOCAST = ("cpu", "cuda")  # devices with autocast rules
 HALVES = (torch.bfloat16, torch.float16)
 
-Args = tuple[Any, ...]  # of an op, in the order of its schema: tensors, lists of tensors, None, numbers, words
+Args = tuple[Any, ...]  # arguments of an op in the order of its schema: tensors, lists of tensors, None, numbers, words
 
 
 class Derivative(NamedTuple):
-    """Both modes of differentiation of an op, in ops that can be differentiated again.
+    """The derivatives of an op in reverse and forward mode, computed by ops that are differentiable themselves.
 
     Attributes:
-        vjp: ``vjp(inputs, outputs, grads, needs)``: for each argument its gradient, a list of them for a list, or None.
-            `grads` of the outputs, None where there is none; `needs` is as `inputs`, with True where one is wanted.
-            `outputs` is empty unless `keeps`.
-        jvp: ``jvp(inputs, outputs, tangents)``: the tangent of each output, None where it has none; `tangents` is as
-            `inputs`, None where there is none.
+        vjp: ``vjp(inputs, outputs, grads, needs)`` returns the gradient of each argument: a tensor, a list of tensors
+            for a list, or None. `grads` are the gradients of the outputs, None if an output has none. `needs` has the
+            form of `inputs`, with True for each tensor whose gradient is wanted. `outputs` is empty unless `keeps`.
+        jvp: ``jvp(inputs, outputs, tangents)`` returns the tangent of each output, or None if it has none. `tangents`
+            has the form of `inputs`, with None for inputs without a tangent.
         keeps: whether the formulas read the values of the outputs.
-        fixed: places of the outputs that have no derivative.
-        composite: in the place of `jvp`, the op itself in plain PyTorch, which is run on tensors with tangents.
+        fixed: the indices of outputs that have no derivative.
+        composite: used instead of `jvp`: the op in plain PyTorch, which is run on tensors with tangents.
     """
 
     vjp: Callable[[Args, Sequence[Tensor], Sequence[Tensor | None], Args], Sequence[Any]]
@@ -65,15 +65,15 @@ def functional(
 
     Args:
         schema: ``name(arguments) -> results``.
-        run: the implementation, for every device; it sees plain tensors, and records nothing.
-        fake: results of the right shape, dtype and device, from those of the arguments alone.
-        flops: the flops of a call, 2 for each multiply-add of a product, as torch counts them. It takes some of the
-            arguments, by their names in the schema; of a tensor its shape. `FlopCounterMode` counts with it.
-        derivative: None for an op without floating inputs.
-        vmap: a rule as `torch.library.register_vmap` takes it; by default a loop over the batch.
-        autocast: ``"float32"``: under autocast the results are those without it; ``"lower"``: they are rounded to the
-            dtype of autocast, unless they are float64. In both, sums are made as without autocast.
-        takes_half: whether the op takes half precision; else autocast widens it to float32 on the way in.
+        run: the implementation for all devices; it gets plain tensors, and autograd does not record it.
+        fake: returns empty results of the right shape, dtype and device, computed from those of the arguments.
+        flops: returns the flops of a call, 2 for each multiply-add of a product, as torch counts them. It takes some of
+            the arguments, by their names in the schema; for a tensor, its shape. `FlopCounterMode` counts with it.
+        derivative: the derivatives; None for an op without floating-point inputs.
+        vmap: a rule in the form of `torch.library.register_vmap`; by default a loop over the batch.
+        autocast: ``"float32"`` gives the same results under autocast as without it. ``"lower"`` rounds them to the
+            autocast dtype, unless they are float64. In both cases, sums are computed as without autocast.
+        takes_half: whether the op supports half precision; if not, autocast widens half-precision inputs to float32.
     """
     op = _define(schema, fake, flops)
     LIBRARY.impl(op._opname, run, "CompositeExplicitAutograd")
@@ -93,19 +93,19 @@ def writing(
     called: str,
     fake: Callable = lambda *args: None,
 ) -> None:
-    """Register an op that writes into the arguments which its schema marks with ``(a!)``. It has no derivative.
+    """Register an op that writes into the arguments that its schema marks with ``(a!)``. It has no derivative.
 
     Args:
         schema: ``name(arguments) -> results``.
-        run: the implementation, for every device.
-        check: called before `run`, and for fake and meta tensors too; it raises where arguments do not fit.
+        run: the implementation for all devices.
+        check: called before `run`, and also for fake and meta tensors; it raises an error if arguments do not fit.
         flops: as in `functional`.
-        called: what messages call the op.
-        fake: as in `functional`, of the results, where there are some.
+        called: what error messages call the op.
+        fake: as in `functional`, for an op that also returns results.
 
     The registered op raises:
-        RuntimeError: an argument has a gradient or a tangent that would be lost: the message begins with `called`; or
-            a tensor of inference mode would be written outside of it.
+        RuntimeError: the gradient or tangent of an argument would be lost (the message begins with `called`), or an
+            inference tensor would be written outside of inference mode.
     """
 
     def shapes(*args: Any) -> Any:
@@ -124,7 +124,7 @@ def writing(
 
 
 class _Writing:
-    """The kernels of an op that writes."""
+    """The kernels of an op that writes into its arguments, one for each dispatch key."""
 
     def __init__(self, op: Any, run: Callable, check: Callable, called: str) -> None:
         self.op, self.run, self.check, self.called = op, run, check, called
@@ -139,7 +139,10 @@ class _Writing:
         return tensors
 
     def below_autograd(self, *, refuses: bool) -> Callable:
-        """The call, and a new version of what it writes; `refuses`: no derivative may be lost."""
+        """A kernel that calls the op and increases the version of the tensors it writes.
+
+        With `refuses`, it raises an error if a derivative would be lost.
+        """
 
         def kernel(keyset: Any, *args: Any) -> Any:
             if refuses:
@@ -161,7 +164,7 @@ class _Writing:
         return self.run(*args)
 
     def resolved(self, *args: Any) -> Any:
-        """What torch holds as the negative or the conjugate of other memory is written by way of a copy."""
+        """The op for tensors with a negative or conjugate bit: it writes into a copy, which is then copied back."""
         copies = filled(args, (t.resolve_conj().resolve_neg() for t in tensors_of(args)))
         result = self.op(*copies)
         for t, copied in zip(self.targets(args), self.targets(copies), strict=True):
@@ -171,7 +174,7 @@ class _Writing:
 
 
 def refuse_derivatives(called: str, args: Args) -> None:
-    """Raise RuntimeError where an op without a derivative would drop a gradient or a tangent."""
+    """Raise RuntimeError if an op without a derivative would lose a gradient or a tangent."""
     if torch.is_grad_enabled() and _C._any_requires_grad(*args):
         raise RuntimeError(
             f"{called} writes into given memory and has no gradient: detach its inputs or use torch.no_grad()"
@@ -182,7 +185,7 @@ def refuse_derivatives(called: str, args: Args) -> None:
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """Whatever the caller's autocast, products here are those of the tensors' own dtypes."""
+    """Turn autocast off for all devices: products are computed in the dtypes of the tensors."""
     with ExitStack() as stack:
         for device in AUTOCAST:
             if torch.is_autocast_enabled(device):
@@ -191,13 +194,13 @@ def without_autocast() -> Iterator[None]:
 
 
 def autocast_is_on(like: Tensor) -> bool:
-    """For the device of a tensor."""
+    """Whether autocast is enabled for the device of a tensor."""
     device = like.device.type
     return device in AUTOCAST and torch.is_autocast_enabled(device)
 
 
 def widened(args: Args) -> Args:
-    """Half precision as float32."""
+    """The arguments with half-precision tensors converted to float32."""
     return filled(args, iter([t.float() if t.dtype in HALVES else t for t in tensors_of(args)]))
 
 
@@ -217,7 +220,7 @@ def _define(schema: str, fake: Callable, flops: Callable[..., int]) -> torch._op
 
 
 def tensors_of(args: Sequence[Any]) -> Iterator[Tensor]:
-    """All tensors among arguments, those of lists too."""
+    """All tensors among the arguments, including those in lists."""
     for a in args:
         if isinstance(a, Tensor):
             yield a
@@ -226,7 +229,7 @@ def tensors_of(args: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def filled(args: Sequence[Any], values: Iterator[Any], other: Callable[[Any], Any] = lambda a: a) -> Args:
-    """The arguments with `values` in the place of their tensors, and `other` of what is none."""
+    """The arguments with their tensors replaced by `values`, in order, and `other` applied to the rest."""
 
     def fill(a: Any) -> Any:
         if isinstance(a, Tensor):
@@ -246,11 +249,11 @@ def _like(results: Any, flat: Sequence[Tensor]) -> Any:
     return flat[0] if isinstance(results, Tensor) else type(results)(flat)
 
 
-_PLACE = torch.empty(0, device="cpu")  # stands for a tensor in arguments that are kept
+_PLACE = torch.empty(0, device="cpu")  # replaces the tensors in the arguments that a call keeps
 
 
 class _Call:
-    """One call of an op, from its dispatch to the node that stands for it in the graph."""
+    """One call of an op. It is kept by the node of the autograd graph."""
 
     def __init__(self, op: Any, keyset: Any, rule: Derivative, args: Args) -> None:
         self.op, self.keyset, self.rule, self.args = op, keyset, rule, args
@@ -262,17 +265,17 @@ class _Call:
         return self.results
 
     def forget(self) -> None:
-        """Keep the arguments that are no tensors: the node saves those that are."""
+        """Drop the results and the tensors among the arguments; the node saves those tensors itself."""
         self.args = filled(self.args, iter([_PLACE] * len(list(tensors_of(self.args)))))
         self.results = None
 
 
 class _Node(_SingleLevelFunction):
-    """A node of the graph of reverse mode: of one level, as torch's own operators make them under `torch.func`."""
+    """A node of the autograd graph. It handles one level of `torch.func`, as the nodes of torch's own operators do."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Any:
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # for transforms around this one
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # outer transforms need both modes
             outputs = _flat(call.run())
         ctx.call = call
         ctx.save_for_backward(*tensors, *(outputs if call.rule.keeps else ()))
@@ -282,7 +285,7 @@ class _Node(_SingleLevelFunction):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
-        """Forward mode of tensors that require grad: what is computed here has a gradient, too."""
+        """Forward mode for tensors that require grad; the tangents can be differentiated in reverse mode."""
         call = ctx.call
         primals = filled(call.args, (_unpacked(t)[0] for t in tensors_of(call.args)))
         outputs = _flat(call.op(*primals) if call.rule.keeps else call.results)
@@ -328,10 +331,9 @@ def _differentiable(op: Any, rule: Derivative) -> Callable:
 
 
 def _duals(args: Args) -> list[tuple[Tensor, Tensor | None]] | None:
-    """Primals and tangents of all tensors among the arguments; None where there is no tangent.
+    """The pairs (primal, tangent) of all tensors among the arguments; None if no tensor has a tangent.
 
-    Forward mode has one level. torch.compile traces it without entering it in Python, so that there every tensor has to
-    be asked.
+    torch.compile traces forward mode without entering it in Python. Under tracing, each tensor is therefore checked.
     """
     traced = _C._are_functorch_transforms_active() or TracingContext.try_get() is not None
     if forward_ad._current_level < 0 and not traced:
@@ -359,7 +361,7 @@ def _forward_mode(op: Any, rule: Derivative, args: Args, duals: Sequence[Any]) -
 
 
 def loop(op: Any) -> Callable:
-    """The rule of vmap that is the definition of vmap: one call for each member of the batch."""
+    """The default rule of vmap: one call for each element of the batch."""
 
     def pick(a: Any, dim: Any, i: int) -> Any:
         if isinstance(a, list | tuple) and isinstance(dim, list | tuple):

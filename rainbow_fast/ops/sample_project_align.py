@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""sample_project_align: the weights W' = scale G (L A) of a sampled layer; G is never stored."""
+"""sample_project_align: the weights W' = scale G (L A) of a sampled layer, without storing G."""
 
 import math
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ def sample_project_align(
     dtype: torch.dtype | None = None,
     precision: str | None = None,
     backend: str | None = None,
-) -> Tensor:  # (n, m) or (n, m, *kernel); of S seeds (S, n, m, *kernel)
-    r"""Sample n neurons ``w'_i = scale g_i L A``: Gaussian rows of covariance ``scale^2 (L A)^T (L A)``.
+) -> Tensor:  # (n, m) or (n, m, *kernel); for S seeds (S, n, m, *kernel)
+    r"""Sample the weights of n neurons, ``w'_i = scale g_i L A``, Gaussian with covariance ``scale^2 (L A)^T (L A)``.
 
     Equivalent to::
 
@@ -46,30 +46,33 @@ def sample_project_align(
         G = rainbow_fast.gaussian(n, P.shape[0], seed=seed, stream=stream, row_offset=row_offset)
         scale * torch.einsum("nr,rm...->nm...", G.to(P.dtype), P)
 
-    but G is generated tile by tile inside the matrix product. Any block of rows alone has the bits of that slice of the
-    whole, for any number of threads. Differentiable in L and A (G is generated again).
+    but G is generated tile by tile inside the matrix product. A block of rows that is sampled alone has the same bits
+    as this slice of the whole, for any number of threads. Differentiable in L and A; the backward pass generates G
+    again.
 
     Args:
-        n: neurons, at least 0.
-        L: factor of the weight covariance, ``L^T L = C``; of a convolution with its kernel's axes last.
-        A: alignment; None for the identity (m = d).
-        seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a packed key as ``seed``. S seeds
-            give a W' each, along a leading axis.
-        scale: multiplies W'; 1 by default.
-        dtype: of the result; that of L by default, that of autocast where it is on and L is not float64. G is rounded
-            to the dtype of L where that is narrower than float32 (not under autocast, which widens L). Products are
-            summed in float64 for float64, else in float32, and rounded once.
-        precision: None, or ``"bf16x2"`` for L in float32 or bfloat16: L A is computed in float32 and taken as the sum
-            of two numbers of bfloat16 (to 2^-16 of each entry; entries must be finite), G is rounded to bfloat16. Two
-            products on tensor cores, where float32 takes three or six; on a CPU it is no faster than float32.
-        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None takes the best one that is there.
+        n: number of neurons, at least 0.
+        L: factor of the weight covariance C, ``L^T L = C``. For a convolution, the axes of the kernel come last.
+        A: alignment; None (default) is the identity, with m = d.
+        seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a key as ``seed``. S seeds give S
+            matrices W' along a leading axis.
+        scale: factor of W'; 1 by default.
+        dtype: dtype of the result. The default is the dtype of L; under autocast it is the autocast dtype, unless L is
+            float64. If L is narrower than float32, G is rounded to the dtype of L (except under autocast, which widens
+            L). Products are summed in float64 if L is float64, else in float32, and the result is rounded once.
+        precision: None (default), or ``"bf16x2"`` for L in float32 or bfloat16. With "bf16x2", L A is computed in
+            float32 and represented as the sum of two bfloat16 numbers (to 2^-16 of each entry; entries must be finite),
+            and G is rounded to bfloat16. This takes two products on tensor cores where float32 takes three or six. On a
+            CPU it is not faster than float32.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
 
     Returns:
-        W', (n, m) or (n, m, *kernel), of S seeds (S, n, m, *kernel), contiguous.
+        W', contiguous: (n, m) or (n, m, *kernel), or (S, n, m, *kernel) for S seeds.
 
     Raises:
-        ValueError: shapes that do not belong together, an address outside its range, a backend that is missing.
-        TypeError: what is no tensor or no integer, a dtype that the backend or the precision does not take.
+        ValueError: shapes do not match, an address is outside its range, or the backend is not available.
+        TypeError: an argument is not a tensor or not an integer, or the backend or the precision does not support the
+            dtype.
 
     Source: W = G C^{1/2} of Guth, Menard, Rochette and Mallat (JMLR 2024), equation 15.
     """
@@ -92,20 +95,20 @@ def sample_project_align_(
     precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Write `sample_project_align` into `out`, of its shape, and return it. No gradient.
+    """Write the result of `sample_project_align` into `out`, which has its shape, and return `out`. No gradient.
 
-    Rows of `out` must be contiguous; their stride is free, so that a slice of a larger tensor will do.
+    The rows of `out` must be contiguous. Their stride is free, so `out` may be a slice of a larger tensor.
 
     Raises:
-        ValueError: as `sample_project_align`; an `out` of another shape or layout, or one that shares memory with L.
+        ValueError: as `sample_project_align`; or `out` has another shape or layout, or shares memory with L.
         TypeError: as `sample_project_align`.
-        RuntimeError: an input that requires grad while grad mode is on.
+        RuntimeError: an input requires grad while grad mode is on.
     """
     P = _factor(tensor("L", L), optional_tensor("A", A), precision)
     packed = as_key(seed, stream, row_offset)
     tensor("out", out)
     number("scale", scale)
-    lead = packed.dim()  # axes before those of a row
+    lead = packed.dim()  # the number of axes before the axes of a row
     if out.dim() != lead + P.dim() - 1 or out.shape[: lead - 1] + out.shape[lead:] != packed.shape[:-1] + P.shape[1:]:
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*packed.shape[:-1], 'n', *P.shape[1:])}")
     try:
@@ -117,20 +120,20 @@ def sample_project_align_(
 
 
 def sample_project_align_reference(G: Tensor, P: Tensor, scale: float, precision: str | None = None) -> Tensor:
-    """G is rounded to the dtype of P, or as `precision` says; summed in float32, or in float64 for a float64 P."""
+    """``scale G P``. G is rounded as `_rounding` says; sums are in float64 if P is float64, else in float32."""
     compute = torch.float64 if P.dtype == torch.float64 else torch.float32
     G = G.to(_rounding(P, precision))
     return scale * (G.to(compute) @ (P if precision is None else in_two_terms(P)).to(compute))
 
 
 def in_two_terms(P: Tensor) -> Tensor:
-    """float32 as the sum of two numbers of bfloat16, which float32 holds exactly: the nearest one, and of the rest."""
+    """P, float32, rounded to a sum of two bfloat16 numbers: the nearest one, and the one nearest to the remainder."""
     high = P.bfloat16().float()
     return high + (P - high).bfloat16().float()
 
 
 def left_product(L: Tensor, A: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """P = L A, contracted over the channels of L: (r, m) or (r, m, *kernel); computed in `dtype`."""
+    """``P = L A``, contracted over the channels of L, (r, m) or (r, m, *kernel); computed in `dtype`."""
     if L.dim() < 2:
         raise ValueError(f"L has shape {tuple(L.shape)}: wanted (r, d) or (r, d, *kernel)")
     if not L.is_floating_point():
@@ -152,7 +155,7 @@ def _result_dtype(L: Tensor) -> torch.dtype:
 
 
 def _factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
-    """The right factor P of the product: L A, as `precision` wants it; under autocast in float32 or better."""
+    """The right factor P = L A in the dtype that `precision` asks for; under autocast, in float32 or float64."""
     if not autocast_is_on(L):
         return _plain_factor(L, A, precision)
     with without_autocast():
@@ -229,7 +232,7 @@ def _fake(n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, *res
 
 
 def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
-    """dP = scale G^T dW', a few thousand rows of G at a time."""
+    """``dP = scale G^T dW'``, for a few thousand rows of G at a time."""
     n, P, key, scale, _, precision, backend = inputs
     compute = torch.promote_types(P.dtype, torch.float32)
     (grad,) = grads
@@ -251,7 +254,7 @@ def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
 
 
 def _vmap(info: Any, in_dims: Any, n: int, P: Tensor, key: Tensor, *how: Any) -> tuple[Tensor, int]:
-    """A batch of P is more columns of it, a batch of keys is a key of several seeds; a batch of both is a loop."""
+    """A batch of P becomes more columns of P, a batch of keys one key of several seeds; a batch of both is a loop."""
     op, (_, in_P, in_key, *_) = torch.ops.rainbow_fast.sample_project_align, in_dims
     if in_P is None:
         keys = key.movedim(in_key, 0)
@@ -264,7 +267,7 @@ def _vmap(info: Any, in_dims: Any, n: int, P: Tensor, key: Tensor, *how: Any) ->
 
 
 def sample_project_align_flops(n: int, P: Sequence[int], key: Sequence[int] | None = None) -> int:
-    """``2 n r m`` for each seed, of P = L A (r, m), m with the positions of a convolution's kernel.
+    """``2 n r m`` flops for each seed, with P = L A (r, m); for a convolution, m includes the taps of the kernel.
 
     L A itself is a product of torch, which counts it.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Figures: arrays in, matplotlib Figures out. No pyplot, so no global state and no display."""
+"""Functions that draw results as matplotlib figures. They do not use pyplot: no global state, no display."""
 
 from rainbow_fast.plots.axes import save, stacked
 from rainbow_fast.plots.by_site import alignment_by_site, channels_by_site, cost_by_site

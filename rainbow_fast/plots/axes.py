@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the figures share: colours, axes that stay out of the way, names at the ends of curves, files."""
+"""Shared parts of the figures: colours, plain axes, names at the ends of curves, statistics, files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
-Label = tuple[float, float, str, str]  # height, x where the curve ends, name, colour
+Label = tuple[float, float, str, str]  # y and x of the end of the curve, name, colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe, Ito (2008): colour-blind safe
 MARKERS = ("o", "s", "D", "^", "v", "P")
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
@@ -31,11 +31,16 @@ FIELDS = ("method", "factor", "network", "site", "accuracy", "error")
 
 
 def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160) -> None:
-    """Write `figure` to `path`, the whole file or none; the suffix chooses the format (png, pdf, svg).
+    """Write `figure` to `path`, completely or not at all. The suffix chooses the format: png, pdf or svg.
+
+    Args:
+        figure: the figure.
+        path: the file.
+        dpi: dots per inch; 160 by default.
 
     Raises:
-        ValueError: another suffix.
-        FileNotFoundError: the folder of `path` is missing.
+        ValueError: `path` has another suffix.
+        FileNotFoundError: the folder of `path` does not exist.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
@@ -47,10 +52,10 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160) -> Non
 
 
 def stacked(figures: Iterable[Figure], *, dpi: int = 110) -> bytes:
-    """Figures of one width, one below the other, as a PNG of `dpi` dots an inch.
+    """Figures of the same width, one below the other, as the bytes of a PNG with `dpi` dots per inch.
 
     Raises:
-        ValueError: no figure, or figures of several widths.
+        ValueError: there is no figure, or the widths differ.
     """
     from matplotlib import image
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,7 +74,7 @@ def stacked(figures: Iterable[Figure], *, dpi: int = 110) -> bytes:
 
 
 def dress(axes: Axes, factors: list[float]) -> None:
-    """Axes with a width-factor axis whose ticks are the factors themselves, and nothing that carries no data."""
+    """Give axes a logarithmic x-axis of width factors, with a tick at each factor, and the style of `plain`."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
     axes.set_xticks([], minor=True)
@@ -79,7 +84,7 @@ def dress(axes: Axes, factors: list[float]) -> None:
 
 
 def plain(axes: Axes) -> None:
-    """Nothing that carries no data."""
+    """Give axes a plain style: a light grid, and no frame at the top and on the right."""
     axes.tick_params(which="both", labelsize=10.5, color=GREY, labelcolor=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -88,14 +93,16 @@ def plain(axes: Axes) -> None:
 
 
 def tidy_decades(axes: Axes, *, along: str = "y", most: int = 8) -> None:
-    """A logarithmic axis from one number of the series 1, 2, 5, 10, ... to another, those numbers as its ticks.
+    """Let a logarithmic axis begin and end at numbers of the series 1, 2, 5, 10, ..., with ticks at these numbers.
 
     Args:
+        axes: the axes.
         along: "x" or "y".
-        most: ticks at most. Where the series has more, powers of ten alone; where these are more, every k-th of them.
+        most: the largest number of ticks. If the series has more, only powers of ten get ticks; if there are still too
+            many, every k-th power of ten.
     """
     low, high = axes.get_xlim() if along == "x" else axes.get_ylim()
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)  # log10 rounds
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)  # one more: log10 rounds
     series = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
     low, high = max(v for v in series if v <= low), min(v for v in series if v >= high and v > low)
     ticks = [value for value in series if low <= value <= high]
@@ -109,7 +116,7 @@ def tidy_decades(axes: Axes, *, along: str = "y", most: int = 8) -> None:
 
 
 def label_ends(axes: Axes, labels: list[Label]) -> None:
-    """Name and height of each curve in the right margin, in its colour, moved apart where texts would overlap."""
+    """Write the name and last value of each curve into the right margin, in its colour. Texts do not overlap."""
     low, high = axes.get_ylim()
     labels = sorted(labels)
     places = spread([height for height, *_ in labels], 0.068 * (high - low))
@@ -123,8 +130,8 @@ def label_ends(axes: Axes, labels: list[Label]) -> None:
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Increasing `heights` moved as little as need be (least squares) for neighbours to be `gap` apart."""
-    blocks: list[tuple[float, int]] = []  # each a mean of height - index * gap, and how many labels share it
+    """Increasing `heights`, moved as little as possible (least squares) so that neighbours are `gap` apart."""
+    blocks: list[tuple[float, int]] = []  # labels that touch: the mean of height - index * gap, and their number
     for index, height in enumerate(heights):
         mean, count = height - index * gap, 1
         while blocks and blocks[-1][0] > mean:
@@ -136,7 +143,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def statistics(rows: Iterable[Record], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Factors in increasing order, mean and standard deviation (NaN for one network) of `key` over the networks."""
+    """The factors in increasing order, and the mean and standard deviation (NaN for one network) of `key` for each."""
     groups: dict[float, list[float]] = {}
     for row in rows:
         groups.setdefault(float(row["factor"]), []).append(float(row[key]))
@@ -145,13 +152,13 @@ def statistics(rows: Iterable[Record], key: str) -> tuple[np.ndarray, np.ndarray
 
 
 def over_networks(groups: Iterable[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (NaN for one network) of each group."""
+    """The mean and standard deviation (NaN for one network) of each group."""
     pairs = [(np.mean(group), np.std(group, ddof=1) if len(group) > 1 else np.nan) for group in groups]
     return np.array([m for m, _ in pairs]), np.array([s for _, s in pairs])
 
 
 def shown(sites: list[str], wanted: Sequence[str] | None) -> list[str]:
-    """The sites of the second panel."""
+    """The sites that the panel of errors shows: the wanted ones; else all, or the first, middle and last."""
     if wanted is None:
         return sites if len(sites) <= len(LINES) else [sites[0], sites[len(sites) // 2], sites[-1]]
     unknown = [site for site in wanted if site not in sites]
@@ -161,7 +168,7 @@ def shown(sites: list[str], wanted: Sequence[str] | None) -> list[str]:
 
 
 def checked(records: Iterable[Record]) -> list[Record]:
-    """The records, or a ValueError that names the first that does not belong."""
+    """The records as a list; raises ValueError at the first record that is not valid."""
     rows = list(records)
     if not rows:
         raise ValueError("records: wanted at least one, got none")
@@ -189,9 +196,9 @@ def checked(records: Iterable[Record]) -> list[Record]:
 
 
 def blank_figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches, or an error that names the extra."""
+    """An empty figure with sizes in inches; an ImportError says how to install matplotlib."""
     try:
-        import matplotlib.figure  # noqa: F401  # missing also where the class below is already loaded
+        import matplotlib.figure  # noqa: F401  # raises also if the class below is already loaded
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         from rainbow_fast.plots.notebook_figure import NotebookFigure

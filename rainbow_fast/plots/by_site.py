@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Figures with a row for each site of one network, from the first site at the top to the last."""
+"""Figures with one row for each site of a network, the first site at the top."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, MOST_HEIGHT = 8.0, 10.5  # inches: a page of A4 or letter
-ROW, LEAST_ROWS, FRAME = 0.24, 1.2, 1.9  # inches of a row, of all rows at least, and of title, key and axis
-MOST_NAMES = 48  # on the axis; where sites are more, every second, third, ... site is named
-MOST_LETTERS = 28  # of a name on the axis
+WIDTH, MOST_HEIGHT = 8.0, 10.5  # in inches; fits on a page of A4 or letter
+ROW, LEAST_ROWS, FRAME = 0.24, 1.2, 1.9  # heights in inches: of a row, the least of all rows, of title, legend and axis
+MOST_NAMES = 48  # most names on the axis; with more sites, only every second, third, ... site is named
+MOST_LETTERS = 28  # longest name on the axis
 TEXT, SMALL_TEXT = 10.5, 9.0
-BLANK: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind text on a grid
+BLANK: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # hides the grid behind text
 BARS: dict[str, Any] = {"height": 0.72, "linewidth": 0}
 SIMILARITY: dict[str, dict[str, Any]] = {"similarity": {"color": COLOURS[0], "marker": "o"}}
-RING: dict[str, Any] = {"markerfacecolor": "white", "markersize": 7.5, "linewidth": 0.8}  # shows around a marker
-ERRORS: dict[str, dict[str, Any]] = {  # look of each field of a record, drawn in this order
+RING: dict[str, Any] = {"markerfacecolor": "white", "markersize": 7.5, "linewidth": 0.8}  # a ring around a marker
+ERRORS: dict[str, dict[str, Any]] = {  # style of each field of a record, in the order of drawing
     "error": {"label": r"alignment, over $\mathrm{E}|\varphi|^2$", "color": COLOURS[0], "marker": "o", **RING},
     "held_out_error": {"label": r"held-out, over $\mathrm{E}|\varphi|^2$", "color": COLOURS[0], "marker": "o"},
     "error_centred": {"label": "alignment, over the variance", "color": COLOURS[1], "marker": "s", **RING},
@@ -37,25 +37,25 @@ RANKS: dict[str, dict[str, Any]] = {
 
 
 def alignment_by_site(records: Iterable[Record], *, title: str | None = None) -> Figure:
-    """Three panels by site: similarity, alignment errors, and how many directions of M are in use.
+    """Three panels by site: similarity, alignment errors, and the rank of the cross-covariance M.
 
-    Errors are squared and relative: `E|phih - phi|^2` over `E|phi|^2` and over the variance `E|phi - E phi|^2`, on the
-    held-out data (filled markers) and on the alignment data (white markers). The axis of errors is logarithmic if all
-    errors are above 0. The effective rank is `|M|_*^2 / |M|_F^2`. A value that is None or NaN has no marker.
+    Errors are relative squared errors: `E|phih - phi|^2` over `E|phi|^2`, and over the variance `E|phi - E phi|^2`, on
+    the held-out data (filled markers) and on the alignment set (white markers). Their axis is logarithmic if all errors
+    are above 0. The effective rank is `|M|_*^2 / |M|_F^2`. A value that is None or NaN has no marker.
 
     Args:
-        records: one mapping a site, in order, with the keys `site` (str), `similarity` (0 to 1), `error`,
-            `error_centred`, `held_out_error`, `held_out_error_centred` (>= 0, NaN or None), `d`, `M_rank` and
-            `M_effective_rank` (channels of the reference and singular values of M, > 0). With `other` (str), the site
-            is named by both where they differ. Other keys are ignored.
-        title: above the panels.
+        records: one mapping for each site, in order, with the keys `site` (str), `similarity` (0 to 1), `error`,
+            `error_centred`, `held_out_error`, `held_out_error_centred` (>= 0, NaN or None), `d` (channels of the
+            reference, > 0), `M_rank` and `M_effective_rank` (> 0). If a record has another name under `other` (str),
+            both names are shown. Other keys are ignored.
+        title: title above the panels.
 
     Returns:
         A `matplotlib.figure.Figure` of 8 by at most 10.5 inches.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: no records, or one that lacks a key.
+        ImportError: matplotlib is not installed.
+        ValueError: there are no records, or a record lacks a key.
     """
     rows = _checked(records, ["site", "similarity", *ERRORS, *RANKS])
     names = [row["site"] if row.get("other", row["site"]) == row["site"] else _pair(row) for row in rows]
@@ -75,22 +75,22 @@ def alignment_by_site(records: Iterable[Record], *, title: str | None = None) ->
 
 
 def channels_by_site(records: Iterable[Record], *, title: str | None = None) -> Figure:
-    """Channels of each site, as bars: blue for a site that is sampled, grey for one that is kept.
+    """The channels of each site as bars: blue for a sampled site, grey for a site that is kept.
 
-    The text at the end of a bar gives the number of channels and the reason why the site is kept. It is left out where
-    there are more than 48 sites.
+    A text at the end of each bar gives the number of channels and the reason why the site is kept. With more than 48
+    sites, there are no texts.
 
     Args:
-        records: one mapping a site, in order, with the keys `name` (str), `channels` (int) and `kept` (None where the
-            site is sampled, else the reason). Other keys are ignored.
-        title: above the panel.
+        records: one mapping for each site, in order, with the keys `name` (str), `channels` (int) and `kept` (None for
+            a sampled site, else the reason). Other keys are ignored.
+        title: title above the panel.
 
     Returns:
         A `matplotlib.figure.Figure` of 8 by at most 10.5 inches.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: no records, or one that lacks a key.
+        ImportError: matplotlib is not installed.
+        ValueError: there are no records, or a record lacks a key.
     """
     rows = _checked(records, ["name", "channels", "kept"])
     figure, (axes,) = _panels([row["name"] for row in rows], title, [1])
@@ -114,20 +114,20 @@ def channels_by_site(records: Iterable[Record], *, title: str | None = None) -> 
 
 
 def cost_by_site(records: Iterable[Record], *, rest: float = 0.0, title: str | None = None) -> Figure:
-    """Two panels by site: the predicted time, split into passes, and the peak memory.
+    """Two panels by site: the predicted time, divided into passes, and the peak memory.
 
     Args:
-        records: one mapping a site, in order, with the keys `site` (str), `seconds` (mapping of at most six passes, by
-            name, to seconds) and `peak_bytes` (int). Other keys are ignored.
-        rest: seconds that belong to no site. If above 0, a bar below the sites shows it.
-        title: above the panels.
+        records: one mapping for each site, in order, with the keys `site` (str), `seconds` (a mapping from the names of
+            at most six passes to seconds) and `peak_bytes` (int). Other keys are ignored.
+        rest: seconds that belong to no site; if above 0, they are shown as a bar below the sites.
+        title: title above the panels.
 
     Returns:
         A `matplotlib.figure.Figure` of 8 by at most 10.5 inches.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: no records, one that lacks a key, or more than six passes.
+        ImportError: matplotlib is not installed.
+        ValueError: there are no records, a record lacks a key, or there are more than six passes.
     """
     rows = _checked(records, ["site", "seconds", "peak_bytes"])
     passes = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
@@ -159,7 +159,7 @@ MEMORY = {1e12: "TB", 1e9: "GB", 1e6: "MB", 1e3: "kB", 1.0: "B"}
 
 
 def _unit(largest: float, units: dict[float, str]) -> tuple[float, str]:
-    """The largest unit that is not larger than the number, or the smallest unit."""
+    """The largest unit that is at most `largest`, or the smallest unit if all are larger."""
     return next(((size, name) for size, name in units.items() if largest >= size), list(units.items())[-1])
 
 
@@ -175,7 +175,7 @@ def _checked(records: Iterable[Record], keys: Sequence[str]) -> list[Record]:
 
 
 def _panels(names: Sequence[str], title: str | None, ratios: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    """Panels side by side with a row for each name, the first at the top."""
+    """A figure with panels side by side, which share one row for each name, the first at the top."""
     figure = blank_figure(WIDTH, min(FRAME + max(ROW * len(names), LEAST_ROWS), MOST_HEIGHT))
     panels = list(figure.subplots(1, len(ratios), width_ratios=ratios, sharey=True, squeeze=False)[0])
     step = -(-len(names) // MOST_NAMES)
@@ -195,7 +195,7 @@ def _panels(names: Sequence[str], title: str | None, ratios: Sequence[float]) ->
 
 
 def _short(name: str) -> str:
-    """The end of a long name, which tells it from its neighbours."""
+    """A name, shortened to its end if it is long, because the ends of the names of neighbours differ."""
     return name if len(name) <= MOST_LETTERS else "…" + name[1 - MOST_LETTERS :]
 
 
@@ -204,7 +204,7 @@ def _pair(row: Record) -> str:
 
 
 def _draw(axes: Axes, rows: Sequence[Record], looks: dict[str, dict[str, Any]]) -> None:
-    """One line for each field, a marker for each row; a field without numbers has no line."""
+    """Draw one line for each field, with a marker for each row. A field without numbers is not drawn."""
     for field, look in looks.items():
         values = np.array([np.nan if row[field] is None else row[field] for row in rows], dtype=float)
         if np.isfinite(values).any():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Errors at growing widths, with their fits and the slopes of theory."""
+"""A figure of errors at growing widths, with fitted curves and the slopes that theory predicts."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Curve(NamedTuple):
     """Errors at growing widths.
 
     Attributes:
-        group: tells curves apart by colour, in all panels alike, as the sites of a network.
-        kind: tells them apart by dashes.
-        errors: (networks, widths), > 0; a point is their mean, its bar one standard deviation.
-        fit: (e_inf, c, p) of ``e_inf + c n^-p``, a thin line, and a level where e_inf is more than a fifth of the
-            last error; or None.
+        group: curves of one group (for example a site) have the same colour in all panels.
+        kind: curves of one kind have the same marker and dashes.
+        errors: (networks, widths), > 0. A point is the mean over networks, its bar is one standard deviation.
+        fit: (e_inf, c, p) of ``e_inf + c n^-p``, which is drawn as a thin line, or None. If e_inf is more than a fifth
+            of the last error, it is drawn as a horizontal line.
     """
 
     group: str
@@ -44,7 +44,7 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A panel: its title, its curves, and slopes of theory, exponents p by name, drawn as grey lines ``n^-p``."""
+    """The title and curves of a panel, and slopes: exponents p by name, which are drawn as grey lines ``n^-p``."""
 
     title: str
     curves: Sequence[Curve]
@@ -52,20 +52,20 @@ class Panel(NamedTuple):
 
 
 def convergence(widths: Sequence[int], panels: Sequence[Panel], *, title: str | None = None) -> Figure:
-    """Errors against width, both axes logarithmic, panel beside panel: curves, their fits, and slopes of theory.
+    """Panels side by side of errors against width, with logarithmic axes: points, fitted curves, and slopes of theory.
 
     Args:
-        widths: of all curves, increasing.
-        panels: one or more, together with at most six groups and, in each, three kinds.
-        title: above the panels.
+        widths: the widths of all curves, in increasing order.
+        panels: one or more panels, with at most six groups in all and at most three kinds in each.
+        title: title above the panels.
 
     Returns:
-        A `matplotlib.figure.Figure` of 4.6 inches a panel by 4.6 inches.
+        A `matplotlib.figure.Figure`, 4.6 inches high and 4.6 inches wide for each panel.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: no panels or a panel without curves, errors of another shape or not above 0, too many groups or
-            kinds.
+        ImportError: matplotlib is not installed.
+        ValueError: there are no panels, a panel has no curves, errors have another shape or are not above 0, or there
+            are too many groups or kinds.
     """
     figure = blank_figure(4.6 * max(len(panels), 1), 4.6)
     groups = list(dict.fromkeys(curve.group for panel in panels for curve in panel.curves))
@@ -79,7 +79,7 @@ def convergence(widths: Sequence[int], panels: Sequence[Panel], *, title: str | 
 
 
 def _draw_convergence(axes: Axes, widths: np.ndarray, panel: Panel, groups: list[str]) -> None:
-    """One panel: curves as markers, fits as thin lines, e_inf as levels, theory in grey through the first curve."""
+    """Draw one panel: errors as markers, fits as thin lines, e_inf as horizontal lines, slopes of theory in grey."""
     from matplotlib.lines import Line2D
 
     kinds = list(dict.fromkeys(curve.kind for curve in panel.curves))
@@ -98,7 +98,7 @@ def _draw_convergence(axes: Axes, widths: np.ndarray, panel: Panel, groups: list
         place = kinds.index(curve.kind)
         mean = errors.mean(0)
         std = errors.std(0, ddof=1) if len(errors) > 1 else np.full(len(widths), np.nan)
-        bar = np.stack([np.minimum(std, 0.8 * mean), std])  # a logarithmic axis has no place below 0
+        bar = np.stack([np.minimum(std, 0.8 * mean), std])  # the lower end stays above 0 for the logarithmic axis
         axes.errorbar(
             widths, mean, bar, label=f"{curve.group}, {curve.kind}", color=colour, marker=MARKERS[place],
             **CURVE | {"linestyle": "none", **({"markerfacecolor": "white"} if place else {})},
@@ -107,7 +107,7 @@ def _draw_convergence(axes: Axes, widths: np.ndarray, panel: Panel, groups: list
             limit, c, p = curve.fit
             x = np.geomspace(widths[0], widths[-1], 200)
             axes.plot(x, limit + c * x**-p, color=colour, linestyle=LINES[place], linewidth=1.3, zorder=1.5)
-            if limit > 0.2 * mean[-1]:  # it bends the curve
+            if limit > 0.2 * mean[-1]:  # a smaller limit hardly changes the curve
                 axes.axhline(limit, color=colour, linestyle=":", linewidth=1.1, zorder=1)
     start = max(np.mean(curve.errors, axis=0)[0] for curve in panel.curves)
     for name, slope in panel.slopes.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A figure that notebooks show without pyplot. Importing this file needs matplotlib."""
+"""A figure that notebooks display without pyplot. Importing this module needs matplotlib."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 class NotebookFigure(Figure):
-    """A `matplotlib.figure.Figure` that is shown as the value of a notebook's cell; pyplot need not be imported."""
+    """A `matplotlib.figure.Figure` that a notebook displays as the value of a cell, without pyplot."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

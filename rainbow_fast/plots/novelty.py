@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Accuracy and error against how new the neurons are."""
+"""A figure of accuracy and error against the novelty of the neurons."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
 def against_novelty(
     groups: Sequence[Sequence[Record]], *, reference: float | None = None, title: str | None = None
 ) -> Figure:
-    """Two panels against the novelty of the sampled neurons: test accuracy, and alignment error.
+    """Two panels against the novelty of the sampled neurons: test accuracy, and held-out error.
 
-    A point is the mean over the networks of a group, its bars one standard deviation (divisor: networks - 1).
+    A point is the mean over the networks of a group, and its bars are one standard deviation (divisor: networks - 1).
 
     Args:
-        groups: of networks sampled alike, each a mapping with the keys `novelty`, `accuracy` and `refit_accuracy`
-            (fractions), `error` (mean over sites) and `last_error` (at the last site).
-        reference: accuracy of the trained network, a fraction: a dashed line.
-        title: above the panels.
+        groups: groups of networks that were sampled with the same options. Each network is a mapping with the keys
+            `novelty`, `accuracy` and `refit_accuracy` (fractions), `error` (mean over sites) and `last_error` (error at
+            the last site).
+        reference: accuracy of the trained network, a fraction, drawn as a dashed line.
+        title: title above the panels.
 
     Returns:
         A `matplotlib.figure.Figure` of 10 x 4.2 inches.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: no groups, or an empty one.
+        ImportError: matplotlib is not installed.
+        ValueError: there are no groups, or a group is empty.
     """
     figure = blank_figure(10, 4.2)
     if not groups or not all(groups):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Accuracy and alignment error against the width, a record for each site of each sampled network."""
+"""A figure of accuracy and held-out error against the width, from one record for each site of each sampled network."""
 
 from __future__ import annotations
 
@@ -39,31 +39,32 @@ def accuracy_and_error(
     sites: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Panels against the width factor n/d: test accuracy, and held-out alignment error; then the error at all sites.
+    """Panels against the width factor n/d: the test accuracy, and the held-out error; then the error at all sites.
 
-    A point is the mean over the sampled networks of one method and one factor, its bar one standard deviation
-    (divisor: networks - 1; no bar for one network). Error: `E|phih - phi|^2 / E|phi|^2`. The factor has a logarithmic
-    axis in both panels, the error too. Without accuracies there is no first panel. Where there are more than three
-    sites, and none are chosen, a third panel has the error at every site, in order, at the largest factor.
+    A point is the mean over the sampled networks of one method and one factor, and its bar is one standard deviation
+    (divisor: networks - 1; no bar for one network). The error is `E|phih - phi|^2 / E|phi|^2`. The axes of the factor
+    and of the error are logarithmic. Without accuracies, the first panel is left out. If there are more than three
+    sites and `sites` is None, a third panel shows the error at each site, in order, at the largest factor.
 
     Args:
-        records: one mapping per sampled network and site, with the keys `method` (str), `factor` (n/d, > 0),
-            `network` (what tells the networks of a method and a factor apart), `site` (str), `accuracy` (fraction, the
-            same in all records of a network, or None in all records) and `error` (held-out, >= 0). Other keys are
-            ignored.
-        reference: accuracy of the trained network, a fraction: a dashed line.
-        baselines: name to accuracy, fractions: dotted lines.
-        sites: those of the second panel, at most three. Default: all, or the first, middle and last if there are
-            more, in the order in which they come.
-        title: above the panels.
+        records: one mapping for each sampled network and site, with the keys `method` (str), `factor` (n/d, > 0),
+            `network` (distinguishes the networks of one method and factor), `site` (str), `accuracy` (a fraction that
+            is the same in all records of a network, or None in all records) and `error` (held-out error, >= 0). Other
+            keys are ignored.
+        reference: accuracy of the trained network, a fraction, drawn as a dashed line.
+        baselines: other accuracies by name, fractions, drawn as dotted lines.
+        sites: at most three sites for the second panel. By default all sites in the order of the records, or the first,
+            middle and last if there are more than three.
+        title: title above the panels.
 
     Returns:
-        A `matplotlib.figure.Figure`, 4.2 inches high, of 5 inches a panel.
+        A `matplotlib.figure.Figure`, 4.2 inches high and 5 inches wide for each panel.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: no records, a record that lacks a key or has a value out of its range, a fraction outside 0 .. 1,
-            two records of one site, a network with two accuracies, unknown or too many `sites`, more than six methods.
+        ImportError: matplotlib is not installed.
+        ValueError: there are no records, a record lacks a key or has a value out of its range, a fraction is outside
+            0 .. 1, a site has two records, a network has two accuracies, `sites` are unknown or too many, or there are
+            more than six methods.
     """
     rows = checked(records)
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -95,7 +96,7 @@ def accuracy_and_error(
 def _draw_accuracy(
     axes: Axes, rows: list[Record], methods: list[str], reference: float | None, baselines: dict[str, float]
 ) -> None:
-    """The left panel: a line per method and a level per baseline, each named at its right end."""
+    """Draw the left panel: a curve for each method and a horizontal line for each baseline, with names on the right."""
     once = {(row["method"], row["factor"], row["network"]): row for row in rows}.values()
     labels: list[Label] = []
     for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
@@ -114,7 +115,7 @@ def _draw_accuracy(
 
 
 def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[str], *, named: bool) -> None:
-    """The second panel: colour tells the method, as in the first, dashes the site. `named`: with a key to methods."""
+    """Draw the second panel: a colour for each method, dashes for each site. `named` adds the methods to the legend."""
     from matplotlib.lines import Line2D
 
     looks = [{**CURVE, "linestyle": line, **({} if line == "-" else {"markerfacecolor": "white"})} for line in LINES]
@@ -143,7 +144,7 @@ def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[
 
 
 def _draw_depth(axes: Axes, rows: list[Record], methods: list[str], sites: list[str]) -> None:
-    """The third panel: the error at every site, of the widest networks."""
+    """Draw the third panel: the error of the widest networks at each site."""
     widest = max(row["factor"] for row in rows)
     for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
         mine = [row for row in rows if (row["method"], row["factor"]) == (method, widest)]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From any nn.Module to its sites: its graph, its pointwise non-linearities, the segments between them, its tail."""
+"""Takes any nn.Module apart: its graph, its sites (pointwise non-linearities), the segments between sites, its tail."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How far two outputs of a network are apart, of many samples or of one alone, and how far rounding may take them."""
+"""The distance between two outputs of a network, and the largest distance that rounding may cause."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BOUND = 1e-5  # of the largest output: 84 times the unit of float32
-# A half-precision layer rounds what it gives, and L of them differ by sqrt(L) / 2 units at random: 256 layers.
+BOUND = 1e-5  # relative to the largest output; 84 times the eps of float32
+# Each half-precision layer rounds its output. After L layers the random error is sqrt(L) / 2 units: 8 for 256 layers.
 HALF_UNITS = 8
 
 
 def bound(*dtypes: torch.dtype) -> float:
-    """The largest difference that rounding may make, relative to the largest output: 1e-5, or 8 units of half precision
-    if one of the dtypes is half (0.0078 for float16, 0.063 for bfloat16)."""
+    """The largest difference that rounding may cause, relative to the largest output.
+
+    It is 1e-5, or 8 times the eps of the half-precision dtype if there is one (0.0078 for float16, 0.063 for bfloat16).
+    """
     units = [torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point and dtype.itemsize == 2]
     return max([BOUND, *(HALF_UNITS * unit for unit in units)])
 
 
 def limit_of(outputs: Any, x: Tensor) -> float:
-    """`bound` for the outputs of a network for x."""
+    """`bound` for the dtypes of an input x and of the outputs that a network gives for x."""
     return bound(x.dtype, *(t.dtype for t in tensors(outputs)))
 
 
 def tensors(outputs: Any) -> Iterator[Tensor]:
-    """All tensors of an output, which may be nested, or an object with attributes."""
+    """All tensors of an output, which may be nested lists, tuples and mappings, or an object with attributes."""
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, Mapping):
@@ -52,7 +54,7 @@ def distances(a: Any, b: Any) -> float:
 
 
 def distance(x: Tensor, wanted: Tensor, among: Tensor | None = None) -> float:
-    """``max |x - wanted| / max |among|``, that of `wanted` by default; infinite where shapes or NaN differ."""
+    """``max |x - wanted| / max |among|``, with `wanted` as `among` by default. Infinite if shapes or NaN differ."""
     if x.shape != wanted.shape:
         return math.inf
     if x.dtype == wanted.dtype and torch.equal(x, wanted):
@@ -70,10 +72,11 @@ def distance(x: Tensor, wanted: Tensor, among: Tensor | None = None) -> float:
 
 
 def of_middle(outputs: Tensor, single: Tensor, samples: int) -> Tensor | None:
-    """The part of `outputs` that belongs to sample number samples // 2, in the shape of `single`, the output for one.
+    """The part of `outputs` that belongs to sample number ``samples // 2``.
 
-    The axis of the samples (or of samples times positions) is the one that is `samples` times as long as in `single`.
-    Outputs without such an axis are the same for all samples. None where the axis cannot be told.
+    `single` is the output for one sample, and the result has its shape. The axis of the samples (or of samples times
+    positions) is the one that is `samples` times as long as in `single`. An output without this axis is the same for
+    all samples and is returned whole. None if the axis cannot be determined.
     """
     if outputs.shape == single.shape:
         return outputs if samples not in outputs.shape[:1] else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The calls of torch's functions that a module makes: where two runs of it first give different results."""
+"""Watches the calls of torch functions in a module, to find the first call that differs between two runs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from torch.overrides import TorchFunctionMode
 from rainbow_fast.tracing.agreement import tensors
 from rainbow_fast.tracing.graph import scope
 
-Visit = Callable[[str, str, Tensor], None]  # of the module's dotted name, the function's, and a result
+Visit = Callable[[str, str, Tensor], None]  # called with the dotted name of the module, the function, and a result
 
 
 def run(module: nn.Module, x: Tensor, visit: Visit) -> None:
-    """Call a module, and visit what each function called in it gives, in order."""
+    """Call a module, and call `visit` with the result of each torch function that it calls, in order."""
     with _scopes(module) as stack, _Watch(stack, visit):
         module(x)
 
 
 def first_difference(runs: tuple[Callable[[Visit], None], Callable[[Visit], None]], equal: Any) -> str | None:
-    """The first call that gives something else in the second run, as ``module 'a.b', relu``; None if none does.
+    """The first call whose result differs in the second run, as ``module 'a.b', relu``; None if all agree.
 
-    Calls are matched by module, function and number among those; a call that only one run makes is passed over.
-    `equal(first, second)`: whether two results are held to be equal.
+    Calls are matched by module, function and count: the third ``relu`` of a module in one run and in the other. A call
+    that only one run makes is ignored.
+
+    Args:
+        runs: two functions that run a network and call their argument with each result.
+        equal: ``equal(first, second)`` says whether two results count as equal.
     """
     results: dict[tuple[str, str, int], Tensor] = {}
     differences: list[str] = []
@@ -52,7 +56,7 @@ def first_difference(runs: tuple[Callable[[Visit], None], Callable[[Visit], None
 
 
 class Interpreter(fx.Interpreter):
-    """Runs a graph, and visits what each of its functions and modules gives, in order."""
+    """Runs a graph, and calls `visit` with the result of each torch function in it, in order."""
 
     def __init__(self, graph: fx.GraphModule, visit: Visit) -> None:
         super().__init__(graph)
@@ -89,7 +93,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _plain_name(function: Any) -> str:
-    """`relu` of relu, relu_ and Tensor.relu_; `add` of operator.iadd and Tensor.__iadd__."""
+    """A name without marks of operations in place: "relu" for relu_ and Tensor.relu_, "add" for Tensor.__iadd__."""
     name = str(getattr(function, "__name__", function)).strip("_")
     return IN_PLACE.get(name, name)
 
@@ -101,7 +105,7 @@ IN_PLACE = {
 
 @contextmanager
 def _scopes(module: nn.Module, prefix: str = "") -> Iterator[list[str]]:
-    """The dotted names of the modules that run, the innermost last."""
+    """A list of the dotted names of the modules that are running, the innermost last, kept up to date by hooks."""
     stack = [prefix]
 
     def enter(name: str) -> Any:

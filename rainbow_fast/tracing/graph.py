@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A module as a graph of its calls, without side effects."""
+"""The torch.fx graph of a module, with every operation in place replaced by one that returns a new tensor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-NOTHING_TO_DO = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in eval mode
+NOTHING_TO_DO = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # identities in eval mode
 
 
 class CannotTrace(Exception):
-    """Why a module has no graph, with the line."""
+    """torch.fx cannot trace a module; the message gives the reason and the line of code."""
 
 
 class _Tracer(fx.Tracer):
@@ -31,14 +31,15 @@ class _Tracer(fx.Tracer):
 
 
 def capture(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tuple[fx.GraphModule, bool]:
-    """The graph of a module in eval mode, sharing its parameters: every operation makes a new tensor.
+    """The graph of a module in eval mode. It shares the parameters of the module, and no operation in it is in place.
 
     Args:
-        leaves: kinds of modules that are not looked into, beside those of torch.
+        module: the module to trace.
+        leaves: classes of modules that are kept as one call each, in addition to the modules of torch itself.
 
     Returns:
-        The graph; and whether an operation in place has changed what a later one reads, so that the module with another
-        activation in its place would compute something else.
+        The graph, and a bool: whether a later operation reads a tensor that an operation in place has overwritten. If
+        so, replacing an activation inside the module is not the same as replacing it in the graph.
 
     Raises:
         CannotTrace: the forward depends on values, writes into a tensor by index, or needs several inputs.
@@ -47,7 +48,7 @@ def capture(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tupl
     optional = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
     try:
         traced = _Tracer(leaves).trace(module, optional)
-    except Exception as error:  # whatever the module's own code makes of a proxy
+    except Exception as error:  # the module's own code may raise anything when it is called with a proxy
         raise CannotTrace(f"{_line_of(error)}: {error}") from error
     graph_module = fx.GraphModule(module, traced)
     in_place = {name: m for name, m in graph_module.named_modules() if getattr(m, "inplace", False)}
@@ -59,14 +60,14 @@ def capture(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tupl
     traced.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     for node in traced.find_nodes(op="placeholder")[1:]:
         if node.users:
-            raise CannotTrace(f"its forward needs {node.target!r} beside {parameters[0].name!r}, wanted one input")
+            raise CannotTrace(f"its forward reads {node.target!r} besides {parameters[0].name!r}: wanted one input")
         traced.erase_node(node)
     graph_module.recompile()
     return graph_module.eval(), any(shared)
 
 
 def _line_of(error: BaseException) -> str:
-    """The last line of the user's own code that led to an error."""
+    """The last line outside of torch in the traceback of an error."""
     torch_folder = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_folder)]
     if not frames or frames[-1].filename == __file__:
@@ -75,20 +76,22 @@ def _line_of(error: BaseException) -> str:
 
 
 def _functional(node: fx.Node, owner: fx.GraphModule, in_place: Mapping[str, nn.Module]) -> bool:
-    """Make an operation in place one that returns a new tensor; what reads the old one later reads that. Whether
-    something does."""
+    """Replace an operation in place by the one that returns a new tensor, which later operations then read.
+
+    Returns whether a later operation read the overwritten tensor. Other nodes are left as they are (False).
+    """
     target: Any = node.target
     if node.op == "call_module":
         if target not in in_place:
             return False
     elif node.op == "call_method" and _in_place_name(target):
         if not hasattr(Tensor, target[:-1]):
-            raise CannotTrace(f"{_where(node)}: it calls {target}, which has no form that is not in place")
+            raise CannotTrace(f"{_where(node)}: it calls {target}, which exists only in place")
         node.target = target[:-1]
     elif node.op == "call_function" and _in_place_name(target.__name__):
         plain = next((p for m in (torch, F) if (p := getattr(m, target.__name__[:-1], None)) is not None), None)
         if plain is None:
-            raise CannotTrace(f"{_where(node)}: it calls {target.__name__}, which has no form that is not in place")
+            raise CannotTrace(f"{_where(node)}: it calls {target.__name__}, which exists only in place")
         node.target = plain
     elif not (node.op == "call_function" and _in_place_argument(node)):
         return False
@@ -97,10 +100,10 @@ def _functional(node: fx.Node, owner: fx.GraphModule, in_place: Mapping[str, nn.
 
 
 def _in_place_argument(node: fx.Node) -> bool:
-    """Whether a function is called with ``inplace=True``, which is then taken back."""
+    """Whether a function is called with ``inplace=True``. If it is, the argument is set to False."""
     try:
         bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # a builtin, none of which has the argument
+    except (TypeError, ValueError):  # a builtin function: none of them has the argument `inplace`
         return False
     if not bound.arguments.get("inplace"):
         return False
@@ -114,7 +117,10 @@ def _in_place_name(name: str) -> bool:
 
 
 def _replace_later(written: fx.Node, node: fx.Node, owner: fx.GraphModule) -> bool:
-    """Let all that comes after `node` and reads `written`, or what `written` only passes on, read `node`."""
+    """Let every later node that reads `written` read `node` instead; returns whether there is one.
+
+    If `written` only returns its own input unchanged, then the later readers of that input are changed too.
+    """
     order = {n: place for place, n in enumerate(node.graph.nodes)}
     replaced = False
     while True:
@@ -128,7 +134,7 @@ def _replace_later(written: fx.Node, node: fx.Node, owner: fx.GraphModule) -> bo
 
 
 def passes_on(node: fx.Node, owner: fx.GraphModule) -> bool:
-    """Whether a node returns its input as it is."""
+    """Whether a node returns its input unchanged."""
     if node.op == "call_module":
         return isinstance(owner.get_submodule(str(node.target)), NOTHING_TO_DO)
     return node.op == "call_function" and node.target in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
@@ -139,7 +145,7 @@ def _where(node: fx.Node) -> str:
 
 
 def scope(node: fx.Node) -> str:
-    """The dotted name of the module whose forward makes the call, "" for the outermost."""
+    """The dotted name of the module whose forward makes the call; "" for the traced module itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     if node.op == "call_module":
         stack = stack[:-1]
@@ -147,14 +153,14 @@ def scope(node: fx.Node) -> str:
 
 
 def is_call(node: object, owner: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a node calls a module of one of these very kinds, subclasses not among them."""
+    """Whether a node calls a module of one of these classes; subclasses do not count."""
     return (
         isinstance(node, fx.Node) and node.op == "call_module" and type(owner.get_submodule(str(node.target))) in kinds
     )
 
 
 def is_function(node: object, names: tuple[str, ...], functions: tuple[Callable, ...]) -> bool:
-    """Whether a node calls one of these methods of a tensor or one of these functions."""
+    """Whether a node calls a tensor method of one of these names, or one of these functions."""
     if not isinstance(node, fx.Node):
         return False
     return (node.op == "call_method" and node.target in names) or (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Several networks of one architecture as one reference, in the coordinates of their mean."""
+"""Joins several trained networks of one architecture into one reference, whose activations are aligned and averaged."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
 @dataclass(frozen=True, eq=False)
 class Joined(Trace):
-    r"""K chains as one: at each site ``z = (z_1, ..., z_K)``, K d channels, and ``phi = mean_k A_k phi_k``, d channels.
+    r"""The traces of K networks as one trace.
 
-    Network k makes its z_k of its own phi_k, but of ``A_k^T phih`` behind a sampled site. The outputs are the mean of
-    the K networks'. A_k (d, d) are orthogonal, identities until `rotate` is called. The state after a site is
+    At each site, ``z = (z_1, ..., z_K)`` has K d channels and ``phi = mean_k A_k phi_k`` has d channels. The rotations
+    A_k (d, d) are orthogonal matrices; they are identities until `rotate` is called. Network k computes its next z_k
+    from its own phi_k. After a sampled site it computes z_k from ``A_k^T phih`` instead, where phih are the activations
+    of the sampled network. The outputs are the mean of the outputs of the K networks. The state after a site is
     ``(phi, z)``.
 
     Attributes:
-        reference: gives these outputs; it holds the networks and the rotations.
-        graph: of the first network.
+        reference: the network that computes these outputs; it holds the K networks and the rotations.
+        graph: the graph of the first network.
     """
 
     def advance(self, place: int, state: State, activations: Sequence[nn.Module]) -> State:
@@ -52,7 +54,7 @@ class Joined(Trace):
 
     @torch.no_grad()
     def rotate(self, place: int, A: Tensor) -> None:
-        """Set the rotations of a site, A (K, d, d)."""
+        """Set the rotations A (K, d, d) of site number `place`."""
         following = self.segments[place + 1]
         assert isinstance(following, Stage)
         _set_weight(self.sites[place].reference[-1], torch.cat(list(A / len(A)), 1))
@@ -61,7 +63,14 @@ class Joined(Trace):
 
 
 class JoinedNetwork(nn.Module):
-    """A network sampled from several references: sampled sites and a refit classifier under their own names."""
+    """A network sampled from several references. Sampled sites and a refit classifier keep their names as submodules.
+
+    Args:
+        stages: the `Stage` before each site and the one after the last site.
+        sampled: for each site, its name if it is sampled, else None.
+        between: the layers between the last site and a refit classifier.
+        head: the name of the refit classifier, or None.
+    """
 
     def __init__(
         self, stages: nn.ModuleList, sampled: Sequence[str | None], between: Sequence[nn.Module], head: str | None
@@ -81,7 +90,13 @@ class JoinedNetwork(nn.Module):
 
 
 class Own(nn.Module):
-    """phi_k = site_k(z_k) of each network, one after the other along the channels."""
+    """Computes ``phi_k = site_k(z_k)`` for each network and concatenates the results along the channel axis.
+
+    Args:
+        sites: the site of each network.
+        d: the channels of one network.
+        axis: the channel axis of z.
+    """
 
     def __init__(self, sites: Sequence[nn.Module], d: int, axis: int) -> None:
         super().__init__()
@@ -95,13 +110,13 @@ class Own(nn.Module):
 
 
 class Stage(nn.Module):
-    """From one site to the next in all networks.
+    """The layers from one site to the next, in all networks.
 
     Args:
-        segments: of each network.
-        axis: along which their z are put together; None at the end, where their mean is taken.
-        own: the site before, None at the beginning.
-        back: A_k^T.
+        segments: the segment of each network.
+        axis: the axis along which their z are concatenated; None after the last site: the outputs are averaged.
+        own: the site before these layers in all networks; None at the beginning.
+        back: for each network, the layer that multiplies by A_k^T.
     """
 
     def __init__(
@@ -111,7 +126,7 @@ class Stage(nn.Module):
         self.segments, self.axis, self.own, self.back = nn.ModuleList(segments), axis, own, nn.ModuleList(back)
 
     def forward(self, x: Tensor, aligned: bool) -> Tensor:
-        """Of the input; of the z before; or, `aligned`, of phih."""
+        """z of the next site. x is the input, or z of the site before, or phih of the site before if `aligned`."""
         if self.own is None:
             each = [x] * len(self.segments)
         else:
@@ -122,18 +137,20 @@ class Stage(nn.Module):
 
 @torch.no_grad()
 def join(traces: Sequence[Trace], example: Tensor) -> Joined:
-    """Make one reference of the traces of several networks, the rotations being identities.
+    """Join the traces of several networks into one; all rotations are identities.
 
     Args:
+        traces: the trace of each network.
         example: a batch of inputs.
 
     Raises:
-        ValueError: a network that torch.fx cannot trace, that is no chain (a skip, a gate), or whose sites differ from
-            those of the first; the message says which, counted from 1, and names the site.
+        ValueError: torch.fx cannot trace a network, a network is not a chain (it has a skip connection or a gate), or
+            its sites differ from those of the first network. The message gives the number of the network, counted from
+            1, and the name of the site.
     """
     for number, trace in enumerate(traces, 1):
         if trace.graph is None:
-            raise ValueError(f"reference: torch.fx cannot trace number {number}, as it must where there are several")
+            raise ValueError(f"reference: torch.fx cannot trace number {number}, which is needed for several networks")
     maps = [_maps(trace, example, number) for number, trace in enumerate(traces, 1)]
     _check_alike(traces, maps)
     sites, stages = [], []
@@ -157,14 +174,14 @@ def join(traces: Sequence[Trace], example: Tensor) -> Joined:
 
 
 def _maps(trace: Trace, example: Tensor, number: int) -> list[Tensor]:
-    """phi at every site, then the outputs."""
+    """The activations phi at every site, and then the outputs."""
     values = [example]
     for place, site in enumerate(trace.sites):
         z, *rest = trace.advance(place, (values[-1],), ())
         if rest:
             raise ValueError(
-                f"reference: number {number} is no chain, {len(rest)} more values than z are read behind its site "
-                f"{site.name!r}, as by a skip: wanted chains where there are several"
+                f"reference: number {number} is not a chain: later layers read {len(rest)} more values than phi after "
+                f"its site {site.name!r} (a skip connection): wanted chains if there are several networks"
             )
         values.append(site.reference(z))
     return [*values[1:], trace.advance(len(trace.sites), (values[-1],), ())[0]]
@@ -180,18 +197,18 @@ def _check_alike(traces: Sequence[Trace], maps: Sequence[Sequence[Tensor]]) -> N
         for mine, expected in itertools.zip_longest(steps(trace, values), wanted):
             if mine != expected:
                 raise ValueError(
-                    f"reference: number {number} has {mine}; the first {expected}: wanted one architecture"
+                    f"reference: number {number} has {mine}; the first has {expected}: wanted one architecture"
                 )
 
 
 def _layers(site: Site) -> str:
-    """All in which a site of another network has to be alike: kinds, options, and the parameters of sigma."""
+    """A text of the layers of a site, their options and the parameters of sigma; equal for sites that can be joined."""
     layers = [repr(layer) for layer in site.reference]
     return " + ".join([*layers, *(str(value.tolist()) for value in site.sigma.state_dict().values())])
 
 
 def _channels(phi: Tensor, axis: int, channels: int, d: int) -> nn.Module:
-    """A map from so many channels to d, alike at all positions of a map like phi."""
+    """A linear layer from `channels` to d channels, applied at every position of a feature map of the shape of phi."""
     like: dict[str, Any] = {"bias": False, "dtype": phi.dtype, "device": phi.device}
     if axis == -1 or phi.dim() == 2:
         layer: nn.Module = nn.Linear(channels, d, **like)
@@ -206,7 +223,7 @@ def _set_weight(layer: nn.Module, W: Tensor) -> None:
 
 
 def _add(owner: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module under a dotted name."""
+    """Add a module to `owner` under a dotted name."""
     *path, last = name.split(".")
     for part in path:
         if not hasattr(owner, part):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sites of a network without a graph: its activation modules, each called once, found by running it."""
+"""Finds the sites of a network that torch.fx cannot trace: its activation modules, each of which is called once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from rainbow_fast.tracing.site import Site, make
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the site that was wanted."""
+    """Ends a forward pass at the wanted site."""
 
 
 class UpTo(nn.Module):
-    """The network up to one of its sites, or to its end (`stop` None): it runs from the input every time.
+    """The part of a network up to one of its sites, which starts from the input in every run.
 
-    A state is ``(phi, input)``, or ``(input,)`` at the beginning.
+    The state after a site is ``(phi, input)``; the state at the beginning is ``(input,)``.
+
+    Args:
+        network: the network.
+        before: dotted names of the activation modules before the site, in order.
+        stop: dotted name of the activation module at which the run ends; None runs to the outputs.
     """
 
     def __init__(self, network: nn.Module, before: Sequence[str], stop: str | None) -> None:
@@ -32,7 +37,7 @@ class UpTo(nn.Module):
         self.network, self.before, self.stop = network, tuple(before), stop
 
     def run(self, state: tuple[Any, ...], activations: Sequence[nn.Module]) -> tuple[Any, ...]:
-        """``(z, input)``, or ``(outputs,)``, with these modules in the place of the sites before."""
+        """Run from the input, with `activations` in place of the earlier sites: ``(z, input)``, or ``(outputs,)``."""
         x = state[-1]
         z: list[Tensor] = []
 
@@ -61,18 +66,25 @@ class UpTo(nn.Module):
 def find_modules(
     network: nn.Module, example: Tensor | None, declared: tuple[type[nn.Module], ...], why: str
 ) -> tuple[tuple[Site, ...], tuple[UpTo, ...]]:
-    """The sites of `network` (a copy that may be kept), and what runs up to each of them and to the end.
+    """The sites of a network, found by running it on an example, and the parts of it that run up to each site.
 
-    `why` there is no graph begins every message.
+    Args:
+        network: the network, in eval mode; the sites and parts keep it, so it must be a copy.
+        example: a batch of inputs.
+        declared: the user's own classes of pointwise modules.
+        why: why the network has no graph; every error message begins with it.
+
+    Returns:
+        The sites; and one `UpTo` for each site, with one more that runs to the outputs.
 
     Raises:
-        ValueError: no example, no activation module, or one that is called twice or applies to no module's output.
+        ValueError: no example, no activation module, or one that is called twice.
     """
     if example is None:
-        raise ValueError(f"{why}, and without an example input its activation modules are not known")
+        raise ValueError(f"{why}, and its activation modules can be found only with an example input")
     for module in network.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]  # z is read again after phi
+            module.inplace = False  # type: ignore[assignment]  # z is still read after phi is computed
     kinds = MODULES + declared
     called = _run(network, example, kinds)
     if not called:
@@ -106,8 +118,8 @@ class _Call(NamedTuple):
 
 @torch.no_grad()
 def _run(network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]) -> list[_Call]:
-    """Every call of an activation module, in order."""
-    results: list[tuple[Tensor, nn.Module]] = []  # kept, so that no memory is used twice
+    """All calls of activation modules in one forward pass, in order."""
+    results: list[tuple[Tensor, nn.Module]] = []  # references keep torch from reusing the memory of a result
     called: list[_Call] = []
 
     def watch(name: str) -> Any:
@@ -126,7 +138,7 @@ def _run(network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]
 
     handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules()]
     try:
-        network(example.clone())  # it may write into its input
+        network(example.clone())  # the network may write into its input
     finally:
         for handle in handles:
             handle.remove()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which modules, functions and methods of torch are non-linearities, poolings and normalisations of a site."""
+"""Lists the modules, functions and methods of torch that are non-linearities, poolings and normalisations of sites."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from rainbow_fast.tracing.graph import is_call
 
-# Modules of these very types (a subclass may compute something else); those with a name have fused kernels.
+# Subclasses are not recognised: they may compute something else. Modules in KERNELS have fused kernels of that name.
 KERNELS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.LeakyReLU: "leaky_relu",
@@ -72,12 +72,12 @@ POOL_FUNCTIONS: dict[Callable, type[nn.Module]] = {
     torch.max_pool2d: nn.MaxPool2d,
     torch.max_pool3d: nn.MaxPool3d,
 }
-POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")  # of the functions
+POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")  # of POOL_FUNCTIONS
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def nonlinearity_of(node: object, owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> nn.Module | None:
-    """The non-linearity that a node applies, as a module of its own; None if it applies none."""
+    """The non-linearity that a node applies, as a new module; None if the node applies none."""
     if is_call(node, owner, MODULES + declared):
         return _called(node, owner)
     if not isinstance(node, fx.Node):
@@ -88,13 +88,13 @@ def nonlinearity_of(node: object, owner: fx.GraphModule, declared: tuple[type[nn
 
 
 def max_pooling(node: object, owner: fx.GraphModule) -> nn.Module | None:
-    """The max-pooling that a node applies, as a module of its own; None if it applies none that gives the map alone."""
+    """The max-pooling that a node applies, as a new module; None if there is none, or if it also returns indices."""
     pool = _called(node, owner) if is_call(node, owner, POOLS) else _made(node, POOL_FUNCTIONS)
     return None if pool is None or pool.return_indices else pool
 
 
 def batch_norm(node: object, owner: fx.GraphModule) -> nn.Module | None:
-    """The batch norm that a node applies, as a module of its own; None if it applies none."""
+    """The batch norm that a node applies, as a new module; None if the node applies none."""
     return _called(node, owner) if is_call(node, owner, NORMS) else None
 
 
@@ -104,7 +104,7 @@ def _called(node: object, owner: fx.GraphModule) -> nn.Module:
 
 
 def _made(node: object, kinds: dict[Callable, type[nn.Module]]) -> nn.Module | None:
-    """The module of the same name as a function, with the arguments of its call, where they are all constants."""
+    """The module that computes the same as a function call; None if an argument of the call is not a constant."""
     if not (isinstance(node, fx.Node) and node.op == "call_function" and node.target in kinds):
         return None
     kind = kinds[node.target]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The global random state, left alone while a user's own code runs."""
+"""Keeps the global random state unchanged while a user's code runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
-    """The random state of torch (on the CPU and that device), Python and NumPy is afterwards what it was."""
+    """On exit, restore the random state of torch (on the CPU and on `device`), of Python and of NumPy."""
     python, numpy = random.getstate(), np.random.get_state()
     kind, devices = ("cuda", []) if device.type == "cpu" else (device.type, [device])
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whether a network is a function of its input, and its trace the same function: compared once, by value."""
+"""Checks by value that a network is a function of its input, and that its trace computes the same function."""
 
 from __future__ import annotations
 
@@ -19,31 +19,40 @@ from rainbow_fast.tracing.trace import Trace, trace
 
 Run = Callable[[calls.Visit], Any]
 
-COMPARED = 32  # samples of the repeated passes: with a whole chunk they would take as long as a small run
-FEW = 8  # samples on which the call that differs is looked for
+COMPARED = 32  # samples in the repeated forward passes; a whole batch would take as long as a small run
+FEW = 8  # samples with which the first differing call is searched for
 
 
 @torch.no_grad()
 def check(
     reference: nn.Module, traced: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...] = (), name: str = "reference"
 ) -> Any:
-    """Compare a network with itself and with its trace, on samples x (N, ...), on y, the `COMPARED` in the middle of
-    them, and on the middle one x_i alone.
+    """Check that a network f is a function of its input and that its trace computes the same function.
 
-        f(y) = f(y), f(x_i) = f(x_i)             to the bit, of two copies, one of which was called before
-        f(x)_i = f(x_i)                          within `bound` of the largest output
-        trace(y) = f(y), trace(x_i) = f(x_i)     likewise
+    With x (N, ...) the samples, y the `COMPARED` samples in the middle of x, and x_i the middle sample alone:
 
-    A comparison that fails is repeated in float64, because a network may amplify rounding beyond the bound. A call must
-    not change parameters or buffers. Without a graph it must not change its input either, because then the network
-    itself runs on the data. NaN are equal. The network is copied, and the random state is left as it was.
+        f(y) = f(y), f(x_i) = f(x_i)             bit for bit, for two copies of f, one of which was called before
+        f(x)_i = f(x_i)                          within `bound` times the largest output
+        trace(y) = f(y), trace(x_i) = f(x_i)     within `bound` times the largest output
+
+    If one of the last two comparisons fails, it is repeated in float64, because a network may amplify rounding beyond
+    the bound. A call must not change parameters or buffers. If the network has no graph, a call must not change its
+    input either, because then the network itself runs on the data. NaN counts as equal to NaN. The network is copied,
+    and the random state is left unchanged.
+
+    Args:
+        reference: the network f.
+        traced: its trace.
+        x: the samples.
+        pointwise: the argument `pointwise` that `trace` was called with.
+        name: what error messages call the network.
 
     Returns:
         f(x).
 
     Raises:
-        ValueError: what differs; the message begins with `name` and has the first module and function that gives
-            something else.
+        ValueError: a comparison fails. The message begins with `name` and names the first module and function whose
+            results differ.
     """
     with untouched(x.device):
         module = copy.deepcopy(reference).eval()
@@ -55,8 +64,8 @@ def check(
         for key, value in _state(module).items():
             if key in before and distance(value, before[key]) > 0:
                 raise ValueError(
-                    f"{name}: a call changes {key!r} of it: wanted a function of its input, which leaves parameters "
-                    "and buffers as they are"
+                    f"{name}: a call changes its parameter or buffer {key!r}: wanted a network that leaves parameters "
+                    "and buffers unchanged"
                 )
         y = _few(x, COMPARED)
         compared = outputs if len(y) == len(x) else _called(copy.deepcopy(reference).eval(), y, name)
@@ -69,7 +78,7 @@ def check(
 
 
 def _check_repeats(reference: nn.Module, x: Tensor, outputs: Any, name: str) -> Any:
-    """What it gives for the middle sample alone."""
+    """Check that repeated calls give the same bits; returns the output for the middle sample alone."""
     module, alone = copy.deepcopy(reference).eval(), _middle(x)
     single = _called(module, alone, name)
     again = _called(module, x, name)
@@ -81,8 +90,8 @@ def _check_repeats(reference: nn.Module, x: Tensor, outputs: Any, name: str) -> 
         for some in (_few(x), x):
             where = where or _where((_run(reference, some), _run(reference, some, before=alone)), torch.equal)
         raise ValueError(
-            f"{name}: called twice on one input it gives two outputs, {apart:.1e} of the largest apart, first in "
-            f"{where or 'code outside of torch'}: wanted a function of its input alone, the same to the bit"
+            f"{name}: two calls with the same input differ by {apart:.1e} of the largest output, first in "
+            f"{where or 'code outside of torch'}: wanted outputs that depend only on the input, bit for bit"
         )
     return single
 
@@ -101,7 +110,7 @@ def _check_single(reference: nn.Module, x: Tensor, outputs: Any, single: Any, na
         where = where or _where((_run(reference, _middle(x)), _run(reference, some)), alike)
     shapes = [[tuple(t.shape) for t in tensors(each)] for each in (outputs, single)]
     raise ValueError(
-        f"{name}: what it gives for a sample depends on the other samples of the batch{_in(where)}: {shapes[0]} for "
+        f"{name}: the output for a sample depends on the other samples of the batch{_in(where)}: {shapes[0]} for "
         f"{len(x)} samples and {shapes[1]} for one of them alone differ by {apart:.1e} of the largest output, "
         f"wanted at most {limit:.1e}"
     )
@@ -118,7 +127,7 @@ def _check_trace(
     for some in (_few(x), x):
         where = where or _in_trace(reference, traced, some, pointwise, limit)
     raise ValueError(
-        f"{name}: its trace is another function{_in(where or _bypassed(reference))}: for {len(x)} samples they "
+        f"{name}: its trace computes something else{_in(where or _bypassed(reference))}: for {len(x)} samples they "
         f"differ by {apart:.1e} of the largest output, wanted at most {limit:.1e}"
     )
 
@@ -126,7 +135,10 @@ def _check_trace(
 def _in_trace(
     reference: nn.Module, traced: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...], limit: float
 ) -> str | None:
-    """Where a graph of the module differs from the module; without one, where the traced module does."""
+    """The first call in which the graph of the module differs from the module.
+
+    If the module has no graph, the copy of the network in the trace is compared instead.
+    """
     try:
         graph, _ = capture(copy.deepcopy(reference).eval(), pointwise)
         traced_run: Run = lambda visit: calls.Interpreter(graph, visit).run(x.clone())  # noqa: E731
@@ -136,14 +148,17 @@ def _in_trace(
 
 
 def _bypassed(reference: nn.Module) -> str | None:
-    """The part of the outermost module that torch.fx does not see."""
+    """The part of the outermost module that torch.fx does not see: its hooks or an overridden forward; None if none."""
     if reference._forward_hooks or reference._forward_pre_hooks:
         return "module 'reference', its forward hooks"
     return "module 'reference', the forward of this instance" if "forward" in vars(reference) else None
 
 
 def _equal_in_float64(reference: nn.Module, x: Tensor, pointwise: tuple[type[nn.Module], ...] | None) -> bool:
-    """Whether a difference vanishes with the rounding: of one sample, or of the trace."""
+    """Whether the comparison holds in float64, so that the difference was rounding.
+
+    `pointwise` None repeats the comparison of the batch with one sample alone; otherwise that with the trace.
+    """
     try:
         module, x = copy.deepcopy(reference).double().eval(), x.double()
         outputs = _owned(module(x.clone()))
@@ -152,7 +167,7 @@ def _equal_in_float64(reference: nn.Module, x: Tensor, pointwise: tuple[type[nn.
         if pointwise is None:
             return _of_middle_apart(outputs, module(_middle(x).clone()), len(x)) <= bound()
         return distances(trace(module, x[:1], pointwise).finish(0, (x.clone(),), []), outputs) <= bound()
-    except Exception:  # the user's own code may know its own dtype alone
+    except Exception:  # the user's code may work in its own dtype only
         return False
 
 
@@ -161,13 +176,13 @@ def _middle(x: Tensor) -> Tensor:
 
 
 def _few(x: Tensor, most: int = FEW) -> Tensor:
-    """Some samples, the same one being in their middle."""
+    """At most `most` samples around the middle of x; the middle sample stays the same."""
     at = len(x) // 2
     return x[max(at - most // 2, 0) : at + most // 2] if len(x) > most else x
 
 
 def _of_middle_apart(outputs: Any, single: Any, samples: int) -> float:
-    """How far what is given for the middle one of so many samples is from what is given for it alone."""
+    """The distance between the output for the middle sample of a batch of `samples` and its output when alone."""
     mine, singles = list(tensors(outputs)), list(tensors(single))
     apart = 0.0 if len(mine) == len(singles) else math.inf
     for t, alone in zip(mine, singles, strict=False):
@@ -177,19 +192,19 @@ def _of_middle_apart(outputs: Any, single: Any, samples: int) -> float:
 
 
 def _called(module: nn.Module, x: Tensor, name: str) -> Any:
-    """The outputs of a later call, on other samples."""
+    """The outputs of a call; a ValueError if the network raises an error for this number of samples."""
     try:
         return _owned(module(x.clone()))
     except Exception as error:  # the user's own code
         first = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{name}: called again, with a batch of {len(x)}, it raises {type(error).__name__} ({first}): wanted a "
-            "function of its input, of any number of samples"
+            f"{name}: a second call, with a batch of {len(x)}, raises {type(error).__name__} ({first}): wanted a "
+            "network that can be called again, with any number of samples"
         ) from error
 
 
 def _owned(outputs: Any) -> Any:
-    """A copy of the tensors, for a module may write into what it has given."""
+    """A copy of the output tensors, because a module may later write into the tensors that it has returned."""
     return outputs.detach().clone() if isinstance(outputs, Tensor) else [t.detach().clone() for t in tensors(outputs)]
 
 
@@ -199,7 +214,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _run(reference: nn.Module, x: Tensor, before: Tensor | None = None) -> Run:
-    """Runs a copy of a network, which may have been called before, and visits the calls in it."""
+    """A function that runs a copy of a network on x and visits all calls; first on `before`, if it is given."""
 
     def run(visit: calls.Visit) -> None:
         module = copy.deepcopy(reference).eval()
@@ -211,7 +226,7 @@ def _run(reference: nn.Module, x: Tensor, before: Tensor | None = None) -> Run:
 
 
 def _where(runs: tuple[Run, Run], equal: Callable[[Tensor, Tensor], bool]) -> str | None:
-    """The first call that differs; None if none does, or if a run raises: the caller has a message of its own."""
+    """The first call that differs; None if none does or if a run raises, as the caller then reports without it."""
     try:
         return calls.first_difference(runs, equal)
     except Exception:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a graph applies a non-linearity to every channel alike, and what belongs to it."""
+"""Finds the sites of a graph: the pointwise non-linearities, with the pooling and normalisation that belong to them."""
 
 from __future__ import annotations
 
@@ -29,25 +29,27 @@ MOVING = (*FLATTENS, "transpose", "unflatten", "squeeze", "unsqueeze", "mean", "
 class Site:
     """A pointwise non-linearity, with the max-pooling directly before or after it and the normalisation directly after.
 
-    phi = norm(after(sigma(before(z)))): `z` has d channels, the neurons of the layers before. A site is a call: a
-    module that is called twice is two sites.
+    It computes ``phi = norm(after(sigma(before(z))))``. The d channels of its input z are the neurons of the layer that
+    writes z; its output phi are the activations. A site is one call: a module that is called twice makes two sites.
 
     Attributes:
-        index: place in the full list of sites; part of the stream of its random numbers.
-        name: the dotted name of the activation module, or that of the module which calls a function and the function's;
-            a later one of the same name has ``_1``, ``_2``, ... added.
-        sigma: the non-linearity, a module.
-        activation, negative_slope: in the words of `rainbow_fast.random_features`; `activation` is None where the fused
-            kernels do not know sigma, or sigma has hooks, which they would pass by.
-        before, after: max-pooling, or None.
-        norm: batch norm in eval mode without its affine part, or None; `affine` is that part, a layer of its own.
-        axis: the channel axis of z, 1 or -1; None where only (N, d) is unambiguous.
-        writer: the one bias-free linear layer that writes z, if that is what writes it.
-        feeds_flatten: whether a Flatten takes phi as it is.
-        output: whether no linear layer comes after it; gate: whether phi multiplies something. Neither is sampled
-            unless it is named.
-        modules: dotted names of the modules it stands for, None where a part of it is a function, or a module that is
-            called elsewhere too.
+        index: position in the list of all sites of the network; part of the stream of the site's random numbers.
+        name: the dotted name of the activation module. For a function: the name of the module that calls it, a dot, and
+            the name of the function. Repeated names get ``_1``, ``_2``, ... added.
+        sigma: the non-linearity, as a module.
+        activation, negative_slope: the arguments of `rainbow_fast.random_features` that compute sigma. `activation` is
+            None if the fused kernels do not have sigma, or if sigma has hooks, which the kernels would not run.
+        before, after: the max-pooling before and after sigma, or None.
+        norm: the batch norm in eval mode without its affine part, or None.
+        affine: the affine part of the batch norm as a separate layer, or None.
+        axis: the channel axis of z, 1 or -1; None if it is not known, so that only z of shape (N, d) can be sampled.
+        writer: the linear layer without bias whose output is z, or None if z is computed in another way.
+        feeds_flatten: whether a Flatten is the only reader of phi.
+        output: whether no linear layer comes after the site. These sites are sampled only if they are named.
+        gate: whether phi multiplies another activation. These sites are sampled only if they are named.
+        modules: dotted names of the modules that the site replaces; None if a part of the site is a function, or a
+            module that is called elsewhere too.
+        reference: the module that computes phi from z in the trained network; it leaves z unchanged.
     """
 
     index: int
@@ -65,16 +67,21 @@ class Site:
     output: bool
     gate: bool
     modules: tuple[str, ...] | None
-    reference: nn.Sequential  # z -> phi, leaves z as it is
+    reference: nn.Sequential
 
     @property
     def fused(self) -> bool:
-        """Whether the fused kernels compute it, so that no features need be stored."""
+        """Whether the fused kernels compute the site; the features are then never stored."""
         return self.activation is not None and self.before is None and self.after is None
 
 
 def find_sites(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> list[tuple[Site, list[fx.Node]]]:
-    """The sites of a graph in order of execution, each with its nodes: pooling, non-linearity, pooling, norm."""
+    """The sites of a graph in order of execution, each with its nodes (pooling, non-linearity, pooling, norm).
+
+    Args:
+        owner: the graph, as `capture` returns it.
+        declared: the user's own classes of pointwise modules.
+    """
     nodes = list(owner.graph.nodes)
     calls: dict[object, int] = {}
     for node in nodes:
@@ -101,7 +108,7 @@ def _parts(node: fx.Node, owner: fx.GraphModule, taken: set[fx.Node]) -> list[fx
     if before not in taken and max_pooling(before, owner) is not None and len(before.users) == 1:
         if _axis(before.all_input_nodes[0], owner, False) == 1:
             parts.insert(0, before)
-    maps = _axis(parts[0].all_input_nodes[0], owner, False) == 1  # else a pooling goes over neurons
+    maps = _axis(parts[0].all_input_nodes[0], owner, False) == 1  # with another axis, pooling would mix neurons
     for kind in (max_pooling, batch_norm) if maps else (batch_norm,):
         following = list(parts[-1].users)
         if len(following) == 1 and following[0].op != "output" and kind(following[0], owner) is not None:
@@ -173,9 +180,9 @@ def make(
     feeds_flatten: bool = False,
     gate: bool = False,
 ) -> Site:
-    """The site of a non-linearity, a module of its own, and of what belongs to it."""
+    """The site of the non-linearity `sigma`, a module that nothing else uses; arguments as in `Site`."""
     if getattr(sigma, "inplace", False):
-        sigma.inplace = False  # type: ignore[assignment]  # z is read again after phi
+        sigma.inplace = False  # type: ignore[assignment]  # z is still read after phi is computed
     layers = [layer for layer in (before, sigma, after, norm) if layer is not None]
     return Site(
         index=index,
@@ -198,19 +205,19 @@ def make(
 
 
 def _kernel(sigma: nn.Module) -> str | None:
-    """The fused kernel of a non-linearity. None: there is none, or hooks or a forward of its own may change it."""
+    """The fused kernel of a non-linearity; None if there is none, or if hooks or a replaced forward may change it."""
     changed = sigma._forward_hooks or sigma._forward_pre_hooks or "forward" in vars(sigma)
     return None if changed or getattr(sigma, "approximate", "none") != "none" else KERNELS.get(type(sigma))
 
 
 def _slope(sigma: nn.Module) -> float:
     if isinstance(sigma, nn.PReLU):
-        return float(sigma.weight.detach()[0])  # of several, the network is refused
+        return float(sigma.weight.detach()[0])  # `trace` refuses a PReLU with several slopes
     return float(sigma.negative_slope) if isinstance(sigma, nn.LeakyReLU) else 0.01
 
 
 def _split(norm: nn.Module) -> tuple[nn.Module, nn.Module | None]:
-    """A batch norm as its normalisation and its affine part (None if it has none), both batch norms themselves."""
+    """Split a batch norm into its normalisation and its affine part (None if it has none); both are batch norms."""
     assert isinstance(norm, NORMS)
     if not norm.affine:
         return norm, None
@@ -221,7 +228,7 @@ def _split(norm: nn.Module) -> tuple[nn.Module, nn.Module | None]:
         norm.bias.zero_()
         affine.running_mean.zero_()
         affine.running_var.fill_(1)
-    affine.eps = torch.finfo(torch.float32).tiny  # lost in 1 + eps; torch 2.11 refuses 0
+    affine.eps = torch.finfo(torch.float32).tiny  # 1 + eps rounds to 1; torch 2.11 refuses eps = 0
     return norm, affine.eval()
 
 
@@ -230,7 +237,7 @@ def _module(node: fx.Node, owner: fx.GraphModule) -> nn.Module | None:
 
 
 def is_linear(node: fx.Node, owner: fx.GraphModule) -> bool:
-    """Whether a node mixes channels by a linear map of parameters or of other activations."""
+    """Whether a node mixes channels by a linear map, whose matrix is a parameter or another activation."""
     if isinstance(_module(node, owner), nn.Linear | _ConvNd | nn.MultiheadAttention):
         return True
     return is_function(node, ("matmul", "bmm", "__matmul__"), LINEAR_FUNCTIONS)
@@ -240,10 +247,10 @@ def _axis(z: fx.Node, owner: fx.GraphModule, normalised: bool) -> int | None:
     """The channel axis of z, by the layers that write it: 1 after a convolution, -1 after a Linear."""
     module = _module(z, owner)
     if isinstance(module, nn.Linear):
-        return None if normalised else -1  # a batch norm takes axis 1, the linear layer the last
+        return None if normalised else -1  # the channels of a batch norm are axis 1, those of a Linear the last axis
     if isinstance(module, MAPS):
         return 1
-    if isinstance(module, nn.BatchNorm1d):  # of (N, d), or of (N, d, length)
+    if isinstance(module, nn.BatchNorm1d):  # its input is (N, d) or (N, d, length)
         return 1 if _axis(z.all_input_nodes[0], owner, False) == 1 else None
     if z.op in ("placeholder", "get_attr"):
         return None
@@ -260,7 +267,7 @@ def _axis(z: fx.Node, owner: fx.GraphModule, normalised: bool) -> int | None:
 
 
 def _moved(node: fx.Node, axis: int | None) -> int | None:
-    """Where a permutation puts the channel axis, if that is 1 or the last."""
+    """Where a permutation puts the channel axis: 1, or -1 for the last axis; None for any other place."""
     arguments = node.args[1:]
     dims = [d for d in (arguments[0] if isinstance(arguments[0], tuple | list) else arguments) if isinstance(d, int)]
     if axis is None or len(dims) < 2:
@@ -275,7 +282,7 @@ def _writer(z: fx.Node, owner: fx.GraphModule) -> nn.Linear | _ConvNd | None:
 
 
 def _readers(phi: fx.Node, owner: fx.GraphModule) -> list[fx.Node]:
-    """What uses phi, looking through what only passes it on."""
+    """The nodes that use phi. Nodes that return phi unchanged are replaced by their own readers."""
     readers: list[fx.Node] = []
     for user in phi.users:
         readers += _readers(user, owner) if user.op != "output" and passes_on(user, owner) else [user]
@@ -283,7 +290,7 @@ def _readers(phi: fx.Node, owner: fx.GraphModule) -> list[fx.Node]:
 
 
 def is_flatten(node: fx.Node, owner: fx.GraphModule) -> bool:
-    """Whether a node makes one row of each sample."""
+    """Whether a node flattens each sample into one row."""
     module = _module(node, owner)
     if isinstance(module, nn.Flatten):
         return (module.start_dim, module.end_dim) == (1, -1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What comes after the last site: average pooling and Flatten, then the classifier, if it can be refit."""
+"""The layers after the last site: average pooling and Flatten, then the classifier, if it can be refit."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ AVERAGES = (
 
 @dataclass(frozen=True, eq=False)
 class Tail:
-    """``last(between(phi))`` are the outputs.
+    """The layers after the last site. The outputs of the network are ``last(between(phi))``.
 
     Attributes:
-        between: from phi (N, d, *space) to one row of features for each sample; linear, alike for all channels.
-        last: the classifier; name: its dotted name.
+        between: maps the activations phi (N, d, *space) of the last site to one row of features for each sample. It is
+            linear and treats all channels alike.
+        last: the classifier.
+        name: the dotted name of the classifier.
     """
 
     between: fx.GraphModule
@@ -39,10 +41,10 @@ class Tail:
     name: str
 
     def features(self, phi: Tensor) -> int:
-        """Features that one channel of a map like phi gives, positions kept being features.
+        """How many inputs of the classifier one channel of phi gives; each position that is not pooled is one.
 
         Raises:
-            ValueError: their number does not follow that of the channels.
+            ValueError: the number of features is not proportional to the number of channels.
         """
         each = []
         for channels in (1, 2):
@@ -53,25 +55,26 @@ class Tail:
                 each.append(0)
         if each[0] == 0 or each[1] != 2 * each[0]:
             raise ValueError(
-                "classifier: what stands before one that is refit has to take any number of channels; "
-                f"the layers before {self.name!r} are made for {phi.shape[1]}"
+                f"classifier: it can be refit only if the layers before it accept any number of channels; those "
+                f"before {self.name!r} accept only {phi.shape[1]}"
             )
         return each[0]
 
     def keeps_constants(self, phi: Tensor) -> bool:
-        """Whether a map of ones stays one, as padded averages do not let it."""
+        """Whether `between` maps ones to ones. Average pooling with zero padding does not."""
         ones = phi.new_ones(1, 1, *phi.shape[2:])
         return bool((self.between(ones) - 1).abs().max() < 1e-5)
 
 
 def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
-    """The tail of a network.
+    """The tail of a network with this graph and these sites.
 
     Raises:
-        ValueError: it does not end in a linear layer after average pooling and Flatten alone.
+        ValueError: there is no graph, the network does not end in a Linear, or there are other layers than average
+            pooling and Flatten between the last site and that Linear.
     """
     if graph is None:
-        raise ValueError("classifier: only in a network that torch.fx can trace can it be refit")
+        raise ValueError("classifier: it can be refit only in a network that torch.fx can trace")
     place = next(iter(graph.graph.find_nodes(op="call_module", target=sites[-1].name)))
     output = next(iter(graph.graph.find_nodes(op="output")))
     nodes = list(graph.graph.nodes)
@@ -83,7 +86,7 @@ def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
         affine = f"{sites[-1].name}_affine"
         kinds = [_kind(node, graph, affine) for node in after if not _sizes(node)]
         raise ValueError(
-            "classifier: only a Linear at the very end can be refit, after average pooling and Flatten alone; "
+            "classifier: only a Linear at the very end can be refit, if only average pooling and Flatten precede it; "
             f"after the last site come {', '.join(kinds) or 'no layers'}"
         )
     body = fx.Graph()
@@ -106,7 +109,7 @@ def _averages(node: fx.Node, owner: fx.GraphModule) -> bool:
 
 
 def _sizes(node: fx.Node) -> bool:
-    """Whether a node only handles shapes."""
+    """Whether a node only reads or indexes a shape."""
     if is_function(node, ("size", "dim"), (getattr,)):
         return True
     return is_function(node, (), (operator.getitem,)) and _sizes(node.all_input_nodes[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A network cut into sites, which can be sampled, and what lies between them."""
+"""Cuts a network into sites, which can be sampled, and the segments between them."""
 
 from __future__ import annotations
 
@@ -20,39 +20,46 @@ from rainbow_fast.tracing.nonlinearities import NORMS
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.site import Site, find_sites
 
-State = tuple[Any, ...]  # what is alive between two sites: phi, then tensors (now and then sizes) that are read later
+State = tuple[Any, ...]  # all values that later segments read: phi first, then other tensors (and sometimes sizes)
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
     """A chain ``segments[0], sites[0], segments[1], ..., sites[-1], segments[-1]`` that computes the reference.
 
-    Segment i takes the state after site i - 1 (the input at the beginning) and gives ``(z_i, *rest)``; the state after
-    site i is ``(phi_i, *rest)``; the last segment gives the outputs alone.
+    The reference is the trained network. Segment i takes the state after site i - 1 (for i = 0, the input) and returns
+    ``(z_i, *rest)``, where `rest` are the values that later segments read. The state after site i is
+    ``(phi_i, *rest)``. The last segment returns the outputs only.
 
     Attributes:
-        reference: a copy of the network, in eval mode, that segments and sites share.
+        reference: a copy of the network in eval mode. Segments and sites share its parameters.
         sites: in order of execution.
-        graph: in which every site is one call of the module that is named like it; None where there is no graph.
-        references: how many networks it computes, more than one in `networks.joined.Joined` alone.
+        graph: the graph of the network, in which each site is one call of a module with the name of the site; None if
+            torch.fx cannot trace the network.
+        segments: the modules between the sites, one more than there are sites.
+        swappable: whether replacing a module of the network has the same effect as replacing its node in the graph.
+        references: how many networks the chain computes; more than one only in `tracing.joined.Joined`.
     """
 
     reference: nn.Module
     sites: tuple[Site, ...]
     graph: fx.GraphModule | None
     segments: tuple[nn.Module, ...]
-    swappable: bool  # whether a module in the place of another computes what a node in the place of another does
+    swappable: bool
     references: int = 1
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of names, dtypes, shapes and values of the parameters and buffers of the reference."""
+        """SHA-256 of the names, dtypes, shapes and values of all parameters and buffers of the reference."""
         return fingerprint(self.reference.state_dict())
 
     def advance(self, place: int, state: State, activations: Sequence[nn.Module]) -> State:
-        """From the state after the site before `place` to ``(z, *rest)``, or to the outputs at the end.
+        """Run segment number `place` on the state after the site before it.
 
-        `activations` are those of the sites before, which a network without a graph runs again.
+        Returns ``(z, *rest)`` for the site number `place`; after the last site, ``(outputs,)``.
+
+        `activations` are the modules that stand at the sites before `place`. Only a network without a graph uses them:
+        it runs from its input again.
         """
         segment = self.segments[place]
         if isinstance(segment, modules.UpTo):
@@ -60,7 +67,7 @@ class Trace:
         return segment(*state)
 
     def finish(self, place: int, state: State, activations: Sequence[nn.Module]) -> Tensor:
-        """The outputs, from the state after the site before `place`; the reference's own sites come from there on."""
+        """The outputs, from the state after the site before `place`; from there on all sites are the reference's."""
         done = list(activations[:place])
         for site, number in zip(self.sites[place:], range(place, len(self.sites)), strict=True):
             z, *rest = self.advance(number, state, done)
@@ -69,43 +76,45 @@ class Trace:
         return self.advance(len(self.sites), state, done)[0]
 
     def tail(self) -> tail.Tail:
-        """The layers between the last site and the classifier, where that can be refit; see `tail.of`."""
+        """The layers between the last site and the classifier, and the classifier; see `tail.of`."""
         return tail.of(self.graph, self.sites)
 
     def with_weights(self, weights: Mapping[str, Tensor], pointwise: Iterable[type[nn.Module]] = ()) -> Trace:
-        """The same chain with other weights of the layers that write some sites.
+        """The trace of the same network with other weights in the layers that write the sites named in `weights`.
 
         Args:
-            weights: by the name of the site: (rows, in) or (rows, in, *kernel), any number of rows.
-            pointwise: as `trace` was given.
+            weights: maps the name of a site to the weight of its writer: (rows, in) or (rows, in, *kernel), with any
+                number of rows.
+            pointwise: the argument `pointwise` that `trace` was called with.
 
         Raises:
-            ValueError: no graph, or a layer that writes another site too.
+            ValueError: the network has no graph, or a site has no writer, or its writer also writes a site that is not
+                named.
         """
         if self.graph is None:
-            raise ValueError("reference: torch.fx cannot trace it, so that its layers can have no other weights")
+            raise ValueError("reference: torch.fx cannot trace it, so the weights of its layers cannot be replaced")
         network = copy.deepcopy(self.reference)
         for site in self.sites:
             others = [other.name for other in self.sites if other.writer is site.writer and other.name not in weights]
             if site.name in weights and (site.writer is None or others):
-                raise ValueError(f"site {site.name!r} is not written by a layer of its own, bias-free")
+                raise ValueError(f"site {site.name!r}: wanted a layer without bias that writes only this site")
             if site.name in weights and site.writer is not None:
                 network.set_submodule(self.writer_name(site), _layer(site.writer, weights[site.name]))
         return trace(network, None, pointwise)
 
     def writer_name(self, site: Site) -> str:
-        """Of the module that writes a site."""
+        """The dotted name of the module that writes a site."""
         return next(name for name, module in self.reference.named_modules() if module is site.writer)
 
     def rebuild(self, replacements: Mapping[str, nn.Module], *, ends_at: str | None = None) -> nn.Module:
-        """A network with the sites named replaced, and all else of the reference copied.
+        """A copy of the reference with some sites replaced.
 
-        A copy of the reference with submodules swapped where every one of those sites is a module that is called once;
-        else the graph. Shared weights stay shared.
+        If every replaced site is a module that is called once, the result is a copy of the user's network with these
+        submodules exchanged. Otherwise it is a copy of the graph. Shared weights stay shared.
 
         Args:
-            replacements: modules by the name of a site, or by that of another module.
-            ends_at: the site whose output is that of the network, what comes after it being left out.
+            replacements: maps the name of a site, or of another module, to the module that takes its place.
+            ends_at: name of the site whose output the network returns; later layers are left out. None keeps them all.
         """
         sites = [site for site in self.sites if site.name in replacements]
         if ends_at is None and self.swappable and all(site.modules is not None for site in sites):
@@ -133,22 +142,24 @@ def trace(
     pointwise: Iterable[type[nn.Module]] = (),
     name: str = "reference",
 ) -> Trace:
-    """Cut a network into its sites and the segments between them. The network itself and random state are not changed.
+    """Cut a network into its sites and the segments between them.
 
-    Sites are found in the graph of `torch.fx`: pointwise non-linearities of torch as modules, functions or methods, in
-    place or not. A network that has no such graph is sampled through its activation modules, each of which must be
-    called once, found by running `example`.
+    The sites are the pointwise non-linearities in the `torch.fx` graph of the network: modules, functions or methods of
+    torch, in place or not. If torch.fx cannot trace the network, its sites are its activation modules. They are found
+    by running the network on `example`, and each of them must be called once. The network is copied, and the random
+    state is left unchanged.
 
     Args:
-        example: a batch of inputs; needed only where there is no graph.
-        pointwise: kinds of modules of one's own that treat every number alike.
-        name: what messages call the network.
+        reference: the network.
+        example: a batch of inputs; used only if torch.fx cannot trace the network.
+        pointwise: the user's own classes of modules that apply one function to every number.
+        name: what error messages call the network.
 
     Raises:
-        TypeError: `reference` is no nn.Module, or `pointwise` holds something else than kinds of modules.
-        ValueError: a PReLU with a slope for each channel; a batch norm without running statistics; no graph and no
-            example; no graph, and no activation module, or one that is called twice. The message names the module, or
-            the line that torch.fx cannot trace.
+        TypeError: `reference` is not an nn.Module, or `pointwise` holds something that is not a class of modules.
+        ValueError: a PReLU with one slope for each channel; a batch norm without running statistics; torch.fx cannot
+            trace the network, and there is no example, or no activation module, or one that is called twice. The
+            message names the module, or the line that torch.fx cannot trace.
     """
     if not isinstance(reference, nn.Module):
         raise TypeError(f"{name}: wanted an nn.Module, got {type(reference).__name__}")
@@ -178,7 +189,7 @@ def trace(
 
 
 def _layer(like: nn.Linear | _ConvNd, weight: Tensor) -> nn.Module:
-    """A bias-free layer of the same geometry with another weight."""
+    """A copy of a bias-free layer with another weight, which may have another number of rows."""
     layer = copy.deepcopy(like)
     layer.weight = nn.Parameter(weight.to(like.weight), requires_grad=False)
     if isinstance(layer, nn.Linear):
@@ -201,13 +212,13 @@ def _check_slopes(sites: Iterable[Site], argument: str) -> None:
     for site in sites:
         if isinstance(site.sigma, nn.PReLU) and site.sigma.num_parameters != 1:
             raise ValueError(
-                f"{argument}: module {site.name!r} (PReLU) has {site.sigma.num_parameters} slopes, one a channel: "
-                "wanted one, for a site treats channels alike"
+                f"{argument}: module {site.name!r} (PReLU) has {site.sigma.num_parameters} slopes, one for each "
+                "channel: wanted one slope, because a site applies the same function to all channels"
             )
 
 
 def _join(owner: fx.GraphModule, site: Site, nodes: list[fx.Node]) -> None:
-    """Make one call of a site's nodes, and one of its affine part."""
+    """Replace the nodes of a site by one call of the site, followed by a call of its affine part if it has one."""
     z, last = nodes[0].all_input_nodes[0], nodes[-1]
     owner.add_submodule(site.name, site.reference)
     with owner.graph.inserting_after(last):
@@ -224,12 +235,15 @@ def _join(owner: fx.GraphModule, site: Site, nodes: list[fx.Node]) -> None:
 
 
 def _segments(owner: fx.GraphModule, sites: tuple[Site, ...]) -> Iterable[fx.GraphModule]:
-    """One graph before each site, one after the last: each computes what its site's z needs and none has yet."""
+    """One graph before each site and one after the last.
+
+    Each computes the values that z of its site needs and that no earlier segment has computed.
+    """
     nodes = list(owner.graph.nodes)
     places = [next(n for n in nodes if n.op == "call_module" and n.target == site.name) for site in sites]
     output = nodes[-1]
     source = next(node for node in nodes if node.op == "placeholder")
-    computed, state = {source}, [source]  # computed so far; alive at the start of the segment
+    computed, state = {source}, [source]  # all nodes computed so far; the inputs of the next segment
     for number, place in enumerate([*places, output]):
         z = place.all_input_nodes[0] if place is not output else None
         wanted = [z] if z is not None else list(output.all_input_nodes)
@@ -243,7 +257,7 @@ def _segments(owner: fx.GraphModule, sites: tuple[Site, ...]) -> Iterable[fx.Gra
 
 
 def _missing(wanted: list[fx.Node], computed: set[fx.Node]) -> set[fx.Node]:
-    """What has to be computed for `wanted`, parameters aside, which every segment reads for itself."""
+    """The nodes that still have to be computed for `wanted`, without parameters: each segment reads those itself."""
     missing: set[fx.Node] = set()
     waiting = [node for node in wanted if node not in computed]
     while waiting:
@@ -255,7 +269,7 @@ def _missing(wanted: list[fx.Node], computed: set[fx.Node]) -> set[fx.Node]:
 
 
 def _read_later(node: fx.Node, computed: set[fx.Node], coming: list[fx.Node]) -> bool:
-    """Whether something reads a value after the site that comes next, `coming[0]`."""
+    """Whether a node that is not computed yet reads this value, other than the next site, `coming[0]`."""
     return any(user not in computed and user is not coming[0] for user in node.users)
 
 
@@ -277,7 +291,7 @@ def _subgraph(owner: fx.GraphModule, state: list[fx.Node], inside: list[fx.Node]
 
 
 def _end(body: fx.GraphModule, site: str) -> None:
-    """Let the output of a site be that of the network."""
+    """Let the network return the output of a site, and remove all later layers."""
     output = next(iter(body.graph.find_nodes(op="output")))
     place = next(iter(body.graph.find_nodes(op="call_module", target=site)))
     output.args = (place,)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the weights of the linear layer that writes z say of it: the matrix W, and W W^T."""
+"""The weight matrix W of the linear layer that writes z at a site, and its row covariance W W^T."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.nn.modules.conv import _ConvNd
 
 
 def writer_rows(writer: nn.Linear | _ConvNd) -> Tensor:
-    """The weights W as rows of the neurons: ``(groups, d / groups, columns)`` float64, a neuron reads its group alone.
+    """The weights W with one row for each neuron: ``(groups, d / groups, columns)`` float64, one matrix for each group.
 
-    Columns are inputs times taps of the kernel. A transposed convolution has its weight as (in, d / groups, *kernel);
-    with strides it has all taps in its rows, of which a position sees one in ``prod(stride)``.
+    The columns are the inputs of the group times the taps of the kernel. The weight of a transposed convolution is
+    stored as (in, d / groups, *kernel) and is rearranged. If it has strides, a row holds all taps of the kernel, of
+    which each position of the output sees one in ``prod(stride)``.
     """
     weight = writer.weight.detach().double()
     if isinstance(writer, nn.Linear):
@@ -26,12 +27,13 @@ def writer_rows(writer: nn.Linear | _ConvNd) -> Tensor:
 
 
 def writer_covariance(writer: nn.Linear | _ConvNd) -> Tensor:
-    r"""``W W^T``, the covariance of what a linear layer makes of white input: (d, d) float64.
+    r"""``C = W W^T``, the covariance of the outputs of a linear layer when its input is white: (d, d) float64.
 
-        C[c, c'] = sum_{i, k} W[c, i, k] W[c', i, k]    in one group, 0 between two
+        C[c, c'] = sum_{i, k} W[c, i, k] W[c', i, k]    if c and c' are in the same group, else 0
 
-    Away from borders all positions of a convolution have it. Those of a transposed one of stride > 1 see different taps
-    of the kernel: C is the mean over positions, the sum over all taps over ``prod(stride)``.
+    For a convolution, this is the covariance at every position away from the borders. For a transposed convolution with
+    stride > 1, different positions see different taps of the kernel, and C is the mean over positions: the sum over all
+    taps divided by ``prod(stride)``.
     """
     rows = writer_rows(writer)
     C = torch.block_diag(*(rows @ rows.transpose(1, 2)))

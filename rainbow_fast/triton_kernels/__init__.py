@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Triton kernels of the ops of the same names. Importing a module of this room imports triton."""
+"""The Triton kernels of the ops of the same names. Importing a module of this folder imports triton."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The non-linearities inside Triton kernels, chosen by name when a kernel is compiled.
+"""The non-linearities inside Triton kernels. They are chosen by name when a kernel is compiled.
 
-float32 takes the polynomials of csrc/cpu/activation.h, at most 4 units in the last place from float64 also where
-products are not fused and `/` is not the nearest (results below 1.2e-38 may be taken for zero); cos holds for
-|x| < 2^20 and loses |x| 2^-52 beyond. float64 is good to 1e-16 (1 + |x|), not relative to small results.
+float32 uses the polynomials of csrc/cpu/activation.h. Their error is at most 4 units in the last place, even if
+products are not fused and `/` is not correctly rounded; results below 1.2e-38 may become zero. cos has this accuracy
+for |x| < 2^20 and loses |x| 2^-52 beyond. float64 has an absolute error of 1e-16 (1 + |x|).
 """
 
 from math import factorial
@@ -15,7 +15,7 @@ _HEX = float.fromhex
 
 
 def _constants(*hex: str) -> tl.constexpr:
-    """Coefficients, lowest first."""
+    """Coefficients of a polynomial, lowest degree first."""
     return tl.constexpr(tuple(_HEX(number) for number in hex))
 
 
@@ -35,12 +35,12 @@ _COS = _constants("0x1.55554ap-5", "-0x1.6c0bf2p-10", "0x1.99d8d6p-16")
 _SIN64 = tl.constexpr(tuple((-1.0) ** (k + 1) / factorial(2 * k + 3) for k in range(8)))
 _COS64 = tl.constexpr(tuple((-1.0) ** k / factorial(2 * k + 4) for k in range(7)))
 _LOG2E, _ROUND = tl.constexpr(_HEX("0x1.715476p+0")), tl.constexpr(_HEX("0x1.8p23"))
-_LN2, _LN2_LOW = tl.constexpr(_HEX("0x1.63p-1")), tl.constexpr(_HEX("-0x1.bd0106p-13"))  # n times the first is exact
+_LN2, _LN2_LOW = tl.constexpr(_HEX("0x1.63p-1")), tl.constexpr(_HEX("-0x1.bd0106p-13"))  # n * _LN2 is exact
 _ROOT2, _ROOT_HALF = tl.constexpr(_HEX("0x1.6a09e6p+0")), tl.constexpr(0.70710678118654752440)
 _TWO_OVER_PI, _ROUND64 = tl.constexpr(_HEX("0x1.45f306dc9c883p-1")), tl.constexpr(_HEX("0x1.8p52"))
 _HALF_PI, _HALF_PI_LOW = tl.constexpr(_HEX("0x1.921fb544p+0")), tl.constexpr(_HEX("0x1.0b4611a626331p-34"))
 
-# What is the same number again in the type of the samples, whatever that is.
+# Activations whose results need no rounding in any dtype of the samples.
 KEEP_PRECISION = ("identity", "relu", "abs", "sign", "step")
 
 
@@ -54,13 +54,13 @@ def _polynomial(c: tl.constexpr, DEGREE: tl.constexpr, x):
 
 @triton.jit
 def _power(n):
-    """2^n of an integer, -126 <= n <= 127."""
+    """2^n for an integer n, -126 <= n <= 127."""
     return ((n + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _exponential(x, low):
-    """e^(x + low) of -170 <= x <= 0 and a small low, as (1 + rest) * half * power; powers are multiplied last."""
+    """e^(x + low) for -170 <= x <= 0 and a small low, as (1 + rest) * half * power; the powers are multiplied last."""
     shifted = (x + low) * _LOG2E + _ROUND
     n = shifted - _ROUND
     r = (x - n * _LN2) + (low - n * _LN2_LOW)
@@ -71,14 +71,14 @@ def _exponential(x, low):
 
 @triton.jit
 def _exp_negative(x):
-    """e^x of x <= 0; 0 below -104. NaN stays NaN."""
+    """e^x for x <= 0; it is 0 below -104. NaN stays NaN."""
     rest, half, power = _exponential(tl.where(x < -104.0, -104.0, x), 0.0)
     return (1.0 + rest) * half * power
 
 
 @triton.jit
 def _scaled_erfc(x):
-    """e^(z^2) erfc(z) of 0 <= z <= 10.3, x = root2 z, and what its last rounding took of it, relative."""
+    """e^(z^2) erfc(z) for 0 <= z <= 10.3 with x = sqrt(2) z, and the relative error of its last rounding."""
     t = (x - 3 * _ROOT2) / (x + 3 * _ROOT2)
     rest = t * _polynomial(_ERFC, 9, t)
     value = _ERFC_FIRST + rest
@@ -131,11 +131,11 @@ def _silu(x):
 
 @triton.jit
 def cosine(x, QUARTERS: tl.constexpr):
-    """cos(x + QUARTERS pi / 2)"""
+    """cos(x + QUARTERS pi / 2)."""
     wide = x.to(tl.float64)
     shifted = wide * _TWO_OVER_PI + _ROUND64
     n = shifted - _ROUND64
-    quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32) + QUARTERS  # n is in its low bits
+    quadrant = shifted.to(tl.int64, bitcast=True).to(tl.int32) + QUARTERS  # the low bits of `shifted` hold n
     r = ((wide - n * _HALF_PI) - n * _HALF_PI_LOW).to(x.dtype)
     r = tl.where(tl.abs(x) < 2.0**40, r, x * 0.0)
     z = r * r
@@ -164,11 +164,11 @@ def _activate64(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """sigma(x), in the dtype of x: float32 or float64. `SLOPE` is that of leaky_relu."""
+    """sigma(x) in the dtype of x, float32 or float64. `SLOPE` is the slope of leaky_relu."""
     if ACTIVATION == "identity":
         return x
     elif ACTIVATION == "relu":
-        return tl.where(x <= 0.0, 0.0, x)  # NaN stays
+        return tl.where(x <= 0.0, 0.0, x)  # NaN stays NaN
     elif ACTIVATION == "abs":
         return tl.abs(x)
     elif ACTIVATION == "leaky_relu":

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""cross_covariance on a GPU: one product over samples, cut into ranges of them, whose parts a second kernel adds.
+"""cross_covariance on a GPU: products over ranges of samples (parts), which a second kernel adds.
 
-Tensor cores round their sums towards zero. So a chain of sums inside them is at most 128 samples long; it is then added
-to a float32 sum, and begins again with what this addition lost. The parts are added in float64, in a fixed order. The
-error is below 3e-7 of the sum of the magnitudes of the products, 1e-6 where these are equal. float64 is summed in
-float64 throughout.
+Tensor cores round their sums towards zero. A chain of sums inside them is therefore at most 128 samples long. It is
+then added to a float32 sum, and the rounding error of this addition is the start of the next chain. The parts are added
+in float64, in a fixed order. The error is below 3e-7 of the sum of the absolute values of the products, 1e-6 if these
+are equal. float64 is summed in float64 throughout.
 
-Bytes b N (d + m), b = 2, 4 or 8, and 8 bytes an entry and range of the parts; flops 2 N d m, half of it if symmetric,
-three times that in TF32 for float32. For N = 10^6, d = m, the floors in ms of memory and of arithmetic are
+The kernel reads b N (d + m) bytes, b = 2, 4 or 8, and writes 8 bytes for each entry and part. It takes 2 N d m flops,
+half of it if symmetric, three times that in TF32 for float32. For N = 10^6 and d = m, the least times in ms for memory
+and for arithmetic are
 
                       H100 (3.35 TB/s, 989 / 495 / 67 TF)    A100 (2.0 TB/s, 312 / 156 / 19.5 TF)
     bfloat16   d = 64        0.08   0.01                            0.13   0.03
@@ -16,8 +17,8 @@ three times that in TF32 for float32. For N = 10^6, d = m, the floors in ms of m
     float32    d = 512       1.2    3.2                             2.0    10
     float64    d = 512       2.4    7.8                             4.1    27
 
-and three additions an entry for every 128 samples: 3/8 of the time of their bfloat16 products on an H100, 3/16 on an
-A100, 1/16 or less of the float32 ones.
+There are also three additions for each entry and 128 samples. They take 3/8 of the time of the bfloat16 products on an
+H100, 3/16 on an A100, and at most 1/16 of the time of the float32 products.
 """
 
 from collections.abc import Sequence
@@ -32,16 +33,16 @@ from rainbow_fast.triton_kernels.activations import KEEP_PRECISION, activate
 from rainbow_fast.triton_kernels.rounding import dot
 from rainbow_fast.triton_kernels.samples import Layout, family, offsets, places
 
-WORKSPACE = 64 * 2**20  # bytes, of the parts
-BLOCK = 2048  # channels of each side in one launch: two parts of so many fill the workspace
-CHAIN = 128  # samples
-SHORTEST = 512  # samples of a range
-HEIGHT = tl.constexpr(16)  # of groups of tiles whose programs are neighbours, and find their samples in L2
+WORKSPACE = 64 * 2**20  # bytes for the parts
+BLOCK = 2048  # channels of each side in one launch; two parts of this size fill the workspace
+CHAIN = 128  # samples in a chain of sums
+SHORTEST = 512  # fewest samples in a range
+HEIGHT = tl.constexpr(16)  # height of groups of tiles with neighbouring programs, which share samples in L2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Tiles of at most rows x columns channels, `step` samples at a time (half if maps are ragged), `stages` ahead."""
+    """Tiles of at most rows x columns channels. `step` samples (half for ragged maps) are loaded `stages` ahead."""
 
     rows: int
     columns: int
@@ -52,7 +53,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Capacity:
-    """Programs that fill it, and the plans for products of 16 bits, of float32 and of float64."""
+    """The number of programs that fill a GPU, and the plans for products of 16 bits, float32 and float64."""
 
     programs: int
     half: Plan
@@ -60,7 +61,7 @@ class Capacity:
     double: Plan
 
 
-# By `family`. Those of sm_80 fit into the 99 KiB of its relatives, and serve any other GPU of NVIDIA's.
+# Capacities by `family`. That of sm_80 is used for all other NVIDIA GPUs; its tiles fit into 99 KiB of shared memory.
 MACHINES = {
     "sm_80": Capacity(216, Plan(128, 128, 32, 4), Plan(128, 64, 16, 4, "tf32x3"), Plan(64, 64, 16, 4)),
     "sm_90": Capacity(264, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
@@ -75,7 +76,7 @@ def _tile(
     AXES: tl.constexpr, SHIFTED: tl.constexpr, KEEP: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     STEP: tl.constexpr, ALONG: tl.constexpr,
 ):  # fmt: skip
-    """sigma(x) - shift of channels c and of samples first to end, at most STEP, along an axis; zeros outside."""
+    """sigma(x) - shift for channels c and at most STEP samples from first to end, along axis ALONG; zeros outside."""
     image, line, position = places(first, positions, lines, AXES, STEP)
     at = offsets(image, line, position, s_image, s_line, s_position, AXES)
     inside = tl.expand_dims(c < channels, ALONG) & tl.expand_dims(first + tl.arange(0, STEP) < end, 1 - ALONG)
@@ -94,7 +95,7 @@ def _tile(
 
 @triton.jit
 def _sum(tile, ALONG: tl.constexpr):
-    """Over samples, in float64; the sum of one tile in float32, unless it is float64."""
+    """The sum of a tile over samples, as float64. It is computed in float32, or in float64 for a float64 tile."""
     if tile.dtype == tl.float64:
         return tl.sum(tile, ALONG)
     else:
@@ -111,14 +112,14 @@ def products_kernel(
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
-    """One tile of X Y^T over one range of samples, into the part of that range; float32 as a sum and what it lost."""
+    """One tile of X Y^T over one range of samples, written to its part; in float32, as a sum and its rounding error."""
     down, across = tl.cdiv(d, ROWS), tl.cdiv(m, COLUMNS)
     tile, part = tl.program_id(0) % (down * across), (tl.program_id(0) // (down * across)).to(tl.int64)
     top = tile // (HEIGHT * across) * HEIGHT
     height = tl.minimum(down - top, HEIGHT)
     i, j = top + tile % (HEIGHT * across) % height, tile % (HEIGHT * across) // height
     if SYMMETRIC:
-        if i * ROWS >= (j + 1) * COLUMNS:  # all of it below the diagonal
+        if i * ROWS >= (j + 1) * COLUMNS:  # the whole tile is below the diagonal
             return
     row, column = i.to(tl.int64) * ROWS + tl.arange(0, ROWS), j.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     begin = part * each
@@ -147,7 +148,7 @@ def products_kernel(
             high = dot(a, b, high, PRECISION)
         else:
             low = dot(a, b, low, PRECISION)
-            if step % CHAIN == CHAIN - 1:  # Kahan's sum: the next chain begins with what this one lost
+            if step % CHAIN == CHAIN - 1:  # Kahan summation: the next chain begins with the rounding error
                 total = high + low
                 low -= total - high
                 high = total
@@ -173,11 +174,11 @@ def parts_kernel(
     out, ld, d, m, parts, count, size, s_row, s_column,
     SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
-    """out (d, m) += the sum in float64 of `count` parts of a `size`, in an order that follows from `count` alone."""
+    """out (d, m) += the float64 sum of `count` parts of `size` numbers, in an order that depends only on `count`."""
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     row, column = entry // m, entry % m
     inside = row < d
-    if SYMMETRIC:  # of the two entries that are the same, the upper
+    if SYMMETRIC:  # only the upper triangle of a part is valid
         source = tl.minimum(row, column) * s_row + tl.maximum(row, column) * s_column
     else:
         source = row * s_row + column * s_column
@@ -193,7 +194,7 @@ def parts_kernel(
 
 @dataclass(frozen=True)
 class _Side:
-    """Some channels of a side, as a kernel's arguments."""
+    """Some channels of x or y, as arguments of a kernel."""
 
     data: Tensor
     layout: Layout
@@ -208,9 +209,9 @@ class _Side:
 
     @property
     def ragged(self) -> bool:
-        """Whether neighbours in memory are samples, cut into lines where no vector ends.
+        """Whether samples are neighbours in memory, but in lines whose length is not a multiple of 16.
 
-        Of them Triton sees no neighbours, and lets threads run along the last axis.
+        Triton cannot vectorise over these samples, and lets threads run along the last axis.
         """
         return self.layout.axes > 1 and self.layout.grid[0] % 16 != 0 and self.layout.strides[0][0] != 1
 
@@ -230,15 +231,19 @@ def cross_covariance(
     block: int = BLOCK,
     machine: Capacity | None = None,
 ) -> None:
-    """Add to `out` (d, m), float64 with contiguous rows, the sum over samples of x y^T for each y, beside each other.
+    """Add the sums of x y^T over samples to `out` (d, m), float64 with contiguous rows; m are the channels of all y.
 
     Args:
-        sides: x and the ys, (images, channels, lines, positions) of any strides.
-        shifts: what is taken off sigma of each side, a number a channel, float64 for float64 and float32 else; or None.
-        totals: where the sums of what remains of each side are added, float64, a number a channel; or None.
-        symmetric: there is only x, which stands for y as well.
-        block: channels of each side in one launch, at most.
-        machine: that it plans for; None for that of the device.
+        out: the results of the ys, one after the other along the columns.
+        sides: x and the ys, (images, channels, lines, positions) with any strides.
+        shifts: for each side, one number for each channel that is subtracted from sigma(x), or None; float64 for
+            float64 sides, else float32.
+        totals: for each side, a float64 tensor with one number for each channel, to which the sums of sigma(x) - shift
+            are added, or None.
+        symmetric: there are no ys, and y is x.
+        activation, slope: sigma and its slope, as in the op.
+        block: the largest number of channels of each side in one launch.
+        machine: the capacity to plan for; None (default) for that of the device.
     """
     x, *ys = sides
     last = 0
@@ -261,7 +266,7 @@ def _one(
     out: Tensor, mirrored: Tensor | None, x: _Side, y: _Side, symmetric: bool, activation: str, slope: float,
     machine: Capacity,
 ) -> None:  # fmt: skip
-    """One block of the result, and of what lies across the diagonal from it."""
+    """One block of the result, and its transpose on the other side of the diagonal, `mirrored`, if it is given."""
     d, m, samples = x.data.shape[1], y.data.shape[1], x.layout.samples
     if d * m * samples == 0:
         return
@@ -304,7 +309,7 @@ def edge(channels: int, most: int) -> int:
 
 
 def _ranges(samples: int, tiles: int, numbers: int, programs: int) -> tuple[int, int]:
-    """How many ranges of samples, and how long: from shapes alone."""
+    """The number of ranges of samples and their length; they depend only on shapes."""
     count = min(triton.cdiv(programs, tiles), samples // SHORTEST, WORKSPACE // (8 * numbers))
     each = triton.cdiv(triton.cdiv(samples, max(1, count)), CHAIN) * CHAIN
     return triton.cdiv(samples, each), each

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which kernels of cross_covariance tests/helpers/gpu_check.py compiles."""
+"""The kernels of cross_covariance that tests/helpers/gpu_check.py compiles."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from rainbow_fast.triton_kernels.cross_covariance import (
 from rainbow_fast.triton_kernels.variant import Variant
 
 _SIDE = ("channel", "image", "line", "position", "positions", "lines")
-CASES = {  # dtype, channels, activation, channel is the axis of stride 1, axes, aligned, centred, symmetric
+CASES = {  # dtype, channels, activation, whether channels have stride 1, axes, aligned, centred, symmetric
     "bf16 maps": ("bf16", 128, "identity", False, 2, True, False, False),
     "bf16 maps relu": ("bf16", 128, "relu", False, 2, True, False, True),
     "bf16 rows": ("bf16", 128, "identity", True, 1, True, False, False),
@@ -39,7 +39,7 @@ def variants() -> Iterator[Variant]:
     for target, family in MACHINES.items():
         for name, case in CASES.items():
             if case[1] < 64 and target in ("sm_90", "sm_100"):
-                continue  # tiles too small for their own matrix instructions: those of sm_80
+                continue  # these tiles are too small for the matrix instructions of the target, and use those of sm_80
             yield _variant(name, target, family, *case)
     types = {"out": "*fp64", "parts": "*fp32", **dict.fromkeys(("ld", "d", "m", "count", "size", "s_row"), "i32")}
     constants = {"s_column": 1, "SYMMETRIC": True, "PARTS": 64, "ENTRIES": 32}

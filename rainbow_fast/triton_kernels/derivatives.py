@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The derivatives of the non-linearities inside Triton kernels, as csrc/cpu/derivative.h; at a corner what
-rainbow_fast/ops/activations.py says.
+"""The derivatives of the non-linearities inside Triton kernels, as in csrc/cpu/derivative.h.
+
+At a corner, the derivative is that of rainbow_fast/ops/activations.py.
 """
 
 import triton
@@ -15,12 +16,12 @@ from rainbow_fast.triton_kernels.activations import (
 )
 
 _TWO_OVER_ROOT_PI = tl.constexpr(1.12837916709551257390)
-_DENSITY = tl.constexpr(0.39894228040143267794)  # of the normal law at 0
+_DENSITY = tl.constexpr(0.39894228040143267794)  # density of the normal distribution at 0
 
 
 @triton.jit
 def _gaussian(z, FACTOR: tl.constexpr):
-    """e^(-FACTOR z^2) of 0 <= z, FACTOR 1 or 0.5, as `_exponential`: z is split so that its rounding does not enter."""
+    """e^(-FACTOR z^2) for z >= 0 and FACTOR 1 or 0.5, as `_exponential` returns it; z is split to square it exactly."""
     high = (z.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)  # its square is exact
     return _exponential(-FACTOR * high * high, -FACTOR * (z - high) * (z + high))
 
@@ -40,7 +41,7 @@ def _erf_derivative(x):
 
 @triton.jit
 def _gelu_derivative(x):
-    """Phi(x) + x Phi'(x), which is one minus itself at -x."""
+    """Phi(x) + x Phi'(x). Its value at x is 1 minus its value at -x."""
     a = tl.abs(x)
     z = tl.where(a > 14.5, 14.5, a)
     tail, lost = _scaled_erfc(z)
@@ -52,7 +53,7 @@ def _gelu_derivative(x):
 
 @triton.jit
 def _silu_derivative(x, e):
-    """t (1 + x (1 - t)), t = 1 / (1 + e^-x), of e = e^-|x|."""
+    """t (1 + x (1 - t)) with t = 1 / (1 + e^-x), computed from e = e^-|x|."""
     large = 1.0 / (1.0 + e)
     small = e * large
     t, rest = tl.where(x < 0.0, small, large), tl.where(x < 0.0, large, small)
@@ -76,12 +77,12 @@ def _differentiate64(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def differentiate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """sigma'(x), in the dtype of x: float32 or float64. `SLOPE` is that of leaky_relu."""
+    """sigma'(x) in the dtype of x, float32 or float64. `SLOPE` is the slope of leaky_relu."""
     if ACTIVATION == "identity":
         return tl.full(x.shape, 1.0, x.dtype)
     elif ACTIVATION == "relu" or ACTIVATION == "leaky_relu":
         below: tl.constexpr = SLOPE if ACTIVATION == "leaky_relu" else 0.0
-        return tl.where(x > 0.0, tl.full(x.shape, 1.0, x.dtype), below)  # two numbers would be taken in float32
+        return tl.where(x > 0.0, tl.full(x.shape, 1.0, x.dtype), below)  # with two numbers, the result would be float32
     elif ACTIVATION == "abs":
         return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
     elif ACTIVATION == "sign" or ACTIVATION == "step":

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""gaussian on a GPU: each thread makes whole groups of four columns and writes them at once.
+"""gaussian on a GPU: each thread computes whole groups of four columns and writes each group at once.
 
-A value costs 44 instructions (everything counted; 46 in bfloat16) and b bytes written, b = 2, 4 or 8. Floors per 10^9
-values: generation 1.4 ms on an H100 (0.70 T/s), 2.3 ms on an A100 (0.44 T/s); memory 0.3 b ms on an H100 (3.35 TB/s),
-0.5 b ms on an A100 (2.0 TB/s). So float32 is about balanced, and narrower dtypes are bound by generation.
+A value takes 44 instructions (everything counted; 46 in bfloat16) and b written bytes, b = 2, 4 or 8. The least times
+for 10^9 values are, for generation, 1.4 ms on an H100 (0.70 T/s) and 2.3 ms on an A100 (0.44 T/s); for memory, 0.3 b ms
+on an H100 (3.35 TB/s) and 0.5 b ms on an A100 (2.0 TB/s). float32 is about balanced; narrower dtypes are bound by
+generation.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile, words
 from rainbow_fast.triton_kernels.rounding import split
 from rainbow_fast.triton_kernels.variant import Variant
 
-# Rows and groups of four columns of a tile, and its warps: eight groups a thread in wide tiles, four in narrow ones.
+# Rows, groups of four columns and warps of a tile. A thread has eight groups in wide tiles and four in narrow ones.
 WIDE = {"ROWS": 8, "GROUPS": 128, "num_warps": 4}
 NARROW = {"ROWS": 128, "GROUPS": 4, "num_warps": 4}
 
@@ -59,8 +60,8 @@ def gaussian_kernel(
 def gaussian(out: Tensor, where: list[int]) -> None:
     """Write the tile of G at `where` = [seed, stream, row_offset, col_offset] into `out`, whose rows are contiguous.
 
-    An `out` of shape (3, rows, cols) gets G as the sum of three numbers of its dtype, by which a product of float32 is
-    made of products of bfloat16.
+    If `out` is (3, rows, cols), it gets G as the sum of three numbers of its dtype, with which a float32 product is
+    computed by bfloat16 products.
     """
     if out.numel() == 0:
         return

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The largest eigenvalue of positive definite matrices by Lanczos' method, for a batch at a time and without a copy to
-the host: a library product and one kernel for each step.
+"""The largest eigenvalues of a batch of positive definite matrices, by Lanczos' method.
+
+Each step is a matrix product of torch and one kernel. Nothing is copied to the host.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ RITZ = {"STEPS": 32, "LANES": 32, "num_warps": 1}
 
 @triton.jit
 def _orthogonal(source, target, basis, step, d, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """target = source less its shares along the vectors up to `step`, which it returns."""
+    """target = source minus its components along the basis vectors up to `step`; returns the components."""
     lane, at = tl.arange(0, STEPS), tl.arange(0, BLOCK).to(tl.int64)
     rows, valid = basis + lane[:, None].to(tl.int64) * d, (lane <= step)[:, None]
     shares = tl.zeros((STEPS,), tl.float64)
@@ -30,7 +31,7 @@ def _orthogonal(source, target, basis, step, d, STEPS: tl.constexpr, BLOCK: tl.c
         v = tl.load(rows + (start + at)[None, :], mask=valid & inside[None, :], other=0.0)
         w = tl.load(source + start + at, mask=inside, other=0.0)
         tl.store(target + start + at, w - tl.sum(v * shares[:, None], 0), mask=inside)
-    tl.debug_barrier()  # what follows loads it from other threads
+    tl.debug_barrier()  # other threads load `target` next
     return shares
 
 
@@ -38,9 +39,10 @@ def _orthogonal(source, target, basis, step, d, STEPS: tl.constexpr, BLOCK: tl.c
 def step_kernel(
     basis, product, diagonal, beside, d: tl.int64, step: tl.int32, STEPS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """From product = R basis[step], the entries `step` of the tridiagonal matrix, and basis[step + 1].
+    """Compute entry `step` of the tridiagonal matrix, and basis[step + 1], from product = R basis[step].
 
-    Twice against all the vectors before: they stay orthogonal. Where nothing is left, the next vector is zero.
+    The product is orthogonalised twice against all earlier vectors, so that they stay orthogonal. If nothing is left of
+    it, the next vector is zero.
     """
     b = tl.program_id(0).to(tl.int64)
     basis += b * (STEPS + 1) * d
@@ -71,7 +73,7 @@ def step_kernel(
 
 @triton.jit
 def ritz_kernel(out, diagonal, beside, steps: tl.int32, STEPS: tl.constexpr, LANES: tl.constexpr):
-    """The largest eigenvalue of a tridiagonal matrix, from below, by Sturm sequences at LANES points at a time."""
+    """A lower bound of the largest eigenvalue of a tridiagonal matrix, by Sturm sequences at LANES points at a time."""
     b = tl.program_id(0)
     diagonal += b * STEPS
     beside += b * STEPS
@@ -79,7 +81,7 @@ def ritz_kernel(out, diagonal, beside, steps: tl.int32, STEPS: tl.constexpr, LAN
     right = tl.load(beside + lane, mask=lane < steps, other=0.0)
     left = tl.load(beside + lane - 1, mask=(lane < steps) & (lane > 0), other=0.0)
     high = tl.max(tl.load(diagonal + lane, mask=lane < steps, other=0.0) + left + right, 0)  # Gershgorin
-    low = 0.0 * high  # NaN where anything is
+    low = 0.0 * high  # NaN if an entry is NaN
     for _ in range(6):  # 33^-6 is 1e-9
         width = (high - low) / (LANES + 1)
         x = low + width * (point + 1)
@@ -95,7 +97,10 @@ def ritz_kernel(out, diagonal, beside, steps: tl.int32, STEPS: tl.constexpr, LAN
 
 
 def largest_eigenvalue(R: Tensor, start: Tensor) -> Tensor:
-    """Of (b, d, d), from below by at most a few thousandths where d > 32; Krylov's vectors begin at `start` (d,)."""
+    """The largest eigenvalue of each R (b, d, d): a lower bound, for d > 32 too small by at most a few thousandths.
+
+    The Krylov space begins with `start` (d,).
+    """
     b, d = R.shape[:2]
     basis = R.new_zeros(b, STEP["STEPS"] + 1, d)
     basis[:, 0] = start / start.norm()

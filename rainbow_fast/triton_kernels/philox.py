@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""G inside Triton kernels, bit for bit as csrc/philox.h: Philox4x32-10, then separately rounded + - * sqrt.
+"""G inside Triton kernels, with the bits of csrc/philox.h: Philox4x32-10, then separately rounded + - * sqrt.
 
-Every launch says ``enable_fp_fusion=False`` (`EXACT`): a fused multiply-add would change the bits.
+Every launch sets ``enable_fp_fusion=False`` (`EXACT`), because fused multiply-adds would change the bits.
 
-A group q of four columns costs one Philox call and gives four tensors, of columns 4q, 4q + 1, 4q + 2, 4q + 3, which
-`gaussian_tile` interleaves inside each thread. A matrix product need not: it may sum over columns in any order, as long
-as it reads the rows of its other operand in the same one.
+A group q of four columns takes one Philox call, which gives four tensors, for columns 4q, 4q + 1, 4q + 2 and 4q + 3.
+`gaussian_tile` interleaves them inside each thread. A matrix product does not need that: it may sum over columns in any
+order in which it also reads the rows of the other operand.
 """
 
 import triton
@@ -31,7 +31,7 @@ _ULP, _HALF_ULP = tl.constexpr(2.0**-32), tl.constexpr(2.0**-33)
 
 @triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
-    """Ten rounds on four uint32 tensors, which broadcast. A u64 product is one mul.wide.u32, not a high and a low."""
+    """Ten rounds on four uint32 tensors, which broadcast. A uint64 product is one mul.wide.u32 instruction."""
     for _ in tl.static_range(10):
         p0 = c0.to(tl.uint64) * 0xD2511F53
         p1 = c2.to(tl.uint64) * 0xCD9E8D57
@@ -46,7 +46,7 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def box_muller(a, b):
-    """Two normals of two words: radius from a, octant-shifted angle and signs from b."""
+    """Two normal numbers from two words: the radius from a, the angle (shifted by an octant) and the signs from b."""
     v = a.to(tl.float32) * _ULP + _HALF_ULP
     bits = v.to(tl.int32, bitcast=True)
     e = (bits - 0x3F3504F3) >> 23
@@ -63,7 +63,7 @@ def box_muller(a, b):
 
 @triton.jit
 def _flip(x, sign):
-    """x, negated where the top bit of the word is set."""
+    """x, negated if the top bit of the word `sign` is set."""
     return (x.to(tl.uint32, bitcast=True) ^ (sign & 0x80000000)).to(tl.float32, bitcast=True)
 
 
@@ -73,8 +73,8 @@ def gaussian4(i, q, seed_lo, seed_hi, stream):
 
     Args:
         i: int64 rows, 0 <= i < 2^56.
-        q: uint32 groups of four columns; i and q broadcast, (rows, 1) and (1, groups) as a rule.
-        seed_lo, seed_hi, stream: 32-bit words, signed or not; see `words`.
+        q: uint32 groups of four columns; i and q broadcast, usually from (rows, 1) and (1, groups).
+        seed_lo, seed_hi, stream: 32-bit words, signed or unsigned; see `words`.
     """
     low = i.to(tl.uint32)
     tag = (i >> 32).to(tl.uint32) | (VERSION << 28 | GAUSSIAN_KIND << 24)
@@ -87,14 +87,14 @@ def gaussian4(i, q, seed_lo, seed_hi, stream):
 
 @triton.jit
 def gaussian_tile(i, q, seed_lo, seed_hi, stream):
-    """G[i, 4q[0] ...]: rows i (R,) and whole groups q (Q,), neighbours, as a float32 tile (R, 4 Q) in its order."""
+    """Rows i (R,) and consecutive groups q (Q,) of four columns of G, as a float32 tile (R, 4 Q) in column order."""
     g0, g1, g2, g3 = gaussian4(i[:, None], q[None, :], seed_lo, seed_hi, stream)
-    g = tl.join(tl.join(g0, g2), tl.join(g1, g3))  # a thread holds its groups whole: no shuffle
+    g = tl.join(tl.join(g0, g2), tl.join(g1, g3))  # each thread holds whole groups, so this needs no shuffle
     return g.reshape(i.shape[0], 4 * q.shape[0])
 
 
 def words(where: list[int]) -> tuple[int, int, int, int, int]:
-    """[seed, stream, row_offset, col_offset] as a kernel's arguments: three signed 32-bit words, two int64 offsets."""
+    """[seed, stream, row_offset, col_offset] as arguments of a kernel: three signed 32-bit words, two int64 offsets."""
     seed, stream, row_offset, col_offset = where
 
     def signed(word: int) -> int:

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""polar on a GPU: the stages of csrc/cpu/polar.cpp, of library products in float64 with small kernels between them.
+"""polar on a GPU: the stages of csrc/cpu/polar.cpp, by matrix products of torch in float64 and small kernels.
 
-A stage takes the Gram matrix R of X (M at first) and multiplies X by a function of R that brings its singular values
-near 1: two Zolotarev functions one after the other, each a sum of (R + pole)^-1. It trusts R only down to RESOLVED;
-where singular values of X lie below, it applies the first function alone, and the next stage squares again.
+A stage computes the Gram matrix R of X (which is M in the first stage), and multiplies X by a function of R that brings
+the singular values near 1. The function is the composition of two Zolotarev functions, each a sum of (R + pole)^-1.
+R does not resolve singular values of X below RESOLVED times SMALLEST. If there are any, the stage applies the first
+function only, and the next stage computes a new Gram matrix.
 
-Floating-point operations, in units of d^3: a stage that is not the last 4 n/d + 10; the last one 4 n/d + 14 + 10/3 p,
-p <= 4 poles, and 4 n/d more in float64. A square float32 matrix of 2048 takes 28 units, 2.4e11, in a single stage:
-4.4 ms on an H100 (55 TF), 13 ms on an A100 (18 TF), and the latency of six factorisations besides. Memory beyond M and
-out, for each matrix of a batch: 10 d^2 + 3 d n float64 numbers at most.
+Floating-point operations, in units of d^3: the last stage takes 4 n/d + 14 + 10/3 p with p <= 4 poles, and 4 n/d more
+in float64; every other stage takes 4 n/d + 10. A square float32 matrix of 2048 takes a single stage and 28 units,
+2.4e11: 4.4 ms on an H100 (55 TF), 13 ms on an A100 (18 TF), plus the latency of six factorisations. Memory besides M
+and out: at most 10 d^2 + 3 d n float64 numbers for each matrix of a batch.
 
-All runs in the order of the stream but for one copy to the host in each stage: the condition decides poles, rank, and
-whether there is another stage. One is enough up to a condition of 8e3 (float32; 2e3 in float64), and each more takes
-another factor of a thousand.
+Everything runs asynchronously except one copy to the host in each stage: the condition decides the poles, the rank, and
+whether another stage follows. One stage is enough up to a condition number of 8e3 (float32) or 2e3 (float64). Each
+further stage adds a factor of a thousand.
 """
 
 from collections.abc import Iterator
@@ -28,13 +29,13 @@ from rainbow_fast.triton_kernels.variant import Variant
 from rainbow_fast.triton_kernels.zolotarev import Rational, zolotarev
 
 DONE, NULL, FAILED = 0.0, 2.0, 3.0  # enum Outcome of csrc/cpu/polar.cpp
-SMALLEST = {torch.float32: 5e-4, torch.float64: 2e-3}  # where the first function begins
-RESOLVED = 0.25  # times that: down to which a stage trusts a Gram matrix
-DEVIATION = 4e-8  # of singular values from 1 where a stage ends
-MARGIN = 1.01  # between a condition that is estimated and one that decides the rank
-ABOVE = 1.01  # since Lanczos' estimate is from below
+SMALLEST = {torch.float32: 5e-4, torch.float64: 2e-3}  # lower end of the interval of the first function
+RESOLVED = 0.25  # smallest singular value that a Gram matrix resolves, in units of SMALLEST
+DEVIATION = 4e-8  # largest deviation of singular values from 1 after the last stage
+MARGIN = 1.01  # safety factor for deciding the rank by an estimated condition
+ABOVE = 1.01  # safety factor, because Lanczos' method gives a lower bound
 STAGES, FIRST_POLES, MOST_POLES, PROBES = 6, 3, 4, 8
-BATCHED = 256  # up to this size a batch is factored at once: the library's batched routines are made for small matrices
+BATCHED = 256  # largest size of matrices that batched factorisations are used for; they are made for small matrices
 
 COMBINE = {"BLOCK": 32, "num_warps": 4}
 
@@ -44,9 +45,9 @@ def combine_kernel(
     out, inputs, coefficients, batch: tl.int64, d: tl.int64,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out[o, b] = sum_i coefficients[b, o, i] sym(inputs[i, b]) + coefficients[b, o, INPUTS] 1, d x d each.
+    """out[o, b] = sum_i coefficients[b, o, i] sym(inputs[i, b]) + coefficients[b, o, INPUTS] 1, all d x d.
 
-    A program makes a block and its mirror image: the results are symmetric to the last bit.
+    A program computes a block and its mirror image, so the results are exactly symmetric.
     """
     b, down, across = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     if down > across:
@@ -68,7 +69,10 @@ def combine_kernel(
 
 
 def combine(out: Tensor, inputs: Tensor, coefficients: Tensor) -> Tensor:
-    """Sums (o, b, d, d) of (i, b, d, d), symmetrised; coefficients (b, o, i + 1), the last ones of the identity."""
+    """Linear combinations (o, b, d, d) of inputs (i, b, d, d), symmetrised, and of the identity.
+
+    `coefficients` are (b, o, i + 1); the last one is that of the identity.
+    """
     count, b, d, _ = inputs.shape
     blocks = triton.cdiv(d, COMBINE["BLOCK"])
     combine_kernel[(b, blocks, blocks)](out, inputs, coefficients.contiguous(), b, d, count, len(out), **COMBINE)
@@ -81,7 +85,7 @@ def _combined(inputs: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def _invert(squares: Tensor) -> Tensor:
-    """Replace positive definite (p, b, d, d) by their inverses; returns (b,), whether all p of them were."""
+    """Replace matrices (p, b, d, d) by their inverses; returns (b,): whether all p of them were positive definite."""
     p, b, d, _ = squares.shape
     together = d <= BATCHED
     right = []
@@ -95,7 +99,7 @@ def _invert(squares: Tensor) -> Tensor:
 
 
 def _original(x: Tensor, scales: list[Tensor], first: Rational, smallest: float) -> Tensor:
-    """The singular values of M over its largest that stages of these scales have made x of."""
+    """The singular values of M, relative to the largest, from which the stages with these scales computed x."""
     for scale in reversed(scales):
         y, low, high = x * scale, torch.zeros_like(x), torch.full_like(x, smallest)
         for _ in range(60):
@@ -107,7 +111,7 @@ def _original(x: Tensor, scales: list[Tensor], first: Rational, smallest: float)
 
 
 def _second(x: Tensor, first: Rational, smallest: float) -> Rational:
-    """What brings all that the first function makes of [x, 1] to 1, with the poles that the worst of a batch needs."""
+    """The function that brings the image of [x, 1] under the first function to 1, with enough poles for all x."""
     low = torch.minimum(first.of(0.9 * x), first.of(torch.full_like(x, smallest)))
     for count in range(1, MOST_POLES + 1):
         f = zolotarev(low, count)
@@ -118,7 +122,7 @@ def _second(x: Tensor, first: Rational, smallest: float) -> Rational:
 
 
 def _finish(X: Tensor, Z: Tensor, RZ: Tensor, second: Rational, scale: Tensor, dtype: torch.dtype) -> tuple:
-    """The polar factors of X, and whether each is right."""
+    """The polar factors of X, and for each whether its factorisations succeeded."""
     squares = _combined((RZ @ Z)[None], second.shifts(torch.ones_like(scale)))
     right = _invert(squares[1:])
     Q = _combined(squares, second.products()[:, :1])[0] @ Z
@@ -130,7 +134,7 @@ def _finish(X: Tensor, Z: Tensor, RZ: Tensor, second: Rational, scale: Tensor, d
 
 
 def _certify(A: Tensor, M: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """|M - H A|_F / |M|_F, H = sym(M A^T), and |A A^T - 1|_F / sqrt d, from products with Gaussian rows."""
+    """|M - H A|_F / |M|_F with H = sym(M A^T), and |A A^T - 1|_F / sqrt d, estimated with Gaussian rows."""
     wm, wa = probe @ M, probe @ A
     wh = 0.5 * (wm @ A.mT + wa @ M.mT)
 
@@ -142,11 +146,12 @@ def _certify(A: Tensor, M: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
-    """Write the polar factors of float32 or float64 M (b, rows, columns) into `out`, where the iteration serves.
+    """Write the polar factors of float32 or float64 matrices M (b, rows, columns) into `out`, by the iteration.
 
     Returns:
-        (b, 6) float64, as the CPU kernel: nuclear norm, rank, condition, residual, orthogonality, and the outcome: 0
-        (done), 2 (directions are null, or may be, at this rtol), 3 (failed). Where it is not 0, `out` is not written.
+        (b, 6) float64, as from the CPU kernel: nuclear norm, rank, condition, residual, orthogonality, and the outcome,
+        which is 0 (done), 2 (directions are or may be null at this rtol) or 3 (failed). The factor of a matrix whose
+        outcome is not 0 is not written.
     """
     tall = M.shape[1] > M.shape[2]
     wide, target = (M.mT, out.mT) if tall else (M, out)
@@ -159,7 +164,7 @@ def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
     first = zolotarev(torch.tensor([smallest], dtype=torch.float64, device="cpu"), FIRST_POLES)
     probe = M.new_empty(PROBES, d, dtype=torch.float64)
     gaussian(probe, [0, 0, 0, 0])
-    at = torch.arange(b, device="cpu")  # of what is left, here and in the lists below
+    at = torch.arange(b, device="cpu")  # indices of the matrices that are not done; X and scales hold only these
     X = wide.double()
     scales: list[Tensor] = []
 
@@ -174,7 +179,7 @@ def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
         inverse = largest_eigenvalue(squares[1], probe[0])
         products = _combined(squares, first.products().expand(len(at), -1, -1))
         scale = bound.sqrt()
-        host_scale, inverse, fine = torch.stack([scale, inverse, right]).cpu()  # the one copy to the host
+        host_scale, inverse, fine = torch.stack([scale, inverse, right]).cpu()  # the only copy to the host
         x = (1 / inverse - first.pole[0, 0]).clamp(min=0).sqrt()
         share = ABOVE**0.5 * _original(x, [*scales, host_scale][1:], first, smallest)
         failed = (fine == 0) | ~(host_scale > 0) | x.isnan()

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features on a GPU, and its two fused passes. Neither G nor anything of size N x n is stored.
+"""random_features and its two fused ops on a GPU. Neither G nor any array of size N x n is stored.
 
-G is made once for all samples, by the kernel of gaussian, in panels of 16 MB that stay in L2 for the kernels that read
-them. A tile of features, neurons by samples, stays in registers between the product that makes it and the one that it
-enters. Beyond 128 channels (64 in float64) each of these would make it again: there features go through a panel of
-16 MB, too. At most 32 terms are summed inside the tensor cores, which round towards zero, then at most 2048 in float32,
-and these sums in float64. How sums are cut follows from shapes alone, and there are no atomics: the same bits on every
-machine of a family.
+The kernel of gaussian generates G once for all samples, in panels of 16 MB that stay in L2 for the kernels that read
+them. A tile of features, neurons by samples, stays in registers between the product that computes it and the product
+that uses it. With more than 128 channels (64 in float64), several products use it. The features are then written to a
+panel of 16 MB, too, and not computed several times. At most 32 terms are summed inside the tensor cores, which round
+towards zero, then at most 2048 in float32, and these sums in float64. The division of sums depends only on shapes, and
+there are no atomics, so the bits are the same on all machines of a family.
 
-flops 2 N n r, and 2 N n d of a fused pass, three times that in TF32 for float32; bytes b N (r + d) read once for each
-panel, b N n written by random_features; n r values of G. Floors in ms, of arithmetic in TF32 (495 and 156 TF) and of
-float64 (67 and 19.5 TF), of memory (3.35 and 2.0 TB/s), and of generation (0.70 and 0.44 T/s):
+The kernels take 2 N n r flops, and 2 N n d for a fused op, three times that in TF32 for float32. They read b N (r + d)
+bytes for each panel; random_features writes b N n bytes; n r values of G are generated. The least times in ms, for
+arithmetic in TF32 (495 and 156 TF) and in float64 (67 and 19.5 TF), for memory (3.35 and 2.0 TB/s) and for generation
+(0.70 and 0.44 T/s):
 
     N = 5 10^4, n = 10^6       H100                                   A100
     r = 64, d = 128            116 float32, 287 float64, 0.1 of G     369, 985, 0.1
@@ -44,7 +45,7 @@ from rainbow_fast.triton_kernels.samples import (
 )
 from rainbow_fast.triton_kernels.variant import Variant
 
-# Neurons and samples of a tile of features; channels that it is multiplied with; terms at a time of a sum over ranks.
+# Neurons and samples of a tile of features, channels of the second product, terms at a time of the sum over the rank.
 FEATURES: Plans = {
     "fp32": {"NEURONS": 64, "SAMPLES": 128, "RANK": 32, "num_warps": 8, "num_stages": 3},
     "fp64": {"NEURONS": 64, "SAMPLES": 64, "RANK": 16, "num_warps": 4, "num_stages": 3},
@@ -76,7 +77,7 @@ def features_kernel(
     PLAIN: tl.constexpr, AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the features of samples first, first + 1, ..., written in their places; `PLAIN`, to (n, width)."""
+    """A tile of the features of samples first, first + 1, ..., written to `out`; with `PLAIN`, `out` is (n, width)."""
     down = tl.cdiv(n, NEURONS)
     neurons = (tl.program_id(0) % down).to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
     start = (tl.program_id(0) // down).to(tl.int64) * SAMPLES
@@ -102,10 +103,10 @@ def covariance_kernel(
     AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr, HELD: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """Over `each` of samples first, first + 1, ...: products of a block of neurons with one of channels, added to out.
+    """Add the products of a block of neurons with a block of channels to `out`, for `each` samples from `first` on.
 
-    The features are made here, or read from phi (n, width). Of features less their center, `scale` is in them already,
-    and the sum keeps out of the product by `one`.
+    The features are computed here, or read from phi (n, width). If there is a center, the features contain the factor
+    `scale`, and the products are multiplied by `one`, which keeps the compiler from summing inside the product.
     """
     down, across = tl.cdiv(n, NEURONS), tl.maximum(tl.cdiv(d, CHANNELS), 1)
     block, part = tl.program_id(0) % (down * across), (tl.program_id(0) // (down * across)).to(tl.int64)
@@ -147,7 +148,7 @@ def covariance_kernel(
         against = tile(x, c, x_channel, d, at, there)
         if x_center is not None:
             against -= tl.load(x_center + c, mask=c < d, other=0.0)[:, None]
-        # The factor is not taken into the features: it keeps the compiler from moving this sum into the product.
+        # The factor is applied here and not to the features: it keeps the compiler from moving the sum into the dot.
         products += tl.dot(against, tl.trans(f), input_precision=PRECISION) * factor
     target = out + part * o_part + (c * o_row)[:, None] + neurons[None, :]
     inside = (c < d)[:, None] & (neurons < n)[None, :]
@@ -167,9 +168,9 @@ def projection_kernel(
     AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr, HELD: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """Over `each` neurons: a tile of A phi', added to sums (parts, d, at least width) of samples first, first + 1, ...
+    """Add a tile of A phi', summed over `each` neurons, to sums (parts, d, at least width), at samples from `first` on.
 
-    The features are made here, or read from phi (n, width).
+    The features are computed here, or read from phi (n, width).
     """
     down, across = tl.cdiv(d, CHANNELS), tl.cdiv(width, SAMPLES)
     block, part = tl.program_id(0) % (down * across), (tl.program_id(0) // (down * across)).to(tl.int64)
@@ -212,7 +213,7 @@ def _features(
     out: Tensor, strides: Sequence[int], u: Tensor, layout: Layout, first: int, width: int, shift: Tensor | None,
     g: Tensor, activation: str, slope: float, scale: float, plain: bool,
 ) -> None:  # fmt: skip
-    """Of the samples first, first + 1, ...; u is the last tensor of the layout."""
+    """Compute the features of samples first, first + 1, ...; u is the last tensor of the layout."""
     plan = plan_of(FEATURES, u)
     tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(width, plan["SAMPLES"])
     features_kernel[(tiles,)](
@@ -225,7 +226,10 @@ def random_features(
     out: Tensor, u: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
     blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
-    """Write phi' (N, n, *space) of u (N, r, *space), both of any strides and at most two axes of space, into `out`."""
+    """Write the features of u (N, r, *space) into `out` (N, n, *space).
+
+    Both may have any strides and at most two axes of space.
+    """
     both = Layout(out, u)
     if not both.samples:
         return
@@ -238,8 +242,9 @@ def random_features_covariance(
     out: Tensor, total: Tensor, square: Tensor, x: Tensor, x_center: Tensor | None, center: Tensor | None, u: Tensor,
     shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float, blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
-    """Add to float64 out (d, n), total (n,) and square (n,) the sums of x phi', phi' and phi'^2 over samples, of x less
-    x_center (d,) and phi' less center (n,), both contiguous.
+    """Add the sums of x phi', phi' and phi'^2 over samples to float64 out (d, n), total (n,) and square (n,).
+
+    x_center (d,) is subtracted from x, and center (n,) from phi'; both are contiguous or None.
     """
     d, n = out.shape
     both = Layout(x, u)
@@ -276,7 +281,7 @@ def random_features_projection(
     out: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
     blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
-    """Write A phi' (N, d, *space) of the first neurons, as many as A (d, n) has columns, into `out`, of any strides."""
+    """Write A phi' (N, d, *space) for A (d, n) and the first n neurons into `out`, which may have any strides."""
     d, n = A.shape
     both = Layout(out, u)
     fused = d <= plan_of(PROJECTION, u)["CHANNELS"]
@@ -300,7 +305,7 @@ def random_features_projection(
 
 
 def new_sums(d: int, n: int, width: int, u: Tensor, blocks: Blocks) -> Tensor:
-    """Zeros (parts, d, width), for `projection_of` over n neurons."""
+    """Zeros (parts, d, width) for the sums of `projection_of` over n neurons."""
     plan = plan_of(PROJECTION, u)
     tiles = triton.cdiv(width, plan["SAMPLES"]) * triton.cdiv(d, plan["CHANNELS"])
     parts, _ = blocks.split(tiles, n, plan["NEURONS"])
@@ -311,8 +316,9 @@ def projection_of(
     sums: Tensor, a: Tensor, phi: Tensor | None, u: Tensor, layout: Layout, first: int, shift: Tensor | None,
     g: Tensor, activation: str, slope: float, scale: float, blocks: Blocks,
 ) -> None:  # fmt: skip
-    """Add to sums (parts, d, width) the products of a (d, n) with the features of samples first, first + 1, ... and the
-    neurons g; or with phi (n, width).
+    """Add the products of a (d, n) with features to sums (parts, d, width).
+
+    The features are those of samples first, first + 1, ... and neurons g; or phi (n, width), if it is given.
     """
     plan = plan_of(PROJECTION, u)
     (parts, d, width), (n, r) = sums.shape, g.shape

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The gradient of random_features on a GPU, of u and shift: features are made again, nothing of size N x n is stored.
+"""The gradients of random_features for u and shift on a GPU. No array of size N x n is stored.
 
-For a panel of G and a block of samples, one kernel makes the features again and turns what comes to them from above
-into what comes to s = u G^T + shift, a panel of 16 MB that stays in L2; the products of random_features_projection take
-it from there. So each feature is made once, for any r.
+For a panel of G and a block of samples, one kernel computes the features again, and from the gradient of the features
+the gradient of s = u G^T + shift. The latter is written to a panel of 16 MB that stays in L2, from which the kernel of
+random_features_projection computes the product with G. Each feature is computed once, for any r.
 
-flops N n (4 r + 2 sum of d_k), three times that in TF32 for float32. Floors in ms of float32 for N = 5 10^4, n = 10^6
-and one product: r = 64, d = 128 155 on an H100, 492 on an A100; r = 256, d = 512 620 and 1970.
+The kernels take N n (4 r + 2 sum of d_k) flops, three times that in TF32 for float32. The least times in ms in float32,
+for N = 5 10^4, n = 10^6 and one product: 155 on an H100 and 492 on an A100 for r = 64, d = 128; 620 and 1970 for
+r = 256, d = 512.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ from rainbow_fast.triton_kernels.samples import (
 )
 from rainbow_fast.triton_kernels.variant import Variant
 
-# Neurons and samples of a tile of features; terms at a time of sums over ranks and channels.
+# Neurons and samples of a tile of features, terms at a time of the sums over the rank and over channels.
 PLANS: Plans = {
     "fp32": {"NEURONS": 64, "SAMPLES": 64, "RANK": 32, "num_warps": 8, "num_stages": 2},
     "fp32 sm_80": {"NEURONS": 32, "SAMPLES": 64, "RANK": 32, "num_warps": 8, "num_stages": 2},
@@ -51,7 +52,7 @@ def upstream_kernel(
     AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """Of samples first, first + 1, ...: what comes to s, a tile of out (n, width)."""
+    """The gradient of s for samples first, first + 1, ..., as a tile of out (n, width)."""
     down = tl.cdiv(n, NEURONS)
     neurons = (tl.program_id(0) % down).to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
     start = (tl.program_id(0) // down).to(tl.int64) * SAMPLES
@@ -85,16 +86,17 @@ def random_features_gradient(
     grad_phi: Tensor | None, total: Tensor | None, square: Tensor | None, x: Sequence[Tensor], A: Sequence[Tensor],
     blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
-    """Write the gradients of u (N, r, *space) and of shift (N, *space), contiguous, from what comes to n features:
+    """Write the gradients of u (N, r, *space) and shift (N, *space); both are contiguous.
 
-    grad_phi (N, n, *space) + total (n,) + 2 square (n,) phi' + the sum of x_k (N, d_k, *space) A_k (d_k, n_k) for the
-    first n_k neurons, each of which may be missing. Everything is in the dtype of u.
+    The gradient of the n features is grad_phi (N, n, *space) + total (n,) + 2 square (n,) phi' + sum_k x_k A_k, with
+    x_k (N, d_k, *space) and A_k (d_k, n_k), where x_k A_k is added to the first n_k neurons. Each term may be missing.
+    All tensors have the dtype of u.
     """
     r = u.shape[1]
     tensors = [grad_u, *x, *([] if grad_phi is None else [grad_phi]), u]
     layout = Layout(*tensors)
     strides = {id(tensor): own for tensor, own in zip(tensors, layout.strides, strict=True)}
-    pairs = sorted(zip(x, A, strict=True), key=lambda pair: pair[1].shape[1] != n)  # one of all neurons first
+    pairs = sorted(zip(x, A, strict=True), key=lambda pair: pair[1].shape[1] != n)  # pairs with all n neurons first
     joined = pairs.pop(0) if pairs and pairs[0][1].shape[1] == n else (None, None)
     terms: list[tuple] = [(n, grad_phi, total, square, *joined)]
     terms += [(a.shape[1], None, None, None, x_k, a) for x_k, a in pairs]

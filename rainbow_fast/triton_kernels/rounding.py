@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Narrow dtypes in kernels that run compiled and in Triton's interpreter alike.
+"""Narrow dtypes in kernels that give the same results compiled and in Triton's interpreter.
 
-The interpreter truncates float32 to bfloat16, and does arithmetic on the bit patterns of bfloat16. So kernels widen
-what they load at once, round by `rounded`, and multiply by `dot`.
+The interpreter truncates float32 to bfloat16, and does arithmetic on the bit patterns of bfloat16. Kernels therefore
+widen values when they load them, round with `rounded`, and multiply with `dot`.
 """
 
 import triton
@@ -14,7 +14,7 @@ INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """x in another dtype, to nearest even: by one instruction where compiled, by integers in the interpreter."""
+    """x rounded to another dtype, to nearest even; the interpreter uses integer operations."""
     if INTERPRETED and dtype == tl.bfloat16:
         x = x.to(tl.float32)
         bits = x.to(tl.uint32, bitcast=True)
@@ -27,7 +27,7 @@ def rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def dot(a, b, acc, precision: tl.constexpr = "ieee"):
-    """acc + a b; narrow operands are multiplied exactly, products are summed in the dtype of acc."""
+    """acc + a b. Narrow operands are multiplied exactly; products are summed in the dtype of acc."""
     if INTERPRETED:
         return tl.dot(a.to(acc.dtype), b.to(acc.dtype), acc)
     else:
@@ -36,7 +36,7 @@ def dot(a, b, acc, precision: tl.constexpr = "ieee"):
 
 @triton.jit
 def split(x, dtype: tl.constexpr, TERMS: tl.constexpr):
-    """x as a sum of TERMS numbers of another dtype, each what the ones before leave over: one, or three."""
+    """x as a sum of TERMS (1 or 3) numbers of another dtype; each is the rounded remainder of the ones before it."""
     first = rounded(x, dtype)
     if TERMS == 1:
         return (first,)

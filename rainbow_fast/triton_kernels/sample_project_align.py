@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""sample_project_align on a GPU: W' = scale G P, each number of G made once.
+"""sample_project_align on a GPU: W' = scale G P, with each number of G generated once.
 
-Up to a rank of 128 (float32: 64) a program keeps G of its rows and makes all columns of W' from it, a tile of P at a
-time (`panel_kernel`). Beyond that, and in float64, slabs of G that fit into the L2 cache are written and multiplied
-(`product_kernel`).
+Up to a rank of 128 (64 in float32), a program keeps the rows of G that it needs, and computes all columns of W' from
+them, one tile of P at a time (`panel_kernel`). For larger ranks, and in float64, slabs of G that fit into the L2 cache
+are written and then multiplied (`product_kernel`).
 
-Bytes: b n m of W' written once, b r m of P read; operations: 2 n r m, 6 times as many in float32; 44 n r instructions.
-Floors in ns per row of m = 1152: writing float32 is 1.4 on an H100 (3.35 TB/s) and 2.3 on an A100 (2.0 TB/s), bfloat16
-half of it. Multiplying at r = 64 and 512: bfloat16 0.15 and 1.2 on an H100 (989 TF), 0.47 and 3.8 on an A100 (312 TF);
-float32 0.9 and 7.2, 2.8 and 23. Generating: 0.09 and 0.73, 0.15 and 1.2. So narrow layers are bound by memory, wide
-ones by the tensor cores.
+W' takes b n m written bytes, and P takes b r m read bytes. There are 2 n r m operations, 6 times as many in float32,
+and 44 n r instructions for G. The least times in ns for a row of m = 1152 are: for writing float32, 1.4 on an H100
+(3.35 TB/s) and 2.3 on an A100 (2.0 TB/s), half of it for bfloat16; for products at r = 64 and 512 in bfloat16, 0.15 and
+1.2 on an H100 (989 TF), 0.47 and 3.8 on an A100 (312 TF); in float32, 0.9 and 7.2, and 2.8 and 23; for generation, 0.09
+and 0.73, and 0.15 and 1.2. Narrow layers are bound by memory, wide layers by the tensor cores.
 
-A product of float32 is six of bfloat16: G and P are sums of three terms each, exactly, and the products smaller than
-2^-26 of the whole are left out. TF32, three times, takes as long, but its operands spill. Where G is wanted in bfloat16
-("bf16x2"), P is the sum of two terms, and the products are two.
+A float32 product is six bfloat16 products: G and P are exact sums of three terms each, and the products below 2^-26 of
+the whole are left out. Three TF32 products take as long, but their operands spill registers. If G is rounded to
+bfloat16 ("bf16x2"), P is the sum of two terms, and there are two products.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile, words
 from rainbow_fast.triton_kernels.rounding import dot, rounded, split
 from rainbow_fast.triton_kernels.variant import Variant
 
-# By the number of terms of P: the largest rank that a program keeps, its rows, the columns of a tile, its warps.
+# By the number of terms of P: the largest rank, the rows of a program, the columns of a tile, the warps.
 PANEL = {
     1: {"RANK": 128, "ROWS": 128, "COLS": 64, "num_warps": 8},
     2: {"RANK": 128, "ROWS": 128, "COLS": 32, "num_warps": 8},
     3: {"RANK": 64, "ROWS": 64, "COLS": 64, "num_warps": 4},
 }
-# By the dtype of P, or the precision: the terms of P, a tile of W', and of how much of the rank at a time.
+# By the dtype of P, or the precision: the terms of P, the tile of W', the part of the rank that is summed at a time.
 PRODUCT: dict[torch.dtype | str, dict[str, int]] = {
     torch.float32: {"TERMS": 3, "ROWS": 128, "COLS": 64, "DEPTH": 32, "num_warps": 8},
     "bf16x2": {"TERMS": 2, "ROWS": 128, "COLS": 64, "DEPTH": 64, "num_warps": 8},
@@ -42,10 +42,10 @@ PRODUCT: dict[torch.dtype | str, dict[str, int]] = {
     torch.bfloat16: {"TERMS": 1, "ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
     torch.float16: {"TERMS": 1, "ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
 }
-STAGES = {"cuda": 3, "hip": 2}  # tiles of P on their way, as shared memory allows
+STAGES = {"cuda": 3, "hip": 2}  # tiles of P that are loaded ahead, as shared memory allows
 PROGRAMS = 264  # two for each multiprocessor of an H100
 SLAB = 16 << 20  # bytes of G at a time; an A100 has 40 MB of L2
-MOST_COLUMNS = 1 << 30  # of one program, which counts them in 32 bits
+MOST_COLUMNS = 1 << 30  # most columns of one program, which counts them in 32 bits
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def load_terms(pointers, plane, TERMS: tl.constexpr):
 
 @triton.jit
 def product(a, b, acc, TERMS: tl.constexpr):
-    """acc + a b, b in TERMS terms, and a in three where b is, else in one; the smallest products first."""
+    """acc + a b, with b in TERMS terms, and a in three terms if b is, else in one. The smallest products come first."""
     if TERMS == 3:
         acc = dot(a[2], b[0], acc)
         acc = dot(a[1], b[1], acc)
@@ -75,10 +75,10 @@ def product(a, b, acc, TERMS: tl.constexpr):
 @triton.jit(do_not_specialize=["n", "seed_lo", "seed_hi", "stream", "row_offset", "first_group"])
 def panel_kernel(
     out,
-    P,  # planes, padded: see `planes`
+    P,  # padded planes, see `planes`
     n: tl.int64,
     m: tl.int64,
-    columns: tl.int32,  # of one program
+    columns: tl.int32,  # columns of one program
     out_row: tl.int64,
     P_plane: tl.int64,
     P_row: tl.int64,
@@ -129,7 +129,7 @@ def product_kernel(
     STAGES: tl.constexpr,
 ):
     type: tl.constexpr = tl.float64 if P.dtype.element_ty == tl.float64 else tl.float32
-    # Programs side by side share columns of P, whose number knows no bound that a grid's second axis has.
+    # Neighbouring programs share columns of P. A one-dimensional grid has no bound on their number.
     down = tl.cdiv(n, ROWS)
     across = tl.program_id(0) // down
     top, left = (tl.program_id(0) - across * down).to(tl.int64) * ROWS, across.to(tl.int64) * COLS
@@ -143,8 +143,8 @@ def product_kernel(
         if TERMS == 1:
             w = product(a, b, w, TERMS)
         else:
-            # Tensor cores round towards zero: long sums are made outside. Were it not for the factor, the compiler
-            # would let them add w after all.
+            # Tensor cores round towards zero, so long sums are computed outside of them. The factor keeps the compiler
+            # from moving the sum into the tensor cores.
             w += product(a, b, tl.zeros((ROWS, COLS), type), TERMS) * factor
         G += DEPTH
         P += DEPTH * P_row
@@ -156,10 +156,10 @@ def product_kernel(
 
 
 def planes(P: Tensor, terms: int, skip: int, rank: int, cols: int) -> Tensor:
-    """P in whole tiles, its rows from `skip` on, zeros around it: (terms, rank, a multiple of cols).
+    """P in whole tiles, (terms, rank, a multiple of cols): its rows begin at row `skip`, and zeros surround them.
 
-    Zeros meet the columns of G that are made but do not belong to the product. A float32 is the sum of two or, exactly,
-    of three of bfloat16; any other dtype is one term.
+    The zeros cancel columns of G that are generated but not part of the product. Several terms are bfloat16 numbers
+    whose sum is P; three represent float32 exactly, two nearly. With one term, P keeps its dtype.
     """
     r, m = P.shape
     shape = (terms, rank, triton.cdiv(m, cols) * cols)
@@ -180,15 +180,16 @@ def sample_project_align(
     programs: int = PROGRAMS,
     slab_bytes: int = SLAB,
 ) -> None:
-    """Write scale G P into `out` (n, m), whose rows are contiguous; P (r, m) of any strides, G at `where`.
+    """Write scale G P into `out` (n, m), whose rows are contiguous. P (r, m) may have any strides; G is at `where`.
 
-    G is rounded to the dtype of P; or to bfloat16 with a float32 P, which is taken as the sum of two of bfloat16 then.
-    An infinite entry of a float32 P gives NaN, as one that bfloat16 rounds to infinity (3.396e38 and beyond). In one
-    term, sums stay inside the tensor cores, which round towards zero: less than the rounding of G costs.
+    G is rounded to the dtype of P. It may also be rounded to bfloat16 with a float32 P, which is then the sum of two
+    bfloat16 numbers. An infinite entry of a float32 P gives NaN, and so does an entry that bfloat16 rounds to infinity
+    (from 3.396e38 on). With one term, sums stay inside the tensor cores, which round towards zero; this error is
+    smaller than that of rounding G.
 
     Args:
-        programs: as many as a launch should have where a program keeps its rows of G.
-        slab_bytes: of G at a time where none does.
+        programs: number of programs of a launch of `panel_kernel`.
+        slab_bytes: bytes of G at a time for `product_kernel`.
     """
     if out.numel() == 0:
         return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Samples in strided memory, as all kernels read them; the passes that random_features and its gradient share.
+"""Access to samples in strided memory, and code that random_features and its gradient share.
 
-A tensor (N, c, lines, positions) is a matrix of c channels by samples, a sample being a position of a line of an image.
-All tensors of a pass have their samples in the same order, each its own strides.
+A tensor (N, c, lines, positions) is a matrix of c channels by samples; a sample is a position of a line of an image.
+All tensors of a kernel have their samples in the same order, each with its own strides.
 """
 
 from collections.abc import Iterator
@@ -17,19 +17,19 @@ from rainbow_fast.triton_kernels.gaussian import gaussian
 from rainbow_fast.triton_kernels.rounding import INTERPRETED
 from rainbow_fast.triton_kernels.variant import Variant
 
-PRECISION = "ieee" if torch.version.hip else "tf32x3"  # of float32 products: as good as float32 on either
+PRECISION = "ieee" if torch.version.hip else "tf32x3"  # precision of float32 products; both are as good as float32
 
 
 @triton.jit
 def places(first, positions, lines, AXES: tl.constexpr, STEP: tl.constexpr):
-    """Image, line and position, int64, of samples first, first + 1, ...; `AXES` of the three are there."""
+    """Image, line and position (int64) of samples first, first + 1, ...; `AXES` is the number of axes that exist."""
     k = tl.arange(0, STEP)
     zero = tl.zeros((STEP,), tl.int64)
     if AXES == 1:
         return zero, zero, first + k
     else:
         line = first // positions
-        at = (first - line * positions).to(positions.dtype) + k  # 32 bits where a line has no more
+        at = (first - line * positions).to(positions.dtype) + k  # 32 bits if the length of a line fits
         position, at = (at % positions).to(tl.int64), at // positions
         if AXES == 2:
             return line + at, zero, position
@@ -51,7 +51,7 @@ def offsets(image, line, position, s_image, s_line, s_position, AXES: tl.constex
 
 @triton.jit
 def tile(x, rows, s_row, height, columns, width):
-    """x at rows * s_row + columns, where columns are offsets; zero outside of height rows and where not `width`."""
+    """x at rows * s_row + columns, where columns are offsets; zero for rows >= height and where `width` is False."""
     inside = (rows < height)[:, None] & width[None, :]
     return tl.load(x + (rows * s_row)[:, None] + columns[None, :], mask=inside, other=0.0)
 
@@ -61,9 +61,9 @@ def scores(
     g, g_row, g_col, neurons, n, u, u_channel, at, width, r, one,
     PRECISION: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """G u^T of neurons by samples, RANK terms of a sum inside the tensor cores, which round towards zero.
+    """G u^T, neurons by samples. Only RANK terms are summed inside the tensor cores, which round towards zero.
 
-    `one` is 1: a factor that the compiler does not know keeps it from moving the sum of sums inside as well.
+    `one` is 1. As the compiler does not know its value, it cannot move the outer sum into the tensor cores.
     """
     s = tl.zeros((neurons.shape[0], at.shape[0]), g.dtype.element_ty)
     for first in range(0, r, RANK):
@@ -79,7 +79,10 @@ def close_kernel(
     out, o_channel, o_image, o_line, o_position, positions, lines, sums, s_part, parts, channels, first, samples,
     AXES: tl.constexpr, ADD: tl.constexpr, CHANNELS: tl.constexpr, SAMPLES: tl.constexpr,
 ):  # fmt: skip
-    """out at samples first, first + 1, ... = or += the sum of parts (channels, samples) of float64, in their order."""
+    """Write, or with `ADD` add, the sum of float64 parts (channels, samples) to `out`, at samples first, first + 1, ...
+
+    The parts are summed in their order.
+    """
     c = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     start = tl.program_id(0).to(tl.int64) * SAMPLES
     s = start + tl.arange(0, SAMPLES)
@@ -97,19 +100,19 @@ def close_kernel(
     tl.store(target, value.to(out.dtype.element_ty), mask=inside)
 
 
-Rows = Tensor | list[int]  # of G: explicit (n, r), or the address [seed, stream, row, column] of generated ones
+Rows = Tensor | list[int]  # rows of G: explicit (n, r), or the address [seed, stream, row, column] of generated rows
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Into what a pass is divided. All of it follows from shapes alone, so that results do not depend on the machine.
+    """How the work is divided. The division depends only on shapes, so that results do not depend on the machine.
 
     Attributes:
-        panel: values of G or of features at a time; 16 MB in float32: they stay in L2 for the kernels that read them.
-        tallest: rows of a panel, at most.
-        sums: float64 sums of a block of samples at a time.
-        flush: terms of a float32 sum of products, at most, which then goes into a float64 one.
-        programs: that a launch should have, where sums can be split so far: a few to a multiprocessor.
+        panel: values of G or of features at a time. 16 MB in float32, which stay in L2 for the kernels that read them.
+        tallest: most rows of a panel.
+        sums: float64 sums for one block of samples.
+        flush: most terms of a float32 sum of products, which is then added to a float64 sum.
+        programs: wanted number of programs of a launch, for which sums are split: a few for each multiprocessor.
     """
 
     panel: int = 2**22
@@ -119,9 +122,9 @@ class Blocks:
     programs: int = 512
 
     def panels(self, rows: Rows, n: int, u: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The first n rows of G, as wide as u has channels, in panels: (first row, its rows).
+        """Panels of the first n rows of G, with as many columns as u has channels: (first row, rows).
 
-        The next panel is written over the last one: what reads it must be in the stream by then.
+        The next panel overwrites the last one, so kernels that read a panel must be launched before the next panel.
         """
         if n == 0:
             return
@@ -139,8 +142,7 @@ class Blocks:
             yield first, part
 
     def split(self, tiles: int, length: int, step: int) -> tuple[int, int]:
-        """In how many parts to sum `length` terms so that there are enough programs, and `terms` of each in one
-        launch."""
+        """The number of parts in which to sum `length` terms, for enough programs, and the terms of each per launch."""
         parts = max(1, min(triton.cdiv(self.programs, max(tiles, 1)), triton.cdiv(length, 4 * step)))
         return parts, self.terms(parts, length, step)
 
@@ -148,11 +150,11 @@ class Blocks:
         return min(self.flush, triton.cdiv(max(triton.cdiv(length, parts), 1), step) * step)
 
     def sums_at_once(self, channels: int) -> int:
-        """Samples whose float64 sums fit into the workspace."""
+        """The number of samples whose float64 sums fit into the workspace."""
         return max(self.sums // max(channels, 1) // 128, 1) * 128
 
     def of_samples(self, neurons: int, samples: int) -> Iterator[tuple[int, int]]:
-        """Blocks whose features fit into a panel: (first sample, how many)."""
+        """Blocks of samples whose features fit into a panel: (first sample, number of samples)."""
         block = max(self.panel // neurons // 128, 1) * 128
         for first in range(0, samples, block):
             yield first, min(block, samples - first)
@@ -163,7 +165,10 @@ CLOSE = {"CHANNELS": 16, "SAMPLES": 64, "num_warps": 4}
 
 
 class Layout:
-    """Tensors (N, c, *space), at most two axes of space, with as few and as long lines as the strides of all allow."""
+    """The common layout of tensors (N, c, *space) with at most two axes of space.
+
+    It has as few and as long lines as the strides of all tensors allow.
+    """
 
     def __init__(self, *tensors: Tensor) -> None:
         views = [x.reshape(*x.shape[:2], *[1] * (4 - x.dim()), *x.shape[2:]) for x in tensors]
@@ -180,11 +185,11 @@ class Layout:
                 images, positions = 1, images * positions
         self.axes = 3 if lines > 1 else 2 if images > 1 else 1
         self.grid = (positions, lines)
-        self.strides = strides  # of channel, image, line, position
+        self.strides = strides  # for each tensor the strides of channel, image, line, position
 
 
 def close(out: Tensor, layout: Layout, strides: list[int], sums: Tensor, first: int, *, add: bool = False) -> None:
-    """Write sums over parts (parts, channels, samples) to `out`, from sample `first` on; `add` to what is there."""
+    """Write the sum of parts (parts, channels, samples) to `out` from sample `first` on; with `add`, add it."""
     parts, channels, samples = sums.shape
     if sums.numel() == 0:
         return
@@ -194,7 +199,7 @@ def close(out: Tensor, layout: Layout, strides: list[int], sums: Tensor, first: 
     )  # fmt: skip
 
 
-Plans = dict[str, dict[str, int]]  # of "fp32", "fp64", and of one of them on a family of machines: "fp32 sm_80"
+Plans = dict[str, dict[str, int]]  # by dtype, "fp32" or "fp64", and by dtype and family of machines, "fp32 sm_80"
 
 
 def plan_of(plans: Plans, u: Tensor) -> dict[str, int]:
@@ -203,7 +208,7 @@ def plan_of(plans: Plans, u: Tensor) -> dict[str, int]:
 
 
 def family(device: torch.device) -> str:
-    """Machines with the same plans: by their kind, not their size, which would change bits."""
+    """The family of machines that share plans. It does not depend on the size of the machine, so neither do bits."""
     if INTERPRETED:
         return "sm_90"
     if torch.version.hip:
@@ -211,11 +216,11 @@ def family(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
 
 
-LONG = ("begin", "each", "first", "width", "o_part", "s_part", "s_row", "t_part")  # int64 where they are large
+LONG = ("begin", "each", "first", "width", "o_part", "s_part", "s_row", "t_part")  # arguments that may need int64
 
 
 def compilations(name: str, kernel, plans: Plans, pointers: tuple[str, ...], constants: dict) -> Iterator[Variant]:
-    """A kernel for maps in NCHW, positions a multiple of 16, relu and no shift."""
+    """The variants of a kernel for NCHW maps with a multiple of 16 positions, relu and no shift."""
     fixed = {"AXES": 2, "ACTIVATION": "relu", "SLOPE": 0.0, "shift": None} | constants
     unit = ("lines", "g_col", "a_col", "o_position", "u_position", "x_position", "w_position")
     names = [p.name for p in kernel.params if not p.is_constexpr and p.name not in ("scale", "one", *fixed)]

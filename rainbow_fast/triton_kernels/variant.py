@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What tests/helpers/gpu_check.py compiles without a GPU: every kernel module has a ``variants()`` that lists some."""
+"""The kernels that tests/helpers/gpu_check.py compiles without a GPU; ``variants()`` of each module lists some."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +10,17 @@ class Variant:
     """One compilation of a kernel.
 
     Args:
-        name: of the row in the table, ``gaussian float32``.
+        name: name of its row in the table of results, for example ``gaussian float32``.
         kernel: the `triton.jit` function.
-        types: Triton's type of each argument that is neither annotated nor constant: ``{"out": "*fp32"}``.
-        constants: values of its constexpr arguments, and of those that a launch would find equal to 1.
-        options: ``num_warps`` and the like, as at the launch.
-        aligned: arguments that are multiples of 16 in the launches this stands for.
-        gaussians: how many values of G one thread makes; 0 where none.
-        most: how many instructions one of them may take, everything counted; 0 where that says nothing.
-        products: whether it multiplies matrices, so that there must be tensor-core instructions.
-        blocks: programs that the design wants on a multiprocessor at once, which bounds registers and shared memory.
-        targets: where it is meant to run, ``("sm_80", "sm_90")``; None means on all that are checked.
+        types: Triton type of each argument that is neither annotated nor constant: ``{"out": "*fp32"}``.
+        constants: values of the constexpr arguments, and of arguments that are 1 and that a launch specialises.
+        options: launch options such as ``num_warps``.
+        aligned: arguments that are multiples of 16 in these launches.
+        gaussians: number of values of G that one thread generates; 0 for none.
+        most: most instructions for one of these values, everything counted; 0 for no limit.
+        products: whether the kernel multiplies matrices, so that it must have tensor-core instructions.
+        blocks: number of programs that must fit on a multiprocessor, which limits registers and shared memory.
+        targets: targets that it is compiled for, ``("sm_80", "sm_90")``; None for all.
     """
 
     name: str

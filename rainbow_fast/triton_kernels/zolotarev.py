@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The rational functions of polar, as csrc/cpu/zolotarev.h, for a batch at a time; on the host, where poles are chosen.
+"""The rational functions of polar, as in csrc/cpu/zolotarev.h, for a batch at a time; computed on the host.
 
 Source: Nakatsukasa and Freund, SIAM Review 58 (2016), 461-493.
 """
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LANDEN = 8  # steps until the modulus is below 1e-30, for any l >= 1e-4
+LANDEN = 8  # steps after which the modulus is below 1e-30, for any lower end >= 1e-4
 
 
 class Rational(NamedTuple):
-    """x -> scale x (1 + sum_j weight_j / (x^2 + pole_j)), for each of a batch; float64."""
+    """The functions x -> scale x (1 + sum_j weight_j / (x^2 + pole_j)) of a batch, in float64."""
 
     pole: Tensor  # (b, count)
     weight: Tensor  # (b, count)
@@ -24,14 +24,14 @@ class Rational(NamedTuple):
         return self.scale * x * (1 + (self.weight / (x[:, None] ** 2 + self.pole)).sum(1))
 
     def shifts(self, factor: Tensor) -> Tensor:
-        """Coefficients of factor R and of each factor R + pole, in R and 1: (b, 1 + count, 2)."""
+        """The coefficients of R and 1 in ``factor R`` and in each ``factor R + pole``: (b, 1 + count, 2)."""
         added = torch.nn.functional.pad(self.pole.to(factor.device), (1, 0))
         return torch.stack([factor[:, None].expand(len(factor), added.shape[1]), added.expand(len(factor), -1)], 2)
 
     def products(self) -> Tensor:
-        """Coefficients of Z, x f(x) = Z(x^2), and of R Z, in R, its (R + pole)^-1 and 1: (b, 2, 2 + count).
+        """The coefficients of R, each (R + pole)^-1 and 1 in Z(R) and in R Z(R): (b, 2, 2 + count).
 
-        The second takes no product, since R (R + pole)^-1 = 1 - pole (R + pole)^-1.
+        Z is defined by f(x) = x Z(x^2). R Z needs no product, because R (R + pole)^-1 = 1 - pole (R + pole)^-1.
         """
         one = torch.ones_like(self.pole[:, :1])
         z = torch.cat([0 * one, self.weight, one], 1)
@@ -40,8 +40,11 @@ class Rational(NamedTuple):
 
 
 def zolotarev(low: Tensor, count: int) -> Rational:
-    """The functions of `count` poles that are nearest to a constant on [low, 1]: least at low; largest, 1, at 1."""
-    # Jacobi's sn / cn at i K' / (2 count + 1), complementary modulus low, by descending Landen transformations
+    """The functions with `count` poles that are nearest to a constant on [low, 1].
+
+    On this interval, they are smallest at `low`; the largest value is 1, at 1.
+    """
+    # Jacobi's sn / cn at i K' / (2 count + 1) with complementary modulus low, by descending Landen transformations
     a, b, c = torch.ones_like(low), low, (1 - low * low).sqrt()
     ratios = []
     for _ in range(LANDEN):

@@ -73,7 +73,7 @@ def study(
     networks: int,
     cases: tuple[Case, ...] = CASES,
 ) -> None:
-    """Sample what is not in the records yet, and write the page."""
+    """Sample the networks that have no records yet, and write the page."""
     out.mkdir(parents=True, exist_ok=True)
     records = read_records(out / "records.jsonl")
     here = Trainings(images, out, trainings)
@@ -87,7 +87,7 @@ def study(
 
 
 def write_page(records: list[dict], out: Path) -> None:
-    """The page and its figure, whole, from records."""
+    """Write the page and its figure from the records."""
     write_whole(out / "cifar10.md", page.table(records))
     write_whole(out / "cifar10.png", page.figure(records))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The published experiments on CIFAR-10, with their controls: which networks are sampled, and the table of results.
+"""The networks of the study of CIFAR-10: the published experiments, and control experiments.
 
-Guth, Menard, Rochette and Mallat (JMLR 2024) give, in their tutorial, a perceptron and a convolutional network on grey
-images; sampled at the trained width these reach 30.6 % and 40.3 %.
+The tutorial of Guth, Menard, Rochette and Mallat (JMLR 2024) has a perceptron and a convolutional network on grey
+images. Networks sampled from them at the trained width have accuracies of 30.6 % and 40.3 %.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class Case:
     """One row of the table.
 
     Attributes:
-        architectures: for which it is run.
-        networks: of each training, at most; the three methods have more than their controls.
-        images: the first so many of the training images align.
-        options: of `RainbowModel.sample`.
-        untrained: sampled from the reference as it was initialised.
-        another: in place of a sample the next trained network, see `another_network`.
+        name: its name in the table.
+        architectures: the architectures for which it is run.
+        factors: the width factors n/d.
+        networks: most networks for each training; the three methods have more than the control experiments.
+        images: size of the alignment set, which is the first training images.
+        options: options of `RainbowModel.sample`.
+        untrained: whether the reference has its initial weights.
+        another: whether the next trained network takes the place of a sampled network, see `another_network`.
     """
 
     name: str
@@ -87,17 +89,17 @@ class Task:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the records of this network, and no other, have in common."""
+        """The entries that identify the records of this network."""
         names = {"architecture": self.architecture, "method": self.case.name}
         return names | {"factor": self.factor, "network": f"{self.training}.{self.network}"}
 
     def done(self, records: list[Record]) -> bool:
-        """Whether there are records of it."""
+        """Whether there are records of this network."""
         return any(record.items() >= self.key.items() for record in records)
 
     @property
     def cost(self) -> float:
-        """For the progress bar: neurons, to a power between that of one pass and of the regression."""
+        """The cost in the units of the progress bar."""
         return (2 + self.factor) * self.case.images / 5_000
 
     def __str__(self) -> str:
@@ -105,7 +107,7 @@ class Task:
 
 
 def tasks(architectures: tuple[str, ...], trainings: int, networks: int, cases: tuple[Case, ...] = CASES) -> list[Task]:
-    """All networks, the cases in their order, so that an interrupted run has the most important ones."""
+    """All networks in the order of the cases, so that an interrupted run has the most important ones."""
     return [
         Task(architecture, case, factor, training, network)
         for case in cases
@@ -119,7 +121,7 @@ def tasks(architectures: tuple[str, ...], trainings: int, networks: int, cases: 
 
 
 class Trainings:
-    """The trained references of one run, each trained once and kept as a checkpoint in `folder`."""
+    """The reference networks of a run. Each is trained once and stored as a checkpoint in `folder`."""
 
     def __init__(self, images: Images, folder: Path, trainings: int) -> None:
         self.images, self.folder, self.count = images, folder, trainings
@@ -140,7 +142,7 @@ class Trainings:
         return self._references[wanted]
 
     def run(self, task: Task, step: Step) -> list[Record]:
-        """Train or load the reference, sample one network, and write down what came."""
+        """Train or load the reference, sample one network, and return its records."""
         case = task.case
         reference, reached = self.reference(task.architecture, task.training, step)
         if case.untrained:
@@ -159,7 +161,7 @@ class Trainings:
         case = task.case
         wanted = (task.architecture, task.training, case.images, case.untrained)
         if self._model is None or self._model[0] != wanted:
-            self._model = None  # frees the old one first
+            self._model = None  # free the old model before the new one is made
             some = (self.images.x_train[: case.images], self.images.y_train[: case.images])
             self._model = wanted, fit(reference, some, holdout=self.test)
         address = {"network_index": task.network, "seed": task.training}
@@ -178,7 +180,7 @@ class Limit:
 
 
 def limits(records: list[Record], architecture: str) -> Iterator[Limit]:
-    """Of each site, with the paper's law, where four widths were measured."""
+    """The limit of each site for the method "paper", if at least four widths were measured."""
     groups: dict[str, dict[float, list[float]]] = {}
     for record in records:
         if record["architecture"] == architecture and record["method"] == "paper":

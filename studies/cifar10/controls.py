@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A second trained network, which a sample is compared with."""
+"""A control experiment: a second trained network in the place of a sampled network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ Labelled = tuple[Tensor, Tensor]
 def another_network(
     reference: nn.Module, other: nn.Module, align: Tensor, test: Labelled
 ) -> tuple[float, list[dict[str, Any]]]:
-    """A second trained network, each of its sites aligned to the reference's: phih_j = sqrt(d / n) A phi_j.
+    """Align each site of a second trained network with the reference: phih_j = sqrt(d / n) A phi_j.
 
     Returns:
-        The accuracy of its last site through the reference's classifier, and a record of each site.
+        The accuracy of the classifier of the reference on the aligned activations of the last site, and a record of
+        each site.
     """
     comparison = compare(reference, other, align, holdout=test)
     records = [
@@ -41,7 +42,7 @@ def another_network(
 
 
 def _last_phi(network: nn.Module, x: Tensor) -> Tensor:
-    """What the last site of a chain gives."""
+    """The activations of the last site of a chain."""
     chain = trace(network)
     state: State = (x,)
     for place, site in enumerate(chain.sites):

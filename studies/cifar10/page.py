@@ -45,7 +45,7 @@ to the mean errors at the widths measured:
 
 
 def table(records: Sequence[Record]) -> str:
-    """Accuracies, errors and their limits, as the text of a page."""
+    """The text of the page: accuracies, errors and their limits."""
     trainings = len({record["network"].split(".")[0] for record in records})
     parts = [INTRODUCTION.format(trainings=trainings)]
     for architecture, title in TITLES.items():
@@ -74,7 +74,7 @@ def _section(architecture: str, title: str, records: list[Record]) -> list[str]:
 
 
 def figure(records: Sequence[Record]) -> bytes:
-    """Accuracy and error against width, a row of panels for each architecture, as a PNG."""
+    """The figure as a PNG: accuracy and error against width, with a row of panels for each architecture."""
     rows = []
     for architecture, title in TITLES.items():
         mine = [record for record in records if record["architecture"] == architecture]
@@ -94,7 +94,7 @@ def figure(records: Sequence[Record]) -> bytes:
 
 
 def _references(records: list[Record], *, trained: bool = True) -> list[float]:
-    """Accuracy of each reference, trained or as initialised, in the order of trainings."""
+    """The accuracies of the references, trained or with initial weights, in the order of trainings."""
     chosen = [record for record in records if record["method"].startswith("untrained") is not trained]
     return [value for _, value in sorted({(r["network"].split(".")[0], r["reference_accuracy"]) for r in chosen})]
 

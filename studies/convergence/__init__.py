@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How fast kernels and alignments of sampled networks converge, on digits."""
+"""The convergence of kernels and alignments of sampled networks with the width, on digits."""

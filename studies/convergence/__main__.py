@@ -87,7 +87,7 @@ def main(
 
 
 def write_page(listed: list[Record], out: Path) -> None:
-    """The page and its figure, whole, from records."""
+    """Write the page and its figure from the records."""
     from studies.convergence.study import figure, from_records, page
 
     about, sites = from_records(listed)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MEASURED = ("kernel", "between", "limit", "wide")  # errors of `KernelConvergence`
-RANKS = (4, 64)  # of the power law of the spectrum
+RANKS = (4, 64)  # range of ranks for the power law of the spectrum
 INTRODUCTION = """\
 # Convergence in width
 
@@ -46,11 +46,11 @@ what they are aligned with. Numbers are means over the networks; fits are `e_inf
 
 @dataclass(frozen=True)
 class MeasuredSite:
-    """What was measured at a site, and what was fitted to it (None where nothing falls)."""
+    """The measurements at a site, and the fits to them (None for errors that do not decrease)."""
 
     name: str
     convergence: KernelConvergence
-    trained: np.ndarray  # (networks, widths): error to the trained network
+    trained: np.ndarray  # (networks, widths): the error relative to the trained network
     fits: Mapping[str, PowerFit | None]
     decay: Slope
 
@@ -73,9 +73,9 @@ def study(
 
 
 def records(sites: list[MeasuredSite], about: Mapping[str, Any]) -> list[Record]:
-    """All that the page is made from: `about` the reference, the spectrum of each site, its errors network by network.
+    """The records from which the page is made; they hold only numbers and names.
 
-    Numbers and names only.
+    They are the description `about` of the reference, and for each site its spectrum and the errors of each network.
     """
     listed: list[Record] = [{"about": dict(about)}]
     for site in sites:
@@ -90,7 +90,7 @@ def records(sites: list[MeasuredSite], about: Mapping[str, Any]) -> list[Record]
 
 
 def from_records(listed: Sequence[Record]) -> tuple[Record, list[MeasuredSite]]:
-    """What `records` was made of."""
+    """The arguments of `records`, in the order (about, sites), from its result."""
     sites = []
     for head in (r for r in listed if "spectrum" in r):
         rows = [r for r in listed if r.get("site") == head["site"] and "width" in r]
@@ -107,13 +107,13 @@ def from_records(listed: Sequence[Record]) -> tuple[Record, list[MeasuredSite]]:
 
 
 def _fitted(name: str, measured: KernelConvergence, trained: np.ndarray) -> MeasuredSite:
-    """With the power laws of its errors and of its spectrum."""
+    """A site with the power laws that are fitted to its errors and its spectrum."""
     decay = power_law_decay(measured.spectrum, first=RANKS[0], last=RANKS[1])
     return MeasuredSite(name, measured, trained, _fits(measured, trained), decay)
 
 
 def page(about: Record, sites: list[MeasuredSite]) -> str:
-    """The results as the text of a page."""
+    """The text of the page."""
     first = sites[0].convergence
     introduction = INTRODUCTION.format(**about, networks=len(first.kernel), wide=first.wide_width)
     decays = []
@@ -134,7 +134,7 @@ def page(about: Record, sites: list[MeasuredSite]) -> str:
 
 
 def figure(sites: list[MeasuredSite], title: str) -> Figure:
-    """Three panels: kernels, alignments with the limit, errors to the trained network."""
+    """Three panels: errors of kernels, alignment errors with wider networks, errors relative to the trained network."""
 
     def curve(site: MeasuredSite, kind: str, name: str) -> plots.Curve:
         errors = site.trained if name == "trained" else getattr(site.convergence, name)
@@ -156,8 +156,11 @@ def figure(sites: list[MeasuredSite], title: str) -> Figure:
 
 
 def _fits(convergence: KernelConvergence, trained: np.ndarray) -> dict[str, PowerFit | None]:
-    """Of each error. To the trained network, networks differ by ``s n^-1/2``, s pooled over all widths: most of what
-    they differ by is not of the size of the error, which does not vanish."""
+    """The fit to each error.
+
+    The standard deviation of the error relative to the trained network is taken as ``s n^-1/2``, with one s for all
+    widths. It is not proportional to this error, because the error does not tend to zero.
+    """
     networks, count = convergence.kernel.shape
     n = np.broadcast_to(convergence.widths, (networks, count))
     sigma = np.sqrt((trained.var(0, ddof=1) * convergence.widths).mean() / (networks * convergence.widths))
@@ -171,7 +174,7 @@ def _fits(convergence: KernelConvergence, trained: np.ndarray) -> dict[str, Powe
     for name, call in calls.items():
         try:
             fits[name] = call()
-        except ValueError:  # too few widths, or errors that do not fall
+        except ValueError:  # too few widths, or errors that do not decrease
             fits[name] = None
     return fits
 

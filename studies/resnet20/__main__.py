@@ -86,7 +86,7 @@ def study(
     test: int,
     out: Path,
 ) -> None:
-    """Sample what is not in the records yet, and write the page."""
+    """Sample the networks that have no records yet, and write the page."""
     others = [path.stem for path in compare]
     if len({*others, TRAINED, UNTRAINED}) < len(others) + 2:
         raise ValueError(f"--compare: wanted files of different names, not trained or untrained; got {others}")
@@ -106,7 +106,7 @@ def study(
 
 
 def write_page(records: list[dict], out: Path) -> None:
-    """The page and its figure, whole, from records."""
+    """Write the page and its figure from the records."""
     write_whole(out / "resnet20.md", page.table(records))
     write_whole(out / "resnet20.png", page.figure(records))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Residual networks on CIFAR-10: which networks are sampled, and what is written down of each."""
+"""The networks of the study of ResNets on CIFAR-10, and their records."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from rainbow_fast.rainbow.report import Record, Report
 from studies.resnet20.controls import Naive, Outcome, Sampler, White, sample_layerwise
 
 TRAINED, UNTRAINED = "trained", "untrained"
-LANES = 3  # networks in one pass of the reference,
-LANES_FACTOR = 4  # up to this width; above it the pass costs little of the whole
+LANES = 3  # networks that are sampled together in one pass of the reference
+LANES_FACTOR = 4  # largest width factor of these networks; for larger ones, the pass is a small part of the cost
 H = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 Labelled = tuple[Tensor, Tensor]
@@ -35,11 +35,12 @@ class Case:
     """One row of the table.
 
     Attributes:
-        factors: n/d; None for those of the command.
-        networks: at most.
-        options: of `RainbowModel.sample`.
-        reference: whether from the trained network, from one as initialised, or from each that it is compared with.
-        sampler: in place of `RainbowModel.sample`.
+        name: its name in the table.
+        factors: the width factors n/d; None for those of the command.
+        networks: most networks for each factor.
+        options: options of `RainbowModel.sample`.
+        reference: the reference: TRAINED, UNTRAINED (initial weights), or COMPARED for each other trained network.
+        sampler: makes the sampler that is used instead of `RainbowModel.sample`.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Case:
 
 
 def smoothed(h: float) -> str:
-    """The name of a smoothed bootstrap."""
+    """The name of the smoothed bootstrap with smoothing h."""
     return f"smoothed bootstrap, h = {h:g}"
 
 
@@ -84,7 +85,7 @@ class Task:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the records of this network, and no other, have in common."""
+        """The entries that identify the records of this network."""
         return {
             "reference": self.reference,
             "method": self.case.name,
@@ -93,17 +94,17 @@ class Task:
         }
 
     def done(self, records: Iterable[Record]) -> bool:
-        """Whether there are records of it."""
+        """Whether there are records of this network."""
         return any(record.items() >= self.key.items() for record in records)
 
     @property
     def cost(self) -> float:
-        """For the progress bar."""
+        """The cost in the units of the progress bar."""
         return 4 + self.factor
 
     @property
     def together(self) -> object:
-        """What the networks have in common that are sampled in one pass of the reference."""
+        """A key that is equal for networks that can be sampled in one pass of the reference."""
         return (self.reference, self.factor) if self.case.sampler is None and self.factor <= LANES_FACTOR else self
 
     def __str__(self) -> str:
@@ -111,7 +112,7 @@ class Task:
 
 
 def tasks(factors: Sequence[float], networks: int, compared: Sequence[str]) -> list[Task]:
-    """All networks: the first of every case, then the second, so that an interrupted run has some of each."""
+    """All networks: the first of each case, then the second, and so on. An interrupted run has some of each case."""
     return [
         Task(case, reference, factor, network)
         for network in range(networks)
@@ -123,7 +124,7 @@ def tasks(factors: Sequence[float], networks: int, compared: Sequence[str]) -> l
 
 
 def passes(todo: Sequence[Task]) -> Iterator[list[Task]]:
-    """The tasks in their order, but together those that share a pass of the reference."""
+    """The tasks in order, in groups that share a pass of the reference."""
     waiting = list(todo)
     while waiting:
         first = waiting[0]
@@ -133,11 +134,11 @@ def passes(todo: Sequence[Task]) -> Iterator[list[Task]]:
 
 
 def load_resnet(path: Path) -> nn.Sequential:
-    """A `resnet_cifar` of the depth and width of the weights in a file: safetensors, or a state dict saved by torch.
+    """A `resnet_cifar` with the weights in a file (safetensors, or a state dict saved by torch).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: weights of another network.
+        FileNotFoundError: there is no file at `path`.
+        ValueError: the file has the weights of another network.
     """
     state = read_state(path, "weights")
     try:
@@ -149,11 +150,11 @@ def load_resnet(path: Path) -> nn.Sequential:
 
 
 def untrained_like(net: nn.Sequential, x: Tensor, seed: int = 0) -> nn.Sequential:
-    """The same architecture at its initialisation, its batch norms with the statistics of the images x."""
+    """The same architecture with initial weights; its batch norms have the statistics of the images x."""
     network = _of_shape(net.state_dict(), seed)
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            norm.momentum = None  # the mean over all batches
+            norm.momentum = None  # running statistics are then the mean over all batches
     with torch.no_grad():
         for chunk in x.split(500):
             network.train()(chunk)
@@ -161,29 +162,29 @@ def untrained_like(net: nn.Sequential, x: Tensor, seed: int = 0) -> nn.Sequentia
 
 
 def _of_shape(state: Mapping[str, Tensor], seed: int | None = None) -> nn.Sequential:
-    """A `resnet_cifar` with as many blocks and channels as these weights have."""
+    """A `resnet_cifar` with the depth and width of these weights."""
     blocks = sum(name.endswith("conv2.weight") for name in state)
     return resnet_cifar(2 + 2 * blocks, width=len(state["conv1.weight"]), seed=seed)
 
 
 class Study:
-    """The references, and what they are sampled and measured on: `align` and `test`, images with labels."""
+    """The reference networks, the alignment set `align` and the held-out data `test` (images with labels)."""
 
     def __init__(self, references: Mapping[str, nn.Sequential], align: Labelled, test: Labelled) -> None:
         self.references, self.align, self.test = dict(references), align, test
         self._model: tuple[str, RainbowModel] | None = None
 
     def reference(self, name: str) -> nn.Sequential:
-        """By its name; the untrained one is made when it is first asked for."""
+        """The reference of a name. The untrained one is made when it is first needed."""
         if name == UNTRAINED and name not in self.references:
             self.references[name] = untrained_like(self.references[TRAINED], self.align[0])
         return self.references[name]
 
     def check(self, records: Iterable[Record]) -> None:
-        """Refuse results of other networks or images.
+        """Check that records are results for these networks and images.
 
         Raises:
-            ValueError: the first record that does not belong here.
+            ValueError: a record is for other images or other weights.
         """
         names = ("images", "held_out_images", "reference", "fingerprint")
         for images, held, name, digest in dict.fromkeys(tuple(record[key] for key in names) for record in records):
@@ -194,7 +195,7 @@ class Study:
                 raise ValueError(f"--out: it holds results of other weights of the network {name!r}")
 
     def run(self, group: Sequence[Task], step: Step) -> list[Record]:
-        """Sample the networks of one pass and write down what came."""
+        """Sample the networks of one pass, and return their records."""
         first = group[0]
         if first.case.sampler is None:
             results = self._sample(group, step)
@@ -209,7 +210,7 @@ class Study:
     def _sample(self, group: Sequence[Task], step: Step) -> list[list[Record]]:
         name = group[0].reference
         if self._model is None or self._model[0] != name:
-            self._model = None  # frees the old one first
+            self._model = None  # free the old model before the new one is made
             self._model = name, fit(self.reference(name), self.align, holdout=self.test)
         model = self._model[1]
         networks = [
@@ -226,7 +227,7 @@ def _of_outcome(outcome: Outcome) -> list[Record]:
 
 
 def _of_report(model: RainbowModel, task: Task, network: RainbowNetwork, report: Report) -> list[Record]:
-    """Accuracies with both classifiers, and how new the neurons of each site are."""
+    """The records of a network: accuracies with both classifiers, and the error and novelty of each site."""
     shared = {
         "accuracy": report.accuracy["trained_classifier_held_out"],
         "refit_accuracy": report.accuracy["held_out"],
@@ -240,7 +241,7 @@ def _of_report(model: RainbowModel, task: Task, network: RainbowNetwork, report:
 
 @dataclass(frozen=True)
 class Point:
-    """One network: its accuracies, and means over its sites."""
+    """The accuracies of one network, its error at the last site, and means of error and novelty over its sites."""
 
     accuracy: float
     refit_accuracy: float
@@ -250,7 +251,7 @@ class Point:
 
 
 def points(records: Iterable[Record], reference: str = TRAINED) -> dict[tuple[str, float], list[Point]]:
-    """The networks of each method and factor, in the order in which they come."""
+    """The networks of each method and factor, in the order of the records."""
     networks: dict[tuple[str, float, int], list[Record]] = {}
     for r in records:
         if r["reference"] == reference:

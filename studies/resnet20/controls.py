@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two samplers of ResNets to compare with, in plain PyTorch: that of the published codes, and one of white weights."""
+"""Two other samplers of ResNets in plain PyTorch: one as in the published code, and one with white weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rainbow_fast.rainbow.positions import every, take
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.sampling.align import align, offset, scale
 
-CHUNK = 125  # images
-MAX_SAMPLES = 400_000  # of the moments of a site
+CHUNK = 125  # images that are computed on at a time
+MAX_SAMPLES = 400_000  # most samples (images times positions) for the moments of a site
 
 Labelled = tuple[Tensor, Tensor]
 
 
 class Outcome(NamedTuple):
-    """Test accuracy with the trained classifier and with one refit to the wide features; a record of each site."""
+    """The test accuracies with the trained classifier and with one refit to the wide features, and site records."""
 
     accuracy: float
     refit_accuracy: float
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A convolution, its batch norm, and the shortcut of the block's input where the block ends: relu follows."""
+    """A convolution, its batch norm, and at the end of a block the shortcut from its input. ReLU follows."""
 
     name: str
     conv: nn.Conv2d
@@ -45,7 +45,7 @@ class Layer(NamedTuple):
 
 
 def layers(net: nn.Sequential) -> Iterator[Layer]:
-    """Of a `resnet_cifar` in the order of 2016, named as the sites of its trace."""
+    """The layers of a `resnet_cifar` without preactivation, with the names of the sites of its trace."""
     yield Layer("activation", net.conv1, net.bn1, None)  # type: ignore[arg-type]
     for name, block in net.named_modules():
         if hasattr(block, "conv2"):
@@ -56,11 +56,13 @@ def layers(net: nn.Sequential) -> Iterator[Layer]:
 
 @dataclass
 class Chunked:
-    """A data set between two layers, in chunks.
+    """The activations of a data set between two layers, in chunks of images.
 
     Attributes:
-        phi, block: of the reference: what the layer before gave, and the input of the present block.
-        phih: of the sample in reference coordinates; `kept` is what its own shortcut takes.
+        phi: activations of the reference.
+        phih: aligned activations of the sampled network.
+        block: activations of the reference at the input of the current block.
+        kept: input of the shortcut of the current block in the sampled network.
     """
 
     phi: list[Tensor]
@@ -73,32 +75,40 @@ class Chunked:
         return cls(*(list(x.split(CHUNK)) for _ in range(4)))
 
     def advance(self, layer: Layer) -> None:
-        """The reference by one layer."""
+        """Apply one layer to the activations of the reference."""
         for i, phi in enumerate(self.phi):
             z = layer.norm(layer.conv(phi))
             self.phi[i] = (z if layer.shortcut is None else z + layer.shortcut(self.block[i])).relu_()
 
 
 class Sampler(Protocol):
-    """How the features of a layer are made. `wide`: whether its shortcut takes the features, or the aligned ones."""
+    """Computes the features of a layer of a sampled network.
+
+    Attributes:
+        parts: how features are aligned, as in the methods of `RainbowModel.sample`.
+        wide: whether shortcuts take the features themselves; otherwise they take the aligned activations.
+    """
 
     parts: MethodOptions
     wide: bool
 
     def enter(self, layer: Layer, number: int, data: Chunked) -> int:
-        """Before the reference goes on; `data` is that of the alignment. The number of neurons."""
+        """Sample the weights of a layer, before the reference is advanced; returns the number of neurons.
+
+        `data` is the alignment set.
+        """
 
     def features(self, layer: Layer, data: Chunked, i: int) -> Tensor: ...
 
 
 class Naive:
-    """ResNets as the published codes sample them: each convolution by itself.
+    """Samples ResNets as the published code does: each convolution separately.
 
-        z' = batch_norm(G conv(phih) / sqrt(d)) + shortcut(phi' of the block's input)
+        z' = batch_norm(G conv(phih) / sqrt(d)) + shortcut(phi' at the input of the block)
 
-    Rows of the convolution are N(0, W^T W / d). The batch norm has the statistics of the sample over the alignment set,
-    and for neuron i still the affine part of the reference's neuron i mod d, which is another neuron; the shortcut adds
-    activations of another random basis than the convolution.
+    The rows of the convolution are N(0, W^T W / d). The batch norm has the statistics of the sampled network on the
+    alignment set. Its affine part for neuron i is that of neuron i mod d of the reference, though the two neurons are
+    not related. The shortcut adds activations in another random basis than that of the convolution.
     """
 
     parts, wide = METHODS["paper"], True
@@ -128,14 +138,13 @@ class Naive:
 
 
 class White:
-    """Calibrated, but the convolutions have white weights, as at initialisation.
+    """The method "calibrated" with white weights in the convolutions, as at initialisation.
 
-        z' = c G p(phih) + sbar + G_2 (s - sbar) / sqrt(d),    s = bias + shortcut(phih of the block's input)
+        z' = c G p(phih) + sbar + G_2 (s - sbar) / sqrt(d),    s = bias + shortcut(phih at the input of the block)
 
-    p takes the patches of the convolution, and c is such that ``E|c G p|^2 / n`` is the mean power of the trained
-    convolution (batch norm folded in) over its d neurons; s, which has no weights, is combined as ever (sbar: its mean
-    over channels).
-    Only alignments, scales, offsets and one number a layer, c, are learned.
+    p takes the patches of the convolution. c is such that ``E|c G p|^2 / n`` is the mean power of the trained
+    convolution (with its batch norm) over its d neurons. s has no weights and is combined as in the method
+    "calibrated"; sbar is its mean over channels. Only alignments, scales, offsets and one c for each layer are learned.
     """
 
     parts, wide = METHODS["calibrated"], False
@@ -166,7 +175,7 @@ class White:
 
 @torch.no_grad()
 def sample_layerwise(net: nn.Sequential, sampler: Sampler, align: Labelled, test: Labelled) -> Outcome:
-    """Site by site: align on one data set, measure on the other."""
+    """Sample a network site by site; `align` is the alignment set, and errors are measured on `test`."""
     data = [Chunked.of(x) for x, _ in (align, test)]
     steps, sites = list(layers(net.eval())), []
     for number, layer in enumerate(steps):
@@ -197,7 +206,7 @@ def sample_layerwise(net: nn.Sequential, sampler: Sampler, align: Labelled, test
 
 
 def _align(layer: Layer, sampler: Sampler, data: Chunked) -> tuple[Tensor, Tensor]:
-    """s A (d, n) and the offset (d,) of a layer whose reference has gone on."""
+    """s A (d, n) and the offset (d,) of a layer, after the reference was advanced."""
     moments, projected = CrossCovariance(layer.name), ChannelMoments()
     positions = data.phi[0][0, 0].numel()
     step, before = every(sum(map(len, data.phi)) * positions, MAX_SAMPLES, positions), 0
@@ -216,7 +225,7 @@ def _align(layer: Layer, sampler: Sampler, data: Chunked) -> tuple[Tensor, Tenso
 
 
 def _widened(shortcut: nn.Module, kept: Tensor, n: int) -> Tensor:
-    """The shortcut without weights on features, any number of them."""
+    """The shortcut without weights, applied to any number of features."""
     if isinstance(shortcut, nn.Identity):
         return kept
     stride: Any = shortcut.stride
@@ -225,7 +234,7 @@ def _widened(shortcut: nn.Module, kept: Tensor, n: int) -> Tensor:
 
 
 def _patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """What a row of the weights is multiplied by: (N, in k k, *space)."""
+    """The patches of x by which rows of the weights are multiplied, (N, in k k, *space)."""
     rows = unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # type: ignore[arg-type]
     side = (x.shape[2] + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1  # type: ignore[operator]
     return rows.view(len(x), rows.shape[1], side, -1)

@@ -95,7 +95,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def figure(records: Sequence[Record]) -> bytes:
-    """Two rows as a PNG: accuracy and error against width, and against novelty."""
+    """The figure as a PNG: accuracy and error against width, and for each reference against novelty."""
     trained = [r for r in records if r["reference"] == TRAINED]
     shown = [r | {"site": _short(r["site"])} for method in MAIN for r in trained if r["method"] == method]
     names = list(dict.fromkeys(r["site"] for r in shown))
@@ -115,12 +115,12 @@ def figure(records: Sequence[Record]) -> bytes:
 
 
 def _accuracy(records: Sequence[Record]) -> float:
-    """Of the reference that these are of."""
+    """The accuracy of the reference of these records."""
     return next(r["reference_accuracy"] for r in records if "reference_accuracy" in r)
 
 
 def _label(records: Sequence[Record]) -> str:
-    """The reference that these are of: its name, its width and its accuracy."""
+    """The name, width and accuracy of the reference of these records."""
     return f"{records[0]['reference']}: width {records[0]['d']}, {100 * _accuracy(records):.1f} %"
 
 
@@ -143,7 +143,7 @@ def _mean(values: Iterable[float], digits: int) -> str:
 
 
 def _errors(trained: Sequence[Record]) -> str:
-    """A row for each site; the methods of the figure at the least and the largest width of each."""
+    """A table with a row for each site, and columns for the methods of the figure at their least and largest width."""
     errors: dict[tuple[str, float], dict[str, list[float]]] = {}
     for r in trained:
         if r["method"] in MAIN:
@@ -162,7 +162,7 @@ def _short(site: str) -> str:
 
 
 def _novelties(records: Sequence[Record]) -> str:
-    """A row for each reference and law; a reference without smoothed samples has none."""
+    """A table with a row for each law and each reference that has networks of the smoothed bootstrap."""
     names = {smoothed(h): f"h = {h:g}" for h in H} | {"calibrated": "calibrated (orthonormal)", "paper": "paper"}
     rows = []
     for reference in dict.fromkeys(r["reference"] for r in records if r["method"] in map(smoothed, H)):
@@ -177,7 +177,7 @@ def _novelties(records: Sequence[Record]) -> str:
 
 
 def _limits(records: Sequence[Record]) -> list[str]:
-    """A row for each reference and method that is there at three widths or more."""
+    """A table with a row for each reference and method with at least three widths."""
     rows, factors = [], sorted({r["factor"] for r in records})
     for name in dict.fromkeys(r["reference"] for r in records):
         by_method = points(records, name)

@@ -270,7 +270,7 @@ def test_an_interrupted_run_goes_on(rainbow_fast: Run, checkpoint: Path, tmp_pat
         timeout=100,
     )
     assert (run.returncode, run.stdout) == (130, "")
-    assert run.stderr == "Interrupted. What stands in the output folder is whole.\n"
+    assert run.stderr == "Interrupted. The files in the output folder are complete.\n"
     assert contents(out) == ["report.json", "results.jsonl", "unfinished-10"]
     there = (out / "results.jsonl").read_text()
     code, _, err = rainbow_fast(*words, out)

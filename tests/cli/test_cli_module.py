@@ -274,8 +274,8 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--module-args", '{"depth": 2}'], "--module: own.model:build(depth=2) raised TypeError"),
         (["--weights", "nowhere.pt"], "--weights: no file nowhere.pt"),
         (["--weights", "w.bin"], "--weights: wanted a file .safetensors, .pt or .pth; got w.bin"),
-        (["--weights", "pickled.pt"], "--weights: pickled.pt is no file of tensors alone"),
-        (["--weights", "cut.pt"], "--weights: cut.pt is no file of tensors alone"),
+        (["--weights", "pickled.pt"], "--weights: pickled.pt cannot be read as a file of tensors"),
+        (["--weights", "cut.pt"], "--weights: cut.pt cannot be read as a file of tensors"),
         (["--weights", "cut.safetensors"], "--weights: cut.safetensors is not a whole safetensors file"),
         (["--weights", "list.pt"], "--weights: list.pt holds no state dict of tensors"),
         (["--weights", "other.pt"], "--weights: other.pt does not fit the network: missing 5.bias; unexpected extra"),
@@ -335,7 +335,7 @@ def test_a_run_is_not_resumed_with_other_weights(rainbow_fast: Run, folder: Path
     assert "--out and --resume: wanted one of the two" in rainbow_fast("sample", "--resume", "out", "--out", "out")[2]
     torch.save(network(seed=5).state_dict(), folder / "w.pt")
     code, _, err = rainbow_fast("sample", "--resume", "out")
-    assert code == 2 and "--resume: the run in out is of a network with other weights" in err
+    assert code == 2 and "--resume: the run in out has a network with other weights" in err
 
 
 @pytest.mark.parametrize("a, b, message", [("a.pt", "b.pt", "A: no file a.pt"), ("w.pt", "b.pt", "B: no file b.pt")])

@@ -126,7 +126,7 @@ def of(name: str, *words: str) -> list[str]:
         (of("hostile:Closed"), "the network raised OSError in Closed, line"),
         (of("hostile:Wrong"), "the network raised RuntimeError in Linear, line 32 of {folder}/hostile.py: mat1 and"),
         (of("hostile:Large"), "not enough memory for 400000000000000 bytes"),
-        (of("hostile:Random"), "reference: called twice on one input it gives two outputs"),
+        (of("hostile:Random"), "reference: two calls with the same input differ by"),
         (of("hostile:exits"), "--module: hostile:exits() raised SystemExit: 0"),
         (of("hostile:lines"), "--module: hostile:lines() raised ValueError: the first"),
         (of("hostile:meta"), "--module: hostile:meta returned a module on the meta device, wanted one with weights"),
@@ -168,7 +168,7 @@ def test_errors_are_one_line(rainbow_fast: Run, folder: Path, words: list[str], 
 
 def test_ctrl_c_in_the_network(rainbow_fast: Run) -> None:
     code, out, err = rainbow_fast(*of("hostile:Interrupted"))
-    assert (code, out, err) == (130, "", "Interrupted. What stands in the output folder is whole.\n")
+    assert (code, out, err) == (130, "", "Interrupted. The files in the output folder are complete.\n")
 
 
 def test_a_folder_without_permission(rainbow_fast: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,8 +154,8 @@ def test_batches_of_a_tensor_are_views_of_the_size_asked_for():
 @pytest.mark.parametrize(
     "source, error, message",
     [
-        ((x for x in [X]), TypeError, "data: a re-iterable is wanted.*got generator, which can be iterated only once"),
-        (iter([X]), TypeError, "data: a re-iterable is wanted.*got list_iterator"),
+        ((x for x in [X]), TypeError, "data: wanted data that can be .*got generator, which can be iterated only once"),
+        (iter([X]), TypeError, "data: wanted data that can be iterated several.*got list_iterator"),
         (7, TypeError, r"data: wanted a tensor, a tuple \(x, y\) of tensors, a DataLoader.*; got int"),
         ({"x": X}, TypeError, "data: wanted a tensor.*; got dict"),
         ((X, Y, Y), TypeError, r"data: wanted a tensor x or a pair \(x, y\).*got tuple \(Tensor, Tensor, Tensor\)"),

@@ -99,8 +99,8 @@ NO_CLASSES = {
     "one-hot": (F.one_hot(Y, 4), ValueError, r"labels y are int64 of shape \(80, 4\)"),
     "one-hot floats": (F.one_hot(Y, 4).float(), TypeError, r"labels y are float32 of shape \(80, 4\)"),
     "of each pixel": (Y.view(80, 1, 1).expand(80, 6, 6), ValueError, r"labels y are int64 of shape \(80, 6, 6\)"),
-    "too large": (Y * 10**9, ValueError, "label 1000000000 of sample 1, wanted 0 to 3, for the network has 4 outputs"),
-    "negative": (Y - 1, ValueError, "label -1 of sample 0, wanted 0 to 3, for the network has 4 outputs"),
+    "too large": (Y * 10**9, ValueError, "label 1000000000 of sample 1, wanted 0 to 3, because the network has 4"),
+    "negative": (Y - 1, ValueError, "label -1 of sample 0, wanted 0 to 3, because the network has 4"),
     "ignored": (torch.where(Y == 2, -100, Y), ValueError, "label -100 of sample 2, wanted 0 to 3"),
 }
 
@@ -108,7 +108,7 @@ NO_CLASSES = {
 @pytest.mark.parametrize("y, error, message", NO_CLASSES.values(), ids=NO_CLASSES)
 def test_what_is_no_class_is_refused(y, error, message):
     """By the name of the argument, with the way on; in a pair and in a loader, and by all that takes labels."""
-    net, end = classifier(), ".*; pass x alone if y is no"
+    net, end = classifier(), ".*; pass x without y if y is not"
     for data in ((X, y), DataLoader(TensorDataset(X, y), batch_size=80)):
         for call in (rf.fit, rf.sample, rf.plan):
             with pytest.raises(error, match=f"^data: {message}{end}"):
@@ -150,9 +150,11 @@ def convolutions(*end: nn.Module) -> nn.Module:
 def test_labels_of_a_network_that_tells_no_classes(net, what):
     x, y = PIXELS.float(), torch.zeros(60, dtype=torch.int64)
     for call in (rf.fit, rf.sample, rf.plan):
-        with pytest.raises(ValueError, match=f"^data: labels y are given, and the network gives {what}, wanted .N, K."):
+        with pytest.raises(
+            ValueError, match=f"^data: labels y are given, but the network gives {what}: wanted outputs .N, K."
+        ):
             call(net, (x, y))
-    with pytest.raises(ValueError, match="^holdout: labels y are given, and the network gives"):
+    with pytest.raises(ValueError, match="^holdout: labels y are given, but the network gives"):
         rf.fit(net, x, holdout=(x, y))
     assert rf.sample(net, x)[1].accuracy == {}
 
@@ -167,7 +169,7 @@ class Named(nn.Module):
 
 
 def test_labels_of_a_network_that_gives_a_dict():
-    with pytest.raises(ValueError, match="^data: labels y are given, and the network gives a dict, wanted"):
+    with pytest.raises(ValueError, match="^data: labels y are given, but the network gives a dict: wanted"):
         rf.fit(Named(), (X, Y))
 
 

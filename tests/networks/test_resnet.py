@@ -127,11 +127,14 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_state(build):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: resnet_cifar(18), "depth: wanted 6 k . 2 with k >= 1 blocks a stage, got 18"),
-        (lambda: resnet_cifar(2), "depth: wanted 6 k . 2 with k >= 1 blocks a stage, got 2"),
+        (lambda: resnet_cifar(18), "depth: wanted 6 k . 2 with k >= 1 blocks in each stage, got 18"),
+        (lambda: resnet_cifar(2), "depth: wanted 6 k . 2 with k >= 1 blocks in each stage, got 2"),
         (lambda: resnet_cifar(width=0), "width=0: wanted width >= 1"),
         (lambda: resnet_cifar(seed=-1), r"seed=-1: wanted 0 <= seed < 2\^63"),
-        (lambda: resnet_imagenet(()), r"blocks: wanted their number in each of at least one stage, got \(\)"),
+        (
+            lambda: resnet_imagenet(()),
+            r"blocks: wanted the number of blocks in each stage, at least one stage; got \(\)",
+        ),
         (lambda: resnet_imagenet((2, 0)), "blocks=0: wanted blocks >= 1"),
         (lambda: vgg(12), "depth: wanted 11, 13, 16 or 19, got 12"),
         (lambda: vgg(width=-1), "width=-1: wanted width >= 1"),

@@ -113,7 +113,7 @@ def test_a_tensor_of_inference_mode(write) -> None:
 def test_entries_that_share_an_address(write) -> None:
     for out in (torch.zeros(1, 3, dtype=F64).expand(3, 3), torch.zeros(7, dtype=F64).as_strided((3, 3), (2, 1))):
         before = out.clone()
-        with pytest.raises(ValueError, match=r"has strides .*: wanted an address of its own for each entry"):
+        with pytest.raises(ValueError, match=r"has strides .*: wanted a different address for each entry"):
             write(out)
         assert torch.equal(out, before), "written before the error"
 

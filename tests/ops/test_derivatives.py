@@ -142,7 +142,7 @@ def test_polar_has_no_derivative_without_full_rank(rank: str) -> None:
     def factor(M: Tensor) -> Tensor:
         return rf.polar(M, rank=rank).A
 
-    message = r"polar: M has not full rank .*: its polar factor has no derivative there"
+    message = r"polar: M does not have full rank .*: its polar factor has no derivative there"
     with pytest.raises(RuntimeError, match=message):
         factor(M.clone().requires_grad_()).sum().backward()
     with pytest.raises(RuntimeError, match=message):

@@ -258,8 +258,8 @@ def test_a_classifier_that_cannot_be_refit():
     ("net", "options", "error", "message"),
     [
         (mlp((6, 8, 2)), {"data": []}, ValueError, "data: list yields no batch"),
-        (mlp((6, 8, 2)), {"data": iter([X])}, TypeError, "data: a re-iterable is wanted"),
-        (mlp((6, 8, 2)), {"holdout": iter([X])}, TypeError, "holdout: a re-iterable is wanted"),
+        (mlp((6, 8, 2)), {"data": iter([X])}, TypeError, "data: wanted data that can be iterated"),
+        (mlp((6, 8, 2)), {"holdout": iter([X])}, TypeError, "holdout: wanted data that can be iterated"),
         (mlp((6, 8, 2)), {"data": [X, X[:, :3]]}, ValueError, r"data: samples of shapes \(6,\) and \(3,\), wanted one"),
         (
             mlp((6, 8, 2)),

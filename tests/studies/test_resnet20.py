@@ -172,7 +172,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"noise")
     for name, message in (
         ("linear.pt", ": wanted the weights of a ResNet for CIFAR-10"),
-        ("noise.pt", " is no file of tensors alone that torch has written"),
+        ("noise.pt", " cannot be read as a file of tensors that torch has written"),
         ("noise.safetensors", " is not a whole safetensors file"),
     ):
         with pytest.raises(ValueError, match=name + message):

@@ -120,11 +120,11 @@ def decays(net: Net, h: Tensor) -> Tensor:
     return h
 
 
-TWICE = "reference: called twice on one input it gives two outputs, .* of the largest apart, first in module "
-MIXED = "reference: what it gives for a sample depends on the other samples of the batch, first in module "
-CHANGED = "reference: a call changes '{}' of it: wanted a function of its input"
+TWICE = "reference: two calls with the same input differ by .* of the largest output, first in module "
+MIXED = "reference: the output for a sample depends on the other samples of the batch, first in module "
+CHANGED = "reference: a call changes its parameter or buffer '{}': wanted a network that leaves"
 REFUSED = {
-    "functional dropout": (Inner, TWICE + "'body', dropout: wanted a function of its input alone, the same to the bit"),
+    "functional dropout": (Inner, TWICE + "'body', dropout: wanted outputs that depend only on the input, bit for bit"),
     "a module left in training": (lambda: Net(lambda net, h: net.drop.train()(h)), TWICE + "'drop', dropout"),
     "a network left in training": (lambda: AlwaysTraining(lambda net, h: net.drop(h)), TWICE + "'drop', dropout"),
     "noise that is traced": (lambda: Net(lambda net, h: h + torch.randn_like(h)), TWICE + "'reference', randn_like"),
@@ -145,7 +145,7 @@ REFUSED = {
     "the mean of a batch": (lambda: Net(lambda net, h: h - h.mean(0)), MIXED + "'reference', sub"),
     "batch norm without statistics": (
         lambda: Net(lambda net, h: F.batch_norm(h, None, None, training=True)),
-        r"called again, with a batch of 1, it raises ValueError \(Expected more than 1 value per channel",
+        r"a second call, with a batch of 1, raises ValueError \(Expected more than 1 value per channel",
     ),
     "attention between samples": (lambda: Net(lambda net, h: (h @ h.T).softmax(1) @ h), MIXED + "'reference', matmul"),
     "places in a batch": (
@@ -243,9 +243,7 @@ def own_forward(net: nn.Module) -> nn.Module:
     ],
 )
 def test_what_a_trace_passes_by(change, where):
-    message = (
-        f"reference: its trace is another function, first in {where}: for 32 samples they differ by .* of the largest"
-    )
+    message = f"reference: its trace computes something else, first in {where}: for 32 samples they differ by .* of"
     with pytest.raises(ValueError, match=message):
         rf.fit(change(Net().eval()), X)
 
@@ -265,7 +263,7 @@ def test_hooks_of_a_non_linearity_are_sampled_with_it():
 def test_one_of_several_references_is_named():
     networks = [nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)) for _ in range(2)]
     hooked(networks[1])
-    with pytest.raises(ValueError, match=r"reference \(number 2\): its trace is another function"):
+    with pytest.raises(ValueError, match=r"reference \(number 2\): its trace computes something else"):
         rf.fit(networks, X)
 
 

@@ -258,14 +258,14 @@ def test_a_network_without_a_graph_is_cut_at_its_activation_modules():
 
 def test_what_cannot_be_traced_is_named_with_its_line():
     line = r"line \d+ of .*test_trace.py, `if x.sum\(\) > 1e9:`"
-    with pytest.raises(ValueError, match=f"torch.fx cannot trace it .*{line}.*without an example input"):
+    with pytest.raises(ValueError, match=f"torch.fx cannot trace it .*{line}.*only with an example input"):
         trace(Untraceable())
     with pytest.raises(ValueError, match=f"{line}.*its activation module 'b' is called more than once"):
         trace(Untraceable(twice=True), torch.randn(4, 1, 8))
 
     slopes = Untraceable()
     slopes.a = nn.PReLU(3)
-    with pytest.raises(ValueError, match=r"module 'a' \(PReLU\) has 3 slopes, one a channel"):
+    with pytest.raises(ValueError, match=r"module 'a' \(PReLU\) has 3 slopes, one for each channel"):
         trace(slopes, torch.randn(4, 1, 8))
 
     class Written(nn.Module):
@@ -280,7 +280,7 @@ def test_what_cannot_be_traced_is_named_with_its_line():
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return torch.relu(x) + y
 
-    with pytest.raises(ValueError, match="its forward needs 'y' beside 'x', wanted one input"):
+    with pytest.raises(ValueError, match="its forward reads 'y' besides 'x': wanted one input"):
         trace(Two())
 
 
@@ -301,7 +301,7 @@ def test_modules_of_ones_own_are_sites_where_they_are_declared():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.PReLU(4), r"module 'block.1' \(PReLU\) has 4 slopes, one a channel"),
+        (nn.PReLU(4), r"module 'block.1' \(PReLU\) has 4 slopes, one for each channel"),
         (nn.BatchNorm1d(4, track_running_stats=False), r"'block.1' \(BatchNorm1d\) has no running stat"),
     ],
 )

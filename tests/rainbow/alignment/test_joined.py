@@ -282,9 +282,9 @@ WRONG = {
     "skip": (
         [Skip(), Skip()],
         ValueError,
-        "number 1 is no chain, 1 more values than z are read behind its site 'relu_1'",
+        "number 1 is not a chain: later layers read 1 more values than phi after its site 'relu_1'",
     ),
-    "no graph": ([mlp((4, 3, 2)), Branch()], ValueError, "torch.fx cannot trace number 2, as it must where there are"),
+    "no graph": ([mlp((4, 3, 2)), Branch()], ValueError, "torch.fx cannot trace number 2, which is needed for"),
     "width": (
         [mlp((4, 3, 2)), mlp((4, 5, 2))],
         ValueError,
@@ -293,7 +293,7 @@ WRONG = {
     "depth": (
         [mlp((4, 3, 2)), mlp((4, 3, 3, 2))],
         ValueError,
-        r"number 2 has site '4' .*; the first outputs, shape \(2",
+        r"number 2 has site '4' .*; the first has outputs, shape \(2",
     ),
     "kind": (
         [mlp((4, 3, 2)), mlp((4, 3, 2), activation=nn.Tanh)],
