@@ -47,6 +47,19 @@ def test_all_names_are_there_and_have_docstrings(room):
 
 
 @pytest.mark.parametrize("room", ROOMS)
+def test_public_members_have_docstrings(room):
+    """Of methods and properties; one that overrides another has the docstring of that one."""
+    module = ROOMS[room]
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if not inspect.isclass(thing):
+            continue
+        for member, value in vars(thing).items():
+            if not member.startswith("_") and (callable(value) or isinstance(value, property)):
+                assert inspect.getdoc(getattr(thing, member)), f"{name}.{member}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_types_of_public_names_are_public(room):
     module = ROOMS[room]
     public = {name for each in ROOMS.values() for name in each.__all__}

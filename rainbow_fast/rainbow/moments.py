@@ -58,6 +58,7 @@ class CrossCovariance:
 
     @property
     def count(self) -> int:
+        """Number of samples so far."""
         return self.y.count
 
     def know(self, x: ChannelMoments) -> None:
@@ -205,18 +206,22 @@ class CrossCovariance:
 
     @property
     def mean_x(self) -> Tensor:
+        """E[x], (d,) float64."""
         return self._seen(self.x).mean
 
     @property
     def mean_y(self) -> Tensor:
+        """E[y], (m,) float64."""
         return self._seen(self.y).mean
 
     @property
     def trace_x(self) -> float:
+        """E|x|^2."""
         return self._seen(self.x).power
 
     @property
     def trace_y(self) -> float:
+        """E|y|^2."""
         return self._seen(self.y).power
 
     def state_dict(self) -> dict[str, Tensor]:

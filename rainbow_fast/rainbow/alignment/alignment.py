@@ -48,10 +48,14 @@ class AlignedSite(Protocol):
     samples: int
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Device of A."""
+        ...
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """Dtype of A."""
+        ...
 
     def select(self, before: int) -> Callable[[Tensor], Tensor]:
         """The function that takes the samples to use from a batch; `before` images come before the batch."""

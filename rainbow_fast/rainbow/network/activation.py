@@ -175,6 +175,7 @@ class RainbowActivation(nn.Module):
 
     @property
     def fused(self) -> bool:
+        """Whether the fused kernels compute the site: no feature is stored."""
         return self.kind.fused and not self.flattened
 
     @property

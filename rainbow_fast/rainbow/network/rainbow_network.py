@@ -53,6 +53,7 @@ class RainbowNetwork(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        """The outputs for a batch x (N, *input_shape)."""
         return self.body(x)
 
     def site(self, name: str) -> RainbowActivation:

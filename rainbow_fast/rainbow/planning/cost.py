@@ -81,6 +81,7 @@ class SiteCost:
     peak_bytes: int
 
     def seconds(self, machine: Machine) -> float:
+        """Predicted time of the site: the sum over its passes."""
         return sum(work.seconds(machine) for work in self.work.values())
 
 
@@ -112,6 +113,7 @@ class Cost(Results):
 
     @property
     def flops(self) -> float:
+        """Multiplications and additions of the whole run."""
         works = [work for site in self.sites for work in site.work.values()]
         return sum(work.flops for work in [*works, *self.rest.values()])
 
@@ -127,6 +129,7 @@ class Cost(Results):
 
     @property
     def rest_seconds(self) -> float:
+        """Predicted time of the work that belongs to no sampled site, see `rest`."""
         return sum(work.seconds(self.machine) for work in self.rest.values())
 
     def to_dict(self) -> dict[str, Any]:
