@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from rainbow_fast.cli.checkpoints import About
 from rainbow_fast.cli.references import Reference
 from rainbow_fast.cli.training import load_images
 from rainbow_fast.cli.words import DataWords, SampleWords
-from rainbow_fast.data import MEAN, STD, cifar10, digits, image_folder, npy_pair
+from rainbow_fast.data import MEAN, STD, Images, cifar10, digits, image_folder, npy_pair
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.data.files import Batches
@@ -36,14 +37,15 @@ class Source:
         samples: number of samples.
         tested: number of samples in its test set; 0 if it has none.
         example: a function that returns one sample without reading the others.
-        read: a function that returns all samples, and the test set or None.
+        read: a function that reads samples. Its arguments are how many, the first ones, and whether the test set is
+            read too. It returns the samples, and the test set or None.
     """
 
     name: str
     samples: int
     tested: int
     example: Callable[[], Batch]
-    read: Callable[[], tuple[Samples, Samples | None]]
+    read: Callable[[int, bool], tuple[Samples, Samples | None]]
 
     def check_takes(self, module: nn.Module, option: str) -> None:
         """Run a network, which is in eval mode, on one sample.
@@ -100,7 +102,7 @@ def open_source(option: str, words: str, pixels: Pixels) -> Source:
     folder = Path(words)
     if words == "digits":
         pixels.of("digits")
-        return _known("digits", (1, 8, 8), digits)
+        return _known("digits", (1, 8, 8), lambda **counts: digits())
     if words.endswith(".npy"):
         pixels.of("an array")
         x, _, y = words.partition(",")
@@ -109,7 +111,7 @@ def open_source(option: str, words: str, pixels: Pixels) -> Source:
     if any((folder / part).exists() for part in ("cifar-10-batches-bin", "data_batch_1.bin")):
         numbers = pixels.of("CIFAR-10", "mean", "std", "grey")
         shape = 1 if pixels.grey else 3, 32, 32
-        return _known("cifar10", shape, lambda: cifar10(folder, **numbers, name=option))
+        return _known("cifar10", shape, lambda **counts: cifar10(folder, **numbers, **counts, name=option))
     if folder.is_dir():
         numbers = pixels.of("", "size", "mean", "std", "grey")
         return _loader(folder.resolve().name, image_folder(folder, **numbers, name=option))
@@ -124,7 +126,7 @@ def source_of(about: About | None, data: str | None, pixels: Pixels) -> Source:
         return open_source("--data", data, pixels)
     pixels.of("a checkpoint, which has its own,")
     side, channels = (8, 1) if about.data == "digits" else (32, 1 if about.grey else 3)
-    return _known(about.data, (channels, side, side), lambda: load_images(about, data))
+    return _known(about.data, (channels, side, side), lambda **counts: load_images(about, data, **counts))
 
 
 @dataclass(frozen=True)
@@ -147,15 +149,14 @@ class Split:
 
     def load(self) -> tuple[Samples, Samples | int]:
         """The arguments `data` and `holdout` of `fit`."""
-        data, test = self.source.read()
-        data = _first(data, self.aligned if self.share is None else self.aligned + self.held)
         if self.share is not None:
-            return data, self.held
-        if self.other is None:
-            assert test is not None
-            return data, test
-        held, its_test = self.other.read()
-        return data, held if its_test is None else its_test
+            return self.source.read(self.aligned + self.held, False)[0], self.held
+        data, test = self.source.read(self.aligned, self.other is None)
+        if self.other is not None:
+            samples, its_test = self.other.read(0 if self.other.tested else self.held, self.other.tested > 0)
+            test = its_test if self.other.tested else samples
+        assert test is not None
+        return data, test
 
     def shapes(self) -> tuple[Batch, tuple[Tensor, Tensor | None]]:
         """One sample, and a view of it that is expanded to the number of held-out samples."""
@@ -196,21 +197,23 @@ def split_data(source: Source, holdout: str | None, images: int, pixels: Pixels)
     return Split(source, total - held, held, share, None)
 
 
-def _known(name: str, shape: tuple[int, ...], read: Callable[[], Any]) -> Source:
-    def both() -> tuple[Samples, Samples]:
-        x, y, x_test, y_test = read()
-        return (x, y), (x_test, y_test)
+def _known(name: str, shape: tuple[int, ...], load: Callable[..., Images]) -> Source:
+    """A data set with a test set. `load` takes how many training and test images are needed, see `cifar10`."""
+
+    def read(count: int, test: bool) -> tuple[Samples, Samples | None]:
+        images = load(images=count, test_images=None if test else 0)
+        return _first((images.x_train, images.y_train), count), (images.x_test, images.y_test) if test else None
 
     return Source(
         name,
         *COUNTS[name],
         lambda: (torch.zeros(1, *shape, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu")),
-        both,
+        read,
     )
 
 
 def _loader(name: str, loader: Batches) -> Source:
-    return Source(name, loader.samples, 0, lambda: loader.read(0, 1), lambda: (loader, None))
+    return Source(name, loader.samples, 0, lambda: loader.read(0, 1), lambda count, _: (_first(loader, count), None))
 
 
 def _first(data: Samples, count: int) -> Samples:
@@ -235,7 +238,8 @@ def _three(option: str, text: str) -> tuple[float, ...]:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) != 3 or (option == "--std" and min(numbers) <= 0):
+    finite = len(numbers) == 3 and all(map(math.isfinite, numbers))
+    if not finite or (option == "--std" and min(numbers) <= 0):
         kind = "positive numbers" if option == "--std" else "numbers"
-        raise ValueError(f"{option}: wanted three {kind} separated by commas, got {text!r}")
+        raise ValueError(f"{option}: wanted three finite {kind} separated by commas, got {text!r}")
     return numbers

@@ -43,15 +43,18 @@ def new_reference(
     return about
 
 
-def load_images(about: About, data: str | None) -> Images:
-    """The images that a network is trained on: digits, or CIFAR-10 from the folder `data`."""
+def load_images(about: About, data: str | None, *, images: int | None = None, test_images: int | None = None) -> Images:
+    """The images that a network is trained on: digits, or CIFAR-10 from the folder `data`.
+
+    Of CIFAR-10, only the first `images` and `test_images` are read, if they are given.
+    """
     if about.data == "digits":
         if data not in (None, "digits"):
             raise ValueError(f"--data: the checkpoint was trained on digits, got {data!r}")
         return digits()
     if data is None or data == "digits":
         raise ValueError("--data: the checkpoint was trained on CIFAR-10, wanted the folder with its binary version")
-    return cifar10(data, grey=about.grey)
+    return cifar10(data, grey=about.grey, images=images, test_images=test_images)
 
 
 def train_reference(

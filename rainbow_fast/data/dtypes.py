@@ -26,10 +26,14 @@ def as_classes(y: Tensor, name: str) -> Tensor:
 
     Raises:
         TypeError: the labels are not integers (bool does not count as an integer).
-        ValueError: the labels have another shape. Messages begin with `name`.
+        ValueError: the labels have another shape, or one is above 2^63 - 1. Messages begin with `name`.
     """
     if y.dtype in INTEGERS and y.dim() == 1:
-        return y.to(torch.int64)
+        classes = y.to(torch.int64)
+        if y.dtype == torch.uint64 and len(above := (classes < 0).nonzero()):
+            first = int(above[0])
+            raise ValueError(f"{name}: label {int(y[first])} of sample {first}, wanted at most 2^63 - 1")
+        return classes
     error = ValueError if y.dtype in INTEGERS else TypeError
     raise error(
         f"{name}: labels y are {str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}, wanted integers of "

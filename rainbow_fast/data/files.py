@@ -15,8 +15,10 @@ from rainbow_fast.arguments import integer
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.datasets import MEAN, STD, check_statistics, normalised
 from rainbow_fast.data.dtypes import as_numbers
+from rainbow_fast.data.image_file import FORMATS, MAX_PIXELS, decode
+from rainbow_fast.data.npy_file import NpyFile
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+LABELS = 2**20  # labels that are read at a time
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8))
 
 
@@ -55,6 +57,7 @@ def image_folder(
     grey: bool = False,
     seed: int | None = 0,
     batch_size: int = 256,
+    max_pixels: int = MAX_PIXELS,
     name: str = "path",
 ) -> Batches:
     """The images in a folder that has one sub-folder for each class.
@@ -63,7 +66,8 @@ def image_folder(
 
     Classes are numbered in the order of the names of their folders. An image is a file at any depth with suffix bmp,
     gif (first frame only), jpg, jpeg, pgm, png, ppm, tif, tiff or webp, in lower or upper case. Other files and hidden
-    files are ignored. All images are converted to red, green and blue with 8 bits; transparency is dropped.
+    files are ignored. The rotation or reflection that the EXIF data of an image asks for is applied. All images are
+    converted to red, green and blue with 8 bits: 16-bit pixels keep their upper 8 bits, and transparency is dropped.
 
     Args:
         path: the folder with the sub-folders.
@@ -74,6 +78,9 @@ def image_folder(
         seed: seed of a fixed random order, 0 to 2^32 - 1. It mixes the classes, so that any part of the data can be
             held out. `None` sorts the images by class and path. 0 by default.
         batch_size: images in each batch.
+        max_pixels: images with more pixels are refused before they are decoded. The default, 89,478,485, is Pillow's
+            own limit: 256 MiB in colour. Pillow refuses images with more than twice its limit,
+            ``PIL.Image.MAX_IMAGE_PIXELS``.
         name: what error messages call the folder.
 
     Returns:
@@ -82,8 +89,10 @@ def image_folder(
     Raises:
         ImportError: Pillow is not installed.
         FileNotFoundError: there is no folder, no sub-folder in it, or no image in a sub-folder.
-        ValueError: an argument is out of its range; a file cannot be read as an image with 8 bits in each channel, or
-            has another size than the first one. Only the first file is checked at once, the others when they are read.
+        ValueError: an argument is out of its range; a file cannot be read as an image, or ends too early; its pixels
+            are 32-bit integers or floats, which have no fixed range; it has more than `max_pixels`, or another size
+            than the first one. The message names the file. Only the first file is checked at once, the others when
+            they are read.
     """
     try:
         import PIL  # noqa: F401
@@ -91,18 +100,19 @@ def image_folder(
         raise ImportError('image_folder needs Pillow: pip install "rainbow_fast[data]"') from error
     size = None if size is None else integer("size", size, 1)
     batch_size = integer("batch_size", batch_size, 1)
+    max_pixels = integer("max_pixels", max_pixels, 1)
     check_statistics(mean, std)
     seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
     folders = _class_folders(Path(path), name)
     files = [(file, label) for label, folder in enumerate(folders) for file in _images(folder, name)]
     if seed is not None:
         files = [files[i] for i in np.random.RandomState(seed).permutation(len(files))]
-    wanted = _decode(files[0][0], size, name).shape
+    wanted = decode(files[0][0], size, max_pixels, name).shape
 
     def read(start: int, stop: int) -> Batch:
         pixels = []
         for file, _ in files[start:stop]:
-            pixels.append(_decode(file, size, name))
+            pixels.append(decode(file, size, max_pixels, name))
             if pixels[-1].shape != wanted:
                 actual, first = (f"{height} x {width} pixels" for height, width, _ in (pixels[-1].shape, wanted))
                 raise ValueError(f"{name}: {file} has {actual}, {files[0][0]} has {first}: wanted one size, or size=")
@@ -122,10 +132,14 @@ def npy_pair(
 ) -> Batches:
     """Arrays in npy files of NumPy as batches, in the order of the files. Only the current batch is in memory.
 
+    Batches are read, not memory-mapped. An array in Fortran order is read in blocks of up to 64 MiB, the last of which
+    stays in memory.
+
     Args:
-        x_path: file with samples (N, ...) of float32, float64 or uint8. Floats are returned unchanged, uint8 is divided
-            by 255 and returned as float32.
-        y_path: file with labels (N,), integers of any width, which are returned as int64. `None` (default): no labels.
+        x_path: file with samples (N, ...) of float32, float64 or uint8, in either byte order. Floats are returned
+            unchanged, uint8 is divided by 255 and returned as float32.
+        y_path: file with labels (N,), integers of any width from 0 to 2^63 - 1, which are returned as int64. They are
+            all read at once. `None` (default): no labels.
         batch_size: samples in each batch.
         names: what error messages call the two files.
 
@@ -134,23 +148,40 @@ def npy_pair(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is not an npy array, or has another dtype or shape; the lengths differ; or `batch_size` is
-            below 1.
+        ValueError: a file is not an npy array, has another dtype or shape, an axis of length 0, or another length than
+            its header says; the lengths of the two arrays differ; a label is out of range; or `batch_size` is below 1.
+            While iterating: a file has changed since this call, or cannot be read. The message names the file.
     """
     batch_size = integer("batch_size", batch_size, 1)
-    x = _mapped(names[0], x_path)
-    if x.dtype not in DTYPES or x.ndim < 2 or len(x) == 0:
-        raise ValueError(f"{names[0]}: wanted float32, float64 or uint8 (N, ...) with N >= 1, got {x.dtype} {x.shape}")
-    y = None if y_path is None else _mapped(names[1], y_path)
-    if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
-        raise ValueError(f"{names[1]}: wanted integers of shape ({len(x)},) as x has samples, got {y.dtype} {y.shape}")
+    x = NpyFile.at(x_path, names[0])
+    if x.dtype.newbyteorder("=") not in DTYPES or len(x.shape) < 2 or 0 in x.shape:
+        raise ValueError(f"{names[0]}: {x}, wanted float32, float64 or uint8 (N, ...) with no size 0")
+    x.check_length()
+    y = None if y_path is None else _labels(y_path, names[1], x.shape[0])
 
     def read(start: int, stop: int) -> Batch:
-        rows = torch.from_numpy(np.array(x[start:stop], order="C"))
-        labels = None if y is None else torch.from_numpy(y[start:stop].astype(np.int64))
+        rows = torch.from_numpy(x.rows(start, stop))
+        labels = None if y is None else y[start:stop].clone()
         return as_numbers(rows, "cpu", torch.float32) if rows.dtype == torch.uint8 else rows, labels
 
-    return Batches(len(x), batch_size, (), read)
+    return Batches(x.shape[0], batch_size, (), read)
+
+
+def _labels(path: str | os.PathLike[str], name: str, samples: int) -> torch.Tensor:
+    """All labels of an npy file, (samples,) int64."""
+    y = NpyFile.at(path, name)
+    if y.dtype.kind not in "iu" or y.shape != (samples,):
+        raise ValueError(f"{name}: {y}, wanted integers of shape ({samples},) as x has samples")
+    y.check_length()
+    labels = torch.empty(samples, dtype=torch.int64, device="cpu")
+    for start in range(0, samples, LABELS):
+        part = y.rows(start, min(start + LABELS, samples))
+        outside = np.flatnonzero((part < 0) | (part > np.iinfo(np.int64).max))
+        if len(outside):
+            value, index = part[outside[0]], start + outside[0]
+            raise ValueError(f"{name}: {y.file.path} has the label {value} at index {index}, wanted 0 to 2^63 - 1")
+        labels[start : start + len(part)] = torch.from_numpy(part.astype(np.int64))
+    return labels
 
 
 def _class_folders(path: Path, name: str) -> list[Path]:
@@ -166,32 +197,8 @@ def _images(folder: Path, name: str) -> list[Path]:
     images = []
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
+        if not hidden and file.suffix.lower() in FORMATS and file.is_file():
             images.append(file)
     if not images:
-        raise FileNotFoundError(f"{name}: no image in {folder}, wanted files named {', '.join(sorted(SUFFIXES))}")
+        raise FileNotFoundError(f"{name}: no image in {folder}, wanted files named {', '.join(sorted(FORMATS))}")
     return images
-
-
-def _decode(file: Path, size: int | None, name: str) -> np.ndarray:
-    """The image in a file as uint8 (H, W, 3)."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {image.mode}, wanted 8 bits a channel")
-            colour = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: {file} cannot be read as an image ({error})") from error
-    return np.asarray(colour if size is None else ImageOps.fit(colour, (size, size), Image.Resampling.BILINEAR))
-
-
-def _mapped(name: str, path: str | os.PathLike[str]) -> np.ndarray:
-    """The array in an npy file, memory-mapped. Nothing is unpickled."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{name}: no file {path}")
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{name}: {path} is no npy file that can be mapped ({error})") from error

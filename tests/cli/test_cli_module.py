@@ -239,7 +239,9 @@ def test_bytes_have_suffixes() -> None:
 
 
 def test_a_share_is_taken_beside_the_images_to_align_on() -> None:
-    source = sources.Source("some", 1000, 0, lambda: (draw(1, 3), None), lambda: ((draw(1000, 3), None), None))
+    source = sources.Source(
+        "some", 1000, 0, lambda: (draw(1, 3), None), lambda count, test: ((draw(count, 3), None), None)
+    )
     for images, share in ((90, 0.1), (7, 0.37), (500, 0.5), (2000, 0.1)):
         split = sources.split_data(source, str(share), images, sources.Pixels())
         (x, _), holdout = split.load()
@@ -291,8 +293,10 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--holdout", "nowhere"], "--holdout: 'nowhere' is no data"),
         (["--size", "8"], "--size: digits does not take it"),
         (["--data", "x.npy", "--grey"], "--grey: an array does not take it"),
-        (["--data", "own", "--mean", "1,2"], "--mean: wanted three numbers separated by commas, got '1,2'"),
-        (["--data", "own", "--std", "1,2,0"], "--std: wanted three positive numbers separated by commas, got '1,2,0'"),
+        (["--data", "own", "--mean", "1,2"], "--mean: wanted three finite numbers separated by commas, got '1,2'"),
+        (["--data", "own", "--mean", "1,nan,1"], "--mean: wanted three finite numbers separated by commas, got"),
+        (["--data", "own", "--std", "1,inf,1"], "--std: wanted three finite positive numbers separated by commas, got"),
+        (["--data", "own", "--std", "1,2,0"], "--std: wanted three finite positive numbers separated by commas, got"),
         (["--memory-budget", "2X"], "--memory-budget: wanted bytes, as a number with k, M or G behind it; got '2X'"),
         (["--memory-budget", "-1"], "--memory-budget: wanted bytes"),
         (["--storage", "disk"], "storage='disk': wanted None or one of memory, file, recompute"),

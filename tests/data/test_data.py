@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Images from scikit-learn and from CIFAR-10's files, and batches from whatever a user calls data."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from rainbow_fast import data
+from rainbow_fast.data.datasets import normalised
 
 
 def test_digits_are_the_same_fixed_split_each_time():
@@ -66,8 +68,15 @@ def test_cifar10_takes_other_statistics(cifar10_folder):
 @pytest.mark.parametrize(
     "statistics, message",
     [
-        ({"mean": (1, 2)}, r"mean: wanted three numbers, got \(1, 2\)"),
-        ({"std": (1, 1, 0)}, r"std: wanted three positive numbers, got \(1, 1, 0\)"),
+        ({"mean": (1, 2)}, r"mean: wanted three finite numbers, got \(1, 2\)"),
+        ({"mean": (1, 2, torch.nan)}, r"mean: wanted three finite numbers, got \(1, 2, nan\)"),
+        ({"mean": (1, 2, 1e39)}, r"mean: wanted three finite numbers, got \(1, 2, 1e\+39\)"),
+        ({"mean": "abc"}, "mean: wanted three finite numbers, got 'abc'"),
+        ({"mean": 0.5}, "mean: wanted three finite numbers, got 0.5"),
+        ({"std": (1, 1, 0)}, r"std: wanted three finite positive numbers, got \(1, 1, 0\)"),
+        ({"std": (1, torch.inf, 1)}, r"std: wanted three finite positive numbers, got \(1, inf, 1\)"),
+        ({"std": (torch.nan, 1, 1)}, r"std: wanted three finite positive numbers, got \(nan, 1, 1\)"),
+        ({"std": (1, 1, 1e-50)}, r"std: wanted three finite positive numbers, got \(1, 1, 1e-50\)"),
     ],
 )
 def test_cifar10_names_wrong_statistics(statistics, message):
@@ -114,9 +123,71 @@ def test_cifar10_names_a_file_of_the_wrong_size(synthetic_folder, size):
 
 def test_cifar10_names_a_foreign_file_by_its_labels(synthetic_folder):
     with open(synthetic_folder / "data_batch_2.bin", "r+b") as file:
-        file.seek(5 * 3073)
+        file.seek(7005 * 3073)
         file.write(b"\x0a")
-    with pytest.raises(ValueError, match=r"folder: .*data_batch_2\.bin has a label 10 in record 5, wanted 0 to 9"):
+    with pytest.raises(ValueError, match=r"folder: .*data_batch_2\.bin has a label 10 in record 7005, wanted 0 to 9"):
+        data.cifar10(synthetic_folder)
+
+
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of the right size, pixels and labels at random."""
+    folder, generator = tmp_path_factory.mktemp("random"), np.random.default_rng(0)
+    for name in NAMES:
+        records = generator.integers(0, 256, (10_000, 3_073), dtype=np.uint8)
+        records[:, 0] %= 10
+        records.tofile(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_first_cifar10_images_are_those_of_all(random_folder, grey):
+    """To the bit, and as the records of a file normalised at once."""
+    whole = data.cifar10(random_folder, grey=grey, images=12_345, test_images=10_000)
+    assert len(whole.x_train) == 12_345 and len(whole.x_test) == 10_000
+    for images, test_images in ((0, 0), (1, 2_001), (999, 7), (11_007, 10**9)):
+        part = data.cifar10(random_folder, grey=grey, images=images, test_images=test_images)
+        assert len(part.x_train) == len(part.y_train) == images and len(part.x_test) == min(test_images, 10_000)
+        for few, many in zip(part, whole, strict=True):
+            assert torch.equal(few, many[: len(few)]) and few.shape[1:] == many.shape[1:]
+    records = np.fromfile(random_folder / "test_batch.bin", np.uint8).reshape(-1, 3073)
+    pixels = torch.from_numpy(records[:, 1:].copy()).view(-1, 3, 32, 32)
+    assert torch.equal(whole.x_test, normalised(pixels, mean=data.MEAN, std=data.STD, grey=grey))
+    assert torch.equal(whole.y_test, torch.from_numpy(records[:, 0].astype(np.int64)))
+
+
+def test_only_cifar10_files_that_are_needed_are_read(synthetic_folder):
+    (synthetic_folder / "data_batch_3.bin").write_bytes(b"")
+    (synthetic_folder / "test_batch.bin").unlink()
+    assert data.cifar10(synthetic_folder, images=20_000, test_images=0).x_train.shape == (20_000, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin has 0 bytes"):
+        data.cifar10(synthetic_folder, images=20_001, test_images=0)
+    with pytest.raises(FileNotFoundError, match=r"test_batch\.bin"):
+        data.cifar10(synthetic_folder, images=1, test_images=1)
+    for name in ("images", "test_images"):
+        with pytest.raises(ValueError, match=f"^{name}=-1: wanted {name} >= 0"):
+            data.cifar10(synthetic_folder, **{name: -1})
+
+
+def test_a_cifar10_file_that_becomes_shorter_is_an_error(synthetic_folder, monkeypatch):
+    """Truncated when its second thousand records are read."""
+    path, preadv, calls = synthetic_folder / "data_batch_1.bin", os.preadv, []
+
+    def reading(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            os.truncate(path, 3073 * 1500)
+        return preadv(*arguments)
+
+    monkeypatch.setattr(os, "preadv", reading)
+    with pytest.raises(ValueError, match=r"folder: .*data_batch_1\.bin ends at byte 4609500, .* too early"):
+        data.cifar10(synthetic_folder)
+
+
+def test_a_cifar10_file_that_is_a_folder_is_an_error(synthetic_folder):
+    (synthetic_folder / "data_batch_1.bin").unlink()
+    (synthetic_folder / "data_batch_1.bin").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"folder: no file .*data_batch_1\.bin"):
         data.cifar10(synthetic_folder)
 
 

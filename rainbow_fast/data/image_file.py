@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Image files of any mode as 8-bit pixels in red, green and blue."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image as Images
+
+# By suffix, the format of Pillow. A file may have any of these formats, whatever its suffix.
+FORMATS = {
+    **dict.fromkeys((".jpeg", ".jpg"), "JPEG"),
+    **dict.fromkeys((".pgm", ".ppm"), "PPM"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **{".bmp": "BMP", ".gif": "GIF", ".png": "PNG", ".webp": "WEBP"},
+}
+MAX_PIXELS = 2**30 // 12  # an image of 256 MiB in colour; Pillow's own limit
+GREY16 = ("I;16", "I;16B", "I;16L")  # Pillow's names of grey images with 16 bits, by byte order
+
+
+def decode(file: Path, size: int | None, max_pixels: int, name: str) -> np.ndarray:
+    """The image in a file as uint8 (H, W, 3).
+
+    The rotation or reflection that its EXIF data asks for is applied. 16-bit pixels keep their upper 8 bits, in grey
+    images as in those with colour.
+
+    Args:
+        size: the largest central square is resized to this many pixels a side; None for the image as it is.
+        max_pixels: images with more pixels are refused, before they are decoded.
+        name: what error messages call the file.
+
+    Raises:
+        ValueError: the file cannot be read as an image, ends too early, has too many pixels, or has pixels without a
+            fixed range (32-bit integers or floats). The message names the file.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with io.BufferedReader(_NotMapped(file)) as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the limit
+            with Image.open(stream, formats=sorted(set(FORMATS.values()))) as image:
+                pixels = image.width * image.height
+                if pixels <= max_pixels:
+                    colour = _eight_bits(ImageOps.exif_transpose(image), image.format).convert("RGB")
+    except Exception as error:  # a damaged file can raise almost anything
+        raise ValueError(f"{name}: {file} cannot be read as an image ({str(error) or type(error).__name__})") from error
+    if pixels > max_pixels:
+        raise ValueError(f"{name}: {file} has {pixels} pixels, wanted at most max_pixels={max_pixels}")
+    return np.asarray(colour if size is None else ImageOps.fit(colour, (size, size), Image.Resampling.BILINEAR))
+
+
+class _NotMapped(io.FileIO):
+    """A file that decoders read and cannot memory-map: a mapped file that shrinks ends the process."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
+def _eight_bits(image: Images.Image, kind: str | None) -> Images.Image:
+    """The image with 8 bits in each channel; `kind` is the format of its file."""
+    from PIL import Image
+
+    if image.mode in GREY16 or (image.mode == "I" and kind in ("PNG", "PPM")):  # in these formats, 16 bits at most
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {image.mode}, whose pixels have no fixed range: wanted 8 or 16 bits a channel")
+    return image
