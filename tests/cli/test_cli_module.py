@@ -285,7 +285,7 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--pointwise-modules", "own.model:build"], "--pointwise-modules: 'own.model:build' is function, wanted a cl"),
         (["--data", "nowhere"], "--data: 'nowhere' is no data: wanted digits, the folder of CIFAR-10 or"),
         (["--data", "own"], "--data: no sub-folder in own"),
-        (["--data", "half", *CIFAR], "--data: no file half/data_batch_2.bin; wanted the binary version of CIFAR-10"),
+        (["--data", "half", *CIFAR], "--data: no file half/test_batch.bin; wanted the binary version of CIFAR-10"),
         (["--data", "x.npy,nowhere.npy"], "--data: y_path: no file nowhere.npy"),
         (["--data", "x.npy"], "--data: the network does not take a sample of shape (3,)"),
         (["--holdout", "1.5"], "--holdout: wanted a share above 0 and below 1, or data; got 1.5"),

@@ -53,19 +53,21 @@ def ridge_flops(N: int, F: int, classes: int) -> float:
 
 
 def ridge_bytes(N: int, F: int, itemsize: int) -> int:
-    """Memory of `ridge_classifier` in bytes.
+    """Memory of `ridge_classifier` in bytes, with the features.
 
-    It holds the features twice in their dtype (in chunks and in one tensor), once in float64, and in addition the
-    larger of the centred features in float64 and three Gram matrices.
+    It holds the features in their dtype, those that it fits to and those that are left out in float64, and in addition
+    three Gram matrices, or before them the features that it fits to in their dtype.
     """
-    return 2 * itemsize * N * F + 8 * N * F + 8 * max(N * F, 3 * min(N, F) ** 2)
+    used = N - N // 5
+    return (itemsize + 8) * N * F + max(itemsize * used * F, 3 * 8 * min(N, F) ** 2)
 
 
 def _solve(features: Tensor, labels: Tensor, classes: int, ridges: tuple[float, ...]) -> list[tuple[Tensor, Tensor]]:
-    f = features.double()
+    f = features.to(torch.float64, copy=True)
+    del features  # freed, if the caller does not hold them
     y = torch.nn.functional.one_hot(labels, classes).double()
     mean_f, mean_y = f.mean(0), y.mean(0)
-    f, y = f - mean_f, y - mean_y
+    f, y = f.sub_(mean_f), y - mean_y
     N, F = f.shape
     gram = f.T @ f if F <= N else f @ f.T
     mean_eigenvalue = gram.diagonal().sum() / F
@@ -74,7 +76,9 @@ def _solve(features: Tensor, labels: Tensor, classes: int, ridges: tuple[float, 
         regular = gram.clone()
         regular.diagonal().add_(ridge * mean_eigenvalue + torch.finfo(torch.float64).tiny)
         factor = torch.linalg.cholesky(regular)
+        del regular
         B = torch.cholesky_solve(f.T @ y if F <= N else y, factor).T
+        del factor  # freed before the next one is computed
         B = B if F <= N else B @ f
         solutions.append((B, mean_y - B @ mean_f))
     return solutions

@@ -23,7 +23,7 @@ from rainbow_fast.rainbow.alignment.conjugate_gradient import (
     sketch_size,
 )
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS
-from rainbow_fast.rainbow.network.features import blocks
+from rainbow_fast.rainbow.network.features import Select, blocks
 from rainbow_fast.rainbow.positions import as_rows, per_channel
 
 RTOL = 1e-10  # eigenvalues of a singular S below this fraction of the largest count as zero
@@ -116,7 +116,7 @@ def solver_cost(solver: str, d: int, n: int, N: int, *, ridge: bool) -> SolverCo
     square = 8 * size**2 * (1 if ridge else 3)
     if solver == "summed":
         return SolverCost(1, cross_covariance_flops((N, n), []), algebra, square)
-    block = 16 * min(FEATURE_NUMBERS, N * n)  # of features, twice in float32 and once in float64
+    block = 12 * min(FEATURE_NUMBERS, N * n)  # of features, once in float32 and once in float64
     return SolverCost(2, cross_covariance_flops((n, N), []), algebra + 2.0 * d * N * n, square + block)
 
 
@@ -141,11 +141,17 @@ class Summed(_Solver):
         per_sample = len(zh) // samples  # rows of zh: more than one if the channel axis is the last
         rows = max(FEATURE_NUMBERS // (activation.n * zh[:per_sample, 0].numel()), 1) * per_sample
         for first in range(0, len(zh), rows):
-            select, parts = self.site.select(start + first // per_sample), []
-            for block in blocks(activation.n, activation.strategy.block(activation)):
-                parts.append(activation.strategy.rows(activation, zh[first : first + rows], lambda t: t, *block))
-            phi = select(torch.cat(parts, 1))
-            cross_covariance_(self.S, phi - per_channel(center, phi))
+            phi = self._features(zh[first : first + rows], self.site.select(start + first // per_sample))
+            cross_covariance_(self.S, phi.sub_(per_channel(center, phi)))
+            del phi  # freed before the next ones are computed
+
+    def _features(self, zh: Tensor, select: Select) -> Tensor:
+        """All features of the selected samples, in memory of their own."""
+        activation, strategy = self.site.activation, self.site.activation.strategy
+        parts = []
+        for block in blocks(activation.n, strategy.block(activation)):
+            parts.append(strategy.rows(activation, zh, lambda t: t, *block))
+        return select(parts[0] if len(parts) == 1 else torch.cat(parts, 1)).contiguous()
 
     def solve(self, M: Tensor, problem: Problem) -> Tensor:
         """Solve by a Cholesky factor of S + lambda I; without a ridge, by the pseudo-inverse of S."""
@@ -176,6 +182,7 @@ class Kernel(_Solver):
         for at, rows in self._blocks(M.shape[1], problem):
             cross_covariance_(K, rows.T)
             along += rows.double() @ apart[at]
+            del rows  # freed before the next ones are computed
         K += along
         K += along.unsqueeze(1) + apart.square().sum()
         _check(K, moments.name)
@@ -190,22 +197,27 @@ class Kernel(_Solver):
         A = torch.empty_like(M)
         for at, rows in self._blocks(M.shape[1], problem):
             A[:, at] = (Y @ rows.double()).addr_(Y.sum(1), apart[at])
+            del rows
         return A
 
     def _blocks(self, features: int, problem: Problem) -> Iterator[tuple[slice, Tensor]]:
         """D for a few neurons at a time: the slice of their features, and (N, features of these neurons)."""
+        n, size = self.site.activation.n, max(FEATURE_NUMBERS // problem.moments.count, 1)
+        for start in range(0, n, size):
+            stop, positions = min(start + size, n), features // n
+            at = slice(start * positions, stop * positions)
+            yield at, self._centred(at, start, stop, problem)
+
+    def _centred(self, at: slice, start: int, stop: int, problem: Problem) -> Tensor:
+        """D for the neurons start..stop, in memory of its own."""
         activation, center, inverse = self.site.activation, problem.moments.y.center, problem.inverse
         assert center is not None
-        n, size = activation.n, max(FEATURE_NUMBERS // problem.moments.count, 1)
-        positions, strategy = features // n, activation.strategy
-        for start in range(0, n, size):
-            stop = min(start + size, n)
-            at = slice(start * positions, stop * positions)
-            parts = []
-            for _, zh, select in self.site.batches():
-                parts.append(as_rows(strategy.rows(activation, zh, select, start, stop)))
-            rows = torch.cat(parts)
-            yield at, (rows - center[at].to(rows.dtype)) * inverse[at].to(rows.dtype)
+        parts = []
+        for _, zh, select in self.site.batches():
+            parts.append(as_rows(activation.strategy.rows(activation, zh, select, start, stop)))
+        rows = torch.cat(parts)
+        del parts
+        return rows.sub_(center[at].to(rows.dtype)).mul_(inverse[at].to(rows.dtype))
 
 
 class Products(_Solver):

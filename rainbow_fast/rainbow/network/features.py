@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -155,18 +155,9 @@ class Fused:
                 centers[1][start:stop] = first_center(phi)
         x_center, center = (c.to(u.dtype) for c in centers)
         for start, stop in blocks(site.n, self.block(site)):
-            parts = random_features_covariance(
-                x,
-                u,
-                stop - start,
-                shift=shift,
-                x_center=x_center,
-                center=center[start:stop],
-                **site.kernel,
-                **site.source(u, start, stop),
-            )
-            for out, part in zip(sums, parts, strict=True):
-                out[..., start:stop] += part
+            kinds = site.kernel | site.source(u, start, stop)
+            about = {"x_center": x_center, "center": center[start:stop], "shift": shift}
+            _add_columns(sums, start, random_features_covariance(x, u, stop - start, **about, **kinds))
 
     def _selected(self, site: FeatureSite, z: Tensor, select: Select) -> tuple[Tensor, Tensor | None]:
         u, shift = site.mixed(z)
@@ -222,11 +213,16 @@ class Stored:
             if first:
                 centers[1][at] = first_center(phi)
             phi = phi - per_channel(centers[1][at], phi)
-            for out, part in zip(sums, (cross_covariance(x, phi), *sums_of(phi)), strict=True):
-                out[..., at] += part
+            _add_columns(sums, at.start, (cross_covariance(x, phi), *sums_of(phi)))
 
 
 FUSED, STORED = Fused(), Stored()
+
+
+def _add_columns(sums: Sequence[Tensor], start: int, parts: Sequence[Tensor]) -> None:
+    """Add each part to the columns of a sum from `start` on. The parts are freed before the next ones are computed."""
+    for out, part in zip(sums, parts, strict=True):
+        out[..., start : start + part.shape[-1]] += part
 
 
 def blocks(neurons: int, size: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,8 @@ from rainbow_fast.rainbow.alignment.classifier import ridge_bytes, ridge_flops
 from rainbow_fast.rainbow.options import Limits
 from rainbow_fast.rainbow.planning.cost import Cost, SiteCost, Work
 from rainbow_fast.rainbow.planning.machine import Machine
-from rainbow_fast.rainbow.planning.site_cost import COPIES, SiteCount, Sizes
+from rainbow_fast.rainbow.planning.site_cost import COPIES, SiteCount
+from rainbow_fast.rainbow.planning.sizes import Sizes
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.sampling.flight import in_flight_bytes
 from rainbow_fast.rainbow.sampling.storage import choose_storage
@@ -48,8 +49,9 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
         sides = 2 if sites else 1  # reference and sampled network are the same up to the first sampled site
         pending += layers[place] * (sides * sizes.both)
         if stats.site.name not in spec.widths:
-            arriving = math.prod(stats.phi_shape) + stats.alive
-            peak = max(peak, earlier + waiting * sides * sizes.both * max(arriving, math.prod(stats.z_shape)))
+            before, arriving = arriving, math.prod(stats.phi_shape) + stats.alive
+            each = max(arriving, before) + (sides - 1) * max(arriving, before, math.prod(stats.z_shape))
+            peak = max(peak, earlier + waiting * sizes.both * each)
             continue
         refit = options.classifier == "refit" and place == len(statistics) - 1
         count = SiteCount(spec.own(stats.site.name), spec, sizes, first=not sites)
@@ -62,10 +64,12 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
             profile += sum(layers[place + 1 :], LAYERS) * sizes.held
     rest["reference"] = pending + profile
     disk = earlier
+    peak = max(peak, earlier + 2 * waiting * arriving * sizes.both + _reference_bytes(trace))  # the network is made
     if options.classifier is not None:
         classes, F = _classifier(trace, count if options.classifier == "refit" else None)
         rest["classifier"] = Work(ridge_flops(sizes.align, F, classes), "float64")
-        peak = max(peak, earlier + 2 * waiting * arriving * sizes.both + ridge_bytes(sizes.align, F, b))
+        ridge = 0 if options.classifier == "refit" else ridge_bytes(sizes.align, F, b)  # that of refit is its site's
+        peak = max(peak, earlier + 2 * waiting * arriving * sizes.both + ridge)
         disk += b * classes * (F + 1) if options.classifier == "refit_aligned" else 0
     for name, data in (("accuracy", align), ("held-out accuracy", held)):
         if data.labels is not None and data.count:
@@ -87,6 +91,11 @@ def _layers(trace: Trace, example: Tensor) -> list[Work]:
         layers.append(Work(flops.get_total_flops(), "layers", bytes=state[0].nbytes + 2 * z.nbytes + phi.nbytes))
         state = (phi, *rest)
     return layers
+
+
+def _reference_bytes(trace: Trace) -> int:
+    """Memory of the copy of the reference that a sampled network has."""
+    return sum(t.nbytes for t in (*trace.reference.parameters(), *trace.reference.buffers()))
 
 
 def _fit(layers: list[Work], statistics: Sequence[SiteStatistics], sizes: Sizes) -> dict[str, Work]:

@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The cost of one sampled site: the steps of `sampling.sampled_site.SampledSite`, counted from shapes.
-
-Memory is the sum of three terms: the activations of all data between two sites ("in flight"), float64 matrices, and the
-temporary memory of a pass over a chunk, which includes A.
-"""
+"""The cost of one sampled site: the steps of `sampling.sampled_site.SampledSite`, counted from shapes."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -16,48 +11,18 @@ from torch import nn
 from rainbow_fast.ops.cross_covariance import cross_covariance_flops
 from rainbow_fast.ops.polar import polar_flops
 from rainbow_fast.ops.random_features_flops import random_features_covariance_flops, random_features_flops
-from rainbow_fast.rainbow.alignment.regression import FEATURE_NUMBERS, Regression, SolverCost, solver_cost
+from rainbow_fast.rainbow.alignment.regression import Regression, SolverCost, solver_cost
 from rainbow_fast.rainbow.kinds import kind_of
-from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK
+from rainbow_fast.rainbow.network.features import IMPLICIT_BLOCK
 from rainbow_fast.rainbow.options import alignment_of, law_of
 from rainbow_fast.rainbow.planning.cost import SiteCost, Work
+from rainbow_fast.rainbow.planning.site_memory import SiteMemory
+from rainbow_fast.rainbow.planning.sizes import Sizes
 from rainbow_fast.rainbow.positions import every
 from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
 
 COPIES = 4  # copies of a matrix, or of a chunk of activations or features, that a step holds, or reads and writes
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of the data.
-
-    Attributes:
-        align: images in the alignment set.
-        held: held-out images.
-        chunk: images in a chunk.
-        itemsize: bytes of a number.
-        waiting: bytes of memory of a number that is stored between two sites.
-        max_samples: of `fit`.
-    """
-
-    align: int
-    held: int
-    chunk: int
-    itemsize: int
-    waiting: int
-    max_samples: int
-
-    @property
-    def both(self) -> int:
-        return self.align + self.held
-
-    def samples(self, positions: int) -> int:
-        """Number of samples that are used, if every image of the alignment set has this number of positions."""
-        return -(-self.align * positions // self.step(positions))
-
-    def step(self, positions: int) -> int:
-        return every(self.align * positions, self.max_samples, positions)
 
 
 class SiteCount:
@@ -99,6 +64,7 @@ class SiteCount:
             size = self.rows, self.columns, self.samples
             self.regression = solver_cost(self.solver, *size, ridge=alignment.ridge > 0)
         self.A_bytes = sizes.itemsize * self.rows * self.columns
+        self.alive = statistics.alive
         self.law_bytes = sum(t.nbytes for t in self.rows_drawn.stored.values())
 
     # Work
@@ -166,33 +132,9 @@ class SiteCount:
         own = 0 if layer is None else layer.weight.nbytes
         return 40 + self.law_bytes + own + self.sizes.itemsize * numbers
 
-    def in_flight_bytes(self, arriving: int) -> int:
-        """Memory of z or phi of both networks, and of tensors that later layers read, over all data.
-
-        At the first sampled site both networks still share their activations.
-
-        Args:
-            arriving: numbers of one image after the previous step.
-        """
-        sides = 1 if self.first else 2
-        each = max(sides * max(arriving, self.z), self.phi + max(self.z, self.phi)) + sides * self.statistics.alive
-        return self.sizes.waiting * self.sizes.both * each
-
     def float64_bytes(self) -> int:
-        """Memory of M, of float64 temporaries of its sums and its alignment, and of the regression's matrices."""
-        block = (COPIES - 1) * min(self.columns, IMPLICIT_BLOCK)
-        return 8 * self.rows * (self.columns + block) + self.regression.bytes
-
-    def temporary_bytes(self, refit: tuple[int, int] | None) -> int:
-        """Memory of A, of steps on a chunk of z or phi, of stored features, and of the features of a new classifier."""
-        chunk, features = min(self.sizes.chunk, self.sizes.align), 0
-        if self.solver == "summed":
-            features = min(chunk * self.pixels * self.n, FEATURE_NUMBERS)
-        elif not self.fused:
-            features = chunk * self.pixels * min(self.n, FEATURE_BLOCK)
-        numbers = COPIES * chunk * max(self.z, self.phi) + 2 * features
-        numbers += 0 if refit is None else self.sizes.align * refit[1]
-        return self.A_bytes + self.sizes.itemsize * numbers
+        """Memory of M, of one block of its sums, and of the regression's matrices."""
+        return 8 * self.rows * (self.columns + min(self.columns, IMPLICIT_BLOCK)) + self.regression.bytes
 
     def cost(self, reference: Work, arriving: int, earlier: int, refit: tuple[int, int] | None) -> SiteCost:
         """The cost of the site.
@@ -204,7 +146,7 @@ class SiteCount:
             refit: (classes, features) of a new classifier that is fitted at this site, or None.
         """
         sizes = self.sizes
-        in_flight, float64 = self.in_flight_bytes(arriving), self.float64_bytes()
+        memory = SiteMemory(self, arriving)
         projection = self.projection(sizes.both)
         return SiteCost(
             index=self.site.index,
@@ -221,11 +163,11 @@ class SiteCount:
                 "projection": projection if refit is None else projection + self.features(sizes.align),
                 "elementwise": self.elementwise(),
             },
-            in_flight_bytes=in_flight,
-            float64_bytes=float64,
+            in_flight_bytes=memory.in_flight,
+            float64_bytes=self.float64_bytes(),
             A_bytes=self.A_bytes,
             disk_bytes=self.disk_bytes(refit),
-            peak_bytes=earlier + self.law_bytes + in_flight + float64 + self.temporary_bytes(refit),
+            peak_bytes=earlier + self.law_bytes + memory.peak(refit),
         )
 
 

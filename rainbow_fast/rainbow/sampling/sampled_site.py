@@ -182,7 +182,7 @@ class SampledSite:
     def refit_classifier(self, tail: Tail) -> None:
         """Fit a classifier to the collected features by ridge regression, and put it in the place of A in `refit`."""
         assert self.collected is not None and self.align.data.labels is not None and self.activation.A is not None
-        features = torch.cat(self.collected)
+        features, self.collected = torch.cat(self.collected), None
         B, b, self.ridge = ridge_classifier(features, self.align.data.labels, tail.last.out_features)
         phi = self.activation.A.new_empty(1, self.n, *self.statistics.phi_shape[1:])
         flattened = refit_flattened(tail, phi)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The memory of one sampled site: what each step of `sampling.sampled_site.SampledSite` holds, counted from shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rainbow_fast.rainbow.alignment.classifier import ridge_bytes
+from rainbow_fast.rainbow.alignment.regression import FEATURE_NUMBERS, SolverCost
+from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
+from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK
+from rainbow_fast.rainbow.planning.kernel_memory import features_covariance_bytes, polar_bytes, second_moment_bytes
+from rainbow_fast.rainbow.planning.sizes import Sizes
+
+VECTORS = 5  # float64 vectors of the width: sums, squares, centers of the features, and copies of them
+
+
+class SizesOfSite(Protocol):
+    """The numbers of a site that its memory follows from; see `site_cost.SiteCount`."""
+
+    sizes: Sizes
+    z: int
+    phi: int
+    pixels: int
+    rows: int
+    columns: int
+    n: int
+    samples: int
+    alive: int
+    first: bool
+    fused: bool
+    recalibrates: bool
+    mean_row: bool
+    solver: str
+    regression: SolverCost
+    rows_drawn: Rows
+    A_bytes: int
+
+
+@dataclass(frozen=True)
+class SiteMemory:
+    """The memory of one sampled site, without the sites that were sampled before.
+
+    Attributes:
+        site: its sizes.
+        arriving: numbers of one image after the previous step, for each of the two networks.
+    """
+
+    site: SizesOfSite
+    arriving: int
+
+    @property
+    def in_flight(self) -> int:
+        """The largest memory of z and phi of both networks, and of tensors that later layers read, over all data.
+
+        Chunk by chunk, the reference advances from the previous phi to its phi, then the sampled network from its
+        previous phi to z and to phi. At the first sampled site both still share their activations.
+        """
+        site, arriving = self.site, self.arriving
+        if site.first:
+            each = max(arriving, site.phi + max(site.z, site.phi)) + site.alive
+        else:
+            reference = arriving + max(arriving, site.phi)
+            each = max(reference, site.phi + max(arriving, site.z, site.phi)) + 2 * site.alive
+        return site.sizes.waiting * site.sizes.both * each
+
+    def peak(self, refit: tuple[int, int] | None) -> int:
+        """The largest memory of a step; `refit` is (classes, features) of a new classifier, or None."""
+        steps = [self._accumulate(), self._solve(), self._project(0 if refit is None else refit[1])]
+        collected = 0
+        if refit is not None:
+            N, b = self.site.sizes.align, self.site.sizes.itemsize
+            collected = self.site.A_bytes + max(ridge_bytes(N, refit[1], b), 2 * b * N * refit[1])
+        return self.in_flight + max(*steps, collected)
+
+    @property
+    def _chunk(self) -> int:
+        """The number of images in a chunk."""
+        return min(self.site.sizes.chunk, self.site.sizes.align)
+
+    @property
+    def _maps(self) -> int:
+        """Memory of the activations of one chunk while they are computed on.
+
+        They are what a layer or a site reads and writes; a recalibrated or combined z; and activations of both
+        networks, unless they are in memory already.
+        """
+        site = self.site
+        copies = 2 + (site.recalibrates or site.mean_row) + ("U" in site.rows_drawn.stored)
+        copies += 0 if site.sizes.waiting else 2
+        return copies * site.sizes.itemsize * self._chunk * max(site.z, site.phi, self.arriving)
+
+    @property
+    def _features(self) -> int:
+        """Memory of the features of a block of neurons for one chunk; 0 if no features are stored.
+
+        They are stored before and after the non-linearity, and once more about their center.
+        """
+        site = self.site
+        numbers = 0 if site.fused else self._chunk * site.pixels * min(site.n, FEATURE_BLOCK)
+        return 3 * site.sizes.itemsize * numbers
+
+    def _accumulate(self) -> int:
+        """The sums of M, and of the second moment of the regression."""
+        site, M = self.site, 8 * self.site.rows * self.site.columns
+        samples = min(self._chunk * site.pixels, site.samples)
+        block = min(site.columns, IMPLICIT_BLOCK if site.rows_drawn.implicit else ROW_BLOCK)
+        sums = features_covariance_bytes(site.rows, block, samples) if site.fused else 0
+        S, second = 0, 0
+        if site.solver == "summed":
+            S = 8 * site.columns**2
+            numbers = min(self._chunk * site.pixels * site.n, FEATURE_NUMBERS)
+            rows = max(numbers // site.n, 1)
+            second = site.sizes.itemsize * numbers + second_moment_bytes(site.columns, rows)
+        return M + S + VECTORS * 8 * site.columns + self._maps + max(sums + self._features, second)
+
+    def _solve(self) -> int:
+        """The polar factor or the regression, and A in its dtype beside it."""
+        site, M = self.site, 8 * self.site.rows * self.site.columns
+        factor = polar_bytes(site.rows, site.columns)
+        if not site.solver:
+            return M + VECTORS * 8 * site.columns + max(factor, site.A_bytes)
+        kernel = second_moment_bytes(site.samples, site.columns) if site.solver == "kernel" else 0
+        others = max(M, factor, 2 * site.A_bytes, kernel)
+        return 2 * M + site.regression.bytes + VECTORS * 8 * site.columns + others
+
+    def _project(self, collected: int) -> int:
+        """A phi' of a chunk at a time; `collected` is the number of features that a new classifier is fitted to."""
+        site = self.site
+        features = site.sizes.itemsize * collected * (site.sizes.align + 2 * self._chunk)
+        return site.A_bytes + self._maps + self._features + features
