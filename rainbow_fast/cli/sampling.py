@@ -21,6 +21,7 @@ from rainbow_fast.cli.sources import Split, choose_data
 from rainbow_fast.rainbow.fitting import fit_moments
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.options import FitOptions, Limits, SampleOptions
+from rainbow_fast.rainbow.planning.room import check_room
 from rainbow_fast.rainbow.prepare import Prepared, prepare
 
 OUT = "Folder of the results, which is made if it is missing."
@@ -61,6 +62,8 @@ def sample(
     todo = task.jobs[len(results.jobs) :]
     with terminal.bar(1 + sum(job.cost for job in todo)) as bar:
         together = task.costs(todo, bar.job, timed=False).groups  # this also checks all options
+        for group in together:
+            check_room(task.prepared, [job.options for job in group])
         if todo:
             with bar.job(1, "read the data") as step:
                 prepared = task.loaded()

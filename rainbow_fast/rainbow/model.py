@@ -19,6 +19,7 @@ from rainbow_fast.rainbow.options import DataLimits, FitOptions, Limits, SampleO
 from rainbow_fast.rainbow.planning.cost import Cost
 from rainbow_fast.rainbow.planning.estimate import estimate
 from rainbow_fast.rainbow.planning.machine import Machine
+from rainbow_fast.rainbow.planning.room import check_room
 from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling.run import sample_networks
@@ -63,10 +64,11 @@ class RainbowModel:
 
         Raises:
             TypeError: an option does not exist. The message suggests the nearest name.
-            ValueError: an option is out of range or contradicts another, or labels are missing; raised before anything
-                is computed. Activations are not finite or all zero; the message names the site. `resume_dir` holds
-                other files, or a run of another reference, data, options, number of threads, instruction set or
-                version; the message names what differs.
+            ValueError: an option is out of range or contradicts another, labels are missing, or the matrices of a site
+                need more memory than the machine has (`plan` says how much a run needs); raised before anything is
+                computed. Activations are not finite or all zero; the message names the site. `resume_dir` holds other
+                files, or a run of another reference, data, options, number of threads, instruction set or version; the
+                message names what differs.
             RuntimeError: called on a few samples, the network is not deterministic, or it differs from what the run
                 computed by more than 1e-5 of the largest output (8 units of a half precision). The message names the
                 first site that differs.
@@ -74,6 +76,7 @@ class RainbowModel:
         Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 2 and equations 12 to 15.
         """
         chosen, limits = collect(options, words, SampleOptions, Limits)
+        check_room(self.prepared, [chosen])
         with without_autocast(), reported(progress) as report:
             return sample_networks(self.prepared, [NetworkSpec.of(chosen, self.prepared)], limits, report)[0]
 
@@ -104,11 +107,13 @@ class RainbowModel:
         if not networks:
             raise ValueError("networks: wanted the options of at least one network, got none")
         (limits,) = collect(options, words, Limits)
-        specs = []
+        chosen = []
         for number, one in enumerate(networks):
             if not isinstance(one, SampleOptions):
                 one = SampleOptions.from_dict(one, where=f"networks[{number}]: ")
-            specs.append(NetworkSpec.of(one, self.prepared))
+            chosen.append(one)
+        check_room(self.prepared, chosen)
+        specs = [NetworkSpec.of(one, self.prepared) for one in chosen]
         with without_autocast(), reported(progress) as report:
             return sample_networks(self.prepared, specs, limits, report)
 
@@ -212,6 +217,7 @@ def sample(
     fit_options, chosen, limits = collect(options, words, FitOptions, SampleOptions, Limits)
     with reported(progress) as report:
         prepared = _prepared(reference, data, fit_options, limits, report)
+        check_room(prepared, [chosen])
         if needs_fit(chosen, limits):
             _fit(prepared, report)
         with without_autocast():

@@ -14,6 +14,8 @@ from rainbow_fast.rainbow.prepare import Prepared, own_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site, warn_if_few
 from rainbow_fast.tracing.trace import Trace
 
+MOST_NEURONS = 2**56  # rows of the random matrix G, see `rainbow_fast.gaussian`
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -135,13 +137,17 @@ def choose_widths(
     """The number of neurons of each site. Sites that a dict `width` does not name keep the reference's width.
 
     Raises:
-        ValueError: a width is below 1, a site is unknown, or the law does not allow the width.
+        ValueError: a width is below 1 or above `MOST_NEURONS`, a site is unknown, or the law does not allow the width.
     """
     widths = {s.site.name: s.channels for s in chosen}
     if factor is not None:
-        widths = {name: max(round(factor * d), 1) for name, d in widths.items()}
+        widths = {name: max(round(min(factor * d, 2.0 * MOST_NEURONS)), 1) for name, d in widths.items()}
     elif width is not None:
         widths |= by_site("width", width, widths)
+    for name, n in widths.items():
+        if n > MOST_NEURONS:
+            option = f"width={width}" if factor is None else f"factor={factor}"
+            raise ValueError(f"{option}: wanted at most 2^56 neurons at site {name!r}")
     for s in chosen:
         law.check(widths[s.site.name], s)
     return widths

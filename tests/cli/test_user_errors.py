@@ -143,7 +143,7 @@ def of(name: str, *words: str) -> list[str]:
         (of("hostile:Network", "--out", "file"), "--out: file is a file, wanted a folder"),
         (of("hostile:Network", "--out", "file/in/it"), "--out: file is a file, wanted a folder"),
         (of("hostile:Network", "--out", "taken"), "taken/results.jsonl: Is a directory"),
-        (of("hostile:Network", "--factors", "1e30"), "not enough memory for data or widths of this size"),
+        (of("hostile:Network", "--factors", "1e30"), "factor=1e+30: wanted at most 2^56 neurons at site"),
         (of("hostile:Network", "--factors", ""), "--factors: wanted numbers above 0, separated by commas; got ''"),
         (of("hostile:Network", "--networks", "9999999"), "networks=9999999: wanted 1 <= networks <= 1048576"),
         (of("hostile:Network", "--networks", "two"), "Invalid value for '--networks'"),
@@ -164,6 +164,17 @@ def test_errors_are_one_line(rainbow_fast: Run, folder: Path, words: list[str], 
     code, out, err = rainbow_fast(*words)
     assert (code, out) == (2, "")
     assert err.startswith("Error: ") and message.format(folder=folder) in err and err.count("\n") == 1
+
+
+def test_widths_that_no_memory_holds_leave_earlier_results(rainbow_fast: Run, folder: Path) -> None:
+    assert rainbow_fast(*of("hostile:Network"))[0] == 0
+    before = (folder / "out" / "report.json").read_bytes()
+    words = ["--module", "hostile:Network", "--data", "digits", "--images", "30", "--widths", "9" * 15]
+    code, out, err = rainbow_fast("sample", *words, "--methods", "calibrated", "--out", "out")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("Error: width=999999999999999: site 'act' with 999999999999999 neurons needs at least 64 PB")
+    assert (folder / "out" / "report.json").read_bytes() == before
+    assert rainbow_fast("plan", *words)[0] == 0
 
 
 def test_ctrl_c_in_the_network(rainbow_fast: Run) -> None:

@@ -156,7 +156,7 @@ class Fused:
         x_center, center = (c.to(u.dtype) for c in centers)
         for start, stop in blocks(site.n, self.block(site)):
             kinds = site.kernel | site.source(u, start, stop)
-            about = {"x_center": x_center, "center": center[start:stop], "shift": shift}
+            about: dict[str, Any] = {"x_center": x_center, "center": center[start:stop], "shift": shift}
             _add_columns(sums, start, random_features_covariance(x, u, stop - start, **about, **kinds))
 
     def _selected(self, site: FeatureSite, z: Tensor, select: Select) -> tuple[Tensor, Tensor | None]:
