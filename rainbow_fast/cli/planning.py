@@ -18,7 +18,7 @@ from rainbow_fast.rainbow.planning.estimate import estimate
 from rainbow_fast.rainbow.planning.machine import Machine
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.sampling.flight import in_flight_bytes
-from rainbow_fast.rainbow.sampling.storage import choose_storage
+from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
 from rainbow_fast.rainbow.spec import NetworkSpec
 
 UNIT = Machine(*[1.0] * 7)  # used if the time does not matter
@@ -34,13 +34,17 @@ class CostGrid:
         networks: number of networks of each method and width. All are sampled after one fit.
         groups: the networks that are sampled together.
         storage: where the activations of the largest group are stored.
+        lane: bytes of memory of the stored activations of one network.
+        data: bytes of memory of the samples and labels that are read.
     """
 
     title: str
     costs: list[tuple[Job, Cost]]
     networks: int
     groups: list[list[Job]]
-    storage: str
+    storage: Storage
+    lane: int
+    data: int
 
     @property
     def together(self) -> int:
@@ -54,35 +58,49 @@ class CostGrid:
 
     @property
     def peak_bytes(self) -> int:
-        return max(cost.peak_bytes for _, cost in self.costs)
+        """Peak memory of the run with its data: that of the largest group.
+
+        Each network beside the first one holds its activations, and its sites once they are sampled.
+        """
+        more = (self.together - 1) * (self.lane if self.storage.kind == "memory" else 0)
+        return self.data + max(c.peak_bytes + (self.together - 1) * c.disk_bytes for _, c in self.costs) + more
 
     def to_json(self) -> str:
         costs = [_size(job) | cost.to_dict() for job, cost in self.costs]
         totals: dict[str, Any] = {"networks": self.networks, "seconds": self.seconds, "peak_bytes": self.peak_bytes}
-        totals |= {"together": self.together, "storage": self.storage}
+        totals |= {"together": self.together, "storage": str(self.storage), "data_bytes": self.data}
         return dumps(totals | {"threads": torch.get_num_threads(), "costs": costs})
 
 
 def plan_grid(
-    title: str, prepared: Prepared, jobs: Sequence[Job], limits: Limits, watch: Watch, *, timed: bool
+    title: str, prepared: Prepared, jobs: Sequence[Job], limits: Limits, watch: Watch, *, timed: bool, data: int
 ) -> CostGrid:
-    """The cost of each network, computed from shapes; all options are checked. Seconds are valid only if `timed`."""
+    """The cost of each network, computed from shapes; all options are checked. Seconds are valid only if `timed`.
+
+    `data` is the memory of the samples and labels that are read, in bytes.
+    """
     site = prepared.sites[0].site
     machine = Machine.measure(prepared.align.dtype, site.activation) if timed else UNIT
-    by_kind: dict[tuple[str, str], Cost] = {}
-    for job in jobs:
-        kind = job.options.method, job.width
-        if kind not in by_kind:
-            with watch(0, str(job)):
-                spec = NetworkSpec.of(job.options, prepared, only_shapes=True)
-                fitted = not needs_fit(job.options, limits)
-                by_kind[kind] = estimate(prepared, spec, limits, machine=machine, fitted=fitted)
-    costs = [by_kind[job.options.method, job.width] for job in jobs]
+
+    def costs_with(limits: Limits) -> list[Cost]:
+        by_kind: dict[tuple[str, str], Cost] = {}
+        for job in jobs:
+            kind = job.options.method, job.width
+            if kind not in by_kind:
+                with watch(0, str(job)):
+                    spec = NetworkSpec.of(job.options, prepared, only_shapes=True)
+                    fitted = not needs_fit(job.options, limits)
+                    by_kind[kind] = estimate(prepared, spec, limits, machine=machine, fitted=fitted)
+        return [by_kind[job.options.method, job.width] for job in jobs]
+
+    costs = costs_with(limits)
     lane = in_flight_bytes([prepared.sites], [prepared.align, prepared.held], None)
     together = groups(jobs, costs, lane, limits.memory_budget)
     storage = choose_storage((1 + max(map(len, together), default=0)) * lane, limits)
+    if storage.kind != "memory":  # one network alone might be in memory
+        costs = costs_with(limits.changed(storage=storage.kind))
     first = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if job.options.network_index == 0]
-    return CostGrid(title, first, len(jobs) // max(len(first), 1), together, str(storage))
+    return CostGrid(title, first, len(jobs) // max(len(first), 1), together, storage, lane, data)
 
 
 def groups(jobs: Sequence[Job], costs: Sequence[Cost], lane: int, budget: int | None) -> list[list[Job]]:

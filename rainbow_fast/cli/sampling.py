@@ -132,7 +132,8 @@ class Request:
 
     def costs(self, jobs: list[Job], watch: Any, *, timed: bool) -> CostGrid:
         """The costs of these networks. Seconds are valid only if `timed`."""
-        return plan_grid(self.reference.title, self.prepared, jobs, self.limits, watch, timed=timed)
+        data = self.data.memory(self.limits.memory_budget)
+        return plan_grid(self.reference.title, self.prepared, jobs, self.limits, watch, timed=timed, data=data)
 
     def loaded(self) -> Prepared:
         """The traced network with all of its data."""

@@ -158,6 +158,18 @@ class Split:
         assert test is not None
         return data, test
 
+    def memory(self, budget: int | None) -> int:
+        """Bytes of all samples and labels once they are read; without samples that exceed the budget, see `gather`."""
+        x, y = self.source.example()
+        counts = [(self.source, self.aligned), (self.other or self.source, self.held)]
+        if self.share is not None:
+            counts = [(self.source, self.aligned + self.held)]
+        total = 0
+        for source, count in counts:
+            in_file = budget is not None and not source.tested and count * x.nbytes > budget
+            total += count * ((0 if y is None else y.nbytes) + (0 if in_file else x.nbytes))
+        return total
+
     def shapes(self) -> tuple[Batch, tuple[Tensor, Tensor | None]]:
         """One sample, and a view of it that is expanded to the number of held-out samples."""
         x, y = self.source.example()

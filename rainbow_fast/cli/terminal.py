@@ -126,7 +126,7 @@ def print_costs(grid: CostGrid) -> None:
     networks, threads = grid.networks * len(grid.costs), torch.get_num_threads()
     out().print(
         f"{networks} network{'s' * (networks > 1)}, fitted once: {duration(grid.seconds)} s with {threads} "
-        f"thread{'s' * (threads > 1)}; {quantity(grid.peak_bytes)}B at the peak"
+        f"thread{'s' * (threads > 1)}; {quantity(grid.peak_bytes)}B at the peak, with the data"
     )
     together = f"up to {grid.together} networks of a method together" if grid.together > 1 else "one at a time"
     out().print(f"{together}; {grid.storage}")

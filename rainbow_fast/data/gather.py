@@ -76,12 +76,23 @@ class _Collected:
 
     def tensor(self) -> Tensor:
         if self.file is None:
-            return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+            return self.parts[0] if len(self.parts) == 1 else self._joined()
         self._spill()
         self.file.flush()
         raw = torch.from_numpy(np.memmap(self.file, dtype=np.uint8, mode="c"))
         self.file.close()
         return raw.view(self.dtype).view(self.count, *self.shape)
+
+    def _joined(self) -> Tensor:
+        """All parts in one tensor. Each is freed once it is copied, so that not all data are held twice."""
+        whole = self.parts[0].new_empty(self.count, *self.shape)
+        self.parts.reverse()
+        filled = 0
+        while self.parts:
+            part = self.parts.pop()
+            whole[filled : filled + len(part)] = part
+            filled += len(part)
+        return whole
 
     def _spill(self) -> None:
         if self.file is None:

@@ -125,7 +125,7 @@ class Flight:
     def features(self, lane: int, module: nn.Module) -> Tensor:
         """A module applied to the output of the last finished site, for all samples at once."""
         lane = lane if self.apart[lane] else REFERENCE
-        return torch.cat([module(self._state(lane, start)[0]) for start in self])
+        return self._gathered(lambda start: module(self._state(lane, start)[0]))
 
     def leave(self, sampled: Iterable[int] = ()) -> None:
         """Go on to the next site. `sampled` names the lanes that were sampled at the present one."""
@@ -139,7 +139,20 @@ class Flight:
 
     def finish(self, lane: int) -> Tensor:
         """The outputs for all samples of a network with the lane's sites so far and the reference's later sites."""
-        return torch.cat([self.outputs(lane, start) for start in self])
+        return self._gathered(lambda start: self.outputs(lane, start))
+
+    def _gathered(self, compute: Callable[[int], Tensor]) -> Tensor:
+        """What `compute` returns for each chunk, one below the other.
+
+        They are copied into one tensor at once. Otherwise the allocator would put each between two large activations
+        that are freed, where no large one fits any more.
+        """
+        first = compute(0)
+        whole = first.new_empty(self.count, *first.shape[1:])
+        whole[: len(first)] = first
+        for start in list(self)[1:]:
+            whole[start : start + self.data.size] = compute(start)
+        return whole
 
     def outputs(self, lane: int, start: int) -> Any:
         """The outputs for one chunk, as in `finish`."""
