@@ -23,6 +23,7 @@ class SizesOfSite(Protocol):
     z: int
     phi: int
     pixels: int
+    positions: int
     rows: int
     columns: int
     n: int
@@ -95,11 +96,11 @@ class SiteMemory:
     def _features(self) -> int:
         """Memory of the features of a block of neurons for one chunk; 0 if no features are stored.
 
-        They are stored before and after the non-linearity, and once more about their center.
+        They are stored before the pooling, after it, and once more about their center.
         """
         site = self.site
-        numbers = 0 if site.fused else self._chunk * site.pixels * min(site.n, FEATURE_BLOCK)
-        return 3 * site.sizes.itemsize * numbers
+        neurons = 0 if site.fused else self._chunk * min(site.n, FEATURE_BLOCK)
+        return site.sizes.itemsize * neurons * (site.pixels + 2 * site.positions)
 
     def _accumulate(self) -> int:
         """The sums of M, and of the second moment of the regression."""
@@ -117,13 +118,13 @@ class SiteMemory:
 
     def _solve(self) -> int:
         """The polar factor or the regression, and A in its dtype beside it."""
-        site, M = self.site, 8 * self.site.rows * self.site.columns
+        site, M, vectors = self.site, 8 * self.site.rows * self.site.columns, VECTORS * 8 * self.site.columns
         factor = polar_bytes(site.rows, site.columns)
         if not site.solver:
-            return M + VECTORS * 8 * site.columns + max(factor, site.A_bytes)
-        kernel = second_moment_bytes(site.samples, site.columns) if site.solver == "kernel" else 0
-        others = max(M, factor, 2 * site.A_bytes, kernel)
-        return 2 * M + site.regression.bytes + VECTORS * 8 * site.columns + others
+            return M + vectors + max(factor, site.A_bytes)
+        if site.solver == "summed":  # S stays until the end
+            return 2 * M + site.regression.bytes + vectors + max(M, factor, 2 * site.A_bytes)
+        return 2 * M + vectors + max(site.regression.bytes, factor, 2 * site.A_bytes)
 
     def _project(self, collected: int) -> int:
         """A phi' of a chunk at a time; `collected` is the number of features that a new classifier is fitted to."""

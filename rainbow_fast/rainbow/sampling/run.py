@@ -21,7 +21,6 @@ from rainbow_fast.rainbow.network.same_network import FEW, check_network, check_
 from rainbow_fast.rainbow.options import Limits
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.report import Report
-from rainbow_fast.rainbow.sampling.allocator import give_back
 from rainbow_fast.rainbow.sampling.checkpoint import Checkpoint, describe, opened
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
@@ -56,13 +55,13 @@ def sample_networks(
         for statistics in prepared.sites:
             align.reference(statistics.site.reference, Watch.of(statistics, prepared, specs))
             held.reference(statistics.site.reference)
-            give_back()
+            align.allocator.give_back()
             for lane in lanes:
                 site = lane.reach(statistics, checkpoint)
                 if site is not None:
                     for step in (site.draw, site.accumulate, site.solve, site.measure, site.project, site.hold_out):
                         step()
-                        give_back()
+                        align.allocator.give_back()
                     lane.pass_site(site, checkpoint)
             sampled = [lane.number for lane in lanes if statistics.site.name in lane.spec.widths]
             for flight in (align, held):

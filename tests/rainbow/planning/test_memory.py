@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The memory that a plan says, against the growth of a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from here import ROOT
+
+MEASURE = """
+import ctypes, json, sys, warnings
+import torch
+from torch import nn
+import rainbow_fast as rf
+from rainbow_fast.networks import cnn, mlp
+
+def memory(line):
+    return next(1024 * int(text.split()[1]) for text in open("/proc/self/status") if text.startswith(line))
+
+def convolutions():
+    return cnn((1, 16, 32), kernel_size=3, stride=1, image_size=28, seed=0)
+
+def pooled():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(800, 10))
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+torch.manual_seed(0)
+machine = rf.Machine.measure()
+for network, shape, options in json.loads(sys.argv[1]):
+    net, x, y = eval(network), torch.randn(*shape), torch.arange(shape[0]) % 10
+    small = {name: value for name, value in options.items() if name not in ("width", "factor")}
+    rf.sample(net, (x[:300], y[:300]), **small)  # what libraries allocate once, they have after this
+    model = rf.fit(net, (x, y))
+    planned = model.plan(machine=machine, **options).peak_bytes
+    ctypes.CDLL(None).malloc_trim(0)
+    open("/proc/self/clear_refs", "w").write("5")
+    before = memory("VmRSS")
+    sampled = model.sample(**options)
+    print(planned, memory("VmHWM") - before, flush=True)
+    del sampled, model, net, x
+"""
+FEW = [
+    ("mlp((256, 256, 256, 10), seed=0)", (20_000, 256), {"width": 10_000}),
+    ("convolutions()", (2000, 1, 28, 28), {"factor": 2, "method": "calibrated"}),
+    ("mlp((256, 256, 10), seed=0)", (6000, 256), {"width": 3000, "method": "regression"}),
+]
+MANY = [
+    ("mlp((64, 128, 10), seed=0)", (1000, 64), {"width": 200_000, "method": "calibrated", "storage": "file"}),
+    ("mlp((256, 256, 10), seed=0)", (1500, 256), {"width": 20_000, "method": "regression", "storage": "recompute"}),
+    ("mlp((256, 512, 512, 10), seed=0)", (5000, 256), {"factor": 4, "classifier": "refit"}),
+    ("convolutions()", (500, 1, 28, 28), {"width": 500, "storage": "recompute"}),
+    ("pooled()", (2000, 1, 28, 28), {"factor": 4}),
+    ("mlp((32, 64, 32, 10), seed=0)", (500, 32), {"width": 10**6}),
+]
+
+
+def measured(cases: list, **environment: str) -> list[tuple[int, int]]:
+    """Bytes that are planned and bytes that a process grows by, for each case."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(cases)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("cases", [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)])
+def test_peak_memory_is_that_of_a_process(cases):
+    """Within 15 %, without the allocator's holes: every block of a megabyte is a mapping of its own."""
+    results = measured(cases, MALLOC_MMAP_THRESHOLD_=str(2**20))
+    assert len(results) == len(cases)
+    for case, (planned, real) in zip(cases, results, strict=True):
+        assert 0.85 < planned / real < 1.15, (case, planned, real)
+
+
+@needs_proc
+@pytest.mark.slow
+def test_peak_memory_with_the_holes_of_the_allocator():
+    """They vary from run to run, and are at most as much as the run itself, beside the 32 MiB that are kept."""
+    for case, (planned, real) in zip(FEW, measured(FEW), strict=True):
+        assert 0.6 * planned < real < 1.6 * planned + 2**25, (case, planned, real)
