@@ -63,8 +63,9 @@ class SiteCost:
         float64_bytes: largest memory of M, of matrices computed from it, and of the regression's (n, n) matrices.
         A_bytes: size of the alignment: d n numbers, or (d p)(n p) if the site is flattened.
         disk_bytes: size of the site in the file that `rainbow_fast.save` writes.
-        peak_bytes: peak memory: the sum of the activations in flight, the float64 matrices, the temporary memory of a
-            pass (A, a chunk of activations), the law, and the sites that have been sampled before.
+        peak_bytes: peak memory: the activations in flight, the law, the sites that have been sampled before, and the
+            largest of what the steps hold besides: the sums of M, M with its polar factor, or A with a chunk of
+            activations.
     """
 
     index: int
@@ -96,8 +97,8 @@ class Cost(Results):
         rest: work of the run that belongs to no sampled site: ``fit`` if it is part of the run, layers after the last
             sampled site, a refit ``classifier``, ``accuracy``.
         peak_bytes: peak memory of the run, in addition to the memory before the run, which includes the data.
-            Fragmentation is not counted: with glibc's allocator a process may grow by up to three times as much if
-            blocks are below 32 MB, and by this number if they are larger.
+            It is within 15 % of what a process grows by. What the allocator of the C library keeps between blocks in
+            use is not counted: with glibc up to half as much again, or 32 MiB in a small run.
         disk_bytes: size of the file that `rainbow_fast.save` writes, without a header of a few hundred bytes.
         machine: the rates that `seconds` is computed from.
     """
