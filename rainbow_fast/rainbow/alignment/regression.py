@@ -23,7 +23,7 @@ from rainbow_fast.rainbow.alignment.conjugate_gradient import (
     sketch_size,
 )
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS
-from rainbow_fast.rainbow.network.features import Select, blocks
+from rainbow_fast.rainbow.network.features import blocks
 from rainbow_fast.rainbow.positions import as_rows, per_channel
 
 RTOL = 1e-10  # eigenvalues of a singular S below this fraction of the largest count as zero
@@ -141,17 +141,13 @@ class Summed(_Solver):
         per_sample = len(zh) // samples  # rows of zh: more than one if the channel axis is the last
         rows = max(FEATURE_NUMBERS // (activation.n * zh[:per_sample, 0].numel()), 1) * per_sample
         for first in range(0, len(zh), rows):
-            phi = self._features(zh[first : first + rows], self.site.select(start + first // per_sample))
+            select, parts = self.site.select(start + first // per_sample), []
+            for block in blocks(activation.n, activation.strategy.block(activation)):
+                parts.append(activation.strategy.rows(activation, zh[first : first + rows], lambda t: t, *block))
+            phi = select(parts[0] if len(parts) == 1 else torch.cat(parts, 1)).contiguous()
+            parts.clear()
             cross_covariance_(self.S, phi.sub_(per_channel(center, phi)))
             del phi  # freed before the next ones are computed
-
-    def _features(self, zh: Tensor, select: Select) -> Tensor:
-        """All features of the selected samples, in memory of their own."""
-        activation, strategy = self.site.activation, self.site.activation.strategy
-        parts = []
-        for block in blocks(activation.n, strategy.block(activation)):
-            parts.append(strategy.rows(activation, zh, lambda t: t, *block))
-        return select(parts[0] if len(parts) == 1 else torch.cat(parts, 1)).contiguous()
 
     def solve(self, M: Tensor, problem: Problem) -> Tensor:
         """Solve by a Cholesky factor of S + lambda I; without a ridge, by the pseudo-inverse of S."""
@@ -202,22 +198,20 @@ class Kernel(_Solver):
 
     def _blocks(self, features: int, problem: Problem) -> Iterator[tuple[slice, Tensor]]:
         """D for a few neurons at a time: the slice of their features, and (N, features of these neurons)."""
-        n, size = self.site.activation.n, max(FEATURE_NUMBERS // problem.moments.count, 1)
-        for start in range(0, n, size):
-            stop, positions = min(start + size, n), features // n
-            at = slice(start * positions, stop * positions)
-            yield at, self._centred(at, start, stop, problem)
-
-    def _centred(self, at: slice, start: int, stop: int, problem: Problem) -> Tensor:
-        """D for the neurons start..stop, in memory of its own."""
         activation, center, inverse = self.site.activation, problem.moments.y.center, problem.inverse
         assert center is not None
-        parts = []
-        for _, zh, select in self.site.batches():
-            parts.append(as_rows(activation.strategy.rows(activation, zh, select, start, stop)))
-        rows = torch.cat(parts)
-        del parts
-        return rows.sub_(center[at].to(rows.dtype)).mul_(inverse[at].to(rows.dtype))
+        n, size = activation.n, max(FEATURE_NUMBERS // problem.moments.count, 1)
+        positions, strategy = features // n, activation.strategy
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            at = slice(start * positions, stop * positions)
+            parts = []
+            for _, zh, select in self.site.batches():
+                parts.append(as_rows(strategy.rows(activation, zh, select, start, stop)))
+            rows = [torch.cat(parts)]
+            parts.clear()
+            rows[0].sub_(center[at].to(rows[0].dtype)).mul_(inverse[at].to(rows[0].dtype))
+            yield at, rows.pop()  # not held here, so that the caller can free it before the next one is computed
 
 
 class Products(_Solver):
