@@ -58,9 +58,10 @@ class NpyFile:
             shape, fortran, dtype = HEADERS[version](stream)
         except Exception as error:  # a damaged header can raise almost anything, RecursionError and MemoryError too
             first = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ValueError(f"{name}: {path} is no npy file ({first})") from error
+            raise ValueError(f"{name}: {file.path} is no npy file ({first})") from error
         if len(shape) > AXES or any(isinstance(length, bool) or length < 0 for length in shape):
-            raise ValueError(f"{name}: {path} has a header with the shape {_short(shape)}: wanted at most {AXES} sizes")
+            wanted = f"at most {AXES} whole numbers, none below 0"
+            raise ValueError(f"{name}: {file.path} has a header with the shape {_short(shape)}, wanted {wanted}")
         return cls(file, dtype, shape, stream.tell(), fortran)
 
     def check_length(self) -> None:

@@ -157,7 +157,10 @@ HEADERS = {
     "negative": (described((-5, 3)), r"has a header with the shape \(-5, 3\)"),
     "bools": (described((True, 3)), r"has a header with the shape \(True, 3\)"),
     "floats": (described((5.0, 3)), "is no npy file .shape is not valid"),
-    "many sizes": (described((5, *[1] * 99)), r"has a header with the shape \(5, 1, .*: wanted at most 32 sizes"),
+    "many sizes": (
+        described((5, *[1] * 99)),
+        r"has a header with the shape \(5, 1, .*, wanted at most 32 whole numbers",
+    ),
     "too few numbers": (described((5, 6)), r"has \d+ bytes, wanted \d+ for float32 \(5, 6\), as its header says"),
     "too many numbers": (described((5, 4)), r"has \d+ bytes, wanted \d+ for float32 \(5, 4\), as its header says"),
     "objects": (described((5, 5), "|O"), r"holds object \(5, 5\), wanted float32, float64 or uint8"),
