@@ -2,7 +2,6 @@
 """Errors of the user's end in one line and exit code 2, never in a traceback; faults of the package keep theirs."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -176,32 +175,6 @@ def test_a_folder_without_permission(rainbow_fast: Run, folder: Path, monkeypatc
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != Path("empty"))
     code, _, err = rainbow_fast(*of("hostile:Network", "--out", "empty/new"))
     assert (code, err) == (2, "Error: --out: empty is a folder without permission to write\n")
-
-
-@pytest.mark.parametrize(
-    "edit, message",
-    [
-        ({"networks": 3}, "--resume: run/report.json holds no reports of `sample`"),
-        ({"networks": [{"report": {}}]}, "--resume: run/report.json holds no reports of `sample`"),
-        ({"networks": 3 * ["whole"]}, "--resume: run/report.json holds 3 networks, wanted at most 1"),
-        ({"run": []}, "--resume: no run of `sample` in run"),
-        ({"factors": [1]}, "factors=[1]: wanted text"),
-        ({"methods": None}, "methods=None: wanted text"),
-        ({"networks of each": "x"}, "networks='x': wanted an integer, got str"),
-    ],
-)
-def test_a_report_that_was_edited(rainbow_fast: Run, folder: Path, edit: dict, message: str) -> None:
-    assert rainbow_fast(*of("hostile:Network", "--out", "run"))[0] == 0
-    report = json.loads((folder / "run" / "report.json").read_text())
-    [(name, value)] = edit.items()
-    if name in report:
-        value = report["networks"] * 3 if value == 3 * ["whole"] else value
-        report[name] = value
-    else:
-        report["run"]["options"][name.partition(" ")[0]] = value
-    (folder / "run" / "report.json").write_text(json.dumps(report))
-    code, out, err = rainbow_fast("sample", "--resume", "run")
-    assert (code, out, err) == (2, "", f"Error: {message}\n")
 
 
 @pytest.mark.parametrize(
