@@ -145,12 +145,20 @@ class ResultFolder:
         yield
 
     def finish(self) -> None:
-        """Write the text of the reports, and draw the figure."""
+        """Write the text of the reports, and draw the figure.
+
+        The figure does not depend on files of settings of matplotlib, one of which may lie in the current folder and
+        may name programs to run.
+        """
+        import matplotlib
+
         texts = [f"{job}\n\n{report}\n" for job, report in zip(self.jobs, self.reports, strict=True)]
         write_whole(self.folder / "report.txt", "\n\n".join(texts))
         reference = self.records[0]["reference_accuracy"]
-        figure = plots.accuracy_and_error(self.records, reference=reference, title=self.title)
-        plots.save(figure, self.folder / "figure.png")
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            figure = plots.accuracy_and_error(self.records, reference=reference, title=self.title)
+            plots.save(figure, self.folder / "figure.png")
 
     def _remove_leftovers(self, numbers: Collection[int]) -> None:
         """Remove the states with these numbers, and unfinished files of processes that were killed."""
