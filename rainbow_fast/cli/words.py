@@ -30,6 +30,7 @@ from rainbow_fast.rainbow.options import (
 
 BUDGET = "4G"
 THREADS = 1024  # largest value of --threads
+LARGEST_GRID = 100_000  # networks of one command
 SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 Words = dict[str, Any]  # the options of a command line: name -> value as given
@@ -248,10 +249,13 @@ def grid(words: Words) -> list[SampleOptions]:
     ]
     if chosen.widths is not None:
         sizes = [{"width": int(width)} for width in numbers("--widths", chosen.widths)]
-    shared = values(SampleOptions, words)
+    shared, methods = values(SampleOptions, words), names("--methods", chosen.methods)
+    total = len(methods) * len(sizes) * chosen.networks
+    if total > LARGEST_GRID:
+        raise ValueError(f"--networks: wanted at most {LARGEST_GRID} networks of all widths and methods, got {total}")
     return [
         SampleOptions(method=method, network_index=network, **size, **shared)
-        for method in names("--methods", chosen.methods)
+        for method in methods
         for size in sizes
         for network in range(chosen.networks)
     ]

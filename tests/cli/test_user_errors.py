@@ -145,6 +145,7 @@ def of(name: str, *words: str) -> list[str]:
         (of("hostile:Network", "--factors", "1e30"), "not enough memory for data or widths of this size"),
         (of("hostile:Network", "--factors", ""), "--factors: wanted numbers above 0, separated by commas; got ''"),
         (of("hostile:Network", "--networks", "9999999"), "networks=9999999: wanted 1 <= networks <= 1048576"),
+        (of("hostile:Network", "--networks", "9" * 6), "--networks: wanted at most 100000 networks of all widths and"),
         (of("hostile:Network", "--networks", "two"), "Invalid value for '--networks'"),
         (of("hostile:Network", "--threads", "0"), "threads=0: wanted 1 <= threads <= 1024"),
         (of("hostile:Network", "--threads", "9" * 20), "wanted 1 <= threads <= 1024"),
