@@ -67,7 +67,7 @@ def test_the_help_of_every_command_is_sentences() -> None:
     assert [(name, text) for name, text in paragraphs if not is_sentence(text) or "\n" in text] == []
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "plan", "sites", "compare", "clean", "demo"])
+@pytest.mark.parametrize("name", ["train", "sample", "plan", "sites", "compare", "demo"])
 def test_the_help_says_each_default_once(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("COLUMNS", "2000")  # a line for each option
     code, out, err = rainbow_fast(name, "--help")
