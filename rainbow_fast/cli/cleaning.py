@@ -16,7 +16,7 @@ from rainbow_fast.cli.grid import states
 from rainbow_fast.cli.words import flowing
 from rainbow_fast.locks import locked
 from rainbow_fast.scratch import DEAD, dead_parts, in_folder, remove_dead
-from rainbow_fast.tables import quantity
+from rainbow_fast.tables import one_line, quantity
 
 FOLDER = "A folder of results or of temporary files (default: the system's folder for temporary files)."
 DRY_RUN = "Print what would be removed, and remove nothing."
@@ -46,7 +46,8 @@ def clean(
     gone = [path for path in sizes if dry_run or not path.exists()]
     lines = [f"{'would be removed' if dry_run else 'removed'}: {path} ({quantity(sizes[path])}B)" for path in gone]
     lines += [f"kept, it is {state}: {path}" for path, state in in_folder(where) if state != DEAD]
-    terminal.out().print("\n".join(lines) or f"{where}: nothing to remove", markup=False, soft_wrap=True)
+    text = "\n".join(map(one_line, lines or [f"{where}: nothing to remove"]))
+    terminal.out().print(text, markup=False, soft_wrap=True)
 
 
 def _remove(folder: Path, stopped: list[Path]) -> None:

@@ -15,6 +15,7 @@ from rainbow_fast import plots
 from rainbow_fast.cli import record
 from rainbow_fast.io import PART, write_records, write_whole
 from rainbow_fast.locks import locked
+from rainbow_fast.plots.axes import checked
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.options import Limits, SampleOptions
 from rainbow_fast.rainbow.report import Record, Report
@@ -131,6 +132,9 @@ class ResultFolder:
             raise ValueError(f"--resume: {there.path} holds {len(there.networks)} networks, wanted at most {len(jobs)}")
         self.jobs = list(jobs[: len(there.networks)])
         self.reports = record.reports(there, [(str(job), job.options) for job in self.jobs])
+        if self.reports:
+            with record.named(there):
+                checked(self.records)
 
     @contextmanager
     def continued(self) -> Iterator[None]:

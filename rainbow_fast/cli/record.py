@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rainbow_fast.fields import Options
 from rainbow_fast.io import dumps, write_whole
 from rainbow_fast.rainbow.options import SampleOptions
 from rainbow_fast.rainbow.report import Report
+from rainbow_fast.tables import CONTROL
 
 NAME = "report.json"
 
@@ -114,6 +116,21 @@ def _report(path: Path, number: int, network: Any, job: tuple[str, SampleOptions
     return report
 
 
+@contextmanager
+def named(there: RunRecord | None) -> Iterator[None]:
+    """A context in which errors of what a record holds name its file; None stands for no record.
+
+    Raises:
+        ValueError: in place of a ValueError, a TypeError or a FileNotFoundError.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, FileNotFoundError) as error:
+        if there is None:
+            raise
+        raise ValueError(f"--resume: {there.path}: {error}") from error
+
+
 def counts(folder: Path) -> tuple[int, int]:
     """The number of finished networks in a folder, and of all networks of its run; 0 where that is not known."""
     path = folder / NAME
@@ -133,4 +150,19 @@ def _content(path: Path) -> dict[str, Any]:
         raise ValueError(f"--resume: {path} is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"--resume: {path} holds no run of `sample`")
+    if any(CONTROL.search(text) for text in _texts(content)):
+        raise ValueError(f"--resume: {path} has control characters in a text")
     return content
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value that was read from JSON."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, dict):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list):
+            waiting += each

@@ -15,7 +15,7 @@ from rainbow_fast.cli import terminal
 from rainbow_fast.cli import words as o
 from rainbow_fast.cli.grid import Job, ResultFolder, as_progress, sample_grid
 from rainbow_fast.cli.planning import CostGrid, plan_grid
-from rainbow_fast.cli.record import RunRecord, check_record, read_record
+from rainbow_fast.cli.record import RunRecord, check_record, named, read_record
 from rainbow_fast.cli.references import Reference, load_reference, pointwise_kinds
 from rainbow_fast.cli.sources import Split, choose_data
 from rainbow_fast.locks import locked
@@ -65,7 +65,8 @@ def sample(
 
 def _sample(words: o.Words, folder: Path, record: RunRecord | None) -> None:
     """Begin the run of these options in a folder, or go on with the one of a record."""
-    task = Request.of(words)
+    with named(record):
+        task = Request.of(words)
     run = {"options": words, "reference": task.prepared.fingerprint, "networks": len(task.jobs)}
     about = {"architecture": task.reference.name, "data": task.data.source.name}
     results = ResultFolder(folder, about, task.reference.title, run)
@@ -77,7 +78,8 @@ def _sample(words: o.Words, folder: Path, record: RunRecord | None) -> None:
         results.resume(record, task.jobs)
     todo = task.jobs[len(results.jobs) :]
     with terminal.bar(1 + sum(job.cost for job in todo)) as bar:
-        together = task.costs(todo, bar.job, timed=False).groups  # this also checks all options
+        with named(record):
+            together = task.costs(todo, bar.job, timed=False).groups  # this also checks all options
         if todo:
             with bar.job(1, "read the data") as step:
                 prepared = task.loaded()
@@ -85,7 +87,7 @@ def _sample(words: o.Words, folder: Path, record: RunRecord | None) -> None:
             with results.begun() if record is None else results.continued():
                 sample_grid(RainbowModel(prepared), together, results, bar.job, task.limits)
         else:
-            with results.continued():
+            with results.continued(), named(record):
                 results.finish()
     show(results)
 

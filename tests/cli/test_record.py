@@ -69,6 +69,10 @@ def refused(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, run: Path, messa
         ("pointwise_modules", "os:system", "pointwise_modules='os:system': wanted a list of texts"),
         ("pointwise_modules", [1], "pointwise_modules=[1]: wanted a list of texts"),
         ("scratch_dir", "/nowhere", "scratch_dir: no folder /nowhere"),
+        ("holdout", "nowhere", "--holdout: 'nowhere' is no data: wanted digits"),
+        ("size", 8, "--size: a checkpoint, which has its own, does not take it"),
+        ("checkpoint", "nowhere.safetensors", ""),
+        ("align_flattened", True, "network 1 is another one than the options of the run ask for"),
         ("memory_budget", "all", "--memory-budget: wanted bytes, as a number with k, M or G behind it; got 'all'"),
         ("threads", 10**9, "threads=1000000000: wanted 1 <= threads <= 1024"),
         ("seed", [[[[[[[[1]]]]]]]], "seed=[[[[[["),
@@ -81,6 +85,15 @@ def test_options_of_a_file_are_checked(
     whole["run"]["options"][option] = value
     (run / "report.json").write_text(json.dumps(whole))
     refused(rainbow_fast, monkeypatch, run, f"--resume: run/report.json: {message}")
+
+
+def test_later_options_of_a_file_are_named_with_it(rainbow_fast: Run, run: Path) -> None:
+    whole = report(run)
+    whole["run"]["options"]["align_flattened"] = True  # contradicts the network
+    (run / "report.json").write_text(json.dumps(whole | {"networks": []}))
+    code, out, err = rainbow_fast("sample", "--resume", "run")
+    assert (code, out) == (2, "")
+    assert err == "Error: --resume: run/report.json: align_flattened=True: no sampled site feeds a Flatten\n"
 
 
 NONE, NO_REPORTS = "holds no run of `sample`", "holds no reports of `sample`"
@@ -103,6 +116,8 @@ OTHER = "network 1 is another one than the options of the run ask for"
         (lambda whole: whole["networks"][0]["report"].update(sites=[{"site": "2"}]), NO_REPORTS),
         (lambda whole: whole["networks"][0]["report"].update(unknown=1), NO_REPORTS),
         (lambda whole: whole["networks"][0]["report"]["options"].update(law="mine"), NO_REPORTS),
+        (lambda whole: whole["networks"][0]["report"].update(storage="\x1b[31m"), "has control characters in a text"),
+        (lambda whole: whole["run"]["options"].update(weights="a\nb"), "has control characters in a text"),
         (lambda whole: whole["networks"].extend(2 * whole["networks"]), "holds 3 networks, wanted at most 1"),
         (lambda whole: whole["networks"][0].update(job="paper, x2, network 0"), OTHER),
         (lambda whole: whole["networks"][0]["report"]["options"].update(seed=7), OTHER),

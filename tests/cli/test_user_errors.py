@@ -138,6 +138,7 @@ def of(name: str, *words: str) -> list[str]:
         (of("hostile:Network", "--data", "x.npy"), "--data: the network does not take a sample of shape (3,)"),
         (of("hostile:Network", "--data", "empty"), "--data: no sub-folder in empty, wanted one for each class"),
         (of("hostile:Network", "--data", "file"), "--data: 'file' is no data"),
+        (of("hostile:Network", "--weights", "a\x1b[31m.pt"), r"--weights: no file a\x1b[31m.pt"),
         (of("hostile:Network", "--holdout", "x.npy"), "holdout: samples of shape (3,), wanted (1, 8, 8)"),
         (of("hostile:Network", "--out", "file"), "--out: file is a file, wanted a folder"),
         (of("hostile:Network", "--out", "file/in/it"), "--out: file is a file, wanted a folder"),
