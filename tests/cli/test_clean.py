@@ -2,10 +2,11 @@
 """The command `clean`: it removes and prints what killed runs have left, and nothing else."""
 
 import fcntl
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,29 +17,26 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from rainbow_fast.cli.checkpoints import save_checkpoint
-from rainbow_fast.cli.training import new_reference
+from runs import FEW, RESULTS, contents, finished_run
+
+from rainbow_fast.cli import sampling
 from rainbow_fast.owner import Owner
 
 Run = Callable[..., tuple[int, str, str]]
-RESULTS = ["figure.png", "report.json", "report.txt", "results.jsonl"]
-FEW = ["--images", "40", "--factors", "1", "--networks", "1", "--methods", "paper"]
 GONE = 2**22 + 1  # above the largest number of a process
 
 
-def contents(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
-def run(rainbow_fast: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a finished run, called "run" in the current folder."""
-    about = new_reference("mlp", "digits", widths=(16,))
-    save_checkpoint(about.build(), about, tmp_path / "it.safetensors")
-    monkeypatch.chdir(tmp_path)
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a finished run; it is called "run" in the current folder, where its checkpoint is as well."""
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "here"))
     with threads(1):
-        assert rainbow_fast("sample", "it.safetensors", *FEW, "--out", "run")[0] == 0
-        yield tmp_path / "run"
+        yield tmp_path / "here" / "run"
 
 
 def state(run: Path, number: int) -> Path:
@@ -129,11 +127,45 @@ def test_half_a_state_does_not_cost_the_results(rainbow_fast: Run, run: Path) ->
     assert {name: (run / name).read_bytes() for name in RESULTS} == whole
 
 
+def test_a_run_that_was_stopped_between_two_groups_is_not_replaced(rainbow_fast: Run, run: Path) -> None:
+    """It has no state at that moment, but a finished network, whose record says that another one was asked for."""
+    more = ["sample", "it.safetensors", *FEW, "--networks", "2", "--memory-budget", "0", "--out", "run"]
+    assert rainbow_fast(*more)[0] == 0
+    whole = {name: (run / name).read_bytes() for name in RESULTS}
+    report = json.loads(whole["report.json"])
+    del report["networks"][1]
+    (run / "report.json").write_text(json.dumps(report))
+    code, _, err = rainbow_fast(*more)
+    assert code == 2 and "--out: run holds a run that was stopped: wanted --resume, or another folder" in err
+    assert rainbow_fast("sample", "--resume", "run")[0] == 0
+    assert {name: (run / name).read_bytes() for name in contents(run)} == whole
+
+
+def test_a_run_with_many_options_is_resumed(rainbow_fast: Run, run: Path) -> None:
+    """Its reports hold the options as the method completes them."""
+    options = ["--methods", "paper,regression", "--widths", "5,9", "--rank", "4", "--sites", "2", "--seed", "3"]
+    options += [
+        "--classifier",
+        "refit",
+        "--accuracy-profile",
+        "--no-recalibrate",
+        "--holdout",
+        "0.3",
+        "--data",
+        "digits",
+    ]
+    few = ["--images", "40", "--networks", "2", "--threads", "1"]
+    code, _, err = rainbow_fast("sample", "it.safetensors", *few, *options, "--out", "run")
+    assert code == 0, err
+    whole = {name: (run / name).read_bytes() for name in RESULTS}
+    (run / "report.txt").unlink()
+    code, _, err = rainbow_fast("sample", "--resume", "run", "--rank", "4")
+    assert code == 0 and {name: (run / name).read_bytes() for name in contents(run)} == whole, err
+
+
 def test_a_run_that_fails_before_it_samples_leaves_the_results(
     rainbow_fast: Run, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rainbow_fast.cli import sampling
-
     def broken(*_: object) -> None:
         raise ValueError("data are not finite")
 

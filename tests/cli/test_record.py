@@ -3,7 +3,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,26 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
+from runs import finished_run
+
 from rainbow_fast.cli import sampling
 from rainbow_fast.cli.checkpoints import save_checkpoint
 from rainbow_fast.cli.training import new_reference
 
 Run = Callable[..., tuple[int, str, str]]
-FEW = ["--images", "40", "--factors", "1", "--networks", "1", "--methods", "paper"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
-def run(rainbow_fast: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a finished run of a network that is not trained; it is called "run" in the current folder."""
-    about = new_reference("mlp", "digits", widths=(16,))
-    save_checkpoint(about.build(), about, tmp_path / "it.safetensors")
-    monkeypatch.chdir(tmp_path)
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a finished run; it is called "run" in the current folder, where its checkpoint is as well."""
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "here"))
     with threads(1):
-        assert rainbow_fast("sample", "it.safetensors", *FEW, "--out", "run")[0] == 0
-        yield tmp_path / "run"
+        yield tmp_path / "here" / "run"
 
 
 def report(run: Path) -> dict[str, Any]:

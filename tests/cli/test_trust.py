@@ -3,24 +3,23 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from here import ROOT, threads
+from here import ROOT
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from rainbow_fast.cli.checkpoints import save_checkpoint
-from rainbow_fast.cli.training import new_reference
+from runs import FEW, finished_run
 
 Run = Callable[..., tuple[int, str, str]]
 SCRIPT = "import sys\nfrom rainbow_fast.cli import main\nsys.exit(main())\n"  # as pip writes it
-FEW = ["--images", "40", "--factors", "1", "--networks", "1", "--methods", "paper", "--threads", "1"]
 MODEL = """
 from torch import nn
 from beside import WIDTH
@@ -35,15 +34,17 @@ def build(width=WIDTH):
 OWN = ["--module", "mymodel:build", "--pointwise-modules", "mymodel:Half", "--data", "digits"]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("finished"))
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: a checkpoint, a module, and modules with the names of others. Each says that it was run."""
+def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a run, its checkpoint, a module, and modules with names of others, which tell that they ran."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "rainbow-fast").write_text(SCRIPT)
-    here = tmp_path / "here"
-    here.mkdir()
-    about = new_reference("mlp", "digits", widths=(16,))
-    save_checkpoint(about.build(), about, here / "it.safetensors")
+    here = shutil.copytree(finished, tmp_path / "here")
     for name in ("json", "torch", "numpy", "typer", "rich", "matplotlib", "sklearn", "sitecustomize", "rainbow_fast"):
         (here / f"{name}.py").write_text("open(__file__ + '.ran', 'w')\nraise SystemExit('run from here')\n")
     (here / "mymodel.py").write_text("open(__file__ + '.ran', 'w')\n" + MODEL)
@@ -81,19 +82,17 @@ def test_modules_of_the_current_folder_are_not_imported(folder: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "") and ran(folder) == ["mymodel.py.ran"]
 
 
-def edited(rainbow_fast: Run, folder: Path, **options: object) -> None:
-    """The folder "out": a run of the checkpoint, whose record somebody has changed."""
-    with threads(1):
-        assert rainbow_fast("sample", "it.safetensors", *FEW, "--out", "out")[0] == 0
-    report = json.loads((folder / "out" / "report.json").read_text())
+def edit(folder: Path, **options: object) -> None:
+    """Change options in the record of the run."""
+    report = json.loads((folder / "run" / "report.json").read_text())
     report["run"]["options"] |= options
-    (folder / "out" / "report.json").write_text(json.dumps(report))
+    (folder / "run" / "report.json").write_text(json.dumps(report))
 
 
-def test_a_folder_that_names_code_runs_none(rainbow_fast: Run, folder: Path) -> None:
-    edited(rainbow_fast, folder, checkpoint=None, module="evil:build", data="digits")
-    run = command(folder, "sample", "--resume", "out")
-    message = "Error: --module: out/report.json names code, and only code that you name yourself is run: type "
+def test_a_folder_that_names_code_runs_none(folder: Path) -> None:
+    edit(folder, checkpoint=None, module="evil:build", data="digits")
+    run = command(folder, "sample", "--resume", "run")
+    message = "Error: --module: run/report.json names code, and only code that you name yourself is run: type "
     assert (run.returncode, run.stdout, run.stderr) == (2, "", f"{message}--module 'evil:build' as well\n")
     assert ran(folder) == []
 
@@ -106,17 +105,17 @@ def test_a_folder_that_names_code_runs_none(rainbow_fast: Run, folder: Path) -> 
         ({"checkpoint": None, "module": "os:system", "module_args": '{"command": "touch it.ran"}'}, [], "'os:system'"),
         ({"checkpoint": None, "module": "evil:build"}, ["--module", "mymodel:build"], "has 'evil:build', got 'mymo"),
         ({"module": "evil:build"}, [], "type --module 'evil:build' as well"),
-        ({}, ["--module", "evil:build"], "--module: the run in out has None, got 'evil:build'"),
-        ({}, ["--pointwise-modules", "evil:A"], "--pointwise-modules: the run in out has [], got ['evil:A']"),
-        ({"checkpoint": None, "module": "a\n\x1b[31m:b"}, [], "out/report.json has control characters in a text"),
+        ({}, ["--module", "evil:build"], "--module: the run in run has None, got 'evil:build'"),
+        ({}, ["--pointwise-modules", "evil:A"], "--pointwise-modules: the run in run has [], got ['evil:A']"),
+        ({"checkpoint": None, "module": "a\n\x1b[31m:b"}, [], "run/report.json has control characters in a text"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value)[:50],
 )  # fmt: skip
 def test_code_must_be_typed_and_the_same(
     rainbow_fast: Run, folder: Path, options: dict, words: list[str], message: str
 ) -> None:
-    edited(rainbow_fast, folder, **options)
-    code, out, err = rainbow_fast("sample", "--resume", "out", *words)
+    edit(folder, **options)
+    code, out, err = rainbow_fast("sample", "--resume", "run", *words)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
     assert ran(folder) == []
 
