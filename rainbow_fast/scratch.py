@@ -76,7 +76,8 @@ def dead_parts(folder: Path) -> list[Path]:
 
     On a disk that other machines may write to, a file is among them only if it has not changed for a day.
     """
-    return [path for path in sorted(folder.glob(f".*{PART}")) if _is_dead_part(path)]
+    every = [(path, UNFINISHED.fullmatch(path.name)) for path in sorted(folder.glob(f".*{PART}"))]
+    return [path for path, match in every if match is not None and _is_dead_part(path, int(match[1]))]
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:
@@ -125,8 +126,7 @@ def _state(path: Path, descriptor: int) -> str:
     return DEAD
 
 
-def _is_dead_part(path: Path) -> bool:
-    match = UNFINISHED.fullmatch(path.name)
+def _is_dead_part(path: Path, process: int) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -135,6 +135,6 @@ def _is_dead_part(path: Path) -> bool:
         status = os.fstat(descriptor)
         own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
         still = on_local_disk(descriptor) or time.time() - status.st_mtime > DAY
-        return match is not None and own and still and process_ended(int(match[1]))
+        return own and still and process_ended(process)
     finally:
         os.close(descriptor)

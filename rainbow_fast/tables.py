@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that a terminal obeys
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal obeys, but for tabs and new lines
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -159,7 +159,7 @@ def test_a_run_with_many_options_is_resumed(rainbow_fast: Run, run: Path) -> Non
     assert code == 0, err
     whole = {name: (run / name).read_bytes() for name in RESULTS}
     (run / "report.txt").unlink()
-    code, _, err = rainbow_fast("sample", "--resume", "run", "--rank", "4")
+    code, _, err = rainbow_fast("sample", "--resume", "run", "--rank", "4", "--widths", "5,9")
     assert code == 0 and {name: (run / name).read_bytes() for name in contents(run)} == whole, err
 
 

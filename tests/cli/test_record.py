@@ -121,7 +121,7 @@ OTHER = "network 1 is another one than the options of the run ask for"
         (lambda whole: whole["networks"][0]["report"].update(unknown=1), NO_REPORTS),
         (lambda whole: whole["networks"][0]["report"]["options"].update(law="mine"), NO_REPORTS),
         (lambda whole: whole["networks"][0]["report"].update(storage="\x1b[31m"), "has control characters in a text"),
-        (lambda whole: whole["run"]["options"].update(weights="a\nb"), "has control characters in a text"),
+        (lambda whole: whole["run"]["options"].update(weights="a\x9b"), "has control characters in a text"),
         (lambda whole: whole["networks"].extend(2 * whole["networks"]), "holds 3 networks, wanted at most 1"),
         (lambda whole: whole["networks"][0].update(job="paper, x2, network 0"), OTHER),
         (lambda whole: whole["networks"][0]["report"]["options"].update(seed=7), OTHER),

@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: a run, its checkpoint, a module, and modules with names of others, which tell that they ran."""
+    """The current folder: a run, its checkpoint, a module, and modules with names of others. They tell if run."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "rainbow-fast").write_text(SCRIPT)
     here = shutil.copytree(finished, tmp_path / "here")
