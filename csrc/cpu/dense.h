@@ -166,7 +166,7 @@ static void for_each(int64_t n, int threads, F f) {
 template <class A, class B, class Epilogue>
 static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, const Epilogue& c, int threads) {
   constexpr int64_t kc = 1024, mc = 96, worth_threads = 1 << 22;
-  const int64_t most = larger(1, (int64_t{16} << 20) / (NR<double> * 8 * k)) * NR<double>;  // columns, 16 MiB when packed
+  const int64_t most = larger(1, (int64_t{16} << 20) / (NR<double> * 8 * k)) * NR<double>;  // columns, 16 MiB packed
   if (m * n * k < worth_threads) threads = 1;
   const bool alone = threads == 1 && k <= kc;
   const Scratch memory((blocks(smaller(n, most), NR<double>) * NR<double> * k + alone * packed_size<double>(mc, k)) *
