@@ -29,8 +29,8 @@ INTRODUCTION = """\
 
 ![Errors against width](convergence.png)
 
-A perceptron {sizes} is trained on digits ({accuracy:.1f} % of the test images are right). From it, {networks} independent
-networks of each width n are sampled by the method "paper". Kernels are computed on the {images} test images. At each
+A perceptron {sizes} is trained on digits ({accuracy:.1f} % of the test images are right). From it, {networks}
+independent networks of each width n are sampled by the method "paper". Kernels are computed on the {images} test images. At each
 site, phi' are the n sampled features and khat is their kernel; k is the closed form of this kernel at the same input
 zh; phi are the features with which phi' is aligned. Numbers are means over the networks. Fits are `e_inf + c n^-p`,
 with intervals of 95 %.
