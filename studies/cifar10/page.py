@@ -22,9 +22,9 @@ INTRODUCTION = """\
 
 The two networks of the published tutorial (Guth, Menard, Rochette, Mallat, JMLR 2024) on grey images are trained as in
 the tutorial, {trainings} times each. From each trained network, networks of 1, 4, 16 and 64 times its width are
-sampled. Every number is the mean over the sampled networks of all trainings, ± one standard deviation, on the 10,000 test
-images; the number of networks is in brackets. The alignment set is the first 5,000 training images. It is the first
-20,000 for the flattened alignment and for the regression of the MLP (with a ridge of 1e-2, otherwise 1e-3).
+sampled. Every number is the mean over the sampled networks of all trainings, ± one standard deviation, on the 10,000
+test images; the number of networks is in brackets. The alignment set is the first 5,000 training images. It is the
+first 20,000 for the flattened alignment and for the regression of the MLP (with a ridge of 1e-2, otherwise 1e-3).
 
 - *paper*, *calibrated*, *regression*: the methods of `RainbowModel.sample`. Only *paper* is the published law. Its
   published accuracies are 30.6 % for the MLP and, with the flattened alignment, 40.3 % for the CNN, both at x1.

@@ -30,10 +30,10 @@ INTRODUCTION = """\
 ![Errors against width](convergence.png)
 
 A perceptron {sizes} is trained on digits ({accuracy:.1f} % of the test images are right). From it, {networks}
-independent networks of each width n are sampled by the method "paper". Kernels are computed on the {images} test images. At each
-site, phi' are the n sampled features and khat is their kernel; k is the closed form of this kernel at the same input
-zh; phi are the features with which phi' is aligned. Numbers are means over the networks. Fits are `e_inf + c n^-p`,
-with intervals of 95 %.
+independent networks of each width n are sampled by the method "paper". Kernels are computed on the {images} test
+images. At each site, phi' are the n sampled features and khat is their kernel; k is the closed form of this kernel at
+the same input zh; phi are the features with which phi' is aligned. Numbers are means over the networks. Fits are `e_inf
++ c n^-p`, with intervals of 95 %.
 
 - *kernel*: `E (khat - k)^2 / E k^2`. Theory: p = 1, e_inf = 0.
 - *two samples*: `E (khat - khat')^2 / E k^2` of two networks, each at its own input. This is the noise floor.
