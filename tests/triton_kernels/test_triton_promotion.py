@@ -36,7 +36,7 @@ def test_tensor_cores_are_left_every_chain(case: str, target: str, tmp_path, mon
 
 @pytest.mark.parametrize("target", [target.name for target in TARGETS])
 def test_no_sum_over_samples_or_ranks_stays_in_tensor_cores(target: str, tmp_path, monkeypatch) -> None:
-    """No product begins with a value that a loop carries: on sm_100 it overwrites its accumulator, elsewhere it is zeros."""
+    """No product adds to a value carried by a loop: on sm_100 its accumulator is overwritten, elsewhere it is zeros."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     name = "random_features_covariance long rank fp32"
     [variant] = [v for v in random_features_variants() if v.name == name and v.targets == (target,)]

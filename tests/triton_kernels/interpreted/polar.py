@@ -59,7 +59,7 @@ def test_edges(guarded, d: int, m: int, values: list[float]) -> None:
 
 
 def test_matrices_of_a_batch_go_their_own_ways(guarded) -> None:
-    """Matrices of one, two and three stages, one with a null direction, one with a NaN; the strides are the caller's."""
+    """Matrices of one, two and three stages, one with a null direction, one with a NaN, in the caller's strides."""
     conditions = (5.0, 1e9, 30.0, 1e5, 7.0)
     stack = torch.stack([matrix(9, 14, power_law(9, c), seed=s) for s, c in enumerate(conditions)])
     stack[2, 3] = stack[2, 4]
