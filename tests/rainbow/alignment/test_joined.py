@@ -214,7 +214,7 @@ def test_the_network_is_what_was_measured_wherever_activations_wait(options, tmp
 
 @torch.no_grad()
 def test_a_refit_classifier_takes_all_positions_and_outputs_are_not_rotated():
-    """The last site contains the classifier, and all later layers are left out; a last ReLU is the mean of the outputs."""
+    """The last site contains the classifier; all later layers are left out. A last ReLU is the mean of the outputs."""
     x = images(200)
     networks = []
     for seed in range(2):
