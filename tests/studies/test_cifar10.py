@@ -62,7 +62,7 @@ def test_a_permuted_network_is_the_same_network(toy: tuple) -> None:
 
 @pytest.mark.filterwarnings("ignore:site")
 def test_the_study_on_noise(tmp_path: Path) -> None:
-    """Every case with few neurons, the paper's law at four widths. A second call goes on where the first one stopped."""
+    """Every case with few neurons, the paper's law at four widths. A second call goes on where the first stopped."""
     torch.manual_seed(0)
     x, y = torch.randn(200, 1, 32, 32), torch.arange(200) % 10
     images = Images(x, y, x[:50], y[:50])

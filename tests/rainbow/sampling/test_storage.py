@@ -80,7 +80,7 @@ def test_the_same_bits_wherever_activations_wait(kind, method, dtype):
 @torch.no_grad()
 @pytest.mark.parametrize("storage", STORAGES)
 def test_the_same_bits_alone_and_among_others(storage):
-    """Methods, widths, ranks and classifiers mixed; one network remains the reference for two sites, one skips a site."""
+    """Mixed methods, widths, ranks, classifiers; one network remains the reference for two sites, one skips a site."""
     fitted, x = model()
     names = [s.site.name for s in fitted.sites]
     networks = [
