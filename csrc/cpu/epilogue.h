@@ -70,7 +70,7 @@ struct Promote {
 
   struct Open {
     double* out;
-    int64_t ld, diagonal;  // columns below i + diagonal lie below the diagonal
+    int64_t ld, diagonal;  // columns j < i + diagonal lie below the diagonal
     bool symmetric;
     int64_t skips(int64_t i, int64_t j) const { return symmetric ? smaller(larger(i + diagonal - j, 0), NR<T>) : 0; }
     template <int V>

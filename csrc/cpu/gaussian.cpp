@@ -55,7 +55,7 @@ struct Tile {
   }
 
   template <class S>
-  static void fill(const Tile& t, S* out, int64_t begin, int64_t end) {  // pairs
+  static void fill(const Tile& t, S* out, int64_t begin, int64_t end) {  // begin and end count pairs
     for (int64_t p = begin; p < end; p += kLanes) {
       int64_t i = p / t.groups, q = p % t.groups, column = 4 * q - t.first;
       vf g[4];

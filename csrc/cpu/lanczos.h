@@ -52,7 +52,7 @@ static double largest_eigenvalue(Matrix a, int64_t n, const double* start, doubl
     for_each(n, n < 768 ? 1 : threads, [&](int64_t i) { w[i] = dot(a.from(i, 0).data, v, n); });
     diagonal[step] = dot(w, v, n);
     for (int64_t i = 0; i < n; ++i) w[i] -= diagonal[step] * v[i];
-    for (int s = step; s >= 0; --s) {  // against all, and what cancels most once more: they stay orthogonal
+    for (int s = step; s >= 0; --s) {  // against all vectors, the last one again: so they stay orthogonal
       const double share = dot(w, work + s * n, n);
       for (int64_t i = 0; i < n; ++i) w[i] -= share * work[s * n + i];
     }

@@ -268,7 +268,7 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
         to[2] = polar.condition;
         polar.certify(to[3], to[4]);
       };
-      if (together == 1) {  // a region of one thread, too, would make new threads for each region inside of it
+      if (together == 1) {  // even a region of one thread makes new threads for each region inside
         for (int64_t b = 0; b < batch; ++b) one(b);
         return;
       }

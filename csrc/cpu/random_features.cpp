@@ -75,7 +75,7 @@ struct FeaturePanels {
   const Features& f;
   T* to;
   int64_t k;
-  const T* shift;             // of the first row or the first column; readable for a whole panel
+  const T* shift;             // shift of the first row or column; readable for a whole panel
   const T* center = nullptr;  // subtracted from columns that are neurons; likewise
 
   int64_t skips(int64_t, int64_t) const { return 0; }
@@ -262,7 +262,7 @@ void project(Projections all, const Features& f, int threads) {
         const int64_t there = smaller(k, a.channels - k0), rows = whole_vectors<T>(a.images);
         const auto multiply_by_a = [&](const auto& epilogue_at) {
           SamplePacker<T>{merged(a)}.pack(own.left, rows, 0, a.images, k0, there);
-          for (int64_t j = 0; j < count; j += NR<T>)  // panel by panel: of each the first `there` neurons of k
+          for (int64_t j = 0; j < count; j += NR<T>)  // panel by panel: each has k neurons, of which `there` count
             sweep(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, a.images, smaller(NR<T>, count - j), there,
                   epilogue_at(j));
         };

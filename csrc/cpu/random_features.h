@@ -27,7 +27,7 @@ constexpr int64_t kNeurons = 240;  // neurons of a chunk; its sums in T are then
 
 // The sizes that decide how much memory a pass needs.
 struct Sizes {
-  int64_t left;  // rows of the longest operand that meets a chunk of neurons
+  int64_t left;  // rows of the longest operand that is multiplied with a chunk
   int64_t x;     // channels of all x
   int64_t sums;  // rows of sums
 };

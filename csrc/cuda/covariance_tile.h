@@ -101,7 +101,7 @@ struct Tile<float> {
     }
   }
   RF_DEVICE void multiply(const View<float>& x, const View<float>& y) {
-#pragma unroll 1  // more of it at once would not fit the registers of sm_100
+#pragma unroll 1  // a larger part at once would not fit into the registers of sm_100
     for (int s = 0; s < kSamples; s += 8) RF_UNROLL
     for (int j = 0; j < kColTiles; j += 2) {
       uint32_t b[4], rest[4];

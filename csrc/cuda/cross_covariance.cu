@@ -24,8 +24,8 @@ namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp, kStagers = kThreads / 2, kStages = 4;
 constexpr int64_t kBlocks = 512;                   // blocks that are wanted
-constexpr int64_t kLeast = 1024, kUnit = 128;      // samples of a slab: at least, and a multiple of
-constexpr int64_t kMostBytes = int64_t{64} << 20;  // of all slabs
+constexpr int64_t kLeast = 1024, kUnit = 128;      // samples of a slab: their least number, and a divisor of it
+constexpr int64_t kMostBytes = int64_t{64} << 20;  // bytes of all slabs
 
 // Where sums go: to the slab of their samples, or directly to the result, where they are added. If symmetric, only the
 // sums on and above the diagonal go to slabs; in the result they go to both of their places.
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   Shape tile{};
   bool first = to.slab != 0;
-  int age = 0;  // stages in the sums
+  int age = 0;  // number of stages in the sums
 #pragma unroll 1
   for (int64_t it = 1 - kStages; it < total; ++it) {
     if (it >= 0) {
@@ -228,7 +228,7 @@ void accumulate(double* out, int64_t ld, const Side& x, const Sides& y, bool sym
     out += m;
   }
   if constexpr (sizeof(T) > 2) {
-    if (relu) return;  // no shifts, no totals
+    if (relu) return;  // without shifts there are no totals
     add_total(x, left, stream);
     for (int64_t s = 0; s < y.count && !symmetric; ++s)
       add_total(y.first[s], operand<T>(y.first[s], activation, negative_slope), stream);

@@ -13,7 +13,7 @@
 namespace rf::cuda {
 
 constexpr int kWarp = 32;
-constexpr int64_t kPlainShared = 48 * 1024;  // bytes of shared memory that a block has without asking
+constexpr int64_t kPlainShared = 48 * 1024;  // bytes of shared memory that a block has by default
 
 [[noreturn]] inline void refuse_shared(const char* name, int64_t wanted, int64_t most) {
   throw std::runtime_error("rainbow_fast: the CUDA kernel " + std::string(name) + " was not launched: it takes " +

@@ -60,11 +60,11 @@ template <class T, bool kSamplesPass>
 struct alignas(128) Room {
   T stages[2][kColumns * kStagePitch];
   T second[kChannels * kPitch];
-  Line<T> lines[kSamplesPass ? 1 : kChannels];  // of the second operand, where neurons pass
+  Line<T> lines[kSamplesPass ? 1 : kChannels];  // of the second operand, if columns are neurons
   Samples targets[kSamplesPass ? 1 : kChannels / kUnit];
   int64_t row[kMostRows];                                   // where the rows are
   int64_t column[kRing][kColumns], other[kRing][kColumns];  // where the columns are, and what the form notes for them
-  T shift[kMostRows];                                       // of the rows, or of the columns that are noted
+  T shift[kMostRows];                                       // shift of the rows, or of the noted columns
 };
 
 template <class T, class Form>

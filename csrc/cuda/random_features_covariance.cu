@@ -24,7 +24,7 @@ struct Covariance {
   typedef Room<T, true> Place;
   Source<T> source;
   Samples x;
-  const T *x_center, *center;  // of channels and of neurons; none where null
+  const T *x_center, *center;  // of channels and of neurons; null: none
   Sums to;
   int64_t length;  // samples of a part
   Product product;
@@ -96,7 +96,7 @@ struct Covariance {
       }
     }
     wait_for_copies<1>();
-    if (x_center != nullptr)  // each thread off what it copied itself, which has come
+    if (x_center != nullptr)  // each thread changes only what it copied itself, which has arrived
       for_own(room, sample, [&](T* at, int c, int, bool there) {
         if (there) *at -= x_center[first_channel() + c];
       });

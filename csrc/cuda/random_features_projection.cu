@@ -9,7 +9,7 @@ namespace rf::cuda {
 namespace {
 
 constexpr const char* kName = "random_features_projection";
-constexpr int kMost = 8;  // projections of a launch
+constexpr int kMost = 8;  // most projections of a launch
 
 struct Several {
   Projection items[kMost];
