@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `plan` predicts, and what runs take: seconds, and memory at the peak. Each run has a process of its own.
+"""What `plan` predicts, and what runs take: seconds, and memory at the peak. Each run has its own process.
 
     python bench/prediction.py [THREADS]
 

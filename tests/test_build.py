@@ -240,7 +240,7 @@ def test_cuda_that_cannot_be_built_is_a_failed_build(cuda_toy: Path, environment
 
 
 def test_no_nvcc_is_an_error_where_cuda_is_asked_for(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a tree of its own: setup.py looks into the Python packages, too."""
+    """In a separate tree, because setup.py also looks into the Python packages."""
     source = (toy / "setup.py").read_text().replace('glob("nvidia/cu*/bin")', 'glob("nowhere")')
     (toy / "setup.py").write_text(source)
     compilers = toy / "bin"

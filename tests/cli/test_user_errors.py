@@ -288,7 +288,7 @@ def test_a_terminal_without_the_signs(rainbow_fast: Run, monkeypatch: pytest.Mon
 
 
 def process(code: str, *words: str) -> subprocess.CompletedProcess:
-    """A command in a process of its own, its standard output as `code` leaves it."""
+    """Runs a command in a new process, with its standard output as `code` leaves it."""
     return subprocess.run(
         [sys.executable, "-c", f"{code}\nfrom rainbow_fast.cli import main\nmain()", *words],
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
