@@ -6,7 +6,7 @@
 #     make test-all all of them
 #     make docs     the documentation site, in build/site; warnings are errors
 #     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
-#     make gpu-check  compiles the kernels for GPUs, without a GPU: registers, spills, tensor cores
+#     make gpu-check  the kernels for GPUs compiled without one: registers, spills, tensor cores
 #     make bench    the table of timings, and bench/results.json
 #     make lint     ruff, mypy, clang-format     make format mends what can be mended
 #     make clean    removes everything that make has made

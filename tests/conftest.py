@@ -35,7 +35,7 @@ def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return allocate_poisoned
 
 
-# Made only once, so that a function compiled in one test is not compiled again in the next.
+# Made once, so that a function compiled in one test is not compiled again in the next.
 POISONED = [
     (owner, name, poisoned(getattr(owner, name)))
     for owner, name in [

@@ -159,7 +159,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def build(toy: Path, **environment: str) -> tuple[int, list[str], str]:
-    """The exit status, the compiled objects, and the output on stderr."""
+    """Exit status, the objects compiled, and what was said on stderr."""
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     variables = {**os.environ, "RAINBOW_FAST_CUDA": "0", **environment}
     done = subprocess.run(command, cwd=toy, env=variables, capture_output=True, text=True)
@@ -240,7 +240,7 @@ def test_cuda_that_cannot_be_built_is_a_failed_build(cuda_toy: Path, environment
 
 
 def test_no_nvcc_is_an_error_where_cuda_is_asked_for(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a separate tree, because setup.py also looks into the Python packages."""
+    """In a tree of its own: setup.py looks into the Python packages, too."""
     source = (toy / "setup.py").read_text().replace('glob("nvidia/cu*/bin")', 'glob("nowhere")')
     (toy / "setup.py").write_text(source)
     compilers = toy / "bin"

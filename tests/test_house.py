@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(["rainbow"], 4),
     **dict.fromkeys(["analysis"], 5),
     **dict.fromkeys(["cli"], 6),
-    **dict.fromkeys(["", "__main__"], 7),  # "" is rainbow_fast/__init__.py, which is above all others
+    **dict.fromkeys(["", "__main__"], 7),  # "" is rainbow_fast/__init__.py, which all others stand under
     "_C": -1,
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Folders of images and npy files: what they give, in which order, and what is refused."""
+"""Folders of images and npy files: what comes, in which order, and what is refused."""
 
 import sys
 import tracemalloc
@@ -186,7 +186,7 @@ def test_npy_files_are_not_loaded_and_not_changed(tmp_path):
         x.add_(1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 400_000  # of 4,000,000 bytes: two batches of 40,000, and what Python itself takes
+    assert peak < 400_000  # of 4,000,000 bytes: two batches of 40,000 and what Python itself takes
     assert not np.load(path).any()
 
 

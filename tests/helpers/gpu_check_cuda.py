@@ -45,7 +45,7 @@ template __global__ void probe<8>(Origin, uint32_t*);
 
 
 def nvcc() -> str:
-    """nvcc as setup.py finds it, whose functions are defined before it does anything."""
+    """As setup.py finds it, whose functions stand before what it does."""
     text = (ROOT / "setup.py").read_text().partition("\nsources = ")[0]
     functions: dict = {"__file__": str(ROOT / "setup.py")}
     exec(compile(text, "setup.py", "exec"), functions)

@@ -97,7 +97,7 @@ def assert_compiles_once(function: Callable[..., Tensor], calls: list[tuple], **
 
 
 def fresh_python(code: str, **environment: str) -> str:
-    """What `code` prints in a new process, in which tests and their helpers can be imported."""
+    """What `code` prints in a new process, which may import the tests and what they share."""
     paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/helpers", "tests/ops"))
     variables = {**os.environ, "PYTHONPATH": paths, **environment}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)

@@ -49,7 +49,7 @@ class Cuda:
 
 
 def check(C: ModuleType | Cuda, kernel: str, seed: str) -> None:
-    """Checks one call on one thread and on two: close to float64, equal bits, nothing written outside the outputs."""
+    """One call on one thread and on two: close to float64, equal bits, nothing outside of the outputs."""
     blocks = []
     for threads in (1, 2):
         draw = Draw(seed)
