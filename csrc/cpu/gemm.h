@@ -18,7 +18,8 @@ constexpr int NV = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
 template <class T>
 constexpr int NR = NV * kWidth<T>;
 
-// The size of packed rows of A, in numbers. MR numbers are added, because the last tile reads on into the next column.
+// The size of packed rows of A, in numbers. It includes MR further numbers, because the last tile reads on into the
+// next column.
 template <class T>
 RF_INLINE int64_t packed_size(int64_t rows, int64_t k) {
   return whole_vectors<T>(rows) * k + MR;
@@ -148,7 +149,7 @@ static void pack_panels(const Packer& packer, T* to, int64_t row, int64_t rows, 
 // On the right, panels(to, k0, k) returns the panels of these rows over [k0, k0 + k). It makes them in `to`, unless
 // they exist already.
 // On the left, rows(to, i, count, k0, k, f) calls f(RowsOf, number) for some rows from i on, and returns their number.
-// The rows are made in `to` or read where they lie. It makes at most `count` rows.
+// The rows are read where they lie, or made in `to`; at most `count` rows are made.
 // For both, ahead(k0, k, steps) returns an object whose step() prefetches what the source will read.
 // This source packs its rows each time.
 template <class Packer>
