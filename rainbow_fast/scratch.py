@@ -23,7 +23,7 @@ from rainbow_fast.owner import Owner, on_local_disk, process_ended
 PREFIX = "rainbow_fast-"
 NAME = re.compile(rf"{PREFIX}(.+)-\w+")
 UNFINISHED = re.compile(rf"\.(?:.*\.)?(\d{{1,20}})(?:-[0-9a-f]+)?{re.escape(PART)}", re.DOTALL | re.ASCII)
-DEAD = "dead"
+DEAD, OTHERS = "dead", "of another user"
 DAY = 86_400  # seconds
 
 
@@ -103,7 +103,7 @@ def _with_lock(path: Path, *, remove: bool = False) -> str:
     try:
         descriptor = os.open(path, FOLDER | os.O_NOFOLLOW)
     except OSError:
-        return "of another user, or just removed"
+        return OTHERS
     try:
         state = _state(path, descriptor)
         if state == DEAD and remove:
@@ -116,7 +116,7 @@ def _with_lock(path: Path, *, remove: bool = False) -> str:
 def _state(path: Path, descriptor: int) -> str:
     owner = _owner(path.name)
     if owner is None or os.fstat(descriptor).st_uid != os.geteuid():
-        return "of another user"
+        return OTHERS
     ended = owner.ended()
     held = None if ended is False else lock(descriptor)
     if ended is False or held is False:

@@ -43,8 +43,7 @@ def clean(
         sizes = {path: _bytes_in(path) for path in (*stopped, *dead, *dead_parts(where))}
         if not dry_run:
             _remove(where, stopped)
-    gone = [path for path in sizes if dry_run or not path.exists()]
-    lines = [f"{'would be removed' if dry_run else 'removed'}: {path} ({quantity(sizes[path])}B)" for path in gone]
+    lines = [f"{_fate(path, dry_run)}: {path} ({quantity(size)}B)" for path, size in sizes.items()]
     lines += [f"kept, it is {state}: {path}" for path, state in in_folder(where) if state != DEAD]
     text = "\n".join(map(one_line, lines or [f"{where}: nothing to remove"]))
     terminal.out().print(text, markup=False, soft_wrap=True)
@@ -56,6 +55,10 @@ def _remove(folder: Path, stopped: list[Path]) -> None:
     for path in dead_parts(folder):
         path.unlink(missing_ok=True)
     remove_dead(folder)
+
+
+def _fate(path: Path, dry_run: bool) -> str:
+    return "would be removed" if dry_run else "could not be removed" if path.exists() else "removed"
 
 
 def _bytes_in(path: Path) -> int:

@@ -84,11 +84,10 @@ class ResultFolder:
         """Check, before any work is done, that a new run may replace what is in the folder.
 
         Raises:
-            ValueError: the folder holds a run that is not finished, or a folder with the name of a file of results.
+            ValueError: the folder holds a run that is not finished, or a folder or a symbolic link with the name of a
+                file of results.
         """
-        for name in FILES:
-            if (self.folder / name).is_dir():
-                raise ValueError(f"--out: {self.folder / name}: Is a directory, wanted a file or nothing")
+        self._check_files("--out")
         done, wanted = record.counts(self.folder)
         if 0 < done < wanted or any(number >= done for number in states(self.folder)):
             raise ValueError(f"--out: {self.folder} holds a run that was stopped: wanted --resume, or another folder")
@@ -126,8 +125,10 @@ class ResultFolder:
         """Take the reports of an earlier run, which has finished the first of these jobs. Nothing is written.
 
         Raises:
-            ValueError: the record holds no reports, or those of other jobs; the message names the file.
+            ValueError: the record holds no reports, or those of other jobs; or the folder holds a folder or a symbolic
+                link with the name of a file. The message names the file.
         """
+        self._check_files("--resume")
         if len(there.networks) > len(jobs):
             raise ValueError(f"--resume: {there.path} holds {len(there.networks)} networks, wanted at most {len(jobs)}")
         self.jobs = list(jobs[: len(there.networks)])
@@ -163,6 +164,16 @@ class ResultFolder:
             matplotlib.rcdefaults()
             figure = plots.accuracy_and_error(self.records, reference=reference, title=self.title)
             plots.save(figure, self.folder / "figure.png")
+
+    def _check_files(self, option: str) -> None:
+        """Check that nothing leads out of the folder, which may be somebody else's: a link would be followed."""
+        inside = [path for state in self.folder.glob(f"{UNFINISHED}*") for path in (state, *state.glob("*"))]
+        for path in (*(self.folder / name for name in FILES), *inside):
+            if path.is_symlink():
+                raise ValueError(f"{option}: {path} is a symbolic link, wanted a file or nothing")
+        for name in FILES:
+            if (self.folder / name).is_dir():
+                raise ValueError(f"{option}: {self.folder / name}: Is a directory, wanted a file or nothing")
 
     def _remove_leftovers(self, numbers: Collection[int]) -> None:
         """Remove the states with these numbers, and unfinished files of processes that were killed."""

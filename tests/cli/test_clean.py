@@ -84,6 +84,13 @@ def test_a_folder_of_temporary_files(rainbow_fast: Run, tmp_path: Path, monkeypa
         copy.rename(dead)
 
 
+def test_what_cannot_be_removed_is_said(rainbow_fast: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = tmp_path / f"rainbow_fast-{replace(Owner.here(), started=1)}-abcdefgh"
+    dead.mkdir()
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    assert rainbow_fast("clean", tmp_path) == (0, f"could not be removed: {dead} (0 B)\n", "")
+
+
 def test_a_run_in_progress_is_not_touched(rainbow_fast: Run, run: Path) -> None:
     unfinished = state(run, 1)
     holder = os.open(run, os.O_RDONLY)

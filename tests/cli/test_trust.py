@@ -120,6 +120,29 @@ def test_code_must_be_typed_and_the_same(
     assert ran(folder) == []
 
 
+@pytest.mark.parametrize("name", ["results.jsonl", "report.json", "report.txt", "figure.png", "unfinished-1", "state"])
+def test_links_in_a_folder_are_not_followed(rainbow_fast: Run, folder: Path, name: str) -> None:
+    """They would let the folder choose which file is written."""
+    mine, link = folder / "mine", folder / "run" / name
+    if name == "state":
+        (folder / "run" / "unfinished-1").mkdir()
+        link = folder / "run" / "unfinished-1" / "network-0-site-0.safetensors"
+    if name == "report.json":
+        link.rename(mine)
+    elif name.startswith("unfinished"):
+        mine.mkdir()
+    else:
+        mine.write_text("mine")
+        link.unlink(missing_ok=True)
+    link.symlink_to(mine)
+    before = mine.read_bytes() if mine.is_file() else None
+    for words in (["--resume", "run"], ["it.safetensors", *FEW, "--out", "run"]):
+        code, out, err = rainbow_fast("sample", *words)
+        wanted = f"{link.relative_to(folder)} is a symbolic link, wanted a file or nothing"
+        assert (code, out) == (2, "") and err == f"Error: {'--resume' if len(words) == 2 else '--out'}: {wanted}\n"
+    assert link.is_symlink() and (mine.read_bytes() if mine.is_file() else None) == before
+
+
 def test_a_run_of_ones_own_module_goes_on_with_its_names(folder: Path) -> None:
     """The record has them, but only to be compared with what is typed."""
     assert command(folder, "sample", *OWN, *FEW, "--out", "out").returncode == 0
