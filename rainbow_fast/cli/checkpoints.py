@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -26,23 +26,22 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         data: the images it was trained on, `digits` or `cifar10`.
         grey: whether the images were grey.
         training: the arguments of `rainbow_fast.networks.train`.
-        accuracy: accuracy on the test images, a fraction; None if it is not trained.
+        accuracy: accuracy on the test images, a fraction; 0 before it is trained.
     """
 
-    architecture: Literal["mlp", "cnn"]
-    arguments: dict[str, int | list[int]]
-    data: Literal["digits", "cifar10"]
+    architecture: Annotated[str, msgspec.Meta(pattern="^(mlp|cnn)$")]
+    arguments: dict[str, Any]
+    data: Annotated[str, msgspec.Meta(pattern="^(digits|cifar10)$")]
     grey: bool
     training: dict[str, int | float | str | bool | None]
-    accuracy: float | None
+    accuracy: float
 
     def build(self, seed: int = 0) -> nn.Sequential:
         """The network with initial weights from `seed`."""
         return BUILDERS[self.architecture](**self.arguments, seed=seed)
 
     def __str__(self) -> str:
-        reached = "not trained" if self.accuracy is None else f"test accuracy {100 * self.accuracy:.1f} %"
-        return f"{self.architecture} on {self.data}, {reached}"
+        return f"{self.architecture} on {self.data}, test accuracy {100 * self.accuracy:.1f} %"
 
 
 # Version 1 has no checksums.

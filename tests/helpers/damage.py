@@ -51,9 +51,9 @@ def resealed(
     tensor_files.write(path, load_file(path) if tensors is None else tensors, metadata)
 
 
-def flipped(data: bytes, seed: int, count: int) -> Iterator[tuple[int, int, bytes]]:
-    """Copies of a file with one flipped bit each: the byte, the bit, and the file; bits are drawn from a seed."""
+def flipped(data: bytes, seed: int, count: int) -> Iterator[bytes]:
+    """Copies of a file with one flipped bit each, which is drawn from a seed."""
     draw = random.Random(seed)
     for _ in range(count):
         byte, bit = draw.randrange(len(data)), draw.randrange(8)
-        yield byte, bit, data[:byte] + bytes([data[byte] ^ 1 << bit]) + data[byte + 1 :]
+        yield data[:byte] + bytes([data[byte] ^ 1 << bit]) + data[byte + 1 :]
