@@ -116,11 +116,16 @@ def sha256(tensors: Iterable[Tensor] = (), text: str = "") -> str:
     """SHA-256 of a text and of the dtypes, shapes and values of tensors, as "sha256:..."."""
     digest = hashlib.sha256(text.encode())
     for t in tensors:
-        digest.update(f"{t.dtype} {tuple(t.shape)}\n".encode())
+        digest.update(described(t))
         rows = t.detach() if t.dim() else t.detach().view(1)
         for part in rows.split(max(HASHED // max(rows[:1].numel(), 1), 1)):
             digest.update(bytes_of_tensor(part.cpu().contiguous()))
     return f"sha256:{digest.hexdigest()}"
+
+
+def described(t: Tensor) -> bytes:
+    """The dtype and the shape of a tensor, as `sha256` hashes them before its values."""
+    return f"{t.dtype} {tuple(t.shape)}\n".encode()
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -7,6 +7,7 @@ truncates ends the process. All reads are from one open file, so that a file tha
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -21,9 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rainbow_fast.io import bytes_of_tensor, explained, read_all, sha256, whole
+from rainbow_fast.backend import empty
+from rainbow_fast.io import bytes_of_tensor, described, explained, read_all, sha256, whole
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+PIECE = 2**20  # bytes that are read and hashed at a time, while they are in the cache
 SUMS = "sha256"  # metadata key of the checksums: a JSON object from the names of the tensors
 DTYPES = {
     "BOOL": torch.bool,
@@ -87,15 +90,12 @@ class TensorFile:
         Raises:
             ValueError: a tensor is not the one that was written, or the file became shorter; the message names both.
         """
-        tensors = {name: self._tensor(name, entry) for name, entry in self.entries.items()}
+        sums = None
         if SUMS in self.metadata:
             sums = self.json(self.metadata[SUMS], dict[str, str])
-            if sums.keys() != tensors.keys():
-                raise self.damaged(f"it has checksums of other tensors: {min(sums.keys() ^ tensors.keys())!r}")
-            for name, t in tensors.items():
-                if sha256([t]) != sums[name]:
-                    raise self.damaged(f"tensor {name!r} does not have its checksum")
-        return tensors
+            if sums.keys() != self.entries.keys():
+                raise self.damaged(f"it has checksums of other tensors: {min(sums.keys() ^ self.entries.keys())!r}")
+        return {name: self._tensor(name, entry, sums and sums[name]) for name, entry in self.entries.items()}
 
     def json(self, text: str | bytes, kind: Any) -> Any:
         """The value of this type in a text of JSON.
@@ -130,13 +130,20 @@ class TensorFile:
         if self._start + end != size:
             raise ValueError(f"{self._what} is not a whole safetensors file: {size} bytes, wanted {self._start + end}")
 
-    def _tensor(self, name: str, entry: Entry) -> Tensor:
+    def _tensor(self, name: str, entry: Entry, wanted: str | None) -> Tensor:
         try:
-            t = torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="cpu")
+            t = empty(entry.shape, DTYPES[entry.dtype], torch.device("cpu"))
         except RuntimeError as error:  # sizes whose product overflows beside a zero
             raise self.damaged(f"tensor {name!r} cannot have the shape {entry.shape}") from error
-        if t.numel() and read_all(self._descriptor, bytes_of_tensor(t), self._start + entry.data_offsets[0]) < t.nbytes:
-            raise self.damaged(f"it became shorter while it was read, at tensor {name!r}")
+        digest = hashlib.sha256(described(t))
+        for first in range(0, t.nbytes, PIECE):
+            piece = bytes_of_tensor(t)[first : first + PIECE]
+            if read_all(self._descriptor, piece, self._start + entry.data_offsets[0] + first) < len(piece):
+                raise self.damaged(f"it became shorter while it was read, at tensor {name!r}")
+            if wanted is not None:
+                digest.update(piece)
+        if wanted not in (None, f"sha256:{digest.hexdigest()}"):
+            raise self.damaged(f"tensor {name!r} does not have its checksum")
         return t
 
     def _bytes(self, start: int, count: int) -> bytes:
