@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Errors of the user's end in one line and exit code 2, never in a traceback; faults of the package keep theirs."""
+"""A user's error ends in one line and exit code 2, never in a traceback. Faults of the package keep their traceback."""
 
 import io
 import json
@@ -95,7 +95,7 @@ DIGITS = ["--data", "digits", "--images", "30", "--factors", "1", "--networks", 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with modules of the user's own and files that are something else."""
+    """The current folder, with the user's own modules and with files that are something else."""
     (tmp_path / "hostile.py").write_text(CODE)
     (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
     (tmp_path / "spelled.py").write_text("def build(:")
@@ -172,7 +172,7 @@ def test_ctrl_c_in_the_network(rainbow_fast: Run) -> None:
 
 
 def test_a_folder_without_permission(rainbow_fast: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the system says it; root may write everywhere."""
+    """The message is the system's. (root may write everywhere.)"""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != Path("empty"))
     code, _, err = rainbow_fast(*of("hostile:Network", "--out", "empty/new"))
     assert (code, err) == (2, "Error: --out: empty is a folder without permission to write\n")
@@ -245,7 +245,7 @@ def test_a_study_without_records_says_so(
 def test_faults_of_the_package_keep_their_traceback(
     rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    """What neither the user's network nor a line of the package raises."""
+    """An error that neither the user's network nor a line of the package raises."""
 
     def broken(*_: object, **__: object) -> None:
         raise fault
@@ -257,7 +257,7 @@ def test_faults_of_the_package_keep_their_traceback(
 
 @pytest.mark.parametrize("error", [ValueError(), MemoryError(), PermissionError(13, "Permission denied", "the/file")])
 def test_no_error_is_silent(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """One without words is told by its name."""
+    """An error without a message is reported by its name."""
 
     def broken(*_: object, **__: object) -> None:
         raise error
@@ -273,14 +273,14 @@ def test_no_error_is_silent(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_warnings_are_one_line_each(rainbow_fast: Run) -> None:
-    """Those of the planning, before the bar, as well."""
+    """The same for errors of the planning, which come before the bar."""
     code, _, err = rainbow_fast(*of("hostile:Network", "--images", "12"))
     assert code == 0 and len(err.splitlines()) == len(set(err.splitlines())) >= 1
     assert all(line.startswith("Warning: site 'act': 12 samples for 8 channels") for line in err.splitlines())
 
 
 def test_a_terminal_without_the_signs(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two networks have a mean and a deviation, between them a sign that ASCII has not."""
+    """Two networks have a mean and a deviation; the sign between them is not in ASCII."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     code, _, err = rainbow_fast(*of("hostile:Network", "--networks", "2"))
@@ -288,7 +288,7 @@ def test_a_terminal_without_the_signs(rainbow_fast: Run, monkeypatch: pytest.Mon
 
 
 def process(code: str, *words: str) -> subprocess.CompletedProcess:
-    """A command in a process of its own, its standard output as `code` leaves it."""
+    """Runs a command in a new process, with its standard output as `code` leaves it."""
     return subprocess.run(
         [sys.executable, "-c", f"{code}\nfrom rainbow_fast.cli import main\nmain()", *words],
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "OMP_NUM_THREADS": "1"},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Networks can be sampled later, elsewhere, from a file: without the training set, with the same bits."""
+"""Networks can be sampled from a file later and elsewhere, without the training set and with the same bits."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def pixels(N: int = 120) -> Tensor:
 
 
 class Tied(nn.Module):
-    """Two layers of one weight, a buffer that is no number of the network's dtype, a pointwise module of its own."""
+    """Two layers that share a weight, a buffer of another dtype than the network's, and its own pointwise module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ OPTIONS = ({"factor": 2, "method": "calibrated"}, {"factor": 3, "explained_varia
 @torch.no_grad()
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_loaded_model_samples_the_same_bits(tmp_path, kind):
-    """The module that gives the architecture has other weights, of another dtype."""
+    """The module that gives the architecture has other weights, in another dtype."""
     make, data, options = MODELS[kind]
     x = data()[0] if isinstance(data(), tuple) else data()
     model = rf.fit(make(0), data(), **options)
@@ -130,7 +130,7 @@ def test_a_probe_is_the_first_images_of_both_sets(tmp_path):
 
 
 def test_a_file_of_version_1_has_sums_about_zero(tmp_path):
-    """Sums of such a file, made here of the data themselves, give the moments that the model has."""
+    """Sums of such a file, computed here from the data, give the moments of the model."""
     path, x, net = tmp_path / "model.safetensors", images(8) + 2, mlp((8, 6, 10), seed=0).double()
     model = rf.fit(net, x, holdout=0.0)
     rf.save_model(model, path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A run that is stopped, even by kill -9, ends with the bits of one that never was."""
+"""A run that is stopped, even by kill -9, and resumed ends with the bits of a run that was never stopped."""
 
 import os
 import shutil
@@ -83,9 +83,9 @@ def child(folder: Path, at: int, how: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_killed_again_and_again_and_resumed(tmp_path):
-    """At the very first tick; in the second pass of the fifth site; from outside, at the last site. What the last child
-    ends with is what this process makes in one go."""
-    folder, total = tmp_path / "run", SITES * 5  # two passes over two chunks, one over what is held out
+    """Stopped at the first tick, in the second pass of the fifth site, and from outside at the last site. The last
+    child ends with the same result as this process in one go."""
+    folder, total = tmp_path / "run", SITES * 5  # two passes over two chunks, one over the held-out data
     finished = []
     for at, how in ((1, "itself"), (23, "itself"), (total - 1, "outside")):
         process = child(folder, at, how)
@@ -110,7 +110,7 @@ class Stop(Exception):
 
 
 def test_stopped_anywhere(tmp_path):
-    """At every tick, each time from the beginning; the accuracies of a profile and refit classifiers are the same."""
+    """Stopped at many ticks, each time from the beginning. The accuracy profile and refit classifiers are the same."""
     fitted = model()
     whole = fitted.sample_many(NETWORKS[:2])
     for at in range(1, 6 * 5 + 1, 4):
@@ -129,7 +129,7 @@ def test_stopped_anywhere(tmp_path):
 @pytest.mark.parametrize("storage", ["memory", "recompute"])
 @pytest.mark.parametrize("storage_dtype", [None, torch.bfloat16], ids=str)
 def test_a_finished_run_is_read(tmp_path, storage, storage_dtype):
-    """Also where activations are rounded or computed again: the sites that were read take part in that."""
+    """The same if activations are rounded or computed again, for which the sites that were read are needed."""
     fitted, ticks = model(), []
     options = dict(storage=storage, storage_dtype=storage_dtype)
     whole = fitted.sample_many(NETWORKS, resume_dir=tmp_path, **options)
@@ -153,7 +153,7 @@ def test_one_sample_resumes_as_well(tmp_path):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory) -> Path:
-    """A folder in which a run has been stopped, behind its first site; only copies are written to."""
+    """A folder in which a run has been stopped after its first site. Tests write only to copies of it."""
     folder = tmp_path_factory.mktemp("begun") / "run"
     with pytest.raises(Stop), threads(1):
         model().sample(factor=2, resume_dir=folder, progress=stop_at(9))
@@ -181,7 +181,7 @@ def other_code() -> rf.RainbowModel:
 
 
 def other_data(which: int, at: int) -> rf.RainbowModel:
-    """With another number in the images or labels, of the first sample, which is aligned on, or of a held-out one."""
+    """Another number in the images or labels, of the first sample, which is aligned on, or of a held-out one."""
     samples, split = data(), model().prepared
     held = split.held.index
     assert held is not None
