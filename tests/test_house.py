@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = {
     **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),
-    **dict.fromkeys(["fields", "triton_kernels", "tensor_files", "plots"], 1),
+    **dict.fromkeys(["fields", "scratch", "triton_kernels", "tensor_files", "plots"], 1),
     **dict.fromkeys(["formats", "ops", "weights"], 2),
     **dict.fromkeys(["networks", "data", "tracing"], 3),
     **dict.fromkeys(["rainbow"], 4),
     **dict.fromkeys(["analysis"], 5),
     **dict.fromkeys(["cli"], 6),
     **dict.fromkeys(["", "__main__"], 7),  # "" is rainbow_fast/__init__.py, which all others stand under
-    "_C": -1,
+    **dict.fromkeys(["locks", "owner", "_C"], -1),
 }
 
 OPS = ["gaussian", "cross_covariance", "polar", "sample_project_align", "random_features"]

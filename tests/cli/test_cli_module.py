@@ -331,10 +331,11 @@ def test_a_run_is_not_resumed_with_other_weights(rainbow_fast: Run, folder: Path
     arguments = [*MODEL, "--weights", "w.pt", "--data", "digits", *FEW, "--methods", "paper", "--out", "out"]
     assert rainbow_fast("sample", *arguments)[0] == 0
     there = Path("out/results.jsonl").read_text()
-    assert rainbow_fast("sample", "--resume", "out")[0] == 0 and Path("out/results.jsonl").read_text() == there
-    assert "--out and --resume: wanted one of the two" in rainbow_fast("sample", "--resume", "out", "--out", "out")[2]
+    again = ["sample", "--resume", "out", *MODEL]
+    assert rainbow_fast(*again)[0] == 0 and Path("out/results.jsonl").read_text() == there
+    assert "--out and --resume: wanted one of the two" in rainbow_fast(*again, "--out", "out")[2]
     torch.save(network(seed=5).state_dict(), folder / "w.pt")
-    code, _, err = rainbow_fast("sample", "--resume", "out")
+    code, _, err = rainbow_fast(*again)
     assert code == 2 and "--resume: the run in out has a network with other weights" in err
 
 

@@ -52,7 +52,7 @@ def test_what_a_sentence_is() -> None:
 
 def test_all_commands_are_looked_at() -> None:
     assert {name for name, _ in commands()} == {
-        "train", "sample", "plan", "sites", "compare", "demo", "info", *STUDIES
+        "train", "sample", "plan", "sites", "compare", "clean", "demo", "info", *STUDIES
     }  # fmt: skip
     assert len(PARAMETERS) > 100
 

@@ -2,7 +2,6 @@
 """A user's error ends in one line and exit code 2, never in a traceback. Faults of the package keep their traceback."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -139,6 +138,7 @@ def of(name: str, *words: str) -> list[str]:
         (of("hostile:Network", "--data", "x.npy"), "--data: the network does not take a sample of shape (3,)"),
         (of("hostile:Network", "--data", "empty"), "--data: no sub-folder in empty, wanted one for each class"),
         (of("hostile:Network", "--data", "file"), "--data: 'file' is no data"),
+        (of("hostile:Network", "--weights", "a\x1b[31m.pt"), r"--weights: no file a\x1b[31m.pt"),
         (of("hostile:Network", "--holdout", "x.npy"), "holdout: samples of shape (3,), wanted (1, 8, 8)"),
         (of("hostile:Network", "--out", "file"), "--out: file is a file, wanted a folder"),
         (of("hostile:Network", "--out", "file/in/it"), "--out: file is a file, wanted a folder"),
@@ -146,6 +146,7 @@ def of(name: str, *words: str) -> list[str]:
         (of("hostile:Network", "--factors", "1e30"), "not enough memory for data or widths of this size"),
         (of("hostile:Network", "--factors", ""), "--factors: wanted numbers above 0, separated by commas; got ''"),
         (of("hostile:Network", "--networks", "9999999"), "networks=9999999: wanted 1 <= networks <= 1048576"),
+        (of("hostile:Network", "--networks", "9" * 6), "--networks: wanted at most 100000 networks of all widths and"),
         (of("hostile:Network", "--networks", "two"), "Invalid value for '--networks'"),
         (of("hostile:Network", "--threads", "0"), "threads=0: wanted 1 <= threads <= 1024"),
         (of("hostile:Network", "--threads", "9" * 20), "wanted 1 <= threads <= 1024"),
@@ -176,32 +177,6 @@ def test_a_folder_without_permission(rainbow_fast: Run, folder: Path, monkeypatc
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != Path("empty"))
     code, _, err = rainbow_fast(*of("hostile:Network", "--out", "empty/new"))
     assert (code, err) == (2, "Error: --out: empty is a folder without permission to write\n")
-
-
-@pytest.mark.parametrize(
-    "edit, message",
-    [
-        ({"networks": 3}, "--resume: run/report.json holds no reports of `sample`"),
-        ({"networks": [{"report": {}}]}, "--resume: run/report.json holds no reports of `sample`"),
-        ({"networks": 3 * ["whole"]}, "--resume: run/report.json holds 3 networks, wanted at most 1"),
-        ({"run": []}, "--resume: no run of `sample` in run"),
-        ({"factors": [1]}, "factors=[1]: wanted text"),
-        ({"methods": None}, "methods=None: wanted text"),
-        ({"networks of each": "x"}, "networks='x': wanted an integer, got str"),
-    ],
-)
-def test_a_report_that_was_edited(rainbow_fast: Run, folder: Path, edit: dict, message: str) -> None:
-    assert rainbow_fast(*of("hostile:Network", "--out", "run"))[0] == 0
-    report = json.loads((folder / "run" / "report.json").read_text())
-    [(name, value)] = edit.items()
-    if name in report:
-        value = report["networks"] * 3 if value == 3 * ["whole"] else value
-        report[name] = value
-    else:
-        report["run"]["options"][name.partition(" ")[0]] = value
-    (folder / "run" / "report.json").write_text(json.dumps(report))
-    code, out, err = rainbow_fast("sample", "--resume", "run")
-    assert (code, out, err) == (2, "", f"Error: {message}\n")
 
 
 @pytest.mark.parametrize(
