@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 from rainbow_fast import cli
 
@@ -34,6 +35,8 @@ def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     return allocate_poisoned
 
+
+_device_constructors()  # torch remembers the functions that `with torch.device(...)` acts on: those before poisoning
 
 # Made once, so that a function compiled in one test is not compiled again in the next.
 POISONED = [

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),
     **dict.fromkeys(["fields", "scratch", "triton_kernels", "tensor_files", "plots"], 1),
-    **dict.fromkeys(["ops"], 2),
+    **dict.fromkeys(["formats", "ops", "weights"], 2),
     **dict.fromkeys(["networks", "data", "tracing"], 3),
     **dict.fromkeys(["rainbow"], 4),
     **dict.fromkeys(["analysis"], 5),

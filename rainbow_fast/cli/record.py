@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from rainbow_fast.cli import words as o
 from rainbow_fast.fields import Options
@@ -40,6 +41,21 @@ class RunRecord:
     @property
     def folder(self) -> Path:
         return self.path.parent
+
+
+class _Run(msgspec.Struct, forbid_unknown_fields=True):
+    """What was asked for: the options, SHA-256 of the weights of the trained network, and how many networks."""
+
+    options: o.Words
+    reference: str
+    networks: int = 0
+
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """The types of what the file holds."""
+
+    run: _Run
+    networks: list[Any]
 
 
 def write_record(folder: Path, run: Any, networks: list[dict[str, Any]]) -> None:
@@ -73,12 +89,7 @@ def read_record(folder: Path, here: o.Words, *kinds: type[Options]) -> RunRecord
     check_record(folder)
     path = folder / NAME
     content = _content(path)
-    run, networks = content.get("run"), content.get("networks")
-    options, reference = (run.get("options"), run.get("reference")) if isinstance(run, dict) else (None, None)
-    if not isinstance(options, dict) or not isinstance(reference, str):
-        raise ValueError(f"--resume: {path} holds no run of `sample`")
-    if not isinstance(networks, list):
-        raise ValueError(f"--resume: {path} holds no reports of `sample`")
+    options = content.run.options
     if options.keys() != here.keys():
         different = reprlib.repr(min(options.keys() ^ here.keys()))
         raise ValueError(f"--resume: {path} was written by another version, whose options differ in {different}")
@@ -86,7 +97,7 @@ def read_record(folder: Path, here: o.Words, *kinds: type[Options]) -> RunRecord
         o.check(options, *kinds)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--resume: {path}: {error}") from error
-    return RunRecord(path, options, reference, networks)
+    return RunRecord(path, options, content.run.reference, content.networks)
 
 
 def reports(there: RunRecord, jobs: Sequence[tuple[str, SampleOptions]]) -> list[Report]:
@@ -135,22 +146,21 @@ def counts(folder: Path) -> tuple[int, int]:
     """The number of finished networks in a folder, and of all networks of its run; 0 where that is not known."""
     path = folder / NAME
     try:
-        content = _content(path) if path.is_file() else {}
+        content = _content(path) if path.is_file() else None
     except ValueError:
-        content = {}
-    run, networks = content.get("run"), content.get("networks")
-    wanted = run.get("networks") if isinstance(run, dict) else None
-    return len(networks) if isinstance(networks, list) else 0, wanted if isinstance(wanted, int) else 0
+        content = None
+    return (0, 0) if content is None else (len(content.networks), content.run.networks)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> _Content:
     try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        content = msgspec.json.decode(path.read_bytes(), type=_Content)
+        texts = _texts([content.run.options, content.run.reference, content.networks])
+    except msgspec.ValidationError as error:
+        raise ValueError(f"--resume: {path} holds no run of `sample` ({error})") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"--resume: {path} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"--resume: {path} holds no run of `sample`")
-    if any(CONTROL.search(text) for text in _texts(content)):
+    if any(CONTROL.search(text) for text in texts):
         raise ValueError(f"--resume: {path} has control characters in a text")
     return content
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from rainbow_fast.cli.checkpoints import About, load_checkpoint
 from rainbow_fast.cli.words import ModuleWords, ReferenceWords
-from rainbow_fast.io import TORCH, load_state
+from rainbow_fast.weights import TORCH, load_state
 
 
 @dataclass(frozen=True)

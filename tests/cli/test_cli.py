@@ -20,7 +20,7 @@ pytest.importorskip("sklearn")
 from rainbow_fast import cli
 from rainbow_fast.cli import sources, training
 from rainbow_fast.cli.app import app
-from rainbow_fast.cli.checkpoints import FORMAT, load_checkpoint, save_checkpoint
+from rainbow_fast.cli.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from rainbow_fast.data import digits
 from rainbow_fast.io import read_records, write_whole
 from rainbow_fast.networks import accuracy
@@ -172,7 +172,7 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
     [
         (["bogus"], "No such command"),
         (["sample"], "wanted a checkpoint of `rainbow-fast train`, or --module; one of the two"),
-        (["sample", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+        (["sample", "nowhere.safetensors"], "checkpoint: no checkpoint of `rainbow-fast train` at nowhere.safetensors"),
         (["sample", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
         (["sample", "{file}", "--factors", "1,x"], "--factors: wanted numbers above 0, separated by commas; got '1,x'"),
         (["sample", "{file}", "--factors", "2,2"], "--factors: wanted each number once, got '2,2'"),
@@ -180,7 +180,7 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
         (["sample", "{file}", "--widths", "2", "--factors", "1"], "--factors and --widths: wanted one of the two"),
         (["sample", "{file}", "--data", "elsewhere"], "--data: the checkpoint was trained on digits, got 'elsewhere'"),
         (["sample", "{file}", "--align-flattened"], "align_flattened=True: no sampled site feeds a Flatten"),
-        (["plan", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+        (["plan", "nowhere.safetensors"], "checkpoint: no checkpoint of `rainbow-fast train` at nowhere.safetensors"),
         (["plan", "{file}", "--widths", "2.5"], "--widths: wanted whole numbers above 0"),
         (["plan", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
         (["plan", "{file}", "--align-flattened"], "align_flattened=True: no sampled site feeds a Flatten"),
@@ -219,8 +219,8 @@ def test_wrong_checkpoints_are_named(tmp_path: Path, checkpoint: Path) -> None:
     path = tmp_path / "some.safetensors"
     for data, message in [
         (whole[:-1], "is not a whole safetensors file"),
-        (whole.replace(FORMAT.encode(), b"x" * len(FORMAT)), "is no checkpoint"),
-        (whole.replace(b'"version":"1"', b'"version":"9"'), "has version 9"),
+        (whole.replace(CHECKPOINT.name.encode(), b"x" * len(CHECKPOINT.name)), "holds no checkpoint"),
+        (whole.replace(b'"version":"2"', b'"version":"9"'), "has version 9"),
     ]:
         path.write_bytes(data)
         with pytest.raises(ValueError, match=rf"some.safetensors {message}"):

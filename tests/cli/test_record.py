@@ -113,7 +113,7 @@ OTHER = "network 1 is another one than the options of the run ask for"
         (lambda whole: whole["run"].update(reference=None), NONE),
         (lambda whole: whole["run"]["options"].update(extra=1), "was written by another version, whose options differ"),
         (lambda whole: whole["run"]["options"].pop("seed"), "was written by another version, whose options differ"),
-        (lambda whole: whole.update(networks=3), NO_REPORTS),
+        (lambda whole: whole.update(networks=3), NONE),
         (lambda whole: whole.update(networks=[3]), NO_REPORTS),
         (lambda whole: whole.update(networks=[{"report": {}}]), NO_REPORTS),
         (lambda whole: whole["networks"][0]["report"].update(options=3), NO_REPORTS),
@@ -141,13 +141,15 @@ def test_reports_of_a_file_are_checked(
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "run/report.json is not JSON (Expecting value"),
-        ("[" * 10**5, "run/report.json is not JSON (maximum recursion depth exceeded"),
-        ("1" * 10**4, "run/report.json is not JSON (Exceeds the limit"),
-        ("\udcff", "run/report.json is not JSON ('utf-8' codec can't decode"),
+        ("", "run/report.json is not JSON (Input data was truncated"),
+        ("[" * 10**5, "run/report.json holds no run of `sample` (Expected `object`, got `array`)"),
+        ('{"run":' * 10**5, "run/report.json holds no run of `sample` (Object contains unknown field"),
+        ('{"networks":' + "[" * 10**5, "run/report.json is not JSON (maximum recursion depth exceeded"),
+        ("1" * 10**4, "run/report.json holds no run of `sample` (Number out of range"),
+        ("\udcff", "run/report.json is not JSON (JSON is malformed: invalid character"),
         ("[]", "run/report.json holds no run of `sample`"),
     ],
-    ids=["empty", "deep", "long", "bytes", "list"],
+    ids=["empty", "deep", "deep run", "deep networks", "long", "bytes", "list"],
 )
 def test_damaged_files_are_named(
     rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, run: Path, text: str, message: str

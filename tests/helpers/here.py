@@ -2,6 +2,7 @@
 """Shared by the tests of the ops: what can run here, how to switch it, and how to compare results."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -96,11 +97,22 @@ def assert_compiles_once(function: Callable[..., Tensor], calls: list[tuple], **
     assert 1 <= counts[0] <= 2 and set(counts) == {counts[0]}, f"compilations after each call: {counts}"
 
 
+def on_small_disk(code: str, folder: Path, kibibytes: int) -> str:
+    """What `code` prints in a new process, for which `folder` is a file system of this size, in memory."""
+    mount = f"mount -t tmpfs -o size={kibibytes}k tmpfs {shlex.quote(str(folder))}"
+    return _python(["unshare", "--mount", "--map-root-user", "sh", "-c", f'{mount} && exec "$@"', "sh"], code)
+
+
 def fresh_python(code: str, **environment: str) -> str:
     """What `code` prints in a new process, which may import the tests and what they share."""
+    return _python([], code, **environment)
+
+
+def _python(before: list[str], code: str, **environment: str) -> str:
     paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/helpers", "tests/ops"))
     variables = {**os.environ, "PYTHONPATH": paths, **environment}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
+    command = [*before, sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import Residual, build
+from damage import resealed
 from here import ROOT, threads
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast import backend
+from rainbow_fast.rainbow.sampling.checkpoint import SITE
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 
@@ -257,7 +258,7 @@ def test_folders_that_are_refused(begun, tmp_path):
     whole = (begun / "run.safetensors").read_bytes()
     for data, message in (
         (whole[:-1], "run.safetensors is not a whole safetensors file"),
-        (whole.replace(b'"version":"1"', b'"version":"2"'), "run.safetensors has version 2, this package .* up to 1"),
+        (whole.replace(b'"version":"2"', b'"version":"3"'), "run.safetensors has version 3, this package .* up to 2"),
         (
             whole.replace(b"rainbow_fast.run", b"rainbow_fast.ran"),
             "run.safetensors holds no sampling run: its format is",
@@ -287,15 +288,18 @@ def test_site_files_that_are_refused(begun, tmp_path):
             fitted.sample(factor=2, resume_dir=folder)
 
     refused(whole[:-1], "is not a whole safetensors file")
-    refused(whole.replace(b'"version":"1"', b'"version":"2"'), "has version 2, this package reads versions up to 1")
+    refused(whole.replace(b'"version":"2"', b'"version":"3"'), "has version 3, this package reads versions up to 2")
     refused(whole.replace(b"rainbow_fast.site", b"rainbow_fast.sate"), "holds no sampled site: its format is")
     refused(whole.replace(b"similarity", b"similarita"), "is damaged")
     fitted.sample(factor=2, seed=1, resume_dir=tmp_path / "other")
     refused((tmp_path / "other" / path.name).read_bytes(), "belongs to another run, network or site")
     refused((tmp_path / "other" / "run.safetensors").read_bytes(), "holds no sampled site")
-    tensors = load_file(tmp_path / "other" / path.name)
-    save_file(tensors, path, {"format": "rainbow_fast.site", "version": "1"})
-    refused(path.read_bytes(), "is damaged, its header cannot be read")
+    path.write_bytes(whole)
+    resealed(path, SITE, text="{}")
+    refused(path.read_bytes(), "is damaged: its header cannot be read")
+    path.write_bytes(whole)
+    resealed(path, SITE, lambda header: header | {"report": header["report"] | {"n": "many"}})
+    refused(path.read_bytes(), "is damaged .a site's report: Expected `int`, got `str`")
 
 
 def test_what_a_killed_process_left_half_written_is_removed(begun, tmp_path):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import Residual, build
-from here import fresh_python, threads
+from here import fresh_python, on_small_disk, threads
 from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp, resnet_cifar
 from rainbow_fast.rainbow.options import STORAGES
-from rainbow_fast.rainbow.sampling.storage import choose_storage
+from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage, keeper
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 METHODS = ("paper", "calibrated")
@@ -264,3 +264,73 @@ def test_the_same_bits_from_any_address():
     x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
     sampled = [rf.sample(mlp((17, 5, 3), seed=0), data, method="calibrated") for data in (x, x.clone())]
     assert_same(*sampled, x)
+
+
+FULL = """
+import json, pathlib, shutil, torch, rainbow_fast as rf
+from rainbow_fast.networks import mlp
+torch.set_num_threads(1)
+disk, resume = pathlib.Path({disk!r}), pathlib.Path({resume!r})
+x = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+model = rf.fit(mlp((64, 40, 30, 10), seed=0), (x, torch.arange(30) % 10), holdout=0.2)
+wanted = model.sample(factor=2, method="calibrated")[0].state_dict()
+
+def sample(room):
+    ballast = disk / "ballast"
+    ballast.unlink(missing_ok=True)
+    with ballast.open("wb") as file:
+        file.write(b"x" * (shutil.disk_usage(disk).free - room))
+    options = dict(method="calibrated", storage="file", scratch_dir=disk, resume_dir=resume)
+    torch.empty(10**5).fill_(777)  # what freed memory holds
+    try:
+        network, _ = model.sample(factor=2, **options)
+    except OSError as error:
+        assert "scratch_dir: cannot write " in str(error) and f" bytes into {{disk}}" in str(error), error
+        assert "(the disk is full)" in str(error) and [path.name for path in disk.iterdir()] == ["ballast"], error
+        return "full"
+    state = network.state_dict()
+    shutil.rmtree(resume)
+    assert all(torch.equal(value, state[key]) for key, value in wanted.items()), "another network"
+    return "right"
+
+outcomes = [sample(room) for room in range(0, 40960, 2048)]
+print(json.dumps(outcomes + [sample(10**5)]))
+"""
+
+
+def test_a_full_disk_is_an_error_and_the_run_then_goes_on_right(tmp_path):
+    """A tmpfs of 256 KiB in a mount namespace, filled so far that the writes of a run fail at every place."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    outcomes = json.loads(on_small_disk(FULL.format(disk=str(disk), resume=str(tmp_path / "run")), disk, 256))
+    assert set(outcomes) == {"full", "right"} and outcomes[0] == "full" and outcomes[-1] == "right"
+
+
+def test_a_stored_tensor_that_lost_bytes_is_not_loaded(tmp_path):
+    keep = keeper(Storage("file", 0), tmp_path)
+    cell = keep(torch.arange(1000.0))
+    (path,) = tmp_path.iterdir()
+    assert torch.equal(cell.load(), torch.arange(1000.0))
+    with path.open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(OSError, match=f"scratch_dir: {path} has 2000 bytes, wanted 4000: it was damaged"):
+        cell.load()
+
+
+GATHERED = """
+import resource, torch, rainbow_fast as rf
+from torch import nn
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+x = torch.randn(300, 16)
+try:
+    rf.fit(nn.Sequential(nn.Linear(16, 8), nn.ReLU()), [x[:150], x[150:]], memory_budget=1000, scratch_dir={!r})
+except OSError as error:
+    assert "scratch_dir: cannot write 19200 bytes into {} (the disk is full)" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+
+
+def test_data_that_do_not_fit_on_the_disk_are_an_error(tmp_path):
+    fresh_python(GATHERED.format(str(tmp_path), tmp_path))
+    assert not list(tmp_path.iterdir())
