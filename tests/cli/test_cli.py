@@ -234,6 +234,21 @@ def test_cifar10_checkpoint_needs_its_folder(rainbow_fast: Run, tmp_path: Path) 
     assert code == 2 and "--data: the checkpoint was trained on CIFAR-10, wanted the folder" in err
 
 
+def test_a_site_that_is_constant_has_no_error_and_leaves_a_gap(rainbow_fast: Run, tmp_path: Path) -> None:
+    about = training.new_reference("mlp", "digits", widths=(12, 8))
+    module = about.build()
+    torch.nn.init.zeros_(module[3].weight)
+    save_checkpoint(module, about, tmp_path / "it")
+    words = "--methods", "calibrated", "--factors", "1", "--networks", "1", "--images", "200"
+    code, out, err = rainbow_fast("sample", tmp_path / "it", *words, "--out", tmp_path / "out")
+    assert code == 0, err
+    errors = [record["error"] for record in read_records(tmp_path / "out" / "results.jsonl")]
+    assert errors[0] > 0 and errors[1] is None and (tmp_path / "out" / "figure.png").is_file()
+    (tmp_path / "out" / "figure.png").unlink()
+    assert rainbow_fast("sample", "--resume", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "figure.png").is_file()
+
+
 def test_missing_extras_are_named(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
     assert rainbow_fast("demo")[2] == 'Error: plots need matplotlib: pip install "rainbow_fast[plots]"\n'

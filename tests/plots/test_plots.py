@@ -146,7 +146,9 @@ def changed(**change) -> list[dict]:
         ({"records": [{"method": "paper"}]}, "records: record 0 lacks factor, network, site, accuracy, error"),
         ({"records": changed(factor=0)}, "records: record 0 has factor 0, wanted a number above 0"),
         ({"records": changed(accuracy=42.6)}, "records: record 0 has accuracy 42.6, wanted a fraction, 0 to 1"),
-        ({"records": changed(error=float("nan"))}, "records: record 0 has error nan, wanted a finite number"),
+        ({"records": changed(error=None)}, "records: record 0 has error None, wanted a number from 0, or NaN"),
+        ({"records": changed(error=-0.1)}, "records: record 0 has error -0.1, wanted a number from 0, or NaN"),
+        ({"records": changed(error=float("inf"))}, "records: record 0 has error inf, wanted a number from 0, or NaN"),
         ({"records": records() + records()[:1]}, "records: record 24 repeats method, factor, network and site"),
         ({"records": changed(accuracy=0.5)}, "records: record 1 gives its network another accuracy"),
         ({"records": [{**records()[0], "method": str(i)} for i in range(7)]}, "records: at most 6 methods .*, got 7"),
@@ -159,6 +161,16 @@ def changed(**change) -> list[dict]:
 def test_accuracy_and_error_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         plots.accuracy_and_error(**arguments)
+
+
+def test_undefined_errors_leave_gaps():
+    """The error of a site whose activations are constant is NaN."""
+    some = [{**row, "error": float("nan")} if row["site"] == "1" else row for row in records()]
+    for rows in (some, [{**row, "error": float("nan")} for row in records()]):
+        figure = plots.accuracy_and_error(rows)
+        figure.canvas.draw()
+        drawn = {label for label in curves(figure.axes[1]) if not label.startswith("_")}
+        assert drawn == {f"{row['method']}, {row['site']}" for row in rows if row["error"] == row["error"]}
 
 
 def test_plots_name_the_extra(monkeypatch):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 from rainbow_fast import backend
 from rainbow_fast.formats import Format
 from rainbow_fast.io import PART, sha256
+from rainbow_fast.locks import locked
 from rainbow_fast.rainbow.network.packing import Packed, check_fits, pack, unpack
 from rainbow_fast.rainbow.network.rainbow_network import refit_site
 from rainbow_fast.rainbow.options import Limits
@@ -126,16 +126,9 @@ def opened(folder: str | os.PathLike[str], trace: Trace, facts: Facts) -> Iterat
     if not path.parent.is_dir():
         raise FileNotFoundError(f"resume_dir: no folder {path.parent} to make {path.name!r} in")
     path.mkdir(exist_ok=True)
-    lock = os.open(path, os.O_RDONLY)  # released when the process ends, also after a crash
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"resume_dir: {path} is in use by another run") from None
+    with locked(path, "resume_dir"):
         _claim(path, facts)
         yield Checkpoint(path, trace, sha256(text=json.dumps(facts)))
-    finally:
-        os.close(lock)
 
 
 def _claim(path: Path, facts: Facts) -> None:
