@@ -143,10 +143,14 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def statistics(rows: Iterable[Record], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The factors in increasing order, and the mean and standard deviation (NaN for one network) of `key` for each."""
+    """The factors in increasing order, and the mean and standard deviation (NaN for one network) of `key` for each.
+
+    Values that are NaN are left out, and so are factors that have no other values.
+    """
     groups: dict[float, list[float]] = {}
     for row in rows:
-        groups.setdefault(float(row["factor"]), []).append(float(row[key]))
+        if not math.isnan(row[key]):
+            groups.setdefault(float(row["factor"]), []).append(float(row[key]))
     x = np.array(sorted(groups))
     return x, *over_networks([groups[factor] for factor in x])
 
@@ -184,8 +188,8 @@ def checked(records: Iterable[Record]) -> list[Record]:
             raise ValueError(f"records: some have an accuracy, record {index} differs from the first")
         if row["accuracy"] is not None and not 0 <= row["accuracy"] <= 1:
             raise ValueError(f"records: record {index} has accuracy {row['accuracy']}, wanted a fraction, 0 to 1")
-        if row["error"] is None or not 0 <= row["error"] < math.inf:
-            raise ValueError(f"records: record {index} has error {row['error']}, wanted a finite number, 0 or more")
+        if row["error"] is None or row["error"] < 0 or row["error"] == math.inf:
+            raise ValueError(f"records: record {index} has error {row['error']}, wanted a number from 0, or NaN")
         network = (row["method"], row["factor"], row["network"])
         if (*network, row["site"]) in seen:
             raise ValueError(f"records: record {index} repeats method, factor, network and site of an earlier one")

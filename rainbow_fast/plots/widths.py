@@ -49,8 +49,8 @@ def accuracy_and_error(
     Args:
         records: one mapping for each sampled network and site, with the keys `method` (str), `factor` (n/d, > 0),
             `network` (distinguishes the networks of one method and factor), `site` (str), `accuracy` (a fraction that
-            is the same in all records of a network, or None in all records) and `error` (held-out error, >= 0). Other
-            keys are ignored.
+            is the same in all records of a network, or None in all records) and `error` (held-out error, >= 0, or NaN
+            if it is undefined, which leaves a gap). Other keys are ignored.
         reference: accuracy of the trained network, a fraction, drawn as a dashed line.
         baselines: other accuracies by name, fractions, drawn as dotted lines.
         sites: at most three sites for the second panel. By default all sites in the order of the records, or the first,
@@ -122,8 +122,8 @@ def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[
     for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
         for site, look in zip(sites, looks, strict=False):
             mine = [row for row in rows if row["method"] == method and row["site"] == site]
-            if mine:
-                x, mean, std = statistics(mine, "error")
+            x, mean, std = statistics(mine, "error")
+            if len(x):
                 axes.errorbar(x, mean, std, label=f"{method}, {site}", color=colour, marker=marker, **look)
     axes.set_yscale("log")
     axes.margins(y=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the figures show: read back from their axes."""
+"""The content of figures, read back from their axes."""
 
 import math
 import os
@@ -19,7 +19,7 @@ ERROR = {"paper": [0.40, 0.30], "regression": [0.20, 0.05]}
 
 
 def records(sites=("1", "3"), networks=(-0.01, 0.0, 0.01)) -> list[dict]:
-    """Two methods at factors 1 and 4; networks differ by what `networks` adds to their accuracy."""
+    """Records of two methods at factors 1 and 4. `networks` has what is added to the accuracy of each network."""
     return [
         {"method": method, "factor": factor, "network": network, "site": site, "width": 512 * factor,
          "accuracy": ACCURACY[method][i] + change, "error": (j + 1) * ERROR[method][i] * (1 + 10 * change)}
@@ -31,7 +31,7 @@ def records(sites=("1", "3"), networks=(-0.01, 0.0, 0.01)) -> list[dict]:
 
 
 def curves(axes) -> dict[str, tuple]:
-    """Label -> x, mean and standard deviation, read from the lines and from the error bars."""
+    """x, mean and standard deviation for each label, read from the lines and the error bars."""
     by_label = {}
     for container in axes.containers:
         line, _, (bars,) = container
@@ -106,7 +106,7 @@ def test_many_sites_are_thinned_to_first_middle_and_last_or_to_those_named():
 
 
 def test_more_sites_than_the_second_panel_shows_have_a_third():
-    """All of them in order, at the largest factor."""
+    """All sites in order, at the largest factor."""
     figure = plots.accuracy_and_error(records(sites=("a", "b", "c", "d", "e")))
     x, mean, std = curves(figure.axes[2])["paper"]
     np.testing.assert_allclose(x, [1, 2, 3, 4, 5])
@@ -146,7 +146,9 @@ def changed(**change) -> list[dict]:
         ({"records": [{"method": "paper"}]}, "records: record 0 lacks factor, network, site, accuracy, error"),
         ({"records": changed(factor=0)}, "records: record 0 has factor 0, wanted a number above 0"),
         ({"records": changed(accuracy=42.6)}, "records: record 0 has accuracy 42.6, wanted a fraction, 0 to 1"),
-        ({"records": changed(error=float("nan"))}, "records: record 0 has error nan, wanted a finite number"),
+        ({"records": changed(error=None)}, "records: record 0 has error None, wanted a number from 0, or NaN"),
+        ({"records": changed(error=-0.1)}, "records: record 0 has error -0.1, wanted a number from 0, or NaN"),
+        ({"records": changed(error=float("inf"))}, "records: record 0 has error inf, wanted a number from 0, or NaN"),
         ({"records": records() + records()[:1]}, "records: record 24 repeats method, factor, network and site"),
         ({"records": changed(accuracy=0.5)}, "records: record 1 gives its network another accuracy"),
         ({"records": [{**records()[0], "method": str(i)} for i in range(7)]}, "records: at most 6 methods .*, got 7"),
@@ -159,6 +161,16 @@ def changed(**change) -> list[dict]:
 def test_accuracy_and_error_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         plots.accuracy_and_error(**arguments)
+
+
+def test_undefined_errors_leave_gaps():
+    """The error of a site whose activations are constant is NaN."""
+    some = [{**row, "error": float("nan")} if row["site"] == "1" else row for row in records()]
+    for rows in (some, [{**row, "error": float("nan")} for row in records()]):
+        figure = plots.accuracy_and_error(rows)
+        figure.canvas.draw()
+        drawn = {label for label in curves(figure.axes[1]) if not label.startswith("_")}
+        assert drawn == {f"{row['method']}, {row['site']}" for row in rows if row["error"] == row["error"]}
 
 
 def test_plots_name_the_extra(monkeypatch):
@@ -238,7 +250,7 @@ def test_figures_one_below_the_other_have_one_width():
 
 @pytest.mark.parametrize("value", [0.01, math.nextafter(0.01, 0), math.nextafter(0.01, 1), 0.03, 5.0])
 def test_a_decade_around_a_single_number(value: float) -> None:
-    """Also where its logarithm rounds to that of a power of ten."""
+    """Also if its logarithm rounds to that of a power of ten."""
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()

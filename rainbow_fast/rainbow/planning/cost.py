@@ -97,8 +97,8 @@ class Cost(Results):
         rest: work of the run that belongs to no sampled site: ``fit`` if it is part of the run, layers after the last
             sampled site, a refit ``classifier``, ``accuracy``.
         peak_bytes: peak memory of the run, in addition to the memory before the run, which includes the data.
-            It is within 15 % of what a process grows by. What the allocator of the C library keeps between blocks in
-            use is not counted: with glibc up to half as much again, or 32 MiB in a small run.
+            It contains what glibc keeps of freed memory at the end of its heap: as much again, but at most 64 MiB. What
+            lies between blocks in use varies from run to run and is not counted.
         disk_bytes: size of the file that `rainbow_fast.save` writes, without a header of a few hundred bytes.
         machine: the rates that `seconds` is computed from.
     """

@@ -24,6 +24,7 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tracing.trace import State, Trace
 
+KEPT = 2**26  # freed bytes that glibc keeps at most at the end of its heap: twice its largest mmap threshold, 32 MiB
 LAYERS = Work(rate="layers")  # no work, to add the work of layers to
 
 
@@ -77,6 +78,7 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
             rest[name] = (layers[-1] * 2 + again) * data.count
             if options.classifier:
                 rest[f"{name}, features"] = features * data.count
+    peak += min(peak, KEPT)
     return Cost(options.method, sizes.align, sizes.held, tuple(sites), rest, peak, disk, machine)
 
 

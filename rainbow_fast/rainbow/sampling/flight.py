@@ -15,7 +15,6 @@ from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.positions import channels_first
-from rainbow_fast.rainbow.sampling.allocator import Allocator
 from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.trace import State, Trace
@@ -49,7 +48,6 @@ class Flight:
     def __init__(self, traces: Sequence[Trace], data: Data, storage: Storage, folder: Path) -> None:
         self.traces, self.data, self.storage = traces, data, storage
         self.keep = keeper(storage, folder)
-        self.allocator = Allocator()
         self.place = 0
         self.activations: list[list[nn.Module]] = [[] for _ in traces]
         self.apart = [lane == REFERENCE or trace is not traces[REFERENCE] for lane, trace in enumerate(traces)]
@@ -77,7 +75,6 @@ class Flight:
         """Replace z by the output of the site."""
         if self.keep is not None:
             self._cells[lane][start] = (self.keep(output), *self._cells[lane][start][1:])
-            self.allocator.free(output.nbytes)
 
     def output(self, lane: int, start: int) -> Tensor:
         """The tensor that was put last; without storage, the lane's activation applied to z."""
@@ -179,9 +176,6 @@ class Flight:
         for lane in (mover, *followers):
             self._cells[lane][start] = tuple(cells[id(value)] for value in after)
         self._at_z[mover].add(start)
-        freed = sum(value.nbytes for value in before if isinstance(value, Tensor))
-        del before, cells
-        self.allocator.free(freed)
 
     def _advance(self, lane: int, start: int) -> State:
         return self.traces[lane].advance(self.place, self._state(lane, start), self.activations[lane])

@@ -9,6 +9,8 @@ import sys
 import pytest
 from here import ROOT
 
+from rainbow_fast.rainbow.planning.estimate import KEPT
+
 MEASURE = """
 import ctypes, json, sys, warnings
 import torch
@@ -75,19 +77,24 @@ def measured(cases: list, **environment: str) -> list[tuple[int, int]]:
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 
 
+def without_kept(planned: int) -> float:
+    """A plan's peak without what glibc keeps of freed memory."""
+    return planned - min(planned / 2, KEPT)
+
+
 @needs_proc
 @pytest.mark.parametrize("cases", [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)])
 def test_peak_memory_is_that_of_a_process(cases):
-    """Within 15 %, without the allocator's holes: every block of a megabyte is a mapping of its own."""
+    """Within 15 %. Every block of a megabyte is a separate mapping, so that nothing that is freed is kept."""
     results = measured(cases, MALLOC_MMAP_THRESHOLD_=str(2**20))
     assert len(results) == len(cases)
     for case, (planned, real) in zip(cases, results, strict=True):
-        assert 0.85 < planned / real < 1.15, (case, planned, real)
+        assert 0.85 < without_kept(planned) / real < 1.15, (case, planned, real)
 
 
 @needs_proc
 @pytest.mark.slow
-def test_peak_memory_with_the_holes_of_the_allocator():
-    """They vary from run to run, and are at most as much as the run itself, beside the 32 MiB that are kept."""
-    for case, (planned, real) in zip(FEW, measured(FEW), strict=True):
-        assert 0.6 * planned < real < 1.6 * planned + 2**25, (case, planned, real)
+def test_peak_memory_of_a_process_as_it_is():
+    """Within 30 %: 15 % as above, and as much for what lies between blocks in use, which varies from run to run."""
+    for case, (planned, real) in zip(FEW + MANY, measured(FEW + MANY), strict=True):
+        assert 0.7 < planned / real < 1.3, (case, planned, real)
