@@ -2,8 +2,8 @@
 // Where samples lie, on a CPU or a GPU: how many they are, and the same ones in fewer and longer lines.
 #pragma once
 
+#include "compiler.h"
 #include "kernels.h"
-#include "philox.h"  // RF_HOST_DEVICE
 
 namespace rf::RF_ISA {
 

@@ -3,7 +3,7 @@
 // own, whose reduction needs no memory of the thread. At zeros, infinities and NaN as plain PyTorch.
 #pragma once
 
-#include "../philox.h"  // RF_UNROLL
+#include "../compiler.h"
 #include "device.h"
 
 namespace rf::cuda {

@@ -5,7 +5,7 @@
 // b 1), which lie side by side in memory, and d is the a of a next product as it stands.
 #pragma once
 
-#include "../philox.h"  // RF_UNROLL
+#include "../compiler.h"
 #include "numbers.h"
 
 namespace rf::cuda {

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""compilers.py: the nvcc that setup.py finds is asked what it can, and left out in one line where it cannot."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import compilers
+import pytest
+from toy_build import build, write_cuda_toy, write_toy
+
+# What nvcc says of a host compiler that is too new for it.
+UNSUPPORTED_HOST = """In file included from /usr/local/cuda/include/cuda_runtime.h:82,
+                 from <command-line>:
+/usr/local/cuda/include/crt/host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later than 13 are \
+not supported! The nvcc flag '-allow-unsupported-compiler' can be used to override this version check
+  143 | #error -- unsupported GNU version! gcc versions later than 13 are not supported!
+      |  ^~~~~"""
+LIST = "*--list-gpu-arch*)"
+OF_12_4 = f"{LIST} printf 'compute_%s\\n' 50 52 53 60 61 62 70 72 75 80 86 87 89 90 ;;"
+NO_100 = "*compute_100*) echo \"nvcc fatal   : Unsupported gpu architecture 'compute_100'\" >&2; exit 1 ;;"
+REJECTS_HOST = f"*probe.cu*) cat >&2 <<'END'\n{UNSUPPORTED_HOST}\nEND\n exit 2 ;;"
+NO_LIST = f"{LIST} echo \"nvcc fatal   : Unknown option '--list-gpu-arch'\" >&2; exit 1 ;;"
+SILENT = "*probe.cu*) exit 3 ;;"
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    write_cuda_toy(tmp_path)
+    return tmp_path
+
+
+def fake_nvcc(folder: Path, *cases: str) -> str:
+    """A script that answers as the cases of a shell's `case` say, and else is the nvcc that is installed."""
+    nvcc = compilers.find_nvcc()
+    assert nvcc is not None
+    path = folder / "nvcc"
+    path.write_text("\n".join(["#!/bin/sh", 'case "$*" in', *cases, f'*) exec {nvcc[0]} "$@" ;;', "esac", ""]))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_cuda_is_built_where_asked(toy: Path) -> None:
+    chosen = {"RAINBOW_FAST_CUDA": "1", "RAINBOW_FAST_CUDA_ARCHS": "80"}
+    status, compiled, said = build(toy, **chosen)
+    assert status == 0 and "build/cuda/kernel.o" in compiled and "rainbow_fast:" not in said, said
+    subprocess.run([sys.executable, "-c", "import rainbow_fast._C"], cwd=toy, check=True)
+    assert build(toy, **chosen)[1] == []
+    (toy / "csrc/cuda/kernel.cu").touch()
+    assert build(toy, **chosen)[1] == ["build/cuda/kernel.o"]
+
+
+def test_cuda_is_left_out_where_asked(toy: Path) -> None:
+    status, compiled, said = build(toy, RAINBOW_FAST_CUDA="0")
+    assert status == 0 and "build/cuda/kernel.o" not in compiled and said == ""
+
+
+def test_architectures_that_nvcc_does_not_know_are_left_out(toy: Path) -> None:
+    nvcc = fake_nvcc(toy, OF_12_4, NO_100)
+    status, compiled, said = build(toy, RAINBOW_FAST_CUDA="", RAINBOW_FAST_CUDA_ARCHS="", NVCC=nvcc)
+    assert status == 0 and "build/cuda/kernel.o" in compiled, said
+    assert said.splitlines() == [f"rainbow_fast: {nvcc} does not know the architectures 100: left out"]
+    used = (toy / "build/toolchain").read_text()
+    assert all(f"arch=compute_{code}" in used for code in ("80,code=sm_80", "90,code=sm_90", "90,code=compute_90"))
+    subprocess.run([sys.executable, "-c", "import rainbow_fast._C"], cwd=toy, check=True)
+
+
+UNUSABLE = {
+    "host-compiler": ([OF_12_4, REJECTS_HOST], "nvcc failed: .*error: #error -- unsupported GNU version! .*"),
+    "no-wanted-architecture": ([OF_12_4], "nvcc knows none of the architectures 100, 120f"),
+    "too-old-to-be-asked": ([NO_LIST], "nvcc failed: nvcc fatal   : Unknown option '--list-gpu-arch'"),
+    "says-nothing": ([SILENT], "nvcc failed: exit status 3"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_nvcc_that_cannot_be_used_is_left_out_in_one_line(toy: Path, case: str) -> None:
+    cases, why = UNUSABLE[case]
+    environment = {"NVCC": fake_nvcc(toy, *cases)}
+    if case == "no-wanted-architecture":
+        environment["RAINBOW_FAST_CUDA_ARCHS"] = "100;120f"
+    status, compiled, said = build(toy, RAINBOW_FAST_CUDA="1", **environment)
+    assert status and compiled == [] and not list((toy / "rainbow_fast").glob("_C*.so"))
+    [line] = said.splitlines()
+    matches(rf"rainbow_fast: RAINBOW_FAST_CUDA=1, and \S+{why}", line)
+    status, compiled, said = build(toy, RAINBOW_FAST_CUDA="", **environment)
+    assert status == 0 and "build/bind.o" in compiled and "build/cuda/kernel.o" not in compiled
+    [line] = said.splitlines()
+    matches(rf"rainbow_fast: installing without the CUDA kernels: \S+{why}", line)
+    subprocess.run([sys.executable, "-c", "import rainbow_fast._C"], cwd=toy, check=True)
+
+
+def matches(pattern: str, line: str) -> None:
+    assert re.fullmatch(pattern, line), line
+
+
+def test_probe_uses_the_host_compiler_of_the_build(toy: Path) -> None:
+    """A compiler that says it is GCC 99, which no nvcc takes."""
+    host = toy / "g++"
+    host.write_text(f'#!/bin/sh\nexec {shutil.which("g++")} -U__GNUC__ -D__GNUC__=99 "$@"\n')
+    host.chmod(0o755)
+    status, compiled, said = build(toy, RAINBOW_FAST_CUDA="", CXX=str(host))
+    assert status == 0 and "build/cuda/kernel.o" not in compiled
+    assert "installing without the CUDA kernels" in said and "unsupported GNU version" in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RAINBOW_FAST_CUDA": "yes"}, "RAINBOW_FAST_CUDA='yes': wanted 0 or 1"),
+        ({"RAINBOW_FAST_CUDA": "1", "NVCC": "no-such-nvcc"}, "no-such-nvcc: No such file or directory"),
+    ],
+)
+def test_cuda_that_cannot_be_built_is_a_failed_build(toy: Path, environment: dict[str, str], message: str) -> None:
+    status, _, said = build(toy, **environment)
+    assert status and message in said and not list((toy / "rainbow_fast").glob("_C*.so"))
+
+
+def test_no_nvcc_is_an_error_where_cuda_is_asked_for(tmp_path: Path) -> None:
+    """In a tree of its own: compilers.py looks into the Python packages, too."""
+    write_toy(tmp_path)
+    source = (tmp_path / "compilers.py").read_text().replace('glob("nvidia/cu*/bin")', 'glob("nowhere")')
+    (tmp_path / "compilers.py").write_text(source)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("c++", "as", "ld"):
+        (tools / name).symlink_to(shutil.which(name))
+    without = {"CUDA_HOME": "", "NVCC": "", "CXX": "", "PATH": str(tools)}
+    status, _, said = build(tmp_path, RAINBOW_FAST_CUDA="1", **without)
+    assert status and "RAINBOW_FAST_CUDA=1, and no nvcc in NVCC, CUDA_HOME/bin, PATH" in said
+    status, _, said = build(tmp_path, RAINBOW_FAST_CUDA="", **without)
+    assert status == 0 and said == ""
