@@ -12,10 +12,14 @@
 
 namespace rf::RF_ISA {
 
-// A tile is MR rows by NV vectors: 24 accumulators of 32 registers with AVX-512 and on aarch64, 12 of 16 with AVX2, 8
-// of 16 below.
-constexpr int MR = kRegisters == 32 ? 6 : 4;
-constexpr int NV = kRegisters == 32 ? 4 : kLanes == 8 ? 3 : 2;
+// A tile is MR rows by NV vectors: 24 accumulators of 32 registers with AVX-512, 12 of 16 with AVX2, 8 of 16 below; on
+// aarch64 20 of 32, as the numbers of A, which multiply by a lane, are in registers too.
+#if defined(__aarch64__)
+constexpr int MR = 5, NV = 4;
+#else
+constexpr int MR = kLanes == 16 ? 6 : 4;
+constexpr int NV = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
+#endif
 template <class T>
 constexpr int NR = NV * kWidth<T>;
 

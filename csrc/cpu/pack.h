@@ -4,6 +4,8 @@
 // counted from these, to to[p * ld + i]. The last vector of rows is written whole.
 #pragma once
 
+#include <stddef.h>
+
 #include "generate.h"
 #include "samples.h"
 

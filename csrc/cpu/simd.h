@@ -23,11 +23,6 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRegisters = 32;  // for vectors
-#else
-constexpr int kRegisters = 16;
-#endif
 
 template <class T, int N>
 struct VectorOf {

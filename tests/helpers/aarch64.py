@@ -35,7 +35,7 @@ FOLDER = ROOT / "build" / "aarch64"
 CXX = shlex.split(os.environ.get("AARCH64_CXX") or "aarch64-linux-gnu-g++")
 OBJDUMP = os.environ.get("AARCH64_OBJDUMP") or "aarch64-linux-gnu-objdump"
 QEMU = shlex.split(os.environ.get("AARCH64_RUN") or "qemu-aarch64")
-TILE = 24  # accumulators of the largest tile of csrc/cpu/gemm.h
+TILE = 20  # accumulators of the largest tile of csrc/cpu/gemm.h
 
 
 def build() -> Path:
