@@ -90,7 +90,14 @@ __attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, con
     multiply<T, V>(p, smaller(p + kStep, k), a, b, acc);
   }
   if (chain.last) {
+#if defined(__aarch64__)  // where GCC writes them to memory at every step if an epilogue names one by a variable
+    Accumulators<T, V> sums;
+    RF_UNROLL
+    for (int t = 0; t < MR * V; ++t) sums[t / V][t % V] = acc[t / V][t % V];
+    epilogue.template tile<V>(i, j, rows, cols, sums);
+#else
     epilogue.template tile<V>(i, j, rows, cols, acc);
+#endif
   } else {
     RF_UNROLL
     for (int t = 0; t < MR * V; ++t) store<Sum<T>, N>(partial + t * N, acc[t / V][t % V]);

@@ -79,6 +79,10 @@ RF_INLINE V positive_part(V x) {
   if constexpr (sizeof(V) == 64 && sizeof(x[0]) == 4) return (V)_mm512_maskz_max_ps(0xffff, __m512{}, (__m512)x);
   if constexpr (sizeof(V) == 64 && sizeof(x[0]) == 8) return (V)_mm512_maskz_max_pd(0xff, __m512d{}, (__m512d)x);
 #endif
+#if defined(__aarch64__)
+  if constexpr (sizeof(V) == 16 && sizeof(x[0]) == 4) return (V)vmaxq_f32((float32x4_t)x, float32x4_t{});
+  if constexpr (sizeof(V) == 16 && sizeof(x[0]) == 8) return (V)vmaxq_f64((float64x2_t)x, float64x2_t{});
+#endif
   return x <= 0 ? V{} : x;
 }
 
