@@ -22,7 +22,10 @@ CXX_FLAGS = (
     "-Wno-maybe-uninitialized -Wno-unknown-warning-option"  # the first is of GCC, the second of clang
 )
 ARCHITECTURES = "80;90;100"
-CUDA_FLAGS = "-std=c++20 -O3 --fmad=false --threads 1 -Xcompiler -fPIC,-fvisibility=hidden -Icsrc -DRF_ISA=cuda -DRF_CUDA=1"
+CUDA_FLAGS = (
+    "-std=c++20 -O3 --fmad=false --threads 1 -Xcompiler -fPIC,-fvisibility=hidden -Icsrc -DRF_ISA=cuda -DRF_CUDA=1"
+)
+PLACES = "NVCC, CUDA_HOME/bin, PATH or NVIDIA's Python packages"  # of nvcc
 PROBE = "__global__ void probe() {}\n"
 
 
@@ -54,9 +57,7 @@ def cuda_compiler(cxx: list[str]) -> Cuda | None:
     nvcc = find_nvcc()
     if nvcc is None:
         if wanted == "1":
-            sys.exit(
-                "rainbow_fast: RAINBOW_FAST_CUDA=1, and no nvcc in NVCC, CUDA_HOME/bin, PATH or NVIDIA's Python packages"
-            )
+            sys.exit(f"rainbow_fast: RAINBOW_FAST_CUDA=1, and no nvcc in {PLACES}")
         return None
     try:
         return usable(nvcc, cxx)
@@ -78,15 +79,12 @@ def find_nvcc() -> list[str] | None:
 
 def usable(nvcc: list[str], cxx: list[str]) -> Cuda:
     """`nvcc` with the flags for those wanted architectures that it knows, once it has compiled an empty kernel."""
-    command = nvcc if len(cxx) > 1 or "-ccbin" in nvcc else [*nvcc, "-ccbin", *cxx]  # which takes one word
+    command = [*nvcc, *host_compiler(nvcc, cxx)]
     wanted = (os.environ.get("RAINBOW_FAST_CUDA_ARCHS") or ARCHITECTURES).split(";")
     present = set(re.findall(r"compute_(\d+)", ask(command, "--list-gpu-arch")))
     chosen = [name for name in wanted if name.rstrip("af") in present]  # 90a and 100f are variants of 90 and 100
-    missing = ", ".join(name for name in wanted if name not in chosen)
     if not chosen:
         raise Unusable(f"{nvcc[0]} knows none of the architectures {', '.join(wanted)}")
-    if missing:
-        print(f"rainbow_fast: {nvcc[0]} does not know the architectures {missing}: left out", file=sys.stderr)
     codes = [f"arch=compute_{name},code=sm_{name}" for name in chosen]
     codes.append(f"arch=compute_{chosen[-1]},code=compute_{chosen[-1]}")
     flags = CUDA_FLAGS.split() + [word for code in codes for word in ("-gencode", code)]
@@ -94,7 +92,16 @@ def usable(nvcc: list[str], cxx: list[str]) -> Cuda:
         source = Path(folder) / "probe.cu"
         source.write_text(PROBE)
         ask(command, *flags, "-c", str(source), "-o", f"{folder}/probe.o")
+    if missing := ", ".join(name for name in wanted if name not in chosen):
+        print(f"rainbow_fast: {nvcc[0]} does not know the architectures {missing}: left out", file=sys.stderr)
     return Cuda(command, flags)
+
+
+def host_compiler(nvcc: list[str], cxx: list[str]) -> list[str]:
+    """The option that makes `cxx` the host compiler, unless another one is chosen; it takes a command of one word."""
+    chosen = [os.environ.get(f"NVCC_{name}", "") for name in ("CCBIN", "PREPEND_FLAGS", "APPEND_FLAGS")]
+    other = chosen[0] or re.search("-ccbin|-compiler-bindir", " ".join([*nvcc, *chosen]))
+    return [] if other or len(cxx) > 1 else ["-ccbin", *cxx]
 
 
 def ask(nvcc: list[str], *arguments: str) -> str:

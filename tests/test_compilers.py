@@ -7,15 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import compilers
 import pytest
 from toy_build import build, write_cuda_toy, write_toy
+
+import compilers
 
 # What nvcc says of a host compiler that is too new for it.
 UNSUPPORTED_HOST = """In file included from /usr/local/cuda/include/cuda_runtime.h:82,
                  from <command-line>:
-/usr/local/cuda/include/crt/host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later than 13 are \
-not supported! The nvcc flag '-allow-unsupported-compiler' can be used to override this version check
+/usr/local/cuda/include/crt/host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later than 13 \
+are not supported! The nvcc flag '-allow-unsupported-compiler' can be used to override this version check
   143 | #error -- unsupported GNU version! gcc versions later than 13 are not supported!
       |  ^~~~~"""
 LIST = "*--list-gpu-arch*)"
@@ -97,13 +98,27 @@ def matches(pattern: str, line: str) -> None:
 
 
 def test_probe_uses_the_host_compiler_of_the_build(toy: Path) -> None:
-    """A compiler that says it is GCC 99, which no nvcc takes."""
-    host = toy / "g++"
-    host.write_text(f'#!/bin/sh\nexec {shutil.which("g++")} -U__GNUC__ -D__GNUC__=99 "$@"\n')
+    """A compiler that tells nvcc that it is GCC 99, which no nvcc takes."""
+    host, real = toy / "g++", shutil.which("g++")
+    lies = f'*__CUDACC__*) exec {real} -U__GNUC__ -D__GNUC__=99 "$@" ;;'
+    host.write_text(f'#!/bin/sh\ncase "$*" in\n{lies}\n*) exec {real} "$@" ;;\nesac\n')
     host.chmod(0o755)
     status, compiled, said = build(toy, RAINBOW_FAST_CUDA="", CXX=str(host))
     assert status == 0 and "build/cuda/kernel.o" not in compiled
     assert "installing without the CUDA kernels" in said and "unsupported GNU version" in said
+
+
+def test_host_compiler_that_is_chosen_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CCBIN", "PREPEND_FLAGS", "APPEND_FLAGS"):
+        monkeypatch.delenv(f"NVCC_{name}", raising=False)
+    assert compilers.host_compiler(["nvcc"], ["clang++"]) == ["-ccbin", "clang++"]
+    assert compilers.host_compiler(["nvcc"], ["ccache", "g++"]) == []
+    assert compilers.host_compiler(["nvcc", "-ccbin=g++-12"], ["clang++"]) == []
+    monkeypatch.setenv("NVCC_PREPEND_FLAGS", "--compiler-bindir g++-12")
+    assert compilers.host_compiler(["nvcc"], ["clang++"]) == []
+    monkeypatch.setenv("NVCC_PREPEND_FLAGS", "")
+    monkeypatch.setenv("NVCC_CCBIN", "g++-12")
+    assert compilers.host_compiler(["nvcc"], ["clang++"]) == []
 
 
 @pytest.mark.parametrize(

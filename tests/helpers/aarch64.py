@@ -2,10 +2,10 @@
 """The kernels for aarch64, cross-compiled and run under qemu: `make aarch64`. A program, not a pytest file.
 
 It needs g++-aarch64-linux-gnu and qemu-user, and the extension of this machine. The calls of `sanitize_calls.py` are
-made in the emulated process, compared with float64, and made again on two threads, which must give the same bits. G must
-have the bits of this machine's levels. The machine code is read, too: the inner loops of products are fused multiply-adds
-of vectors, one for each accumulator of the tile, and keep all of them in registers. What is emulated says nothing about
-speed.
+made in the emulated process, compared with float64, and made again on two threads, which must give the same bits. G
+must have the bits of this machine's levels. The machine code is read, too: the inner loops of products are fused
+multiply-adds of vectors, one for each accumulator of the tile, and keep all of them in registers. What is emulated says
+nothing about speed.
 """
 
 import argparse
@@ -52,7 +52,9 @@ def build() -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sources))
     program = FOLDER / "calls"
-    subprocess.run([*CXX, "-static", "-fopenmp", *objects, "-o", program], check=True)
+    linked = subprocess.run([*CXX, "-static", "-fopenmp", *objects, "-o", program], capture_output=True, text=True)
+    if linked.returncode:  # where it succeeds, it warns of dlopen in a static program
+        sys.exit(linked.stderr)
     return program
 
 
@@ -126,7 +128,7 @@ def loops(function: str) -> Iterator[list[str]]:
 
 
 def check_inner_loops() -> None:
-    """In every kernel that is a product. A number of the processor's other registers may wait on the stack."""
+    """In every kernel that is a product. Vectors stay in registers; the end of a loop may be read from the stack."""
     for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
         command = [OBJDUMP, "-d", "--no-show-raw-insn", FOLDER / f"{source.stem}.o"]
         assembly = subprocess.run(command, check=True, capture_output=True, text=True).stdout

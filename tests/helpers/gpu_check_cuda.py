@@ -5,7 +5,6 @@ Shared memory is asked for at the launch, so it is not seen here: tests/helpers/
 not.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -51,7 +50,7 @@ def nvcc() -> str:
     """As setup.py finds it."""
     command = compilers.find_nvcc()
     if command is None:
-        sys.exit("no nvcc in NVCC, CUDA_HOME/bin, PATH or NVIDIA's Python packages")
+        sys.exit(f"no nvcc in {compilers.PLACES}")
     return command[0]
 
 
