@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The compilers that setup.py uses: which one compiles C++, and which architectures nvcc can compile CUDA for.
 
-nvcc is asked which architectures it knows, and compiles an empty kernel with the flags and the host compiler of the
-build. Where that fails, one line says why, and the package is built without its CUDA kernels; RAINBOW_FAST_CUDA=1 makes
-it an error.
+nvcc is asked which architectures it knows, and compiles an empty kernel with the headers, the flags and the host
+compiler of the build. Where that fails, one line says why, and the package is built without its CUDA kernels;
+RAINBOW_FAST_CUDA=1 makes it an error.
 """
 
 import os
@@ -26,7 +26,7 @@ CUDA_FLAGS = (
     "-std=c++20 -O3 --fmad=false --threads 1 -Xcompiler -fPIC,-fvisibility=hidden -Icsrc -DRF_ISA=cuda -DRF_CUDA=1"
 )
 PLACES = "NVCC, CUDA_HOME/bin, PATH or NVIDIA's Python packages"  # of nvcc
-PROBE = "__global__ void probe() {}\n"
+PROBE = "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n__global__ void probe() {}\n"
 
 
 class Unusable(Exception):

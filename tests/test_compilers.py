@@ -12,6 +12,7 @@ from toy_build import build, write_cuda_toy, write_toy
 
 import compilers
 
+ROOT = Path(__file__).resolve().parent.parent
 # What nvcc says of a host compiler that is too new for it.
 UNSUPPORTED_HOST = """In file included from /usr/local/cuda/include/cuda_runtime.h:82,
                  from <command-line>:
@@ -51,6 +52,13 @@ def test_cuda_is_built_where_asked(toy: Path) -> None:
     assert build(toy, **chosen)[1] == []
     (toy / "csrc/cuda/kernel.cu").touch()
     assert build(toy, **chosen)[1] == ["build/cuda/kernel.o"]
+
+
+def test_probe_has_the_headers_of_the_kernels() -> None:
+    """But for that of the runtime, which nvcc includes by itself."""
+    text = "".join(path.read_text() for path in (ROOT / "csrc/cuda").iterdir())
+    headers = set(re.findall(r"#include <cuda_\w+.h>", text))
+    assert headers - {"#include <cuda_runtime.h>"} == set(re.findall("#include.*", compilers.PROBE))
 
 
 def test_cuda_is_left_out_where_asked(toy: Path) -> None:
