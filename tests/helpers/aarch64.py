@@ -138,6 +138,8 @@ def check_inner_loops() -> None:
         for loop in tiles:
             if spilled := [line for line in loop if re.search(r"\bq\d+.*\[sp", line)]:
                 sys.exit(f"{source.name}: an inner loop leaves the registers: {spilled}")
+        if source.stem == "gaussian" and re.search(r"\tf(?:n?madd|n?msub|mla|mls)\t", assembly):
+            sys.exit(f"{source.name}: the generator has fused multiply-adds")
         if not tiles and source.stem not in ("gaussian", "kernels"):
             sys.exit(f"{source.name}: no loop of {TILE} fused multiply-adds")
         if tiles:
