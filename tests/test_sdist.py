@@ -57,14 +57,14 @@ def test_sdist_holds_the_repository(files: set[str], sdist: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
 def test_pip_installs_the_sdist_with_kernels(sdist: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
     [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")  # torch, and what builds
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "RAINBOW_FAST"))}
     environment["RAINBOW_FAST_CUDA"] = "0"
-    options = ["--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
-    command = [python, "-m", "pip", "install", *options, sdist]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
+    command = [*pip, "install", "--no-index", "--no-deps", "--no-build-isolation", sdist]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     code = (
