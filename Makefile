@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# What a person types, and the CI too. Every target first sets up what is missing or out of date; the second time that is quick.
+# The commands of people and of the CI. Every target first sets up what is missing or out of date; this is quick the second time.
 #
 #     make demo     rainbow networks of growing width from a trained one, in under a minute
-#     make test     the tests but for the slow ones      ARGS="-k polar" goes on to pytest
+#     make test     all tests but the slow ones      ARGS="-k polar" goes on to pytest
 #     make test-all all of them
 #     make docs     the documentation site, in build/site; warnings are errors
 #     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
-#     make clang    the kernels built by clang: the bits of the other build
-#     make aarch64  the kernels for aarch64, cross-compiled and emulated
+#     make clang    builds the kernels by clang and compares their bits with the usual build
+#     make aarch64  cross-compiles the kernels for aarch64 and emulates them
 #     make gpu-check  the kernels for GPUs compiled without one: registers, spills, tensor cores
 #     make bench    the table of timings, and bench/results.json
 #     make lint     ruff, mypy, clang-format     make format mends what can be mended
-#     make clean    removes all that make made
+#     make clean    removes everything that make has made
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -78,8 +78,9 @@ clean:
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# torch goes first and by its version, and nothing after it may replace it. triton goes beside it without being asked
-# by it: to interpret, compile and read the GPU kernels. An empty TRITON leaves the one that torch brings.
+# torch is installed first, by its version; nothing that is installed later may replace it. triton is installed next,
+# without dependencies, to interpret, compile and read the GPU kernels. If TRITON is empty, the triton that torch brings
+# stays.
 $(VENV)/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH) setuptools pybind11
@@ -87,7 +88,7 @@ $(VENV)/done: pyproject.toml constraints.txt
 	$(PIP) --no-build-isolation --editable ".[cli,plots,data,analysis,dev,cuda]"
 	touch $@
 
-# What builds the site, and nothing of the package: the packages that the extra "docs" names.
+# Installs the packages that build the site, and nothing of this package: the extra "docs" names them.
 $(VENV)/docs: $(VENV)/done
 	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 	touch $@

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The compilers that setup.py uses: which one compiles C++, and which architectures nvcc can compile CUDA for.
+"""The compilers of setup.py: the C++ compiler, and nvcc with the GPU architectures that it can compile for.
 
-nvcc is asked which architectures it knows, and compiles an empty kernel with the headers, the flags and the host
-compiler of the build. Where that fails, one line says why, and the package is built without its CUDA kernels;
-RAINBOW_FAST_CUDA=1 makes it an error.
+nvcc is asked which architectures it knows. Then it compiles an empty kernel with the headers, flags and host compiler
+of the build. If this fails, one line says why, and the package is built without its CUDA kernels. With
+RAINBOW_FAST_CUDA=1 it is an error.
 """
 
 import os
@@ -25,7 +25,7 @@ ARCHITECTURES = "80;90;100"
 CUDA_FLAGS = (
     "-std=c++20 -O3 --fmad=false --threads 1 -Xcompiler -fPIC,-fvisibility=hidden -Icsrc -DRF_ISA=cuda -DRF_CUDA=1"
 )
-PLACES = "NVCC, CUDA_HOME/bin, PATH or NVIDIA's Python packages"  # of nvcc
+PLACES = "NVCC, CUDA_HOME/bin, PATH or NVIDIA's Python packages"  # where nvcc is searched
 PROBE = "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n__global__ void probe() {}\n"
 
 
@@ -48,7 +48,7 @@ def cxx_compiler() -> list[str] | None:
 
 
 def cuda_compiler(cxx: list[str]) -> Cuda | None:
-    """What compiles CUDA, with `cxx` for its host; None where it is not wanted, or where it cannot: a line says why."""
+    """The CUDA compiler, with host compiler `cxx`; None if it is not wanted, or if it fails: then a line says why."""
     wanted = os.environ.get("RAINBOW_FAST_CUDA")
     if wanted not in (None, "", "0", "1"):
         sys.exit(f"rainbow_fast: RAINBOW_FAST_CUDA={wanted!r}: wanted 0 or 1")
@@ -69,6 +69,7 @@ def cuda_compiler(cxx: list[str]) -> Cuda | None:
 
 
 def find_nvcc() -> list[str] | None:
+    """The command nvcc, from one of PLACES; None if it is not installed."""
     if os.environ.get("NVCC"):
         return shlex.split(os.environ["NVCC"])
     packages = sorted(Path(sysconfig.get_paths()["purelib"]).glob("nvidia/cu*/bin"))
@@ -78,7 +79,7 @@ def find_nvcc() -> list[str] | None:
 
 
 def usable(nvcc: list[str], cxx: list[str]) -> Cuda:
-    """`nvcc` with the flags for those wanted architectures that it knows, once it has compiled an empty kernel."""
+    """nvcc with the flags of the wanted architectures that it knows; Unusable if it cannot compile an empty kernel."""
     command = [*nvcc, *host_compiler(nvcc, cxx)]
     wanted = (os.environ.get("RAINBOW_FAST_CUDA_ARCHS") or ARCHITECTURES).split(";")
     present = set(re.findall(r"compute_(\d+)", ask(command, "--list-gpu-arch")))
@@ -98,14 +99,14 @@ def usable(nvcc: list[str], cxx: list[str]) -> Cuda:
 
 
 def host_compiler(nvcc: list[str], cxx: list[str]) -> list[str]:
-    """The option that makes `cxx` the host compiler, unless another one is chosen; it takes a command of one word."""
+    """The option that makes `cxx` the host compiler; none if the user chose one, or if `cxx` has several words."""
     chosen = [os.environ.get(f"NVCC_{name}", "") for name in ("CCBIN", "PREPEND_FLAGS", "APPEND_FLAGS")]
     other = chosen[0] or re.search("-ccbin|-compiler-bindir", " ".join([*nvcc, *chosen]))
     return [] if other or len(cxx) > 1 else ["-ccbin", *cxx]
 
 
 def ask(nvcc: list[str], *arguments: str) -> str:
-    """What nvcc prints, where it succeeds."""
+    """The output of nvcc; Unusable if it fails."""
     try:
         done = subprocess.run([*nvcc, *arguments], capture_output=True, text=True, errors="replace")
     except OSError as error:
@@ -118,7 +119,7 @@ def ask(nvcc: list[str], *arguments: str) -> str:
 
 
 def cuda_runtime(nvcc: list[str]) -> list[str]:
-    """What links the CUDA runtime statically: a library of it would have to be the one that torch has loaded."""
+    """The options that link the CUDA runtime statically: a shared one would have to be that of torch."""
     text = subprocess.run([*nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
     folders = re.findall(r'"(-L[^"]*)"', text)
     also = [folder.replace("/lib64", "/lib") for folder in folders]  # where NVIDIA's Python packages keep it

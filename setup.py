@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Builds rainbow_fast._C: csrc/*.cpp once, csrc/cpu/*.cpp once for each instruction-set level (into build/isa/LEVEL/),
-and csrc/cuda/*.cu (into build/cuda/) where there is an nvcc that can compile them.
+and csrc/cuda/*.cu (into build/cuda/) if nvcc can compile them.
 
 A file dropped into csrc/cpu or csrc/cuda is found by itself. Objects are kept, and made again when their source, any
 header, the files of the build or a compiler changes. CXX names the compiler; without one the package installs without

@@ -13,12 +13,12 @@ BARE, EACH = "rainbow_fast, no activation", "rainbow_fast, one by one"
 
 
 def samples_last(x: Tensor) -> Tensor:
-    """(N, d, *space) -> (N S, d), copied, as the published codes do."""
+    """(N, d, *space) to (N S, d), as a copy, as the published codes do."""
     return x.flatten(2).permute(0, 2, 1).reshape(-1, x.shape[1]) if x.dim() > 2 else x
 
 
 def published(x: Tensor, y: Tensor, batch: int = 128) -> Tensor:
-    """A running sum in the dtype of the data, a batch at a time."""
+    """A running sum in the dtype of the data, over one batch at a time."""
     total = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype)
     for a, b in zip(x.split(batch), y.split(batch), strict=True):
         total += samples_last(a).T @ samples_last(b)
@@ -40,7 +40,7 @@ def draw(seed: int, dtype: str, *shape: int) -> Tensor:
 
 
 def race(job: str, ways: dict, exact: Tensor, x: Tensor, columns: int, share: float = 1.0) -> Race:
-    """`share` of the products of x with so many columns, in the kind of x; each side is read once."""
+    """A race whose floor is `share` of the products of x with `columns` columns, with each side read once."""
     flops = 2.0 * x.numel() * columns * share
     size = x.numel() * x.element_size() * (1 + columns / x.shape[1] if share == 1 else 1)
     return Race(
@@ -77,7 +77,7 @@ def one_side(*shape: int) -> Race:
 
 
 def activated(*shape: int) -> Race:
-    """The floor is that of the products; the third line has no activation, on samples that it would not change."""
+    """Samples that relu does not change: the third candidate goes without it. The floor counts the products."""
     x, y = draw(0, "float32", *shape), draw(1, "float32", *shape)
     ways = {
         OURS: lambda: rf.cross_covariance(x, y, activation="relu"),
@@ -112,7 +112,7 @@ def several(count: int, *shape: int) -> Race:
 
 
 def long_sum(C: int, N: int) -> Race:
-    """The largest relative error of an entry; plain is float64, the only plain way to eight digits."""
+    """Errors are the largest relative error of an entry. Plain torch is float64, its only way to eight digits."""
     x, y = draw(0, "float32", N, C), draw(1, "float32", N, C)
     exact = plain(x.double(), y.double())
     ways = {
@@ -124,7 +124,7 @@ def long_sum(C: int, N: int) -> Race:
         f"cross_covariance, long sum {[N, C]}",
         {name: Candidate(way, lambda M: float(((M - exact) / exact).abs().max())) for name, way in ways.items()},
         Floor({"f32": 2.0 * N * C * C}, bytes=8.0 * N * C),
-        slack=1e-8 * (4e6 / N) ** 0.5,  # 1e-8 at four million: the error falls with the root of N
+        slack=1e-8 * (4e6 / N) ** 0.5,  # 1e-8 at four million samples: the error falls with the root of N
     )
 
 

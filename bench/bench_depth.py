@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sampling convolutional networks of growing depth: linear in it for ours, quadratic for the published loop.
+"""Sampling convolutional networks of growing depth: linear time for ours, quadratic for the published loop.
 
-3 x 3 convolutions of 64 channels on maps of 16 x 16, on CIFAR-10 where it is found (else on images of its shape and
-spectrum), 320 to align on and 64 to test with. Plain torch keeps the activations of the last layer; the published
-codes run both networks in full for every layer, and then evaluate both. Errors as in `bench_sampling`.
+The networks have 3 x 3 convolutions of 64 channels on maps of 16 x 16. The data is CIFAR-10 if it is found, else images
+of its shape and spectrum: 320 to align on and 64 to test with. Plain torch keeps the activations of the last layer. The
+published codes run both networks in full for every layer, and then evaluate both. Errors are those of `bench_sampling`.
 """
 
 import functools
@@ -30,7 +30,7 @@ CHANNELS, SIDE, BATCH, ALIGN, TEST = 64, 16, 128, 320, 64
 
 @functools.cache
 def images() -> tuple[Tensor, str]:
-    """Training images of CIFAR-10, or maps whose spectrum falls as theirs does; and what they are."""
+    """Training images of CIFAR-10, or maps whose spectrum falls in the same way, and the name of what they are."""
     unpack = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data")) / "cifar10" / "unpack.py"
     if unpack.exists():
         with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def images() -> tuple[Tensor, str]:
 
 
 def network(depth: int) -> nn.Sequential:
-    """With weights that keep the power of activations."""
+    """A convolutional network whose weights keep the power of activations."""
     torch.manual_seed(0)
     sizes = [3] + [CHANNELS] * depth
     layers: list[nn.Module] = []
@@ -62,7 +62,7 @@ def head(weights: list[Tensor], bias: Tensor, x: Tensor) -> Tensor:
 
 
 def drawn(W: Tensor, G: Tensor, A: Tensor | None) -> Tensor:
-    """W' = G W A / sqrt(d), A on the channels that come in."""
+    """W' = G W A / sqrt(d), where A acts on the input channels."""
     projected = torch.einsum("nd,dcij->ncij", G, W) / W.shape[0] ** 0.5
     return projected if A is None else torch.einsum("ndij,dc->ncij", projected, A)
 
@@ -83,7 +83,7 @@ def site_by_site(weights: list[Tensor], x: Tensor, draws: list[Tensor]) -> list[
 
 @torch.no_grad()
 def layer_by_layer(weights: list[Tensor], bias: Tensor, x: Tensor, test: Tensor, draws: list[Tensor]) -> list[Tensor]:
-    """As published: for every layer two whole forwards over the data, and two over the test images."""
+    """As published: for every layer, two forward passes over the data and two over the test images."""
 
     def activations(net: list[Tensor], batch: Tensor) -> list[Tensor]:
         kept = []

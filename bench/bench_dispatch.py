@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a call costs before there is anything to compute: microseconds on 2 x 2 operands, on one thread.
 
-`python bench/bench_dispatch.py` prints the table, and runs with any installed version of the package, so that two can
-be held against each other; `pytest bench/bench_dispatch.py` writes the same times beside those of the other benches. A
-call is Python's reading of the arguments, torch's dispatcher, the checks, the allocation and a kernel of a few numbers.
-The least of many runs counts: what comes on top is the machine's.
+`python bench/bench_dispatch.py` prints the table. It runs with any installed version of the package, so that two
+versions can be compared. `pytest bench/bench_dispatch.py` adds the same times to those of the other benches. A call
+consists of reading the arguments in Python, torch's dispatcher, the checks, the allocation and a kernel for a few
+numbers. The least time of many runs counts, because what is above it is due to the machine.
 """
 
 import sys
@@ -44,7 +44,7 @@ CALLS: dict[str, Callable[[], object]] = {
 
 
 def sampled_network() -> Callable[[], object]:
-    """A forward pass of a sampled network of one site: what its Python costs around the op."""
+    """A forward pass of a sampled network of one site: the cost of its Python code around the op."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """gaussian against torch.randn and NumPy, into new memory and into given memory.
 
-The error is the Kolmogorov-Smirnov distance to the normal law of the first 10^5 values; a part of ours is also compared
-with the reference, bit by bit. The published codes draw by torch.randn.
+The error is the Kolmogorov-Smirnov distance of the first 10^5 values to the normal law. A part of our values is also
+compared with the reference, bit by bit. The published codes draw with torch.randn.
 """
 
 import math

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every op on a GPU: the CUDA kernels, the Triton kernels, torch (cuRAND, cuBLAS, cuSOLVER), the published codes' way.
 
-`make bench-gpu` prints the table. Errors are against float64; ours have the bits of G that the CPU has. With
-RAINBOW_FAST_GPU=cpu the same lines run without a GPU, on a little data: to see that they run, not how fast.
+`make bench-gpu` prints the table. Errors are against float64. Our kernels have the same bits of G as the CPU. With
+RAINBOW_FAST_GPU=cpu the same lines run without a GPU, on little data, to see that they run and not how fast.
 """
 
 import os
@@ -27,7 +27,7 @@ NAMES = (*BACKENDS, PLAIN, PUBLISHED)
 
 
 def small(*sizes: int) -> tuple[int, ...]:
-    """Sizes as they are on a GPU, and such as a CPU does at once."""
+    """The sizes for a GPU, or small ones that a CPU computes at once."""
     return tuple(max(size // 1024, 4) if TINY else size for size in sizes)
 
 
@@ -86,7 +86,7 @@ def sample_project_align(form: str, n: int, r: int, m: int) -> Race:
         for name, b in BACKENDS.items()
     }
     ways[PLAIN] = lambda: torch.randn(n, r, device=DEVICE).to(dtype) @ P
-    # Its G is another one; its error is that of the same product of ours.
+    # torch draws another G, so its error is measured on the product with our G.
     error = {OURS: lambda W: relative(W, exact), PLAIN: lambda W: relative(G.to(dtype) @ P, exact)}
     flops = {"f32": 2.0 * n * r * m} if form == "float32" else {"bf16": (2 if precision else 1) * 2.0 * n * r * m}
     floor = Floor(flops, bytes=P.element_size() * n * m)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How cost grows with size: time per unit of work, which should stay what it is, and memory, which should not grow.
+"""How cost grows with size: the time for a unit of work should stay the same, and memory should not grow.
 
-A job's lines are its sizes, their times scaled to the work of the first; "x plain" is the first line over this one. One
-thread, by its CPU time.
+Each job has a line for each size, with the time scaled to the work of the first size. "x plain" is the time of the
+first line over the time of this one. The times are CPU times of one thread.
 """
 
 import gc
@@ -73,7 +73,7 @@ def sampling(depth: int) -> Callable[[], object]:
     return lambda: model.sample(width=512)
 
 
-LAWS = {  # what runs at a size, and the sizes; time should be proportional to them
+LAWS = {  # what runs at a size, and the sizes; time should be proportional to the size
     "cross_covariance, by samples": (sums, (10_000, 100_000, 1_000_000)),
     "cross_covariance, by sides": (several_sides, (1, 4, 16)),
     "random_features_covariance, by neurons": (covariance, WIDTHS),
@@ -98,11 +98,11 @@ def bench_growth(record, law: str) -> None:
         gc.collect()
         for number in range(ROUNDS + 1):
             for size, run, times in zip(sizes, runs, seconds, strict=True):
-                repeats = max(1, sizes[-1] // size // 4)  # as much work for all sizes, nearly
+                repeats = max(1, sizes[-1] // size // 4)  # nearly the same work for all sizes
                 began = time.process_time()
                 for _ in range(repeats):
                     run()
-                if number:  # the first round is for caches and pages
+                if number:  # the first round fills caches and touches pages
                     times.append((time.process_time() - began) / repeats * sizes[0] / size)
     finally:
         torch.set_num_threads(before)

@@ -18,7 +18,7 @@ def plain(x: Tensor, y: Tensor | None, k: int) -> Tensor:
 
 
 def unfolded(x: Tensor, y: Tensor | None, k: int) -> Tensor:
-    """The algebra of an im2col with the arithmetic of ours, so that plain over it is the share of the arithmetic."""
+    """The algebra of an im2col with our arithmetic. Plain torch over this is the gain of the arithmetic."""
     a, *b = (unfold(t, k, padding=k // 2) for t in (x, y) if t is not None)
     return rf.cross_covariance(a, b[0] if b else None)
 
@@ -34,7 +34,7 @@ def patch_covariance(of: str, k: int, *shape: int) -> Race:
         UNFOLDED: lambda: unfolded(x, y, k),
         DOUBLE: lambda: plain(x.double(), None if y is None else y.double(), k),
     }
-    # Pairs of positions that a shift leaves inside the map, over all shifts of a line and of a column.
+    # Pairs of positions that stay inside the map, summed over all shifts along lines and along columns.
     lines, columns = (sum(max(0, size - abs(shift)) for shift in range(1 - k, k)) for size in shape[2:])
     flops = 2.0 * shape[0] * shape[1] ** 2 * lines * columns / (1 if of == "cross" else 2)
     return Race(

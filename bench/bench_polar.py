@@ -25,9 +25,9 @@ def gram(M: Tensor) -> Tensor:
 
 
 def qdwh(M: Tensor, low: float) -> Tensor:
-    """The same algebra on torch's products and LAPACK: rational steps on the Gram matrix, with one pole each.
+    """The same algebra with torch's products and LAPACK: rational steps on the Gram matrix, with one pole each.
 
-    `low` bounds the singular values of M from below, divided by the largest row sum of the Gram matrix, rooted.
+    `low` is a lower bound of the singular values of M, divided by the root of the largest row sum of the Gram matrix.
     """
     M = M.double()
     R = M @ M.mT
@@ -59,8 +59,8 @@ def polar(d: int, m: int, condition: float, batch: int = 0) -> Race:
         GRAM: lambda: gram(M),
         SAME: lambda: qdwh(M, 0.2 / condition),
     }
-    # A symmetric Gram matrix, a product, and in between eight times d^3: five inverses and a symmetric product for each
-    # of the two functions, and for their product.
+    # A symmetric Gram matrix and a product, and between them eight times d^3: five inverses, and a symmetric product
+    # for each of the two functions and for their product.
     flops = max(batch, 1) * (3.0 * d * d * m + 8.0 * d**3)
     return Race(
         f"polar float32 {f'{batch} x ' if batch else ''}{d} x {m}, condition {condition:.0e}",
@@ -70,9 +70,10 @@ def polar(d: int, m: int, condition: float, batch: int = 0) -> Race:
 
 
 def polar_in_place(d: int, m: int, condition: float) -> Race:
-    """Of a cross-covariance with many sampled neurons, which is float64: an SVD is out of reach.
+    """`polar_` of a cross-covariance with many sampled neurons, in float64. An SVD is out of reach.
 
-    Ours includes the copy of M that it writes over; it needs no more memory than that, the other two more than M.
+    The time of ours includes the copy of M that it overwrites. It needs no more memory than this copy; the other two
+    need more than M.
     """
     source = torch.Generator().manual_seed(0)
     U, V = (torch.linalg.qr(torch.randn(s, d, generator=source, dtype=torch.float64)).Q for s in (d, m))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features and its two fused passes against the same with every feature stored."""
+"""random_features and its two fused passes, against the same results with every feature stored."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,7 @@ def random_features(form: str, activation: str, N: int, r: int, n: int, d: int) 
         return total if form == "projection" else torch.cat(parts, 1)
 
     def published_covariance() -> Tensor:
-        """A batch at a time: the features, the running sums of the covariance and of both moments, in float32."""
+        """One batch at a time: the features, and running sums of the covariance and of both moments, in float32."""
         G = draw()
         M, first, second = torch.zeros(d, n), torch.zeros(n), torch.zeros(n)
         for a, b in zip(x.split(BATCH), u.split(BATCH), strict=True):
@@ -51,7 +51,7 @@ def random_features(form: str, activation: str, N: int, r: int, n: int, d: int) 
 
     def plain_covariance() -> Tensor:
         phi = sigma(u @ draw().T)
-        phi.sum(0), phi.square().sum(0)  # the moments that ours gives too
+        phi.sum(0), phi.square().sum(0)  # the moments, which ours computes as well
         return x.T @ phi
 
     ways = {
@@ -91,7 +91,7 @@ EACH = "rainbow_fast, one call each"
 
 
 def several_widths(N: int, r: int, d: int, *widths: int) -> Race:
-    """Projections at nested widths: in one pass, plainly, and with a call for each."""
+    """Projections at nested widths: in one pass, in plain torch, and with one call for each width."""
     source = torch.Generator().manual_seed(0)
     u = torch.randn(N, r, generator=source) / r**0.5
     A = [torch.randn(d, n, generator=source) / n**0.5 for n in widths]
@@ -119,7 +119,7 @@ def several_widths(N: int, r: int, d: int, *widths: int) -> Race:
 
 
 def several_seeds(N: int, r: int, d: int, n: int, S: int) -> Race:
-    """Covariances for S seeds of n neurons: in one call, plainly, as one call of S n neurons (x and u packed once)."""
+    """Covariances for S seeds of n neurons: in one call, in plain torch, and for S n neurons (x and u packed once)."""
     source = torch.Generator().manual_seed(0)
     u, x = torch.randn(N, r, generator=source) / r**0.5, torch.randn(N, d, generator=source)
     seeds = list(range(S))
@@ -150,9 +150,9 @@ def several_seeds(N: int, r: int, d: int, n: int, S: int) -> Race:
 
 
 def backward(form: str, N: int, r: int, n: int, d: int) -> Race:
-    """The gradient of u through sigma = relu, given that of the result; no forward pass is timed.
+    """The gradient of u through sigma = relu, given the gradient of the result. No forward pass is timed.
 
-    Plain torch keeps the features of its forward pass, ours makes them again.
+    Plain torch keeps the features of its forward pass; ours makes them again.
     """
     source = torch.Generator().manual_seed(0)
     u = (torch.randn(N, r, generator=source) / r**0.5).requires_grad_()
@@ -172,7 +172,7 @@ def backward(form: str, N: int, r: int, n: int, d: int) -> Race:
         "covariance": lambda: x.double() @ above,
         "projection": lambda: above @ A.double(),
     }
-    active = u.detach() @ G.T > 0  # of what plain torch computes: a feature at its corner may fall on either side
+    active = u.detach() @ G.T > 0  # as plain torch decides: a feature at its corner may fall on either side
     exact = (dphi[form]() * active) @ G.double()
     return Race(
         f"random_features {form}, backward to u, relu, N {N}, r {r}, n {n}" + f", d {d}" * (form != "features"),
@@ -185,7 +185,7 @@ def backward(form: str, N: int, r: int, n: int, d: int) -> Race:
             ),
         },
         Floor({"f32": 2.0 * N * n * (2 * r + (0 if form == "features" else d))}),
-        slack=1e-3,  # features at their corner that fall to the other side: three of 67 million make 3e-4
+        slack=1e-3,  # for features at their corner on the other side: three of 67 million make 3e-4
     )
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The regression A = M (S + lambda I)^-1 of a site: by products with S in fused passes, and with S itself.
 
-Plain torch stores the features and S in float32 and solves in float64; so does ours where S fits, and where samples are
-fewer than neurons it takes their kernel. `rainbow.alignment.regression.fastest_solver` takes products where neither
-fits, or where the reference has so few channels that they take fewer flops, as at the second size here. The error is
-that of the predictions A phi', against S in float64 of the same features.
+Plain torch stores the features and S in float32 and solves in float64. Ours does the same if S fits into memory, and
+uses the kernel of the samples if there are fewer samples than neurons. `rainbow.alignment.regression.fastest_solver`
+chooses products if neither fits, or if the reference has so few channels that products take fewer flops, as at the
+second size here. The error is that of the predictions A phi', against S of the same features in float64.
 """
 
 import functools

@@ -8,11 +8,11 @@ from torch import Tensor
 
 import rainbow_fast as rf
 
-PRODUCT = "torch, product alone"  # G given: what is left is the matrix product
+PRODUCT = "torch, product alone"  # G is an input: only the matrix product is left
 
 
 def square_root(P: Tensor) -> Tensor:
-    """The symmetric square root of P^T P, as the published codes take it."""
+    """The symmetric square root of P^T P, as the published codes compute it."""
     values, V = torch.linalg.eigh(P.T @ P)
     return (V * values.clamp(min=0).sqrt()) @ V.T
 

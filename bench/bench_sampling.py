@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sampling a rainbow network from a perceptron of four hidden layers of width 1024: the method "paper".
 
-Every way draws W' = G W A / sqrt(d) at each layer and aligns the result with the reference. Plain torch is what a user
-writes who keeps the activations of the last layer; the published codes run both networks in full, batch by batch, for
-every layer, sum in float32 and take torch.linalg.svd. The error is that of the logits on 512 images against the same
-algorithm in float64 with the same G. Ours also does what the others do not: means, moments, the report of every site.
+Every candidate draws W' = G W A / sqrt(d) at each layer and aligns the result with the reference. Plain torch keeps the
+activations of the last layer, as a user would. The published codes run both networks in full, batch by batch, for every
+layer; they sum in float32 and call torch.linalg.svd. The error is that of the logits on 512 images, against the same
+algorithm in float64 with the same G. Only ours computes means, moments and the report of every site.
 """
 
 import functools
@@ -22,7 +22,7 @@ FITTED = "rainbow_fast, fitted before"
 
 
 def images(N: int) -> Tensor:
-    """Correlated inputs, whose spectrum falls as natural images' does."""
+    """Correlated inputs, whose spectrum falls like that of natural images."""
     source = torch.Generator().manual_seed(0)
     spectrum = torch.arange(1, WIDTH + 1).float().rsqrt()
     mix = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=source)).Q
@@ -35,7 +35,7 @@ def polar(M: Tensor) -> Tensor:
 
 
 def site_by_site(weights: list[Tensor], x: Tensor, draws: list[Tensor]) -> list[Tensor]:
-    """The weights of a sampled network, kept activations advanced a layer at a time."""
+    """The weights of a sampled network. The activations are kept and advanced one layer at a time."""
     y, A = x, None
     sampled = []
     for W, G in zip(weights, draws, strict=False):
@@ -48,7 +48,7 @@ def site_by_site(weights: list[Tensor], x: Tensor, draws: list[Tensor]) -> list[
 
 
 def layer_by_layer(weights: list[Tensor], x: Tensor, draws: list[Tensor]) -> list[Tensor]:
-    """As published: two whole forwards over the data for every layer."""
+    """As published: two forward passes over the data for every layer."""
 
     def activations(network: list[Tensor], batch: Tensor) -> list[Tensor]:
         kept = []
@@ -107,7 +107,7 @@ def sampling(N: int) -> Race:
         PUBLISHED: Candidate(lambda: layer_by_layer(weights, x, draw()), error_of_weights),
         FITTED: Candidate(lambda: model.sample(width=n, seed=1), error_of_network),
     }
-    # Per site: both networks' linear maps, the features in two passes, their covariance, their projection.
+    # For each site: the linear maps of both networks, the features in two passes, their covariance and projection.
     flops = 2.0 * N * (2 * d * d + 4 * n * d)
     return Race(
         f"sampling, {DEPTH} layers of {d}, N {N}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Prints the table of all races at the end, in place of pytest-benchmark's own."""
+"""Prints the table of all races at the end, instead of the one of pytest-benchmark."""
 
 import os
 import platform
@@ -53,7 +53,7 @@ def gpu() -> str:
 
 
 def table(results: list[Result]) -> list[str]:
-    """Markdown, with columns of one width."""
+    """A table in Markdown whose cells are padded to the width of their column."""
     rows = [HEAD]
     last = ""
     for r in results:

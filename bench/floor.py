@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the machine can do at most, measured beside every race: multiply-adds in registers, and copies of memory."""
+"""The limits of the machine, measured during every race: multiply-adds in registers, and copies of memory."""
 
 import ctypes
 import functools
@@ -18,18 +18,18 @@ import torch
 KINDS = ("f32", "f64", "bf16")
 ROUNDS = 1_000_000  # a few milliseconds
 Clock = Callable[[], float]
-COPIED = 1 << 27  # bytes: beyond any cache, and well above what a page fault hides
+COPIED = 1 << 27  # bytes: beyond any cache, and far more than a page fault would hide
 
 
 def compiler() -> list[str]:
-    """The command that compiles C++: CXX, else the first that is installed; empty where there is none."""
+    """The command that compiles C++: CXX, else the first compiler that is installed; empty if there is none."""
     installed = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     return shlex.split(os.environ["CXX"]) if os.environ.get("CXX") else [installed] if installed else []
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """peak.cpp, compiled for this machine; None where there is no compiler."""
+    """peak.cpp, compiled for this machine; None if there is no compiler."""
     cxx = compiler()
     if not cxx:
         return None
@@ -58,11 +58,11 @@ def _buffers() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def multiply_adds(kind: str, threads: int, clock: Clock) -> float:
-    """Flops per second that `threads` threads reach together now; 0 where nothing can be compiled."""
+    """Flops per second that `threads` threads reach together now; 0 if nothing can be compiled."""
     library = _library()
     if library is None:
         return 0.0
-    run = getattr(library, f"run_{kind}")  # ctypes lets go of the GIL
+    run = getattr(library, f"run_{kind}")  # ctypes releases the GIL
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: run(ROUNDS // 20, 0.5, 0.5), range(threads)))
         seconds = _seconds(lambda: list(pool.map(lambda _: run(ROUNDS, 0.5, 0.5), range(threads))), clock)
@@ -76,7 +76,7 @@ def copies(clock: Clock) -> float:
 
 
 def _rate_on_a_gpu(kind: str, device: torch.device, clock: Clock) -> float:
-    """Flops, or bytes, per second of torch's own products of large matrices, or of a copy."""
+    """Flops per second of torch's products of large matrices, or for the kind "copy" bytes per second of a copy."""
     if kind == "copy":
         source, target = (torch.ones(1 << 28, device=device) for _ in range(2))
         return 2 * source.nbytes / _seconds(lambda: target.copy_(source), clock)
@@ -88,9 +88,9 @@ def _rate_on_a_gpu(kind: str, device: torch.device, clock: Clock) -> float:
 
 @dataclass
 class Floor:
-    """The least time a job takes: its flops at the peak rate of their kind, or its bytes at the rate of a copy.
+    """The least time of a job: its flops at the peak rate of their kind, or its bytes at the rate of a copy.
 
-    Bytes are those of inputs and results, once each; where a job is given in both, the longer of the two counts.
+    The bytes are those of inputs and results, each counted once. If a job has flops and bytes, the longer time counts.
     """
 
     flops: dict[str, float] = field(default_factory=dict)  # by kind
@@ -110,7 +110,7 @@ class Floor:
             self.rates["copy"] = max(self.rates.get("copy", 0.0), copies(clock))
 
     def seconds(self) -> float:
-        """0 where it could not be measured."""
+        """The least time of the job; 0 if it could not be measured."""
         if not all(self.rates.values()):
             return 0.0
         computed = sum(flops / self.rates[kind] for kind, flops in self.flops.items())

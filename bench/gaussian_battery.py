@@ -2,11 +2,12 @@
 """A statistical battery for the generator: is G, over 100 streams of 10^7 values, white and Gaussian?
 
     python bench/gaussian_battery.py                  this package; three to five minutes on one core
-    python bench/gaussian_battery.py --control        NumPy's PCG64 in its place: the battery itself is on trial
+    python bench/gaussian_battery.py --control        NumPy's PCG64 instead: this tests the battery itself
     python bench/gaussian_battery.py --defect 2e-4    G with rows correlated by that much: the battery must find it
 
-Every test ends in a p-value; Holm's correction is over all of them. Exit status 1 if a corrected one is below 10^-3.
-All seeds are fixed: the same command prints the same numbers on every machine, up to the rounding of the statistics.
+Every test gives a p-value, and Holm's correction covers all of them. The exit status is 1 if a corrected p-value is
+below 10^-3. All seeds are fixed: the same command prints the same numbers on every machine, up to the rounding of the
+statistics.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from scipy import special, stats
 
 import rainbow_fast as rf
 
-ROWS, COLS = 40_000, 250  # a stream's tile: 10^7 values, the last group of four columns cut
+ROWS, COLS = 40_000, 250  # the tile of a stream: 10^7 values, whose last group of four columns is incomplete
 SEED = 20_240_607
 LIMIT = 1e-3
 CELLS = 1 << 14  # equiprobable cells of the marginal law
@@ -40,7 +41,7 @@ def draw_control(rows: int, cols: int, seed: int, stream: int, row_offset: int =
 
 
 def planted(defect: float) -> Draw:
-    """G with a share `defect` of each row carried over from the row before: a correlation of that size."""
+    """G where each row has a share `defect` of the row before: a correlation of that size."""
 
     def draw(rows: int, cols: int, seed: int, stream: int, row_offset: int = 0, col_offset: int = 0) -> np.ndarray:
         G = draw_package(rows, cols, seed, stream, row_offset, col_offset)
@@ -51,7 +52,7 @@ def planted(defect: float) -> Draw:
 
 
 class Battery:
-    """The p-values, by name, and their correction."""
+    """The p-values of all tests, by name, and their corrected values."""
 
     def __init__(self) -> None:
         self.tests: list[tuple[str, str, float]] = []
@@ -64,24 +65,24 @@ class Battery:
         self.add(name, f"z = {z:+.2f}", 2 * special.ndtr(-abs(z)))
 
     def chi2(self, name: str, value: float, freedom: int) -> None:
-        """Two-sided: too regular is as wrong as too irregular."""
+        """A two-sided test: too regular is as wrong as too irregular."""
         p = 2 * min(special.chdtr(freedom, value), special.chdtrc(freedom, value))
         self.add(name, f"chi2 = {value:.1f} / {freedom}", p)
 
     def counts(self, name: str, counts: np.ndarray, probability: np.ndarray | None = None) -> None:
-        """Cells of given probability (None: all the same)."""
+        """Counts in cells of given probability (None: equal probabilities)."""
         counts = counts.ravel().astype(np.float64)
         share = np.full(counts.size, 1 / counts.size) if probability is None else probability.ravel()
         expected = counts.sum() * share
         self.chi2(name, float(((counts - expected) ** 2 / expected).sum()), counts.size - 1)
 
     def rare(self, name: str, count: int, expected: float) -> None:
-        """A Poisson count, exactly."""
+        """A count that is Poisson, tested exactly."""
         p = 2 * min(stats.poisson.cdf(count, expected), stats.poisson.sf(count - 1, expected))
         self.add(name, f"{count} for {expected:.1f}", p)
 
     def zs(self, name: str, z: np.ndarray) -> None:
-        """Many N(0, 1): their sum of squares, and the largest."""
+        """Many statistics that are N(0, 1): tests their sum of squares, and the largest one."""
         z = np.asarray(z, dtype=np.float64).ravel()
         self.chi2(f"{name}: all", float((z**2).sum()), z.size)
         largest = np.abs(z).max()
@@ -92,13 +93,13 @@ class Battery:
         )
 
     def uniform(self, name: str, p: list[float]) -> None:
-        """p-values that should be uniform, and the smallest of them."""
+        """p-values that should be uniform: tests their law, and the smallest one."""
         test = stats.kstest(p, "uniform")
         self.add(f"{name}: law of p over streams", f"D = {test.statistic:.3f} of {len(p)}", test.pvalue)
         self.add(f"{name}: smallest p", f"{min(p):.1e} of {len(p)}", -math.expm1(len(p) * math.log1p(-min(p))))
 
     def corrected(self) -> list[float]:
-        """Holm."""
+        """The p-values with Holm's correction."""
         order = np.argsort([p for _, _, p in self.tests])
         result, running = [0.0] * len(order), 0.0
         for rank, k in enumerate(order):
@@ -108,7 +109,7 @@ class Battery:
 
 
 def between(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 edges, and the real numbers that round to them or above: half a place lower."""
+    """The edges in float32, and the least real numbers that round to them or above: half a place lower."""
     rounded = edges.astype(np.float32)
     below = np.nextafter(rounded, np.float32(-np.inf))
     return rounded, (rounded.astype(np.float64) + below.astype(np.float64)) / 2
@@ -131,7 +132,7 @@ def table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def marginals(battery: Battery, draw: Draw, streams: int) -> None:
-    """One stream after another: moments, marginal law, tails, groups of four, radius and angle, neighbours, columns."""
+    """Tests each stream: moments, marginal law, tails, groups of four, radius and angle, neighbours, columns."""
     n = ROWS * COLS
     edges, cuts = between(special.ndtri(np.arange(1, CELLS) / CELLS))
     law = special.ndtr(cuts)
@@ -238,7 +239,7 @@ def marginals(battery: Battery, draw: Draw, streams: int) -> None:
 
 
 def relations(battery: Battery, draw: Draw, bases: int) -> None:
-    """Tiles whose addresses differ in one way: value by value, their products, those of their squares, their cells."""
+    """Compares tiles whose addresses differ in one way: products of values, products of squares, and cells."""
     eighths, eighth_cuts = between(special.ndtri(np.arange(1, 8) / 8))
     share = np.diff(special.ndtr(eighth_cuts), prepend=0, append=1)
     shape = (10_000, 1000)
@@ -281,7 +282,7 @@ def relations(battery: Battery, draw: Draw, bases: int) -> None:
             pairs.append((G, draw(*shape, **address | other(**address))))
         compare(name, pairs)
 
-    side = 1024  # the two inner words of the counter exchanged: group q of row i, and group i of row q
+    side = 1024  # with the two inner words of the counter exchanged: group q of row i, and group i of row q
     G = [draw(side, 4 * side, SEED + base, 3).reshape(side, side, 4) for base in range(bases)]
     upper = np.triu_indices(side, 1)
     compare("row and group of four exchanged", [(g[upper], g.transpose(1, 0, 2)[upper]) for g in G])
@@ -292,7 +293,7 @@ def relations(battery: Battery, draw: Draw, bases: int) -> None:
 
 
 def crosswise(battery: Battery, draw: Draw) -> None:
-    """All pairs among 100 streams, 100 seeds, 400 rows; with products and with those of squares."""
+    """Compares all pairs among 100 streams, 100 seeds and 400 rows, by products of values and of squares."""
     n = 10**6
     families = {
         "pairs of 100 streams": lambda k: draw(n // 250, 250, SEED, 10_000 + k),
@@ -308,10 +309,10 @@ def crosswise(battery: Battery, draw: Draw) -> None:
 
 
 def eigenvalues(battery: Battery, draw: Draw, count: int) -> None:
-    r"""G G^T / n against the Wishart law: exact moments, and Marchenko-Pastur at its edges.
+    r"""Compares G G^T / n with the Wishart law: by exact moments, and by Marchenko-Pastur at its edges.
 
-    Edges are centred and scaled to second order (Ma 2012); the Tracy-Widom law of order 1 has mean -1.2065336 and
-    variance 1.6077810. The control draws the same from NumPy's PCG64.
+    The edges are centred and scaled to second order (Ma 2012). The Tracy-Widom law of order 1 has the mean -1.2065336
+    and the variance 1.6077810. The control draws the same matrices from NumPy's PCG64.
     """
     p, n = 200, 800
     exact = {

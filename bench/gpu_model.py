@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the ops should take on an H100 and an A100, by a model: `python bench/gpu_model.py`. Nothing here is measured.
+"""A model of the times of the ops on an H100 and an A100: `python bench/gpu_model.py`. Nothing here is measured.
 
 A kernel takes the longest of three times: its bytes at the bandwidth of the memory, its multiply-adds at the peak of
-the tensor cores, its other instructions at one a scheduler and clock. Kernels one after another take the sum of their
-times. That is the least there is: real kernels reach 60 to 90 % of it. float32 stands for three products in TF32 here,
-for the CUDA cores in torch, which rounds to TF32 only where it is told to.
+the tensor cores, and its other instructions at one for each scheduler and clock. Kernels one after another take the sum
+of their times. This is a lower bound: real kernels reach 60 to 90 % of it. In our kernels float32 means three products
+in TF32. In torch it means the CUDA cores, because torch rounds to TF32 only when it is told to.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-PER_NORMAL = 44.0  # instructions, at most: a gate of tests/helpers/gpu_check.py
-CURAND = 43.0  # the loop over curand_normal4 with Philox, compiled for sm_90 (cuRAND 10.4): 172 for four
+PER_NORMAL = 44.0  # most instructions; tests/helpers/gpu_check.py checks this
+CURAND = 43.0  # likewise, of curand_normal4 with Philox, compiled for sm_90 (cuRAND 10.4): 172 for four
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates a second, from NVIDIA's data sheets (SXM; dense)."""
+    """Rates for each second, from NVIDIA's data sheets (SXM; dense)."""
 
     name: str
     bytes: float
-    peak: dict[str, float]  # flops of tensor cores, by kind; `cuda` of float32 outside of them
+    peak: dict[str, float]  # flops of tensor cores, by kind; `cuda`: of float32 without tensor cores
     issue: float  # instructions of one lane: schedulers, clock, 32 lanes
 
     def seconds(self, kernel: "Kernel") -> tuple[float, str]:
@@ -63,7 +63,7 @@ class Job:
 
 
 SIZE = {"float32": 4, "bfloat16": 2}
-FORMS = {"float32": 4, "bf16x2": 4, "bfloat16": 2}  # of sample_project_align: float32 in two terms between them
+FORMS = {"float32": 4, "bf16x2": 4, "bfloat16": 2}  # of sample_project_align; bf16x2 is float32 in two terms
 
 
 def jobs() -> Iterator[Job]:
@@ -87,7 +87,7 @@ def jobs() -> Iterator[Job]:
         for n, r, m in ((65536, 256, 1152), (8192, 256, 4608), (65536, 1024, 1024)):
             written, flops, drawn = float(b * n * m), 2.0 * n * r * m, float(n * r)
             G = [Kernel(4 * drawn, instructions=CURAND * drawn)]
-            G += [Kernel(6 * drawn)] if dtype == "bfloat16" else []  # rounded in a pass of its own
+            G += [Kernel(6 * drawn)] if dtype == "bfloat16" else []  # rounding takes another pass
             yield Job(
                 f"sample_project_align {dtype}, n {n}, r {r}, m {m}",
                 [Kernel(written + b * r * m, product(dtype, flops, True), PER_NORMAL * drawn)],
@@ -108,7 +108,7 @@ def jobs() -> Iterator[Job]:
 
 
 def total(gpu: Gpu, kernels: Iterable[Kernel]) -> tuple[float, str]:
-    """Seconds of all, and what limits the longest."""
+    """The seconds of all kernels together, and what limits the longest one."""
     times = [gpu.seconds(kernel) for kernel in kernels]
     return sum(seconds for seconds, _ in times), max(times)[1]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The micro-kernels of every instruction-set level that runs here, against the peak of that level's own multiply-adds.
+"""The micro-kernels of every instruction-set level that runs here, against the peak of multiply-adds at that level.
 
-One thread, CPU time; kernel and peak in turn, the best of each.
+The times are CPU times of one thread. Kernel and peak run in turn, and the best of each counts.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ def levels() -> dict[str, list[str]]:
 
 
 def rate(run: Callable[[int], float]) -> float:
-    """Flops per second, over about SECONDS; `run` does so many rounds and returns their flops."""
+    """Flops per second, measured for about SECONDS. `run` does a number of rounds and returns their flops."""
     rounds = 1
     while True:
         start = time.process_time()
@@ -43,7 +43,7 @@ def rate(run: Callable[[int], float]) -> float:
 
 
 def build(level: str, flags: list[str], folder: str) -> ctypes.CDLL:
-    """The level's micro-kernels and its peak."""
+    """The micro-kernels of a level, and its peak."""
     common = [*compiler(), "-std=gnu++20", "-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-Wno-psabi", *flags]
     own = {"micro.cpp": ["-ffp-contract=off", f"-DRF_ISA={level}"], "peak.cpp": ["-ffp-contract=fast"]}
     objects = [f"{folder}/{level}-{source}.o" for source in own]

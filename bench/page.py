@@ -11,10 +11,10 @@ VENDORS = ("AMD", "Intel")
 
 
 def write_run(page: Path, cpu: str, machine: str, table: Sequence[str]) -> None:
-    """Replace the section of the vendor by this run: date, commit, machine, table.
+    """Replace the section of the CPU's vendor by this run: date, commit, machine and table.
 
     Raises:
-        ValueError: a CPU of another vendor, or a page without a section for it.
+        ValueError: the CPU is of another vendor, or the page has no section for its vendor.
     """
     vendor = next((name for name in VENDORS if name in cpu), None)
     if vendor is None:

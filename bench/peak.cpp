@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The most multiply-adds per second that a core can do: chains that depend on nothing but themselves, in registers.
-// Compiled for the machine at hand by floor.py; shares nothing with the kernels that it is held against.
+// The most multiply-adds per second that a core can do: independent chains of multiply-adds in registers.
+// floor.py compiles it for the machine at hand. It shares nothing with the kernels that are compared with it.
 #include <cstdint>
 
 #ifdef __AVX512BF16__
@@ -32,7 +32,7 @@ double multiply_add(int64_t rounds, T a, T b) {
 
 }  // namespace
 
-// Each does `rounds` rounds of `flops_X()` floating-point operations, a multiply-add being two.
+// Each does `rounds` rounds of `flops_X()` floating-point operations; a multiply-add counts as two.
 extern "C" {
 double run_f32(int64_t rounds, double a, double b) {
   return multiply_add<float>(rounds, static_cast<float>(a), static_cast<float>(b));

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `plan` predicts against what runs take: seconds, and memory at the peak, each run in a process of its own.
+"""What `plan` predicts, and what runs take: seconds, and memory at the peak. Each run has its own process.
 
     python bench/prediction.py [THREADS]
 
-Seconds are CPU time on one thread (the default), which other work on the machine hardly touches, else those of the
-clock. Memory is what the process grows by at most while it samples.
+On one thread (the default) seconds are CPU time, which other work on the machine hardly changes. On more threads they
+are wall-clock time. Memory is the most by which the process grows while it samples.
 """
 
 import ctypes
@@ -68,7 +68,7 @@ def measure(number: int, threads: int) -> None:
     build, shape = NETWORKS[name]
     reference, x, y = build(), torch.randn(images, *shape), torch.arange(images) % 10
     small = {key: value for key, value in options.items() if key != "factor"}
-    rf.sample(reference, (x[:200], y[:200]), **small)  # what libraries do once is done
+    rf.sample(reference, (x[:200], y[:200]), **small)  # libraries have now done what they do once
     model = rf.fit(reference, (x, y))
     clock = time.process_time if threads == 1 else time.perf_counter
     machine = rf.Machine.measure(activation=model.sites[0].site.activation, clock=clock)

@@ -17,7 +17,7 @@ from tolerance import FACTOR
 from torch import Tensor
 
 OURS, PLAIN, PUBLISHED = "rainbow_fast", "plain torch", "published"
-AVX2 = "rainbow_fast, AVX2"  # what remains of a gain where torch's products use the same instructions as ours
+AVX2 = "rainbow_fast, AVX2"  # shows the gain when torch's products use the same instructions as ours
 BUDGET = 3.0  # seconds a race may take once it has its rounds
 ROUNDS = (5, 60)  # at least, at most
 
@@ -25,14 +25,15 @@ ROUNDS = (5, 60)  # at least, at most
 @dataclass(frozen=True)
 class Candidate:
     run: Callable[[], Any]
-    error: Callable[[Any], float]  # of what `run` returns, against float64
+    error: Callable[[Any], float]  # the error of what `run` returns, against float64
 
 
 @dataclass(frozen=True)
 class Race:
-    """The first candidate is ours, the second the one that ratios refer to.
+    """A job and its candidates. The first candidate is ours; ratios refer to the second one.
 
-    Ours may have FACTOR times the error of the second, as in the tests, and `slack` for where that is zero by luck.
+    The error of ours may be FACTOR times the error of the second, as in the tests, plus `slack`, because the error of
+    the second may be zero by luck.
     """
 
     job: str
@@ -40,7 +41,7 @@ class Race:
     floor: Floor
     threads: int = 2
     variant: bool = False  # another case of the same job has more threads
-    device: str = "cpu"  # on a GPU the clock waits until all is done
+    device: str = "cpu"  # on a GPU the clock waits until the GPU has finished
     slack: float = 1e-7
     rounds: int = ROUNDS[0]
 
@@ -52,9 +53,9 @@ class Result:
     job: str
     name: str
     seconds: list[float]
-    ratio: float  # time of the plain candidate over this one's, least against least
+    ratio: float  # least time of the plain candidate over least time of this one
     error: float
-    share: float  # of the floor: its time over the least of this one; 0 where unknown
+    share: float  # the floor over the least time of this candidate; 0 if unknown
     rates: dict[str, float]
 
     @property
@@ -67,7 +68,7 @@ class Result:
 
 
 def with_avx2(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The same with the kernels for AVX2."""
+    """The same run with the kernels for AVX2."""
 
     def lower() -> Any:
         with level("avx2"):
@@ -87,7 +88,7 @@ def after_the_gpu() -> float:
 
 
 def checked(race: Race) -> tuple[dict[str, float], dict[str, str]]:
-    """The error of every candidate, and what is wrong with those that must not be timed."""
+    """The error of every candidate, and what is wrong with the candidates that must not be timed."""
     errors = {name: candidate.error(candidate.run()) for name, candidate in race.candidates.items()}
     ours, plain, *_ = errors
     allowed = FACTOR * errors[plain] + race.slack
@@ -98,7 +99,7 @@ def checked(race: Race) -> tuple[dict[str, float], dict[str, str]]:
 
 
 def timed(race: Race, wrong: dict[str, str], threads: int, clock: Clock) -> dict[str, list[float]]:
-    """Seconds of every round of each candidate, all candidates in each round, each round in another order."""
+    """The seconds of every round of each candidate. Each round runs all candidates, in another order."""
     running = [(name, candidate.run) for name, candidate in race.candidates.items() if name not in wrong]
     seconds: dict[str, list[float]] = {name: [] for name, _ in running}
     start = time.perf_counter()
@@ -117,9 +118,9 @@ def timed(race: Race, wrong: dict[str, str], threads: int, clock: Clock) -> dict
 
 @functools.lru_cache(maxsize=1)
 def results(build: Callable[..., Race], case: tuple, timing: bool, cpu_time: bool) -> dict[str, Result | str]:
-    """The race of a case, run once for all its candidates: a line each, or what is wrong. Empty if there is none.
+    """The race of a case, run once for all its candidates: for each a line, or what is wrong. Empty if there is none.
 
-    With `cpu_time` on one thread by its CPU time, which other work on the machine hardly touches.
+    With `cpu_time` it runs on one thread and takes CPU time, which other work on the machine hardly changes.
     """
     before = torch.get_num_threads()
     race = build(*case)
@@ -150,7 +151,7 @@ def results(build: Callable[..., Race], case: tuple, timing: bool, cpu_time: boo
 
 
 class Tape:
-    """A clock for pytest-benchmark that plays back rounds which were timed in turn with others."""
+    """A clock for pytest-benchmark that plays back rounds which were timed in turn with other candidates."""
 
     __name__ = "tape"
 

@@ -51,7 +51,7 @@ std::vector<Level> all_levels() {
   return levels;
 }
 
-// The levels of this build that this machine runs, lowest first.
+// The levels of this build that can run on this machine, lowest first.
 std::vector<std::string> levels() {
   std::vector<std::string> names;
   for (const Level& level : all_levels())
@@ -68,7 +68,7 @@ void use(const std::string& name) {
   throw std::invalid_argument("this build on this machine has no level " + name);
 }
 
-// How an argument of a kernel comes from Python: memory as an address, an enumeration as its number, a struct as the
+// How an argument of a kernel arrives from Python: memory as an address, an enumeration as its number, a struct as the
 // tuple of its members.
 template <class T>
 struct Argument {
@@ -166,7 +166,7 @@ struct Argument<const Features&> {
   }
 };
 
-// Lists of structs come as lists of tuples, kept for the length of the call.
+// A list of structs arrives as a list of tuples. The structs are kept for the length of the call.
 template <>
 struct Argument<Projections> {
   using Tuple = Argument<Samples>::From;
@@ -208,7 +208,7 @@ struct Argument<Stream> {
   }
 };
 
-// A function of the table that `kernels` points to when it is called.
+// Binds one kernel. Each call takes it from the table that `kernels` points to at that time.
 template <class Here, class Table, class... T>
 void bind(py::module_& m, const char* name, Here* const* kernels, void (*Table::*kernel)(T...)) {
   m.def(
@@ -217,7 +217,7 @@ void bind(py::module_& m, const char* name, Here* const* kernels, void (*Table::
       py::call_guard<py::gil_scoped_release>());
 }
 
-// What CPU and CUDA have in common.
+// Binds the kernels that both the CPU and CUDA have.
 template <class Run, class Here>
 void bind_shared(py::module_& m, Here* const* kernels) {
   using Table = KernelsOn<Run>;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What GCC, clang and nvcc call by different names.
+// The words that differ between GCC, clang and nvcc.
 #pragma once
 
 #ifdef __CUDACC__
@@ -8,7 +8,7 @@
 #define RF_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
-// Before a loop of a constant number of rounds: all of them are written out.
+// Unrolls the loop that follows, which has a constant number of steps.
 #if defined(__CUDACC__) || defined(__clang__)
 #define RF_UNROLL _Pragma("unroll")
 #else

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The kernels' one interface: every instruction-set level of the CPU fills a table of these functions, and so does
-// CUDA.
+// The interface of all kernels is a table of functions. Each instruction-set level of the CPU fills one table, and CUDA
+// fills another.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,10 @@ enum class DType : int { f32, f64, bf16, f16 };
 // sigma, in the order of rainbow_fast/ops/activations.py
 enum class Activation : int { identity, relu, abs, leaky_relu, tanh, erf, gelu, silu, sign, step, cos };
 
-// Samples of `channels` numbers: maps of `lines` lines of `positions` positions, at data[image * s_image + channel *
-// s_channel + line * s_line + position * s_position]; sample (image * lines + line) * positions + position. Also a
-// plain matrix: rows are images, columns channels, one line of one position. Strides in elements.
+// Samples in memory, of `channels` numbers each. An image has `lines` lines of `positions` positions. Each position is
+// one sample, with the number (image * lines + line) * positions + position. Its channels are at data[image * s_image +
+// channel * s_channel + line * s_line + position * s_position]. Strides are in elements. A plain matrix is stored in
+// the same way: its rows are images with one line of one position, its columns are channels.
 struct Samples {
   void* data;
   DType dtype;
@@ -22,19 +23,19 @@ struct Samples {
   int64_t s_image, s_channel, s_line, s_position;
 };
 
-// Where a tile of G begins.
+// Where a tile of G begins: the seed and the stream of G, and the first row and column of the tile.
 struct Address {
   int64_t seed, stream, row, col;
 };
 
-// Rows of G: generated from an address, or explicit where `given.data` is set. `given.images` rows, `given.channels`
-// columns.
+// Rows of G: explicit numbers if `given.data` is set, otherwise generated from `address`. In both cases there are
+// `given.images` rows and `given.channels` columns.
 struct Rows {
   Samples given;
   Address address;
 };
 
-// phi' = scale sigma(u G^T + shift), shift one number a sample (none where null)
+// phi' = scale sigma(u G^T + shift). `shift` has one number for each sample; null means no shift.
 struct Features {
   Samples u;
   const void* shift;
@@ -43,22 +44,24 @@ struct Features {
   double negative_slope, scale;
 };
 
-// One side of a covariance: samples, from which `shift` is taken off (one number a channel; none where null), and where
-// the sums of what remains are added, one number a channel (nowhere where null).
+// One side of a covariance. `shift`, one number for each channel, is subtracted from the samples; null subtracts
+// nothing. The sums of the differences over the samples are added to `total`, one number for each channel; null takes
+// no sums.
 struct Side {
   Samples samples;
   const void* shift;
   double* total;
 };
 
-// Several second sides, beside each other: each of the images, lines and positions of the first side. They are the
-// kernel's to change.
+// Several second sides of one covariance. Each has the images, lines and positions of the first side. The kernel may
+// change them.
 struct Sides {
   Side* first;
   int64_t count;
 };
 
-// x = phi' a^T over the first neurons, as many as `a` has channels; its images are the channels of x.
+// x = phi' a^T. The sum runs over the first neurons, as many as `a` has channels. The images of `a` are the channels of
+// x.
 struct Projection {
   Samples x, a;
 };
@@ -67,15 +70,16 @@ struct Projections {
   int64_t count;
 };
 
-// The gradient of phi' (sample, neuron): given, if not null, + total[neuron] + 2 square[neuron] phi' + sum of x a.
+// The gradient with respect to phi', for each sample and neuron: given + total[neuron] + 2 square[neuron] phi' + the
+// sum of x a over `products`. Terms whose pointer is null are zero.
 struct Upstream {
   Samples given;
   const void *total, *square;
   Projections products;
 };
 
-// Positions [begin, end) of one axis of x, which taps [tap, tap + taps) of a kernel visit alike, with those `step`
-// further on in y, where taps shifted by `shift` stand.
+// Positions [begin, end) of one axis of x, together with the positions `step` further on in y. Taps [tap, tap + taps)
+// of a kernel visit all of these positions in x. The same taps plus `shift` visit the positions in y.
 struct Piece {
   int64_t shift, step, begin, end, tap, taps;
 };
@@ -84,7 +88,8 @@ struct Pieces {
   int64_t count;
 };
 
-// A stream of a CUDA device, and memory there that a kernel may write to until it ends.
+// A stream of a CUDA device, and a workspace of `bytes` bytes on this device. A kernel may write to the workspace until
+// it ends.
 struct Stream {
   int device;
   void* handle;  // cudaStream_t
@@ -92,19 +97,21 @@ struct Stream {
   int64_t bytes;
 };
 
-// Each function writes into given memory. `Run` is the number of threads on a CPU, which changes no bit, and a Stream
-// on a GPU, where a call returns once its kernels are in line; GPUs of one generation give the same bits.
+// Each function writes into memory that its caller has allocated. `Run` says how it runs. On a CPU it is the number of
+// threads, which changes no bit of the result. On a GPU it is a Stream: a call returns once its kernels are queued, and
+// GPUs of one generation give the same bits.
 template <class Run>
 struct KernelsOn {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, Run run);
   void (*cross_covariance)(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                            double negative_slope, Run run);
-  // G is rounded to `generated`: the dtype of p; or bf16 with a p of float32 that is a sum of two of bf16, or, in CUDA,
-  // is taken as one.
+  // G is rounded to `generated`: the dtype of p, or bf16 with a p of float32. In the second case p is the sum of two
+  // bf16 matrices, and CUDA rounds any other p to such a sum.
   void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, DType generated, Address at,
                                double scale, Run run);
   void (*random_features)(Samples out, const Features& features, Run run);
-  // Of x less x_center (one number a channel) and phi' less center (one a neuron); 0 where null.
+  // Subtracts x_center (one number for each channel) from x, and center (one for each neuron) from phi'; null subtracts
+  // nothing. Then adds the sums of x^T phi', phi' and phi'^2 over samples to `out`, `total` and `square`.
   void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const void* x_center,
                                      const void* center, const Features& features, Run run);
   void (*random_features_projection)(Projections projections, const Features& features, Run run);
@@ -123,7 +130,8 @@ struct Kernels : KernelsOn<int> {
 
 namespace cuda {
 extern const KernelsOn<Stream> kernels;
-// The CUDA toolkit of this build, and the newest that the driver takes (0: no driver): 13000 for 13.0.
+// The version of the CUDA toolkit of this build, and the newest version that the driver supports (0 without a driver).
+// 13000 stands for 13.0.
 int toolkit_version();
 int driver_version();
 }  // namespace cuda
@@ -138,13 +146,14 @@ RF_LEVEL(avx512)
 RF_LEVEL(avx512_bf16)
 #undef RF_LEVEL
 
-// Asks for large pages behind memory that is about to be written for the first time: where a page is touched first
-// costs more than most kernels' arithmetic. Does nothing below 4 MiB, or where the system has no such call.
+// Asks the system for large pages for memory that is about to be written for the first time. Touching a page for the
+// first time costs more than the arithmetic of most kernels. Does nothing below 4 MiB, or if the system has no such
+// call.
 void advise_huge_pages(void* data, int64_t bytes);
 
 [[noreturn]] void out_of_memory();  // throws std::bad_alloc
 
-// 64-byte aligned memory for the length of a kernel's call; std::bad_alloc where there is none.
+// 64-byte aligned memory that is freed when a kernel's call ends. Throws std::bad_alloc if there is no memory.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes);

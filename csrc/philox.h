@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The definition of G, version 1: Philox4x32-10 and a Box-Muller transform of separately rounded + - * sqrt. `S` says
-// what a lane is (a float and a 32-bit word on a GPU, a vector of them on a CPU); the values do not depend on it.
+// The definition of G, version 1: Philox4x32-10 and a Box-Muller transform made of separately rounded + - * sqrt. `S`
+// says what a lane is: a float and a 32-bit word on a GPU, a vector of them on a CPU. The values do not depend on it.
 #pragma once
 
 #include <cstdint>
@@ -63,7 +63,7 @@ struct BoxMuller {
     return value;
   }
 
-  // Two normals of two words: radius from a, octant-shifted angle and signs from b.
+  // Two normal numbers from two words: a gives the radius; b gives the angle, shifted by an octant, and the signs.
   static RF_HOST_DEVICE void transform(U a, U b, F& g0, F& g1) {
     constexpr float log_[8] = {-0x1.fffffep-1f, 0x1.00007ap-1f, -0x1.5559dcp-2f, 0x1.ff623cp-3f,
                                -0x1.978e2ep-3f, 0x1.614c0cp-3f, -0x1.4c3d10p-3f, 0x1.9dfa6ap-4f};
@@ -85,7 +85,7 @@ struct BoxMuller {
   }
 };
 
-// G[i, 4q .. 4q + 3] for the lanes of q (c0) and of i (c1 = i mod 2^32, c3 = tag(i)).
+// G[i, 4q .. 4q + 3] for each lane: c0 is q, c1 is i mod 2^32, c2 is the stream, c3 is tag(i).
 template <class S>
 RF_HOST_DEVICE void gaussian4(typename S::Word c0, typename S::Word c1, typename S::Word c2, typename S::Word c3,
                               const Keys& keys, typename S::F (&g)[4]) {

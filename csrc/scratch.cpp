@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Memory, compiled once: an instruction-set level's objects hold no code that another level could call.
+// Memory, compiled once for all instruction-set levels: the objects of a level must hold no code that another level
+// could call.
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -22,7 +23,7 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t byt
 
 void out_of_memory() { throw std::bad_alloc(); }
 
-// Of exactly that size, so that the sanitizers see its end.
+// Allocates no more than `bytes`, so that the sanitizers see the end of the memory.
 Scratch::Scratch(int64_t bytes) {
   if (posix_memalign(&data_, 64, static_cast<size_t>(bytes > 0 ? bytes : 1)) != 0) out_of_memory();
   advise_huge_pages(data_, bytes);

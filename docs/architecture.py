@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The picture of the floors: rooms of the package, drawn from its imports whenever the site is built.
+"""The drawing of the floors: the rooms of the package, drawn from its imports whenever the site is built.
 
 python docs/architecture.py          the floors of rainbow_fast, as text
 <!-- floors rainbow_fast/rainbow --> in a page: the drawing and the table of that folder
@@ -27,7 +27,7 @@ class Room:
         name: of the folder, or of the file without its suffix.
         about: the first paragraph of its docstring.
         imports: names of the other rooms of the package that it imports.
-        floor: 0 where it imports none, else one above the highest of those that it imports.
+        floor: 0 if it imports none, else one above the highest room that it imports.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Room:
 
 
 def rooms(package: Path, root: Path = ROOT) -> list[Room]:
-    """The rooms of a package, from the ground up, with what each imports of the others.
+    """The rooms of a package, from the ground up, each with the other rooms that it imports.
 
     Args:
         package: the folder; its own `__init__.py` is no room.
-        root: the folder that the name of the package begins in.
+        root: the folder in which the name of the package begins.
     """
     prefix = ".".join(package.relative_to(root).parts)
     every: dict[str, Room] = {}
@@ -57,19 +57,19 @@ def rooms(package: Path, root: Path = ROOT) -> list[Room]:
                 inner = target.removeprefix(f"{prefix}.").split(".")[0]
                 if target.startswith(f"{prefix}.") and inner in every and inner != room.name:
                     room.imports.add(inner)
-    for _ in every:  # as many times as the longest chain can be long
+    for _ in every:  # as often as the longest chain can have rooms
         for room in every.values():
             room.floor = max((every[name].floor + 1 for name in room.imports), default=0)
     return sorted(every.values(), key=lambda room: (room.floor, room.name))
 
 
 def _row_width(names: list[str]) -> float:
-    """Pixels of the boxes of a floor, with the gaps between them."""
+    """The width of a floor in pixels: its boxes and the gaps between them."""
     return sum(len(name) * LETTER + 2 * GAP for name in names) + GAP * (len(names) - 1)
 
 
 def drawing(every: list[Room]) -> str:
-    """An SVG: a row for each floor, and an arrow from a room to each that it imports and reaches by no other way."""
+    """An SVG with a row for each floor, and an arrow from a room to each import that it reaches by no other way."""
     by_name = {room.name: room for room in every}
     highest = max(room.floor for room in every)
     rows = [[room.name for room in every if room.floor == floor] for floor in range(highest + 1)]
@@ -106,7 +106,7 @@ def drawing(every: list[Room]) -> str:
 
 
 def table(every: list[Room]) -> str:
-    """An HTML table of the rooms, from the top down: what each holds, and what it imports."""
+    """An HTML table of the rooms, from the top down: the content of each, and what it imports."""
     rows = [
         f"<tr><td>{room.floor}</td><td><code>{html.escape(room.name)}</code></td><td>{html.escape(room.about)}</td>"
         f"<td>{', '.join(f'<code>{html.escape(name)}</code>' for name in sorted(room.imports)) or 'nothing'}</td></tr>"
@@ -132,7 +132,7 @@ def _about(path: Path) -> str:
 
 
 def _imports(path: Path, root: Path) -> set[str]:
-    """Full names of what a file imports, anywhere in it: modules, or names of modules with a name in them behind."""
+    """The full names of everything that a file imports: modules, or modules followed by a name in them."""
     parts = path.relative_to(root).with_suffix("").parts
     package = parts[:-1]
     names: set[str] = set()
@@ -147,7 +147,7 @@ def _imports(path: Path, root: Path) -> set[str]:
 
 
 def _reached_otherwise(room: Room, by_name: dict[str, Room]) -> set[str]:
-    """Rooms that one of those which a room imports stands on."""
+    """The rooms that are imported by any room that this room imports, directly or indirectly."""
     reached: set[str] = set()
     waiting = [name for target in room.imports for name in by_name[target].imports]
     while waiting:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Docstrings as Markdown: `::` before code, simple tables and formulae in roles become what Markdown has."""
+"""Docstrings as Markdown: `::` before code, simple tables and formulae in roles are replaced by Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RULE = re.compile(r"^=+(?:  +=+)+$")
 
 
 def as_markdown(text: str) -> str:
-    """A docstring with reStructuredText's marks replaced: nothing else in it changes."""
+    """A docstring with the marks of reStructuredText replaced. Nothing else in it changes."""
     lines: list[str] = []
     inside = False
     for line in ROLE.sub(r"$\1$", inspect.cleandoc(text)).splitlines():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What mkdocs puts into pages: formulae as MathML, which browsers draw without a script, and tables of options.
+"""What mkdocs changes in pages: formulae become MathML, which browsers draw without a script; tables of options.
 
 <!-- options SampleOptions -->   in a page: the fields of that class, as rainbow_fast declares them
 """
@@ -16,7 +16,7 @@ from latex2mathml.converter import convert
 import rainbow_fast
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
-PRIME = "<mi>&#x02032;"  # too small to be seen in fonts that are not made for formulae
+PRIME = "<mi>&#x02032;"  # too small to see in fonts that are not made for formulae
 OPTIONS = re.compile(r"<!-- options (\w+) -->")
 
 
@@ -26,7 +26,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def options_table(name: str) -> str:
-    """The options that a class of `rainbow_fast` declares itself, those of its bases aside."""
+    """The options that a class of `rainbow_fast` declares itself, without those of its bases."""
     kind = getattr(rainbow_fast, name)
     inherited = {f.name for base in kind.__bases__ for f in getattr(base, "__dataclass_fields__", {}).values()}
     rows = "".join(

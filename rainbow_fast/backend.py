@@ -245,7 +245,7 @@ def _check_capability(name: str, capability: tuple[int, int]) -> None:
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """`torch.empty` for a result; on the CPU, in huge pages, because writing to new small pages is much slower."""
-    out = torch.empty(*shape, dtype=dtype, device=device)
+    out = torch.empty(tuple(shape), dtype=dtype, device=device)
     if BUILD.cpu is not None and out.device.type == "cpu":
         BUILD.cpu.advise_huge_pages(out.data_ptr(), out.nbytes)
     return out

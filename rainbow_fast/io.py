@@ -1,69 +1,131 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files that are written completely or not at all, hashes, state dicts in files, and JSON without NaN."""
+"""Files that are written completely or not at all, reads and writes of exact lengths, hashes, and JSON without NaN."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
-import pickle
-import warnings
+import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-PART = ".part"  # suffix of the name of an unfinished file; the name begins with a dot
+PART = ".part"  # suffix of the name of an unfinished file; the name is a dot, the process id, "-" and a random number
 HASHED = 2**24  # numbers of a tensor that are hashed at a time
-TORCH = (".pt", ".pth")
-HOLDERS = ("state_dict", "model")  # keys under which training scripts put a state dict
-PREFIX = "module."  # prefix of the keys that nn.DataParallel adds
-COUNTER = ".num_batches_tracked"  # counter of a batch norm; older files do not have it, and eval mode does not read it
-SHOWN = 4  # most problems that a message lists
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the quota, or the limit of the process is exhausted
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, argument: str = "path") -> Iterator[Path]:
     """A context that gives a temporary file in the folder of `path`, and on exit renames it to `path`.
 
-    `path` therefore never holds an incomplete file. After an error, the temporary file is deleted.
+    `path` therefore never holds an incomplete file, also after a crash of the machine: the contents reach the disk
+    before the name, and the name reaches it before the context ends. If several threads or processes write to one path,
+    one of their files remains. A symbolic link is followed. The permissions of a file that is replaced are kept. After
+    an error, the temporary file is deleted.
+
+    Args:
+        path: the file.
+        argument: every error message begins with it.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
+        ValueError: `path` is a folder, a device or a pipe.
+        OSError: the folder cannot be written into, or the disk is full; the message names the folder.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{argument}: no folder {target.parent}")
+    before = target.stat().st_mode if target.exists() else None
+    if before is not None and not stat.S_ISREG(before):
+        kind = "a folder" if stat.S_ISDIR(before) else "a device or a pipe"
+        raise ValueError(f"{argument}: {path} is {kind}, wanted a file")
+    temporary = target.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{PART}")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with explained(argument, target.parent):
+            # a new file gets the permissions of the process; a replacement stays private until it gets those it has
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if before is None else 0o600))
+            yield temporary
+            if before is not None:
+                temporary.chmod(stat.S_IMODE(before))
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path`, completely or not at all."""
-    with whole(path) as temporary:
+def write_whole(path: Path, data: bytes | str, argument: str = "path") -> None:
+    """Write `data` to `path`, completely or not at all. Arguments and errors are those of `whole`."""
+    with whole(path, argument) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def explained(argument: str, folder: Path, size: int | None = None) -> Iterator[None]:
+    """A context in which an OSError that has no message of ours gets one, with the argument, the folder and the bytes.
+
+    Args:
+        argument: every error message begins with it.
+        folder: the folder that is written into.
+        size: number of bytes that are written; None if it is unknown.
+
+    Raises:
+        OSError: with the same errno and type.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        what = "" if size is None else f"{size} bytes "
+        full = " (the disk is full)" if error.errno in NO_ROOM else ""
+        raise type(error)(
+            error.errno, f"{argument}: cannot write {what}into {folder}{full}: {error.strerror}"
+        ) from error
+
+
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write all bytes of `data` to an open file. Unlike `numpy.tofile`, it reports every error of the disk."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def read_all(descriptor: int, data: memoryview, start: int) -> int:
+    """Fill `data` from the byte `start` of an open file. Returns the number of bytes read, fewer at the file's end."""
+    done = 0
+    while done < len(data) and (count := os.preadv(descriptor, [data[done:]], start + done)):
+        done += count
+    return done
+
+
+def bytes_of_tensor(t: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return memoryview(t.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def sha256(tensors: Iterable[Tensor] = (), text: str = "") -> str:
     """SHA-256 of a text and of the dtypes, shapes and values of tensors, as "sha256:..."."""
     digest = hashlib.sha256(text.encode())
     for t in tensors:
-        digest.update(f"{t.dtype} {tuple(t.shape)}\n".encode())
+        digest.update(described(t))
         rows = t.detach() if t.dim() else t.detach().view(1)
         for part in rows.split(max(HASHED // max(rows[:1].numel(), 1), 1)):
-            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(bytes_of_tensor(part.cpu().contiguous()))
     return f"sha256:{digest.hexdigest()}"
+
+
+def described(t: Tensor) -> bytes:
+    """The dtype and the shape of a tensor, as `sha256` hashes them before its values."""
+    return f"{t.dtype} {tuple(t.shape)}\n".encode()
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -71,78 +133,13 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in state.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+        digest.update(bytes_of_tensor(value.cpu().contiguous()))
     return digest.hexdigest()
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """`json.dumps`, with null for numbers that are not finite, because JSON cannot represent them."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def read_state(path: Path, name: str) -> dict[str, Tensor]:
-    """The state dict in a file. Files .pt and .pth are read as files of torch (tensors only), others as safetensors.
-
-    If the file holds a dict with the state dict under "state_dict" or "model", this entry is used. If all keys begin
-    with "module.", this prefix is removed.
-
-    Args:
-        path: the file.
-        name: every error message begins with it.
-
-    Raises:
-        FileNotFoundError: there is no file at `path`.
-        ValueError: the file is damaged or holds no state dict.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: no file {path}")
-    state = _read_tensors(path, name)
-    for holder in HOLDERS:
-        if isinstance(state, Mapping) and isinstance(state.get(holder), Mapping):
-            state = state[holder]
-            break
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{name}: {path} holds no state dict of tensors")
-    if all(key.startswith(PREFIX) for key in state):
-        return {key.removeprefix(PREFIX): value for key, value in state.items()}
-    return dict(state)
-
-
-def load_state(module: nn.Module, path: Path, name: str) -> None:
-    """Load the state dict in a file into a module. After an error the module is unchanged.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_state`; or keys or shapes are not those of the module.
-    """
-    state, wanted = read_state(path, name), module.state_dict()
-    state = {key: value for key, value in wanted.items() if key.endswith(COUNTER)} | state
-    problems = [f"missing {key}" for key in wanted if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in wanted]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, wanted {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ValueError(f"{name}: {path} does not fit the network: {'; '.join(problems[:SHOWN])}{more}")
-    module.load_state_dict(state)
-
-
-def _read_tensors(path: Path, name: str) -> Any:
-    try:
-        if path.suffix not in TORCH:
-            return load_file(path)
-        with warnings.catch_warnings():  # torch warns of other versions of pickle; they raise an error anyway
-            warnings.simplefilter("ignore")
-            return torch.load(path, "cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{name}: {path} is not a whole safetensors file ({error})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{name}: {path} cannot be read as a file of tensors that torch has written ({first})"
-        ) from error
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -160,9 +157,21 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
     return records
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of file systems that cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _finite(value: Any) -> Any:

@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tables as text, Markdown and HTML, and numbers as short text."""
+"""Tables as text, Markdown and HTML, numbers as short text, and texts in one line."""
 
 from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal obeys, but for tabs and new lines
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """One line of text for each row, with columns aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def one_line(text: str) -> str:
+    """A text of one or more lines in one line. Characters that a terminal would obey are shown, not written."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], " ".join(text.split()))
 
 
 def cell(value: object) -> str:

@@ -1,87 +1,215 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The files of this package: safetensors with a format name, a version and a header."""
+"""Safetensors files with a checksum of every tensor.
+
+A file is read here, not by the safetensors library: that maps it into memory, and a mapped file that somebody else
+truncates ends the process. All reads are from one open file, so that a file that is replaced meanwhile is not mixed.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import msgspec
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rainbow_fast.io import whole
+from rainbow_fast.backend import empty
+from rainbow_fast.io import bytes_of_tensor, described, explained, read_all, sha256, whole
 
-Header = dict[str, Any]
+LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+PIECE = 2**20  # bytes that are read and hashed at a time, while they are in the cache
+SUMS = "sha256"  # metadata key of the checksums: a JSON object from the names of the tensors
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
 
 
-@dataclass(frozen=True)
-class Format:
-    """A file format.
+class Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """The description of one tensor in a safetensors file; `data_offsets` are its first byte and the one after it."""
 
-    Attributes:
-        name: the name of the format, which is written into each file. The part after its last dot is the metadata key
-            of the header.
-        version: the version that is written. Older versions can be read.
-        holds: what the files contain, in words, for messages.
-    """
-
-    name: str
-    version: int
-    holds: str
-
-    def write(self, path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Write a file, completely or not at all.
-
-        Args:
-            path: the file.
-            header: a dict of values that JSON can represent.
-            tensors: tensors that share no memory.
-
-        Raises:
-            FileNotFoundError: the folder of `path` does not exist.
-        """
-        metadata = {"format": self.name, "version": str(self.version), self._key: json.dumps(header)}
-        dense = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        with whole(path) as temporary:
-            save_file(dense, temporary, metadata)  # writes one tensor at a time
-
-    def read(self, path: Path, argument: str = "path") -> tuple[Header, dict[str, Tensor]]:
-        """The header and tensors of a file that `write` wrote, with the same bits. Nothing is unpickled.
-
-        Args:
-            path: the file.
-            argument: every error message begins with it.
-
-        Raises:
-            FileNotFoundError: there is no file at `path`.
-            ValueError: the file is truncated, or has another format or a newer version; the message names the file.
-        """
-        if not path.is_file():
-            raise FileNotFoundError(f"{argument}: no {self.holds} at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                self._check(metadata, f"{argument}: {path}")
-                # Tensors in the file may be unaligned, and the rounding of libraries depends on the alignment: clone.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-                return json.loads(metadata[self._key]), tensors
-        except SafetensorError as error:
-            raise ValueError(f"{argument}: {path} is not a whole safetensors file ({error})") from error
-        except (KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{argument}: {path} is damaged, its header cannot be read ({error})") from error
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
 
     @property
-    def _key(self) -> str:
-        return self.name.rpartition(".")[2]
+    def bytes(self) -> int:
+        return self.data_offsets[1] - self.data_offsets[0]
 
-    def _check(self, metadata: Mapping[str, str], what: str) -> None:
-        file_format = metadata.get("format")
-        if file_format != self.name:
-            raise ValueError(f"{what} holds no {self.holds}: its format is {file_format!r}, not {self.name!r}")
-        version = metadata["version"]
-        if not version.isdecimal() or int(version) > self.version:
-            raise ValueError(f"{what} has version {version}, this package reads versions up to {self.version}")
+    def fits(self) -> bool:
+        """Whether the dtype is one that torch has, and the shape needs the bytes that the tensor has."""
+        dtype = DTYPES.get(self.dtype)
+        if dtype is None or any(size < 0 for size in self.shape):
+            return False
+        return math.prod(self.shape) * dtype.itemsize == self.bytes
+
+
+class TensorFile:
+    """An open safetensors file.
+
+    Attributes:
+        metadata: its texts.
+        entries: the descriptions of its tensors.
+    """
+
+    def __init__(self, path: Path, argument: str) -> None:
+        self._what = f"{argument}: {path}"
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, each in memory of its own. They are compared with their checksums, if the file has some.
+
+        Raises:
+            ValueError: a tensor is not the one that was written, or the file became shorter; the message names both.
+        """
+        sums = None
+        if SUMS in self.metadata:
+            sums = self.json(self.metadata[SUMS], dict[str, str])
+            if sums.keys() != self.entries.keys():
+                raise self.damaged(f"it has checksums of other tensors: {min(sums.keys() ^ self.entries.keys())!r}")
+        return {name: self._tensor(name, entry, sums and sums[name]) for name, entry in self.entries.items()}
+
+    def json(self, text: str | bytes, kind: Any) -> Any:
+        """The value of this type in a text of JSON.
+
+        Raises:
+            ValueError: the text is something else.
+        """
+        try:
+            return msgspec.json.decode(text, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self.damaged(f"its header cannot be read ({error})") from error
+
+    def damaged(self, why: str) -> ValueError:
+        return ValueError(f"{self._what} is damaged: {why}")
+
+    def _read_header(self) -> None:
+        size = os.fstat(self._descriptor).st_size
+        length = int.from_bytes(self._bytes(0, 8), "little")
+        self._start = 8 + length
+        if length > LARGEST_HEADER or self._start > size:
+            raise ValueError(f"{self._what} is not a whole safetensors file: it has {size} bytes")
+        header = self.json(self._bytes(8, length), dict[str, msgspec.Raw])
+        self.metadata = self.json(bytes(header.pop("__metadata__", b"{}")), dict[str, str])
+        self.entries = {name: self.json(bytes(raw), Entry) for name, raw in header.items()}
+        end = 0
+        for name, entry in sorted(self.entries.items(), key=lambda item: item[1].data_offsets):
+            if entry.data_offsets[0] != end or not entry.fits():
+                raise self.damaged(
+                    f"tensor {name!r} is described as {entry.dtype} {entry.shape} at {entry.data_offsets}"
+                )
+            end = entry.data_offsets[1]
+        if self._start + end != size:
+            raise ValueError(f"{self._what} is not a whole safetensors file: {size} bytes, wanted {self._start + end}")
+
+    def _tensor(self, name: str, entry: Entry, wanted: str | None) -> Tensor:
+        try:
+            t = empty(entry.shape, DTYPES[entry.dtype], torch.device("cpu"))
+        except RuntimeError as error:  # sizes whose product overflows beside a zero
+            raise self.damaged(f"tensor {name!r} cannot have the shape {entry.shape}") from error
+        digest = hashlib.sha256(described(t))
+        for first in range(0, t.nbytes, PIECE):
+            piece = bytes_of_tensor(t)[first : first + PIECE]
+            if read_all(self._descriptor, piece, self._start + entry.data_offsets[0] + first) < len(piece):
+                raise self.damaged(f"it became shorter while it was read, at tensor {name!r}")
+            if wanted is not None:
+                digest.update(piece)
+        if wanted not in (None, f"sha256:{digest.hexdigest()}"):
+            raise self.damaged(f"tensor {name!r} does not have its checksum")
+        return t
+
+    def _bytes(self, start: int, count: int) -> bytes:
+        data = bytearray(min(count, LARGEST_HEADER))
+        if read_all(self._descriptor, memoryview(data), start) < len(data):
+            raise ValueError(f"{self._what} is not a whole safetensors file: it ends in its header")
+        return bytes(data)
+
+
+@contextmanager
+def opened(path: Path, argument: str = "path", holds: str = "file") -> Iterator[TensorFile]:
+    """A context that opens a safetensors file.
+
+    Args:
+        path: the file.
+        argument: every error message begins with it.
+        holds: what the file should contain, in words.
+
+    Raises:
+        FileNotFoundError: there is no file at `path`.
+        ValueError: the file is truncated or damaged; the message names it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{argument}: no {holds} at {path}")
+    file = TensorFile(path, argument)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], argument: str = "path") -> None:
+    """Write tensors and their checksums to a safetensors file, completely or not at all.
+
+    Args:
+        path: the file.
+        tensors: any tensors; they may share memory.
+        metadata: texts that are written too.
+        argument: every error message begins with it.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `io.whole`.
+    """
+    dense = _apart(tensors)
+    sums = msgspec.json.encode({name: sha256([t]) for name, t in dense.items()}).decode()
+    size = sum(t.nbytes for t in dense.values())
+    with whole(path, argument) as temporary, explained(argument, temporary.parent, size):
+        try:
+            save_file(dense, temporary, {**metadata, SUMS: sums})  # writes one tensor at a time
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, dense on the CPU. Those that share memory are copied, because safetensors refuses them."""
+    dense: dict[str, Tensor] = {}
+    seen = set()
+    for name, t in tensors.items():
+        t = t.detach().cpu().contiguous()
+        address = t.untyped_storage().data_ptr()
+        dense[name] = t.clone() if address in seen or t.untyped_storage().nbytes() != t.nbytes else t
+        seen.add(address)
+    return dense
+
+
+def _as_os_error(error: SafetensorError) -> Exception:
+    """The error of the operating system that the safetensors library reports in words; others as they are."""
+    number = re.search(r"os error (\d+)", str(error))
+    return error if number is None else OSError(int(number[1]), os.strerror(int(number[1])))

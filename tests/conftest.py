@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 from rainbow_fast import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data"))
-GUARD = 64  # elements on either side: a cache line and more of any dtype
+GUARD = 64  # elements on either side: at least a cache line in any dtype
 
 
 def poison(tensor: Tensor) -> Tensor:
-    """Fill with what no kernel should leave behind: NaN, or the smallest integer."""
+    """Fill a tensor with a value that no kernel should leave in it: NaN, or the smallest integer."""
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
         tensor.detach().fill_(torch.nan)
     elif tensor.dtype != torch.bool:
@@ -34,6 +35,8 @@ def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     return allocate_poisoned
 
+
+_device_constructors()  # torch remembers the functions that `with torch.device(...)` acts on: those before poisoning
 
 # Made once, so that a function compiled in one test is not compiled again in the next.
 POISONED = [
@@ -50,7 +53,7 @@ POISONED = [
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialised tensors come full of NaN, so that a kernel which forgets an entry is found."""
+    """Uninitialised tensors are full of NaN, so that a kernel that forgets an entry is found."""
     if "unpoisoned" not in request.keywords:
         for owner, name, replacement in POISONED:
             monkeypatch.setattr(owner, name, replacement)
@@ -58,7 +61,7 @@ def poisoned_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def guarded() -> Iterator[Callable[..., Tensor]]:
-    """``guarded(*shape, dtype=...)``: a poisoned tensor inside a larger one, whose rim must be untouched at the end."""
+    """``guarded(*shape, dtype=...)``: a poisoned tensor inside a larger one, whose rim must be unchanged at the end."""
     allocated = []
 
     def allocate(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -75,7 +78,7 @@ def guarded() -> Iterator[Callable[..., Tensor]]:
 def rainbow_fast(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """`rainbow_fast("sample", ...)`: exit code, stdout, stderr of the command, in this process."""
+    """`rainbow_fast("sample", ...)` runs the command in this process and returns its exit code, stdout and stderr."""
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rainbow-fast", *map(str, words)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One strict reading of arguments, whatever the door."""
+"""Arguments are read in one strict way, in every function."""
 
 import numpy as np
 import pytest

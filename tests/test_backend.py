@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""backend: what is there, which of it runs, and what is said where something is not."""
+"""backend: what is available, what runs, and the messages if something is missing."""
 
 import os
 from types import SimpleNamespace
@@ -22,11 +22,11 @@ BUILT = backend.Build(KERNELS)  # with a compiler for the CPU alone
 
 @pytest.fixture(autouse=True)
 def compiled_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton does not interpret its kernels, unless a test asks for it."""
+    """Triton does not interpret its kernels unless a test asks for it."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
-# --- what is there ---
+# --- what is available ---
 
 
 def test_available() -> None:
@@ -42,10 +42,10 @@ def test_available_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.available(build=build) == ["cpu", "reference"]
     build = build._replace(cuda=CUDA_KERNELS)
     assert backend.available("cuda:1", build=build) == ["cuda", "triton", "reference"]
-    lacking = backend.available("cuda", lacking=("cuda",), build=build)  # of an op without a CUDA kernel
+    lacking = backend.available("cuda", lacking=("cuda",), build=build)  # an op without a CUDA kernel
     assert lacking == ["triton", "reference"]
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    # ROCm calls its devices cuda, and runs no CUDA kernels.
+    # ROCm calls its devices cuda, but runs no CUDA kernels.
     assert backend.available("cuda", build=build) == ["triton", "reference"]
 
 
@@ -108,7 +108,7 @@ print(backend.isa)
 
 @pytest.mark.skipif("avx2" not in LEVELS, reason="needs two levels")
 def test_levels_are_other_code() -> None:
-    """What `level` switches in these tests: without fused multiply-adds, sums round differently."""
+    """`level` switches the instruction set: without fused multiply-adds, sums round differently."""
     u, results = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)), []
     for name in ("baseline", "avx2"):
         with level(name):
@@ -147,7 +147,7 @@ except ValueError as error:
 
 
 def test_import_without_kernels_warns_once() -> None:
-    """At the line that imports the package: what is lost, and how to get it."""
+    """The warning names what is lost and how to get it, and points to the line that imports the package."""
     code = """
 import sys, warnings
 sys.modules["rainbow_fast._C"] = None

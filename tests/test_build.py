@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the build made: one namespace for each instruction set, no contracted products in the generator, one OpenMP."""
+"""The built objects: one namespace for each instruction set, no contracted products in the generator, one OpenMP."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def output(*command: str | Path) -> str:
 
 
 def strays(path: Path, level: str) -> list[str]:
-    """The weak symbols of an object that are not of ``rf::<level>``.
+    """The weak symbols of an object that are not in ``rf::<level>``.
 
     The linker keeps one copy of a weak symbol for the whole extension. If that copy came from an AVX-512 object, the
     baseline path would run it, on a machine that may not. Mangled names are read, where the namespace comes first:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""compilers.py: the nvcc that setup.py finds is asked what it can, and left out in one line where it cannot."""
+"""compilers.py: what nvcc can compile is asked, and an nvcc that cannot be used is left out with one line."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from toy_build import build, write_cuda_toy, write_toy
 import compilers
 
 ROOT = Path(__file__).resolve().parent.parent
-# What nvcc says of a host compiler that is too new for it.
+# The message of nvcc if the host compiler is too new.
 UNSUPPORTED_HOST = """In file included from /usr/local/cuda/include/cuda_runtime.h:82,
                  from <command-line>:
 /usr/local/cuda/include/crt/host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later than 13 \
@@ -35,7 +35,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def fake_nvcc(folder: Path, *cases: str) -> str:
-    """A script that answers as the cases of a shell's `case` say, and else is the nvcc that is installed."""
+    """Write a script that answers some calls by the cases of a shell, and passes the others to the installed nvcc."""
     nvcc = compilers.find_nvcc()
     assert nvcc is not None
     path = folder / "nvcc"
@@ -55,7 +55,7 @@ def test_cuda_is_built_where_asked(toy: Path) -> None:
 
 
 def test_probe_has_the_headers_of_the_kernels() -> None:
-    """But for that of the runtime, which nvcc includes by itself."""
+    """nvcc includes the header of the runtime by itself."""
     text = "".join(path.read_text() for path in (ROOT / "csrc/cuda").iterdir())
     headers = set(re.findall(r"#include <cuda_\w+.h>", text))
     assert headers - {"#include <cuda_runtime.h>"} == set(re.findall("#include.*", compilers.PROBE))
@@ -106,7 +106,7 @@ def matches(pattern: str, line: str) -> None:
 
 
 def test_probe_uses_the_host_compiler_of_the_build(toy: Path) -> None:
-    """A compiler that tells nvcc that it is GCC 99, which no nvcc takes."""
+    """This compiler tells nvcc that it is GCC 99, which no nvcc supports."""
     host, real = toy / "g++", shutil.which("g++")
     lies = f'*__CUDACC__*) exec {real} -U__GNUC__ -D__GNUC__=99 "$@" ;;'
     host.write_text(f'#!/bin/sh\ncase "$*" in\n{lies}\n*) exec {real} "$@" ;;\nesac\n')
@@ -142,7 +142,7 @@ def test_cuda_that_cannot_be_built_is_a_failed_build(toy: Path, environment: dic
 
 
 def test_no_nvcc_is_an_error_where_cuda_is_asked_for(tmp_path: Path) -> None:
-    """In a tree of its own: compilers.py looks into the Python packages, too."""
+    """The toy has its own compilers.py, which does not search the Python packages."""
     write_toy(tmp_path)
     source = (tmp_path / "compilers.py").read_text().replace('glob("nvidia/cu*/bin")', 'glob("nowhere")')
     (tmp_path / "compilers.py").write_text(source)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The house checks itself: imports only go down, in no circle, and an op has its file in every room."""
+"""The rules of the house: imports only go down, without circles, and an op has its file in every room."""
 
 import ast
 import graphlib
@@ -13,27 +13,27 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = {
     **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),
-    **dict.fromkeys(["fields", "triton_kernels", "tensor_files", "plots"], 1),
-    **dict.fromkeys(["ops"], 2),
+    **dict.fromkeys(["fields", "scratch", "triton_kernels", "tensor_files", "plots"], 1),
+    **dict.fromkeys(["formats", "ops", "weights"], 2),
     **dict.fromkeys(["networks", "data", "tracing"], 3),
     **dict.fromkeys(["rainbow"], 4),
     **dict.fromkeys(["analysis"], 5),
     **dict.fromkeys(["cli"], 6),
     **dict.fromkeys(["", "__main__"], 7),  # "" is rainbow_fast/__init__.py, which all others stand under
-    "_C": -1,
+    **dict.fromkeys(["locks", "owner", "_C"], -1),
 }
 
 OPS = ["gaussian", "cross_covariance", "polar", "sample_project_align", "random_features"]
 OPEN_ROOMS = {
     "rainbow_fast/ops/{}.py": OPS,
     "csrc/cpu/{}.cpp": OPS,
-    "csrc/cuda/{}.cu": [op for op in OPS if op != "polar"],  # which is library products on a GPU
+    "csrc/cuda/{}.cu": [op for op in OPS if op != "polar"],  # on a GPU it consists of library products
     "rainbow_fast/triton_kernels/{}.py": OPS,
     "tests/triton_kernels/interpreted/{}.py": OPS,
     "tests/ops/test_{}.py": OPS,
     "bench/bench_{}.py": OPS,
 }
-RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: imports go down here, too
+RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: here too, imports go down
     ["positions", "channel_moments", "moments", "site_statistics", "results"],
     ["laws", "kinds"],
     ["network"],
@@ -63,7 +63,7 @@ FACTORIES = (
     "empty empty_strided zeros ones full tensor as_tensor arange linspace logspace eye rand randn randint randperm"
 )
 
-# Each check takes the root of a tree and returns what is wrong in it, as sentences.
+# Each check takes the root of a tree and returns what is wrong in it, in sentences.
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -76,7 +76,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(root: Path) -> dict[str, set[str]]:
-    """What of the package each of its modules imports, wherever in its text and however written."""
+    """The modules of the package that each module imports, anywhere in its text and in any form."""
     paths = modules(root)
     graph: dict[str, set[str]] = {}
     for name, path in paths.items():
@@ -113,7 +113,7 @@ def upward_imports(root: Path) -> list[str]:
 
 
 def rainbow_floor(module: str) -> int | None:
-    """Of a module of rainbow_fast.rainbow; None of others, and of one that has no floor."""
+    """The floor of a module of rainbow_fast.rainbow; None for other modules and for modules without a floor."""
     parts = module.split(".")
     if parts[:2] != ["rainbow_fast", "rainbow"] or len(parts) < 3:
         return None
@@ -143,7 +143,7 @@ def imports_of_studies(root: Path) -> list[str]:
 
 
 def shared_names(root: Path) -> list[str]:
-    """Files of one name: those of an op in its rooms, a figure of what is analysed, and parts of studies alone."""
+    """Files may share a name only for an op in its rooms, for the figure of an analysis, and in studies."""
     places: dict[str, list[str]] = {}
     for path in [*modules(root).values(), *root.glob("studies/**/*.py")]:
         folder, stem = str(path.parent.relative_to(root)), path.stem
@@ -157,7 +157,7 @@ def shared_names(root: Path) -> list[str]:
 
 
 def unmirrored_tests(root: Path) -> list[str]:
-    """A folder of tests is that of a folder of the sources."""
+    """Every folder of tests belongs to a folder of the sources."""
     folders = {path.parent.relative_to(root / "tests") for path in root.glob("tests/**/test_*.py")}
     places = [root / "rainbow_fast", root]
     return [f"tests/{f} tests no folder" for f in sorted(folders) if not any((place / f).is_dir() for place in places)]
@@ -203,7 +203,7 @@ def unlicensed_files(root: Path) -> list[str]:
 
 
 def factories_without_device(root: Path) -> list[str]:
-    """A new tensor that names no device lies on the default one, which a user may have set to `meta` or a GPU."""
+    """A new tensor without a device is on the default device, which a user may have set to `meta` or a GPU."""
     wrong = []
     for path in modules(root).values():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -228,7 +228,7 @@ def foreign_includes(root: Path) -> list[str]:
 
 
 def misplaced_helpers(root: Path) -> list[str]:
-    """What tests share stands in tests/helpers, but for the rule of all tolerances and pytest's own file."""
+    """What tests share is in tests/helpers, except for the rule of tolerances and the file of pytest."""
     flat = sorted(path.name for path in root.glob("tests/*.py"))
     return [
         f"tests/{name} is no test: its place is tests/helpers"
@@ -271,7 +271,7 @@ def test_house(check: Callable[[Path], list[str]]) -> None:
     assert check(ROOT) == []
 
 
-# And each check can fail: a toy house that is in order, and one thing wrong in it.
+# Each check can fail: in a toy house that is in order, one thing is made wrong.
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The public names: what they take and return is public too, and has a docstring."""
+"""The public names: their arguments and results are public too, and have docstrings."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ FOREIGN = set(
 
 
 def annotations(thing: object) -> set[str]:
-    """The names in the annotations of a function, or of the constructor, fields and public methods of a class."""
+    """The names in the annotations of a function, or of a class's constructor, fields and public methods."""
     functions = [thing] if inspect.isfunction(thing) else []
     texts: list[str] = []
     if inspect.isclass(thing):
@@ -48,7 +48,7 @@ def test_all_names_are_there_and_have_docstrings(room):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_public_members_have_docstrings(room):
-    """Of methods and properties; one that overrides another has the docstring of that one."""
+    """Methods and properties have docstrings; a method that overrides another one has its docstring."""
     module = ROOMS[room]
     for name in module.__all__:
         thing = getattr(module, name)

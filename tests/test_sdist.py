@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sdist holds the repository, tests and all, and pip installs the package from it with its kernels."""
+"""The sdist holds the whole repository, and pip installs the package from it with its kernels."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ import rainbow_fast as rf
 from rainbow_fast import backend
 
 ROOT = Path(__file__).resolve().parent.parent
-WRITTEN = {"PKG-INFO", "setup.cfg"}  # by setuptools, with a folder rainbow_fast.egg-info
+WRITTEN = {"PKG-INFO", "setup.cfg"}  # setuptools adds these and a folder rainbow_fast.egg-info
 OMITTED = {".gitignore"}
 
 
@@ -33,7 +33,7 @@ def files() -> set[str]:
 
 @pytest.fixture(scope="module")
 def sdist(files: set[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """From a copy of the repository, with what building and testing may leave behind."""
+    """The sdist of a copy of the repository that also has files left by builds and tests."""
     tree = tmp_path_factory.mktemp("tree")
     for name in files:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def test_pip_installs_the_sdist_with_kernels(sdist: Path, tmp_path: Path) -> Non
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
     [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (site / "dependencies.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")  # torch, and what builds
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")  # torch and the build tools
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "RAINBOW_FAST"))}
     environment["RAINBOW_FAST_CUDA"] = "0"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]

@@ -1,36 +1,36 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The one rule by which a kernel's numbers are judged: against float64, by what plain PyTorch achieves."""
+"""The rule by which the numbers of a kernel are judged: their error against float64, compared with plain PyTorch's."""
 
 import math
 
 import torch
 from torch import Tensor
 
-# The error of a kernel and that of plain PyTorch are two draws from the same law: another order of summation, another
-# rounding at the end. The largest of each over a tensor differ by less than a factor of two.
+# The errors of a kernel and of plain PyTorch are two draws from the same law: they differ by the order of summation and
+# by the last rounding. Their largest values over a tensor differ by less than a factor of two.
 FACTOR = 2.0
 
 # What a long sum of products may lose, relative to the sum of their magnitudes. Tensor cores round towards zero in
 # chains of up to 128 samples, which biases sums of positive numbers by about 2e-7.
 CLASS = {"tensor cores": 3e-7, "float64": 1e-14}
 
-# What it loses where many terms are equal, or nearly: these are rounded in one direction. Of 256 equal ones in float32,
-# as many as a CPU adds up between two promotions, each binade of the sum takes its share: 85 2^-24 at most. Of pairs of
-# bfloat16, which a CPU may have a product of, there are 512 numbers.
+# What a sum may lose if many terms are equal or nearly equal, because these are always rounded in the same direction. A
+# CPU adds up 256 terms in float32 between two promotions. If they are equal, each binade of the sum loses its share:
+# 85 2^-24 at most. With pairs of bfloat16, which some CPUs multiply, there are 512 numbers between two promotions.
 EQUAL = {"cpu": 5.1e-6, "pairs": 1.02e-5, "gpu": 1.5e-6, "float64": 5e-14}
 
-# Two orders of the same sums in float64, of numbers up to about ten: what some hundred roundings of 1e-16 come to where
-# conditions stay below a hundred.
+# The difference between two orders of the same sums in float64, for numbers up to about ten: some hundred roundings of
+# 1e-16, with condition numbers below a hundred.
 REORDERED = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def varied(samples: int) -> float:
-    """What it loses on a CPU in float32 where terms vary, in no order: roundings wander."""
+    """What a sum may lose on a CPU in float32 if the terms vary without an order: the roundings are random."""
     return 2e-5 / math.sqrt(samples)
 
 
 def error(got: Tensor, reference64: Tensor) -> float:
-    """The largest absolute difference; NaN where `got` holds one, so that no comparison with it succeeds."""
+    """The largest absolute difference. It is NaN if `got` contains one, so that every comparison with it fails."""
     return (got.double() - reference64).abs().max().item() if got.numel() else 0.0
 
 
@@ -38,16 +38,16 @@ def assert_close_to_float64(got: Tensor, reference64: Tensor, plain: Tensor, *, 
     """Assert that ``error(got) <= FACTOR * error(plain) + floor``, both errors against `reference64`.
 
     Args:
-        got: what the kernel gives, in its own dtype.
-        reference64: the same in float64, from the same (already rounded) inputs.
-        plain: what plain PyTorch gives for it in the inputs' dtype.
-        terms: how many terms are summed into an entry. It matters where `plain` is no yardstick: its own error is zero
-            by luck, or because it *is* the float64 result.
+        got: the result of the kernel, in its own dtype.
+        reference64: the same result in float64, from the same (already rounded) inputs.
+        plain: the result of plain PyTorch in the dtype of the inputs.
+        terms: how many terms are summed into an entry. This matters if the error of `plain` is zero, by luck or because
+            it *is* the float64 result.
     """
     assert got.shape == reference64.shape, f"shape {tuple(got.shape)}, wanted {tuple(reference64.shape)}"
     assert reference64.dtype == torch.float64 and reference64.isfinite().all(), "the reference is finite float64"
-    # The last place of the largest entry: storing a right result costs half of it, whatever `plain` did by luck; and
-    # a sum rounded at each of its terms wanders by the square root of their number.
+    # The last place of the largest entry: storing a right result costs half of it, even if `plain` has no error by
+    # luck. A sum that is rounded at each term has a random error that grows like the square root of their number.
     scale = reference64.abs().max().item() if reference64.numel() else 0.0
     floor = torch.finfo(got.dtype).eps * scale * math.sqrt(terms)
     allowed = FACTOR * error(plain, reference64) + floor

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The non-linearities on vectors of floats, by polynomials of our own, at most 4 units in the last place from float64
-// on every level; doubles go through the C library. The polynomials are minimax fits of relative error below 4e-9.
+// The non-linearities. On vectors of floats they are polynomials of our own, at most 4 units in the last place from
+// float64 on every level; doubles go through the C library. The polynomials are minimax fits with a relative error
+// below 4e-9.
 #pragma once
 
 #include <math.h>
@@ -21,7 +22,8 @@ RF_INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
 RF_INLINE vf magnitude(vf x) { return (vf)((vu)x & 0x7fffffffu); }
 RF_INLINE vf with_sign_of(vf x, vf sign) { return (vf)((vu)x | ((vu)sign & 0x80000000u)); }
 
-// (1 + rest) * half * power, both powers of two. Multiplied by them last, a subnormal result is rounded only once.
+// (1 + rest) * half * power. `half` and `power` are powers of two. They are multiplied last, so that a subnormal result
+// is rounded only once.
 struct Exponential {
   vf rest, half, power;
 };
@@ -43,13 +45,14 @@ RF_INLINE Exponential exponential(vf x, vf low) {
 // e^x for x <= 0; 0 below -104. NaN stays NaN.
 RF_INLINE vf exp_negative(vf x) { return times(vf{} + 1.0f, exponential(select(x < -104.0f, vf{} - 104.0f, x), vf{})); }
 
-// e^(-x^2 / 2), x^2 split so that its rounding does not enter
+// e^(-x^2 / 2). x^2 is computed in two parts, so that its rounding does not enter the result.
 RF_INLINE Exponential exp_minus_half_square(vf x) {
   const vf high = (vf)((vu)x & 0xfffff000u), low = x - high;
   return exponential(-0.5f * high * high, -0.5f * low * (x + high));
 }
 
-// e^(z^2) erfc(z) for 0 <= z <= 10.3, of root2 * z; times 1 + lost, what the last rounding of the polynomial took
+// e^(z^2) erfc(z) for 0 <= z <= 10.3, with x = root2 * z. The last rounding of the polynomial is returned in `lost`:
+// the result times 1 + lost is more exact.
 RF_INLINE vf scaled_erfc(vf x, vf& lost) {
   constexpr float p[10] = {-0x1.88cdp-4f,   -0x1.1382cep-5f, 0x1.777f08p-4f,  -0x1.5971d2p-4f,  0x1.8b9c7ap-5f,
                            -0x1.13b92cp-6f, 0x1.db972ep-10f, 0x1.73a048p-10f, -0x1.1e7392p-11f, -0x1.8accep-13f};
@@ -65,7 +68,7 @@ RF_INLINE vf tanh_(vf x) {
   return select(a < 0.625f, fma(x * z, polynomial(p, z), x), with_sign_of((1.0f - e) / (1.0f + e), x));
 }
 
-// erf(x) / x of x^2 <= 1
+// erf(x) / x, from square = x^2 <= 1
 RF_INLINE vf erf_series(vf square) {
   constexpr float p[7] = {0x1.20dd74p+0f, -0x1.81273ep-2f,  0x1.ce2cf8p-4f, -0x1.b7f910p-6f,
                           0x1.5405c0p-8f, -0x1.a3f75ap-11f, 0x1.496b10p-14f};
@@ -126,7 +129,7 @@ RF_INLINE vf cosine(vf x) {
 }
 
 RF_INLINE vf sign_(vf x) {
-  return select(x > 0.0f, vf{} + 1.0f, select(x < 0.0f, vf{} - 1.0f, x));  // NaN and zeros as they are
+  return select(x > 0.0f, vf{} + 1.0f, select(x < 0.0f, vf{} - 1.0f, x));  // NaN and zeros stay as they are
 }
 
 // values[i] = scale * f(values[i])
@@ -202,7 +205,7 @@ static inline void activate(double* values, int64_t count, Activation activation
   }
 }
 
-// Of pairs only max(x, 0), where NaN stays.
+// For pairs of bfloat16 the activation is always max(x, 0). NaN stays NaN.
 static inline void activate(bf16_pair* values, int64_t count, Activation, double, double) {
   typedef Vector<int16_t, 2 * kLanes> Halves;
   for (int64_t i = 0; i < count; i += kLanes) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The inverse of a symmetric positive definite matrix by its Cholesky factor, A = U^T U, in n^3 flops.
 //
-// Everything above blocks of kLeaf is matrix products, by recursion. A diagonal block of U is stored as its inverse:
-// that is all that is ever asked of it.
+// The recursion turns everything but the diagonal blocks of at most kLeaf rows into matrix products. Of a diagonal
+// block of U the inverse is stored, because nothing else of it is used.
 #pragma once
 
 #include "dense.h"
@@ -15,7 +15,7 @@ RF_INLINE int64_t half(int64_t n) { return blocks(n, 2 * kLeaf) * kLeaf; }
 
 constexpr int kPivots = 4;  // rows that are eliminated together
 
-// to -= sum_q f[q] * rows[q] for kPivots rows of each, columns [begin, end)
+// to[i] -= sum_q f[q][i] * rows[q] for kPivots rows i and kPivots rows q, in columns [begin, end)
 RF_INLINE void eliminate(double (*to)[kLeaf], const double (*rows)[kLeaf], const double (*f)[kPivots], int64_t begin,
                          int64_t end) {
   constexpr int W = kWidth<double>;
@@ -33,8 +33,8 @@ RF_INLINE void eliminate(double (*to)[kLeaf], const double (*rows)[kLeaf], const
   }
 }
 
-// a, n <= kLeaf, becomes the inverse of its factor U, upper triangular with zeros below; false if a is not positive.
-// What is done to the rows of `a` to make it U makes the identity U^-T.
+// Replaces `a`, n x n with n <= kLeaf, by the inverse of its factor U, upper triangular with zeros below. Returns false
+// if `a` is not positive definite. The row operations that turn `a` into U turn the identity into U^-T.
 static bool factor_leaf(Matrix a, int64_t n) {
   constexpr int W = kWidth<double>;
   alignas(64) double u[kLeaf][kLeaf], inverse[kLeaf][kLeaf];
@@ -70,7 +70,7 @@ static bool factor_leaf(Matrix a, int64_t n) {
   return true;
 }
 
-// x <- U^-T x, or U^-1 x
+// x <- U^-T x if `transposed`, else x <- U^-1 x
 static void solve(Matrix u, int64_t n, Matrix x, int64_t cols, bool transposed, int threads) {
   if (n <= kLeaf) {
     multiply(n, cols, n, transposed ? u.transposed() : u, x, Into{x.data, x.s_row}, threads);
@@ -89,7 +89,7 @@ static void solve(Matrix u, int64_t n, Matrix x, int64_t cols, bool transposed, 
   }
 }
 
-// The upper triangle of a becomes U; false if a is not positive definite.
+// Replaces the upper triangle of `a` by U. Returns false if `a` is not positive definite.
 static bool factor(Matrix a, int64_t n, int threads) {
   if (n <= kLeaf) return factor_leaf(a, n);
   const int64_t h = half(n);
@@ -100,7 +100,7 @@ static bool factor(Matrix a, int64_t n, int threads) {
   return factor(rest, n - h, threads);
 }
 
-// to[j, i] = from[i, j], rows x cols, row-major both
+// to[j, i] = from[i, j] for a `rows` x `cols` matrix; both matrices are row-major.
 static void copy_transposed(Matrix to, Matrix from, int64_t rows, int64_t cols) {
   constexpr int W = kWidth<double>;
   for (int64_t i = 0; i < rows; i += W)
@@ -117,7 +117,7 @@ static void copy_transposed(Matrix to, Matrix from, int64_t rows, int64_t cols) 
     }
 }
 
-// U becomes A^-1, both triangles.
+// Replaces U by A^-1, in both triangles.
 static void invert_factored(Matrix u, int64_t n, int threads) {
   if (n <= kLeaf) {
     alignas(64) double copied[kLeaf * kLeaf];

@@ -63,7 +63,8 @@ RF_INLINE void narrow(float x, f16& to) {
 RF_INLINE void narrow(double x, bf16& to) { narrow(static_cast<float>(x), to); }
 RF_INLINE void narrow(double x, f16& to) { narrow(static_cast<float>(x), to); }
 
-// The first `count` of N elements, zeros beyond. The address sanitizer does not see into masked loads.
+// Loads the first `count` of N elements; the rest are zeros. The address sanitizer cannot check masked loads, so they
+// are not used under it.
 template <class T, int N>
 RF_INLINE Vector<T, N> load_first(const T* p, int64_t count) {
   if (count >= N) return load<T, N>(p);
@@ -82,7 +83,7 @@ RF_INLINE Vector<T, N> load_first(const T* p, int64_t count) {
   return load<T, N>(buffer);
 }
 
-// The first `count` of N elements of S as a vector of T, zeros beyond.
+// Loads the first `count` of N elements of S as a vector of T; the rest are zeros.
 template <class T, int N, class S>
 RF_INLINE Vector<T, N> load_as(const S* p, int64_t count = N) {
   if constexpr (sizeof(S) == sizeof(T)) {
@@ -108,7 +109,7 @@ RF_INLINE Vector<T, N> load_as(const S* p, int64_t count = N) {
   }
 }
 
-// A vector of T as N elements of S.
+// Stores a vector of T as N elements of S.
 template <int N, class T, class S>
 RF_INLINE void store_as(S* p, Vector<T, N> v) {
   if constexpr (sizeof(S) == sizeof(T)) {
@@ -139,7 +140,7 @@ struct Type {
   typedef S type;
 };
 
-// Calls f(Type<S>) for the element type.
+// Calls f(Type<S>{}) with the element type S that `dtype` names.
 template <class F>
 RF_INLINE void with_type(DType dtype, F f) {
   switch (dtype) {
@@ -154,14 +155,14 @@ RF_INLINE void with_type(DType dtype, F f) {
   }
 }
 
-// Elements of memory that make one number of an operand.
+// How many elements in memory make one number of an operand.
 template <class T>
 inline constexpr int kElements = 1;
 template <>
 inline constexpr int kElements<bf16_pair> = 2;
 
-// Calls f(Type<S>) for the element type of an operand that is computed in T: doubles in double, pairs of bfloat16 as
-// they are, all others in float.
+// Calls f(Type<S>{}) with the element type S of an operand that is computed in T: doubles are computed in double, pairs
+// of bfloat16 as pairs, all others in float.
 template <class T, class F>
 RF_INLINE void with_source(DType dtype, F f) {
   if constexpr (kElements<T> == 2)

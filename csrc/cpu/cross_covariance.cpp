@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// cross_covariance: the product of channels by channels over samples, tiles of a few hundred samples promoted to
-// float64. On the way into their panels samples go through the activation, lose their shift and are summed.
+// cross_covariance: the product of channels by channels, summed over samples. Sums of a few hundred samples are
+// promoted to float64. While samples are packed into panels, the activation is applied, the shift is subtracted and the
+// sums are taken.
 #include <string.h>
 
 #include "activation.h"
@@ -10,8 +11,8 @@
 namespace rf::RF_ISA {
 namespace {
 
-// Rows are the channels of several sides, one side after the other, each rounded up to whole vectors; k runs over
-// samples.
+// Rows are the channels of several sides, one side after the other. Each side is filled up to whole vectors of rows. k
+// runs over samples.
 template <class T>
 struct SidePacker {
   Sides sides;
@@ -35,7 +36,8 @@ struct SidePacker {
   }
   bool centers() const { return sides.first[0].shift != nullptr; }
 
-  // Calls f(side, its row, where that goes, rows) for the part of each side in rows [row, row + rows).
+  // Calls f(side, first channel, offset from `row`, number of channels) for the part of each side in rows
+  // [row, row + rows).
   template <class F>
   void for_parts(int64_t row, int64_t rows, F f) const {
     for_sides([&](const Side& side, int64_t first, int64_t channels) {
@@ -58,8 +60,8 @@ struct SidePacker {
     }
   }
 
-  // Whether columns [k0, k0 + k) can be read where they are: nothing is done to them but max(x, 0), and they lie side
-  // by side.
+  // Whether columns [k0, k0 + k) can be read where they are: at most max(x, 0) is applied to them, they have the type
+  // T, and they lie side by side.
   bool in_place(int64_t k0, int64_t k) const {
     const Samples& x = sides.first[0].samples;
     return kElements<T> == 1 && !centers() && (activation == Activation::identity || activation == Activation::relu) &&
@@ -78,8 +80,8 @@ struct SidePacker {
   }
 };
 
-// Source: sides, read where they lie if that can be. Their sums are taken by the first of the blocks that pack the same
-// rows. `sums` is (slabs, rows).
+// Source: sides, read where they lie if possible. Several blocks pack the same rows; only the first of them takes their
+// sums. `sums` is (slabs, rows).
 template <class T, bool LEFT>
 struct SideSource {
   const SidePacker<T>& packer;
@@ -127,7 +129,7 @@ struct SideSource {
   }
 };
 
-// The largest multiple of `unit` that cuts `size` into equal blocks of at most about `most`.
+// The size of the equal blocks that `size` is divided into: a multiple of `unit`, at most about `most`.
 int64_t even(int64_t size, int64_t unit, int64_t most) {
   return larger(1, blocks(blocks(size, unit), larger(1, blocks(size, most)))) * unit;
 }
@@ -166,8 +168,8 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   });
 }
 
-// Fewer and longer lines. Pairs must be the same samples on all sides: lines of an odd number of them, which end in
-// half a pair, are joined on all sides or on none.
+// Joins lines into fewer and longer ones. A pair must hold the same samples on all sides. Lines with an odd number of
+// samples end in half a pair, so they are joined on all sides or on none.
 void join_lines(Side& x, Sides y, bool pairs) {
   bool joins = merged_lines(x.samples).lines == 1;
   for (int64_t s = 0; s < y.count; ++s) joins = joins && merged_lines(y.first[s].samples).lines == 1;

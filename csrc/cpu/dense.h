@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Float64 matrices in memory, and sums of products into them on the loop nest of all kernels.
+// Float64 matrices in memory, and matrix products written into them by the loop nest that all kernels share.
 #pragma once
 
 #include "epilogue.h"
 
 namespace rf::RF_ISA {
 
-// Entry (i, j) at data[i * s_row + j * s_col].
+// A matrix with entry (i, j) at data[i * s_row + j * s_col].
 template <class S>
 struct Strided {
   S* data;
@@ -17,7 +17,7 @@ struct Strided {
 };
 using Matrix = Strided<double>;
 
-// The packer of a matrix whose rows are rows of an operand.
+// Packs a matrix whose rows are the rows of an operand.
 template <class S>
 struct MatrixPacker {
   Strided<S> x;
@@ -28,7 +28,8 @@ struct MatrixPacker {
   NothingAhead ahead(int64_t, int64_t, int64_t, int64_t, int64_t) const { return {}; }
 };
 
-// The left source of a matrix: float64 where it lies, all but the rows that do not fill a tile.
+// The left source of a product. Float64 rows are read where they lie, except for the last rows, which do not fill a
+// tile.
 template <class S>
 struct MatrixRows {
   MatrixPacker<S> packer;
@@ -54,7 +55,8 @@ struct MatrixRows {
   }
 };
 
-// out = scale * C, or out += scale * C; of a symmetric C the upper triangle is computed and the lower one its mirror.
+// out = scale * C, or out += scale * C if `adds`. Of a symmetric C only the upper triangle is computed; the lower
+// triangle is its mirror image.
 struct Into {
   static constexpr bool promotes = false;
   double* out;
@@ -119,11 +121,11 @@ struct Into::Open {
 
 inline Into::Open Into::open(const Block& block, void*) const { return {*this, block.row, first_col + block.col}; }
 
-// Scratch that is not there must not leave a parallel region as an exception: that would end the process. Iterations
-// whose body has Scratch run under this, and it is thrown behind the region.
+// Keeps a failed allocation inside a parallel region: an exception that left the region would end the process.
+// Iterations that allocate Scratch run under this class, and the exception is thrown again after the region.
 class OutOfMemory {
  public:
-  // f(), unless memory was missing before
+  // Calls f(), unless memory was missing before.
   template <class F>
   void run(F f) {
     bool before;
@@ -145,8 +147,8 @@ class OutOfMemory {
   bool found_ = false;
 };
 
-// f(i) for i < n. On one thread without a parallel region: inside of another one, opening it costs as much as a small
-// product.
+// Calls f(i) for all i < n. One thread opens no parallel region: inside another region, opening one costs as much as a
+// small product.
 template <class F>
 static void for_each(int64_t n, int threads, F f) {
   if (threads == 1) {
@@ -159,8 +161,8 @@ static void for_each(int64_t n, int threads, F f) {
   }
 }
 
-// C[i, j] = sum_p a[i, p] b[p, j], m x n, sums of k terms; b, but not a, may be overwritten by C. As product_prepacked,
-// but for many small products: on one thread without a parallel region.
+// C[i, j] = sum_p a[i, p] b[p, j] for an m x n matrix C and sums of k terms. C may overwrite b, but not a. Like
+// product_prepacked, but for many small products: one thread opens no parallel region.
 template <class A, class B, class Epilogue>
 static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, const Epilogue& c, int threads) {
   constexpr int64_t kc = 1024, mc = 96, worth_threads = 1 << 22;
@@ -199,7 +201,7 @@ static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b
   }
 }
 
-// The same for sums so long that what is packed would leave the cache: a few thousand terms at a time.
+// The same for long sums, a few thousand terms at a time, so that the packed operands stay in the cache.
 template <class A, class B>
 static void multiply_long(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, Into c, int threads) {
   constexpr int64_t most = 4096;

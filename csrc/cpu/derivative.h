@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The derivatives of the non-linearities, on vectors of floats by the polynomials of activation.h; at a corner what
-// rainbow_fast/ops/activations.py says.
+// The derivatives of the non-linearities. On vectors of floats they use the polynomials of activation.h. At a corner
+// they are what rainbow_fast/ops/activations.py says.
 #pragma once
 
 #include "activation.h"
@@ -19,7 +19,7 @@ RF_INLINE vf erf_derivative(vf x) {
   return select(a > 13.0f, vf{}, value);
 }
 
-// Phi(x) + x Phi'(x), which is one minus itself at -x
+// Phi(x) + x Phi'(x). The value at -x is one minus the value at x.
 RF_INLINE vf gelu_derivative(vf x) {
   const vf a = magnitude(x), z = select(a > 14.5f, vf{} + 14.5f, a);
   vf lost;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Epilogues: where the tiles of a product go.
 //
-// An epilogue opens on a block and takes its tiles: tile<V>(i, j, rows, cols, acc) with i, j counted from the block's
-// corner, of which the first rows x cols numbers count. skips(i, j) says how many columns of it, from its first, are
-// not wanted. One with `promotes` gets a tile for every chunk of the sum.
+// An epilogue is opened on a block and receives its tiles as tile<V>(i, j, rows, cols, acc). (i, j) is counted from the
+// corner of the block, and only the first `rows` x `cols` numbers of the tile count. skips(i, j) returns how many
+// columns of the tile, from its first one, are not needed. An epilogue with `promotes` receives a tile for every chunk
+// of the sum.
 #pragma once
 
 #include "gemm.h"
@@ -59,7 +60,7 @@ RF_INLINE void add_promoted(double* to, const Full<T>& value, int64_t count) {
   }
 }
 
-// out[slab, i, j] += C[i, j] in float64; of a symmetric C only the tiles that meet the upper triangle
+// out[slab, i, j] += C[i, j] in float64. Of a symmetric C only the tiles that meet the upper triangle are added.
 template <class T>
 struct Promote {
   static constexpr bool promotes = true;
@@ -69,7 +70,7 @@ struct Promote {
 
   struct Open {
     double* out;
-    int64_t ld, diagonal;  // columns below i + diagonal lie below the diagonal
+    int64_t ld, diagonal;  // columns j < i + diagonal lie below the diagonal
     bool symmetric;
     int64_t skips(int64_t i, int64_t j) const { return symmetric ? smaller(larger(i + diagonal - j, 0), NR<T>) : 0; }
     template <int V>
@@ -89,19 +90,19 @@ struct Promote {
   }
 };
 
-// How many parts a long sum is cut into: enough tasks for many threads, each with a few chunks at least.
+// The number of parts (slabs) of a long sum: enough tasks for many threads, and at least a few chunks for each.
 RF_INLINE int64_t slabs_for(int64_t output_blocks, int64_t chunks) {
   constexpr int64_t tasks = 32, chunks_each = 4;
   return larger(1, smaller(blocks(tasks, larger(1, output_blocks)), chunks / chunks_each));
 }
 
-// Parts of a sum: number i, j of part `slab` at data[slab * stride + i * ld + j].
+// The parts of a sum. Number (i, j) of part `slab` is at data[slab * stride + i * ld + j].
 struct Parts {
   const double* data;
   int64_t slabs, stride, ld;
 };
 
-// out[i, j] += the sum of its parts, in order
+// out[i, j] += the sum of its parts, in the order of the parts
 static inline void add_slabs(double* out, int64_t ld, Parts parts, int64_t rows, int64_t cols, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < rows; ++i)

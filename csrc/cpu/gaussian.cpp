@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// gaussian: a row-major tile of G. A vector holds kLanes consecutive pairs (row, group of four columns) of the tile in
-// row-major order, so that short rows fill it as well as long ones.
+// gaussian: writes a row-major tile of G. A vector holds kLanes consecutive pairs (row, group of four columns) of the
+// tile in row-major order, so that short rows fill it as well as long ones.
 #include "convert.h"
 #include "generate.h"
 #include "kernels_cpu.h"
@@ -8,13 +8,13 @@
 namespace rf::RF_ISA {
 namespace {
 
-constexpr int kValues = 4 * kLanes;  // of one vector of pairs
+constexpr int kValues = 4 * kLanes;  // values of one vector of pairs
 
 struct Tile {
   Address at;
-  int64_t rows, cols, ld, first, groups;  // `first` of the 4 `groups` columns lie before the tile
+  int64_t rows, cols, ld, first, groups;  // of the 4 * groups columns, `first` lie before the tile
 
-  // Values of the pairs from (i, q) on, in order.
+  // The values of kLanes pairs from (i, q) on, in order.
   RF_INLINE void values(const Tile& t, int64_t i, int64_t q, vf (&out)[4]) {
     RowCounter counter;
     VectorLanes::Word group{};
@@ -47,7 +47,7 @@ struct Tile {
   }
 
   template <class S>
-  static void fill(const Tile& t, S* out, int64_t begin, int64_t end) {  // pairs
+  static void fill(const Tile& t, S* out, int64_t begin, int64_t end) {  // begin and end count pairs
     for (int64_t p = begin; p < end; p += kLanes) {
       int64_t i = p / t.groups, q = p % t.groups, column = 4 * q - t.first;
       vf g[4];

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The matrix product C[i, j] = sum_p A[i, p] B[j, p] that every kernel is: micro-kernels, and one loop nest around
-// them, given where the rows of A and of B come from (sources) and where the tiles of C go (an epilogue).
+// The matrix product C[i, j] = sum_p A[i, p] B[j, p], on which the kernels are built: micro-kernels, and one loop nest
+// around them. Sources say where the rows of A and of B come from, and an epilogue says where the tiles of C go.
 //
-// Every element of C is summed over p in one order that sizes alone decide, so that neither the tile it falls into nor
-// the number of threads changes its bits.
+// Every element of C is summed over p in an order that only the sizes decide. So neither the tile that it falls into
+// nor the number of threads changes its bits.
 #pragma once
 
 #include <omp.h>
@@ -12,8 +12,8 @@
 
 namespace rf::RF_ISA {
 
-// A tile is MR rows by NV vectors: 24 accumulators of 32 registers with AVX-512, 12 of 16 with AVX2, 8 of 16 below; on
-// aarch64 20 of 32, as the numbers of A, which multiply by a lane, are in registers too.
+// A tile is MR rows by NV vectors: 24 accumulators of 32 registers with AVX-512, 12 of 16 with AVX2, 8 of 16 below. On
+// aarch64 it is 20 of 32, because the numbers of A need registers, too.
 #if defined(__aarch64__)
 constexpr int MR = 5, NV = 4;
 #else
@@ -23,7 +23,8 @@ constexpr int NV = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
 template <class T>
 constexpr int NR = NV * kWidth<T>;
 
-// Numbers behind rows of A that are packed side by side: the last tile reads on, into the next column.
+// The size of packed rows of A, in numbers. It includes MR further numbers, because the last tile reads on into the
+// next column.
 template <class T>
 RF_INLINE int64_t packed_size(int64_t rows, int64_t k) {
   return whole_vectors<T>(rows) * k + MR;
@@ -32,8 +33,8 @@ RF_INLINE int64_t packed_size(int64_t rows, int64_t k) {
 template <class T, int V>
 using Accumulators = Full<Sum<T>>[MR][V];
 
-// Rows of A as the micro-kernel reads them, packed or where they lie, possibly as max(a, 0). B comes in panels of NR
-// rows: column p of a panel at p * NR.
+// Rows of A as the micro-kernel reads them: packed or where they lie, and as max(a, 0) with RELU. B comes in panels of
+// NR rows: column p of a panel begins at p * NR.
 template <class T, bool RELU = false>
 struct RowsOf {
   const T* a;
@@ -66,16 +67,18 @@ template <int V>
 struct Vectors {};
 constexpr int smallest(int a, int b) { return a < b ? a : b; }
 
-// Where a sum over p is cut: it begins, or goes on from, or is put aside in `partial` (a tile of MR * NR numbers).
+// A sum over p may be computed in chunks. The first chunk begins at zero, and the others go on from `partial`. All but
+// the last one put their sums into `partial` (MR * NR numbers for each tile).
 struct Chain {
   bool first = true, last = true;
 };
 
-constexpr int64_t kStep = 64;  // of the sum, between two looks ahead
+constexpr int64_t kStep = 64;  // terms of the sum between two prefetches
 
-// Not inlined: the accumulators then have the registers to themselves. Whatever is done with them names each by
-// constants, as a register has no address. The rows come as a reference: a copy on the stack would be read wider than
-// it was written, which waits for all stores before. Every few steps `ahead` brings closer what is to come.
+// Computes one tile. It is not inlined, so that the accumulators have the registers to themselves. Accumulators are
+// indexed by constants only, as a register has no address. The rows come as a reference: a copy on the stack would be
+// read in wider pieces than it was written, and such a read waits for all earlier stores. Every few steps `ahead`
+// prefetches what comes next.
 template <class T, int V, class Rows, class Epilogue, class Ahead>
 __attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, const T* b, int64_t k, int64_t i,
                                                int64_t j, int64_t rows, int64_t cols, Sum<T>* partial, Chain chain,
@@ -90,7 +93,7 @@ __attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, con
     multiply<T, V>(p, smaller(p + kStep, k), a, b, acc);
   }
   if (chain.last) {
-#if defined(__aarch64__)  // where GCC writes them to memory at every step if an epilogue names one by a variable
+#if defined(__aarch64__)  // GCC would store acc in every step where an epilogue indexes it by a variable
     Accumulators<T, V> sums;
     RF_UNROLL
     for (int t = 0; t < MR * V; ++t) sums[t / V][t % V] = acc[t / V][t % V];
@@ -104,7 +107,7 @@ __attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, con
   }
 }
 
-// All tiles of `rows` rows of a block of C, from row `top` on.
+// Computes all tiles of `rows` rows of a block of C, from row `top` on.
 template <class T, class Rows, class Epilogue, class Ahead>
 static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k, Sum<T>* partial,
                   Chain chain, Epilogue& epilogue, Ahead& ahead) {
@@ -128,14 +131,14 @@ static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t 
   }
 }
 
-// The same for a whole block, with nothing to look ahead to.
+// The same for a whole block, without prefetching.
 template <class T, class Epilogue>
 static void sweep(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Epilogue epilogue) {
   NothingAhead nothing;
   sweep(a, b, 0, rows, cols, k, nullptr, Chain{}, epilogue, nothing);
 }
 
-// What one task computes: rows and columns of C, over slab `slab` of p.
+// What one task computes: rows and columns of C, over part `slab` of the sum.
 struct Block {
   int64_t slab, row, rows, col, cols;
 };
@@ -153,10 +156,13 @@ static void pack_panels(const Packer& packer, T* to, int64_t row, int64_t rows, 
     packer.pack(to, NR<T>, row + i, smaller(NR<T>, rows - i), k0, k);
 }
 
-// A source opens on the rows of a block. On the right, panels(to, k0, k) yields their panels over [k0, k0 + k), made in
-// `to` unless they are there. On the left, rows(to, i, count, k0, k, f) calls f(RowsOf, number) for some rows from i
-// on, made in `to` or where they are, and returns how many: at most `count` of them if they have to be made. ahead(k0,
-// k, steps) has a step() that brings closer what either will need. This source packs each time.
+// A source is opened on the rows of a block.
+// On the right, panels(to, k0, k) returns the panels of these rows over [k0, k0 + k). It makes them in `to`, unless
+// they exist already.
+// On the left, rows(to, i, count, k0, k, f) calls f(RowsOf, number) for some rows from i on, and returns their number.
+// The rows are read where they lie, or made in `to`; at most `count` rows are made.
+// For both, ahead(k0, k, steps) returns an object whose step() prefetches what the source will read.
+// This source packs its rows each time.
 template <class Packer>
 struct Packed {
   Packer packer;
@@ -186,7 +192,7 @@ struct Packed {
   }
 };
 
-// Panels packed beforehand, chunk by chunk of kc, for rows that begin at a multiple of NR.
+// A right source of panels that were packed beforehand, in chunks of kc terms. Its rows begin at a multiple of NR.
 template <class T>
 struct Prepacked {
   const T* data;
@@ -208,8 +214,8 @@ struct Prepacked {
 
 RF_INLINE int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// The loop nest. An epilogue with `promotes` gets a tile for each chunk of kc terms (to add it to something wider);
-// without, one for the whole sum, which is then one chain of fused multiply-adds in T.
+// The loop nest. An epilogue with `promotes` receives a tile for each chunk of kc terms, to add it to wider numbers.
+// Any other epilogue receives one tile for the whole sum, which is then one chain of fused multiply-adds in T.
 template <class T, class A, class B, class Epilogue>
 static void product(const Problem& p, const A& a, const B& b, const Epilogue& c, int threads) {
   const int64_t row_blocks = larger(1, blocks(p.m, p.mc)), col_blocks = blocks(p.n, p.nc),
@@ -262,7 +268,8 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
   }
 }
 
-// The product where B is worth packing once for all rows of C: for a block of its rows at a time, at most 32 MiB.
+// The same product, for a B that is worth packing once for all rows of C. Blocks of its rows are packed, at most 32 MiB
+// at a time.
 template <class T, class A, class PackB, class Epilogue>
 static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const PackB& b, const Epilogue& c,
                               int threads) {

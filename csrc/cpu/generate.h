@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// G in registers: four columns of a vector of rows.
+// Generates G in registers: four columns of a vector of rows.
 #pragma once
 
 #include "../kernels.h"
@@ -8,7 +8,8 @@
 
 namespace rf::RF_ISA {
 
-// The part of the counter that a vector of rows i (64-bit, even lanes and odd lanes) fixes.
+// The words of the counter that depend on the rows of a vector. The rows i are 64-bit numbers, in one vector for even
+// lanes and one for odd lanes.
 struct RowCounter {
   VectorLanes::Word low, tags;
 };
@@ -18,7 +19,7 @@ RF_INLINE RowCounter row_counter(vq even, vq odd) {
   return {{even, odd}, {(even >> 32) + first, (odd >> 32) + first}};
 }
 
-// Rows i, i + 1, ..., i + kLanes - 1.
+// The same for rows i, i + 1, ..., i + kLanes - 1.
 RF_INLINE RowCounter row_counter(int64_t i) {
   vq even{};
   RF_UNROLL
@@ -27,7 +28,7 @@ RF_INLINE RowCounter row_counter(int64_t i) {
   return row_counter(even, even + 1);
 }
 
-// G[rows, 4q .. 4q + 3], one vector a column.
+// G[rows, 4q .. 4q + 3], one vector for each column.
 RF_INLINE void generate(const Address& at, const RowCounter& rows, VectorLanes::Word q, vf (&g)[4]) {
   gaussian4<VectorLanes>(q, rows.low, VectorLanes::uniform(static_cast<uint32_t>(at.stream)), rows.tags,
                          keys_of(at.seed), g);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The kernels of one level, declared by the types of the table that kernels.cpp puts them into.
+// The kernels of one instruction-set level. Their types are those of the table that kernels.cpp fills with them.
 #pragma once
 
 #include "../kernels.h"

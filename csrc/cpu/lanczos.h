@@ -23,7 +23,8 @@ RF_INLINE double dot(const double* x, const double* y, int64_t n) {
   return sum;
 }
 
-// The largest eigenvalue of a tridiagonal matrix by bisection: as many pivots of T - x are positive as lie above x.
+// The largest eigenvalue of a tridiagonal matrix T by bisection. The number of positive pivots of T - x is the number
+// of eigenvalues above x.
 static double largest_of_tridiagonal(const double* diagonal, const double* next, int n, double low, double high) {
   while (high - low > 1e-6 * high) {
     const double x = (low + high) / 2;
@@ -38,8 +39,8 @@ static double largest_of_tridiagonal(const double* diagonal, const double* next,
   return low;
 }
 
-// From below, from the vector `start`; work holds (kLanczosSteps + 1) * n numbers. Ends where the estimate has settled
-// to 1e-4 or after kLanczosSteps products.
+// The largest eigenvalue of `a`, estimated from below, beginning with the vector `start`. `work` holds (kLanczosSteps +
+// 1) * n numbers. Ends when the estimate has settled to a relative 1e-4, or after kLanczosSteps products.
 static double largest_eigenvalue(Matrix a, int64_t n, const double* start, double* work, int threads) {
   double diagonal[kLanczosSteps], next[kLanczosSteps], bound = 0, estimate = 0;
   const double norm = sqrt(dot(start, start, n));
@@ -50,7 +51,7 @@ static double largest_eigenvalue(Matrix a, int64_t n, const double* start, doubl
     for_each(n, n < 768 ? 1 : threads, [&](int64_t i) { w[i] = dot(a.from(i, 0).data, v, n); });
     diagonal[step] = dot(w, v, n);
     for (int64_t i = 0; i < n; ++i) w[i] -= diagonal[step] * v[i];
-    for (int s = step; s >= 0; --s) {  // against all, and what cancels most once more: they stay orthogonal
+    for (int s = step; s >= 0; --s) {  // against all vectors, the last one again: so they stay orthogonal
       const double share = dot(w, work + s * n, n);
       for (int64_t i = 0; i < n; ++i) w[i] -= share * work[s * n + i];
     }

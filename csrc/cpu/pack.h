@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Packers: what an operand of a matrix product is made of (channels, samples, the generator) is known here and nowhere
-// else. pack(to, ld, row, rows, k0, k) writes rows [row, row + rows) of columns [k0, k0 + k): row i of column p,
-// counted from these, to to[p * ld + i]. The last vector of rows is written whole.
+// Packers. Only they know what an operand of a matrix product is made of: channels, samples or the generator. pack(to,
+// ld, row, rows, k0, k) writes rows [row, row + rows) of columns [k0, k0 + k). Row i of column p, counted from `row`
+// and k0, goes to to[p * ld + i]. The last vector of rows is written whole.
 #pragma once
 
 #include <stddef.h>
@@ -28,7 +28,8 @@ struct ChannelPacker {
   }
 };
 
-// Takes `shift` off `rows` rows, one number a row, and adds the sums of what remains to `sums`, if not null.
+// Subtracts `shift`, one number for each row, from `rows` rows. Adds the sums of the differences to `sums`, if not
+// null.
 template <class T>
 static void center(T* block, int64_t ld, int64_t rows, int64_t k, const T* shift, double* sums) {
   constexpr int N = kWidth<T>;
@@ -48,7 +49,7 @@ static void center(T* block, int64_t ld, int64_t rows, int64_t k, const T* shift
   }
 }
 
-// The same, less `shift`, one number a channel; nothing where null.
+// ChannelPacker, less `shift`, one number for each channel. A null shift subtracts nothing.
 template <class T>
 struct CenteredPacker {
   Samples x;
@@ -95,7 +96,7 @@ struct SamplePacker {
   NothingAhead ahead(int64_t, int64_t, int64_t, int64_t, int64_t) const { return {}; }
 };
 
-// Values of G rounded to `dtype`, where that is narrower.
+// Rounds values of G to `dtype`, where that is narrower than float.
 RF_INLINE vf rounded(vf g, DType dtype) {
   if (dtype == DType::bf16) {
     bf16 narrow[kLanes];
@@ -110,8 +111,8 @@ RF_INLINE vf rounded(vf g, DType dtype) {
   return g;
 }
 
-// Rows are rows of G rounded to `dtype`, generated where they are needed; k runs over columns. The last vector of rows
-// ends in further rows of G, and a last pair in a further column.
+// Rows are rows of G rounded to `dtype`, generated where they are needed; k runs over columns. Further rows of G fill
+// up the last vector of rows, and a further column fills up a last pair.
 template <class T>
 struct GaussianPacker {
   Address at;
@@ -150,7 +151,7 @@ struct GaussianPacker {
   NothingAhead ahead(int64_t, int64_t, int64_t, int64_t, int64_t) const { return {}; }
 };
 
-// Rows of G, generated or explicit, whichever `rows` holds.
+// Rows of G, generated or explicit, as `rows` says.
 template <class T>
 struct RowPacker {
   Rows rows;

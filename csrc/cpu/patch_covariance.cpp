@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// patch_covariance: sums of x[q] y[q + step]^T over rectangles of positions q, each computed once and then added to all
-// blocks of taps that it belongs to. y is packed once for all steps, which are offsets into its panels; x is read where
-// it lies.
+// patch_covariance: sums of x[q] y[q + step]^T over rectangles of positions q. Each sum is computed once, and then
+// added to all blocks of taps that it belongs to. y is packed once for all steps, which are offsets into its panels. x
+// is read where it lies.
 #include <string.h>
 
 #include "epilogue.h"
@@ -10,15 +10,16 @@
 namespace rf::RF_ISA {
 namespace {
 
-constexpr int64_t kTerms = 256;       // of a sum, at most, before it is promoted to float64
-constexpr int64_t kPositions = 8192;  // that are packed at a time: 2 MiB for a panel of floats
+constexpr int64_t kTerms = 256;       // most terms of a sum before it is promoted to float64
+constexpr int64_t kPositions = 8192;  // packed at a time: 2 MiB for a panel of floats
 
-// The part that cuts `size` into equal ones of at most about `most`.
+// The size of the equal parts that `size` is divided into, at most about `most`.
 int64_t even(int64_t size, int64_t most) { return blocks(size, blocks(size, larger(1, most))); }
 
-// Rows of A over a rectangle of `lines` by `positions` positions in each of some maps, which the sum runs over, from
-// `corner` on; in the panels of B a map is b_map positions further on, a line b_line. The last tile reads the last MR
-// channels, of which another tile may have read some.
+// Rows of A over a rectangle of `lines` by `positions` positions. The sum runs over this rectangle in several maps;
+// `corner` is its first position in the first map. In the panels of B, the next map is b_map positions further on and
+// the next line is b_line positions further on. The last tile reads the last MR channels, some of which another tile
+// may have read as well.
 template <class T>
 struct Rectangle {
   RowsOf<T> corner;
@@ -31,7 +32,7 @@ struct Rectangle {
   }
 };
 
-// The micro-kernel, line by line, of maps [begin, end).
+// The micro-kernel for maps [begin, end), line by line.
 template <class T, int V>
 RF_INLINE void multiply(int64_t begin, int64_t end, const Rectangle<T>& a, const T* b, Accumulators<T, V>& acc) {
   for (int64_t map = begin; map < end; ++map)
@@ -43,30 +44,31 @@ RF_INLINE void multiply(int64_t begin, int64_t end, const Rectangle<T>& a, const
 
 bool has_tap(const Piece& piece, int64_t tap) { return tap >= piece.tap && tap < piece.tap + piece.taps; }
 
-// Lines [top, bottom) of some maps of x, and lines [above, below) of y, which taps there can reach.
+// Lines [top, bottom) of `maps` maps of x, from `map` on, and the lines [above, below) of y that their taps can reach.
 struct Batch {
   int64_t map, maps, top, bottom, above, below;
 };
 
-// A rectangle is a piece of the lines and one of the columns. Its sum is a matrix of `rows` by the channels of y.
+// The sums of all rectangles. A rectangle is a piece of the lines and a piece of the columns. Its sum is a matrix with
+// `rows` rows, and with the channels of y as columns.
 template <class T>
 struct Sums {
   Samples x, y;
   Pieces lines, columns;
   bool symmetric;
-  int64_t rows, count, size;  // of a sum, of rectangles, of numbers in a sum
+  int64_t rows, count, size;  // rows of a sum, number of rectangles, numbers in a sum
   double* data;
 
   const Piece& line(int64_t r) const { return lines.first[r / columns.count]; }
   const Piece& column(int64_t r) const { return columns.first[r % columns.count]; }
   double* sum(int64_t r) const { return data + r * size; }
   int64_t columns_of(int64_t panel) const { return smaller(NR<T>, y.channels - panel * NR<T>); }
-  // The row of a sum where a channel of x is: those of the last tile end with the last row.
+  // The row of a sum that belongs to a channel of x. The rows of the last tile are the last rows of the sum.
   int64_t row(int64_t channel) const {
     return channel < rows - MR || rows == MR ? channel : channel + rows - x.channels;
   }
-  // Its sign says what is computed of a symmetric result: all where positive, the upper triangle where zero, else
-  // nothing.
+  // The step of a rectangle. Its sign says which part of a symmetric result is computed: all where it is positive, the
+  // upper triangle where it is zero, nothing where it is negative.
   int64_t step(int64_t r) const { return line(r).step != 0 ? line(r).step : column(r).step; }
 
   void pack(T* to, const Batch& batch, int64_t panel, int64_t begin, int64_t length) const {
@@ -102,7 +104,8 @@ struct Sums {
     while (pieces.first[i].step != -of.step || pieces.first[i].begin != of.begin + of.step) ++i;
     return i;
   }
-  // What was left out of a symmetric result, from the sum over the same samples with x and y exchanged.
+  // Fills in the part of a symmetric result that was not computed, from the sum over the same samples with x and y
+  // exchanged.
   void mirror(int64_t r) const {
     constexpr int64_t block = 16;
     if (step(r) > 0) return;
@@ -116,7 +119,7 @@ struct Sums {
             to[row(i) * d + j] = from[row(j) * d + i];
   }
 
-  // Adds to the result's row for a channel of x and its tap (u, v). `taps` is a (k k, channels of y) matrix.
+  // Adds to the result's row for tap (u, v) of a channel of x. `taps` has room for a (k k, channels of y) matrix.
   void spread(double* out, double* taps, int64_t channel, int64_t u, int64_t v, int64_t k) const {
     const int64_t m = y.channels;
     memset(taps, 0, static_cast<size_t>(k * k * m) * 8);
@@ -137,7 +140,7 @@ struct Sums {
 template <class T>
 void accumulate(double* out, int64_t ld, Samples x, const Samples& y, Pieces lines, Pieces columns, int64_t k,
                 bool symmetric, int threads) {
-  // Numbers that must be widened, and channels too few for a tile, are read from a copy with channels last.
+  // x is copied, with channels last, if its numbers must be widened or its channels are too few for a tile.
   const bool copied = x.channels < MR || (sizeof(T) == 4 && x.dtype != DType::f32);
   const int64_t s_copy = whole_vectors<T>(larger(MR, x.channels)), line = x.positions * s_copy;
   const Scratch copy(copied ? x.images * x.lines * line * static_cast<int64_t>(sizeof(T)) : 0);
@@ -152,7 +155,7 @@ void accumulate(double* out, int64_t ld, Samples x, const Samples& y, Pieces lin
   const int64_t count = lines.count * columns.count, size = rows * m, taps = k * k * m;
   int64_t reach = 0;
   for (int64_t i = 0; i < lines.count; ++i) reach = larger(reach, lines.first[i].step);
-  // A batch is some maps, or some lines of one.
+  // A batch is several maps, or several lines of one map.
   const int64_t maps = smaller(x.images, larger(1, kPositions / (x.lines * x.positions)));
   const int64_t height = smaller(x.lines, larger(2 * reach + 1, kPositions / x.positions));
   const int64_t panel_size = maps * smaller(x.lines, height + 2 * reach) * x.positions * NR<T>;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // polar: A = (M M^T)^(-1/2) M by rational functions of the Gram matrix in float64, in stages.
 //
-// A stage takes the Gram matrix R of X (M at first) and multiplies X by a function of R that brings its singular values
-// near 1: two Zolotarev functions one after the other, each a sum of (R + pole)^-1. Squaring costs half of the digits,
-// so a stage trusts R only down to kResolved. Where singular values of X lie below, it applies the first function
-// alone, which raises them a thousandfold, and the next stage squares again. So errors do not grow with the condition
-// of M: A M^T is symmetric to 1e-11 of the largest singular value, before it is rounded to float32.
+// A stage computes the Gram matrix R of X (X is M at first) and multiplies X by a function of R that brings the
+// singular values of X near 1. This function is two Zolotarev functions, one after the other, each a sum of
+// (R + pole)^-1. R has the squares of the singular values, which costs half of the digits, so a stage trusts R only
+// down to kResolved. If X has smaller singular values, the stage applies the first function alone, which raises them a
+// thousandfold, and the next stage computes a new Gram matrix. So errors do not grow with the condition number of M:
+// A M^T is symmetric to 1e-11 of the largest singular value, before A is rounded to float32.
 #include "cholesky.h"
 #include "kernels_cpu.h"
 #include "lanczos.h"
@@ -21,12 +22,12 @@ void polar_multiply(const double* q, const double* m, double* out, int64_t rows,
 
 namespace {
 
-constexpr double kDeviation = 4e-8;  // of singular values from 1 where a stage ends
-constexpr double kMargin = 1.01;     // between a condition that is estimated and one that decides the rank
+constexpr double kDeviation = 4e-8;  // of singular values from 1 after the second function of a stage
+constexpr double kMargin = 1.01;     // factor on rtol, since the condition that decides the rank is an estimate
 constexpr int kMostStages = 6, kFirstPoles = 3, kProbes = MR, kSquares = 5;
 
-// Memory for one matrix d x n. Rows of squares are a cache line longer than they need be: at a power of two
-// apart, they would all fall into the same few sets of the cache.
+// Memory for one matrix d x n. Rows of square matrices are one cache line longer than needed: rows whose distance is a
+// power of two would all fall into the same few sets of the cache.
 struct Work {
   double* memory;
 
@@ -42,11 +43,11 @@ struct Work {
   }
 };
 
-// One matrix, or its transpose where that is wide: d <= n
+// One matrix, or its transpose if it is tall, so that d <= n.
 template <class S>
 struct Polar {
   static constexpr double kSmallest = sizeof(S) == 4 ? 5e-4 : 2e-3, kResolved = kSmallest / 4;
-  int64_t d, n, ld;  // ld: of squares
+  int64_t d, n, ld;  // ld: row stride of the square matrices
   Strided<const S> m;
   S* out;
   bool tall;  // out is n x d
@@ -70,7 +71,7 @@ struct Polar {
     gaussian(probe, DType::f64, kProbes, d, d, Address{0, 0, 0, 0}, 1);
   }
 
-  // y = (r + pole)^-1; false where that is not positive
+  // y = (r + pole)^-1. Returns false if r + pole is not positive definite.
   bool invert(double pole, Matrix y, int on_threads) {
     for_each(d, on_threads, [&](int64_t i) {
       for (int64_t j = 0; j < d; ++j) y.data[i * ld + j] = r.data[i * ld + j];
@@ -81,7 +82,8 @@ struct Polar {
     return true;
   }
 
-  // square[to ... ] = (r + pole)^-1 for each pole: one to a thread while there is one for each, else all threads on one
+  // square[to], square[to + 1], ... = (r + pole)^-1 for each pole. Each thread computes one of them as long as there is
+  // one for every thread; then all threads share each of the rest.
   bool invert(const Rational& f, int to) {
     const int alone = threads == 1 ? 0 : f.count / threads * threads;
     bool right[kMostPoles];
@@ -92,8 +94,8 @@ struct Polar {
     return all;
   }
 
-  // From what `invert` left: square[to] = Z, x f(x) = Z(x^2); with `product`, square[to + 1] = R Z, which takes no
-  // product since R (R + pole)^-1 = 1 - pole (R + pole)^-1.
+  // Combines the inverses that `invert` left. square[to] = Z(R), where f(x) = x Z(x^2). With `product` also
+  // square[to + 1] = R Z(R). This takes no matrix product, since R (R + pole)^-1 = 1 - pole (R + pole)^-1.
   void combine(const Rational& f, int to, bool product) {
     double at_zero = 0;
     for (int p = 0; p < f.count; ++p) at_zero += f.weight[p];
@@ -113,7 +115,7 @@ struct Polar {
     });
   }
 
-  // The singular value of M over its largest that the stages so far have made x of.
+  // The singular value of M, divided by the largest one, that the stages before number `stage` have turned into x.
   double original(double x, int stage) const {
     for (; stage > 0; --stage) {
       const double y = x * scale[stage];
@@ -127,7 +129,7 @@ struct Polar {
     return x;
   }
 
-  // out = q x
+  // out = q * from, or its transpose for a tall M
   template <class X>
   void finish(Matrix q, Strided<X> from) {
     if (tall)
@@ -173,8 +175,8 @@ struct Polar {
     multiply(d, d, d, square[1], square[0], Into{r.data, ld, 1.0, false, true}, threads);
     if (!invert(second, 1)) return failed;
     combine(second, 1, false);
-    // In exact arithmetic symmetric. Half of it is enough for float32: its mirror has an error of eps / l^2, not eps /
-    // l.
+    // The product is symmetric in exact arithmetic. For float32 one triangle and its mirror image are enough: the
+    // mirror image has an error of eps / l^2, instead of eps / l.
     multiply(d, d, d, square[1], square[0], Into{r.data, ld, 1 / scale[number], false, sizeof(S) == 4}, threads);
     if constexpr (sizeof(S) == 4) {
       finish(r, from);
@@ -194,7 +196,8 @@ struct Polar {
     return outcome == go_on ? null : outcome;
   }
 
-  // |M - H A|_F / |M|_F, H = sym(M A^T), and |A A^T - 1|_F / sqrt d, from products with kProbes Gaussian rows
+  // Estimates the residual |M - H A|_F / |M|_F, where H = sym(M A^T), and the error of orthogonality |A A^T - 1|_F /
+  // sqrt d, from products with kProbes Gaussian rows.
   void certify(double& residual, double& orthogonality) {
     const Strided<const S> a = tall ? Strided<const S>{out, 1, d} : Strided<const S>{out, n, 1};
     const Matrix rows{probe, d, 1};
@@ -265,7 +268,7 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
         to[2] = polar.condition;
         polar.certify(to[3], to[4]);
       };
-      if (together == 1) {  // a region of one thread, too, would make new threads for each region inside of it
+      if (together == 1) {  // even a region of one thread makes new threads for each region inside
         for (int64_t b = 0; b < batch; ++b) one(b);
         return;
       }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// random_features: sigma(u G^T + shift). The features alone are a product with an epilogue; the fused passes are
-// products in which they are an operand, made a block at a time by a source that is itself a small product.
+// random_features: sigma(u G^T + shift). The features alone are a product with an epilogue. The fused passes are
+// products in which the features are an operand. A source makes them a block at a time, by a small product.
 #include "random_features.h"
 
 #include "kernels_cpu.h"
@@ -17,7 +17,7 @@ RF_INLINE void put(T* target, int64_t stride, const T* values, int64_t count) {
   }
 }
 
-// Rows of a tile are channels from `channel` on, columns samples from `sample` on.
+// Stores a tile. Its rows are channels from `channel` on, its columns are samples from `sample` on.
 template <class T, int W>
 RF_INLINE void put_channels(const Samples& out, int64_t channel, int64_t sample, int64_t rows, int64_t cols,
                             const T (&values)[MR][W]) {
@@ -27,13 +27,13 @@ RF_INLINE void put_channels(const Samples& out, int64_t channel, int64_t sample,
   });
 }
 
-// Epilogue: features to strided memory. Rows of C are samples and columns neurons, or the other way round.
+// Epilogue: stores features in strided memory. Rows of C are samples and columns are neurons, or the other way round.
 template <class T, bool ROWS_ARE_SAMPLES>
 struct StoreFeatures {
   static constexpr bool promotes = false;
   Samples out;
   const Features& f;
-  int64_t column;  // of C, where the columns of the product at hand begin
+  int64_t column;  // column of C where the columns of the present product begin
 
   struct Open {
     const StoreFeatures& to;
@@ -69,14 +69,14 @@ struct StoreFeatures {
   Open open(const Block& block, void*) const { return {*this, block.row, column + block.col}; }
 };
 
-// Epilogue: features as panels of the next product, k rows each.
+// Epilogue: stores features as panels of the next product, k rows each.
 template <class T, bool ROWS_ARE_SAMPLES>
 struct FeaturePanels {
   const Features& f;
   T* to;
   int64_t k;
-  const T* shift;             // of the first row, or of the first column; readable for a whole panel
-  const T* center = nullptr;  // what columns that are neurons lose; likewise
+  const T* shift;             // shift of the first row or column; readable for a whole panel
+  const T* center = nullptr;  // subtracted from columns that are neurons; likewise
 
   int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
@@ -91,7 +91,7 @@ struct FeaturePanels {
         value += ROWS_ARE_SAMPLES ? splat<T, kWidth<T>>(shift[i + r]) : load<T, kWidth<T>>(shift + j + at);
       store<T, kWidth<T>>(panel + r * NR<T> + at, value);
     }
-    // While they are in the first cache; only whole rows lie side by side.
+    // The features are in the first-level cache now. Only rows of the full width lie side by side.
     if (cols == NR<T>) {
       activate(panel, rows * NR<T>, f.activation, f.negative_slope, f.scale);
     } else {
@@ -109,7 +109,7 @@ struct FeaturePanels {
   }
 };
 
-// Epilogue: the whole of a projection to strided memory. Rows are channels, columns samples from `sample` on.
+// Epilogue: stores a complete projection in strided memory. Rows are channels, columns are samples from `sample` on.
 template <class T>
 struct StoreProjection {
   Samples out;
@@ -125,8 +125,8 @@ struct StoreProjection {
   }
 };
 
-// Source: rows are neurons, k runs over samples. G is made once for a block of neurons. The sums of the features, less
-// their center, fall off on the way: each feature is made once.
+// Source: rows are neurons, k runs over samples. G is made once for a block of neurons. Each feature is made once, so
+// the sums of the features, less their center, are taken here.
 template <class T>
 struct FeaturesOverSamples {
   const Features& f;
@@ -162,7 +162,8 @@ struct FeaturesOverSamples {
       return to;
     }
 
-    // The sums of V vectors of columns, few samples at a time: those of equal numbers are rounded in one direction.
+    // Adds up V vectors of columns, few samples at a time: long sums of equal numbers are always rounded in the same
+    // direction.
     template <int V>
     static void add_sums(const T* panel, int64_t k, int64_t width, double* total, double* square) {
       constexpr int64_t few = 16;
@@ -237,8 +238,8 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
   add_slabs(square, n, {squares, slabs, n, n}, 1, n, 1);
 }
 
-// Each feature, made once, enters all projections that reach as far as its neuron; float64 sums over chunks of neurons,
-// where there are several.
+// Each feature is made once. It enters all projections that reach as far as its neuron. If there are several chunks of
+// neurons, sums over chunks are float64.
 template <class T>
 void project(Projections all, const Features& f, int threads) {
   const int64_t n = f.g.given.images, r = rank(f);
@@ -260,7 +261,7 @@ void project(Projections all, const Features& f, int threads) {
         const int64_t there = smaller(k, a.channels - k0), rows = whole_vectors<T>(a.images);
         const auto multiply_by_a = [&](const auto& epilogue_at) {
           SamplePacker<T>{merged(a)}.pack(own.left, rows, 0, a.images, k0, there);
-          for (int64_t j = 0; j < count; j += NR<T>)  // panel by panel: of each the first `there` neurons of k
+          for (int64_t j = 0; j < count; j += NR<T>)  // panel by panel: each has k neurons, of which `there` count
             sweep(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, a.images, smaller(NR<T>, count - j), there,
                   epilogue_at(j));
         };

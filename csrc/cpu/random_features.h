@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the passes over random features share: a block of samples at a time, its projections packed once.
+// What the passes over random features share. They work on one block of samples at a time, and pack its projections u
+// once.
 #pragma once
 
 #include <string.h>
@@ -22,17 +23,17 @@ static inline Features with_merged(const Features& f) {
   return g;
 }
 
-constexpr int64_t kNeurons = 240;  // of a chunk, whose sums in T are promoted
+constexpr int64_t kNeurons = 240;  // neurons of a chunk; its sums in T are then promoted
 
-// What decides the size of a pass's memory.
+// The sizes that decide how much memory a pass needs.
 struct Sizes {
-  int64_t left;  // rows of the longest operand that meets a chunk of neurons
+  int64_t left;  // rows of the longest operand that is multiplied with a chunk
   int64_t x;     // channels of all x
   int64_t sums;  // rows of sums
 };
 
-// The memory of one thread: panels of a block of samples (shift, u, x; phi of a chunk),
-// and what a chunk of neurons is multiplied with: g has room for a row more, and to end in whole tiles.
+// The memory of one thread. For a block of samples: panels of shift, u and x, phi of a chunk of neurons, and sums. For
+// a chunk of neurons: the operands g and left. g has room for one more row, rounded up to whole tiles.
 template <class T>
 struct Buffers {
   T *shift, *u, *g, *phi, *left, *x;
@@ -57,7 +58,8 @@ struct Buffers {
   }
 };
 
-// Calls body(buffers, first sample, samples) for blocks of samples, u and shift of which are packed as right panels.
+// Calls body(buffers, first sample, number of samples) for each block of samples. Its u and shift are packed as right
+// panels.
 template <class T, class F>
 static void for_blocks_of_samples(const Features& f, const Sizes& sizes, int threads, F body) {
   constexpr int64_t fewest_tasks = 16, widest = 10;
@@ -81,7 +83,7 @@ static void for_blocks_of_samples(const Features& f, const Sizes& sizes, int thr
   }
 }
 
-// out[sample, channel] = sums[channel, sample - begin]
+// out[sample, channel] = sums[channel, sample - begin] for samples [begin, end)
 template <class T>
 static void store_samples(const Samples& out, int64_t begin, int64_t end, const double* sums) {
   for_pieces<T>(out, begin, end, [&](int64_t sample, T* target, int64_t length) {

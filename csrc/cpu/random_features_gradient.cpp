@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// random_features_gradient: u and shift's, made from what comes to the features. Nothing of size N x n is stored.
+// random_features_gradient: the gradients of u and shift, from the gradient of the features. Nothing of size N x n is
+// stored.
 #include "derivative.h"
 #include "kernels_cpu.h"
 #include "random_features.h"
@@ -7,7 +8,7 @@
 namespace rf::RF_ISA {
 namespace {
 
-// Epilogue: adds to panels of k rows.
+// Epilogue: adds tiles to panels of k rows.
 template <class T>
 struct AddToPanels {
   T* to;
@@ -25,13 +26,14 @@ struct AddToPanels {
   }
 };
 
-// Epilogue: given s = u G^T, panels of what comes to phi' become panels of what comes to s.
+// Epilogue: receives s = u G^T. Turns panels of the gradient with respect to phi' into panels of the gradient with
+// respect to s.
 template <class T>
 struct ThroughActivation {
   const Features& f;
   T* to;
   int64_t k;
-  const T *shift, *square;  // of the first column, of the first row
+  const T *shift, *square;  // shift of the first column, square of the first row
 
   int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
@@ -58,7 +60,7 @@ struct ThroughActivation {
   }
 };
 
-// What comes to the features of neurons [k0, k0 + k), but for its products, as panels of samples.
+// Packs the gradient with respect to the features of neurons [k0, k0 + k), without its products, as panels of samples.
 template <class T>
 void pack_upstream(T* to, const Upstream& upstream, int64_t begin, int64_t count, int64_t k0, int64_t k) {
   if (upstream.given.data != nullptr) {
@@ -107,7 +109,7 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
       sweep(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r,
             ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0});
-      for (int64_t p = 0; p < k; ++p) own.g[r * ld + p] = 1;  // sums for the shift
+      for (int64_t p = 0; p < k; ++p) own.g[r * ld + p] = 1;  // a row of ones: the sums for the shift
       sweep(RowsOf<T>{own.g, ld, 1}, own.phi, r + 1, count, k, typename Promote<T>::Open{own.sums, count, 0, false});
     }
     store_samples<T>(merged(grad_u), begin, begin + count, own.sums);

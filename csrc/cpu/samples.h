@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Samples in memory: the pieces of a range of them, and what to bring closer ahead of time.
+// Samples in memory: a range of samples in pieces, and their prefetching.
 #pragma once
 
 #include "../samples.h"
@@ -7,8 +7,8 @@
 
 namespace rf::RF_ISA {
 
-// Calls f(first column, address, length) for the pieces of columns [begin, end) that lie in one line, each column of E
-// elements but the last of a line, which may have fewer; `length` counts elements.
+// Splits columns [begin, end) into pieces that lie in one line each, and calls f(first column, address, length) for
+// each piece. A column has E elements; the last one of a line may have fewer. `length` counts elements.
 template <class S, int E = 1, class F>
 RF_INLINE void for_pieces(const Samples& x, int64_t begin, int64_t end, F f) {
   const int64_t columns = blocks(x.positions, E);
@@ -22,8 +22,8 @@ RF_INLINE void for_pieces(const Samples& x, int64_t begin, int64_t end, F f) {
   }
 }
 
-// Brings the memory of rows [row, row + rows) and columns [k0, k0 + k) of channels closer, in `parts` equal parts,
-// while something else is computed.
+// Prefetches rows [row, row + rows) and columns [k0, k0 + k) of channels, in `parts` equal parts, while something else
+// is computed.
 class Ahead {
  public:
   Ahead() = default;

@@ -86,7 +86,7 @@ RF_INLINE V positive_part(V x) {
   return x <= 0 ? V{} : x;
 }
 
-// Two bfloat16 numbers, the first in the low half: what the instruction for their products takes from a lane.
+// Two bfloat16 numbers, the first in the low half: one lane of the instruction that multiplies them.
 typedef uint32_t bf16_pair;
 
 template <class T>
@@ -97,7 +97,7 @@ template <>
 struct AccumulatorOf<bf16_pair> {
   typedef float type;
 };
-// What products of T are summed in.
+// The type in which products of T are summed.
 template <class T>
 using Sum = typename AccumulatorOf<T>::type;
 
@@ -115,7 +115,7 @@ typedef Full<uint32_t> vu;
 typedef Full<int32_t> vi;
 typedef Vector<uint64_t, kLanes / 2> vq;
 
-// Lists of lanes: a shuffle takes constants.
+// A list of lanes as a type: a shuffle takes constants.
 template <int... L>
 struct Lanes {};
 template <int N, int... L>
@@ -184,7 +184,8 @@ RF_INLINE vq multiply_low_halves(vq a, vq b) {
 #endif
 }
 
-// The nearest float of an unsigned word. Without the instruction: the halves are exact, and only their sum rounds.
+// The float nearest to an unsigned word. Without the instruction, the two halves convert exactly and only their sum is
+// rounded.
 RF_INLINE vf from_unsigned(vu x) {
 #if defined(__AVX512F__)
   return (vf)_mm512_cvtepu32_ps((__m512i)x);
@@ -195,8 +196,9 @@ RF_INLINE vf from_unsigned(vu x) {
 #endif
 }
 
-// Lanes of the generator on a CPU. A Word is a vector of 32-bit words spread over the low halves of two vectors of
-// 64-bit lanes, even words and odd ones: a product then needs no shuffle. What the high halves hold does not matter.
+// Lanes of the generator on a CPU. A Word is a vector of 32-bit words. They are stored in the low halves of the 64-bit
+// lanes of two vectors, one for even words and one for odd words, so that a product needs no shuffle. The high halves
+// may hold anything.
 struct VectorLanes {
   struct Word {
     vq even, odd;

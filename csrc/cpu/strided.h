@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Strided memory as the operand of a product: rows side by side, so that a step of the product finds a vector of them.
+// Packs strided memory as an operand of a product. Rows lie side by side, so that a step of the product loads a vector
+// of them.
 #pragma once
 
 #include "convert.h"
@@ -30,7 +31,7 @@ RF_INLINE void transpose(Vector<T, N> (&v)[N]) {
   }
 }
 
-// A vector of columns of one row, from the first `count` elements of contiguous memory, zeros beyond.
+// Loads a vector of columns of one row from `count` elements of contiguous memory; the rest are zeros.
 template <class T, class S>
 RF_INLINE Full<T> load_columns(const S* src, int64_t count) {
   constexpr int N = kWidth<T>;
@@ -40,7 +41,7 @@ RF_INLINE Full<T> load_columns(const S* src, int64_t count) {
     return (Full<T>)load_first<uint16_t, 2 * N>(&src->bits, count);
 }
 
-// The first `rows` of a vector of rows, zeros beyond.
+// Loads the first `rows` of a vector of rows; the rest are zeros.
 template <class T, class S>
 RF_INLINE Full<T> load_rows(const S* src, int64_t rows, int64_t s_row) {
   constexpr int N = kWidth<T>;
@@ -50,7 +51,7 @@ RF_INLINE Full<T> load_rows(const S* src, int64_t rows, int64_t s_row) {
   return load<T, N>(values);
 }
 
-// The same in the column of an operand whose elements are s_k apart, of which `count` are there.
+// The same for a column of an operand. Its elements are s_k apart, and `count` of them exist in memory.
 template <class T, class S>
 RF_INLINE Full<T> load_column(const S* src, int64_t rows, int64_t count, int64_t s_row, int64_t s_k) {
   if constexpr (kElements<T> == 1) {
@@ -61,7 +62,7 @@ RF_INLINE Full<T> load_column(const S* src, int64_t rows, int64_t count, int64_t
   }
 }
 
-// N rows, each of N columns of contiguous memory.
+// Packs N rows of N columns each; the columns of a row are contiguous.
 template <class T, class S>
 __attribute__((noinline)) static void pack_square(T* to, int64_t ld, const S* src, int64_t s_row) {
   constexpr int N = kWidth<T>;
@@ -73,7 +74,7 @@ __attribute__((noinline)) static void pack_square(T* to, int64_t ld, const S* sr
   for (int j = 0; j < N; ++j, to += ld) store<T, N>(to, v[j]);
 }
 
-// As many rows and elements as there are, up to N columns and rows.
+// The same at an edge: `rows` rows of `length` elements each, up to N rows of N columns.
 template <class T, class S>
 __attribute__((noinline)) static void pack_corner(T* to, int64_t ld, const S* src, int64_t rows, int64_t length,
                                                   int64_t s_row) {
@@ -87,8 +88,8 @@ __attribute__((noinline)) static void pack_corner(T* to, int64_t ld, const S* sr
     if (j * kElements<T> < length) store<T, N>(to + j * ld, v[j]);
 }
 
-// `rows` rows of `length` elements each: row j, element e at src[j * s_row + e * s_k]. Row j of column p goes to
-// to[p * ld + j]; the last vector of rows ends in zeros.
+// Packs `rows` rows of `length` elements each: element e of row j is at src[j * s_row + e * s_k]. Row j of column p
+// goes to to[p * ld + j]. Zeros fill up the last vector of rows.
 template <class T, class S>
 static void pack_strided(T* to, int64_t ld, const S* src, int64_t rows, int64_t length, int64_t s_row, int64_t s_k) {
   constexpr int N = kWidth<T>, E = kElements<T>;

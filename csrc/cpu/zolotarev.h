@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rational function x (1 + sum_j weight_j / (x^2 + pole_j)) that is nearest to a constant on [l, 1]: Zolotarev's,
-// of type (2 r + 1, 2 r); with one pole the step of QDWH. Source: Nakatsukasa and Freund, SIAM Review 58 (2016),
-// 461-493.
+// Zolotarev's rational function x (1 + sum_j weight_j / (x^2 + pole_j)), of type (2 r + 1, 2 r) for r poles. Among
+// these functions it is nearest to a constant on [l, 1]. With one pole it is the step of QDWH. Source: Nakatsukasa and
+// Freund, SIAM Review 58 (2016), 461-493.
 #pragma once
 
 #include <math.h>
@@ -15,7 +15,7 @@ constexpr int kMostPoles = 4;
 struct Rational {
   int count;
   double pole[kMostPoles], weight[kMostPoles];
-  double scale;  // multiplies it all
+  double scale;  // multiplies the whole function
 
   double of(double x) const {
     double sum = 1;
@@ -24,7 +24,8 @@ struct Rational {
   }
 };
 
-// It takes its least value on [l, 1] at l and its largest at 1; scaled so that the largest is 1.
+// On [l, 1] the function has its least value at l and its largest value at 1. It is scaled so that the largest value is
+// 1.
 static Rational zolotarev(double l, int count) {
   // Jacobi's sn / cn at i K' / (2 r + 1), complementary modulus l, by descending Landen transformations
   double a[32], c[32], b = l;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The non-linearities on a GPU, a few units in the last place from float64: CUDA's functions, but for a cosine of our
-// own, whose reduction needs no memory of the thread. At zeros, infinities and NaN as plain PyTorch.
+// The non-linearities on a GPU, a few units in the last place from float64. They are CUDA's functions, except for a
+// cosine of our own, whose reduction of the angle needs no local memory. At zeros, infinities and NaN they agree with
+// plain PyTorch.
 #pragma once
 
 #include "../compiler.h"
@@ -8,15 +9,15 @@
 
 namespace rf::cuda {
 
-// An angle less the multiple `quarters` of pi / 2 that is next to it.
+// An angle less the nearest multiple of pi / 2; `quarters` is this multiple.
 template <class F>
 struct Angle {
   F rest;
   int quarters;
 };
 
-// Of |x| >= 1, as exact as float64 is: of 2 / pi (a word before the point, and 1,216 bits) only those bits matter whose
-// products with x are no multiples of whole turns.
+// Reduces |x| >= 1, as exactly as float64 can hold it. The table is 2 / pi: a word before the point, and 1,216 bits
+// after it. Only those bits matter whose products with x are not multiples of whole turns.
 RF_DEVICE Angle<double> reduce_far(double x) {
   static __constant__ const uint64_t two_over_pi[20] = {
       0x0000000000000000u, 0xa2f9836e4e441529u, 0xfc2757d1f534ddc0u, 0xdb6295993c439041u, 0xfe5163abdebbc561u,
@@ -73,7 +74,7 @@ RF_DEVICE double cosine(double x) {
     if (!(a < __longlong_as_double(0x7ff0000000000000))) return x - x;
     angle = reduce_far(a);
   }
-  // Taylor's series: what is left out is below 3e-18.
+  // Taylor's series: the terms that are left out are below 3e-18.
   constexpr double sin_[8] = {-1.0 / 6,        1.0 / 120,        -1.0 / 5040,          1.0 / 362880,
                               -1.0 / 39916800, 1.0 / 6227020800, -1.0 / 1307674368000, 1.0 / 355687428096000};
   constexpr double cos_[7] = {1.0 / 24,        -1.0 / 720,         1.0 / 40320,         -1.0 / 3628800,

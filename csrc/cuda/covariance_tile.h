@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a warp of cross_covariance multiplies at a time, by type: channels by channels over a stage of samples.
+// What a warp of cross_covariance multiplies at a time, for each type: channels by channels, over a stage of samples.
 #pragma once
 
 #include "../compiler.h"
@@ -11,7 +11,8 @@ namespace {
 RF_DEVICE float relu(float x) { return x <= 0 ? 0 : x; }
 RF_DEVICE double relu(double x) { return x <= 0 ? 0 : x; }
 
-// A side's stage as a lane sees it: at its first channel and sample; steps from one to the next of each.
+// A side's stage as a lane sees it: the address of its first channel and sample, and the steps to the next channel and
+// to the next sample.
 template <class T>
 struct View {
   const T* at;
@@ -19,10 +20,11 @@ struct View {
   bool along, relu;
 };
 
-// A tile of kChannels x kChannels, of which a warp (2 x 4 of them) has kRowTiles of 16 by kColTiles of 8.
+// A tile of kChannels x kChannels, computed by 2 x 4 warps. Each warp has kRowTiles of 16 rows by kColTiles of 8
+// columns.
 //
-// 16 bits: a stage is two products' terms. Tensor cores round towards zero, the more so the more bits a product has:
-// two stages are left to them in bfloat16, one in float16.
+// 16 bits: a stage holds the terms of two products. Tensor cores round their sums towards zero, and the error grows
+// with the number of bits of a product. So they sum over two stages in bfloat16 and over one stage in float16.
 template <class T>
 struct Tile {
   static constexpr int kChannels = 128, kSamples = 32, kAlong = 40, kAcross = 136, kRowTiles = 4, kColTiles = 4;
@@ -33,7 +35,7 @@ struct Tile {
     if (along) return {stage + (lane & 15) * kAlong + (lane >> 4) * 8, kAlong, 1, along, relu};
     return {stage + ((lane >> 4) * 8 + (lane & 7)) * kAcross + (lane & 8), 1, kAcross, along, relu};
   }
-  // 16 channels by 16 samples.
+  // Loads 16 channels by 16 samples.
   static RF_DEVICE void load(uint32_t (&r)[4], const View<T>& from, int channel, int sample) {
     const T* const row = from.at + channel * from.channel + sample * from.sample;
     if (from.along)
@@ -77,7 +79,8 @@ struct Tile {
   }
 };
 
-// float32: three products of the two parts that tf32 splits a number into, the small ones first, 8 terms at a time.
+// float32: tf32 splits each number into two parts, and three products of the parts are added, the small ones first, 8
+// terms at a time.
 template <>
 struct Tile<float> {
   static constexpr int kChannels = 128, kSamples = 16, kAlong = 20, kAcross = 136, kRowTiles = 4, kColTiles = 4;
@@ -88,7 +91,7 @@ struct Tile<float> {
     const int channel = along ? kAlong : 1, sample = along ? 1 : kAcross;
     return {stage + (lane >> 2) * channel + (lane & 3) * sample, channel, sample, along, relu};
   }
-  // 16 channels by 8 samples: rows g, g + 8, g, g + 8 of samples t, t, t + 4, t + 4.
+  // Loads 16 channels by 8 samples: rows g, g + 8, g, g + 8 of samples t, t, t + 4, t + 4.
   static RF_DEVICE void load(uint32_t (&high)[4], uint32_t (&low)[4], const View<float>& from, int channel,
                              int sample) {
     RF_UNROLL
@@ -98,7 +101,7 @@ struct Tile<float> {
     }
   }
   RF_DEVICE void multiply(const View<float>& x, const View<float>& y) {
-#pragma unroll 1  // more of it at once would not fit the registers of sm_100
+#pragma unroll 1  // a larger part at once would not fit into the registers of sm_100
     for (int s = 0; s < kSamples; s += 8) RF_UNROLL
     for (int j = 0; j < kColTiles; j += 2) {
       uint32_t b[4], rest[4];
@@ -122,7 +125,8 @@ struct Tile<float> {
   RF_DEVICE void promote() {}
 };
 
-// float64: sums of 32 terms, and of 32 such, so that equal numbers, whose roundings have one direction, do not drift.
+// float64: sums of 32 terms, and sums of 32 of these sums. Sums of equal numbers are always rounded in the same
+// direction; short sums keep them from drifting.
 template <>
 struct Tile<double> {
   static constexpr int kChannels = 64, kSamples = 8, kAlong = 12, kAcross = 68, kRowTiles = 2, kColTiles = 2;

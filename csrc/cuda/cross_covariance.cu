@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// cross_covariance: the product of channels by channels over samples, on tensor cores, which cut off where they add;
-// so they are left at most 64 terms (32 in float16, 8 in float32), float32 sums take over from them, and float64 from
-// these. Sums of positive numbers come out too small by 1.5e-7 of them, in the arithmetic of an A100.
+// cross_covariance: the product of channels by channels over samples, on tensor cores. Tensor cores truncate when they
+// add. So they sum at most 64 terms (32 in float16, 8 in float32). Their sums are added in float32, and the float32
+// sums are added in float64. In the arithmetic of an A100, sums of positive numbers come out too small by 1.5e-7 of
+// their value.
 //
-// Of N samples of d and m channels: 2 N d m flops (half of them where symmetric); bytes: each side once for each tile
-// of the other, which the second cache mostly gives; d m numbers out, and as much for every slab of samples. N = 10^6,
-// d = m = 512: in bf16 0.53 ms by tensor cores and 0.61 by memory on an H100 (989 TF, 3.35 TB/s), 1.7 and 1.0 on an
-// A100 (312 TF, 2.0 TB/s); in float32, three products of tf32, 3.2 (495 TF) and 10 ms (156 TF); in float64 7.8 (67 TF)
-// and 27 ms (19.5 TF). N = 10^6, d = m = 64 in bf16: 76 and 128 us, by memory.
+// Cost for N samples of d and m channels: 2 N d m flops (half of them if symmetric). Bytes: each side is read once for
+// each tile of the other side, mostly from the second-level cache; d m numbers are written, and as many for every slab
+// of samples. Lower bounds for N = 10^6, d = m = 512, on an H100 (3.35 TB/s) and an A100 (2.0 TB/s):
+//   bf16: by tensor cores 0.53 ms (989 TF) and 1.7 ms (312 TF), by memory 0.61 and 1.0 ms;
+//   float32, as three products of tf32: 3.2 ms (495 TF) and 10 ms (156 TF);
+//   float64: 7.8 ms (67 TF) and 27 ms (19.5 TF).
+// For N = 10^6, d = m = 64 in bf16: 76 and 128 us, by memory.
 //
-// A block: 8 warps, one block a multiprocessor (below 256 registers), 80 KiB of shared memory: four stages of the two
-// sides. Slabs follow from the shapes and from the workspace alone, and are added in their order: the bits depend
-// neither on the run nor on how many multiprocessors there are.
+// A block has 8 warps and 80 KiB of shared memory: four stages of the two sides. A multiprocessor runs one block (below
+// 256 registers). The slabs depend on the shapes and on the workspace alone, and are added in their order. So the bits
+// depend neither on the run nor on the number of multiprocessors.
 #include "covariance_tile.h"
 #include "kernels_cuda.h"
 #include "operand.h"
@@ -20,19 +23,20 @@ namespace rf::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp, kStagers = kThreads / 2, kStages = 4;
-constexpr int64_t kBlocks = 512;                   // as many are wanted
-constexpr int64_t kLeast = 1024, kUnit = 128;      // samples of a slab: at least, and a multiple of
-constexpr int64_t kMostBytes = int64_t{64} << 20;  // of all slabs
+constexpr int64_t kBlocks = 512;                   // blocks that are wanted
+constexpr int64_t kLeast = 1024, kUnit = 128;      // samples of a slab: their least number, and a divisor of it
+constexpr int64_t kMostBytes = int64_t{64} << 20;  // bytes of all slabs
 
-// Where sums go: to the slab of their samples, or onto the result. Where symmetric, those on and above the diagonal
-// alone go to slabs, and to both places of the result.
+// Where sums go: to the slab of their samples, or directly to the result, where they are added. If symmetric, only the
+// sums on and above the diagonal go to slabs; in the result they go to both of their places.
 struct Sums {
   double* data;
-  int64_t ld, slab;  // slab: from one to the next, 0 for the result
+  int64_t ld, slab;  // slab: distance from one slab to the next, 0 for the result
   bool symmetric;
 };
 
-// Adds to `to` the sums of a warp, whose tile has `rows` and `cols` inside, and sets them to zero. The first store.
+// Adds the sums of a warp to `to`, and sets them to zero. `rows` and `cols` of the warp's tile are inside the result.
+// If `first`, the sums are stored instead of added.
 template <class F, int kRowTiles, int kColTiles>
 RF_DEVICE void add(const Sums& to, bool first, int64_t row, int64_t col, int rows, int cols,
                    F (&sums)[kRowTiles][kColTiles][4]) {
@@ -55,7 +59,7 @@ RF_DEVICE void add(const Sums& to, bool first, int64_t row, int64_t col, int row
   }
 }
 
-// Numbers of a side's stage.
+// The numbers in one side's stage.
 template <class T>
 constexpr int kStage =
     Tile<T>::kChannels * Tile<T>::kAlong > Tile<T>::kSamples* Tile<T>::kAcross ? Tile<T>::kChannels * Tile<T>::kAlong
@@ -66,8 +70,8 @@ struct Both {
   Operand<T> side[2];
 };
 
-// blockIdx.x: a tile of the result, row after row; blockIdx.y: `each` of the samples. One half of the threads stages x,
-// the other y.
+// blockIdx.x is a tile of the result, row after row; blockIdx.y is a slab of `each` samples. One half of the threads
+// copies the stages of x, the other half those of y.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     multiply(Sums to, Both<T> sides, bool relu, int64_t samples, int64_t each, int64_t col_tiles) {
@@ -88,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   Shape tile{};
   bool first = to.slab != 0;
-  int age = 0;  // stages in the sums
+  int age = 0;  // number of stages in the sums
 #pragma unroll 1
   for (int64_t it = 1 - kStages; it < total; ++it) {
     if (it >= 0) {
@@ -131,15 +135,15 @@ __global__ void __launch_bounds__(kThreads) reduce(Sums out, Sums slabs, int64_t
   }
 }
 
-// The sums over samples that a channel's total takes: 32 channels a block. Lanes are samples side by side where those
-// of a channel lie so, and then a warp has four channels; else lanes are channels, and warps take turns.
+// Sums over samples for the totals, 32 channels in a block. If the samples of a channel lie side by side, lanes are
+// samples and a warp has four channels. Otherwise lanes are channels, and the warps take turns with the samples.
 template <class T>
 __global__ void __launch_bounds__(kThreads) total(Sums to, Operand<T> side, int64_t samples, int64_t each) {
   const Samples& x = side.x;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t begin = blockIdx.y * each, end = samples - begin < each ? samples : begin + each;
   const int64_t first = blockIdx.x * int64_t{kWarp};
-  double* const sums = shared_memory<double>();  // (warps, channels); of lanes along samples only the first warp's row
+  double* const sums = shared_memory<double>();  // (warps, channels); if lanes are samples, only the first row
   const auto sum = [&](int64_t channel, int from, int step) {
     double found = 0;
     if (channel >= x.channels || begin + from >= end) return found;
@@ -168,7 +172,7 @@ __global__ void __launch_bounds__(kThreads) total(Sums to, Operand<T> side, int6
 
 int64_t parts(int64_t size, int64_t each) { return (size + each - 1) / each; }
 
-// Samples of a slab where `tiles` blocks work on each, and a slab has `numbers`.
+// The number of samples of a slab, if `tiles` blocks work on each slab and a slab has `numbers` numbers.
 int64_t slab_of(int64_t samples, int64_t tiles, int64_t numbers, const Stream& stream) {
   const int64_t bytes = stream.bytes < kMostBytes ? stream.bytes : kMostBytes;
   int64_t slabs = parts(kBlocks, tiles);
@@ -177,7 +181,8 @@ int64_t slab_of(int64_t samples, int64_t tiles, int64_t numbers, const Stream& s
   return slabs < 2 ? samples : parts(parts(samples, slabs), kUnit) * kUnit;
 }
 
-// Lets `kernel` write its sums of (rows, cols): straight onto the result if there is one slab, else to slabs first.
+// Lets `kernel` compute sums of shape (rows, cols). It adds them to the result if there is one slab. Otherwise it
+// writes them to slabs, which are added to the result afterwards.
 template <class Kernel>
 void add_slabs(const Sums& out, int64_t rows, int64_t cols, int64_t samples, int64_t each, const Stream& stream,
                const Kernel& kernel) {
@@ -204,7 +209,7 @@ template <class T>
 void accumulate(double* out, int64_t ld, const Side& x, const Sides& y, bool symmetric, Activation activation,
                 double negative_slope, bool shifted, const Stream& stream) {
   constexpr int64_t kChannels = Tile<T>::kChannels;
-  // Without shifts relu is left to those who read the stages.
+  // Without shifts, relu is applied where the stages are read.
   const bool relu = activation == Activation::relu && !shifted;
   if (relu) activation = Activation::identity;
   const Operand<T> left = operand<T>(x, activation, negative_slope);
@@ -223,7 +228,7 @@ void accumulate(double* out, int64_t ld, const Side& x, const Sides& y, bool sym
     out += m;
   }
   if constexpr (sizeof(T) > 2) {
-    if (relu) return;  // no shifts, no totals
+    if (relu) return;  // without shifts there are no totals
     add_total(x, left, stream);
     for (int64_t s = 0; s < y.count && !symmetric; ++s)
       add_total(y.first[s], operand<T>(y.first[s], activation, negative_slope), stream);

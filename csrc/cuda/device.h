@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a GPU has and C++ has not, behind names: matrix products of a warp, copies that wait for nobody, shuffles,
-// launches. Kernels use these names and CUDA's own words (threadIdx, __shared__, ...), and no assembly; so
-// tests/helpers/cuda_on_cpu can put other hands behind the names and run the very same kernels on a CPU.
+// Functions for what a GPU has and C++ lacks: matrix products of a warp, asynchronous copies, shuffles, launches.
+// Kernels use these functions and CUDA's own words (threadIdx, __shared__, ...), but no assembly. So
+// tests/helpers/cuda_on_cpu can define the same functions for a CPU, and run the very same kernels there.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace rf::cuda {
 
 constexpr int kWarp = 32;
-constexpr int64_t kPlainShared = 48 * 1024;  // bytes of shared memory that a block has without asking
+constexpr int64_t kPlainShared = 48 * 1024;  // bytes of shared memory that a block has by default
 
 [[noreturn]] inline void refuse_shared(const char* name, int64_t wanted, int64_t most) {
   throw std::runtime_error("rainbow_fast: the CUDA kernel " + std::string(name) + " was not launched: it takes " +
@@ -36,9 +36,11 @@ namespace rf::cuda {
 
 #ifdef __CUDACC__
 
-// d += a b for a tile of 16 x 8 of d, over 16 terms. Lane 4 g + t holds of d rows g (0, 1) and g + 8 (2, 3), columns
-// 2 t and 2 t + 1; of a rows g (words 0, 2) and g + 8 (words 1, 3), terms 2 t, 2 t + 1 (words 0, 1) and 8 more (words
-// 2, 3), the first in the low half of a word; of b column g, terms 2 t, 2 t + 1 (word 0) and 8 more (word 1).
+// d += a b for a 16 x 8 tile of d, over 16 terms. Lane 4 g + t holds
+//   of d: rows g (numbers 0, 1) and g + 8 (numbers 2, 3), columns 2 t and 2 t + 1;
+//   of a: rows g (words 0, 2) and g + 8 (words 1, 3), terms 2 t and 2 t + 1 (words 0, 1) and 8 more (words 2, 3);
+//   of b: column g, terms 2 t and 2 t + 1 (word 0) and 8 more (word 1).
+// The first term of a word is in its low half.
 RF_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -52,8 +54,9 @@ RF_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The same over 8 terms of tf32, one in a word: of a rows g (0, 2) and g + 8 (1, 3), terms t (0, 1) and t + 4 (2, 3);
-// of b column g, terms t (0) and t + 4 (1).
+// The same over 8 terms of tf32, one in each word. Lane 4 g + t holds
+//   of a: rows g (words 0, 2) and g + 8 (words 1, 3), terms t (words 0, 1) and t + 4 (words 2, 3);
+//   of b: column g, terms t (word 0) and t + 4 (word 1).
 RF_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -61,22 +64,22 @@ RF_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// d += a b for a tile of 8 x 8 over 4 terms, in float64: lane 4 g + t holds of d row g, columns 2 t and 2 t + 1; of a
-// row g, term t; of b column g, term t.
+// d += a b for an 8 x 8 tile of d over 4 terms, in float64. Lane 4 g + t holds row g, columns 2 t and 2 t + 1 of d; row
+// g, term t of a; column g, term t of b.
 RF_DEVICE void mma_f64(double (&d)[2], double a, double b) {
   asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
       : "+d"(d[0]), "+d"(d[1])
       : "d"(a), "d"(b));
 }
 
-// x rounded to the ten bits of tf32, to nearest, ties away from zero: bits of a float.
+// Rounds x to the ten bits of tf32, to nearest, ties away from zero. Returns the bits of a float.
 RF_DEVICE uint32_t to_tf32(float x) {
   uint32_t y;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
   return y;
 }
 
-// Two numbers rounded to nearest even, the first in the low half.
+// Two numbers in one word, rounded to nearest even, the first in the low half.
 RF_DEVICE uint32_t pack_bf16(float low, float high) {
   uint32_t y;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
@@ -102,9 +105,9 @@ RF_DEVICE uint32_t relu_f16(uint32_t x) {
 
 RF_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// Four matrices of 8 x 8 numbers of 16 bits out of shared memory: lanes 8 k .. 8 k + 7 give the eight rows (16 bytes
-// each, aligned to 16) of matrix k; lane 4 g + t receives in word k row g, columns 2 t and 2 t + 1. Transposed: column
-// g, rows 2 t and 2 t + 1.
+// Loads four matrices of 8 x 8 numbers of 16 bits from shared memory. Lanes 8 k .. 8 k + 7 give the addresses of the
+// eight rows of matrix k (16 bytes each, aligned to 16). Word k of lane 4 g + t receives row g, columns 2 t and 2 t + 1
+// of matrix k; transposed: column g, rows 2 t and 2 t + 1.
 RF_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -118,26 +121,27 @@ RF_DEVICE void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-// Copies 16 bytes (both addresses aligned to them), of which those from `bytes` on are zeros that are not read. It is
-// done once the group that it is committed with has been waited for, and visible to others after a barrier.
+// Copies 16 bytes asynchronously; both addresses are aligned to 16 bytes. Bytes from `bytes` on are not read but set to
+// zero. The copy is done once the group that it is committed with has been waited for. Other threads see it after a
+// barrier.
 RF_DEVICE void copy_async(void* shared, const void* global, int bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
 }
-// The same of 4 bytes, all or none.
+// The same for 4 bytes, either all or none of them.
 RF_DEVICE void copy_async_word(void* shared, const void* global, bool there = true) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(there ? 4 : 0)
                : "memory");
 }
-// The same of 8 bytes.
+// The same for 8 bytes.
 RF_DEVICE void copy_async_two_words(void* shared, const void* global, bool there = true) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(there ? 8 : 0)
                : "memory");
 }
 RF_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all but the last `kPending` groups of this thread are done.
+// Waits until all but the last `kPending` groups of this thread are done.
 template <int kPending>
 RF_DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -152,8 +156,8 @@ RF_DEVICE T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
-// x, which the compiler does not recognise: what follows from it is computed anew, not kept in registers through a
-// loop.
+// Returns x in a way that the compiler cannot see through. So what follows from it is computed anew each time, and not
+// kept in registers through a loop.
 RF_DEVICE int forget(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -182,11 +186,12 @@ inline int64_t most_shared(const char* name, const Stream& stream) {
   return bytes;
 }
 
-// Puts a kernel in line on the stream. `name` is what an error says; the caller's device is as before afterwards.
+// Queues a kernel on the stream. An error names the kernel by `name`. The caller's current device stays the same.
 template <class... Formal, class... Actual>
 void launch(const char* name, void (*kernel)(Formal...), dim3 grid, int threads, int64_t shared_bytes,
             const Stream& stream, Actual... actual) {
-  // All that there is: another thread may be about to launch the same kernel with more than this one.
+  // The limit is set to all that a block may have: another thread may be about to launch the same kernel with more
+  // shared memory than this one.
   const int64_t most = shared_bytes > kPlainShared ? most_shared(name, stream) : kPlainShared;
   if (shared_bytes > most) refuse_shared(name, shared_bytes, most);
   int before = 0;

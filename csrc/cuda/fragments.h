@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Products of a warp in float32 and float64, in one layout: d (16, 8) += a (16, 8) b (8, 8). Lane 4 g + t holds of d
-// rows g (0, 1) and g + 8 (2, 3), columns 2 t and 2 t + 1; of a rows g (0, 2) and g + 8 (1, 3) and of b column g, at
-// two of the eight terms. Which two is free, as sums are: here they are terms 2 t (a 0, 1; b 0) and 2 t + 1 (a 2, 3;
-// b 1), which lie side by side in memory, and d is the a of a next product as it stands.
+// Products of a warp in float32 and float64, in one layout: d (16, 8) += a (16, 8) b (8, 8). Lane 4 g + t holds
+//   of d: rows g (numbers 0, 1) and g + 8 (numbers 2, 3), columns 2 t and 2 t + 1;
+//   of a: rows g (numbers 0, 2) and g + 8 (numbers 1, 3), at two of the eight terms;
+//   of b: column g, at the same two terms.
+// The order of the terms of a sum is free. Here the two terms are 2 t (a 0, 1; b 0) and 2 t + 1 (a 2, 3; b 1). They lie
+// side by side in memory, and d can be the a of a next product as it is.
 #pragma once
 
 #include "../compiler.h"
@@ -48,8 +50,8 @@ struct Right<float> {
   }
 };
 
-// Tensor cores cut a sum off where they add to it: the small products are kept apart, and `add_to` is called after at
-// most 32 terms, so that few roundings are towards zero.
+// Tensor cores truncate what they add to a sum. So the small products have a sum of their own, and `add_to` is called
+// after at most 32 terms: few roundings are towards zero.
 template <>
 struct Sum<float> {
   static constexpr bool kCutsOff = true;

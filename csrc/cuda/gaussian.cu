@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A tile of G into memory. A warp makes 32 groups of four columns of a row.
+// gaussian: writes a tile of G. A warp makes 32 groups of four columns of a row.
 //
-// Bytes: 4 a float32 value, written once. Instructions: about 42 a value. Floor for 10^9 values: 1.2 ms on an H100 and
-// 2.0 ms on an A100 by memory; the generator's arithmetic is of the same size.
+// Bytes: 4 for each float32 value, written once. Instructions: about 42 for each value. Lower bound for 10^9 values, by
+// memory: 1.2 ms on an H100 and 2.0 ms on an A100. The arithmetic of the generator takes about as long.
 #include "generate.h"
 #include "kernels_cuda.h"
 #include "numbers.h"
@@ -10,10 +10,10 @@
 namespace rf::cuda {
 namespace {
 
-constexpr int kRows = 8;  // of a block: one a warp
+constexpr int kRows = 8;  // rows of a block: one for each warp
 constexpr int64_t kMostBlocks = 65535;
 
-// Group k of a row holds columns 4 k - at.col % 4 and the next three, those that are inside.
+// Group k of a row holds column 4 k - at.col % 4 and the next three, as far as they are inside the tile.
 template <class T>
 __global__ void __launch_bounds__(kWarp* kRows) write(T* out, int64_t rows, int64_t cols, int64_t ld, Origin at) {
   const int64_t group = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x % kWarp;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// G on a GPU: a lane of the generator is a float and a word, and nothing is contracted, whatever the compiler's flags.
+// G on a GPU. A lane of the generator is a float and a word. Multiplications and additions are never contracted into
+// one operation, whatever the compiler's flags.
 #pragma once
 
 #include "../philox.h"
@@ -35,8 +36,8 @@ struct DeviceLanes {
   static RF_DEVICE F flip(F x, U sign) { return value(bits(x) ^ (sign & 0x80000000u)); }
 };
 
-// Where a tile of G begins, with the keys: where it is an argument of a kernel, a round reads its own from there. Made
-// anew in each thread, they would cost more than four instructions a number.
+// Where a tile of G begins, and the keys of the generator. If this is an argument of a kernel, each round reads its
+// keys from there. To compute the keys in each thread would cost more than four instructions for each number.
 struct Origin : Address {
   Keys keys;
   RF_HOST_DEVICE explicit Origin(const Address& at) : Address(at), keys(keys_of(at.seed)) {}

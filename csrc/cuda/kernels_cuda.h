@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The CUDA kernels, declared by the types of the table that kernels.cu puts them into.
+// The CUDA kernels. Their types are those of the table that kernels.cu fills with them.
 #pragma once
 
 #include "../kernels.h"

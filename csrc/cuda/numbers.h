@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The element types, and what turns one into another.
+// The element types, and the conversions between them.
 #pragma once
 
 #include "device.h"
@@ -12,7 +12,7 @@ typedef __half f16;
 template <class T>
 struct Type {};
 
-// Calls f with the type that a DType names.
+// Calls f(Type<T>{}) with the type T that `dtype` names.
 template <class F>
 void with_type(DType dtype, const F& f) {
   switch (dtype) {
@@ -33,7 +33,7 @@ struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Four {
   T values[4];
 };
 
-// Rounded to nearest even.
+// x rounded to nearest even.
 template <class T>
 RF_DEVICE T to(float x) {
   if constexpr (sizeof(T) == 2) {
@@ -50,14 +50,15 @@ RF_DEVICE double widen(double x) { return x; }
 RF_DEVICE float widen(bf16 x) { return __bfloat162float(x); }
 RF_DEVICE float widen(f16 x) { return __half2float(x); }
 
-// What tf32 keeps of x, and what it keeps of the rest: x to 2^-22, where it is below 2^80. An infinity is the rest of a
-// finite number, so that its products have the right sign.
+// Splits x into what tf32 keeps of it and what tf32 keeps of the rest. Together they are x to 2^-22, for |x| below
+// 2^80. An infinite x becomes a finite number with an infinite rest, so that its products have the right sign.
 RF_DEVICE void split(float x, uint32_t& high, uint32_t& low) {
   high = to_tf32(fminf(fmaxf(x, -0x1p80f), 0x1p80f));
   low = to_tf32(x - __uint_as_float(high));
 }
 
-// Two numbers side by side: their nearest in bf16, and those of what is left.
+// Splits two numbers, side by side in one word: `high` has the nearest numbers in bf16, `rest` the numbers in bf16
+// nearest to what is left.
 RF_DEVICE void split_pair(float a, float b, uint32_t& high, uint32_t& rest) {
   high = pack_bf16(a, b);
   rest = pack_bf16(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000u));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Samples on their way into shared memory: 16 bytes at a time as they are, or one by one through the activation and
-// less their shift.
+// Copies samples into shared memory: 16 bytes at a time if they are taken as they are, otherwise one by one, through
+// the activation and less their shift.
 #pragma once
 
 #include "../samples.h"
@@ -9,7 +9,7 @@
 
 namespace rf::cuda {
 
-// A side of a product in type T, computed in F: float for 16 bits, else T.
+// A side of a product. Its type is T. It is computed in F: float for a T of 16 bits, else T.
 template <class T>
 struct Operand {
   typedef decltype(widen(T{})) F;
@@ -17,8 +17,8 @@ struct Operand {
   const F* shift;  // null: none
   Activation activation;
   F negative_slope;
-  bool along;  // in shared memory samples of a channel lie side by side, else channels of a sample
-  bool whole;  // and 16 bytes of them are so in memory, too, aligned, in type T, and to be taken as they are
+  bool along;  // in shared memory the samples of a channel lie side by side, else the channels of a sample
+  bool whole;  // in memory too, 16 aligned bytes of them are side by side, in type T, and are taken as they are
 };
 
 template <class T>
@@ -42,7 +42,7 @@ Operand<T> operand(const Side& side, Activation activation, double negative_slop
   return {x, static_cast<const F*>(side.shift), activation, static_cast<F>(negative_slope), along, whole};
 }
 
-// Where a sample lies.
+// The place of a sample in memory.
 struct Place {
   int64_t image, line, position;
 
@@ -50,14 +50,14 @@ struct Place {
     const int64_t line = sample / x.positions;
     return {line / x.lines, line % x.lines, sample % x.positions};
   }
-  // What `inner` has above `size`, goes to `outer`: at most 64, so that division is of small numbers.
+  // Carries what `inner` has above `size` over to `outer`. This is at most 64, so that only small numbers are divided.
   static RF_DEVICE void carry(int64_t& outer, int64_t& inner, int64_t size) {
     if (inner < size) return;
     const int64_t times = size > 64 ? 1 : static_cast<uint32_t>(inner) / static_cast<uint32_t>(size);
     outer += times;
     inner -= times * size;
   }
-  // At most 64 samples further on.
+  // The place `samples` samples further on, at most 64.
   RF_DEVICE Place plus(const Samples& x, int samples) const {
     Place there{image, line, position + samples};
     carry(there.line, there.position, x.positions);
@@ -78,7 +78,7 @@ RF_DEVICE T read(const Samples& x, int64_t offset) {
   return static_cast<const T*>(x.data)[offset];
 }
 
-// sigma(x) less the shift of its channel, of a value that was read. Of 16 bits nothing is asked.
+// sigma(value) less the shift of its channel, for a value that was read. Values of 16 bits stay as they are.
 template <class T>
 RF_DEVICE T prepared(const Operand<T>& side, T value, int64_t channel) {
   if constexpr (sizeof(T) > 2) {
@@ -88,9 +88,10 @@ RF_DEVICE T prepared(const Operand<T>& side, T value, int64_t channel) {
   return value;
 }
 
-// Shape::kChannels channels from `channel` on of Shape::kSamples samples from `at` on, of which `left` are there; zeros
-// elsewhere. A channel's samples are Shape::kAlong apart, or a sample's channels Shape::kAcross, by side.along. For
-// `thread` of kThreads.
+// Copies Shape::kChannels channels, from `channel` on, of Shape::kSamples samples, from `at` on. `left` of these
+// samples exist; the rest, and channels that do not exist, become zeros. With side.along, samples lie side by side and
+// channels are Shape::kAlong apart; otherwise channels lie side by side and samples are Shape::kAcross apart. This is
+// the part of `thread`, one of kThreads.
 template <class Shape, class T, int kThreads>
 RF_DEVICE void stage(T* to, const Operand<T>& side, const Place& at, int64_t left, int64_t channel, int thread) {
   constexpr int kChannels = Shape::kChannels, kSamples = Shape::kSamples;

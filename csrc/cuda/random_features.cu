@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// random_features: phi' = scale sigma(u G^T + shift) into strided memory. A block holds 64 neurons, whose G it makes
-// once, and lets its part of the samples pass.
+// random_features: writes phi' = scale sigma(u G^T + shift) to strided memory. A block holds 64 neurons. It makes their
+// G once, and goes through its part of the samples.
 //
-// Bytes: phi' once, 4 N n. For N = 10^4, n = 10^5 (4 GB): 1.2 ms on an H100 (3.35 TB/s), 2.0 ms on an A100 (2.0 TB/s);
-// 6 N n r flops of tf32 at r = 256: 3.1 ms (495 TF) and 9.8 ms (156 TF). In float64 twice the bytes, and 2 N n r flops:
-// 7.6 ms (67 TF) and 26 ms (19.5 TF).
+// Bytes: phi' is written once, 4 N n. Lower bounds for N = 10^4, n = 10^5 (4 GB): 1.2 ms on an H100 (3.35 TB/s) and 2.0
+// ms on an A100 (2.0 TB/s) by memory; 3.1 ms (495 TF) and 9.8 ms (156 TF) by 6 N n r flops of tf32, at r = 256. In
+// float64 there are twice the bytes, and 2 N n r flops: 7.6 ms (67 TF) and 26 ms (19.5 TF).
 #include "kernels_cuda.h"
 #include "random_features.h"
 

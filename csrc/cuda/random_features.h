@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the three forms of random features share: a strip of rows stays, columns pass by 32 at a time, and the features
-// of rows and columns are made in the registers of warps, 16 rows each. Rows are neurons and columns samples, or the
-// other way round; a form is told of each tile of features and keeps what it makes of them.
+// What the three forms of random features share. A block keeps a strip of rows, and goes through the columns, 32 at a
+// time. Each warp computes the features of 16 rows and these columns in registers. Rows are neurons and columns are
+// samples, or the other way round. A form receives each tile of features, and keeps what it computes from the tile.
 //
-// Where a strip of all r terms fits into shared memory it is made once; of longer rows 64 terms are made at a time, for
-// every 32 columns again. Columns come in stages of 64 terms, the next one while one is multiplied with.
+// If a strip of all r terms fits into shared memory, it is made once. Otherwise 64 terms of it are made at a time,
+// again for every 32 columns. Columns come in stages of 64 terms: one stage is loaded while the one before is
+// multiplied.
 //
-// Flops: 2 N n r for the features and 2 N n d for a second product, of which a block has 128 channels: beyond these the
-// features are made again. float32 is three products of tf32, so that they take 6 N n (r + d) at 495 TF on an H100 and
-// 156 TF on an A100; float64 runs at 67 and 19.5 TF. Of mma instructions an H100 is said to reach 60 %.
-// Second cache: a strip reads all columns, (r + d) numbers each, 192 flops of tf32 a byte with 128 rows, 96 with 64.
-// Registers: below 256, so that 8 warps are on a multiprocessor, as one block or two; 121 to 168 without a second
-// product. Shared memory: 42 to 46 KiB and the strip, 34 KiB for 64 rows of 128 terms in float32; float64 has twice
-// that. Two blocks of 4 warps fit up to r = 128 on an A100 and 256 on an H100, in float64 one. A strip of 64 rows is
-// kept up to r = 448, in float64 128: beyond, making G again takes about 1.5 times as long as multiplying with it.
+// Flops: 2 N n r for the features, and 2 N n d for a second product. A block has 128 channels of the second product;
+// for further channels the features are made again. In float32 there are three products of tf32, so that 6 N n (r + d)
+// flops run at 495 TF on an H100 and at 156 TF on an A100. float64 runs at 67 and 19.5 TF. An H100 is said to reach
+// 60 % of these rates with mma instructions.
+// Second-level cache: a strip reads all columns, r + d numbers each. These are 192 flops of tf32 for each byte with 128
+// rows, and 96 with 64 rows.
+// Registers: below 256, so that a multiprocessor has 8 warps, as one block or two; 121 to 168 without a second product.
+// Shared memory: 42 to 46 KiB, and the strip, 34 KiB for 64 rows of 128 terms in float32. float64 needs twice as much.
+// Two blocks of 4 warps fit up to r = 128 on an A100 and up to 256 on an H100; in float64 one block fits. A strip of 64
+// rows is kept up to r = 448 (in float64 up to 128). For a larger r, making G again takes about 1.5 times as long as
+// multiplying with it.
 #pragma once
 
 #include "activation.h"
@@ -21,17 +25,17 @@
 
 namespace rf::cuda {
 
-constexpr int kColumns = 32;                       // of a tile
+constexpr int kColumns = 32;                       // columns of a tile
 constexpr int kTiles = kColumns / 8;               // products side by side
-constexpr int kWarpRows = 16;                      // of a warp
-constexpr int kMostWarps = 8;                      // of a block
-constexpr int kMostRows = kWarpRows * kMostWarps;  // of a strip
+constexpr int kWarpRows = 16;                      // rows of a warp
+constexpr int kMostWarps = 8;                      // most warps of a block
+constexpr int kMostRows = kWarpRows * kMostWarps;  // most rows of a strip
 constexpr int kStagePitch = kDepth + kPad, kPitch = kColumns + kPad;
-constexpr int kChannels = 128;  // of the second product of a block
+constexpr int kChannels = 128;  // channels of the second product of a block
 constexpr int kRing = 4;        // tiles whose columns are noted
 static_assert(kRing * kColumns == kMostRows);
-constexpr int64_t kMostShared = 163 * 1024;  // of a block, where the device has as much: of an A100
-constexpr int64_t kBlocks = 1056;            // to fill 132 multiprocessors some times
+constexpr int64_t kMostShared = 163 * 1024;  // most bytes of a block, if the device has as much: those of an A100
+constexpr int64_t kBlocks = 1056;            // enough to fill 132 multiprocessors several times
 
 template <class T>
 struct Source {
@@ -39,7 +43,7 @@ struct Source {
   const T* shift;
   Activation activation;
   T slope, scale;
-  bool kept;  // the whole strip of rows
+  bool kept;  // whether the whole strip of rows is kept
 };
 
 constexpr int kUnit = 16;  // channels that are multiplied, or left out, together
@@ -51,16 +55,16 @@ struct Line {
   int64_t stride, terms;
 };
 
-// Shared memory but for the strip, which follows.
+// The shared memory of a block, except for the strip, which follows it.
 template <class T, bool kSamplesPass>
 struct alignas(128) Room {
   T stages[2][kColumns * kStagePitch];
   T second[kChannels * kPitch];
-  Line<T> lines[kSamplesPass ? 1 : kChannels];  // of the second operand, where neurons pass
+  Line<T> lines[kSamplesPass ? 1 : kChannels];  // of the second operand, if columns are neurons
   Samples targets[kSamplesPass ? 1 : kChannels / kUnit];
   int64_t row[kMostRows];                                   // where the rows are
-  int64_t column[kRing][kColumns], other[kRing][kColumns];  // where the columns are, and what the form has there
-  T shift[kMostRows];                                       // of the rows, or of the columns that are noted
+  int64_t column[kRing][kColumns], other[kRing][kColumns];  // where the columns are, and what the form notes for them
+  T shift[kMostRows];                                       // shift of the rows, or of the noted columns
 };
 
 template <class T, class Form>
@@ -69,7 +73,8 @@ int64_t shared_bytes(int warps, int64_t r, bool kept) {
   return static_cast<int64_t>(sizeof(typename Form::Place)) + warps * kWarpRows * row * static_cast<int64_t>(sizeof(T));
 }
 
-// phi[tile][...] = sigma of it: few at a time where that is long, so that registers are indexed by constants.
+// s = sigma(s). If sigma is long, it is applied to a few numbers at a time, in a loop that moves the numbers through s,
+// so that registers are indexed by constants.
 template <class T>
 RF_DEVICE void activate_all(T (&s)[kTiles][4], Activation activation, T slope) {
   if (activation <= Activation::leaky_relu || activation == Activation::sign || activation == Activation::step) {
@@ -109,7 +114,7 @@ RF_DEVICE void activate_all(T (&s)[kTiles][4], Activation activation, T slope) {
 struct Product {
   double sums[kChannels / 8][4] = {};
 
-  // Of each kUnit of channels where a bit of `active` is set.
+  // Only for those units of kUnit channels whose bit in `active` is set.
   template <class T>
   RF_DEVICE void add(const T (&phi)[kTiles][4], const T* second, uint32_t active) {
     const int lane = threadIdx.x % kWarp;
@@ -258,7 +263,8 @@ bool fits(const char* name, int warps, int64_t r, const Stream& stream) {
   return bytes <= kMostShared && bytes <= most_shared(name, stream);
 }
 
-// The strip is 128 rows where it fits and there are enough of them, else 64; it is kept where that fits.
+// The strip has 16 rows for each of `warps` warps. The projection asks for 128 rows where these fit and there are
+// enough of them; otherwise it is 64. The whole strip is kept where it fits.
 template <class T, class Form>
 void launch_pass(const char* name, Form form, dim3 grid, int warps, const Stream& stream) {
   const int64_t r = form.source.rows.given.channels;

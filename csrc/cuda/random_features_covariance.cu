@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// random_features_covariance: sums of x^T phi', phi' and phi'^2 over samples. A block holds 64 neurons, whose G it
-// makes once, and lets its part of the samples pass: of each 32 the features leave the first product in the very
-// registers that the second one takes them from.
+// random_features_covariance: sums of x^T phi', phi' and phi'^2 over samples. A block holds 64 neurons. It makes their
+// G once, and goes through its part of the samples, 32 at a time. The first product leaves the features in the
+// registers from which the second product takes them.
 #include "kernels_cuda.h"
 #include "random_features.h"
 
@@ -11,8 +11,8 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int64_t kFewest = 1024;  // samples of a part
 
-// Where sums go: out (d, n), total (n), square (n); part by part, each beyond the last by `stride`, 0 where there is
-// only one, which is added to what is there.
+// Where sums go: out (d, n), total (n), square (n). Each part of the samples has its own sums, `stride` numbers after
+// those of the part before. If there is only one part, `stride` is 0 and its sums are added to what is there.
 struct Sums {
   double *out, *total, *square;
   int64_t stride;
@@ -24,7 +24,7 @@ struct Covariance {
   typedef Room<T, true> Place;
   Source<T> source;
   Samples x;
-  const T *x_center, *center;  // of channels and of neurons; none where null
+  const T *x_center, *center;  // of channels and of neurons; null: none
   Sums to;
   int64_t length;  // samples of a part
   Product product;
@@ -42,7 +42,7 @@ struct Covariance {
   RF_DEVICE void note(Place& room, int64_t sample, int slot) const {
     room.other[slot][threadIdx.x] = offset(x, sample);
   }
-  // f(where, channel, sample, whether there is one) for what this thread has of a tile of x.
+  // Calls f(address, channel, sample, whether it exists) for those numbers of a tile of x that belong to this thread.
   template <class F>
   RF_DEVICE void for_own(Place& room, int64_t sample, F f) const {
     const bool along = x.s_channel == 1;
@@ -62,7 +62,8 @@ struct Covariance {
         *target = 0;
     });
   }
-  // Takes the center of neurons off their features, a row of neurons at a time: registers are few.
+  // Subtracts the center of each neuron from its features. It handles one row of neurons at a time, because registers
+  // are few.
   RF_DEVICE void take_off(T (&phi)[kTiles][4], int64_t neuron, int64_t sample) const {
     int64_t begin, end;
     range(begin, end);
@@ -95,7 +96,7 @@ struct Covariance {
       }
     }
     wait_for_copies<1>();
-    if (x_center != nullptr)  // each thread off what it copied itself, which has come
+    if (x_center != nullptr)  // each thread changes only what it copied itself, which has arrived
       for_own(room, sample, [&](T* at, int c, int, bool there) {
         if (there) *at -= x_center[first_channel() + c];
       });
@@ -126,7 +127,7 @@ struct Covariance {
   }
 };
 
-// Adds up the parts, in their order.
+// Adds the parts to the result, in their order.
 constexpr int kAdders = 256;
 __global__ void __launch_bounds__(kAdders)
     add_parts(Sums to, const double* parts, int64_t count, int64_t d, int64_t n) {

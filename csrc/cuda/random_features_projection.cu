@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// random_features_projection: phi' a^T, of several a at once. A block holds 128 samples and lets the neurons pass: of
-// each 32 the features leave the first product in the very registers that the second one takes them from. The channels
-// of all a stand in one row, each a from a multiple of 16 on.
+// random_features_projection: phi' a^T, for several a at once. A block holds 128 samples, and goes through the neurons,
+// 32 at a time. The first product leaves the features in the registers from which the second product takes them. The
+// channels of all a stand in one row of places; each a begins at a multiple of 16.
 #include "kernels_cuda.h"
 #include "random_features.h"
 
@@ -9,7 +9,7 @@ namespace rf::cuda {
 namespace {
 
 constexpr const char* kName = "random_features_projection";
-constexpr int kMost = 8;  // projections of a launch
+constexpr int kMost = 8;  // most projections of a launch
 
 struct Several {
   Projection items[kMost];
@@ -30,7 +30,7 @@ struct Project {
   RF_DEVICE void note(Place&, int64_t, int) const {}
   RF_DEVICE int64_t first_place() const { return static_cast<int64_t>(blockIdx.y) * kChannels; }
 
-  // Each thread writes the lines of places of its own.
+  // Each thread writes the lines of its own places.
   RF_DEVICE void begin(Place& room) {
     for (int c = threadIdx.x; c < kChannels; c += blockDim.x) {
       room.lines[c] = {nullptr, 0, 0};
@@ -76,7 +76,7 @@ struct Project {
     product.add(phi, room.second, active);
     barrier();
   }
-  // Unit by unit through shared memory, so that a warp writes along memory.
+  // Stores the sums, unit by unit through shared memory, so that a warp writes along memory.
   RF_DEVICE void end(Place& room, int64_t sample) const {
     const int rows = static_cast<int>(blockDim.x) / kWarp * kWarpRows, pitch = rows + 4;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * rows;
@@ -127,8 +127,8 @@ void project(Projections projections, const Features& features, const Stream& st
                         static_cast<unsigned>(blocks(channels, kChannels))),
                    warps, stream);
   };
-  // An a that ends among the 32 neurons of a step goes alone: the features of those beyond may not be finite, and zeros
-  // do not keep them out of the sums.
+  // If an a ends inside a step of 32 neurons, it is launched alone. The features of the neurons after its end may not
+  // be finite, and zeros in a would not keep them out of the sums.
   Several together{};
   for (int64_t p = 0; p < projections.count; ++p) {
     const Projection item{merged(projections.data[p].x), projections.data[p].a};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Samples, and rows of G given or generated, as operands in shared memory: rows of terms.
+// Operands in shared memory, as rows of terms: samples, and rows of G, given or generated.
 #pragma once
 
 #include "../samples.h"
@@ -10,15 +10,15 @@
 namespace rf::cuda {
 
 constexpr int kDepth = 64;  // terms of a stage
-// What is added to a whole number of 32 terms is the distance of rows: the eight rows and four pairs of a fragment then
-// lie in different banks.
+// Rows are a multiple of 32 terms plus kPad apart, so that the eight rows and four pairs of a fragment lie in different
+// banks.
 constexpr int kPad = 8;
 
 RF_DEVICE int smaller(int64_t a, int b) { return static_cast<int>(a < b ? a : b); }
 
 inline int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
-// Where a sample is, in elements.
+// The offset of a sample, in elements.
 RF_DEVICE int64_t offset(const Samples& x, int64_t sample) {
   if (x.images == 1 && x.lines == 1) return sample * x.s_position;
   const int64_t line = sample / x.positions, image = line / x.lines;
@@ -33,8 +33,8 @@ RF_DEVICE void copy_number(T* shared, const T* global) {
     copy_async_word(shared, global);
 }
 
-// Terms [first, first + kDepth) of samples at `offsets`, zeros from `there` rows on and beyond the last channel. Lanes
-// go along memory, or along 8 rows of it: whole sectors either way.
+// Copies terms [first, first + kDepth) of the samples at `offsets`. Rows from `there` on and terms beyond the last
+// channel become zeros. Lanes go along memory, or along 8 rows of it: whole sectors in both cases.
 template <class T>
 RF_DEVICE void copy_rows(T* to, int ld, const Samples& x, const int64_t* offsets, int rows, int there, int64_t first) {
   const bool along = x.s_channel == 1;
@@ -49,7 +49,7 @@ RF_DEVICE void copy_rows(T* to, int ld, const Samples& x, const int64_t* offsets
   }
 }
 
-// The same of G, from row `row`: each thread makes groups of four columns.
+// The same for rows of G from `row` on, generated. Each thread makes groups of four columns.
 template <class T>
 RF_DEVICE void generate_rows(T* to, int ld, const Rows& g, int64_t row, int rows, int there, int64_t first) {
   const Origin at{g.address};

@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// sample_project_align: a matrix product on tensor cores whose left operand is generated, in the registers' own layout,
-// and kept in shared memory while the columns of P pass by.
+// sample_project_align: a matrix product on tensor cores. Its left operand G is generated, in the layout of the
+// registers, and kept in shared memory while the block goes through the columns of P.
 //
-// Of out = scale G P, (n, m) of rank r: 2 n r m flops; bytes: P once for each strip of rows, from the second cache, and
-// out once; about 42 instructions for each of the n r numbers of G. For (n, r, m) = (8192, 256, 4608) in bf16: 19
-// Gflop, 75 MB of out: 25 us by memory and 20 us by tensor cores on an H100 (3.35 TB/s, 989 TF), 38 and 62 us on an
-// A100 (2.0 TB/s, 312 TF); generation, 3 and 5 us, is paid once a strip. In float32 three products of tf32: 117 us
-// (495 TF), 372 us (156 TF), with P in two terms of bf16 45 us (by memory) and 124 us; in float64 290 us (67 TF), 990
-// us (19.5 TF).
+// Cost of out = scale G P, of shape (n, m) and rank r: 2 n r m flops, and about 42 instructions for each of the n r
+// numbers of G. Bytes: P is read once for each strip of rows, from the second-level cache; out is written once. Lower
+// bounds for (n, r, m) = (8192, 256, 4608), 19 Gflop, on an H100 (3.35 TB/s) and an A100 (2.0 TB/s):
+//   bf16, 75 MB of out: by memory 25 and 38 us, by tensor cores 20 us (989 TF) and 62 us (312 TF); generation, 3 and 5
+//     us, is paid once for each strip;
+//   float32, as three products of tf32: 117 us (495 TF) and 372 us (156 TF);
+//   float32 with P in two terms of bf16: 45 us (by memory) and 124 us;
+//   float64: 290 us (67 TF) and 990 us (19.5 TF).
 //
-// A block: 8 warps, one block a multiprocessor (below 256 registers), at most 162 KiB of shared memory: 128 KiB of G,
-// which are 512 columns of 128 rows in 16 bits or of 64 rows in float32 (half of them on a GPU of 99 KiB), and a
-// pipeline of rows of P. A fragment that were generated for each tile of 256 columns would cost 2.5 times that tile's
-// product (328 clocks against 128 on an H100), so that a strip is generated once, for all columns; only where r is
-// above 512 (256) is it generated for every tile. Sums of 16 bits stay inside the tensor cores, which round towards
-// zero: by a model W' shrinks by 1e-9 r.
+// A block has 8 warps; a multiprocessor runs one block (below 256 registers). It has at most 162 KiB of shared memory:
+// 128 KiB of G, and a pipeline of rows of P. 128 KiB of G are 512 columns of 128 rows in 16 bits, or of 64 rows in
+// float32; a GPU with 99 KiB keeps half of them. To generate the fragments again for each tile of 256 columns would
+// cost 2.5 times as much as the product of the tile (328 clocks against 128 on an H100). So a strip is generated once
+// for all columns; only if r is above 512 (256 on a GPU with 99 KiB), it is generated for every tile. Sums of 16 bits
+// stay inside the tensor cores, which round towards zero: by a model, W' shrinks by 1e-9 r.
 #include "generate.h"
 #include "kernels_cuda.h"
 #include "numbers.h"
@@ -25,17 +27,19 @@ namespace {
 constexpr const char* kName = "sample_project_align";
 constexpr int kWarps = 8;
 constexpr int kStep = 16;         // terms between two barriers
-constexpr int kChunk = 512 / 16;  // steps whose part of G is kept; half of them where a block has but 99 KiB
-constexpr int64_t kBlocks = 512;  // as many are made, by cutting the columns, where strips of rows are fewer
+constexpr int kChunk = 512 / 16;  // steps whose part of G is kept; half of them if a block has only 99 KiB
+constexpr int64_t kBlocks = 512;  // blocks to be made, by dividing the columns, if there are fewer strips of rows
 constexpr int kMostStrips = 65535;
 
-// Of G a lane makes four columns in a row, 4 t .. 4 t + 3 of 16, for each of the rows g and g + 8 of a tile. They stand
-// for those terms that the lane holds of a fragment: rows of P are put into that order, once they are in shared memory.
+// A lane makes four columns of G in a row, 4 t .. 4 t + 3 of 16, for each of the rows g and g + 8 of a tile. They are
+// used as the terms that the lane holds of a fragment. Rows of P are put into the same order when they are copied to
+// shared memory.
 
-// How P is multiplied: as it is, T being its type; or (InTwo) in float32, as the sum of two of bf16.
+// How P is multiplied: as it is, with T as its type; or, for InTwo, as a float32 matrix that is split into a sum of two
+// bf16 matrices.
 struct InTwo {};
 
-// 16 bits: the four of a row are terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of one product.
+// 16 bits: the four columns of a lane are terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of one product.
 template <class T>
 struct Tile {
   static constexpr int kRows = 128, kCols = 256, kRowTiles = 4, kColTiles = 8, kStages = 4, kUnits = 1, kPad = 8;
@@ -80,7 +84,7 @@ struct Tile {
 
 RF_DEVICE int place_of_quarters(int j) { return 4 * (j & 3) + (j >> 2); }
 
-// G in bf16, as above, and two products for the two parts of P, the small one first.
+// G is bf16, as above. Each of the two parts of P has its own product, the small one first.
 template <>
 struct Tile<InTwo> {
   static constexpr int kRows = 128, kCols = 128, kRowTiles = 4, kColTiles = 4, kStages = 4, kUnits = 1, kPad = 8;
@@ -110,14 +114,14 @@ struct Tile<InTwo> {
   }
 };
 
-// As two units of which the first holds columns 4 t and 4 t + 1.
+// Stores two units. The first one holds columns 4 t and 4 t + 1.
 RF_DEVICE void keep_as_floats(Four<float>* unit, const float (&a)[4], const float (&b)[4]) {
   unit[0] = {{a[0], b[0], a[1], b[1]}};
   unit[kWarp] = {{a[2], b[2], a[3], b[3]}};
 }
 
-// float32: three products of the two parts that tf32 splits a number into, the small ones first. Tensor cores cut off
-// where they add, so that only two sums of 16 terms are left to them.
+// float32: tf32 splits each number into two parts, and three products of the parts are added, the small ones first.
+// Tensor cores truncate when they add, so that only sums of 16 terms are left to them.
 template <>
 struct Tile<float> {
   static constexpr int kRows = 64, kCols = 256, kRowTiles = 2, kColTiles = 8, kStages = 2, kUnits = 2, kPad = 8;
@@ -195,7 +199,7 @@ template <class T>
 struct Matrix {
   const T* data;
   int64_t rows, cols, s_row, s_col;
-  bool aligned;  // rows lie side by side, and each begins at a multiple of 16 bytes
+  bool aligned;  // rows are contiguous, and each begins at a multiple of 16 bytes
 };
 
 struct Output {
@@ -204,7 +208,7 @@ struct Output {
   int64_t rows, ld;
 };
 
-// Two numbers side by side, the second where it is inside.
+// Stores two numbers side by side; the second one only if it is inside.
 template <class T, class F>
 RF_DEVICE void put(void* data, int64_t index, F a, F b, bool both) {
   const auto rounded = [](F x) {
@@ -240,7 +244,8 @@ RF_DEVICE void put(const Output& out, int64_t row, int64_t col, F a, F b, bool b
   }
 }
 
-// 16 rows of P, from `row` on (which may be below 0), and the tile's columns from `col` on, zeros where P ends.
+// Copies 16 rows of P, from `row` on (which may be below 0), and the tile's columns from `col` on. Numbers outside P
+// become zeros.
 template <class Shape, class T>
 RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
   constexpr int kCols = Shape::kCols, kPitch = kCols + Shape::kPad, kThreads = kWarps * kWarp;
@@ -266,7 +271,7 @@ RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
   }
 }
 
-// blockIdx.y: a strip of rows. blockIdx.x: `tiles` tiles of columns.
+// blockIdx.y is a strip of rows, blockIdx.x is `tiles` tiles of columns.
 template <class Shape, class T = typename Shape::Element>
 __global__ void __launch_bounds__(kWarps* kWarp, 1)
     multiply(Output out, Matrix<T> p, Origin at, typename Shape::F scale, int64_t tiles, int steps, int chunk) {
@@ -281,7 +286,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
 
   for (int64_t strip = blockIdx.y * int64_t{Shape::kRows}; strip < out.rows;
        strip += gridDim.y * int64_t{Shape::kRows}) {
-    // What is staged next, and what is multiplied.
+    // The stage to copy next, and the stage to multiply.
     int64_t next = 0, next_col = begin, col = begin;
     int next_step = 0, step = 0;
     const auto stage_next = [&] {

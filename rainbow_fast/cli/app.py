@@ -14,6 +14,7 @@ import typer
 from rainbow_fast import backend
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.checkpoints import BUILDERS, save_checkpoint
+from rainbow_fast.cli.cleaning import clean
 from rainbow_fast.cli.comparing import compare
 from rainbow_fast.cli.grid import Job, ResultFolder, sample_grid
 from rainbow_fast.cli.listing import sites
@@ -83,7 +84,7 @@ def train(
     terminal.out().print(f"{path}: {about}", markup=False, soft_wrap=True)
 
 
-for command in (sample, plan, sites, compare):
+for command in (sample, plan, sites, compare, clean):
     app.command()(command)
 
 
@@ -107,13 +108,12 @@ def demo(
             with bar.job(0, f"train {architecture}") as step:
                 reference, about = train_reference(about, images, {"seed": seed}, step)
             save_checkpoint(reference, about, out / f"{architecture}.safetensors")
-            folder = out / architecture
-            folder.mkdir(exist_ok=True)
-            results = ResultFolder(folder, {"architecture": architecture, "data": "digits"}, str(about))
-            results.clear()
+            results = ResultFolder(out / architecture, {"architecture": architecture, "data": "digits"}, str(about))
+            results.check_free()
             model = fit(reference, (images.x_train, images.y_train), holdout=(images.x_test, images.y_test))
             groups = [[job for job in jobs if job.options.method == method] for method in METHODS]
-            sample_grid(model, groups, results, bar.job, Limits())
+            with results.begun():
+                sample_grid(model, groups, results, bar.job, Limits())
         show(results)
 
 

@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checkpoints of `rainbow-fast train`: the weights of a trained network, and a description of it."""
+"""Checkpoints of `rainbow-fast train`: weights and how to build their network, in one file."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
-from torch import nn
+import msgspec
+import torch
+from torch import Tensor, nn
 
-from rainbow_fast.io import write_whole
-from rainbow_fast.networks import cnn, load_weights, mlp
+from rainbow_fast.formats import Format
+from rainbow_fast.networks import cnn, mlp
 
-FORMAT, VERSION = "rainbow_fast.checkpoint", 1
 BUILDERS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
 
 
-@dataclass(frozen=True)
-class About:
+class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The description of a network in a checkpoint.
 
     Attributes:
@@ -30,14 +26,14 @@ class About:
         data: the images it was trained on, `digits` or `cifar10`.
         grey: whether the images were grey.
         training: the arguments of `rainbow_fast.networks.train`.
-        accuracy: accuracy on the test images, a fraction.
+        accuracy: accuracy on the test images, a fraction; 0 before it is trained.
     """
 
-    architecture: str
+    architecture: Annotated[str, msgspec.Meta(pattern="^(mlp|cnn)$")]
     arguments: dict[str, Any]
-    data: str
+    data: Annotated[str, msgspec.Meta(pattern="^(digits|cifar10)$")]
     grey: bool
-    training: dict[str, Any]
+    training: dict[str, int | float | str | bool | None]
     accuracy: float
 
     def build(self, seed: int = 0) -> nn.Sequential:
@@ -48,10 +44,19 @@ class About:
         return f"{self.architecture} on {self.data}, test accuracy {100 * self.accuracy:.1f} %"
 
 
+# Version 1 has no checksums.
+CHECKPOINT = Format(
+    "rainbow_fast.checkpoint", 2, "checkpoint of `rainbow-fast train`", About, summed_since=2, key="about"
+)
+
+
 def save_checkpoint(module: nn.Module, about: About, path: Path) -> None:
-    """Write the weights and the description of a network to one safetensors file."""
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    write_whole(path, to_bytes(state, {"format": FORMAT, "version": str(VERSION), "about": json.dumps(asdict(about))}))
+    """Write the weights and the description of a network to one safetensors file.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `io.whole`.
+    """
+    CHECKPOINT.write(path, about, module.state_dict(), "--out")
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Sequential, About]:
@@ -59,20 +64,28 @@ def load_checkpoint(path: Path) -> tuple[nn.Sequential, About]:
 
     Raises:
         FileNotFoundError: there is no file at `path`.
-        ValueError: the file is not a checkpoint of this package, or has a newer version; the message names the file.
+        ValueError: the file is not a checkpoint of this package, or is damaged, or has a newer version; the message
+            names the file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+    about, tensors = CHECKPOINT.read(path, "checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} is no checkpoint of `rainbow-fast train`: its format is {header.get('format')!r}")
-    if int(header["version"]) > VERSION:
-        raise ValueError(f"{path} has version {header['version']}, this package reads versions up to {VERSION}")
-    about = About(**json.loads(header["about"]))
-    module = about.build()
-    load_weights(module, path)
+        module = _shaped(about, tensors)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"checkpoint: {path} is damaged: it describes no network ({error})") from error
+    module.load_state_dict(tensors)
     return module, about
+
+
+def _shaped(about: About, tensors: dict[str, Tensor]) -> nn.Sequential:
+    """The described network, without values. Its sizes are those of the tensors of the file, and no others."""
+    longest = max((len(v) for v in about.arguments.values() if isinstance(v, Sequence)), default=0)
+    if longest > len(tensors) + 1:
+        raise ValueError(f"{longest - 1} layers, but {len(tensors)} tensors")
+    with torch.device("meta"):
+        module = about.build()
+    wanted: dict[str, Any] = {name: (t.shape, t.dtype) for name, t in module.state_dict().items()}
+    there = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    for name in sorted(wanted.keys() | there.keys()):
+        if wanted.get(name) != there.get(name):
+            raise ValueError(f"tensor {name!r} is {there.get(name)}, wanted {wanted.get(name)}")
+    return module.to_empty(device="cpu")

@@ -3,25 +3,32 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rainbow_fast import plots
-from rainbow_fast.io import dumps, write_records, write_whole
+from rainbow_fast.cli import record
+from rainbow_fast.io import PART, write_records, write_whole
+from rainbow_fast.locks import locked
+from rainbow_fast.plots.axes import checked
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.options import Limits, SampleOptions
 from rainbow_fast.rainbow.report import Record, Report
+from rainbow_fast.scratch import dead_parts
 
 Step = Callable[[float, str], None]  # takes the fraction of a job that is done, and the name of the current step
 Watch = Callable[[float, str], AbstractContextManager[Step]]  # takes the cost and the name of a job
 
-FILES = ("results.jsonl", "report.json", "report.txt", "figure.png")
+LAST = ("report.txt", "figure.png")  # written when all networks are sampled
+DERIVED = ("results.jsonl", *LAST)  # can be written again from the record
+FILES = (*DERIVED, record.NAME)
 UNFINISHED = "unfinished-"  # prefix of the folder with the state of a group that is being sampled
+STATE = re.compile(rf"run\.safetensors|network-\d+-site-\d+\.safetensors|\..*{re.escape(PART)}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -68,26 +75,42 @@ class ResultFolder:
     @property
     def records(self) -> list[Record]:
         return [
-            dict(self.about) | record
+            dict(self.about) | each
             for job, report in zip(self.jobs, self.reports, strict=True)
-            for record in report.records(factor=job.options.factor)
+            for each in report.records(factor=job.options.factor)
         ]
 
-    @property
-    def unfinished(self) -> list[Path]:
-        """Folders with the state of groups of networks that are not finished."""
-        return [path.parent for path in sorted(self.folder.glob(f"{UNFINISHED}*/run.safetensors"))]
-
-    def clear(self) -> None:
-        """Delete the files of an earlier run, so that files of two runs are never mixed.
+    def check_free(self) -> None:
+        """Check, before any work is done, that a new run may replace what is in the folder.
 
         Raises:
-            ValueError: the earlier run is not finished.
+            ValueError: the folder holds a run that is not finished, or a folder with the name of a file of results.
         """
-        if self.unfinished:
-            raise ValueError(f"--out: {self.folder} holds a run that was stopped: wanted --resume, or another folder")
         for name in FILES:
-            (self.folder / name).unlink(missing_ok=True)
+            if (self.folder / name).is_dir():
+                raise ValueError(f"--out: {self.folder / name}: Is a directory, wanted a file or nothing")
+        done, wanted = record.counts(self.folder)
+        if 0 < done < wanted or any(number >= done for number in states(self.folder)):
+            raise ValueError(f"--out: {self.folder} holds a run that was stopped: wanted --resume, or another folder")
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """A context in which this process has the folder for itself. The results of an earlier run are replaced.
+
+        Files that are derived from the earlier record are deleted before it is replaced, so that a kill at any time
+        leaves no files of two runs.
+
+        Raises:
+            ValueError: as `check_free`; or another process uses the folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder, "--out"):
+            self.check_free()
+            self._remove_leftovers(states(self.folder).keys())
+            for name in DERIVED:
+                (self.folder / name).unlink(missing_ok=True)
+            self.add([], [])
+            yield
 
     def add(self, jobs: Sequence[Job], reports: Sequence[Report]) -> None:
         """Add sampled networks, and write the files of records and reports again."""
@@ -96,32 +119,75 @@ class ResultFolder:
         networks = [
             {"job": str(job), "report": report.to_dict()} for job, report in zip(self.jobs, self.reports, strict=True)
         ]
-        write_whole(self.folder / "report.json", dumps({"run": self.run, "networks": networks}, indent=1) + "\n")
+        record.write_record(self.folder, self.run, networks)
         write_records(self.folder / "results.jsonl", self.records)
 
-    def resume(self, jobs: Sequence[Job]) -> None:
-        """Read the reports of an earlier run, which has finished the first of these jobs.
+    def resume(self, there: record.RunRecord, jobs: Sequence[Job]) -> None:
+        """Take the reports of an earlier run, which has finished the first of these jobs. Nothing is written.
 
         Raises:
-            ValueError: the file holds no reports, or reports of more networks than jobs; the message names the file.
+            ValueError: the record holds no reports, or those of other jobs; the message names the file.
         """
-        path = self.folder / "report.json"
-        try:
-            networks = json.loads(path.read_text())["networks"]
-            self.reports = [Report.from_dict(each["report"]) for each in networks]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"--resume: {path} holds no reports of `sample`") from error
-        if len(networks) > len(jobs):
-            raise ValueError(f"--resume: {path} holds {len(networks)} networks, wanted at most {len(jobs)}")
-        self.jobs = list(jobs[: len(networks)])
+        if len(there.networks) > len(jobs):
+            raise ValueError(f"--resume: {there.path} holds {len(there.networks)} networks, wanted at most {len(jobs)}")
+        self.jobs = list(jobs[: len(there.networks)])
+        self.reports = record.reports(there, [(str(job), job.options) for job in self.jobs])
+        if self.reports:
+            with record.named(there):
+                checked(self.records)
+
+    @contextmanager
+    def continued(self) -> Iterator[None]:
+        """A context in which an earlier run goes on, after `resume`; the caller holds the lock on the folder.
+
+        Derived files are written again from the reports, and what a killed process may have left is removed.
+        """
+        self._remove_leftovers(states(self.folder).keys() - {len(self.jobs)})
+        write_records(self.folder / "results.jsonl", self.records)
+        for name in LAST:
+            (self.folder / name).unlink(missing_ok=True)
+        yield
 
     def finish(self) -> None:
-        """Write the text of the reports, and draw the figure."""
+        """Write the text of the reports, and draw the figure.
+
+        The figure does not depend on files of settings of matplotlib, one of which may lie in the current folder and
+        may name programs to run.
+        """
+        import matplotlib
+
         texts = [f"{job}\n\n{report}\n" for job, report in zip(self.jobs, self.reports, strict=True)]
         write_whole(self.folder / "report.txt", "\n\n".join(texts))
         reference = self.records[0]["reference_accuracy"]
-        figure = plots.accuracy_and_error(self.records, reference=reference, title=self.title)
-        plots.save(figure, self.folder / "figure.png")
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            figure = plots.accuracy_and_error(self.records, reference=reference, title=self.title)
+            plots.save(figure, self.folder / "figure.png")
+
+    def _remove_leftovers(self, numbers: Collection[int]) -> None:
+        """Remove the states with these numbers, and unfinished files of processes that were killed."""
+        for number, state in states(self.folder).items():
+            if number in numbers:
+                shutil.rmtree(state)
+        for part in dead_parts(self.folder):
+            part.unlink(missing_ok=True)
+
+
+def states(folder: Path) -> dict[int, Path]:
+    """The folders with states of groups that are not finished, by the number of networks before the group.
+
+    A folder that holds anything but files of a state is not among them.
+    """
+    every = {
+        path: re.fullmatch(rf"{UNFINISHED}(\d{{1,9}})", path.name) for path in sorted(folder.glob(f"{UNFINISHED}*"))
+    }
+    return {int(match[1]): path for path, match in every.items() if match is not None and _holds_only_state(path)}
+
+
+def _holds_only_state(path: Path) -> bool:
+    if path.is_symlink() or not path.is_dir():
+        return False
+    return all(STATE.fullmatch(entry.name) and not entry.is_dir() for entry in path.iterdir())
 
 
 def sample_grid(
@@ -139,8 +205,8 @@ def sample_grid(
             resumed = limits.changed(resume_dir=None if state is None else str(state))
             pairs = model.sample_many([job.options for job in group], resumed, progress=as_progress(step))
             results.add(group, [report for _, report in pairs])
-        for folder in results.unfinished:
-            shutil.rmtree(folder)
+        if state is not None:
+            shutil.rmtree(state)
     results.finish()
 
 

@@ -7,7 +7,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from rainbow_fast.cli.checkpoints import About, load_checkpoint
 from rainbow_fast.cli.words import ModuleWords, ReferenceWords
-from rainbow_fast.io import TORCH, load_state
+from rainbow_fast.weights import TORCH, load_state
 
 
 @dataclass(frozen=True)
@@ -119,16 +120,31 @@ def _built(name: str, text: str | None, seed: int) -> nn.Module:
 
 
 def _imported(option: str, name: str) -> Any:
-    """Import an object by its name ``package.module:name``; the current folder is searched first."""
+    """Import an object by its name ``package.module:name``. The current folder is searched last."""
     module, _, inside = name.partition(":")
     if not module or not inside:
         raise ValueError(f"{option}: wanted package.module:name, got {name!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        target = importlib.import_module(module)
+        with _current_folder_last():
+            target = importlib.import_module(module)
         for part in inside.split("."):
             target = getattr(target, part)
     except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise ValueError(f"{option}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
+        source = getattr(sys.modules.get(module), "__file__", None)
+        where = "" if source is None else f"; {module} is {source}"
+        raise ValueError(f"{option}: {name!r} cannot be imported ({type(error).__name__}: {error}){where}") from error
     return target
+
+
+@contextmanager
+def _current_folder_last() -> Iterator[None]:
+    """A context in which modules of the current folder can be imported, if no installed one has the same name."""
+    folder = os.getcwd()
+    added = folder not in sys.path
+    if added:
+        sys.path.append(folder)
+    try:
+        yield
+    finally:
+        if added and folder in sys.path:
+            sys.path.remove(folder)

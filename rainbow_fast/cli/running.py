@@ -19,6 +19,7 @@ from typer.main import get_command
 from rainbow_fast import backend
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.former import present
+from rainbow_fast.tables import one_line
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 USERS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, OverflowError, MemoryError)
@@ -54,7 +55,7 @@ def run_app(app: typer.Typer, name: str) -> int:
         if message is None:
             raise
         if message:  # empty if typer has printed the help
-            terminal.err().print(f"[red]Error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
+            terminal.err().print(f"[red]Error:[/] {escape(one_line(message))}", soft_wrap=True)
         return USER_ERROR
     if code == INTERRUPTED:  # typer may turn Ctrl-C into this exit code
         terminal.err().print("Interrupted. The files in the output folder are complete.")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,8 +15,10 @@ from rainbow_fast.cli import terminal
 from rainbow_fast.cli import words as o
 from rainbow_fast.cli.grid import Job, ResultFolder, as_progress, sample_grid
 from rainbow_fast.cli.planning import CostGrid, plan_grid
+from rainbow_fast.cli.record import RunRecord, check_record, named, read_record
 from rainbow_fast.cli.references import Reference, load_reference, pointwise_kinds
 from rainbow_fast.cli.sources import Split, choose_data
+from rainbow_fast.locks import locked
 from rainbow_fast.rainbow.fitting import fit_moments
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.options import FitOptions, Limits, SampleOptions
@@ -34,7 +35,11 @@ def sample(
     words: o.Words,
     out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-sample"),
     resume: Annotated[
-        Path | None, typer.Option(help="Folder of an interrupted run, which is continued there with its own options.")
+        Path | None,
+        typer.Option(
+            help="Folder of an interrupted run, which is continued there with its own options. Type --module and "
+            "--pointwise-modules again if the run has them."
+        ),
     ] = None,
 ) -> None:
     """Sample networks of any width from a trained one, and measure how close they come to it.
@@ -44,34 +49,46 @@ def sample(
     A table of accuracies and errors is printed. The folder of the results holds all numbers (results.jsonl and
     report.json), a text for each network (report.txt) and a figure (figure.png).
     """
-    digest = None
-    if resume is not None:
-        words, digest = _resumed(context, words, resume)
     need_plots()
     if resume is None:
         check_folder(out)
-    task = Request.of(words)
-    run = {"options": words, "reference": task.prepared.fingerprint}
+        _sample(words, out, None)
+        return
+    check_record(resume)
+    if _typed(context, "out"):
+        raise ValueError("--out and --resume: wanted one of the two")
+    with locked(resume, "--resume"):
+        record = read_record(resume, words, *SAMPLING)
+        _check_same(context, words, record)
+        _sample(record.options, resume, record)
+
+
+def _sample(words: o.Words, folder: Path, record: RunRecord | None) -> None:
+    """Begin the run of these options in a folder, or go on with the one of a record."""
+    with named(record):
+        task = Request.of(words)
+    run = {"options": words, "reference": task.prepared.fingerprint, "networks": len(task.jobs)}
     about = {"architecture": task.reference.name, "data": task.data.source.name}
-    results = ResultFolder(out if resume is None else resume, about, task.reference.title, run)
-    if resume is not None:
-        if digest != task.prepared.fingerprint:
-            raise ValueError(f"--resume: the run in {resume} has a network with other weights")
-        results.resume(task.jobs)
+    results = ResultFolder(folder, about, task.reference.title, run)
+    if record is None:
+        results.check_free()
+    elif record.reference != task.prepared.fingerprint:
+        raise ValueError(f"--resume: the run in {folder} has a network with other weights")
+    else:
+        results.resume(record, task.jobs)
     todo = task.jobs[len(results.jobs) :]
     with terminal.bar(1 + sum(job.cost for job in todo)) as bar:
-        together = task.costs(todo, bar.job, timed=False).groups  # this also checks all options
+        with named(record):
+            together = task.costs(todo, bar.job, timed=False).groups  # this also checks all options
         if todo:
             with bar.job(1, "read the data") as step:
                 prepared = task.loaded()
-                results.folder.mkdir(parents=True, exist_ok=True)
-                if resume is None:
-                    results.clear()
-                    results.add([], [])
                 fit_moments(prepared, as_progress(step))
-            sample_grid(RainbowModel(prepared), together, results, bar.job, task.limits)
+            with results.begun() if record is None else results.continued():
+                sample_grid(RainbowModel(prepared), together, results, bar.job, task.limits)
         else:
-            results.finish()
+            with results.continued(), named(record):
+                results.finish()
     show(results)
 
 
@@ -163,29 +180,26 @@ def show(results: ResultFolder) -> None:
     terminal.out().print("\n".join(lines), markup=False, soft_wrap=True)
 
 
-def _resumed(context: typer.Context, here: o.Words, folder: Path) -> tuple[o.Words, str]:
-    """The options of the run in a folder, and the fingerprint of its network.
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    origin = context.get_parameter_source(name)
+    return origin is not None and origin.name == "COMMANDLINE"
 
-    Options that are given on the command line again must have the same values.
+
+def _check_same(context: typer.Context, here: o.Words, record: RunRecord) -> None:
+    """Check that options which are typed beside --resume are those of the run, and that all code of the run is typed.
+
+    Raises:
+        ValueError: an option has another value, or code is not typed; the message names the option.
     """
-    try:
-        run = json.loads((folder / "report.json").read_text())["run"]
-        there, digest = dict(run["options"]), run["reference"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--resume: no run of `sample` in {folder}") from error
-    if there.keys() != here.keys():
-        different = min(there.keys() ^ here.keys())
-        raise ValueError(
-            f"--resume: the run in {folder} was made by another version, whose options differ in {different!r}"
-        )
-    o.check_text(there, *SAMPLING)
-    for name, value in [*there.items(), ("out", None)]:
-        origin = context.get_parameter_source(name)
-        if origin is None or origin.name != "COMMANDLINE":
-            continue
-        if name == "out":
-            raise ValueError("--out and --resume: wanted one of the two")
-        if here[name] != value:
-            option = name if name == "checkpoint" else f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option}: the run in {folder} has {value!r}, got {here[name]!r}")
-    return there, digest
+    for name, value in record.options.items():
+        option = name if name == "checkpoint" else f"--{name.replace('_', '-')}"
+        if _typed(context, name) and here[name] != value:
+            raise ValueError(f"{option}: the run in {record.folder} has {value!r}, got {here[name]!r}")
+    for name in o.CODE:
+        option, value = f"--{name.replace('_', '-')}", record.options[name]
+        if value and not _typed(context, name):
+            again = " ".join(f"{option} {each!r}" for each in ([value] if isinstance(value, str) else value))
+            raise ValueError(
+                f"{option}: {record.path} names code, and only code that you name yourself is run: type {again} as well"
+            )

@@ -19,7 +19,7 @@ from rainbow_fast.cli.grid import Step
 from rainbow_fast.cli.planning import CostGrid
 from rainbow_fast.rainbow.report import Record
 from rainbow_fast.rainbow.summaries import summaries
-from rainbow_fast.tables import duration, quantity
+from rainbow_fast.tables import duration, one_line, quantity
 
 
 def out() -> Console:
@@ -74,7 +74,7 @@ def warned() -> Iterator[None]:
                 w.message for w in caught if not issubclass(w.category, DeprecationWarning)
             ]  # DeprecationWarning is for developers
             for message in dict.fromkeys(map(str, told)):
-                err().print(f"[yellow]Warning:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
+                err().print(f"[yellow]Warning:[/] {escape(one_line(message))}", soft_wrap=True)
 
 
 def print_summary(records: Iterable[Record], title: str) -> None:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 from torch import nn
 
 from rainbow_fast.cli.checkpoints import BUILDERS, About
@@ -38,7 +37,7 @@ def new_reference(
         hidden = widths or ((16, 32) if on_digits else (32, 64))
         kernel = {"kernel_size": 3, "stride": 1} if on_digits else {"kernel_size": 5, "stride": 2}
         arguments = {"channels": [channels, *hidden], "image_size": side, **kernel}
-    about = About(architecture, arguments, data, grey or on_digits, {"seed": seed}, math.nan)
+    about = About(architecture, arguments, data, grey or on_digits, {"seed": seed}, 0.0)
     about.build()  # raises an error if the widths are not valid
     return about
 
@@ -66,4 +65,4 @@ def train_reference(
 
     train(module, images.x_train, images.y_train, **settings, progress=tell)
     reached = accuracy(module, images.x_test, images.y_test)
-    return module, replace(about, training=dict(settings), accuracy=reached)
+    return module, msgspec.structs.replace(about, training=dict(settings), accuracy=reached)

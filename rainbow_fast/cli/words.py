@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from rainbow_fast.rainbow.options import (
 
 BUDGET = "4G"
 THREADS = 1024  # largest value of --threads
+LARGEST_GRID = 100_000  # networks of one command
 SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 Words = dict[str, Any]  # the options of a command line: name -> value as given
@@ -40,7 +42,7 @@ class ModuleWords(Options):
 
     module: str | None = option(
         None,
-        "A function or class that makes the network, as package.module:name. The current folder is searched first.",
+        "A function or class that makes the network, as package.module:name. The current folder is searched last.",
     )
     module_args: str | None = option(
         None, "Keyword arguments of --module as a JSON object, e.g. '{\"depth\": 20}' (default: none)."
@@ -136,6 +138,8 @@ class MachineWords(Options):
 # Options of the library that are not options of commands: those that the grid sets, and others
 GRID = ("width", "factor", "method", "network_index")
 WORDLESS = ("storage_dtype", "resume_dir", "procrustes_iterations")
+TYPES: Mapping[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+CODE = ("module", "pointwise_modules")  # name code that is run: a file cannot give them
 FLAGS = ("grey", "accuracy_profile", "align_flattened")
 
 
@@ -195,15 +199,38 @@ def read(kind: type[Options], words: Words) -> Any:
     return kind(**values(kind, words))
 
 
-def check_text(words: Words, *kinds: type[Options]) -> None:
-    """Check that options with text values are text; in an edited file of a run they may be something else.
+def check(words: Words, *kinds: type[Options]) -> None:
+    """Check options that come from a file, as those of a command line are checked by being read.
+
+    Args:
+        words: all options of the commands with these dataclasses, by name.
+        kinds: the dataclasses, with those of a grid.
 
     Raises:
-        ValueError: an option is not text; the message names it.
+        TypeError, ValueError: a value has another type than on a command line, or is not valid; the message names the
+            option.
     """
-    for f in (f for kind in kinds for f in spoken(kind) if _type(f) in (str, str | None)):
-        if not (isinstance(words[f.name], str) or (words[f.name] is None and f.default is None)):
-            raise ValueError(f"{f.name}={words[f.name]!r}: wanted text")
+    for f in (f for kind in kinds for f in spoken(kind)):
+        _check_type(f, words[f.name])
+    for kind in kinds:
+        if kind is not SampleOptions:  # which depend on the method, and are read with each of them
+            read(kind, words)
+    grid(words)
+
+
+def _check_type(f: Field, value: Any) -> None:
+    """Check that a value has the type that typer would give it."""
+    if value is None and f.default is None:
+        return
+    kind = _type(f)
+    one = next((one for one in TYPES if kind in (one, one | None)), None)
+    if one is None:
+        right = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    else:
+        right = type(value) is one or (one is float and type(value) is int)
+    if not right:
+        wanted = "a list of texts" if one is None else TYPES[one]
+        raise ValueError(f"{f.name}={reprlib.repr(value)}: wanted {wanted}")
 
 
 def values(kind: type[Options], words: Words) -> dict[str, Any]:
@@ -222,10 +249,13 @@ def grid(words: Words) -> list[SampleOptions]:
     ]
     if chosen.widths is not None:
         sizes = [{"width": int(width)} for width in numbers("--widths", chosen.widths)]
-    shared = values(SampleOptions, words)
+    shared, methods = values(SampleOptions, words), names("--methods", chosen.methods)
+    total = len(methods) * len(sizes) * chosen.networks
+    if total > LARGEST_GRID:
+        raise ValueError(f"--networks: wanted at most {LARGEST_GRID} networks of all widths and methods, got {total}")
     return [
         SampleOptions(method=method, network_index=network, **size, **shared)
-        for method in names("--methods", chosen.methods)
+        for method in methods
         for size in sizes
         for network in range(chosen.networks)
     ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from rainbow_fast.data import batches
 from rainbow_fast.data.dtypes import as_classes
+from rainbow_fast.io import bytes_of_tensor, explained, write_all
 
 Labelled = tuple[Tensor, Tensor | None]
 
@@ -40,6 +42,7 @@ def gather(
         labelled: whether labels are wanted.
 
     Raises:
+        OSError: the disk of `scratch` is full.
         TypeError, ValueError: `data` is not accepted by `batches`, samples have several shapes or dtypes, or labels are
             not classes (see `data.dtypes.as_classes`). The message begins with `name`.
     """
@@ -78,14 +81,14 @@ class _Collected:
         if self.file is None:
             return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
         self._spill()
-        self.file.flush()
         raw = torch.from_numpy(np.memmap(self.file, dtype=np.uint8, mode="c"))
         self.file.close()
         return raw.view(self.dtype).view(self.count, *self.shape)
 
     def _spill(self) -> None:
-        if self.file is None:
-            self.file = tempfile.TemporaryFile(dir=self.scratch)  # noqa: SIM115  closed once it is mapped
-        for part in self.parts:
-            part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tofile(self.file)
+        with explained("scratch_dir", Path(self.scratch or tempfile.gettempdir()), sum(p.nbytes for p in self.parts)):
+            if self.file is None:
+                self.file = tempfile.TemporaryFile(dir=self.scratch, buffering=0)  # noqa: SIM115  closed once mapped
+            for part in self.parts:
+                write_all(self.file.fileno(), bytes_of_tensor(part.cpu().contiguous()))
         self.parts.clear()

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from rainbow_fast.arguments import integer
-from rainbow_fast.io import load_state, write_whole
 from rainbow_fast.networks.mlp import seeded
+from rainbow_fast.weights import load_state, write_state
 
 Progress = Callable[[int, int, float], None]
 Schedule = Literal["constant", "steps", "cosine"]
@@ -133,13 +132,15 @@ def accuracy(module: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 1000)
 def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the state dict of `module` to `path` in safetensors. The file appears only when it is complete.
 
+    The file has a checksum (SHA-256) of every tensor in its metadata, which `load_weights` compares. Other readers of
+    safetensors ignore it.
+
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
+        ValueError: `path` is a folder, a device or a pipe.
+        OSError: the folder cannot be written into, or the disk is full.
     """
-    path = Path(path)
-    dense = torch.contiguous_format  # copy all tensors, because safetensors refuses strided and shared memory
-    state = {name: value.cpu().clone(memory_format=dense) for name, value in module.state_dict().items()}
-    write_whole(path, to_bytes(state))
+    write_state(module, Path(path))
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from rainbow_fast.rainbow.sampling.align import align
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.scratch import scratch_folder
 from rainbow_fast.tables import aligned, cell
 
 if TYPE_CHECKING:
@@ -171,9 +171,8 @@ def compare(
     _check(first.sites, second.sites)
     data_a = first.align, first.held
     kept = choose_storage(in_flight_bytes([first.sites, second.sites], data_a, limits.storage_dtype), limits)
-    spilled = tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch_dir)
-    with reported(progress) as report, spilled as folder:
-        run = _Run(first, second, kept, Path(folder), report)
+    with reported(progress) as report, scratch_folder(limits.scratch_dir) as folder:
+        run = _Run(first, second, kept, folder, report)
         sites, alignments = zip(*(run.site(*pair) for pair in zip(first.sites, second.sites, strict=True)), strict=True)
     return Comparison(first.align.count, first.held.count, sites, alignments, str(kept))
 

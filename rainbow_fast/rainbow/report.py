@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
@@ -72,6 +73,27 @@ class SiteReport:
     M_effective_rank: float
     M_condition: float
 
+    @classmethod
+    def from_dict(cls, values: Record, *, held_out: bool) -> SiteReport:
+        """The report from a dict of its fields, also after JSON, where a null stands for a number that is not finite.
+
+        Args:
+            values: the fields.
+            held_out: whether data was held out. Without, a null is None for the held-out errors.
+
+        Raises:
+            ValueError: a field is missing, unknown, or of another type.
+        """
+        unknown = values.keys() ^ {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"the fields of a site's report differ: {min(unknown)!r}")
+        absent = () if held_out else ("held_out_error", "held_out_error_centred")
+        numbers = {name: math.nan if v is None and name not in absent else v for name, v in values.items()}
+        try:
+            return msgspec.convert(numbers, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"a site's report: {error}") from error
+
 
 @dataclass
 class Report(Results):
@@ -123,14 +145,21 @@ class Report(Results):
 
     @classmethod
     def from_dict(cls, values: Record) -> Report:
-        """The report from the result of `to_dict`, also after JSON. A null in the place of a number becomes NaN."""
-        held = bool(values["held_out_samples"])
+        """The report from the result of `to_dict`, also after JSON. A null in the place of a number becomes NaN.
 
-        def number(name: str, value: Any) -> Any:
-            return math.nan if value is None and (held or not name.startswith("held_out")) else value
-
-        sites = [SiteReport(**{name: number(name, value) for name, value in site.items()}) for site in values["sites"]]
-        return cls(**values | {"options": SampleOptions.from_dict(values["options"]), "sites": sites})
+        Raises:
+            ValueError, TypeError: the dict is not such a result.
+        """
+        try:
+            stored = msgspec.convert(values, _Stored)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"no report of a sampled network: {error}") from error
+        own = {name: getattr(stored, name) for name in stored.__struct_fields__}
+        own["options"] = SampleOptions.from_dict(stored.options)
+        own["sites"] = [SiteReport.from_dict(site, held_out=stored.held_out_samples > 0) for site in stored.sites]
+        own["accuracy"] = {name: _number(value) for name, value in stored.accuracy.items()}
+        own["accuracy_profile"] = stored.accuracy_profile and [_number(value) for value in stored.accuracy_profile]
+        return cls(**own)
 
     def records(self, *, factor: float | None = None) -> list[Record]:
         """A record for each site, made of numbers and names only.
@@ -205,6 +234,25 @@ class Report(Results):
         if self.accuracy_profile is not None:
             lines.append("accuracy profile: " + " ".join(f"{value:.4f}" for value in self.accuracy_profile))
         return lines
+
+
+class _Stored(msgspec.Struct, forbid_unknown_fields=True):
+    """The types of the fields of a `Report` in JSON."""
+
+    options: dict[str, Any]
+    samples: int
+    held_out_samples: int
+    sites: list[dict[str, Any]]
+    kept: dict[str, str]
+    accuracy: dict[str, float | None]
+    accuracy_profile: list[float | None] | None
+    ridge: float | None
+    storage: str
+    references: int
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 class Error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A control experiment: a second trained network in the place of a sampled network."""
+"""A control experiment: a second trained network instead of a sampled network."""
 
 from __future__ import annotations
 

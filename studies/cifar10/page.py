@@ -20,27 +20,29 @@ INTRODUCTION = """\
 
 ![Accuracy and error against width](cifar10.png)
 
-The two networks of the published tutorial (Guth, Menard, Rochette, Mallat, JMLR 2024) on grey images, trained as there,
-{trainings} times each; from each, networks of 1, 4, 16 and 64 times its width are sampled. Every number is a mean over
-the sampled networks of all trainings, ± one standard deviation, on the 10,000 test images; in brackets how many
-networks. Alignment on the first 5,000 training images, but on 20,000 for the flattened alignment and for the
-regression of the MLP (ridge 1e-2, else 1e-3).
+The two networks of the published tutorial (Guth, Menard, Rochette, Mallat, JMLR 2024) on grey images are trained as in
+the tutorial, {trainings} times each. From each trained network, networks of 1, 4, 16 and 64 times its width are
+sampled. Every number is the mean over the sampled networks of all trainings, ± one standard deviation, on the 10,000
+test images; the number of networks is in brackets. The alignment set is the first 5,000 training images. It is the
+first 20,000 for the flattened alignment and for the regression of the MLP (with a ridge of 1e-2, otherwise 1e-3).
 
-- *paper*, *calibrated*, *regression*: the methods of `RainbowModel.sample`. Only the first is the published law; it is
-  published with 30.6 % for the MLP and, by the flattened alignment, 40.3 % for the CNN, both at x1. The last is
-  layerwise regression on random features, no rainbow network: what the same neurons can do at best.
+- *paper*, *calibrated*, *regression*: the methods of `RainbowModel.sample`. Only *paper* is the published law. Its
+  published accuracies are 30.6 % for the MLP and, with the flattened alignment, 40.3 % for the CNN, both at x1.
+  *Regression* is layerwise regression on random features, and not a rainbow network: it shows what the same neurons can
+  do at best.
 - *white, C = I*: the weights of each layer are white, as in an untrained network, with the trace of the trained
-  covariance; only alignments are learned.
-- *second trained network*: in the place of a sample, aligned to the first site by site.
+  covariance. Only alignments are learned.
+- *second trained network*: it takes the place of a sampled network, and is aligned with the first one site by site.
 - *50,000 images*: aligned on all training images, with the same random numbers as the networks of the first row.
-- *untrained*: sampled from the same architecture at its initialisation. *Classifier refit*: by ridge regression on the
-  wide features of the alignment images.
-- *rows bootstrapped*: neurons of the reference drawn with replacement. A control: it holds the very neurons.
+- *untrained*: sampled from the same architecture at its initialisation. *Classifier refit*: the classifier is refit by
+  ridge regression on the wide features of the alignment set.
+- *rows bootstrapped*: neurons of the reference, drawn with replacement. This is a control, because the sampled network
+  has the reference's own neurons.
 """
 LIMIT = """\
-With the paper's law the error does **not** tend to zero with the width: its rows are Gaussian and its alignments
-orthogonal, and infinitely many such neurons compute another function than the reference. `limit + c (n/d)^-p`, fitted
-to the mean errors at the widths measured:
+With the paper's law the error does **not** tend to zero as the width grows. Its rows are Gaussian and its alignments
+orthogonal, and infinitely many of these neurons compute another function than the reference. The table shows the fit of
+`limit + c (n/d)^-p` to the mean errors at the measured widths:
 """
 
 

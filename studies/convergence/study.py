@@ -29,18 +29,20 @@ INTRODUCTION = """\
 
 ![Errors against width](convergence.png)
 
-A perceptron {sizes} trained on digits ({accuracy:.1f} % of the test images right); from it, {networks} independent
-networks of each width n are sampled by the paper's method. Kernels are those of the {images} test images. At each site,
-khat is the kernel of the n sampled features, k its closed form at the same input zh, phi' the sampled features and phi
-what they are aligned with. Numbers are means over the networks; fits are `e_inf + c n^-p`, with intervals of 95 %.
+A perceptron {sizes} is trained on digits ({accuracy:.1f} % of the test images are right). From it, {networks}
+independent networks of each width n are sampled by the method "paper". Kernels are computed on the {images} test
+images. At each site, phi' are the n sampled features and khat is their kernel; k is the closed form of this kernel at
+the same input zh; phi are the features with which phi' is aligned. Numbers are means over the networks. Fits are `e_inf
++ c n^-p`, with intervals of 95 %.
 
 - *kernel*: `E (khat - k)^2 / E k^2`. Theory: p = 1, e_inf = 0.
-- *two samples*: `E (khat - khat')^2 / E k^2` of two networks, each at its own input: the noise floor.
-- *to the limit*: `min_A E|A phi' - phi|^2 / E|phi|^2`, phi infinitely many features at the same input.
-- *to a wide sample*: the same, phi being the features of one network of width {wide} at its own input: all layers up to
-  this one take part, and what that network is itself off by remains as e_inf.
-- *to the trained network*: `E|phih - phi|^2 / E|phi|^2` on the test images, phi of the trained network, of finite width
-  and not of Gaussian rows: it tends to e_inf > 0, whatever the width.
+- *two samples*: `E (khat - khat')^2 / E k^2` of two networks, each at its own input. This is the noise floor.
+- *to the limit*: `min_A E|A phi' - phi|^2 / E|phi|^2`, where phi are infinitely many features at the same input.
+- *to a wide sample*: the same error, where phi are the features of one network of width {wide} at its own input. All
+  layers up to this one contribute to it, and the error of the wide network itself remains as e_inf.
+- *to the trained network*: `E|phih - phi|^2 / E|phi|^2` on the test images, where phi are the activations of the
+  trained network. This network has a finite width and its rows are not Gaussian, so the error tends to e_inf > 0 as n
+  grows.
 """
 
 
@@ -126,7 +128,7 @@ def page(about: Record, sites: list[MeasuredSite]) -> str:
         if site.decay.alpha > 1:
             theory = theory_slopes(site.decay.alpha)
             text += (
-                f"\nExponents of the alignment error that follow: {theory.theorem:.2f} (theorem 1, a bound), "
+                f"\nThis gives the exponents of the alignment error: {theory.theorem:.2f} (theorem 1, a bound), "
                 f"{theory.kpca:.2f} (kernel principal components),\n{theory.heuristic:.2f} (by perturbation, no proof)."
             )
         decays.append(text + "\n")

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from rainbow_fast.analysis.novelty import novelty
 from rainbow_fast.cli.grid import Step, as_progress
-from rainbow_fast.io import fingerprint, read_state
+from rainbow_fast.io import fingerprint
 from rainbow_fast.networks import resnet_cifar
 from rainbow_fast.rainbow.model import RainbowModel, fit
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.report import Record, Report
+from rainbow_fast.weights import read_state
 from studies.resnet20.controls import Naive, Outcome, Sampler, White, sample_layerwise
 
 TRAINED, UNTRAINED = "trained", "untrained"

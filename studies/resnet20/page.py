@@ -24,43 +24,45 @@ INTRODUCTION = """\
 ![Accuracy and error against width and against novelty](resnet20.png)
 
 A trained ResNet for CIFAR-10 ({sites} sites, test accuracy {accuracy:.1f} %) is sampled at 1 to {widest:g} times its
-width, aligned on the first {images:,} training images and measured on the first {held:,} test images, on which one
-standard error of an accuracy is up to {error:.1f} points. Numbers are means over sampled networks, ± one standard
-deviation; in brackets how many networks.
+width. Sampled networks are aligned on the first {images:,} training images and measured on the first {held:,} test
+images, on which one standard error of an accuracy is up to {error:.1f} points. Numbers are means over sampled networks,
+± one standard deviation; the number of networks is in brackets.
 
 - *paper*, *calibrated*, *regression*: the methods of `RainbowModel.sample`. All of them keep the residual sums in the
-  coordinates of the reference. *Regression* is layerwise regression on random features, no rainbow network: what the
-  same neurons can do at best.
-- *naive*: as the published codes sample residual networks. Each convolution has its own random rows and its batch norm
-  is recomputed, but the new neuron i keeps the affine part of the old one, and the shortcut adds activations of
+  coordinates of the reference. *Regression* is layerwise regression on random features, and not a rainbow network: it
+  shows what the same neurons can do at best.
+- *naive*: residual networks sampled as by the published codes. Each convolution has its own random rows, and its batch
+  norm is recomputed. But the new neuron i keeps the affine part of the old one, and the shortcut adds activations of
   another random basis.
-- *paper, rows bootstrapped*: neurons of the reference drawn with replacement. A control: it holds the very neurons.
-- *smoothed bootstrap, h*: calibrated, each neuron `sqrt(1 - h^2)` of one of the reference's and `h` of a Gaussian
-  combination; mean and covariance of the neurons are the same for all h.
+- *paper, rows bootstrapped*: neurons of the reference, drawn with replacement. This is a control, because the sampled
+  network has the reference's own neurons.
+- *smoothed bootstrap, h*: calibrated, where each neuron is `sqrt(1 - h^2)` times a neuron of the reference plus `h`
+  times a Gaussian combination. The mean and the covariance of the neurons are the same for all h.
 - *calibrated, white convolutions*: calibrated, but the convolutions have white weights with the power of the trained
-  ones; of the trained network only alignments, scales and offsets are used, one number a layer, and the biases.
-- *untrained*: the same architecture at its initialisation, batch norms set to the images; *itself* is that network
-  with its last layer refit.
+  ones. Of the trained network only alignments, scales, offsets and biases are used, and one number for each layer.
+- *untrained*: the same architecture at its initialisation, with its batch norms set to the images. *Itself* is this
+  network with its last layer refit.
 """
 NOVELTY = """\
 ## How new may a neuron be?
 
-*Novelty*: the mean distance of a sampled neuron to the nearest one of the reference, over the mean distance of the
-reference's neurons to their nearest; the distance is the root mean square of the difference of two pre-activations,
-`sqrt((g - e_k)^T E[z z^T] (g - e_k))`, over images and positions. 0: the very neurons; 1: as far as they are from each
-other. Mean over the sites. Width x4; *error* as above, mean over all sites and at the last.
+*Novelty* is the mean distance of a sampled neuron to the nearest neuron of the reference, divided by the mean distance
+of the reference's neurons to their nearest neighbours. The distance is the root mean square of the difference of two
+pre-activations, `sqrt((g - e_k)^T E[z z^T] (g - e_k))`, over images and positions. A novelty of 0 means the reference's
+own neurons; 1 means as far from them as they are from each other. The table has means over the sites, at the width x4.
+Its errors are defined as above: the mean over all sites, and the error at the last site.
 """
 LIMITS = """\
 ## The limit of the error, and the width of the reference
 
-Mean over all sites of `E|phih - phi|^2 / E|phi|^2` on test images. `limit` is that of `limit + c (n/d)^-p`, fitted to
-the mean errors at the widths of the table: of three widths it is exact and has no error bar. References of different
-training have different activations; compare those of one.
+The table has the mean over all sites of `E|phih - phi|^2 / E|phi|^2` on test images. `limit` is that of the fit
+`limit + c (n/d)^-p` to the mean errors at the widths of the table. With three widths the fit is exact and has no error
+bar. References that were trained differently have different activations; compare only those of the same training.
 """
 ERRORS = """\
 ## Errors site by site
 
-Held-out `E|phih - phi|^2 / E|phi|^2`, mean over networks; site 2.0.b is the second of block 0 of stage 2:
+Held-out `E|phih - phi|^2 / E|phi|^2`, mean over networks. Site 2.0.b is the second site of block 0 of stage 2:
 """
 
 Found = dict[tuple[str, float], list[Point]]

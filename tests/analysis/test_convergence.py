@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kernels and alignments of random features converge as theory says; whole networks are measured as their sites are."""
+"""Kernels and alignments of random features converge as theory says; sites of whole networks are measured alike."""
 
 import math
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
 
 
 def images(N: int = 150) -> Tensor:
-    """Like digits: 64 numbers whose variances fall by a power law."""
+    """Data like digits: 64 numbers whose variances fall by a power law."""
     return draw(N, 64, dtype=torch.float64) * torch.arange(1, 65) ** -0.75
 
 
@@ -45,21 +45,21 @@ def white(N: int, r: int) -> Tensor:
 
 
 def test_distance_of_kernels_is_the_least_over_rotations() -> None:
-    """By Procrustes on the features themselves, also of other widths; 0 for a rotation."""
+    """The distance agrees with Procrustes on the features themselves, also for other widths; it is 0 for a rotation."""
     phi, other = draw(40, 7, dtype=torch.float64), draw(40, 12, dtype=torch.float64, seed=1)
     M = phi.T @ other / 40
     A = rf.polar(M, rank="complete").A
     isometry = torch.linalg.matrix_norm(other - phi @ A) ** 2 / 40  # (7, 12): embeds phi
-    # Square roots of kernels keep half the digits
+    # Square roots of kernels keep half of the digits
     assert bures_wasserstein(phi @ phi.T, other @ other.T) == pytest.approx(float(isometry), rel=1e-7)
     rotated = phi @ torch.linalg.qr(draw(7, 7, dtype=torch.float64, seed=2))[0]
-    assert bures_wasserstein(phi @ phi.T, rotated @ rotated.T) < 1e-7 * 7  # the same, of a trace of 7
+    assert bures_wasserstein(phi @ phi.T, rotated @ rotated.T) < 1e-7 * 7  # the same for a trace of 7
     with pytest.raises(ValueError, match=r"K and K2 have shapes \(2, 2\) and \(3, 3\): wanted \(N, N\) of both"):
         bures_wasserstein(torch.eye(2), torch.eye(3))
 
 
 def test_white_linear_features_of_rank_r() -> None:
-    """E BW^2 = r (r + 1) / (4 n) to leading order: within four standard errors and the next order, r / n of it."""
+    """E BW^2 = r (r + 1) / (4 n) to leading order, within four standard errors and the next order, a share of r / n."""
     r, n, u = 10, 1600, white(30, 10)
     distances = [
         bures_wasserstein(empirical_kernel(u, n, activation="identity", seed=0, stream=s), u @ u.T) for s in range(60)
@@ -78,12 +78,12 @@ def test_kernels_converge_as_one_over_n(features: convergence.KernelConvergence)
     fit = fit_power(n, features.kernel, e_inf=0)
     assert fit.p_interval[0] < 1 < fit.p_interval[1] < fit.p_interval[0] + 0.6
     ratio = features.between.mean() / features.kernel.mean()
-    assert 1.4 < ratio < 2.6  # two independent errors of one law; here 48 of each
+    assert 1.4 < ratio < 2.6  # two independent errors of the same law; here 48 of each
     assert features.kernel.mean(0)[0] > 10 * features.kernel.mean(0)[-1]
 
 
 def test_alignments_converge(features: convergence.KernelConvergence) -> None:
-    """Faster than theorem 1 allows; with a wide sample they end at what that one is off by."""
+    """Errors fall faster than theorem 1 allows. With a wide sample they end at the error of that sample."""
     n = np.broadcast_to(features.widths, features.limit.shape)
     fit = fit_power(n, features.limit)
     assert 0.7 < fit.p < 1.3 and fit.e_inf < features.limit.mean(0)[-1]
@@ -127,7 +127,7 @@ def model() -> rf.RainbowModel:
 
 @pytest.mark.parametrize("options", [{}, {"keep_mean": True, "rank": 9}])
 def test_sites_are_measured_at_what_they_see(model: rf.RainbowModel, options: dict) -> None:
-    """The kernel of a site is that of the features which the network itself makes of its own input."""
+    """The kernel of a site is that of the features that the network computes from its own input."""
     network, _ = model.sample(width=40, seed=1, **options)
     x = images(30).float()
     by_site = site_features(network, x)
@@ -154,7 +154,7 @@ def test_networks_converge_site_by_site(model: rf.RainbowModel) -> None:
         assert site.kernel.shape == (3, 2)
         for errors in (site.kernel, site.between, site.limit, site.wide):
             wide, narrow = errors.mean(0)[::-1]
-            assert 0 < wide < narrow / 4  # 16 as a mean over many
+            assert 0 < wide < narrow / 4  # mean over many: 16
 
 
 def test_positions_of_maps_are_samples() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kernels of infinite width against quadrature in two dimensions, at their edges, and against n features."""
+"""Kernels of infinite width, compared with quadrature in two dimensions and with n features, and at their edges."""
 
 import math
 
@@ -23,7 +23,7 @@ PAIRS = [(1.0, 2.0, 0.5, 0.0, 0.0), (1.5, 0.7, -0.95, -0.4, 0.6), (0.8, 3.0, 0.9
 
 
 def quadrature(function, breaks: list[float]) -> float:
-    """E[function(X)], X standard normal, by Gauss and Legendre between -11 and 11, cut where it has kinks."""
+    """E[function(X)] for X standard normal, by Gauss-Legendre quadrature between -11 and 11, split at kinks."""
     cuts = np.unique(np.clip([-11, *breaks, *np.linspace(-10, 10, 11), 11], -11, 11))
     middle, half = (cuts[1:] + cuts[:-1]) / 2, (cuts[1:] - cuts[:-1]) / 2
     x = (middle[:, None] + half[:, None] * LEGENDRE[0]).ravel()
@@ -36,7 +36,7 @@ def sigma(activation: str, x: np.ndarray) -> np.ndarray:
 
 
 def expectation(activation: str, s: float, t: float, cos: float, a: float, b: float) -> float:
-    """E[sigma(a + s X) sigma(b + t Y)], one integral inside the other."""
+    """E[sigma(a + s X) sigma(b + t Y)], as one integral inside the other."""
     sin = math.sqrt(1 - cos**2)
 
     def conditional(x: float) -> float:
@@ -54,7 +54,7 @@ def vectors(*rows: list[float]) -> Tensor:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_kernel_is_the_integral(activation: str) -> None:
-    """Without a shift, with one at nearly opposite, and at nearly parallel inputs. 1e-13: rounding of sums of 1e4."""
+    """Without a shift, and with one at nearly opposite and nearly parallel inputs. 1e-13: rounding of sums of 1e4."""
     for s, t, cos, a, b in PAIRS:
         u, v = vectors([s, 0.0]), vectors([t * cos, t * math.sqrt(1 - cos**2)])
         shifts = {} if a == b == 0 else {"shift": vectors(a), "shift_v": vectors(b)}
@@ -75,13 +75,13 @@ def test_mean_is_the_integral(activation: str) -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_rows_of_zeros_are_constants(activation: str) -> None:
-    """Of a row of zeros sigma(shift) is left: the kernel is its product with the means of the others."""
+    """For a row of zeros only sigma(shift) is left: the kernel is its product with the means of the others."""
     u = vectors([0.0, 0.0], [1.0, 2.0], [-1.0, -2.0], [0.0, 0.0])
     for shift in (torch.zeros(4, dtype=torch.float64), vectors([0.7, 0.0, -3.0, 0.0]).view(4)):
         options = {"activation": activation, "shift": shift}
         k, mean = expected_kernel(u, **options), expected_mean(u, **options)
         constant = ACTIVATIONS[activation][0](shift[0], 0.01)
-        # 1e-13: what `expected_kernel` promises of the closed forms, of numbers of order one.
+        # 1e-13: what `expected_kernel` promises for the closed forms, for numbers of order one.
         torch.testing.assert_close(k[0], constant * mean, rtol=0, atol=1e-13)
         torch.testing.assert_close(mean[0], constant, rtol=0, atol=1e-13)
 
@@ -92,7 +92,7 @@ def test_nearly_opposite_and_nearly_parallel() -> None:
         x = 2 * math.atan(tilt)  # pi minus the angle
         u, v = vectors([1.0, tilt]), vectors([-1.0, tilt])
         series = x**3 / 3 - x**5 / 30 + x**7 / 840
-        # 1e-8, 1e-9: half the digits of float64, where what cancels would keep none at the smallest tilts
+        # 1e-8, 1e-9: half of the digits of float64; a form that cancels would keep none at the smallest tilts
         assert float(expected_kernel(u, v)) == pytest.approx((1 + tilt**2) * series / (2 * math.pi), rel=1e-8)
         assert float(expected_kernel(u, v, activation="step")) == pytest.approx(x / (2 * math.pi), rel=1e-9)
         parallel = float(expected_kernel(u, vectors([1.0, -tilt]), activation="step"))
@@ -111,7 +111,7 @@ def test_kernels_of_data_are_positive_and_agree_block_by_block() -> None:
         torch.testing.assert_close(blocks, k, rtol=0, atol=1e-14)  # products in another order, of order one
         part = expected_kernel(u[:9], u[7:], activation=name, shift=shift[:9], shift_v=shift[7:], max_pairs=70)
         torch.testing.assert_close(part, k[:9, 7:], rtol=0, atol=1e-11)  # a series of another length
-        # 1e-14: as of blocks; 1e-13: 40 such roundings, in a spectrum that ends at zero
+        # 1e-14: as for blocks; 1e-13: 40 of these roundings, in a spectrum that ends at zero
         assert float((k - k.T).abs().max()) < 1e-14 and torch.linalg.eigvalsh(k)[0] > -1e-13
 
 
@@ -140,7 +140,7 @@ def test_empirical_kernel_is_of_the_features(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
 def test_kernel_of_many_features_is_the_expected_one(activation: str) -> None:
-    """Within five standard errors, found from 32 samples, at all 36 pairs."""
+    """The means agree within five standard errors, which are estimated from 32 samples, at all 36 pairs."""
     u, shift = draw(8, 5, dtype=torch.float64), draw(8, dtype=torch.float64, seed=1)
     options = {"activation": activation, "shift": shift}
     samples = torch.stack([empirical_kernel(u, 2000, seed=0, stream=s, **options) for s in range(32)])

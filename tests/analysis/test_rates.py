@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fits of power laws find what was planted, as often as their intervals say."""
+"""Fits of power laws find the planted parameters, as often as their intervals say."""
 
 import math
 
@@ -16,7 +16,7 @@ WIDTHS = np.repeat(2.0 ** np.arange(7, 16), 2)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("truth", [(0.1, 20.0, 0.8), pytest.param((0.0, 3.0, 0.5), marks=pytest.mark.slow)])
 def test_intervals_hold_the_truth_as_often_as_they_say(truth: tuple[float, float, float], weighted: bool) -> None:
-    """95 % of 100 seeds, give or take three binomial standard deviations; more often only at the bound e_inf = 0."""
+    """95 % of 100 seeds, within three binomial standard deviations; more are allowed only at the bound e_inf = 0."""
     rng, hits, widths = np.random.default_rng(0), np.zeros(3), []
     curve = truth[0] + truth[1] * WIDTHS ** -truth[2]
     for _ in range(100):
@@ -33,7 +33,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(truth: tuple[float, float
 
 def test_exact_data_are_found_exactly() -> None:
     fit = fit_power(WIDTHS, 0.02 + 50 * WIDTHS**-1.0)
-    # The exponent is one of a grid, to 0.25 %, as documented; c = e n^p at n = 1 takes up some of it.
+    # The exponent is taken from a grid, to 0.25 %, as documented; c = e n^p at n = 1 absorbs some of its error.
     assert fit[:3] == pytest.approx((0.02, 50, 1), rel=0.01)
     assert fit.p_interval[0] < 1 < fit.p_interval[1] < 1.02
     np.testing.assert_allclose(fit([100, 1000]), [0.52, 0.07], rtol=0.01)
@@ -42,7 +42,7 @@ def test_exact_data_are_found_exactly() -> None:
 
 
 def test_what_data_leave_open_is_said_to_be_open() -> None:
-    """A decay that noise of its size hides has any p: a steep one, or a slow one to a limit of 0."""
+    """A decay that is hidden by noise of its size fits any p: a steep decay, or a slow one to a limit of 0."""
     noise = np.random.default_rng(4).standard_normal(len(WIDTHS))
     fit = fit_power(WIDTHS, (1 + 40 * WIDTHS**-1.0) * (1 + 0.1 * noise))
     assert fit.p_interval == (0, math.inf) and fit.c_interval[1] == math.inf
@@ -75,7 +75,7 @@ def test_decay_of_a_spectrum() -> None:
     values = 3 * ranks**-1.7
     values[:3] = 100  # the leading ones follow no law
     decay = power_law_decay(values[::-1])
-    # A line through exact logarithms, in float64; the width of an interval is the root of what is left of them.
+    # A line through exact logarithms, in float64; the width of an interval is the root of the residuals.
     assert decay.alpha == pytest.approx(1.7, abs=1e-9) and decay.interval == pytest.approx((1.7, 1.7), abs=1e-6)
     noisy = values * np.exp(0.1 * np.random.default_rng(0).standard_normal(200))
     low, high = power_law_decay(noisy, first=4, last=100).interval

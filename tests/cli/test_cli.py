@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The commands, each once on small data; what they leave behind; what they say to a wrong word."""
+"""The commands, each once on small data: the files that they leave, and their messages for wrong words."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytest.importorskip("sklearn")
 from rainbow_fast import cli
 from rainbow_fast.cli import sources, training
 from rainbow_fast.cli.app import app
-from rainbow_fast.cli.checkpoints import FORMAT, load_checkpoint, save_checkpoint
+from rainbow_fast.cli.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from rainbow_fast.data import digits
 from rainbow_fast.io import read_records, write_whole
 from rainbow_fast.networks import accuracy
@@ -34,7 +34,7 @@ RESULTS = ["figure.png", "report.json", "report.txt", "results.jsonl"]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Enough for small data, and faster where other work runs beside the tests."""
+    """One thread is enough for small data, and faster if other programs run at the same time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A perceptron, hardly trained."""
+    """A perceptron that is hardly trained."""
     path = tmp_path_factory.mktemp("checkpoint") / "mlp.safetensors"
     words = ["train", "mlp", "--widths", "12,8", "--epochs", "3", "--seed", "5", "--out", str(path)]
     assert get_command(app).main(words, standalone_mode=False) is None
@@ -81,7 +81,7 @@ def test_sample(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_commands_have_every_option_of_the_library(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
-    """But for what a grid has in the plural, and what has no words; their values are those of the library."""
+    """All options, except those that a grid has in the plural and those without words, have the library's defaults."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
     plural = {"width": "widths", "factor": "factors", "method": "methods", "network_index": "networks"}
     for name in ("sample", "plan"):
@@ -113,7 +113,7 @@ def test_sample_is_reproducible_and_takes_widths(rainbow_fast: Run, checkpoint: 
 
 
 def test_plan(rainbow_fast: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The options of `sample`, whose sizes it gives; it writes nothing."""
+    """The command takes the options of `sample` and prints the sizes of its run. It writes nothing."""
     arguments = ["--factors", "2,2.5", "--methods", "paper,regression", "--networks", 2, "--images", 500, "--rank", 5]
     monkeypatch.chdir(tmp_path)
     code, out, err = rainbow_fast("plan", checkpoint, *arguments, "--data", "digits", "--out", "out")
@@ -172,7 +172,7 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
     [
         (["bogus"], "No such command"),
         (["sample"], "wanted a checkpoint of `rainbow-fast train`, or --module; one of the two"),
-        (["sample", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+        (["sample", "nowhere.safetensors"], "checkpoint: no checkpoint of `rainbow-fast train` at nowhere.safetensors"),
         (["sample", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
         (["sample", "{file}", "--factors", "1,x"], "--factors: wanted numbers above 0, separated by commas; got '1,x'"),
         (["sample", "{file}", "--factors", "2,2"], "--factors: wanted each number once, got '2,2'"),
@@ -180,7 +180,7 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
         (["sample", "{file}", "--widths", "2", "--factors", "1"], "--factors and --widths: wanted one of the two"),
         (["sample", "{file}", "--data", "elsewhere"], "--data: the checkpoint was trained on digits, got 'elsewhere'"),
         (["sample", "{file}", "--align-flattened"], "align_flattened=True: no sampled site feeds a Flatten"),
-        (["plan", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+        (["plan", "nowhere.safetensors"], "checkpoint: no checkpoint of `rainbow-fast train` at nowhere.safetensors"),
         (["plan", "{file}", "--widths", "2.5"], "--widths: wanted whole numbers above 0"),
         (["plan", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
         (["plan", "{file}", "--align-flattened"], "align_flattened=True: no sampled site feeds a Flatten"),
@@ -219,8 +219,8 @@ def test_wrong_checkpoints_are_named(tmp_path: Path, checkpoint: Path) -> None:
     path = tmp_path / "some.safetensors"
     for data, message in [
         (whole[:-1], "is not a whole safetensors file"),
-        (whole.replace(FORMAT.encode(), b"x" * len(FORMAT)), "is no checkpoint"),
-        (whole.replace(b'"version":"1"', b'"version":"9"'), "has version 9"),
+        (whole.replace(CHECKPOINT.name.encode(), b"x" * len(CHECKPOINT.name)), "holds no checkpoint"),
+        (whole.replace(b'"version":"2"', b'"version":"9"'), "has version 9"),
     ]:
         path.write_bytes(data)
         with pytest.raises(ValueError, match=rf"some.safetensors {message}"):
@@ -258,7 +258,7 @@ main()
 
 
 def test_an_interrupted_run_goes_on(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
-    """Ctrl-C in the middle of `sample`, in a process of its own; then the bits of a run that was left alone."""
+    """Ctrl-C in the middle of `sample`, in another process; resumed, it ends with the bits of an undisturbed run."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     words = ["sample", checkpoint, "--methods", "paper,regression", "--factors", "1,64", "--networks", 5]
     words += ["--images", 300, "--threads", 1, "--out"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The commands with a module of one's own, its weights and its data; what they say to wrong ones."""
+"""The commands with the user's own module, weights and data, and their messages for wrong ones."""
 
 import json
 import pickle
@@ -59,7 +59,7 @@ FEW = ["--images", 200, "--factors", "1,2", "--networks", 2, "--threads", 1]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with a package in it that nobody has installed."""
+    """The current folder, with a package in it that is not installed."""
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "model.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
@@ -86,7 +86,7 @@ def network(width: int = 16, seed: int = 0) -> nn.Sequential:
 
 
 def images(path: Path) -> Path:
-    """A folder of 60 images, three classes, all grey levels."""
+    """A folder of 60 grey images of three classes, with all grey levels."""
     image = pytest.importorskip("PIL.Image")
     for label in range(3):
         (path / f"class{label}").mkdir(parents=True)
@@ -97,7 +97,7 @@ def images(path: Path) -> Path:
 
 
 def test_a_module_is_sampled_as_in_the_library(rainbow_fast: Run, folder: Path) -> None:
-    """Weights of a training script in parallel; all networks of a method in one run, each with its own report."""
+    """Weights of a parallel training script. One run samples all networks of a method; each has its own report."""
     net = network()
     torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}, "epoch": 3}, folder / "w.pt")
     arguments = [*MODEL, "--weights", "w.pt", "--data", "digits", *FEW, "--methods", "paper,calibrated", "--sites", "4"]
@@ -166,7 +166,7 @@ def test_images_of_a_folder_and_arrays(rainbow_fast: Run, folder: Path) -> None:
 
 
 def test_the_budget_puts_activations_into_files(rainbow_fast: Run) -> None:
-    """It changes no number, only how many are sampled together."""
+    """The option changes no number, only how many networks are sampled together."""
     arguments = [*MODEL, "--data", "digits", *FEW, "--methods", "paper"]
     assert rainbow_fast("sample", *arguments, "--out", "a")[0] == 0
     code, out, _ = rainbow_fast("sample", *arguments, "--memory-budget", "10k", "--out", "b")
@@ -331,10 +331,11 @@ def test_a_run_is_not_resumed_with_other_weights(rainbow_fast: Run, folder: Path
     arguments = [*MODEL, "--weights", "w.pt", "--data", "digits", *FEW, "--methods", "paper", "--out", "out"]
     assert rainbow_fast("sample", *arguments)[0] == 0
     there = Path("out/results.jsonl").read_text()
-    assert rainbow_fast("sample", "--resume", "out")[0] == 0 and Path("out/results.jsonl").read_text() == there
-    assert "--out and --resume: wanted one of the two" in rainbow_fast("sample", "--resume", "out", "--out", "out")[2]
+    again = ["sample", "--resume", "out", *MODEL]
+    assert rainbow_fast(*again)[0] == 0 and Path("out/results.jsonl").read_text() == there
+    assert "--out and --resume: wanted one of the two" in rainbow_fast(*again, "--out", "out")[2]
     torch.save(network(seed=5).state_dict(), folder / "w.pt")
-    code, _, err = rainbow_fast("sample", "--resume", "out")
+    code, _, err = rainbow_fast(*again)
     assert code == 2 and "--resume: the run in out has a network with other weights" in err
 
 
@@ -355,4 +356,4 @@ def test_a_published_network_on_its_own_images(rainbow_fast: Run, cifar10_folder
     code, _, err = rainbow_fast("sample", *arguments, "--methods", "calibrated", "--out", "out")
     assert code == 0, err
     records = read_records(Path("out/results.jsonl"))
-    assert len(records) == 19 and records[0]["reference_accuracy"] > 0.7  # 0.913 of all; of these 12 at least 9
+    assert len(records) == 19 and records[0]["reference_accuracy"] > 0.7  # 0.913 of all images; of these 12 at least 9

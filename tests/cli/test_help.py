@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The help of every command and study: sentences, each default once, options in panels."""
+"""The help of every command and study: it has sentences, each default once, and options in panels."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ PARAMETERS = [
 
 
 def is_sentence(text: str) -> bool:
-    """A capital first, a full stop last, and three words or more."""
+    """A sentence begins with a capital, ends with a full stop, and has three words or more."""
     return bool(re.match(r"[A-Z]", text)) and text.endswith(".") and len(text.split()) >= 3
 
 
@@ -52,7 +52,7 @@ def test_what_a_sentence_is() -> None:
 
 def test_all_commands_are_looked_at() -> None:
     assert {name for name, _ in commands()} == {
-        "train", "sample", "plan", "sites", "compare", "demo", "info", *STUDIES
+        "train", "sample", "plan", "sites", "compare", "clean", "demo", "info", *STUDIES
     }  # fmt: skip
     assert len(PARAMETERS) > 100
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the command line says of the kernels: `info` without them, and a level that cannot run."""
+"""Messages of the command line about the kernels: `info` without kernels, and a level that cannot run."""
 
 import os
 import subprocess

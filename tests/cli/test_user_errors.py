@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Errors of the user's end in one line and exit code 2, never in a traceback; faults of the package keep theirs."""
+"""A user's error ends in one line and exit code 2, never in a traceback. Faults of the package keep their traceback."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -95,7 +94,7 @@ DIGITS = ["--data", "digits", "--images", "30", "--factors", "1", "--networks", 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with modules of the user's own and files that are something else."""
+    """The current folder, with the user's own modules and with files that are something else."""
     (tmp_path / "hostile.py").write_text(CODE)
     (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
     (tmp_path / "spelled.py").write_text("def build(:")
@@ -139,6 +138,7 @@ def of(name: str, *words: str) -> list[str]:
         (of("hostile:Network", "--data", "x.npy"), "--data: the network does not take a sample of shape (3,)"),
         (of("hostile:Network", "--data", "empty"), "--data: no sub-folder in empty, wanted one for each class"),
         (of("hostile:Network", "--data", "file"), "--data: 'file' is no data"),
+        (of("hostile:Network", "--weights", "a\x1b[31m.pt"), r"--weights: no file a\x1b[31m.pt"),
         (of("hostile:Network", "--holdout", "x.npy"), "holdout: samples of shape (3,), wanted (1, 8, 8)"),
         (of("hostile:Network", "--out", "file"), "--out: file is a file, wanted a folder"),
         (of("hostile:Network", "--out", "file/in/it"), "--out: file is a file, wanted a folder"),
@@ -146,6 +146,7 @@ def of(name: str, *words: str) -> list[str]:
         (of("hostile:Network", "--factors", "1e30"), "not enough memory for data or widths of this size"),
         (of("hostile:Network", "--factors", ""), "--factors: wanted numbers above 0, separated by commas; got ''"),
         (of("hostile:Network", "--networks", "9999999"), "networks=9999999: wanted 1 <= networks <= 1048576"),
+        (of("hostile:Network", "--networks", "9" * 6), "--networks: wanted at most 100000 networks of all widths and"),
         (of("hostile:Network", "--networks", "two"), "Invalid value for '--networks'"),
         (of("hostile:Network", "--threads", "0"), "threads=0: wanted 1 <= threads <= 1024"),
         (of("hostile:Network", "--threads", "9" * 20), "wanted 1 <= threads <= 1024"),
@@ -172,36 +173,10 @@ def test_ctrl_c_in_the_network(rainbow_fast: Run) -> None:
 
 
 def test_a_folder_without_permission(rainbow_fast: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the system says it; root may write everywhere."""
+    """The message is the system's. (root may write everywhere.)"""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != Path("empty"))
     code, _, err = rainbow_fast(*of("hostile:Network", "--out", "empty/new"))
     assert (code, err) == (2, "Error: --out: empty is a folder without permission to write\n")
-
-
-@pytest.mark.parametrize(
-    "edit, message",
-    [
-        ({"networks": 3}, "--resume: run/report.json holds no reports of `sample`"),
-        ({"networks": [{"report": {}}]}, "--resume: run/report.json holds no reports of `sample`"),
-        ({"networks": 3 * ["whole"]}, "--resume: run/report.json holds 3 networks, wanted at most 1"),
-        ({"run": []}, "--resume: no run of `sample` in run"),
-        ({"factors": [1]}, "factors=[1]: wanted text"),
-        ({"methods": None}, "methods=None: wanted text"),
-        ({"networks of each": "x"}, "networks='x': wanted an integer, got str"),
-    ],
-)
-def test_a_report_that_was_edited(rainbow_fast: Run, folder: Path, edit: dict, message: str) -> None:
-    assert rainbow_fast(*of("hostile:Network", "--out", "run"))[0] == 0
-    report = json.loads((folder / "run" / "report.json").read_text())
-    [(name, value)] = edit.items()
-    if name in report:
-        value = report["networks"] * 3 if value == 3 * ["whole"] else value
-        report[name] = value
-    else:
-        report["run"]["options"][name.partition(" ")[0]] = value
-    (folder / "run" / "report.json").write_text(json.dumps(report))
-    code, out, err = rainbow_fast("sample", "--resume", "run")
-    assert (code, out, err) == (2, "", f"Error: {message}\n")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +220,7 @@ def test_a_study_without_records_says_so(
 def test_faults_of_the_package_keep_their_traceback(
     rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    """What neither the user's network nor a line of the package raises."""
+    """An error that neither the user's network nor a line of the package raises."""
 
     def broken(*_: object, **__: object) -> None:
         raise fault
@@ -257,7 +232,7 @@ def test_faults_of_the_package_keep_their_traceback(
 
 @pytest.mark.parametrize("error", [ValueError(), MemoryError(), PermissionError(13, "Permission denied", "the/file")])
 def test_no_error_is_silent(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """One without words is told by its name."""
+    """An error without a message is reported by its name."""
 
     def broken(*_: object, **__: object) -> None:
         raise error
@@ -273,14 +248,14 @@ def test_no_error_is_silent(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_warnings_are_one_line_each(rainbow_fast: Run) -> None:
-    """Those of the planning, before the bar, as well."""
+    """The same for errors of the planning, which come before the bar."""
     code, _, err = rainbow_fast(*of("hostile:Network", "--images", "12"))
     assert code == 0 and len(err.splitlines()) == len(set(err.splitlines())) >= 1
     assert all(line.startswith("Warning: site 'act': 12 samples for 8 channels") for line in err.splitlines())
 
 
 def test_a_terminal_without_the_signs(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two networks have a mean and a deviation, between them a sign that ASCII has not."""
+    """Two networks have a mean and a deviation; the sign between them is not in ASCII."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     code, _, err = rainbow_fast(*of("hostile:Network", "--networks", "2"))
@@ -288,7 +263,7 @@ def test_a_terminal_without_the_signs(rainbow_fast: Run, monkeypatch: pytest.Mon
 
 
 def process(code: str, *words: str) -> subprocess.CompletedProcess:
-    """A command in a process of its own, its standard output as `code` leaves it."""
+    """Runs a command in a new process, with its standard output as `code` leaves it."""
     return subprocess.run(
         [sys.executable, "-c", f"{code}\nfrom rainbow_fast.cli import main\nmain()", *words],
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "OMP_NUM_THREADS": "1"},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The emulation that runs csrc/cuda/*.cu on a CPU: right programs give what a GPU gives, wrong ones are found."""
+"""The emulation that runs csrc/cuda/*.cu on a CPU: right programs give a GPU's results, and wrong ones are found."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ from rainbow_fast.ops.gaussian import gaussian_reference
 if not (os.environ.get("CXX") or shutil.which("c++")):
     pytest.skip("no C++ compiler here", allow_module_level=True)
 
-ORDERS = range(6)  # of blocks, warps and lanes: forward, backward, and four that are drawn
+ORDERS = range(6)  # orders of blocks, warps and lanes: forward, backward, and four random ones
 HERE = (0, 0, 0, 0)  # struct Stream: no device, no workspace
 
 
@@ -30,7 +30,7 @@ def forward_again() -> Iterator[None]:
 
 
 def toy(name: str, *arguments: Tensor | int) -> str:
-    """Runs a kernel of toys.cu: what went wrong, empty where nothing did."""
+    """Runs a kernel of toys.cu and returns what went wrong; empty if nothing did."""
     function = getattr(build.library(), f"rf_{name}")
     function.restype = ctypes.c_char_p
     return function(*(a if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments)).decode()
@@ -44,7 +44,7 @@ TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "tf32": torch.float32}
 
 
 def word(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """x[row, column] and, of 16 bits, the number below it in its column, in a word."""
+    """A word with x[row, column] and, for 16 bits, the number below it in the same column."""
     if x.dtype == torch.float32:
         return x.view(torch.int32)[row, column]
     bits = x.view(torch.int16).int() & 0xFFFF
@@ -52,7 +52,7 @@ def word(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 
 def multiply(name: str, d: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """d (16, 8) + a (16, terms) b (terms, 8) by one warp, in the layouts of csrc/cuda/device.h."""
+    """d (16, 8) + a (16, terms) b (terms, 8), computed by one warp in the layouts of csrc/cuda/device.h."""
     k = torch.arange(4)
     term = T + 4 * (k // 2) if name == "tf32" else 2 * T + 8 * (k // 2)
     x = word(a.T, term, G + 8 * (k % 2))
@@ -73,15 +73,15 @@ def test_product_of_integers_is_exact(name: str) -> None:
 
 
 def power_of_two(x: Tensor) -> Tensor:
-    """The largest that is not above |x|."""
+    """The largest power of two that is not above |x|."""
     return torch.ldexp(torch.ones_like(x), x.frexp().exponent - 1).where(x != 0, 0)
 
 
 def product_on_an_a100(d: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """As two models that were fitted to one say (Khattak and Mikaitis, arXiv 2512.07004; MMA-Sim), in float64.
+    """The result according to two models fitted to a GPU (Khattak and Mikaitis, arXiv 2512.07004; MMA-Sim), in float64.
 
-    Half of the terms at a time: they and what they are added to are cut off at 2^-24 of the largest, by exponents of
-    factors, then their sum at 24 bits.
+    Half of the terms are added at a time. They and the number that they are added to are cut off at 2^-24 of the
+    largest, by exponents of factors. Then their sum is cut off at 24 bits.
     """
     for x, y in zip(a.chunk(2, 1), b.chunk(2, 0), strict=True):
         products = torch.cat([d[:, None], x[:, :, None] * y], 1)
@@ -97,8 +97,8 @@ def product_on_an_a100(d: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def test_product_is_that_of_an_a100(name: str) -> None:
     terms = 8 if name == "tf32" else 16
     d, a, b = draw(16, 8), draw(16, terms, seed=1).to(TYPES[name]), draw(terms, 8, seed=2).to(TYPES[name])
-    b[:, 0] *= 2.0**-20  # so that d is large beside the product
-    a[:, 0] *= 2.0**9  # and that a term is large beside the others
+    b[:, 0] *= 2.0**-20  # so that d is large compared with the product
+    a[:, 0] *= 2.0**9  # and that one term is large compared with the others
     seen = [(t.view(torch.int32) & ~0x1FFF).view(torch.float32) if name == "tf32" else t for t in (a, b)]
     assert torch.equal(multiply(name, d, a, b).double(), product_on_an_a100(d.double(), *(t.double() for t in seen)))
 
@@ -159,7 +159,7 @@ def test_rounding_to_16_bits_and_to_tf32() -> None:
             assert differing_bits(got.nan_to_num(1), wanted.nan_to_num(1)) == 0
     got, exact = out[:, 2].view(torch.float32), x.double()
     assert (out[:, 2] & 0x1FFF)[~x.isnan()].eq(0).all() and torch.equal(got.isnan(), x.isnan())
-    # No subnormal numbers, and none that rounds to infinity
+    # No subnormal numbers, and no number that rounds to infinity
     normal = x.isfinite() & (x.abs() > 1e-37) & (x.abs() < 3e38)
     step = 2 ** (exact.abs().log2().floor() - 10)
     away = exact.sign() * (exact.abs() / step + 0.5).floor() * step
@@ -176,7 +176,7 @@ def test_every_number_of_16_bits() -> None:
         assert differing_bits(out[:, k].nan_to_num(1), wanted.nan_to_num(1)) == 0
 
 
-# --- copies and barriers: what is right is right in every order, what is wrong is seen in one ---
+# --- copies and barriers: right programs are right in every order, wrong ones are seen in one ---
 
 FAULTS = ["none", "no wait", "no barrier", "overwrites what others read"]
 
@@ -207,7 +207,7 @@ def test_copies_of_fewer_bytes() -> None:
 
 
 def test_positive_part_of_two_numbers_at_once() -> None:
-    """Both halves of a word, infinities and zeros of both signs; NaN stays."""
+    """max(x, 0) of both halves of a word, also for infinities and zeros of both signs; NaN stays."""
     numbers = torch.cat([draw(58), torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, torch.nan, -torch.nan])])
     inputs = [numbers.to(dtype) for dtype in (torch.bfloat16, torch.float16)]
     outputs = [t.clone() for t in inputs]
@@ -238,7 +238,7 @@ def test_missing_barrier_gives_other_numbers_in_another_order() -> None:
 def test_shared_memory_of_a_block_begins_as_nan() -> None:
     out = torch.zeros(2, 64, 2)
     assert toy("unwritten", out, 2) == ""
-    assert (out[0] == 1).all() and out[1].isnan().all()  # what block 0 has written is not there in block 1
+    assert (out[0] == 1).all() and out[1].isnan().all()  # block 1 does not see what block 0 has written
 
 
 # --- errors ---
@@ -257,7 +257,7 @@ def test_lanes_that_part(how: int, thread: int, here: str, there: str) -> None:
     said = toy("diverges", torch.empty(64, dtype=torch.int32), how)
     for part in ["kernel diverges", "block (0, 0, 0)", f"thread ({thread}, 0, 0)", f"is at {here} ", f"is at {there}"]:
         assert part in said
-    assert toy("folds", torch.empty(3), 3) == ""  # and the next launch is none the worse
+    assert toy("folds", torch.empty(3), 3) == ""  # and the next launch works
 
 
 @pytest.mark.parametrize("index", [-1, 64, 100])

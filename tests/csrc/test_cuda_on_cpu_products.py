@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""sample_project_align and cross_covariance in CUDA, run on a CPU as tensor cores compute, against float64."""
+"""sample_project_align and cross_covariance in CUDA, on a CPU with the arithmetic of tensor cores, against float64."""
 
 import os
 import shutil
@@ -21,9 +21,9 @@ if not (os.environ.get("CXX") or shutil.which("c++")):
     pytest.skip("no C++ compiler here", allow_module_level=True)
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-# Of the sum of the products' sizes. Tensor cores cut off at 2^-23 of their sum where they add, on positive data always
-# in one direction, and each term at 2^-24 of the largest, which products of float16 feel, with their 22 bits; tf32
-# drops 2^-22 of a product, and float32 sums round.
+# Errors as a share of the sum of the products' magnitudes. Tensor cores cut off at 2^-23 of their sum where they add,
+# for positive data always in one direction. They cut off each term at 2^-24 of the largest one, which matters for
+# products of float16 with their 22 bits. tf32 drops 2^-22 of a product, and float32 sums are rounded.
 ERROR = {torch.float32: 5e-7, torch.float64: 1e-14, torch.bfloat16: 5e-7, torch.float16: 5e-7}
 
 
@@ -59,7 +59,7 @@ def normals(at: tuple[int, int, int, int], n: int, r: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_identity_gives_the_bits_of_g(guarded, dtype: torch.dtype) -> None:
-    at = (2**62 + 3, 2**32 - 1, 2**40 + 1, 6)  # a row above 2^32, a column inside a group of four
+    at = (2**62 + 3, 2**32 - 1, 2**40 + 1, 6)  # a row above 2^32, and a column inside a group of four
     W = align(guarded(67, 41, dtype=dtype), torch.eye(41, dtype=dtype), at)
     wanted = normals(at, 67, 41).to(dtype)
     if dtype == torch.float32:  # two parts of eleven bits
@@ -106,7 +106,7 @@ def test_two_terms(guarded, n: int, r: int, m: int, column: int) -> None:
 
 @pytest.mark.parametrize("rounding", [torch.float32, torch.bfloat16], ids=["three-products", "two-terms"])
 def test_device_of_less_shared_memory(guarded, rounding: torch.dtype) -> None:
-    """A GeForce has 99 KiB a block: half as much of G is kept, with the same bits."""
+    """A GeForce has 99 KiB for each block: half as much of G is kept, with the same bits."""
     P, at = draw(517, 20), (11, 5, 77, 3)
     wanted = align(guarded(30, 20), P, at, generated=rounding)
     build.set_most_shared(99)
@@ -145,7 +145,7 @@ def add_covariance(
 
 
 def check(guarded, sides: list[Tensor], *, shifts: bool = False, room: int = 0, activation: str = "identity") -> Tensor:
-    """Adds to an `out` of ones inside a wider one, and compares; the totals, too."""
+    """Adds to an `out` of ones inside a wider matrix and compares it, and the totals, with float64."""
     dtype = sides[0].dtype
     values = [ACTIVATIONS[activation][0](side.to(wide(dtype)), 0.25).double() for side in sides]
     values = [v.flatten(2) if v.dim() > 2 else v.unsqueeze(2) for v in values]
@@ -158,7 +158,7 @@ def check(guarded, sides: list[Tensor], *, shifts: bool = False, room: int = 0, 
     add_covariance(out, sides, means, totals, guarded(room, dtype=torch.float64), activation=activation)
     scale = torch.einsum("nds,nms->dm", x.abs(), y.abs())
     error = (out - 1 - torch.einsum("nds,nms->dm", x, y)).abs() / (scale + 1)
-    # the activation's own few units in the last place, on both sides, besides
+    # the errors of the activation, a few units in the last place on both sides, come in addition
     assert error.max() <= ERROR[dtype] * (1 if activation in ("identity", "relu") else 3), float(error.max())
     assert whole[:, -3:].isnan().all()
     for side in range(0 if not shifts else len(sides)):
@@ -172,7 +172,7 @@ def check(guarded, sides: list[Tensor], *, shifts: bool = False, room: int = 0, 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "transposed"])
 def test_layouts(guarded, layout: str, dtype: torch.dtype) -> None:
-    for space in [(), (4, 8), (5, 3)]:  # lines that 16 bytes divide, and that they do not
+    for space in [(), (4, 8), (5, 3)]:  # lines that are a multiple of 16 bytes, and that are not
         x = laid_out(draw(9, 72, *space, dtype=dtype), layout)
         y = draw(9, 24, *space, dtype=dtype, seed=1)
         check(guarded, [x, y, y[:, 1:4]], activation="relu")
@@ -180,16 +180,16 @@ def test_layouts(guarded, layout: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_more_than_a_tile_and_symmetric(guarded, dtype: torch.dtype) -> None:
-    x = draw(70, 136, dtype=dtype).relu()  # with the samples of more than two stages, the last ragged
+    x = draw(70, 136, dtype=dtype).relu()  # with samples for more than two stages, the last one incomplete
     symmetric = check(guarded, [x])
     assert (symmetric - check(guarded, [x, x])).abs().max() <= 200 * ERROR[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_slabs(guarded, dtype: torch.dtype) -> None:
-    """Four slabs where there is room for them, one where there is none; the same bits in any order of blocks."""
+    """Four slabs if there is room for them, one if there is none; the same bits in any order of blocks."""
     x = draw(4097, 9, dtype=dtype)
-    if dtype != torch.float64:  # positive: what tensor cores cut off adds up, unless they are relieved in time
+    if dtype != torch.float64:  # positive: what tensor cores cut off adds up, unless their sums are taken over in time
         x = x.relu()
     for sides in ([x], [x, x[:, :3]]):
         check(guarded, sides, room=0)

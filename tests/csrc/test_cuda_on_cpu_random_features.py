@@ -35,7 +35,7 @@ def run(
     workspace: int = WORKSPACE,
     centers: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
 ) -> tuple[Tensor, ...]:
-    """The three forms: phi', then sum x phi', sum phi', sum phi'^2, each on top of ones, then phi' A^T of each A."""
+    """The three forms: phi'; the sums of x phi', phi' and phi'^2, each added to ones; and phi' A^T for each A."""
     kernels, (N, _, *space) = build.load().cuda, u.shape
     room = torch.empty(workspace // 8, dtype=torch.float64)
     stream = (0, 0, room.data_ptr(), workspace)
@@ -62,8 +62,8 @@ def check(x: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, G: Tensor | Non
     plain = plainly(x, u, A, shift, G, activation)
     exact = plainly(*(None if t is None else t.double() for t in (x, u, A, shift, G)), activation)
     for k, (a, b, c) in enumerate(zip(got, exact, plain, strict=True)):
-        # Products of two parts of tf32 leave 2^-22 of a term, and a sum in tensor cores of 32 terms as much; float64
-        # of the sums, whose terms have it all the same, is not what is judged.
+        # Products of two parts of tf32 lose 2^-22 of a term, and a sum of 32 terms in tensor cores as much. The float64
+        # error of the sums is not judged, because their terms have these errors anyway.
         added = 1 if k in (1, 2, 3) else 0
         assert_close_to_float64((a - added).to(u.dtype), b, c, terms=max(u.shape[1], 64))
 
@@ -105,7 +105,7 @@ def test_every_activation(activation: str) -> None:
         for dtype in (torch.float32, torch.float64):
             check(*problem((12, 3, 3), 37, dtype=dtype), activation=activation)
         return
-    x, u, A, _ = problem((12, 3, 3), 37)  # not continuous: small integers, so that nothing rounds, and zeros are met
+    x, u, A, _ = problem((12, 3, 3), 37)  # not continuous: small integers, so that nothing is rounded and zeros occur
     u, G = u.mul(3).round(), draw(37, 3, seed=5).mul(3).round()
     check(x, u, A, u[:, 0].contiguous(), activation=activation, G=G)
 
@@ -138,7 +138,7 @@ def test_explicit_weights() -> None:
     G = rf.gaussian(61, 9, **FAR)
     for a, b in zip(run(x, u, [A], shift, 61, G), run(x, u, [A], shift, 61), strict=True):
         assert differing_bits(a, b) == 0
-    # Of a workspace that is too small for G, or for parts of sums
+    # Sizes of a workspace that is too small for G, or for parts of sums
     for a, b in zip(run(x, u, [A], shift, 61, workspace=0), run(x, u, [A], shift, 61), strict=True):
         assert differing_bits(a, b) == 0
 
@@ -172,7 +172,7 @@ def test_any_order_of_threads(order: int) -> None:
 
 
 def test_device_of_less_shared_memory() -> None:
-    """A GeForce has 99 KiB a block: G is made again where an A100 keeps it, with the same bits; float64 is refused."""
+    """A GeForce has 99 KiB a block: G is made again where an A100 keeps it, with equal bits. float64 is refused."""
     x, u, A, shift = problem((40, 300), 34)
     wanted = run(x, u, [A], shift, 34)
     build.set_most_shared(99)
@@ -191,14 +191,14 @@ def test_sums_are_as_good_as_float32_allows() -> None:
     M = run(x, u, [A], None, 40)[1] - 1
     G = rf.gaussian(40, 8, backend="reference", **FAR)
     exact = plainly(*(t.double() for t in (x, u, A)), None, G.double(), "relu")[1]
-    # Each sum of 32 terms takes four roundings towards zero, 1e-7 on average, a feature one, 5e-8; and 2^-23 of a term.
+    # A sum of 32 terms has four roundings towards zero, 1e-7 on average, a feature has one, 5e-8; and 2^-23 of a term.
     assert ((M - exact).abs() / exact).max() < 3e-7
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_centers(dtype: torch.dtype, layout: str) -> None:
-    """Of more samples than a part and more channels than a block has."""
+    """A case with more samples than a part and more channels than a block."""
     x, u, A, shift = problem((3, 9, 25, 15), 70, 130, dtype)
     x_center, center = draw(130, dtype=dtype, seed=4), draw(70, dtype=dtype, seed=5)
     G = rf.gaussian(70, 9, backend="reference", **FAR).to(dtype)

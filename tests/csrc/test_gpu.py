@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""On a real GPU: every op on every backend that is there, against the CPU; streams, graphs, devices, errors.
+"""On a real GPU: every op on every available backend, compared with the CPU; streams, graphs, devices, errors.
 
-The same kernels are run without one in test_triton.py (interpreted) and test_cuda_on_cpu.py (emulated).
+Without a GPU the same kernels run in test_triton.py (interpreted) and test_cuda_on_cpu.py (emulated).
 """
 
 import copy
@@ -113,14 +113,14 @@ def test_gradients(name: str) -> None:
 
 
 def calls(name: str) -> dict:
-    """An op each, of a tensor x (64, 48)."""
+    """One call of each op, on a tensor x (64, 48)."""
     return {
         "gaussian": lambda x: x + rf.gaussian(64, 48, seed=1, device=GPU, backend=name),
         "cross_covariance": lambda x: rf.cross_covariance(x, backend=name),
         "sample_project_align": lambda x: rf.sample_project_align(80, x, seed=1, backend=name),
         "random_features": lambda x: rf.random_features(x, 96, seed=1, backend=name),
         "random_features_covariance": lambda x: rf.random_features_covariance(x, x, 96, seed=1, backend=name)[0],
-        "random_features_projection": lambda x: rf.random_features_projection(  # A of the CPU would wait for its copy
+        "random_features_projection": lambda x: rf.random_features_projection(  # A of the CPU needs a copy, and waits
             x, rf.gaussian(20, 96, seed=2, device=GPU, backend=name), seed=1, backend=name
         ),
     }
@@ -129,7 +129,7 @@ def calls(name: str) -> dict:
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("op", calls("none"))
 def test_captured_in_a_graph(name: str, op: str) -> None:
-    """No op but polar synchronises: the graph, replayed, follows its input."""
+    """Only polar synchronises. A graph of the other ops can be replayed, and follows its input."""
     run, x = calls(name)[op], draw(64, 48).to(GPU)
     wanted = run(x), run(2 * x)
     static, graph = x.clone(), torch.cuda.CUDAGraph()
@@ -142,7 +142,7 @@ def test_captured_in_a_graph(name: str, op: str) -> None:
 
 
 def test_a_sampled_network() -> None:
-    """Forwards and backwards as on the CPU, and captured in a graph, for its key never leaves the host."""
+    """Forward and backward passes are as on the CPU, and can be captured in a graph: the key stays on the host."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = [torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 12), torch.nn.GELU()]
@@ -181,7 +181,7 @@ def test_runs_on_the_current_stream(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_threads_whose_launches_differ_in_shared_memory(name: str) -> None:
-    """The most that a kernel may take is a property of it, not of a launch."""
+    """The most shared memory that a kernel may take is a property of the kernel, not of a launch."""
 
     def last(r: int) -> torch.Tensor:
         with torch.cuda.stream(torch.cuda.Stream()):
@@ -220,7 +220,7 @@ def test_the_cpu_kernels_are_not_for_a_gpu() -> None:
 
 
 def test_the_second_gpu(record_property) -> None:
-    """Where there is one: kernels run on the device of their tensors, whichever is current, and leave that so."""
+    """With a second GPU: kernels run on the device of their tensors, and do not change the current device."""
     if torch.cuda.device_count() < 2:
         record_property("devices", torch.cuda.device_count())
         return
@@ -228,7 +228,7 @@ def test_the_second_gpu(record_property) -> None:
     for name, current, device in itertools.product(COMPILED, (0, 1), ("cuda:0", "cuda:1")):
         with torch.cuda.device(current):
             got = rf.gaussian(100, 40, seed=1, device=device, backend=name)
-            M = rf.cross_covariance(x.to(device), backend=name)  # in CUDA more shared memory than is there unasked
+            M = rf.cross_covariance(x.to(device), backend=name)  # in CUDA more shared memory than is the default
             assert torch.cuda.current_device() == current and torch.empty(1, device=GPU).device.index == current
         assert str(got.device) == device and differing_bits(got.cpu(), rf.gaussian(100, 40, seed=1)) == 0
         assert_close_to_float64(M.cpu().float(), x.double().T @ x.double(), x.T @ x, terms=2000)

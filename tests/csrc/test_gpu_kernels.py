@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ops' own tests, those marked small, on the kernels for GPUs: interpreted by Triton, emulated in place of CUDA."""
+"""The tests of the ops marked small, on the kernels for GPUs: those of Triton interpreted, those of CUDA emulated."""
 
 import importlib.util
 import os
@@ -16,14 +16,14 @@ from parameters import slow_but_for
 OPS_TESTS = Path(__file__).parents[1] / "ops"
 FILES = [path for path in sorted(OPS_TESTS.glob("test_*.py")) if "\n@pytest.mark.small\n" in path.read_text()]
 OPS = [path.stem for path in FILES if not any(path.stem.startswith(other.stem + "_") for other in FILES)]
-# Where kernels are interpreted, an instruction takes a microsecond: the largest case of all would take a minute.
+# An interpreted instruction takes a microsecond: the largest case of all would take a minute.
 CHOSEN = {"triton": "triton and not packed-blocks-of-few-panels", "cuda": "cuda"}
 MISSING = {
     "triton": importlib.util.find_spec("triton") is None,
     "cuda": not (os.environ.get("CXX") or shutil.which("c++")),
 }
 CASES = [(backend, op) for backend in CHOSEN for op in OPS if (backend, op) != ("cuda", "test_polar")]
-# The others take a minute each, and every kernel has tests of its own: test_triton.py, test_cuda_on_cpu*.py.
+# The others take a minute each, and every kernel has its own tests: test_triton.py, test_cuda_on_cpu*.py.
 FAST = [("cuda", op) for op in ("test_gaussian", "test_patch_covariance", "test_sample_project_align")]
 
 

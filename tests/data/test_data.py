@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Images from scikit-learn and from CIFAR-10's files, and batches from whatever a user calls data."""
+"""Images from scikit-learn and from the files of CIFAR-10, and batches from every form of data."""
 
 import sys
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_cifar10_in_colour_is_the_published_normalisation(cifar10_folder):
     record = np.fromfile(cifar10_folder / "data_batch_2.bin", dtype=np.uint8, count=3073, offset=7 * 3073)
     assert images.y_train[10007] == record[0]
     blue = torch.from_numpy(record[1 + 2048 :].reshape(32, 32).astype(np.float32))
-    # float32 numbers below 3, rounded thrice
+    # float32 numbers below 3, rounded three times
     assert torch.allclose(images.x_train[10007, 2], (blue / 255 - 0.406) / 0.225, atol=1e-6)
 
 

@@ -27,7 +27,7 @@ def pixels(seed: int, height: int = 6, width: int = 6) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three classes of 2, 3 and 4 images, made out of order, in two depths, with what is none of them between."""
+    """Three classes of 2, 3 and 4 images, made out of order, at two depths, with other files between them."""
     for label, name, count in ((2, "zebra", 4), (0, "ant", 2), (1, "cow", 3)):
         for i in reversed(range(count)):
             save(tmp_path / name / ("deep" if i == 1 else "") / f"{i}.{'PNG' if i else 'bmp'}", pixels(10 * label + i))
@@ -71,7 +71,7 @@ def test_image_folder_grey_combines_after_the_normalisation(folder):
 
 
 def test_image_folder_takes_the_square_in_the_middle(tmp_path):
-    """An image of 4 x 8 blocks of constant colour, four pixels wide: its middle 4 x 4 blocks, a block a pixel."""
+    """An image of 4 x 8 blocks of constant colour, four pixels wide, gives its middle 4 x 4 blocks, one pixel each."""
     blocks = pixels(0, 4, 8)
     save(tmp_path / "a" / "wide.png", blocks.repeat(4, 0).repeat(4, 1))
     save(tmp_path / "a" / "tall.png", blocks.transpose(1, 0, 2).repeat(4, 0).repeat(4, 1))
@@ -225,7 +225,7 @@ def test_npy_pair_refuses_missing_labels_and_empty_batches(tmp_path):
 
 
 def test_fit_takes_both(folder, tmp_path):
-    """With the same numbers as the tensors that they hold."""
+    """Files give the same numbers as the tensors that were stored in them."""
     reference = cnn((3, 4), kernel_size=3, image_size=6, classes=3, seed=0)
     images = data.image_folder(folder, batch_size=4)
     x, y = (torch.cat(part) for part in zip(*images, strict=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What samples and labels of any dtype mean: uint8 are pixels everywhere, labels are classes or are refused."""
+"""The meaning of samples and labels of any dtype: uint8 are pixels everywhere; labels are classes or are refused."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_models_of_pixels_are_kept_as_pixels(tmp_path):
 
 
 def test_pixels_are_divided_in_float32():
-    """And other integers, and booleans, are the numbers they are."""
+    """Other integers, and booleans, are plain numbers."""
     values = torch.arange(256, dtype=torch.uint8)
     for dtype in (torch.float32, torch.float64, torch.float16):
         numbers = as_numbers(values, "cpu", dtype)
@@ -107,7 +107,7 @@ NO_CLASSES = {
 
 @pytest.mark.parametrize("y, error, message", NO_CLASSES.values(), ids=NO_CLASSES)
 def test_what_is_no_class_is_refused(y, error, message):
-    """By the name of the argument, with the way on; in a pair and in a loader, and by all that takes labels."""
+    """The error names the argument and what to do: in a pair, in a loader, and in every function that takes labels."""
     net, end = classifier(), ".*; pass x without y if y is not"
     for data in ((X, y), DataLoader(TensorDataset(X, y), batch_size=80)):
         for call in (rf.fit, rf.sample, rf.plan):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The picture of the floors shows what the imports say: all rooms, and no arrow that goes up."""
+"""The drawing of the floors agrees with the imports: it has all rooms, and no arrow goes up."""
 
 import importlib.util
 import re
@@ -17,7 +17,7 @@ def architecture() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     import sys
 
-    sys.modules["floors"] = module  # where dataclasses look for the names of their types
+    sys.modules["floors"] = module  # dataclasses look up the names of their types there
     spec.loader.exec_module(module)
     return module
 
@@ -64,6 +64,6 @@ def test_toy_package(architecture: ModuleType, tmp_path: Path) -> None:
         ("roof", 2, {"wall", "ground"}),
     ]
     assert rooms[1].about == "Wall of bricks."
-    # roof stands on ground by way of wall: two arrows, and each goes down
+    # roof imports ground through wall: two arrows, which both go down
     arrows = re.findall(r'marker-end.*?d="M[\d.]+,([\d.]+) .*?,([\d.]+)"', architecture.drawing(rooms))
     assert len(arrows) == 2 and all(float(start) < float(end) for start, end in arrows)

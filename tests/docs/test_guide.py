@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every Python block of the guide, of the first page and of README.md runs, in order, in one namespace a page."""
+"""Every Python block of the guide, of the first page and of README.md runs in order, in one namespace for each page."""
 
 import re
 from pathlib import Path
@@ -13,12 +13,12 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(text: str) -> list[tuple[int, str]]:
-    """The Python blocks of a page, each with the number of the line before its first."""
+    """The Python blocks of a page, each with the number of the line before its first line."""
     return [(text.count("\n", 0, match.start(1)), match[1]) for match in BLOCK.finditer(text)]
 
 
 def run(path: Path, until: str | None = None) -> dict[str, Any]:
-    """What the code of a page defines; `until` ends it behind the block that defines this name."""
+    """Runs the code of a page and returns what it defines; with `until`, only to the block that defines this name."""
     names: dict[str, Any] = {"__name__": path.stem}
     for before, code in blocks(path.read_text()):
         if until in names:
@@ -29,7 +29,7 @@ def run(path: Path, until: str | None = None) -> dict[str, Any]:
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder to run in, with the images that a page reads: digits, a folder for each class."""
+    """A folder to run in, with the images that a page reads: digits, in one folder for each class."""
     from PIL import Image
 
     from rainbow_fast.data import digits
@@ -51,7 +51,7 @@ def test_page_runs(path: Path, folders: None) -> None:
 
 
 def test_printed_sites_are_those_of_the_network() -> None:
-    """The list of sites in the page is what its code prints, to the letter."""
+    """The list of sites in the page is exactly what its code prints."""
     path = ROOT / "docs/guide/your_network.md"
     shown = str(run(path, until="sites")["sites"])
     assert "\n".join(f"    {line}" for line in shown.splitlines()) in path.read_text()

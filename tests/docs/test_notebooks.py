@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The notebooks run from the first cell to the last, and show what they are stored with, up to the digits of numbers.
+"""The notebooks run from the first cell to the last, and give their stored output, except for the digits of numbers.
 
-`python tests/helpers/documents.py` runs them and stores what they show.
+`python tests/helpers/documents.py` runs them and stores their output.
 """
 
 import base64
@@ -19,7 +19,7 @@ LARGEST_FIGURE = 200_000  # bytes
 
 
 def shown(cell_outputs: list[dict]) -> list[str]:
-    """The texts of a cell without their numbers, and `figure` for each figure."""
+    """The texts of a cell's output without their numbers, and `figure` for each figure."""
     texts = []
     for output in cell_outputs:
         text = output.get("text") or output["data"].get("text/plain")
@@ -48,7 +48,7 @@ def test_both_notebooks_are_there() -> None:
     assert {path.stem for path in NOTEBOOKS} >= {"first_network", "two_networks"}
 
 
-# And these tests can fail.
+# These tests can fail.
 
 
 def write(path: Path, *sources: str) -> Path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The recipes run as they stand on their pages, and print what the pages say, up to the digits of numbers."""
+"""The recipes run as they stand on their pages, and print what the pages show, except for the digits of numbers."""
 
 from pathlib import Path
 

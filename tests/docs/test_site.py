@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is put into the pages of the site: formulae, tables of options, docstrings as Markdown."""
+"""The parts of pages that are made when the site is built: formulae, tables of options, docstrings as Markdown."""
 
 import importlib.util
 from dataclasses import fields

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The kernels for aarch64, cross-compiled and run under qemu: `make aarch64`. A program, not a pytest file.
 
-It needs g++-aarch64-linux-gnu and qemu-user, and the extension of this machine. The calls of `sanitize_calls.py` are
-made in the emulated process, compared with float64, and made again on two threads, which must give the same bits. G
-must have the bits of this machine's levels. The machine code is read, too: the inner loops of products are fused
-multiply-adds of vectors, one for each accumulator of the tile, and keep all of them in registers. What is emulated says
-nothing about speed.
+It needs g++-aarch64-linux-gnu, qemu-user and the extension of this machine. The emulated process makes the calls of
+`sanitize_calls.py`. Results are compared with float64, and one thread and two threads must give the same bits. G must
+have the bits of the levels of this machine. The program also reads the machine code: the inner loop of a product has
+one fused multiply-add of vectors for each accumulator of the tile, and stores no vector. Emulation says nothing about
+speed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ TILE = 20  # accumulators of the largest tile of csrc/cpu/gemm.h
 
 
 def build() -> Path:
-    """The program that makes the calls, linked statically: it needs no library of an aarch64 machine."""
+    """Build the program that makes the calls. It is linked statically, so that it needs no libraries of aarch64."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     flags = [*compilers.CXX_FLAGS.split(), "-O3", "-DRF_ISA=baseline", "-Icsrc"]
     sources = [*ROOT.glob("csrc/cpu/*.cpp"), ROOT / "csrc/scratch.cpp", ROOT / "tests/helpers/aarch64_calls.cpp"]
@@ -53,7 +53,7 @@ def build() -> Path:
         objects = list(pool.map(compiled, sources))
     program = FOLDER / "calls"
     linked = subprocess.run([*CXX, "-static", "-fopenmp", *objects, "-o", program], capture_output=True, text=True)
-    if linked.returncode:  # where it succeeds, it warns of dlopen in a static program
+    if linked.returncode:  # a success warns about dlopen in a static program
         sys.exit(linked.stderr)
     return program
 
@@ -62,7 +62,7 @@ def build() -> Path:
 
 
 class Emulated:
-    """The process that makes calls: arguments and memory go there, and memory comes back."""
+    """The process that makes calls: it gets arguments and memory, and sends the memory back."""
 
     def __init__(self, program: Path) -> None:
         self.process = subprocess.Popen([*QEMU, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -83,7 +83,7 @@ class Emulated:
 
 
 def words(argument: object, blocks: list[np.ndarray]) -> Iterator[bytes]:
-    """Arguments as aarch64_calls.cpp reads them: an integer that lies in a block goes with its place there."""
+    """Arguments as aarch64_calls.cpp reads them. An address in a block is sent with the block and the offset."""
     if isinstance(argument, tuple | list):
         if isinstance(argument, list):
             yield struct.pack("qqq", len(argument), -1, 0)
@@ -114,7 +114,7 @@ def check_bits_of_gaussian(native: ModuleType, emulated: Emulated, seed: str) ->
 
 
 def loops(function: str) -> Iterator[list[str]]:
-    """The instructions of each innermost loop: from the target of a jump backwards up to the jump."""
+    """The instructions of each innermost loop, from the target of a backward jump to the jump."""
     lines = re.findall(r"^ *([0-9a-f]+):\t(.*)$", function, re.MULTILINE)
     numbers = {address: number for number, (address, _) in enumerate(lines)}
     spans = []
@@ -128,7 +128,7 @@ def loops(function: str) -> Iterator[list[str]]:
 
 
 def check_inner_loops() -> None:
-    """In every kernel that is a product. Vectors stay in registers; the end of a loop may be read from the stack."""
+    """Check all kernels that are products. Their loops may read an integer from the stack, but no vector."""
     for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
         command = [OBJDUMP, "-d", "--no-show-raw-insn", FOLDER / f"{source.stem}.o"]
         assembly = subprocess.run(command, check=True, capture_output=True, text=True).stdout

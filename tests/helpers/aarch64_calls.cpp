@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Calls of the kernels, in a process of its own that may be emulated: tests/helpers/aarch64.py writes them to stdin.
+// Makes calls of the kernels that tests/helpers/aarch64.py writes to stdin; this process may be emulated.
 //
-// A call is the name of a kernel, blocks of memory, and its arguments one after the other: an integer or the bits of a
-// double, then the block and the offset that it points to (block -1 where it is no address); a list is its length and
-// its members. The answer is the blocks as the kernel leaves them.
+// A call is the name of a kernel, blocks of memory, and the arguments in order. An argument is an integer or the bits
+// of a double, then the block and the offset that it points to; the block is -1 if it is no address. A list is its
+// length and its members. The answer is the blocks after the call.
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -48,7 +48,7 @@ struct Call {
   }
 };
 
-// How an argument of type T is read; what `of` returns holds what it points to.
+// Reads an argument of type T. The result of `of` owns the memory that the argument points to.
 template <class T>
 struct Read {
   static T of(const Call& call) { return static_cast<T>(call.integer()); }

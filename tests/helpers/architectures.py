@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Small networks as users write them: forward methods of their own that mix modules, functions and in-place methods.
+"""Small networks as users write them. Their forward methods mix modules, functions and in-place methods.
 
-`build(Mixer)` is one of them in eval mode; it takes images (N, *net.image) to (N, 10) logits. torch.fx traces them all.
+`build(Mixer)` is one of them, in eval mode. It maps images (N, *net.image) to logits (N, 10). torch.fx traces them all.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def build(kind: type[nn.Module], *, seed: int = 0, **options: object) -> nn.Module:
-    """Weights from `seed`, batch norms that have seen images, the global random state left alone."""
+    """A network with weights from `seed` and batch norms that have seen images. The global random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = kind(**options)
@@ -24,7 +24,7 @@ def build(kind: type[nn.Module], *, seed: int = 0, **options: object) -> nn.Modu
 
 
 class Residual(nn.Module):
-    """Convolutions with batch norm and a skip, in place wherever that is possible, then a perceptron with dropout."""
+    """Convolutions with batch norm and a skip, in place where possible, then a perceptron with dropout."""
 
     def __init__(self, image: tuple[int, int, int] = (1, 8, 8), width: int = 6):
         super().__init__()
@@ -62,7 +62,7 @@ class MixerBlock(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Perceptrons over tokens and over channels in turn (Tolstikhin et al. 2021, MLP-Mixer)."""
+    """Perceptrons over tokens and over channels, alternately (Tolstikhin et al. 2021, MLP-Mixer)."""
 
     def __init__(
         self, image: tuple[int, int, int] = (1, 8, 8), patch: int = 2, width: int = 8, hidden: int = 12, depth: int = 2
@@ -151,9 +151,9 @@ class Transformer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down by max-pooling and up again, with what was on the way down concatenated (Ronneberger et al. 2015).
+    """A U-Net: down by max-pooling and up again, concatenating maps from the way down (Ronneberger et al. 2015).
 
-    The mean over the map of what would be the logits of each pixel.
+    Its logits are the mean over the map of the logits of each pixel.
     """
 
     def __init__(self, image: tuple[int, int, int] = (3, 16, 16), width: int = 4):
@@ -185,7 +185,7 @@ KINDS = (Residual, Mixer, ConvNeXt, Transformer, UNet)
 
 @torch.no_grad()
 def settle(net: nn.Module, x: Tensor) -> nn.Module:
-    """Batch norms with the very mean and (population) variance of x."""
+    """Batch norms with exactly the mean and the (population) variance of x."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             grab: list[Tensor] = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Two builds of the kernels give the same bits: `make clang` compares that of clang. A program, not a pytest file.
+"""Compares two builds of the kernels: `make clang` compares clang with the usual build. A program, not a pytest file.
 
-The calls of `sanitize_calls.py` are made in both, on every instruction-set level that runs here. Whatever they write
-must be the same, bit for bit; a NaN equals any other NaN.
+Both builds make the calls of `sanitize_calls.py`, on every instruction-set level that runs here. They must write the
+same bits; any two NaNs are equal.
 """
 
 import argparse
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def load(path: Path, name: str) -> ModuleType:
-    """By a name of its own: pybind11 gives a module again to whoever asks for one of the same name."""
+    """Load an extension by its own name: for a name that it knows, pybind11 would return the first module."""
     spec = importlib.util.spec_from_file_location(f"{name}._C", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The code of pages and notebooks, run cell by cell in one namespace.
 
-python tests/helpers/documents.py            runs all recipes and notebooks and writes what they show into them
-python tests/helpers/documents.py FILE ...   the same, of these files
+python tests/helpers/documents.py            runs all recipes and notebooks and writes their output into them
+python tests/helpers/documents.py FILE ...   the same for these files
 """
 
 import ast
@@ -29,7 +29,7 @@ NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 
 
 class Result(NamedTuple):
-    """What a cell shows: its printed text, the value of its last line, and the figures that it left open, as PNG."""
+    """The output of a cell: its printed text, the value of its last line, and the figures that it left open, as PNG."""
 
     printed: str
     value: str | None
@@ -39,7 +39,7 @@ class Result(NamedTuple):
 def run(cells: list[str], name: str) -> list[Result]:
     """Run the cells one after the other, as a notebook does.
 
-    Pyplot draws into memory, no figure stays open, and torch's global random state is afterwards what it was.
+    Pyplot draws into memory, no figure stays open, and torch's global random state is restored afterwards.
     """
     plt.switch_backend("agg")
     module = types.ModuleType("__main__")  # classes of the cells look up their module
@@ -63,7 +63,7 @@ def _run_cell(source: str, where: str, namespace: dict[str, Any]) -> Result:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The code blocks of a markdown page that are marked with a language."""
+    """The code blocks of a Markdown page that are marked with a language."""
     return [text for kind, text in BLOCK.findall(page) if kind == language]
 
 
@@ -72,7 +72,7 @@ def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def without_numbers(text: str) -> str:
-    """The text with `#` for every number and one space for every gap: what is the same on every machine."""
+    """The text with `#` for every number and one space for every gap. This is the same on every machine."""
     return " ".join(NUMBER.sub("#", text).split())
 
 
@@ -91,9 +91,9 @@ def outputs(result: Result, count: int) -> list[dict[str, Any]]:
 
 
 def write_outputs(path: Path) -> None:
-    """Run a page or a notebook in an empty folder and write what it shows into the file.
+    """Run a page or a notebook in an empty folder and write its output into the file.
 
-    Of a page, each block marked `text` becomes what the `python` blocks before it print.
+    In a page, each block marked `text` gets the output of the `python` blocks before it.
     """
     path = path.resolve()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

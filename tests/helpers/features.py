@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The three forms of random features, by the ops and in plain PyTorch, and data for them."""
+"""The three forms of random features, by the ops and in plain PyTorch, and data to test them with."""
 
 import torch
 from here import draw
@@ -8,12 +8,12 @@ from torch import Tensor
 import rainbow_fast as rf
 from rainbow_fast.ops.random_features import random_features_reference
 
-FAR = {"seed": 2**63 - 2, "stream": 7, "row_offset": 2**32 - 5}  # neurons cross 2^32
+FAR = {"seed": 2**63 - 2, "stream": 7, "row_offset": 2**32 - 5}  # numbers of neurons cross 2^32
 SAMPLES = {2: "nm,nd->dm", 3: "nms,nds->dm", 4: "nmhw,ndhw->dm", 5: "nmxyz,ndxyz->dm"}
 
 
 def three(x: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, **options) -> tuple[Tensor, ...]:
-    """phi', then sum x phi', sum phi', sum phi'^2, then phi' A^T."""
+    """The features phi'; the sums of x phi', phi' and phi'^2; and phi' A^T."""
     n = A.shape[1]
     return (
         rf.random_features(u, n, shift=shift, **options),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Calls of every registered op with arguments that are nearly right: `python tests/helpers/fuzz_ops.py SEED CALLS`.
 
-A valid call of an op is taken, and some of its arguments are changed: another shape, dtype, layout or device, memory
-that is shared with another argument, numbers out of range. Whatever comes of it, nothing is written but the tensors
-that the schema marks as written, and nothing at all where the call raises: every tensor lies between canaries, and is
-compared with what it held before. The process must live: a crash is what the test looks for first.
+Some arguments of a valid call are changed: another shape, dtype, layout or device, memory that is shared with another
+argument, numbers out of range. The call may write only the tensors that the schema marks as written, and nothing at all
+if it raises. To check this, every tensor lies between canaries and is compared with its content before the call. The
+process must survive: the test looks for crashes first.
 """
 
 import json
@@ -27,12 +27,12 @@ DTYPES = (F32, F64, torch.bfloat16, torch.float16, torch.int64, torch.int32, tor
 
 
 class Maker:
-    """Tensors between canaries, with what they were made of."""
+    """Tensors between canaries, together with their memory."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.allocated: list[tuple[Tensor, int]] = []  # memory, and how many elements of it are a tensor's
+        self.allocated: list[tuple[Tensor, int]] = []  # memory, and how many of its elements belong to a tensor
 
     def tensor(self, *shape: int, dtype: torch.dtype = F32) -> Tensor:
         count = torch.Size(shape).numel()
@@ -243,7 +243,7 @@ def retyped(m: Maker, t: Tensor) -> Tensor:
 
 
 def laid_out(m: Maker, t: Tensor) -> Tensor:
-    """The same shape with other strides: transposed, stepped over, expanded, overlapping, or lazily negative."""
+    """The same shape with other strides: transposed, with steps, expanded, overlapping, or lazily negative."""
     kind = m.random.randrange(5)
     if t.device.type == "meta":
         return t
@@ -261,7 +261,7 @@ def laid_out(m: Maker, t: Tensor) -> Tensor:
 
 
 def out_of_range(m: Maker, t: Tensor) -> Tensor:
-    """A key, or not, with numbers that no address has."""
+    """A key, or another object, with numbers that no address has."""
     if t.dtype != torch.int64 or not t.numel() or t.device.type == "meta":
         return t
     changed = t.clone(memory_format=torch.contiguous_format)
@@ -307,7 +307,7 @@ def changed(m: Maker, args: list) -> list:
 
 
 def shared(m: Maker, args: list) -> list:
-    """Two tensors of the call in one memory, one a few elements behind the other."""
+    """Two tensors of the call in the same memory, one of them a few elements after the other."""
     places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.device.type == "cpu" and a.numel()]
     if len(places) < 2:
         return args
@@ -335,12 +335,12 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def large(args: list) -> bool:
-    """Whether a result would fill the memory of the machine: not what this looks for."""
+    """Whether a result would fill the memory of the machine. These calls are left out."""
     return any(isinstance(a, int) and not isinstance(a, bool) and a > 10**6 for a in args)
 
 
 def one_call(name: str, seed: int) -> str:
-    """What came of a call: "returned", or the kind of error."""
+    """The outcome of a call: "returned", or the kind of error."""
     m = Maker(seed)
     args = changed(m, VALID[name](m))
     if large(args):
@@ -371,7 +371,7 @@ def main(seed: int, calls: int) -> None:
     for number in range(calls):
         name = list(VALID)[number % len(VALID)]
         where = seed * 10**9 + number
-        sys.stderr.write(f"\r{name} {where}          ")  # the last line tells what crashed
+        sys.stderr.write(f"\r{name} {where}          ")  # the last line of the output tells what crashed
         outcomes[name][one_call(name, where)] += 1
     print(json.dumps(outcomes))
 

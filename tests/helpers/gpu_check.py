@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Compile the Triton kernels for GPUs that need not be there, and judge what comes out: `make gpu-check`.
+"""Compile the Triton kernels for GPUs, without a GPU, and judge the result: `make gpu-check`.
 
-Each module of rainbow_fast/triton_kernels lists in ``variants()`` what is compiled. A kernel passes when nothing
-spills, a matrix product runs on tensor cores, the generator is not contracted to fused multiply-adds, and as many
-programs fit on a multiprocessor as its design assumes.
+Each module of rainbow_fast/triton_kernels lists in ``variants()`` what is compiled. A kernel passes if nothing spills,
+matrix products run on tensor cores, the generator is not contracted to fused multiply-adds, and as many programs fit on
+a multiprocessor as its design assumes.
 """
 
 import importlib
@@ -27,8 +27,8 @@ class Target:
     name: str
     triton: tuple[str, int | str, int]
     shared: int  # bytes that a program, and all programs of a multiprocessor, may use
-    reserved: int  # bytes of them that each program costs besides
-    most: int  # bytes that one program may use; of the NVIDIA GPUs that the target stands for, the smallest
+    reserved: int  # further bytes that each program costs
+    most: int  # bytes that one program may use, on the smallest of the NVIDIA GPUs that the target stands for
     tensor_core: str  # its instructions
 
 
@@ -43,12 +43,12 @@ TARGETS = [
 
 @dataclass
 class Row:
-    """What one compilation of one kernel came to."""
+    """The result of compiling one variant of a kernel."""
 
     kernel: str
     target: str
     registers: int = 0
-    local: int = 0  # bytes of stack or scratch a thread
+    local: int = 0  # bytes of stack or scratch for each thread
     spills: int = 0  # instructions that move registers to and from memory
     shared: int = 0
     tensor_core: int = 0
@@ -64,7 +64,7 @@ class Row:
 
 
 def judge(row: Row, target: Target, *, threads: int, blocks: int, products: bool) -> None:
-    """Write into row.wrong what is wrong with a kernel of `threads` a program, `blocks` programs a multiprocessor."""
+    """Write into row.wrong what is wrong with a kernel (`threads` a program, `blocks` programs a multiprocessor)."""
     if row.local or row.spills:
         row.wrong.append("uses local memory")
     if products and not row.tensor_core:
@@ -73,23 +73,23 @@ def judge(row: Row, target: Target, *, threads: int, blocks: int, products: bool
         row.wrong.append(f"shared memory: one wants more than {target.most}")
     if blocks * (row.shared + target.reserved) > target.shared:
         row.wrong.append(f"shared memory: {blocks} programs want more than {target.shared}")
-    # A register file of 64 Ki words; four of 512 words a lane, 64 lanes, on gfx942.
+    # A register file has 64 Ki words; on gfx942 there are four, each with 512 words for each of 64 lanes.
     file = 512 * 64 * 4 if target.name.startswith("gfx") else 65536
     if blocks * threads * row.registers > file:
         row.wrong.append(f"registers: {blocks} programs want more than {file}")
 
 
-# What contracts, approximates or reorders, in the text of LLVM and of PTX.
+# Flags that contract, approximate or reorder, in the text of LLVM and of PTX.
 INEXACT = re.compile(r"\b(?:fast|contract|reassoc|afn)\b|llvm\.fma|\bfma\.|\.approx")
-# The only fused multiply-adds of an exact generator are two in each square root, and one in its way out.
+# An exact generator has fused multiply-adds only in square roots: two in each, and one in its slow path.
 FUSED = re.compile(r"\b(?:FFMA2?|v_(?:pk_)?(?:fma|fmac|mad|mac)_f32)\b")
 ROOT = re.compile(r"\b(?:MUFU\.RSQ|v_sqrt_f32)")
-CALL = "CALL.REL"  # a square root's way out, taken for none of our numbers: five instructions beside its subroutine
+CALL = "CALL.REL"  # the slow path of a square root, which none of our numbers takes: five instructions and a subroutine
 SLOW = 5
 
 
 def executed(sass: str) -> int:
-    """Instructions of straight code that run, without those of the square root's way out."""
+    """The number of instructions that run in straight code, without the slow path of square roots."""
     body = sass.split("EXIT")[0] if sass.count(CALL) else sass
     return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", body, re.M)) - SLOW * sass.count(CALL)
 
@@ -102,7 +102,7 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def compiled(variant, target: Target) -> dict:
-    """Triton's stages by name, and `shared`, the bytes of shared memory."""
+    """The stages of Triton by name, and `shared`, the bytes of shared memory."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -123,7 +123,7 @@ def check(module: str, index: int, target: Target) -> Row:
     row = Row(variant.name, target.name)
     try:
         stages = compiled(variant, target)
-    except Exception as error:  # whatever the compiler does not like is a line in the table
+    except Exception as error:  # every error of the compiler becomes a line of the table
         row.wrong.append(f"does not compile: {(str(error).splitlines() or [repr(error)])[-1]}")
         return row
     row.shared = stages["shared"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The CUDA kernels, compiled by nvcc and read: the second half of `make gpu-check`.
 
-Shared memory is asked for at the launch, so it is not seen here: tests/helpers/cuda_on_cpu refuses what an A100 has
-not.
+Shared memory is requested at the launch, so it is not checked here: tests/helpers/cuda_on_cpu refuses more than an A100
+has.
 """
 
 import re
@@ -22,11 +22,11 @@ import compilers  # noqa: E402
 SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.stem != "kernels")
 PRODUCTS = re.compile(r"\b(?:multiply|pass)<")  # kernels whose work is a matrix product
 TENSOR_CORE = r"\b[HD]MMA\b"  # mma.sync, on every architecture
-THREADS = 256  # the most of a block
+THREADS = 256  # most registers of a block
 FLAGS = "-std=c++20 -O3 --fmad=false -I. -Icsrc -DRF_ISA=cuda -DRF_CUDA=1".split()
 INEXACT = re.compile(r"\bfma\.|\.approx")  # in PTX, where a square root is one instruction
-MOST = 45.0  # instructions a normal, of which one is the probe's own
-# What the generator costs where it is used: the difference between kernels that make 8 and 4 groups of four numbers.
+MOST = 45.0  # instructions for each normal number; one of them belongs to the probe
+# The cost of the generator inside a kernel: the difference between kernels that make 8 and 4 groups of four numbers.
 PROBE = """#include "csrc/cuda/generate.h"
 namespace rf::cuda {
 template <int N>
@@ -62,7 +62,7 @@ def short(function: str) -> str:
 
 
 def kernels(source: Path, target: Target, compiler: str) -> dict[str, tuple[int, int, str]]:
-    """Registers, bytes of stack and SASS of each kernel of a file, by its short name."""
+    """The registers, bytes of stack and SASS of each kernel of a file, by its short name."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = f"{folder}/made.cubin"
         command = [compiler, *FLAGS, f"-arch={target.name}", "-cubin", str(source), "-o", cubin]
@@ -82,7 +82,7 @@ def kernels(source: Path, target: Target, compiler: str) -> dict[str, tuple[int,
 
 
 def rows(source: str, target: Target, compiler: str) -> list[Row]:
-    """A line for each kernel of a file; of the generator alone, what a number costs."""
+    """A line for each kernel of a file; for the generator alone, the cost of a number."""
     try:
         compiled = kernels(ROOT / "csrc" / "cuda" / f"{source}.cu", target, compiler)
     except RuntimeError as error:

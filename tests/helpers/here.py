@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the tests of the ops share: what can run here, how it is switched, and how results are compared."""
+"""Shared by the tests of the ops: what can run here, how to switch it, and how to compare results."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ BACKENDS = [os.environ["RAINBOW_FAST_TEST_BACKEND"]] if "RAINBOW_FAST_TEST_BACKE
 
 @contextmanager
 def level(name: str) -> Iterator[None]:
-    """The compiled kernels of another instruction set, for a while."""
+    """A context in which the kernels of another instruction set run."""
     backend.kernels().use(name)
     try:
         yield
@@ -45,7 +46,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def assert_same_for_threads(compute: Callable[[], Tensor | tuple[Tensor, ...]]) -> None:
-    """Equal bits on one thread and on more (three and five: more than divide the work evenly)."""
+    """Checks for equal bits on one thread and on more. Three and five threads do not divide the work evenly."""
     results = []
     for count in (1, 2, 3, 5):
         with threads(count):
@@ -57,14 +58,14 @@ def assert_same_for_threads(compute: Callable[[], Tensor | tuple[Tensor, ...]]) 
 
 
 def differing_bits(a: Tensor, b: Tensor) -> int:
-    """How many entries differ in any bit; -0 is not 0 here, and a NaN equals itself."""
+    """How many entries differ in any bit. Here -0 differs from 0, and a NaN equals itself."""
     assert a.shape == b.shape and a.dtype == b.dtype, f"{a.dtype} {tuple(a.shape)}, {b.dtype} {tuple(b.shape)}"
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return int((a.contiguous().view(integer) != b.contiguous().view(integer)).sum())
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Normal numbers, rounded from float64 to dtype."""
+    """Normal numbers, drawn in float64 and rounded to dtype."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
@@ -72,19 +73,19 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     """The same numbers (N, d, *space) in another arrangement of memory."""
     if layout == "contiguous":
         return x.contiguous()
-    if layout == "channels_last":  # channels side by side, for any number of positions' axes
+    if layout == "channels_last":  # channels side by side, for any number of axes of positions
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
-    if layout == "sliced":  # every axis has a stride of its own; positions keep one
+    if layout == "sliced":  # every axis has its own stride; positions share one
         wide = torch.full([2 * x.shape[0], x.shape[1] + 3, *x.shape[2:], 2], torch.nan, dtype=x.dtype)
         view = wide[::2, 1:-2, ..., 0]
         return view.copy_(x)
-    if layout == "transposed":  # positions lie at no single stride: last axis first, images last
+    if layout == "transposed":  # positions have no common stride: last axis first, images last
         return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
     raise ValueError(layout)
 
 
 def assert_compiles_once(function: Callable[..., Tensor], calls: list[tuple], **options) -> None:
-    """torch.compile(fullgraph=True) gives what `function` gives, and compiles for the first of the calls only."""
+    """torch.compile(fullgraph=True) gives the results of `function`, and compiles only at the first of the calls."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")  # traces as inductor does, and generates no code
     fast = torch.compile(function, backend=counter, fullgraph=True, **options)
@@ -92,15 +93,26 @@ def assert_compiles_once(function: Callable[..., Tensor], calls: list[tuple], **
     for arguments in calls:
         assert differing_bits(fast(*arguments), function(*arguments)) == 0
         counts.append(counter.frame_count)
-    # One frame; where floats are dynamic, dynamo may hand it over twice while it is at it.
+    # One frame. With dynamic floats, dynamo may pass it on twice during this compilation.
     assert 1 <= counts[0] <= 2 and set(counts) == {counts[0]}, f"compilations after each call: {counts}"
+
+
+def on_small_disk(code: str, folder: Path, kibibytes: int) -> str:
+    """What `code` prints in a new process, for which `folder` is a file system of this size, in memory."""
+    mount = f"mount -t tmpfs -o size={kibibytes}k tmpfs {shlex.quote(str(folder))}"
+    return _python(["unshare", "--mount", "--map-root-user", "sh", "-c", f'{mount} && exec "$@"', "sh"], code)
 
 
 def fresh_python(code: str, **environment: str) -> str:
     """What `code` prints in a new process, which may import the tests and what they share."""
+    return _python([], code, **environment)
+
+
+def _python(before: list[str], code: str, **environment: str) -> str:
     paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/helpers", "tests/ops"))
     variables = {**os.environ, "PYTHONPATH": paths, **environment}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
+    command = [*before, sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Frames of the package between a call of `sample` and each kernel, the most over methods.
+"""The number of frames of the package between a call of `sample` and each kernel, the most over methods.
 
     python tests/helpers/hops.py
 
-Frames of torch and of the caller do not count. Three parts of a run stand apart: its passes over the data, the solvers
-of regression, and the checks, which call the finished network as a user would.
+Frames of torch and of the caller do not count. Three parts of a run are listed separately: its passes over the data,
+the solvers of regression, and the checks, which call the finished network as a user would.
 """
 
 import traceback

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Matrices of given singular values, and what makes a matrix their polar factor."""
+"""Matrices with given singular values, and checks that a matrix is their polar factor."""
 
 import math
 
@@ -24,7 +24,7 @@ def power_law(count: int, condition: float) -> Tensor:
 
 
 def orthogonality(A: Tensor) -> float:
-    """|A A^T - I|_F / sqrt d, on the short side."""
+    """|A A^T - I|_F / sqrt d for the d rows or columns of the short side."""
     Q = A.double() if A.shape[0] <= A.shape[1] else A.double().T
     return float(torch.linalg.norm(Q @ Q.T - torch.eye(len(Q))) / math.sqrt(len(Q)))
 
@@ -32,8 +32,8 @@ def orthogonality(A: Tensor) -> float:
 def assert_is_polar(M: Tensor, A: Tensor, *, forward: float, condition: float) -> None:
     """The metrics of an alignment: optimality of the objective, symmetry, positivity, forward error.
 
-    What `A` owes to being rounded to the dtype of M is small against the bounds; `forward` is the conditioning times
-    the rounding of float64, in which all is computed.
+    The rounding of `A` to the dtype of M is small compared with the bounds. `forward` is the condition number times the
+    rounding of float64, in which everything is computed.
     """
     M64, A64 = M.double(), A.double()
     U, S, Vh = torch.linalg.svd(M64, full_matrices=False)
@@ -42,12 +42,12 @@ def assert_is_polar(M: Tensor, A: Tensor, *, forward: float, condition: float) -
     assert abs(1 - (A64 * M64).sum() / S.sum()) <= (5e-8 if single else 1e-11)
     assert orthogonality(A) <= (5e-7 if single else 1e-13)
     H = A64 @ M64.T if M.shape[0] <= M.shape[1] else A64.T @ M64
-    # Rounding A, entry by entry, moves H by eps |M| (sqrt d + sqrt m) / sqrt d at most; in float64,
-    # the Gram matrix of a stage decides, of condition 2e3 squared at most.
+    # Rounding the entries of A moves H by eps |M| (sqrt d + sqrt m) / sqrt d at most. In float64 the
+    # Gram matrix of a stage decides; its condition number is at most 2e3 squared.
     slack = (64 if single else 5e4) * EPS[M.dtype] * S[0]
     assert torch.linalg.matrix_norm(H - H.T, 2) <= slack
     assert torch.linalg.eigvalsh((H + H.T) / 2)[0] >= -slack
     backward = M64 - ((H + H.T) / 2 @ A64 if M.shape[0] <= M.shape[1] else A64 @ (H + H.T) / 2)
     assert torch.linalg.norm(backward) / torch.linalg.norm(M64) <= (5e-7 if single else 1e-10)
     assert torch.linalg.norm(A64 - U @ Vh) / math.sqrt(len(S)) <= forward
-    assert abs(S[0] / S[-1] / condition - 1) < 0.2  # the test's own matrix is what it says
+    assert abs(S[0] / S[-1] / condition - 1) < 0.2  # the matrix of the test has the claimed singular values

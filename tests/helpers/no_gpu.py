@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A GPU for code that must not wait for one: tensors that say they lie on `cuda`, and refuse to be read.
+"""A fake GPU, for code that must not wait for a GPU: tensors that claim to be on `cuda`, and refuse to be read.
 
-`Elsewhere` is a tensor on `cuda:0` whose operations run on `meta`. What would make a real GPU wait, or fail there,
-raises: a number that is read on the host, a copy to the CPU, a CPU tensor in an operation on the device. `stubbed` puts
-recorders in the place of the launchers, so that the implementations for CUDA and Triton run from end to end.
+`Elsewhere` is a tensor on `cuda:0` whose operations run on `meta`. Everything that would fail on a real GPU, or make
+the host wait for it, raises an error: reading a number on the host, a copy to the CPU, a CPU tensor in an operation on
+the device. `stubbed` replaces the launchers by recorders, so that the implementations for CUDA and Triton run from end
+to end.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ COPIES = (aten._to_copy.default, aten.copy_.default, aten.to.dtype_layout)
 
 
 class Elsewhere(Tensor):
-    """A tensor on `cuda:0` without memory; on `meta` for autograd, which asks a driver for the stream of a GPU."""
+    """A tensor on `cuda:0` without memory. Autograd, which would ask a driver for a stream, sees it on `meta`."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -45,7 +46,7 @@ class Elsewhere(Tensor):
         return CUDA
 
     def data_ptr(self) -> int:
-        """Views of one memory lie in it, others do not."""
+        """An address. Views of the same memory have addresses inside it; other tensors do not."""
         base = self.inside.untyped_storage()._cdata << 20
         return base + self.inside.storage_offset() * self.inside.element_size()
 
@@ -82,7 +83,7 @@ def run(op: Any, args: Any, kwargs: dict) -> Any:
 
 
 class Factories(TorchDispatchMode):
-    """New tensors on `cuda`, which autograd asks for on `meta`, and those that are moved there; and the ops."""
+    """Handles new tensors on `cuda` (autograd asks for them on `meta`), tensors that are moved there, and the ops."""
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -97,7 +98,7 @@ class Factories(TorchDispatchMode):
 
 
 class Recorder:
-    """The names of the kernels that were launched; it stands for the compiled ones."""
+    """Takes the place of the compiled kernels and records the names of those that were launched."""
 
     def __init__(self) -> None:
         self.launched: list[str] = []
@@ -115,7 +116,7 @@ class Recorder:
 
 @contextmanager
 def stubbed(chosen: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """The implementations of backend `chosen`, with recorders for launchers."""
+    """The implementations of backend `chosen`, with recorders instead of launchers."""
     recorder = Recorder()
 
     def launch(name: str, device: torch.device, *arguments: Any) -> None:
@@ -136,13 +137,13 @@ def stubbed(chosen: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
 
 
 def moved(t: Tensor) -> Elsewhere:
-    """Of the same shape, dtype and need of a gradient."""
+    """A fake tensor of the same shape and dtype, which requires grad if the given one does."""
     with _disable_current_modes():
         return Elsewhere(t.detach().to(META), requires_grad=t.requires_grad)
 
 
 def move(module: nn.Module) -> nn.Module:
-    """Parameters and buffers of a module to the GPU that is not there: in place."""
+    """Moves the parameters and buffers of a module to the fake GPU, in place."""
     for part in module.modules():
         for name, p in part._parameters.items():
             if p is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Inputs of non-linearities that matter, their exact values, and errors in units of the last place."""
+"""Inputs at which non-linearities are tested, their exact values, and errors in units of the last place."""
 
 import math
 from functools import cache
@@ -12,7 +12,7 @@ from rainbow_fast.ops.activations import ACTIVATIONS
 SMALLEST, NORMAL, LARGEST = 2.0**-149, 2.0**-126, torch.finfo(torch.float32).max
 
 INF, NAN = math.inf, math.nan
-LIMITS = {  # at inf, -inf, NaN. As in PyTorch, what is 0 times an infinity is NaN, and a comparison with NaN is false.
+LIMITS = {  # at inf, -inf, NaN. As in PyTorch, 0 times an infinity is NaN, and a comparison with NaN is false.
     "identity": [INF, -INF, NAN],
     "relu": [INF, 0, NAN],
     "abs": [INF, INF, NAN],
@@ -21,14 +21,14 @@ LIMITS = {  # at inf, -inf, NaN. As in PyTorch, what is 0 times an infinity is N
     "erf": [1, -1, NAN],
     "gelu": [INF, NAN, NAN],
     "silu": [INF, NAN, NAN],
-    "sign": [1, -1, NAN],  # of which PyTorch makes 0; here a NaN is not lost
+    "sign": [1, -1, NAN],  # PyTorch gives 0; here a NaN is not lost
     "step": [1, 0, 0],
     "cos": [NAN, NAN, NAN],
 }
 
 
 def exact(x: Tensor, activation: str) -> Tensor:
-    """In float64. PyTorch's own gelu cancels in its left tail: here by erfc."""
+    """The values in float64. PyTorch's gelu cancels in its left tail, so erfc is used here."""
     x = x.double()
     if activation == "gelu":
         return 0.5 * x * torch.special.erfc(-x / math.sqrt(2))
@@ -37,7 +37,7 @@ def exact(x: Tensor, activation: str) -> Tensor:
 
 
 def units(got: Tensor, wanted: Tensor) -> Tensor:
-    """The error of float32 numbers in units of the last place of what was wanted."""
+    """The error of float32 numbers, in units of the last place of the exact values."""
     exponent = torch.frexp(wanted)[1].clamp(min=-125) - 24  # subnormal numbers share one last place
     return (got.double() - wanted).abs() / torch.exp2(exponent.double())
 

@@ -7,7 +7,7 @@ import pytest
 
 
 def slow_but_for(fast: Iterable, cases: Iterable) -> list:
-    """The cases as parameters, all but those in `fast` marked slow; of a mapping, its names are the ids and `fast`."""
+    """The cases as parameters; all but those in `fast` are marked slow. The names of a mapping are also the ids."""
     fast = list(fast)
     named = cases.items() if isinstance(cases, Mapping) else [(case, case) for case in cases]
     return [

@@ -14,8 +14,8 @@ Finished = Callable[..., subprocess.CompletedProcess]
 
 
 def start(request: pytest.FixtureRequest, test: str, run: Finished) -> Iterator[Finished]:
-    """For a fixture of a module: calls `run` with the arguments of each chosen case of its test `test`, and yields what
-    waits for one of them."""
+    """For a fixture of a module: calls `run` with the arguments of each chosen case of the test `test`, and yields a
+    function that waits for the result of a case."""
     cases = [
         item.callspec.params for item in request.session.items if (item.path, item.originalname) == (request.path, test)
     ]
@@ -23,11 +23,11 @@ def start(request: pytest.FixtureRequest, test: str, run: Finished) -> Iterator[
         futures = {str(case): pool.submit(run, **case) for case in cases}
         yield lambda **case: futures[str(case)].result()
         for future in futures.values():
-            future.cancel()  # where a failure ended the session
+            future.cancel()  # if a failure has ended the session
 
 
 def pytest_of(files: Iterable[Path], *options: str, **environment: str) -> subprocess.CompletedProcess:
-    """The tests of some files on one thread; variables of the environment by their names."""
+    """Runs the tests of some files on one thread, with variables of the environment given by name."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *map(str, files)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True)

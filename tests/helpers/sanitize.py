@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every kernel under AddressSanitizer and UndefinedBehaviorSanitizer: `make sanitize`. A program, not a pytest file.
 
-It imports NumPy and no torch. The calls of `sanitize_calls.py` are made on every instruction-set level that runs here,
-compared with float64, and made again on two threads, which must give the same bits. Before that, calls in which one
-array is an element short must be found. Whatever a kernel allocates comes full of NaN. The CUDA kernels, on the CPU
-(`cuda_on_cpu/`), are taken for one more level: their blocks, warps and lanes in two orders instead of on two threads.
+It imports NumPy and no torch. It makes the calls of `sanitize_calls.py` on every instruction-set level that runs here
+and compares the results with float64. It makes them again on two threads, which must give the same bits. Before that,
+it checks that calls are found in which an array is one element too short. Memory that a kernel allocates is full of
+NaN. The CUDA kernels on the CPU (`cuda_on_cpu/`) count as one more level: instead of on two threads, their blocks,
+warps and lanes run in two orders.
 """
 
 import argparse
@@ -31,7 +32,7 @@ NO_KERNELS = {"levels", "use", "advise_huge_pages", "cuda"}  # what else the ext
 
 
 class Cuda:
-    """The CUDA kernels as those of a level: for the number of threads stands the order of blocks, warps and lanes."""
+    """The CUDA kernels as one more level. The number of threads selects the order of blocks, warps and lanes."""
 
     def __init__(self) -> None:
         module = build.load(sanitize=True).cuda
@@ -50,7 +51,7 @@ class Cuda:
 def check(C: ModuleType | Cuda, kernel: str, seed: str, call: Callable[[str, Draw, tuple], None] | None = None) -> None:
     """One call on one thread and on two: close to float64, equal bits, nothing outside of the outputs.
 
-    `call` makes it elsewhere than in C, with the memory of the draw.
+    `call` makes the call in place of C, with the memory of the draw.
     """
     blocks = []
     for threads in (1, 2):
@@ -71,7 +72,7 @@ def check(C: ModuleType | Cuda, kernel: str, seed: str, call: Callable[[str, Dra
 
 
 def dies(call: Callable[[], None]) -> str:
-    """What is said on stderr by a process that makes the call; empty where it survives."""
+    """What a process that makes the call writes to stderr; empty if it survives."""
     out, into = os.pipe()
     child = os.fork()
     if child == 0:
@@ -97,7 +98,7 @@ def check_that_overruns_are_found(C: ModuleType | Cuda, kernel: str) -> int:
 
 
 def check_that_shared_memory_has_ends() -> None:
-    """A toy kernel writes or reads (0, 1; a fixed array: 2, 3) a number beside the 64 of its shared memory."""
+    """A toy kernel writes or reads a number outside the 64 of its shared memory (0, 1) or of a fixed array (2, 3)."""
     touch, out = build.library(sanitize=True).rf_touches, ctypes.byref(ctypes.c_int())
     for case in itertools.product(range(4), (-1, 64)):
         if "ERROR: AddressSanitizer" not in dies(partial(touch, out, *case)):
@@ -105,7 +106,7 @@ def check_that_shared_memory_has_ends() -> None:
 
 
 def leaks() -> str:
-    """What LeakSanitizer says of memory that the extension has lost; Python's own losses are not ours."""
+    """What LeakSanitizer reports about memory lost by the extension. Leaks of Python itself do not count."""
     look = ctypes.CDLL(None).__lsan_do_recoverable_leak_check
     said = dies(lambda: os._exit(look()))
     if "fatal error" in said:
@@ -114,7 +115,7 @@ def leaks() -> str:
 
 
 def preload() -> None:
-    """Starts this program again with the sanitizers' runtime, which must be the first library of its process."""
+    """Starts this program again with the runtime of the sanitizers, which must be the first library of a process."""
     if "libasan" in os.environ.get("LD_PRELOAD", ""):
         return
     cxx = shlex.split(os.environ.get("CXX") or "c++")
@@ -124,7 +125,7 @@ def preload() -> None:
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0:malloc_fill_byte=255:max_malloc_fill_size=1073741824",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "PYTHONMALLOC": "malloc",  # so that the leak check sees what Python holds
+        "PYTHONMALLOC": "malloc",  # so that the leak check sees the objects of Python
         "OPENBLAS_NUM_THREADS": "1",
     }
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})

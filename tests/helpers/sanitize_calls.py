@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The calls that `make sanitize` makes: for each kernel a function that draws arguments and says what they give."""
+"""The calls that `make sanitize` makes: for each kernel a function that draws arguments and computes the results."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from sanitize_draw import DTYPES, EPS, Draw, Expected, as_maps, decode, encode, samples_struct
 
-# --- the generator, by the textbook ---
+# --- the generator, by the textbook's formulae ---
 
 
 def gaussian_numbers(at: tuple[int, int, int, int], rows: int, cols: int) -> np.ndarray:
@@ -33,24 +33,24 @@ def gaussian_numbers(at: tuple[int, int, int, int], rows: int, cols: int) -> np.
 
 
 def generated(C: ModuleType, at: tuple[int, int, int, int], rows: int, cols: int) -> np.ndarray:
-    """By the kernel itself, which the calls of `gaussian` have compared with the textbook."""
+    """G, by the kernel itself, which the calls of `gaussian` have compared with the textbook."""
     G = np.empty((rows, cols))
     C.gaussian(G.ctypes.data, DTYPES.index("f64"), rows, cols, cols, at, 1)
     return G
 
 
-# --- one function a kernel: its arguments but for the threads, and what it should give ---
+# --- one function for each kernel: its arguments, except for the threads, and its results ---
 
-START = 0.5  # what kernels that accumulate find
+START = 0.5  # what is in memory to which kernels add
 
 
 def product(A: np.ndarray, B: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """A B, and the error that a sum in dtype may make: roundings wander by the square root of their number."""
+    """A B, and the error that a sum in dtype may have: it grows like the square root of the number of roundings."""
     return A @ B, (4 + math.sqrt(A.shape[1])) * EPS[dtype] * (abs(A) @ abs(B) + START)
 
 
 def column_sums(A: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Likewise; wider than float64, in which a column of equal numbers drifts."""
+    """The same in a type wider than float64, in which sums of equal numbers would drift."""
     return A.sum(0, dtype=np.longdouble), (4 + math.sqrt(len(A))) * EPS[dtype] * (abs(A).sum(0) + START)
 
 
@@ -64,7 +64,7 @@ def gaussian(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
 
 
 def windows(size: int, k: int, padding: int, dilation: int, shift: int) -> dict[int, tuple[int, int]]:
-    """Positions of an axis that tap u visits, of those that tap u + shift reaches too, for each u."""
+    """For each tap u, the positions of an axis that it visits and from which tap u + shift is inside too."""
     stands, step = size + 2 * padding - dilation * (k - 1), dilation * shift
     return {
         u: (max(0, u * dilation - padding, -step), min(size, u * dilation - padding + stands, size - step))
@@ -130,7 +130,7 @@ def sample_project_align(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expecte
     rounding = "bf16" if dtype == "f32" and draw.any(0, 1) else dtype  # of G
     G = decode(encode(generated(C, at, n, r), rounding), rounding)
     values, tolerance = product(0.25 * G, P, computed)
-    if rounding != dtype:  # CUDA takes P as the sum of two numbers of bf16
+    if rounding != dtype:  # CUDA uses P as the sum of two bf16 numbers
         tolerance += 2.0**-16 * (0.25 * np.abs(G) @ np.abs(P))
     call = (out.address, DTYPES.index(stored), n, ld, p, DTYPES.index(rounding), at, 0.25)
     return call, [Expected(out, values, tolerance)]
@@ -154,10 +154,10 @@ JUMPS = (np.sign, ACTIVATIONS[9])
 
 
 def activated(s: np.ndarray, wrong: np.ndarray, code: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """sigma(s), and its error where s has one."""
+    """sigma(s), and its error for a given error of s."""
     f = ACTIVATIONS[code]
     phi = f(s)
-    # Slopes are at most 1.13, values within a few units in the last place; a jump may be taken on the other side.
+    # Slopes are at most 1.13 and values are right to a few units in the last place; at a jump, both sides are right.
     tolerance = 1.2 * wrong + 8 * EPS[dtype] * abs(phi)
     if f in JUMPS:
         tolerance[abs(s) <= wrong] = 2.1
@@ -191,14 +191,14 @@ def cross_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     expected = [Expected(out, START + product_, tolerance)]
     for total, phi, wrong in zip(totals, values, errors, strict=False):
         sums, error = column_sums(phi, computed)
-        drift = math.sqrt(len(phi))  # equal numbers, as a step makes them, are rounded in one direction
+        drift = math.sqrt(len(phi))  # equal numbers, as step makes them, are always rounded in the same direction
         expected.append(Expected(total, START + sums, drift * error + wrong.sum(0)))
     call = (out.address, ld, sides[0], sides[1:] or sides, len(sides) == 1, code, SLOPE)
     return call, expected
 
 
 class Neurons(NamedTuple):
-    """What features are made of: struct Features, s = u G^T + shift with its tolerance, and G."""
+    """Arguments of features: struct Features, s = u G^T + shift with its tolerance, and G."""
 
     struct: tuple
     s: np.ndarray
@@ -220,7 +220,7 @@ def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: st
         memory = draw.normal((N * S,), dtype)
         pointer, shift = memory.address, memory.numbers()[:, None]
         s, wrong = s + shift, wrong + 8 * EPS[dtype] * (1 + abs(shift))
-    wrong[~np.isfinite(s)] = 0  # infinite s may become finite features, exactly
+    wrong[~np.isfinite(s)] = 0  # infinite s may give finite features, which are exact
     code = draw.random.randrange(len(ACTIVATIONS))
     return Neurons((u, pointer, rows, at, code, SLOPE, SCALE), s, wrong, G, code)
 

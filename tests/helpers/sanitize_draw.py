@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Arguments for `make sanitize`: memory, random sizes and layouts, and what is expected of an output.
 
-Every array lies in a block of its own of exactly its size, aligned to its element only, with NaN in its gaps.
+Every array has its own block of memory of exactly its size, aligned to its element only, with NaN in the gaps.
 """
 
 import math
@@ -19,7 +19,7 @@ LEAST = {"f32": 1e-38, "f64": 0.0, "bf16": 1e-38, "f16": 2.0**-24}  # below it, 
 class Memory:
     """Numbers at strides given in elements, in a block that begins with `offset` elements and ends with the last one.
 
-    `start` fills it; without, it is NaN. `short` elements are missing at the end of the block that kernels see.
+    `start` fills it; the default is NaN. `short` elements are missing at the end of the block that kernels see.
     """
 
     def __init__(self, shape, dtype: str, strides, start, offset: int, short: int) -> None:
@@ -57,10 +57,10 @@ def decode(stored: np.ndarray, dtype: str) -> np.ndarray:
 class Expected(NamedTuple):
     memory: Memory
     values: np.ndarray
-    tolerance: np.ndarray  # of what is computed; storing is added
+    tolerance: np.ndarray  # of the computed numbers; the rounding of storing is added
 
     def error(self) -> float:
-        """The largest, where one is above its tolerance. What is infinite or NaN comes out so."""
+        """The largest error of entries above their tolerance, or 0. It is infinite or NaN if their error is."""
         dtype, got = self.memory.dtype, self.memory.numbers()
         allowed = self.tolerance + EPS[dtype] * abs(self.values) + LEAST[dtype]
         rounded = decode(encode(self.values, dtype), dtype)  # beyond the largest number: infinite
@@ -71,7 +71,7 @@ class Expected(NamedTuple):
 
 
 def samples_struct(memory: Memory | None, sizes, strides=(0, 0, 0, 0)) -> tuple:
-    """struct Samples as the extension takes it; without memory, sizes alone."""
+    """struct Samples as the extension takes it; without memory it has only sizes."""
     where = (memory.address, DTYPES.index(memory.dtype)) if memory else (0, 0)
     return (*where, list(sizes), list(strides))
 
@@ -90,7 +90,7 @@ class Draw:
         return self.random.choice(choices)
 
     def sizes(self, count: int, most: float = 2e6) -> list[int]:
-        """One more or less than a tile, or empty; the product, which is the work of a call, is bounded."""
+        """Sizes: one more or less than a tile, or empty. Their product, which is the work of a call, is bounded."""
         if self.regular:
             return [5 + i for i in range(count)]
         while True:
@@ -115,7 +115,7 @@ class Draw:
         return self.memory(shape, dtype, strides, values)
 
     def matrix(self, rows: int, cols: int, dtype: str) -> tuple[tuple, np.ndarray]:
-        """As struct Samples, and its numbers."""
+        """A matrix as struct Samples, and its numbers."""
         strides = self.any((cols, 1), (1, rows), (2 * cols + 3, 2), (cols + 5, 1))
         memory = self.normal((rows, cols), dtype, strides)
         return samples_struct(memory, (rows, cols, 1, 1), (*strides, 0, 0)), memory.numbers()
@@ -124,8 +124,8 @@ class Draw:
         return self.any(*(n for n in (1, 2, 3, 16) if S % n == 0))
 
     def layout(self, N: int, d: int, S: int, lines: int) -> tuple[tuple, tuple]:
-        """Sizes (N, d, lines, positions) of S samples an image, and strides: NCHW, channels_last, images inside of
-        channels, a slice of longer lines, and one of every axis."""
+        """Sizes (N, d, lines, positions) with S samples for each image, and strides: NCHW, channels_last, images inside
+        channels, a slice of longer lines, and a slice of every axis."""
         P = S // lines
         line, map_ = P + 3, lines * (P + 3)
         strides = self.any(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A toy package that setup.py builds: an empty module and one kernel."""
+"""A toy package for tests of setup.py: an empty module and one kernel."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def write_toy(folder: Path) -> None:
 
 
 def write_cuda_toy(folder: Path) -> None:
-    """With a kernel for a GPU, which the module is linked with: without the CUDA runtime it would not be imported."""
+    """Write a toy with a CUDA kernel. Its module can be imported only if it is linked with the CUDA runtime."""
     write_toy(folder)
     (folder / "csrc/cuda").mkdir()
     (folder / "csrc/cuda/kernel.cu").write_text("__global__ void kernel() {}\nvoid launch() { kernel<<<1, 1>>>(); }\n")
@@ -37,7 +37,7 @@ def write_cuda_toy(folder: Path) -> None:
 
 
 def build(toy: Path, **environment: str) -> tuple[int, list[str], str]:
-    """Exit status, the objects compiled, and what was said on stderr."""
+    """Build the toy; returns the exit status, the compiled objects and the text on stderr."""
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     variables = {**os.environ, "RAINBOW_FAST_CUDA": "0", **environment}
     done = subprocess.run(command, cwd=toy, env=variables, capture_output=True, text=True)

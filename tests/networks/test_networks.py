@@ -105,7 +105,7 @@ def test_train_is_torchs_sgd_on_batches_in_shuffled_order():
 
 @pytest.mark.parametrize("schedule", ["steps", "cosine"])
 def test_schedules_and_augmentation_are_those_of_torch_and_of_loops(schedule):
-    """In float64, where a rate that is rounded otherwise does not show."""
+    """In float64, where another rounding of the learning rate does not matter."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(20, 2, 4, 3, generator=generator).double(), torch.randint(3, (20,), generator=generator)
     ours, theirs = mlp((24, 5, 3), seed=0).double(), mlp((24, 5, 3), seed=0).double()
@@ -127,7 +127,7 @@ def test_schedules_and_augmentation_are_those_of_torch_and_of_loops(schedule):
             sgd.step()
             rate.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)  # nine steps in float64, each some thousand sums
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)  # nine steps in float64, with some thousand sums each
 
 
 def test_train_repeats_bit_for_bit_and_leaves_global_state_and_modes():

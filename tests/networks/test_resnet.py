@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Residual and VGG networks: the published shapes and weights, the two orders of a block, options and refusals."""
+"""Residual and VGG networks: the published shapes and weights, the two orders of a block, options and errors."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def images(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("depth, parameters", [(20, 269_722), (56, 853_018), (110, 1_727_962)])
 def test_resnet_cifar_has_the_papers_parameters(depth, parameters):
-    """The paper's table 6 in millions: 0.27, 0.85, 1.7."""
+    """The parameters of table 6 of the paper, in millions: 0.27, 0.85, 1.7."""
     assert count(resnet_cifar(depth, seed=0)) == parameters
 
 
@@ -32,7 +32,7 @@ def test_resnet_cifar_loads_published_weights_and_reaches_their_accuracy(cifar10
     net = resnet_cifar(20)
     net.load_state_dict(torch.load(weights, weights_only=True))
     x, y = data.cifar10(cifar10_folder)[2:]
-    assert accuracy(net, x[:1000], y[:1000]) == 0.913  # no two logits at the top are nearer than 0.05
+    assert accuracy(net, x[:1000], y[:1000]) == 0.913  # the two largest logits are at least 0.05 apart
 
 
 @pytest.mark.parametrize("blocks, parameters", [((2, 2, 2, 2), 11_689_512), ((3, 4, 6, 3), 21_797_672)])
@@ -97,9 +97,9 @@ def test_order_of_the_parts(preactivation):
 
 
 def test_vgg_has_torchvisions_features():
-    """Its counts without the classifier, whose size is another."""
+    """The paper's counts of parameters, without the classifier, which has another size."""
     assert count(vgg(16, seed=0).features) == 14_714_688
-    assert count(vgg(11, batch_norm="before").features) == 9_225_984  # 9,220,480 and two for each of 2,752 channels
+    assert count(vgg(11, batch_norm="before").features) == 9_225_984  # 9,220,480, and two for each of 2,752 channels
     kinds = [type(part).__name__ for part in vgg(13, width=2, batch_norm="after", dropout=0.5).features]
     assert kinds[:7] == ["Conv2d", "ReLU", "BatchNorm2d", "Conv2d", "ReLU", "BatchNorm2d", "MaxPool2d"]
     assert kinds.count("Conv2d") == 10 and kinds.count("MaxPool2d") == 5
@@ -150,7 +150,7 @@ def test_builders_refuse(call, message):
 
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_a_resnet_learns_with_its_batch_norm_and_the_published_recipe(preactivation):
-    """Digits in 8 x 8 pixels, enough passes to leave chance (0.1) far behind; the last batch is a small one."""
+    """Digits with 8 x 8 pixels, and enough passes to be far above chance (0.1); the last batch is small."""
     pytest.importorskip("sklearn")
     x, y, x_test, y_test = data.digits()
     net = resnet_cifar(8, width=4, image_channels=1, preactivation=preactivation, seed=0)

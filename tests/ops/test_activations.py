@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The non-linearities: within 4 units in the last place of float64, at zeros, infinities and NaN as plain PyTorch."""
+"""The non-linearities: within 4 units in the last place of float64, and as in PyTorch at zeros, infinities and NaN."""
 
 import pytest
 import torch
@@ -38,8 +38,8 @@ def test_four_units_in_the_last_place(activation: str, name: str) -> None:
 def test_float64(activation: str) -> None:
     x = torch.cat([torch.linspace(-30, 30, 10_007, dtype=torch.float64), torch.tensor([1e-300, -1e5, 1e5]).double()])
     wanted = ACTIVATIONS["leaky_relu"][0](x, 0.01) if activation == "leaky_relu" else exact(x, activation)
-    # A few units in the last place of the C library and of PyTorch each; and e^(-x^2 / 2) carries the rounding of
-    # x / sqrt 2, times x^2 = 900, into the left tail of gelu.
+    # A few units in the last place for the C library and for PyTorch each. In the left tail of gelu, e^(-x^2 / 2) has
+    # the rounding of x / sqrt 2, times x^2 = 900.
     rtol = 4e-13 if activation == "gelu" else 4e-15
     torch.testing.assert_close(activate(x, activation), wanted, rtol=rtol, atol=1e-300)
 
@@ -48,7 +48,7 @@ def test_float64(activation: str) -> None:
 @pytest.mark.parametrize(("activation", "limits"), LIMITS.items(), ids=LIMITS)
 def test_infinities_and_nan(activation: str, limits: list[float], name: str) -> None:
     for dtype in (torch.float32, torch.float64):
-        x, wanted = torch.tensor([[INF, -INF, NAN], limits], dtype=dtype).repeat(1, 20)  # vectors, and a rest
+        x, wanted = torch.tensor([[INF, -INF, NAN], limits], dtype=dtype).repeat(1, 20)  # whole vectors, and a rest
         with level(name):
             torch.testing.assert_close(activate(x, activation), wanted, rtol=0, atol=0, equal_nan=True)
 
@@ -57,7 +57,7 @@ def test_infinities_and_nan(activation: str, limits: list[float], name: str) -> 
 @pytest.mark.parametrize("activation", ["tanh", "gelu", "silu", "erf", "cos"])
 def test_place_in_a_vector_does_not_matter(activation: str, name: str) -> None:
     x = torch.linspace(-20, 20, 37)  # two vectors of sixteen, and a rest
-    x[::5] = 2.0**21 + torch.arange(8)  # which cos treats one by one
+    x[::5] = 2.0**21 + torch.arange(8)  # cos treats them one by one
     with level(name):
         whole = activate(x, activation)
         alone = torch.cat([activate(x[i : i + 1], activation) for i in range(37)])
@@ -101,5 +101,5 @@ def test_derivative(activation: str) -> None:
     [wanted] = torch.autograd.grad(function(s, 0.3).sum() + 0 * s.sum(), s)
     got = derivative(s.detach(), 0.3)
     assert got.dtype == torch.float64
-    # 1e-12: 1 - tanh^2 and its like lose digits where they are small
+    # 1e-12: small values of 1 - tanh^2 and similar forms lose digits
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)

@@ -14,7 +14,7 @@ HALVES = [torch.bfloat16, torch.float16]
 X, Y, L, A = draw(60, 8), draw(60, 5, seed=1), draw(6, 8, seed=2), draw(8, 9, seed=3)
 U, P = draw(60, 6, seed=4), draw(5, 12, seed=5)
 
-# Sums and alignments are those without autocast; the others' results are rounded once.
+# Sums and alignments are as without autocast; the results of the other ops are rounded once.
 EXACT = {
     "cross_covariance": lambda: rf.cross_covariance(X, Y),
     "patch_covariance": lambda: rf.cross_covariance(X.view(60, 2, 2, 2), patch=2),
@@ -55,7 +55,7 @@ def test_what_autocast_rounds_once(call, dtype: torch.dtype) -> None:
 
 
 def test_dtypes_that_autocast_brings_together() -> None:
-    """A linear layer gives bfloat16, a normalisation float32: ops take both, in float32."""
+    """A linear layer returns bfloat16, a normalisation float32. Ops take both, in float32."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(rf.cross_covariance(X.bfloat16(), Y), rf.cross_covariance(X.bfloat16().float(), Y))
         M = rf.random_features_covariance(X, U.bfloat16(), 12, seed=1)[0]
@@ -76,7 +76,7 @@ GRADIENTS = {
 
 @pytest.mark.parametrize(("function", "point"), GRADIENTS.values(), ids=GRADIENTS)
 def test_gradients_lose_nothing(function, point: Tensor) -> None:
-    """Neither forwards nor backwards is a product rounded to bfloat16, wherever autocast is on."""
+    """No product is rounded to bfloat16, in the forward or the backward pass, wherever autocast is on."""
 
     def gradient(enabled: bool) -> Tensor:
         x = point.clone().requires_grad_()
@@ -117,8 +117,8 @@ def distance(got: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_sampled_network(kind: str, options: dict) -> None:
-    """As far from itself in float32 as its reference is under the same change, within a factor of four: widths are
-    larger, and roundings of the last layers are alike."""
+    """A sampled network differs from itself in float32 as much as its reference does under the same change, within a
+    factor of four: its widths are larger, and the roundings of the last layers are alike."""
     network, x = reference(kind)
     sampled, _ = rf.fit(network, x, holdout=0.0).sample(**({"factor": 2} if "width" not in options else {}), **options)
     wanted, of_reference = sampled(x), network(x)

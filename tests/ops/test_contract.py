@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What torch promises of an operator that writes: versions, gradients, memory that is shared; and lazy tensors."""
+"""What torch promises for operators that write: versions, gradients, shared memory; and lazy tensors."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ import rainbow_fast as rf
 ops = torch.ops.rainbow_fast
 F64 = torch.float64
 SQUARE = draw(3, 3, dtype=F64)
-PAIR = (SQUARE, SQUARE, None, None, None)  # x, u, and neither shift nor centers
+PAIR = (SQUARE, SQUARE, None, None, None)  # x and u, without shift and centers
 HOW = (rf.key(1), None, "relu", 0.01, 1.0, None)
 
 # Each writes into a float64 tensor (3, 3).
@@ -83,7 +83,7 @@ def test_nothing_that_requires_grad_is_overwritten(write) -> None:
 
 @each
 def test_under_transforms_nothing_is_dropped(write) -> None:
-    """Neither a tangent nor a gradient is lost without a word."""
+    """No tangent and no gradient is lost without an error."""
 
     def through(out: Tensor) -> Tensor:
         out = out * 1.0
@@ -142,7 +142,7 @@ def test_memory_of_an_input() -> None:
 
 
 def test_columns_beside_each_other_share_no_memory() -> None:
-    """Ranges of addresses meet, entries do not."""
+    """The ranges of addresses overlap, the entries do not."""
     base = torch.zeros(3, 8, dtype=F64)
     base[:, :3] = SQUARE
     assert torch.equal(rf.cross_covariance_(base[:, 4:7], base[:, :3]), rf.cross_covariance(SQUARE))
@@ -177,11 +177,11 @@ def test_lazily_negative_inputs() -> None:
         assert torch.equal(function(x), function(y))
 
 
-# --- autograd's own rules are kept under a default device of another kind ---
+# --- the rules of autograd hold under another default device ---
 
 
 def test_a_default_device_without_memory() -> None:
-    """`torch.device("meta")` as the default gives no CPU result memory that was never written."""
+    """With `torch.device("meta")` as the default device, no CPU result has memory that was never written."""
     x, long = draw(50, 6), draw(2, 1000)
     thin = x[:1].expand(4, 6) + x[:4] * 1e-9
     calls = [

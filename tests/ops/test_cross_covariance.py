@@ -32,7 +32,7 @@ def direct(x: Tensor, y: Tensor) -> Tensor:
 def check(x: Tensor, y: Tensor, got: Tensor) -> None:
     assert got.dtype == torch.float64
     plain = direct(x, y) if x.dtype == torch.float64 else direct(x.float(), y.float())
-    # Tiles of 256 terms are summed in the computing type before they are promoted, as plain PyTorch sums all of them.
+    # 256 terms are summed in the computing type before they are promoted; plain PyTorch sums all terms in this type.
     assert_close_to_float64(got.to(plain.dtype), direct(x.double(), y.double()), plain, terms=256)
 
 
@@ -74,15 +74,15 @@ def test_every_dtype_on_every_level(dtype: torch.dtype, name: str) -> None:
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_half_precision_subnormals_and_extremes(name: str) -> None:
-    # 16 bits are widened by the kernels themselves; 128 codes in a row fill vectors, the 3 more are widened one by one.
+    # The kernels widen 16 bits themselves: 128 codes in a row fill vectors, 3 more codes are widened one by one.
     for dtype in (torch.bfloat16, torch.float16):
         codes = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
         codes = codes[codes.isfinite()]
         x = codes[: len(codes) // 131 * 131].view(1, -1, 131)
         exact = x[0].double()
-        if dtype == torch.bfloat16 and name == "avx512_bf16":  # the instruction takes subnormal numbers for zero
+        if dtype == torch.bfloat16 and name == "avx512_bf16":  # the instruction treats subnormal numbers as zero
             exact = torch.where(exact.abs() < torch.finfo(dtype).smallest_normal, 0.0, exact)
-        with level(name):  # each channel of x times the 131 unit vectors: the numbers themselves
+        with level(name):  # each channel of x times the 131 unit vectors gives the numbers themselves
             unit = torch.eye(131, dtype=dtype).unsqueeze(0)
             assert torch.equal(rf.cross_covariance(x, unit, backend="cpu"), exact)
 
@@ -98,7 +98,7 @@ LAYOUTS = {
 @pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)  # bfloat16 goes by pairs of positions
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)  # bfloat16 goes in pairs of positions
 def test_layouts(dtype: torch.dtype, layouts: tuple[str, str], backend: str) -> None:
     for space in ((6, 7), (7, 7), (1, 7), (7, 1), (1, 1)):
         x, y = draw(5, 19, *space, dtype=dtype), draw(5, 50, *space, dtype=dtype, seed=1)
@@ -240,7 +240,7 @@ def test_gradient_keeps_the_dtype_of_the_samples() -> None:
     x = draw(4, 3, dtype=torch.bfloat16).requires_grad_()
     rf.cross_covariance(x).sum().backward()
     assert x.grad.dtype == torch.bfloat16
-    # 2 of the 8 bits of bfloat16: the gradient is a sum of three numbers, doubled and rounded
+    # 2 of the 8 bits of bfloat16: the gradient is a sum of three numbers, which is doubled and rounded
     wanted = 2 * x.detach().double().sum(1, keepdim=True).expand(4, 3)
     torch.testing.assert_close(x.grad.double(), wanted, rtol=2**-6, atol=2**-6)
 
@@ -319,7 +319,7 @@ def test_unsupported_dtype() -> None:
 # --- reduction ---
 
 X, Y = draw(5, 3, 4, 6), draw(5, 2, 4, 6)
-REDUCED = {  # arguments, and what the mean is over
+REDUCED = {  # arguments, and over how many samples the mean is taken
     "maps": ((X, Y), {}, 5 * 4 * 6),
     "one-side": ((X,), {}, 5 * 4 * 6),
     "several-sides": ((X, [Y, X]), {}, 5 * 4 * 6),

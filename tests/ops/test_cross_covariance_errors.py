@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What sums of products lose, relative to their magnitudes, on data that is not kind: equal, far from zero, sorted."""
+"""The loss of sums of products, relative to their magnitudes, on difficult data: equal, far from zero, sorted."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def data(kind: str, N: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def losses(x: Tensor, y: Tensor, center: bool, backend: str | None = None) -> float:
-    """The largest error of an entry, of x with y and of x alone, relative to the sum of magnitudes."""
+    """The largest error of an entry, for x with y and for x alone, relative to the sum of magnitudes."""
     X, Y, worst = x.double(), y.double(), 0.0
     if center:
         X, Y = X - X.mean(0), Y - Y.mean(0)
@@ -60,7 +60,7 @@ def most(dtype: torch.dtype, backend: str) -> float:
 def test_data_that_is_not_kind(dtype: torch.dtype, center: bool, backend: str) -> None:
     errors = {kind: losses(*data(kind, 1500, dtype), center, backend) for kind in KINDS}
     assert max(errors.values()) <= most(dtype, backend), errors
-    if center:  # equal numbers leave nothing
+    if center:  # equal numbers less their mean are zero
         assert errors["constant"] == errors["constant-channels"] == 0
     if backend == "cpu" and dtype == torch.float32:
         assert max(errors[kind] for kind in VARIED) <= varied(1500), errors

@@ -17,7 +17,7 @@ def direct(x: Tensor, y: Tensor) -> Tensor:
 
 
 def check(x: Tensor, y: Tensor, got: Tensor) -> None:
-    """Against float64, where x and y are float32 and what the products are made of."""
+    """Compares with float64; x and y are float32 and are what the products are made of."""
     assert_close_to_float64(got.float(), direct(x.double(), y.double()), direct(x, y), terms=256)
 
 
@@ -36,7 +36,8 @@ def test_several_sides_are_each_alone(dtype: torch.dtype, name: str) -> None:
         together = rf.cross_covariance(x, ys, backend="cpu")
         for y, got in zip(ys, together, strict=True):
             assert got.shape == (20, y.shape[1])
-            # The last places: blocks of columns may begin elsewhere, which moves the ends of the slabs of a long sum.
+            # The last places may differ: blocks of columns may begin elsewhere, which moves the ends of the slabs of a
+            # long sum.
             alone = rf.cross_covariance(x, y, backend="cpu")
             torch.testing.assert_close(got, alone, rtol=1e-13, atol=1e-12)
 
@@ -55,7 +56,7 @@ def test_a_sequence_of_one_is_a_list(backend: str) -> None:
 @pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_side_without_channels_before_another(backend: str) -> None:
-    """It has no tile, on whose way the sums over x would be taken that `center` needs."""
+    """A side without channels has no tile, but the sums over x that `center` needs are still taken."""
     x, y = draw(600, 3), draw(600, 4, seed=1)
     x[300:] += 3
     y[300:] += 3
@@ -112,14 +113,14 @@ def test_relu_keeps_nan(dtype: torch.dtype, name: str) -> None:
 @pytest.mark.parametrize("name", LEVELS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_center_is_exact(layout: str, name: str) -> None:
-    # A mean 1000 times the spread: taken off only at the end it would cost six of the seven digits.
+    # The mean is 1000 times the spread: subtracting it only at the end would cost six of the seven digits.
     x = laid_out(draw(5, 18, 11, 13) + 1000, layout)
     ys = [laid_out(draw(5, m, 11, 13, seed=m) - 500, layout) for m in (70, 3)]
     about = [t.double() - t.double().mean((0, 2, 3), keepdim=True) for t in (x, *ys)]
     with level(name):
         several = rf.cross_covariance(x, ys, center=True, backend="cpu")
         own = rf.cross_covariance(x, center=True, backend="cpu")
-    # What remains after the shift is exact in float32 or rounded to half a unit of 1: 2^-24 of the largest sums.
+    # After the shift, numbers are exact in float32 or rounded to half a unit of 1: 2^-24 of the largest sums.
     for got, y in zip([*several, own], [*about[1:], about[0]], strict=True):
         exact = direct(about[0], y)
         torch.testing.assert_close(got, exact, rtol=0, atol=2e-6 * exact.abs().max().item())

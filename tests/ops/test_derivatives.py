@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every differentiable op in both modes, once and twice, by itself, under torch.func, and inside of torch.compile."""
+"""Every differentiable op in both modes, once and twice: alone, under torch.func and inside torch.compile."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 import rainbow_fast as rf
 
 F64 = torch.float64
-# Two ways to a derivative in float64: of up to the third order, each a longer sum than the last; those of polar are
-# divided by sums of two singular values.
+# The difference of two ways to compute a derivative in float64, up to the third order. Each order is a longer sum;
+# derivatives of polar are divided by sums of two singular values.
 DERIVED = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -92,7 +92,7 @@ def test_both_modes_once_and_twice(function, point: tuple[Tensor, ...]) -> None:
 
 
 def plain(u: Tensor) -> Tensor:
-    """What `fused` computes, by torch's own ops."""
+    """What `fused` computes, with torch's own ops."""
     return (torch.tanh(u @ rf.gaussian(6, 3, seed=1, dtype=F64).T) @ P.T).square().sum()
 
 
@@ -153,9 +153,9 @@ def test_polar_has_no_derivative_without_full_rank(rank: str) -> None:
 
 
 def test_polar_in_float32() -> None:
-    """The derivative is computed in float64 and rounded once; A of float32 is itself right to 1e-7.
+    """The derivative is computed in float64 and rounded once. A of float32 itself is right to 1e-7.
 
-    1e-5: this error, divided by sums of singular values that are small beside the largest."""
+    1e-5: this error, divided by sums of singular values that are small compared with the largest."""
     M, D = draw(20, 30), draw(20, 30, seed=1)
     exact = jvp(polar_factor, (M.double(),), (D.double(),))[1]
     assert float((jvp(polar_factor, (M,), (D,))[1] - exact).norm() / exact.norm()) < 1e-5
@@ -177,7 +177,7 @@ def sampled(**options: object) -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_empirical_ntk_of_a_sampled_network(options: dict) -> None:
-    """By torch.func, one sample a row, as by a backward pass for each output."""
+    """torch.func gives one row for each sample, the same as one backward pass for each output."""
     network, x = sampled(**options)
     parameters = dict(network.named_parameters())
 
@@ -203,7 +203,7 @@ def test_forward_mode_of_a_sampled_network(options: dict) -> None:
     torch.testing.assert_close(jvp(network, (x,), (v,))[1], wanted, **DERIVED)
 
 
-# --- inside of torch.compile ---
+# --- inside torch.compile ---
 
 
 def projection(u: Tensor) -> Tensor:

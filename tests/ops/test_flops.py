@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `FlopCounterMode` counts of the ops, against numbers by hand: 2 flops for each multiply-add of a product."""
+"""What `FlopCounterMode` counts for the ops, against counts by hand: 2 flops for each multiply-add of a product."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ ops = torch.ops.rainbow_fast
 
 
 def counted(run) -> dict[str, int]:
-    """Flops by op, those without any left out."""
+    """The flops of each op; ops without any are left out."""
     with FlopCounterMode(display=False) as counter:
         run()
     flops = counter.get_flop_counts().get("Global", {})
@@ -47,7 +47,7 @@ def test_cross_covariance():
 
 
 def test_cross_covariance_backwards():
-    """Each side is the other one, mixed by the gradient."""
+    """The gradient of each side is a product of the other side with the upstream gradient."""
     x, y = normal(20, 3, grad=True), normal(20, 4, grad=True)
     flops = counted(lambda: rf.cross_covariance(x, y).sum().backward())
     assert flops.pop("cross_covariance") == 2 * 20 * 3 * 4
@@ -56,7 +56,7 @@ def test_cross_covariance_backwards():
 
 @pytest.mark.parametrize("stride, places", [(1, 5 * 6), (2, 3 * 3)])
 def test_patch_covariance(stride, places):
-    """Of the unfolded maps, whatever the kernel shares between shifts."""
+    """Counts are those of the unfolded maps, although the kernel shares products between shifts."""
     x, y = normal(4, 2, 5, 6), normal(4, 3, 5, 6)
     patch = (3, stride)
     flops = counted(lambda: rf.cross_covariance(x, y, patch=patch))
@@ -77,7 +77,7 @@ def test_polar():
 
 
 def test_polar_backwards():
-    """H = M A^T, D A^T, its product with A and that of Omega with A; six products solve the Sylvester equation."""
+    """H = M A^T, D A^T and its product with A, Omega times A; six products solve the Sylvester equation."""
     M = normal(3, 8, grad=True)
     flops = counted(lambda: rf.polar(M).A.sum().backward())
     products = 4 * 2 * 3**2 * 8
@@ -143,7 +143,7 @@ def test_random_features_into_given_memory(key):
 
 
 def test_random_features_backwards():
-    """The features again, and the gradient of u; that of A or x is another pass."""
+    """The features again, and the gradient of u. The gradient of A or x is another pass."""
     u, x, A = normal(5, 4, 2, grad=True), normal(5, 6, 2, grad=True), normal(6, 7, grad=True)
     flops = counted(lambda: rf.random_features(u, 7, seed=0).sum().backward())
     assert flops == {"random_features": 560, "random_features_gradient": 2 * 560}
@@ -158,7 +158,7 @@ def test_random_features_backwards():
 
 
 def test_shapes_are_enough():
-    """On the meta device, for sizes that no memory holds."""
+    """Counts on the meta device, for sizes that fit into no memory."""
     u, A = torch.empty(10**6, 512, device="meta"), torch.empty(512, 10**6, device="meta")
     flops = counted(lambda: rf.random_features_projection(u, A, seed=0))
     assert flops == {"random_features_projection": 2 * 2 * 10**6 * 512 * 10**6}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every registered op with arguments that are nearly right: nothing is written that should not be; see fuzz_ops.py."""
+"""Every registered op with arguments that are nearly right writes only what it should; see fuzz_ops.py."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def test_every_registered_op_is_called() -> None:
 @pytest.mark.parametrize("seed", slow_but_for([1], range(1, 7)))
 @pytest.mark.parametrize("name", VALID)
 def test_registered_as_torch_asks(name: str, seed: int) -> None:
-    """Schema, autograd, fake tensors and tracing, by torch's own check, on valid calls."""
+    """torch's own check of schema, autograd, fake tensors and tracing, on valid calls."""
     op, args = getattr(torch.ops.rainbow_fast, name).default, VALID[name](Maker(seed))
     if not name.endswith("_") and not name.endswith("_out"):
         for t in args:

@@ -39,7 +39,7 @@ TILES = {
     "no-columns": (5, 0, 0, 3),
     "one-column-of-many-rows": (5003, 1, 0, 2),  # a vector holds as many rows as lanes
     "three-columns-in-two-groups": (997, 3, 5, 6),
-    "long-odd-rows": (5, 4099, 1, 1),  # whole vectors, then what is left of a row and of the next
+    "long-odd-rows": (5, 4099, 1, 1),  # whole vectors, then the rest of a row together with the next row
     "rows-cross-2^32": (40, 21, 2**32 - 19, 0),
     "rows-end-at-2^56": (19, 70, 2**56 - 19, 5),
     "columns-cross-2^32": (9, 203, 0, 2**32 - 101),
@@ -56,7 +56,7 @@ def test_matches_reference(tile: tuple[int, int, int, int], name: str) -> None:
         assert differing_bits(rf.gaussian(rows, cols, backend="cpu", **address), expected(rows, cols, **address)) == 0
 
 
-# A tile of 10^7 numbers; no side is a multiple of four, and its rows cross 2^32.
+# A tile of 10^7 numbers, whose sides are not multiples of four, and whose rows cross 2^32.
 ROWS, COLS = 2503, 4001
 AT = {"seed": SEED, "stream": 5 << 12 | 3, "row_offset": 2**32 - 1201, "col_offset": 2**32 - 2002}
 
@@ -185,7 +185,7 @@ def test_philox_known_answers(vector: tuple[list[int], list[int], str]) -> None:
     ("version", "first", "last", "sha256"),
     [
         (
-            0,  # of rows above 3 * 2^32, which makes the counter's last word 3
+            0,  # rows above 3 * 2^32: the counter's last word is 3
             "3ee69be4 bf932f05 bec97d95 bef6643b",
             "bd7080f3 3fed1f4e 3ee61909 3fd61817",
             "ed6c8149313a660789b95352d67f13a8f74686a9507af2fb205c6809c48e3650",
@@ -215,13 +215,13 @@ def test_known_sha256_of_the_kernels(name: str) -> None:
 
 
 def test_transform_is_box_muller() -> None:
-    """The four normals of a counter, from its words by the textbook's formula in float64."""
+    """The four normal numbers of a counter, computed from its words by the textbook's formula in float64."""
     x = [w.astype(np.float64) for w in words_reference([SEED, 7, 0, 0], 64, 16, GAUSSIAN_KIND, 1)]
     v = x[0].astype(np.float32) * np.float32(2**-32) + np.float32(2**-33)  # near 1, its rounding is what counts
     radius = np.sqrt(-2 * np.log(v.astype(np.float64)))
     angle = np.pi / 2 * ((x[1] + 2**29) % 2**30) / 2**30  # of the low 30 bits; the top two are signs
     got = gaussian_reference([SEED, 7, 0, 0], 64, 64)
-    # 1e-6: the polynomials of the transform have relative errors up to 2e-7, and a radius is at most 6.7
+    # 1e-6: the transform's polynomials have relative errors up to 2e-7, and a radius is at most 6.7
     np.testing.assert_allclose(np.abs(got[:, 0::4]), radius * np.abs(np.cos(angle)), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(np.abs(got[:, 1::4]), radius * np.abs(np.sin(angle)), rtol=1e-6, atol=1e-6)
 
@@ -246,7 +246,7 @@ def test_several_seeds(guarded, backend: str) -> None:
         assert differing_bits(tile, rf.gaussian(7, 5, seed=seed, **at)) == 0
     key = rf.key(range(2), 5)
     assert key.tolist() == [[0, 5, 0, 0], [1, 5, 0, 0]]
-    key[1, 2] = 4  # each seed has an address of its own
+    key[1, 2] = 4  # each seed has its own address
     whole = guarded(2, 7, 9)
     rf.gaussian(7, 5, seed=key, out=whole[:, :, 1:6], backend=backend)
     assert differing_bits(whole[1, :, 1:6], rf.gaussian(7, 5, seed=1, stream=5, row_offset=4)) == 0

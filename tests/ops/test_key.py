@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The key of a sampled site: on the host, in the state dict, no buffer, and no reason to compile again."""
+"""The key of a sampled site is on the host and in the state dict, is no buffer, and causes no new compilation."""
 
 import copy
 import pickle
@@ -70,7 +70,7 @@ def test_ten_seeds_are_one_compilation(sampled: rf.RainbowNetwork) -> None:
 
 
 def test_a_key_elsewhere_is_refused() -> None:
-    """A launch that had to fetch its address would wait for the GPU."""
+    """If a launch had to fetch its address, it would wait for the GPU."""
 
     class Elsewhere(torch.Tensor):
         @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Entries more than 2^31 and 2^32 elements apart: in address space of which only a few pages are ever touched."""
+"""Entries more than 2^31 and 2^32 elements apart, in address space of which only a few pages are touched."""
 
 import mmap
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 import rainbow_fast as rf
 
-FAR = 2**31 + 5  # three of it pass 2^32
+FAR = 2**31 + 5  # three times this passes 2^32
 NORESERVE = 0x4000  # Linux; mmap.MAP_NORESERVE from Python 3.13 on
 
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="plain PyTorch is not what is tested")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="plain PyTorch is 
 def far_apart(
     shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, filled: Tensor | None = None
 ) -> Tensor:
-    """A tensor of these strides, of zeros or of the numbers given."""
+    """A tensor with these strides, of zeros or of the given numbers."""
     extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     try:
         space = mmap.mmap(-1, extent * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
@@ -41,7 +41,7 @@ def test_gaussian(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("strides", [(FAR, 5, 1), (5, FAR, 1), (1, 3, FAR)], ids=["images", "channels", "positions"])
 def test_cross_covariance(strides: tuple[int, int, int]) -> None:
-    dtype = torch.bfloat16  # which spares address space
+    dtype = torch.bfloat16  # this saves address space
     numbers = draw(3, 3, 5 if strides[2] == 1 else 3, dtype=dtype)
     x, y = far_apart(tuple(numbers.shape), strides, dtype, numbers), draw(*numbers.shape, dtype=dtype, seed=1)
     out = far_apart((3, 3), (FAR, 1), torch.float64)

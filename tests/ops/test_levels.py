@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every op on every level, chosen by RAINBOW_FAST_ISA in a process of its own, for any number of threads."""
+"""Every op on every level, for several numbers of threads. RAINBOW_FAST_ISA chooses the level in a new process."""
 
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ TERMS = 770  # the longest of the sums below
 
 
 def results(dtype: torch.dtype = torch.float32, backend: str | None = None) -> dict[str, Tensor]:
-    """Each op once, at sizes with remainders in every direction; tasks enough for five threads."""
+    """Each op once, at sizes with remainders in every direction and with enough tasks for five threads."""
     how = {**AT, "backend": backend}
     features = {**how, "activation": "gelu", "scale": 0.3}
     x, y = draw(7, 19, 10, 11).to(dtype), draw(7, 150, 10, 11, seed=1).to(dtype)  # 770 samples

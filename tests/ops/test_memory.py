@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where memory ends inside a kernel, on whichever thread, there is a MemoryError: the process goes on."""
+"""If a kernel runs out of memory, on any thread, it raises a MemoryError and the process goes on."""
 
 import sys
 
@@ -48,7 +48,7 @@ for name, call in calls.items():
 
 @pytest.mark.skipif("cpu" not in PRESENT or sys.platform != "linux", reason="for kernels; limits of Linux")
 def test_memory_that_ends_is_a_memory_error() -> None:
-    # Freed memory goes back to the system at once, so that it counts.
+    # Freed memory goes back to the system at once, so that it is counted as free.
     lines = fresh_python(CODE, MALLOC_TRIM_THRESHOLD_="0", MALLOC_MMAP_THRESHOLD_="65536", MALLOC_ARENA_MAX="1")
     outcomes_of = {name: outcomes for name, *outcomes in (line.split(";") for line in lines.splitlines())}
     assert len(outcomes_of) == 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""cross_covariance of patches: as an im2col would give it, borders included."""
+"""cross_covariance of patches: the same as with an im2col, borders included."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_in_several_batches(shape: tuple, patch: tuple) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_channels_that_fill_no_tile(dtype: torch.dtype) -> None:
-    for channels in (1, 3, 7):  # fewer than a tile has rows, and one more; what lies around them must not matter
+    for channels in (1, 3, 7):  # fewer than the rows of a tile, and one more; the memory around them must not matter
         around = torch.full((4, channels, 6, 5), torch.nan, dtype=dtype)
         around[1:3] = draw(2, channels, 6, 5, dtype=dtype)
         x = around[1:3]

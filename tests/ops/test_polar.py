@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""polar: orthogonal to rounding, optimal to 1e-11, and clear about what a rank-deficient matrix leaves open."""
+"""polar: orthogonal to rounding, optimal to 1e-11, and defined for rank-deficient matrices."""
 
 import importlib
 import math
@@ -18,8 +18,8 @@ OP, OUT = torch.ops.rainbow_fast.polar.default, torch.ops.rainbow_fast.polar_out
 # --- matches the reference ---
 
 SHAPES = {"square": (96, 96), "wide": (64, 250), "tall": (250, 64), "goal": (256, 1024)}
-# Condition of M, then the forward error of float32 and of float64 results. In float64, the goal is the gap; what
-# float64 input determines of the weakest direction is eps * condition, and the sum of several weak ones is allowed for.
+# The condition number of M, then the forward error of float32 and of float64 results. In float64 the goal is the gap.
+# A float64 input determines its weakest direction to eps * condition; the sum of several weak directions is allowed.
 CONDITIONS = {"1e3": (1e3, 2e-6, 5e-12), "1e6": (1e6, 2e-6, 1e-9), "1e8": (1e8, 2e-6, 1e-7)}
 
 
@@ -36,7 +36,7 @@ def test_accuracy(
     assert_is_polar(M, result.A, forward=single if dtype == torch.float32 else double, condition=condition)
     S = torch.linalg.svdvals(M.double())
     single_result = dtype == torch.float32
-    # As in `assert_is_polar`; a nuclear norm is a sum of many singular values, the condition Lanczos' estimate.
+    # As in `assert_is_polar`. The nuclear norm is a sum of many singular values; the condition is Lanczos' estimate.
     assert int(result.rank) == min(d, m) and result.residual <= (5e-7 if single_result else 1e-10)
     assert abs(result.nuclear_norm / S.sum() - 1) <= (5e-8 if single_result else 1e-13)
     assert abs(result.condition / (S[0] / S[-1]) - 1) <= 0.01
@@ -44,7 +44,7 @@ def test_accuracy(
     assert result.rank.dtype == torch.int64
 
 
-EDGES = {  # shapes, and singular values that try the method
+EDGES = {  # shapes, and singular values that are difficult for the method
     "one-by-one": (1, 1, [3.0]),
     "row": (1, 7, [2.0]),
     "column": (7, 1, [2.0]),
@@ -73,7 +73,7 @@ def test_batch(backend: str) -> None:
     stack = torch.stack(
         [matrix(10, 14, power_law(10, c), seed=s) for s, c in enumerate((5.0, 1e5, 30.0, 2.0, 1e3, 9.0))]
     )
-    stack[2, 3] = stack[2, 4]  # of rank 9, so that it goes another way than its neighbours
+    stack[2, 3] = stack[2, 4]  # of rank 9, so that it takes another way than its neighbours
     batch = stack.view(2, 3, 10, 14)
     for M in (batch, batch.mT.contiguous().mT):
         together = rf.polar(M, backend=backend)
@@ -109,7 +109,7 @@ def test_warns_where_the_iteration_fails(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("d", [64, 300], ids=str)
 def test_estimates(d: int, dtype: torch.dtype) -> None:
-    """The condition within 1 %, also of a spectrum whose ends are dense; the residual within a factor of two."""
+    """The condition is right within 1 %, also for a spectrum with dense ends; the residual within a factor of two."""
     M = draw(d, 4 * d, dtype=dtype)
     result = rf.polar(M)
     S = torch.linalg.svdvals(M.double())
@@ -123,7 +123,7 @@ def test_estimates(d: int, dtype: torch.dtype) -> None:
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the iteration is compiled")
 @pytest.mark.parametrize("condition", [1 + 1e-6, 1.01, 1.1], ids=str)
 def test_condition_of_equal_singular_values(condition: float) -> None:
-    """Lanczos' vectors then end early, and what cancels in the next must not be taken for a direction of its own."""
+    """Lanczos' vectors end early here. What is left by cancellation must not be taken for a new direction."""
     M = matrix(24, 127, power_law(24, condition), torch.float64)
     assert abs(rf.polar(M).condition / condition - 1) < 0.001
 
@@ -149,7 +149,7 @@ def test_layouts(backend: str) -> None:
 def test_scale_does_not_matter(dtype: torch.dtype, backend: str) -> None:
     M = matrix(20, 30, power_law(20, 50.0), dtype)
     wanted = rf.polar(M, backend=backend)
-    # 8e-31 and 1e30, in float64 what overflows when squared; powers of two, so that M itself is not rounded anew
+    # 8e-31 and 1e30; in float64, numbers whose squares overflow. Powers of two, so that M is not rounded again
     for exponent in (-100, 100) if dtype == torch.float32 else (-1000, -100, 100, 1000):
         result = rf.polar(M * 2.0**exponent, backend=backend)
         assert differing_bits(result.A, wanted.A) == 0
@@ -174,7 +174,7 @@ def test_threads_agree_to_rounding() -> None:
     for count in (1, 3):
         with threads(count):
             results.append(rf.polar(M).A)
-    torch.testing.assert_close(*results, rtol=0, atol=1e-12)  # eigenvectors of LAPACK come in other last places
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)  # LAPACK's eigenvectors differ in the last places
 
 
 def test_random_state() -> None:

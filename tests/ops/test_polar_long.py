@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""polar of matrices much longer on one side, and polar_, which writes over its matrix."""
+"""polar of matrices with one long side, and polar_, which overwrites its matrix."""
 
 import math
 import subprocess
@@ -15,7 +15,7 @@ import rainbow_fast as rf
 
 IN_PLACE = torch.ops.rainbow_fast.polar_.default
 DTYPES = (torch.float32, torch.float64)
-# Where L Q begins, for polar (256) and for polar_ (16); and an odd width of several blocks.
+# The sizes where L Q begins, for polar (256) and for polar_ (16); and an odd width of several blocks.
 SHAPES = {"wide": (24, 6144), "tall": (6144, 24), "in-place": (40, 640), "row": (1, 300), "blocks": (7, 100_003)}
 
 
@@ -23,7 +23,7 @@ SHAPES = {"wide": (24, 6144), "tall": (6144, 24), "in-place": (40, 640), "row": 
 @pytest.mark.parametrize(("condition", "single", "double"), [(1e3, 2e-6, 5e-12), (1e8, 2e-6, 1e-7)], ids=str)
 @pytest.mark.parametrize(("d", "m"), SHAPES.values(), ids=SHAPES)
 def test_accuracy(d: int, m: int, condition: float, single: float, double: float, dtype: torch.dtype) -> None:
-    """The bounds of test_polar.py."""
+    """Checks the bounds of test_polar.py."""
     condition = condition if d > 1 else 1.0
     M = matrix(d, m, power_law(min(d, m), condition), dtype)
     wanted, written = rf.polar(M, rtol=0.0), M.clone()
@@ -38,7 +38,7 @@ def test_accuracy(d: int, m: int, condition: float, single: float, double: float
 
 
 def test_the_last_digits_of_the_condition() -> None:
-    """Directions of 1e-13 of the largest take three steps: orthonormal, and as exact as float64 holds them."""
+    """Directions at 1e-13 of the largest take three steps. They are orthonormal, and as exact as float64 allows."""
     M = matrix(20, 500, power_law(20, 1e13))
     result = rf.polar_(M.clone(), rtol=0.0)
     # Some hundred roundings of float64 in A, some thousand in its product with M
@@ -71,7 +71,7 @@ def test_writes_over_its_matrix_and_nothing_else(guarded, shape: tuple[int, int]
     ]
     for written in layouts:
         result = rf.polar_(written.copy_(M), backend=backend)
-        # Condition 10, and sums in another order: a rounding of float32, some of float64.
+        # Condition 10, and sums in another order: one rounding of float32, some of float64.
         torch.testing.assert_close(written, wanted.A, rtol=0, atol=6e-8 if dtype == torch.float32 else 2e-14)
         # M itself is a float32 number, 6e-8
         torch.testing.assert_close(result.nuclear_norm, wanted.nuclear_norm, rtol=1e-7, atol=0)
@@ -119,7 +119,7 @@ def test_rows_and_columns_of_zeros_stay_so(transposed: bool) -> None:
 def test_scale_does_not_matter() -> None:
     M = matrix(20, 400, power_law(20, 50.0))
     wanted = rf.polar_(M.clone())
-    for exponent in (-1000, -100, 100, 1000):  # what overflows or vanishes when squared, but for the smaller ones
+    for exponent in (-1000, -100, 100, 1000):  # squares overflow or vanish, except for the smaller ones
         result = rf.polar_(M * 2.0**exponent)
         torch.testing.assert_close(result.A, wanted.A, rtol=0, atol=1e-13)  # condition 50: some hundred roundings
         assert abs(result.nuclear_norm / 2.0**exponent / wanted.nuclear_norm - 1) < 1e-13  # a sum of 20
@@ -164,7 +164,7 @@ print((peak() - before) / M.nbytes)
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the reference takes an SVD")
 def test_memory() -> None:
-    """Eight rows to 64, and some blocks: less than a half of M, which is 128 MiB. A copy would be once M."""
+    """Memory: eight to 64 rows and some blocks, less than half of M, which is 128 MiB. A copy would be all of M."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.5
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""polar of matrices with null directions: the rank, what stays zero, and its completion."""
+"""polar of matrices with null directions: the rank, what stays zero, and how it is completed."""
 
 import math
 
@@ -23,18 +23,18 @@ def test_rank_deficient(d: int, m: int, dtype: torch.dtype, backend: str) -> Non
     # Rounding the entries of M to float32 moves its smallest singular value by up to 6e-8 of the largest.
     assert int(partial.rank) == r and abs(partial.condition / 100 - 1) < 1e-5
     assert abs(partial.nuclear_norm / S.sum() - 1) < 1e-6
-    # On the range, the goal; off it, zero to the rounding of the entries and the tilt of the null spaces by that of M.
+    # On the range the goal holds. Off it, A is zero to the rounding of its entries and the tilt that rounding M causes.
     goal = 1e-6 if dtype == torch.float32 else 1e-11
     assert torch.linalg.norm(partial.A.double() - left @ right.T) / math.sqrt(r) <= goal
     assert torch.linalg.svdvals(partial.A.double())[r] <= goal
-    assert partial.residual <= (1e-6 if dtype == torch.float32 else 1e-13)  # M's own rounding, and of float64 some
+    assert partial.residual <= (1e-6 if dtype == torch.float32 else 1e-13)  # the rounding of M, and some of float64
 
     complete = rf.polar(M, rank="complete", backend=backend)
     assert orthogonality(complete.A) <= (5e-7 if dtype == torch.float32 else 1e-13)
     added = complete.A.double() - partial.A.double()
     assert torch.linalg.norm(left.T @ added) <= 10 * goal and torch.linalg.norm(added @ right) <= 10 * goal
     for a, b in zip(complete[1:], partial[1:], strict=True):
-        assert torch.equal(a, b)  # the statistics are those of what M determines
+        assert torch.equal(a, b)  # statistics are those of the directions that M determines
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -42,7 +42,7 @@ def test_rank_deficient(d: int, m: int, dtype: torch.dtype, backend: str) -> Non
 def test_completion_depends_on_the_null_spaces_alone(d: int, m: int, backend: str) -> None:
     left, right = isometry(d, 12, 0), isometry(m, 12, 1)
     added = []
-    for seed in (5, 7):  # other singular vectors and values, and another polar factor, of the same spaces
+    for seed in (5, 7):  # the same spaces with other singular vectors and values, and another polar factor
         M = left @ matrix(12, 12, power_law(12, 30.0 * seed), seed=seed) @ right.T
         complete, partial = rf.polar(M, rank="complete", backend=backend), rf.polar(M, backend=backend)
         assert int(partial.rank) == 12
@@ -72,7 +72,7 @@ def test_tolerance_decides_the_rank(backend: str) -> None:
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)], ids=["wide", "tall", "square"])
 def test_rows_and_columns_of_zeros_are_null(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units that are never active: what is left is iterated, and no singular factors are taken."""
+    """Units that are never active: the rest is iterated, and no singular factors are computed."""
     M = draw(3, *shape, dtype=torch.float64)
     M[0, 3] = M[0, :, 7] = M[2, 11:14] = 0
     wanted = [rf.polar(one, backend="reference") for one in M]

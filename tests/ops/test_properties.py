@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What holds for any shape, layout, dtype and offset, on examples that hypothesis draws; the same ones in every run."""
+"""Properties for any shape, layout, dtype and offset, on examples drawn by hypothesis, the same in every run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ import rainbow_fast as rf
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
-SIZES = st.one_of(st.integers(0, 20), st.sampled_from([47, 48, 49, 63, 65, 95, 97]))  # around the tiles
-LONG = st.one_of(SIZES, st.sampled_from([239, 241, 255, 257, 1023, 1025]))  # and around the parts of sums
+SIZES = st.one_of(st.integers(0, 20), st.sampled_from([47, 48, 49, 63, 65, 95, 97]))  # around the sizes of tiles
+LONG = st.one_of(SIZES, st.sampled_from([239, 241, 255, 257, 1023, 1025]))  # and around the sizes of parts of sums
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
 WIDE = st.sampled_from([torch.float32, torch.float64])
 SEEDS = st.integers(0, 2**63 - 1)
@@ -27,7 +27,7 @@ RIM = 7  # what surrounds an output
 
 
 def arranged(shape: tuple[int, ...], dtype: torch.dtype, order: list[int], steps: tuple[int, ...]) -> Tensor:
-    """A view of that shape, every axis with a stride and a margin of its own, of memory full of RIM."""
+    """A view of this shape, of memory full of RIM; every axis has its own stride and margin."""
     sizes = [shape[a] * steps[a] + 2 for a in order]
     whole = torch.full(sizes, RIM, dtype=dtype).permute([order.index(a) for a in range(len(shape))])
     return whole[tuple(slice(1, 1 + n * step, step) for n, step in zip(shape, steps, strict=True))]
@@ -35,7 +35,7 @@ def arranged(shape: tuple[int, ...], dtype: torch.dtype, order: list[int], steps
 
 @contextmanager
 def nothing_else_written(out: Tensor) -> Iterator[Tensor]:
-    """Whatever `out` is a view of is RIM outside of it, before and after."""
+    """The memory outside of the view `out` is RIM before and after."""
     yield out
     values = out.clone()
     out.fill_(RIM)
@@ -49,7 +49,7 @@ def some(shape: tuple[int, ...], dtype: torch.dtype, order: list[int], steps: tu
 
 
 def assert_near(got: Tensor, wanted: Tensor, terms: int, dtype: torch.dtype = torch.float64) -> None:
-    """Two ways to sum `terms` numbers of order one in dtype: five roundings each, wandering, of the largest sum."""
+    """Two ways to sum `terms` numbers of order one in dtype differ by five random roundings of the largest sum."""
     assert got.shape == wanted.shape
     scale = 1 + max(wanted.abs().max().item(), terms**0.5) if wanted.numel() else 1.0
     allowed = 5 * torch.finfo(dtype).eps * (1 + terms) ** 0.5 * scale
@@ -229,7 +229,7 @@ def test_polar_factor_is_an_isometry_that_maps_commute_with(d, m, dtype, exponen
     M = M.T.contiguous().T if transposed else M
     out = rf.polar(M)
     A = out.A.double()
-    # Condition 2 and widths below 60: each bound is some tens of roundings of numbers of order one.
+    # Condition 2 and widths below 60: each bound is a few dozen roundings of numbers of order one.
     allowed = 100 * torch.finfo(dtype).eps
     gram = A @ A.T if d <= m else A.T @ A
     torch.testing.assert_close(gram, torch.eye(k, dtype=torch.float64), rtol=0, atol=allowed)

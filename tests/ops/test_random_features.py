@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features and its two fused passes: values, bits, gradients by regeneration, memory that does not grow."""
+"""random_features and its two fused passes: values, bits, gradients by regeneration, and constant memory."""
 
 import sys
 
@@ -36,7 +36,7 @@ def check(x: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, activation: str
     exact = plainly(*(None if t is None else t.double() for t in (x, u, A, shift, G)), activation)
     assert [t.dtype for t in got] == [u.dtype, *[torch.float64] * 3, u.dtype]
     for a, b, c in zip(got, exact, plain, strict=True):
-        # Sums of u G^T have r terms, those of features 256 before they are promoted to float64.
+        # Sums of u G^T have r terms; sums of features have 256 before they are promoted to float64.
         assert_close_to_float64(a.to(u.dtype), b, c, terms=max(u.shape[1], 256))
 
 
@@ -81,7 +81,7 @@ def test_every_activation(activation: str) -> None:
     if activation not in ("sign", "step"):
         check(*problem((40, 3, 5), 37), activation=activation)
         return
-    x, u, A, _ = problem((40, 3, 5), 37)  # not continuous: small integers, so that nothing rounds, and zeros are met
+    x, u, A, _ = problem((40, 3, 5), 37)  # not continuous: small integers, so that nothing is rounded and zeros occur
     u, G = u.mul(3).round(), draw(37, 3, seed=5).mul(3).round()
     check(x, u, A, u[:, 0].contiguous(), activation=activation, G=G)
 
@@ -147,7 +147,7 @@ def test_neurons_nest(name: str) -> None:
             at = {**FAR, "row_offset": FAR["row_offset"] + start}
             assert differing_bits(rf.random_features(u, stop - start, shift=shift, **at), whole[:, start:stop]) == 0
             sums = rf.random_features_covariance(x, u, stop - start, shift=shift, **at)
-            # 1e-5: the sums are cut into parts by the number of neurons, and are of order 1000 here
+            # 1e-5: the number of neurons decides the parts of the sums, which are of order 1000 here
             for a, b in zip(sums, whole_sums, strict=True):
                 torch.testing.assert_close(a, b[..., start:stop], rtol=1e-5, atol=1e-2)
 
@@ -199,7 +199,7 @@ u.requires_grad_(); A.requires_grad_(); n = 120_000
 grown(lambda N, n: rf.random_features_projection(u[:N], A[:, :n], seed=1).sum().backward())
 """
     covariance, projection, backward = map(int, fresh_python(code, RAINBOW_FAST_ISA="").split())  # MiB
-    # Features would take 1526 MiB, those of the backward pass 915. The sums themselves are 9, gradients and their sums
+    # Features would take 1526 MiB, in the backward pass 915. The sums themselves take 9, gradients and their sums
     # in float64 6; buffers of two threads 16 (the goal).
     assert covariance <= 9 + 16 and projection <= 16 and backward <= 6 + 16
 
@@ -364,7 +364,7 @@ def test_outputs_of_any_strides() -> None:
 
 
 def test_registered_ops_check_what_kernels_read() -> None:
-    """torch.ops can be called past the public functions: a tensor too small for u must not be read beyond its end."""
+    """torch.ops can be called directly, without checks: a tensor too small for u must not be read beyond its end."""
     u, rest = torch.zeros(8, 3), ("relu", 0.01, 1.0, None)
     with pytest.raises(ValueError, match="shift has shape"):
         ops.random_features(u, torch.zeros(2), 5, rf.key(0), None, *rest)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features_covariance about centers: right where means are thousands of times the deviations."""
+"""random_features_covariance about centers is right if means are thousands of times the deviations."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ ops = torch.ops.rainbow_fast
 
 
 def sums(x: Tensor, phi: Tensor) -> tuple[Tensor, ...]:
-    """Of x and phi' that have lost their centers."""
+    """The results for x and phi' less their centers."""
     x, phi = (t.flatten(2) if t.dim() > 2 else t.unsqueeze(2) for t in (x, phi))
     return torch.einsum("nds,nms->dm", x, phi), phi.sum((0, 2)), (phi * phi).sum((0, 2))
 
@@ -79,20 +79,20 @@ RATIOS = torch.tensor([0.0, 3.0, 1e3, -1e3, 1e4, -2.0])  # of means to standard 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
 def test_means_of_ten_thousand_deviations(activation: str, backend: str) -> None:
-    """Of u and G with so few digits that u G^T is exact in float32, whatever the order of its sums."""
+    """u and G have so few digits that u G^T is exact in float32, in any order of its sums."""
     N, n, d = 1500, 24, 5
     u = torch.cat([draw(N, 4).mul(16).round() / 16, torch.ones(N, 1)], 1)
     G = torch.cat([draw(n, 4, seed=1).mul(32).round() / 64, RATIOS.repeat(n // 6).unsqueeze(1)], 1)
     x = draw(N, d, seed=2) + torch.tensor([0.0, 1e4, -1e4, 1.0, 1e3])
     phi = ACTIVATIONS[activation][0](u.double() @ G.double().T, 0.01)
-    x_center, center = x[:100].mean(0), phi[:100].mean(0).float()  # near the means is enough
+    x_center, center = x[:100].mean(0), phi[:100].mean(0).float()  # centers near the means are enough
     got = rf.random_features_covariance(
         x, u, n, x_center=x_center, center=center, G=G, activation=activation, backend=backend
     )
     X, P = x.double() - x_center.double(), phi - center.double()
     sizes = torch.outer(X.norm(dim=0), P.norm(dim=0)), P.norm(dim=0) * N**0.5, (P * P).sum(0)
     for value, exact, size in zip(got, sums(X, P), sizes, strict=True):
-        # 1e-6 of deviations and of variances; of a unit that is dead, nothing
+        # 1e-6 of deviations and of variances; for a dead unit no error
         assert ((value - exact).abs() <= 1e-6 * size).all()
     alive = phi.std(0) > 0
     variances = (got[2] / N - (got[1] / N) ** 2)[alive]
@@ -102,11 +102,11 @@ def test_means_of_ten_thousand_deviations(activation: str, backend: str) -> None
 @pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sums_of_equal_features(backend: str) -> None:
-    """Of a thousand thirds. Sums of equal numbers are rounded in one direction, 16 at a time, or 32 on a GPU."""
+    """Sums of a thousand thirds. Equal numbers are always rounded in one direction, 16 at a time, or 32 on a GPU."""
     u, x, G = torch.full((1000, 1), 1 / 3), torch.ones(1000, 1), torch.ones(3, 1)
     _, total, square = rf.random_features_covariance(x, u, 3, G=G, activation="identity", backend=backend)
     third = u[0, 0].double()
-    # 5e-7: eight roundings of 2^-24, as each binade of a sum of equal numbers takes its share (EQUAL of tolerance.py)
+    # 5e-7: eight roundings of 2^-24; each binade of a sum of equal numbers loses its share (EQUAL of tolerance.py)
     assert ((total / 1000 / third - 1).abs() <= 5e-7).all() and ((square / 1000 / third**2 - 1).abs() <= 5e-7).all()
     options = {"G": G, "activation": "identity", "backend": backend}
     center = rf.random_features(u[:1], 3, **options)[0]

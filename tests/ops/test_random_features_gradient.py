@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""random_features: registration, compilation, and gradients for which G is generated again."""
+"""random_features: registration, compilation, and gradients, for which G is generated again."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ ops = torch.ops.rainbow_fast
 
 
 def arguments(explicit: bool, activation: str = "tanh") -> tuple[tuple, tuple]:
-    """(x, u, A, shift), and what follows n in the schemas."""
+    """(x, u, A, shift), and the arguments after n in the schemas."""
     x, u, A, shift = (t.requires_grad_() for t in problem((4, 3, 2), 6, 2, torch.float64))
     G = draw(6, 3, dtype=torch.float64, seed=9).requires_grad_() if explicit else None
     return (x, u, A, shift), (None if explicit else rf.key(3, 2, 2**32 - 3, 1), G, activation, 0.01, 0.7)
@@ -55,7 +55,7 @@ def test_gradients(explicit: bool, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_of_several_seeds_and_widths(backend: str) -> None:
     x, u, A, shift = arguments(False)[0]
-    B = draw(2, 3, 4, dtype=torch.float64, seed=8).requires_grad_()  # one for each seed, of fewer neurons
+    B = draw(2, 3, 4, dtype=torch.float64, seed=8).requires_grad_()  # one for each seed, for fewer neurons
 
     def call(x: Tensor, u: Tensor, A: Tensor, B: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
         options = {"shift": shift, "activation": "tanh", "seed": [1, 2], "scale": 0.7, "backend": backend}
@@ -67,7 +67,7 @@ def test_gradients_of_several_seeds_and_widths(backend: str) -> None:
         )
 
     assert torch.autograd.gradcheck(call, (x, u, A, B, shift))
-    # one of two results alone: the other has no gradient
+    # only one of two results: the other one has no gradient
     both = rf.random_features_projection(u, [B, A], seed=[1, 2], shift=shift, activation="tanh", backend=backend)
     alone = rf.random_features_projection(u, B, seed=[1, 2], shift=shift, activation="tanh", backend=backend)
     for got, wanted in zip(
@@ -100,7 +100,7 @@ def test_gradients_by_regeneration_equal_autograd(activation: str, N: int, n: in
         plainly(*inputs, G, activation),
     ):
         total = sum((a * b).sum() for a, b in zip(outputs, upstream, strict=True))
-        total = total + 0 * sum(t.sum() for t in inputs)  # a step has no graph at all
+        total = total + 0 * sum(t.sum() for t in inputs)  # step has no graph at all
         results.append(torch.autograd.grad(total, inputs))
     for got, wanted in zip(*results, strict=True):
         # 1e-11 of the largest: sums of up to 66,000 terms in float64, in another order
@@ -138,7 +138,7 @@ def test_derivatives(activation: str, name: str) -> None:
     with level(name):
         rf.random_features(u, 1, G=torch.ones(1, 1), activation=activation).sum().backward()
     exact = ACTIVATIONS[activation][1](s.double(), 0.01)
-    # 3e-7: 2.5 units in the last place of numbers between 1 and 2, such as the derivatives' largest values
+    # 3e-7: 2.5 units in the last place of numbers between 1 and 2, like the largest values of the derivatives
     torch.testing.assert_close(u.grad[:, 0].double(), exact, rtol=0, atol=3e-7)
 
 

@@ -70,7 +70,7 @@ def test_seeds_write_into_given_memory(guarded) -> None:
 
 # --- several widths ---
 
-WIDTHS = [40, 1, 600, 0, 240]  # in any order; within a chunk of 240 neurons, at its end, beyond
+WIDTHS = [40, 1, 600, 0, 240]  # in any order; inside a chunk of 240 neurons, at its end, and beyond
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -140,14 +140,14 @@ def test_a_million_neurons() -> None:
     phi = (u.double() @ G.double().T).relu()
     torch.testing.assert_close(M, x.double().T @ phi, rtol=0, atol=1e-5)  # nine terms of at most about 20
     torch.testing.assert_close(total, phi.sum(0), rtol=0, atol=1e-5)  # nine terms of at most 13
-    # Nine squares of at most 158, in float32.
+    # Nine squares, each at most 158, in float32.
     torch.testing.assert_close(square, phi.square().sum(0), rtol=0, atol=1e-3)
     plain = (u @ G.T).relu() @ A.T
     assert_close_to_float64(projected, phi @ A.double().T, plain, terms=240)
 
 
 def sparse(folder: Path, size: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
-    """A float32 tensor of these strides in a file that takes room only where it is written."""
+    """A float32 tensor with these strides, in a file that takes disk space only where it is written."""
     length = 1 + sum((n - 1) * s for n, s in zip(size, strides, strict=True))
     (folder / "sparse").touch()
     os.truncate(folder / "sparse", 4 * length)

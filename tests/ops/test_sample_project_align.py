@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""sample_project_align: scale G (L A) with the very bits of G, any rows of it alone, on every instruction set."""
+"""sample_project_align: scale G (L A) with exactly the bits of G, for any rows alone, on every instruction set."""
 
 import pytest
 import torch
@@ -25,14 +25,14 @@ FAR = {"seed": 2**63 - 2, "stream": 7, "row_offset": 2**32 - 5}  # rows cross 2^
 
 
 def check(W: Tensor, P: Tensor, scale: float = 1.0, **at: int) -> None:
-    """W against scale G P, summed in float64, and by plain PyTorch in the computing type."""
+    """Compares W with scale G P, summed in float64, and computed by plain PyTorch in the computing type."""
     r = P.shape[0]
     flat = P.flatten(1)
     G = rf.gaussian(W.shape[0], r, backend="reference", **at)
     computing = torch.float64 if P.dtype == torch.float64 else torch.float32
     plain = scale * (G.to(computing) @ flat.to(computing))
     exact = scale * (G.double() @ flat.double())
-    # One chain of r fused multiply-adds; the reference sums in whatever order the BLAS likes.
+    # One chain of r fused multiply-adds; the order of the reference's sums is up to the BLAS.
     assert_close_to_float64(W.flatten(1), exact, plain.to(W.dtype), terms=r)
 
 
@@ -118,11 +118,11 @@ def test_two_terms(r: int, backend: str) -> None:
     taken = high.double() + (P - high.float()).bfloat16().double()
     plain = 0.5 * (G.float() @ taken.float())
     assert_close_to_float64(W, 0.5 * G @ taken, plain, terms=r)
-    # Two roundings to 8 bits leave 2^-16 of each entry; float32 sums add to that.
+    # Two roundings to 8 bits leave an error of 2^-16 of each entry; float32 sums add their own.
     size = 0.5 * G.abs() @ P.double().abs()
     assert ((W - 0.5 * G @ P.double()).abs() <= (2.0**-16 + 2.0**-22) * size).all()
     rounded = rf.sample_project_align(130, P.bfloat16(), scale=0.5, dtype=torch.float32, backend=backend, **FAR)
-    assert ((rounded - 0.5 * G @ P.double()).abs() > 2.0**-12 * size).any()  # one term does not do that
+    assert ((rounded - 0.5 * G @ P.double()).abs() > 2.0**-12 * size).any()  # one term would not be that exact
 
 
 @pytest.mark.small
@@ -144,7 +144,7 @@ def test_two_terms_of_a_product_of_bfloat16(guarded, backend: str) -> None:
 @pytest.mark.parametrize("name", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_identity_gives_the_bits_of_gaussian(dtype: torch.dtype, name: str) -> None:
-    key = rf.key(2**63 - 2, 7, 2**32 - 50, 2**32 - 2)  # rows and columns cross 2^32, from an odd column
+    key = rf.key(2**63 - 2, 7, 2**32 - 50, 2**32 - 2)  # rows and columns cross 2^32, and begin at an odd column
     for r in (1, 50, 1027):  # within a group of four, a panel, more than a chunk
         with level(name):
             W = rf.sample_project_align(101, torch.eye(r, dtype=dtype), seed=key, backend="cpu")
@@ -164,7 +164,7 @@ def test_rows_alone_and_any_number_of_threads(name: str) -> None:
             at = {**FAR, "row_offset": FAR["row_offset"] + start}
             part = rf.sample_project_align(stop - start, P, backend="cpu", **at)
             assert differing_bits(part, whole[start:stop]) == 0
-        columns = rf.sample_project_align(500, P[:, 777:900], backend="cpu", **FAR)  # nor do other columns matter
+        columns = rf.sample_project_align(500, P[:, 777:900], backend="cpu", **FAR)  # nor do the other columns matter
         assert differing_bits(columns, whole[:, 777:900]) == 0
 
 
@@ -173,7 +173,7 @@ def test_covariance_of_the_rows(backend: str) -> None:
     P, n = draw(5, 8), 40_000
     W = rf.sample_project_align(n, P, seed=3, scale=2.0, backend=backend).double()
     C = 4 * P.double().T @ P.double()
-    # Guth et al.: E |C_n - C|^2 = (tr^2 C + tr C^2) / n; three times its root is past all but 1e-3 of seeds
+    # Guth et al.: E |C_n - C|^2 = (tr^2 C + tr C^2) / n; only 1e-3 of the seeds are above three times its root
     expected = ((C.trace() ** 2 + (C * C).sum()) / n).sqrt()
     assert torch.linalg.norm(W.T @ W / n - C) < 3 * expected
 
@@ -251,7 +251,7 @@ def test_gradient_in_two_terms() -> None:
     L, A, grad = draw(7, 3).requires_grad_(), draw(3, 5, seed=1).requires_grad_(), draw(40, 5, seed=2)
     rf.sample_project_align(40, L, A, seed=1, scale=0.5, precision="bf16x2").backward(grad)
     G = rf.gaussian(40, 7, seed=1, dtype=torch.bfloat16)
-    P_grad = 0.5 * (G.double().T @ grad.double())  # that of G P: the rounding of P has none
+    P_grad = 0.5 * (G.double().T @ grad.double())  # the gradient of G P: rounding P has no gradient
     plain = 0.5 * (G.float().T @ grad)
     assert_close_to_float64(L.grad, P_grad @ A.detach().double().T, plain @ A.detach().T, terms=40)
     assert_close_to_float64(A.grad, L.detach().double().T @ P_grad, L.detach().T @ plain, terms=40)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""torch.vmap of every op is a loop over the batch, whatever of its arguments is batched, and along any axis."""
+"""torch.vmap of every op is a loop over the batch, for any batched arguments and along any axis."""
 
 import pytest
 import torch
@@ -96,13 +96,13 @@ def looped(function, *batches: Tensor):
 def test_a_rule_is_a_loop(case: tuple) -> None:
     function, *batches = case
     wanted = looped(function, *batches)
-    for axis in (0, -1):  # sums in another order at most: of numbers of order 10 in float64
+    for axis in (0, -1):  # at most, sums are in another order: of numbers of order 10 in float64
         moved = [t.movedim(0, axis) for t in batches]
         torch.testing.assert_close(vmap(function, in_dims=axis)(*moved), wanted, **REORDERED)
 
 
 def test_of_nothing_batched_and_of_two_levels() -> None:
-    """An op of what is the same for all members; and a batch of batches."""
+    """An op whose arguments are the same for all members, and a batch of batches."""
     got = vmap(lambda x: x + rf.gaussian(7, 3, seed=1, dtype=F64))(X)
     assert torch.equal(got, X + rf.gaussian(7, 3, seed=1, dtype=F64))
     twice = vmap(vmap(lambda u, k: rf.random_features(u, 6, seed=k, **HOW), (0, None)), (None, 0))(U, KEYS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Figures with a row for each site: read back from their axes, and drawn to see that no texts overlap."""
+"""Figures with a row for each site. They are read back from their axes, and drawn to check that no texts overlap."""
 
 import math
 from itertools import combinations
@@ -16,7 +16,7 @@ NAMES = [f"layer{stage}.{block}.activation_{k}" for stage in (1, 2, 3) for block
 
 
 def aligned(names=("stem", *NAMES), **change) -> list[dict]:
-    """Records whose numbers tell their place."""
+    """Records whose numbers encode their place."""
     return [
         {"site": name, "similarity": 0.99 - 0.03 * i, "error": 0.01 * (i + 1), "error_centred": 0.02 * (i + 1),
          "held_out_error": 0.011 * (i + 1), "held_out_error_centred": 0.021 * (i + 1), "d": 16 + i, "M_rank": 16,
@@ -52,7 +52,7 @@ def row_names(figure) -> list[str]:
 
 
 def boxes(figure) -> list:
-    """Where each text and key lies, in pixels."""
+    """The boxes of all texts and keys, in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).draw()

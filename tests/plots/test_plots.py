@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the figures show: read back from their axes."""
+"""The content of figures, read back from their axes."""
 
 import math
 import os
@@ -19,7 +19,7 @@ ERROR = {"paper": [0.40, 0.30], "regression": [0.20, 0.05]}
 
 
 def records(sites=("1", "3"), networks=(-0.01, 0.0, 0.01)) -> list[dict]:
-    """Two methods at factors 1 and 4; networks differ by what `networks` adds to their accuracy."""
+    """Records of two methods at factors 1 and 4. `networks` has what is added to the accuracy of each network."""
     return [
         {"method": method, "factor": factor, "network": network, "site": site, "width": 512 * factor,
          "accuracy": ACCURACY[method][i] + change, "error": (j + 1) * ERROR[method][i] * (1 + 10 * change)}
@@ -31,7 +31,7 @@ def records(sites=("1", "3"), networks=(-0.01, 0.0, 0.01)) -> list[dict]:
 
 
 def curves(axes) -> dict[str, tuple]:
-    """Label -> x, mean and standard deviation, read from the lines and from the error bars."""
+    """x, mean and standard deviation for each label, read from the lines and the error bars."""
     by_label = {}
     for container in axes.containers:
         line, _, (bars,) = container
@@ -106,7 +106,7 @@ def test_many_sites_are_thinned_to_first_middle_and_last_or_to_those_named():
 
 
 def test_more_sites_than_the_second_panel_shows_have_a_third():
-    """All of them in order, at the largest factor."""
+    """All sites in order, at the largest factor."""
     figure = plots.accuracy_and_error(records(sites=("a", "b", "c", "d", "e")))
     x, mean, std = curves(figure.axes[2])["paper"]
     np.testing.assert_allclose(x, [1, 2, 3, 4, 5])
@@ -238,7 +238,7 @@ def test_figures_one_below_the_other_have_one_width():
 
 @pytest.mark.parametrize("value", [0.01, math.nextafter(0.01, 0), math.nextafter(0.01, 1), 0.03, 5.0])
 def test_a_decade_around_a_single_number(value: float) -> None:
-    """Also where its logarithm rounds to that of a power of ten."""
+    """Also if its logarithm rounds to that of a power of ten."""
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The networks that other tests sample are what they claim: traceable, reproducible, alive at every non-linearity."""
+"""The networks that other tests sample are traceable, reproducible, and active at every non-linearity."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def nonlinearities(graph: fx.GraphModule) -> list[fx.Node]:
 def test_fx_traces_what_the_network_computes(kind, calls):
     net = build(kind)
     graph = fx.symbolic_trace(net)
-    for samples in (5, 1):  # nothing of the number of images may be traced
+    for samples in (5, 1):  # the trace must not depend on the number of images
         x = torch.randn(samples, *net.image, generator=torch.Generator().manual_seed(1))
         assert torch.equal(graph(x.clone()), net(x)) and net(x).shape == (samples, 10)
     assert len(nonlinearities(graph)) == calls
@@ -30,7 +30,7 @@ def test_fx_traces_what_the_network_computes(kind, calls):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_nonlinearity_is_idle(kind):
-    """Its input has both signs, and a spread that is neither nothing nor huge."""
+    """The input of a non-linearity has both signs, and a spread that is neither zero nor huge."""
     net = build(kind)
     graph = fx.symbolic_trace(net)
     inputs = {}
@@ -38,7 +38,7 @@ def test_no_nonlinearity_is_idle(kind):
     class Watch(fx.Interpreter):
         def run_node(self, node: fx.Node) -> object:
             if node in watched:
-                inputs[node.name] = self.env[node.args[0]].clone()  # before an in-place call overwrites it
+                inputs[node.name] = self.env[node.args[0]].clone()  # copied before an in-place call overwrites it
             return super().run_node(node)
 
     watched = set(nonlinearities(graph))

@@ -16,7 +16,7 @@ from rainbow_fast.networks import cnn, mlp
 
 
 class Doubled(nn.Module):
-    """A pointwise map that commutes with every rotation, as no non-linearity does."""
+    """A pointwise map that commutes with every rotation, which no non-linearity does."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * x
@@ -32,7 +32,7 @@ def perceptron(*, seed: int, widths: tuple[int, int] = (6, 5)) -> nn.Sequential:
 
 
 def rotated(net: nn.Sequential) -> tuple[nn.Sequential, Tensor, Tensor]:
-    """The same function, its first site turned by a rotation and its second one by a permutation; both of them."""
+    """A network, and the same function with its first site rotated and its second site permuted."""
     Q = torch.linalg.qr(draw(6, 6, dtype=torch.float64, seed=1)).Q
     P = torch.eye(5, dtype=torch.float64)[[2, 0, 4, 1, 3]]
     turned = copy.deepcopy(net)
@@ -54,14 +54,14 @@ def test_a_planted_rotation_is_found():
     comparison = rf.compare(a, b, X, holdout=0.2, pointwise_modules=[Doubled])
     assert (comparison.samples, comparison.held_out_samples) == (240, 60)
     for site, A, turned in zip(comparison.sites, comparison.alignments, (Q, P), strict=True):
-        # Rounding of float64, times the condition of M; errors are squares of it.
+        # Rounding of float64 times the condition number of M; errors are squares of it.
         assert site.similarity == pytest.approx(1, abs=1e-12)
         assert max(site.error, site.error_centred, site.held_out_error, site.held_out_error_centred) < 1e-24
         torch.testing.assert_close(A, turned.T, rtol=0, atol=1e-11)
 
 
 def test_numbers_are_those_of_the_definitions():
-    """Of another network, of other widths, by SVDs of all activations at once."""
+    """Another network with other widths, compared by SVDs of all activations at once."""
     a, b = perceptron(seed=1), perceptron(seed=2, widths=(9, 4))
     comparison = rf.compare(a, b, X[:200], holdout=X[200:], pointwise_modules=[Doubled])
     x, y = X, X
@@ -69,11 +69,11 @@ def test_numbers_are_those_of_the_definitions():
         x, y = (net[place - 2 : place](t).detach() for net, t in ((a, x), (b, y)))
         U, S, Vh = torch.linalg.svd(x[:200].T @ y[:200] / 200, full_matrices=False)
         sizes = [t[:200].square().sum(1).mean().sqrt() for t in (x, y)]
-        # 1e-10, 1e-9: sums of float64 and their SVDs; what A leaves is a difference, and so a little less exact.
+        # 1e-10, 1e-9: sums of float64 and their SVDs. The remaining error is a difference, and so a little less exact.
         assert site.similarity == pytest.approx(float(S.sum() / sizes[0] / sizes[1]), rel=1e-10)
         assert 0.05 < site.similarity < 0.95
         assert site.M_effective_rank == pytest.approx(float(S.sum() ** 2 / S.square().sum()), rel=1e-10)
-        assert site.M_condition == pytest.approx(float(S[0] / S[-1]), rel=0.01)  # what `polar` promises of it
+        assert site.M_condition == pytest.approx(float(S[0] / S[-1]), rel=0.01)  # what `polar` promises
         remains = math.sqrt(x.shape[1] / y.shape[1]) * y @ (U @ Vh).T - x
         for part, error, centred in (
             (slice(200), site.error, site.error_centred),
@@ -87,7 +87,7 @@ def test_numbers_are_those_of_the_definitions():
 
 @pytest.mark.parametrize("kind", [architectures.Residual, architectures.UNet, architectures.Mixer])
 def test_a_network_is_itself_and_no_other(kind):
-    """Maps, pooling, tokens, skips; a second one of random weights is less like it at every site."""
+    """Maps, pooling, tokens, skips. A second network with random weights is less similar at every site."""
     net, other = (architectures.build(kind, seed=seed) for seed in (0, 1))
     x = draw(60, *net.image)
     itself, second = rf.compare(net, net, x), rf.compare(net, other, x)
@@ -107,7 +107,7 @@ def test_storage_changes_nothing_and_progress_is_told(tmp_path):
     assert "in files" in rf.compare(a, b, x, memory_budget=0, scratch_dir=tmp_path).storage
     assert not list(tmp_path.iterdir())
     few = rf.compare(a, b, x, max_samples=1000).sites[0]
-    assert few.samples == 45 * 36 // 5  # 3 would be enough, but has a factor in common with 36
+    assert few.samples == 45 * 36 // 5  # 3 would be enough, but has a common factor with 36
     assert few.similarity == pytest.approx(plain.sites[0].similarity, rel=0.1)  # 324 of 1620 samples
     assert json.loads(plain.to_json())["sites"][0]["similarity"] == plain.sites[0].similarity
     lines = str(plain).splitlines()
@@ -117,7 +117,7 @@ def test_storage_changes_nothing_and_progress_is_told(tmp_path):
 def test_half_precision_is_compared_in_float32():
     net = mlp((8, 12, 10, 3), seed=0)
     comparison = rf.compare(net, copy.deepcopy(net).bfloat16(), X.float())
-    # Weights are rounded to 2^-9 of themselves: errors are of its square, 4e-6, times the layers and their gains.
+    # Weights are rounded to 2^-9 of themselves. Errors are its square, 4e-6, times the layers and their gains.
     assert all(0.999 < site.similarity < 1 and site.error < 1e-3 for site in comparison.sites)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Data of which little can be measured: the right network all the same, or an error that names the site."""
+"""Data from which little can be measured: the network is right all the same, or an error names the site."""
 
 import json
 import math
@@ -81,8 +81,8 @@ def test_a_network_or_an_error_that_names_the_site(kind: str, data: str, dtype: 
         assert got.isfinite().all(), name
         valid(report.to_json())
         assert str(report)
-        if data in CONSTANT and name in ("calibrated", "complete"):  # the offsets alone
-            # The rounding of float32 through three layers; relative errors are of its square.
+        if data in CONSTANT and name in ("calibrated", "complete"):  # only the offsets
+            # The rounding of float32 through three layers; relative errors are its square.
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
             assert all(site.error == 0 or math.isnan(site.error) or site.error < 1e-12 for site in report.sites)
 
@@ -140,7 +140,7 @@ def test_held_out_data_that_is_not_finite(method: str) -> None:
 
 
 def test_recalibration_of_channels_that_do_not_vary() -> None:
-    """A unit that the sample does not move is given the reference's mean; one of small variance its own."""
+    """A unit that is constant in the sample gets the mean of the reference; one of small variance keeps its own."""
     torch.manual_seed(0)
     reference = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     reference[2].weight.data[0], reference[2].bias.data[0] = 0.0, 3.0
@@ -189,7 +189,7 @@ def test_a_run_that_goes_on_reads_null_as_nan() -> None:
 
 
 def test_kernels_of_activations_that_are_zero() -> None:
-    """Nothing is a share of them."""
+    """Shares of all-zero activations are not defined."""
     convergence = kernel_convergence(torch.zeros(20, 4), [4, 8], networks=2)
     for name in ("kernel", "between", "limit", "wide"):
         assert all(map(math.isnan, getattr(convergence, name).flatten()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is held out: data, a number of samples, or a fraction, drawn at random and the same every time."""
+"""Held-out data: given as data, as a number of samples, or as a fraction, drawn at random and equal every time."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_a_number_or_a_fraction_is_drawn_from_the_data(holdout, count):
 
 
 def test_labels_go_with_their_samples_and_the_order_stays():
-    sorted_by_class = X + 100 * torch.arange(50).unsqueeze(1)  # the first number says which sample it is
+    sorted_by_class = X + 100 * torch.arange(50).unsqueeze(1)  # the first number identifies the sample
     for data in (prepared := rf.fit(NET, (sorted_by_class, Y), holdout=20).prepared).align, prepared.held:
         places = (samples(data)[:, 0] / 100).round().long()
         assert torch.equal(data.labels, Y[places]) and torch.equal(places, places.sort().values)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""For every architecture: with the reference's own neurons the sampled network is the reference, to rounding; written
-out it is the same function and a plain module, with the same gradients; and it runs in half precision."""
+"""For every architecture: with the reference's own neurons the sampled network is the reference, to rounding. Written
+out, it is the same function and a plain module, with the same gradients. It runs in half precision."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ IMAGES = 20
 
 
 def trained(make: Callable[..., nn.Module], *image: int, **options: object) -> nn.Module:
-    """As if trained: signals of one size through all layers, batch norms that have seen images, affine parts."""
+    """As if trained: signals of one size in all layers, batch norms that have seen images and have affine parts."""
     net = make(**options, seed=0)
     generator = torch.Generator().manual_seed(0)
     for part in net.modules():
@@ -68,11 +68,11 @@ def model(request) -> tuple[nn.Module, Tensor, rf.RainbowModel]:
 )
 @torch.no_grad()
 def test_identity(model, options):
-    """With z' = zh, on the very inputs of the alignment, which are in the range of M."""
+    """With z' = zh, on the inputs of the alignment set, which are in the range of M."""
     net, x, fitted = model
     network, report = fitted.sample(law="identity", **options)
     assert report.kept == {} and len(report.sites) == len(network.sampled) == len(fitted.sites)
-    # 1e-8: rounding of float64 times the condition of M, at some ten sites
+    # 1e-8: rounding of float64 times the condition number of M, at about ten sites
     assert (network(x) - net(x)).norm() <= 1e-8 * net(x).norm()
 
 
@@ -86,27 +86,27 @@ def test_written_out_it_is_the_same_function_with_the_same_gradients_and_plain(m
     inputs = [x[:3].clone().requires_grad_() for _ in range(2)]
     outputs = [module(x) for module, x in zip((network, plain), inputs, strict=True)]
     assert (outputs[0] - net(x[:3])).norm() > 1e-3 * outputs[0].norm(), "another network than the reference"
-    # Two orders of the same sums, over some ten layers.
+    # Two orders of the same sums, over about ten layers.
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-11, atol=1e-11)
     for out in outputs:
         out.square().sum().backward()
     assert inputs[0].grad.isfinite().all() and inputs[0].grad.any()
-    # 1e-9: backwards through the same layers, with terms that cancel
+    # 1e-9: backward through the same layers, with terms that cancel
     torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-9, atol=1e-9 * float(inputs[0].grad.abs().max()))
-    head = list(network.parameters())[-1]  # the bias of the classifier, written as it is
+    head = list(network.parameters())[-1]  # the bias of the classifier, which is written as it is
     torch.testing.assert_close([p for p in plain.parameters() if p.shape == head.shape][-1].grad, head.grad)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 @torch.no_grad()
 def test_in_half_precision(model):
-    """From weights and images of bfloat16: as near to the network of float64 as the reference is in bfloat16."""
+    """With weights and images in bfloat16, it is as near to the float64 network as the reference is in bfloat16."""
     net, x, _ = model
     half, rounded = copy.deepcopy(net).bfloat16(), x.bfloat16()
     exact, same = copy.deepcopy(half).double(), rounded.double()
     wanted, wide = rf.sample(exact, same, holdout=0, method="calibrated")
     network, report = rf.sample(half, rounded, holdout=0, method="calibrated")
-    # The activations of every site are rounded once more, those of the wide layers written out too.
+    # The activations of every site are rounded once more; written out, those of the wide layers too.
     allowed = 5 * (half(rounded).double() - exact(same)).norm() / exact(same).norm()
     for module in (network, network.materialize()):
         out = module(rounded)

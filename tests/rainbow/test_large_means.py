@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Means of many standard deviations: variances, covariances and all that is made of them are those of float64."""
+"""Means of many standard deviations: variances, covariances and everything computed from them are as in float64."""
 
 import copy
 
@@ -14,13 +14,13 @@ from rainbow_fast.rainbow.channel_moments import PIECE, ChannelMoments
 
 N = 3000
 RATIOS = (0.0, 1e3, 1e4, 1e5)  # means over standard deviations
-# x - center is exact in float32 where x is within a factor of two of it; what is left are sums of some hundred numbers
+# x - center is exact in float32 if x is within a factor of two of the center. The rest are sums of some hundred numbers
 # of the size of the deviations, each rounded to 6e-8.
 SUMS = 1e-6
 
 
 def far(ratio: float, *shape: int, seed: int = 0) -> Tensor:
-    """Channels of several deviations, means of so many of them, float32."""
+    """Float32 channels with several standard deviations, and with means of `means` deviations."""
     scale = torch.tensor([1.0, 3.0, 1e-3, 1e3])[: shape[1]].view(1, -1, *[1] * (len(shape) - 2))
     sign = torch.tensor([1.0, -1.0, 1.0, 1.0])[: shape[1]].view(1, -1, *[1] * (len(shape) - 2))
     return (draw(*shape, seed=seed) + ratio * sign) * scale
@@ -49,7 +49,7 @@ def test_variances(ratio: float, shape: tuple[int, ...]) -> None:
 
 
 def test_a_center_is_a_number_of_the_dtype_with_few_bits() -> None:
-    """Where zeros come again and again, their distance from the center and its square have few bits to be rounded."""
+    """If zeros occur again and again, their distance from the center and its square have only few bits."""
     moments = ChannelMoments()
     moments.update(draw(N, 4).relu_())
     assert moments.center is not None and (moments.center > 0).all()
@@ -72,7 +72,7 @@ def test_any_partition_gives_the_same(ratio: float, order: str) -> None:
             parts.update(x[start:stop], y[start:stop])
         assert parts.count == N
         deviation = (x.double().std(0)[:, None], y.double().std(0)[:, None])
-        # The first sample of a sorted set is some four deviations off, whose squares are summed.
+        # The first sample of a sorted set is about four deviations off; the squares of these are summed.
         within = 20 * SUMS * deviation[0] * deviation[1].T
         assert ((parts.covariance() - whole.covariance()).abs() <= within).all()
         torch.testing.assert_close(parts.x.variance(), whole.x.variance(), rtol=20 * SUMS, atol=0)
@@ -99,7 +99,7 @@ def test_covariances(ratio: float, sides: str) -> None:
 
 
 def test_accumulators_of_other_centers_merge() -> None:
-    """Sums are moved in float64: some digits less than the square of the ratio, 1e10, takes of its 16."""
+    """Sums are moved in float64. This loses somewhat less than the ten of its 16 digits that the squared ratio has."""
     x, y = (torch.cat([far(ratio, 500, 4, seed=seed) for ratio in (0.0, 1e2, 1e5)]).double() for seed in (0, 1))
     parts = [rf.CrossCovariance().update(x[s : s + 500], y[s : s + 500]) for s in (0, 500, 1000)]
     assert parts[0].x.center is not None and (parts[0].x.center != parts[2].x.center).all()
@@ -127,7 +127,7 @@ def test_a_state_without_centers_is_about_zero() -> None:
     restored, wanted = rf.CrossCovariance(), rf.CrossCovariance().update(x, y).update(x, y)
     restored.load_state_dict(old)
     restored.update(x, y)
-    # 1e-12: float64 sums of 100 products about zero, where means are one to two deviations
+    # 1e-12: float64 sums of 100 products about zero, with means of one to two deviations
     torch.testing.assert_close(restored.compute(), wanted.compute(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(restored.covariance(), wanted.covariance(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(restored.x.variance(), wanted.x.variance(), rtol=1e-12, atol=0)
@@ -139,7 +139,7 @@ def test_a_state_without_centers_is_about_zero() -> None:
 
 
 def test_batches_of_another_dtype() -> None:
-    """A center of float64 is no number of float32: the later batch is taken in float64."""
+    """A center in float64 is not a float32 number, so the later batch is summed in float64."""
     x = draw(400, 3, dtype=torch.float64) * 1e-3 + 1 / 3
     moments = rf.CrossCovariance().update(x[:200]).update(x[200:].float())
     used = torch.cat([x[:200], x[200:].float().double()])
@@ -156,7 +156,7 @@ def test_batches_of_another_dtype() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 24, 33, 1000])
 def test_channels_that_do_not_vary(dtype: torch.dtype, count: int) -> None:
-    """Equal numbers have the variance 0, exactly, and covariances 0, whatever they are."""
+    """Equal numbers have exactly zero variance and covariances, whatever they are."""
     x = torch.tensor([0.1, 0.0, -1e6 / 3, 1e-30]).to(dtype).expand(count, 4)
     moments = rf.CrossCovariance().update(x).update(x)
     assert torch.equal(moments.x.variance(), torch.zeros(4, dtype=torch.float64)) and moments.x.constant
@@ -184,7 +184,7 @@ def test_squares_outside_the_range_of_float32() -> None:
 
 
 def test_pieces() -> None:
-    """A batch of more than two pieces, the last a small one, and batches of less than one."""
+    """A batch of more than two pieces, the last one small, and batches of less than one piece."""
     size = PIECE // 60
     x, y = far(1e4, 2 * size + 9, 4, 5, 3), far(1e3, 2 * size + 9, 2, 5, 3, seed=1)
     at_once, batches = rf.CrossCovariance().update(x, y), rf.CrossCovariance()
@@ -198,7 +198,7 @@ def test_pieces() -> None:
 
 
 def shifted_net(kind: str, b: float) -> tuple[nn.Module, Tensor]:
-    """A network whose first site has means of b or so, standard deviations of 1 or so."""
+    """A network whose first site has means of about b and standard deviations of about 1."""
     torch.manual_seed(1)
     if kind == "maps":
         first: list[nn.Module] = [nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -219,7 +219,7 @@ def shifted_net(kind: str, b: float) -> tuple[nn.Module, Tensor]:
 
 
 def first_sites(net: nn.Module, x: Tensor, **options) -> list:
-    """Of the network in float32 and in float64."""
+    """The results of the network in float32 and in float64."""
     return [
         rf.fit(copy.deepcopy(net).to(dtype), x.to(dtype), holdout=0.0).sample(factor=4, **options)[1].sites[0]
         for dtype in (torch.float32, torch.float64)
@@ -243,10 +243,10 @@ def first_sites(net: nn.Module, x: Tensor, **options) -> list:
     ids=["calibrated", "paper", "offset", "nuclear", "bn", "bn-calibrated", "pooled", "flattened"],
 )
 def test_a_sampled_site_is_that_of_float64(kind: str, options: dict, b: float) -> None:
-    """phi' itself is a float32 number of the size b: rounded to b eps, and so is what the network gives."""
+    """phi' itself is a float32 number of size b. It is rounded to b eps, and so is the output of the network."""
     single, double = first_sites(*shifted_net(kind, b), **options)
     rounding = b * torch.finfo(torch.float32).eps  # of a number, over the deviations
-    within = 1e-4 + rounding  # 1e-4: float32 sums, 1e-6, times a condition of M below 100
+    within = 1e-4 + rounding  # 1e-4: float32 sums, 1e-6, times a condition number of M below 100
     assert single.scale == pytest.approx(double.scale, rel=within)
     assert single.similarity == pytest.approx(double.similarity, rel=within)
     assert single.error_centred == pytest.approx(double.error_centred, rel=1e-2, abs=20 * rounding**2)
@@ -257,8 +257,8 @@ def test_a_sampled_site_is_that_of_float64(kind: str, options: dict, b: float) -
 def test_regressions_about_the_mean(way: str, kind: str) -> None:
     centred = {"center": True, "offset": True} if kind == "dense" else {}
     single, double = first_sites(*shifted_net(kind, 1e4), alignment=Regression(solver=way), **centred)
-    # Almost linear, so that next to nothing remains but the rounding of A phi' and phi, 1e4 eps of the deviations,
-    # to the power of two, over some terms.
+    # Almost linear, so that little more remains than the rounding of A phi' and phi, 1e4 eps of the deviations,
+    # squared, over some terms.
     assert double.error_centred < 1e-6 and single.error_centred < 1e-5
     assert single.similarity == pytest.approx(double.similarity, rel=1e-4)  # as above, where b is 0
 

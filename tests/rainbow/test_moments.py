@@ -56,7 +56,7 @@ def test_merge_reset_and_state():
 
 
 def test_float32_relu_samples_by_the_million():
-    """Relative error at most 1e-8 against float64 at N = 4e6, as means of positive numbers are summed."""
+    """The relative error is at most 1e-8 against float64 at N = 4e6, for means of positive numbers."""
     generator = torch.Generator().manual_seed(0)
     moments, exact = rf.CrossCovariance(), torch.zeros(4, 4, dtype=torch.float64)
     for _ in range(40):
@@ -75,7 +75,7 @@ def test_sums_of_more_than_a_block(shape):
     moments.update(x)
     exact = x.double().movedim(1, -1).flatten(0, -2)
     assert moments.count == len(exact)
-    # A block has 512 terms of float32: sqrt(512) of its roundings, 6e-8, where they are random.
+    # A block has 512 terms of float32: sqrt(512) roundings of 6e-8, if they are random.
     apart = exact - moments.center
     torch.testing.assert_close(moments.total, apart.sum(0), rtol=0, atol=2e-6 * float(apart.abs().sum(0).max()))
     torch.testing.assert_close(moments.square, apart.square().sum(0), rtol=2e-6, atol=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A whole sampled network where there is no GPU: on fake `cuda` and `meta` tensors, and with stubbed launchers."""
+"""A whole sampled network without a GPU: on fake `cuda` and `meta` tensors, and with stubbed launchers."""
 
 import pytest
 import torch
@@ -40,10 +40,10 @@ def sampled(options: dict, maps: bool = True) -> rf.RainbowNetwork:
 @pytest.mark.parametrize("device", ["cuda", "meta"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_under_fake_tensors(options: dict, device: str) -> None:
-    """Forwards and backwards; every result lies where the input does.
+    """Forward and backward passes; every result is on the device of the input.
 
-    Torch built without CUDA has neither gradients nor convolutions of fake `cuda` tensors: there a network of linear
-    layers runs forwards.
+    Without CUDA, torch has neither gradients nor convolutions of fake `cuda` tensors. Then a network of linear layers
+    runs forward.
     """
     network = sampled(options, maps=device == "meta")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -79,7 +79,7 @@ KERNELS = {
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_nothing_waits_for_the_gpu(options: dict, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No number is read on the host, forwards or backwards, and no CPU tensor meets one of the GPU."""
+    """No number is read on the host, in the forward or backward pass, and no CPU tensor meets one of the GPU."""
     network = move(sampled(options))
     with stubbed(backend, monkeypatch) as recorder:
         x = moved(torch.zeros(7, 2, 8, 8, requires_grad=True))
@@ -121,7 +121,7 @@ def test_no_op_waits(call, backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.unpoisoned
 def test_the_refusals_are_real(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tests above would find is found."""
+    """The faults that the tests above look for are found."""
     x = moved(torch.zeros(3))
     with stubbed("cuda", monkeypatch):
         for wait in (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Options: each declared once, the same everywhere; a name that is no option is an error with the nearest one."""
+"""Options: each is declared once and is the same everywhere. A wrong name is an error that gives the nearest option."""
 
 import inspect
 import json
@@ -96,7 +96,7 @@ def test_methods_are_presets_of_their_part(method):
 
 
 def test_resolved_options_can_be_changed_and_stay_whole():
-    """Values that are given again contradict nothing."""
+    """Equal values that are given twice are no contradiction."""
     for words in (
         {"method": "calibrated"},
         {"law": "bootstrap", "smoothing": 0.5},

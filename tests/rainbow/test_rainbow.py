@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sampling is what the design says: identity, the wide networks of the paper, the written-out network, invariance."""
+"""Sampling agrees with the design: identity, the wide networks of the paper, the written-out network, invariance."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_identity(reference, options):
     """With z' = zh the sampled network is the reference, on inputs in the range of M."""
     net, x = reference
     network, report = rf.sample(net, x, holdout=0, law="identity", **options)
-    assert (network(x) - net(x)).norm() <= 1e-8 * net(x).norm()  # rounding times the condition of M
+    assert (network(x) - net(x)).norm() <= 1e-8 * net(x).norm()  # rounding times the condition number of M
     assert all(site.error <= 1e-16 for site in report.sites)  # its square
 
 
@@ -89,7 +89,7 @@ def test_identity_of_the_flattened_alignment():
 
 
 def test_a_short_alignment_set_gives_another_network(reference):
-    """The identity above is not one by construction."""
+    """The identity above does not hold by construction."""
     net, x = reference
     network, report = rf.sample(net, x, holdout=0)
     assert (network(x) - net(x)).norm() > 1e-2 * net(x).norm()
@@ -144,7 +144,7 @@ def test_equals_the_wide_network_of_the_paper(kind):
 
 @torch.no_grad()
 def step_by_step(reference: nn.Sequential, x: Tensor, n: int, method: str) -> Tensor:
-    """Logits of the calibrated method (its steps a to g) or of the regression, for a perceptron, in plain torch."""
+    """The logits of the calibrated method (its steps a to g) or of the regression, for a perceptron, in plain torch."""
     ref, new, site = x, x, 0
     for layer in reference:
         z, zh = layer(ref), layer(new)
@@ -212,7 +212,7 @@ def test_materialized_network_is_equal_and_plain(reference, options):
 )
 @pytest.mark.parametrize("before", [False, True])
 def test_blocks_of_neurons_do_not_show(options, before):
-    """A site with pooling works in blocks of 128 neurons, explicit rows come 4,096 at a time."""
+    """A site with pooling works in blocks of 128 neurons; explicit rows come 4,096 at a time."""
     pool = nn.MaxPool2d(2) if options["width"] == 300 else nn.Identity()
     torch.manual_seed(0)
     middle = [pool, nn.Tanh()] if before else [nn.Tanh(), pool]
@@ -228,7 +228,7 @@ def test_blocks_of_neurons_do_not_show(options, before):
 
 
 def test_features_nest():
-    """G nests in width, bit for bit, and in rank, where U is cut."""
+    """G nests in width, bit for bit, and in rank, if U is cut."""
     net, x = mlp((12, 9, 3), seed=0).double(), images(12)
     model = rf.fit(net, x)
     z = net[:2](x[:20])
@@ -241,7 +241,7 @@ def test_features_nest():
 
 
 def _signs_kept(U: Tensor, Q: Tensor) -> Tensor:
-    """Q changed so that it keeps the sign convention of U: the largest entry of each column of Q U is positive."""
+    """Q, changed so that it keeps the sign convention of U: the largest entry of each column of Q U is positive."""
     moved = Q @ U
     signs = moved.gather(0, moved.abs().argmax(0, keepdim=True)).sign()
     return Q @ (U * signs) @ U.T
@@ -249,7 +249,7 @@ def _signs_kept(U: Tensor, Q: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("method", ["paper", "calibrated"])
 def test_rotating_a_linear_site_changes_nothing(method):
-    """phi -> Q phi and next W -> W Q^T, where the activation is the identity."""
+    """phi -> Q phi and next W -> W Q^T, with the identity as activation."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Linear(8, 6, bias=False), nn.LeakyReLU(1.0), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 2)

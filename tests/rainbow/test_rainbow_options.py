@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What can be asked of fit and sample, what is reported, and what is refused."""
+"""The options of fit and sample, their reports, and what is refused."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def test_holdout():
 
 
 def test_rank_above_the_noise_edge():
-    """Three planted directions in the noise of an initialisation, and a layer with a bias, whose noise is not told."""
+    """Three planted directions in the noise of an initialisation, and a layer with a bias, whose noise is not known."""
     net = mlp((60, 40, 5, 2), seed=0)
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_presets_and_what_follows_from_them(model):
 
 
 def test_scales_and_offset(model):
-    """The optimal scale has the least error; the offset gives phih the mean of phi."""
+    """The optimal scale has the least error. The offset gives phih the mean of phi."""
     errors = {
         scale: model.sample(factor=2, scale=scale)[1].sites[0].error for scale in ("sqrt", "optimal", "nuclear", "one")
     }

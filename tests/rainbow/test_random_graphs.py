@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Any small graph of supported modules, on examples that hypothesis draws: cut, sampled, written out; the same ones in
+"""Any small graph of supported modules is cut, sampled and written out. hypothesis draws the examples, the same in
 every run."""
 
 import operator
@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 
 
 class Layer(nn.Module):
-    """A convolution, perhaps a batch norm before or after the non-linearity; the map keeps its size."""
+    """A convolution, and perhaps a batch norm before or after the non-linearity. The map keeps its size."""
 
     def __init__(self, kernel: int, groups: int, norm: str | None, activation: str | None, after: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Layer(nn.Module):
 
 
 class Drawn(nn.Module):
-    """Layers in the ways of `joins`, then `head`, then a hidden layer and the logits."""
+    """Layers joined in the ways of `joins`, then `head`, then a hidden layer and the logits."""
 
     def __init__(self, layers: list[tuple], joins: list[str], head: str) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The error of a certificate, summed piece by piece: that of the whole, whatever the batches and the dtype."""
+"""The error of a certificate, summed piece by piece, is that of the whole, for any batches and dtype."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_error(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     exact = (phih - phi).double().square().sum()  # the difference is rounded to the dtype
     mean = phi.double().transpose(0, 1).flatten(1).mean(1).view(1, -1, *[1] * (phi.dim() - 2))
     wanted = [float(exact / phi.double().square().sum()), float(exact / (phi.double() - mean).square().sum())]
-    for piece in (1, 2 * phi[0].numel(), 2**17):  # a sample, two, all of them at a time
+    for piece in (1, 2 * phi[0].numel(), 2**17):  # one sample, two, or all of them at a time
         error = Error(piece=piece)
         for some in (slice(0, 4), slice(4, 4), slice(4, 7)):  # one of the batches is empty
             error.update(phi[some], phih[some])

@@ -67,9 +67,9 @@ def test_batches_must_agree():
 
 
 def test_every_layer_sees_each_image_once_for_each_network():
-    """In fit; then, in one pass of the reference for all samples, once more and once for each: linear in depth. Beside
-    that the comparisons, once each: of one chunk, of 32 samples three times and of one three times in fit, of 8 samples
-    four times for each network."""
+    """Once in fit; then, in one pass of the reference for all samples, once more and once for each: linear in depth. In
+    addition there are the comparisons: in fit one of a chunk, three of 32 samples and three of one sample; four of 8
+    samples for each network."""
     seen: dict[int, int] = {}
     layers: list[nn.Module] = []
     for number in range(5):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The memory of wide samples: M in float64 and each A in float32 are all that is as wide as the sample."""
+"""The memory of wide samples: only M in float64 and each A in float32 are as wide as the sample."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ print((peak() - before) / (64 * 200_000 * 8))
 
 @pytest.mark.parametrize("method", ["paper", "calibrated"])
 def test_memory(method: str) -> None:
-    """M, and a half of it for each of two A; what is left are eight rows of 64, blocks of neurons, and vectors."""
+    """M, and half of it for each of two A. The rest are eight rows of 64, blocks of neurons, and vectors."""
     done = subprocess.run(
         [sys.executable, "-c", SAMPLE.replace("METHOD", method)], capture_output=True, text=True, check=True
     )

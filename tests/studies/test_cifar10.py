@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The study of CIFAR-10: its two controls, and all of it on noise."""
+"""The study of CIFAR-10: its two controls, and the whole study on noise."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def one_thread():
 
 @pytest.fixture
 def toy() -> tuple[nn.Sequential, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """A float64 perceptron with data, more than one chunk of it."""
+    """A float64 perceptron, with more than one chunk of data."""
     torch.manual_seed(0)
     module = mlp((9, 7, 5, 3), seed=1).double()
     x = torch.randn(1300, 9, dtype=torch.float64)
@@ -62,7 +62,7 @@ def test_a_permuted_network_is_the_same_network(toy: tuple) -> None:
 
 @pytest.mark.filterwarnings("ignore:site")
 def test_the_study_on_noise(tmp_path: Path) -> None:
-    """Every case with few neurons, the paper's law at four widths; a second call goes on where the first stopped."""
+    """Every case with few neurons, the paper's law at four widths. A second call goes on where the first stopped."""
     torch.manual_seed(0)
     x, y = torch.randn(200, 1, 32, 32), torch.arange(200) % 10
     images = Images(x, y, x[:50], y[:50])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The pages in docs/ are what the studies make of the records beside them, to the letter."""
+"""The pages in docs/ are exactly what the studies make from their stored records."""
 
 from collections.abc import Callable
 from pathlib import Path

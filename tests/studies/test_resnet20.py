@@ -31,7 +31,7 @@ def labelled(count: int, seed: int = 0, side: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def little_net(seed: int = 0, width: int = 4) -> nn.Sequential:
-    """Seven sites; its batch norms have statistics and affine parts of their own."""
+    """A network with seven sites. Its batch norms have random statistics and affine parts."""
     net = resnet_cifar(8, width=width, seed=seed).train()
     with torch.no_grad():
         net(labelled(50, seed=1)[0])
@@ -45,7 +45,7 @@ def little_net(seed: int = 0, width: int = 4) -> nn.Sequential:
 
 
 def test_novelty_of_planted_rows() -> None:
-    """Orthonormal reference neurons are sqrt(2) apart; a row is at a known distance from the first of them."""
+    """Orthonormal reference neurons are sqrt(2) apart. A row is at a known distance from the first of them."""
     C = torch.eye(3, dtype=torch.float64)
     assert novelty(torch.eye(3)[[2, 0, 0, 1]], C) == 0
     beyond = torch.tensor([[1 + math.sqrt(2), 0.0, 0.0]], dtype=torch.float64)
@@ -78,7 +78,7 @@ def test_novelty_refuses(rows: Tensor, C: Tensor, message: str) -> None:
 
 
 class Itself:
-    """The reference's own neurons."""
+    """A sampler that takes the reference's own neurons."""
 
     parts, wide = METHODS["paper"], False
 
@@ -91,7 +91,7 @@ class Itself:
 
 
 def test_sampler_of_the_reference_itself_is_the_reference() -> None:
-    """Every shortcut, alignment and error: to rounding, of seven aligned layers in float32."""
+    """Every shortcut, alignment and error is right to rounding, for seven aligned layers in float32."""
     net, test = little_net(), labelled(60, seed=2)
     got = controls.sample_layerwise(net, Itself(), labelled(200), test)
     assert got.accuracy == accuracy(net, *test)
@@ -101,7 +101,7 @@ def test_sampler_of_the_reference_itself_is_the_reference() -> None:
 
 
 def test_naive_batch_norm_has_statistics_of_the_sample() -> None:
-    """Before relu, which a large bias keeps out: the mean and the variance of the reference's affine part."""
+    """Before relu, which a large bias makes the identity: the mean and variance of the reference's affine part."""
     net, (x, _) = little_net(), labelled(100)
     with torch.no_grad():
         net.bn1.bias.add_(10)
@@ -114,7 +114,7 @@ def test_naive_batch_norm_has_statistics_of_the_sample() -> None:
 
 
 def test_white_convolutions_have_the_power_of_the_trained() -> None:
-    """Of 40,000 neurons, whose mean square has a relative deviation of about 1 %."""
+    """The power of 40,000 neurons, whose mean square has a relative deviation of about 1 %."""
     net, (x, _) = little_net(), labelled(8)
     with torch.no_grad():
         net.bn1.bias.copy_(net.bn1.weight * net.bn1.running_mean * (net.bn1.running_var + 1e-5).rsqrt())  # s = 0
@@ -131,7 +131,7 @@ def test_white_convolutions_have_the_power_of_the_trained() -> None:
 
 @pytest.mark.parametrize("sampler", [controls.Naive, controls.White])
 def test_samplers_learn_alignments_and_a_classifier(sampler: type) -> None:
-    """A refit classifier finds the planted sign of the images' mean through seven sampled sites; errors are finite."""
+    """A refit classifier finds the planted sign of the images' mean through seven sampled sites. Errors are finite."""
     x, _ = labelled(300)
     y = (torch.arange(300) % 2).long()
     x = x + (2 * y - 1).view(-1, 1, 1, 1)
@@ -205,7 +205,7 @@ def test_passes_hold_every_task_once_and_share_the_reference() -> None:
 
 @pytest.mark.filterwarnings("ignore:site")
 def test_command_writes_all_and_goes_on(tmp_path: Path) -> None:
-    """Every case with few neurons on noise; a second call adds the networks that are missing and repeats none."""
+    """Every case with few neurons, on noise. A second call adds the missing networks and repeats none."""
     pytest.importorskip("matplotlib")
     x, y = labelled(120)
     for width in (3, 4):

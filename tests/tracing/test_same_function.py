@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Networks that are no functions of their input, or whose trace is another function, are refused by the first call that
-differs; and what is compared leaves everything as it was."""
+"""Networks that are no functions of their input, or whose trace is another function, are refused; the error names the
+first call that differs. The comparison changes nothing."""
 
 import random
 import time
@@ -22,7 +22,7 @@ X = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """Two linear layers, with `between` applied to what is between them, and what it may use."""
+    """Two linear layers, with `between` applied between them, and the modules that it may use."""
 
     def __init__(self, between: Callable[["Net", Tensor], Tensor] = lambda net, h: h) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ def test_a_scalar_of_the_batch():
 
 
 def test_an_input_that_is_written_to():
-    """By a network with a graph, of which every operation makes a new tensor, it is not; without one it would be."""
+    """A network with a graph does not write to it, as every operation makes a new tensor; one without would."""
 
     class InPlace(Net):
         def __init__(self, graph: bool) -> None:
@@ -249,12 +249,12 @@ def test_what_a_trace_passes_by(change, where):
 
 
 def test_hooks_of_a_non_linearity_are_sampled_with_it():
-    """The fused kernels would pass them by."""
+    """The fused kernels would not call them."""
     net = Net().eval().double()
     hooked(net.body[1])
     assert not rf.sites(net)[0].fused
     network, _ = rf.sample(net, X.double(), law="identity", holdout=0)
-    # 1e-8: rounding of float64 times the condition of M
+    # 1e-8: rounding of float64 times the condition number of M
     assert (network(X.double()) - net(X.double())).norm() <= 1e-8 * net(X.double()).norm()
     # 1e-12: the same products in another order
     assert (network.materialize()(X.double()) - network(X.double())).norm() <= 1e-12 * net(X.double()).norm()
@@ -279,7 +279,7 @@ def test_half_precision_is_held_to_its_own_rounding():
 
 
 def test_rounding_that_a_chaotic_network_amplifies_is_not_taken_for_a_difference():
-    """Sixty layers of gain 3: one sample alone comes out up to 1 away from what it does in a batch."""
+    """Sixty layers of gain 3: a sample alone has outputs up to 1 away from its outputs in a batch."""
     net = mlp((6, *[64] * 60, 3), activation=nn.Tanh, seed=0)
     with torch.no_grad():
         for layer in net:
@@ -294,7 +294,7 @@ def test_rounding_that_a_chaotic_network_amplifies_is_not_taken_for_a_difference
 
 
 def test_nan_are_equal_to_nan():
-    """What is not finite in the data is found at its site, and in data that is held out nowhere."""
+    """NaN in the data are an error at their site. In held-out data they are no error."""
     with pytest.raises(ValueError, match="site 'body.1': the reference's z is not finite"):
         rf.fit(Net().eval(), X * torch.nan)
     model = rf.fit(Net().eval(), (X, torch.arange(300) % 3), holdout=(X * torch.nan, torch.arange(300) % 3))
@@ -317,8 +317,8 @@ def test_everything_is_left_as_it_was():
 
 
 def test_what_watches_and_what_keeps_its_features_is_no_other_function():
-    """Hooks that return nothing, attributes that are set in a forward, functional dropout that drops nothing, outputs
-    in a dict."""
+    """Hooks that return nothing, attributes that are set in a forward pass, functional dropout that drops nothing, and
+    outputs in a dict."""
 
     class Watched(Net):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -339,7 +339,7 @@ def test_plan_compares_on_one_sample():
 
 
 def test_models_and_networks_of_files(tmp_path):
-    """The weights are those of the file, the forward that of the architecture given."""
+    """The weights come from the file, the forward pass from the given architecture."""
     plain = Net().eval()
     model = rf.fit(plain, X)
     rf.save_model(model, tmp_path / "model")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The trace of a module: which sites it finds, that the pieces compute the reference, what it refuses."""
+"""The trace of a module: which sites it finds, that its pieces compute the reference, and what it refuses."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def run(traced: Trace, x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """A residual block with one activation module called twice, a function, a method, and sums in place."""
+    """A residual block with one activation module that is called twice, a function, a method, and in-place sums."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def residual() -> Residual:
 
 
 def varied() -> nn.Sequential:
-    """Many kinds of modules, nested, with a batch norm that has seen data."""
+    """Many kinds of nested modules, with a batch norm that has seen data."""
     torch.manual_seed(0)
     stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=2, dilation=2), nn.MaxPool2d(2), nn.LeakyReLU(0.2))
     middle = nn.Sequential(
@@ -225,7 +225,7 @@ def test_prelu_with_one_slope_is_a_leaky_relu():
 
 
 class Untraceable(nn.Module):
-    """Its forward depends on values."""
+    """A network whose forward pass depends on values."""
 
     def __init__(self, *, twice: bool = False) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""W W^T of every linear layer against the covariance of what it makes of white input, and the ranks that follow."""
+"""W W^T of every linear layer, compared with the covariance of its output for white input, and the resulting ranks."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ WRITERS = {
 
 
 def covariance(writer: nn.Module) -> Tensor:
-    """Of z at positions that no border cuts off, in one period of the strides each, for white input: the sum over all
-    inputs of what each alone gives."""
+    """The covariance of z for white input, at positions away from borders, in one period of the strides: the sum over
+    all inputs of what each one gives alone."""
     space = {nn.Linear: 0, nn.Conv1d: 1, nn.ConvTranspose1d: 1}.get(type(writer), 2)
     shape = (getattr(writer, "in_channels", 5), *[14] * space)
     ones = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, *shape)
@@ -57,17 +57,17 @@ def sites(writer: nn.Module, x: Tensor) -> rf.RainbowModel:
 
 
 def test_directions_of_a_depthwise_writer_are_its_channels():
-    """Each channel has the variance of its own kernel, and none has a part of another."""
+    """Each channel has the variance of its own kernel, and no channel has a part of another one."""
     writer = seeded(nn.Conv2d, 8, 8, 3, groups=8)
     values, U = sites(writer, torch.randn(40, 8, 6, 6)).sites[0].directions(centred=False)
     wanted = writer.weight.detach().square().sum((1, 2, 3)).sort(descending=True)
     assert torch.allclose(values, wanted.values, rtol=1e-12)  # eigenvalues and sums of nine squares, in float64
-    # Rounding over the gaps of the eigenvalues
+    # Rounding divided by the gaps of the eigenvalues
     assert torch.allclose(U, torch.eye(8, dtype=torch.float64)[:, wanted.indices], atol=1e-12)
 
 
 def test_energy_of_a_transposed_writer_is_that_of_its_outputs():
-    """Eight channels that are combinations of two: rank 2, whatever the number of its inputs."""
+    """Eight channels that are combinations of two have rank 2, for any number of inputs."""
     writer = seeded(nn.ConvTranspose2d, 3, 8, 2, stride=2)
     with torch.no_grad():
         two = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Triton kernels in Triton's interpreter, which must be asked for before triton is imported: a process per op."""
+"""The Triton kernels in Triton's interpreter. It is enabled before triton is imported, so each op has a process."""
 
 import importlib.util
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What launches ask of Triton's compiler and of a device: read without either.
+"""What launches ask of Triton's compiler and of a device. The test needs neither.
 
-The interpreter takes integers as they come. The compiler makes those that equal 1 constants of the kernel, others 32 or
-64 bits wide; a device bounds the grid.
+The interpreter takes any integers. The compiler makes integers that equal 1 constants of the kernel, and the others 32
+or 64 bits wide. A device limits the grid.
 """
 
 import functools
@@ -38,7 +38,7 @@ WHERE = [2**40 + 5, 3, 0, 0]
 
 @pytest.fixture(autouse=True)
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple]:
-    """The kernels launched, each as it was specialised, which go as far as the compiler's own language."""
+    """The launched kernels, each as it was specialised, compiled up to the compiler's own language."""
     target = GPUTarget(*TARGETS[0].triton)
     backend, seen = make_backend(target), set()
     binder = functools.cache(lambda k: create_function_from_signature(k.signature, k.params, backend))
@@ -63,7 +63,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple]:
 
 
 def random_features_calls(N: int, r: int, n: int, d: int, space: tuple[int, ...], dtype: torch.dtype, device="cpu"):
-    """random_features, its passes and their gradient, of tensors of these sizes."""
+    """Calls random_features, its passes and their gradient on tensors of these sizes."""
 
     def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -87,7 +87,7 @@ def of_sides(x: Tensor, *ys: Tensor) -> None:
     cross_covariance.cross_covariance(out, sides, none, none, not ys, "relu", 0.01)
 
 
-# N, r, n, d, space: ones wherever a size can be
+# N, r, n, d, space: ones wherever a size can be 1
 ONES = [(1, 1, 1, 1, ()), (5, 1, 1, 1, (2, 3)), (1, 1, 5, 5, (1,)), (3, 2, 3, 1, (7, 1)), (1, 3, 3, 140, ())]
 
 
@@ -115,7 +115,7 @@ def test_other_ops_where_sizes_are_one(launched: set, dtype: torch.dtype) -> Non
 
 
 def test_the_largest_sizes(launched: set) -> None:
-    """More rows and samples than 2^31: 64 bits where they are counted, and grids that devices take."""
+    """More rows and samples than 2^31: counts have 64 bits, and devices accept the grids."""
     gaussian(torch.empty(2**32, 600, device="meta"), WHERE)
     features, covariance, centered, *_ = random_features_calls(2**19, 16, 100, 32, (64, 65), torch.float32, "meta")
     features()
@@ -124,7 +124,7 @@ def test_the_largest_sizes(launched: set) -> None:
     for call in random_features_calls(5 * 10**4, 512, 2 * 10**4, 512, (), torch.float32, "meta"):
         call()
     of_sides(torch.empty(2**24, 512, 16, 17, device="meta"))
-    for r in (16, 512):  # rows of G kept, and slabs of them
+    for r in (16, 512):  # the kept rows of G, and slabs of them
         P = torch.empty(r, 9 * 10**6, device="meta")
         sample_project_align(torch.empty(300, 9 * 10**6, device="meta"), P, P.dtype, WHERE, 1.0)
     assert any("i64" in key[1] for key in launched)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What Triton makes of the promotion out of tensor cores: neither folded into one chain of sums, nor simplified."""
+"""Triton neither folds the promotion out of tensor cores into one chain of sums, nor simplifies it."""
 
 import os
 import re
@@ -24,11 +24,11 @@ def test_tensor_cores_are_left_every_chain(case: str, target: str, tmp_path, mon
     stages = compiled(variant, next(t for t in TARGETS if t.name == target))
     rows, columns, step, every = (variant.constants[name] for name in ("ROWS", "COLUMNS", "STEP", "CHAIN"))
     assert step * every == CHAIN == 128
-    # Three separate operations on the whole tile, under a condition: total = high + low, total - high, low - that.
+    # Three operations on the whole tile, under a condition: total = high + low, lost = total - high, low - lost.
     tile = rf"tensor<{rows}x{columns}xf32, [^>]*>"
     branch = re.search(rf"scf\.if (?:(?!scf\.if).)*?arith\.addf[^\n]*{tile}(.*?)scf\.yield", stages["ttgir"], re.S)
     assert branch and len(re.findall(rf"arith\.subf[^\n]*{tile}", branch[1])) == 2
-    # And they are still there, once an entry of a thread's share, in what the assembler gets.
+    # The assembler still gets them, once for each entry of a thread.
     share = rows * columns // (32 * variant.options["num_warps"])
     subtractions = re.findall(r"\bsub(?:\.rn)?\.f32(x2)?\b", stages["ptx"])
     assert len(subtractions) + subtractions.count("x2") >= 2 * share
@@ -36,7 +36,7 @@ def test_tensor_cores_are_left_every_chain(case: str, target: str, tmp_path, mon
 
 @pytest.mark.parametrize("target", [target.name for target in TARGETS])
 def test_no_sum_over_samples_or_ranks_stays_in_tensor_cores(target: str, tmp_path, monkeypatch) -> None:
-    """No product begins with what a loop carries: on sm_100 its accumulator is overwritten, elsewhere it is zeros."""
+    """No product adds to a value carried by a loop: on sm_100 its accumulator is overwritten, elsewhere it is zeros."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     name = "random_features_covariance long rank fp32"
     [variant] = [v for v in random_features_variants() if v.name == name and v.targets == (target,)]
@@ -46,4 +46,4 @@ def test_no_sum_over_samples_or_ranks_stays_in_tensor_cores(target: str, tmp_pat
     products = [(name, operands.replace(" ", "").split(",")) for name, operands in dots]
     assert len(products) >= 2 and carried and not carried & {operands[2] for _, operands in products}
     overwrites = [operands[3] for name, operands in products if "gen5" in name]
-    assert 3 * overwrites.count("%false") == len(overwrites)  # of three products in TF32 the first
+    assert 3 * overwrites.count("%false") == len(overwrites)  # the first of three products in TF32

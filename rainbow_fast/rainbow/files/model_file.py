@@ -4,27 +4,52 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import msgspec
+import torch
 from torch import Tensor, nn
 
 from rainbow_fast.arguments import integer
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.fields import renamed
+from rainbow_fast.formats import Format
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.moments import CENTERS, KEYS
-from rainbow_fast.rainbow.network.packing import copied
+from rainbow_fast.rainbow.network.packing import Positive, copied
 from rainbow_fast.rainbow.options import FitOptions
 from rainbow_fast.rainbow.prepare import Prepared, chunk_size, site_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
-from rainbow_fast.tensor_files import Format, Header
 from rainbow_fast.tracing.same_function import FEW, check
 from rainbow_fast.tracing.trace import trace
 
-MODEL = Format("rainbow_fast.model", 2, "rainbow model")  # version 1 has sums about 0, without centers
+SETS = ("alignment", "held_out")  # names of the two data sets in a file
+
+
+class PackedStatistics(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What the header of the file says of a site; `activity` is None if it is not a number."""
+
+    name: str
+    layers: list[str]
+    d: Positive
+    z_shape: list[Positive]
+    phi_shape: list[Positive]
+    activity: float | None = None
+
+
+class ModelHeader(msgspec.Struct, forbid_unknown_fields=True):
+    """The header of the file of a model."""
+
+    sites: list[PackedStatistics]
+    max_samples: Positive
+
+
+# Version 1 has sums about 0, without centers; version 2 has no checksums.
+MODEL = Format("rainbow_fast.model", 3, "rainbow model", ModelHeader, summed_since=3, key="model")
 
 
 def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int | None = None) -> None:
@@ -42,8 +67,9 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
 
     Raises:
         TypeError: `model` is not a `RainbowModel`, or `probe` is not an integer.
-        ValueError: `probe` is below 1, or the model has several references.
+        ValueError: `probe` is below 1, or the model has several references; or `path` is a folder, a device or a pipe.
         FileNotFoundError: the folder of `path` is missing.
+        OSError: the folder of `path` cannot be written into, or its disk is full.
     """
     if not isinstance(model, RainbowModel):
         raise TypeError(f"model: wanted a RainbowModel, got {type(model).__name__}")
@@ -53,12 +79,11 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
     tensors = {f"reference.{name}": copied(value) for name, value in model.reference.state_dict().items()}
     for s in model.sites:
         tensors |= {f"sites.{s.site.index}.{name}": copied(value) for name, value in s.z.state_dict().items()}
-    for name, data in (("alignment", prepared.align), ("held_out", prepared.held)):
+    for name, data in zip(SETS, (prepared.align, prepared.held), strict=True):
         tensors[f"{name}.x"] = copied(data.samples(0, probe))
         if data.labels is not None:
             tensors[f"{name}.labels"] = copied(data.labels[:probe])
-    header = {"sites": [_about(s) | {"activity": s.activity} for s in model.sites], "max_samples": prepared.max_samples}
-    MODEL.write(Path(path), header, tensors)
+    MODEL.write(Path(path), ModelHeader([_about(s) for s in model.sites], prepared.max_samples), tensors)
 
 
 @renamed(pointwise="pointwise_modules")
@@ -93,49 +118,78 @@ def load_model(
     first = next(network.parameters())
     device, dtype = first.device, first.dtype
     try:
-        x = {name: tensors[f"{name}.x"] for name in ("alignment", "held_out")}
+        x = {name: tensors[f"{name}.x"] for name in SETS}
+        labels = {name: tensors.get(f"{name}.labels") for name in SETS}
+        _check_data(x, labels, path)
         example = as_numbers(x["alignment"][:1], device, dtype)
         kinds = tuple(pointwise_modules)
         traced = trace(network, example, kinds)
         sites = site_shapes(traced, example)
         _check_sites(sites, header, path)
-        for s, about in zip(sites, header["sites"], strict=True):
-            of_site = f"sites.{s.site.index}."
-            keys = KEYS + (CENTERS if f"{of_site}{CENTERS[0]}" in tensors else ())
-            s.z.load_state_dict({key: tensors[of_site + key].to(device) for key in keys})
-            s.activity = about["activity"]
+        for s, about in zip(sites, header.sites, strict=True):
+            _load_moments(s, tensors, path)
+            s.activity = math.nan if about.activity is None else about.activity
             if not (s.site.output or s.site.gate):
                 warn_if_few(s.site.name, len(x["alignment"]) * s.positions, s.channels)
-        max_samples = header["max_samples"]
     except KeyError as error:
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
     size = chunk_size(sites, example)
-    labels = {name: tensors.get(f"{name}.labels") for name in x}
     data = [Data(x[k], None if y is None else y.to(device), size, device, dtype) for k, y in labels.items()]
     check(network, traced, data[0].chunk(0)[:FEW], kinds)
-    options = FitOptions(max_samples=max_samples, pointwise_modules=kinds)
+    options = FitOptions(max_samples=header.max_samples, pointwise_modules=kinds)
     return RainbowModel(Prepared(traced, ((network, traced),), sites, data[0], data[1], options))
 
 
-def _about(s: SiteStatistics) -> Header:
-    """The properties that a site has in every network of the architecture; shapes are lists, as in JSON."""
+def _about(s: SiteStatistics) -> PackedStatistics:
+    """The properties that a site has in every network of the architecture, and its activity."""
     layers = [type(layer).__name__ for layer in s.site.reference]
-    shapes = {"z_shape": list(s.z_shape), "phi_shape": list(s.phi_shape)}
-    return {"name": s.site.name, "layers": layers, "d": s.d} | shapes
+    return PackedStatistics(
+        name=s.site.name,
+        layers=layers,
+        d=s.d,
+        z_shape=list(s.z_shape),
+        phi_shape=list(s.phi_shape),
+        activity=s.activity,
+    )
 
 
-def _check_sites(sites: Iterable[SiteStatistics], header: Header, path: Path) -> None:
+def _check_sites(sites: Iterable[SiteStatistics], header: ModelHeader, path: Path) -> None:
     described = [_about(s) for s in sites]
-    wanted = [{key: about[key] for key in ("name", "layers", "d", "z_shape", "phi_shape")} for about in header["sites"]]
-    names = [[about["name"] for about in each] for each in (described, wanted)]
+    names = [[about.name for about in each] for each in (described, header.sites)]
     if names[0] != names[1]:
         raise ValueError(f"reference: its sites are {', '.join(names[0])}, those of {path} {', '.join(names[1])}")
-    for mine, expected in zip(described, wanted, strict=True):
-        for key, value in expected.items():
-            if mine[key] != value:
-                raise ValueError(
-                    f"reference: site {expected['name']!r} has {key} {mine[key]}, that of {path} has {value}"
-                )
+    for mine, expected in zip(described, header.sites, strict=True):
+        for key in ("layers", "d", "z_shape", "phi_shape"):
+            here, there = getattr(mine, key), getattr(expected, key)
+            if here != there:
+                raise ValueError(f"reference: site {expected.name!r} has {key} {here}, that of {path} has {there}")
+
+
+def _load_moments(s: SiteStatistics, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load the moments of a site from the tensors of a file."""
+    of_site = f"sites.{s.site.index}."
+    keys = KEYS + (CENTERS if f"{of_site}{CENTERS[0]}" in tensors else ())
+    state = {key: tensors[of_site + key].to(s.device) for key in keys}
+    if state["cross"].shape != (s.d, s.d) or any(
+        t.dtype != torch.float64 for key, t in state.items() if key != "count"
+    ):
+        raise ValueError(f"path: {path} is damaged: site {s.site.name!r} wanted moments of {s.d} channels, float64")
+    if state["count"].dtype != torch.int64 or state["count"].numel() != 1 or state["count"] < 1:
+        raise ValueError(f"path: {path} is damaged: site {s.site.name!r} has no number of samples")
+    try:
+        s.z.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"path: {path} is damaged: site {s.site.name!r}: {error}") from error
+
+
+def _check_data(x: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], path: Path) -> None:
+    """Check that the alignment set and the held-out samples in a file are samples and labels."""
+    first = x[SETS[0]]
+    if first.dim() < 1 or not len(first) or x[SETS[1]].shape[1:] != first.shape[1:]:
+        raise ValueError(f"path: {path} is damaged: its samples have shapes {[tuple(t.shape) for t in x.values()]}")
+    for name, y in labels.items():
+        if y is not None and (y.dtype != torch.int64 or tuple(y.shape) != (len(x[name]),)):
+            raise ValueError(f"path: {path} is damaged: its labels are {y.dtype} of shape {tuple(y.shape)}")
 
 
 def _with_weights(reference: nn.Module, state: Mapping[str, Tensor], path: Path) -> nn.Module:

@@ -4,23 +4,49 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
+import torch
 from torch import Tensor, nn
 
 from rainbow_fast.fields import renamed
+from rainbow_fast.formats import Format
 from rainbow_fast.io import fingerprint
-from rainbow_fast.rainbow.network.packing import copied, pack, unpack
+from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.network.packing import Packed, Positive, check_fits, copied, pack, unpack
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble, refit_site
 from rainbow_fast.rainbow.network.same_network import check_network, white
-from rainbow_fast.tensor_files import Format
+from rainbow_fast.rainbow.prepare import own_shapes, site_shapes
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.joined import JoinedNetwork
-from rainbow_fast.tracing.trace import trace
+from rainbow_fast.tracing.trace import Trace, trace
 
-NETWORK = Format("rainbow_fast.network", 3, "sampled network")  # 1: the scale is in A; 2: no own layers
+LARGEST_INPUT = 2**26  # numbers in one input, at most: `load` runs the reference on an input of this size
+
+
+class PackedSite(Packed, kw_only=True):
+    """A sampled site and its name."""
+
+    name: str
+
+
+class NetworkHeader(msgspec.Struct, forbid_unknown_fields=True):
+    """The header of the file of a network, see `RainbowNetwork`."""
+
+    sites: Annotated[list[PackedSite], msgspec.Meta(min_length=1)]
+    classifier: Literal["refit", "refit_aligned"] | None
+    input_shape: list[Positive]
+    reference: str
+    own_layers: list[str] = []
+
+
+# Version 1 has the scale in A, version 2 no own layers, version 3 no checksums.
+NETWORK = Format("rainbow_fast.network", 4, "sampled network", NetworkHeader, summed_since=4, key="network")
 
 
 def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
@@ -34,18 +60,22 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: `network` is not a `RainbowNetwork` (save a materialised network by its state dict).
-        ValueError: the network was sampled from several references.
+        ValueError: the network was sampled from several references, or one input has more than 2^26 numbers; or `path`
+            is a folder, a device or a pipe.
         FileNotFoundError: the folder of `path` is missing.
+        OSError: the folder of `path` cannot be written into, or its disk is full.
     """
     if not isinstance(network, RainbowNetwork):
         raise TypeError(f"network: wanted a RainbowNetwork, got {type(network).__name__}")
     if isinstance(network.body, JoinedNetwork):
         raise ValueError("network: sampled from several references, wanted one; or save materialize()'s state dict")
+    if math.prod(network.input_shape) > LARGEST_INPUT:
+        raise ValueError(f"network: takes inputs {network.input_shape}, wanted at most {LARGEST_INPUT} numbers")
     tensors: dict[str, Tensor] = {}
     sites = []
     for name in network.sampled:
         options, buffers = pack(network.site(name))
-        sites.append({"name": name} | options)
+        sites.append(PackedSite(name=name, **msgspec.structs.asdict(options)))
         tensors |= {f"{name}.{b}": value for b, value in buffers.items()}
     if network.head is not None:
         head = network.body.get_submodule(network.head)
@@ -53,13 +83,9 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
     for name, module in network.own_layers.items():
         layer: Any = network.body.get_submodule(module)
         tensors[f"{name}.layer"] = copied(layer.weight)
-    header = {
-        "sites": sites,
-        "own_layers": list(network.own_layers),
-        "classifier": network.classifier,
-        "input_shape": network.input_shape,
-        "reference": network.fingerprint,
-    }
+    classifier: Any = network.classifier
+    shape = list(network.input_shape)
+    header = NetworkHeader(sites, classifier, shape, network.fingerprint, list(network.own_layers))
     NETWORK.write(Path(path), header, tensors)
 
 
@@ -87,39 +113,74 @@ def load(
     path = Path(path)
     header, tensors = NETWORK.read(path)
     digest = fingerprint(reference.state_dict())
-    if header["reference"] != digest:
+    if header.reference != digest:
         raise ValueError(
-            f"path: {path} was sampled from another reference (its weights have SHA-256 {header['reference'][:12]}..., "
+            f"path: {path} was sampled from another reference (its weights have SHA-256 {header.reference[:12]}..., "
             f"those of this one {digest[:12]}...)"
         )
+    if math.prod(header.input_shape) > LARGEST_INPUT:
+        raise ValueError(f"path: {path} is damaged, it names an input of shape {header.input_shape}")
     device, kinds = next(reference.parameters()).device, tuple(pointwise_modules)
-    shape = tuple(header["input_shape"])
+    shape = tuple(header.input_shape)
     example = next(reference.parameters()).new_zeros(1, *shape)
-    traced, classifier = trace(reference, example, kinds), header["classifier"]
-    activations, head = {}, None
     try:
-        weights = {name: tensors[f"{name}.layer"] for name in header.get("own_layers", ())}
-        traced = traced.with_weights(weights, kinds) if weights else traced
-        sites = {site.name: site for site in traced.sites}
-        for entry in header["sites"]:
-            name, site = entry["name"], sites[entry["name"]]
-            if classifier == "refit" and site is traced.sites[-1]:
-                site = refit_site(site, traced.tail(), flattened=entry["flattened"])
-            activations[name] = unpack(site, entry, tensors, f"{name}.", device)
-        if classifier == "refit_aligned":
-            head = copy.deepcopy(traced.tail().last)
-            head.weight = nn.Parameter(tensors["classifier.weight"].to(device))
-            head.bias = nn.Parameter(tensors["classifier.bias"].to(device))
+        traced = of_reference = trace(reference, example, kinds)
+        weights = {name: tensors[f"{name}.layer"] for name in header.own_layers}
+        if weights:
+            traced = of_reference.with_weights(weights, kinds)
+        sites = own_shapes(traced, of_reference, example) if weights else site_shapes(traced, example)
+        shapes = {s.site.name: s for s in sites}
+        activations = _activations(header, tensors, traced, shapes, device)
+        head = _head(header, tensors, traced, device)
     except KeyError as error:
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
+    except (RuntimeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(f"path: {path} does not fit the reference: {first}") from error
     network = assemble(
         traced,
         activations,
-        classifier=classifier,
+        classifier=header.classifier,
         head=head,
         input_shape=shape,
         fingerprint=digest,
-        own_layers={name: traced.writer_name(sites[name]) for name in weights},
+        own_layers={name: traced.writer_name(shapes[name].site) for name in weights},
     )
-    check_network(network.body, activations, traced, white(example), head=head, refit=classifier == "refit")
+    check_network(network.body, activations, traced, white(example), head=head, refit=header.classifier == "refit")
     return network
+
+
+def _activations(
+    header: NetworkHeader,
+    tensors: Mapping[str, Tensor],
+    traced: Trace,
+    shapes: Mapping[str, SiteStatistics],
+    device: torch.device,
+) -> dict[str, RainbowActivation]:
+    """The sampled sites in a file, by name."""
+    activations = {}
+    for entry in header.sites:
+        if entry.name not in shapes:
+            raise ValueError(f"it has no site {entry.name!r}, wanted one of {', '.join(shapes)}")
+        s, outputs = shapes[entry.name], None
+        site = s.site
+        if header.classifier == "refit" and site is traced.sites[-1]:
+            site = refit_site(site, traced.tail(), flattened=entry.flattened)
+            outputs = traced.tail().last.out_features
+        activations[entry.name] = unpack(site, entry, tensors, f"{entry.name}.", device)
+        check_fits(activations[entry.name], s, outputs=outputs)
+    return activations
+
+
+def _head(
+    header: NetworkHeader, tensors: Mapping[str, Tensor], traced: Trace, device: torch.device
+) -> nn.Linear | None:
+    """The new classifier that reads phih, if the network has one."""
+    if header.classifier != "refit_aligned":
+        return None
+    head = copy.deepcopy(traced.tail().last)
+    weight, bias = (tensors[f"classifier.{name}"].to(device) for name in ("weight", "bias"))
+    if weight.shape != head.weight.shape or bias.shape != weight.shape[:1]:
+        raise ValueError(f"its classifier has shapes {tuple(weight.shape)} and {tuple(bias.shape)}")
+    head.weight, head.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return head

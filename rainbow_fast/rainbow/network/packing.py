@@ -3,30 +3,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.activation import RainbowActivation
-from rainbow_fast.tensor_files import Header
+from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.site import Site
 
 REQUIRED = ("key", "A")
 _BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "matrix", "gain", "bias", "offset")
-_OPTIONS = ("n", "d", "mean_row", "h", "flattened")
+_INTEGERS = ("key", "k")  # int64; all other buffers are floating point
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
-def pack(activation: RainbowActivation) -> tuple[Header, dict[str, Tensor]]:
+class Packed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The options of a sampled site in the header of a file, see `RainbowActivation` and `Rows`."""
+
+    n: Positive
+    d: Positive
+    mean_row: bool
+    h: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    flattened: bool
+
+
+def pack(activation: RainbowActivation) -> tuple[Packed, dict[str, Tensor]]:
     """The options and the buffers that a sampled site has in addition to the reference's site."""
     buffers = {b: copied(value) for b in _BUFFERS if (value := getattr(activation, b)) is not None}
-    return {option: getattr(activation, option) for option in _OPTIONS}, buffers
+    return Packed(**{name: getattr(activation, name) for name in Packed.__struct_fields__}), buffers
 
 
 def unpack(
-    site: Site, options: Header, tensors: Mapping[str, Tensor], prefix: str, device: torch.device
+    site: Site, options: Packed, tensors: Mapping[str, Tensor], prefix: str, device: torch.device
 ) -> RainbowActivation:
     """The sampled site from the result of `pack`.
 
@@ -37,20 +51,59 @@ def unpack(
         device: of the site.
 
     Raises:
-        KeyError: an option or a buffer is missing.
+        KeyError: a buffer is missing.
+        ValueError: a buffer does not fit the options.
     """
     mine = {b: tensors[prefix + b] for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
+    _check_buffers(options, mine)
     mine = {b: t if b == "key" else t.to(device) for b, t in mine.items()}
-    row_options = {option: options[option] for option in _OPTIONS if option != "flattened"}
     drawn: dict[str, Any] = {name: mine.get(name) for name in ("key", "U", "T", "k", "matrix")}
-    rows = Rows(**drawn, **row_options)
+    rows = Rows(options.n, options.d, h=options.h, mean_row=options.mean_row, **drawn)
     recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
-    activation = RainbowActivation(
-        site, rows, flattened=options["flattened"], recalibration=recalibration, device=device
-    )
+    activation = RainbowActivation(site, rows, flattened=options.flattened, recalibration=recalibration, device=device)
     activation.A, activation.offset = mine["A"], mine.get("offset")
     activation.scale = mine.get("scale", activation.scale)  # in files of version 1 it is part of A
     return activation
+
+
+@torch.no_grad()
+def check_fits(activation: RainbowActivation, s: SiteStatistics, *, outputs: int | None = None) -> None:
+    """Check that a sampled site from a file fits a site of the reference.
+
+    Args:
+        activation: the sampled site.
+        s: the site, with the shapes of z and phi.
+        outputs: number of classes, if A is a new classifier.
+
+    Raises:
+        ValueError: z has another number of channels, or A other sizes.
+    """
+    if activation.d != s.d:
+        raise ValueError(f"site {s.site.name!r} has d = {activation.d}, the reference {s.d}")
+    assert activation.A is not None
+    rows = s.channels if outputs is None else outputs
+    features = activation.kind.features
+    if activation.flattened:
+        rows = math.prod(s.phi_shape) if outputs is None else outputs
+        z = activation.scale.new_zeros(1, *s.z_shape, dtype=activation.A.dtype)
+        features = activation.strategy.rows(activation, z, lambda t: t, 0, 1).numel()
+    wanted = rows, activation.n * features
+    if tuple(activation.A.shape) != wanted:
+        raise ValueError(f"site {s.site.name!r} has A of shape {tuple(activation.A.shape)}, wanted {wanted}")
+
+
+def _check_buffers(options: Packed, buffers: Mapping[str, Tensor]) -> None:
+    n, d, A, U = options.n, options.d, buffers["A"], buffers.get("U")
+    r = d if U is None else U.shape[-1:].numel()
+    shapes = {"key": (4,), "scale": (), "U": (d, r), "T": (n, n), "k": (n,), "matrix": (n, r), "gain": (d,)}
+    shapes |= {"bias": (d,), "offset": tuple(A.shape[:1]), "A": tuple(A.shape[:2])}
+    for name, t in buffers.items():
+        if tuple(t.shape) != shapes[name] or t.is_floating_point() == (name in _INTEGERS):
+            raise ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)}, wanted shape {shapes[name]}")
+    if ("gain" in buffers) != ("bias" in buffers):
+        raise ValueError("gain and bias: wanted both or none")
+    if "k" in buffers and not 0 <= int(buffers["k"].min()) <= int(buffers["k"].max()) < d:
+        raise ValueError(f"k names neurons outside 0 .. {d - 1}")
 
 
 def copied(t: Tensor) -> Tensor:

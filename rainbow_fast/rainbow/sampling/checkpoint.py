@@ -12,28 +12,42 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend
+from rainbow_fast.formats import Format
 from rainbow_fast.io import PART, sha256
-from rainbow_fast.rainbow.network.packing import pack, unpack
+from rainbow_fast.rainbow.network.packing import Packed, check_fits, pack, unpack
 from rainbow_fast.rainbow.network.rainbow_network import refit_site
 from rainbow_fast.rainbow.options import Limits
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.report import SiteReport
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.spec import NetworkSpec
-from rainbow_fast.tensor_files import Format
 from rainbow_fast.tracing.trace import Trace
 from rainbow_fast.version import __version__
 
-RUN = Format("rainbow_fast.run", 1, "sampling run")
-SITE = Format("rainbow_fast.site", 1, "sampled site")
 SHOWN = 4  # differences in a message
 SIZES = ("width", "factor", "explained_variance", "sites")  # not compared: the widths and ranks of all sites are
 
 Facts = dict[str, Any]
+
+
+class PackedSampledSite(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The header of the file of a sampled site."""
+
+    of: tuple[str, int, str]
+    report: dict[str, Any]
+    ridge: float | None
+    activation: Packed
+    refit: Packed | None = None
+
+
+# Version 1 of both formats has no checksums.
+RUN = Format("rainbow_fast.run", 2, "sampling run", Facts, summed_since=2, key="run")
+SITE = Format("rainbow_fast.site", 2, "sampled site", PackedSampledSite, summed_since=2, key="site")
 
 
 class Checkpoint:
@@ -48,14 +62,16 @@ class Checkpoint:
 
     def write(self, lane: int, site: SampledSite) -> None:
         """Write a finished site of the network in this lane."""
-        header = {"of": self._of(lane, site), "report": asdict(site.report), "ridge": site.ridge}
+        packed: dict[str, Packed] = {}
         tensors: dict[str, Tensor] = {}
         for name in ("activation", "refit"):
             activation = getattr(site, name)
             if activation is not None:
-                header[name], buffers = pack(activation)
+                packed[name], buffers = pack(activation)
                 tensors |= {f"{name}.{b}": value for b, value in buffers.items()}
-        SITE.write(self._path(lane, site), header, tensors)
+        of, report = self._of(lane, site), asdict(site.report)
+        header = PackedSampledSite(of=of, report=report, ridge=site.ridge, **packed)
+        SITE.write(self._path(lane, site), header, tensors, "resume_dir")
 
     def read(self, lane: int, site: SampledSite) -> bool:
         """Fill `site` with what `write` has saved. Returns False if the site has no file.
@@ -68,23 +84,26 @@ class Checkpoint:
         if not path.exists():
             return False
         header, tensors = SITE.read(path, "resume_dir")
+        if header.of != self._of(lane, site):
+            raise ValueError(f"resume_dir: {path} belongs to another run, network or site")
         try:
-            if header["of"] != self._of(lane, site):
-                raise ValueError(f"resume_dir: {path} belongs to another run, network or site")
-            site.activation = unpack(site.site, header["activation"], tensors, "activation.", site.device)
-            site.report, site.ridge = SiteReport(**header["report"]), header["ridge"]
-            if "refit" in header:
-                holder = refit_site(site.site, self.trace.tail(), flattened=header["refit"]["flattened"])
-                site.refit = unpack(holder, header["refit"], tensors, "refit.", site.device)
-        except (KeyError, TypeError) as error:
+            site.activation = unpack(site.site, header.activation, tensors, "activation.", site.device)
+            check_fits(site.activation, site.own)
+            site.report, site.ridge = SiteReport.from_dict(header.report, held_out=bool(site.held.count)), header.ridge
+            if header.refit is not None:
+                tail = self.trace.tail()
+                holder = refit_site(site.site, tail, flattened=header.refit.flattened)
+                site.refit = unpack(holder, header.refit, tensors, "refit.", site.device)
+                check_fits(site.refit, site.own, outputs=tail.last.out_features)
+        except (KeyError, ValueError) as error:
             raise ValueError(f"resume_dir: {path} is damaged ({error})") from None
         return True
 
     def _path(self, lane: int, site: SampledSite) -> Path:
         return self.folder / f"network-{lane - 1}-site-{site.site.index}.safetensors"
 
-    def _of(self, lane: int, site: SampledSite) -> list[Any]:
-        return [self.run, lane - 1, site.site.name]
+    def _of(self, lane: int, site: SampledSite) -> tuple[str, int, str]:
+        return self.run, lane - 1, site.site.name
 
 
 @contextmanager
@@ -128,10 +147,10 @@ def _claim(path: Path, facts: Facts) -> None:
             raise ValueError(
                 f"resume_dir: {path} holds no sampling run but {min(others)!r}: wanted a new or empty folder"
             )
-        RUN.write(head, facts, {})
+        RUN.write(head, facts, {}, "resume_dir")
         return
     there, _ = RUN.read(head, "resume_dir")
-    facts = json.loads(json.dumps(facts))
+    facts = msgspec.json.decode(msgspec.json.encode(facts))
     differing = [
         f"{name} ({_shown(there.get(name))} there, {_shown(facts.get(name))} here)"
         for name in {**there, **facts}
@@ -154,7 +173,7 @@ def describe(prepared: Prepared, specs: Sequence[NetworkSpec], limits: Limits) -
     code = repr(trace.reference) + ("" if trace.graph is None else trace.graph.code)
     facts: Facts = {
         "package": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "instruction set": backend.isa,
         "instruction set of torch": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +25,7 @@ from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, reason_kept
 from rainbow_fast.rainbow.spec import NetworkSpec
+from rainbow_fast.scratch import scratch_folder
 
 
 @torch.no_grad()
@@ -45,9 +44,9 @@ def sample_networks(
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if limits.resume_dir is not None:
         run = opened(limits.resume_dir, prepared.trace, describe(prepared, specs, limits))
-    with run as checkpoint, tempfile.TemporaryDirectory(prefix="rainbow_fast-", dir=limits.scratch_dir) as folder:
+    with run as checkpoint, scratch_folder(limits.scratch_dir) as folder:
         traces = [prepared.trace, *(spec.trace for spec in specs)]
-        align, held = (Flight(traces, each, storage, Path(folder)) for each in data)
+        align, held = (Flight(traces, each, storage, folder) for each in data)
         lanes = [
             Lane(number, spec, (align, held), prepared.max_samples, storage, tick)
             for number, spec in enumerate(specs, REFERENCE + 1)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rainbow_fast.io import bytes_of_tensor, explained, read_all, write_all
 from rainbow_fast.rainbow.chunks import freshly_laid
 from rainbow_fast.rainbow.options import Limits
 
@@ -41,24 +42,37 @@ class InMemory:
 
 
 class InFile:
-    """A tensor in one file, which is deleted together with the cell."""
+    """A tensor in one file, which is deleted together with the cell.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written into; the message names the folder and the bytes.
+    """
 
     def __init__(self, value: Tensor, folder: Path, dtype: torch.dtype | None) -> None:
         self.dtype, self.device, self.shape = value.dtype, value.device, value.shape
         stored = value.detach().to("cpu", dtype).contiguous()
         self.stored = stored.dtype
-        handle, name = tempfile.mkstemp(dir=folder)
+        with explained("scratch_dir", folder, stored.nbytes):
+            handle, name = tempfile.mkstemp(dir=folder)
         self.path = Path(name)
         weakref.finalize(self, self.path.unlink, missing_ok=True)
-        with os.fdopen(handle, "wb") as file:
-            stored.view(-1).view(torch.uint8).numpy().tofile(file)
+        try:
+            with explained("scratch_dir", folder, stored.nbytes):
+                write_all(handle, bytes_of_tensor(stored))
+        finally:
+            os.close(handle)
 
     def load(self) -> Tensor:
         # Read, not memory-mapped: mapped pages would count as memory of the process, and a site reads each file only
         # once or twice.
         tensor = torch.empty(self.shape, dtype=self.stored, device="cpu")
-        with self.path.open("rb") as file:
-            file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            count = read_all(handle, bytes_of_tensor(tensor), 0)
+        finally:
+            os.close(handle)
+        if count < tensor.nbytes:
+            raise OSError(f"scratch_dir: {self.path} has {count} bytes, wanted {tensor.nbytes}: it was damaged")
         return tensor.to(self.device, self.dtype)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Builds csrc/cuda/*.cu for the CPU: the extension module _C, whose `cuda` is the emulation, in build/cuda_on_cpu/.
+"""Builds csrc/cuda/*.cu for the CPU, in build/cuda_on_cpu/: an extension module _C whose `cuda` is the emulation.
 
 `python tests/helpers/cuda_on_cpu/build.py` builds it, with `--sanitize` under AddressSanitizer and
 UndefinedBehaviorSanitizer.
-Objects are made again when their source, any header, this file or the compiler changes.
+Objects are compiled again when their source, any header, this file or the compiler changes.
 """
 
 import ctypes
@@ -32,12 +32,12 @@ FLAGS = (
 )
 OPTIMISE = "-O2"
 SANITIZE = "-O1 -g1 -fsanitize=address,undefined -fsanitize-sections=rf_shared -fno-sanitize-recover=all"
-BIND = f"-O0 -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"  # what it takes is the compiler's time
+BIND = f"-O0 -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"  # most of its time is the compiler's
 SOURCES = ["csrc/bind.cpp", "csrc/scratch.cpp", "csrc/cuda/*.cu", f"{EMULATION}/*.cpp", f"{EMULATION}/*.cu"]
 
 
 def build(sanitize: bool = False) -> Path:
-    """The module's path, once it is up to date."""
+    """Brings the module up to date and returns its path."""
     cxx = shlex.split(os.environ.get("CXX") or "c++")
     plain = ROOT / "build" / "cuda_on_cpu"
     folder = plain / "sanitize" if sanitize else plain
@@ -81,8 +81,8 @@ def run(command: list) -> None:
 
 @cache
 def load(sanitize: bool = False) -> ModuleType:
-    """The extension: what `load().cuda` takes is what `rainbow_fast._C.cuda` takes, in the memory of the CPU."""
-    # By this name: pybind11 gives a module again to whoever asks for one of the same name.
+    """The extension. `load().cuda` takes the arguments of `rainbow_fast._C.cuda`, in the memory of the CPU."""
+    # It must have this name: pybind11 returns an existing module of the same name.
     spec = importlib.util.spec_from_file_location("cuda_on_cpu._C", build(sanitize))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -92,17 +92,17 @@ def load(sanitize: bool = False) -> ModuleType:
 
 @cache
 def library(sanitize: bool = False) -> ctypes.CDLL:
-    """The same file, for what is not of the package: `set_order`, `set_most_shared`, the toy kernels."""
+    """The same file, for functions that the package does not have: `set_order`, `set_most_shared`, the toy kernels."""
     return ctypes.CDLL(str(build(sanitize)))
 
 
 def set_order(seed: int, sanitize: bool = False) -> None:
-    """In which order blocks, warps and lanes run: 0 forward, 1 backward, else one that this seed draws."""
+    """Sets the order in which blocks, warps and lanes run: 0 forward, 1 backward, else drawn from this seed."""
     library(sanitize).rf_set_order(seed)
 
 
 def set_most_shared(kib: int = 163) -> None:
-    """Shared memory that a block may take: of an A100, if it is not said."""
+    """Sets the shared memory that a block may have; by default that of an A100."""
     library().rf_set_most_shared(ctypes.c_int64(kib * 1024))
 
 

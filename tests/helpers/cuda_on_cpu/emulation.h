@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The names of csrc/cuda/device.h on a CPU: the same kernels, in the arithmetic of tensor cores, one thread after
-// another. What is undefined on a GPU is an error here, or NaN, wherever it can be seen.
+// The functions of csrc/cuda/device.h on a CPU. They run the same kernels in the arithmetic of tensor cores, one thread
+// after another. What is undefined on a GPU is an error here, or NaN, wherever it can be seen.
 #pragma once
 
 #include "words.h"
@@ -22,7 +22,7 @@ inline void join(const Collective& collective, void* out, const void* a, const v
 
 }  // namespace emulated
 
-// d += a b: exact products, summed in float64 onto d, and cut off to float32 once.
+// d += a b: the exact products are summed in float64 onto d, and the sum is cut off to float32 once.
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emulated::join(emulated::mma_bf16, d, a, b);
 }

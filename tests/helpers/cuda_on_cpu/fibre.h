@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Fibres: stacks that take turns on one thread. A context is what make_fibre gives and switch_fibre leaves.
+// Fibres: stacks that take turns on one thread. make_fibre returns a context, and switch_fibre stores one.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ namespace rf::cuda::emulated {
 
 #ifdef __x86_64__
 
-// Goes on in `to`, and leaves in *from where to come back to: the stack, on which stand the registers that a call
-// keeps.
+// Continues in `to`, and stores in *from where to continue later: the stack, with the registers that a call preserves
+// on it.
 extern "C" void rf_switch_fibre(void** from, void* to);
 asm(R"(
 .text
@@ -40,10 +40,10 @@ rf_switch_fibre:
 
 inline void switch_fibre(void** from, void* to) { rf_switch_fibre(from, to); }
 
-// A fibre that begins with `start`, which must not return, on a stack that ends at `top` (aligned to 64 bytes).
+// A fibre that begins with `start`, which must not return. Its stack ends at `top` (aligned to 64 bytes).
 inline void* make_fibre(void* top, void (*start)()) {
   uint64_t* const end = static_cast<uint64_t*>(top);
-  end[-1] = 0;  // what start would return to
+  end[-1] = 0;  // the address that start would return to
   end[-2] = reinterpret_cast<uint64_t>(start);
   for (int i = 3; i <= 8; ++i) end[-i] = 0;
   return end - 8;

@@ -17,7 +17,7 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, bytes)
 #endif
 
-// Where words.h puts every __shared__ variable; null where there is none.
+// Where words.h puts every __shared__ variable; null if there is none.
 extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __start_rf_shared[], __stop_rf_shared[];
 
 namespace rf::cuda::emulated {
@@ -43,15 +43,15 @@ std::string error;
 unsigned order;
 
 std::vector<Lane> lanes;
-std::vector<Lane*> starts;  // of the warps, in their order
-size_t warp;                // which of them runs
+std::vector<Lane*> starts;  // first lanes of the warps, in their order
+size_t warp;                // which warp runs
 void* home;                 // the context of run()
 
 std::string text(uint3 p) {
   return "(" + std::to_string(p.x) + ", " + std::to_string(p.y) + ", " + std::to_string(p.z) + ")";
 }
 
-// 0 .. count - 1 in some order: start, start + step, ... modulo count.
+// The numbers 0 .. count - 1 in some order: start, start + step, ... modulo count.
 struct Walk {
   uint64_t count, start = 0, step = 1;
 
@@ -82,7 +82,7 @@ void diverged(const Lane& a, const Lane& b) {
   fail(std::string("is at ") + b.waits_for->name + " while thread " + text(a.index) + " is at " + a.waits_for->name);
 }
 
-// The last lane of a warp has come.
+// Called when the last lane of a warp has arrived.
 void end_turn(Lane* last) {
   Lane* const all = last - last->lane();
   const Collective* const what = last->waits_for;
@@ -107,8 +107,8 @@ void fibre() {
   }
 }
 
-// The stacks of the fibres, a page without access below each. They begin at different lines of a page, as those of
-// one cache set would push each other out.
+// The stacks of the fibres, with a page without access below each. They begin at different lines of a page, because
+// lines of one cache set would push each other out of the cache.
 class Stacks {
  public:
   void* top(int i) {
@@ -206,7 +206,7 @@ void expect_shared(const void* p, int bytes, const char* what) {
     fail(std::string(what) + " an address outside of shared memory");
 }
 
-// What is on its way has no value.
+// Until a copy has been waited for, its target holds NaN.
 void copy_async(void* to, const void* from, int bytes, int size) {
   expect_shared(to, size, "copies to");
   if (reinterpret_cast<uint64_t>(from) % static_cast<uint64_t>(size) || bytes < 0 || bytes > size)

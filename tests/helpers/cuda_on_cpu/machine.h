@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A GPU of one thread: every thread of a block is a fibre, and they take turns.
+// A GPU on one thread: every thread of a block is a fibre, and the fibres take turns.
 //
-// The lanes of a warp run one after another, each up to its next collective (a shuffle, a matrix product, a barrier).
-// The last one to come does it for all 32, and the next turn begins. At a barrier of the block the next warp runs;
-// after the last warp, the first again. So a warp may take any number of collectives between two barriers, and lanes
-// that do not all come to the same one are an error.
+// The lanes of a warp run one after another. Each runs up to its next collective (a shuffle, a matrix product, a
+// barrier). The last lane that arrives performs it for all 32, and the next turn begins. At a barrier of the block the
+// next warp runs; after the last warp, the first one runs again. So a warp may run any number of collectives between
+// two barriers. It is an error if the lanes do not all arrive at the same one.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ constexpr int kLanes = 32;
 
 struct Lane;
 
-// What a warp does together: `perform` is given its 32 lanes.
+// What a warp does together: `perform` receives its 32 lanes.
 struct Collective {
   const char* name;
   void (*perform)(Lane* lanes);
@@ -34,37 +34,37 @@ struct Collective {
 struct Copy {
   void* to;
   const void* from;
-  int bytes, size;  // those from `bytes` on are zeros
+  int bytes, size;  // bytes from `bytes` on are zeros
 };
 
 // A thread of the block.
 struct Lane {
-  void* context;  // where it goes on
-  Lane* next;     // of the warp; null: the turn ends with this one
+  void* context;  // where it continues
+  Lane* next;     // the next lane of the warp; null: the turn ends with this one
   uint3 index;    // threadIdx
   const Collective* waits_for;
-  void* out;  // of the collective: memory of its own
+  void* out;  // the result of the collective, in memory of the lane
   const void* in[2];
   int source, bytes;         // of a shuffle
-  std::vector<Copy> copies;  // not waited for, oldest first
-  std::vector<int> groups;   // how many of them are in each committed group
-  int in_group;              // in the one that is not committed
+  std::vector<Copy> copies;  // copies that were not waited for, oldest first
+  std::vector<int> groups;   // number of copies in each committed group
+  int in_group;              // number of copies in the group that is not committed yet
 
   int lane() const { return static_cast<int>(index.x % kLanes); }
 };
 
-extern Lane* here;  // whose turn it is
+extern Lane* here;  // the lane whose turn it is
 extern uint3 block;
 extern dim3 block_size, grid_size;
 extern unsigned char* dynamic_shared;
-extern int64_t most_shared;  // bytes, of a block
+extern int64_t most_shared;  // bytes of a block
 
 extern const Collective block_barrier, warp_barrier;
 
-// Waits for the other lanes of the warp, of the block at its barrier.
+// Waits for the other lanes of the warp, or for those of the block at its barrier.
 void join(const Collective& collective);
 
-// Ends the launch with an error that names kernel, block and thread.
+// Ends the launch with an error that names the kernel, the block and the thread.
 void fail(const std::string& what);
 
 // Fails unless p is aligned and [p, p + bytes) is shared memory.
@@ -78,7 +78,7 @@ void wait_for_copies(int pending);
 void run(const char* name, dim3 grid, int threads, int64_t shared_bytes, void (*body)(const void*),
          const void* argument);
 
-// The order of blocks, warps and lanes: 0 forward, 1 backward, else one that this seed draws.
+// The order of blocks, warps and lanes: 0 forward, 1 backward, otherwise one drawn from this seed.
 void set_order(unsigned seed);
 
 }  // namespace rf::cuda::emulated

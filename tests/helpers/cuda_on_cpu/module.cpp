@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What csrc/bind.cpp wants besides CUDA's kernels, and what only tests call.
+// What csrc/bind.cpp needs besides the kernels of CUDA, and functions that only tests call.
 #include "../../../csrc/kernels.h"
 #include "machine.h"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the 32 lanes of a warp do together. Layouts: csrc/cuda/device.h.
+// What the 32 lanes of a warp do together. csrc/cuda/device.h describes the layouts.
 #include <cstring>
 
 #include "../../../csrc/cuda/device.h"
@@ -14,11 +14,12 @@
 namespace rf::cuda::emulated {
 namespace {
 
-// Tensor cores add up exact products and what they are added to at once, each cut off where the largest of them ends,
-// and cut the sum off again: an A100 at 2^-24 of it, of half of the terms at a time; an H100 a bit further, of all.
+// Tensor cores add up exact products and the number that they are added to in one step. Each term is cut off where the
+// largest one ends, and the sum is cut off again. An A100 cuts off at 2^-24 of the largest term and adds half of the
+// terms at a time; an H100 cuts off a bit further on and adds all terms.
 constexpr double kKept = 0x1p-24;
 
-// Eight numbers: a row of d.
+// A row of d: eight numbers.
 typedef uint32_t Words __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
 typedef float Floats __attribute__((vector_size(32)));
@@ -39,7 +40,7 @@ RF_INLINE void store(T (&to)[8], const From& from) {
 }
 RF_INLINE Row wide(Floats x) { return __builtin_convertvector(x, Row); }
 
-// The terms that stand in words: of those of 16 bits the low and the high one.
+// The terms in words: for 16 bits, the low and the high term of a word.
 struct Bf16 {
   static constexpr int kTerms = 2;
   static RF_INLINE Row term(Words w, int k) { return wide(as<Floats>(k ? w & 0xffff0000 : w << 16)); }
@@ -62,23 +63,23 @@ RF_INLINE Row size(Row x) { return as<Row>(as<Longs>(x) & ~kSign); }
 RF_INLINE Row power_of_two(Row x) { return as<Row>(as<Longs>(x) & kExponent); }  // the largest not above |x|
 RF_INLINE Row larger(Row a, Row b) { return a > b ? a : b; }
 
-// Towards zero, to a multiple of a power of two above |x| / 2^52.
+// Rounds towards zero, to a multiple of a power of two above |x| / 2^52.
 RF_INLINE Row cut_off(Row x, Row step) {
   const Row big = step * 0x1p52, near = size(x) + big - big;
   const Row below = near - as<Row>(as<Longs>(step) & (near > size(x)));
   return as<Row>(as<Longs>(below) | (as<Longs>(x) & kSign));
 }
 
-// Towards zero.
+// Rounds towards zero.
 RF_INLINE Floats truncate(Row x) {
   constexpr int64_t kLost = 0x1fffffff;
   const Floats y = __builtin_convertvector(as<Row>(as<Longs>(x) & ~kLost), Floats);
-  // Below 2^-126, where a float has fewer digits, that has rounded.
+  // Below 2^-126 a float has fewer digits, and the conversion may have rounded up.
   const Longs beyond = (size(wide(y)) > size(x)) & (size(x) < 1.0);  // -1 where true
   return as<Floats>(as<Ints>(y) + __builtin_convertvector(beyond, Ints));
 }
 
-// d (16, 8) += a (16, 8) b (8, 8), of words: half of the words, then the other.
+// d (16, 8) += a (16, 8) b (8, 8), given as words: one half of the words first, then the other half.
 template <class Type>
 RF_INLINE void multiply(Lane* lanes) {
   constexpr int kTerms = 4 * Type::kTerms;
@@ -102,7 +103,7 @@ RF_INLINE void multiply(Lane* lanes) {
       powers[k] = power_of_two(columns[k]);
     }
     for (int row = 0; row < 16; ++row) {
-      double terms[2][8], sizes[2][8];  // of four each
+      double terms[2][8], sizes[2][8];  // the terms of four products each
       for (int k = 0; k < Type::kTerms; ++k) {
         const Row these = Type::term(as<Words>(a[half][row]), k);
         store(terms[k], these);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Toy kernels: each uses one of device.h's names, rightly or in a way that must be found.
+// Toy kernels. Each uses one function of device.h, rightly or in a way that must be found.
 #include "../../../csrc/cuda/numbers.h"
 
 namespace rf::cuda {
@@ -7,7 +7,7 @@ namespace {
 
 // --- one warp ---
 
-// 0: bf16, 1: f16, 2: tf32; four words of a, two of b and four numbers of d a lane
+// 0: bf16, 1: f16, 2: tf32. Each lane has four words of a, two of b and four numbers of d.
 __global__ void product(float* d, const uint32_t* a, const uint32_t* b, int type) {
   const int lane = threadIdx.x;
   float sum[4];
@@ -48,7 +48,7 @@ __global__ void shuffles(T* out, const T* in, const int* source) {
   out[kWarp + lane] = shuffle_xor(in[lane], 11);
 }
 
-// --- conversions, a number a thread ---
+// --- conversions, one number for each thread ---
 
 __global__ void narrow(uint32_t* out, const float* in) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -64,11 +64,11 @@ __global__ void widen_all(float* out, const uint16_t* in) {
   out[2 * i + 1] = widen(reinterpret_cast<const f16*>(in)[i]);
 }
 
-// --- copies that wait for nobody, and what can be wrong with them ---
+// --- asynchronous copies, and what can be wrong with them ---
 
 enum Fault { none, no_wait, no_barrier, overwrites };
 
-// in (steps, 256) mirrored in pieces of four: thread t writes what thread 63 - t has copied.
+// Mirrors `in` (steps, 256) in pieces of four: thread t writes what thread 63 - t has copied.
 __global__ void pipeline(float* out, const float* in, int steps, int fault) {
   const int t = threadIdx.x;
   float* const buffers = shared_memory<float>();
@@ -97,7 +97,7 @@ __global__ void partial(uint8_t* out, const uint8_t* in, int shift) {
   for (int k = 0; k < 28; ++k) out[28 * threadIdx.x + k] = mine[k < 20 ? k : k + 4];
 }
 
-// Words of two numbers of 16 bits, above zero or zero.
+// max(x, 0) of words with two numbers of 16 bits.
 __global__ void positive(uint32_t* bf16s, uint32_t* f16s) {
   bf16s[threadIdx.x] = relu_bf16(bf16s[threadIdx.x]);
   f16s[threadIdx.x] = relu_f16(f16s[threadIdx.x]);
@@ -105,7 +105,7 @@ __global__ void positive(uint32_t* bf16s, uint32_t* f16s) {
 
 // --- blocks ---
 
-// Warp w folds its threads' numbers w + 1 times (a sum over 32 lanes each time), and thread 0 adds the warps up.
+// Warp w sums its threads' numbers over the 32 lanes, w + 1 times, and thread 0 adds up the warps.
 __global__ void folds(float* out) {
   __shared__ float sums[4];
   const int warp = threadIdx.x / kWarp;
@@ -117,7 +117,7 @@ __global__ void folds(float* out) {
   if (threadIdx.x == 0) out[blockIdx.x] = sums[0] + sums[1] + sums[2] + sums[3];
 }
 
-// What the other warp has written, with a barrier before it is read or without.
+// Reads what the other warp has written, with or without a barrier before.
 __global__ void neighbours(int* out, bool ordered) {
   int* const all = shared_memory<int>();
   all[threadIdx.x] = threadIdx.x;
@@ -144,7 +144,7 @@ __global__ void diverges(int* out, int how) {
     barrier();
 }
 
-// 0: writes, 1: reads the number `index` of 64 in dynamic shared memory; 2, 3: in a fixed array
+// 0: writes, 1: reads number `index` of 64 in dynamic shared memory; 2, 3: the same in a fixed array
 __global__ void touches(int* out, int how, int index) {
   __shared__ int fixed[64];
   volatile int* const p = how < 2 ? shared_memory<int>() : fixed;
@@ -172,7 +172,7 @@ const Stream kHere = {0, nullptr, nullptr, 0};
 }  // namespace
 }  // namespace rf::cuda
 
-// Each gives the error's text, empty where there is none.
+// Each returns the text of the error, empty if there is none.
 #define RF_TOY extern "C" __attribute__((visibility("default"))) const char*
 using namespace rf::cuda;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// CUDA's own words in C++: those that the kernels use.
+// Those of CUDA's own words that the kernels use, in C++.
 #pragma once
 
 #include <bit>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The alignment of a site, in the memory of its sums, against its formulae."""
+"""The alignment of a site, computed in the memory of its sums, against its formulae."""
 
 import pytest
 import torch
@@ -21,14 +21,14 @@ N, D, M = 300, 6, 120
 def test_align(alignment: str, center: bool, offset: bool, eps: float | None) -> None:
     x, y = draw(N, D, dtype=torch.float64), draw(N, M, dtype=torch.float64, seed=1).abs()
     x = x + y[:, :D]
-    if eps is not None:  # the reference's phi is normalised already
+    if eps is not None:  # phi of the reference is already normalised
         x = (x - x.mean(0)) / x.std(0)
     moments = rf.CrossCovariance("site").update(x, y)
     sums = moments.cross
     options = PAPER.changed(center=center, offset=offset)
 
     class Solved(Alignment):
-        """The regression with a ridge of 0.1."""
+        """The regression, with a ridge of 0.1."""
 
         def solve(self, M, problem):
             used = (y - problem.subtracted) * problem.inverse
@@ -48,7 +48,7 @@ def test_align(alignment: str, center: bool, offset: bool, eps: float | None) ->
         A = cross @ torch.linalg.inv(S + 0.1 * S.diagonal().mean() * torch.eye(M, dtype=torch.float64))
     kept = x.T @ (features - features.mean(0)) / N if offset else cross
     S = torch.linalg.svdvals(cross)
-    within = {"rtol": 1e-10, "atol": 1e-12}  # rounding times the conditions of cross and of S, below 1e3
+    within = {"rtol": 1e-10, "atol": 1e-12}  # rounding times the condition numbers of cross and of S, below 1e3
     torch.testing.assert_close(B, A * inverse, **within)
     torch.testing.assert_close(aligned.b, torch.zeros(D).double() if eps is None else -B @ y.mean(0), **within)
     assert aligned.overlap == pytest.approx(float((A * kept).sum()), rel=1e-10)  # as A above

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Several references of one architecture: rotated onto their mean, sampled from as one."""
+"""Several references of one architecture: they are rotated onto their mean and sampled as one."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def images(N: int = 300) -> Tensor:
 
 @torch.no_grad()
 def chain(seed: int) -> nn.Sequential:
-    """A fused site, a pooled and normalised one that feeds a Flatten, one of rows; float64."""
+    """Three sites in float64: a fused one, a pooled and normalised one that feeds a Flatten, and one of rows."""
     torch.manual_seed(seed)
     net = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 5, 3, padding=1), nn.GELU()),
@@ -39,7 +39,7 @@ def chain(seed: int) -> nn.Sequential:
         nn.Linear(7, 3),
     )
     net = net.double().eval()
-    before = net[:4](images()[:270])  # what `fit` aligns on: so a sample of all neurons is normalised by the same
+    before = net[:4](images()[:270])  # the alignment set of `fit`: a sample of all neurons has the same norms
     net[4].running_mean.copy_(before.mean((0, 2, 3)))
     net[4].running_var.copy_(before.var((0, 2, 3), correction=0))
     return net
@@ -47,7 +47,7 @@ def chain(seed: int) -> nn.Sequential:
 
 @torch.no_grad()
 def permuted(network: nn.Sequential, seed: int) -> tuple[nn.Sequential, list[Tensor]]:
-    """The same function, its neurons in other orders, and the orders: ``phi_permuted[:, i] = phi[:, order[i]]``."""
+    """The same function with permuted neurons, and the permutations: ``phi_permuted[:, i] = phi[:, order[i]]``."""
     copy = chain(0)
     copy.load_state_dict(network.state_dict())
     generator = torch.Generator().manual_seed(seed)
@@ -64,14 +64,14 @@ def permuted(network: nn.Sequential, seed: int) -> tuple[nn.Sequential, list[Ten
 
 
 def back(model: rf.RainbowModel, place: int) -> list[Tensor]:
-    """A_k^T, by which network k takes what the site gives."""
+    """A_k^T, by which network k reads the output of the site."""
     stage = model.prepared.trace.segments[place + 1]
     assert isinstance(stage, Stage)
     return [layer.weight.flatten(1) for layer in stage.back]
 
 
 def procrustes(phi: list[Tensor], iterations: int) -> list[Tensor]:
-    """As published: the mean is formed anew from the data, and a full SVD taken of each cross-covariance."""
+    """As published: each iteration forms the mean from the data and takes a full SVD of each cross-covariance."""
     mean = phi[0]
     for _ in range(iterations):
         A = []
@@ -92,7 +92,7 @@ def test_a_list_of_one_is_the_network_itself():
 @pytest.mark.parametrize("method", ["paper", "calibrated"])
 @torch.no_grad()
 def test_one_network_joined_is_that_network_to_rounding(method):
-    """Through rotations, which are identities of one network: the moments have full rank."""
+    """Joining one network rotates by identities, because the moments have full rank."""
     x = images()
     alone = rf.fit(chain(1), x)
     single = prepare(chain(1), x, rf.FitOptions(), rf.DataLimits())
@@ -104,7 +104,7 @@ def test_one_network_joined_is_that_network_to_rounding(method):
     wanted, wanted_report = alone.sample(factor=3, method=method)
     assert isinstance(network.body, JoinedNetwork)
     torch.testing.assert_close(network(x), wanted(x), rtol=1e-9, atol=1e-9)  # float64, conditions of M below 1e4
-    # 1e-8: the rounding of outputs, over what sampling leaves, which is smaller than they
+    # 1e-8: the rounding of outputs, divided by the error of sampling, which is smaller than the outputs
     assert [s.held_out_error for s in report.sites] == pytest.approx(
         [s.held_out_error for s in wanted_report.sites], rel=1e-8
     )
@@ -113,7 +113,7 @@ def test_one_network_joined_is_that_network_to_rounding(method):
 @pytest.mark.parametrize("method", ["paper", "calibrated"])
 @torch.no_grad()
 def test_permuted_copies_are_turned_back_and_sampled_as_one(method):
-    """The law that draws the references' own neurons gives the references' function."""
+    """The law that draws the references' own neurons gives the function of the references."""
     x, network = images(), chain(1)
     copies = [permuted(network, seed) for seed in (2, 3)]
     torch.testing.assert_close(copies[0][0](x), network(x))
@@ -133,7 +133,7 @@ def test_permuted_copies_are_turned_back_and_sampled_as_one(method):
 
 @torch.no_grad()
 def test_rotations_are_those_of_the_published_loop():
-    """From second moments alone, at any number of iterations."""
+    """The mean follows from second moments alone, for any number of iterations."""
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(500, 6, dtype=torch.float64, generator=generator)
     phi = [
@@ -144,13 +144,13 @@ def test_rotations_are_those_of_the_published_loop():
     stacked = torch.cat(phi, 1)
     for iterations in (1, 2, 5):
         Q = rotations(stacked.T @ stacked / 500, 4, iterations, "a")
-        # 1e-10: float64, from second moments, which square the conditions of the samples
+        # 1e-10: float64, from second moments, which square the condition numbers of the samples
         torch.testing.assert_close(Q, torch.stack(procrustes(phi, iterations)), rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
 def test_is_the_network_of_equation_17_written_out():
-    """Rows of W' are combinations of all W_k A_k^T, their covariance the mean of the rotated ones; outputs a mean."""
+    """Rows of W' combine all W_k A_k^T. Their covariance is the mean of the rotated ones, and outputs are a mean."""
     K, x = 3, images().flatten(1)
     networks = [mlp((64, 9, 8, 4), bias=False, seed=seed).double() for seed in range(K)]
     model = rf.fit(networks, x, holdout=0)
@@ -178,7 +178,7 @@ def test_is_the_network_of_equation_17_written_out():
             own.append(phi)
         A = procrustes(own, 2)
     outputs = sum(outputs @ rotation @ w[-1].T for w, rotation in zip(weights, A, strict=True)) / K
-    # 1e-7: float64 through the rotations and alignments of two sites, each with the condition of its moments
+    # 1e-7: float64 through the rotations and alignments of two sites, each with the condition number of its moments
     torch.testing.assert_close(sampled(x), outputs, rtol=1e-7, atol=1e-9)
 
 
@@ -214,7 +214,7 @@ def test_the_network_is_what_was_measured_wherever_activations_wait(options, tmp
 
 @torch.no_grad()
 def test_a_refit_classifier_takes_all_positions_and_outputs_are_not_rotated():
-    """The last site holds the classifier, and all behind it is left out; a last ReLU is the mean of the outputs."""
+    """The last site contains the classifier; all later layers are left out. A last ReLU is the mean of the outputs."""
     x = images(200)
     networks = []
     for seed in range(2):
@@ -232,7 +232,7 @@ def test_a_refit_classifier_takes_all_positions_and_outputs_are_not_rotated():
 
 @torch.no_grad()
 def test_samples_of_several_come_closer_to_other_trained_networks():
-    """To the mean held-out kernel of two more trainings: what one training has of its own is averaged out."""
+    """Closer to the mean held-out kernel of two more trainings: what is particular to one training is averaged out."""
     pytest.importorskip("sklearn")
     images = digits()
     x, y, held = images.x_train.flatten(1), images.y_train, images.x_test.flatten(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The regression of a site: S summed, the kernel of its samples, and products with S give the same alignment."""
+"""The regression of a site: summing S, the kernel of its samples, and products with S give the same alignment."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ POOLED = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatte
     ids=["plain", "centred", "normalised", "maps", "pooled-flattened"],
 )
 def test_products_give_what_the_sum_gives(net, x, options) -> None:
-    """Up to the tolerance of the products, 1e-4 of the predictions at each site."""
+    """The solvers agree up to the tolerance of the products, 1e-4 of the predictions at each site."""
     net = net.double().eval()
     outputs = []
     for solver in SOLVERS:
@@ -34,8 +34,8 @@ def test_products_give_what_the_sum_gives(net, x, options) -> None:
         outputs.append(network(x.double()))
     size = torch.linalg.vector_norm(outputs[0] - outputs[0].mean(0))
     kernel, products = (float(torch.linalg.vector_norm(other - outputs[0]) / size) for other in outputs[1:])
-    assert 0 < products < 1e-3  # two sites, and what the next layers make of it
-    assert kernel < 1e-9  # float64 throughout, conditions below 1e6
+    assert 0 < products < 1e-3  # two sites, and the effect of the next layers
+    assert kernel < 1e-9  # float64 throughout, condition numbers below 1e6
 
 
 def test_the_fastest_way_that_fits() -> None:
@@ -45,7 +45,7 @@ def test_the_fastest_way_that_fits() -> None:
         ("kernel", 100_000, 5000, 64),
         ("kernel", 100_000, 30_000, None),
         ("products", 100_000, 400_000, 64),
-        ("products", 40_000, 50_000, None),  # neither S nor the kernel fits
+        ("products", 40_000, 50_000, None),  # neither S nor the kernel fits into memory
         ("products", 30_000, 400_000, 16),  # S would fit, and take longer
         ("products", 100_000, 30_000, 16),
     ):
@@ -64,11 +64,11 @@ def test_without_a_ridge_the_pseudo_inverse_is_that_of_either() -> None:
     net, outputs = mlp((16, 12, 2), seed=0).double(), []
     for solver in ("summed", "kernel"):
         outputs.append(rf.sample(net, X, alignment=Regression(0.0, solver), width=500)[0](X.double()))
-    torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)  # float64, times the condition of S
+    torch.testing.assert_close(*outputs, rtol=1e-6, atol=1e-6)  # float64, times the condition number of S
 
 
 def test_a_hundred_thousand_neurons_fit() -> None:
-    """S would take 80 GB; the error falls with the width, to that of the ridge."""
+    """S would take 80 GB. The error falls with the width, down to that of the ridge."""
     net = mlp((16, 12, 2), seed=0)
     errors = [rf.sample(net, X, method="regression", width=n)[1].sites[0].error for n in (1_000, 100_000)]
     assert errors[1] < errors[0] / 2

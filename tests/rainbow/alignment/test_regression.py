@@ -18,7 +18,7 @@ RIDGE = 1e-3
 
 
 class Site:
-    """Features of u, M, the mean diagonal of S, and products with S in two fused passes."""
+    """The features of u, M, the mean of the diagonal of S, and products with S in two fused passes."""
 
     def __init__(self, phi: Tensor, u: Tensor, n: int, shift: Tensor | None = None) -> None:
         self.u, self.n, self.options = u, n, {"seed": 1, "shift": shift}
@@ -49,7 +49,7 @@ def error(got: Tensor, wanted: Tensor) -> float:
 
 
 def spread(N: int, r: int, *space: int, dtype: torch.dtype) -> Tensor:
-    """Projections whose variances fall as those of natural activations do."""
+    """Projections whose variances fall like those of natural activations."""
     falling = torch.arange(1, r + 1, dtype=dtype).rsqrt().view(-1, *[1] * len(space))
     return draw(N, r, *space, dtype=dtype) * falling
 
@@ -61,7 +61,7 @@ def synthetic(n: int, dtype: torch.dtype, N: int = 1500, d: int = 6) -> Site:
 
 @pytest.mark.parametrize("space", [(), (3, 5)], ids=["samples", "maps"])
 def test_equals_the_direct_solve_in_float64(space):
-    """A itself, with rows that are zero, equal and tiny, and a mean row."""
+    """A itself is compared, for an M with zero, equal and tiny rows and a mean row."""
     u = spread(1200 if not space else 80, 8, *space, dtype=torch.float64)
     phi = u[:, :6].relu().clone()
     phi[:, 1], phi[:, 3] = 0, phi[:, 2]
@@ -70,15 +70,15 @@ def test_equals_the_direct_solve_in_float64(space):
     A = regress(site.apply, site.M, site.mean_diagonal, RIDGE, tolerance=1e-8, sketch=60, dtype=torch.float64)
     features = site.features()
     wanted = directly(site.M, features.T @ features / len(features), RIDGE * site.mean_diagonal)
-    assert error(A, wanted) < 1e-6  # the bound is on predictions; entries lose up to 1 / RIDGE^1/2 of it
+    assert error(A, wanted) < 1e-6  # the bound is for predictions; errors of entries may be 1 / RIDGE^1/2 times larger
     for row in (0, 2, 3, 4, 5):
-        assert error(features @ A[row], features @ wanted[row]) < 1e-8  # the tolerance asked for
+        assert error(features @ A[row], features @ wanted[row]) < 1e-8  # the requested tolerance
     assert not A[1].any()
 
 
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-3])
 def test_predictions_are_as_certain_as_asked(tolerance):
-    """And fewer products do for less."""
+    """A larger tolerance takes fewer products."""
     site = synthetic(800, torch.float64)
     A = regress(site.apply, site.M, site.mean_diagonal, RIDGE, tolerance=tolerance, sketch=256, dtype=torch.float64)
     features = site.features()
@@ -110,7 +110,7 @@ def digits_site() -> tuple[Tensor, Tensor]:
 
 
 def test_a_site_of_a_trained_network_in_float32(digits_site):
-    """Predictions to 1e-4 of those that S in float64 gives, from the same float32 features."""
+    """Predictions agree to 1e-4 with those of S in float64, from the same float32 features."""
     site = Site(*digits_site, 1500)
     A = regress(site.apply, site.M, site.mean_diagonal, RIDGE)
     features = site.features()
@@ -119,7 +119,7 @@ def test_a_site_of_a_trained_network_in_float32(digits_site):
 
 
 def test_centred_and_normalised_features(digits_site):
-    """Products with a second moment about a vector, by float32 passes, against the features themselves."""
+    """Products with a second moment about a vector, by float32 passes, compared with the features themselves."""
     site = Site(*digits_site, 600)
     subtracted, inverse = site.mean * 0.9, 1 + draw(600, dtype=torch.float64).abs()
     f = (site.features() - subtracted) * inverse
@@ -135,7 +135,7 @@ def test_centred_and_normalised_features(digits_site):
 
 
 class Largest(TorchDispatchMode):
-    """The numbers of the largest tensor made."""
+    """How many numbers the largest new tensor has."""
 
     numbers = 0
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Laws and alignments that the package does not know: sampled, ranked, written out, saved, resumed and planned as its
-own are."""
+"""Laws and alignments that the package does not know are sampled, ranked, written out, saved, resumed and planned like
+its own."""
 
 import copy
 import subprocess
@@ -23,7 +23,7 @@ MAPS = torch.randn(80, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 @dataclass(frozen=True)
 class Signs(rf.Law):
-    """Rows of random signs, which have the covariance of Gaussian ones."""
+    """Rows of random signs, which have the same covariance as Gaussian rows."""
 
     def draw(self, n: int, site: object, U: Tensor | None, key: Tensor) -> rf.Rows:
         rows = rf.Rows(n, site.d, key, U)  # type: ignore[attr-defined]
@@ -32,7 +32,7 @@ class Signs(rf.Law):
 
 @dataclass(frozen=True)
 class Unaligned(rf.Alignment):
-    """The first d features as they are: what is left without an alignment."""
+    """The first d features as they are, without an alignment."""
 
     def solve(self, M: Tensor, problem: object) -> Tensor:
         return torch.eye(*M.shape, dtype=M.dtype)
@@ -97,7 +97,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         pass
 
     def progress(done: int, total: int, what: str) -> None:
-        if done == 4:  # behind the first site
+        if done == 4:  # after the first site
             raise Stop
 
     with pytest.raises(Stop):
@@ -131,7 +131,7 @@ def test_an_alignment_of_ones_own() -> None:
     }
     assert errors["polar"] < errors["none"]
     network, _ = rf.sample(net, x, alignment=Unaligned(), law="identity")
-    torch.testing.assert_close(network(x), net(x), rtol=1e-5, atol=1e-5)  # the very neurons in their order, in float32
+    torch.testing.assert_close(network(x), net(x), rtol=1e-5, atol=1e-5)  # the same neurons in their order, in float32
 
 
 def test_what_is_no_law() -> None:

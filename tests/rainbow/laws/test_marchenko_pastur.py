@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The number of directions above noise: planted ones are found, noise alone gives none."""
+"""The number of directions above noise: planted directions are found, noise alone gives none."""
 
 import math
 
@@ -23,7 +23,7 @@ def planted(shape: tuple[int, int], spikes: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("shape", [(50, 200), (300, 100), (128, 128)])
 @pytest.mark.parametrize("spikes", [0, 3, 10])
 def test_planted_directions_are_counted(shape: tuple[int, int], spikes: int) -> None:
-    """Noise gives one too many once in a hundred; in the square case ten spikes pull the variance up a little."""
+    """Noise gives one too many once in a hundred; in the square case ten spikes raise the variance a little."""
     ranks = [marchenko_pastur_rank(planted(shape, spikes, seed)) for seed in range(20)]
     assert min(ranks) >= spikes and max(ranks) <= spikes + 1 and ranks.count(spikes) >= 15
 
@@ -43,7 +43,7 @@ def test_median_halves_the_law() -> None:
     for p, q in ((400, 4000), (400, 800), (400, 400)):
         values = [torch.linalg.svdvals(draw(p, q, seed=s)).square() / q for s in range(2)]
         assert float(torch.cat(values).quantile(0.5)) == pytest.approx(marchenko_pastur_median(p / q), rel=0.01)
-    # The law of ratio 1e-6 is 4e-3 wide about 1, its median 1 - 1e-6 / 3
+    # The law of ratio 1e-6 is 4e-3 wide around 1, and its median is 1 - 1e-6 / 3
     assert marchenko_pastur_median(1e-6) == pytest.approx(1, abs=1e-5)
 
 

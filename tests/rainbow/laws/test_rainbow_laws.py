@@ -20,7 +20,7 @@ def gaussian_data(N: int, d: int, seed: int = 0) -> Tensor:
 
 
 def white_linear_site(r: int, d: int) -> RainbowModel:
-    """z = W x with W^T W / d = I_r, the identity as activation, and data with E[x x^T] = I exactly."""
+    """z = W x with W^T W / d = I_r, with the identity as activation and data with E[x x^T] = I exactly."""
     net = nn.Sequential(nn.Linear(r, d, bias=False), nn.LeakyReLU(1.0), nn.Linear(d, 1)).double()
     Q = torch.linalg.qr(gaussian_data(d, r))[0]
     with torch.no_grad():
@@ -33,7 +33,7 @@ def white_linear_site(r: int, d: int) -> RainbowModel:
     ("scale", "constant"), [("sqrt", lambda r: (r + 1) / 4), ("optimal", lambda r: (r - 1) * (r + 2) / (4 * r))]
 )
 def test_error_of_a_white_linear_site(scale, constant):
-    """(r + 1) / (4 n) with sqrt(d / n), (r - 1)(r + 2) / (4 r n) with the optimal scale, to leading order."""
+    """To leading order: (r + 1) / (4 n) with sqrt(d / n), and (r - 1)(r + 2) / (4 r n) with the optimal scale."""
     r, n = 5, 200
     model = white_linear_site(r, d=6)
     errors = [model.sample(width=n, seed=seed, scale=scale)[1].sites[0].error for seed in range(200)]
@@ -48,7 +48,7 @@ def test_orthonormal_rows_align_a_white_linear_site_exactly():
 
 @pytest.fixture(scope="module")
 def first_site() -> tuple[RainbowModel, Tensor, Tensor]:
-    """A biased ReLU site of 7 neurons, its z on some inputs, its weights with the bias as one more column."""
+    """A ReLU site of 7 neurons with a bias: its z on some inputs, and its weights with the bias as one more column."""
     net = mlp((4, 7, 2), bias=True, seed=3).double()
     x = gaussian_data(60, 4)
     weight = torch.cat([net[1].weight, net[1].bias[:, None]], 1).detach()
@@ -56,7 +56,7 @@ def first_site() -> tuple[RainbowModel, Tensor, Tensor]:
 
 
 def test_kernels_of_the_first_site(first_site):
-    """E (k_n - k)^2 = Var(sigma sigma') / n about the arc-cosine kernel, 5 k^2 / n on the diagonal."""
+    """E (k_n - k)^2 = Var(sigma sigma') / n, where k is the arc-cosine kernel; on the diagonal it is 5 k^2 / n."""
     model, z, _ = first_site
     networks, n = 4000, 16
     site = model.sample(width=networks * n)[0].site("2")
@@ -99,7 +99,7 @@ def test_fewer_orthonormal_rows_than_neurons(first_site):
 
 
 def test_gaussian_rows_are_active_half_of_the_time():
-    """At each input, whatever the biases; with the mean row they follow the reference."""
+    """This holds at each input, whatever the biases; with the mean row kept, rows follow the reference."""
     net = mlp((4, 30, 2), bias=True, seed=0).double()
     nn.init.constant_(net[1].bias, 2.0)
     x = gaussian_data(50, 4)
@@ -162,7 +162,7 @@ def test_rank_restricts_z_to_the_leading_directions(law):
 @pytest.mark.parametrize("keep_mean", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_enough_rank_loses_nothing(bias, keep_mean):
-    """W has rank 4, z - zbar too; with a bias, E[z z^T] has rank 5."""
+    """W has rank 4, and so has z - zbar; with a bias, E[z z^T] has rank 5."""
     net, x = mlp((4, 9, 2), bias=bias, seed=0).double(), gaussian_data(60, 4)
     model, z = rf.fit(net, x, holdout=0), net[:2](x)
     for rank, kept in ((4 + bias, True), (3, False)):
@@ -171,7 +171,7 @@ def test_enough_rank_loses_nothing(bias, keep_mean):
 
 
 def test_regression_converges():
-    """Held-out error falls along n = 16, 64, 256, 1024 to below .001, with d = 4 and a ridge of 1e-3."""
+    """The held-out error falls along n = 16, 64, 256, 1024 to below 0.001, with d = 4 and a ridge of 1e-3."""
     net = mlp((4, 4, 2), bias=True, seed=0)
     model = rf.fit(net, gaussian_data(22_000, 4).float())
     errors = [model.sample(width=n, method="regression")[1].sites[0].held_out_error for n in (16, 64, 256, 1024)]

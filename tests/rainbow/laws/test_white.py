@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""White rows: layers with the covariance of an untrained network, against a wide network written by hand."""
+"""White rows: layers with the covariance of an untrained network, compared with a wide network written by hand."""
 
 import math
 
@@ -71,7 +71,7 @@ def test_a_stopped_run_of_white_rows_goes_on(tmp_path) -> None:
         pass
 
     def progress(done: int, total: int, what: str) -> None:
-        if done == 4:  # behind the first site
+        if done == 4:  # after the first site
             raise Stop
 
     options = {"law": "white", "factor": 2, "resume_dir": tmp_path / "run"}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The network written out: which layers are dense and wide, where factors stay, and what a bias can cross.
+"""The network written out: which layers are dense and wide, where factors stay, and which layers a bias can cross.
 
-That it is equal for every architecture: tests/rainbow/test_identity.py; for random
+tests/rainbow/test_identity.py checks that it is equal for every architecture; for random
 graphs: tests/rainbow/test_random_graphs.py.
 """
 
@@ -22,7 +22,7 @@ def images(*shape: int, N: int = 40) -> Tensor:
 
 
 def written(net: nn.Module, x: Tensor, labels: Tensor | None = None, **options: object) -> nn.Module:
-    """The wide network, found equal on other images."""
+    """The wide network, after a check that it is equal on other images."""
     torch.manual_seed(0)
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -37,13 +37,13 @@ def written(net: nn.Module, x: Tensor, labels: Tensor | None = None, **options: 
 
 
 def convolutions(net: nn.Module) -> list[tuple[int, int, int]]:
-    """Channels in and out and kernel size of each."""
+    """The input channels, output channels and kernel size of each convolution."""
     return [(m.in_channels, m.out_channels, m.kernel_size[0]) for m in net.modules() if isinstance(m, nn.Conv2d)]
 
 
 def test_a_residual_network_is_dense_and_wide():
-    """Each block: two 3x3 convolutions of the sampled widths (and the neuron that carries the offset), its skip a 1x1
-    map between them, from one stage to the next too."""
+    """Each block has two 3x3 convolutions of the sampled widths (and the neuron that carries the offset). Its skip is a
+    1x1 map between them, also from one stage to the next."""
     plain = written(resnet_cifar(8, width=4, seed=0), images(3, 8, 8))
     stages = [[(a, b, 3), (b, b, 3), (a, b, 1)] for a, b in ((9, 9), (9, 17), (17, 33))]
     assert convolutions(plain) == [(3, 9, 3), *sum(stages, [])]
@@ -52,8 +52,8 @@ def test_a_residual_network_is_dense_and_wide():
 
 
 def test_a_stream_that_is_read_twice_is_written_once():
-    """So the cost is linear in depth: each block maps the stream to its first site, one site to the next, and that back
-    to the stream."""
+    """So the cost is linear in depth: each block maps the stream to its first site, this site to the next one, and that
+    one back to the stream."""
     counts = [
         len(convolutions(written(resnet_cifar(depth, width=4, preactivation=True, seed=0), images(3, 8, 8))))
         for depth in (14, 20, 26)
@@ -70,7 +70,7 @@ def test_grouped_convolutions_stay_grouped():
 
 
 def test_what_no_bias_can_cross():
-    """A bias that a batch norm adds is written before zeros are padded; an offset is a neuron, unless sigma(1) = 0."""
+    """A bias that a batch norm adds is added before zeros are padded. An offset is a neuron, unless sigma(1) = 0."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)]
     layers += [nn.ReLU(), nn.AvgPool2d(3, stride=2, padding=1), nn.Flatten(), nn.Linear(36, 3)]
@@ -104,13 +104,13 @@ def test_flattened_alignment_of_channels_that_are_last(options):
     net, x = Tokens().double(), images(4, 5)
     network, report = rf.sample(net, x, holdout=0, law="identity", align_flattened=True, **options)
     assert network.site("relu").A.shape == (28, 28)
-    # 1e-8: rounding of float64 times the condition of M; an error is the square
+    # 1e-8: rounding of float64 times the condition number of M; an error is the square
     assert (network(x) - net(x)).norm() <= 1e-8 * net(x).norm() and report.sites[0].error <= 1e-16
     written(net, x, align_flattened=True, **options)
 
 
 class Dense(nn.Module):
-    """Concatenations, read by a convolution and by what is not linear; sizes of tensors; a view of fixed size."""
+    """Concatenations, read by a convolution and by a non-linear layer; sizes of tensors; a view of fixed size."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sampled network is an ordinary module, on disk too; its classifier can be refit."""
+"""The sampled network is an ordinary module, also on disk, and its classifier can be refit."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
+from damage import metadata_of, resealed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast import backend
 from rainbow_fast.networks import cnn, mlp
+from rainbow_fast.rainbow.files.network_file import NETWORK
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 
 
 def reference(*, positions: int = 1) -> nn.Sequential:
-    """A fused site, a pooled site, a batch norm with an affine part after it, a classifier of `positions` a channel."""
+    """A fused site, a pooled site, an affine batch norm after it, a classifier of `positions` numbers a channel."""
     torch.manual_seed(0)
     side = int(positions**0.5)
     return nn.Sequential(
@@ -104,8 +106,8 @@ def test_files_that_are_refused(tmp_path):
     path.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match="path: .*network.safetensors is not a whole safetensors file"):
         rf.load(path, reference())
-    path.write_bytes(whole.replace(b'"version":"3"', b'"version":"4"'))
-    with pytest.raises(ValueError, match="network.safetensors has version 4, this package reads versions up to 3"):
+    path.write_bytes(whole.replace(b'"version":"4"', b'"version":"5"'))
+    with pytest.raises(ValueError, match="network.safetensors has version 5, this package reads versions up to 4"):
         rf.load(path, reference())
     path.write_bytes(whole)
     other = reference()
@@ -113,21 +115,17 @@ def test_files_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match="network.safetensors was sampled from another reference"):
         rf.load(path, other)
     tensors = load_file(path)
-    header = backend_metadata(path)
     del tensors["2.A"]
-    save_file(tensors, path, header)
+    save_file(tensors, path, metadata_of(path))
+    with pytest.raises(ValueError, match="network.safetensors is damaged: it has checksums of other tensors: '2.A'"):
+        rf.load(path, reference())
+    path.write_bytes(whole)
+    resealed(path, NETWORK, tensors=tensors)
     with pytest.raises(ValueError, match="network.safetensors is damaged, it has no '2.A'"):
         rf.load(path, reference())
     save_file(tensors, path)
     with pytest.raises(ValueError, match="network.safetensors holds no sampled network: its format is None"):
         rf.load(path, reference())
-
-
-def backend_metadata(path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return file.metadata()
 
 
 def test_state_dict_carries_a_sample_to_another():
@@ -140,7 +138,7 @@ def test_state_dict_carries_a_sample_to_another():
 
 
 def test_nothing_but_the_site_changes():
-    """The reference and the global random state are as they were, the network is in eval mode and shares nothing."""
+    """The reference and the global random state do not change. The network is in eval mode and shares nothing."""
     net = reference().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     x, y = data()
@@ -173,7 +171,7 @@ def test_works_without_the_compiled_kernels(monkeypatch):
     monkeypatch.setattr(backend, "BUILD", backend.Build())
     assert backend.available() == ["reference"]
     plain, _ = rf.sample(reference().double(), x, method="calibrated", factor=3)
-    torch.testing.assert_close(plain(x), network(x), rtol=1e-9, atol=1e-12)  # float64, times the condition of M
+    torch.testing.assert_close(plain(x), network(x), rtol=1e-9, atol=1e-12)  # float64, times the condition number of M
 
 
 def test_site_by_name():
@@ -184,7 +182,7 @@ def test_site_by_name():
 
 
 def test_refit_classifier_is_ridge_regression_on_the_wide_features():
-    """With one position (folded into A) and with four (flattened, behind the pooling): the same as solved here."""
+    """With one position (folded into A) and with four (flattened, after the pooling), it is the same as solved here."""
     for positions in (1, 4):
         x, y = data(400)
         net = reference(positions=positions).double()
@@ -211,7 +209,7 @@ def _unpooled(site: rf.RainbowActivation, z: Tensor) -> Tensor:
 
 
 def test_refit_behind_a_padded_pooling():
-    """A constant does not pass it unchanged; the mean prediction on the alignment set is still that of the labels."""
+    """A constant does not pass it unchanged. Still the mean prediction on the alignment set is that of the labels."""
     x, y = data(300)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(10, padding=1), nn.Flatten(), nn.Linear(4, 3))
     network, _ = rf.sample(net.double(), (x, y), holdout=0, classifier="refit", factor=4)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A sampled network that is no function, or another one than its run computed or than is written out, is an error by
-the first site that differs."""
+"""It is an error if a sampled network is no function, or differs from what its run computed or from what is written
+out. The error names the first site that differs."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Y = torch.arange(200) % 3
 
 
 def check(spoil: Callable[[rf.RainbowNetwork], None], **options: object) -> None:
-    """Sample a network, let something happen to it, and compare it with what it was sampled along."""
+    """Samples a network, changes it, and compares it with what its run computed."""
     data = (X, Y) if "classifier" in options else X
     model = rf.fit(mlp((6, 8, 5, 3), seed=0), data)
     network, _ = model.sample(factor=3, **options)
@@ -33,7 +33,7 @@ def check(spoil: Callable[[rf.RainbowNetwork], None], **options: object) -> None
 
 
 def hooked(name: str) -> Callable[[rf.RainbowNetwork], None]:
-    """A site gives something else at every call."""
+    """A site that returns something else at every call."""
 
     def spoil(network: rf.RainbowNetwork) -> None:
         factors = iter(range(1, 100))
@@ -43,7 +43,7 @@ def hooked(name: str) -> Callable[[rf.RainbowNetwork], None]:
 
 
 def another(name: str) -> Callable[[rf.RainbowNetwork], None]:
-    """A site whose scale is not that of the run."""
+    """A site whose scale is not the one of the run."""
 
     def spoil(network: rf.RainbowNetwork) -> None:
         site = copy.deepcopy(network.site(name))
@@ -91,7 +91,7 @@ def test_what_the_run_computed_is_held_against_it():
 
 
 class Louder(nn.Linear):
-    """A linear layer whose own weights do not say all."""
+    """A linear layer whose weights do not determine its function."""
 
     def forward(self, x):
         return 1.01 * super().forward(x)
@@ -107,7 +107,7 @@ def test_a_layer_with_a_forward_of_its_own_is_written_out_as_it_computes():
 
 
 def test_hooks_of_a_layer_are_not_written_out():
-    """The layer is folded into a wide one: an error, never another function."""
+    """If the layer is folded into a wide one, this is an error, and never another function."""
     net = mlp((6, 8, 5, 3), seed=0)
     net[3].register_forward_hook(lambda module, inputs, result: result + 1)
     network, _ = rf.sample(net, X, factor=3)

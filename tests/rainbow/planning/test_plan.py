@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a run is said to take: counts against those made by hand, sizes against real runs, memory against a process."""
+"""What `plan` predicts: counts, compared with counts by hand; sizes, with real runs; memory, with a process."""
 
 import json
 import os
@@ -41,10 +41,10 @@ def flops(site) -> dict[str, float]:
 
 
 def test_flops_of_a_perceptron_by_hand():
-    """90 samples aligned on, 10 held out; widths 8 and 5 become 20 and 12."""
+    """90 samples to align on and 10 held out; the widths 8 and 5 become 20 and 12."""
     cost = rf.plan(mlp((6, 8, 5, 2), seed=0), (X, Y), width={"2": 20, "4": 12}, machine=MACHINE)
     assert flops(cost.sites[0]) == {
-        "reference": 2 * 6 * 8 * 100,  # once: reference and sample are still the same
+        "reference": 2 * 6 * 8 * 100,  # once: reference and sampled network are still the same
         "moments": 2 * 90 * 20 * (8 + 8) + 2 * 90 * 20 * (8 + 1),  # and the share of active neurons
         "alignment": polar_flops((8, 20)),
         "projection": 2 * 100 * 20 * (8 + 8),
@@ -70,11 +70,11 @@ def test_flops_of_a_perceptron_by_hand():
 
 
 def test_flops_of_maps_by_hand():
-    """6 x 6 and 4 x 4 positions; 3240 and 1440 samples, of which every 5th and every 3rd is taken."""
+    """6 x 6 and 4 x 4 positions. Of 3240 and 1440 samples, every 5th and every 3rd is taken."""
     cost = rf.plan(small_cnn(), MAPS, max_samples=1000, factor=2, machine=MACHINE)
     assert [site.samples for site in cost.sites] == [648, 480]
     first, second = map(flops, cost.sites)
-    seen = 90 * 36 // 5  # no more than 2048 samples tell the share of active neurons: every 5th, coprime with 36
+    seen = 90 * 36 // 5  # at most 2048 samples give the share of active neurons: every 5th, coprime with 36
     assert first["moments"] == 2 * 648 * 8 * (4 + 4) + 2 * seen * 8 * (4 + 1)
     assert first["projection"] == 2 * 100 * 36 * 8 * (4 + 4)
     assert first["reference"] == 2 * 9 * 4 * 36 * 100
@@ -115,7 +115,7 @@ def test_regression_is_quadratic_in_width():
 
 
 def test_a_refit_classifier_by_hand():
-    """Two Gram matrices of 20 features, of 72 and of 90 samples; seven ridges and one; both networks once more."""
+    """Two Gram matrices of 20 features, over 72 and 90 samples; seven ridges and one; both networks once more."""
     cost = rf.plan(mlp((6, 8, 5, 2)), (X, Y), width=20, classifier="refit", machine=MACHINE)
     solves = 7 * (20**3 / 3 + 2 * 2 * (20**2 + 72 * 20)) + 20**3 / 3 + 2 * 2 * (20**2 + 90 * 20)
     assert cost.rest["classifier"].flops == pytest.approx(2 * 20**2 * (72 + 90) + solves)
@@ -125,7 +125,7 @@ def test_a_refit_classifier_by_hand():
 
 
 def test_cost_is_linear():
-    """In width, depth and samples; nothing is sampled: a million neurons take no time."""
+    """In width, depth and samples. Nothing is sampled, so a million neurons take no time."""
 
     def cost(depth=2, n=1000, images=100):
         net, options = mlp([16] * (depth + 1) + [2]), dict(width=n, max_samples=2**40, machine=MACHINE)
@@ -162,7 +162,7 @@ def counted(run) -> float:
     ids=str,
 )
 def test_projections_are_those_that_a_network_counts(build, options):
-    """Of all 100 images, in one chunk, beside the layers of the reference."""
+    """The features of all 100 images, in one chunk, in addition to the layers of the reference."""
     model = rf.fit(build(), MAPS)
     network, _ = model.sample(**options)
     planned = sum(site.work["projection"].flops for site in model.plan(machine=MACHINE, **options).sites)
@@ -171,7 +171,7 @@ def test_projections_are_those_that_a_network_counts(build, options):
 
 @pytest.mark.parametrize("method, factor", [("paper", 20), ("calibrated", 20), ("calibrated", 0.5)])
 def test_flops_are_those_of_a_run(method, factor):
-    """A run counts a little more: centers from 32 samples, 32 images on which the network is checked."""
+    """A run has a little more: centers from 32 samples, and 32 images on which the network is checked."""
     model = rf.fit(mlp((6, 8, 5, 2), seed=0), torch.randn(5000, 6))
     planned = model.plan(factor=factor, method=method, machine=MACHINE).flops
     assert planned == pytest.approx(counted(lambda: model.sample(factor=factor, method=method)), rel=0.05)
@@ -193,7 +193,7 @@ def test_flops_are_those_of_a_run(method, factor):
 )
 @pytest.mark.parametrize("norm", [False, True], ids=["cnn", "norm"])
 def test_sizes_are_those_of_the_run(options, norm, tmp_path):
-    """Samples, ranks and widths as reported; bytes on disk but for the header."""
+    """Samples, ranks and widths are those of the report; bytes are those on disk, without the header."""
     net = small_cnn() if not norm else pooled_cnn(nn.BatchNorm2d(4, affine=False)).eval()
     data = MAPS, (MAPS.mean((1, 2, 3)) > 0).long()
     model = rf.fit(net, data, max_samples=1000)
@@ -234,7 +234,7 @@ def test_what_waits_elsewhere_takes_no_memory(tmp_path):
 
 
 def test_sites_that_are_not_sampled_pass_on_their_work():
-    """The layers before them count at the next sampled site, or beside the sites where none follows."""
+    """The layers before them count for the next sampled site, or separately if none follows."""
     net = mlp((6, 8, 5, 2), seed=0)
     assert flops(rf.plan(net, X, sites=["4"], machine=MACHINE).sites[0])["reference"] == 2 * 100 * (6 * 8 + 8 * 5)
     assert rf.plan(net, X, sites=["2"], machine=MACHINE).rest["reference"].flops == 2 * 100 * 8 * 5 * 2
@@ -373,8 +373,8 @@ for net, x, options in (
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 @pytest.mark.parametrize("allocator, factor", [({"MALLOC_MMAP_THRESHOLD_": str(2**20)}, 1.4), ({}, 3)])
 def test_peak_memory_is_that_of_a_process(allocator, factor):
-    """Without the allocator's holes, every block of a megabyte a mapping of its own; and with them. The growth of the
-    process itself varies by 15 % either way from run to run."""
+    """Without the holes of the allocator, where every block of a megabyte is a separate mapping; and with them. The
+    growth of the process itself varies by 15 % either way from run to run."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | allocator
     done = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

@@ -5,8 +5,8 @@ import hops
 import pytest
 from here import BACKENDS
 
-# Four frames of each are those of the op. polar has one more, the iteration. Features that a regression sums, or a
-# classifier is refit to, are made by a method of the site. A regression that solves by products with S stands on
+# Four frames of each call belong to the op; polar has one more, the iteration. Features that a regression sums, or to
+# which a classifier is refit, are made by a method of the site. A regression that solves by products with S runs
 # conjugate gradients, whose products are passes over the data.
 MOST = {
     ("polar", hops.PASSES): 9,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A run that is stopped, even by kill -9, ends with the bits of one that never was."""
+"""A run that is stopped, even by kill -9, and resumed ends with the bits of a run that was never stopped."""
 
 import os
 import shutil
@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import Residual, build
+from damage import resealed
 from here import ROOT, threads
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast import backend
+from rainbow_fast.rainbow.sampling.checkpoint import SITE
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 
@@ -82,9 +83,9 @@ def child(folder: Path, at: int, how: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_killed_again_and_again_and_resumed(tmp_path):
-    """At the very first tick; in the second pass of the fifth site; from outside, at the last site. What the last child
-    ends with is what this process makes in one go."""
-    folder, total = tmp_path / "run", SITES * 5  # two passes over two chunks, one over what is held out
+    """Stopped at the first tick, in the second pass of the fifth site, and from outside at the last site. The last
+    child ends with the same result as this process in one go."""
+    folder, total = tmp_path / "run", SITES * 5  # two passes over two chunks, one over the held-out data
     finished = []
     for at, how in ((1, "itself"), (23, "itself"), (total - 1, "outside")):
         process = child(folder, at, how)
@@ -109,7 +110,7 @@ class Stop(Exception):
 
 
 def test_stopped_anywhere(tmp_path):
-    """At every tick, each time from the beginning; the accuracies of a profile and refit classifiers are the same."""
+    """Stopped at many ticks, each time from the beginning. The accuracy profile and refit classifiers are the same."""
     fitted = model()
     whole = fitted.sample_many(NETWORKS[:2])
     for at in range(1, 6 * 5 + 1, 4):
@@ -128,7 +129,7 @@ def test_stopped_anywhere(tmp_path):
 @pytest.mark.parametrize("storage", ["memory", "recompute"])
 @pytest.mark.parametrize("storage_dtype", [None, torch.bfloat16], ids=str)
 def test_a_finished_run_is_read(tmp_path, storage, storage_dtype):
-    """Also where activations are rounded or computed again: the sites that were read take part in that."""
+    """The same if activations are rounded or computed again, for which the sites that were read are needed."""
     fitted, ticks = model(), []
     options = dict(storage=storage, storage_dtype=storage_dtype)
     whole = fitted.sample_many(NETWORKS, resume_dir=tmp_path, **options)
@@ -152,7 +153,7 @@ def test_one_sample_resumes_as_well(tmp_path):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory) -> Path:
-    """A folder in which a run has been stopped, behind its first site; only copies are written to."""
+    """A folder in which a run has been stopped after its first site. Tests write only to copies of it."""
     folder = tmp_path_factory.mktemp("begun") / "run"
     with pytest.raises(Stop), threads(1):
         model().sample(factor=2, resume_dir=folder, progress=stop_at(9))
@@ -180,7 +181,7 @@ def other_code() -> rf.RainbowModel:
 
 
 def other_data(which: int, at: int) -> rf.RainbowModel:
-    """With another number in the images or labels, of the first sample, which is aligned on, or of a held-out one."""
+    """Another number in the images or labels, of the first sample, which is aligned on, or of a held-out one."""
     samples, split = data(), model().prepared
     held = split.held.index
     assert held is not None
@@ -257,7 +258,7 @@ def test_folders_that_are_refused(begun, tmp_path):
     whole = (begun / "run.safetensors").read_bytes()
     for data, message in (
         (whole[:-1], "run.safetensors is not a whole safetensors file"),
-        (whole.replace(b'"version":"1"', b'"version":"2"'), "run.safetensors has version 2, this package .* up to 1"),
+        (whole.replace(b'"version":"2"', b'"version":"3"'), "run.safetensors has version 3, this package .* up to 2"),
         (
             whole.replace(b"rainbow_fast.run", b"rainbow_fast.ran"),
             "run.safetensors holds no sampling run: its format is",
@@ -287,15 +288,18 @@ def test_site_files_that_are_refused(begun, tmp_path):
             fitted.sample(factor=2, resume_dir=folder)
 
     refused(whole[:-1], "is not a whole safetensors file")
-    refused(whole.replace(b'"version":"1"', b'"version":"2"'), "has version 2, this package reads versions up to 1")
+    refused(whole.replace(b'"version":"2"', b'"version":"3"'), "has version 3, this package reads versions up to 2")
     refused(whole.replace(b"rainbow_fast.site", b"rainbow_fast.sate"), "holds no sampled site: its format is")
     refused(whole.replace(b"similarity", b"similarita"), "is damaged")
     fitted.sample(factor=2, seed=1, resume_dir=tmp_path / "other")
     refused((tmp_path / "other" / path.name).read_bytes(), "belongs to another run, network or site")
     refused((tmp_path / "other" / "run.safetensors").read_bytes(), "holds no sampled site")
-    tensors = load_file(tmp_path / "other" / path.name)
-    save_file(tensors, path, {"format": "rainbow_fast.site", "version": "1"})
-    refused(path.read_bytes(), "is damaged, its header cannot be read")
+    path.write_bytes(whole)
+    resealed(path, SITE, text="{}")
+    refused(path.read_bytes(), "is damaged: its header cannot be read")
+    path.write_bytes(whole)
+    resealed(path, SITE, lambda header: header | {"report": header["report"] | {"n": "many"}})
+    refused(path.read_bytes(), "is damaged .a site's report: Expected `int`, got `str`")
 
 
 def test_what_a_killed_process_left_half_written_is_removed(begun, tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where activations wait changes no bit, keeps to its budget, and leaves nothing behind."""
+"""The place where activations are stored changes no bit, keeps to its budget, and leaves nothing behind."""
 
 import copy
 import json
@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import Residual, build
-from here import fresh_python, threads
+from here import fresh_python, on_small_disk, threads
 from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp, resnet_cifar
 from rainbow_fast.rainbow.options import STORAGES
-from rainbow_fast.rainbow.sampling.storage import choose_storage
+from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage, keeper
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 METHODS = ("paper", "calibrated")
 
 
 class Untraceable(nn.Module):
-    """It asks for a value, so there is no graph, and every site runs from the input; its input is read again."""
+    """A network that reads a value: it has no graph, every site runs from the input, and the input is read again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def assert_same(a: tuple, b: tuple, x: Tensor) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["residual", "channels_last", "untraceable"])
 def test_the_same_bits_wherever_activations_wait(kind, method, dtype):
-    """With skips, with maps whose channels lie side by side (a file does not keep strides), and without a graph."""
+    """Networks with skips, with channels_last maps (a file does not keep strides), and without a graph."""
     fitted, x = model(kind)
     sampled = [fitted.sample(factor=2, method=method, storage=where, storage_dtype=dtype) for where in STORAGES]
     assert len({report.storage for _, report in sampled}) == 3
@@ -80,7 +80,7 @@ def test_the_same_bits_wherever_activations_wait(kind, method, dtype):
 @torch.no_grad()
 @pytest.mark.parametrize("storage", STORAGES)
 def test_the_same_bits_alone_and_among_others(storage):
-    """Methods, widths, ranks, classifiers mixed; one network remains the reference for two sites, one skips a site."""
+    """Mixed methods, widths, ranks, classifiers; one network remains the reference for two sites, one skips a site."""
     fitted, x = model()
     names = [s.site.name for s in fitted.sites]
     networks = [
@@ -96,8 +96,8 @@ def test_the_same_bits_alone_and_among_others(storage):
 
 @torch.no_grad()
 def test_bfloat16_costs_what_its_precision_says():
-    """Every value that waits is rounded by at most 2^-9 of itself. The network does not round; its A is made of means
-    over all samples, in which much of that cancels: the logits move by less than 2^-9 of their size."""
+    """Every stored value is rounded by at most 2^-9 of itself. The network does not round. Its A comes from means over
+    all samples, in which most of the rounding cancels: the logits move by less than 2^-9 of their size."""
     fitted, x = model()
     for method in METHODS:
         exact, rounded = (fitted.sample(factor=4, method=method, storage_dtype=d)[0](x) for d in (None, torch.bfloat16))
@@ -114,7 +114,7 @@ def test_the_choice_follows_budget_and_disk(monkeypatch, tmp_path):
     assert chosen(400, memory_budget=400) == "memory"
     assert chosen(400, memory_budget=399) == "file"
     assert chosen(499, memory_budget=0) == "file"
-    assert chosen(500, memory_budget=0) == "recompute"  # half of the disk at most
+    assert chosen(500, memory_budget=0) == "recompute"  # at most half of the disk
     assert chosen(10, memory_budget=0, storage="memory") == "memory"
 
 
@@ -123,7 +123,7 @@ def test_a_budget_is_of_all_networks_together():
     one = fitted.sample()[1].storage
     assert one.startswith("activations wait in memory")
     needed = round(float(one.split("(")[1].split(" MB")[0]) * 1e6)
-    budget = 2 * needed  # the reference with two networks takes 3 / 2 of it with one, with four 5 / 2
+    budget = 2 * needed  # the reference with two networks takes 3 / 2 of the reference with one; with four, 5 / 2
     reports = [fitted.sample_many([{}] * count, memory_budget=budget)[0][1].storage for count in (2, 4)]
     assert "in memory" in reports[0] and "in files" in reports[1]
     halved = fitted.sample(memory_budget=round(0.6 * needed), storage_dtype=torch.bfloat16)[1].storage
@@ -156,7 +156,7 @@ def test_files_are_there_meanwhile_and_gone_afterwards(tmp_path):
         counts.append(sum(path.is_file() for path in tmp_path.rglob("*")))
 
     fitted.sample(storage="file", scratch_dir=tmp_path, progress=count)
-    chunks, lanes, alive = 4, 2, 2  # both data sets; what waits at a site: z or phi, and the skip
+    chunks, lanes, alive = 4, 2, 2  # both data sets; stored at a site: z or phi, and the skip
     assert 0 < max(counts) <= chunks * lanes * alive and list(tmp_path.iterdir()) == []
 
     def stop(*_) -> None:
@@ -190,13 +190,13 @@ print(json.dumps(peaks))
 
 
 def test_what_waits_in_files_takes_no_memory():
-    """Of 3000 images with maps of 16 x 16 x 16, on two sides, 98 MB wait. Where they do so in files, memory holds the
-    work on one chunk of 512 images: less than 6 of its maps, 8.4 MB each."""
+    """For 3000 images with maps of 16 x 16 x 16, on two sides, 98 MB are stored. If they are in files, memory has only
+    the work on one chunk of 512 images: less than 6 maps of 8.4 MB each."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         pytest.skip("the peak of memory cannot be read here")
-    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once, and does not count
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back to the system at once, and does not count
     peaks = json.loads(fresh_python(PEAK, **at_once))
     waiting, map_of_chunk = 2 * 3000 * 16**3 * 4, 512 * 16**3 * 4
     assert "in files" in peaks["file"][1] and "in memory" in peaks["memory"][1]
@@ -206,8 +206,8 @@ def test_what_waits_in_files_takes_no_memory():
 
 @torch.no_grad()
 def test_batch_sizes_agree_to_the_rounding_of_their_sums():
-    """A sum of k products is within gamma_k = k u / (1 - k u) of the sum of their sizes, whatever its order (Higham
-    2002, section 3.1); carried through the network, that bounds every logit. Two batch sizes differ by twice that."""
+    """A sum of k products is right to gamma_k = k u / (1 - k u) of the sum of their sizes, in any order (Higham
+    2002, section 3.1). Carried through the network, this bounds every logit. Two batch sizes differ by twice that."""
     net = cnn((1, 6, 8), kernel_size=3, image_size=10, classes=5, seed=0)
     x = torch.randn(200, 1, 10, 10, generator=torch.Generator().manual_seed(1))
     network, _ = rf.sample(net, x, factor=3)
@@ -244,8 +244,8 @@ def mix(weights: Tensor, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_chunk_sizes_agree_to_the_condition_of_the_alignment():
-    """In float64 the sum of S products in another order moves M by at most S u |M|, and its polar factor by 2 cond(M)
-    times that (Li 1995); with a factor of 10 for what the layers that follow make of it."""
+    """In float64, another order of a sum of S products moves M by at most S u |M|, and its polar factor by 2 cond(M)
+    times that (Li 1995). A factor of 10 stands for the layers that follow."""
     x = torch.randn(150, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     logits, bounds = [], []
     for chunk in (7, None):
@@ -258,9 +258,79 @@ def test_chunk_sizes_agree_to_the_condition_of_the_alignment():
 
 @torch.no_grad()
 def test_the_same_bits_from_any_address():
-    """Matrix products of torch round by the address of what comes in; images in a mapped file lie anywhere."""
+    """torch's matrix products round by the address of their input, and images in a mapped file lie anywhere."""
     memory = torch.zeros(40 * 17 + 1)
     x = memory[1:].view(40, 17)
     x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
     sampled = [rf.sample(mlp((17, 5, 3), seed=0), data, method="calibrated") for data in (x, x.clone())]
     assert_same(*sampled, x)
+
+
+FULL = """
+import json, pathlib, shutil, torch, rainbow_fast as rf
+from rainbow_fast.networks import mlp
+torch.set_num_threads(1)
+disk, resume = pathlib.Path({disk!r}), pathlib.Path({resume!r})
+x = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+model = rf.fit(mlp((64, 40, 30, 10), seed=0), (x, torch.arange(30) % 10), holdout=0.2)
+wanted = model.sample(factor=2, method="calibrated")[0].state_dict()
+
+def sample(room):
+    ballast = disk / "ballast"
+    ballast.unlink(missing_ok=True)
+    with ballast.open("wb") as file:
+        file.write(b"x" * (shutil.disk_usage(disk).free - room))
+    options = dict(method="calibrated", storage="file", scratch_dir=disk, resume_dir=resume)
+    torch.empty(10**5).fill_(777)  # what freed memory holds
+    try:
+        network, _ = model.sample(factor=2, **options)
+    except OSError as error:
+        assert "scratch_dir: cannot write " in str(error) and f" bytes into {{disk}}" in str(error), error
+        assert "(the disk is full)" in str(error) and [path.name for path in disk.iterdir()] == ["ballast"], error
+        return "full"
+    state = network.state_dict()
+    shutil.rmtree(resume)
+    assert all(torch.equal(value, state[key]) for key, value in wanted.items()), "another network"
+    return "right"
+
+outcomes = [sample(room) for room in range(0, 40960, 2048)]
+print(json.dumps(outcomes + [sample(10**5)]))
+"""
+
+
+def test_a_full_disk_is_an_error_and_the_run_then_goes_on_right(tmp_path):
+    """A tmpfs of 256 KiB in a mount namespace, filled so far that the writes of a run fail at every place."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    outcomes = json.loads(on_small_disk(FULL.format(disk=str(disk), resume=str(tmp_path / "run")), disk, 256))
+    assert set(outcomes) == {"full", "right"} and outcomes[0] == "full" and outcomes[-1] == "right"
+
+
+def test_a_stored_tensor_that_lost_bytes_is_not_loaded(tmp_path):
+    keep = keeper(Storage("file", 0), tmp_path)
+    cell = keep(torch.arange(1000.0))
+    (path,) = tmp_path.iterdir()
+    assert torch.equal(cell.load(), torch.arange(1000.0))
+    with path.open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(OSError, match=f"scratch_dir: {path} has 2000 bytes, wanted 4000: it was damaged"):
+        cell.load()
+
+
+GATHERED = """
+import resource, torch, rainbow_fast as rf
+from torch import nn
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+x = torch.randn(300, 16)
+try:
+    rf.fit(nn.Sequential(nn.Linear(16, 8), nn.ReLU()), [x[:150], x[150:]], memory_budget=1000, scratch_dir={!r})
+except OSError as error:
+    assert "scratch_dir: cannot write 19200 bytes into {} (the disk is full)" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+
+
+def test_data_that_do_not_fit_on_the_disk_are_an_error(tmp_path):
+    fresh_python(GATHERED.format(str(tmp_path), tmp_path))
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The non-linearities inside Triton kernels, as those of the CPU: within 4 units;
+"""The non-linearities inside Triton kernels: within 4 units, as on the CPU;
 run by tests/triton_kernels/test_triton.py."""
 
 import pytest
@@ -30,10 +30,10 @@ def activated(x: Tensor, activation: str) -> Tensor:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of branches that are not taken
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # warnings of NumPy, from branches that are not taken
 def test_four_units_in_the_last_place(activation: str) -> None:
     x = inputs()[::5].contiguous()
-    if activation == "cos":  # beyond, the reduction runs out of bits
+    if activation == "cos":  # for larger numbers the reduction has too few bits
         x = x[x.abs() < 2.0**20]
     error = units(activated(x, activation), exact(x, activation))
     worst = error.argmax()

@@ -24,7 +24,7 @@ def exact(x: Tensor, activation: str = "identity", shift: Tensor | None = None) 
 def run(
     out: Tensor, sides: list[Tensor], *, shifts=None, totals=None, activation: str = "identity", **launch
 ) -> Tensor:
-    """Into out, which is 1 before; less what was there."""
+    """Adds to `out`, which is 1 before, and returns the difference."""
     none = [None] * len(sides)
     views = [samples(side)[0] for side in sides]
     out.fill_(1)
@@ -43,7 +43,7 @@ def tensor(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def guarded_workspace(guarded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the launcher allocates is full of NaN, with a rim that must stay."""
+    """Memory that the launcher allocates is full of NaN, with a rim that must not change."""
     monkeypatch.setattr(torch, "empty", lambda *shape, dtype, device: guarded(*shape, dtype=dtype))
 
 
@@ -83,7 +83,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_layouts(dtype: torch.dtype, layouts: tuple[str, str]) -> None:
-    for space in ((4, 4), (3, 7), (1, 7), (7, 1)):  # of whole vectors, and ragged
+    for space in ((4, 4), (3, 7), (1, 7), (7, 1)):  # of whole vectors, and with a rest
         x, y = draw(5, 19, *space, dtype=dtype), draw(5, 40, *space, dtype=dtype, seed=1)
         x, y = laid_out(x, layouts[0]), laid_out(y, layouts[1])
         check(run(tensor(19, 40), [x, y]), exact(x), exact(y))
@@ -91,7 +91,7 @@ def test_layouts(dtype: torch.dtype, layouts: tuple[str, str]) -> None:
 
 def test_slices_of_lines_and_shared_samples() -> None:
     wide = torch.full((4, 9, 5, 8), torch.nan)
-    x = wide[::2, 1:-2, 1:4, :5].copy_(draw(2, 6, 3, 5))  # three axes of their own strides, read in place
+    x = wide[::2, 1:-2, 1:4, :5].copy_(draw(2, 6, 3, 5))  # three axes with their own strides, read in place
     check(run(tensor(6, 6), [x]), exact(x), exact(x))
     windows = draw(60).unfold(0, 7, 1)
     check(run(tensor(7, 7), [windows]), exact(windows), exact(windows))
@@ -144,7 +144,7 @@ def test_shift_and_total_of_itself() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_leave_zeros_outside(activation: str, dtype: torch.dtype) -> None:
-    """cos(0) = 1 must not count for samples past the end; nor is what sigma gives rounded to bfloat16."""
+    """cos(0) = 1 must not count for samples past the end. Values of sigma are not rounded to bfloat16."""
     x, y = draw(21, 5, dtype=dtype), draw(21, 4, dtype=dtype, seed=1)
     got = run(tensor(5, 4), [x, y], activation=activation)
     check(got, exact(x, activation), exact(y, activation), "float64" if dtype == torch.float64 else "tensor cores")
@@ -158,7 +158,7 @@ def test_non_finite_samples_reach_the_result() -> None:
 
 
 def test_chains_are_promoted_and_lose_nothing() -> None:
-    """1 and then chains of 2^-19 (1 + 2^-10): a float32 sum keeps of each product nothing, of each chain a part."""
+    """1, then chains of 2^-19 (1 + 2^-10): a float32 sum loses every single product, and keeps a part of each chain."""
     machine = replace(kernel.MACHINES["sm_90"], programs=1)  # one range
     x, y = torch.full((640, 1), 2.0**-13), torch.full((640, 1), 2.0**-13 * (1 + 2.0**-10))
     x[0] = y[0] = 1.0

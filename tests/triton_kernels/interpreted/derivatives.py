@@ -22,7 +22,7 @@ def derivative_kernel(out, x, n, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, 
 
 
 def points(dtype: torch.dtype) -> Tensor:
-    """Of every size, both signs, and dense where the polynomials meet."""
+    """Inputs of every size, with both signs, and dense where the polynomials meet."""
     sizes = torch.logspace(-6, 2, 2000, dtype=torch.float64)
     dense = torch.linspace(-16, 16, 6001, dtype=torch.float64)
     return torch.cat([sizes, -sizes, dense, torch.tensor([0.0])]).to(dtype)
@@ -35,7 +35,7 @@ def test_derivative(guarded, activation: str, dtype: torch.dtype) -> None:
     out = guarded(len(x), dtype=dtype)
     derivative_kernel[(triton.cdiv(len(x), 4096),)](out, x, len(x), activation, SLOPE, 4096)
     exact = ACTIVATIONS[activation][1](x.double(), SLOPE) + torch.zeros_like(x, dtype=torch.float64)
-    # Four units in the last place of results of order one; of smaller ones as close, absolutely.
+    # Four units in the last place of results of order one; smaller results have the same absolute error.
     bound = 4 * torch.finfo(dtype).eps * exact.abs().clamp(min=1)
     if dtype == torch.float64:  # the reference has a rounding error times x itself: 1 - t of silu
         bound = bound * (1 + x.abs())
@@ -47,7 +47,7 @@ def test_derivative(guarded, activation: str, dtype: torch.dtype) -> None:
 def test_far_out(activation: str) -> None:
     x = torch.tensor([3e38, -3e38, 1e4, -1e4, torch.nan])
     if activation == "cos":
-        x = x[-3:]  # whose argument is reduced
+        x = x[-3:]  # its argument is reduced
     out = torch.empty_like(x)
     derivative_kernel[(1,)](out, x, len(x), activation, SLOPE, 8)
     exact = ACTIVATIONS[activation][1](x.double(), SLOPE) + torch.zeros_like(x, dtype=torch.float64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The iteration of polar for GPUs, its kernels interpreted: as right as the CPU kernel;
+"""The iteration of polar for GPUs with interpreted kernels is as right as the CPU kernel;
 run by tests/triton_kernels/test_triton.py."""
 
 import pytest
@@ -31,7 +31,7 @@ def test_accuracy(guarded, dtype: torch.dtype, shape: tuple[int, int], condition
     assert_is_polar(M, A, forward=forward, condition=condition)
     S = torch.linalg.svdvals(M.double())
     assert statistics[OUTCOME] == DONE and statistics[RANK] == min(shape)
-    # As tests/ops/test_polar.py; residual and orthogonality are estimates from eight Gaussian rows.
+    # As in tests/ops/test_polar.py; residual and orthogonality are estimated from eight Gaussian rows.
     assert abs(statistics[NUCLEAR_NORM] / S.sum() - 1) <= (5e-8 if single else 1e-13)
     assert abs(statistics[CONDITION] / (S[0] / S[-1]) - 1) <= 0.01
     H = A.double() @ M.double().T if shape[0] <= shape[1] else A.double().T @ M.double()
@@ -44,7 +44,7 @@ EDGES = {
     "one-by-one": (1, 1, [3.0]),
     "row": (1, 7, [2.0]),
     "column": (7, 1, [2.0]),
-    "all-equal": (6, 9, [5.0] * 6),  # Krylov's vectors end at once
+    "all-equal": (6, 9, [5.0] * 6),  # the Krylov vectors end at once
     "two-clusters": (10, 10, [1.0] * 5 + [1e-5] * 5),
     "one-tinier": (10, 11, [1.0] * 9 + [5e-7]),  # not resolved by the first Gram matrix
 }
@@ -59,7 +59,7 @@ def test_edges(guarded, d: int, m: int, values: list[float]) -> None:
 
 
 def test_matrices_of_a_batch_go_their_own_ways(guarded) -> None:
-    """In one, two and three stages; one has a null direction, one holds a NaN; the strides are the caller's."""
+    """Matrices of one, two and three stages, one with a null direction, one with a NaN, in the caller's strides."""
     conditions = (5.0, 1e9, 30.0, 1e5, 7.0)
     stack = torch.stack([matrix(9, 14, power_law(9, c), seed=s) for s, c in enumerate(conditions)])
     stack[2, 3] = stack[2, 4]
@@ -83,7 +83,7 @@ def test_null_where_the_condition_says_so(guarded) -> None:
 
 @pytest.mark.parametrize("d", [7, 50, 150])
 def test_largest_eigenvalue(d: int) -> None:
-    """From below: exact where the Krylov space is the whole space, within 1 % at the dense edge of a Wishart matrix."""
+    """It is an estimate from below: exact in a whole Krylov space, within 1 % at the dense edge of a Wishart matrix."""
     X = draw(d, 2 * d, dtype=torch.float64)
     R = (X @ X.T)[None]
     exact = torch.linalg.eigvalsh(R[0])[-1]
@@ -110,7 +110,7 @@ def test_invariant_under_rotations() -> None:
 
 
 def test_zolotarev_equioscillates() -> None:
-    """2 count + 2 times between its values at low and at 1: that makes it the best one."""
+    """The function alternates 2 count + 2 times between its values at low and at 1, which makes it the best one."""
     low = torch.tensor([5e-4, 0.3], dtype=torch.float64)
     for count in (1, 3):
         f = zolotarev(low, count)

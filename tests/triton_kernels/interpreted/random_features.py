@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The Triton kernels of random_features, interpreted, against float64; run by tests/triton_kernels/test_triton.py.
 
-Scales are powers of two: the interpreter rounds every number it is given to float32.
+Scales are powers of two, because the interpreter rounds every number that it is given to float32.
 """
 
 import pytest
@@ -38,7 +38,7 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 class Made:
-    """What a case is made of, and its features in float64 and by plain PyTorch in its dtype."""
+    """The data of a case, and its features in float64 and by plain PyTorch in the dtype of the case."""
 
     def __init__(self, N, r, n, d, space, layout, dtype, activation, shifted, generated) -> None:
         where = [SEED, 3, 2**32 - 5, 0]
@@ -69,7 +69,7 @@ def matrix(x: Tensor) -> Tensor:
 
 
 def lay_out(guarded, like: Tensor, case: dict) -> Tensor:
-    """A poisoned output as large as `like`, laid out as the inputs, inside guard zones."""
+    """A poisoned output with the shape of `like` and the layout of the inputs, inside guard zones."""
     axes = list(range(like.dim()))
     order = {"channels_last": [0, *axes[2:], 1], "transposed": axes[::-1]}.get(case["layout"], axes)
     out = guarded(*(like.shape[axis] for axis in order), dtype=case["dtype"])
@@ -119,7 +119,7 @@ def test_projection(guarded, case: dict) -> None:
 
 @cases
 def test_gradient(guarded, case: dict) -> None:
-    """With everything that can come from above: two products, of all neurons and of the first half."""
+    """With all upstream gradients: two products, one of all neurons and one of the first half."""
     problem = Made(**case)
     half = -(-case["n"] // 2)
     B = problem.A[:, :half].flip(1)
@@ -143,7 +143,7 @@ def test_gradient(guarded, case: dict) -> None:
 
 
 def test_what_is_missing_from_above(guarded) -> None:
-    """One at a time, against each other: gradients are linear in what comes from above."""
+    """One upstream gradient at a time, compared with all together: gradients are linear in them."""
     case = CASES["rows"]
     problem = Made(**case)
     above = {"grad_phi": problem.grad_phi, "total": problem.total, "square": problem.square}
@@ -163,7 +163,7 @@ def test_what_is_missing_from_above(guarded) -> None:
 
 @pytest.mark.parametrize("d", [5, 130], ids=["fused", "through-panels-of-features"])
 def test_panels_parts_and_blocks(guarded, d: int) -> None:
-    """Where G comes in two panels, sums in parts, samples in two blocks and launches in turns: the same results."""
+    """The same results with G in two panels, sums in parts, samples in two blocks and several launches."""
     N, r, n, space = 2, 5, 140, (5, 13)
     problem = Made(N, r, n, d, space, "contiguous", torch.float32, "silu", True, True)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""bfloat16 in the interpreter is that of the hardware; run by tests/triton_kernels/test_triton.py."""
+"""bfloat16 is rounded in the interpreter as in hardware; run by tests/triton_kernels/test_triton.py."""
 
 import torch
 import triton

@@ -20,7 +20,7 @@ SCALE = 0.3
 def check(
     out: Tensor, P: Tensor, row_offset: int = 0, col_offset: int = 0, rounding: torch.dtype | None = None
 ) -> None:
-    """Fill `out` by the kernel and compare with float64."""
+    """Fill `out` with the kernel, and compare it with float64."""
     where = [2**63 - 1, 5 << 12, row_offset, col_offset]
     kernels.sample_project_align(out, P, rounding or P.dtype, where, SCALE)
     G = torch.from_numpy(gaussian_reference(where, len(out), len(P)))
@@ -33,7 +33,7 @@ def check(
 CASES = {  # n, r, m, row_offset, col_offset
     "one": (1, 1, 1, 0, 0),
     "rank-0": (3, 0, 5, 0, 1),
-    "odd": (67, 5, 27, 3, 0),  # the first layer of a network of images
+    "odd": (67, 5, 27, 3, 0),  # the first layer of a network for images
     "rows-cross-2^32": (40, 9, 70, 2**32 - 19, 0),
     "columns-cross-2^32": (5, 60, 9, 0, 2**32 - 37),
     "columns-end-at-2^34": (5, 13, 9, 2**56 - 5, 2**34 - 13),
@@ -83,14 +83,14 @@ def test_empty(guarded, r: int) -> None:
 
 
 def in_order(a: np.ndarray, b: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-    """A product that adds each entry's terms in their order, wherever in a tile it stands; NumPy's BLAS need not."""
+    """A product that adds the terms of each entry in order, at any place in a tile, which NumPy's BLAS need not do."""
     terms = (a[:, k, None].astype(dtype) * b[k].astype(dtype) for k in range(a.shape[1]))
     return functools.reduce(np.add, terms)
 
 
 @pytest.mark.parametrize("r", [7, 70])
 def test_the_way_of_making_it_does_not_matter(guarded, monkeypatch: pytest.MonkeyPatch, r: int) -> None:
-    """Rows alone, all columns by one program, one tile of rows a slab: the same bits."""
+    """The same bits for rows alone, for all columns in one program, and for one tile of rows in each slab."""
     monkeypatch.setattr(np, "matmul", in_order)  # which the interpreter takes for a product of tiles
     P, whole, part, other = draw(r, 150), guarded(200, 150), guarded(70, 150), guarded(200, 150)
     kernels.sample_project_align(whole, P, torch.float32, [3, 1, 0, 0], SCALE)
