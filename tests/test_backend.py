@@ -71,18 +71,18 @@ def test_level_without_kernels_is_an_error() -> None:
         backend._select(None, "avx2")
 
 
-@pytest.mark.parametrize("call", ["rf.gaussian(2, 3, seed=0)", "rf.backend.kernels()", "rf.polar(torch.ones(2, 3))"])
-def test_level_that_cannot_run_is_an_error_of_the_first_op(call: str) -> None:
-    code = f"""
+def test_level_that_cannot_run_is_an_error_of_the_first_op() -> None:
+    code = """
 import torch, rainbow_fast as rf
-try:
-    {call}
-except ImportError as error:
-    print(error)
+for call in (lambda: rf.gaussian(2, 3, seed=0), lambda: rf.polar(torch.ones(2, 3)), rf.backend.kernels):
+    try:
+        call()
+    except ImportError as error:
+        print(error)
 """
     ran = ", ".join(LEVELS) or "no compiled kernels"
     message = f"RAINBOW_FAST_ISA='sse9': this build on this machine can run {ran}"
-    assert fresh_python(code, RAINBOW_FAST_ISA="sse9").strip() == message
+    assert fresh_python(code, RAINBOW_FAST_ISA="sse9").splitlines() == [message] * 3
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")

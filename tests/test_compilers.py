@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """compilers.py: what nvcc can compile is asked, and an nvcc that cannot be used is left out with one line."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -85,35 +86,37 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_nvcc_that_cannot_be_used_is_left_out_in_one_line(toy: Path, case: str) -> None:
+def test_nvcc_that_cannot_be_used_is_left_out_in_one_line(tmp_path: Path, case: str) -> None:
     cases, why = UNUSABLE[case]
-    environment = {"NVCC": fake_nvcc(toy, *cases)}
+    environment = {**os.environ, "NVCC": fake_nvcc(tmp_path, *cases), "PYTHONPATH": str(ROOT)}
     if case == "no-wanted-architecture":
         environment["RAINBOW_FAST_CUDA_ARCHS"] = "100;120f"
-    status, compiled, said = build(toy, RAINBOW_FAST_CUDA="1", **environment)
-    assert status and compiled == [] and not list((toy / "rainbow_fast").glob("_C*.so"))
-    [line] = said.splitlines()
-    matches(rf"rainbow_fast: RAINBOW_FAST_CUDA=1, and \S+{why}", line)
-    status, compiled, said = build(toy, RAINBOW_FAST_CUDA="", **environment)
-    assert status == 0 and "build/bind.o" in compiled and "build/cuda/kernel.o" not in compiled
-    [line] = said.splitlines()
-    matches(rf"rainbow_fast: installing without the CUDA kernels: \S+{why}", line)
-    subprocess.run([sys.executable, "-c", "import rainbow_fast._C"], cwd=toy, check=True)
+    command = [sys.executable, "-c", "import compilers; print(compilers.cuda_compiler(['c++']))"]
+    for wanted, status, printed, start in [
+        ("1", 1, "", "RAINBOW_FAST_CUDA=1, and "),
+        ("", 0, "None\n", "installing without the CUDA kernels: "),
+    ]:
+        environment["RAINBOW_FAST_CUDA"] = wanted
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        [line] = done.stderr.splitlines()
+        assert (done.returncode, done.stdout) == (status, printed)
+        assert re.fullmatch(rf"rainbow_fast: {start}\S+{why}", line), line
 
 
-def matches(pattern: str, line: str) -> None:
-    assert re.fullmatch(pattern, line), line
-
-
-def test_probe_uses_the_host_compiler_of_the_build(toy: Path) -> None:
+def test_host_compiler_that_nvcc_does_not_support(toy: Path) -> None:
     """This compiler tells nvcc that it is GCC 99, which no nvcc supports."""
     host, real = toy / "g++", shutil.which("g++")
     lies = f'*__CUDACC__*) exec {real} -U__GNUC__ -D__GNUC__=99 "$@" ;;'
     host.write_text(f'#!/bin/sh\ncase "$*" in\n{lies}\n*) exec {real} "$@" ;;\nesac\n')
     host.chmod(0o755)
+    status, compiled, said = build(toy, RAINBOW_FAST_CUDA="1", CXX=str(host))
+    assert status and compiled == [] and not list((toy / "rainbow_fast").glob("_C*.so"))
+    assert "RAINBOW_FAST_CUDA=1, and" in said and "unsupported GNU version" in said
     status, compiled, said = build(toy, RAINBOW_FAST_CUDA="", CXX=str(host))
-    assert status == 0 and "build/cuda/kernel.o" not in compiled
-    assert "installing without the CUDA kernels" in said and "unsupported GNU version" in said
+    assert status == 0 and "build/bind.o" in compiled and "build/cuda/kernel.o" not in compiled
+    [line] = said.splitlines()
+    assert "installing without the CUDA kernels" in line and "unsupported GNU version" in line
+    subprocess.run([sys.executable, "-c", "import rainbow_fast._C"], cwd=toy, check=True)
 
 
 def test_host_compiler_that_is_chosen_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
