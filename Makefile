@@ -6,6 +6,8 @@
 #     make test-all all of them
 #     make docs     the documentation site, in build/site; warnings are errors
 #     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
+#     make clang    builds the kernels by clang and compares their bits with the usual build
+#     make aarch64  cross-compiles the kernels for aarch64 and emulates them
 #     make gpu-check  the kernels for GPUs compiled without one: registers, spills, tensor cores
 #     make bench    the table of timings, and bench/results.json
 #     make lint     ruff, mypy, clang-format     make format mends what can be mended
@@ -21,7 +23,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 CSRC := $(shell find csrc bench tests -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 
-.PHONY: setup demo test test-all docs sanitize gpu-check bench bench-gpu lint format clean
+.PHONY: setup demo test test-all docs sanitize clang aarch64 gpu-check bench bench-gpu lint format clean
 
 setup: build/done
 
@@ -40,6 +42,15 @@ docs: setup $(VENV)/docs
 sanitize: $(VENV)/done
 	RAINBOW_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext
 	$(BIN)/python tests/helpers/sanitize.py $(ARGS)
+
+# It needs clang++ and libomp (Debian: clang, libomp-dev).
+clang: setup
+	CXX="$${CLANG:-clang++}" RAINBOW_FAST_CUDA=0 RAINBOW_FAST_BUILD=build/clang $(BIN)/python setup.py --quiet build_ext
+	$(BIN)/python tests/helpers/compare_builds.py build/clang/_C.so $(ARGS)
+
+# It needs a cross-compiler and an emulator (Debian: g++-aarch64-linux-gnu, qemu-user).
+aarch64: setup
+	$(BIN)/python tests/helpers/aarch64.py $(ARGS)
 
 gpu-check: setup
 	$(BIN)/python tests/helpers/gpu_check_cuda.py $(ARGS)
@@ -82,7 +93,7 @@ $(VENV)/docs: $(VENV)/done
 	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 	touch $@
 
-build/done: $(VENV)/done setup.py $(CSRC)
+build/done: $(VENV)/done setup.py compilers.py $(CSRC)
 	mkdir -p build && touch build/started
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	mv build/started $@

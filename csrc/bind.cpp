@@ -2,6 +2,9 @@
 // The module rainbow_fast._C: one line per kernel. Memory arrives as addresses; Python has checked and allocated it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#ifdef RF_X86
+#include <cpuid.h>
+#endif
 
 #include <array>
 #include <stdexcept>
@@ -27,12 +30,18 @@ struct Level {
   bool runs_here;
 };
 
+#ifdef RF_X86
+bool has_f16c() {  // which __builtin_cpu_supports of older clangs does not know
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 std::vector<Level> all_levels() {
   std::vector<Level> levels = {{"baseline", &baseline::kernels, true}};
 #ifdef RF_X86
   __builtin_cpu_init();
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   levels.push_back({"avx2", &avx2::kernels, has_avx2});
@@ -79,7 +88,10 @@ struct Argument<DType> {
 template <>
 struct Argument<Address> {
   using From = std::tuple<int64_t, int64_t, int64_t, int64_t>;
-  static Address to(const From& t) { return std::make_from_tuple<Address>(t); }
+  static Address to(const From& t) {
+    const auto& [seed, stream, row, col] = t;
+    return {seed, stream, row, col};
+  }
 };
 template <>
 struct Argument<Activation> {
@@ -134,7 +146,8 @@ struct Argument<Pieces> {
   };
   static Held to(const From& from) {
     Held held;
-    for (const auto& t : from) held.pieces.push_back(std::make_from_tuple<Piece>(t));
+    for (const auto& [shift, step, begin, end, tap, taps] : from)
+      held.pieces.push_back({shift, step, begin, end, tap, taps});
     return held;
   }
 };

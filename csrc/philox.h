@@ -5,13 +5,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define RF_HOST_DEVICE __host__ __device__ __forceinline__
-#define RF_UNROLL _Pragma("unroll")
-#else
-#define RF_HOST_DEVICE inline __attribute__((always_inline))
-#define RF_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "compiler.h"
 
 namespace rf::RF_ISA {
 

@@ -2,8 +2,8 @@
 // Samples in memory, on a CPU or a GPU: their number, and the same samples described with fewer and longer lines.
 #pragma once
 
+#include "compiler.h"
 #include "kernels.h"
-#include "philox.h"  // RF_HOST_DEVICE
 
 namespace rf::RF_ISA {
 

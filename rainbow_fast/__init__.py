@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Rainbow networks at large widths, on compiled kernels, in PyTorch."""
 
+from rainbow_fast import backend
 from rainbow_fast.fields import Options
 from rainbow_fast.ops.cross_covariance import cross_covariance, cross_covariance_
 from rainbow_fast.ops.gaussian import gaussian, key
@@ -32,6 +33,8 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.rainbow.sites import SiteInfo, Sites, sites
 from rainbow_fast.tracing.site import Site
 from rainbow_fast.version import __version__
+
+backend.warn_without_kernels(stacklevel=2)
 
 __all__ = [
     "__version__",

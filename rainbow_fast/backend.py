@@ -3,13 +3,15 @@
 
 `isa` is the instruction-set level of the CPU kernels in use. By default it is the highest level that this build
 contains and this machine supports. The environment variable ``RAINBOW_FAST_ISA`` (``baseline``, ``avx2``, ``avx512``,
-``avx512_bf16``) chooses another one; it is read once, when the package is imported.
+``avx512_bf16``) chooses another one; it is read once, when the package is imported. If it names a level that this build
+or this machine does not have, `check_isa` and every op raise ImportError.
 """
 
 import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import ModuleType
@@ -62,7 +64,31 @@ def _build() -> Build:
 
 
 BUILD = _build()  # the kernels of this installation
-isa: str | None = _select(BUILD.cpu, os.environ.get(ISA_VARIABLE))
+isa: str | None = None
+_isa_error = ""  # why no level is in use, if ISA_VARIABLE is to blame
+try:
+    isa = _select(BUILD.cpu, os.environ.get(ISA_VARIABLE))
+except ImportError as error:
+    _isa_error = str(error)
+
+WITHOUT_KERNELS = (
+    "rainbow_fast is installed without its compiled kernels: ops run on plain PyTorch, which is slower and needs more "
+    "memory. To get the kernels, install a C++20 compiler (GCC 12 or newer, or clang 14 or newer with libomp) and then "
+    "the package again, in the folder of its sources: pip install --force-reinstall --no-deps ."
+)
+
+
+def warn_without_kernels(stacklevel: int) -> None:
+    """Warn if this installation has no compiled kernels: what is lost, and how to get them."""
+    if BUILD.cpu is None:
+        warnings.warn(WITHOUT_KERNELS, stacklevel=stacklevel + 1)
+
+
+def check_isa() -> None:
+    """Raise ImportError if the environment variable ``RAINBOW_FAST_ISA`` names no level that can run."""
+    if _isa_error:
+        raise ImportError(_isa_error)
+
 
 LEAST_CAPABILITY = (8, 0)  # smallest compute capability for the CUDA kernels
 WORKSPACE_BYTES = 2**26  # memory that a CUDA kernel may use for the partial results of a long sum
@@ -116,7 +142,9 @@ def choose(
         ValueError: the backend is not available.
         TypeError: the kernels do not support the dtype. The reference supports all dtypes.
         RuntimeError: the driver or the device is too old for the CUDA kernels.
+        ImportError: ``RAINBOW_FAST_ISA`` names no level that can run.
     """
+    check_isa()
     build = BUILD if build is None else build
     present = available(device, lacking, build=build)
     if backend is not None and backend not in present:
@@ -143,6 +171,7 @@ def choose(
 
 def kernels(chosen: str = "cpu") -> ModuleType:
     """The compiled kernels of the backend that `choose` returned, "cpu" or "cuda"."""
+    check_isa()
     extension = BUILD.cuda if chosen == "cuda" else BUILD.cpu
     assert extension is not None
     return extension

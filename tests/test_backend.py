@@ -71,6 +71,20 @@ def test_level_without_kernels_is_an_error() -> None:
         backend._select(None, "avx2")
 
 
+def test_level_that_cannot_run_is_an_error_of_the_first_op() -> None:
+    code = """
+import torch, rainbow_fast as rf
+for call in (lambda: rf.gaussian(2, 3, seed=0), lambda: rf.polar(torch.ones(2, 3)), rf.backend.kernels):
+    try:
+        call()
+    except ImportError as error:
+        print(error)
+"""
+    ran = ", ".join(LEVELS) or "no compiled kernels"
+    message = f"RAINBOW_FAST_ISA='sse9': this build on this machine can run {ran}"
+    assert fresh_python(code, RAINBOW_FAST_ISA="sse9").splitlines() == [message] * 3
+
+
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
 def test_level_in_use() -> None:
     asked = os.environ.get(backend.ISA_VARIABLE)
@@ -130,6 +144,30 @@ except ValueError as error:
     numbers = rf.gaussian(5, 6, seed=1).tolist()
     message = "backend='cpu' is not available on cpu: present are reference"
     assert fresh_python(code).splitlines() == [f"['reference'] None {numbers}", message]
+
+
+def test_import_without_kernels_warns_once() -> None:
+    """The warning names what is lost and how to get it, and points to the line that imports the package."""
+    code = """
+import sys, warnings
+sys.modules["rainbow_fast._C"] = None
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", UserWarning)
+    import rainbow_fast
+    import rainbow_fast.backend, rainbow_fast.analysis
+    rainbow_fast.gaussian(5, 6, seed=1)
+[warning] = [w for w in caught if "rainbow_fast" in str(w.message)]
+print(warning.category.__name__, warning.filename, warning.lineno, warning.message)
+"""
+    printed = fresh_python(code).strip()
+    assert printed == f"UserWarning <string> 6 {backend.WITHOUT_KERNELS}"
+    for part in ("without its compiled kernels", "slower", "GCC 12", "clang 14", "pip install --force-reinstall"):
+        assert part in printed
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
+def test_import_with_kernels_warns_of_nothing() -> None:
+    assert fresh_python("import warnings; warnings.simplefilter('error', UserWarning); import rainbow_fast") == ""
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton", "", "CPU"])

@@ -13,7 +13,7 @@ namespace rf::RF_ISA {
 template <int N>
 RF_INLINE vf polynomial(const float (&c)[N], vf x) {
   vf value = vf{} + c[N - 1];
-#pragma GCC unroll 16
+  RF_UNROLL
   for (int k = N - 2; k >= 0; --k) value = fma(value, x, vf{} + c[k]);
   return value;
 }

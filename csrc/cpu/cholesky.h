@@ -21,12 +21,12 @@ RF_INLINE void eliminate(double (*to)[kLeaf], const double (*rows)[kLeaf], const
   constexpr int W = kWidth<double>;
   for (int64_t j = begin; j < end; j += W) {
     Full<double> row[kPivots];
-#pragma GCC unroll 4
+    RF_UNROLL
     for (int q = 0; q < kPivots; ++q) row[q] = load<double, W>(rows[q] + j);
-#pragma GCC unroll 4
+    RF_UNROLL
     for (int i = 0; i < kPivots; ++i) {
       Full<double> sum = load<double, W>(to[i] + j);
-#pragma GCC unroll 4
+      RF_UNROLL
       for (int q = 0; q < kPivots; ++q) sum = fma(splat<double, W>(-f[q][i]), row[q], sum);
       store<double, W>(to[i] + j, sum);
     }

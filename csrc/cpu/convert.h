@@ -102,7 +102,7 @@ RF_INLINE Vector<T, N> load_as(const S* p, int64_t count = N) {
       if constexpr (N == 8) return (Vector<float, 8>)_mm256_cvtph_ps((__m128i)halves);
 #endif
       Vector<float, N> v;
-#pragma GCC unroll 16
+      RF_UNROLL
       for (int i = 0; i < N; ++i) v[i] = widen(f16{halves[i]});
       return v;
     }
@@ -157,9 +157,9 @@ RF_INLINE void with_type(DType dtype, F f) {
 
 // How many elements in memory make one number of an operand.
 template <class T>
-constexpr int kElements = 1;
+inline constexpr int kElements = 1;
 template <>
-constexpr int kElements<bf16_pair> = 2;
+inline constexpr int kElements<bf16_pair> = 2;
 
 // Calls f(Type<S>{}) with the element type S of an operand that is computed in T: doubles are computed in double, pairs
 // of bfloat16 as pairs, all others in float.

@@ -87,7 +87,7 @@ struct Into::Open {
     for (int v = 0; v < V; ++v, j += W, corner += W, cols -= W) {
       if (rows == MR && cols >= W && !crosses) {
         Full<double> value[MR];
-#pragma GCC unroll 8
+        RF_UNROLL
         for (int r = 0; r < MR; ++r) {
           value[r] = acc[r][v] * to.scale;
           if (to.adds) value[r] += load<double, W>(corner + r * to.ld);
@@ -96,10 +96,10 @@ struct Into::Open {
         if (!mirrors) continue;
         if constexpr (MR <= W) {
           Full<double> mirror[W] = {};
-#pragma GCC unroll 8
+          RF_UNROLL
           for (int r = 0; r < MR; ++r) mirror[r] = value[r];
           transpose<double, W>(mirror);
-#pragma GCC unroll 8
+          RF_UNROLL
           for (int l = 0; l < W; ++l) __builtin_memcpy(to.out + (j + l) * to.ld + i, &mirror[l], MR * 8);
         } else {
           for (int l = 0; l < W; ++l)

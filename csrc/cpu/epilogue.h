@@ -27,7 +27,7 @@ struct Store {
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
       constexpr int N = kWidth<T>;
-#pragma GCC unroll 24
+      RF_UNROLL
       for (int t = 0; t < MR * V; ++t) {
         const int r = t / V, v = t % V;
         if (r >= rows) return;
@@ -75,7 +75,7 @@ struct Promote {
     int64_t skips(int64_t i, int64_t j) const { return symmetric ? smaller(larger(i + diagonal - j, 0), NR<T>) : 0; }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-#pragma GCC unroll 24
+      RF_UNROLL
       for (int t = 0; t < MR * V; ++t) {
         const int r = t / V, v = t % V;
         if (r >= rows) return;

@@ -10,14 +10,6 @@ namespace {
 
 constexpr int kValues = 4 * kLanes;  // values of one vector of pairs
 
-// a and b interleaved: their low halves, or their high ones
-RF_INLINE vf interleave(vf a, vf b, bool high) {
-  vi index{};
-#pragma GCC unroll 16
-  for (int l = 0; l < kLanes; ++l) index[l] = (high ? kLanes / 2 : 0) + l / 2 + (l % 2) * kLanes;
-  return __builtin_shuffle(a, b, index);
-}
-
 struct Tile {
   Address at;
   int64_t rows, cols, ld, first, groups;  // of the 4 * groups columns, `first` lie before the tile
@@ -48,10 +40,10 @@ struct Tile {
     }
     vf g[4];
     generate(t.at, counter, group, g);
-    const vf low02 = interleave(g[0], g[2], false), high02 = interleave(g[0], g[2], true);
-    const vf low13 = interleave(g[1], g[3], false), high13 = interleave(g[1], g[3], true);
-    out[0] = interleave(low02, low13, false), out[1] = interleave(low02, low13, true);
-    out[2] = interleave(high02, high13, false), out[3] = interleave(high02, high13, true);
+    const vf low02 = interleave_low(g[0], g[2]), high02 = interleave_high(g[0], g[2]);
+    const vf low13 = interleave_low(g[1], g[3]), high13 = interleave_high(g[1], g[3]);
+    out[0] = interleave_low(low02, low13), out[1] = interleave_high(low02, low13);
+    out[2] = interleave_low(high02, high13), out[3] = interleave_high(high02, high13);
   }
 
   template <class S>

@@ -12,9 +12,14 @@
 
 namespace rf::RF_ISA {
 
-// A tile is MR rows by NV vectors: 24 accumulators of 32 registers with AVX-512, 12 of 16 with AVX2, 8 of 16 below.
+// A tile is MR rows by NV vectors: 24 accumulators of 32 registers with AVX-512, 12 of 16 with AVX2, 8 of 16 below. On
+// aarch64 it is 20 of 32, because the numbers of A need registers, too.
+#if defined(__aarch64__)
+constexpr int MR = 5, NV = 4;
+#else
 constexpr int MR = kLanes == 16 ? 6 : 4;
 constexpr int NV = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
+#endif
 template <class T>
 constexpr int NR = NV * kWidth<T>;
 
@@ -47,12 +52,12 @@ template <class T, int V, class Rows>
 RF_INLINE void multiply(int64_t begin, int64_t end, const Rows& a, const T* b, Accumulators<T, V>& acc) {
   for (int64_t p = begin; p < end; ++p) {
     Full<T> row[V];
-#pragma GCC unroll 4
+    RF_UNROLL
     for (int v = 0; v < V; ++v) row[v] = load<T, kWidth<T>>(b + p * NR<T> + v * kWidth<T>);
-#pragma GCC unroll 6
+    RF_UNROLL
     for (int i = 0; i < MR; ++i) {
       const Full<T> left = Rows::at(a, p, i);
-#pragma GCC unroll 4
+      RF_UNROLL
       for (int v = 0; v < V; ++v) acc[i][v] = multiply_add(left, row[v], acc[i][v]);
     }
   }
@@ -81,17 +86,23 @@ __attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, con
   constexpr int N = kWidth<T>;
   const Rows a = all.from(row);
   Accumulators<T, V> acc = {};
-  if (!chain.first)
-#pragma GCC unroll 24
-    for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<Sum<T>, N>(partial + t * N);
+  if (!chain.first) RF_UNROLL
+  for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<Sum<T>, N>(partial + t * N);
   for (int64_t p = 0; p < k; p += kStep) {
     Ahead::step(ahead);
     multiply<T, V>(p, smaller(p + kStep, k), a, b, acc);
   }
   if (chain.last) {
+#if defined(__aarch64__)  // GCC would store acc in every step where an epilogue indexes it by a variable
+    Accumulators<T, V> sums;
+    RF_UNROLL
+    for (int t = 0; t < MR * V; ++t) sums[t / V][t % V] = acc[t / V][t % V];
+    epilogue.template tile<V>(i, j, rows, cols, sums);
+#else
     epilogue.template tile<V>(i, j, rows, cols, acc);
+#endif
   } else {
-#pragma GCC unroll 24
+    RF_UNROLL
     for (int t = 0; t < MR * V; ++t) store<Sum<T>, N>(partial + t * N, acc[t / V][t % V]);
   }
 }

@@ -22,7 +22,7 @@ RF_INLINE RowCounter row_counter(vq even, vq odd) {
 // The same for rows i, i + 1, ..., i + kLanes - 1.
 RF_INLINE RowCounter row_counter(int64_t i) {
   vq even{};
-#pragma GCC unroll 8
+  RF_UNROLL
   for (int l = 0; l < kLanes / 2; ++l) even[l] = 2 * l;
   even += static_cast<uint64_t>(i);
   return row_counter(even, even + 1);

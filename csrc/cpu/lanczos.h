@@ -14,9 +14,8 @@ RF_INLINE double dot(const double* x, const double* y, int64_t n) {
   constexpr int W = kWidth<double>;
   Full<double> sums[4] = {};
   int64_t i = 0;
-  for (; i + 4 * W <= n; i += 4 * W)
-#pragma GCC unroll 4
-    for (int s = 0; s < 4; ++s) sums[s] = fma(load<double, W>(x + i + s * W), load<double, W>(y + i + s * W), sums[s]);
+  for (; i + 4 * W <= n; i += 4 * W) RF_UNROLL
+  for (int s = 0; s < 4; ++s) sums[s] = fma(load<double, W>(x + i + s * W), load<double, W>(y + i + s * W), sums[s]);
   const Full<double> all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   double sum = 0;
   for (int l = 0; l < W; ++l) sum += all[l];

@@ -4,6 +4,8 @@
 // and k0, goes to to[p * ld + i]. The last vector of rows is written whole.
 #pragma once
 
+#include <stddef.h>
+
 #include "generate.h"
 #include "samples.h"
 
@@ -125,7 +127,7 @@ struct GaussianPacker {
       for (int64_t q = first >> 2; 4 * q < first + k * E; ++q) {
         vf g[4];
         generate(at, counter, {vq{} + static_cast<uint64_t>(q), vq{} + static_cast<uint64_t>(q)}, g);
-#pragma GCC unroll 4
+        RF_UNROLL
         for (int w = 0; w < 4; ++w) {
           const int64_t p = 4 * q + w - first;
           if (p < 0 || p >= k * E) continue;

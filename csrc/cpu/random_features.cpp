@@ -82,7 +82,7 @@ struct FeaturePanels {
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
     T* panel = to + j * k + i * NR<T>;
-#pragma GCC unroll 24
+    RF_UNROLL
     for (int t = 0; t < MR * V; ++t) {
       const int r = t / V, at = t % V * kWidth<T>;
       if (r >= rows) break;
@@ -119,7 +119,7 @@ struct StoreProjection {
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
     T values[MR][V * kWidth<T>];
-#pragma GCC unroll 24
+    RF_UNROLL
     for (int t = 0; t < MR * V; ++t) store<T, kWidth<T>>(values[t / V] + t % V * kWidth<T>, acc[t / V][t % V]);
     put_channels(out, i, sample + j, rows, cols, values);
   }
@@ -170,14 +170,13 @@ struct FeaturesOverSamples {
       constexpr int N = kWidth<T>;
       for (int64_t begin = 0; begin < k; begin += few) {
         Full<T> sum[V] = {}, squares[V] = {};
-        for (int64_t p = begin; p < smaller(begin + few, k); ++p)
-#pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) {
-            const Full<T> x = load<T, N>(panel + p * NR<T> + v * N);
-            sum[v] += x;
-            squares[v] = fma(x, x, squares[v]);
-          }
-#pragma GCC unroll 4
+        for (int64_t p = begin; p < smaller(begin + few, k); ++p) RF_UNROLL
+        for (int v = 0; v < V; ++v) {
+          const Full<T> x = load<T, N>(panel + p * NR<T> + v * N);
+          sum[v] += x;
+          squares[v] = fma(x, x, squares[v]);
+        }
+        RF_UNROLL
         for (int v = 0; v < V; ++v) {
           add_promoted<T>(total + v * N, sum[v], width - v * N);
           add_promoted<T>(square + v * N, squares[v], width - v * N);

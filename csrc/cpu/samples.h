@@ -75,5 +75,7 @@ struct Both {
   B b;
   RF_INLINE void step(Both& both) { A::step(both.a), B::step(both.b); }
 };
+template <class A, class B>
+Both(A, B) -> Both<A, B>;
 
 }  // namespace rf::RF_ISA

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Vectors of one instruction-set level: GCC's vector types, and intrinsics where the language has no word (fused
-// multiply-add, square root, 32-bit products, half precision).
+// Vectors of one instruction-set level: the vector types of GCC and clang, and intrinsics where the language has no
+// word (fused multiply-add, square root, 32-bit products, half precision).
 #pragma once
 
 #include <cstdint>
+
+#include "../compiler.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define RF_INLINE static inline __attribute__((always_inline))
@@ -59,6 +63,12 @@ RF_INLINE V fma(V a, V b, V c) {
   if constexpr (sizeof(V) == 32 && sizeof(a[0]) == 4) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
   if constexpr (sizeof(V) == 32 && sizeof(a[0]) == 8) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #endif
+#if defined(__aarch64__)
+  if constexpr (sizeof(V) == 16 && sizeof(a[0]) == 4)
+    return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  if constexpr (sizeof(V) == 16 && sizeof(a[0]) == 8)
+    return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#endif
   return a * b + c;
 }
 
@@ -68,6 +78,10 @@ RF_INLINE V positive_part(V x) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(V) == 64 && sizeof(x[0]) == 4) return (V)_mm512_maskz_max_ps(0xffff, __m512{}, (__m512)x);
   if constexpr (sizeof(V) == 64 && sizeof(x[0]) == 8) return (V)_mm512_maskz_max_pd(0xff, __m512d{}, (__m512d)x);
+#endif
+#if defined(__aarch64__)
+  if constexpr (sizeof(V) == 16 && sizeof(x[0]) == 4) return (V)vmaxq_f32((float32x4_t)x, float32x4_t{});
+  if constexpr (sizeof(V) == 16 && sizeof(x[0]) == 8) return (V)vmaxq_f64((float64x2_t)x, float64x2_t{});
 #endif
   return x <= 0 ? V{} : x;
 }
@@ -101,26 +115,44 @@ typedef Full<uint32_t> vu;
 typedef Full<int32_t> vi;
 typedef Vector<uint64_t, kLanes / 2> vq;
 
-#if defined(__AVX512F__)
-#define RF_LOWER 0, 1, 2, 3, 4, 5, 6, 7
-#define RF_UPPER 8, 9, 10, 11, 12, 13, 14, 15
-#elif defined(__AVX2__)
-#define RF_LOWER 0, 1, 2, 3
-#define RF_UPPER 4, 5, 6, 7
-#else
-#define RF_LOWER 0, 1
-#define RF_UPPER 2, 3
-#endif
+// A list of lanes as a type: a shuffle takes constants.
+template <int... L>
+struct Lanes {};
+template <int N, int... L>
+struct FirstLanes : FirstLanes<N - 1, N - 1, L...> {};
+template <int... L>
+struct FirstLanes<0, L...> {
+  typedef Lanes<L...> type;
+};
+template <class V>
+constexpr int kCount = sizeof(V) / sizeof(V{}[0]);
+
+template <int FIRST, class V, int... L>
+RF_INLINE auto lanes_from(V x, Lanes<L...>) {
+  return __builtin_shufflevector(x, x, (FIRST + L)...);
+}
 template <class V>
 RF_INLINE auto lower_half(V x) {
-  return __builtin_shufflevector(x, x, RF_LOWER);
+  return lanes_from<0>(x, typename FirstLanes<kCount<V> / 2>::type{});
 }
 template <class V>
 RF_INLINE auto upper_half(V x) {
-  return __builtin_shufflevector(x, x, RF_UPPER);
+  return lanes_from<kCount<V> / 2>(x, typename FirstLanes<kCount<V> / 2>::type{});
 }
-#undef RF_LOWER
-#undef RF_UPPER
+
+// a0 b0 a1 b1 ...: of the low halves of a and b, or of their high ones
+template <int FIRST, class V, int... L>
+RF_INLINE V interleave_from(V a, V b, Lanes<L...>) {
+  return __builtin_shufflevector(a, b, (FIRST + L / 2 + L % 2 * kCount<V>)...);
+}
+template <class V>
+RF_INLINE V interleave_low(V a, V b) {
+  return interleave_from<0>(a, b, typename FirstLanes<kCount<V>>::type{});
+}
+template <class V>
+RF_INLINE V interleave_high(V a, V b) {
+  return interleave_from<kCount<V> / 2>(a, b, typename FirstLanes<kCount<V>>::type{});
+}
 
 RF_INLINE vf square_root(vf x) {
 #if defined(__AVX512F__)
@@ -129,6 +161,8 @@ RF_INLINE vf square_root(vf x) {
   return (vf)_mm256_sqrt_ps((__m256)x);
 #elif defined(__SSE2__)
   return (vf)_mm_sqrt_ps((__m128)x);
+#elif defined(__aarch64__)
+  return (vf)vsqrtq_f32((float32x4_t)x);
 #else
   for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
   return x;
@@ -143,6 +177,8 @@ RF_INLINE vq multiply_low_halves(vq a, vq b) {
   return (vq)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
   return (vq)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__)
+  return (vq)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
 #else
   return (a & 0xffffffffu) * (b & 0xffffffffu);
 #endif
@@ -153,6 +189,8 @@ RF_INLINE vq multiply_low_halves(vq a, vq b) {
 RF_INLINE vf from_unsigned(vu x) {
 #if defined(__AVX512F__)
   return (vf)_mm512_cvtepu32_ps((__m512i)x);
+#elif defined(__aarch64__)
+  return (vf)vcvtq_f32_u32((uint32x4_t)x);
 #else
   return __builtin_convertvector((vi)(x >> 16), vf) * 65536.0f + __builtin_convertvector((vi)(x & 0xffffu), vf);
 #endif

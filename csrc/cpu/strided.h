@@ -18,18 +18,15 @@ RF_INLINE int64_t whole_vectors(int64_t size) {
 // v[i][j] <-> v[j][i]: each stage is a perfect shuffle of the vectors and of their lanes.
 template <class T, int N>
 RF_INLINE void transpose(Vector<T, N> (&v)[N]) {
-  decltype(v[0] < v[0]) low{}, high{};
-#pragma GCC unroll 16
-  for (int j = 0; j < N; ++j) low[j] = j / 2 + j % 2 * N, high[j] = low[j] + N / 2;
-#pragma GCC unroll 4
+  RF_UNROLL
   for (int stage = 1; stage < N; stage *= 2) {
     Vector<T, N> w[N];
-#pragma GCC unroll 8
+    RF_UNROLL
     for (int i = 0; i < N / 2; ++i) {
-      w[2 * i] = __builtin_shuffle(v[i], v[i + N / 2], low);
-      w[2 * i + 1] = __builtin_shuffle(v[i], v[i + N / 2], high);
+      w[2 * i] = interleave_low(v[i], v[i + N / 2]);
+      w[2 * i + 1] = interleave_high(v[i], v[i + N / 2]);
     }
-#pragma GCC unroll 16
+    RF_UNROLL
     for (int i = 0; i < N; ++i) v[i] = w[i];
   }
 }
@@ -70,10 +67,10 @@ template <class T, class S>
 __attribute__((noinline)) static void pack_square(T* to, int64_t ld, const S* src, int64_t s_row) {
   constexpr int N = kWidth<T>;
   Vector<T, N> v[N];
-#pragma GCC unroll 16
+  RF_UNROLL
   for (int j = 0; j < N; ++j, src += s_row) v[j] = load_columns<T>(src, N * kElements<T>);
   transpose<T, N>(v);
-#pragma GCC unroll 16
+  RF_UNROLL
   for (int j = 0; j < N; ++j, to += ld) store<T, N>(to, v[j]);
 }
 
@@ -83,10 +80,10 @@ __attribute__((noinline)) static void pack_corner(T* to, int64_t ld, const S* sr
                                                   int64_t s_row) {
   constexpr int N = kWidth<T>;
   Vector<T, N> v[N];
-#pragma GCC unroll 16
+  RF_UNROLL
   for (int j = 0; j < N; ++j) v[j] = j < rows ? load_columns<T>(src + j * s_row, length) : Full<T>{};
   transpose<T, N>(v);
-#pragma GCC unroll 16
+  RF_UNROLL
   for (int j = 0; j < N; ++j)
     if (j * kElements<T> < length) store<T, N>(to + j * ld, v[j]);
 }

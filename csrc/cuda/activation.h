@@ -4,7 +4,7 @@
 // plain PyTorch.
 #pragma once
 
-#include "../philox.h"  // RF_UNROLL
+#include "../compiler.h"
 #include "device.h"
 
 namespace rf::cuda {

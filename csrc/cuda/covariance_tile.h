@@ -2,7 +2,7 @@
 // What a warp of cross_covariance multiplies at a time, for each type: channels by channels, over a stage of samples.
 #pragma once
 
-#include "../philox.h"  // RF_UNROLL
+#include "../compiler.h"
 #include "numbers.h"
 
 namespace rf::cuda {

@@ -7,7 +7,7 @@
 // side by side in memory, and d can be the a of a next product as it is.
 #pragma once
 
-#include "../philox.h"  // RF_UNROLL
+#include "../compiler.h"
 #include "numbers.h"
 
 namespace rf::cuda {

@@ -140,7 +140,7 @@ def info() -> None:
         [
             ("rainbow_fast", __version__),
             ("backends", ", ".join(f"{device}: {', '.join(backend.available(device))}" for device in _devices())),
-            ("instruction sets", ", ".join(levels) or "none: no compiled kernels"),
+            ("instruction sets", ", ".join(levels) or f"none: {backend.WITHOUT_KERNELS}"),
             ("in use", f"{backend.isa or 'reference'} ({backend.ISA_VARIABLE} chooses)"),
             ("CUDA", ", ".join(f"{name} {version}" for name, version in backend.cuda_versions().items())),
             ("threads", str(torch.get_num_threads())),

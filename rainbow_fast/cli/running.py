@@ -16,6 +16,7 @@ from rich.markup import escape
 from torch import nn
 from typer.main import get_command
 
+from rainbow_fast import backend
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.former import present
 from rainbow_fast.tables import one_line
@@ -43,6 +44,7 @@ def run_app(app: typer.Typer, name: str) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # some terminals cannot print ±
     try:
+        backend.check_isa()
         with terminal.warned():
             arguments = present(sys.argv[1:])
             code = get_command(app).main(arguments, prog_name=name, standalone_mode=False) or 0

@@ -5,7 +5,6 @@ Shared memory is requested at the launch, so it is not checked here: tests/helpe
 has.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,9 @@ from pathlib import Path
 from gpu_check import TARGETS, Row, Target, judge, tool
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import compilers  # noqa: E402
+
 SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.stem != "kernels")
 PRODUCTS = re.compile(r"\b(?:multiply|pass)<")  # kernels whose work is a matrix product
 TENSOR_CORE = r"\b[HD]MMA\b"  # mma.sync, on every architecture
@@ -45,12 +47,11 @@ template __global__ void probe<8>(Origin, uint32_t*);
 
 
 def nvcc() -> str:
-    """As setup.py finds it, whose functions stand before what it does."""
-    text = (ROOT / "setup.py").read_text().partition("\nsources = ")[0]
-    functions: dict = {"__file__": str(ROOT / "setup.py")}
-    exec(compile(text, "setup.py", "exec"), functions)
-    os.environ["RAINBOW_FAST_CUDA"] = "1"  # no nvcc is an error
-    return functions["cuda_compiler"]()[0]
+    """As setup.py finds it."""
+    command = compilers.find_nvcc()
+    if command is None:
+        sys.exit(f"no nvcc in {compilers.PLACES}")
+    return command[0]
 
 
 def short(function: str) -> str:

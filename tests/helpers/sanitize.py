@@ -48,13 +48,19 @@ class Cuda:
         kernel(*values, (0, 0, workspace.ctypes.data, workspace.size))
 
 
-def check(C: ModuleType | Cuda, kernel: str, seed: str) -> None:
-    """One call on one thread and on two: close to float64, equal bits, nothing outside of the outputs."""
+def check(C: ModuleType | Cuda, kernel: str, seed: str, call: Callable[[str, Draw, tuple], None] | None = None) -> None:
+    """One call on one thread and on two: close to float64, equal bits, nothing outside of the outputs.
+
+    `call` makes the call in place of C, with the memory of the draw.
+    """
     blocks = []
     for threads in (1, 2):
         draw = Draw(seed)
         arguments, expected = KERNELS[kernel](C, draw)
-        getattr(C, kernel)(*arguments, threads)
+        if call is None:
+            getattr(C, kernel)(*arguments, threads)
+        else:
+            call(kernel, draw, (*arguments, threads))
         blocks.append([e.memory.block.copy() for e in expected])
         for e in expected:
             if error := e.error():
