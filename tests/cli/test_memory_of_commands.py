@@ -85,10 +85,14 @@ def test_samples_beyond_the_budget_lie_in_a_file(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 @pytest.mark.parametrize("networks", [1, 3])
 def test_plan_says_what_sample_takes(tmp_path, networks):
-    """Of 60,000 images of CIFAR-10, 2,000 are aligned on. `plan` itself takes what the libraries do."""
+    """Of 60,000 images of CIFAR-10, 2,000 are aligned on. `plan` itself takes what the libraries do.
+
+    Within 15 %, and up to 64 MiB that the C library may keep of freed memory. Here it keeps nothing.
+    """
     pytest.importorskip("matplotlib")
     write_records(tmp_path, *(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
     words = [*NETWORK, "--data", ".", "--images", "2000", "--methods", "paper", "--networks", str(networks)]
     planned, of_libraries = command(tmp_path, "plan", *words, "--factors", "2", "--json")
     _, taken = command(tmp_path, "sample", *words, "--factors", "2", "--out", "out")
-    assert 0.85 < json.loads(planned)["peak_bytes"] / (taken - of_libraries) < 1.15
+    peak, taken = json.loads(planned)["peak_bytes"], taken - of_libraries
+    assert 0.85 * taken < peak < 1.15 * taken + 2**26
