@@ -32,7 +32,8 @@ def as_classes(y: Tensor, name: str) -> Tensor:
         classes = y.to(torch.int64)
         if y.dtype == torch.uint64 and len(above := (classes < 0).nonzero()):
             first = int(above[0])
-            raise ValueError(f"{name}: label {int(y[first])} of sample {first}, wanted at most 2^63 - 1")
+            what = f"label {int(classes[first]) + 2**64} of sample {first}, wanted at most 2^63 - 1"
+            raise ValueError(f"{name}: {what}; pass x without y if y is not the class")
         return classes
     error = ValueError if y.dtype in INTEGERS else TypeError
     raise error(

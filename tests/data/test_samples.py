@@ -100,6 +100,11 @@ NO_CLASSES = {
     "one-hot floats": (F.one_hot(Y, 4).float(), TypeError, r"labels y are float32 of shape \(80, 4\)"),
     "of each pixel": (Y.view(80, 1, 1).expand(80, 6, 6), ValueError, r"labels y are int64 of shape \(80, 6, 6\)"),
     "too large": (Y * 10**9, ValueError, "label 1000000000 of sample 1, wanted 0 to 3, because the network has 4"),
+    "beyond int64": (
+        torch.full((80,), -1).view(torch.uint64),
+        ValueError,
+        r"label 18446744073709551615 of sample 0, wanted at most 2\^63 - 1",
+    ),
     "negative": (Y - 1, ValueError, "label -1 of sample 0, wanted 0 to 3, because the network has 4"),
     "ignored": (torch.where(Y == 2, -100, Y), ValueError, "label -100 of sample 2, wanted 0 to 3"),
 }

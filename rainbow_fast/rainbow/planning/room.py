@@ -48,13 +48,14 @@ def check_room(
     kept = 0
     for statistics in prepared.sites:
         name = statistics.site.name
-        for options, widths in plans:
+        for place, (options, widths) in enumerate(plans):
             if name not in widths:
                 continue
             needed, A = _least(prepared, statistics, options, widths[name])
             if kept + needed > limit:
+                which = f"networks[{place}]: " if len(plans) > 1 else ""
                 raise ValueError(
-                    f"{_option(options)}: site {name!r} with {widths[name]} neurons needs at least "
+                    f"{which}{_option(options)}: site {name!r} with {widths[name]} neurons needs at least "
                     f"{quantity(kept + needed)}B of memory, {quantity(limit)}B are available: wanted a smaller width"
                 )
             kept += A

@@ -84,13 +84,15 @@ class SiteMemory:
     def _maps(self) -> int:
         """Memory of the activations of one chunk while they are computed on.
 
-        They are what a layer or a site reads and writes; a recalibrated or combined z; and activations of both
-        networks, unless they are in memory already.
+        They are what a layer or a site writes; z after recalibration; u, and z with channels last before it; and the
+        activations that are loaded, unless they are in memory as they are.
         """
         site = self.site
-        copies = 2 + (site.recalibrates or site.mean_row) + ("U" in site.rows_drawn.stored)
-        copies += 0 if site.sizes.waiting else 2
-        return copies * site.sizes.itemsize * self._chunk * max(site.z, site.phi, self.arriving)
+        copies = 1.0 + (site.recalibrates or site.mean_row)
+        if "U" in site.rows_drawn.stored:
+            copies += site.rows_drawn.r / site.rows_drawn.d + (site.pixels > 1)
+        copies += 0 if site.sizes.waiting == site.sizes.itemsize else 2 if site.sizes.waiting else 3
+        return round(copies * site.sizes.itemsize * self._chunk * max(site.z, site.phi, self.arriving))
 
     @property
     def _features(self) -> int:

@@ -220,7 +220,7 @@ def test_only_shapes_are_read():
 
 def test_what_waits_elsewhere_takes_no_memory(tmp_path):
     net = small_cnn()
-    options = dict(factor=3, machine=MACHINE)
+    options = dict(factor=3, batch_size=10, machine=MACHINE)
     memory = rf.plan(net, MAPS, **options)
     file = rf.plan(net, MAPS, memory_budget=1000, scratch_dir=str(tmp_path), resume_dir=tmp_path / "run", **options)
     rounded = rf.plan(net, MAPS, storage_dtype=torch.bfloat16, **options)

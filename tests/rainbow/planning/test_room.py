@@ -55,7 +55,7 @@ def test_impossible_widths_are_refused_before_anything_is_drawn(monkeypatch, opt
     for call in (model.sample, lambda **words: rf.sample(net, data, **words)):
         with pytest.raises(ValueError, match=f"^width={2**50}: {message}"):
             call(width=2**50, progress=lambda *step: steps.append(step), **options)
-    with pytest.raises(ValueError, match=f"^width={2**50}: {message}"):
+    with pytest.raises(ValueError, match=rf"^networks\[1\]: width={2**50}: {message}"):
         model.sample_many([dict(width=9, **options), dict(width=2**50, **options)])
     assert all("statistics" in step[2] for step in steps), "fit at most"
     assert model.plan(width=2**50, machine=MACHINE, **options).peak_bytes > 1e17, "planned as any other"
