@@ -52,10 +52,10 @@ FEW = [
     ("mlp((256, 256, 10), seed=0)", (6000, 256), {"width": 3000, "method": "regression"}),
 ]
 MANY = [
+    ("convolutions()", (500, 1, 28, 28), {"width": 500, "storage": "recompute"}),
     ("mlp((64, 128, 10), seed=0)", (1000, 64), {"width": 200_000, "method": "calibrated", "storage": "file"}),
     ("mlp((256, 256, 10), seed=0)", (1500, 256), {"width": 20_000, "method": "regression", "storage": "recompute"}),
     ("mlp((256, 512, 512, 10), seed=0)", (5000, 256), {"factor": 4, "classifier": "refit"}),
-    ("convolutions()", (500, 1, 28, 28), {"width": 500, "storage": "recompute"}),
     ("pooled()", (2000, 1, 28, 28), {"factor": 4}),
     ("mlp((32, 64, 32, 10), seed=0)", (500, 32), {"width": 10**6}),
 ]
