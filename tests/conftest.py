@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._device import _device_constructors
 
 from rainbow_fast import cli
@@ -31,7 +32,8 @@ def poison(tensor: Tensor) -> Tensor:
 def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def allocate_poisoned(*args, **kwargs) -> Tensor:
         tensor = allocate(*args, **kwargs)
-        return tensor if torch.compiler.is_compiling() else poison(tensor)
+        traced = torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)  # a fill would be an op of the graph
+        return tensor if traced else poison(tensor)
 
     return allocate_poisoned
 
