@@ -43,6 +43,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         if process == 0:
             try:
                 os.close(end)
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and processes inherit that
                 hold(tmp_path, how, tell, until)
             finally:
                 os._exit(0)

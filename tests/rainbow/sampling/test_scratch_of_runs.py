@@ -21,6 +21,7 @@ import torch
 from torch import nn
 import rainbow_fast as rf
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and processes inherit that
 torch.set_num_threads(1)
 torch.manual_seed(0)
 net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
