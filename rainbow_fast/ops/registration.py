@@ -20,6 +20,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch._guards import TracingContext
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = torch.library.Library("rainbow_fast", "DEF")
@@ -338,8 +339,9 @@ def _duals(args: Args) -> list[tuple[Tensor, Tensor | None]] | None:
     traced = _C._are_functorch_transforms_active() or TracingContext.try_get() is not None
     if forward_ad._current_level < 0 and not traced:
         return None
-    pairs = [_unpacked(t) for t in tensors_of(args)]
-    return pairs if any(tangent is not None for _, tangent in pairs) else None
+    with disable_proxy_modes_tracing():  # the question itself is no op of a graph
+        moved = any(_unpacked(t)[1] is not None for t in tensors_of(args))
+    return [_unpacked(t) for t in tensors_of(args)] if moved else None
 
 
 def _unpacked(t: Tensor) -> tuple[Tensor, Tensor | None]:

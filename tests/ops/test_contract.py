@@ -202,3 +202,19 @@ def test_a_default_device_without_memory() -> None:
         with torch.device("meta"):
             got = call()
         assert got.device.type == "cpu" and torch.equal(got, wanted)
+
+
+def test_a_traced_graph_has_the_op_and_nothing_else() -> None:
+    """A graph that is traced again, as the compiler does, must have as many nodes as before."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode = FakeTensorMode()
+    with tracing(TracingContext(mode)), mode:
+        M = mode.from_tensor(torch.ones(3, 5))
+        graph = make_fx(lambda M: torch.ops.rainbow_fast.polar_(M, False, None, None, None))(M).graph
+    called = [
+        str(node.target) for node in graph.nodes if node.op == "call_function" and "getitem" not in str(node.target)
+    ]
+    assert called == ["rainbow_fast.polar_.default"]
