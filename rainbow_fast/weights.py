@@ -90,12 +90,8 @@ def _of_torch(path: Path, name: str) -> Any:
         with warnings.catch_warnings():  # torch warns of other versions of pickle; they raise an error anyway
             warnings.simplefilter("ignore")
             return torch.load(path, "cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except (
-        Exception
-    ) as error:  # the loader of a damaged file raises errors of many types, from KeyError to struct.error
-        first = str(error).strip().partition("\n")[0]
+    except Exception as error:  # damaged files raise errors of many types, from KeyError to MemoryError
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{name}: {path} cannot be read as a file of tensors that torch has written ({first})"
         ) from error

@@ -50,6 +50,11 @@ class Prepared:
         return self.options.max_samples
 
     @property
+    def holdout_seed(self) -> int | None:
+        """The seed with which the held-out samples were drawn from the data; None if they are other data, or none."""
+        return None if self.held.index is None else self.options.holdout_seed
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights of the reference."""
         return self.trace.fingerprint

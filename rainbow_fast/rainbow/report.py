@@ -104,6 +104,8 @@ class Report(Results):
     Attributes:
         options: the options of the network, with the values that the method presets.
         samples, held_out_samples: size of the alignment set and of the held-out data (images, not positions).
+        holdout_seed: seed with which the held-out samples were drawn from the data; None if they are other data, or
+            none, or come from a model file.
         sites: a `SiteReport` for each sampled site, in order of execution.
         kept: the sites that were not sampled, each with the reason.
         accuracy: accuracies between 0 and 1, empty without labels. The keys are `alignment` and `held_out` for the
@@ -127,6 +129,7 @@ class Report(Results):
     ridge: float | None = None
     storage: str = ""
     references: int = 1
+    holdout_seed: int | None = None
 
     @property
     def method(self) -> str:
@@ -218,11 +221,12 @@ class Report(Results):
     def _above(self) -> list[str]:
         options = self.options
         parts = ", ".join(f"{name}={value}" for name, value in self.parts.to_dict().items())
+        drawn = "" if self.holdout_seed is None else f" (drawn at random, holdout_seed={self.holdout_seed})"
         return [
             f"method {self.method}: {parts}",
             f"align_flattened={options.align_flattened}, classifier={options.classifier}, seed={options.seed}, "
             f"network_index={options.network_index}; "
-            f"{self.samples} samples, {self.held_out_samples} held out",
+            f"{self.samples} samples, {self.held_out_samples} held out{drawn}",
         ]
 
     def _below(self) -> list[str]:
@@ -249,6 +253,7 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
     ridge: float | None
     storage: str
     references: int
+    holdout_seed: int | None = None
 
 
 def _number(value: float | None) -> float:

@@ -6,37 +6,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from here import threads
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from runs import FEW, RESULTS, contents, finished_run
+from runs import FEW, RESULTS, contents
 
 from rainbow_fast.cli import sampling
 from rainbow_fast.owner import Owner
 
 Run = Callable[..., tuple[int, str, str]]
 GONE = 2**22 + 1  # above the largest number of a process
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished_run(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of a finished run; it is called "run" in the current folder, where its checkpoint is as well."""
-    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "here"))
-    with threads(1):
-        yield tmp_path / "here" / "run"
 
 
 def state(run: Path, number: int) -> Path:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,19 +18,22 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
+from runs import RESULTS, contents
+
 from rainbow_fast import cli
-from rainbow_fast.cli import sources, training
+from rainbow_fast.cli import sampling, sources, training
 from rainbow_fast.cli.app import app
 from rainbow_fast.cli.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from rainbow_fast.data import digits
 from rainbow_fast.io import read_records, write_whole
 from rainbow_fast.networks import accuracy
+from rainbow_fast.rainbow import chunks
 from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.options import Limits, SampleOptions
+from rainbow_fast.tracing import trace
 
 Run = Callable[..., tuple[int, str, str]]
 PNG = b"\x89PNG"
-RESULTS = ["figure.png", "report.json", "report.txt", "results.jsonl"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,10 +52,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["train", "mlp", "--widths", "12,8", "--epochs", "3", "--seed", "5", "--out", str(path)]
     assert get_command(app).main(words, standalone_mode=False) is None
     return path
-
-
-def contents(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_checkpoint_holds_the_architecture(checkpoint: Path) -> None:
@@ -247,6 +247,25 @@ def test_a_site_that_is_constant_has_no_error_and_leaves_a_gap(rainbow_fast: Run
     (tmp_path / "out" / "figure.png").unlink()
     assert rainbow_fast("sample", "--resume", tmp_path / "out")[0] == 0
     assert (tmp_path / "out" / "figure.png").is_file()
+
+
+def test_network_and_data_are_prepared_and_hashed_once(
+    rainbow_fast: Run, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(owner: ModuleType, name: str) -> None:
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: calls.append(f"{owner.__name__}.{name}") or function(*a, **k))
+
+    counted(sampling, "prepare")
+    counted(trace, "fingerprint")
+    counted(chunks, "sha256")
+    words = "--methods", "paper,calibrated", "--factors", "1,2", "--networks", "2", "--images", "200"
+    assert rainbow_fast("sample", checkpoint, *words, "--out", tmp_path / "out")[0] == 0
+    once = ["rainbow_fast.cli.sampling.prepare", "rainbow_fast.tracing.trace.fingerprint"]
+    samples_and_labels = ["rainbow_fast.rainbow.chunks.sha256"] * 4  # of the alignment set and of the held-out data
+    assert sorted(calls) == sorted(once + samples_and_labels)
 
 
 def test_missing_extras_are_named(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,39 +3,23 @@
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from here import threads
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from runs import finished_run
 
 from rainbow_fast.cli import sampling
 from rainbow_fast.cli.checkpoints import save_checkpoint
 from rainbow_fast.cli.training import new_reference
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished_run(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of a finished run; it is called "run" in the current folder, where its checkpoint is as well."""
-    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "here"))
-    with threads(1):
-        yield tmp_path / "here" / "run"
 
 
 def report(run: Path) -> dict[str, Any]:

@@ -32,6 +32,18 @@ def test_a_number_or_a_fraction_is_drawn_from_the_data(holdout, count):
     assert prepared.align.labels is not None and len(prepared.align.labels) == 50 - count
 
 
+def test_the_seed_of_a_random_choice_is_in_the_report():
+    for options, seed in (
+        ({}, 0),
+        ({"holdout": 7, "holdout_seed": 3}, 3),
+        ({"holdout": 0}, None),
+        ({"holdout": X}, None),
+    ):
+        _, report = rf.fit(NET, X, **options).sample()
+        assert report.holdout_seed == seed and rf.Report.from_dict(report.to_dict()) == report
+        assert (f"holdout_seed={seed}" in str(report)) == (seed is not None)
+
+
 def test_labels_go_with_their_samples_and_the_order_stays():
     sorted_by_class = X + 100 * torch.arange(50).unsqueeze(1)  # the first number identifies the sample
     for data in (prepared := rf.fit(NET, (sorted_by_class, Y), holdout=20).prepared).align, prepared.held:

@@ -48,7 +48,7 @@ def sample_networks(
         traces = [prepared.trace, *(spec.trace for spec in specs)]
         align, held = (Flight(traces, each, storage, folder) for each in data)
         lanes = [
-            Lane(number, spec, (align, held), prepared.max_samples, storage, tick)
+            Lane(number, spec, (align, held), prepared, storage, tick)
             for number, spec in enumerate(specs, REFERENCE + 1)
         ]
         for statistics in prepared.sites:
@@ -81,15 +81,16 @@ class Lane:
         number: int,
         spec: NetworkSpec,
         flights: tuple[Flight, Flight],
-        max_samples: int,
+        prepared: Prepared,
         storage: Storage,
         tick: Callable[[str], None],
     ) -> None:
-        self.number, self.spec, self.max_samples, self.tick = number, spec, max_samples, tick
+        self.number, self.spec, self.max_samples, self.tick = number, spec, prepared.max_samples, tick
         self.align, self.held = flights
         self.trace = spec.trace
         self.report = Report(spec.options, self.align.count, self.held.count)
         self.report.storage, self.report.references = str(storage), self.trace.references
+        self.report.holdout_seed = prepared.holdout_seed
         self.report.accuracy_profile = [] if spec.options.accuracy_profile else None
         self.activations: dict[str, RainbowActivation] = {}
         self.refit: RainbowActivation | None = None
