@@ -102,7 +102,7 @@ def test_a_module_is_sampled_as_in_the_library(rainbow_fast: Run, folder: Path) 
     torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}, "epoch": 3}, folder / "w.pt")
     arguments = [*MODEL, "--weights", "w.pt", "--data", "digits", *FEW, "--methods", "paper,calibrated", "--sites", "4"]
     code, out, err = rainbow_fast("sample", *arguments, "--out", "out")
-    assert (code, err) == (0, "") and "activations wait in memory" in out and "own.model:build, w.pt" in out
+    assert (code, err) == (0, "") and "activations are kept in memory" in out and "own.model:build, w.pt" in out
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "figure.png", "report.json", "report.txt", "results.jsonl"
     ]  # fmt: skip
@@ -170,12 +170,12 @@ def test_the_budget_puts_activations_into_files(rainbow_fast: Run) -> None:
     arguments = [*MODEL, "--data", "digits", *FEW, "--methods", "paper"]
     assert rainbow_fast("sample", *arguments, "--out", "a")[0] == 0
     code, out, _ = rainbow_fast("sample", *arguments, "--memory-budget", "10k", "--out", "b")
-    assert code == 0 and "activations wait in files" in out
+    assert code == 0 and "activations are kept in files" in out
     assert Path("a/results.jsonl").read_text() == Path("b/results.jsonl").read_text()
     code, out, _ = rainbow_fast("plan", *arguments, "--memory-budget", "10k")
-    assert "one at a time; activations wait in files" in out
+    assert "one at a time; activations are kept in files" in out
     code, out, _ = rainbow_fast("plan", *arguments, "--storage", "recompute")
-    assert "up to 4 networks of a method together; activations wait nowhere" in out
+    assert "up to 4 networks of a method together; activations are computed again" in out
 
 
 def test_groups_are_of_one_method_and_fit() -> None:

@@ -101,8 +101,8 @@ class Storage:
 
     def __str__(self) -> str:
         rounded = ", rounded to bfloat16" if self.dtype is not None else ""
-        where = {"memory": "in memory", "file": "in files", "recompute": "nowhere, computed again for every site"}
-        return f"activations wait {where[self.kind]} ({self.bytes / 1e6:.1f} MB{rounded})"
+        how = {"memory": "kept in memory", "file": "kept in files", "recompute": "computed again for every site"}
+        return f"activations are {how[self.kind]} ({self.bytes / 1e6:.1f} MB{rounded})"
 
 
 def choose_storage(bytes_needed: int, limits: Limits) -> Storage:

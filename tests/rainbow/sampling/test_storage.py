@@ -121,7 +121,7 @@ def test_the_choice_follows_budget_and_disk(monkeypatch, tmp_path):
 def test_a_budget_is_of_all_networks_together():
     fitted, _ = model()
     one = fitted.sample()[1].storage
-    assert one.startswith("activations wait in memory")
+    assert one.startswith("activations are kept in memory")
     needed = round(float(one.split("(")[1].split(" MB")[0]) * 1e6)
     budget = 2 * needed  # the reference with two networks takes 3 / 2 of the reference with one; with four, 5 / 2
     reports = [fitted.sample_many([{}] * count, memory_budget=budget)[0][1].storage for count in (2, 4)]
