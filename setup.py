@@ -6,8 +6,8 @@ A file dropped into csrc/cpu or csrc/cuda is found by itself. Objects are kept, 
 header, the files of the build or a compiler changes. CXX names the compiler; without one the package installs without
 its kernels. RAINBOW_FAST_CUDA=0 leaves the CUDA kernels out, 1 fails where they cannot be built (NVCC names nvcc; else
 CUDA_HOME/bin, PATH and NVIDIA's Python packages are searched); RAINBOW_FAST_CUDA_ARCHS="80;90;100" are the
-architectures, the last one also as PTX for those to come. RAINBOW_FAST_BUILD names the folder of the objects; other
-than build/, it gets the extension, too.
+architectures, the last one also as PTX for those to come. RAINBOW_FAST_BUILD names the folder of the objects
+(default: build). Any other folder also gets the extension.
 RAINBOW_FAST_SANITIZE=1 makes the build that tests/helpers/sanitize.py runs, all of it in build/sanitize/, of the CPU
 alone.
 """

@@ -72,12 +72,12 @@ class Format(Generic[Header]):
         if not summed:
             warnings.warn(
                 f"{argument}: {path} was written by an older version, without checksums: damage cannot be noticed",
-                stacklevel=3,
+                stacklevel=4,  # the caller of `load` or `load_model`, which `renamed` wraps
             )
         return header, tensors
 
     def checksum(self, metadata: Mapping[str, str]) -> str:
-        """The checksum of format, version and header, from all texts of a file."""
+        """The checksum of the format, the version and the header. `metadata` holds all texts of a file."""
         return sha256(text="\n".join(metadata.get(key, "") for key in ("format", "version", self.key)))
 
     def _check(self, file: tensor_files.TensorFile, what: str) -> bool:

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PART = ".part"  # suffix of the name of an unfinished file; the name is a dot, the process id, "-" and a random number
+from rainbow_fast.owner import Owner
+
+PREFIX, PART = ".rainbow_fast-", ".part"  # of the name of an unfinished file, with its owner and a random number
 HASHED = 2**24  # numbers of a tensor that are hashed at a time
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the quota, or the limit of the process is exhausted
 
 
 @contextmanager
-def whole(path: Path, argument: str = "path") -> Iterator[Path]:
+def whole(path: Path, argument: str = "path", size: int | None = None) -> Iterator[Path]:
     """A context that gives a temporary file in the folder of `path`, and on exit renames it to `path`.
 
     `path` therefore never holds an incomplete file, also after a crash of the machine: the contents reach the disk
@@ -35,6 +37,7 @@ def whole(path: Path, argument: str = "path") -> Iterator[Path]:
     Args:
         path: the file.
         argument: every error message begins with it.
+        size: number of bytes that will be written, for messages; None if it is unknown.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
@@ -48,9 +51,9 @@ def whole(path: Path, argument: str = "path") -> Iterator[Path]:
     if before is not None and not stat.S_ISREG(before):
         kind = "a folder" if stat.S_ISDIR(before) else "a device or a pipe"
         raise ValueError(f"{argument}: {path} is {kind}, wanted a file")
-    temporary = target.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{PART}")
+    temporary = target.with_name(f"{PREFIX}{Owner.here()}-{secrets.token_hex(8)}{PART}")
     try:
-        with explained(argument, target.parent):
+        with explained(argument, target.parent, size):
             # a new file gets the permissions of the process; a replacement stays private until it gets those it has
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if before is None else 0o600))
             yield temporary
@@ -71,7 +74,7 @@ def write_whole(path: Path, data: bytes | str, argument: str = "path") -> None:
 
 @contextmanager
 def explained(argument: str, folder: Path, size: int | None = None) -> Iterator[None]:
-    """A context in which an OSError that has no message of ours gets one, with the argument, the folder and the bytes.
+    """A context in which an OSError of the system gets a message with the argument, the folder and the bytes.
 
     Args:
         argument: every error message begins with it.
@@ -132,7 +135,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of the names, dtypes, shapes and values of a state dict."""
     digest = hashlib.sha256()
     for name, value in state.items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(f"{name} ".encode() + described(value))
         digest.update(bytes_of_tensor(value.cpu().contiguous()))
     return digest.hexdigest()
 

@@ -54,12 +54,6 @@ class Owner:
         return None if stat is None else _over(stat) or int(stat[STARTED]) != self.started
 
 
-def process_ended(process: int) -> bool:
-    """Whether no process of this host has this number."""
-    stat = _stat(process)
-    return stat is not None and _over(stat)
-
-
 def on_local_disk(descriptor: int) -> bool:
     """Whether an open file or folder lies in a file system that no other machine can write to.
 

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rainbow_fast.io import PART
+from rainbow_fast.io import PREFIX as PART_PREFIX
 from rainbow_fast.locks import FOLDER, lock
-from rainbow_fast.owner import Owner, on_local_disk, process_ended
+from rainbow_fast.owner import Owner, on_local_disk
 
 PREFIX = "rainbow_fast-"
 NAME = re.compile(rf"{PREFIX}(.+)-\w+")
-UNFINISHED = re.compile(rf"\.(?:.*\.)?(\d{{1,20}})(?:-[0-9a-f]+)?{re.escape(PART)}", re.DOTALL | re.ASCII)
+UNFINISHED = re.compile(rf"{re.escape(PART_PREFIX)}(.+)-[0-9a-f]+{re.escape(PART)}", re.ASCII)
 DEAD, OTHERS = "dead", "of another user"
 DAY = 86_400  # seconds
 
@@ -74,10 +75,11 @@ def in_folder(parent: Path) -> list[tuple[Path, str]]:
 def dead_parts(folder: Path) -> list[Path]:
     """The unfinished files in a folder that processes of this user have left because they were killed.
 
-    On a disk that other machines may write to, a file is among them only if it has not changed for a day.
+    A file of another machine or container, or on a disk that other machines may write to, is among them only if it has
+    not changed for a day.
     """
-    every = [(path, UNFINISHED.fullmatch(path.name)) for path in sorted(folder.glob(f".*{PART}"))]
-    return [path for path, match in every if match is not None and _is_dead_part(path, int(match[1]))]
+    owners = {path: _owner(path.name, UNFINISHED) for path in sorted(folder.glob(f"{PART_PREFIX}*{PART}"))}
+    return [path for path, owner in owners.items() if owner is not None and _is_dead_part(path, owner)]
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:
@@ -93,8 +95,8 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _owner(name: str) -> Owner | None:
-    match = NAME.fullmatch(name)
+def _owner(name: str, pattern: re.Pattern[str] = NAME) -> Owner | None:
+    match = pattern.fullmatch(name)
     return None if match is None else Owner.parse(match[1])
 
 
@@ -126,15 +128,16 @@ def _state(path: Path, descriptor: int) -> str:
     return DEAD
 
 
-def _is_dead_part(path: Path, process: int) -> bool:
+def _is_dead_part(path: Path, owner: Owner) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
         status = os.fstat(descriptor)
-        own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
-        still = on_local_disk(descriptor) or time.time() - status.st_mtime > DAY
-        return own and still and process_ended(process)
+        ended = owner.ended()
+        if ended is False or not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        return bool(ended and on_local_disk(descriptor)) or time.time() - status.st_mtime > DAY
     finally:
         os.close(descriptor)

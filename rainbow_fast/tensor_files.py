@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rainbow_fast.backend import empty
-from rainbow_fast.io import bytes_of_tensor, described, explained, read_all, sha256, whole
+from rainbow_fast.io import bytes_of_tensor, described, read_all, sha256, whole
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 PIECE = 2**20  # bytes that are read and hashed at a time, while they are in the cache
@@ -31,12 +31,17 @@ SUMS = "sha256"  # metadata key of the checksums: a JSON object from the names o
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "I8": torch.int8,
     "I16": torch.int16,
     "I32": torch.int32,
     "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
@@ -57,11 +62,8 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True):
         return self.data_offsets[1] - self.data_offsets[0]
 
     def fits(self) -> bool:
-        """Whether the dtype is one that torch has, and the shape needs the bytes that the tensor has."""
-        dtype = DTYPES.get(self.dtype)
-        if dtype is None or any(size < 0 for size in self.shape):
-            return False
-        return math.prod(self.shape) * dtype.itemsize == self.bytes
+        """Whether the shape needs the bytes that the tensor has."""
+        return min(self.shape, default=0) >= 0 and math.prod(self.shape) * DTYPES[self.dtype].itemsize == self.bytes
 
 
 class TensorFile:
@@ -122,6 +124,8 @@ class TensorFile:
         self.entries = {name: self.json(bytes(raw), Entry) for name, raw in header.items()}
         end = 0
         for name, entry in sorted(self.entries.items(), key=lambda item: item[1].data_offsets):
+            if entry.dtype not in DTYPES:
+                raise ValueError(f"{self._what} holds tensor {name!r} of dtype {entry.dtype}, wanted one of torch")
             if entry.data_offsets[0] != end or not entry.fits():
                 raise self.damaged(
                     f"tensor {name!r} is described as {entry.dtype} {entry.shape} at {entry.data_offsets}"
@@ -147,7 +151,7 @@ class TensorFile:
         return t
 
     def _bytes(self, start: int, count: int) -> bytes:
-        data = bytearray(min(count, LARGEST_HEADER))
+        data = bytearray(count)
         if read_all(self._descriptor, memoryview(data), start) < len(data):
             raise ValueError(f"{self._what} is not a whole safetensors file: it ends in its header")
         return bytes(data)
@@ -190,7 +194,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     dense = _apart(tensors)
     sums = msgspec.json.encode({name: sha256([t]) for name, t in dense.items()}).decode()
     size = sum(t.nbytes for t in dense.values())
-    with whole(path, argument) as temporary, explained(argument, temporary.parent, size):
+    with whole(path, argument, size) as temporary:
         try:
             save_file(dense, temporary, {**metadata, SUMS: sums})  # writes one tensor at a time
         except SafetensorError as error:

@@ -71,15 +71,6 @@ def load_state(module: nn.Module, path: Path, name: str) -> None:
     module.load_state_dict(state)
 
 
-def write_state(module: nn.Module, path: Path) -> None:
-    """Write the state dict of a module, with checksums, to a safetensors file, completely or not at all.
-
-    Raises:
-        FileNotFoundError, ValueError, OSError: as `io.whole`.
-    """
-    tensor_files.write(path, module.state_dict(), {})
-
-
 def _of_safetensors(path: Path, name: str) -> dict[str, Tensor]:
     with tensor_files.opened(path, name) as file:
         return file.tensors()

@@ -2,6 +2,7 @@
 """Poisoned memory, guard zones, and the data that some tests need."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from here import threads
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._device import _device_constructors
@@ -74,6 +76,22 @@ def guarded() -> Iterator[Callable[..., Tensor]]:
     yield allocate
     for whole in allocated:
         assert (whole[:GUARD] == 7).all() and (whole[-GUARD:] == 7).all(), "written outside of the output"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint, and "run", the results of a network that `rainbow-fast` sampled from it."""
+    from runs import finished_run  # needs the packages of the command line
+
+    return finished_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a finished run; it is called "run" in the current folder, where its checkpoint is as well."""
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "here"))
+    with threads(1):
+        yield tmp_path / "here" / "run"
 
 
 @pytest.fixture

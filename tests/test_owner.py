@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rainbow_fast import owner
-from rainbow_fast.owner import NOWHERE, Owner, on_local_disk, process_ended
+from rainbow_fast.owner import NOWHERE, Owner, on_local_disk
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ def test_a_name_is_read_as_it_is_written() -> None:
 def test_a_process_has_ended_when_it_was_killed(sleeping: subprocess.Popen) -> None:
     """Also before its parent has asked for its exit code; the child that waits for nobody is a zombie."""
     process = of(sleeping.pid)
-    assert process.ended() is False and process_ended(sleeping.pid) is False
+    assert process.ended() is False
     os.kill(sleeping.pid, signal.SIGKILL)
     os.waitid(os.P_PID, sleeping.pid, os.WEXITED | os.WNOWAIT)
     assert Path(f"/proc/{sleeping.pid}/stat").exists()
-    assert process.ended() is True and process_ended(sleeping.pid) is True
+    assert process.ended() is True
     sleeping.wait()
-    assert process.ended() is True and process_ended(sleeping.pid) is True
+    assert process.ended() is True
 
 
 def test_a_number_that_is_used_again_is_another_process(sleeping: subprocess.Popen) -> None:
@@ -59,7 +59,7 @@ def test_processes_of_other_hosts_are_unknown(monkeypatch: pytest.MonkeyPatch, t
     assert replace(Owner.here(), host=NOWHERE).ended() is None
     monkeypatch.setattr(owner, "PROC", tmp_path)  # as in a sandbox without /proc
     assert Owner.here() == Owner(NOWHERE, os.getpid(), 0)
-    assert Owner.here().ended() is None and process_ended(os.getpid()) is False
+    assert Owner.here().ended() is None
 
 
 def test_a_file_system_is_local_or_shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

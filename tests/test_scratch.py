@@ -166,24 +166,26 @@ def test_a_folder_that_is_removed_before_its_lock_is_made_again(
         os.close(locks[0])
 
 
-def test_unfinished_files_of_dead_processes(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed, _ = start()
-    alive, _ = start()
-    kill(killed)
+def test_unfinished_files_of_dead_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
-    for name in (".a.safetensors.{}.part", ".{}-0123456789abcdef.part", ".{}.part"):
-        for process in (killed, alive):
-            (folder / name.format(process)).write_bytes(b"half")
-    for name in ("film.part", ".film.part", f"x.{killed}.part", f".{killed}.partial"):
+
+    def part(owner: Owner, number: int) -> Path:
+        return folder / f".rainbow_fast-{owner}-{number:016x}.part"
+
+    ended = replace(Owner.here(), started=1)
+    dead, held, away = part(ended, 1), part(Owner.here(), 2), part(replace(Owner.here(), host="0123456789ab"), 3)
+    for path in (dead, held, away):
+        path.write_bytes(b"half")
+    for name in ("film.part", ".film.part", ".video.1080.part", f"{dead.name}ial", dead.name.lstrip(".")):
         (folder / name).write_bytes(b"mine")
-    (folder / f".x.{killed}.part").mkdir()
-    (folder / f".y.{killed}.part").symlink_to(folder / "film.part")
-    os.mkfifo(folder / f".z.{killed}.part")
-    dead = sorted(path for path in folder.glob(f".*{killed}*.part") if path.is_file() and not path.is_symlink())
-    assert dead_parts(folder) == dead and len(dead) == 3
-    monkeypatch.setattr(scratch, "on_local_disk", lambda _: False)
-    assert dead_parts(folder) == []
+    part(ended, 4).mkdir()
+    part(ended, 5).symlink_to(folder / "film.part")
+    os.mkfifo(part(ended, 6))
+    assert dead_parts(folder) == [dead]
     old = time.time() - 2 * scratch.DAY
-    os.utime(dead[0], (old, old))
-    assert dead_parts(folder) == dead[:1]
+    for path in (held, away):
+        os.utime(path, (old, old))
+    assert dead_parts(folder) == sorted([dead, away])
+    monkeypatch.setattr(scratch, "on_local_disk", lambda _: False)
+    assert dead_parts(folder) == [away]

@@ -70,7 +70,7 @@ def test_flipped_bits_and_every_truncation_are_noticed(tmp_path, bits):
             assert same(read(path), some), (byte, bit)
             unnoticed += 1
         except ValueError as error:
-            assert str(error).startswith(f"path: {path} is ")
+            assert str(error).startswith((f"path: {path} is ", f"path: {path} holds tensor "))
     assert unnoticed <= bits * len('"sha256"')
     for length in range(len(data)):
         path.write_bytes(data[:length])
@@ -100,7 +100,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (b"\xff\xfe", b"", "is damaged: its header cannot be read"),
         ({"__metadata__": {"a": 1}}, b"", "is damaged: its header cannot be read"),
         ({"a": ENTRY | {"more": 1}}, b"01234567", "is damaged: its header cannot be read"),
-        ({"a": ENTRY | {"dtype": "F31"}}, b"01234567", "tensor 'a' is described as F31"),
+        ({"a": ENTRY | {"dtype": "F31"}}, b"01234567", "holds tensor 'a' of dtype F31, wanted one of torch"),
         ({"a": ENTRY | {"shape": [3]}}, b"01234567", r"tensor 'a' is described as F32 \[3\]"),
         ({"a": ENTRY | {"shape": [-1, -2]}}, b"01234567", "tensor 'a' is described as"),
         ({"a": ENTRY | {"shape": [2**62, 2**62]}}, b"01234567", "tensor 'a' is described as"),
@@ -158,7 +158,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 try:
     tensor_files.write(Path({str(tmp_path / "file")!r}), {{"a": torch.zeros(10000)}}, {{}}, "resume_dir")
 except OSError as error:
-    assert "resume_dir: cannot write 40000 bytes into {tmp_path} (the disk is full): " in str(error), error
+    assert str(error).count("resume_dir: cannot write 40000 bytes into {tmp_path} (the disk is full): ") == 1, error
 else:
     raise SystemExit("no error")
 """)

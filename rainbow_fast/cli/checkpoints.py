@@ -29,9 +29,9 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         accuracy: accuracy on the test images, a fraction; 0 before it is trained.
     """
 
-    architecture: Annotated[str, msgspec.Meta(pattern="^(mlp|cnn)$")]
+    architecture: Annotated[str, msgspec.Meta(pattern=r"^(mlp|cnn)\Z")]
     arguments: dict[str, Any]
-    data: Annotated[str, msgspec.Meta(pattern="^(digits|cifar10)$")]
+    data: Annotated[str, msgspec.Meta(pattern=r"^(digits|cifar10)\Z")]
     grey: bool
     training: dict[str, int | float | str | bool | None]
     accuracy: float
@@ -66,6 +66,9 @@ def load_checkpoint(path: Path) -> tuple[nn.Sequential, About]:
         FileNotFoundError: there is no file at `path`.
         ValueError: the file is not a checkpoint of this package, or is damaged, or has a newer version; the message
             names the file.
+
+    Warns:
+        UserWarning: an older version wrote the file, without checksums.
     """
     about, tensors = CHECKPOINT.read(path, "checkpoint")
     try:

@@ -37,22 +37,22 @@ def clean(
     where = Path(tempfile.gettempdir()) if folder is None else folder
     if not where.is_dir():
         raise ValueError(f"folder: no folder {where}")
-    stopped = list(states(where).values())
-    with locked(where, "folder") if stopped and not dry_run else nullcontext():
+    with locked(where, "folder") if states(where) else nullcontext():
+        stopped, parts = list(states(where).values()), dead_parts(where)
         dead = [path for path, state in in_folder(where) if state == DEAD]
-        sizes = {path: _bytes_in(path) for path in (*stopped, *dead, *dead_parts(where))}
+        sizes = {path: _bytes_in(path) for path in (*stopped, *dead, *parts)}
         if not dry_run:
-            _remove(where, stopped)
+            _remove(where, stopped, parts)
     lines = [f"{_fate(path, dry_run)}: {path} ({quantity(size)}B)" for path, size in sizes.items()]
     lines += [f"kept, it is {state}: {path}" for path, state in in_folder(where) if state != DEAD]
     text = "\n".join(map(one_line, lines or [f"{where}: nothing to remove"]))
     terminal.out().print(text, markup=False, soft_wrap=True)
 
 
-def _remove(folder: Path, stopped: list[Path]) -> None:
+def _remove(folder: Path, stopped: list[Path], parts: list[Path]) -> None:
     for path in stopped:
         shutil.rmtree(path)
-    for path in dead_parts(folder):
+    for path in parts:
         path.unlink(missing_ok=True)
     remove_dead(folder)
 

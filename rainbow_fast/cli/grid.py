@@ -137,17 +137,15 @@ class ResultFolder:
             with record.named(there):
                 checked(self.records)
 
-    @contextmanager
-    def continued(self) -> Iterator[None]:
-        """A context in which an earlier run goes on, after `resume`; the caller holds the lock on the folder.
+    def tidy(self) -> None:
+        """After `resume`: write derived files again from the reports, and remove what a killed process may have left.
 
-        Derived files are written again from the reports, and what a killed process may have left is removed.
+        The caller holds the lock on the folder.
         """
         self._remove_leftovers(states(self.folder).keys() - {len(self.jobs)})
         write_records(self.folder / "results.jsonl", self.records)
         for name in LAST:
             (self.folder / name).unlink(missing_ok=True)
-        yield
 
     def finish(self) -> None:
         """Write the text of the reports, and draw the figure.

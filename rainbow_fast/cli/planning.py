@@ -62,8 +62,8 @@ class CostGrid:
 
         Each network beside the first one holds its activations, and its sites once they are sampled.
         """
-        more = (self.together - 1) * (self.lane if self.storage.kind == "memory" else 0)
-        return self.data + max(c.peak_bytes + (self.together - 1) * c.disk_bytes for _, c in self.costs) + more
+        lane = self.lane if self.storage.kind == "memory" else 0
+        return self.data + max(c.peak_bytes + (self.together - 1) * (c.disk_bytes + lane) for _, c in self.costs)
 
     def to_json(self) -> str:
         costs = [_size(job) | cost.to_dict() for job, cost in self.costs]
@@ -81,26 +81,28 @@ def plan_grid(
     """
     site = prepared.sites[0].site
     machine = Machine.measure(prepared.align.dtype, site.activation) if timed else UNIT
-
-    def costs_with(limits: Limits) -> list[Cost]:
-        by_kind: dict[tuple[str, str], Cost] = {}
-        for job in jobs:
-            kind = job.options.method, job.width
-            if kind not in by_kind:
-                with watch(0, str(job)):
-                    spec = NetworkSpec.of(job.options, prepared, only_shapes=True)
-                    fitted = not needs_fit(job.options, limits)
-                    by_kind[kind] = estimate(prepared, spec, limits, machine=machine, fitted=fitted)
-        return [by_kind[job.options.method, job.width] for job in jobs]
-
-    costs = costs_with(limits)
+    costs = _costs(prepared, jobs, limits, machine, watch)
     lane = in_flight_bytes([prepared.sites], [prepared.align, prepared.held], None)
     together = groups(jobs, costs, lane, limits.memory_budget)
     storage = choose_storage((1 + max(map(len, together), default=0)) * lane, limits)
     if storage.kind != "memory":  # one network alone might be in memory
-        costs = costs_with(limits.changed(storage=storage.kind))
+        costs = _costs(prepared, jobs, limits.changed(storage=storage.kind), machine, watch)
     first = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if job.options.network_index == 0]
     return CostGrid(title, first, len(jobs) // max(len(first), 1), together, storage, lane, data)
+
+
+def _costs(prepared: Prepared, jobs: Sequence[Job], limits: Limits, machine: Machine, watch: Watch) -> list[Cost]:
+    """The cost of each network; networks of the same method and width have the same."""
+    by_kind: dict[tuple[str, str], Cost] = {}
+    for job in jobs:
+        kind = job.options.method, job.width
+        if kind in by_kind:
+            continue
+        with watch(0, str(job)):
+            spec = NetworkSpec.of(job.options, prepared, only_shapes=True)
+            fitted = not needs_fit(job.options, limits)
+            by_kind[kind] = estimate(prepared, spec, limits, machine=machine, fitted=fitted)
+    return [by_kind[job.options.method, job.width] for job in jobs]
 
 
 def groups(jobs: Sequence[Job], costs: Sequence[Cost], lane: int, budget: int | None) -> list[list[Job]]:

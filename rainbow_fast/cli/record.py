@@ -123,7 +123,7 @@ def _report(path: Path, number: int, network: Any, job: tuple[str, SampleOptions
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"--resume: {path} holds no reports of `sample`") from error
     if not same:
-        raise ValueError(f"--resume: {path}: network {number} is another one than the options of the run ask for")
+        raise ValueError(f"--resume: {path}: network {number} does not have the options of the run")
     return report
 
 

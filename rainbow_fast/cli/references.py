@@ -105,7 +105,7 @@ def _built(name: str, text: str | None, seed: int) -> nn.Module:
     if not isinstance(arguments, dict):
         raise ValueError(f"--module-args: wanted a JSON object, got {text!r}")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _current_folder_last():
             torch.manual_seed(seed)
             network = factory(**arguments)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -127,8 +127,8 @@ def _imported(option: str, name: str) -> Any:
     try:
         with _current_folder_last():
             target = importlib.import_module(module)
-        for part in inside.split("."):
-            target = getattr(target, part)
+            for part in inside.split("."):
+                target = getattr(target, part)
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         source = getattr(sys.modules.get(module), "__file__", None)
         where = "" if source is None else f"; {module} is {source}"

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,10 +89,13 @@ def _sample(words: o.Words, folder: Path, record: RunRecord | None) -> None:
             with bar.job(1, "read the data") as step:
                 prepared = task.loaded()
                 fit_moments(prepared, as_progress(step))
-            with results.begun() if record is None else results.continued():
+        if record is not None:
+            results.tidy()
+        if todo:
+            with results.begun() if record is None else nullcontext():
                 sample_grid(RainbowModel(prepared), together, results, bar.job, task.limits)
         else:
-            with results.continued(), named(record):
+            with named(record):
                 results.finish()
     show(results)
 
@@ -197,13 +202,14 @@ def _check_same(context: typer.Context, here: o.Words, record: RunRecord) -> Non
         ValueError: an option has another value, or code is not typed; the message names the option.
     """
     for name, value in record.options.items():
-        option = name if name == "checkpoint" else f"--{name.replace('_', '-')}"
+        option = name if name == "checkpoint" else o.flag(name)
         if _typed(context, name) and here[name] != value:
             raise ValueError(f"{option}: the run in {record.folder} has {value!r}, got {here[name]!r}")
     for name in o.CODE:
-        option, value = f"--{name.replace('_', '-')}", record.options[name]
+        option, value = o.flag(name), record.options[name]
         if value and not _typed(context, name):
-            again = " ".join(f"{option} {each!r}" for each in ([value] if isinstance(value, str) else value))
+            names = [value] if isinstance(value, str) else value
+            again = " ".join(f"{option} {shlex.quote(each)}" for each in names)
             raise ValueError(
                 f"{option}: {record.path} names code, and only code that you name yourself is run: type {again} as well"
             )

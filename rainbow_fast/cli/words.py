@@ -213,7 +213,7 @@ def check(words: Words, *kinds: type[Options]) -> None:
     for f in (f for kind in kinds for f in spoken(kind)):
         _check_type(f, words[f.name])
     for kind in kinds:
-        if kind is not SampleOptions:  # which depend on the method, and are read with each of them
+        if kind is not SampleOptions:  # `grid` below reads them, once for each method
             read(kind, words)
     grid(words)
 
@@ -365,10 +365,14 @@ def _parameter(f: Field, panel: str, argument: bool) -> inspect.Parameter:
             panel = PANELS[MethodOptions]
         kind = _type(f)
         about |= {"rich_help_panel": panel} | ({"metavar": METAVARS[kind]} if kind in METAVARS else {})
-        flag = [f"--{f.name.replace('_', '-')}"] if f.name in FLAGS else []
-        shown = typer.Option(*flag, **about)
+        shown = typer.Option(*([flag(f.name)] if f.name in FLAGS else []), **about)
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(f.name, keyword, default=default, annotation=Annotated[_type(f), shown])
+
+
+def flag(name: str) -> str:
+    """An option as it is typed on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _type(f: Field) -> Any:

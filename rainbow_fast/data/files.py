@@ -138,8 +138,8 @@ def npy_pair(
     Args:
         x_path: file with samples (N, ...) of float32, float64 or uint8, in either byte order. Floats are returned
             unchanged, uint8 is divided by 255 and returned as float32.
-        y_path: file with labels (N,), integers of any width from 0 to 2^63 - 1, which are returned as int64. They are
-            all read at once. `None` (default): no labels.
+        y_path: file with labels (N,), integers of any width from 0 to 2^63 - 1, which are returned as int64. All
+            labels are read by this function, the samples later. `None` (default): no labels.
         batch_size: samples in each batch.
         names: what error messages call the two files.
 

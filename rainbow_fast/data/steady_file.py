@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rainbow_fast.io import read_all
+
 Part = tuple[np.ndarray, int]  # a contiguous array that is filled, and the position of its first byte in the file
 
 
@@ -63,15 +65,13 @@ class SteadyFile:
             raise ValueError(f"{self.name}: {self.path} cannot be read ({error.strerror or error})") from error
 
     def _fill(self, descriptor: int, array: np.ndarray, position: int) -> None:
-        left = array.reshape(-1).view(np.uint8).data
-        while left:
-            count = os.preadv(descriptor, [left], position)
-            if not count:
-                raise ValueError(
-                    f"{self.name}: {self.path} ends at byte {position}, {len(left)} bytes too early: it has become "
-                    "shorter since it was opened"
-                )
-            left, position = left[count:], position + count
+        data = array.reshape(-1).view(np.uint8).data
+        done = read_all(descriptor, data, position)
+        if done < len(data):
+            raise ValueError(
+                f"{self.name}: {self.path} ends at byte {position + done}, {len(data) - done} bytes too early: it has "
+                "become shorter since it was opened"
+            )
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+from rainbow_fast import tensor_files
 from rainbow_fast.arguments import integer
 from rainbow_fast.networks.mlp import seeded
-from rainbow_fast.weights import load_state, write_state
+from rainbow_fast.weights import load_state
 
 Progress = Callable[[int, int, float], None]
 Schedule = Literal["constant", "steps", "cosine"]
@@ -140,7 +141,7 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
         ValueError: `path` is a folder, a device or a pipe.
         OSError: the folder cannot be written into, or the disk is full.
     """
-    write_state(module, Path(path))
+    tensor_files.write(Path(path), module.state_dict(), {})
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:

@@ -35,6 +35,8 @@ class Prepared:
         sites: a `SiteStatistics` for each site. They have no moments before `fit` measures them.
         align, held: the alignment set and the held-out data.
         options: the options of `fit`.
+        holdout_seed: the seed with which the held-out samples were drawn from the data; None if they are other data, or
+            none.
     """
 
     trace: Trace
@@ -43,16 +45,12 @@ class Prepared:
     align: Data
     held: Data
     options: FitOptions
+    holdout_seed: int | None = None
 
     @property
     def max_samples(self) -> int:
         """Number of samples that the moments of a site are estimated from, at most."""
         return self.options.max_samples
-
-    @property
-    def holdout_seed(self) -> int | None:
-        """The seed with which the held-out samples were drawn from the data; None if they are other data, or none."""
-        return None if self.held.index is None else self.options.holdout_seed
 
     @property
     def fingerprint(self) -> str:
@@ -61,8 +59,9 @@ class Prepared:
 
     def on(self, data: object, options: FitOptions, limits: DataLimits, *, labelled: bool = True) -> Prepared:
         """The same reference with other data. The reference is compared with its trace on the first chunk."""
-        align, held = (self._chunks(each) for each in split(data, options, limits, labelled=labelled))
-        prepared = replace(self, align=align, held=held, options=options)
+        parts = split(data, options, limits, labelled=labelled)
+        align, held = (self._chunks(part) for part in parts)
+        prepared = replace(self, align=align, held=held, options=options, holdout_seed=_seed(parts[1], options))
         prepared.check(align.chunk(0))
         return prepared
 
@@ -129,9 +128,14 @@ def prepare(
     sites = site_shapes(joined, example)
     size = options.batch_size or chunk_size(sites, example)
     align, held = (Data(part.x, part.labels_on(device), size, device, dtype, part.index) for part in parts)
-    prepared = Prepared(joined, traces, sites, align, held, options)
+    prepared = Prepared(joined, traces, sites, align, held, options, _seed(parts[1], options))
     prepared.check(example if only_shapes else align.chunk(0), names)
     return prepared
+
+
+def _seed(held: Part, options: FitOptions) -> int | None:
+    """The seed with which samples were drawn; None if they were not drawn."""
+    return None if held.index is None else options.holdout_seed
 
 
 def chunk_size(sites: Sequence[SiteStatistics], example: Tensor) -> int:

@@ -86,7 +86,7 @@ class SiteReport:
         """
         unknown = values.keys() ^ {f.name for f in fields(cls)}
         if unknown:
-            raise ValueError(f"the fields of a site's report differ: {min(unknown)!r}")
+            raise ValueError(f"a site's report: field {min(unknown)!r} is missing or unknown")
         absent = () if held_out else ("held_out_error", "held_out_error_centred")
         numbers = {name: math.nan if v is None and name not in absent else v for name, v in values.items()}
         try:
@@ -105,7 +105,7 @@ class Report(Results):
         options: the options of the network, with the values that the method presets.
         samples, held_out_samples: size of the alignment set and of the held-out data (images, not positions).
         holdout_seed: seed with which the held-out samples were drawn from the data; None if they are other data, or
-            none, or come from a model file.
+            none.
         sites: a `SiteReport` for each sampled site, in order of execution.
         kept: the sites that were not sampled, each with the reason.
         accuracy: accuracies between 0 and 1, empty without labels. The keys are `alignment` and `held_out` for the

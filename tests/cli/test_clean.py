@@ -22,14 +22,14 @@ from rainbow_fast.cli import sampling
 from rainbow_fast.owner import Owner
 
 Run = Callable[..., tuple[int, str, str]]
-GONE = 2**22 + 1  # above the largest number of a process
+GONE = replace(Owner.here(), process=2**22 + 1)  # above the largest number of a process
 
 
 def state(run: Path, number: int) -> Path:
     """The state of a group of networks, as a killed run leaves it."""
     folder = run / f"unfinished-{number}"
     folder.mkdir()
-    for name in ("run.safetensors", "network-0-site-0.safetensors", f".network-0-site-1.safetensors.{GONE}.part"):
+    for name in ("run.safetensors", "network-0-site-0.safetensors", f".rainbow_fast-{GONE}-0123.part"):
         (folder / name).write_bytes(bytes(500))
     return folder
 
@@ -37,13 +37,13 @@ def state(run: Path, number: int) -> Path:
 def test_a_folder_of_results(rainbow_fast: Run, run: Path) -> None:
     """What a run needs to go on is removed only by name of this folder; results and other files stay."""
     unfinished = state(run, 1)
-    (run / f".report.json.{GONE}.part").write_bytes(bytes(300))
+    (run / f".rainbow_fast-{GONE}-4567.part").write_bytes(bytes(300))
     (run / "unfinished-thoughts").mkdir()
     (run / "unfinished-2").mkdir()
     (run / "unfinished-2" / "notes.txt").write_text("mine")
     kept = [*RESULTS, "unfinished-2", "unfinished-thoughts"]
     before = contents(run)
-    lines = ["run/unfinished-1 (1.5 kB)", f"run/.report.json.{GONE}.part (300 B)"]
+    lines = ["run/unfinished-1 (1.5 kB)", f"run/.rainbow_fast-{GONE}-4567.part (300 B)"]
     code, out, err = rainbow_fast("clean", "run", "--dry-run")
     assert (code, out, err) == (0, "".join(f"would be removed: {line}\n" for line in lines), "")
     assert contents(run) == before
@@ -81,7 +81,8 @@ def test_a_run_in_progress_is_not_touched(rainbow_fast: Run, run: Path) -> None:
     unfinished = state(run, 1)
     holder = os.open(run, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    for words in (["clean", "run"], ["sample", "--resume", "run"], ["sample", "it.safetensors", *FEW, "--out", "run"]):
+    cleans = [["clean", "run"], ["clean", "run", "--dry-run"]]
+    for words in (*cleans, ["sample", "--resume", "run"], ["sample", "it.safetensors", *FEW, "--out", "run"]):
         code, out, err = rainbow_fast(*words)
         option = {"clean": "folder"}.get(words[0], "--resume" if "--resume" in words else "--out")
         said = "holds a run that was stopped" if option == "--out" else "is in use by another run"

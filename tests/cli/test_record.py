@@ -60,7 +60,7 @@ def refused(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, run: Path, messa
         ("holdout", "nowhere", "--holdout: 'nowhere' is no data: wanted digits"),
         ("size", 8, "--size: a checkpoint, which has its own, does not take it"),
         ("checkpoint", "nowhere.safetensors", ""),
-        ("align_flattened", True, "network 1 is another one than the options of the run ask for"),
+        ("align_flattened", True, "network 1 does not have the options of the run"),
         ("memory_budget", "all", "--memory-budget: wanted bytes, as a number with k, M or G behind it; got 'all'"),
         ("threads", 10**9, "threads=1000000000: wanted 1 <= threads <= 1024"),
         ("seed", [[[[[[[[1]]]]]]]], "seed=[[[[[["),
@@ -85,7 +85,7 @@ def test_later_options_of_a_file_are_named_with_it(rainbow_fast: Run, run: Path)
 
 
 NONE, NO_REPORTS = "holds no run of `sample`", "holds no reports of `sample`"
-OTHER = "network 1 is another one than the options of the run ask for"
+OTHER = "network 1 does not have the options of the run"
 
 
 @pytest.mark.parametrize(

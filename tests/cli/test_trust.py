@@ -16,7 +16,7 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from runs import FEW, finished_run
+from runs import FEW
 
 Run = Callable[..., tuple[int, str, str]]
 SCRIPT = "import sys\nfrom rainbow_fast.cli import main\nsys.exit(main())\n"  # as pip writes it
@@ -29,14 +29,10 @@ class Half(nn.Module):
         return x.clamp(min=0) / 2
 
 def build(width=WIDTH):
+    import later
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), Half(), nn.Linear(width, 10))
 """
 OWN = ["--module", "mymodel:build", "--pointwise-modules", "mymodel:Half", "--data", "digits"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished_run(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
@@ -49,6 +45,7 @@ def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         (here / f"{name}.py").write_text("open(__file__ + '.ran', 'w')\nraise SystemExit('run from here')\n")
     (here / "mymodel.py").write_text("open(__file__ + '.ran', 'w')\n" + MODEL)
     (here / "beside.py").write_text("WIDTH = 16\n")
+    (here / "later.py").write_text("")  # imported when `build` is called
     (here / "evil.py").write_text("open(__file__ + '.ran', 'w')\ndef build(): open(__file__ + '.called', 'w')\n")
     monkeypatch.chdir(here)
     return here
@@ -93,18 +90,18 @@ def test_a_folder_that_names_code_runs_none(folder: Path) -> None:
     edit(folder, checkpoint=None, module="evil:build", data="digits")
     run = command(folder, "sample", "--resume", "run")
     message = "Error: --module: run/report.json names code, and only code that you name yourself is run: type "
-    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"{message}--module 'evil:build' as well\n")
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"{message}--module evil:build as well\n")
     assert ran(folder) == []
 
 
 @pytest.mark.parametrize(
     "options, words, message",
     [
-        ({"pointwise_modules": ["evil:A", "evil:B"]}, [], "'evil:A' --pointwise-modules 'evil:B' as well"),
+        ({"pointwise_modules": ["evil:A", "evil:B"]}, [], "evil:A --pointwise-modules evil:B as well"),
         ({"pointwise_modules": ["evil:A"]}, ["--pointwise-modules", "evil:B"], "has ['evil:A'], got ['evil:B']"),
-        ({"checkpoint": None, "module": "os:system", "module_args": '{"command": "touch it.ran"}'}, [], "'os:system'"),
+        ({"checkpoint": None, "module": "os:system", "module_args": '{"command": "touch it.ran"}'}, [], "os:system"),
         ({"checkpoint": None, "module": "evil:build"}, ["--module", "mymodel:build"], "has 'evil:build', got 'mymo"),
-        ({"module": "evil:build"}, [], "type --module 'evil:build' as well"),
+        ({"module": "evil:build"}, [], "type --module evil:build as well"),
         ({}, ["--module", "evil:build"], "--module: the run in run has None, got 'evil:build'"),
         ({}, ["--pointwise-modules", "evil:A"], "--pointwise-modules: the run in run has [], got ['evil:A']"),
         ({"checkpoint": None, "module": "a\n\x1b[31m:b"}, [], "run/report.json has control characters in a text"),
@@ -149,7 +146,7 @@ def test_a_run_of_ones_own_module_goes_on_with_its_names(folder: Path) -> None:
     whole = (folder / "out" / "results.jsonl").read_bytes()
     (folder / "out" / "results.jsonl").unlink()
     run = command(folder, "sample", "--resume", "out")
-    assert run.returncode == 2 and "type --module 'mymodel:build' as well" in run.stderr
+    assert run.returncode == 2 and "type --module mymodel:build as well" in run.stderr
     assert not (folder / "out" / "results.jsonl").exists()
     run = command(folder, "sample", "--resume", "out", *OWN[:4])
     assert (run.returncode, run.stderr) == (0, "") and (folder / "out" / "results.jsonl").read_bytes() == whole

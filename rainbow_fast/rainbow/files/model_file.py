@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import torch
@@ -46,6 +47,7 @@ class ModelHeader(msgspec.Struct, forbid_unknown_fields=True):
 
     sites: list[PackedStatistics]
     max_samples: Positive
+    holdout_seed: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 # Version 1 has sums about 0, without centers; version 2 has no checksums.
@@ -83,7 +85,8 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
         tensors[f"{name}.x"] = copied(data.samples(0, probe))
         if data.labels is not None:
             tensors[f"{name}.labels"] = copied(data.labels[:probe])
-    MODEL.write(Path(path), ModelHeader([_about(s) for s in model.sites], prepared.max_samples), tensors)
+    header = ModelHeader([_about(s) for s in model.sites], prepared.max_samples, prepared.holdout_seed)
+    MODEL.write(Path(path), header, tensors)
 
 
 @renamed(pointwise="pointwise_modules")
@@ -106,7 +109,8 @@ def load_model(
             message names them.
 
     Warns:
-        UserWarning: the file has fewer samples for a site than twice its channels, so that the alignment over-fits.
+        UserWarning: an older version wrote the file, without checksums; or it has fewer samples for a site than twice
+            its channels, so that the alignment over-fits.
     """
     if not isinstance(reference, nn.Module):
         raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
@@ -137,7 +141,7 @@ def load_model(
     data = [Data(x[k], None if y is None else y.to(device), size, device, dtype) for k, y in labels.items()]
     check(network, traced, data[0].chunk(0)[:FEW], kinds)
     options = FitOptions(max_samples=header.max_samples, pointwise_modules=kinds)
-    return RainbowModel(Prepared(traced, ((network, traced),), sites, data[0], data[1], options))
+    return RainbowModel(Prepared(traced, ((network, traced),), sites, data[0], data[1], options, header.holdout_seed))
 
 
 def _about(s: SiteStatistics) -> PackedStatistics:

@@ -100,6 +100,9 @@ def load(
         reference: the trained network that it was sampled from. It is copied.
         pointwise_modules: as in `fit`.
 
+    Warns:
+        UserWarning: an older version wrote the file, without checksums.
+
     Raises:
         TypeError: `reference` is not an nn.Module.
         FileNotFoundError: there is no file at `path`.
@@ -123,8 +126,8 @@ def load(
     device, kinds = next(reference.parameters()).device, tuple(pointwise_modules)
     shape = tuple(header.input_shape)
     example = next(reference.parameters()).new_zeros(1, *shape)
+    traced = of_reference = trace(reference, example, kinds)
     try:
-        traced = of_reference = trace(reference, example, kinds)
         weights = {name: tensors[f"{name}.layer"] for name in header.own_layers}
         if weights:
             traced = of_reference.with_weights(weights, kinds)
@@ -134,6 +137,8 @@ def load(
         head = _head(header, tensors, traced, device)
     except KeyError as error:
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError) as error:
         first = str(error).partition("\n")[0]
         raise ValueError(f"path: {path} does not fit the reference: {first}") from error

@@ -81,13 +81,12 @@ def check_fits(activation: RainbowActivation, s: SiteStatistics, *, outputs: int
     if activation.d != s.d:
         raise ValueError(f"site {s.site.name!r} has d = {activation.d}, the reference {s.d}")
     assert activation.A is not None
-    rows = s.channels if outputs is None else outputs
+    own = math.prod(s.phi_shape) if activation.flattened else s.channels
     features = activation.kind.features
     if activation.flattened:
-        rows = math.prod(s.phi_shape) if outputs is None else outputs
         z = activation.scale.new_zeros(1, *s.z_shape, dtype=activation.A.dtype)
         features = activation.strategy.rows(activation, z, lambda t: t, 0, 1).numel()
-    wanted = rows, activation.n * features
+    wanted = own if outputs is None else outputs, activation.n * features
     if tuple(activation.A.shape) != wanted:
         raise ValueError(f"site {s.site.name!r} has A of shape {tuple(activation.A.shape)}, wanted {wanted}")
 

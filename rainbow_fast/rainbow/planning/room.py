@@ -100,8 +100,7 @@ def _least(prepared: Prepared, statistics: SiteStatistics, options: SampleOption
     if isinstance(alignment, Regression):
         solver = alignment.chosen(columns, samples, rows if kind_of(site).fused and not flattened else None)
         square = {"summed": columns, "kernel": samples}.get(solver, 0)
-    A = torch.promote_types(align.dtype, torch.float32).itemsize * rows * columns
-    return 8 * (rows * columns + square**2), A
+    return 8 * (rows * columns + square**2), sizes.A_itemsize * rows * columns
 
 
 def _option(options: SampleOptions) -> str:

@@ -63,7 +63,7 @@ class SiteCount:
             self.solver = alignment.chosen(self.columns, self.samples, self.rows if self.fused else None)
             size = self.rows, self.columns, self.samples
             self.regression = solver_cost(self.solver, *size, ridge=alignment.ridge > 0)
-        self.A_bytes = sizes.itemsize * self.rows * self.columns
+        self.A_bytes = sizes.A_itemsize * self.rows * self.columns
         self.alive = statistics.alive
         self.law_bytes = sum(t.nbytes for t in self.rows_drawn.stored.values())
 
@@ -130,7 +130,7 @@ class SiteCount:
         numbers += self.rows * (self.columns + self.offset) if refit is None else refit[0] * (refit[1] + 1)
         layer: Any = self.site.writer if self.site.name in self.spec.own_layers else None
         own = 0 if layer is None else layer.weight.nbytes
-        return 40 + self.law_bytes + own + self.sizes.itemsize * numbers
+        return 40 + self.law_bytes + own + self.sizes.A_itemsize * numbers
 
     def float64_bytes(self) -> int:
         """Memory of M, of one block of its sums, and of the regression's matrices."""

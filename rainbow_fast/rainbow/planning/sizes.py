@@ -29,6 +29,11 @@ class Sizes:
     max_samples: int
 
     @property
+    def A_itemsize(self) -> int:
+        """Bytes of a number of A, which is float32 if the reference has half precision."""
+        return max(self.itemsize, 4)
+
+    @property
     def both(self) -> int:
         return self.align + self.held
 

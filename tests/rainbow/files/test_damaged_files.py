@@ -281,6 +281,7 @@ def test_headers_of_models_that_are_refused(tmp_path, change, message):
     "change, message",
     [
         (changed(architecture="__import__"), "its header cannot be read"),
+        (changed(architecture="mlp\n"), "its header cannot be read"),
         (changed(data="/etc"), "its header cannot be read"),
         (changed(accuracy="1"), "its header cannot be read"),
         (changed(arguments={"sizes": [64, 10**9, 10]}), "it describes no network .tensor"),
