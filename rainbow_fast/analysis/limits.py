@@ -26,8 +26,7 @@ def fit_limit(errors: Mapping[float, float]) -> tuple[float, float, float]:
         ValueError: there are fewer than three errors, or a factor or an error is not finite and above 0.
     """
     if len(errors) < 3 or not all(0 < value < math.inf for pair in errors.items() for value in pair):
-        wanted = "three or more, factors and errors finite and above 0"
-        raise ValueError(f"errors: wanted {wanted}, got {dict(errors)}")
+        raise ValueError(f"errors: wanted three or more, factors and errors finite and above 0, got {dict(errors)}")
     factors = torch.tensor(list(errors), dtype=torch.float64, device="cpu")
     wanted = torch.tensor(list(errors.values()), dtype=torch.float64, device="cpu")
     best = (float("inf"), 0.0, 0.0, 0.0)
