@@ -249,11 +249,3 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
     if BUILD.cpu is not None and out.device.type == "cpu":
         BUILD.cpu.advise_huge_pages(out.data_ptr(), out.nbytes)
     return out
-
-
-def refuse_grad(name: str, *tensors: torch.Tensor | None) -> None:
-    """Raise RuntimeError if an op that writes into given memory would lose a gradient."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        raise RuntimeError(
-            f"{name} writes into given memory and has no gradient: detach its inputs or use torch.no_grad()"
-        )

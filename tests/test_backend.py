@@ -237,15 +237,3 @@ def test_versions() -> None:
     versions = backend.cuda_versions(BUILT._replace(cuda=CUDA_KERNELS))
     assert versions == {"toolkit": "13.0", "torch": torch.version.cuda or "none", "driver": "13.2"}
     assert backend.cuda_versions(BUILT)["toolkit"] == "none"
-
-
-# --- gradients ---
-
-
-def test_refuse_grad() -> None:
-    plain, asking = torch.ones(2), torch.ones(2, requires_grad=True)
-    backend.refuse_grad("op_", plain, None)
-    with pytest.raises(RuntimeError, match=r"op_ writes into given memory and has no gradient: detach its inputs"):
-        backend.refuse_grad("op_", plain, None, asking)
-    with torch.no_grad():
-        backend.refuse_grad("op_", asking)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,11 +13,20 @@ def fit_limit(errors: Mapping[float, float]) -> tuple[float, float, float]:
     """Fit ``error = limit + c factor^-p`` to at least three mean errors, given by their width factors.
 
     The fit minimises the sum of squared relative residuals: for each p of 0.2, 0.21, ..., 2, limit and c are the
-    solution of a linear problem, with limit >= 0.
+    solution of a linear problem, with limit >= 0. `fit_power` fits the same curve, with intervals, to four or more
+    points.
+
+    Args:
+        errors: maps a width factor to the mean error at this factor; three or more, all finite and above 0.
 
     Returns:
         (limit, c, p).
+
+    Raises:
+        ValueError: there are fewer than three errors, or a factor or an error is not finite and above 0.
     """
+    if len(errors) < 3 or not all(0 < value < math.inf for pair in errors.items() for value in pair):
+        raise ValueError(f"errors: wanted three or more, factors and errors finite and above 0, got {dict(errors)}")
     factors = torch.tensor(list(errors), dtype=torch.float64, device="cpu")
     wanted = torch.tensor(list(errors.values()), dtype=torch.float64, device="cpu")
     best = (float("inf"), 0.0, 0.0, 0.0)

@@ -28,7 +28,7 @@ def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iter
 
     Raises:
         TypeError: `data` or one of its batches is none of these (for example a generator, which can be iterated only
-            once), or the samples are complex.
+            once), the samples are complex, or `batch_size` is not an integer.
         ValueError: there are no samples, the labels do not match the samples, only some batches have labels, or
             `batch_size` is below 1.
 

@@ -89,9 +89,10 @@ def cifar10(
 
     Raises:
         FileNotFoundError: a file that is read is missing; the message names it.
+        TypeError: `images` or `test_images` is not an integer.
         ValueError: a file that is read does not have 10,000 records of 3,073 bytes, changes while it is read, or has a
-            label above 9 in a record that is read (the message names the file); or `mean` or `std` is not three finite
-            numbers, or a number of `std` is not positive.
+            label above 9 in a record that is read (the message names the file); `mean` or `std` is not three finite
+            numbers, or a number of `std` is not positive; or `images` or `test_images` is below 0.
 
     Source: Krizhevsky (2009), Learning multiple layers of features from tiny images; the archive is
     https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz.

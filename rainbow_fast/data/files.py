@@ -89,6 +89,7 @@ def image_folder(
     Raises:
         ImportError: Pillow is not installed.
         FileNotFoundError: there is no folder, no sub-folder in it, or no image in a sub-folder.
+        TypeError: `size`, `seed`, `batch_size` or `max_pixels` is not an integer.
         ValueError: an argument is out of its range; a file cannot be read as an image, or ends too early; its pixels
             are 32-bit integers or floats, which have no fixed range; it has more than `max_pixels`, or another size
             than the first one. The message names the file. Only the first file is checked at once, the others when
@@ -148,6 +149,7 @@ def npy_pair(
 
     Raises:
         FileNotFoundError: a file is missing.
+        TypeError: `batch_size` is not an integer.
         ValueError: a file is not an npy array, has another dtype or shape, an axis of length 0, or another length than
             its header says; the lengths of the two arrays differ; a label is out of range; or `batch_size` is below 1.
             While iterating: a file has changed since this call, or cannot be read. The message names the file.

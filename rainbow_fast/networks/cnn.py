@@ -45,6 +45,7 @@ def cnn(
         (N, `classes`) logits.
 
     Raises:
+        TypeError: a number is not an integer.
         ValueError: there is no convolution, a number is below 1, a map is smaller than the kernel, `batch_norm` is
             unknown, or the seed is outside 0 .. 2^63 - 1.
 

@@ -43,6 +43,7 @@ def mlp(
         (N, `sizes[-1]`) logits.
 
     Raises:
+        TypeError: a number is not an integer.
         ValueError: there are fewer than two sizes, a size is below 1, `batch_norm` is unknown, or the seed is outside
             0 .. 2^63 - 1.
 

@@ -48,6 +48,7 @@ def resnet_cifar(
         `linear`. With `preactivation`, it has `bn`, the last batch norm, instead of `bn1`.
 
     Raises:
+        TypeError: a number is not an integer.
         ValueError: a number is below 1, the depth is not 6 k + 2, or the seed is outside 0 .. 2^63 - 1.
 
     Source: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, section 4.2, option A. For
@@ -92,6 +93,7 @@ def resnet_imagenet(
         torchvision, and their weights can be loaded.
 
     Raises:
+        TypeError: a number is not an integer.
         ValueError: there is no stage, a number is below 1, or the seed is outside 0 .. 2^63 - 1.
 
     Source: He, Zhang, Ren, Sun (2016), Deep residual learning for image recognition, table 1. For `preactivation`:

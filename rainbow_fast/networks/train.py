@@ -19,7 +19,7 @@ from rainbow_fast.arguments import integer
 from rainbow_fast.networks.mlp import seeded
 from rainbow_fast.weights import load_state
 
-Progress = Callable[[int, int, float], None]
+EpochProgress = Callable[[int, int, float], None]  # progress(epoch, epochs, loss)
 Schedule = Literal["constant", "steps", "cosine"]
 
 
@@ -37,7 +37,7 @@ def train(
     crop: int = 0,
     flip: bool = False,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: EpochProgress | None = None,
 ) -> nn.Module:
     """Train `module` in place on images `x` and labels `y` by stochastic gradient descent on the cross-entropy.
 
@@ -60,15 +60,16 @@ def train(
             cut out. 0 (default) does not crop.
         flip: whether each image is mirrored left to right with probability 1/2; False by default.
         seed: seed of the order of the images, their augmentation and dropout, 0 to 2^63 - 1.
-        progress: called after each epoch as `progress(epoch, epochs, loss)`, with the epochs done, the number of
-            epochs, and the mean loss of the epoch in nats.
+        progress: called after each epoch as ``progress(epoch, epochs, loss)``, not as in `fit`; True is not accepted.
+            It gets the epochs done, the number of epochs, and the mean loss of the epoch in nats.
 
     Returns:
         `module`. Its submodules keep their train or eval mode, and the global random state is left unchanged. Two runs
         on the CPU with the same number of threads give the same bits.
 
     Raises:
-        TypeError: `x` is not a floating-point tensor, or `y` is not an int64 tensor.
+        TypeError: `x` is not a floating-point tensor; `y` is not an int64 tensor; `epochs`, `batch_size`, `crop` or
+            `seed` is not an integer; or `progress` is neither None nor a function.
         ValueError: `x` and `y` do not match or are empty, or an argument is out of its range.
         FloatingPointError: the loss of an epoch is not finite.
 
@@ -76,6 +77,7 @@ def train(
     with `lr=0.1, weight_decay=1e-4, schedule="steps"`, on CIFAR-10 with `crop=4, flip=True`.
     """
     _check_labelled(x, y)
+    _check_progress(progress)
     epochs, batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
     crop = integer("crop", crop, 0)
     if schedule not in get_args(Schedule):
@@ -208,6 +210,11 @@ def _check_labelled(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"y: wanted one label for each of the {len(x)} images of x, got {len(y)}")
     if len(x) == 0:
         raise ValueError("x: wanted at least one image, got none")
+
+
+def _check_progress(progress: object) -> None:
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress: wanted a function or None, got {type(progress).__name__}")
 
 
 def _kind(value: object) -> str:

@@ -49,6 +49,7 @@ def vgg(
         (N, `classes`) logits, with the submodules `features`, `flatten` and `classifier`.
 
     Raises:
+        TypeError: a number other than `depth` and `dropout` is not an integer.
         ValueError: `depth` is not one of these, a number is below 1, `image_size` is not a multiple of 32, `batch_norm`
             is unknown, `dropout` is outside [0, 1), or the seed is outside 0 .. 2^63 - 1.
 

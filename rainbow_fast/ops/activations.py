@@ -17,7 +17,7 @@ def _silu_derivative(s: Tensor) -> Tensor:
     return t * (1 + s * (1 - t))
 
 
-# name -> (function, derivative); both take (s, negative_slope). Same order as enum Activation in csrc/cpu/activation.h.
+# name -> (function, derivative); both take (s, negative_slope). Same order as enum Activation in csrc/kernels.h.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor]]] = {
     "identity": (lambda s, _: s, lambda s, _: torch.ones_like(s)),
     "relu": (lambda s, _: s.relu(), lambda s, _: (s > 0).to(s.dtype)),

@@ -81,6 +81,7 @@ def cross_covariance(
         x: samples by channels, then any axes of positions.
         y: the same N and positions as x, and any number of channels. None takes y = x: the result is exactly symmetric,
             for half of the work. A list of tensors (several sampled networks against one reference) reads x once.
+            With `patch`, x is read once for each y.
         activation: sigma, applied to x and to y while they are read: one of ``identity relu abs leaky_relu tanh erf
             gelu silu sign step cos``, as in `random_features`. bfloat16 and float16 are widened before sigma, and the
             values of sigma are not rounded back.

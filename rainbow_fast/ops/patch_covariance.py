@@ -127,11 +127,12 @@ def _add(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out
 
 def _check(x: Tensor, y: Tensor | None, patch: list[int]) -> Patch:
     shape = Patch.of(patch, x)
-    if y is not None and (y.dim() != 4 or (y.shape[0], y.shape[2:]) != (x.shape[0], x.shape[2:]) or y.dtype != x.dtype):
+    if y is not None and (y.dim() != 4 or (y.shape[0], y.shape[2:]) != (x.shape[0], x.shape[2:])):
         raise ValueError(
-            f"y is {y.dtype} of shape {tuple(y.shape)}: wanted the dtype, the N and the positions of x, which is "
-            f"{x.dtype} of shape {tuple(x.shape)}"
+            f"y has shape {tuple(y.shape)}: wanted the N and the positions of x, which has shape {tuple(x.shape)}"
         )
+    if y is not None and y.dtype != x.dtype:
+        raise TypeError(f"y is {y.dtype}: wanted the dtype of x, {x.dtype}")
     check_device("x", x, y=y)
     return shape
 

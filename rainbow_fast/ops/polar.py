@@ -77,8 +77,8 @@ def polar(
 
     Raises:
         ValueError: M is not a matrix, has no rows or no columns, is all zero, or is not finite; `rank` or `method` is
-            unknown; or rtol is outside [0, 1).
-        TypeError: M is not a tensor of dtype float32 or float64.
+            unknown; rtol is outside [0, 1); or the backend is not available.
+        TypeError: M is not a tensor of dtype float32 or float64, or rtol is not a number.
         RuntimeError: a derivative is computed, and M does not have full rank.
 
     Warns:

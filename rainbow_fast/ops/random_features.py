@@ -47,7 +47,8 @@ def random_features(
     explicit G, and second derivatives, run in plain PyTorch.)
 
     Args:
-        u: projections, samples by rank, then any axes of positions (NCHW and channels_last are read in place).
+        u: projections, float32 or float64 (the reference takes every floating dtype), samples by rank, then any axes of
+            positions (NCHW and channels_last are read in place).
         n: number of neurons.
         G: explicit rows to use instead of generated ones. Exactly one of `G` and `seed` must be given.
         shift: a number for each sample and position, added for every neuron; None (default) adds nothing.

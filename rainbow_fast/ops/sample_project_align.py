@@ -70,7 +70,8 @@ def sample_project_align(
         W', contiguous: (n, m) or (n, m, *kernel), or (S, n, m, *kernel) for S seeds.
 
     Raises:
-        ValueError: shapes do not match, an address is outside its range, or the backend is not available.
+        ValueError: shapes do not match, an address is outside its range, `precision` is unknown, or the backend is not
+            available.
         TypeError: an argument is not a tensor or not an integer, or the backend or the precision does not support the
             dtype.
 
@@ -101,7 +102,7 @@ def sample_project_align_(
 
     Raises:
         ValueError: as `sample_project_align`; or `out` has another shape or layout, or shares memory with L.
-        TypeError: as `sample_project_align`.
+        TypeError: as `sample_project_align`; or `out` is not float32, float64, bfloat16 or float16.
         RuntimeError: an input requires grad while grad mode is on.
     """
     P = _factor(tensor("L", L), optional_tensor("A", A), precision)
@@ -180,6 +181,8 @@ def _rounding(P: Tensor, precision: str | None) -> torch.dtype:
 
 def _check_out(P: Tensor, key: Tensor, scale: float, precision: str | None, backend: str | None, out: Tensor) -> None:
     _check(P, key)
+    if out.dtype not in DTYPES:
+        raise TypeError(f"out is {out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     if out.dim() != key.dim() + 1:
         wanted = (*key.shape[:-1], "n", *P.shape[1:])
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {wanted} for P of shape {tuple(P.shape)}")

@@ -103,7 +103,7 @@ class Comparison(Results):
         return "\n".join(aligned(self._cells()))
 
     def plot(self) -> Figure:
-        """One figure: similarity, errors and singular values of M by site (`plots.alignment_by_site`).
+        """One figure: similarity, errors and the rank of M by site (`plots.alignment_by_site`).
 
         Returns:
             A `matplotlib.figure.Figure` of 8 by at most 10.5 inches.
@@ -146,15 +146,15 @@ def compare(
             positions; the widths d and n may differ.
         data: as in `fit`; used for both networks.
         options: `FitOptions` and `Limits`, whole; or each of their fields by its name, as listed below. The memory
-            budget is for both networks together.
+            budget is for both networks together. `procrustes_iterations` has no effect, and `resume_dir` must be None.
         progress: called as ``progress(done, total, what)``; or True, which shows a bar.
 
     Returns:
         `Comparison`.
 
     Raises:
-        TypeError, ValueError: as in `fit`; the message names the argument. Also if the sites do not correspond, or if
-            activations are not finite or all zero; the message names the site of `a`.
+        TypeError, ValueError: as in `fit`; the message names the argument. Also if `resume_dir` is not None, if the
+            sites do not correspond, or if activations are not finite or all zero; the message names the site of `a`.
 
     Warns:
         UserWarning: as `fit`.
@@ -162,6 +162,8 @@ def compare(
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
     fit_options, limits = collect(options, words, FitOptions, Limits)
+    if limits.resume_dir is not None:
+        raise ValueError(f"resume_dir={limits.resume_dir!r}: compare cannot be resumed, wanted None")
     for name, network in (("a", a), ("b", b)):
         if not isinstance(network, nn.Module):
             raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")

@@ -181,7 +181,7 @@ def fit(
             names the argument, the module or the site. Labels are not classes of the network's outputs; pass x alone.
             The reference gives other outputs when it is called twice (compared to the bit), or when it is traced or
             given a single sample (compared to 1e-5 of the largest output, 8 units of a half precision, beyond
-            rounding). This is checked once, on samples of the first chunk of the data; the message names the first
+            rounding). This is checked once, on the first `batch_size` samples of the data; the message names the first
             module and function that differs. An option does not exist; the message suggests the nearest name.
 
     Warns:
@@ -230,7 +230,6 @@ def plan(
     data: object,
     *options: Options,
     machine: Machine | None = None,
-    progress: Progress | bool | None = None,
     **words: Any,
 ) -> Cost:
     r"""The cost of `rainbow_fast.sample` with the same arguments: flops, bytes, peak memory, and a predicted time.

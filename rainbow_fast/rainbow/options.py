@@ -16,7 +16,9 @@ from torch import nn
 from rainbow_fast.arguments import Check, between, bytes_of, flag, folder, integer, one_of, optional
 from rainbow_fast.fields import Former, Options, documented, option
 from rainbow_fast.rainbow.alignment import ALIGNMENTS, Alignment
+from rainbow_fast.rainbow.alignment.regression import RIDGE
 from rainbow_fast.rainbow.laws import LAWS, Law
+from rainbow_fast.rainbow.laws.bootstrap_rows import SMOOTHING
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
 
 SITE_BITS, NETWORK_BITS = 12, 20  # of a stream: network_index << 12 | site
@@ -88,7 +90,7 @@ class FitOptions(Options):
         HOLDOUT,
         "What errors and accuracies are also measured on, apart from the samples that networks are aligned on: data of "
         "the same kinds as `data`; or a number of samples, or a fraction of them, drawn at random from `data`. 0 holds "
-        "nothing out.",
+        f"nothing out; None is the default, {HOLDOUT}.",
         _holdout,
     )
     holdout_seed: int = option(
@@ -182,7 +184,7 @@ class MethodOptions(Options):
 
     law: str | Law = option(
         None,
-        f"Law of the random rows of G_eff: {', '.join(LAWS)} (see `rainbow.laws`), or a `Law` object.",
+        f"Law of the random rows of G_eff: {', '.join(LAWS)} (see `rainbow_fast.rainbow.laws`), or a `Law` object.",
         optional(_named(LAWS, Law)),
     )
     keep_mean: bool = option(
@@ -213,21 +215,21 @@ class MethodOptions(Options):
     )
     alignment: str | Alignment = option(
         None,
-        f"The alignment A: {', '.join(ALIGNMENTS)} (see `rainbow.alignment`), or an `Alignment` object. polar: "
-        "A = U V^T of M = U S V^T, which maps null directions to zero; polar_complete maps null directions by an "
-        "isometry; regression: A = M (S' + lambda I)^-1 with S' = E[phi' phi'^T] (n, n), a layerwise regression on "
+        f"The alignment A: {', '.join(ALIGNMENTS)} (see `rainbow_fast.rainbow.alignment`), or an `Alignment` object. "
+        "polar: A = U V^T of M = U S V^T, which maps null directions to zero; polar_complete maps null directions by "
+        "an isometry; regression: A = M (S' + lambda I)^-1 with S' = E[phi' phi'^T] (n, n), a layerwise regression on "
         "random features, which is not a rainbow network.",
         optional(_named(ALIGNMENTS, Alignment)),
     )
     ridge: float = option(
         None,
         "Ridge lambda of the regression, relative to the mean of the diagonal of S'.",
-        optional(between(0, math.inf, "a finite number, at least 0", open_high=True)),
+        optional(RIDGE),
     )
     smoothing: float = option(
         None,
         "Share h of new Gaussian noise in the rows of the bootstrap, from 0 (the reference's own neurons) to 1.",
-        optional(between(0, 1, "0 <= smoothing <= 1")),
+        optional(SMOOTHING),
         former=Former("h"),
     )
 

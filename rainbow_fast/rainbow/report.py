@@ -197,7 +197,7 @@ class Report(Results):
         return records
 
     def plot(self) -> Figure:
-        """One figure: similarity, errors and singular values of M by site (`plots.alignment_by_site`).
+        """One figure: similarity, errors and the rank of M by site (`plots.alignment_by_site`).
 
         Returns:
             A `matplotlib.figure.Figure` of 8 by at most 10.5 inches. Its title has the method and the accuracies.

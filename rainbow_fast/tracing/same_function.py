@@ -25,7 +25,11 @@ FEW = 8  # samples with which the first differing call is searched for
 
 @torch.no_grad()
 def check(
-    reference: nn.Module, traced: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...] = (), name: str = "reference"
+    reference: nn.Module,
+    traced: Trace,
+    x: Tensor,
+    pointwise_modules: tuple[type[nn.Module], ...] = (),
+    name: str = "reference",
 ) -> Any:
     """Check that a network f is a function of its input and that its trace computes the same function.
 
@@ -44,7 +48,7 @@ def check(
         reference: the network f.
         traced: its trace.
         x: the samples.
-        pointwise: the argument `pointwise` that `trace` was called with.
+        pointwise_modules: the argument `pointwise_modules` that `trace` was called with.
         name: what error messages call the network.
 
     Returns:
@@ -73,7 +77,7 @@ def check(
         if len(x) > 1:
             _check_single(reference, x, outputs, single, name)
         for some, wanted in ((y, compared), (_middle(x), single)):
-            _check_trace(reference, traced, some, wanted, pointwise, name)
+            _check_trace(reference, traced, some, wanted, pointwise_modules, name)
     return returned
 
 
@@ -117,15 +121,20 @@ def _check_single(reference: nn.Module, x: Tensor, outputs: Any, single: Any, na
 
 
 def _check_trace(
-    reference: nn.Module, traced: Trace, x: Tensor, outputs: Any, pointwise: tuple[type[nn.Module], ...], name: str
+    reference: nn.Module,
+    traced: Trace,
+    x: Tensor,
+    outputs: Any,
+    pointwise_modules: tuple[type[nn.Module], ...],
+    name: str,
 ) -> None:
     results, limit = traced.finish(0, (x.clone(),), []), limit_of(outputs, x)
     apart = distances(results, outputs)
-    if apart <= limit or _equal_in_float64(reference, x, pointwise):
+    if apart <= limit or _equal_in_float64(reference, x, pointwise_modules):
         return
     where = None
     for some in (_few(x), x):
-        where = where or _in_trace(reference, traced, some, pointwise, limit)
+        where = where or _in_trace(reference, traced, some, pointwise_modules, limit)
     raise ValueError(
         f"{name}: its trace computes something else{_in(where or _bypassed(reference))}: for {len(x)} samples they "
         f"differ by {apart:.1e} of the largest output, wanted at most {limit:.1e}"
@@ -133,14 +142,14 @@ def _check_trace(
 
 
 def _in_trace(
-    reference: nn.Module, traced: Trace, x: Tensor, pointwise: tuple[type[nn.Module], ...], limit: float
+    reference: nn.Module, traced: Trace, x: Tensor, pointwise_modules: tuple[type[nn.Module], ...], limit: float
 ) -> str | None:
     """The first call in which the graph of the module differs from the module.
 
     If the module has no graph, the copy of the network in the trace is compared instead.
     """
     try:
-        graph, _ = capture(copy.deepcopy(reference).eval(), pointwise)
+        graph, _ = capture(copy.deepcopy(reference).eval(), pointwise_modules)
         traced_run: Run = lambda visit: calls.Interpreter(graph, visit).run(x.clone())  # noqa: E731
     except CannotTrace:
         traced_run = _run(traced.reference, x)
@@ -154,19 +163,19 @@ def _bypassed(reference: nn.Module) -> str | None:
     return "module 'reference', the forward of this instance" if "forward" in vars(reference) else None
 
 
-def _equal_in_float64(reference: nn.Module, x: Tensor, pointwise: tuple[type[nn.Module], ...] | None) -> bool:
+def _equal_in_float64(reference: nn.Module, x: Tensor, pointwise_modules: tuple[type[nn.Module], ...] | None) -> bool:
     """Whether the comparison holds in float64, so that the difference was rounding.
 
-    `pointwise` None repeats the comparison of the batch with one sample alone; otherwise that with the trace.
+    `pointwise_modules` None repeats the comparison of the batch with one sample alone; otherwise that with the trace.
     """
     try:
         module, x = copy.deepcopy(reference).double().eval(), x.double()
         outputs = _owned(module(x.clone()))
         if not all(t.dtype == torch.float64 for t in tensors(outputs) if t.is_floating_point()):
             return False
-        if pointwise is None:
+        if pointwise_modules is None:
             return _of_middle_apart(outputs, module(_middle(x).clone()), len(x)) <= bound()
-        return distances(trace(module, x[:1], pointwise).finish(0, (x.clone(),), []), outputs) <= bound()
+        return distances(trace(module, x[:1], pointwise_modules).finish(0, (x.clone(),), []), outputs) <= bound()
     except Exception:  # the user's code may work in its own dtype only
         return False
 

@@ -79,13 +79,13 @@ class Trace:
         """The layers between the last site and the classifier, and the classifier; see `tail.of`."""
         return tail.of(self.graph, self.sites)
 
-    def with_weights(self, weights: Mapping[str, Tensor], pointwise: Iterable[type[nn.Module]] = ()) -> Trace:
+    def with_weights(self, weights: Mapping[str, Tensor], pointwise_modules: Iterable[type[nn.Module]] = ()) -> Trace:
         """The trace of the same network with other weights in the layers that write the sites named in `weights`.
 
         Args:
             weights: maps the name of a site to the weight of its writer: (rows, in) or (rows, in, *kernel), with any
                 number of rows.
-            pointwise: the argument `pointwise` that `trace` was called with.
+            pointwise_modules: the argument `pointwise_modules` that `trace` was called with.
 
         Raises:
             ValueError: the network has no graph, or a site has no writer, or its writer also writes a site that is not
@@ -100,7 +100,7 @@ class Trace:
                 raise ValueError(f"site {site.name!r}: wanted a layer without bias that writes only this site")
             if site.name in weights and site.writer is not None:
                 network.set_submodule(self.writer_name(site), _layer(site.writer, weights[site.name]))
-        return trace(network, None, pointwise)
+        return trace(network, None, pointwise_modules)
 
     def writer_name(self, site: Site) -> str:
         """The dotted name of the module that writes a site."""
@@ -139,7 +139,7 @@ class Trace:
 def trace(
     reference: nn.Module,
     example: Tensor | None = None,
-    pointwise: Iterable[type[nn.Module]] = (),
+    pointwise_modules: Iterable[type[nn.Module]] = (),
     name: str = "reference",
 ) -> Trace:
     """Cut a network into its sites and the segments between them.
@@ -152,21 +152,22 @@ def trace(
     Args:
         reference: the network.
         example: a batch of inputs; used only if torch.fx cannot trace the network.
-        pointwise: the user's own classes of modules that apply one function to every number.
+        pointwise_modules: the user's own classes of modules that apply one function to every number.
         name: what error messages call the network.
 
     Raises:
-        TypeError: `reference` is not an nn.Module, or `pointwise` holds something that is not a class of modules.
+        TypeError: `reference` is not an nn.Module, or `pointwise_modules` holds something that is not a class of
+            modules.
         ValueError: a PReLU with one slope for each channel; a batch norm without running statistics; torch.fx cannot
             trace the network, and there is no example, or no activation module, or one that is called twice. The
             message names the module, or the line that torch.fx cannot trace.
     """
     if not isinstance(reference, nn.Module):
         raise TypeError(f"{name}: wanted an nn.Module, got {type(reference).__name__}")
-    declared = tuple(pointwise)
+    declared = tuple(pointwise_modules)
     for kind in declared:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise TypeError(f"pointwise: wanted kinds of nn.Module, got {kind!r}")
+            raise TypeError(f"pointwise_modules: wanted classes of nn.Module, got {kind!r}")
     _check_norms(reference, name)
     network = copy.deepcopy(reference).eval()
     with untouched(next((p.device for p in network.parameters()), torch.device("cpu"))):

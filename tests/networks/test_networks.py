@@ -190,6 +190,8 @@ def test_accuracy_is_a_fraction_in_eval_mode_whatever_the_batches():
         ({"crop": -1}, ValueError, "crop=-1: wanted crop >= 0"),
         ({"schedule": "linear"}, ValueError, 'schedule: wanted "constant", "steps" or "cosine", got .linear.'),
         ({"flip": True}, ValueError, r"x: crop and flip want images \(N, C, H, W\), got \(4, 8\)"),
+        ({"progress": True}, TypeError, "progress: wanted a function or None, got bool"),
+        ({"progress": 3}, TypeError, "progress: wanted a function or None, got int"),
     ],
 )
 def test_train_refuses(change, error, message):

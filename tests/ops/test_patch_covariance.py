@@ -162,6 +162,12 @@ def test_a_patch_of_integers() -> None:
         rf.cross_covariance(X, patch=(3, 1.0))
 
 
+def test_another_dtype_is_a_type_error_as_without_patches() -> None:
+    for options in ({}, {"patch": 3}):
+        with pytest.raises(TypeError, match=r"y is torch.float64: wanted the dtype of x, torch.float32"):
+            rf.cross_covariance(X, X.double(), **options)
+
+
 def test_bad_output() -> None:
     out = torch.zeros(3, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"out has shape \(3, 3\): wanted \(27, 27\)"):
@@ -170,10 +176,11 @@ def test_bad_output() -> None:
     out = torch.zeros(27, 27, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"out has strides \(1, 27\): wanted contiguous rows"):
         torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, out.T)
-    with pytest.raises(
-        ValueError, match=r"y is torch.float32 of shape \(2, 3, 5, 3\): wanted the dtype, the N and the p"
-    ):
+    with pytest.raises(ValueError, match=r"y has shape \(2, 3, 5, 3\): wanted the N and the positions of x, which has"):
         torch.ops.rainbow_fast.patch_covariance_out(X, X[..., :3], [3, 1, 1, 1], None, out)
+    with pytest.raises(TypeError, match=r"y is torch.float64: wanted the dtype of x, torch.float32"):
+        torch.ops.rainbow_fast.patch_covariance_out(X, X.double(), [3, 1, 1, 1], None, out)
+    assert (out == 0).all(), "written before the error"
 
 
 def test_output_form_adds_and_refuses_gradients() -> None:

@@ -364,6 +364,10 @@ def test_what_only_the_reference_takes() -> None:
 def test_integer_results_are_refused(backend: str | None) -> None:
     with pytest.raises(TypeError, match=r"dtype=torch.int32: wanted one of torch.float32"):
         rf.sample_project_align(5, L, seed=1, dtype=torch.int32, backend=backend)
+    out = torch.zeros(5, 4, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"out is torch.int64: wanted one of torch.float32, .*torch.float16"):
+        rf.sample_project_align_(out, L, seed=1, backend=backend)
+    assert (out == 0).all(), "written before the error"
 
 
 def test_output_form_refuses_gradients() -> None:

@@ -135,6 +135,13 @@ def test_what_cannot_be_compared_is_named(other, data, message):
         rf.compare(mlp((8, 4, 4, 3)), other, data)
 
 
+def test_a_folder_to_resume_from_is_refused(tmp_path):
+    net = mlp((8, 4, 4, 3))
+    with pytest.raises(ValueError, match="resume_dir='.*run': compare cannot be resumed, wanted None"):
+        rf.compare(net, net, X.float(), resume_dir=str(tmp_path / "run"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_positions_are_named():
     a, b = (cnn((1, 3, 4), image_size=14, kernel_size=3, stride=stride, seed=0) for stride in (1, 2))
     with pytest.raises(ValueError, match=r"b: site '1' has 36 positions, wanted 144 as site '1' of a has"):

@@ -291,11 +291,11 @@ def test_modules_of_ones_own_are_sites_where_they_are_declared():
 
     net = nn.Sequential(nn.Linear(4, 4), Square(), nn.Linear(4, 2))
     assert trace(net).sites == ()
-    (site,) = trace(net, pointwise=[Square]).sites
+    (site,) = trace(net, pointwise_modules=[Square]).sites
     assert site.name == "1" and site.activation is None
     assert torch.equal(site.reference(torch.arange(3.0)), torch.arange(3.0) ** 2)
-    with pytest.raises(TypeError, match="pointwise: wanted kinds of nn.Module, got 'Square'"):
-        trace(net, pointwise=["Square"])
+    with pytest.raises(TypeError, match="pointwise_modules: wanted classes of nn.Module, got 'Square'"):
+        trace(net, pointwise_modules=["Square"])
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class AlignedSite(Protocol):
         ...
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
-        """For every chunk of the alignment set: phi, zh, and the function that takes the samples to use."""
+        """For every batch of the alignment set: phi, zh, and the function that takes the samples to use."""
         ...
 
 
@@ -87,12 +87,12 @@ class Alignment:
         return self
 
     def add(self, start: int, zh: Tensor, samples: int, center: Tensor) -> None:
-        """Receive a chunk of the alignment set.
+        """Receive a batch of the alignment set.
 
         Args:
             start: index of its first sample.
             zh: input of the site.
-            samples: number of samples in the chunk.
+            samples: number of samples in the batch.
             center: (n,), near the mean of phi'.
         """
 

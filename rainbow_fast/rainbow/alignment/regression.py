@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rainbow_fast.arguments import between, one_of
 from rainbow_fast.ops.cross_covariance import cross_covariance_, cross_covariance_flops
 from rainbow_fast.rainbow.alignment.alignment import AlignedSite, Alignment, Problem
 from rainbow_fast.rainbow.alignment.conjugate_gradient import (
@@ -30,6 +31,7 @@ RTOL = 1e-10  # eigenvalues of a singular S below this fraction of the largest c
 SQUARE_BYTES = 2**33  # largest size of S or of the kernel, which are factored in place: 32,768 rows of float64
 FEATURE_NUMBERS = 2**24  # numbers of phi' in memory at a time, if all n neurons of a sample are needed together
 SOLVERS = ("summed", "kernel", "products")
+RIDGE = between(0, math.inf, "a finite number, at least 0", open_high=True)  # the check of the ridge
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,21 @@ class Regression(Alignment):
         ridge: lambda relative to the mean of the diagonal of S' (default 1e-3); 0 uses the pseudo-inverse.
         solver: "summed" computes S' itself; "kernel" computes F F^T of the samples; "products" only multiplies with
             S'. None (default) chooses the fastest that fits, see `fastest_solver`.
+
+    Raises:
+        TypeError: the ridge is not a number.
+        ValueError: the ridge is below 0 or not finite, or the solver is unknown.
     """
 
     ridge: float = 1e-3
     solver: str | None = None
 
     scales_itself = True
+
+    def __post_init__(self) -> None:
+        RIDGE("ridge", self.ridge)
+        if self.solver is not None:
+            one_of("solver", self.solver, SOLVERS)
 
     def begin(self, site: AlignedSite) -> Alignment:
         channels = site.statistics.channels if site.activation.fused else None

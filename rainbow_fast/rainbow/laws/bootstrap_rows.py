@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rainbow_fast.arguments import between
 from rainbow_fast.ops.gaussian import choices
 from rainbow_fast.rainbow.laws.law import PLANNED, Law, without_values
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
+
+SMOOTHING = between(0, 1, "0 <= smoothing <= 1")  # the check of the smoothing
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,18 @@ class Bootstrap(Law):
     Attributes:
         smoothing: h, between 0 (default: the reference's neurons) and 1 (Gaussian noise only).
 
+    Raises:
+        TypeError: the smoothing is not a number.
+        ValueError: the smoothing is outside 0 .. 1.
+
     Source: Efron and Tibshirani, "An introduction to the bootstrap" (1993), section 16.5, with the shrinkage.
     """
 
     smoothing: float = 0.0
     keeps_mean = True
+
+    def __post_init__(self) -> None:
+        SMOOTHING("smoothing", self.smoothing)
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
         return Rows(n, site.d, key, U, k=choices(n, site.d, seed=key).to(site.device), h=self.smoothing)

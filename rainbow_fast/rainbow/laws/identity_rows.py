@@ -15,7 +15,11 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 @dataclass(frozen=True)
 class Identity(Law):
-    """``R = sqrt(d) U``: the neurons of the reference itself, in their order. The width must be n = d."""
+    """``R = sqrt(d) U``: the neurons of the reference itself, in their order. The width must be n = d.
+
+    Raises:
+        ValueError: when networks are sampled: a sampled site has another width. The message names the site.
+    """
 
     def check(self, n: int, site: SiteStatistics) -> None:
         if n != site.d:

@@ -24,6 +24,10 @@ class White(Law):
     The layer that writes a sampled site is replaced by ``c sqrt(columns) I``, which computes p.
 
     Each sampled site must be written by one bias-free linear layer or convolution whose rows read all channels.
+
+    Raises:
+        ValueError: when networks are sampled: a sampled site is not written by such a layer. The message names the
+            site.
     """
 
     def layers(self, sites: Sequence[SiteStatistics]) -> dict[str, Tensor]:

@@ -40,10 +40,10 @@ class RainbowActivation(nn.Module):
         phi'  = the kind's features of R u + zbar    n neurons at each position, computed anew in every call
         phih  = scale A phi' + offset
 
-    A pointwise site (`rainbow.kinds`) has ``phi' = after(sigma(before(.)))``. Without pooling, and if the kernels
-    support sigma, everything is one fused pass over ``R u`` (`rainbow_fast.random_features_projection`), and A is the
-    only tensor of width n that is stored. Otherwise neurons are computed in blocks of 128. zh of half precision is
-    computed on in float32, also under autocast. phih has the dtype of zh.
+    A pointwise site (`rainbow_fast.rainbow.kinds`) has ``phi' = after(sigma(before(.)))``. Without pooling, and if the
+    kernels support sigma, everything is one fused pass over ``R u`` (`rainbow_fast.random_features_projection`), and A
+    is the only tensor of width n that is stored. Otherwise neurons are computed in blocks of 128. zh of half precision
+    is computed on in float32, also under autocast. phih has the dtype of zh.
 
     Buffers, None if absent: ``U`` (d, r) float64, ``T`` (n, n), ``k`` (n,) and ``matrix`` (n, r), see `Rows`;
     ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n * positions) if `flattened`; ``scale`` () float64;

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rainbow_fast as rf
 from rainbow_fast.networks import mlp
 from rainbow_fast.networks.train import train
+from rainbow_fast.rainbow.alignment import Regression
 from rainbow_fast.rainbow.alignment.conjugate_gradient import products_about, regress
 
 RIDGE = 1e-3
@@ -152,6 +153,20 @@ def test_nothing_of_size_n_by_n():
     with Largest() as seen:
         regress(site.apply, site.M, site.mean_diagonal, RIDGE, tolerance=0.1, sketch=sketch)
     assert seen.numbers == sketch * n
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"ridge": -1}, ValueError, "ridge=-1: wanted a finite number, at least 0"),
+        ({"ridge": math.inf}, ValueError, "ridge=inf: wanted a finite number, at least 0"),
+        ({"ridge": "small"}, TypeError, "ridge is a str: wanted a number"),
+        ({"solver": "cholesky"}, ValueError, "solver='cholesky': wanted one of summed, kernel, products"),
+    ],
+)
+def test_bad_fields_are_refused_when_the_object_is_made(fields, error, message):
+    with pytest.raises(error, match=message):
+        Regression(**fields)
 
 
 def test_bad_input():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import mlp
+from rainbow_fast.rainbow.laws import Bootstrap
 from rainbow_fast.rainbow.model import RainbowModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
@@ -17,6 +18,14 @@ F64 = torch.float64
 
 def gaussian_data(N: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(N, d, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+@pytest.mark.parametrize("smoothing", [2.0, -1, math.nan])
+def test_a_share_of_noise_is_between_0_and_1(smoothing: float) -> None:
+    with pytest.raises(ValueError, match=f"smoothing={smoothing}: wanted 0 <= smoothing <= 1"):
+        Bootstrap(smoothing)
+    with pytest.raises(TypeError, match="smoothing is a str: wanted a number"):
+        Bootstrap("much")
 
 
 def white_linear_site(r: int, d: int) -> RainbowModel:

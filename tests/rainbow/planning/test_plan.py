@@ -324,6 +324,9 @@ def test_own_errors():
                 plan(images=images)
     with pytest.raises(TypeError, match="machine: wanted a Machine or None, got dict"):
         rf.plan(net, X, machine=RATES)
+    for plan in (lambda **keywords: rf.plan(net, X, **keywords), rf.fit(net, X).plan):
+        with pytest.raises(TypeError, match="progress: no such option"):
+            plan(progress=print)
     with pytest.raises(ValueError, match=r"explained_variance=0.5: site '2' has no moments before fit: wanted a rank"):
         rf.plan(net, X, explained_variance=0.5, machine=MACHINE)
     assert rf.plan(mlp((6, 8, 5, 2)), X, explained_variance=0.5, machine=MACHINE).sites[0].rank < 8, (
