@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from here import ROOT, threads
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._device import _device_constructors
 
 from rainbow_fast import cli
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data"))
 GUARD = 64  # elements on either side: at least a cache line in any dtype
 
@@ -59,6 +59,13 @@ def poisoned_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     if "unpoisoned" not in request.keywords:
         for owner, name, replacement in POISONED:
             monkeypatch.setattr(owner, name, replacement)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread is enough for small data, and faster if other programs run at the same time."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture
