@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Poisoned memory, guard zones, and the data that some tests need."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from here import ROOT, threads
+from here import DATA, threads
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._device import _device_constructors
 
 from rainbow_fast import cli
 
-DATA = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data"))
 GUARD = 64  # elements on either side: at least a cache line in any dtype
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
-from here import draw
+from here import DATA, draw
 from safetensors.torch import save_file
 from torch import nn
 

@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from rainbow_fast import backend
 
 ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data"))
 if os.environ.get("RAINBOW_FAST_TEST_BACKEND") == "cuda":  # the CUDA kernels, emulated
     from cuda_on_cpu import build
 
