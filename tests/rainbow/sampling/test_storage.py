@@ -163,12 +163,9 @@ def test_files_are_there_meanwhile_and_gone_afterwards(tmp_path):
 
 PEAK = """
 import json, pathlib, torch, rainbow_fast as rf
+from memory import status
 from torch import nn
 torch.set_num_threads(1)
-
-def status(key):
-    text = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(text.split(key + ":")[1].split()[0])
 
 x = torch.randn(3000, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 layers = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()
