@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Poisoned memory, guard zones, and the data that some tests need."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,15 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from here import threads
+from here import DATA, threads
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._device import _device_constructors
 
 from rainbow_fast import cli
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data"))
 GUARD = 64  # elements on either side: at least a cache line in any dtype
 
 
@@ -61,6 +58,13 @@ def poisoned_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     if "unpoisoned" not in request.keywords:
         for owner, name, replacement in POISONED:
             monkeypatch.setattr(owner, name, replacement)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread is enough for small data, and faster if other programs run at the same time."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 import sanitize
 import torch
+from here import ROOT
 from toy_build import build, write_toy
 
 from rainbow_fast import backend
 
-ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "build" / "isa"
 LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
 BUILT = [level for level in LEVELS if (OBJECTS / level).is_dir()] or ["baseline"]

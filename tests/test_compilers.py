@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from here import ROOT
 from toy_build import build, write_cuda_toy, write_toy
 
 import compilers
 
-ROOT = Path(__file__).resolve().parent.parent
 # The message of nvcc if the host compiler is too new.
 UNSUPPORTED_HOST = """In file included from /usr/local/cuda/include/cuda_runtime.h:82,
                  from <command-line>:

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from here import ROOT
 
 FLOORS = {
     **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),

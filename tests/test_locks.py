@@ -21,11 +21,16 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
                 signal.pause()
         finally:
             os._exit(0)
-    assert os.read(told, 6) == b"locked"
-    with pytest.raises(ValueError, match=f"^--out: {tmp_path} is in use by another run$"), locked(tmp_path, "--out"):
-        pytest.fail("two processes have the lock")
-    os.kill(holder, signal.SIGKILL)
-    os.waitpid(holder, 0)
+    os.close(tell)  # so that a read ends if the process ends
+    try:
+        with os.fdopen(told, "rb") as pipe:
+            assert pipe.read(6) == b"locked"
+        with pytest.raises(ValueError, match=f"^--out: {tmp_path} is in use by another run$"):
+            with locked(tmp_path, "--out"):
+                pytest.fail("two processes have the lock")
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
     for _ in range(2):  # again in the same process
         with locked(tmp_path, "--out"):
             pass

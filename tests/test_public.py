@@ -4,14 +4,13 @@
 import inspect
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
+from here import ROOT
 
 import rainbow_fast as rf
 from rainbow_fast import analysis, plots
 
-ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"rainbow_fast": rf, "analysis": analysis, "plots": plots}
 # Names in annotations that belong to Python, torch or numpy, or are a name for a union of such types.
 FOREIGN = set(

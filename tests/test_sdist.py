@@ -11,12 +11,11 @@ import venv
 from pathlib import Path
 
 import pytest
-from here import BACKENDS
+from here import BACKENDS, ROOT
 
 import rainbow_fast as rf
 from rainbow_fast import backend
 
-ROOT = Path(__file__).resolve().parent.parent
 WRITTEN = {"PKG-INFO", "setup.cfg"}  # setuptools adds these and a folder rainbow_fast.egg-info
 OMITTED = {".gitignore"}
 

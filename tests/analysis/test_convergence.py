@@ -2,7 +2,6 @@
 """Kernels and alignments of random features converge as theory says; sites of whole networks are measured alike."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -25,13 +24,7 @@ from rainbow_fast.analysis.convergence import (
 from rainbow_fast.analysis.kernels import empirical_kernel
 from rainbow_fast.analysis.rates import fit_power
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(N: int = 150) -> Tensor:

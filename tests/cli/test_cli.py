@@ -5,20 +5,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from typer.main import get_command
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from runs import RESULTS, contents
+from typer.main import get_command
 
 from rainbow_fast import cli
 from rainbow_fast.cli import sampling, sources, training
@@ -32,17 +32,9 @@ from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.options import Limits, SampleOptions
 from rainbow_fast.tracing import trace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Run = Callable[..., tuple[int, str, str]]
 PNG = b"\x89PNG"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """One thread is enough for small data, and faster if other programs run at the same time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

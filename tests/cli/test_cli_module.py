@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
-from here import draw
+from here import DATA, draw
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,6 +26,7 @@ from rainbow_fast.data import digits
 from rainbow_fast.io import read_records
 from rainbow_fast.networks import accuracy
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Run = Callable[..., tuple[int, str, str]]
 CODE = """
 from torch import nn
@@ -67,14 +67,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for name in [name for name in sys.modules if name.split(".")[0] == "own"]:
         del sys.modules[name]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(width: int = 16, seed: int = 0) -> nn.Sequential:

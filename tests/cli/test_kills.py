@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from here import ROOT
-from typer.main import get_command
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
+
+from typer.main import get_command
 
 from rainbow_fast.cli.app import app
 

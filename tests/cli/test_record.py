@@ -59,7 +59,11 @@ def refused(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, run: Path, messa
         ("scratch_dir", "/nowhere", "scratch_dir: no folder /nowhere"),
         ("holdout", "nowhere", "--holdout: 'nowhere' is no data: wanted digits"),
         ("size", 8, "--size: a checkpoint, which has its own, does not take it"),
-        ("checkpoint", "nowhere.safetensors", ""),
+        (
+            "checkpoint",
+            "nowhere.safetensors",
+            "checkpoint: no checkpoint of `rainbow-fast train` at nowhere.safetensors",
+        ),
         ("align_flattened", True, "network 1 does not have the options of the run"),
         ("memory_budget", "all", "--memory-budget: wanted bytes, as a number with k, M or G behind it; got 'all'"),
         ("threads", 10**9, "threads=1000000000: wanted 1 <= threads <= 1024"),

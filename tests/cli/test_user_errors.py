@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import typer
+from here import threads
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
+
+import typer
 
 from rainbow_fast import cli
 from rainbow_fast.cli import sampling
@@ -104,10 +105,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     np.save(tmp_path / "x.npy", np.zeros((40, 3), dtype=np.float32))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(before)
+    with threads(1):
+        yield tmp_path
     for name in ("hostile", "leaves", "spelled"):
         sys.modules.pop(name, None)
 

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Single image files, written by Pillow: rotation, depth, size, and damage."""
 
-import os
 import random
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from here import fresh_python
 
 from rainbow_fast.data import image_folder
 from rainbow_fast.data.image_file import FORMATS, MAX_PIXELS, decode
 
 Image = pytest.importorskip("PIL.Image")
-ROOT = Path(__file__).resolve().parents[2]
 ORIENTATION = 0x0112  # tag of EXIF
 
 
@@ -190,9 +187,6 @@ def test_a_file_that_becomes_shorter_while_it_is_decoded_is_an_error(tmp_path):
     for name in names:
         options = {"compression": "tiff_lzw"} if name == "x.tiff" else {}
         Image.fromarray(pixels(1000, 1000)).save(tmp_path / name, **options)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SHRINKS, *names]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    for name, line in zip(names, done.stdout.splitlines(), strict=True):
+    printed = fresh_python(SHRINKS, *names, folder=tmp_path)
+    for name, line in zip(names, printed.splitlines(), strict=True):
         assert line.startswith(f"path: {name} cannot be read as an image")

@@ -6,22 +6,18 @@ import os
 import pickle
 import random
 import struct
-import subprocess
-import sys
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from here import fresh_python
 
 import rainbow_fast as rf
 from rainbow_fast import data
 from rainbow_fast.data import npy_file
 from rainbow_fast.data.npy_file import NpyFile
 from rainbow_fast.networks import mlp
-
-ROOT = Path(__file__).resolve().parents[2]
 
 X = np.random.default_rng(0).standard_normal((7, 2, 3))
 
@@ -279,15 +275,12 @@ for order in "CF":
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
     """In a process of its own, which a mapped file would end."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", CHANGES]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, (done.returncode, done.stderr)
+    printed = fresh_python(CHANGES, folder=tmp_path)
     messages = dict.fromkeys(("shorter", "longer", "replaced"), "has changed since it was opened, wanted the same file")
     messages |= {"removed": "cannot be read (No such file or directory)"}
     messages |= {"shorter while it is read": "too early: it has become shorter since it was opened"}
     wanted = [(order, name, message) for order in "CF" for name, message in messages.items()]
-    for line, (order, name, message) in zip(done.stdout.splitlines(), wanted, strict=True):
+    for line, (order, name, message) in zip(printed.splitlines(), wanted, strict=True):
         assert line.startswith(f"{order}: {name}: x_path: {tmp_path}/x.npy ") and message in line
 
 

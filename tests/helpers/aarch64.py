@@ -9,7 +9,6 @@ speed.
 """
 
 import argparse
-import importlib.util
 import os
 import re
 import shlex
@@ -23,11 +22,11 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from extensions import ROOT, installed, load
 from sanitize import check
 from sanitize_calls import KERNELS
 from sanitize_draw import Draw
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import compilers  # noqa: E402
 
@@ -153,11 +152,7 @@ def main() -> None:
     parser.add_argument("--seed", default="", help="any text, for other calls")
     options = parser.parse_args()
     np.seterr(all="ignore")  # some numbers are infinite
-    [extension] = ROOT.glob("rainbow_fast/_C*.so")
-    spec = importlib.util.spec_from_file_location("_C", extension)
-    assert spec is not None and spec.loader is not None
-    native = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(native)
+    native = load(installed(), "native")
     emulated = Emulated(build())
     check_inner_loops()
     for level in native.levels():

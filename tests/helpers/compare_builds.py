@@ -6,26 +6,15 @@ same bits; any two NaNs are equal.
 """
 
 import argparse
-import importlib.util
 import sys
 import time
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from extensions import installed, load
 from sanitize_calls import KERNELS
 from sanitize_draw import Draw, Memory
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load(path: Path, name: str) -> ModuleType:
-    """Load an extension by its own name: for a name that it knows, pybind11 would return the first module."""
-    spec = importlib.util.spec_from_file_location(f"{name}._C", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def memory_after(C: ModuleType, kernel: str, seed: str) -> list[Memory]:
@@ -48,8 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", default="", help="any text, for other calls")
     options = parser.parse_args()
     np.seterr(all="ignore")  # some numbers are infinite
-    [extension] = ROOT.glob("rainbow_fast/_C*.so")
-    this, other = load(extension, "this"), load(options.other, "other")
+    this, other = load(installed(), "this"), load(options.other, "other")
     if this.levels() != other.levels():
         sys.exit(f"this build has the levels {this.levels()}, the other one {other.levels()}")
     for level in this.levels():

@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from rainbow_fast import backend
 
 ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("RAINBOW_FAST_DATA", ROOT.parent / "shared" / "data"))
 if os.environ.get("RAINBOW_FAST_TEST_BACKEND") == "cuda":  # the CUDA kernels, emulated
     from cuda_on_cpu import build
 
@@ -103,17 +104,17 @@ def on_small_disk(code: str, folder: Path, kibibytes: int) -> str:
     return _python(["unshare", "--mount", "--map-root-user", "sh", "-c", f'{mount} && exec "$@"', "sh"], code)
 
 
-def fresh_python(code: str, **environment: str) -> str:
-    """What `code` prints in a new process, which may import the tests and what they share."""
-    return _python([], code, **environment)
+def fresh_python(code: str, *arguments: object, folder: Path = ROOT, **environment: str) -> str:
+    """What `code` prints in a new process in a folder. The process may import the tests and what they share."""
+    return _python([], code, *arguments, folder=folder, **environment)
 
 
-def _python(before: list[str], code: str, **environment: str) -> str:
-    paths = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/helpers", "tests/ops"))
+def _python(before: list[str], code: str, *arguments: object, folder: Path = ROOT, **environment: str) -> str:
+    paths = os.pathsep.join(str(ROOT / part) for part in ("", "tests", "tests/helpers", "tests/ops"))
     variables = {**os.environ, "PYTHONPATH": paths, **environment}
-    command = [*before, sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = [*before, sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.returncode, done.stderr)
     return done.stdout
 
 

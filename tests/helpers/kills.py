@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import RESULTS, contents
 
 from rainbow_fast import cli
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink")
-RESULTS = ["figure.png", "report.json", "report.txt", "results.jsonl"]
 OPTIONS = ["--methods", "paper,calibrated", "--factors", "1", "--networks", "1", "--images", "40", "--threads", "1"]
 OPTIONS += ["--storage", "file", "--scratch-dir", "scratch"]
 REPLACED = 30
@@ -62,7 +62,10 @@ class Operations:
             self.tick(half=Path(os.fsdecode(path)))
 
     def below(self, path: str) -> bool:
-        """Whether a path lies below the folder. Paths relative to another folder than the current one do."""
+        """Whether a path lies below the folder.
+
+        Every relative path does: Python's calls relative to an open folder are made only inside it.
+        """
         return not path.startswith("/") or path.startswith(self.folder)
 
     def tick(self, half: Path | None = None) -> None:
@@ -107,10 +110,6 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def contents(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
 def wrongs(folder: Path, *wholes: Path) -> list[str]:
     """What is wrong with the folder of a run that went on: wanted the files of one whole run, and no others."""
     left = contents(folder / "scratch")
@@ -125,10 +124,10 @@ def equal(one: Path, other: Path) -> bool:
     return one.read_bytes() == other.read_bytes()
 
 
-def go_on(folder: Path, command: list[object]) -> None:
-    """What a user does after a kill: --resume, or the command again if nothing has begun."""
+def go_on(folder: Path, command: list[object]) -> int:
+    """What a user does after a kill: --resume, or the command again if nothing has begun. Returns the exit code."""
     begun = (folder / "out" / "report.json").exists()
-    run(folder, ["sample", "--resume", "out"] if begun else command)
+    return run(folder, ["sample", "--resume", "out"] if begun else command)
 
 
 def sweep(folder: Path, step: int, start: Callable[[Path], object], words: list[object], wholes: list[Path]) -> dict:
@@ -146,8 +145,9 @@ def sweep(folder: Path, step: int, start: Callable[[Path], object], words: list[
     for at in tried:
         start(prepared(case))
         code = run(case, words, at=at)
-        go_on(case, words)
         faults = [] if code == -signal.SIGKILL else [f"was not killed, but ended with {code}"]
+        if code := go_on(case, words):
+            faults.append(f"went on, and ended with {code}")
         faults += wrongs(case, *wholes)
         if faults:
             wrong[at] = faults

@@ -25,4 +25,5 @@ def finished_run(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """The names in a folder; none if there is no such folder."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -3,14 +3,13 @@
 
 It imports NumPy and no torch. It makes the calls of `sanitize_calls.py` on every instruction-set level that runs here
 and compares the results with float64. It makes them again on two threads, which must give the same bits. Before that,
-it checks that calls are found in which an array is one element too short. Memory that a kernel allocates is full of
-NaN. The CUDA kernels on the CPU (`cuda_on_cpu/`) count as one more level: instead of on two threads, their blocks,
-warps and lanes run in two orders.
+it makes calls in which one array is one element too short, and checks that the sanitizer reports each. Memory that a
+kernel allocates is full of NaN. The CUDA kernels on the CPU (`cuda_on_cpu/`) count as one more level: instead of on two
+threads, their blocks, warps and lanes run in two orders.
 """
 
 import argparse
 import ctypes
-import importlib.util
 import itertools
 import os
 import shlex
@@ -19,15 +18,15 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from cuda_on_cpu import build
+from extensions import ROOT, load
 from sanitize_calls import KERNELS
 from sanitize_draw import Draw
 
-BUILT = Path(__file__).resolve().parents[2] / "build" / "sanitize" / "_C.so"
+BUILT = ROOT / "build" / "sanitize" / "_C.so"
 NO_KERNELS = {"levels", "use", "advise_huge_pages", "cuda"}  # what else the extension exports
 
 
@@ -141,10 +140,7 @@ def main() -> None:
     build.build(sanitize=True)
     preload()
     np.seterr(all="ignore")  # some numbers are infinite
-    spec = importlib.util.spec_from_file_location("_C", BUILT)
-    assert spec is not None and spec.loader is not None
-    C = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(C)
+    C = load(BUILT, "sanitize")
     exported = {name for name in dir(C) if not name.startswith("_")} - NO_KERNELS
     if exported != set(KERNELS):
         sys.exit(f"the extension has the kernels {sorted(exported)}, this file {sorted(KERNELS)}")

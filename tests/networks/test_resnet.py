@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from conftest import DATA
+from here import DATA
 from torch import Tensor, nn
 from torch.nn.functional import pad
 

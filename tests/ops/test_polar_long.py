@@ -2,12 +2,10 @@
 """polar of matrices with one long side, and polar_, which overwrites its matrix."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
-from here import BACKENDS, draw
+from here import BACKENDS, draw, fresh_python
 from matrices import assert_is_polar, isometry, matrix, orthogonality, power_law
 from torch import Tensor
 
@@ -147,26 +145,22 @@ def test_compiles() -> None:
 MEMORY = """
 import torch
 import rainbow_fast as rf
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+from memory import status
 
 rf.polar_(torch.ones(64, 1100).double().addcmul_(torch.eye(64, 1100).double(), torch.tensor(3.0).double()))
 M = torch.empty(64, 2**18, dtype=torch.float64)
 for row in M:
     row.normal_()
-before = peak()
+before = status("VmHWM")
 rf.polar_(M)
-print((peak() - before) / M.nbytes)
+print((status("VmHWM") - before) / M.nbytes)
 """
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the reference takes an SVD")
 def test_memory() -> None:
     """Memory: eight to 64 rows and some blocks, less than half of M, which is 128 MiB. A copy would be all of M."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.5
+    assert float(fresh_python(MEMORY)) < 0.5
 
 
 # --- bad input ---

@@ -182,14 +182,13 @@ def test_random_state() -> None:
 def test_memory_does_not_grow_with_the_features() -> None:
     code = """
 import torch, rainbow_fast as rf
-def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+from memory import status
 def grown(call):
     call(50, 1000)  # threads and code that come with the first call; its buffers are small
     open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
-    before = peak()
+    before = status("VmHWM")
     call(N, n)
-    print((peak() - before) // 1024)
+    print((status("VmHWM") - before) // 2**20)
 torch.set_num_threads(2)
 N, n = 2000, 200_000
 x, u, A = torch.randn(N, 4), torch.randn(N, 8), torch.randn(4, n)

@@ -19,19 +19,12 @@ from studies.cifar10 import controls
 from studies.cifar10.__main__ import study
 from studies.cifar10.cases import CASES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PNG = b"\x89PNG"
 
 
 def contents(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # Controls

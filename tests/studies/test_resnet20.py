@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DATA
+from here import DATA
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from architectures import Residual, UNet, build
 from damage import as_older, resealed
-from here import fresh_python, threads
+from here import fresh_python
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -13,13 +13,7 @@ import rainbow_fast as rf
 from rainbow_fast.networks import mlp
 from rainbow_fast.rainbow.files.model_file import MODEL
 
-pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with threads(1):
-        yield
+pytestmark = [pytest.mark.filterwarnings("ignore:site .* samples for"), pytest.mark.usefixtures("one_thread")]
 
 
 def images(*shape: int, N: int = 120, seed: int = 1) -> Tensor:

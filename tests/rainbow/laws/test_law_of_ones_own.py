@@ -3,13 +3,12 @@
 its own."""
 
 import copy
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from here import fresh_python
 from torch import Tensor, nn
 
 import rainbow_fast as rf
@@ -85,7 +84,7 @@ def test_a_file_loads_where_the_law_is_not_known(tmp_path: Path) -> None:
     net, x = NETWORKS["dense"]
     network, _ = rf.sample(net, x, law=Signs(), factor=2)
     rf.save(network, tmp_path / "it")
-    subprocess.run([sys.executable, "-c", LOAD, tmp_path / "it", tmp_path / "y.pt"], check=True)
+    fresh_python(LOAD, tmp_path / "it", tmp_path / "y.pt")
     torch.testing.assert_close(torch.load(tmp_path / "y.pt"), network(x), rtol=1e-6, atol=1e-6)  # other threads
 
 

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The sampled network is an ordinary module, also on disk, and its classifier can be refit."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from damage import metadata_of, resealed
+from here import fresh_python, threads
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -59,10 +57,9 @@ for x, y in zip(*torch.load(sys.argv[3])):
 """
 
 
+@threads(1)
 @torch.no_grad()
 def test_pickles_and_exports_to_a_new_process_with_equal_bits(tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     x, y = data()
     model = rf.fit(reference(), (x, y))
     networks = {name: model.sample(**options)[0] for name, options in SAMPLES.items()}
@@ -72,9 +69,7 @@ def test_pickles_and_exports_to_a_new_process_with_equal_bits(tmp_path):
     torch.export.save(exported, tmp_path / "exported.pt2")
     batches = [x[:2], x[:33], x]
     torch.save((batches, [network(b) for b in batches]), tmp_path / "batches.pt")
-    files = [str(tmp_path / name) for name in ("networks.pt", "exported.pt2", "batches.pt")]
-    subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS, *files], check=True)
-    torch.set_num_threads(threads)
+    fresh_python(IN_A_NEW_PROCESS, *(tmp_path / name for name in ("networks.pt", "exported.pt2", "batches.pt")))
 
 
 @pytest.mark.parametrize(

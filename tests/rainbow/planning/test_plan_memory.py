@@ -3,23 +3,18 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
-from here import ROOT
-
-from rainbow_fast.rainbow.planning.estimate import KEPT
+from here import fresh_python
+from memory import without_kept
 
 MEASURE = """
 import ctypes, json, sys, warnings
 import torch
+from memory import status
 from torch import nn
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
-
-def memory(line):
-    return next(1024 * int(text.split()[1]) for text in open("/proc/self/status") if text.startswith(line))
 
 def convolutions():
     return cnn((1, 16, 32), kernel_size=3, stride=1, image_size=28, seed=0)
@@ -41,9 +36,9 @@ for network, shape, options in json.loads(sys.argv[1]):
     planned = model.plan(machine=machine, **options).peak_bytes
     ctypes.CDLL(None).malloc_trim(0)
     open("/proc/self/clear_refs", "w").write("5")
-    before = memory("VmRSS")
+    before = status("VmRSS")
     sampled = model.sample(**options)
-    print(planned, memory("VmHWM") - before, flush=True)
+    print(planned, status("VmHWM") - before, flush=True)
     del sampled, model, net, x
 """
 FEW = [
@@ -63,23 +58,11 @@ MANY = [
 
 def measured(cases: list, **environment: str) -> list[tuple[int, int]]:
     """Bytes that are planned and bytes that a process grows by, for each case."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(cases)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    printed = fresh_python(MEASURE, json.dumps(cases), **environment)
+    return [tuple(map(int, line.split())) for line in printed.splitlines()]
 
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
-
-
-def without_kept(planned: int) -> float:
-    """A plan's peak without what glibc keeps of freed memory."""
-    return planned - min(planned / 2, KEPT)
 
 
 @needs_proc

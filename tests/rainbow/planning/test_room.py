@@ -2,12 +2,11 @@
 """Widths that no memory holds are refused before anything is drawn, and others never are."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from here import fresh_python
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
@@ -17,7 +16,6 @@ from rainbow_fast.rainbow.planning import room
 from rainbow_fast.rainbow.planning.room import check_room, machine_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
-ROOT = Path(__file__).resolve().parents[3]
 MACHINE = rf.Machine(*[1.0] * 7)
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
 MAPS = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -176,13 +174,14 @@ def test_systems_that_do_not_say(tmp_path):
 
 LIMITED = """
 import resource, torch
+from memory import status
 import rainbow_fast as rf
 from rainbow_fast.networks import mlp
 
 torch.set_num_threads(1)
 model = rf.fit(mlp((6, 128, 4), seed=0), torch.randn(300, 6))
 model.sample(width=500)
-size = next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+size = status("VmSize")
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**29, size + 2**29))
 try:
     model.sample(width=(size + 2**29) // (8 * 128) + 1)
@@ -194,14 +193,6 @@ print("sampled")
 
 
 def test_a_process_with_a_limit_of_its_own():
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    refused, sampled = done.stdout.splitlines()
+    refused, sampled = fresh_python(LIMITED).splitlines()
     assert refused.startswith("width=") and "GB are available: wanted a smaller width" in refused
     assert sampled == "sampled"

@@ -19,7 +19,7 @@ import rainbow_fast as rf
 from rainbow_fast import backend
 from rainbow_fast.rainbow.sampling.checkpoint import SITE
 
-pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
+pytestmark = [pytest.mark.filterwarnings("ignore:site .* samples for"), pytest.mark.usefixtures("one_thread")]
 
 CHUNK = 50  # of 90 and of 10 images: three chunks
 NETWORKS = [
@@ -28,12 +28,6 @@ NETWORKS = [
     {"width": 5, "law": "bootstrap", "smoothing": 0.5},
 ]
 SITES = 4 + 2 + 4
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with threads(1):
-        yield
 
 
 def data(N: int = 100) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import Residual, build
-from here import fresh_python, on_small_disk, threads
+from here import fresh_python, on_small_disk
 from torch import Tensor, nn
 
 import rainbow_fast as rf
@@ -18,7 +18,7 @@ from rainbow_fast.networks import cnn, mlp, resnet_cifar
 from rainbow_fast.rainbow.options import STORAGES
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage, keeper
 
-pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
+pytestmark = [pytest.mark.filterwarnings("ignore:site .* samples for"), pytest.mark.usefixtures("one_thread")]
 METHODS = ("paper", "calibrated")
 
 
@@ -48,12 +48,6 @@ def model(kind: str = "residual") -> tuple[rf.RainbowModel, Tensor]:
     memory = torch.randn(120 * 64 + 1, generator=torch.Generator().manual_seed(1))
     x = memory[1:].view(120, 1, 8, 8)
     return rf.fit(net, (x, torch.arange(120) % 10), batch_size=37), x
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with threads(1):
-        yield
 
 
 def assert_same(a: tuple, b: tuple, x: Tensor) -> None:
@@ -169,12 +163,9 @@ def test_files_are_there_meanwhile_and_gone_afterwards(tmp_path):
 
 PEAK = """
 import json, pathlib, torch, rainbow_fast as rf
+from memory import status
 from torch import nn
 torch.set_num_threads(1)
-
-def status(key):
-    text = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(text.split(key + ":")[1].split()[0])
 
 x = torch.randn(3000, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 layers = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()
