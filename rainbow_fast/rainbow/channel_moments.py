@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from rainbow_fast.ops.center import first_center
-from rainbow_fast.rainbow.positions import per_channel
+from rainbow_fast.rainbow.positions import as_rows, per_channel
 
 BLOCK = 512  # samples
 PIECE = 2**20  # numbers that the center is subtracted from at a time, so that the result is still in the cache
@@ -183,9 +183,13 @@ def sums(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.dim() > 2:
-        parts = [(p.sum(2), vector_norm(p, dim=2).double().square_()) for p in x.flatten(2).split(BLOCK, 2)]
+    if x.dim() > 2 and x.stride(1) != 1:
+        maps = x.flatten(2).split(BLOCK, 2)
+        parts = [(part.sum(2), vector_norm(part, dim=2).double().square_()) for part in maps]
     else:
-        parts = [(p.sum(0, keepdim=True), (p * p).sum(0, keepdim=True)) for p in x.split(BLOCK)]
+        rows = as_rows(x)
+        whole = len(rows) // BLOCK * BLOCK
+        blocks = (rows[:whole].view(-1, BLOCK, x.shape[1]), rows[whole:].unsqueeze(0))
+        parts = [(block.sum(1), (block * block).sum(1)) for block in blocks]
     total, square = (torch.cat(each).sum(0, dtype=torch.float64) for each in zip(*parts, strict=True))
     return total, square

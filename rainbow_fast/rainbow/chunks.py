@@ -12,6 +12,8 @@ from torch import Tensor
 
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.io import sha256
+from rainbow_fast.tracing.random_state import untouched
+from rainbow_fast.tracing.trace import Trace
 
 ALIGNED = 64  # bytes: alignment of memory that torch allocates
 
@@ -26,6 +28,8 @@ class Data:
         size: number of samples in a chunk; the last chunk may be smaller.
         device, dtype: of the chunks.
         index: the rows of x that belong to the data set, (count,) int64; None for all rows. Only chunks are copied.
+        channels_last: whether the memory of chunks of images (N, C, H, W) is laid out as (N, H, W, C); see
+            `runs_channels_last`.
     """
 
     x: Tensor
@@ -34,6 +38,7 @@ class Data:
     device: torch.device
     dtype: torch.dtype
     index: Tensor | None = None
+    channels_last: bool = False
 
     @property
     def count(self) -> int:
@@ -49,7 +54,8 @@ class Data:
         return self.x[start:stop] if self.index is None else self.x[self.index[start:stop].to(self.x.device)]
 
     def chunk(self, start: int) -> Tensor:
-        return freshly_laid(as_numbers(self.samples(start, start + self.size), self.device, self.dtype))
+        x = as_numbers(self.samples(start, start + self.size), self.device, self.dtype)
+        return freshly_laid(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
 
     @cached_property
     def digests(self) -> tuple[str, str | None]:
@@ -65,10 +71,40 @@ class Data:
         return as_numbers(self.samples(0, 1), self.device, self.dtype)
 
 
-def freshly_laid(value: Tensor) -> Tensor:
-    """The same numbers, contiguous and at an aligned address; copied only if necessary.
+@torch.no_grad()
+def runs_channels_last(traces: Iterable[Trace], example: Tensor) -> bool:
+    """Whether networks run on images whose channels are adjacent in memory.
 
-    How libraries round depends on strides and alignment, so this makes results the same to the bit.
+    On a CPU, convolutions are then 1.3 to 4 times as fast. Networks that use `Tensor.view` on a feature map do not run
+    on it, and run on contiguous images.
+
+    Args:
+        example: one input, (1, C, H, W) for images.
     """
+    if example.dim() != 4 or example.device.type != "cpu" or not example.is_floating_point():
+        return False
+    x = example.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)  # strides of one image are ambiguous
+    with untouched(example.device):
+        try:
+            for trace in traces:
+                trace.finish(0, (x.clone(),), [])
+        except Exception:  # an error that contiguous images raise too is reported where they are used
+            return False
+    return True
+
+
+def is_channels_last(value: Tensor) -> bool:
+    """Whether the channels of feature maps (N, C, H, W) are adjacent in memory, and other layouts are excluded."""
+    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def freshly_laid(value: Tensor) -> Tensor:
+    """The same numbers in dense memory at an aligned address; copied only if necessary.
+
+    Feature maps whose channels are adjacent in memory stay so; all other tensors become contiguous. How libraries round
+    depends on strides and alignment, so this makes results the same to the bit.
+    """
+    if is_channels_last(value):
+        return freshly_laid(value.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     value = value.contiguous().view(-1).view(value.shape)  # twice, for strides along axes of size 1
     return value if value.data_ptr() % ALIGNED == 0 else value.clone()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.data.dtypes import as_numbers, check_classes
-from rainbow_fast.rainbow.chunks import Data
+from rainbow_fast.rainbow.chunks import Data, runs_channels_last
 from rainbow_fast.rainbow.holdout import Part, split
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import DataLimits, FitOptions
@@ -127,7 +127,8 @@ def prepare(
     joined = traces[0][1] if len(traces) == 1 else join([traced for _, traced in traces], example)
     sites = site_shapes(joined, example)
     size = options.batch_size or chunk_size(sites, example)
-    align, held = (Data(part.x, part.labels_on(device), size, device, dtype, part.index) for part in parts)
+    last = runs_channels_last((each for _, each in traces), example)
+    align, held = (Data(part.x, part.labels_on(device), size, device, dtype, part.index, last) for part in parts)
     prepared = Prepared(joined, traces, sites, align, held, options, _seed(parts[1], options))
     prepared.check(example if only_shapes else align.chunk(0), names)
     return prepared

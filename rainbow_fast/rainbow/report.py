@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import torch
@@ -53,6 +53,8 @@ class SiteReport:
         M_rank: number of singular values of M that are kept.
         M_effective_rank: |M|_*^2 / |M|_F^2.
         M_condition: largest over smallest kept singular value of M.
+        route: how features were computed: ``"fused"``, in two passes of kernels that store none; ``"kept"``, once, from
+            z; ``"wide"``, once, from the features of the site before, by the wide weights ``W' = s G_eff W A``.
     """
 
     index: int
@@ -72,18 +74,20 @@ class SiteReport:
     M_rank: int
     M_effective_rank: float
     M_condition: float
+    route: Literal["fused", "kept", "wide"] = "fused"
 
     @classmethod
     def from_dict(cls, values: Record, *, held_out: bool) -> SiteReport:
         """The report from a dict of its fields, also after JSON, where a null stands for a number that is not finite.
 
         Args:
-            values: the fields.
+            values: the fields. Reports of earlier versions have no `route`.
             held_out: whether data was held out. Without, a null is None for the held-out errors.
 
         Raises:
             ValueError: a field is missing, unknown, or of another type.
         """
+        values = {"route": "fused"} | values
         unknown = values.keys() ^ {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"a site's report: field {min(unknown)!r} is missing or unknown")
@@ -308,4 +312,5 @@ _COLUMNS = {
     "error_centred": "centred", "held_out_error": "held out", "held_out_error_centred": "centred",
     "similarity": "similarity", "scale": "scale", "activity": "active", "sampled_activity": "sampled",
     "M_rank": "rank M", "M_effective_rank": "eff.", "M_condition": "condition",
+    "route": "route",
 }  # fmt: skip

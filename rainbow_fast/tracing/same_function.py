@@ -181,7 +181,8 @@ def _equal_in_float64(reference: nn.Module, x: Tensor, pointwise_modules: tuple[
 
 
 def _middle(x: Tensor) -> Tensor:
-    return x[len(x) // 2 :][:1]
+    """The middle sample, contiguous; the samples may have another memory format."""
+    return x[len(x) // 2 :][:1].contiguous()
 
 
 def _few(x: Tensor, most: int = FEW) -> Tensor:

@@ -74,10 +74,13 @@ class Alignment:
     Attributes:
         rank: "partial" maps null directions of M to zero, "complete" maps them by an isometry.
         scales_itself: whether the map already has the right scale, so that s = 1.
+        reads_inputs: whether `add` or `solve` read data other than M and its moments, such as zh. If not, zh need not be
+            computed.
     """
 
     rank = "partial"
     scales_itself = False
+    reads_inputs = True
 
     def begin(self, site: AlignedSite) -> Alignment:
         """The object that aligns one site; called before the moments are summed.

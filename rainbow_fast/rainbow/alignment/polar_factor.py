@@ -15,9 +15,12 @@ class PolarFactor(Alignment):
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 6.
     """
 
+    reads_inputs = False
+
 
 @dataclass(frozen=True)
 class CompletePolarFactor(Alignment):
     """``A = U V^T`` for ``M = U S V^T``. Null directions of M are mapped to each other by an isometry."""
 
     rank = "complete"
+    reads_inputs = False

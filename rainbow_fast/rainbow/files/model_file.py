@@ -18,7 +18,7 @@ from rainbow_fast.arguments import integer
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.fields import renamed
 from rainbow_fast.formats import Format
-from rainbow_fast.rainbow.chunks import Data
+from rainbow_fast.rainbow.chunks import Data, runs_channels_last
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.moments import CENTERS, KEYS
 from rainbow_fast.rainbow.network.packing import Positive, copied
@@ -138,7 +138,10 @@ def load_model(
     except KeyError as error:
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
     size = chunk_size(sites, example)
-    data = [Data(x[k], None if y is None else y.to(device), size, device, dtype) for k, y in labels.items()]
+    last = runs_channels_last([traced], example)
+    data = [
+        Data(x[k], None if y is None else y.to(device), size, device, dtype, None, last) for k, y in labels.items()
+    ]
     check(network, traced, data[0].chunk(0)[:FEW], kinds)
     options = FitOptions(max_samples=header.max_samples, pointwise_modules=kinds)
     return RainbowModel(Prepared(traced, ((network, traced),), sites, data[0], data[1], options, header.holdout_seed))

@@ -39,3 +39,7 @@ class Kind(nn.Module):
     def finish(self, s: Tensor) -> Tensor:
         """phi' (N, features * n, *space) from the result of the kernels (N, n, *space)."""
         raise NotImplementedError
+
+    def features_of(self, s: Tensor) -> Tensor:
+        """phi' (N, features * n, *space) from the pre-activations ``R u + zbar`` (N, n, *space)."""
+        raise NotImplementedError

@@ -36,7 +36,11 @@ class Pointwise(Kind):
 
     def finish(self, s: Tensor) -> Tensor:
         if not self.in_kernel:
-            s = self.sigma(s if self.before is None else self.before(s))
+            return self.features_of(s)
+        return s if self.after is None else self.after(s)
+
+    def features_of(self, s: Tensor) -> Tensor:
+        s = self.sigma(s if self.before is None else self.before(s))
         return s if self.after is None else self.after(s)
 
     def extra_repr(self) -> str:

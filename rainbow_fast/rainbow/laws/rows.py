@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.ops.gaussian import further, gaussian
+from rainbow_fast.ops.sample_project_align import sample_project_align
 
 ROW_BLOCK = 4096  # number of rows that are stored at a time
 
@@ -79,6 +80,15 @@ class Rows(NamedTuple):
         if self.h:
             R = R + self.h * gaussian(stop - start, self.r, seed=here, dtype=dtype, device=device)
         return R
+
+    def times(self, Q: Tensor) -> Tensor:
+        """``G_eff Q``, (n, m), for Q (d, m) of dtype float32 or float64. If R = G, the product makes its entries."""
+        mean = Q.mean(0, keepdim=True) if self.mean_row else None
+        P = Q if mean is None else Q - mean
+        P = (P if self.U is None else self.U.to(P.dtype).T @ P) / math.sqrt(self.d)
+        R = self.rows(0, self.n, P.dtype, P.device)
+        product = R @ P if R.is_floating_point() else sample_project_align(self.n, P, seed=R)
+        return product if mean is None else product + mean
 
     def effective(self, device: torch.device) -> Tensor:
         """The matrix G_eff, (n, d) float64, on this device."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.ops.gaussian import check_key
+from rainbow_fast.ops.random_features import random_features
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws.rows import Rows
@@ -148,6 +149,18 @@ class RainbowActivation(nn.Module):
         y = y.mul_(self.scale)
         rows = channels_first(y, None if self.flattened else self.axis)
         return y if self.offset is None else rows.add_(per_channel(self.offset, rows)).view(y.shape)
+
+    def preactivations(self, z: Tensor) -> Tensor:
+        """``R u + zbar`` of all n neurons, with the axes of z; z as in `forward`."""
+        u, shift = self.mixed(channels_first(z, self.axis))
+        kernel = {"activation": "identity", "scale": self._factor} | self.source(u, 0, self.n)
+        return self.shaped_as(random_features(u, self.n, shift=shift, **kernel), z)
+
+    def aligned_features(self, phi: Tensor) -> Tensor:
+        """A phi' for features phi' (N, n, *space) or (..., n), with their axes."""
+        assert self.A is not None
+        rows = channels_first(phi, self.axis)
+        return self.shaped_as(random_features(rows, len(self.A), G=self.A, activation="identity"), phi)
 
     def features(self, z: Tensor) -> Tensor:
         """All features phi' (N, n, *space), in the dtype of z; z as in `forward`, (N, d, *space) if flattened."""

@@ -31,9 +31,7 @@ class Linear:
 
     @property
     def keeps_constants(self) -> bool:
-        """Whether a constant feature map gives a constant one. Padding with zeros breaks this."""
-        padding = self.options.get("padding", 0)
-        return self.options.get("padding_mode") != "zeros" or padding == "valid" or not any(padding)
+        return _keeps_constants(self.options)
 
 
 @dataclass(frozen=True)
@@ -141,6 +139,16 @@ class Affine:
     def _with(self, weights: list[Tensor], bias: Tensor) -> Affine:
         terms = [replace(term, weight=weight) for term, weight in zip(self.terms, weights, strict=True)]
         return replace(self, terms=tuple(terms), bias=bias)
+
+
+def keeps_constants(module: nn.Module) -> bool:
+    """Whether a linear layer or convolution maps a constant feature map to a constant one, which zero padding breaks."""
+    return _keeps_constants({name: getattr(module, name) for name in GEOMETRY} if isinstance(module, _ConvNd) else {})
+
+
+def _keeps_constants(options: Mapping[str, Any]) -> bool:
+    padding = options.get("padding", 0)
+    return options.get("padding_mode") != "zeros" or padding == "valid" or not any(padding)
 
 
 def linear_of(module: nn.Linear | _ConvNd) -> Linear:

@@ -54,7 +54,7 @@ class SiteCost:
     Attributes:
         index: place in the list of all sites.
         site: name of the site.
-        d, n, rank, samples: as in `SiteReport`.
+        d, n, rank, samples, route: as in `SiteReport`.
         work: the work of each pass, by name. ``reference``: the reference's layers before this site, for both networks.
             ``moments``: the features and their covariance; for the regression, also their second moment.
             ``alignment``: the polar factor. ``solve``: float64 algebra of the regression and of an orthonormal law.
@@ -74,6 +74,7 @@ class SiteCost:
     n: int
     rank: int
     samples: int
+    route: str
     work: dict[str, Work]
     in_flight_bytes: int
     float64_bytes: int
@@ -185,17 +186,17 @@ class Cost(Results):
         """The rows of the table with the columns `COLUMNS`: one for each site, one for the rest, one for the run."""
         rows = []
         for site in self.sites:
-            sizes = [site.site, *map(str, (site.d, site.n, site.rank, site.samples))]
+            sizes = [site.site, *map(str, (site.d, site.n, site.rank, site.samples, site.route))]
             numbers = [site.work[name].flops for name in PASSES] + [getattr(site, f"{name}_bytes") for name in MEMORY]
             rows.append([*sizes, *map(quantity, numbers), duration(site.seconds(self.machine))])
         rest = sum(work.flops for work in self.rest.values())
         blanks = [""] * (len(PASSES) - 1 + len(MEMORY))
-        rows.append(["rest", *[""] * 4, quantity(rest), *blanks, duration(self.rest_seconds)])
+        rows.append(["rest", *[""] * 5, quantity(rest), *blanks, duration(self.rest_seconds)])
         flops = [sum(site.work[name].flops for site in self.sites) for name in PASSES]
         in_flight, float64 = (max(getattr(site, f"{name}_bytes") for site in self.sites) for name in MEMORY[:2])
         memory = in_flight, float64, sum(site.A_bytes for site in self.sites), self.disk_bytes, self.peak_bytes
         numbers = [flops[0] + rest, *flops[1:], *memory]
-        rows.append(["all", *[""] * 4, *map(quantity, numbers), duration(self.seconds)])
+        rows.append(["all", *[""] * 5, *map(quantity, numbers), duration(self.seconds)])
         return rows
 
     def _cells(self) -> list[list[str]]:
@@ -214,7 +215,7 @@ FIT = ("fit", "fit, moments")  # keys of `Cost.rest` that belong to `fit`
 PASSES = ("reference", "moments", "alignment", "solve", "projection")  # keys of `SiteCost.work` with flops
 MEMORY = ("in_flight", "float64", "A", "disk", "peak")  # fields `..._bytes` of `SiteCost`
 COLUMNS = (
-    *("site", "d", "n", "rank", "samples"),
+    *("site", "d", "n", "rank", "samples", "route"),
     *(f"flops: {PASSES[0]}", *PASSES[1:]),
     *("bytes: in flight", *MEMORY[1:]),
     "seconds",

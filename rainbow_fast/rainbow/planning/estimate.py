@@ -19,6 +19,7 @@ from rainbow_fast.rainbow.planning.site_cost import COPIES, SiteCount
 from rainbow_fast.rainbow.planning.sizes import Sizes
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.sampling.flight import in_flight_bytes
+from rainbow_fast.rainbow.sampling.route import FUSED, WIDE, Route, choose_routes
 from rainbow_fast.rainbow.sampling.storage import choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
@@ -42,20 +43,26 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
     layers = _layers(trace, align.example)
     passes = 1 if trace.references == 1 else 2  # one more for the rotations
     rest = {} if fitted else {name: work * passes for name, work in _fit(layers, statistics, sizes).items()}
+    routes = choose_routes(spec, sizes.both, align.dtype, limits.storage_dtype)
     sites: list[SiteCost] = []
     pending, profile, features = LAYERS, LAYERS, Work()
     arriving = earlier = 0  # numbers of one image after the previous step; bytes of the sites sampled before
     peak = 0 if fitted else max(_fit_bytes(s, sizes) for s in statistics)
     for place, stats in enumerate(statistics):
         sides = 2 if sites else 1  # reference and sampled network are the same up to the first sampled site
-        pending += layers[place] * (sides * sizes.both)
+        route = routes.get(stats.site.name, Route(FUSED))
+        pending += layers[place] * ((1 if route.name == WIDE else sides) * sizes.both)
         if stats.site.name not in spec.widths:
             before, arriving = arriving, math.prod(stats.phi_shape) + stats.alive
             each = max(arriving, before) + (sides - 1) * max(arriving, before, math.prod(stats.z_shape))
             peak = max(peak, earlier + waiting * sizes.both * each)
             continue
         refit = options.classifier == "refit" and place == len(statistics) - 1
-        count = SiteCount(spec.own(stats.site.name), spec, sizes, first=not sites)
+        following = statistics[place + 1].site.name if place + 1 < len(statistics) else ""
+        aligned = routes[following].name != WIDE if following in routes else following or align.labels is not None
+        apart = sizes.both if aligned else 0
+        own = spec.own(stats.site.name)
+        count = SiteCount(own, spec, sizes, first=not sites, route=route, apart=apart)
         site = count.cost(pending, arriving, earlier, _classifier(trace, count) if refit else None)
         sites.append(site)
         peak = max(peak, site.peak_bytes)

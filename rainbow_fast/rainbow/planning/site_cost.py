@@ -19,6 +19,7 @@ from rainbow_fast.rainbow.planning.cost import SiteCost, Work
 from rainbow_fast.rainbow.planning.site_memory import SiteMemory
 from rainbow_fast.rainbow.planning.sizes import Sizes
 from rainbow_fast.rainbow.positions import every
+from rainbow_fast.rainbow.sampling.route import FUSED, Route, wide_multiplications
 from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
 
@@ -35,13 +36,24 @@ class SiteCount:
         step: every `step`-th sample is used.
         rows_drawn: the `Rows` that the law stores, without values.
         window: how many numbers pooling reads in one channel of one image.
+        route: how features are computed.
+        apart: number of images whose phih is computed from stored features; 0 with the route "fused".
         solver: solver of the regression; empty for other alignments.
         regression: cost of the solver.
     """
 
-    def __init__(self, statistics: SiteStatistics, spec: NetworkSpec, sizes: Sizes, *, first: bool) -> None:
+    def __init__(
+        self,
+        statistics: SiteStatistics,
+        spec: NetworkSpec,
+        sizes: Sizes,
+        *,
+        first: bool,
+        route: Route,
+        apart: int = 0,
+    ) -> None:
         self.statistics, self.site, self.sizes, self.first = statistics, statistics.site, sizes, first
-        self.spec = spec
+        self.spec, self.route, self.apart = spec, route, 0 if route.name == FUSED else apart
         options, U = spec.options, spec.directions[self.site.name]
         self.d, self.n = statistics.d, spec.widths[self.site.name]
         self.z, self.phi = math.prod(statistics.z_shape), math.prod(statistics.phi_shape)
@@ -69,6 +81,16 @@ class SiteCount:
 
     # Work
 
+    def made(self) -> Work:
+        """The work to compute and store all features once: with the routes "kept" and "wide"."""
+        sizes = self.sizes
+        if self.route.shape is None:
+            return self.features(sizes.both, stored=True)
+        flops = 2 * wide_multiplications(self.route.shape)
+        numbers = COPIES * sizes.both * self.n * self.pixels
+        pooled = sizes.both * self.n * self.window
+        return Work(flops, features=sizes.both * self.n * self.pixels, pooled=pooled, bytes=sizes.itemsize * numbers)
+
     def features(self, images: int, rows: int | None = None, *, stored: bool = False) -> Work:
         """The work to compute phi', with the products U^T z and T G before it.
 
@@ -89,6 +111,10 @@ class SiteCount:
     def moments(self) -> Work:
         """The features and their covariance, a part of them for the activity, and the passes of the regression."""
         sizes, pixels = self.sizes, min(self.sizes.chunk, self.sizes.align) * self.pixels
+        if self.route.name != FUSED:
+            products = cross_covariance_flops((self.samples, self.rows), [(self.samples, self.columns)])
+            numbers = COPIES * sizes.align * (self.phi + self.n * self.positions)
+            return self.made() + Work(products, bytes=sizes.itemsize * numbers)
         seen = -(-pixels // every(pixels, ACTIVITY_SAMPLES, self.pixels))
         flops = cross_covariance_flops((self.samples, self.rows), [(self.samples, self.columns)])
         flops += random_features_covariance_flops((seen, 1), (seen, self.r), self.n)
@@ -99,9 +125,10 @@ class SiteCount:
         return features + again * self.regression.passes + others
 
     def projection(self, images: int) -> Work:
-        """The features, multiplied by A."""
+        """The features, multiplied by A; with the routes "kept" and "wide", only where phih is computed."""
         bytes = self.sizes.itemsize * images * self.phi
-        return self.features(images) + Work(2 * images * self.columns * self.phi, bytes=bytes)
+        features = self.features(images) if self.route.name == FUSED else Work()
+        return features + Work(2 * images * self.columns * self.phi, bytes=bytes)
 
     def alignment(self) -> Work:
         """The polar factor, and the steps from the sums to M and from A to B."""
@@ -147,7 +174,8 @@ class SiteCount:
         """
         sizes = self.sizes
         memory = SiteMemory(self, arriving)
-        projection = self.projection(sizes.both)
+        projection = self.projection(sizes.both if self.route.name == FUSED else sizes.held + self.apart)
+        again = Work() if refit is None or self.route.name != FUSED else self.features(sizes.align)
         return SiteCost(
             index=self.site.index,
             site=self.site.name,
@@ -155,12 +183,13 @@ class SiteCount:
             n=self.n,
             rank=self.r,
             samples=self.samples,
+            route=self.route.name,
             work={
                 "reference": reference,
                 "moments": self.moments(),
                 "alignment": self.alignment(),
                 "solve": self.solve(),
-                "projection": projection if refit is None else projection + self.features(sizes.align),
+                "projection": projection + again,
                 "elementwise": self.elementwise(),
             },
             in_flight_bytes=memory.in_flight,

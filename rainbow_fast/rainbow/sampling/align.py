@@ -29,6 +29,7 @@ class AlignedMap:
         b: the constant b, (d,) float64.
         mean: ``B E[phi']``, (d,) float64.
         overlap: tr(A M^T); with an offset, M is the centred one.
+        covariance: tr(A C^T), where C is the centred M.
         nuclear_norm: |M|_*.
         features: E|phi'|^2 of the features that M is computed from: normalised, centred, or raw.
         similarity: |M|_* / sqrt(E|phi|^2 E|phi'|^2).
@@ -41,6 +42,7 @@ class AlignedMap:
     b: Tensor
     mean: Tensor
     overlap: float
+    covariance: float
     nuclear_norm: float
     features: float
     similarity: float
@@ -112,15 +114,15 @@ def align(
     factor = polar_(M, rank=alignment.rank, rtol=RTOL)
     nuclear = float(factor.nuclear_norm) * unit
     overlap = overlap if solved else nuclear
-    if options.offset:  # subtract what the uncentred part of phi' contributes
-        overlap -= float(mu @ (B @ ((mean - subtracted) * inverse)))
+    covariance = overlap - float(mu @ (B @ ((mean - subtracted) * inverse)))  # less the part of the means
     if eps is not None:
         B.mul_(inverse)
     return B, AlignedMap(
         shape=(B.shape[0], B.shape[1]),
         b=-(B @ shift),
         mean=B @ mean,
-        overlap=overlap,
+        overlap=covariance if options.offset else overlap,
+        covariance=covariance,
         nuclear_norm=nuclear,
         features=features,
         similarity=_ratio(nuclear, math.sqrt(phi) * math.sqrt(features)),
@@ -130,11 +132,11 @@ def align(
     )
 
 
-def scale(aligned: AlignedMap, projected: ChannelMoments | None, options: MethodOptions, site: str) -> float:
+def scale(aligned: AlignedMap, size: float | None, options: MethodOptions, site: str) -> float:
     """The scale s of an alignment.
 
     Args:
-        projected: moments of ``B phi'``; only the scale "optimal" needs them.
+        size: E|B phi' + b|^2, with an offset E|B phi' - E[B phi']|^2; only the scale "optimal" needs it.
         site: name of the site, for error messages.
 
     Returns:
@@ -149,15 +151,19 @@ def scale(aligned: AlignedMap, projected: ChannelMoments | None, options: Method
         return 1.0
     if aligned.rank == 0:
         return 0.0
-    size = aligned.features
-    if options.scale == "optimal":
-        assert projected is not None
-        of_b = -aligned.b, torch.ones_like(aligned.b)
-        size = projected.spread if options.offset else projected.second_moment_about(*of_b)
+    if options.scale == "nuclear":
+        size = aligned.features
+    assert size is not None
     top = aligned.nuclear_norm if options.scale == "nuclear" else aligned.overlap
     if not (0 < size < math.inf):
         raise ValueError(f"site {site!r}: the aligned activations have power {size}, wanted a finite one above 0")
     return top / size
+
+
+def size_of(projected: ChannelMoments, aligned: AlignedMap, options: MethodOptions) -> float:
+    """The `size` of `scale`, from the moments of ``B phi'``."""
+    of_b = -aligned.b, torch.ones_like(aligned.b)
+    return projected.spread if options.offset else projected.second_moment_about(*of_b)
 
 
 def offset(aligned: AlignedMap, s: float, moments: CrossCovariance, options: MethodOptions) -> Tensor | None:
@@ -184,7 +190,7 @@ def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor)
 def _nothing(M: Tensor) -> AlignedMap:
     """The properties of B = 0."""
     zeros = M.new_zeros(len(M))
-    return AlignedMap((M.shape[0], M.shape[1]), zeros, zeros, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
+    return AlignedMap((M.shape[0], M.shape[1]), zeros, zeros, 0.0, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
 
 
 def _root_mean_square(values: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,27 @@ from torch import Tensor, nn
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.network.wide_layer import WideLayer
 from rainbow_fast.rainbow.positions import channels_first
 from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.trace import State, Trace
 
 REFERENCE = 0  # number of the reference's lane; the sampled networks have the numbers 1, 2, ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """How a lane computes and stores the features phi' of a sampled site.
+
+    Attributes:
+        activation: the sampled site.
+        layer: computes the pre-activations from the stored features of the site before; None if they are computed from
+            z.
+    """
+
+    activation: RainbowActivation
+    layer: WideLayer | None
 
 
 class Flight:
@@ -31,7 +47,8 @@ class Flight:
 
     A flight keeps the state of every lane and chunk: all tensors that later layers read. The first of them is the
     input z of the present site, until `put` replaces it by the site's output. A chunk is identified by the index of
-    its first sample, called `start`.
+    its first sample, called `start`. A lane may keep the features phi' of a sampled site in the place of phih, which is
+    computed from them if a layer reads it.
 
     With the storage "recompute" nothing is kept. Every call then computes the activations again from the network's
     input, with the same bits.
@@ -40,6 +57,8 @@ class Flight:
         place: index of the present site.
         activations: for each lane, the modules of its sites so far. The present site's module is appended once it
             is known.
+        features: for each lane and each of these modules, how its features are computed and stored; None if they are
+            not stored.
         traces: for each lane, its network as a chain of sites; the first one is the reference's.
         apart: for each lane, whether it has its own activations. False while it shares the reference's.
         phi: moments of the reference's output at the present site.
@@ -50,6 +69,7 @@ class Flight:
         self.keep = keeper(storage, folder)
         self.place = 0
         self.activations: list[list[nn.Module]] = [[] for _ in traces]
+        self.features: list[list[Features | None]] = [[] for _ in traces]
         self.apart = [lane == REFERENCE or trace is not traces[REFERENCE] for lane, trace in enumerate(traces)]
         self.phi = ChannelMoments()
         self._cells: list[dict[int, tuple[Cell, ...]]] = [{} for _ in traces]
@@ -88,9 +108,16 @@ class Flight:
             self.put(lane, start, self._applied(self.activations[lane][self.place], self.z(lane, start)))
         return self.output(lane, start)
 
+    def enter(self, lane: int, activation: nn.Module, features: Features | None = None) -> None:
+        """Use this module as the lane's present site; `features` says how phi' is computed, if the lane stores it."""
+        self.activations[lane].append(activation)
+        if features is not None and self.keep is not None:
+            features = replace(features, layer=None)  # it has been used for all chunks
+        self.features[lane].append(features)
+
     def follow(self, lane: int, activation: nn.Module) -> None:
         """Use this module as the lane's present site and apply it to all chunks. Nothing is measured."""
-        self.activations[lane].append(activation)
+        self.enter(lane, activation)
         parts = self.apart[lane] or isinstance(activation, RainbowActivation)
         for start in self if parts and self.keep is not None else ():
             self.apply(lane, start)
@@ -100,13 +127,25 @@ class Flight:
 
         `look` is called with the start and the z of every chunk before the module is applied.
         """
-        self.activations[REFERENCE].append(module)
+        self.enter(REFERENCE, module)
         self.phi = ChannelMoments()
         site = self.traces[REFERENCE].sites[self.place]
         for start in self:
             if look is not None:
                 look(start, self.z(REFERENCE, start))
             self.phi.update(channels_first(self.apply(REFERENCE, start), site.axis))
+
+    def preactivations(self, lane: int, start: int, features: Features) -> Tensor:
+        """The pre-activations z' of the present site, which is sampled, for one chunk."""
+        if features.layer is None:
+            return features.activation.preactivations(self.z(lane, start))
+        return features.layer(self._stored(lane, start) if self.keep is not None else self._replayed(lane, start)[0])
+
+    def kept(self, lane: int, start: int, features: Features) -> Tensor:
+        """phi' of the present site, as `put` has stored it."""
+        if self.keep is not None:
+            return self._stored(lane, start)
+        return self.storage.round(features.activation.kind.features_of(self.preactivations(lane, start, features)))
 
     def settle(self, lane: int, start: int, projection: Tensor | None = None) -> Tensor:
         """Compute phih = scale * projection + offset, put it and return it.
@@ -122,7 +161,7 @@ class Flight:
         self.put(lane, start, phih)
         return phih
 
-    def features(self, lane: int, module: nn.Module) -> Tensor:
+    def after(self, lane: int, module: nn.Module) -> Tensor:
         """A module applied to the output of the last finished site, for all samples at once."""
         lane = lane if self.apart[lane] else REFERENCE
         return self._gathered(lambda start: module(self._state(lane, start)[0]))
@@ -168,6 +207,8 @@ class Flight:
         assert self.keep is not None
         before = self._state(mover, start)
         cells = {id(value): cell for value, cell in zip(before, self._cells[mover].get(start, ()), strict=False)}
+        if self._made(mover, self.place - 1) is not None:
+            del cells[id(before[0])]  # the cell has phi', not phih
         after = self.traces[mover].advance(self.place, before, self.activations[mover])
         for value in after:
             if id(value) not in cells:
@@ -182,15 +223,47 @@ class Flight:
 
     def _state(self, lane: int, start: int) -> State:
         """The state of one chunk after the previous site."""
-        state: State = (self.data.chunk(start),)
         if self.place == 0:
-            return state
+            return (self.data.chunk(start),)
+        made, state = self._made(lane, self.place - 1), self._replayed(lane, start)
+        return state if made is None else (self._aligned(made.activation, state[0]), *state[1:])
+
+    def _replayed(self, lane: int, start: int) -> State:
+        """As `_state`, but with phi' in the place of phih if the lane stores the features of the previous site.
+
+        Without storage, all sites are computed again.
+        """
         if self.keep is not None:
             return tuple(cell.load() for cell in self._cells[lane][start])
+        state: State = (self.data.chunk(start),)
+        trace, before = self.traces[lane], None
         for place, activation in enumerate(self.activations[lane][: self.place]):
-            z, *rest = self._rounded(self.traces[lane].advance(place, state, self.activations[lane]))
-            state = (self._applied(activation, z), *rest)
+            made = self._made(lane, place)
+            if made is not None and made.layer is not None:
+                state = (self.storage.round(made.activation.kind.features_of(made.layer(state[0]))),)
+            else:
+                if before is not None:
+                    state = (self._aligned(before.activation, state[0]), *state[1:])
+                z, *rest = self._rounded(trace.advance(place, state, self.activations[lane]))
+                if made is None:
+                    state = (self._applied(activation, z), *rest)
+                else:
+                    phi = made.activation.kind.features_of(made.activation.preactivations(z))
+                    state = (self.storage.round(phi), *rest)
+            before = made
         return state
+
+    def _stored(self, lane: int, start: int) -> Tensor:
+        """The first value that the lane has stored."""
+        return self._cells[lane][start][0].load()
+
+    def _made(self, lane: int, place: int) -> Features | None:
+        """How the lane has computed the features of a site that it stores; None if it stores phih."""
+        return self.features[lane][place] if place >= 0 and self.apart[lane] else None
+
+    def _aligned(self, activation: RainbowActivation, phi: Tensor) -> Tensor:
+        """phih from phi'."""
+        return self.storage.round(activation.finish(activation.aligned_features(phi)))
 
     def _applied(self, activation: nn.Module, z: Tensor) -> Tensor:
         """The output of a site, rounded as storage would round it."""

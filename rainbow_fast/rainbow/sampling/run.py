@@ -21,6 +21,8 @@ from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling.checkpoint import Checkpoint, describe, opened
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
+from rainbow_fast.rainbow.sampling.kept_site import KeptSite
+from rainbow_fast.rainbow.sampling.route import FUSED, choose_routes
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, reason_kept
@@ -93,6 +95,8 @@ class Lane:
         self.report.holdout_seed = prepared.holdout_seed
         self.report.accuracy_profile = [] if spec.options.accuracy_profile else None
         self.activations: dict[str, RainbowActivation] = {}
+        data, stored = self.align.data, self.align.storage.dtype
+        self.routes = choose_routes(spec, data.count + self.held.count, data.dtype, stored)
         self.refit: RainbowActivation | None = None
 
     def reach(self, statistics: SiteStatistics, checkpoint: Checkpoint | None) -> SampledSite | None:
@@ -107,14 +111,15 @@ class Lane:
                 flight.follow(self.number, statistics.site.reference)
             self.report.kept[name] = reason_kept(statistics.site) or "not among the sites asked for"
             return None
-        flights = self.align, self.held
-        site = SampledSite(statistics, self.spec, self.number, flights, self.max_samples, self.tick)
+        arguments = statistics, self.spec, self.number, (self.align, self.held), self.max_samples, self.tick
+        route = self.routes[name]
+        site = SampledSite(*arguments) if route.name == FUSED else KeptSite(*arguments, route.between)
         if self._refits(statistics):
             site.collect_for(self.trace.tail())
         if checkpoint is None or not checkpoint.read(self.number, site):
             return site
+        site.follow()
         for flight, passes in ((self.align, 2), (self.held, 1)):
-            flight.follow(self.number, site.activation)
             for _ in range(passes * len(flight.data.starts)):
                 self.tick(f"{name}: read")
         self._take(site)
@@ -188,7 +193,7 @@ class Lane:
     def _refit_aligned(self) -> nn.Linear:
         """A new last layer, fitted by ridge regression to phih as the last layer receives it."""
         tail, data = self.trace.tail(), self.align.data
-        features = self.align.features(self.number, tail.between)
+        features = self.align.after(self.number, tail.between)
         assert data.labels is not None
         B, b, self.report.ridge = ridge_classifier(features, data.labels, tail.last.out_features)
         head = copy.deepcopy(tail.last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from rainbow_fast.rainbow.network.rainbow_network import refit_flattened, refit_
 from rainbow_fast.rainbow.options import SITE_BITS, alignment_of, law_of
 from rainbow_fast.rainbow.positions import channels_first, every, take
 from rainbow_fast.rainbow.report import Error, SiteReport
-from rainbow_fast.rainbow.sampling.align import AlignedMap, align, offset, scale
+from rainbow_fast.rainbow.sampling.align import AlignedMap, align, offset, scale, size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
 from rainbow_fast.rainbow.spec import NetworkSpec
@@ -33,7 +34,8 @@ class SampledSite:
     """Samples one site of one network.
 
     The reference has already passed the site, and the sampled network has reached its input z. The methods `draw`,
-    `accumulate`, `solve`, `measure`, `project` and `hold_out` are called in this order.
+    `accumulate`, `solve`, `measure`, `project` and `hold_out` are called in this order. This class computes features in
+    fused passes (the route "fused"); `KeptSite` stores them.
 
     Attributes:
         statistics: the reference's statistics of the site.
@@ -48,6 +50,7 @@ class SampledSite:
             parameter. None otherwise.
     """
 
+    route: Literal["fused", "kept", "wide"] = "fused"
     activation: RainbowActivation
     report: SiteReport
 
@@ -144,12 +147,9 @@ class SampledSite:
     def project(self) -> None:
         """Compute the scale and the offset, then phih on the alignment set and its error."""
         activation, align = self.activation, self.align
-        s = scale(self.aligned, self.projected, self.options, self.site.name)
-        c = offset(self.aligned, s, self.moments, self.options)
-        activation.scale.fill_(s)
-        activation.offset = None if c is None else c.to(self.dtype)
+        self._set_scale(None if self.projected is None else size_of(self.projected, self.aligned, self.options))
         for flight in (align, self.held):
-            flight.activations[self.lane].append(activation)
+            flight.enter(self.lane, activation)
         self.error = self._error(align)
         for start in align:
             y = None
@@ -178,6 +178,11 @@ class SampledSite:
         self.report = self._report(
             self.aligned, self.error.relative(), error.relative() if held.count else (None, None)
         )
+
+    def follow(self) -> None:
+        """Apply the site, which was read from a checkpoint, to all data. Nothing is measured."""
+        for flight in (self.align, self.held):
+            flight.follow(self.lane, self.activation)
 
     def refit_classifier(self, tail: Tail) -> None:
         """Fit a classifier to the collected features by ridge regression, and put it in the place of A in `refit`."""
@@ -230,6 +235,13 @@ class SampledSite:
     def _error(self, flight: Flight) -> Error:
         return Error(None if self.flattened else flight.phi)
 
+    def _set_scale(self, size: float | None) -> None:
+        """Set the scale and the offset of the site; `size` as in `scale`."""
+        s = scale(self.aligned, size, self.options, self.site.name)
+        c = offset(self.aligned, s, self.moments, self.options)
+        self.activation.scale.fill_(s)
+        self.activation.offset = None if c is None else c.to(self.dtype)
+
     def _recalibration(self) -> tuple[Tensor, Tensor]:
         """gain and bias, each (d,), of the recalibration ``zh = gain * zraw + bias``.
 
@@ -270,6 +282,7 @@ class SampledSite:
             M_rank=aligned.rank,
             M_effective_rank=aligned.effective_rank,
             M_condition=aligned.condition,
+            route=self.route,
         )
 
 

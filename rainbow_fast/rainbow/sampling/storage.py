@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.io import bytes_of_tensor, explained, read_all, write_all
-from rainbow_fast.rainbow.chunks import freshly_laid
+from rainbow_fast.rainbow.chunks import freshly_laid, is_channels_last
 from rainbow_fast.rainbow.options import Limits
 
 
@@ -49,8 +49,9 @@ class InFile:
     """
 
     def __init__(self, value: Tensor, folder: Path, dtype: torch.dtype | None) -> None:
-        self.dtype, self.device, self.shape = value.dtype, value.device, value.shape
-        stored = value.detach().to("cpu", dtype).contiguous()
+        self.dtype, self.device, self.last = value.dtype, value.device, is_channels_last(value)
+        stored = (value.permute(0, 2, 3, 1) if self.last else value).detach().to("cpu", dtype).contiguous()
+        self.shape = stored.shape
         self.stored = stored.dtype
         with explained("scratch_dir", folder, stored.nbytes):
             handle, name = tempfile.mkstemp(dir=folder)
@@ -73,7 +74,8 @@ class InFile:
             os.close(handle)
         if count < tensor.nbytes:
             raise OSError(f"scratch_dir: {self.path} has {count} bytes, wanted {tensor.nbytes}: it was damaged")
-        return tensor.to(self.device, self.dtype)
+        tensor = tensor.to(self.device, self.dtype)
+        return tensor.permute(0, 3, 1, 2) if self.last else tensor
 
 
 @dataclass(frozen=True)

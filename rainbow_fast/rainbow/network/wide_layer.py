@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The layers between two sampled sites and the random rows of the second, as one layer of wide weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from rainbow_fast.ops.random_features import random_features
+from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.network.affine import keeps_constants, norm_of
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}  # by the number of axes of space
+
+
+@dataclass(frozen=True)
+class WideLayer:
+    """The pre-activations ``z' = W' phi' + b'`` of a sampled site, from the features phi' of the site before.
+
+    Attributes:
+        weight: W', (n, m), or (n, m, *kernel) of a convolution, in the dtype of phi'.
+        bias: b', (n,), or None.
+        options: stride, padding and dilation of the convolution.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    options: Mapping[str, Any]
+
+    def __call__(self, phi: Tensor) -> Tensor:
+        """z' (..., n) or (N, n, *space) from phi' (..., m) or (N, m, *space)."""
+        if self.weight.dim() > 2:
+            return CONVOLUTIONS[self.weight.dim() - 2](phi, self.weight, self.bias, **self.options)
+        rows = phi.flatten(0, -2)  # our product: that of torch has less than half of its speed on some CPUs
+        z = random_features(rows, len(self.weight), G=self.weight, activation="identity")
+        return (z if self.bias is None else z.add_(self.bias)).view(*phi.shape[:-1], -1)
+
+
+def wide_layer(before: RainbowActivation, between: Sequence[nn.Module], rows: Rows) -> WideLayer:
+    """The wide weights ``W' = s G_eff V A`` of the linear layer V between two sampled sites.
+
+    Args:
+        before: the first site, with its alignment A, scale s and offset.
+        between: the modules between the sites, as `tracing.chain.linear_chain` returns them.
+        rows: the drawn rows of the second site, ``G_eff``.
+
+    Returns:
+        The layer. Biases, batch norms and the offset are part of it. The offset and norms before a convolution must be
+        zero if the convolution pads with zeros; see `foldable`.
+
+    Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 13 to 15.
+    """
+    assert before.A is not None
+    A, at = before.A, next(i for i, module in enumerate(between) if isinstance(module, nn.Linear | _ConvNd))
+    layer: Any = between[at]
+    V, bias = layer.weight.to(A.dtype), A.new_zeros(len(layer.weight), dtype=torch.float64)
+    if layer.bias is not None:
+        bias = layer.bias.double()
+    gain, shift = _norms(between[:at])
+    if before.offset is not None:
+        shift = before.offset.double() * gain + shift
+    taps = V.flatten(2).sum(2) if V.dim() > 2 else V
+    bias = bias + taps.double() @ (shift if isinstance(shift, Tensor) else torch.full_like(taps[0].double(), shift))
+    after, moved = _norms(between[at + 1 :])
+    bias = bias * after + moved
+    left = (before.scale * after) * A.new_ones(len(V), dtype=torch.float64)
+    V = V * _along(left, V, 0)
+    if isinstance(gain, Tensor):
+        V = V * _along(gain, V, 1)
+    Q = V @ A if V.dim() == 2 else torch.einsum("kd...,dm->km...", V, A)
+    weight = rows.times(Q.flatten(1)).view(rows.n, *Q.shape[1:])
+    b = rows.times(bias.to(A.dtype).unsqueeze(1)).squeeze(1) if bias.any() else None
+    options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation") if isinstance(layer, _ConvNd)}
+    return WideLayer(weight, b, options)
+
+
+def foldable(between: Sequence[nn.Module], *, offset: bool) -> bool:
+    """Whether the modules between two sites are one affine map, also at the borders of padded maps.
+
+    Args:
+        offset: whether the first site may have an offset.
+    """
+    at = next(i for i, module in enumerate(between) if isinstance(module, nn.Linear | _ConvNd))
+    return keeps_constants(between[at]) or not (offset or at > 0)
+
+
+def _norms(modules: Sequence[nn.Module]) -> tuple[Tensor | float, Tensor | float]:
+    """Batch norms, one after the other, as ``gain x + shift``."""
+    gain: Tensor | float = 1.0
+    shift: Tensor | float = 0.0
+    for module in modules:
+        factor, moved = norm_of(module)
+        gain, shift = factor * gain, factor * shift + moved
+    return gain, shift
+
+
+def _along(values: Tensor, like: Tensor, axis: int) -> Tensor:
+    """values reshaped to multiply `like` along an axis, in its dtype."""
+    return values.view(*[1] * axis, -1, *[1] * (like.dim() - 1 - axis)).to(like.dtype)
