@@ -18,10 +18,11 @@ from rainbow_fast.rainbow.options import DataLimits, FitOptions
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
 from rainbow_fast.tracing.joined import join
 from rainbow_fast.tracing.random_state import untouched
-from rainbow_fast.tracing.same_function import check
+from rainbow_fast.tracing.same_function import COMPARED, check
 from rainbow_fast.tracing.trace import State, Trace, trace
 
 CHUNK_NUMBERS = 2**21  # size of the reference's largest feature map for one chunk of samples
+COMPARED_PART = 4  # a comparison of all samples would take as long as a run; at most this part of them is compared
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -58,12 +59,16 @@ class Prepared:
         return self.trace.fingerprint
 
     def on(self, data: object, options: FitOptions, limits: DataLimits, *, labelled: bool = True) -> Prepared:
-        """The same reference with other data. The reference is compared with its trace on the first chunk."""
+        """The same reference with other data. The reference is compared with its trace on some samples."""
         parts = split(data, options, limits, labelled=labelled)
         align, held = (self._chunks(part) for part in parts)
         prepared = replace(self, align=align, held=held, options=options, holdout_seed=_seed(parts[1], options))
-        prepared.check(align.chunk(0))
+        prepared.check(prepared.first_samples())
         return prepared
+
+    def first_samples(self) -> Tensor:
+        """The samples that the reference is compared on: a part of the first chunk, which costs little beside a run."""
+        return self.align.chunk(0)[: max(self.align.count // COMPARED_PART, COMPARED)]
 
     def check(self, x: Tensor, names: tuple[str, str] = ("reference", "data")) -> None:
         """Compare each reference with its trace on the samples x, and check the labels against its outputs.
@@ -111,7 +116,7 @@ def prepare(
         labelled: whether labels are used.
         only_shapes: if True, only shapes are needed. The reference then runs on a single sample, and
             `options.images` may be larger than the number of samples. If False, the reference is compared with its
-            trace on the first chunk.
+            trace on some samples.
 
     Raises:
         TypeError, ValueError: as `fit`.
@@ -130,7 +135,7 @@ def prepare(
     last = runs_channels_last((each for _, each in traces), example)
     align, held = (Data(part.x, part.labels_on(device), size, device, dtype, part.index, last) for part in parts)
     prepared = Prepared(joined, traces, sites, align, held, options, _seed(parts[1], options))
-    prepared.check(example if only_shapes else align.chunk(0), names)
+    prepared.check(example if only_shapes else prepared.first_samples(), names)
     return prepared
 
 

@@ -226,7 +226,8 @@ class RainbowActivation(nn.Module):
             z = z - shift.unsqueeze(1)
         if self.U is None:
             return z if self._factor != 1 else z * (1 / math.sqrt(self.d)), shift
-        return torch.einsum("nd...,dr->nr...", z, (self.U / math.sqrt(self.d)).to(z.dtype)), shift
+        directions = (self.U / math.sqrt(self.d)).to(z.dtype).T
+        return random_features(z, len(directions), G=directions, activation="identity"), shift
 
     def source(self, u: Tensor, start: int, stop: int) -> dict[str, Any]:
         """Rows start..stop of R as a keyword argument of the ops: ``G``, or ``seed`` if only their address is known."""

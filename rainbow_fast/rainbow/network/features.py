@@ -188,7 +188,7 @@ class Stored:
             if site.flattened:
                 y = phi[:, : part.shape[1]] @ part.T
             else:
-                y = torch.einsum("nm...,dm->nd...", phi, part).contiguous()
+                y = random_features(phi, len(part), G=part, activation="identity")
             total = y if total is None else total + y
         assert total is not None
         return total

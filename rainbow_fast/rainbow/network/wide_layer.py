@@ -75,7 +75,7 @@ def wide_layer(before: RainbowActivation, between: Sequence[nn.Module], rows: Ro
     if isinstance(gain, Tensor):
         V = V * _along(gain, V, 1)
     Q = V @ A if V.dim() == 2 else torch.einsum("kd...,dm->km...", V, A)
-    weight = rows.times(Q.flatten(1)).view(rows.n, *Q.shape[1:])
+    weight = rows.times(Q.flatten(1)).view(rows.n, *Q.shape[1:]).contiguous()
     b = rows.times(bias.to(A.dtype).unsqueeze(1)).squeeze(1) if bias.any() else None
     options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation") if isinstance(layer, _ConvNd)}
     return WideLayer(weight, b, options)

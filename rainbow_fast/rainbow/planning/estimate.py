@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -58,9 +58,7 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
             peak = max(peak, earlier + waiting * sizes.both * each)
             continue
         refit = options.classifier == "refit" and place == len(statistics) - 1
-        following = statistics[place + 1].site.name if place + 1 < len(statistics) else ""
-        aligned = routes[following].name != WIDE if following in routes else following or align.labels is not None
-        apart = sizes.both if aligned else 0
+        apart = _apart(statistics[place + 1 :], routes, sizes, labelled=align.labels is not None)
         own = spec.own(stats.site.name)
         count = SiteCount(own, spec, sizes, first=not sites, route=route, apart=apart)
         site = count.cost(pending, arriving, earlier, _classifier(trace, count) if refit else None)
@@ -87,6 +85,17 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
                 rest[f"{name}, features"] = features * data.count
     peak += min(peak, KEPT)
     return Cost(options.method, sizes.align, sizes.held, tuple(sites), rest, peak, disk, machine)
+
+
+def _apart(later: Sequence[SiteStatistics], routes: Mapping[str, Route], sizes: Sizes, *, labelled: bool) -> int:
+    """For how many images phih of a site is computed from stored features, because the layers after it read it.
+
+    After the last site, the layers run on all images if there are labels, and otherwise on one chunk, for a check.
+    """
+    if not later:
+        return sizes.both if labelled else min(sizes.chunk, sizes.align)
+    following = routes.get(later[0].site.name)
+    return 0 if following is not None and following.name == WIDE else sizes.both
 
 
 def _layers(trace: Trace, example: Tensor) -> list[Work]:

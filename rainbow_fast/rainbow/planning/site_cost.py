@@ -81,7 +81,7 @@ class SiteCount:
 
     # Work
 
-    def made(self) -> Work:
+    def kept_features(self) -> Work:
         """The work to compute and store all features once: with the routes "kept" and "wide"."""
         sizes = self.sizes
         if self.route.shape is None:
@@ -114,7 +114,7 @@ class SiteCount:
         if self.route.name != FUSED:
             products = cross_covariance_flops((self.samples, self.rows), [(self.samples, self.columns)])
             numbers = COPIES * sizes.align * (self.phi + self.n * self.positions)
-            return self.made() + Work(products, bytes=sizes.itemsize * numbers)
+            return self.kept_features() + Work(products, bytes=sizes.itemsize * numbers)
         seen = -(-pixels // every(pixels, ACTIVITY_SAMPLES, self.pixels))
         flops = cross_covariance_flops((self.samples, self.rows), [(self.samples, self.columns)])
         flops += random_features_covariance_flops((seen, 1), (seen, self.r), self.n)

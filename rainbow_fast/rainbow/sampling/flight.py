@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
-from rainbow_fast.rainbow.chunks import Data
+from rainbow_fast.rainbow.chunks import Data, channels_last
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.wide_layer import WideLayer
 from rainbow_fast.rainbow.positions import channels_first
@@ -99,13 +99,13 @@ class Flight:
     def output(self, lane: int, start: int) -> Tensor:
         """The tensor that was put last; without storage, the lane's activation applied to z."""
         if self.keep is None:
-            return self._applied(self.activations[lane][self.place], self.z(lane, start))
+            return self._applied(self.activations[lane][self.place], self.place, self.z(lane, start))
         return self._cells[lane][start][0].load()
 
     def apply(self, lane: int, start: int) -> Tensor:
         """Apply the lane's activation to z, put the result and return it."""
         if self.keep is not None:
-            self.put(lane, start, self._applied(self.activations[lane][self.place], self.z(lane, start)))
+            self.put(lane, start, self._applied(self.activations[lane][self.place], self.place, self.z(lane, start)))
         return self.output(lane, start)
 
     def enter(self, lane: int, activation: nn.Module, features: Features | None = None) -> None:
@@ -139,13 +139,19 @@ class Flight:
         """The pre-activations z' of the present site, which is sampled, for one chunk."""
         if features.layer is None:
             return features.activation.preactivations(self.z(lane, start))
-        return features.layer(self._stored(lane, start) if self.keep is not None else self._replayed(lane, start)[0])
+        return features.layer(self._replayed(lane, start)[0])
+
+    def keep_features(self, lane: int, start: int, s: Tensor, features: Features) -> Tensor:
+        """Compute phi' of the present site from its pre-activations, put it and return it."""
+        phi = self._laid(self.place, features.activation.kind.features_of(s))
+        self.put(lane, start, phi)
+        return phi
 
     def kept(self, lane: int, start: int, features: Features) -> Tensor:
-        """phi' of the present site, as `put` has stored it."""
+        """phi' of the present site, as `keep_features` has put it."""
         if self.keep is not None:
-            return self._stored(lane, start)
-        return self.storage.round(features.activation.kind.features_of(self.preactivations(lane, start, features)))
+            return self._cells[lane][start][0].load()
+        return self.keep_features(lane, start, self.preactivations(lane, start, features), features)
 
     def settle(self, lane: int, start: int, projection: Tensor | None = None) -> Tensor:
         """Compute phih = scale * projection + offset, put it and return it.
@@ -156,8 +162,8 @@ class Flight:
         assert isinstance(activation, RainbowActivation)
         if projection is None and self.keep is None:
             return self.output(lane, start)
-        y = self.output(lane, start) if projection is None else self.storage.round(projection)
-        phih = self.storage.round(activation.finish(y).to(self.data.dtype))
+        y = self.output(lane, start) if projection is None else self._laid(self.place, projection)
+        phih = self._laid(self.place, activation.finish(y).to(self.data.dtype))
         self.put(lane, start, phih)
         return phih
 
@@ -207,7 +213,7 @@ class Flight:
         assert self.keep is not None
         before = self._state(mover, start)
         cells = {id(value): cell for value, cell in zip(before, self._cells[mover].get(start, ()), strict=False)}
-        if self._made(mover, self.place - 1) is not None:
+        if self._features_at(mover, self.place - 1) is not None:
             del cells[id(before[0])]  # the cell has phi', not phih
         after = self.traces[mover].advance(self.place, before, self.activations[mover])
         for value in after:
@@ -225,8 +231,8 @@ class Flight:
         """The state of one chunk after the previous site."""
         if self.place == 0:
             return (self.data.chunk(start),)
-        made, state = self._made(lane, self.place - 1), self._replayed(lane, start)
-        return state if made is None else (self._aligned(made.activation, state[0]), *state[1:])
+        how, state = self._features_at(lane, self.place - 1), self._replayed(lane, start)
+        return state if how is None else (self._aligned(how.activation, self.place - 1, state[0]), *state[1:])
 
     def _replayed(self, lane: int, start: int) -> State:
         """As `_state`, but with phi' in the place of phih if the lane stores the features of the previous site.
@@ -238,39 +244,39 @@ class Flight:
         state: State = (self.data.chunk(start),)
         trace, before = self.traces[lane], None
         for place, activation in enumerate(self.activations[lane][: self.place]):
-            made = self._made(lane, place)
-            if made is not None and made.layer is not None:
-                state = (self.storage.round(made.activation.kind.features_of(made.layer(state[0]))),)
+            how = self._features_at(lane, place)
+            if how is not None and how.layer is not None:
+                state = (self._laid(place, how.activation.kind.features_of(how.layer(state[0]))),)
             else:
                 if before is not None:
-                    state = (self._aligned(before.activation, state[0]), *state[1:])
+                    state = (self._aligned(before.activation, place - 1, state[0]), *state[1:])
                 z, *rest = self._rounded(trace.advance(place, state, self.activations[lane]))
-                if made is None:
-                    state = (self._applied(activation, z), *rest)
+                if how is None:
+                    state = (self._applied(activation, place, z), *rest)
                 else:
-                    phi = made.activation.kind.features_of(made.activation.preactivations(z))
-                    state = (self.storage.round(phi), *rest)
-            before = made
+                    state = (self._laid(place, activation.kind.features_of(activation.preactivations(z))), *rest)
+            before = how
         return state
 
-    def _stored(self, lane: int, start: int) -> Tensor:
-        """The first value that the lane has stored."""
-        return self._cells[lane][start][0].load()
-
-    def _made(self, lane: int, place: int) -> Features | None:
+    def _features_at(self, lane: int, place: int) -> Features | None:
         """How the lane has computed the features of a site that it stores; None if it stores phih."""
         return self.features[lane][place] if place >= 0 and self.apart[lane] else None
 
-    def _aligned(self, activation: RainbowActivation, phi: Tensor) -> Tensor:
+    def _aligned(self, activation: RainbowActivation, place: int, phi: Tensor) -> Tensor:
         """phih from phi'."""
-        return self.storage.round(activation.finish(activation.aligned_features(phi)))
+        return self._laid(place, activation.finish(activation.aligned_features(phi)))
 
-    def _applied(self, activation: nn.Module, z: Tensor) -> Tensor:
+    def _applied(self, activation: nn.Module, place: int, z: Tensor) -> Tensor:
         """The output of a site, rounded as storage would round it."""
         if not isinstance(activation, RainbowActivation):
-            return self.storage.round(activation(z))
-        raw = self.storage.round(activation.aligned(z))
-        return self.storage.round(activation.finish(raw).to(z.dtype))
+            return self._laid(place, activation(z))
+        raw = self._laid(place, activation.aligned(z))
+        return self._laid(place, activation.finish(raw).to(z.dtype))
+
+    def _laid(self, place: int, value: Tensor) -> Tensor:
+        """The output of a site as it would be loaded after being stored, in the memory format of the run."""
+        last = self.data.channels_last and self.traces[REFERENCE].sites[place].axis == 1
+        return self.storage.round(channels_last(value) if last else value.contiguous())
 
     def _rounded(self, state: State) -> State:
         return tuple(map(self.storage.round, state))

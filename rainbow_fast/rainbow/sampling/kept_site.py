@@ -67,9 +67,8 @@ class KeptSite(SampledSite):
             s = self.align.preactivations(self.lane, start, self.how)
             if start == 0:
                 self.activity = float((active_samples(self._rows(s), self.own) > 0).double().mean())
-            features = self.activation.kind.features_of(s)
+            features = self.align.keep_features(self.lane, start, s, self.how)
             del s
-            self.align.put(self.lane, start, features)
             if self.collected is not None:
                 self.collected.append(self._tail.between(features))
             select = self.select(start)
@@ -102,7 +101,7 @@ class KeptSite(SampledSite):
         held, error = self.held, self._error(self.held)
         for start in held:
             s = held.preactivations(self.lane, start, self.how)
-            held.put(self.lane, start, self.activation.kind.features_of(s))
+            held.keep_features(self.lane, start, s, self.how)
             del s
             self._add_error(error, held, start)
             self.tick(f"{self.site.name}: held-out data")
@@ -117,7 +116,7 @@ class KeptSite(SampledSite):
         for flight in (self.align, self.held):
             for start in flight if flight.keep is not None else ():
                 s = flight.preactivations(self.lane, start, self.how)
-                flight.put(self.lane, start, self.activation.kind.features_of(s))
+                flight.keep_features(self.lane, start, s, self.how)
             flight.enter(self.lane, self.activation, self.how)
 
     # Parts of the phases

@@ -153,7 +153,6 @@ def counted(run) -> float:
     [
         dict(factor=3),
         dict(factor=3, method="calibrated"),
-        dict(factor=0.5, method="calibrated"),
         dict(factor=2, rank=2, align_flattened=True),
     ],
     ids=str,
@@ -166,11 +165,21 @@ def test_projections_are_those_that_a_network_counts(build, options):
     assert planned == counted(lambda: network(MAPS)) - counted(lambda: build()(MAPS))
 
 
-@pytest.mark.parametrize("method, factor", [("paper", 20), ("calibrated", 20), ("calibrated", 0.5)])
-def test_flops_are_those_of_a_run(method, factor):
+@pytest.mark.parametrize(
+    "method, factor, routes",
+    [
+        ("paper", 20, ["fused", "fused"]),
+        ("calibrated", 20, ["fused", "fused"]),
+        ("calibrated", 0.5, ["kept", "kept"]),
+        ("paper", 0.9, ["kept", "wide"]),
+    ],
+)
+def test_flops_are_those_of_a_run(method, factor, routes):
     """A run has a little more: centers from 32 samples, and 32 images on which the network is checked."""
     model = rf.fit(mlp((6, 8, 5, 2), seed=0), torch.randn(5000, 6))
-    planned = model.plan(factor=factor, method=method, machine=MACHINE).flops
+    cost = model.plan(factor=factor, method=method, machine=MACHINE)
+    assert [site.route for site in cost.sites] == routes
+    planned = cost.flops
     assert planned == pytest.approx(counted(lambda: model.sample(factor=factor, method=method)), rel=0.05)
 
 
@@ -197,7 +206,7 @@ def test_sizes_are_those_of_the_run(options, norm, tmp_path):
     cost = model.plan(**options, machine=MACHINE)
     network, report = model.sample(**options)
     for site, real in zip(cost.sites, report.sites, strict=True):
-        for name in ("index", "site", "d", "n", "rank", "samples"):
+        for name in ("index", "site", "d", "n", "rank", "samples", "route"):
             assert getattr(site, name) == getattr(real, name)
     assert (cost.images, cost.held_out_images) == (report.samples, report.held_out_samples)
     rf.save(network, tmp_path / "it")

@@ -10,7 +10,7 @@ from here import BACKENDS
 # conjugate gradients, whose products are passes over the data.
 MOST = {
     ("polar", hops.PASSES): 9,
-    ("random_features", hops.PASSES): 9,
+    ("random_features", hops.PASSES): 10,
     ("cross_covariance", hops.SOLVER): 9,
     ("random_features", hops.SOLVER): 11,
     ("random_features_projection", hops.SOLVER): 15,
