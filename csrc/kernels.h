@@ -120,8 +120,9 @@ struct KernelsOn {
 struct Kernels : KernelsOn<int> {
   void (*patch_covariance)(double* out, int64_t ld, Samples x, Samples y, Pieces lines, Pieces columns, int64_t k,
                            bool symmetric, int threads);
+  // `single`: A need only be accurate to float32, whatever its dtype
   void (*polar)(void* out, double* statistics, const void* m, DType dtype, int64_t batch, int64_t rows, int64_t cols,
-                int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, int threads);
+                int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, bool single, int threads);
   void (*polar_multiply)(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,
                          int threads);
   void (*random_features_gradient)(Samples u, void* shift, const Upstream& upstream, const Features& features,

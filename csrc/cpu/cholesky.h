@@ -16,49 +16,50 @@ RF_INLINE int64_t half(int64_t n) { return blocks(n, 2 * kLeaf) * kLeaf; }
 constexpr int kPivots = 4;  // rows that are eliminated together
 
 // to[i] -= sum_q f[q][i] * rows[q] for kPivots rows i and kPivots rows q, in columns [begin, end)
-RF_INLINE void eliminate(double (*to)[kLeaf], const double (*rows)[kLeaf], const double (*f)[kPivots], int64_t begin,
-                         int64_t end) {
-  constexpr int W = kWidth<double>;
+template <class T>
+RF_INLINE void eliminate(T (*to)[kLeaf], const T (*rows)[kLeaf], const T (*f)[kPivots], int64_t begin, int64_t end) {
+  constexpr int W = kWidth<T>;
   for (int64_t j = begin; j < end; j += W) {
-    Full<double> row[kPivots];
+    Full<T> row[kPivots];
     RF_UNROLL
-    for (int q = 0; q < kPivots; ++q) row[q] = load<double, W>(rows[q] + j);
+    for (int q = 0; q < kPivots; ++q) row[q] = load<T, W>(rows[q] + j);
     RF_UNROLL
     for (int i = 0; i < kPivots; ++i) {
-      Full<double> sum = load<double, W>(to[i] + j);
+      Full<T> sum = load<T, W>(to[i] + j);
       RF_UNROLL
-      for (int q = 0; q < kPivots; ++q) sum = fma(splat<double, W>(-f[q][i]), row[q], sum);
-      store<double, W>(to[i] + j, sum);
+      for (int q = 0; q < kPivots; ++q) sum = fma(splat<T, W>(-f[q][i]), row[q], sum);
+      store<T, W>(to[i] + j, sum);
     }
   }
 }
 
 // Replaces `a`, n x n with n <= kLeaf, by the inverse of its factor U, upper triangular with zeros below. Returns false
 // if `a` is not positive definite. The row operations that turn `a` into U turn the identity into U^-T.
-static bool factor_leaf(Matrix a, int64_t n) {
-  constexpr int W = kWidth<double>;
-  alignas(64) double u[kLeaf][kLeaf], inverse[kLeaf][kLeaf];
+template <class T>
+static bool factor_leaf(Strided<T> a, int64_t n) {
+  constexpr int W = kWidth<T>;
+  alignas(64) T u[kLeaf][kLeaf], inverse[kLeaf][kLeaf];
   const int64_t padded = blocks(n, larger(W, kPivots)) * larger(W, kPivots);
   for (int64_t i = 0; i < padded; ++i)
     for (int64_t j = 0; j < padded; ++j) {
-      u[i][j] = i < n && j < n ? a.data[i * a.s_row + j] : i == j;
-      inverse[i][j] = i == j;
+      u[i][j] = i < n && j < n ? a.data[i * a.s_row + j] : static_cast<T>(i == j);
+      inverse[i][j] = static_cast<T>(i == j);
     }
   for (int64_t k = 0; k < padded; k += kPivots) {
     const int64_t from = k / W * W, to = from + larger(W, kPivots);
     for (int64_t p = k; p < k + kPivots; ++p) {
       for (int64_t q = k; q < p; ++q) {
-        const double f = u[q][p];
+        const T f = u[q][p];
         for (int64_t j = from; j < padded; ++j) u[p][j] -= f * u[q][j];
         for (int64_t j = 0; j < to; ++j) inverse[p][j] -= f * inverse[q][j];
       }
       if (!(u[p][p] > 0)) return false;
-      const double scale = 1 / __builtin_sqrt(u[p][p]);
+      const T scale = static_cast<T>(1 / __builtin_sqrt(static_cast<double>(u[p][p])));
       for (int64_t j = from; j < padded; ++j) u[p][j] *= scale;
       for (int64_t j = 0; j < to; ++j) inverse[p][j] *= scale;
     }
     for (int64_t i = k + kPivots; i < padded; i += kPivots) {
-      double f[kPivots][kPivots];
+      T f[kPivots][kPivots];
       for (int q = 0; q < kPivots; ++q)
         for (int r = 0; r < kPivots; ++r) f[q][r] = u[k + q][i + r];
       eliminate(u + i, u + k, f, from, padded);
@@ -71,45 +72,48 @@ static bool factor_leaf(Matrix a, int64_t n) {
 }
 
 // x <- U^-T x if `transposed`, else x <- U^-1 x
-static void solve(Matrix u, int64_t n, Matrix x, int64_t cols, bool transposed, int threads) {
+template <class T>
+static void solve(Strided<T> u, int64_t n, Strided<T> x, int64_t cols, bool transposed, int threads) {
   if (n <= kLeaf) {
-    multiply(n, cols, n, transposed ? u.transposed() : u, x, Into{x.data, x.s_row}, threads);
+    multiply<T>(n, cols, n, transposed ? u.transposed() : u, x, Into<T>{x.data, x.s_row}, threads);
     return;
   }
   const int64_t h = half(n);
-  const Matrix right = u.from(0, h), lower = x.from(h, 0);
+  const Strided<T> right = u.from(0, h), lower = x.from(h, 0);
   if (transposed) {
     solve(u, h, x, cols, true, threads);
-    multiply(n - h, cols, h, right.transposed(), x, Into{lower.data, x.s_row, -1.0, true}, threads);
+    multiply<T>(n - h, cols, h, right.transposed(), x, Into<T>{lower.data, x.s_row, -1, true}, threads);
     solve(u.from(h, h), n - h, lower, cols, true, threads);
   } else {
     solve(u.from(h, h), n - h, lower, cols, false, threads);
-    multiply(h, cols, n - h, right, lower, Into{x.data, x.s_row, -1.0, true}, threads);
+    multiply<T>(h, cols, n - h, right, lower, Into<T>{x.data, x.s_row, -1, true}, threads);
     solve(u, h, x, cols, false, threads);
   }
 }
 
 // Replaces the upper triangle of `a` by U. Returns false if `a` is not positive definite.
-static bool factor(Matrix a, int64_t n, int threads) {
+template <class T>
+static bool factor(Strided<T> a, int64_t n, int threads) {
   if (n <= kLeaf) return factor_leaf(a, n);
   const int64_t h = half(n);
-  const Matrix right = a.from(0, h), rest = a.from(h, h);
+  const Strided<T> right = a.from(0, h), rest = a.from(h, h);
   if (!factor(a, h, threads)) return false;
   solve(a, h, right, n - h, true, threads);
-  multiply(n - h, n - h, h, right.transposed(), right, Into{rest.data, a.s_row, -1.0, true, true}, threads);
+  multiply<T>(n - h, n - h, h, right.transposed(), right, Into<T>{rest.data, a.s_row, -1, true, true}, threads);
   return factor(rest, n - h, threads);
 }
 
 // to[j, i] = from[i, j] for a `rows` x `cols` matrix; both matrices are row-major.
-static void copy_transposed(Matrix to, Matrix from, int64_t rows, int64_t cols) {
-  constexpr int W = kWidth<double>;
+template <class T>
+static void copy_transposed(Strided<T> to, Strided<T> from, int64_t rows, int64_t cols) {
+  constexpr int W = kWidth<T>;
   for (int64_t i = 0; i < rows; i += W)
     for (int64_t j = 0; j < cols; j += W) {
       if (i + W <= rows && j + W <= cols) {
-        Full<double> v[W];
-        for (int r = 0; r < W; ++r) v[r] = load<double, W>(from.from(i + r, j).data);
-        transpose<double, W>(v);
-        for (int r = 0; r < W; ++r) store<double, W>(to.from(j + r, i).data, v[r]);
+        Full<T> v[W];
+        for (int r = 0; r < W; ++r) v[r] = load<T, W>(from.from(i + r, j).data);
+        transpose<T, W>(v);
+        for (int r = 0; r < W; ++r) store<T, W>(to.from(j + r, i).data, v[r]);
       } else {
         for (int64_t r = i; r < smaller(i + W, rows); ++r)
           for (int64_t c = j; c < smaller(j + W, cols); ++c) *to.from(c, r).data = *from.from(r, c).data;
@@ -118,21 +122,22 @@ static void copy_transposed(Matrix to, Matrix from, int64_t rows, int64_t cols) 
 }
 
 // Replaces U by A^-1, in both triangles.
-static void invert_factored(Matrix u, int64_t n, int threads) {
+template <class T>
+static void invert_factored(Strided<T> u, int64_t n, int threads) {
   if (n <= kLeaf) {
-    alignas(64) double copied[kLeaf * kLeaf];
-    const Matrix copy{copied, kLeaf, 1};
+    alignas(64) T copied[kLeaf * kLeaf];
+    const Strided<T> copy{copied, kLeaf, 1};
     copy_transposed(copy, u, n, n);
-    multiply(n, n, n, copy.transposed(), copy, Into{u.data, u.s_row, 1.0, false, true}, 1);
+    multiply<T>(n, n, n, copy.transposed(), copy, Into<T>{u.data, u.s_row, 1, false, true}, 1);
     return;
   }
   const int64_t h = half(n), m = n - h;
-  const Matrix right = u.from(0, h), below = u.from(h, 0), rest = u.from(h, h);
+  const Strided<T> right = u.from(0, h), below = u.from(h, 0), rest = u.from(h, h);
   solve(u, h, right, m, false, threads);  // G = A11^-1 A12
   invert_factored(rest, m, threads);
-  multiply(m, h, m, rest, right.transposed(), Into{below.data, u.s_row, -1.0}, threads);
+  multiply<T>(m, h, m, rest, right.transposed(), Into<T>{below.data, u.s_row, -1}, threads);
   invert_factored(u, h, threads);
-  multiply(h, h, m, right, below, Into{u.data, u.s_row, -1.0, true, true}, threads);
+  multiply<T>(h, h, m, right, below, Into<T>{u.data, u.s_row, -1, true, true}, threads);
   copy_transposed(right, below, m, h);
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Float64 matrices in memory, and matrix products written into them by the loop nest that all kernels share.
+// Matrices in memory, and matrix products written into them by the loop nest that all kernels share. T is the type of
+// the products: double or float.
 #pragma once
 
 #include "epilogue.h"
@@ -22,13 +23,14 @@ template <class S>
 struct MatrixPacker {
   Strided<S> x;
 
-  void pack(double* to, int64_t ld, int64_t row, int64_t rows, int64_t k0, int64_t k) const {
+  template <class T>
+  void pack(T* to, int64_t ld, int64_t row, int64_t rows, int64_t k0, int64_t k) const {
     pack_strided(to, ld, x.from(row, k0).data, rows, k, x.s_row, x.s_col);
   }
   NothingAhead ahead(int64_t, int64_t, int64_t, int64_t, int64_t) const { return {}; }
 };
 
-// The left source of a product. Float64 rows are read where they lie, except for the last rows, which do not fill a
+// The left source of a product. Rows of its type are read where they lie, except for the last rows, which do not fill a
 // tile.
 template <class S>
 struct MatrixRows {
@@ -39,7 +41,7 @@ struct MatrixRows {
     template <class F>
     int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
       const int64_t whole = (this->size - i) / MR * MR;
-      if constexpr (sizeof(S) == 8)
+      if constexpr (sizeof(S) == sizeof(T))
         if (whole > 0) {
           const auto x = this->packer.x.from(this->row + i, k0);
           f(RowsOf<T>{x.data, x.s_row, x.s_col}, whole);
@@ -57,11 +59,12 @@ struct MatrixRows {
 
 // out = scale * C, or out += scale * C if `adds`. Of a symmetric C only the upper triangle is computed; the lower
 // triangle is its mirror image.
+template <class T>
 struct Into {
   static constexpr bool promotes = false;
-  double* out;
+  T* out;
   int64_t ld;
-  double scale = 1;
+  T scale = 1;
   bool adds = false, symmetric = false;
   int64_t first_col = 0;
 
@@ -71,36 +74,35 @@ struct Into {
   Open open(const Block& block, void*) const;
 };
 
-struct Into::Open {
+template <class T>
+struct Into<T>::Open {
   Into to;
   int64_t row, col;
 
-  int64_t skips(int64_t i, int64_t j) const {
-    return to.symmetric ? smaller(larger(row + i - col - j, 0), NR<double>) : 0;
-  }
+  int64_t skips(int64_t i, int64_t j) const { return to.symmetric ? smaller(larger(row + i - col - j, 0), NR<T>) : 0; }
   template <int V>
-  void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<double, V>& acc) {
-    constexpr int W = kWidth<double>;
+  void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
+    constexpr int W = kWidth<T>;
     i += row, j += col;
     const bool mirrors = to.symmetric && i + rows <= j, crosses = to.symmetric && !mirrors;
-    double* corner = to.out + i * to.ld + j;
+    T* corner = to.out + i * to.ld + j;
     for (int v = 0; v < V; ++v, j += W, corner += W, cols -= W) {
       if (rows == MR && cols >= W && !crosses) {
-        Full<double> value[MR];
+        Full<T> value[MR];
         RF_UNROLL
         for (int r = 0; r < MR; ++r) {
           value[r] = acc[r][v] * to.scale;
-          if (to.adds) value[r] += load<double, W>(corner + r * to.ld);
-          store<double, W>(corner + r * to.ld, value[r]);
+          if (to.adds) value[r] += load<T, W>(corner + r * to.ld);
+          store<T, W>(corner + r * to.ld, value[r]);
         }
         if (!mirrors) continue;
         if constexpr (MR <= W) {
-          Full<double> mirror[W] = {};
+          Full<T> mirror[W] = {};
           RF_UNROLL
           for (int r = 0; r < MR; ++r) mirror[r] = value[r];
-          transpose<double, W>(mirror);
+          transpose<T, W>(mirror);
           RF_UNROLL
-          for (int l = 0; l < W; ++l) __builtin_memcpy(to.out + (j + l) * to.ld + i, &mirror[l], MR * 8);
+          for (int l = 0; l < W; ++l) __builtin_memcpy(to.out + (j + l) * to.ld + i, &mirror[l], MR * sizeof(T));
         } else {
           for (int l = 0; l < W; ++l)
             for (int r = 0; r < MR; ++r) to.out[(j + l) * to.ld + i + r] = value[r][l];
@@ -110,8 +112,8 @@ struct Into::Open {
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t l = 0; l < smaller(W, cols); ++l) {
           if (crosses && j + l < i + r) continue;
-          double* const at = corner + r * to.ld + l;
-          *at = acc[r][v][l] * to.scale + (to.adds ? *at : 0.0);
+          T* const at = corner + r * to.ld + l;
+          *at = acc[r][v][l] * to.scale + (to.adds ? *at : T{0});
           if (to.symmetric) to.out[(j + l) * to.ld + i + r] = *at;
         }
     }
@@ -119,7 +121,10 @@ struct Into::Open {
   void close() {}
 };
 
-inline Into::Open Into::open(const Block& block, void*) const { return {*this, block.row, first_col + block.col}; }
+template <class T>
+typename Into<T>::Open Into<T>::open(const Block& block, void*) const {
+  return {*this, block.row, first_col + block.col};
+}
 
 // Keeps a failed allocation inside a parallel region: an exception that left the region would end the process.
 // Iterations that allocate Scratch run under this class, and the exception is thrown again after the region.
@@ -162,21 +167,23 @@ static void for_each(int64_t n, int threads, F f) {
 }
 
 // C[i, j] = sum_p a[i, p] b[p, j] for an m x n matrix C and sums of k terms. C may overwrite b, but not a. Like
-// product_prepacked, but for many small products: one thread opens no parallel region.
-template <class A, class B, class Epilogue>
+// product_prepacked, but for many small products: one thread opens no parallel region. An epilogue that
+// promotes receives the sums of every 256 terms.
+template <class T = double, class A, class B, class Epilogue>
 static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, const Epilogue& c, int threads) {
-  constexpr int64_t kc = 1024, mc = 96, worth_threads = 1 << 22;
-  const int64_t most = larger(1, (int64_t{16} << 20) / (NR<double> * 8 * k)) * NR<double>;  // columns, 16 MiB packed
+  constexpr int64_t kc = Epilogue::promotes ? 256 : 1024, mc = 96, worth_threads = 1 << 22;
+  const int64_t most =
+      larger(1, (int64_t{16} << 20) / (NR<T> * static_cast<int64_t>(sizeof(T)) * k)) * NR<T>;  // columns, 16 MiB packed
   if (m * n * k < worth_threads) threads = 1;
   const bool alone = threads == 1 && k <= kc;
-  const Scratch memory((blocks(smaller(n, most), NR<double>) * NR<double> * k + alone * packed_size<double>(mc, k)) *
-                       8);
-  double* const packed = static_cast<double*>(memory.data());
+  const Scratch memory((blocks(smaller(n, most), NR<T>) * NR<T> * k + alone * packed_size<T>(mc, k)) *
+                       static_cast<int64_t>(sizeof(T)));
+  T* const packed = static_cast<T*>(memory.data());
   const MatrixRows<A> left{{a}};
   const MatrixPacker<B> right{b.transposed()};
   for (int64_t j = 0; j < n; j += most) {
-    const int64_t cols = smaller(most, n - j), panels = blocks(cols, NR<double>), padded = panels * NR<double>;
-    const int64_t groups = threads == 1 ? 1 : 2 * threads, group = blocks(panels, groups) * NR<double>;
+    const int64_t cols = smaller(most, n - j), panels = blocks(cols, NR<T>), padded = panels * NR<T>;
+    const int64_t groups = threads == 1 ? 1 : 2 * threads, group = blocks(panels, groups) * NR<T>;
     for_each(blocks(cols, group), threads, [&](int64_t g) {
       const int64_t row = g * group;
       for (int64_t k0 = 0; k0 < k; k0 += kc) {
@@ -186,24 +193,24 @@ static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b
     });
     if (alone) {
       const Block block{0, 0, m, 0, cols};
-      auto rows = left.template open<double>(block, 0, m, nullptr);
+      auto rows = left.template open<T>(block, 0, m, nullptr);
       auto epilogue = c.from_column(j).open(block, nullptr);
       NothingAhead nothing;
       for (int64_t i = 0, done; i < m; i += done)
-        done = rows.rows(packed + padded * k, i, mc, 0, k, [&](const RowsOf<double>& some, int64_t count) {
+        done = rows.rows(packed + padded * k, i, mc, 0, k, [&](const RowsOf<T>& some, int64_t count) {
           sweep(some, packed, i, count, cols, k, nullptr, Chain{}, epilogue, nothing);
         });
     } else {
       const int64_t pieces = smaller(panels, blocks(4 * threads, blocks(m, mc)));
-      product<double>(Problem{m, cols, k, mc, blocks(panels, pieces) * NR<double>, kc}, left,
-                      Prepacked<double>{packed, padded}, c.from_column(j), threads);
+      product<T>(Problem{m, cols, k, mc, blocks(panels, pieces) * NR<T>, kc}, left, Prepacked<T>{packed, padded},
+                 c.from_column(j), threads);
     }
   }
 }
 
 // The same for long sums, a few thousand terms at a time, so that the packed operands stay in the cache.
 template <class A, class B>
-static void multiply_long(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, Into c, int threads) {
+static void multiply_long(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, Into<double> c, int threads) {
   constexpr int64_t most = 4096;
   for (int64_t p = 0; p < k; p += most, c.adds = true)
     multiply(m, n, smaller(most, k - p), a.from(0, p), b.from(p, 0), c, threads);

@@ -47,18 +47,18 @@ struct Store {
   Open open(const Block& block, void*) const { return {out + block.row * ld + block.col, ld, scale}; }
 };
 
-// Adds the first `count` numbers of a vector to float64 numbers, or with FIRST stores them there.
-template <class T, bool FIRST = false>
-RF_INLINE void add_promoted(double* to, const Full<T>& value, int64_t count) {
-  constexpr int D = kWidth<double>;
-  const auto put = [](double* at, const Full<double>& v) { store<double, D>(at, FIRST ? v : load<double, D>(at) + v); };
+// Adds the first `count` numbers of a vector to numbers of type S, or with FIRST stores them there.
+template <class T, bool FIRST = false, class S>
+RF_INLINE void add_promoted(S* to, const Full<T>& value, int64_t count) {
+  constexpr int D = kWidth<S>;
+  const auto put = [](S* at, const Full<S>& v) { store<S, D>(at, FIRST ? v : load<S, D>(at) + v); };
   if (count < kWidth<T>) {
     for (int64_t l = 0; l < count; ++l) to[l] = FIRST ? value[l] : to[l] + value[l];
-  } else if constexpr (sizeof(T) == 8) {
+  } else if constexpr (sizeof(T) == sizeof(S)) {
     put(to, value);
   } else {
-    put(to, __builtin_convertvector(lower_half(value), Full<double>));
-    put(to + D, __builtin_convertvector(upper_half(value), Full<double>));
+    put(to, __builtin_convertvector(lower_half(value), Full<S>));
+    put(to + D, __builtin_convertvector(upper_half(value), Full<S>));
   }
 }
 
@@ -79,16 +79,17 @@ struct AddTiles {
   }
 };
 
-// out[slab, i, j] += C[i, j] in float64. Of a symmetric C only the tiles that meet the upper triangle are added.
-template <class T>
+// out[slab, i, j] += C[i, j] in S. Of a symmetric C only the tiles that meet the upper triangle are added.
+template <class T, class S = double>
 struct Promote {
   static constexpr bool promotes = true;
-  double* out;
+  S* out;
   int64_t ld, slab_stride;
   bool symmetric = false;
+  int64_t first_col = 0;
 
   struct Open {
-    double* out;
+    S* out;
     int64_t ld, diagonal;  // columns j < i + diagonal lie below the diagonal
     bool symmetric;
     int64_t skips(int64_t i, int64_t j) const { return symmetric ? smaller(larger(i + diagonal - j, 0), NR<T>) : 0; }
@@ -98,9 +99,11 @@ struct Promote {
     }
     void close() {}
   };
+  Promote from_column(int64_t j) const { return {out + j, ld, slab_stride, symmetric, first_col + j}; }
   int64_t scratch(const Problem&) const { return 0; }
   Open open(const Block& block, void*) const {
-    return {out + block.slab * slab_stride + block.row * ld + block.col, ld, block.row - block.col, symmetric};
+    const int64_t corner = block.slab * slab_stride + block.row * ld + block.col;
+    return {out + corner, ld, block.row - block.col - first_col, symmetric};
   }
 };
 

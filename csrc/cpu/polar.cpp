@@ -1,30 +1,47 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// polar: A = (M M^T)^(-1/2) M by rational functions of the Gram matrix in float64, in stages.
+// polar: A = (M M^T)^(-1/2) M by rational functions of Gram matrices, in stages.
 //
-// A stage computes the Gram matrix R of X (X is M at first) and multiplies X by a function of R that brings the
-// singular values of X near 1. This function is two Zolotarev functions, one after the other, each a sum of
-// (R + pole)^-1. R has the squares of the singular values, which costs half of the digits, so a stage trusts R only
-// down to kResolved. If X has smaller singular values, the stage applies the first function alone, which raises them a
-// thousandfold, and the next stage computes a new Gram matrix. So errors do not grow with the condition number of M:
-// A M^T is symmetric to 1e-11 of the largest singular value, before A is rounded to float32.
-#include "cholesky.h"
+// A stage computes the Gram matrix R of X (X is M at first) in float64, and from it a Zolotarev function f, which is a
+// sum of (R + pole)^-1 and raises small singular values. R has the squares of the singular values, which costs half of
+// the digits. There are three ways to go on.
+// - If R resolves all singular values, a second function follows, of the Gram matrix f(R), and X is multiplied once.
+// - For results to the accuracy of float32, X is multiplied by f. If its singular values then are of order one, the
+//   second function is one of a new Gram matrix, and all of it is computed in float32: errors grow only with the norm
+//   of the function, which is below 3.
+// - Otherwise X is multiplied by f, and the next stage computes a new Gram matrix in float64. So errors do not grow
+// with
+//   the condition number of M.
 #include "kernels_cpu.h"
 #include "lanczos.h"
-#include "zolotarev.h"
+#include "resolvents.h"
 
 namespace rf::RF_ISA {
 
 void polar_multiply(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,
                     int threads) {
-  multiply(rows, cols, inner, Strided<const double>{q, inner, 1}, Strided<const double>{m, cols, 1}, Into{out, cols},
-           threads);
+  multiply(rows, cols, inner, Strided<const double>{q, inner, 1}, Strided<const double>{m, cols, 1},
+           Into<double>{out, cols}, threads);
 }
 
 namespace {
 
-constexpr double kDeviation = 4e-8;  // of singular values from 1 after the second function of a stage
-constexpr double kMargin = 1.01;     // factor on rtol, since the condition that decides the rank is an estimate
-constexpr int kMostStages = 6, kFirstPoles = 3, kProbes = MR, kSquares = 5;
+constexpr double kMargin = 1.01;  // factor on rtol, since the condition that decides the rank is an estimate
+constexpr double kLowest = 5e-4;  // the first stage raises singular values of 1.5e-10 to this size
+constexpr int kMostStages = 6, kProbes = MR, kSquares = 1 + kMostPoles;
+
+// What a result needs. Singular values are relative to the largest one of X, and those of f(X) to 1.
+struct Accuracy {
+  double deviation;  // largest deviation of singular values of A from 1 by approximation
+  double least;      // lower end l of the interval of f in the first stage, unless rtol is larger
+  double next;       // l in later stages
+  double resolved;   // singular values of X that R resolves
+  double raised;     // singular values of f(X) from which the second function is the last one
+  double unseen;     // below, singular values of X are lost in the rounding of R
+  int poles;         // of f in every stage; 0: chosen to cost least
+  bool single;       // the second function in float32, if this costs less
+};
+constexpr Accuracy kSingle{4e-7, 1e-7, 2e-3, 3e-5, 0.25, 3e-8, 0, true},
+    kFloat{4e-8, 5e-4, 5e-4, 1.25e-4, 0, 0, 3, false}, kDouble{4e-8, 2e-3, 2e-3, 5e-4, 0, 0, 3, false};
 
 // Memory for one matrix d x n. Rows of square matrices are one cache line longer than needed: rows whose distance is a
 // power of two would all fall into the same few sets of the cache.
@@ -32,9 +49,9 @@ struct Work {
   double* memory;
 
   static int64_t stride(int64_t d) { return blocks(d, 8) * 8 + 8; }
-  static int64_t size(int64_t d, int64_t n) {
-    return (1 + kSquares) * d * stride(d) + (kLanczosSteps + 1) * d + d * n + 4 * kProbes * d + 3 * kProbes * n +
-           16 * 8;
+  static int64_t size(int64_t d, int64_t n, bool single) {
+    return (1 + kSquares) * d * stride(d) + (kLanczosSteps + 1) * d + d * n + single * blocks(d * n, 2) +
+           4 * kProbes * d + 3 * kProbes * n + 16 * 8;
   }
   double* take(int64_t count) {
     double* const taken = memory;
@@ -46,7 +63,7 @@ struct Work {
 // One matrix, or its transpose if it is tall, so that d <= n.
 template <class S>
 struct Polar {
-  static constexpr double kSmallest = sizeof(S) == 4 ? 5e-4 : 2e-3, kResolved = kSmallest / 4;
+  const Accuracy accuracy;
   int64_t d, n, ld;  // ld: row stride of the square matrices
   Strided<const S> m;
   S* out;
@@ -55,74 +72,43 @@ struct Polar {
   double rtol;
   Matrix r, square[kSquares];
   double *vectors, *x, *probe, *short_rows, *long_rows;
+  float* narrow = nullptr;  // X in float32, with the layout of out
   Rational applied[kMostStages];
-  double scale[kMostStages];
+  double least[kMostStages + 1];  // lower ends of the intervals of the functions applied
+  double scale = 1;               // largest singular value that the stage allows for
   double squared_norm = 0, condition = 0;
 
-  Polar(int64_t d, int64_t n, Strided<const S> m, S* out, bool tall, double rtol, Work work, int threads)
-      : d(d), n(n), ld(Work::stride(d)), m(m), out(out), tall(tall), threads(threads), rtol(rtol) {
+  Polar(int64_t d, int64_t n, Strided<const S> m, S* out, bool tall, double rtol, bool single, Work work, int threads)
+      : accuracy(single           ? kSingle
+                 : sizeof(S) == 4 ? kFloat
+                                  : kDouble),
+        d(d),
+        n(n),
+        ld(Work::stride(d)),
+        m(m),
+        out(out),
+        tall(tall),
+        threads(threads),
+        rtol(rtol) {
     r = {work.take(d * ld), ld, 1};
     for (Matrix& s : square) s = {work.take(d * ld), ld, 1};
     vectors = work.take((kLanczosSteps + 1) * d);
     x = work.take(d * n);
+    if (single) narrow = reinterpret_cast<float*>(work.take(blocks(d * n, 2)));
     probe = work.take(kProbes * d);
     short_rows = work.take(3 * kProbes * d);
     long_rows = work.take(3 * kProbes * n);
     gaussian(probe, DType::f64, kProbes, d, d, Address{0, 0, 0, 0}, 1);
-  }
-
-  // y = (r + pole)^-1. Returns false if r + pole is not positive definite.
-  bool invert(double pole, Matrix y, int on_threads) {
-    for_each(d, on_threads, [&](int64_t i) {
-      for (int64_t j = 0; j < d; ++j) y.data[i * ld + j] = r.data[i * ld + j];
-      y.data[i * ld + i] += pole;
-    });
-    if (!factor(y, d, on_threads)) return false;
-    invert_factored(y, d, on_threads);
-    return true;
-  }
-
-  // square[to], square[to + 1], ... = (r + pole)^-1 for each pole. Each thread computes one of them as long as there is
-  // one for every thread; then all threads share each of the rest.
-  bool invert(const Rational& f, int to) {
-    const int alone = threads == 1 ? 0 : f.count / threads * threads;
-    bool right[kMostPoles];
-    for_each(alone, threads, [&](int64_t p) { right[p] = invert(f.pole[p], square[to + p], 1); });
-    for (int p = alone; p < f.count; ++p) right[p] = invert(f.pole[p], square[to + p], threads);
-    bool all = true;
-    for (int p = 0; p < f.count; ++p) all = all && right[p];
-    return all;
-  }
-
-  // Combines the inverses that `invert` left. square[to] = Z(R), where f(x) = x Z(x^2). With `product` also
-  // square[to + 1] = R Z(R). This takes no matrix product, since R (R + pole)^-1 = 1 - pole (R + pole)^-1.
-  void combine(const Rational& f, int to, bool product) {
-    double at_zero = 0;
-    for (int p = 0; p < f.count; ++p) at_zero += f.weight[p];
-    for_each(d, threads, [&](int64_t i) {
-      for (int64_t j = i * ld; j < i * ld + d; j += kWidth<double>) {
-        Full<double> z = {}, w = load<double, kWidth<double>>(r.data + j);
-        for (int p = 0; p < f.count; ++p) {
-          const Full<double> y = f.weight[p] * load<double, kWidth<double>>(square[to + p].data + j);
-          z += y;
-          w -= f.pole[p] * y;
-        }
-        store<double, kWidth<double>>(square[to].data + j, f.scale * z);
-        if (product) store<double, kWidth<double>>(square[to + 1].data + j, f.scale * w);
-      }
-      square[to].data[i * ld + i] += f.scale;
-      if (product) square[to + 1].data[i * ld + i] += f.scale * at_zero;
-    });
+    least[0] = accuracy.poles ? accuracy.least : fmin(fmax(accuracy.least, 0.9 * rtol), 0.5);
   }
 
   // The singular value of M, divided by the largest one, that the stages before number `stage` have turned into x.
   double original(double x, int stage) const {
     for (; stage > 0; --stage) {
-      const double y = x * scale[stage];
-      double low = 0, high = kSmallest;
+      double low = 0, high = least[stage - 1];
       for (int round = 0; round < 60; ++round) {
         const double middle = (low + high) / 2;
-        (applied[stage - 1].of(middle) < y ? low : high) = middle;
+        (applied[stage - 1].of(middle) < x ? low : high) = middle;
       }
       x = low;
     }
@@ -140,54 +126,117 @@ struct Polar {
 
   enum Outcome { done, go_on, null, failed };
 
-  template <class X>
-  Outcome stage(int number, Strided<X> from) {
-    multiply_long(d, d, n, from, from.transposed(), Into{r.data, ld, 1.0, false, true}, threads);
-    if (number == 0)
-      for (int64_t i = 0; i < d; ++i) squared_norm += r.data[i * ld + i];
-    const double largest = largest_eigenvalue(r, d, probe, vectors, threads), bound = 1.01 * largest;
-    if (!(bound > 0)) return failed;
-    scale[number] = sqrt(bound);
-    for_each(d, threads, [&](int64_t i) {
-      for (int64_t j = 0; j < d; ++j) r.data[i * ld + j] *= 1 / bound;
-    });
-
-    const Rational first = zolotarev(kSmallest, kFirstPoles);
-    applied[number] = first;
-    if (!invert(first, 0)) return failed;
-    const double smallest =
-        sqrt(fmax(1 / largest_eigenvalue(square[0], d, probe, vectors, threads) - first.pole[0], 0.0));
-    combine(first, 0, true);
-    const bool resolved = smallest >= kResolved;
-    const double share = sqrt(1.01) * original(smallest, number);  // from above, since Lanczos' estimate is from below
-    if (share <= kMargin * rtol) return null;
-    if (!resolved) {
-      multiply(d, n, d, square[0], from, Into{x, n, 1 / scale[number]}, threads);
-      return go_on;
+  // The first function of a stage, for singular values in [l, 1]. A pole costs an inverse.
+  Rational first_function(double l) const {
+    if (accuracy.poles) return zolotarev(l, accuracy.poles);
+    Rational best = zolotarev(l, kMostPoles);
+    double least_cost = 1e9;
+    for (int count = 1; count <= kMostPoles; ++count) {
+      const Rational f = zolotarev(l, count);
+      const double low = f.of(l), cost = count + (accuracy.single ? 0.5 : 1) * to_one(low, accuracy.deviation).count;
+      if (low < 1.2 * accuracy.raised || cost >= least_cost) continue;
+      best = f;
+      least_cost = cost;
     }
-    condition = fmax(1 / share, 1.0);
+    return best;
+  }
 
-    const double l = fmin(first.of(0.9 * smallest), first.of(kSmallest));
-    Rational second = zolotarev(l, 1);
-    for (int count = 2; (1 - second.of(l)) / 2 > kDeviation && count <= kMostPoles; ++count)
-      second = zolotarev(l, count);
-    second.scale *= 2 / (1 + second.of(l));
-    multiply(d, d, d, square[1], square[0], Into{r.data, ld, 1.0, false, true}, threads);
-    if (!invert(second, 1)) return failed;
-    combine(second, 1, false);
-    // The product is symmetric in exact arithmetic. For float32 one triangle and its mirror image are enough: the
-    // mirror image has an error of eps / l^2, instead of eps / l.
-    multiply(d, d, d, square[1], square[0], Into{r.data, ld, 1 / scale[number], false, sizeof(S) == 4}, threads);
-    if constexpr (sizeof(S) == 4) {
+  // A from X with singular values of f(X) in [low, 1], by the products Z and R Z that `combine` left.
+  template <class X>
+  Outcome end(double low, Strided<X> from) {
+    const Rational second = to_one(low, accuracy.deviation);
+    multiply(d, d, d, square[1], square[0], Into<double>{r.data, ld, 1.0, false, true}, threads);
+    if (!resolvents(r, second, square + 1, d, threads)) return failed;
+    combine(r, second, square + 1, d, false, threads);
+    // The product is symmetric in exact arithmetic. For results of float32 one triangle and its mirror image are
+    // enough: the mirror image has an error of eps / l^2, instead of eps / l.
+    const bool rounds = sizeof(S) == 4 || accuracy.single;
+    multiply(d, d, d, square[1], square[0], Into<double>{r.data, ld, 1 / scale, false, rounds}, threads);
+    if (rounds) {
       finish(r, from);
     } else {  // a Newton-Schulz step squares the error of orthogonality
-      multiply(d, n, d, r, from, Into{x, n}, threads);
+      multiply(d, n, d, r, from, Into<double>{x, n}, threads);
       const Matrix now{x, n, 1};
-      multiply_long(d, d, n, now, now.transposed(), Into{r.data, ld, -0.5, false, true}, threads);
+      multiply_long(d, d, n, now, now.transposed(), Into<double>{r.data, ld, -0.5, false, true}, threads);
       for (int64_t i = 0; i < d; ++i) r.data[i * ld + i] += 1.5;
       finish(r, now);
     }
     return done;
+  }
+
+  // The same in float32, by Z alone. Sums are added up in pieces of 256 terms, and A = c X + (Q - c) X with the small
+  // matrix Q - c, which keeps rounding errors small.
+  template <class X>
+  Outcome end_in_float(double low, Strided<X> from) {
+    typedef Strided<float> Narrow;
+    if (tall)
+      multiply(n, d, d, from.transposed(), square[0], Store<double, float>{narrow, d, 1 / scale}, threads);
+    else
+      multiply(d, n, d, square[0], from, Store<double, float>{narrow, n, 1 / scale}, threads);
+    const Narrow y = tall ? Narrow{narrow, 1, d} : Narrow{narrow, n, 1}, gram{reinterpret_cast<float*>(r.data), ld, 1};
+    for_each(d, threads, [&](int64_t i) {
+      for (int64_t j = i * ld; j < i * ld + d; ++j) gram.data[j] = 0;
+    });
+    multiply<float>(d, d, n, y, y.transposed(), Promote<float, float>{gram.data, ld, 0, true}, threads);
+    Narrow q[kMostPoles];
+    for (int p = 0; p < kMostPoles; ++p) q[p] = {reinterpret_cast<float*>(square[p / 2].data) + p % 2 * d * ld, ld, 1};
+    const Rational second = to_one(low, accuracy.deviation);
+    if (!resolvents(gram, second, q, d, threads)) return failed;
+    combine(gram, second, q, d, false, threads);
+    double trace = 0;
+    for (int64_t i = 0; i < d; ++i) trace += q[0].data[i * ld + i];
+    const float center = static_cast<float>(trace / static_cast<double>(d));
+    for (int64_t i = 0; i < d; ++i) q[0].data[i * ld + i] -= center;
+    const int64_t rows = tall ? n : d, cols = tall ? d : n;
+    for_each(rows, threads, [&](int64_t i) {
+      for (int64_t j = i * cols; j < (i + 1) * cols; ++j) out[j] = center * narrow[j];
+    });
+    if (tall)
+      multiply<float>(n, d, d, y.transposed(), q[0], Promote<float, S>{out, d, 0}, threads);
+    else
+      multiply<float>(d, n, d, q[0], y, Promote<float, S>{out, n, 0}, threads);
+    return done;
+  }
+
+  template <class X>
+  Outcome stage(int number, Strided<X> from) {
+    multiply_long(d, d, n, from, from.transposed(), Into<double>{r.data, ld, 1.0, false, true}, threads);
+    double bound = 1;  // of the eigenvalues of R; those of a later stage have been brought to 1 at most
+    if (number == 0) {
+      for (int64_t i = 0; i < d; ++i) squared_norm += r.data[i * ld + i];
+      bound = 1.01 * largest_eigenvalue(r, d, probe, vectors, threads);
+      if (!(bound > 0)) return failed;
+      for_each(d, threads, [&](int64_t i) {
+        for (int64_t j = 0; j < d; ++j) r.data[i * ld + j] *= 1 / bound;
+      });
+    }
+    scale = sqrt(bound);
+
+    double l = least[number], smallest, low;
+    Rational first;
+    for (bool again = number > 0 && accuracy.single;; again = false) {
+      first = first_function(l);
+      if (!resolvents(r, first, square, d, threads)) return failed;
+      const double inverse = largest_eigenvalue(square[0], d, probe, vectors, threads);
+      smallest = fmax(sqrt(fmax(1 / inverse - first.pole[0], 0.0)), accuracy.unseen);
+      low = fmin(first.of(0.9 * smallest), first.of(l));
+      if (!again || low >= accuracy.raised) break;
+      l = fmax(0.9 * smallest, kLowest);  // R of the last stage did not show that X has such small singular values
+    }
+    applied[number] = first;
+    least[number] = l;
+    const double share = sqrt(1.01) * original(smallest, number);  // from above, since Lanczos' estimate is from below
+    if (share <= kMargin * rtol) return null;
+    const bool resolved = smallest >= accuracy.resolved, raised = low >= accuracy.raised;
+    const bool narrows = accuracy.single && raised && (!resolved || 2 * n < 3 * d);
+    combine(r, first, square, d, resolved && raised && !narrows, threads);
+    if (!narrows && !(resolved && raised)) {
+      multiply(d, n, d, square[0], from, Into<double>{x, n, 1 / scale}, threads);
+      least[number + 1] = accuracy.next;
+      return go_on;
+    }
+    condition = fmax(1 / share, 1.0);
+    return narrows ? end_in_float(low, from) : end(low, from);
   }
 
   Outcome iterate() {
@@ -203,12 +252,12 @@ struct Polar {
     const Matrix rows{probe, d, 1};
     double *wm = long_rows, *wa = wm + kProbes * n, *wha = wa + kProbes * n;
     double *wh = short_rows, *waa = wh + kProbes * d;
-    multiply(kProbes, n, d, rows, m, Into{wm, n}, threads);
-    multiply(kProbes, n, d, rows, a, Into{wa, n}, threads);
-    multiply_long(kProbes, d, n, Matrix{wm, n, 1}, a.transposed(), Into{wh, d, 0.5}, threads);
-    multiply_long(kProbes, d, n, Matrix{wa, n, 1}, m.transposed(), Into{wh, d, 0.5, true}, threads);
-    multiply_long(kProbes, d, n, Matrix{wa, n, 1}, a.transposed(), Into{waa, d}, threads);
-    multiply(kProbes, n, d, Matrix{wh, d, 1}, a, Into{wha, n}, threads);
+    multiply(kProbes, n, d, rows, m, Into<double>{wm, n}, threads);
+    multiply(kProbes, n, d, rows, a, Into<double>{wa, n}, threads);
+    multiply_long(kProbes, d, n, Matrix{wm, n, 1}, a.transposed(), Into<double>{wh, d, 0.5}, threads);
+    multiply_long(kProbes, d, n, Matrix{wa, n, 1}, m.transposed(), Into<double>{wh, d, 0.5, true}, threads);
+    multiply_long(kProbes, d, n, Matrix{wa, n, 1}, a.transposed(), Into<double>{waa, d}, threads);
+    multiply(kProbes, n, d, Matrix{wh, d, 1}, a, Into<double>{wha, n}, threads);
     residual = sqrt(squared_distance(wm, wha, kProbes * n) / kProbes / squared_norm);
     orthogonality = sqrt(squared_distance(waa, probe, kProbes * d) / static_cast<double>(kProbes * d));
   }
@@ -244,20 +293,20 @@ struct Polar {
 }  // namespace
 
 void polar(void* out, double* statistics, const void* m, DType dtype, int64_t batch, int64_t rows, int64_t cols,
-           int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, int threads) {
+           int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, bool single, int threads) {
   const bool tall = rows > cols;
   const int64_t d = tall ? cols : rows, n = tall ? rows : cols;
   constexpr int64_t worth_threads = 1 << 25;  // flops
   const int together = batch >= threads ? threads : 1,
             each = together > 1 || d * d * (3 * n + 8 * d) < worth_threads ? 1 : threads;
-  const int64_t size = Work::size(d, n);
+  const int64_t size = Work::size(d, n, single);
   const Scratch memory(together * size * 8);
   with_type(dtype, [&]<class S>(Type<S>) {
     if constexpr (sizeof(S) >= 4) {
       const auto one = [&](int64_t b) {
         const Work work{static_cast<double*>(memory.data()) + omp_get_thread_num() * size};
         const Strided<const S> from{static_cast<const S*>(m) + b * s_batch, tall ? s_col : s_row, tall ? s_row : s_col};
-        Polar<S> polar(d, n, from, static_cast<S*>(out) + b * d * n, tall, rtol, work, each);
+        Polar<S> polar(d, n, from, static_cast<S*>(out) + b * d * n, tall, rtol, single, work, each);
         double* to = statistics + 6 * b;
         const auto outcome = polar.iterate();
         to[5] = static_cast<double>(outcome);

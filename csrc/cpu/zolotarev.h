@@ -58,4 +58,12 @@ static Rational zolotarev(double l, int count) {
   return f;
 }
 
+// The function with the fewest poles whose values on [l, 1] are within `deviation` of 1, or with kMostPoles.
+static Rational to_one(double l, double deviation) {
+  Rational f = zolotarev(l, 1);
+  for (int count = 2; (1 - f.of(l)) / 2 > deviation && count <= kMostPoles; ++count) f = zolotarev(l, count);
+  f.scale *= 2 / (1 + f.of(l));
+  return f;
+}
+
 }  // namespace rf::RF_ISA

@@ -13,7 +13,6 @@ from rainbow_fast import backend as _backend
 from rainbow_fast.arguments import number, tensor
 from rainbow_fast.ops import polar_factors as _factors
 from rainbow_fast.ops import polar_lq as _lq
-from rainbow_fast.ops.gaussian import gaussian, key
 from rainbow_fast.ops.memory import check_written
 from rainbow_fast.ops.polar_derivative import DERIVATIVE
 from rainbow_fast.ops.registration import functional, writing
@@ -40,6 +39,7 @@ def polar(
     rank: str = "partial",
     rtol: float | None = None,
     method: str | None = None,
+    accuracy: str | None = None,
     backend: str | None = None,
 ) -> Polar:
     r"""The polar factor ``A = U V^T`` of ``M = U S V^T``: it maximises ``tr(A M^T)`` over matrices of norm at most 1.
@@ -68,6 +68,10 @@ def polar(
         rtol: directions with singular values at most rtol times the largest count as null; the default is ``max(d, m)``
             times the eps of the dtype of M.
         method: ``"svd"`` takes a float64 SVD; None (default) the iteration.
+        accuracy: ``"float32"`` is faster and enough for results of float32, also for a float64 M: the residual and the
+            error of orthogonality ``|A A^T - 1|_F / sqrt d`` are at most 1e-6. Directions with singular values below
+            1e-6 of the largest are mapped isometrically, but may be mixed with each other. Rank, null directions and
+            condition are as by default. None (default) gives the accuracy above. The SVD ignores it.
         backend: ``"cpu"``, ``"triton"`` (matrix products of torch, with small kernels between them) or ``"reference"``;
             None (default) takes the best one available.
 
@@ -89,7 +93,7 @@ def polar(
     SIAM Journal on Scientific Computing 23 (2002), 2165-2182.
     """
     complete = _is_complete(rank)
-    return Polar(*torch.ops.rainbow_fast.polar(tensor("M", M), complete, _number(rtol), method, backend))
+    return Polar(*torch.ops.rainbow_fast.polar(tensor("M", M), complete, _number(rtol), method, accuracy, backend))
 
 
 def polar_(
@@ -98,6 +102,7 @@ def polar_(
     rank: str = "partial",
     rtol: float | None = None,
     method: str | None = None,
+    accuracy: str | None = None,
     backend: str | None = None,
 ) -> Polar:
     """Overwrite M with its polar factor, which is A of the result. Equal to `polar(M)` up to rounding. No gradient.
@@ -111,7 +116,7 @@ def polar_(
         RuntimeError: M requires grad while grad mode is on.
     """
     complete = _is_complete(rank)
-    return Polar(M, *torch.ops.rainbow_fast.polar_(tensor("M", M), complete, _number(rtol), method, backend))
+    return Polar(M, *torch.ops.rainbow_fast.polar_(tensor("M", M), complete, _number(rtol), method, accuracy, backend))
 
 
 def polar_reference(M: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,7 +136,7 @@ def _number(rtol: float | None) -> float | None:
     return None if rtol is None else number("rtol", rtol)
 
 
-def _check(M: Tensor, rtol: float | None, method: str | None) -> None:
+def _check(M: Tensor, rtol: float | None, method: str | None, accuracy: str | None) -> None:
     if M.dim() < 2 or 0 in M.shape[-2:]:
         raise ValueError(f"M has shape {tuple(M.shape)}: wanted (*batch, d, m), neither d nor m 0")
     if M.dtype not in DTYPES:
@@ -140,6 +145,8 @@ def _check(M: Tensor, rtol: float | None, method: str | None) -> None:
         raise ValueError(f"rtol={rtol}: wanted 0 <= rtol < 1")
     if method not in (None, "svd"):
         raise ValueError(f"method={method!r}: wanted None or 'svd'")
+    if accuracy not in (None, "float32"):
+        raise ValueError(f"accuracy={accuracy!r}: wanted None or 'float32'")
 
 
 def _by_factors(M: Tensor, rtol: float, complete: bool, gram: bool, out: Tensor) -> tuple[float, ...]:
@@ -162,7 +169,7 @@ def _by_factors(M: Tensor, rtol: float, complete: bool, gram: bool, out: Tensor)
 DONE, NULL = 0, 2  # outcomes of the kernel: enum Outcome of csrc/cpu/polar.cpp
 
 
-def _without_zeros(M: Tensor, rtol: float, chosen: str, out: Tensor, statistics: Tensor) -> None:
+def _without_zeros(M: Tensor, rtol: float, single: bool, chosen: str, out: Tensor, statistics: Tensor) -> None:
     """`_by_iteration` for each matrix without its rows and columns of zeros.
 
     Neurons that are never active make rows and columns of zeros. They are null directions, and stop the iteration.
@@ -172,7 +179,7 @@ def _without_zeros(M: Tensor, rtol: float, chosen: str, out: Tensor, statistics:
     for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
         part = M[i][row][:, column].unsqueeze(0)
         A = torch.empty_like(part, memory_format=torch.contiguous_format)
-        _by_iteration(part, rtol, False, chosen, A, statistics[i : i + 1])
+        _by_iteration(part, rtol, False, single, chosen, A, statistics[i : i + 1])
         out[i][row.nonzero(), column.nonzero().T] = A[0]
 
 
@@ -181,28 +188,36 @@ def _has_zeros(M: Tensor) -> bool:
     return not ((M != 0).any(2).all() and (M != 0).any(1).all())
 
 
-def _by_iteration(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tensor, statistics: Tensor) -> None:
+def _by_iteration(
+    M: Tensor, rtol: float, complete: bool, single: bool, chosen: str, out: Tensor, statistics: Tensor
+) -> None:
     """The iteration for matrices (batch, d, m), with singular factors in its place where it cannot be used.
 
     If the estimated condition says that directions may be null, singular factors decide the rank exactly. They come
     from Gram matrices, many times faster than an SVD, or from an SVD if Gram matrices do not resolve the rank. The SVD
-    is also taken if the iteration has not converged; no matrix is known for which this happens.
+    is also taken if the iteration has not converged; no matrix is known for which this happens. With `single`, the
+    accuracy of float32 is enough; if it is missed, the iteration is run again without.
     """
     if chosen == "triton":  # statistics, orthogonality of A and outcome, (batch, 6)
-        results = _backend.run_triton("polar", M.device, out, M, rtol)
+        results = _backend.run_triton("polar", M.device, out, M, rtol, single)
     else:
         results = torch.empty(len(M), 6, dtype=torch.float64, device="cpu")
         pointers = out.data_ptr(), results.data_ptr(), M.data_ptr()
         kind = _backend.CODE[M.dtype]
-        _backend.kernels().polar(*pointers, kind, *M.shape, *M.stride(), rtol, torch.get_num_threads())
+        _backend.kernels().polar(*pointers, kind, *M.shape, *M.stride(), rtol, single, torch.get_num_threads())
     statistics.copy_(results[:, :4])
+    certified = CERTIFIED[torch.float32 if single else M.dtype]
     for i, (_, _, _, residual, orthogonality, outcome) in enumerate(results.tolist()):
-        if outcome == DONE and max(residual, orthogonality) <= CERTIFIED[M.dtype]:
+        if outcome == DONE and max(residual, orthogonality) <= certified:
+            continue
+        if outcome != NULL and single:
+            one = slice(i, i + 1)
+            _by_iteration(M[one], rtol, complete, False, chosen, out[one], statistics[one])
             continue
         if outcome != NULL:
             warnings.warn(
                 f"polar: the iteration did not converge (residual {residual:.1e}, orthogonality {orthogonality:.1e},"
-                f" wanted {CERTIFIED[M.dtype]:.0e}): the float64 SVD is taken instead",
+                f" wanted {certified:.0e}): the float64 SVD is taken instead",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -210,39 +225,19 @@ def _by_iteration(M: Tensor, rtol: float, complete: bool, chosen: str, out: Tens
 
 
 def _complete(A: Tensor, left: Tensor, method: str | None) -> None:
-    """Add an isometry between its null spaces to a wide partial isometry A. `left` has the left null space of A.
-
-    The isometry is the polar factor of P_left Z P_right, with Z a fixed Gaussian matrix and P the projections on the
-    null spaces.
-    """
-    values, vectors = torch.linalg.eigh(left @ left.T)
-    null = vectors[:, values < 0.5]
-    Z = torch.empty(null.shape[1], A.shape[1], dtype=torch.float64, device=A.device)
-    for at in _lq.columns(A):
-        Z[:, at] = null.T @ gaussian(
-            len(A), A[:, at].shape[1], seed=key(0, col_offset=at.start), dtype=torch.float64, device=A.device
-        )
-    for _ in range(2):  # the second pass removes the rounding errors of the first; more are not needed
-        along = torch.zeros(len(Z), len(A), dtype=torch.float64, device=A.device)
-        for at in _lq.columns(A):
-            along += Z[:, at] @ A[:, at].double().T
-        for at in _lq.columns(A):
-            Z[:, at] -= along @ A[:, at].double()
-    _write(Z, False, 0.0, method, None)
-    for at in _lq.columns(A):
-        A[:, at] += (null @ Z[:, at]).to(A.dtype)
+    _factors.complete(A, left, _lq.columns, lambda Z: _write(Z, False, 0.0, method, None, None))
 
 
-def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bool) -> None:
+def _by_lq(M: Tensor, out: Tensor, statistics: Tensor, rtol: float, complete: bool, single: bool) -> None:
     """The polar factor of one matrix with one side much longer, by its LQ decomposition; `out` may be M."""
     if M.shape[0] > M.shape[1]:
         M, out = M.T, out.T
-    lq = _lq.decompose(M, out)
+    lq = _lq.decompose(M, out, single)
     A, measured = torch.empty_like(lq.L), statistics.new_empty(1, 4)
     if _has_zeros(lq.L[None]):
-        _without_zeros(lq.L[None], rtol, "cpu", A[None], measured)
+        _without_zeros(lq.L[None], rtol, single, "cpu", A[None], measured)
     else:
-        _by_iteration(lq.L[None], rtol, False, "cpu", A[None], measured)
+        _by_iteration(lq.L[None], rtol, False, single, "cpu", A[None], measured)
     measured[0, 3] = _lq.assemble_factor(lq, A, out)
     if complete and measured[0, 1] < len(M):
         _complete(out, A, None)
@@ -254,11 +249,12 @@ def _check_out(
     complete: bool,
     rtol: float | None,
     method: str | None,
+    accuracy: str | None,
     backend: str | None,
     out: Tensor,
     statistics: Tensor,
 ) -> None:
-    _check(M, rtol, method)
+    _check(M, rtol, method, accuracy)
     check_written("out", out, M.shape, M.dtype, beside=("M", M), M=M)
     check_written("statistics", statistics, (*M.shape[:-2], 4), torch.float64, beside=("M", M), M=M, out=out)
 
@@ -268,6 +264,7 @@ def _write(
     complete: bool,
     rtol: float | None,
     method: str | None,
+    accuracy: str | None,
     backend: str | None,
     out: Tensor | None = None,
     statistics: Tensor | None = None,
@@ -277,7 +274,7 @@ def _write(
     statistics, out = own if statistics is None else statistics, M if out is None else out
     assert statistics is not None
     chosen = _backend.choose(backend, M.device, M.dtype, DTYPES, lacking=("cuda",))
-    largest = _largest(M)
+    largest, single = _largest(M), accuracy is not None
     if rtol is None:  # set here and not by the caller, so that a compiled function does not depend on it
         rtol = min(max(M.shape[-2:]) * torch.finfo(M.dtype).eps, 0.5)
     exponent = torch.zeros_like(largest, dtype=torch.int32)
@@ -294,13 +291,13 @@ def _write(
     measured = torch.empty(size[0], 4, dtype=torch.float64, device=M.device)
     if by_lq:
         for arguments in zip(matrices, into, measured, strict=True):
-            _by_lq(*arguments, rtol, complete)
+            _by_lq(*arguments, rtol, complete, single)
     elif chosen != "reference" and method is None:
         matrices = matrices.clone() if same else matrices
         if not complete and _has_zeros(matrices):
-            _without_zeros(matrices, rtol, chosen, into, measured)
+            _without_zeros(matrices, rtol, single, chosen, into, measured)
         else:
-            _by_iteration(matrices, rtol, complete, chosen, into, measured)
+            _by_iteration(matrices, rtol, complete, single, chosen, into, measured)
     else:
         for i, one in enumerate(matrices):
             measured[i] = one.new_tensor(_by_factors(one, rtol, complete, False, into[i]), dtype=torch.float64)
@@ -323,17 +320,19 @@ def _largest(M: Tensor) -> Tensor:
 
 
 def _polar(
-    M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None
+    M: Tensor, complete: bool, rtol: float | None, method: str | None, accuracy: str | None, backend: str | None
 ) -> tuple[Tensor, ...]:
-    _check(M, rtol, method)
+    _check(M, rtol, method, accuracy)
     A = _backend.empty(M.shape, M.dtype, M.device)
-    numbers = _write(M, complete, rtol, method, backend, A)
+    numbers = _write(M, complete, rtol, method, accuracy, backend, A)
     assert numbers is not None
     return A, *numbers
 
 
-def _check_in_place(M: Tensor, complete: bool, rtol: float | None, method: str | None, backend: str | None) -> None:
-    _check(M, rtol, method)
+def _check_in_place(
+    M: Tensor, complete: bool, rtol: float | None, method: str | None, accuracy: str | None, backend: str | None
+) -> None:
+    _check(M, rtol, method, accuracy)
     check_written("M", M, M.shape)
 
 
@@ -347,8 +346,10 @@ def _numbers_fake(M: Tensor, *options: Any) -> tuple[Tensor, ...]:
     return tuple(M.new_empty(M.shape[:-2], dtype=dtype) for dtype in dtypes)
 
 
-def _fake(M: Tensor, complete: bool, rtol: float | None, method: str | None, *rest: Any) -> tuple[Tensor, ...]:
-    _check(M, rtol, method)
+def _fake(
+    M: Tensor, complete: bool, rtol: float | None, method: str | None, accuracy: str | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    _check(M, rtol, method, accuracy)
     return torch.empty(M.shape, dtype=M.dtype, device=M.device), *_numbers_fake(M)
 
 
@@ -368,7 +369,7 @@ def polar_flops(M: Sequence[int]) -> int:
     return math.prod(M[:-2]) * (12 * short**2 * long + 24 * short**3)
 
 
-_OPTIONS = "bool complete, float? rtol, str? method, str? backend"
+_OPTIONS = "bool complete, float? rtol, str? method, str? accuracy, str? backend"
 functional(
     f"polar(Tensor M, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _polar,

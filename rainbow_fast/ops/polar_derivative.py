@@ -117,7 +117,7 @@ def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
     M, (A, *_) = inputs[0], outputs
     parts = [] if grads[0] is None else [along(M, A, grads[0])]
     parts += [] if grads[1] is None else [(grads[1][..., None, None] * A.double()).to(M.dtype)]
-    return sum(parts[1:], parts[0]), None, None, None, None
+    return sum(parts[1:], parts[0]), None, None, None, None, None
 
 
 def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor | None]:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Thin singular factors from Gram matrices: polar uses them for matrices with null directions."""
+"""For matrices with null directions: thin singular factors from Gram matrices, and isometries of null spaces."""
+
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
+from rainbow_fast.ops.gaussian import gaussian, key
 
 # A Gram matrix M M^T loses half of the digits of M. Two of them are used, for singular values above and below SPLIT
 # times the largest. Singular values below RESOLUTION times the largest are lost in rounding, and need an SVD.
@@ -73,3 +76,29 @@ def gram_factors(M: Tensor, rtol: float, dtype: torch.dtype) -> tuple[Tensor, Te
         if error < CORRECTED_ONCE:
             return U, (K * projected).sum(1), K
     return None
+
+
+def complete(
+    A: Tensor, left: Tensor, columns: Callable[[Tensor], Iterable[slice]], factor: Callable[[Tensor], object]
+) -> None:
+    """Add an isometry between its null spaces to a wide partial isometry A. `left` has the left null space of A.
+
+    The isometry is the polar factor of P_left Z P_right, with Z a fixed Gaussian matrix and P the projections on the
+    null spaces. `columns` returns blocks of columns to work on; `factor` overwrites a matrix with its polar factor.
+    """
+    values, vectors = torch.linalg.eigh(left @ left.T)
+    null = vectors[:, values < 0.5]
+    Z = torch.empty(null.shape[1], A.shape[1], dtype=torch.float64, device=A.device)
+    for at in columns(A):
+        Z[:, at] = null.T @ gaussian(
+            len(A), A[:, at].shape[1], seed=key(0, col_offset=at.start), dtype=torch.float64, device=A.device
+        )
+    for _ in range(2):  # the second pass removes the rounding errors of the first; more are not needed
+        along = torch.zeros(len(Z), len(A), dtype=torch.float64, device=A.device)
+        for at in columns(A):
+            along += Z[:, at] @ A[:, at].double().T
+        for at in columns(A):
+            Z[:, at] -= along @ A[:, at].double()
+    factor(Z)
+    for at in columns(A):
+        A[:, at] += (null @ Z[:, at]).to(A.dtype)

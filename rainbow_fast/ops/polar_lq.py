@@ -36,10 +36,11 @@ class LQ(NamedTuple):
     norm: float  # |M|_F
 
 
-def decompose(M: Tensor, out: Tensor) -> LQ:
+def decompose(M: Tensor, out: Tensor, single: bool) -> LQ:
     """The LQ decomposition of a wide M by eigenvectors of Gram matrices.
 
-    `out` has the shape of M and is overwritten; it may be M itself.
+    `out` has the shape of M and is overwritten; it may be M itself. With `single`, rows that are orthonormal to the
+    accuracy of float32 are enough.
 
     A step projects the rows on the eigenvectors of their Gram matrix and divides each new row by its norm. The divisor
     is at least 1e-7 of the largest, because smaller norms are lost in rounding when M is squared. Three steps bring all
@@ -74,7 +75,7 @@ def decompose(M: Tensor, out: Tensor) -> LQ:
         share = torch.linalg.vector_norm(L, dim=0)
         keep = share > NOTHING * share.max()
         L, T = L[:, keep], (V / size)[:, keep].T
-        if values[-1] <= TRUSTED[M.dtype] * values[keep].min():
+        if values[-1] <= TRUSTED[torch.float32 if single else M.dtype] * values[keep].min():
             return LQ(L, T, X, pending, W, WM, norm)
         pending.append(T)
 

@@ -145,8 +145,10 @@ def _certify(A: Tensor, M: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
     return distance(wm, wh @ A) / norm, distance(wa @ A.mT, probe) / A.shape[1] ** 0.5
 
 
-def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
+def polar(out: Tensor, M: Tensor, rtol: float, single: bool = False) -> Tensor:
     """Write the polar factors of float32 or float64 matrices M (b, rows, columns) into `out`, by the iteration.
+
+    With `single`, float64 matrices are treated as float32 ones: fewer stages, and no Newton-Schulz step.
 
     Returns:
         (b, 6) float64, as from the CPU kernel: nuclear norm, rank, condition, residual, orthogonality, and the outcome,
@@ -160,7 +162,8 @@ def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
     statistics[:, 5] = NULL
     if b == 0:
         return statistics
-    smallest = SMALLEST[M.dtype]
+    precision = torch.float32 if single else M.dtype
+    smallest = SMALLEST[precision]
     first = zolotarev(torch.tensor([smallest], dtype=torch.float64, device="cpu"), FIRST_POLES)
     probe = M.new_empty(PROBES, d, dtype=torch.float64)
     gaussian(probe, [0, 0, 0, 0])
@@ -189,9 +192,9 @@ def polar(out: Tensor, M: Tensor, rtol: float) -> Tensor:
         if len(ends):
             Z, RZ = (some(t, ends) for t in products)
             second = _second(x[ends], first, smallest)
-            A, right = _finish(some(X, ends), Z, RZ, second, some(scale, ends), M.dtype)
+            A, right = _finish(some(X, ends), Z, RZ, second, some(scale, ends), precision)
             rows = at[ends].to(M.device)
-            target[rows] = A
+            target[rows] = A.to(M.dtype)
             A, matrices = A.double(), some(wide, at[ends]).double()
             condition = (1 / share[ends]).clamp(min=1).to(M.device)
             outcome = torch.where(right, DONE, FAILED)

@@ -108,7 +108,9 @@ def patch_covariance_out(m: Maker) -> list:
 def polar(m: Maker) -> list:
     batch = m.random.choice([(), (), (2,)])
     M = m.tensor(*batch, m.size(1), m.size(1), dtype=m.dtype())
-    return [M, m.random.random() < 0.3, m.random.choice([None, 1e-9]), m.random.choice([None, None, "svd"]), None]
+    accuracy = m.random.choice([None, "float32"])
+    method = m.random.choice([None, None, "svd"])
+    return [M, m.random.random() < 0.3, m.random.choice([None, 1e-9]), method, accuracy, None]
 
 
 def polar_out(m: Maker) -> list:

@@ -28,7 +28,7 @@ WRITERS: dict[str, Callable[[Tensor], object]] = {
     ),
     "sample_project_align_": lambda out: rf.sample_project_align_(out, SQUARE, seed=1),
     "polar_": rf.polar_,
-    "polar_out": lambda out: ops.polar_out(SQUARE, False, None, None, None, out, torch.zeros(4, dtype=F64)),
+    "polar_out": lambda out: ops.polar_out(SQUARE, False, None, None, None, None, out, torch.zeros(4, dtype=F64)),
     "random_features_out": lambda out: ops.random_features_out(SQUARE, None, *HOW, out),
     "random_features_covariance_out": lambda out: ops.random_features_covariance_out(
         *PAIR, *HOW, out, torch.zeros(3, dtype=F64), torch.zeros(3, dtype=F64)
@@ -126,7 +126,7 @@ def test_memory_of_an_input() -> None:
         "x": lambda: rf.cross_covariance_(out, x),
         "y": lambda: rf.cross_covariance_(out, SQUARE, [SQUARE[:, :1], x[:, :2]]),
         "L": lambda: rf.sample_project_align_(out, x, seed=1),
-        "M": lambda: ops.polar_out(x, False, None, None, None, out, torch.zeros(4, dtype=F64)),
+        "M": lambda: ops.polar_out(x, False, None, None, None, None, out, torch.zeros(4, dtype=F64)),
         "u": lambda: ops.random_features_out(x, None, *HOW, out),
         "shift": lambda: ops.random_features_out(SQUARE, x[2], *HOW, out),
         "G": lambda: ops.random_features_out(SQUARE, None, None, x, "relu", 0.01, 1.0, None, out),
@@ -213,7 +213,7 @@ def test_a_traced_graph_has_the_op_and_nothing_else() -> None:
     mode = FakeTensorMode()
     with tracing(TracingContext(mode)), mode:
         M = mode.from_tensor(torch.ones(3, 5))
-        graph = make_fx(lambda M: torch.ops.rainbow_fast.polar_(M, False, None, None, None))(M).graph
+        graph = make_fx(lambda M: torch.ops.rainbow_fast.polar_(M, False, None, None, None, None))(M).graph
     called = [
         str(node.target) for node in graph.nodes if node.op == "call_function" and "getitem" not in str(node.target)
     ]

@@ -73,7 +73,7 @@ def test_polar():
     assert counted(lambda: rf.polar(normal(5, 2, 3, 8))) == {"polar": 5 * 2 * each}
     assert counted(lambda: rf.polar_(normal(3, 8))) == {"polar_": each}
     M, A, statistics = normal(3, 8), normal(3, 8), torch.empty(4, dtype=torch.float64)
-    assert counted(lambda: ops.polar_out(M, False, None, None, None, A, statistics)) == {"polar_out": each}
+    assert counted(lambda: ops.polar_out(M, False, None, None, None, None, A, statistics)) == {"polar_out": each}
 
 
 def test_polar_backwards():

@@ -214,9 +214,11 @@ def test_known_answers(dtype: torch.dtype, backend: str) -> None:
 @pytest.mark.parametrize("complete", [False, True], ids=["partial", "complete"])
 def test_registration(complete: bool) -> None:
     M = matrix(4, 6, torch.tensor([1.0, 0.5, 0.1]))
-    torch.library.opcheck(OP, (M, complete, 1e-10, None, None))
-    torch.library.opcheck(OP, (torch.stack([M, M]), complete, 1e-10, None, None))
-    torch.library.opcheck(OUT, (M, complete, 1e-10, None, None, torch.zeros(4, 6).double(), torch.zeros(4).double()))
+    torch.library.opcheck(OP, (M, complete, 1e-10, None, None, None))
+    torch.library.opcheck(OP, (torch.stack([M, M]), complete, 1e-10, None, "float32", None))
+    torch.library.opcheck(
+        OUT, (M, complete, 1e-10, None, None, None, torch.zeros(4, 6).double(), torch.zeros(4).double())
+    )
 
 
 def test_compiles_once() -> None:
@@ -238,7 +240,7 @@ def test_what_has_a_gradient() -> None:
 def test_writes_its_output_and_nothing_else(guarded, shape: tuple[int, int], backend: str) -> None:
     M = matrix(*shape, power_law(5, 5.0))
     out, statistics = guarded(*shape, dtype=torch.float64), guarded(4, dtype=torch.float64)
-    OUT(M, False, 1e-10, None, backend, out, statistics)
+    OUT(M, False, 1e-10, None, None, backend, out, statistics)
     wanted = rf.polar(M, rtol=1e-10, backend=backend)
     assert torch.equal(out, wanted.A) and statistics.tolist() == [float(t) for t in wanted[1:]]
 
@@ -255,6 +257,7 @@ BAD = {
     "rtol": (GOOD, {"rtol": 1.0}, ValueError, r"rtol=1.0: wanted 0 <= rtol < 1"),
     "rtol-nan": (GOOD, {"rtol": math.nan}, ValueError, r"rtol=nan: wanted 0 <= rtol < 1"),
     "method": (GOOD, {"method": "qr"}, ValueError, r"method='qr': wanted None or 'svd'"),
+    "accuracy": (GOOD, {"accuracy": "single"}, ValueError, r"accuracy='single': wanted None or 'float32'"),
     "nan": (NAN, {}, ValueError, r"M has entries that are not finite"),
     "nan-in-a-batch": (torch.stack([GOOD, NAN]), {}, ValueError, r"M has entries that are not finite"),
     "zero-in-a-batch": (
@@ -292,5 +295,5 @@ BAD_OUT = {
 @pytest.mark.parametrize(("M", "out", "statistics", "error", "message"), BAD_OUT.values(), ids=BAD_OUT)
 def test_bad_output(M: Tensor, out: Tensor, statistics: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        OUT(M, False, 1e-10, None, None, out, statistics)
+        OUT(M, False, 1e-10, None, None, None, out, statistics)
     assert (out == 7).all() and (statistics == 7).all(), "written before the error"

@@ -128,8 +128,8 @@ def test_scale_does_not_matter() -> None:
 
 def test_registration() -> None:
     M = matrix(4, 100, torch.tensor([1.0, 0.5, 0.1]))
-    torch.library.opcheck(IN_PLACE, (M, False, 1e-10, None, None))
-    torch.library.opcheck(IN_PLACE, (torch.stack([M, M]), True, 1e-10, None, None))
+    torch.library.opcheck(IN_PLACE, (M, False, 1e-10, None, None, None))
+    torch.library.opcheck(IN_PLACE, (torch.stack([M, M]), True, 1e-10, None, "float32", None))
 
 
 def test_compiles() -> None:

@@ -62,7 +62,7 @@ def align(
     r"""Align the features phi' of a site with the reference's phi.
 
     ``M = E[phi phi'^T]`` is the uncentred cross-covariance, or with ``center`` the covariance. The alignment solves
-    for A, by default ``A = polar(M)``.
+    for A, by default ``A = polar(M)``, which is as accurate as the dtype of the activations.
 
     If the site ends in a normalisation (`eps` is given, phi is already normalised), the features are normalised by
     their own statistics: ``D'^-1 (phi' - mu')`` with ``D'^2 = var phi' + eps``. Then
@@ -111,7 +111,8 @@ def align(
     unit = 1.0 if 1e-30 < size < 1e30 else math.ldexp(1.0, math.frexp(size)[1] - 1)  # polar squares M: no overflow
     if unit != 1:
         M.div_(unit)
-    factor = polar_(M, rank=alignment.rank, rtol=RTOL)
+    accuracy = "float32" if not solved and moments.x.dtype != torch.float64 else None
+    factor = polar_(M, rank=alignment.rank, rtol=RTOL, accuracy=accuracy)
     nuclear = float(factor.nuclear_norm) * unit
     overlap = overlap if solved else nuclear
     covariance = overlap - float(mu @ (B @ ((mean - subtracted) * inverse)))  # less the part of the means
