@@ -62,10 +62,10 @@ RF_INLINE void add_promoted(S* to, const Full<T>& value, int64_t count) {
   }
 }
 
-// out[i, j] += C[i, j] in float64, or with FIRST out[i, j] = C[i, j]
-template <class T, bool FIRST>
+// out[i, j] += C[i, j] in S, or with FIRST out[i, j] = C[i, j]
+template <class T, bool FIRST, class S = double>
 struct AddTiles {
-  double* out;
+  S* out;
   int64_t ld;
   int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
@@ -95,7 +95,7 @@ struct Promote {
     int64_t skips(int64_t i, int64_t j) const { return symmetric ? smaller(larger(i + diagonal - j, 0), NR<T>) : 0; }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-      AddTiles<T, false>{out, ld}.template tile<V>(i, j, rows, cols, acc);
+      AddTiles<T, false, S>{out, ld}.template tile<V>(i, j, rows, cols, acc);
     }
     void close() {}
   };
