@@ -8,7 +8,7 @@ that stays in the cache, or the gradient of the weights of a convolution (see `c
 from collections.abc import Callable
 
 import torch
-from convolutions import covariance, covariance_of_maps
+from convolutions import covariance, covariance_of_maps, second_moments
 from floor import Floor
 from race import AVX2, BEST, OURS, PLAIN, PUBLISHED, Candidate, Race, entries, relative, with_avx2
 from torch import Tensor
@@ -91,7 +91,7 @@ def one_side(*shape: int) -> Race:
         OURS: lambda: rf.cross_covariance(x),
         PLAIN: lambda: plain(x, x),
         BATCHED: lambda: batched(x, x),
-        CONVOLUTION: lambda: covariance_of_maps(x, x),
+        CONVOLUTION: lambda: second_moments(x.split(128, 1)),
         TWO: lambda: rf.cross_covariance(x, x),
     }
     return race(f"of one side {list(shape)}", ways, plain(x.double(), x.double()), x, shape[1], 0.5)

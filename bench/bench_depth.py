@@ -26,8 +26,8 @@ CHANNELS, SIDE, BATCH, ALIGN, TEST = 64, 16, 128, 320, 64
 
 def images() -> tuple[Tensor, str]:
     """Training images of CIFAR-10 or maps like them, and the name of what they are."""
-    found = training_images(ALIGN + TEST)
-    return (maps(ALIGN + TEST), "maps") if found is None else (found, "CIFAR-10")
+    photographs = training_images(ALIGN + TEST)
+    return (maps(ALIGN + TEST), "maps") if photographs is None else (photographs, "CIFAR-10")
 
 
 def network(depth: int) -> nn.Sequential:

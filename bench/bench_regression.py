@@ -12,7 +12,7 @@ second size here. The error is that of the predictions A phi', against S of the 
 import functools
 
 import torch
-from convolutions import covariance, product
+from convolutions import images, product, second_moments
 from floor import Floor
 from race import BEST, OURS, PLAIN, Candidate, Race, entries, relative
 from torch import Tensor
@@ -25,16 +25,9 @@ DIRECT = "rainbow_fast, S itself"
 BLOCK = 512  # neurons
 
 
-def second_moments(u: Tensor, G: Tensor) -> Tensor:
-    """The sum of phi phi^T for phi = relu(G u): the blocks below the diagonal are those above it."""
-    S, blocks = torch.empty(len(G), len(G)), []
-    for columns in range(0, len(G), BLOCK):
-        blocks.append(product(u, G[columns : columns + BLOCK].T).relu_())
-        for number, phi in enumerate(blocks):
-            part, rows = covariance(phi, blocks[-1]), BLOCK * number
-            S[rows : rows + BLOCK, columns : columns + BLOCK] = part
-            S[columns : columns + BLOCK, rows : rows + BLOCK] = part.T
-    return S
+def moments_of_features(u: Tensor, G: Tensor) -> Tensor:
+    """The sum of phi phi^T for phi = relu(G u)."""
+    return second_moments(images(product(u, part.T).relu_()) for part in G.split(BLOCK))
 
 
 def regression(N: int, r: int, d: int, n: int) -> Race:
@@ -73,7 +66,7 @@ def regression(N: int, r: int, d: int, n: int) -> Race:
         {
             OURS: Candidate(lambda: regress(apply, M, mean_diagonal, RIDGE), error),
             PLAIN: Candidate(plain, error),
-            BEST: Candidate(lambda: solve((second_moments(u, G) / N).double()), error),
+            BEST: Candidate(lambda: solve((moments_of_features(u, G) / N).double()), error),
             DIRECT: Candidate(lambda: solve(rf.cross_covariance(rf.random_features(u, n, seed=1)) / N), error),
         },
         Floor({"f32": 1.0 * N * n**2, "f64": n**3 / 3 + 2.0 * d * n**2}),

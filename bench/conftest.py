@@ -73,4 +73,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for line in (head, "", *table(results), "", *losses):
         terminalreporter.write_line(line)
     if config.option.page is not None:
-        write_run(config.option.page, cpu(), head, [*table(results), "", *losses])
+        write_run(config.option.page, cpu(), head, [*table(results), "", *(f"- {line}" for line in losses)])

@@ -6,6 +6,9 @@ the widest vectors of any CPU. A 1 x 1 convolution is the product of pixels and 
 is the covariance of two maps. Both read images in the order (N, H, W, channels), which is that of a matrix of samples.
 """
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
@@ -32,3 +35,17 @@ def covariance_of_maps(x: Tensor, y: Tensor) -> Tensor:
 def covariance(x: Tensor, y: Tensor) -> Tensor:
     """x^T y for samples (N, d) and (N, m)."""
     return covariance_of_maps(images(x), images(y))
+
+
+def second_moments(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of x[n, :, p] x[n, :, p]^T for maps x that come in parts of some channels, in their order.
+
+    The blocks below the diagonal are copies of those above it.
+    """
+    blocks = []
+    rows = []
+    for part in parts:
+        blocks.append(part.contiguous(memory_format=torch.channels_last))
+        rows.append([covariance_of_maps(block, blocks[-1]) for block in blocks])
+    whole = [[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
+    return torch.cat([torch.cat([b.T if j < i else b for j, b in enumerate(line)], 1) for i, line in enumerate(whole)])

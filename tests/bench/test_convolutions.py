@@ -5,8 +5,8 @@ import pytest
 import torch
 from bench_patch_covariance import both, one, plain
 from bench_polar import polar_express, svd
-from bench_regression import second_moments
-from convolutions import covariance, covariance_of_maps, product
+from bench_regression import moments_of_features
+from convolutions import covariance, covariance_of_maps, product, second_moments
 from draws import normal
 from here import draw, threads
 from tolerance import assert_close_to_float64
@@ -36,11 +36,18 @@ def test_covariance_of_patches(way, sides: int) -> None:
     assert_close_to_float64(way(x, y, 3), exact, plain(x, y, 3), terms=120)
 
 
-def test_second_moments_of_two_blocks_and_a_half() -> None:
-    u, G = draw(32, 4), draw(1280, 4, seed=1)
+def test_second_moments_of_parts() -> None:
+    x = draw(3, 7, 4, 6)
+    exact = torch.einsum("nchw,ndhw->cd", x.double(), x.double())
+    got = second_moments(x.split(3, 1))
+    assert_close_to_float64(got, exact, torch.einsum("nchw,ndhw->cd", x, x), terms=72)
+
+
+def test_second_moments_of_features() -> None:
+    u, G = draw(32, 4), draw(600, 4, seed=1)
     phi = (u @ G.T).relu()
     exact = (u.double() @ G.double().T).relu()
-    assert_close_to_float64(second_moments(u, G), exact.T @ exact, phi.T @ phi, terms=32)
+    assert_close_to_float64(moments_of_features(u, G), exact.T @ exact, phi.T @ phi, terms=32)
 
 
 def test_polynomials_give_the_polar_factor() -> None:
