@@ -3,6 +3,7 @@
 
 import functools
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -237,7 +238,7 @@ def entries(build: Callable[..., Race], cases: Sequence[tuple], names: Sequence[
             pytest.fail(f"{name} is wrong and is not timed: {result}", pytrace=False)
         benchmark.group = result.job
         benchmark.extra_info.update(
-            error=result.error,
+            error=None if math.isnan(result.error) else result.error,
             ratio_to_plain=result.ratio,
             ratio_to_best=result.to_best,
             best=result.rival,
