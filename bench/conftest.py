@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Prints the table of all races at the end, instead of the one of pytest-benchmark."""
 
-import os
-import platform
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from machine import cpu, machine
 from page import write_run
-from race import Result
-
-from rainbow_fast import backend
+from race import Result, slower
 
 RESULTS = pytest.StashKey[list[Result]]()
-HEAD = ("job", "candidate", "min ms", "median ms", "x plain", "error", "of floor")
+HEAD = ("job", "candidate", "min ms", "median ms", "x plain", "x best", "error", "of floor")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,17 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def cpu() -> str:
-    """The model's name, as lscpu gives it."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def gpu() -> str:
-    return f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-
-
 def table(results: list[Result]) -> list[str]:
     """A table in Markdown whose cells are padded to the width of their column."""
     rows = [HEAD]
@@ -59,7 +46,10 @@ def table(results: list[Result]) -> list[str]:
     for r in results:
         best, median = (f"{1e3 * s:.2f}" if s < 1 else f"{1e3 * s:.0f}" for s in (r.best, r.median))
         share = f"{100 * r.share:.0f} %" if r.share else "-"
-        rows.append((r.job if r.job != last else "", r.name, best, median, f"{r.ratio:.2f}", f"{r.error:.1e}", share))
+        to_best = f"{r.to_best:.2f}" if r.to_best else "-"
+        job = r.job if r.job != last else ""
+        error = "-" if math.isnan(r.error) else f"{r.error:.1e}"
+        rows.append((job, r.name, best, median, f"{r.ratio:.2f}", to_best, error, share))
         last = r.job
     widths = [max(len(row[k]) for row in rows) for k in range(len(HEAD))]
     lines = []
@@ -75,15 +65,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not results:
         return
     rates = {kind: max(r.rates.get(kind, 0.0) for r in results) / 1e9 for kind in ("f32", "f64", "bf16", "copy")}
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    machine = (
-        f"{cpu()}, {os.cpu_count()} cores{load}{gpu()}; kernels {backend.isa}; torch {torch.__version__}"
-        f" ({torch.backends.cpu.get_cpu_capability()}); best rates seen in this run: "
-    ) + ", ".join(
+    head = f"{machine()}; best rates seen in this run: " + ", ".join(
         f"{kind} {rate:.0f} {'GB/s' if kind == 'copy' else 'GFlop/s'}" for kind, rate in rates.items() if rate
     )
+    losses = slower(results)
+    if not losses and any(r.to_best for r in results):
+        losses = ["slower than the best plain torch: none of ours"]
     terminalreporter.section("rainbow_fast against plain torch and the published way")
-    for line in (machine, "", *table(results)):
+    for line in (head, "", *table(results), "", *losses):
         terminalreporter.write_line(line)
     if config.option.page is not None:
-        write_run(config.option.page, cpu(), machine, table(results))
+        write_run(config.option.page, cpu(), head, [*table(results), "", *(f"- {line}" for line in losses)])

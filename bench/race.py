@@ -3,9 +3,10 @@
 
 import functools
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from tolerance import FACTOR
 from torch import Tensor
 
 OURS, PLAIN, PUBLISHED = "rainbow_fast", "plain torch", "published"
+BEST = "best plain torch"  # where it is not what a user writes first
 AVX2 = "rainbow_fast, AVX2"  # shows the gain when torch's products use the same instructions as ours
 BUDGET = 3.0  # seconds a race may take once it has its rounds
 ROUNDS = (5, 60)  # at least, at most
@@ -24,16 +26,23 @@ ROUNDS = (5, 60)  # at least, at most
 
 @dataclass(frozen=True)
 class Candidate:
+    """A way to do the job.
+
+    With `part` it only shows where a gain comes from: it does less than the job, or is a way of ours that no user
+    takes. Then it is no rival, and it may be slower than the rivals.
+    """
+
     run: Callable[[], Any]
     error: Callable[[Any], float]  # the error of what `run` returns, against float64
+    part: bool = False
 
 
 @dataclass(frozen=True)
 class Race:
-    """A job and its candidates. The first candidate is ours; ratios refer to the second one.
+    """A job and its candidates. The first candidate is ours; the column "x plain" refers to the second one.
 
     The error of ours may be FACTOR times the error of the second, as in the tests, plus `slack`, because the error of
-    the second may be zero by luck.
+    the second may be zero by luck. The same holds for a rival: one with a larger error is timed, but is not the best.
     """
 
     job: str
@@ -44,6 +53,19 @@ class Race:
     device: str = "cpu"  # on a GPU the clock waits until the GPU has finished
     slack: float = 1e-7
     rounds: int = ROUNDS[0]
+    unchecked: bool = False  # float64 would take too long: errors are NaN, and nothing runs before it is timed
+
+    def allowed(self, errors: dict[str, float]) -> float:
+        """The largest error of a candidate that does the job."""
+        return FACTOR * errors[list(self.candidates)[1]] + self.slack
+
+    def rivals(self, errors: dict[str, float]) -> list[str]:
+        """The candidates that are not ours, do the whole job, and are accurate enough."""
+        return [
+            name
+            for name, candidate in self.candidates.items()
+            if not is_ours(name) and not candidate.part and not errors[name] > self.allowed(errors)
+        ]
 
 
 @dataclass(frozen=True)
@@ -54,9 +76,12 @@ class Result:
     name: str
     seconds: list[float]
     ratio: float  # least time of the plain candidate over least time of this one
-    error: float
+    error: float  # NaN if it was not checked
     share: float  # the floor over the least time of this candidate; 0 if unknown
     rates: dict[str, float]
+    to_best: float = 0.0  # least time of the fastest rival over least time of this one; 0 if there is no rival
+    rival: str = ""  # the fastest rival
+    listed: bool = False  # ours, and a way that users take
 
     @property
     def best(self) -> float:
@@ -65,6 +90,10 @@ class Result:
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith(OURS)
 
 
 def with_avx2(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -89,9 +118,11 @@ def after_the_gpu() -> float:
 
 def checked(race: Race) -> tuple[dict[str, float], dict[str, str]]:
     """The error of every candidate, and what is wrong with the candidates that must not be timed."""
+    if race.unchecked:
+        return dict.fromkeys(race.candidates, float("nan")), {}
     errors = {name: candidate.error(candidate.run()) for name, candidate in race.candidates.items()}
     ours, plain, *_ = errors
-    allowed = FACTOR * errors[plain] + race.slack
+    allowed = race.allowed(errors)
     wrong = {name: f"error {error}" for name, error in errors.items() if not error < float("inf")}
     if not errors[ours] <= allowed:
         wrong[ours] = f"error {errors[ours]:.2e}, allowed {allowed:.2e} ({plain}: {errors[plain]:.2e})"
@@ -135,19 +166,43 @@ def results(build: Callable[..., Race], case: tuple, timing: bool, cpu_time: boo
     try:
         with torch.inference_mode(False), torch.no_grad():
             errors, wrong = checked(race)
-            seconds = timed(race, wrong, threads, clock) if timing else dict.fromkeys(errors, [0.0])
+            seconds = timed(race, wrong, threads, clock) if timing else {}
     finally:
         gc.enable()
         torch.set_num_threads(before)
-    plain = min(seconds.get(list(race.candidates)[1], [float("nan")]))
-    outcomes: dict[str, Result | str] = dict(wrong)
     job = race.job + ", one thread" * (threads == 1)
-    for name in race.candidates:
-        if name not in wrong:
-            best = min(seconds[name])
-            ratio, share = (plain / best, race.floor.seconds() / best) if timing else (0.0, 0.0)
-            outcomes[name] = Result(job, name, seconds[name], ratio, errors[name], share, dict(race.floor.rates))
-    return outcomes
+    return {**wrong, **{line.name: line for line in lines(race, job, errors, seconds if timing else {}, wrong)}}
+
+
+def lines(
+    race: Race, job: str, errors: dict[str, float], seconds: dict[str, list[float]], wrong: Container[str] = ()
+) -> list[Result]:
+    """The line of each candidate that is not wrong. Without `seconds` nothing was timed."""
+    least = {name: min(times) for name, times in seconds.items()}
+    plain = least.get(list(race.candidates)[1], float("nan"))
+    rival = min((name for name in race.rivals(errors) if name in least), key=least.__getitem__, default="")
+    results = []
+    for name, candidate in race.candidates.items():
+        if name in wrong:
+            continue
+        ratios = (0.0, 0.0, 0.0)
+        if name in least:
+            ratios = tuple(s / least[name] for s in (plain, race.floor.seconds(), least.get(rival, 0.0)))
+        ratio, share, to_best = ratios
+        listed = is_ours(name) and not candidate.part
+        rates = dict(race.floor.rates)
+        times = seconds.get(name, [0.0])
+        results.append(Result(job, name, times, ratio, errors[name], share, rates, to_best, rival, listed))
+    return results
+
+
+def slower(results: Iterable[Result], bound: float = 0.95) -> list[str]:
+    """A sentence for each way of ours that takes more than 1 / `bound` times as long as the fastest rival."""
+    return [
+        f"slower than the best plain torch: {r.job}: {r.name} {1e3 * r.best:.2f} ms, x {r.to_best:.2f} of {r.rival}"
+        for r in results
+        if r.listed and 0 < r.to_best < bound
+    ]
 
 
 class Tape:
@@ -183,7 +238,12 @@ def entries(build: Callable[..., Race], cases: Sequence[tuple], names: Sequence[
             pytest.fail(f"{name} is wrong and is not timed: {result}", pytrace=False)
         benchmark.group = result.job
         benchmark.extra_info.update(
-            error=result.error, ratio_to_plain=result.ratio, share_of_floor=result.share, rates=result.rates
+            error=None if math.isnan(result.error) else result.error,
+            ratio_to_plain=result.ratio,
+            ratio_to_best=result.to_best,
+            best=result.rival,
+            share_of_floor=result.share,
+            rates=result.rates,
         )
         tape.play(result.seconds)
         benchmark.pedantic(lambda: None, rounds=len(result.seconds))
