@@ -3,8 +3,8 @@
 
     python tests/helpers/hops.py
 
-Frames of torch and of the caller do not count. Three parts of a run are listed separately: its passes over the data,
-the solvers of regression, and the checks, which call the finished network as a user would.
+Frames of torch and of the caller do not count. Four parts of a run are listed separately: its passes over the data,
+the layers between two sites, the solvers of regression, and the checks, which call the finished network as a user would.
 """
 
 import traceback
@@ -19,6 +19,7 @@ from rainbow_fast.rainbow.alignment.regression import SOLVERS, Regression
 
 OPTIONS: list[dict[str, Any]] = [
     {"method": "paper"},
+    {"method": "paper", "factor": 1},
     {"method": "calibrated"},
     *({"method": "regression", "alignment": Regression(solver=solver)} for solver in SOLVERS),
     {"law": "bootstrap"},
@@ -27,7 +28,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"classifier": "refit"},
 ]
 PASSES, SOLVER, CHECKS = "passes", "solver of regression", "checks of the finished network"
-PART_OF = {"rainbow/alignment/regression.py solve": SOLVER, "rainbow/sampling/run.py assembled": CHECKS}
+LAYERS = "layers between sites"
+PART_OF = {
+    "rainbow/alignment/regression.py solve": SOLVER,
+    "rainbow/sampling/run.py assembled": CHECKS,
+    "rainbow/network/wide_layer.py __call__": LAYERS,
+}
 NO_KERNELS = ("levels", "advise_huge_pages")
 
 
@@ -61,7 +67,7 @@ def stacks() -> dict[tuple[str, str], list[str]]:
     backend.BUILD = before._replace(cpu=spy)
     try:
         for options in OPTIONS:
-            rf.sample(mlp((6, 8, 5, 2), seed=0), (x, y), factor=4, **options)
+            rf.sample(mlp((6, 8, 5, 2), seed=0), (x, y), **({"factor": 4} | options))
     finally:
         backend.BUILD = before
     return spy.stacks

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The layers between two sampled sites and the random rows of the second, as one layer of wide weights."""
+"""Linear layers of weights in memory, and the wide one between two sampled sites, ``W' = s G_eff W A``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from rainbow_fast.ops.random_features import random_features
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.affine import keeps_constants, norm_of
+from rainbow_fast.tracing.chain import linear_chain
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}  # by the number of axes of space
 
 
 @dataclass(frozen=True)
 class WideLayer:
-    """The pre-activations ``z' = W' phi' + b'`` of a sampled site, from the features phi' of the site before.
+    """``z' = W' phi' + b'``: for example the pre-activations of a sampled site from the features of the site before.
 
     Attributes:
         weight: W', (n, m), or (n, m, *kernel) of a convolution, in the dtype of phi'.
@@ -41,6 +42,20 @@ class WideLayer:
         rows = phi.flatten(0, -2)  # our product: that of torch has less than half of its speed on some CPUs
         z = random_features(rows, len(self.weight), G=self.weight, activation="identity")
         return (z if self.bias is None else z.add_(self.bias)).view(*phi.shape[:-1], -1)
+
+
+def product_of(segment: nn.Module) -> WideLayer | None:
+    """The product that computes a segment which is one `nn.Linear` on a CPU; None for any other segment.
+
+    On a CPU of AMD it takes less than half of the time of torch's product, on one of Intel the same time.
+    """
+    chain = linear_chain(segment)
+    if chain is None or len(chain) != 1 or not isinstance(chain[0], nn.Linear):
+        return None
+    weight, bias = chain[0].weight.detach(), chain[0].bias
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+        return None
+    return WideLayer(weight, None if bias is None else bias.detach(), {})
 
 
 def wide_layer(before: RainbowActivation, between: Sequence[nn.Module], rows: Rows) -> WideLayer:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.chunks import Data, channels_last
 from rainbow_fast.rainbow.network.activation import RainbowActivation
-from rainbow_fast.rainbow.network.wide_layer import WideLayer
+from rainbow_fast.rainbow.network.wide_layer import WideLayer, product_of
 from rainbow_fast.rainbow.positions import channels_first
 from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
@@ -72,6 +72,7 @@ class Flight:
         self.features: list[list[Features | None]] = [[] for _ in traces]
         self.apart = [lane == REFERENCE or trace is not traces[REFERENCE] for lane, trace in enumerate(traces)]
         self.phi = ChannelMoments()
+        self._products = {trace: [product_of(segment) for segment in trace.segments] for trace in set(traces)}
         self._cells: list[dict[int, tuple[Cell, ...]]] = [{} for _ in traces]
         self._at_z: list[set[int]] = [set() for _ in traces]
 
@@ -215,7 +216,7 @@ class Flight:
         cells = {id(value): cell for value, cell in zip(before, self._cells[mover].get(start, ()), strict=False)}
         if self._features_at(mover, self.place - 1) is not None:
             del cells[id(before[0])]  # the cell has phi', not phih
-        after = self.traces[mover].advance(self.place, before, self.activations[mover])
+        after = self._run_layers(mover, self.place, before)
         for value in after:
             if id(value) not in cells:
                 cells[id(value)] = self.keep(value)
@@ -225,7 +226,14 @@ class Flight:
         self._at_z[mover].add(start)
 
     def _advance(self, lane: int, start: int) -> State:
-        return self.traces[lane].advance(self.place, self._state(lane, start), self.activations[lane])
+        return self._run_layers(lane, self.place, self._state(lane, start))
+
+    def _run_layers(self, lane: int, place: int, state: State) -> State:
+        """The layers of a lane between two sites."""
+        product = self._products[self.traces[lane]][place]
+        if product is not None:
+            return (product(state[0]),)
+        return self.traces[lane].advance(place, state, self.activations[lane])
 
     def _state(self, lane: int, start: int) -> State:
         """The state of one chunk after the previous site."""
@@ -242,7 +250,7 @@ class Flight:
         if self.keep is not None:
             return tuple(cell.load() for cell in self._cells[lane][start])
         state: State = (self.data.chunk(start),)
-        trace, before = self.traces[lane], None
+        before: Features | None = None
         for place, activation in enumerate(self.activations[lane][: self.place]):
             how = self._features_at(lane, place)
             if how is not None and how.layer is not None:
@@ -250,7 +258,7 @@ class Flight:
             else:
                 if before is not None:
                     state = (self._aligned(before.activation, place - 1, state[0]), *state[1:])
-                z, *rest = self._rounded(trace.advance(place, state, self.activations[lane]))
+                z, *rest = self._rounded(self._run_layers(lane, place, state))
                 if how is None:
                     state = (self._applied(activation, place, z), *rest)
                 else:

@@ -12,6 +12,7 @@ MOST = {
     ("polar", hops.PASSES): 9,
     ("random_features", hops.PASSES): 10,
     ("cross_covariance", hops.SOLVER): 9,
+    ("random_features", hops.LAYERS): 13,
     ("random_features", hops.SOLVER): 11,
     ("random_features_projection", hops.SOLVER): 15,
     ("random_features_covariance", hops.SOLVER): 15,
