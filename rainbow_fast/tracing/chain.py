@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from rainbow_fast.tracing.graph import passes_on
 from rainbow_fast.tracing.nonlinearities import NORMS
+from rainbow_fast.tracing.site import is_flatten
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def linear_chain(segment: nn.Module) -> list[nn.Module] | None:
+def linear_chain(segment: nn.Module, *, flatten: bool = False) -> list[nn.Module] | None:
     """The modules of a segment that maps the output of a site to the input of the next one by one linear layer.
+
+    Args:
+        flatten: whether modules that flatten each sample into one row are allowed, too.
 
     Returns:
         One linear layer or ungrouped convolution with zero padding, and any number of batch norms in eval mode, in the
@@ -32,15 +37,18 @@ def linear_chain(segment: nn.Module) -> list[nn.Module] | None:
         if passes_on(node, segment):
             continue
         module = segment.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is None or _changed(module) or not (_is_linear(module) or isinstance(module, NORMS)):
+        if module is None or _changed(module):
+            return None
+        if not (_is_linear(module) or isinstance(module, NORMS) or (flatten and is_flatten(node, segment))):
             return None
         chain.append(module)
     return chain if output.args[0] == (value,) and sum(map(_is_linear, chain)) == 1 else None
 
 
 def _is_linear(module: nn.Module) -> bool:
-    plain = type(module) in LINEAR
-    return plain and (isinstance(module, nn.Linear) or (module.groups == 1 and module.padding_mode == "zeros"))
+    if type(module) not in LINEAR:
+        return False
+    return not isinstance(module, _ConvNd) or (module.groups == 1 and module.padding_mode == "zeros")
 
 
 def _changed(module: nn.Module) -> bool:

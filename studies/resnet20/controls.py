@@ -19,7 +19,7 @@ from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import METHODS, SITE_BITS, MethodOptions, alignment_of
 from rainbow_fast.rainbow.positions import every, take
 from rainbow_fast.rainbow.report import Error
-from rainbow_fast.rainbow.sampling.align import align, offset, scale
+from rainbow_fast.rainbow.sampling.align import align, offset, scale, size_of
 
 CHUNK = 125  # images that are computed on at a time
 MAX_SAMPLES = 400_000  # most samples (images times positions) for the moments of a site
@@ -219,7 +219,7 @@ def _align(layer: Layer, sampler: Sampler, data: Chunked) -> tuple[Tensor, Tenso
     B, aligned = align(moments, sampler.parts, alignment_of(sampler.parts))
     for features in chosen:
         projected.update(torch.einsum("nm...,dm->nd...", features.double(), B))
-    s = scale(aligned, projected, sampler.parts, layer.name)
+    s = scale(aligned, size_of(projected, aligned, sampler.parts), sampler.parts, layer.name)
     c = offset(aligned, s, moments, sampler.parts)
     return (s * B).float(), torch.zeros(len(B), device="cpu") if c is None else c.float()
 

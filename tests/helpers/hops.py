@@ -4,7 +4,8 @@
     python tests/helpers/hops.py
 
 Frames of torch and of the caller do not count. Four parts of a run are listed separately: its passes over the data,
-the layers between two sites, the solvers of regression, and the checks, which call the finished network as a user would.
+the layers between two sites, the solvers of regression, and the checks, which call the finished network as a user
+would.
 """
 
 import traceback

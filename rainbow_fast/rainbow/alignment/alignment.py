@@ -74,8 +74,8 @@ class Alignment:
     Attributes:
         rank: "partial" maps null directions of M to zero, "complete" maps them by an isometry.
         scales_itself: whether the map already has the right scale, so that s = 1.
-        reads_inputs: whether `add` or `solve` read data other than M and its moments, such as zh. If not, zh need not be
-            computed.
+        reads_inputs: whether `add` or `solve` read data other than M and its moments, such as zh. If not, zh is not
+            always computed.
     """
 
     rank = "partial"

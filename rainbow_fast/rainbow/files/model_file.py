@@ -139,9 +139,7 @@ def load_model(
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
     size = chunk_size(sites, example)
     last = runs_channels_last([traced], example)
-    data = [
-        Data(x[k], None if y is None else y.to(device), size, device, dtype, None, last) for k, y in labels.items()
-    ]
+    data = [Data(x[k], None if y is None else y.to(device), size, device, dtype, None, last) for k, y in labels.items()]
     check(network, traced, data[0].chunk(0)[:FEW], kinds)
     options = FitOptions(max_samples=header.max_samples, pointwise_modules=kinds)
     return RainbowModel(Prepared(traced, ((network, traced),), sites, data[0], data[1], options, header.holdout_seed))

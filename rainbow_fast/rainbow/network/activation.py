@@ -153,8 +153,9 @@ class RainbowActivation(nn.Module):
     def preactivations(self, z: Tensor) -> Tensor:
         """``R u + zbar`` of all n neurons, with the axes of z; z as in `forward`."""
         u, shift = self.mixed(channels_first(z, self.axis))
-        kernel = {"activation": "identity", "scale": self._factor} | self.source(u, 0, self.n)
-        return self.shaped_as(random_features(u, self.n, shift=shift, **kernel), z)
+        rows = self.source(u, 0, self.n)
+        s = random_features(u, self.n, shift=shift, activation="identity", scale=self._factor, **rows)
+        return self.shaped_as(s, z)
 
     def aligned_features(self, phi: Tensor) -> Tensor:
         """A phi' for features phi' (N, n, *space) or (..., n), with their axes."""

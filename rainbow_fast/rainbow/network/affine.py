@@ -142,7 +142,7 @@ class Affine:
 
 
 def keeps_constants(module: nn.Module) -> bool:
-    """Whether a linear layer or convolution maps a constant feature map to a constant one, which zero padding breaks."""
+    """Whether a layer maps a constant feature map to a constant one. Padding with zeros breaks this."""
     return _keeps_constants({name: getattr(module, name) for name in GEOMETRY} if isinstance(module, _ConvNd) else {})
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,18 +44,19 @@ class WideLayer:
         return (z if self.bias is None else z.add_(self.bias)).view(*phi.shape[:-1], -1)
 
 
-def product_of(segment: nn.Module) -> WideLayer | None:
-    """The product that computes a segment which is one `nn.Linear` on a CPU; None for any other segment.
+def product_of(segment: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The product that computes a segment which is one `nn.Linear` on a CPU, behind a Flatten or not; else None.
 
     On a CPU of AMD it takes less than half of the time of torch's product, on one of Intel the same time.
     """
-    chain = linear_chain(segment)
-    if chain is None or len(chain) != 1 or not isinstance(chain[0], nn.Linear):
+    *flatten, layer = linear_chain(segment, flatten=True) or [segment]
+    if not isinstance(layer, nn.Linear) or not all(isinstance(module, nn.Flatten) for module in flatten):
         return None
-    weight, bias = chain[0].weight.detach(), chain[0].bias
+    weight, bias = layer.weight.detach(), layer.bias
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
         return None
-    return WideLayer(weight, None if bias is None else bias.detach(), {})
+    product = WideLayer(weight, None if bias is None else bias.detach(), {})
+    return (lambda x: product(x.flatten(1))) if flatten else product
 
 
 def wide_layer(before: RainbowActivation, between: Sequence[nn.Module], rows: Rows) -> WideLayer:

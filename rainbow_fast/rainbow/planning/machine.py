@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rainbow_fast.ops.polar import polar, polar_flops
-from rainbow_fast.ops.random_features import random_features_covariance, random_features_projection
+from rainbow_fast.ops.random_features import random_features, random_features_covariance, random_features_projection
 from rainbow_fast.ops.random_features_flops import random_features_covariance_flops, random_features_projection_flops
 
 
@@ -63,6 +63,7 @@ class Machine:
                 processes use.
         """
         source, activation = torch.Generator("cpu").manual_seed(0), activation or "identity"
+        wide = torch.promote_types(dtype, torch.float32)  # features of half precision are computed in float32
 
         def seconds(run: Callable[[], object]) -> float:
             """The shortest time of at least three rounds and 0.02 s in all, after one round that is not counted."""
@@ -79,7 +80,7 @@ class Machine:
 
         def fused(N: int, d: int, n: int) -> tuple[int, int, float]:
             """Flops, features and seconds of the two fused passes over N samples, with d = r channels and n neurons."""
-            x, A = normal(N, d), normal(d, n)
+            x, A = normal(N, d).to(wide), normal(d, n).to(wide)
             taken = seconds(lambda: random_features_covariance(x, x, n, activation=activation, seed=0))
             taken += seconds(lambda: random_features_projection(x, A, activation=activation, seed=0))
             flops = random_features_covariance_flops(x.shape, x.shape, n)
@@ -93,9 +94,13 @@ class Machine:
         if per_flop <= 0 or per_feature <= 0:  # a disturbed measurement: use one pass for each rate
             per_flop, per_feature = large / flops, small / many_features
         x, W = normal(N, d), normal(2 * d, d)
-        layers = 4 * N * d * d / seconds(lambda: x @ W.T)
+        product = (
+            (lambda: x @ W.T) if dtype != wide else (lambda: random_features(x, 2 * d, G=W, activation="identity"))
+        )
+        layers = 4 * N * d * d / seconds(product)
+        accuracy = None if dtype == torch.float64 else "float32"
         M = normal(d, 4 * d).double() / torch.arange(1, d + 1, device="cpu").pow(3).unsqueeze(1)  # condition number 1e7
-        polar_rate = polar_flops(M.shape) / seconds(lambda: polar(M, rtol=1e-10))
+        polar_rate = polar_flops(M.shape) / seconds(lambda: polar(M, rtol=1e-10, accuracy=accuracy))
         S = M @ M.T + torch.eye(d, dtype=torch.float64, device="cpu")
         float64 = (2 + 1 / 3) * d**3 / seconds(lambda: torch.linalg.cholesky(S @ S.T))
         maps = normal(16, 32, 32, 32)

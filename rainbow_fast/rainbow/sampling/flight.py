@@ -37,6 +37,14 @@ class Features:
     activation: RainbowActivation
     layer: WideLayer | None
 
+    def preactivations(self, source: Tensor) -> Tensor:
+        """The pre-activations from the features of the site before, or from z."""
+        return self.activation.preactivations(source) if self.layer is None else self.layer(source)
+
+    def features(self, s: Tensor) -> Tensor:
+        """phi' from the pre-activations s."""
+        return self.activation.kind.features_of(s)
+
 
 class Flight:
     """The activations of all samples of a data set between two sites.
@@ -138,13 +146,12 @@ class Flight:
 
     def preactivations(self, lane: int, start: int, features: Features) -> Tensor:
         """The pre-activations z' of the present site, which is sampled, for one chunk."""
-        if features.layer is None:
-            return features.activation.preactivations(self.z(lane, start))
-        return features.layer(self._replayed(lane, start)[0])
+        source = self.z(lane, start) if features.layer is None else self._replayed(lane, start)[0]
+        return features.preactivations(source)
 
     def keep_features(self, lane: int, start: int, s: Tensor, features: Features) -> Tensor:
         """Compute phi' of the present site from its pre-activations, put it and return it."""
-        phi = self._laid(self.place, features.activation.kind.features_of(s))
+        phi = self._laid(self.place, features.features(s))
         self.put(lane, start, phi)
         return phi
 
@@ -252,17 +259,15 @@ class Flight:
         state: State = (self.data.chunk(start),)
         before: Features | None = None
         for place, activation in enumerate(self.activations[lane][: self.place]):
-            how = self._features_at(lane, place)
-            if how is not None and how.layer is not None:
-                state = (self._laid(place, how.activation.kind.features_of(how.layer(state[0]))),)
-            else:
+            how, source, rest = self._features_at(lane, place), state[0], list[Any]()
+            if how is None or how.layer is None:
                 if before is not None:
-                    state = (self._aligned(before.activation, place - 1, state[0]), *state[1:])
-                z, *rest = self._rounded(self._run_layers(lane, place, state))
-                if how is None:
-                    state = (self._applied(activation, place, z), *rest)
-                else:
-                    state = (self._laid(place, activation.kind.features_of(activation.preactivations(z))), *rest)
+                    state = (self._aligned(before.activation, place - 1, source), *state[1:])
+                source, *rest = self._rounded(self._run_layers(lane, place, state))
+            if how is None:
+                state = (self._applied(activation, place, source), *rest)
+            else:
+                state = (self._laid(place, how.features(how.preactivations(source))), *rest)
             before = how
         return state
 

@@ -14,7 +14,7 @@ from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.wide_layer import wide_layer
 from rainbow_fast.rainbow.options import alignment_of
-from rainbow_fast.rainbow.positions import channels_first, per_channel
+from rainbow_fast.rainbow.positions import per_channel
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.sampling.align import size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Features, Flight

@@ -71,7 +71,9 @@ def wide_multiplications(shape: Shape) -> float:
     return weights + shape.samples * float(shape.n) * shape.n_before * shape.taps
 
 
-def choose_routes(spec: NetworkSpec, images: int, dtype: torch.dtype, storage_dtype: torch.dtype | None) -> dict[str, Route]:
+def choose_routes(
+    spec: NetworkSpec, images: int, dtype: torch.dtype, storage_dtype: torch.dtype | None
+) -> dict[str, Route]:
     """The route of every sampled site of a network, by name. It depends on shapes and options only.
 
     Features are kept if there are no more neurons than channels, so that this takes no more memory than phih, unless

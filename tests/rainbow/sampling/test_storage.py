@@ -43,6 +43,10 @@ def model(kind: str = "residual") -> tuple[rf.RainbowModel, Tensor]:
     net = {
         "residual": lambda: build(Residual),
         "channels_last": lambda: resnet_cifar(8, width=8, image_channels=1).to(memory_format=torch.channels_last),
+        "chain": lambda: nn.Sequential(
+            *(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6).eval()),
+            *(nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)),
+        ),
         "untraceable": Untraceable,
     }[kind]()
     memory = torch.randn(120 * 64 + 1, generator=torch.Generator().manual_seed(1))
@@ -61,11 +65,12 @@ def assert_same(a: tuple, b: tuple, x: Tensor) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["residual", "channels_last", "untraceable"])
-def test_the_same_bits_wherever_activations_wait(kind, method, dtype):
-    """Networks with skips, with channels_last maps (a file does not keep strides), and without a graph."""
+@pytest.mark.parametrize("factor", [1, 2], ids=["stored features", "fused"])
+@pytest.mark.parametrize("kind", ["residual", "chain", "channels_last", "untraceable"])
+def test_the_same_bits_wherever_activations_wait(kind, factor, method, dtype):
+    """Networks with skips, a chain, channels_last maps (a file does not keep strides), and one without a graph."""
     fitted, x = model(kind)
-    sampled = [fitted.sample(factor=2, method=method, storage=where, storage_dtype=dtype) for where in STORAGES]
+    sampled = [fitted.sample(factor=factor, method=method, storage=where, storage_dtype=dtype) for where in STORAGES]
     assert len({report.storage for _, report in sampled}) == 3
     for other in sampled[1:]:
         assert_same(sampled[0], other, x)
@@ -82,6 +87,7 @@ def test_the_same_bits_alone_and_among_others(storage):
         {"sites": names[2:], "rank": 3, "accuracy_profile": True},
         {"sites": [names[0], names[3]], "method": "calibrated", "seed": 1, "classifier": "refit_aligned"},
         {"width": 5, "method": "regression"},
+        {"factor": 1},
     ]
     together = fitted.sample_many(networks, storage=storage)
     for options, sampled in zip(networks, together, strict=True):
