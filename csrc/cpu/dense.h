@@ -216,4 +216,58 @@ static void multiply_long(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided
     multiply(m, n, smaller(most, k - p), a.from(0, p), b.from(p, 0), c, threads);
 }
 
+// out = w x for a few rows w (Q x k, row-major) and a matrix x (k x n) that is read once, where it lies. x is
+// contiguous along its rows or its columns.
+template <int Q, class S>
+static void multiply_few(int64_t n, int64_t k, const double* w, Strided<const S> x, double* out, int threads) {
+  constexpr int64_t width = 512;
+  constexpr int W = kWidth<double>;
+  for_each(blocks(n, width), n * k < 1 << 18 ? 1 : threads, [&](int64_t block) {
+    const int64_t begin = block * width, end = smaller(begin + width, n);
+    if (x.s_col != 1) {
+      for (int64_t j = begin; j < end; ++j) {
+        const S* const column = x.from(0, j).data;
+        Full<double> lanes[Q] = {};
+        double sums[Q] = {};
+        int64_t p = 0;
+        for (; p + W <= k; p += W) {
+          const Full<double> numbers = load_as<double, W>(column + p);
+          RF_UNROLL
+          for (int q = 0; q < Q; ++q) lanes[q] = fma(load<double, W>(w + q * k + p), numbers, lanes[q]);
+        }
+        for (int q = 0; q < Q; ++q) {
+          for (int64_t r = p; r < k; ++r) sums[q] += w[q * k + r] * static_cast<double>(column[r]);
+          for (int l = 0; l < W; ++l) sums[q] += lanes[q][l];
+          out[q * n + j] = sums[q];
+        }
+      }
+      return;
+    }
+    for (int q = 0; q < Q; ++q)
+      for (int64_t j = begin; j < end; ++j) out[q * n + j] = 0;
+    for (int64_t p = 0; p < k; p += 2) {
+      const bool both = p + 1 < k;
+      const S *const row = x.from(p, 0).data, *const next = both ? x.from(p + 1, 0).data : row;
+      double left[Q], right[Q];
+      for (int q = 0; q < Q; ++q) {
+        left[q] = w[q * k + p];
+        right[q] = both ? w[q * k + p + 1] : 0;
+      }
+      int64_t j = begin;
+      for (; j + W <= end; j += W) {
+        const Full<double> a = load_as<double, W>(row + j), b = load_as<double, W>(next + j);
+        RF_UNROLL
+        for (int q = 0; q < Q; ++q) {
+          double* const to = out + q * n + j;
+          const Full<double> sum = fma(splat<double, W>(left[q]), a, load<double, W>(to));
+          store<double, W>(to, fma(splat<double, W>(right[q]), b, sum));
+        }
+      }
+      for (; j < end; ++j)
+        for (int q = 0; q < Q; ++q)
+          out[q * n + j] += left[q] * static_cast<double>(row[j]) + right[q] * static_cast<double>(next[j]);
+    }
+  });
+}
+
 }  // namespace rf::RF_ISA
