@@ -40,7 +40,7 @@ struct Accuracy {
   int poles;         // of f in every stage; 0: chosen to cost least
   bool single;       // the second function in float32, if this costs less
 };
-constexpr Accuracy kSingle{4e-7, 1e-7, 2e-3, 3e-5, 0.25, 3e-8, 0, true};
+constexpr Accuracy kSingle{3e-7, 1e-7, 2e-3, 3e-5, 0.25, 3e-8, 0, true};
 template <class S>
 constexpr Accuracy kDefault = sizeof(S) == 4 ? Accuracy{4e-8, 5e-4, 5e-4, 1.25e-4, 0, 0, 3, false}
                                              : Accuracy{4e-8, 2e-3, 2e-3, 5e-4, 0, 0, 3, false};
@@ -164,7 +164,7 @@ struct Polar {
     return done;
   }
 
-  // The same in float32, by Z alone. Sums are added up in pieces of 256 terms, and A = c X + (Q - c) X with the small
+  // The same in float32, by Z alone. Sums are added up in pieces of 64 terms, and A = c X + (Q - c) X with the small
   // matrix Q - c, which keeps rounding errors small.
   template <class X>
   Outcome end_in_float(double low, Strided<X> from) {
