@@ -18,6 +18,7 @@ from rainbow_fast.ops.polar_factors import multiply
 
 SVD, DOUBLE, GRAM = "plain torch = published", "torch, svd float64", "torch, eigh of the Gram, float64"
 SAME, EXPRESS = "torch, QDWH on Gram matrices, float64", "torch, Polar Express, float32"
+SINGLE = 'rainbow_fast, accuracy="float32"'
 
 
 def svd(M: Tensor) -> Tensor:
@@ -96,6 +97,7 @@ def polar(d: int, m: int, condition: float, batch: int = 0) -> Race:
         DOUBLE: lambda: svd(M.double()),
         GRAM: lambda: gram(M),
         SAME: lambda: qdwh(M, 0.2 / condition),
+        SINGLE: lambda: rf.polar(M, accuracy="float32").A,
     }
     if max(d, m) < 2048:
         ways[EXPRESS] = lambda: polar_express(M, 0.2 / condition)
@@ -106,6 +108,34 @@ def polar(d: int, m: int, condition: float, batch: int = 0) -> Race:
         f"polar float32 {f'{batch} x ' if batch else ''}{d} x {m}, condition {condition:.0e}",
         {name: Candidate(way, lambda A: relative(A, exact)) for name, way in ways.items()},
         Floor({"f64": flops}),
+    )
+
+
+def polar_in_noise(d: int, m: int, condition: float) -> Race:
+    """`polar` of a float64 cross-covariance whose smallest singular values are noise, as `sample` computes it.
+
+    The error is the backward error |M - H A|_F / |M|_F with H = sym(M A^T): noise has no polar factor that matters.
+    """
+    source = torch.Generator().manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(s, d, generator=source, dtype=torch.float64)).Q for s in (d, m))
+    M = (U * torch.logspace(0, -torch.tensor(condition).log10(), d, dtype=torch.float64)) @ V.mT
+
+    def backward_error(A: Tensor) -> float:
+        P = A.double() @ M.mT
+        return relative((P + P.mT) / 2 @ A.double(), M)
+
+    ways = {
+        OURS: lambda: rf.polar(M, rtol=1e-10).A,
+        SVD: lambda: svd(M.float()),
+        DOUBLE: lambda: svd(M),
+        SINGLE: lambda: rf.polar(M, rtol=1e-10, accuracy="float32").A,
+    }
+    return Race(
+        f"polar float64 {d} x {m}, condition {condition:.0e}",
+        {name: Candidate(way, backward_error) for name, way in ways.items()},
+        # A stage takes a symmetric Gram matrix, three inverses and a product. There are two of them before the last
+        # one, which takes the flops of `polar`.
+        Floor({"f64": 2 * (3.0 * d * d * m + 3.0 * d**3) + 3.0 * d * d * m + 8.0 * d**3}),
     )
 
 
@@ -147,7 +177,8 @@ def float64_product(size: int) -> Race:
 
 CASES = [(64, 1024, 1e3), (512, 512, 1e3), (1024, 1024, 1e3), (64, 64, 1e3, 256)]
 LONG = [(512, 8192, 1e3), (2048, 2048, 1e3)]  # polynomials take too long here
-bench_polar = entries(polar, CASES, (OURS, SVD, DOUBLE, GRAM, SAME, EXPRESS))
-bench_long_polar = entries(polar, LONG, (OURS, SVD, DOUBLE, GRAM, SAME))
+bench_polar = entries(polar, CASES, (OURS, SINGLE, SVD, DOUBLE, GRAM, SAME, EXPRESS))
+bench_long_polar = entries(polar, LONG, (OURS, SINGLE, SVD, DOUBLE, GRAM, SAME))
+bench_polar_in_noise = entries(polar_in_noise, [(1024, 1024, 1e8)], (OURS, SINGLE, SVD, DOUBLE))
 bench_polar_in_place = entries(polar_in_place, [(128, 200_000, 1e3)], (OURS, GRAM, SAME))
 bench_float64_product = entries(float64_product, [(1024,)], (OURS, PLAIN))

@@ -168,10 +168,10 @@ static void for_each(int64_t n, int threads, F f) {
 
 // C[i, j] = sum_p a[i, p] b[p, j] for an m x n matrix C and sums of k terms. C may overwrite b, but not a. Like
 // product_prepacked, but for many small products: one thread opens no parallel region. An epilogue that
-// promotes receives the sums of every 256 terms.
+// promotes receives the sums of every 64 terms.
 template <class T = double, class A, class B, class Epilogue>
 static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, const Epilogue& c, int threads) {
-  constexpr int64_t kc = Epilogue::promotes ? 256 : 1024, mc = 96, worth_threads = 1 << 22;
+  constexpr int64_t kc = Epilogue::promotes ? 64 : 1024, mc = 96, worth_threads = 1 << 22;
   const int64_t most =
       larger(1, (int64_t{16} << 20) / (NR<T> * static_cast<int64_t>(sizeof(T)) * k)) * NR<T>;  // columns, 16 MiB packed
   if (m * n * k < worth_threads) threads = 1;
@@ -214,6 +214,60 @@ static void multiply_long(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided
   constexpr int64_t most = 4096;
   for (int64_t p = 0; p < k; p += most, c.adds = true)
     multiply(m, n, smaller(most, k - p), a.from(0, p), b.from(p, 0), c, threads);
+}
+
+// out = w x for a few rows w (Q x k, row-major) and a matrix x (k x n) that is read once, where it lies. x is
+// contiguous along its rows or its columns.
+template <int Q, class S>
+static void multiply_few(int64_t n, int64_t k, const double* w, Strided<const S> x, double* out, int threads) {
+  constexpr int64_t width = 512;
+  constexpr int W = kWidth<double>;
+  for_each(blocks(n, width), n * k < 1 << 18 ? 1 : threads, [&](int64_t block) {
+    const int64_t begin = block * width, end = smaller(begin + width, n);
+    if (x.s_col != 1) {
+      for (int64_t j = begin; j < end; ++j) {
+        const S* const column = x.from(0, j).data;
+        Full<double> lanes[Q] = {};
+        double sums[Q] = {};
+        int64_t p = 0;
+        for (; p + W <= k; p += W) {
+          const Full<double> numbers = load_as<double, W>(column + p);
+          RF_UNROLL
+          for (int q = 0; q < Q; ++q) lanes[q] = fma(load<double, W>(w + q * k + p), numbers, lanes[q]);
+        }
+        for (int q = 0; q < Q; ++q) {
+          for (int64_t r = p; r < k; ++r) sums[q] += w[q * k + r] * static_cast<double>(column[r]);
+          for (int l = 0; l < W; ++l) sums[q] += lanes[q][l];
+          out[q * n + j] = sums[q];
+        }
+      }
+      return;
+    }
+    for (int q = 0; q < Q; ++q)
+      for (int64_t j = begin; j < end; ++j) out[q * n + j] = 0;
+    for (int64_t p = 0; p < k; p += 2) {
+      const bool both = p + 1 < k;
+      const S *const row = x.from(p, 0).data, *const next = both ? x.from(p + 1, 0).data : row;
+      double left[Q], right[Q];
+      for (int q = 0; q < Q; ++q) {
+        left[q] = w[q * k + p];
+        right[q] = both ? w[q * k + p + 1] : 0;
+      }
+      int64_t j = begin;
+      for (; j + W <= end; j += W) {
+        const Full<double> a = load_as<double, W>(row + j), b = load_as<double, W>(next + j);
+        RF_UNROLL
+        for (int q = 0; q < Q; ++q) {
+          double* const to = out + q * n + j;
+          const Full<double> sum = fma(splat<double, W>(left[q]), a, load<double, W>(to));
+          store<double, W>(to, fma(splat<double, W>(right[q]), b, sum));
+        }
+      }
+      for (; j < end; ++j)
+        for (int q = 0; q < Q; ++q)
+          out[q * n + j] += left[q] * static_cast<double>(row[j]) + right[q] * static_cast<double>(next[j]);
+    }
+  });
 }
 
 }  // namespace rf::RF_ISA

@@ -40,8 +40,10 @@ struct Accuracy {
   int poles;         // of f in every stage; 0: chosen to cost least
   bool single;       // the second function in float32, if this costs less
 };
-constexpr Accuracy kSingle{4e-7, 1e-7, 2e-3, 3e-5, 0.25, 3e-8, 0, true},
-    kFloat{4e-8, 5e-4, 5e-4, 1.25e-4, 0, 0, 3, false}, kDouble{4e-8, 2e-3, 2e-3, 5e-4, 0, 0, 3, false};
+constexpr Accuracy kSingle{3e-7, 1e-7, 2e-3, 3e-5, 0.25, 3e-8, 0, true};
+template <class S>
+constexpr Accuracy kDefault = sizeof(S) == 4 ? Accuracy{4e-8, 5e-4, 5e-4, 1.25e-4, 0, 0, 3, false}
+                                             : Accuracy{4e-8, 2e-3, 2e-3, 5e-4, 0, 0, 3, false};
 
 // Memory for one matrix d x n. Rows of square matrices are one cache line longer than needed: rows whose distance is a
 // power of two would all fall into the same few sets of the cache.
@@ -50,8 +52,8 @@ struct Work {
 
   static int64_t stride(int64_t d) { return blocks(d, 8) * 8 + 8; }
   static int64_t size(int64_t d, int64_t n, bool single) {
-    return (1 + kSquares) * d * stride(d) + (kLanczosSteps + 1) * d + d * n + single * blocks(d * n, 2) +
-           4 * kProbes * d + 3 * kProbes * n + 16 * 8;
+    return (1 + kSquares) * d * stride(d) + lanczos_size(d) + d * n + single * blocks(d * n, 2) + 4 * kProbes * d +
+           3 * kProbes * n + 16 * 8;
   }
   double* take(int64_t count) {
     double* const taken = memory;
@@ -79,9 +81,7 @@ struct Polar {
   double squared_norm = 0, condition = 0;
 
   Polar(int64_t d, int64_t n, Strided<const S> m, S* out, bool tall, double rtol, bool single, Work work, int threads)
-      : accuracy(single           ? kSingle
-                 : sizeof(S) == 4 ? kFloat
-                                  : kDouble),
+      : accuracy(single ? kSingle : kDefault<S>),
         d(d),
         n(n),
         ld(Work::stride(d)),
@@ -92,7 +92,7 @@ struct Polar {
         rtol(rtol) {
     r = {work.take(d * ld), ld, 1};
     for (Matrix& s : square) s = {work.take(d * ld), ld, 1};
-    vectors = work.take((kLanczosSteps + 1) * d);
+    vectors = work.take(lanczos_size(d));
     x = work.take(d * n);
     if (single) narrow = reinterpret_cast<float*>(work.take(blocks(d * n, 2)));
     probe = work.take(kProbes * d);
@@ -164,7 +164,7 @@ struct Polar {
     return done;
   }
 
-  // The same in float32, by Z alone. Sums are added up in pieces of 256 terms, and A = c X + (Q - c) X with the small
+  // The same in float32, by Z alone. Sums are added up in pieces of 64 terms, and A = c X + (Q - c) X with the small
   // matrix Q - c, which keeps rounding errors small.
   template <class X>
   Outcome end_in_float(double low, Strided<X> from) {
@@ -249,17 +249,25 @@ struct Polar {
   // sqrt d, from products with kProbes Gaussian rows.
   void certify(double& residual, double& orthogonality) {
     const Strided<const S> a = tall ? Strided<const S>{out, 1, d} : Strided<const S>{out, n, 1};
-    const Matrix rows{probe, d, 1};
     double *wm = long_rows, *wa = wm + kProbes * n, *wha = wa + kProbes * n;
-    double *wh = short_rows, *waa = wh + kProbes * d;
-    multiply(kProbes, n, d, rows, m, Into<double>{wm, n}, threads);
-    multiply(kProbes, n, d, rows, a, Into<double>{wa, n}, threads);
-    multiply_long(kProbes, d, n, Matrix{wm, n, 1}, a.transposed(), Into<double>{wh, d, 0.5}, threads);
-    multiply_long(kProbes, d, n, Matrix{wa, n, 1}, m.transposed(), Into<double>{wh, d, 0.5, true}, threads);
-    multiply_long(kProbes, d, n, Matrix{wa, n, 1}, a.transposed(), Into<double>{waa, d}, threads);
-    multiply(kProbes, n, d, Matrix{wh, d, 1}, a, Into<double>{wha, n}, threads);
+    double *wh = short_rows, *waa = wh + kProbes * d, *wam = waa + kProbes * d;
+    few(d, n, probe, m, wm);
+    few(d, n, probe, a, wa);
+    few(n, d, wm, a.transposed(), wh);
+    few(n, d, wa, m.transposed(), wam);
+    few(n, d, wa, a.transposed(), waa);
+    for (int64_t i = 0; i < kProbes * d; ++i) wh[i] = 0.5 * (wh[i] + wam[i]);
+    few(d, n, wh, a, wha);
     residual = sqrt(squared_distance(wm, wha, kProbes * n) / kProbes / squared_norm);
     orthogonality = sqrt(squared_distance(waa, probe, kProbes * d) / static_cast<double>(kProbes * d));
+  }
+
+  // to = w * with, kProbes rows w of length k, a k x columns matrix
+  void few(int64_t k, int64_t columns, const double* w, Strided<const S> with, double* to) const {
+    if (with.s_col == 1 || with.s_row == 1)
+      multiply_few<kProbes>(columns, k, w, with, to, threads);
+    else
+      multiply_long(kProbes, columns, k, Strided<const double>{w, k, 1}, with, Into<double>{to, columns}, threads);
   }
 
   static double squared_distance(const double* a, const double* b, int64_t count) {
@@ -299,6 +307,7 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
   constexpr int64_t worth_threads = 1 << 25;  // flops
   const int together = batch >= threads ? threads : 1,
             each = together > 1 || d * d * (3 * n + 8 * d) < worth_threads ? 1 : threads;
+  single = single && (dtype == DType::f64 || d >= 128);  // below, float32 is not faster
   const int64_t size = Work::size(d, n, single);
   const Scratch memory(together * size * 8);
   with_type(dtype, [&]<class S>(Type<S>) {

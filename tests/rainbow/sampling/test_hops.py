@@ -6,8 +6,8 @@ import pytest
 from here import BACKENDS
 
 # Four frames of each call belong to the op; polar has one more, the iteration. Features that a regression sums, or to
-# which a classifier is refit, are made by a method of the site. Wide weights are made by their layer and by the rows. A regression that solves by products with S runs
-# conjugate gradients, whose products are passes over the data.
+# which a classifier is refit, are made by a method of the site. Wide weights are made by their layer and by the rows. A
+# regression that solves by products with S runs conjugate gradients, whose products are passes over the data.
 MOST = {
     ("polar", hops.PASSES): 9,
     ("random_features", hops.PASSES): 10,

@@ -40,6 +40,14 @@ def test_accuracy(guarded, dtype: torch.dtype, shape: tuple[int, int], condition
     assert 0.5 < statistics[RESIDUAL] / exact < 2 and 0.5 < statistics[ORTHOGONALITY] / orthogonality(A) < 2
 
 
+@pytest.mark.parametrize("shape", [(33, 33), (50, 20)], ids=str)
+def test_accuracy_of_float32(guarded, shape: tuple[int, int]) -> None:
+    """Float64 matrices as float32 ones: there is no Newton-Schulz step, and the claim is that of ops/polar.py."""
+    M, out = matrix(*shape, power_law(min(shape), 1e8)), guarded(1, *shape, dtype=torch.float64)
+    [statistics] = polar(out, M[None], 1e-10, True)
+    assert statistics[OUTCOME] == DONE and orthogonality(out[0]) <= 1e-6 and statistics[RESIDUAL] <= 1e-6
+
+
 EDGES = {
     "one-by-one": (1, 1, [3.0]),
     "row": (1, 7, [2.0]),
