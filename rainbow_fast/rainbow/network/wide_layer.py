@@ -39,9 +39,13 @@ class WideLayer:
         """z' (..., n) or (N, n, *space) from phi' (..., m) or (N, m, *space)."""
         if self.weight.dim() > 2:
             return CONVOLUTIONS[self.weight.dim() - 2](phi, self.weight, self.bias, **self.options)
-        rows = phi.flatten(0, -2)  # our product: that of torch has less than half of its speed on some CPUs
-        z = random_features(rows, len(self.weight), G=self.weight, activation="identity")
+        z = _times(phi.flatten(0, -2), self.weight)
         return (z if self.bias is None else z.add_(self.bias)).view(*phi.shape[:-1], -1)
+
+
+def _times(x: Tensor, W: Tensor) -> Tensor:
+    """``x W^T`` over channels, (N, n, *space) for x (N, m, *space), by our product."""
+    return random_features(x, len(W), G=W, activation="identity")
 
 
 def product_of(segment: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -90,8 +94,8 @@ def wide_layer(before: RainbowActivation, between: Sequence[nn.Module], rows: Ro
     V = V * _along(left, V, 0)
     if isinstance(gain, Tensor):
         V = V * _along(gain, V, 1)
-    Q = V @ A if V.dim() == 2 else torch.einsum("kd...,dm->km...", V, A)
-    weight = rows.times(Q.flatten(1)).view(rows.n, *Q.shape[1:]).contiguous()
+    Q = _times(V.contiguous(), A.T)
+    weight = rows.times(Q.flatten(1)).view(rows.n, *Q.shape[1:])
     b = rows.times(bias.to(A.dtype).unsqueeze(1)).squeeze(1) if bias.any() else None
     options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation") if isinstance(layer, _ConvNd)}
     return WideLayer(weight, b, options)
