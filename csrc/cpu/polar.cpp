@@ -51,9 +51,8 @@ struct Work {
   double* memory;
 
   static int64_t stride(int64_t d) { return blocks(d, 8) * 8 + 8; }
-  static int64_t size(int64_t d, int64_t n, bool single) {
-    return (1 + kSquares) * d * stride(d) + lanczos_size(d) + d * n + single * blocks(d * n, 2) + 4 * kProbes * d +
-           3 * kProbes * n + 16 * 8;
+  static int64_t size(int64_t d, int64_t n) {
+    return (1 + kSquares) * d * stride(d) + lanczos_size(d) + d * n + 4 * kProbes * d + 3 * kProbes * n + 16 * 8;
   }
   double* take(int64_t count) {
     double* const taken = memory;
@@ -74,7 +73,6 @@ struct Polar {
   double rtol;
   Matrix r, square[kSquares];
   double *vectors, *x, *probe, *short_rows, *long_rows;
-  float* narrow = nullptr;  // X in float32, with the layout of out
   Rational applied[kMostStages];
   double least[kMostStages + 1];  // lower ends of the intervals of the functions applied
   double scale = 1;               // largest singular value that the stage allows for
@@ -94,7 +92,6 @@ struct Polar {
     for (Matrix& s : square) s = {work.take(d * ld), ld, 1};
     vectors = work.take(lanczos_size(d));
     x = work.take(d * n);
-    if (single) narrow = reinterpret_cast<float*>(work.take(blocks(d * n, 2)));
     probe = work.take(kProbes * d);
     short_rows = work.take(3 * kProbes * d);
     long_rows = work.take(3 * kProbes * n);
@@ -169,6 +166,7 @@ struct Polar {
   template <class X>
   Outcome end_in_float(double low, Strided<X> from) {
     typedef Strided<float> Narrow;
+    float* const narrow = reinterpret_cast<float*>(square[2].data);  // X with the layout of out
     if (tall)
       multiply(n, d, d, from.transposed(), square[0], Store<double, float>{narrow, d, 1 / scale}, threads);
     else
@@ -225,14 +223,20 @@ struct Polar {
     }
     applied[number] = first;
     least[number] = l;
-    const double share = sqrt(1.01) * original(smallest, number);  // from above, since Lanczos' estimate is from below
+    // From above, since Lanczos' estimate is from below. Singular values that have been raised cannot be traced back.
+    const double share = condition > 0 ? 1 / condition : sqrt(1.01) * original(smallest, number);
     if (share <= kMargin * rtol) return null;
     const bool resolved = smallest >= accuracy.resolved, raised = low >= accuracy.raised;
-    const bool narrows = accuracy.single && raised && (!resolved || 2 * n < 3 * d);
+    const bool fits = n <= 2 * (kSquares - 2) * ld;  // the memory of the matrices that are not used then
+    const bool narrows = accuracy.single && raised && fits && (!resolved || 2 * n < 3 * d);
     combine(r, first, square, d, resolved && raised && !narrows, threads);
     if (!narrows && !(resolved && raised)) {
       multiply(d, n, d, square[0], from, Into<double>{x, n, 1 / scale}, threads);
       least[number + 1] = accuracy.next;
+      if (accuracy.single && raised) {
+        least[number + 1] = low;
+        condition = fmax(1 / share, 1.0);
+      }
       return go_on;
     }
     condition = fmax(1 / share, 1.0);
@@ -308,7 +312,7 @@ void polar(void* out, double* statistics, const void* m, DType dtype, int64_t ba
   const int together = batch >= threads ? threads : 1,
             each = together > 1 || d * d * (3 * n + 8 * d) < worth_threads ? 1 : threads;
   single = single && (dtype == DType::f64 || d >= 128);  // below, float32 is not faster
-  const int64_t size = Work::size(d, n, single);
+  const int64_t size = Work::size(d, n);
   const Scratch memory(together * size * 8);
   with_type(dtype, [&]<class S>(Type<S>) {
     if constexpr (sizeof(S) >= 4) {
