@@ -14,6 +14,7 @@ from rainbow_fast.rainbow.positions import as_rows, per_channel
 
 BLOCK = 512  # samples
 PIECE = 2**20  # numbers that the center is subtracted from at a time, so that the result is still in the cache
+NEAR = 2.0  # a mean of at most this many standard deviations is not subtracted: errors grow by less than five
 SMALL = 1e-30  # smaller squares are summed in float64, as float32 keeps few digits of them
 
 
@@ -22,11 +23,12 @@ class ChannelMoments:
 
         total = sum (x - center),    square = sum (x - center)^2,    var x = square / count - (total / count)^2
 
-    The center is near the mean of some samples of the first batch. It is exact in the dtype of x (float32 for half
-    precision). So x - center is about as large as the standard deviation, and neither the mean nor the variance is a
-    difference of large numbers: for float32 data with any mean, the variance is accurate to a relative 1e-6, and the
-    mean to 1e-6 of the standard deviation. If the first batch (n of all N samples) differs from the others, these
-    errors are at most N / n times larger. A channel of equal numbers has the variance 0.
+    The center is near the mean of some samples of the first batch, or 0 where the mean is at most `NEAR` standard
+    deviations. It is exact in the dtype of x (float32 for half precision). So x - center is about as large as the
+    standard deviation, and neither the mean nor the variance is a difference of large numbers: for float32 data with
+    any mean, the variance is accurate to a relative 1e-6, and the mean to 1e-6 of the standard deviation. If the first
+    batch (n of all N samples) differs from the others, these errors are at most N / n times larger. A channel of equal
+    numbers has the variance 0.
 
     Attributes:
         count: number of samples seen.
@@ -45,7 +47,7 @@ class ChannelMoments:
         """Add a batch x, (N, d) or (N, d, *space)."""
         x, center = self.centered_on(x)
         for piece in x.split(piece_size(x)):
-            self.add_shifted(piece - per_channel(center, x), center)
+            self.add_shifted(about(piece, center), center)
 
     def centered_on(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x in a dtype of at least float32 that represents the center exactly, and the center, (d,) float64.
@@ -54,7 +56,7 @@ class ChannelMoments:
         """
         x = x.detach()
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        center = self.center if self.center is not None and self.count else first_center(x)
+        center = self.center if self.center is not None and self.count else first_center(x, zero=NEAR)
         held = torch.equal(center.to(x.dtype).double(), center)
         return x if held else x.double(), center  # not exact if x is narrower than earlier batches, or for NaN
 
@@ -163,6 +165,11 @@ class ChannelMoments:
 
 def _narrower(*dtypes: torch.dtype) -> torch.dtype:
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def about(x: Tensor, center: Tensor) -> Tensor:
+    """x (N, d, *space) less its center (d,); x itself if the center is 0."""
+    return x - per_channel(center, x) if center.any() else x
 
 
 def piece_size(*tensors: Tensor) -> int:

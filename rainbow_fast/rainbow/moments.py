@@ -10,8 +10,7 @@ from torch import Tensor
 
 from rainbow_fast.arguments import one_of
 from rainbow_fast.ops.cross_covariance import DTYPES, REDUCTIONS, cross_covariance, cross_covariance_
-from rainbow_fast.rainbow.channel_moments import ChannelMoments, piece_size
-from rainbow_fast.rainbow.positions import per_channel
+from rainbow_fast.rainbow.channel_moments import ChannelMoments, about, piece_size
 
 _NO_SAMPLES = "no samples yet, wanted at least one update"
 KEYS = ("cross", "total_x", "square_x", "total_y", "square_y", "count")
@@ -91,10 +90,10 @@ class CrossCovariance:
             self.cross = torch.zeros(x.shape[1], other.shape[1], dtype=torch.float64, device=x.device)
         size = piece_size(x, other)
         for piece, other_piece in zip(x.split(size), other.split(size), strict=True):
-            of_x, of_y, near_a, near_b = ChannelMoments(), ChannelMoments(), piece - per_channel(a, x), None
+            of_x, of_y, near_a, near_b = ChannelMoments(), ChannelMoments(), about(piece, a), None
             of_x.add_shifted(near_a, a)
             if y is not None:
-                near_b = other_piece - per_channel(b, other)
+                near_b = about(other_piece, b)
                 of_y.add_shifted(near_b, b)
             cross_covariance_(self.cross, near_a, near_b)
             self.x.merge(of_x)

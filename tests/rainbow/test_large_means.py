@@ -49,11 +49,16 @@ def test_variances(ratio: float, shape: tuple[int, ...]) -> None:
 
 
 def test_a_center_is_a_number_of_the_dtype_with_few_bits() -> None:
-    """If zeros occur again and again, their distance from the center and its square have only few bits."""
+    """If a value occurs again and again, its distance from the center and its square have only few bits."""
+    moments = ChannelMoments()
+    moments.update(draw(N, 4).relu_() + 4)
+    assert moments.center is not None and (moments.center > 4).all()
+    assert torch.equal(moments.center * 64, (moments.center * 64).round())
     moments = ChannelMoments()
     moments.update(draw(N, 4).relu_())
-    assert moments.center is not None and (moments.center > 0).all()
-    assert torch.equal(moments.center * 64, (moments.center * 64).round())
+    assert moments.center is not None and not moments.center.any(), (
+        "a mean of 0.7 standard deviations is not subtracted"
+    )
     moments = ChannelMoments()
     moments.update(far(1e5, N, 4))
     assert moments.center is not None and torch.equal(moments.center.float().double(), moments.center)

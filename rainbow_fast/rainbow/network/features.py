@@ -15,9 +15,9 @@ from rainbow_fast.ops.random_features import (
     random_features_covariance,
     random_features_projection,
 )
+from rainbow_fast.rainbow.channel_moments import NEAR, about
 from rainbow_fast.rainbow.channel_moments import sums as sums_of
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
-from rainbow_fast.rainbow.positions import per_channel
 
 # Neurons that are computed on at a time, for any batch size; `ROW_BLOCK` if the rows of G_eff must be stored.
 FEATURE_BLOCK = 128  # if features must be stored, for example for pooling
@@ -151,7 +151,7 @@ class Fused:
             few_shift = None if shift is None else spread_samples(shift.unsqueeze(1)).squeeze(1)
             for start, stop in blocks(site.n, ROW_BLOCK):
                 phi = random_features(few, stop - start, shift=few_shift, **site.kernel, **site.source(u, start, stop))
-                centers[1][start:stop] = first_center(phi)
+                centers[1][start:stop] = first_center(phi, zero=NEAR)
         x_center, center = (c.to(u.dtype) for c in centers)
         for start, stop in blocks(site.n, self.block(site)):
             kinds = site.kernel | site.source(u, start, stop)
@@ -204,14 +204,14 @@ class Stored:
         first: bool = False,
     ) -> None:
         u, shift = site.mixed(z)
-        x = x - per_channel(centers[0], x)
+        x = about(x, centers[0])
         for start, stop in blocks(site.n, self.block(site)):
             s = random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
             phi = select(site.pooled(s))
             at = slice(start * site.positions, stop * site.positions)
             if first:
-                centers[1][at] = first_center(phi)
-            phi = phi - per_channel(centers[1][at], phi)
+                centers[1][at] = first_center(phi, zero=NEAR)
+            phi = about(phi, centers[1][at])
             _add_columns(sums, at.start, (cross_covariance(x, phi), *sums_of(phi)))
 
 

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from rainbow_fast.ops.center import first_center
 from rainbow_fast.ops.cross_covariance import cross_covariance_
-from rainbow_fast.rainbow.channel_moments import ChannelMoments, piece_size, sums
+from rainbow_fast.rainbow.channel_moments import NEAR, ChannelMoments, about, piece_size, sums
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.wide_layer import wide_layer
 from rainbow_fast.rainbow.options import alignment_of
-from rainbow_fast.rainbow.positions import per_channel
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.sampling.align import size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Features, Flight
@@ -136,10 +135,10 @@ class KeptSite(SampledSite):
         a, b = moments.x.center, moments.y.center
         assert a is not None and b is not None
         if first:
-            b.copy_(first_center(phi))
+            b.copy_(first_center(phi, zero=NEAR))
         for x_piece, piece in zip(x.split(piece_size(x, phi)), phi.split(piece_size(x, phi)), strict=True):
-            piece = piece - per_channel(b, piece)
-            cross_covariance_(cross, x_piece - per_channel(a, x_piece), piece)
+            piece = about(piece, b)
+            cross_covariance_(cross, about(x_piece, a), piece)
             of_total, of_square = sums(piece)
             total += of_total
             square += of_square
