@@ -243,9 +243,19 @@ def _check_capability(name: str, capability: tuple[int, int]) -> None:
         )
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """`torch.empty` for a result; on the CPU, in huge pages, because writing to new small pages is much slower."""
-    out = torch.empty(tuple(shape), dtype=dtype, device=device)
+def empty(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, strides: Sequence[int] | None = None
+) -> torch.Tensor:
+    """`torch.empty` for a result; on the CPU, in huge pages, because writing to new small pages is much slower.
+
+    Args:
+        shape, dtype, device: of the result.
+        strides: of a dense result; None (default) for a contiguous one.
+    """
+    if strides is None:
+        out = torch.empty(tuple(shape), dtype=dtype, device=device)
+    else:
+        out = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device=device)
     if BUILD.cpu is not None and out.device.type == "cpu":
         BUILD.cpu.advise_huge_pages(out.data_ptr(), out.nbytes)
     return out

@@ -47,18 +47,37 @@ struct Store {
   Open open(const Block& block, void*) const { return {out + block.row * ld + block.col, ld, scale}; }
 };
 
-template <class T>
+// Adds the first `count` numbers of a vector to float64 numbers, or with FIRST stores them there.
+template <class T, bool FIRST = false>
 RF_INLINE void add_promoted(double* to, const Full<T>& value, int64_t count) {
   constexpr int D = kWidth<double>;
+  const auto put = [](double* at, const Full<double>& v) { store<double, D>(at, FIRST ? v : load<double, D>(at) + v); };
   if (count < kWidth<T>) {
-    for (int64_t l = 0; l < count; ++l) to[l] += value[l];
+    for (int64_t l = 0; l < count; ++l) to[l] = FIRST ? value[l] : to[l] + value[l];
   } else if constexpr (sizeof(T) == 8) {
-    store<double, D>(to, load<double, D>(to) + value);
+    put(to, value);
   } else {
-    store<double, D>(to, load<double, D>(to) + __builtin_convertvector(lower_half(value), Full<double>));
-    store<double, D>(to + D, load<double, D>(to + D) + __builtin_convertvector(upper_half(value), Full<double>));
+    put(to, __builtin_convertvector(lower_half(value), Full<double>));
+    put(to + D, __builtin_convertvector(upper_half(value), Full<double>));
   }
 }
+
+// out[i, j] += C[i, j] in float64, or with FIRST out[i, j] = C[i, j]
+template <class T, bool FIRST>
+struct AddTiles {
+  double* out;
+  int64_t ld;
+  int64_t skips(int64_t, int64_t) const { return 0; }
+  template <int V>
+  void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
+    RF_UNROLL
+    for (int t = 0; t < MR * V; ++t) {
+      const int r = t / V, v = t % V;
+      if (r >= rows) return;
+      add_promoted<T, FIRST>(out + (i + r) * ld + j + v * kWidth<T>, acc[r][v], cols - v * kWidth<T>);
+    }
+  }
+};
 
 // out[slab, i, j] += C[i, j] in float64. Of a symmetric C only the tiles that meet the upper triangle are added.
 template <class T>
@@ -75,12 +94,7 @@ struct Promote {
     int64_t skips(int64_t i, int64_t j) const { return symmetric ? smaller(larger(i + diagonal - j, 0), NR<T>) : 0; }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-      RF_UNROLL
-      for (int t = 0; t < MR * V; ++t) {
-        const int r = t / V, v = t % V;
-        if (r >= rows) return;
-        add_promoted<T>(out + (i + r) * ld + j + v * kWidth<T>, acc[r][v], cols - v * kWidth<T>);
-      }
+      AddTiles<T, false>{out, ld}.template tile<V>(i, j, rows, cols, acc);
     }
     void close() {}
   };

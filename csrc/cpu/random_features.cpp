@@ -239,17 +239,19 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
 }
 
 // Each feature is made once. It enters all projections that reach as far as its neuron. If there are several chunks of
-// neurons, sums over chunks are float64.
+// neurons, sums over chunks are float64. The sums of one chunk are stored panel by panel.
 template <class T>
 void project(Projections all, const Features& f, int threads) {
   const int64_t n = f.g.given.images, r = rank(f);
   const bool one_chunk = 0 < n && n <= kNeurons;
   Sizes sizes{};
   for (int64_t p = 0; p < all.count; ++p) {
-    sizes.sums += one_chunk ? 0 : all.data[p].a.images;
+    sizes.sums += all.data[p].a.images;
     sizes.left = larger(sizes.left, all.data[p].a.images);
   }
+  if (one_chunk) sizes.sums = sizes.left;
   for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
+    if (n == 0) memset(own.sums, 0, static_cast<size_t>(sizes.sums * count) * 8);
     for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
       const int64_t k = smaller(kNeurons, n - k0);
       const int64_t ld = whole_vectors<T>(k);
@@ -257,19 +259,26 @@ void project(Projections all, const Features& f, int threads) {
       sweep(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, FeaturePanels<T, false>{f, own.phi, k, own.shift});
       double* to = own.sums;
       for (int64_t p = 0; p < all.count; ++p) {
-        const Samples& a = all.data[p].a;
-        const int64_t there = smaller(k, a.channels - k0), rows = whole_vectors<T>(a.images);
-        const auto multiply_by_a = [&](const auto& epilogue_at) {
-          SamplePacker<T>{merged(a)}.pack(own.left, rows, 0, a.images, k0, there);
-          for (int64_t j = 0; j < count; j += NR<T>)  // panel by panel: each has k neurons, of which `there` count
-            sweep(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, a.images, smaller(NR<T>, count - j), there,
-                  epilogue_at(j));
-        };
-        if (one_chunk)
-          multiply_by_a([&](int64_t j) { return StoreProjection<T>{merged(all.data[p].x), begin + j}; });
-        else if (there > 0)
-          multiply_by_a([&](int64_t j) { return typename Promote<T>::Open{to + j, count, 0, false}; });
-        to += a.images * count;
+        const Samples &a = all.data[p].a, x = merged(all.data[p].x);
+        const int64_t there = larger(0, smaller(k, a.channels - k0)), rows = whole_vectors<T>(a.images);
+        if (there > 0) SamplePacker<T>{merged(a)}.pack(own.left, rows, 0, a.images, k0, there);
+        for (int64_t j = 0; j < count; j += NR<T>) {  // each panel has k neurons, of which `there` count
+          const int64_t width = smaller(NR<T>, count - j);
+          const auto multiply_by_a = [&](const auto& epilogue) {
+            sweep(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, a.images, width, there, epilogue);
+          };
+          if (one_chunk && x.s_position == 1) {
+            multiply_by_a(StoreProjection<T>{x, begin + j});
+          } else if (one_chunk) {
+            multiply_by_a(AddTiles<T, true>{to, width});
+            store_samples<T>(x, begin + j, begin + j + width, to);
+          } else if (k0 == 0) {
+            multiply_by_a(AddTiles<T, true>{to + j, count});
+          } else if (there > 0) {
+            multiply_by_a(AddTiles<T, false>{to + j, count});
+          }
+        }
+        if (!one_chunk) to += a.images * count;
       }
     }
     if (one_chunk) return;

@@ -77,32 +77,47 @@ static void for_blocks_of_samples(const Features& f, const Sizes& sizes, int thr
       const int64_t begin = task * block, count = smaller(block, samples - begin);
       for (int64_t s = 0; s < block; ++s) own.shift[s] = s < count ? shift_at<T>(f, begin + s) : T{0};
       pack_panels(SamplePacker<T>{f.u}, own.u, begin, count, 0, r);
-      memset(own.sums, 0, static_cast<size_t>(sizes.sums * count) * 8);
       body(own, begin, count);
     }
   }
 }
 
+// to[s * ld + c] = from[c * s_row + s] for up to N channels and N samples
+template <class T>
+__attribute__((noinline)) static void store_transposed(T* to, int64_t ld, const double* from, int64_t s_row,
+                                                       int64_t channels, int64_t samples) {
+  constexpr int N = kWidth<T>;
+  Vector<T, N> v[N];
+  RF_UNROLL
+  for (int c = 0; c < N; ++c) v[c] = c < channels ? load_as<T, N>(from + c * s_row, samples) : Full<T>{};
+  transpose<T, N>(v);
+  if (channels >= N && samples >= N) {
+    RF_UNROLL
+    for (int s = 0; s < N; ++s) store<T, N>(to + s * ld, v[s]);
+    return;
+  }
+  T values[N * N];
+  RF_UNROLL
+  for (int s = 0; s < N; ++s) store<T, N>(values + s * N, v[s]);
+  for (int64_t s = 0; s < smaller(N, samples); ++s)
+    memcpy(to + s * ld, values + s * N, static_cast<size_t>(smaller(N, channels)) * sizeof(T));
+}
+
 // out[sample, channel] = sums[channel, sample - begin] for samples [begin, end)
 template <class T>
 static void store_samples(const Samples& out, int64_t begin, int64_t end, const double* sums) {
+  constexpr int N = kWidth<T>;
   for_pieces<T>(out, begin, end, [&](int64_t sample, T* target, int64_t length) {
-    if (out.s_position == 1) {
-      for (int64_t c = 0; c < out.channels; ++c) {
-        const double* from = sums + c * (end - begin) + sample - begin;
-        T* to = target + c * out.s_channel;
-        for (int64_t s = 0; s < length; ++s) to[s] = static_cast<T>(from[s]);
-      }
+    const double* from = sums + sample - begin;
+    if (out.s_channel == 1) {
+      for (int64_t s = 0; s < length; s += N)
+        for (int64_t c = 0; c < out.channels; c += N)
+          store_transposed(target + s * out.s_position + c, out.s_position, from + c * (end - begin) + s, end - begin,
+                           out.channels - c, length - s);
       return;
     }
-    const bool channels_last = out.s_channel == 1;
-    const int64_t outer = channels_last ? length : out.channels, inner = channels_last ? out.channels : length;
-    for (int64_t a = 0; a < outer; ++a)
-      for (int64_t b = 0; b < inner; ++b) {
-        const int64_t channel = channels_last ? b : a, s = channels_last ? a : b;
-        target[channel * out.s_channel + s * out.s_position] =
-            static_cast<T>(sums[channel * (end - begin) + sample - begin + s]);
-      }
+    for (int64_t c = 0; c < out.channels; ++c, from += end - begin, target += out.s_channel)
+      for (int64_t s = 0; s < length; ++s) target[s * out.s_position] = static_cast<T>(from[s]);
   });
 }
 

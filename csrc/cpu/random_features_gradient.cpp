@@ -91,6 +91,7 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
     T* x = own.x;
     for (int64_t p = 0; p < all.count; ++p, x += padded * all.data[p - 1].a.images)
       pack_panels(SamplePacker<T>{merged(all.data[p].x)}, x, begin, count, 0, all.data[p].a.images);
+    if (n == 0) memset(own.sums, 0, static_cast<size_t>(sizes.sums * count) * 8);
     for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
       const int64_t k = smaller(kNeurons, n - k0);
       pack_upstream(own.phi, upstream, begin, count, k0, k);
@@ -110,7 +111,11 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
       sweep(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r,
             ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0});
       for (int64_t p = 0; p < k; ++p) own.g[r * ld + p] = 1;  // a row of ones: the sums for the shift
-      sweep(RowsOf<T>{own.g, ld, 1}, own.phi, r + 1, count, k, typename Promote<T>::Open{own.sums, count, 0, false});
+      const RowsOf<T> rows{own.g, ld, 1};
+      if (k0 == 0)
+        sweep(rows, own.phi, r + 1, count, k, AddTiles<T, true>{own.sums, count});
+      else
+        sweep(rows, own.phi, r + 1, count, k, AddTiles<T, false>{own.sums, count});
     }
     store_samples<T>(merged(grad_u), begin, begin + count, own.sums);
     for (int64_t s = 0; s < count; ++s) grad_shift[begin + s] = static_cast<T>(own.sums[r * count + s]);

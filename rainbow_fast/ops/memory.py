@@ -153,6 +153,33 @@ def samples(x: Tensor, *, written: bool = False) -> tuple[Tensor, Samples]:
     return view, (view.data_ptr(), _backend.CODE[x.dtype], tuple(view.shape), tuple(view.stride()))
 
 
+def channels_last(x: Tensor) -> bool:
+    """Whether x (N, d, *space) has the strides of torch.channels_last: channels inside positions inside samples.
+
+    It holds for any number of axes of space but none, and also for slices. As in torch, strides decide where an axis of
+    size 1 leaves it open, and a channel axis of stride 0 is not innermost.
+    """
+    if x.dim() < 3 or x.stride(1) == 0:
+        return False
+    span = 0
+    for axis in (1, *range(x.dim() - 1, 1, -1), 0):
+        stride, size = x.stride(axis), x.shape[axis]
+        if size == 0 or stride < span or (axis == 0 and span == x.stride(1)):
+            return False
+        span = stride * size if size > 1 else stride
+    return True
+
+
+def channels_last_strides(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """The strides of a dense tensor of this shape whose axis `axis`, the channels, is the innermost one in memory."""
+    order = [each for each in range(len(shape)) if each != axis] + [axis]
+    strides, span = [1] * len(shape), 1
+    for each in reversed(order):
+        strides[each] = span
+        span *= torch.sym_max(shape[each], 1)
+    return tuple(strides)
+
+
 def matrix(t: Tensor) -> Samples:
     """The description of a matrix for a kernel: rows are images, columns are channels."""
     return t.data_ptr(), _backend.CODE[t.dtype], (*t.shape, 1, 1), (*t.stride(), 0, 0)

@@ -61,7 +61,8 @@ def random_features(
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
 
     Returns:
-        phi' in the dtype of u; under autocast computed in float32 and rounded to the autocast dtype.
+        phi' in the dtype of u; under autocast computed in float32 and rounded to the autocast dtype. Its memory format
+        is that of u: channels last (for each seed) if u is, otherwise contiguous.
 
     Raises:
         ValueError: shapes do not match, the activation is unknown, neither or both of seed and G are given, an address
@@ -150,7 +151,8 @@ def random_features_projection(
         torch.einsum("nm...,dm->nd...", random_features(u, A.shape[1], ...), A)
 
     with blocks of neurons summed in float64. For a list of A_k (d_k, n_k), the result is a list: A_k projects the first
-    n_k neurons. One pass computes each feature once (not on Triton), with the same bits as separate calls.
+    n_k neurons. One pass computes each feature once (not on Triton), with the same bits as separate calls. Results have
+    the memory format of u, as those of `random_features`.
 
     Other arguments, errors, source: see `random_features`. A has the dtype of u. Differentiable in u, A, shift and G.
     """
@@ -279,7 +281,7 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
 def _random_features(u, shift, n, key, G, activation, slope, scale, backend):
     f = Features(u, shift, key, G, activation, slope, scale)
     f.check(n)
-    out = _backend.empty((*f.seeds, u.shape[0], n, *u.shape[2:]), u.dtype, u.device)
+    out = f.empty(n)
     _write(f, backend, out)
     return out
 
@@ -310,7 +312,7 @@ def _random_features_covariance_out(
 def _random_features_projection(u, A, shift, key, G, activation, slope, scale, backend):
     f = Features(u, shift, key, G, activation, slope, scale)
     f.check(checks.projections(A, u, key))
-    out = [_backend.empty((*f.seeds, u.shape[0], a.shape[-2], *u.shape[2:]), u.dtype, u.device) for a in A]
+    out = [f.empty(a.shape[-2]) for a in A]
     _project(f, A, backend, out)
     return out
 
@@ -319,13 +321,10 @@ def _random_features_projection_out(u, A, shift, key, G, activation, slope, scal
     _project(Features(u, shift, key, G, activation, slope, scale), A, backend, out)
 
 
-def _fake(u, key, channels):
-    return u.new_empty(*(() if key is None else key.shape[:-1]), u.shape[0], channels, *u.shape[2:])
-
-
 def _fake_features(u, shift, n, key, G, activation, slope, scale, backend):
-    Features(u, shift, key, G, activation, slope, scale).check(n)
-    return _fake(u, key, n)
+    f = Features(u, shift, key, G, activation, slope, scale)
+    f.check(n)
+    return f.fake(n)
 
 
 def _fake_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, backend):
@@ -337,8 +336,9 @@ def _fake_covariance(x, u, shift, x_center, center, n, key, G, activation, slope
 
 
 def _fake_projection(u, A, shift, key, G, activation, slope, scale, backend):
-    Features(u, shift, key, G, activation, slope, scale).check(checks.projections(A, u, key))
-    return [_fake(u, key, a.shape[-2]) for a in A]
+    f = Features(u, shift, key, G, activation, slope, scale)
+    f.check(checks.projections(A, u, key))
+    return [f.fake(a.shape[-2]) for a in A]
 
 
 _CENTERS = "Tensor? x_center, Tensor? center"

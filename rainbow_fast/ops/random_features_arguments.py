@@ -124,6 +124,25 @@ class Features(NamedTuple):
             return [((0, 0, 0, 0), *tensors)]
         return addresses(self.key, n, self.u.shape[1], *tensors)
 
+    def result(self, channels: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Shape and strides of a result (N, channels, *space) for each seed, in the memory format of u.
+
+        None stands for the strides of a contiguous tensor.
+        """
+        shape = (*self.seeds, self.u.shape[0], channels, *self.u.shape[2:])
+        last = memory.channels_last(self.u)
+        return shape, memory.channels_last_strides(shape, len(self.seeds) + 1) if last else None
+
+    def empty(self, channels: int) -> Tensor:
+        """An uninitialised tensor of the form `result`."""
+        shape, strides = self.result(channels)
+        return _backend.empty(shape, self.u.dtype, self.u.device, strides)
+
+    def fake(self, channels: int) -> Tensor:
+        """The same for tracing and for the meta device."""
+        shape, strides = self.result(channels)
+        return self.u.new_empty(shape) if strides is None else self.u.new_empty_strided(shape, strides)
+
     def memory(self, n: int) -> tuple[object, Callable[[list[int]], tuple]]:
         """The tensors that must be kept alive, and a function from an address to what a kernel reads.
 
