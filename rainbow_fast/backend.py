@@ -5,6 +5,11 @@
 contains and this machine supports. The environment variable ``RAINBOW_FAST_ISA`` (``baseline``, ``avx2``, ``avx512``,
 ``avx512_bf16``) chooses another one; it is read once, when the package is imported. If it names a level that this build
 or this machine does not have, `check_isa` and every op raise ImportError.
+
+The CPU kernels take the sizes of their blocks from the caches of the machine. The environment variable
+``RAINBOW_FAST_CACHES`` (bytes of the first-level data cache, the second-level cache and a core's share of the
+third-level cache, as ``49152,1048576,16777216``) replaces what the system says. It is read at the same time, and a
+wrong value raises the same error. It changes the speed, and no bits.
 """
 
 import functools
@@ -19,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch  # imported before `_C`, so that `_C` uses the OpenMP runtime that torch has loaded
 
-ISA_VARIABLE = "RAINBOW_FAST_ISA"
+ISA_VARIABLE, CACHES_VARIABLE = "RAINBOW_FAST_ISA", "RAINBOW_FAST_CACHES"
 
 # The codes of dtypes in the kernels: enum DType of csrc/kernels.h.
 CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -41,6 +46,18 @@ def _select(extension: ModuleType | None, wanted: str | None) -> str | None:
     level = wanted or present[-1]
     extension.use(level)
     return level
+
+
+def _set_caches(extension: ModuleType | None, wanted: str | None) -> None:
+    if not wanted:
+        return
+    sizes = wanted.split(",")
+    if len(sizes) != 3 or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise ImportError(
+            f"{CACHES_VARIABLE}={wanted!r}: wanted three numbers of bytes above 0, as 49152,1048576,16777216"
+        )
+    if extension is not None:
+        extension.set_caches(*map(int, sizes))
 
 
 class Build(NamedTuple):
@@ -65,9 +82,10 @@ def _build() -> Build:
 
 BUILD = _build()  # the kernels of this installation
 isa: str | None = None
-_isa_error = ""  # why no level is in use, if ISA_VARIABLE is to blame
+_isa_error = ""  # why the kernels cannot be used, if an environment variable is to blame
 try:
     isa = _select(BUILD.cpu, os.environ.get(ISA_VARIABLE))
+    _set_caches(BUILD.cpu, os.environ.get(CACHES_VARIABLE))
 except ImportError as error:
     _isa_error = str(error)
 
@@ -85,7 +103,7 @@ def warn_without_kernels(stacklevel: int) -> None:
 
 
 def check_isa() -> None:
-    """Raise ImportError if the environment variable ``RAINBOW_FAST_ISA`` names no level that can run."""
+    """Raise ImportError if ``RAINBOW_FAST_ISA`` names no level that can run, or ``RAINBOW_FAST_CACHES`` no sizes."""
     if _isa_error:
         raise ImportError(_isa_error)
 

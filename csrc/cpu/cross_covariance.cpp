@@ -107,7 +107,7 @@ struct SideSource {
       const int64_t whole = packer.in_place(k0, k) ? (size - i) / MR * MR : 0;
       if (whole == 0) {
         count = smaller(count, size - i);
-        const int64_t ld = whole_vectors<T>(count);
+        const int64_t ld = column_stride<T>(count);
         pack(to, ld, row + i, count, k0, k);
         f(RowsOf<T>{to, 1, ld}, count);
         return count;
@@ -138,9 +138,14 @@ template <class T>
 void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePacker<T>& right, int64_t columns,
                 bool symmetric, int threads) {
   const int64_t d = left.rows(), m = right.rows();
-  Problem problem{d, m, columns, even(d, MR, 258), even(m, NR<T>, 2 * NR<T>), 256};
-  problem.strip = NR<T>;
-  problem.slabs = slabs_for(blocks(d, problem.mc) * blocks(m, problem.nc), blocks(columns, problem.kc));
+  // An eighth of the second-level cache holds panels of B. Half of it holds rows of A and float64 sums.
+  constexpr int64_t kc = 256, size = sizeof(T);
+  const int64_t cache = caches().second, panels = fitting(cache / 8, kc * NR<T> * size, 1, 4);
+  const int64_t most_rows = fitting(cache / 2, kc * size + 8 * panels * NR<T>, 8 * MR, 86 * MR);
+  Problem problem{d, m, columns, even(d, MR, most_rows + MR), even(m, NR<T>, panels * NR<T>), kc};
+  problem.strip = kStrip;
+  // The slabs decide bits, so they do not depend on the caches.
+  problem.slabs = slabs_for(blocks(d, even(d, MR, 258)) * blocks(m, even(m, NR<T>, 2 * NR<T>)), blocks(columns, kc));
   const bool direct = problem.slabs == 1 && !symmetric && right.sides.count == 1, centers = left.centers();
   const int64_t slabs = problem.slabs, numbers = direct ? 0 : d * m, sums = centers ? d + m : 0;
   const Scratch memory(slabs * (numbers + sums) * 8);

@@ -4,7 +4,8 @@
 // An epilogue is opened on a block and receives its tiles as tile<V>(i, j, rows, cols, acc). (i, j) is counted from the
 // corner of the block, and only the first `rows` x `cols` numbers of the tile count. skips(i, j) returns how many
 // columns of the tile, from its first one, are not needed. An epilogue with `promotes` receives a tile for every chunk
-// of the sum.
+// of the sum. Two members are optional: touch(i, j), called shortly before a tile, prefetches where it will go, and
+// end_chunk() is called after the tiles of a chunk.
 #pragma once
 
 #include "gemm.h"
@@ -68,6 +69,12 @@ struct AddTiles {
   S* out;
   int64_t ld;
   int64_t skips(int64_t, int64_t) const { return 0; }
+  void touch(int64_t i, int64_t j) const {
+    if (FIRST) return;
+    const char* at = reinterpret_cast<const char*>(out + i * ld + j);
+    for (int r = 0; r < MR; ++r, at += ld * static_cast<int64_t>(sizeof(S)))
+      for (int64_t b = 0; b < NR<T> * static_cast<int64_t>(sizeof(S)); b += 64) __builtin_prefetch(at + b, 1, 3);
+  }
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
     RF_UNROLL
@@ -107,10 +114,72 @@ struct Promote {
   }
 };
 
+// Promotes the tiles of a block to float64 in memory of the task, where they stay in the cache, and writes the block
+// when it is complete: out += its sums if `adds`, otherwise out[slab] = its sums. If slabs are joined, the sums of a
+// block are those of its slabs, added in their order, and `out` has one slab.
+template <class T>
+struct Collect {
+  static constexpr bool promotes = true;
+  double* out;
+  int64_t ld, slab_stride, slabs;
+  bool joined, adds;
+
+  static int64_t width(int64_t nc) { return blocks(nc, NR<T>) * NR<T> + kWidth<double>; }  // no power of two
+
+  struct Open {
+    const Collect& to;
+    const Block block;
+    double *sums, *whole;  // of this slab, and of all slabs so far
+    int64_t ld;
+    bool fresh = true;  // no chunk has been added yet
+
+    int64_t skips(int64_t, int64_t) const { return 0; }
+    void touch(int64_t i, int64_t j) const {
+      if (!fresh) AddTiles<T, false>{sums, ld}.touch(i, j);
+    }
+    template <int V>
+    void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
+      if (fresh)
+        AddTiles<T, true>{sums, ld}.template tile<V>(i, j, rows, cols, acc);
+      else
+        AddTiles<T, false>{sums, ld}.template tile<V>(i, j, rows, cols, acc);
+    }
+    void end_chunk() { fresh = false; }
+    void close() {
+      const bool last = !to.joined || block.slab + 1 == to.slabs;
+      const int64_t slab = to.joined ? 0 : block.slab;
+      for (int64_t i = 0; i < block.rows; ++i) {
+        const double* from = sums + i * ld;
+        if (to.joined) {
+          double* all = whole + i * ld;
+          for (int64_t j = 0; j < block.cols; ++j) all[j] = (block.slab == 0 ? 0 : all[j]) + from[j];
+          from = all;
+        }
+        if (!last) continue;
+        double* target = to.out + slab * to.slab_stride + (block.row + i) * to.ld + block.col;
+        for (int64_t j = 0; j < block.cols; ++j) target[j] = to.adds ? target[j] + from[j] : from[j];
+      }
+    }
+  };
+  static int64_t numbers(const Problem& p) { return blocks(smaller(p.mc, p.m), MR) * MR * width(smaller(p.nc, p.n)); }
+  int64_t scratch(const Problem& p) const { return numbers(p) * (p.joined ? 2 : 1) * 8; }
+  Open open(const Block& block, void* memory) const {
+    const int64_t across = width(block.cols);
+    double* sums = static_cast<double*>(memory);
+    return {*this, block, sums, sums + block.rows * across, across};
+  }
+};
+
 // The number of parts (slabs) of a long sum: enough tasks for many threads, and at least a few chunks for each.
 RF_INLINE int64_t slabs_for(int64_t output_blocks, int64_t chunks) {
   constexpr int64_t tasks = 32, chunks_each = 4;
   return larger(1, smaller(blocks(tasks, larger(1, output_blocks)), chunks / chunks_each));
+}
+
+// Whether one task computes all slabs of a block: the blocks alone are tasks enough for these threads. It changes no
+// bits.
+RF_INLINE bool joins(int64_t slabs, int64_t output_blocks, int threads) {
+  return slabs > 1 && (threads == 1 || output_blocks >= 4 * threads);
 }
 
 // The parts of a sum. Number (i, j) of part `slab` is at data[slab * stride + i * ld + j].

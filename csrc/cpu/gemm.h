@@ -8,6 +8,7 @@
 
 #include <omp.h>
 
+#include "../caches.h"
 #include "pack.h"
 
 namespace rf::RF_ISA {
@@ -27,7 +28,7 @@ constexpr int NR = NV * kWidth<T>;
 // next column.
 template <class T>
 RF_INLINE int64_t packed_size(int64_t rows, int64_t k) {
-  return whole_vectors<T>(rows) * k + MR;
+  return column_stride<T>(rows) * k + MR;
 }
 
 template <class T, int V>
@@ -90,6 +91,8 @@ __attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, con
   for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<Sum<T>, N>(partial + t * N);
   for (int64_t p = 0; p < k; p += kStep) {
     Ahead::step(ahead);
+    if constexpr (requires { epilogue.touch(i, j); })
+      if (p + kStep >= k) epilogue.touch(i, j);
     multiply<T, V>(p, smaller(p + kStep, k), a, b, acc);
   }
   if (chain.last) {
@@ -107,12 +110,12 @@ __attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, con
   }
 }
 
-// Computes all tiles of `rows` rows of a block of C, from row `top` on.
+// Computes all tiles of `rows` rows of a block of C, from row `top` on. The panels of B are `panel` numbers apart.
 template <class T, class Rows, class Epilogue, class Ahead>
-static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k, Sum<T>* partial,
-                  Chain chain, Epilogue& epilogue, Ahead& ahead) {
+static void sweep_panels(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
+                         Sum<T>* partial, Chain chain, Epilogue& epilogue, Ahead& ahead) {
   constexpr int N = kWidth<T>;
-  for (int64_t j = 0; j < cols; j += NR<T>, b += k * NR<T>) {
+  for (int64_t j = 0; j < cols; j += NR<T>, b += panel) {
     for (int64_t i = 0; i < rows; i += MR, partial += MR * NR<T>) {
       const int64_t skipped = epilogue.skips(top + i, j) / N * N, width = smaller(NR<T>, cols - j) - skipped;
       const auto run = [&]<int V>(Vectors<V>) {
@@ -131,6 +134,13 @@ static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t 
   }
 }
 
+// The same for panels that lie side by side.
+template <class T, class Rows, class Epilogue, class Ahead>
+static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k, Sum<T>* partial,
+                  Chain chain, Epilogue& epilogue, Ahead& ahead) {
+  sweep_panels(a, b, k * NR<T>, top, rows, cols, k, partial, chain, epilogue, ahead);
+}
+
 // The same for a whole block, without prefetching.
 template <class T, class Epilogue>
 static void sweep(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Epilogue epilogue) {
@@ -138,16 +148,46 @@ static void sweep(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, in
   sweep(a, b, 0, rows, cols, k, nullptr, Chain{}, epilogue, nothing);
 }
 
+// Terms of a long sum at a time, so that a panel of B stays in the second-level cache. It changes no bits.
+constexpr int64_t kTermsAtATime = 256;
+
+// How many numbers `sweep_in_chunks` keeps between two chunks.
+template <class T>
+RF_INLINE int64_t partial_size(int64_t rows, int64_t cols, int64_t k) {
+  return k > kTermsAtATime ? blocks(rows, MR) * MR * blocks(cols, NR<T>) * NR<T> : 0;
+}
+
+// The same, for long sums. Each element is still one chain of multiply-adds.
+template <class T, class Epilogue>
+static void sweep_in_chunks(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Sum<T>* partial,
+                            Epilogue epilogue) {
+  NothingAhead nothing;
+  for (int64_t k0 = 0; k0 == 0 || k0 < k; k0 += kTermsAtATime) {
+    const RowsOf<T> some{a.a + k0 * a.s_k, a.s_row, a.s_k};
+    const Chain chain{k0 == 0, k0 + kTermsAtATime >= k};
+    sweep_panels(some, b + k0 * NR<T>, k * NR<T>, 0, rows, cols, smaller(kTermsAtATime, k - k0), partial, chain,
+                 epilogue, nothing);
+  }
+}
+
 // What one task computes: rows and columns of C, over part `slab` of the sum.
 struct Block {
   int64_t slab, row, rows, col, cols;
 };
 
+// How many things of `each` bytes fit into `bytes`, at least `least` and at most `most`: block sizes from the caches.
+RF_INLINE int64_t fitting(int64_t bytes, int64_t each, int64_t least, int64_t most) {
+  return larger(least, smaller(most, bytes / each));
+}
+
+constexpr int64_t kStrip = 96;  // rows of A that are packed at a time: whole tiles and whole vectors
+
 struct Problem {
-  int64_t m, n, k;     // C is m x n, sums have k terms
-  int64_t mc, nc, kc;  // block sizes
-  int64_t slabs = 1;   // parts of the sum, each its own task
-  int64_t strip = mc;  // rows of A that are packed at a time
+  int64_t m, n, k;      // C is m x n, sums have k terms
+  int64_t mc, nc, kc;   // block sizes
+  int64_t slabs = 1;    // parts of the sum, each its own task
+  int64_t strip = mc;   // rows of A that are packed at a time
+  bool joined = false;  // whether one task computes all slabs of a block, one after the other
 };
 
 template <class T, class Packer>
@@ -178,7 +218,7 @@ struct Packed {
     template <class F>
     int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
       count = smaller(count, size - i);
-      const int64_t ld = whole_vectors<T>(count);
+      const int64_t ld = column_stride<T>(count);
       packer.pack(to, ld, row + i, count, k0, k);
       f(RowsOf<T>{to, 1, ld}, count);
       return count;
@@ -220,7 +260,7 @@ template <class T, class A, class B, class Epilogue>
 static void product(const Problem& p, const A& a, const B& b, const Epilogue& c, int threads) {
   const int64_t row_blocks = larger(1, blocks(p.m, p.mc)), col_blocks = blocks(p.n, p.nc),
                 chunks = larger(1, blocks(p.k, p.kc));
-  const int64_t tasks = p.slabs * row_blocks * col_blocks;
+  const int64_t slabs_each = p.joined ? p.slabs : 1, tasks = p.slabs / slabs_each * row_blocks * col_blocks;
   const int64_t strip = smaller(p.strip, p.m), mc = blocks(smaller(p.mc, p.m), MR) * MR,
                 nc = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, kc = smaller(p.kc, p.k);
   const bool chained = !Epilogue::promotes && chunks > 1;
@@ -243,27 +283,30 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t col = task % col_blocks * p.nc, row = task / col_blocks % row_blocks * p.mc;
-      const int64_t slab = task / col_blocks / row_blocks;
-      const Block block{slab, row, smaller(p.mc, p.m - row), col, smaller(p.nc, p.n - col)};
-      auto left = a.template open<T>(block, block.row, block.rows, own + offsets[3]);
-      auto right = b.template open<T>(block, block.col, block.cols, own + offsets[4]);
-      auto epilogue = c.open(block, own + offsets[5]);
-      const int64_t begin = slab * chunks / p.slabs, end = (slab + 1) * chunks / p.slabs;
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        const int64_t k0 = chunk * p.kc, k = smaller(p.kc, p.k - k0);
-        const T* right_panels = right.panels(b_buffer, k0, k);
-        const Chain chain{Epilogue::promotes || chunk == begin, Epilogue::promotes || chunk + 1 == end};
-        const int64_t next = chunk + 1 < end ? smaller(p.kc, p.k - k0 - k) : 0;
-        const int64_t steps = blocks(block.rows, MR) * blocks(block.cols, NR<T>) * blocks(k, kStep);
-        Both ahead{left.ahead(k0 + k, next, steps), right.ahead(k0 + k, next, steps)};
-        Sum<T>* aside = partial;
-        for (int64_t i = 0, rows; i < block.rows; i += rows)
-          rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
-            sweep(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
-            aside += blocks(count, MR) * MR * nc;
-          });
+      const int64_t first = task / col_blocks / row_blocks * slabs_each;
+      for (int64_t slab = first; slab < first + slabs_each; ++slab) {
+        const Block block{slab, row, smaller(p.mc, p.m - row), col, smaller(p.nc, p.n - col)};
+        auto left = a.template open<T>(block, block.row, block.rows, own + offsets[3]);
+        auto right = b.template open<T>(block, block.col, block.cols, own + offsets[4]);
+        auto epilogue = c.open(block, own + offsets[5]);
+        const int64_t begin = slab * chunks / p.slabs, end = (slab + 1) * chunks / p.slabs;
+        for (int64_t chunk = begin; chunk < end; ++chunk) {
+          const int64_t k0 = chunk * p.kc, k = smaller(p.kc, p.k - k0);
+          const T* right_panels = right.panels(b_buffer, k0, k);
+          const Chain chain{Epilogue::promotes || chunk == begin, Epilogue::promotes || chunk + 1 == end};
+          const int64_t next = chunk + 1 < end ? smaller(p.kc, p.k - k0 - k) : 0;
+          const int64_t steps = blocks(block.rows, MR) * blocks(block.cols, NR<T>) * blocks(k, kStep);
+          Both ahead{left.ahead(k0 + k, next, steps), right.ahead(k0 + k, next, steps)};
+          Sum<T>* aside = partial;
+          for (int64_t i = 0, rows; i < block.rows; i += rows)
+            rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
+              sweep(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
+              aside += blocks(count, MR) * MR * nc;
+            });
+          if constexpr (requires { epilogue.end_chunk(); }) epilogue.end_chunk();
+        }
+        epilogue.close();
       }
-      epilogue.close();
     }
   }
 }
@@ -273,7 +316,9 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
 template <class T, class A, class PackB, class Epilogue>
 static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const PackB& b, const Epilogue& c,
                               int threads) {
-  constexpr int64_t kc = 1024, mc = 96, fewest_tasks = 16;
+  constexpr int64_t kc = 1024, fewest_tasks = 16;
+  const Caches here = caches();
+  const int64_t mc = fitting(here.second * 3 / 8, kc * static_cast<int64_t>(sizeof(T)), kStrip, 4 * kStrip);
   const int64_t width =
       larger(1, smaller(96, (int64_t{32} << 20) / static_cast<int64_t>(sizeof(T)) / NR<T> / larger(k, 1)));
   for (int64_t j = 0; j < n; j += width * NR<T>) {

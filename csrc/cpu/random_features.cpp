@@ -125,6 +125,8 @@ struct StoreProjection {
   }
 };
 
+constexpr int64_t kSamples = 256;  // samples of a chunk of the covariance; its sums in T are then promoted
+
 // Source: rows are neurons, k runs over samples. G is made once for a block of neurons. Each feature is made once, so
 // the sums of the features, less their center, are taken here.
 template <class T>
@@ -140,6 +142,7 @@ struct FeaturesOverSamples {
     int64_t neurons;
     const T* center;
     T *g, *u;
+    Sum<T>* partial;
     double *total, *square;
     Ahead ahead(int64_t k0, int64_t k, int64_t steps) const {
       return ChannelPacker<T>{f.u}.ahead(0, rank(f), k0, k, steps);
@@ -147,10 +150,10 @@ struct FeaturesOverSamples {
 
     const T* panels(T* to, int64_t sample, int64_t k) {
       const int64_t r = rank(f);
-      const int64_t ld = whole_vectors<T>(k);
+      const int64_t ld = column_stride<T>(k);
       SamplePacker<T>{f.u}.pack(u, ld, sample, k, 0, r);
       const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
-      sweep(RowsOf<T>{u, 1, ld}, g, k, neurons, r, FeaturePanels<T, true>{f, to, k, shift, center});
+      sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial, FeaturePanels<T, true>{f, to, k, shift, center});
       for (int64_t j = 0; j < neurons; j += NR<T>) {
         const int64_t width = smaller(NR<T>, neurons - j);
         if (width == NR<T>)
@@ -187,7 +190,8 @@ struct FeaturesOverSamples {
 
   static int64_t padded(int64_t neurons) { return blocks(neurons, NR<T>) * NR<T>; }
   int64_t scratch(const Problem& p) const {
-    const int64_t numbers = padded(smaller(p.nc, p.n)) * (rank(f) + 1) + packed_size<T>(p.kc, rank(f));
+    const int64_t neurons = padded(smaller(p.nc, p.n)), r = rank(f);
+    const int64_t numbers = neurons * (r + 1) + packed_size<T>(p.kc, r) + partial_size<T>(p.kc, neurons, r) + kWidth<T>;
     return numbers * static_cast<int64_t>(sizeof(T));
   }
   template <class>
@@ -199,7 +203,10 @@ struct FeaturesOverSamples {
       memset(off + neurons, 0, static_cast<size_t>(padded(neurons) - neurons) * sizeof(T));
     }
     const int64_t at = block.slab * n + neuron;
-    return {f, neurons, center == nullptr ? nullptr : off, g, g + padded(neurons) * rank(f), total + at, square + at};
+    T* u = g + padded(neurons) * rank(f);
+    return {f,          neurons,    center == nullptr ? nullptr : off,
+            g,          u,          u + whole_vectors<T>(packed_size<T>(kSamples, rank(f))),
+            total + at, square + at};
   }
 };
 
@@ -219,21 +226,28 @@ template <class T>
 void covariance(double* out, double* total, double* square, const Samples& x, const void* x_center, const void* center,
                 const Features& f, int threads) {
   const int64_t d = x.channels, n = f.g.given.images, samples = count(x);
-  Problem problem{d, n, samples, larger(d, 1), 5 * NR<T>, 256};
-  problem.slabs = slabs_for(blocks(n, problem.nc), blocks(samples, problem.kc));
-  const int64_t slabs = problem.slabs;
+  // Panels of features fill a third of the second-level cache.
+  constexpr int64_t panel = kSamples * NR<T> * sizeof(T);
+  Problem problem{d, n, samples, larger(d, 1), fitting(caches().second / 3, panel, 1, 16) * NR<T>, kSamples};
+  problem.strip = kStrip;
+  problem.slabs = slabs_for(blocks(n, 5 * NR<T>), blocks(samples, problem.kc));  // they decide bits
+  problem.joined = joins(problem.slabs, blocks(n, problem.nc), threads);
+  const int64_t slabs = problem.slabs, written = problem.joined ? 1 : slabs;
   const Packed<CenteredPacker<T>> left{{x, static_cast<const T*>(x_center)}};
   const T* const off = static_cast<const T*>(center);
   if (slabs == 1) {
-    product<T>(problem, left, FeaturesOverSamples<T>{f, off, total, square, n}, Promote<T>{out, n, 0}, threads);
+    product<T>(problem, left, FeaturesOverSamples<T>{f, off, total, square, n}, Collect<T>{out, n, 0, 1, false, true},
+               threads);
     return;
   }
-  const Scratch memory(slabs * (d + 2) * n * 8);
+  const int64_t numbers = written == 1 ? 0 : written * d * n;
+  const Scratch memory((numbers + 2 * slabs * n) * 8);
   double* parts = static_cast<double*>(memory.data());
-  double *totals = parts + slabs * d * n, *squares = totals + slabs * n;
-  memset(parts, 0, static_cast<size_t>(slabs * (d + 2) * n) * 8);
-  product<T>(problem, left, FeaturesOverSamples<T>{f, off, totals, squares, n}, Promote<T>{parts, n, d * n}, threads);
-  add_slabs(out, n, {parts, slabs, d * n, n}, d, n, threads);
+  double *totals = parts + numbers, *squares = totals + slabs * n;
+  memset(totals, 0, static_cast<size_t>(2 * slabs * n) * 8);
+  product<T>(problem, left, FeaturesOverSamples<T>{f, off, totals, squares, n},
+             Collect<T>{written == 1 ? out : parts, n, d * n, slabs, problem.joined, written == 1}, threads);
+  if (written > 1) add_slabs(out, n, {parts, slabs, d * n, n}, d, n, threads);
   add_slabs(total, n, {totals, slabs, n, n}, 1, n, 1);
   add_slabs(square, n, {squares, slabs, n, n}, 1, n, 1);
 }
@@ -245,22 +259,25 @@ void project(Projections all, const Features& f, int threads) {
   const int64_t n = f.g.given.images, r = rank(f);
   const bool one_chunk = 0 < n && n <= kNeurons;
   Sizes sizes{};
+  int64_t most = 0;
   for (int64_t p = 0; p < all.count; ++p) {
     sizes.sums += all.data[p].a.images;
-    sizes.left = larger(sizes.left, all.data[p].a.images);
+    most = larger(most, all.data[p].a.images);
   }
-  if (one_chunk) sizes.sums = sizes.left;
+  if (one_chunk) sizes.sums = most;
+  sizes.left = packed_size<T>(most, kNeurons);
   for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
     if (n == 0) memset(own.sums, 0, static_cast<size_t>(sizes.sums * count) * 8);
     for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
       const int64_t k = smaller(kNeurons, n - k0);
-      const int64_t ld = whole_vectors<T>(k);
+      const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
-      sweep(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, FeaturePanels<T, false>{f, own.phi, k, own.shift});
+      sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
+                      FeaturePanels<T, false>{f, own.phi, k, own.shift});
       double* to = own.sums;
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples &a = all.data[p].a, x = merged(all.data[p].x);
-        const int64_t there = larger(0, smaller(k, a.channels - k0)), rows = whole_vectors<T>(a.images);
+        const int64_t there = larger(0, smaller(k, a.channels - k0)), rows = column_stride<T>(a.images);
         if (there > 0) SamplePacker<T>{merged(a)}.pack(own.left, rows, 0, a.images, k0, there);
         for (int64_t j = 0; j < count; j += NR<T>) {  // each panel has k neurons, of which `there` count
           const int64_t width = smaller(NR<T>, count - j);

@@ -27,7 +27,7 @@ constexpr int64_t kNeurons = 240;  // neurons of a chunk; its sums in T are then
 
 // The sizes that decide how much memory a pass needs.
 struct Sizes {
-  int64_t left;  // rows of the longest operand that is multiplied with a chunk
+  int64_t left;  // numbers of the largest packed operand that is multiplied with a chunk or with x
   int64_t x;     // channels of all x
   int64_t sums;  // rows of sums
 };
@@ -37,6 +37,7 @@ struct Sizes {
 template <class T>
 struct Buffers {
   T *shift, *u, *g, *phi, *left, *x;
+  Sum<T>* partial;
   double* sums;
   int64_t bytes;
 
@@ -49,10 +50,11 @@ struct Buffers {
     };
     take(shift, samples);
     take(u, samples * r);
-    take(g, whole_vectors<T>(kNeurons) * blocks(r + 1, MR) * MR);
+    take(g, column_stride<T>(kNeurons) * blocks(r + 1, MR) * MR);
     take(phi, samples * kNeurons);
-    take(left, packed_size<T>(sizes.left, kNeurons));
+    take(left, sizes.left);
     take(x, samples * sizes.x);
+    take(partial, partial_size<T>(kNeurons, samples, r));
     take(sums, samples * sizes.sums);
     bytes = at - begin;
   }
@@ -62,9 +64,11 @@ struct Buffers {
 // panels.
 template <class T, class F>
 static void for_blocks_of_samples(const Features& f, const Sizes& sizes, int threads, F body) {
-  constexpr int64_t fewest_tasks = 16, widest = 10;
+  constexpr int64_t tasks_each = 4, panel = kNeurons * NR<T> * sizeof(T);
+  const int64_t widest = fitting(caches().second * 5 / 8, panel, 1, 32);  // the panels of phi
   const int64_t samples = count(f.u), r = rank(f);
-  const int64_t block = larger(1, smaller(widest, blocks(samples, NR<T>) / fewest_tasks)) * NR<T>;
+  // G is made once for each block: as few blocks as keep the threads equally busy.
+  const int64_t block = larger(1, smaller(widest, blocks(samples, NR<T>) / (tasks_each * threads))) * NR<T>;
   const int64_t tasks = blocks(samples, block), bytes = Buffers<T>(nullptr, block, r, sizes).bytes;
   threads = static_cast<int>(smaller(threads, tasks));
   if (threads == 0) return;

@@ -84,7 +84,7 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
   Sizes sizes{0, 0, r + 1};
   for (int64_t p = 0; p < all.count; ++p) {
     sizes.x += all.data[p].a.images;
-    sizes.left = kNeurons;
+    sizes.left = larger(sizes.left, packed_size<T>(kNeurons, all.data[p].a.images));
   }
   for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
     const int64_t padded = blocks(count, NR<T>) * NR<T>;
@@ -100,16 +100,16 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
         const Samples& a = all.data[p].a;
         const int64_t there = smaller(k, a.channels - k0);
         if (there > 0) {
-          const int64_t ld = whole_vectors<T>(there);
+          const int64_t ld = column_stride<T>(there);
           ChannelPacker<T>{merged(a)}.pack(own.left, ld, k0, there, 0, a.images);
           sweep(RowsOf<T>{own.left, 1, ld}, x, there, count, a.images, AddToPanels<T>{own.phi, k});
         }
         x += padded * a.images;
       }
-      const int64_t ld = whole_vectors<T>(k);
+      const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
-      sweep(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r,
-            ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0});
+      sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
+                      ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0});
       for (int64_t p = 0; p < k; ++p) own.g[r * ld + p] = 1;  // a row of ones: the sums for the shift
       const RowsOf<T> rows{own.g, ld, 1};
       if (k0 == 0)

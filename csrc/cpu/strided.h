@@ -15,6 +15,13 @@ RF_INLINE int64_t whole_vectors(int64_t size) {
   return blocks(size, kWidth<T>) * kWidth<T>;
 }
 
+// The distance of the columns of a packed operand with `rows` rows, in numbers: an odd number of vectors, so that
+// columns do not share few sets of a cache.
+template <class T>
+RF_INLINE int64_t column_stride(int64_t rows) {
+  return (blocks(rows, kWidth<T>) | 1) * kWidth<T>;
+}
+
 // v[i][j] <-> v[j][i]: each stage is a perfect shuffle of the vectors and of their lanes.
 template <class T, int N>
 RF_INLINE void transpose(Vector<T, N> (&v)[N]) {

@@ -41,7 +41,11 @@ def build() -> Path:
     """Build the program that makes the calls. It is linked statically, so that it needs no libraries of aarch64."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     flags = [*compilers.CXX_FLAGS.split(), "-O3", "-DRF_ISA=baseline", "-Icsrc"]
-    sources = [*ROOT.glob("csrc/cpu/*.cpp"), ROOT / "csrc/scratch.cpp", ROOT / "tests/helpers/aarch64_calls.cpp"]
+    sources = [
+        *ROOT.glob("csrc/cpu/*.cpp"),
+        *(ROOT / f"csrc/{name}.cpp" for name in ("caches", "scratch")),
+        ROOT / "tests/helpers/aarch64_calls.cpp",
+    ]
 
     def compiled(source: Path) -> Path:
         target = FOLDER / f"{source.stem}.o"

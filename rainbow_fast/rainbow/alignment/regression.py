@@ -30,6 +30,7 @@ from rainbow_fast.rainbow.positions import as_rows, per_channel
 RTOL = 1e-10  # eigenvalues of a singular S below this fraction of the largest count as zero
 SQUARE_BYTES = 2**33  # largest size of S or of the kernel, which are factored in place: 32,768 rows of float64
 FEATURE_NUMBERS = 2**24  # numbers of phi' in memory at a time, if all n neurons of a sample are needed together
+FLOAT64 = 4  # LAPACK and matrix products in float64 take about four times as long for a flop as our float32 products
 SOLVERS = ("summed", "kernel", "products")
 RIDGE = between(0, math.inf, "a finite number, at least 0", open_high=True)  # the check of the ridge
 
@@ -70,27 +71,6 @@ class Regression(Alignment):
         return self.solver or fastest_solver(self.ridge, features, samples, channels)
 
 
-def fastest_solver(ridge: float, features: int, samples: int, channels: int | None = None) -> str:
-    """The fastest solver whose matrices fit into memory.
-
-    "summed" computes S (n, n). "kernel" computes the kernel of the N samples, if there are fewer samples than features.
-    "products" only multiplies with S; it is not used without a ridge, because S may be singular.
-
-    Args:
-        ridge: as in `Regression`.
-        features: n.
-        samples: N.
-        channels: d if features are computed in fused passes. None if features must be stored, which would be slow for
-            every product.
-    """
-    chosen, size = ("kernel", samples) if samples < features else ("summed", features)
-    if ridge == 0:
-        return chosen
-    # Flops for each sample and feature: two passes for each product, and as many again to compute the features.
-    by_products = 2 * sketch_size(features) + 8 * channels * products_expected(features) if channels else math.inf
-    return chosen if 8 * size**2 <= SQUARE_BYTES and size <= by_products else "products"
-
-
 class SolverCost(NamedTuple):
     """The cost of a regression, in addition to the sums of M.
 
@@ -108,7 +88,7 @@ class SolverCost(NamedTuple):
 
 
 def solver_cost(solver: str, d: int, n: int, N: int, *, ridge: bool) -> SolverCost:
-    """The cost of a solver that `fastest_solver` names.
+    """The cost of one of `SOLVERS`.
 
     S or the kernel is factored in place by Cholesky; its pseudo-inverse needs three matrices of this size.
 
@@ -129,6 +109,41 @@ def solver_cost(solver: str, d: int, n: int, N: int, *, ridge: bool) -> SolverCo
         return SolverCost(1, cross_covariance_flops((N, n), []), algebra, square)
     block = 12 * min(FEATURE_NUMBERS, N * n)  # of features, once in float32 and once in float64
     return SolverCost(2, cross_covariance_flops((n, N), []), algebra + 2.0 * d * N * n, square + block)
+
+
+def fastest_solver(
+    ridge: float, features: int, samples: int, channels: int | None = None, budget: int = SQUARE_BYTES
+) -> str:
+    """The solver with the fewest flops among those whose matrices fit into memory; "products" if none fits.
+
+    "summed" computes S (n, n), "kernel" the kernel (N, N) of the samples. "products" only multiplies with S; it is not
+    used without a ridge, because S may be singular. Without a ridge, the smaller of the two matrices is used, whether
+    it fits or not.
+
+    Flops are those of `solver_cost`, and 2 N n d for each time that features are computed, which stands for
+    projections of rank d. A flop in float64 counts as `FLOAT64` flops of the products.
+
+    Args:
+        ridge: as in `Regression`.
+        features: n.
+        samples: N.
+        channels: d if features are computed in fused passes. None if features must be stored, which would be slow for
+            every product: then "products" is used only if nothing else fits.
+        budget: bytes that S or the kernel may take; default `SQUARE_BYTES`.
+    """
+    sizes = {"summed": features, "kernel": samples}
+    if ridge == 0:
+        return min(sizes, key=lambda name: sizes[name])
+    fitting = [name for name, size in sizes.items() if 8 * size**2 <= budget]
+    if channels or not fitting:
+        fitting.append("products")
+
+    def flops(name: str) -> float:
+        d = channels or 1
+        cost = solver_cost(name, d, features, samples, ridge=True)
+        return cost.products + FLOAT64 * cost.algebra + cost.passes * 2.0 * samples * features * d
+
+    return min(fitting, key=flops)
 
 
 class _Solver(Alignment):

@@ -33,7 +33,7 @@ FLAGS = (
 OPTIMISE = "-O2"
 SANITIZE = "-O1 -g1 -fsanitize=address,undefined -fsanitize-sections=rf_shared -fno-sanitize-recover=all"
 BIND = f"-O0 -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"  # most of its time is the compiler's
-SOURCES = ["csrc/bind.cpp", "csrc/scratch.cpp", "csrc/cuda/*.cu", f"{EMULATION}/*.cpp", f"{EMULATION}/*.cu"]
+SOURCES = ["csrc/*.cpp", "csrc/cuda/*.cu", f"{EMULATION}/*.cpp", f"{EMULATION}/*.cu"]
 
 
 def build(sanitize: bool = False) -> Path:

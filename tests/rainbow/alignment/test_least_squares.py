@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The regression of a site: summing S, the kernel of its samples, and products with S give the same alignment."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ from torch import nn
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp
 from rainbow_fast.rainbow.alignment.regression import SOLVERS, Regression, fastest_solver
+from rainbow_fast.rainbow.laws.law import EIGENVECTORS
 
 SOURCE = torch.Generator().manual_seed(0)
 X, MAPS = torch.randn(400, 16, generator=SOURCE), torch.randn(200, 1, 10, 10, generator=SOURCE)
@@ -51,6 +55,34 @@ def test_the_fastest_way_that_fits() -> None:
     ):
         assert fastest_solver(1e-3, features, samples, channels) == wanted
     assert fastest_solver(0.0, 100_000, 400_000, 64) == "summed", "products need a ridge"
+
+
+def flops_of_each(n: int, N: int, d: int) -> dict[str, float]:
+    """The flops of each solver, written out; those in float64 count four times."""
+    l = max(min(n // 16, 2048, 2**29 // n), 1)  # noqa: E741  # the sketch
+    products = math.ceil(14 * math.sqrt(n / l))
+    passes = 2 * (products + -(-l // 512))
+    of_P = 4 * l**2 * n + 2 * (EIGENVECTORS + 1) * l**3 + (8 * l + 12 * d) * d * n * 14 * math.sqrt(n / l)
+    return {
+        "summed": N * n * (n + 1) + 4 * (n**3 / 3 + 2 * d * n**2) + 2 * N * n * d,
+        "kernel": n * N * (N + 1) + 4 * (N**3 / 3 + 2 * d * N**2 + 2 * d * N * n) + 4 * N * n * d,
+        "products": 2 * N * l * (n + l) + 4 * N * d * n * products + 4 * of_P + passes * 2 * N * n * d,
+    }
+
+
+def test_the_choice_is_the_best_of_all() -> None:
+    chosen = set()
+    for n, N, d in itertools.product((64, 1000, 5120, 30_000, 100_000), (500, 8192, 40_000, 400_000), (1, 8, 64, 512)):
+        flops = flops_of_each(n, N, d)
+        for budget in (0, 8 * 2000**2, 2**33, 2**40):
+            bytes_needed = {"summed": 8 * n * n, "kernel": 8 * N * N, "products": 0}
+            fits = {name: flops[name] for name in SOLVERS if bytes_needed[name] <= budget}
+            got = fastest_solver(1e-3, n, N, d, budget)
+            assert fits[got] == pytest.approx(min(fits.values()), rel=1e-9), (n, N, d, budget)
+            stored = fastest_solver(1e-3, n, N, None, budget)
+            assert (stored == "products") == (len(fits) == 1)
+            chosen |= {got, stored}
+    assert chosen == set(SOLVERS)
 
 
 def test_a_ridge_too_small_to_factor_with() -> None:
