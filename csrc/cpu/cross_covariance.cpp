@@ -153,8 +153,29 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   double* right_sums = left_sums + slabs * d;
   memset(parts, 0, static_cast<size_t>(slabs * (numbers + sums)) * 8);
   const Promote<Sum<T>> epilogue = direct ? Promote<Sum<T>>{out, ld, 0} : Promote<Sum<T>>{parts, m, d * m, symmetric};
-  product<T>(problem, SideSource<T, true>{left, centers ? left_sums : nullptr, d},
-             SideSource<T, false>{right, centers && !symmetric ? right_sums : nullptr, m}, epilogue, threads);
+  // Blocks read the same samples again and again, so a long sum goes on when they do not fit into the last cache.
+  const int64_t fits = larger(4, threads * caches().third / 2 / ((d + m) * size) / kc) * kc,
+                most = direct ? fits : columns;
+  const SideSource<T, true> rows{left, centers ? left_sums : nullptr, d};
+  const SideSource<T, false> cols{right, centers && !symmetric ? right_sums : nullptr, m};
+  const bool once = direct && blocks(d, problem.mc) > 1;  // panels are packed for several blocks of rows
+  const int64_t padded = blocks(m, NR<T>) * NR<T>;
+  const Scratch packed(once ? padded * smaller(most, columns) * size : 0);
+  for (problem.from = 0; problem.from < columns; problem.from += most) {
+    problem.k = smaller(most, columns - problem.from);
+    if (!once) {
+      product<T>(problem, rows, cols, epilogue, threads);
+      continue;
+    }
+    T* const to = static_cast<T*>(packed.data());
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t row = 0; row < m; row += NR<T>)
+      for (int64_t k0 = 0; k0 < problem.k; k0 += kc) {
+        const int64_t k = smaller(kc, problem.k - k0);
+        right.pack(to + padded * k0 + row * k, NR<T>, row, smaller(NR<T>, m - row), problem.from + k0, k, cols.sums);
+      }
+    product<T>(problem, rows, Prepacked<T>{to, padded, problem.from}, epilogue, threads);
+  }
   const auto add_totals = [&](const SidePacker<T>& packer, const double* found, int64_t rows) {
     packer.for_sides([&](const Side& side, int64_t row, int64_t channels) {
       add_slabs(side.total, channels, {found + row, slabs, rows, rows}, 1, channels, 1);

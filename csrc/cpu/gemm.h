@@ -188,6 +188,7 @@ struct Problem {
   int64_t slabs = 1;    // parts of the sum, each its own task
   int64_t strip = mc;   // rows of A that are packed at a time
   bool joined = false;  // whether one task computes all slabs of a block, one after the other
+  int64_t from = 0;     // terms of the sources before the first one of the sums
 };
 
 template <class T, class Packer>
@@ -236,19 +237,20 @@ struct Packed {
 template <class T>
 struct Prepacked {
   const T* data;
-  int64_t padded;  // rows, a multiple of NR
+  int64_t padded;    // rows, a multiple of NR
+  int64_t from = 0;  // the first term that was packed
 
   template <class>
   struct Open {
     const T* data;
-    int64_t padded, row;
-    const T* panels(T*, int64_t k0, int64_t k) { return data + padded * k0 + row * k; }
+    int64_t padded, from, row;
+    const T* panels(T*, int64_t k0, int64_t k) { return data + padded * (k0 - from) + row * k; }
     NothingAhead ahead(int64_t, int64_t, int64_t) const { return {}; }
   };
   int64_t scratch(const Problem&) const { return 0; }
   template <class>
   Open<T> open(const Block&, int64_t row, int64_t, void*) const {
-    return {data, padded, row};
+    return {data, padded, from, row};
   }
 };
 
@@ -291,10 +293,10 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
         auto epilogue = c.open(block, own + offsets[5]);
         const int64_t begin = slab * chunks / p.slabs, end = (slab + 1) * chunks / p.slabs;
         for (int64_t chunk = begin; chunk < end; ++chunk) {
-          const int64_t k0 = chunk * p.kc, k = smaller(p.kc, p.k - k0);
+          const int64_t k0 = p.from + chunk * p.kc, rest = p.from + p.k - k0, k = smaller(p.kc, rest);
           const T* right_panels = right.panels(b_buffer, k0, k);
           const Chain chain{Epilogue::promotes || chunk == begin, Epilogue::promotes || chunk + 1 == end};
-          const int64_t next = chunk + 1 < end ? smaller(p.kc, p.k - k0 - k) : 0;
+          const int64_t next = chunk + 1 < end ? smaller(p.kc, rest - k) : 0;
           const int64_t steps = blocks(block.rows, MR) * blocks(block.cols, NR<T>) * blocks(k, kStep);
           Both ahead{left.ahead(k0 + k, next, steps), right.ahead(k0 + k, next, steps)};
           Sum<T>* aside = partial;

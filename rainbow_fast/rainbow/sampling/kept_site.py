@@ -136,7 +136,8 @@ class KeptSite(SampledSite):
         assert a is not None and b is not None
         if first:
             b.copy_(first_center(phi, zero=NEAR))
-        for x_piece, piece in zip(x.split(piece_size(x, phi)), phi.split(piece_size(x, phi)), strict=True):
+        size = piece_size(x, phi) if a.any() or b.any() else len(x)
+        for x_piece, piece in zip(x.split(size), phi.split(size), strict=True):
             piece = about(piece, b)
             cross_covariance_(cross, about(x_piece, a), piece)
             of_total, of_square = sums(piece)
