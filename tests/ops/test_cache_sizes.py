@@ -45,6 +45,8 @@ def results() -> list[Tensor]:
         *rf.cross_covariance(rows, [rows.flip(1), rows[:, :7]]),
         rf.cross_covariance(laid_out(x, "channels_last"), y),
         rf.cross_covariance(x.bfloat16(), y.bfloat16()),
+        rf.cross_covariance(draw(1700, 530), draw(1700, 300)),
+        rf.cross_covariance(draw(3400, 530).bfloat16(), draw(3400, 300).bfloat16(), center=True),
         rf.cross_covariance(rows.double()),
         rf.sample_project_align(230, draw(1100, 150), seed=1),
         *three(few, u, A, shift, seed=1),

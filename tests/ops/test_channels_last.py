@@ -25,7 +25,6 @@ def both(u: Tensor, A: list[Tensor], shift: Tensor | None = None, **options) -> 
     return [features, *rf.random_features_projection(u, A, shift=shift, **options)]
 
 
-@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_results_have_the_format_of_u(shape: tuple[int, ...], backend: str) -> None:
@@ -54,7 +53,6 @@ def test_bits_do_not_depend_on_the_format(dtype: torch.dtype, name: str) -> None
         assert_same_for_threads(lambda: tuple(both(u, [A, A[:, :40]], shift, seed=1, backend="cpu")))
 
 
-@pytest.mark.small
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_seeds(backend: str) -> None:
     u = laid_out(draw(3, 5, 4, 6), "channels_last")

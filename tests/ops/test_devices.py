@@ -49,7 +49,7 @@ def away(t: Tensor) -> Tensor:
             "u",
         ),
         (
-            lambda: ops.polar_out(M, False, None, None, None, away(M), torch.zeros(4, dtype=torch.float64)),
+            lambda: ops.polar_out(M, False, None, None, None, None, away(M), torch.zeros(4, dtype=torch.float64)),
             "out",
             "M",
         ),

@@ -17,6 +17,7 @@ from rainbow_fast.rainbow.options import alignment_of
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.sampling.align import size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Features, Flight
+from rainbow_fast.rainbow.sampling.route import KEPT, WIDE
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
 from rainbow_fast.rainbow.spec import NetworkSpec
@@ -51,7 +52,7 @@ class KeptSite(SampledSite):
         between: Sequence[nn.Module],
     ) -> None:
         super().__init__(statistics, spec, lane, flights, max_samples, tick)
-        self.between, self.route = between, "wide" if between else "kept"
+        self.between, self.route = between, WIDE if between else KEPT
 
     def draw(self) -> None:
         super().draw()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from rainbow_fast.rainbow.positions import channels_first, every, take
 from rainbow_fast.rainbow.report import Error, SiteReport
 from rainbow_fast.rainbow.sampling.align import AlignedMap, align, offset, scale, size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight
+from rainbow_fast.rainbow.sampling.route import FUSED
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tracing.tail import Tail
@@ -50,7 +50,7 @@ class SampledSite:
             parameter. None otherwise.
     """
 
-    route: Literal["fused", "kept", "wide"] = "fused"
+    route = FUSED
     activation: RainbowActivation
     report: SiteReport
 

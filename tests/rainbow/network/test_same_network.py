@@ -8,7 +8,7 @@ from collections.abc import Callable
 import architectures
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import mlp, resnet_cifar
@@ -130,3 +130,20 @@ def test_a_network_in_training_is_written_out_as_in_eval_mode():
     network.train()
     plain = network.materialize()
     assert network.training and network.body.training and not plain.training
+
+
+class Amplifying(nn.Module):
+    """The input, with an error of 2^-7 in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 2.0**16) - 2.0**16
+
+
+def test_rounding_that_a_network_amplifies_is_allowed():
+    x = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) + 0.5
+    other_order = x + 2.0**-8
+    check_run(Amplifying(), x, other_order, "last")
+    with pytest.raises(RuntimeError, match="after its last site 'last' it differs from what its run computed by"):
+        check_run(Amplifying(), x, x + 0.1, "last")
+    with pytest.raises(RuntimeError, match="wanted at most 1.0e-05"):
+        check_run(nn.Identity(), x, x + 1e-4, "last")

@@ -45,8 +45,12 @@ FEW = [
     ("mlp((256, 256, 256, 10), seed=0)", (20_000, 256), {"width": 10_000}),
     ("convolutions()", (2000, 1, 28, 28), {"factor": 2, "method": "calibrated"}),
     ("mlp((256, 256, 10), seed=0)", (6000, 256), {"width": 3000, "method": "regression"}),
+    ("mlp((784, 1024, 1024, 1024, 10), seed=0)", (6000, 784), {"factor": 1}),
 ]
 MANY = [
+    ("convolutions()", (2000, 1, 28, 28), {"factor": 1}),
+    ("convolutions()", (2000, 1, 28, 28), {"factor": 1, "storage": "recompute"}),
+    ("mlp((64, 2048, 2048, 10), seed=0)", (3000, 64), {"factor": 1, "storage": "file"}),
     ("convolutions()", (500, 1, 28, 28), {"width": 500, "storage": "recompute"}),
     ("mlp((64, 128, 10), seed=0)", (1000, 64), {"width": 200_000, "method": "calibrated", "storage": "file"}),
     ("mlp((256, 256, 10), seed=0)", (1500, 256), {"width": 20_000, "method": "regression", "storage": "recompute"}),

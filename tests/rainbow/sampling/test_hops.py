@@ -13,7 +13,7 @@ MOST = {
     ("random_features", hops.PASSES): 10,
     ("sample_project_align", hops.PASSES): 10,
     ("cross_covariance", hops.SOLVER): 9,
-    ("random_features", hops.LAYERS): 13,
+    ("random_features", hops.LAYERS): 14,
     ("random_features", hops.SOLVER): 11,
     ("random_features_projection", hops.SOLVER): 15,
     ("random_features_covariance", hops.SOLVER): 15,
