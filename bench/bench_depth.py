@@ -153,9 +153,9 @@ def sampling(depth: int) -> Race:
         BEST: Candidate(lambda: channels_last(weights, x, draw()), error_of_weights),
         PUBLISHED: Candidate(lambda: layer_by_layer(weights, bias, x, test, draw()), error_of_weights),
     }
-    # The layers of both networks over all images, the features in two passes, their covariance, their projection.
+    # The layers of both networks over all images, the covariances, and the projection of the held-out images.
     positions = (ALIGN + TEST) * SIDE**2
-    flops = depth * positions * (2 * 2.0 * CHANNELS**2 * 9 + 6 * 2.0 * CHANNELS**2)
+    flops = depth * positions * 2.0 * CHANNELS**2 * (2 * 9 + 1)
     return Race(f"sampling on {what}, depth {depth}", candidates, Floor({"f32": flops}), rounds=2, slack=1e-4)
 
 

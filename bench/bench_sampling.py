@@ -138,8 +138,8 @@ def race(job: str, reference: nn.Module, x: Tensor, rounds: int, fitted: bool = 
     if fitted:
         model = rf.fit(reference, x, holdout=0)
         candidates[FITTED] = Candidate(lambda: model.sample(width=width, seed=1), error[OURS])
-    # For each site: the linear maps of both networks, the features in two passes, their covariance and projection.
-    flops = sum(2.0 * len(x) * (2 * W.numel() + 4 * len(W) ** 2) for W in hidden)
+    # For each site: the layer of the reference, the features of the sampled network, and their covariance.
+    flops = sum(2.0 * len(x) * (W.numel() + 2 * len(W) ** 2) for W in hidden)
     wide = sum(3.0 * len(W) ** 3 for W in hidden)
     floor = Floor({"f32": flops, "f64": wide})
     return Race(job, candidates, floor, rounds=rounds, slack=1e-6, unchecked=width > CHECKED)
