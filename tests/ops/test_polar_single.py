@@ -69,9 +69,9 @@ def test_accuracy(d: int, m: int, spectrum, dtype: torch.dtype, backend: str) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
 def test_accuracy_of_large_matrices(spectrum, dtype: torch.dtype) -> None:
-    """Sums of float32 have many terms here."""
+    """Sums of float32 have many terms here. Rounding of M to float32 makes singular values of 1e-11 of the largest."""
     M = matrix(1100, 1100, spectrum(1100), dtype)
-    assert_is_polar(M, rf.polar(M, rtol=1e-10, accuracy="float32"))
+    assert_is_polar(M, rf.polar(M, rtol=0.0, accuracy="float32"))
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the iteration is compiled")
