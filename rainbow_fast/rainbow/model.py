@@ -181,8 +181,9 @@ def fit(
             names the argument, the module or the site. Labels are not classes of the network's outputs; pass x alone.
             The reference gives other outputs when it is called twice (compared to the bit), or when it is traced or
             given a single sample (compared to 1e-5 of the largest output, 8 units of a half precision, beyond
-            rounding). This is checked once, on the first `batch_size` samples of the data; the message names the first
-            module and function that differs. An option does not exist; the message suggests the nearest name.
+            rounding). This is checked once, on the first samples: at most `batch_size`, and at most a quarter of the
+            data or 32 samples, whichever is more. The message names the first module and function that differs. An
+            option does not exist; the message suggests the nearest name.
 
     Warns:
         UserWarning: a site has fewer samples than twice its channels, so that the alignment over-fits.

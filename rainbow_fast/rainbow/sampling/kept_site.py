@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from rainbow_fast.ops.center import first_center
 from rainbow_fast.ops.cross_covariance import cross_covariance_
@@ -17,10 +15,9 @@ from rainbow_fast.rainbow.options import alignment_of
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.sampling.align import size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Features, Flight
-from rainbow_fast.rainbow.sampling.route import KEPT, WIDE
+from rainbow_fast.rainbow.sampling.route import KEPT
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
-from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
-from rainbow_fast.rainbow.spec import NetworkSpec
+from rainbow_fast.rainbow.site_statistics import active_samples
 
 # An error below this part of the variances is measured on phih. Traces have rounding errors of 1e-6 of them at most:
 # 1 % of such an error.
@@ -36,23 +33,7 @@ class KeptSite(SampledSite):
 
     where C is the covariance of phi and phi', mu and mu' are the means, and E|A (phi' - mu')|^2 = E|phi' - mu'|^2 if A
     is an isometry. A phi' is computed only where these do not suffice, and on the held-out data.
-
-    Args:
-        between: with the route "wide", the modules between the site before and this one; otherwise empty.
     """
-
-    def __init__(
-        self,
-        statistics: SiteStatistics,
-        spec: NetworkSpec,
-        lane: int,
-        flights: tuple[Flight, Flight],
-        max_samples: int,
-        tick: Callable[[str], None],
-        between: Sequence[nn.Module],
-    ) -> None:
-        super().__init__(statistics, spec, lane, flights, max_samples, tick)
-        self.between, self.route = between, WIDE if between else KEPT
 
     def draw(self) -> None:
         super().draw()
@@ -78,9 +59,7 @@ class KeptSite(SampledSite):
 
     def measure(self) -> None:
         """Compute the moments of A phi' for the scale and the error, unless A is an isometry: they are then known."""
-        self.projected = None
-        if not self._is_isometry:
-            self.projected = ChannelMoments()
+        self.projected = None if self._is_isometry else ChannelMoments()
         for start in self.align:
             if self.projected is not None:
                 self.projected.update(self.select(start)(self._rows(self._projected(self.align, start))))
@@ -122,11 +101,11 @@ class KeptSite(SampledSite):
     # Parts of the phases
 
     def _features(self) -> Features:
-        if not self.between:
+        if self.route.name == KEPT:
             return Features(self.activation, None)
         before = self.align.activations[self.lane][-1]
         assert isinstance(before, RainbowActivation)
-        return Features(self.activation, wide_layer(before, self.between, self.activation.drawn))
+        return Features(self.activation, wide_layer(before, self.route.between, self.activation.drawn))
 
     def _add(self, x: Tensor, phi: Tensor) -> None:
         """Add a batch of phi (N, d, *space) and phi' (N, n, *space) to the moments."""

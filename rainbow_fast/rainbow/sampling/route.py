@@ -124,6 +124,8 @@ def _folded(spec: NetworkSpec, before: SiteStatistics, place: int) -> list[nn.Mo
     if between is None or spec.options.recalibrate or not foldable(between, offset=offset):
         return None
     axis = -1 if any(isinstance(module, nn.Linear) for module in between) else 1
+    if axis == -1 and len(between) > 1 and len(spec.sites[place].z_shape) > 1:
+        return None  # channels of a batch norm are axis 1, those of a Linear the last axis
     return between if _on_axis(before, axis) and _on_axis(spec.sites[place], axis) else None
 
 

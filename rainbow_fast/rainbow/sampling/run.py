@@ -111,9 +111,9 @@ class Lane:
                 flight.follow(self.number, statistics.site.reference)
             self.report.kept[name] = reason_kept(statistics.site) or "not among the sites asked for"
             return None
-        arguments = statistics, self.spec, self.number, (self.align, self.held), self.max_samples, self.tick
-        route = self.routes[name]
-        site = SampledSite(*arguments) if route.name == FUSED else KeptSite(*arguments, route.between)
+        route, flights = self.routes[name], (self.align, self.held)
+        kind = SampledSite if route.name == FUSED else KeptSite
+        site = kind(statistics, self.spec, self.number, flights, self.max_samples, self.tick, route)
         if self._refits(statistics):
             site.collect_for(self.trace.tail())
         if checkpoint is None or not checkpoint.read(self.number, site):

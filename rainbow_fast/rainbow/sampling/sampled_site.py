@@ -24,7 +24,7 @@ from rainbow_fast.rainbow.positions import channels_first, every, take
 from rainbow_fast.rainbow.report import Error, SiteReport
 from rainbow_fast.rainbow.sampling.align import AlignedMap, align, offset, scale, size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight
-from rainbow_fast.rainbow.sampling.route import FUSED
+from rainbow_fast.rainbow.sampling.route import Route
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tracing.tail import Tail
@@ -46,11 +46,11 @@ class SampledSite:
         features: length of phi' for one sample, which is the number of columns of A: the number of neurons n times
             the features of a neuron, and times the positions if the site is flattened.
         samples: number of samples that M is the mean of.
+        route: how its features are computed.
         refit, ridge: with `classifier="refit"`, the site with the new classifier in the place of A, and its ridge
             parameter. None otherwise.
     """
 
-    route = FUSED
     activation: RainbowActivation
     report: SiteReport
 
@@ -62,10 +62,12 @@ class SampledSite:
         flights: tuple[Flight, Flight],
         max_samples: int,
         tick: Callable[[str], None],
+        route: Route,
     ) -> None:
         self.statistics, self.own, self.spec = statistics, spec.own(statistics.site.name), spec
         self.site, self.lane, self.tick = self.own.site, lane, tick
         self.align, self.held = flights
+        self.route = route
         self.max_samples = max_samples
         self.options = spec.options
         self.n = spec.widths[self.site.name]
@@ -282,7 +284,7 @@ class SampledSite:
             M_rank=aligned.rank,
             M_effective_rank=aligned.effective_rank,
             M_condition=aligned.condition,
-            route=self.route,
+            route=self.route.name,
         )
 
 

@@ -113,6 +113,29 @@ OPTIONS = [
 ]
 
 
+class NormalisedTokens(nn.Module):
+    """A batch norm whose channels are tokens, before a linear layer of as many channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(8, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.dropout, self.norm = nn.Dropout(), nn.BatchNorm1d(5)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.b(self.norm(self.dropout(torch.relu(self.a(x)))))).mean(1))
+
+
+@torch.no_grad()
+def test_norms_over_tokens_are_not_folded(monkeypatch):
+    net, x = NormalisedTokens().double().eval(), images(60, 5, 8)
+    got, report = rf.sample(net, x)
+    assert [site.route for site in report.sites] == [KEPT, KEPT]
+    monkeypatch.setattr(run, "choose_routes", fused)
+    torch.testing.assert_close(got(x), rf.sample(net, x)[0](x), rtol=1e-9, atol=1e-9)
+
+
 def fused(spec, *_) -> dict[str, Route]:
     return {name: Route(FUSED) for name in spec.widths}
 
