@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """cross_covariance of patches by shifts, against products of an im2col: plain, in float64, and by our own kernel.
 
-The best plain torch multiplies both im2cols as the gradient of the weights of a convolution. Only one side needs an
-im2col if the kernel of the convolution is as large as the patch; this is faster, but its sums are longer and less
-accurate.
+Rivals are both im2cols, multiplied as the gradient of the weights of a convolution, and an im2col of one side only,
+with a kernel of the convolution as large as the patch. The second is faster with 64 channels, the first with 256.
 """
 
 import torch
 from convolutions import covariance_of_maps
 from floor import Floor
-from race import BEST, OURS, PLAIN, Candidate, Race, entries, relative
+from race import OURS, PLAIN, Candidate, Race, entries, relative
 from torch import Tensor
 from torch.nn.functional import unfold
 from torch.nn.grad import conv2d_weight
 
 import rainbow_fast as rf
 
-UNFOLDED, DOUBLE, ONE = "rainbow_fast, of unfolded", "torch, float64", "torch, one side unfolded"
+UNFOLDED, DOUBLE = "rainbow_fast, of unfolded", "torch, float64"
+BOTH, ONE = "torch, both sides unfolded", "torch, one side unfolded"
 
 
 def plain(x: Tensor, y: Tensor | None, k: int) -> Tensor:
@@ -58,7 +58,7 @@ def patch_covariance(of: str, k: int, *shape: int) -> Race:
     ways = {
         OURS: lambda: rf.cross_covariance(x, y, patch=k),
         PLAIN: lambda: plain(x, y, k),
-        BEST: lambda: both(x, y, k),
+        BOTH: lambda: both(x, y, k),
         ONE: lambda: one(x, y, k),
         UNFOLDED: lambda: unfolded(x, y, k),
         DOUBLE: lambda: plain(x.double(), None if y is None else y.double(), k),
@@ -76,4 +76,4 @@ def patch_covariance(of: str, k: int, *shape: int) -> Race:
 
 MAPS = (32, 64, 32, 32)
 CASES = [("cross", 3, *MAPS), ("self", 3, *MAPS), ("cross", 5, *MAPS), ("cross", 3, 32, 256, 14, 14)]
-bench_patches = entries(patch_covariance, CASES, (OURS, PLAIN, BEST, ONE, UNFOLDED, DOUBLE))
+bench_patches = entries(patch_covariance, CASES, (OURS, PLAIN, BOTH, ONE, UNFOLDED, DOUBLE))

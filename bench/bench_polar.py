@@ -3,7 +3,7 @@
 
 Rivals in plain torch: the decomposition in float64, the eigenvectors of the Gram matrix in float64, rational functions
 of the Gram matrix in float64, and polynomials of M in float32. Rational steps on M with Cholesky factors in float32 are
-left out: their error is twenty times that of the decomposition in float32.
+left out: their error is 2 to 30 times that of the decomposition in float32.
 """
 
 import math

@@ -74,7 +74,7 @@ def regression(N: int, r: int, d: int, n: int) -> Race:
             OURS: Candidate(ways[chosen], error),
             PLAIN: Candidate(plain, error),
             BEST: Candidate(lambda: solve((moments_of_features(u, G) / N).double()), error),
-            OTHER: Candidate(ways[other], error),
+            OTHER: Candidate(ways[other], error, part=True),
         },
         Floor({"f32": 1.0 * N * n**2, "f64": n**3 / 3 + 2.0 * d * n**2}),
         rounds=2,

@@ -22,7 +22,7 @@ def images(x: Tensor) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for a (N, d) and b (d, m)."""
+    """a @ b for a (N, d) and b (d, m); a as in `images`."""
     out = F.conv2d(images(a), b.T.reshape(*b.T.shape, 1, 1))
     return out.permute(0, 2, 3, 1).reshape(len(a), b.shape[1])
 
@@ -33,7 +33,7 @@ def covariance_of_maps(x: Tensor, y: Tensor) -> Tensor:
 
 
 def covariance(x: Tensor, y: Tensor) -> Tensor:
-    """x^T y for samples (N, d) and (N, m)."""
+    """x^T y for samples (N, d) and (N, m), as in `images`."""
     return covariance_of_maps(images(x), images(y))
 
 

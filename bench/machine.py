@@ -20,28 +20,26 @@ def cpu(information: Path = INFORMATION) -> str:
     return names[0] if names else platform.machine()
 
 
-def _cores(text: str) -> int:
-    """How many cores a list such as "0-3,8" names."""
+def _threads(text: str) -> int:
+    """How many processors a list such as "0-3,8" names."""
     ends = [part.split("-") for part in text.split(",")]
     return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
 
 
 def caches(folder: Path = CACHES) -> str:
-    """The data caches of the first core: level, size, and how many cores share it. "caches unknown" without `folder`.
+    """The data caches of the first processor: level, size, and how many processors share it.
 
-    `folder` has a folder `index*` for each cache, with the files `level`, `type`, `size` and `shared_cpu_list`, as in
-    Linux.
+    "caches unknown" if Linux does not say them. `folder` has a folder `index*` for each cache, with the files `level`,
+    `type`, `size` and `shared_cpu_list`. A cache without a size in KiB is left out.
     """
     named = []
     for index in sorted(folder.glob("index*")):
-        level, kind, size, shared = (
-            (index / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list")
-        )
-        if kind != "Instruction":
-            cores = _cores(shared)
-            kib = int(size.removesuffix("K"))
-            whose = f"shared by {cores} cores" if cores > 1 else "per core"
-            named.append(f"L{level} {f'{kib // 1024} MiB' if kib >= 1024 else f'{kib} KiB'} {whose}")
+        texts = {path.name: path.read_text().strip() for path in index.iterdir() if path.is_file()}
+        if texts.get("type") == "Instruction" or not texts.get("size", "").endswith("K") or "level" not in texts:
+            continue
+        sharing, kib = _threads(texts.get("shared_cpu_list", "0")), int(texts["size"][:-1])
+        whose = f"shared by {sharing} processors" if sharing > 1 else "per processor"
+        named.append(f"L{texts['level']} {f'{kib // 1024} MiB' if kib >= 1024 else f'{kib} KiB'} {whose}")
     return ", ".join(named) or "caches unknown"
 
 

@@ -171,7 +171,7 @@ def results(build: Callable[..., Race], case: tuple, timing: bool, cpu_time: boo
         gc.enable()
         torch.set_num_threads(before)
     job = race.job + ", one thread" * (threads == 1)
-    return {**wrong, **{line.name: line for line in lines(race, job, errors, seconds if timing else {}, wrong)}}
+    return {**wrong, **{line.name: line for line in lines(race, job, errors, seconds, wrong)}}
 
 
 def lines(

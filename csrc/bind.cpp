@@ -237,9 +237,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("use", &use);
   m.def("caches", [] {
     const Caches here = caches();
-    return std::tuple(here.first, here.second, here.third);
+    return std::tuple(here.second, here.third);
   });
-  m.def("set_caches", [](int64_t first, int64_t second, int64_t third) { set_caches({first, second, third}); });
+  m.def("set_caches", [](int64_t second, int64_t third) { set_caches({second, third}); });
   m.def("advise_huge_pages", [](uint64_t data, int64_t bytes) { advise_huge_pages(Argument<void*>::to(data), bytes); });
   bind_shared<int>(m, &cpu_kernels);
   bind(m, "patch_covariance", &cpu_kernels, &Kernels::patch_covariance);

@@ -22,9 +22,9 @@ int64_t count_of(const std::string& list) {
   return count > 0 ? count : 1;
 }
 
-// What Linux says of CPU 0. A size that it does not tell stays as it usually is.
+// What Linux says of CPU 0. Sizes that it does not report keep these usual values.
 Caches read() {
-  Caches found{int64_t{32} << 10, int64_t{512} << 10, int64_t{2} << 20};
+  Caches found{int64_t{512} << 10, int64_t{2} << 20};
   for (int index = 0; index < 8; ++index) {
     const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index);
     const auto word = [&](const char* name) {
@@ -39,7 +39,6 @@ Caches read() {
     std::istringstream(word("size")) >> size >> unit;
     size <<= unit == 'K' ? 10 : unit == 'M' ? 20 : 0;
     if (size <= 0 || type == "Instruction") continue;
-    if (level == "1") found.first = size;
     if (level == "2") found.second = size;
     if (level == "3") found.third = size / count_of(word("shared_cpu_list"));
   }

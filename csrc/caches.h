@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The caches of the machine. Kernels take the sizes of their blocks from them: they change the speed, and no bits.
+// The sizes of the caches of the machine, from which kernels choose block sizes. They change the speed, and no bits.
 #pragma once
 
 #include <cstdint>
 
 namespace rf {
 
-// Bytes that one core has: its first-level data cache, its second-level cache, and its share of the third-level cache.
+// Bytes: the second-level cache, and the third-level cache divided by the logical CPUs that share it.
 struct Caches {
-  int64_t first, second, third;
+  int64_t second, third;
 };
 
 Caches caches();
-// Makes the kernels believe in other caches, from the next call on.
+// Replaces the sizes, from the next call of a kernel on.
 void set_caches(Caches other);
 
 }  // namespace rf

@@ -6,10 +6,10 @@ contains and this machine supports. The environment variable ``RAINBOW_FAST_ISA`
 ``avx512_bf16``) chooses another one; it is read once, when the package is imported. If it names a level that this build
 or this machine does not have, `check_isa` and every op raise ImportError.
 
-The CPU kernels take the sizes of their blocks from the caches of the machine. The environment variable
-``RAINBOW_FAST_CACHES`` (bytes of the first-level data cache, the second-level cache and a core's share of the
-third-level cache, as ``49152,1048576,16777216``) replaces what the system says. It is read at the same time, and a
-wrong value raises the same error. It changes the speed, and no bits.
+The CPU kernels choose block sizes from the caches of the machine. The environment variable ``RAINBOW_FAST_CACHES``
+(bytes of the second-level cache, and of one CPU's share of the third-level cache, as ``1048576,16777216``) replaces what
+the system reports. It is read at the same time, and a wrong value raises the same error. It changes the speed, and no
+bits.
 """
 
 import functools
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch  # imported before `_C`, so that `_C` uses the OpenMP runtime that torch has loaded
 
+MOST_CACHE = 2**50  # bytes: kernels multiply sizes of caches by small numbers, in 64 bits
 ISA_VARIABLE, CACHES_VARIABLE = "RAINBOW_FAST_ISA", "RAINBOW_FAST_CACHES"
 
 # The codes of dtypes in the kernels: enum DType of csrc/kernels.h.
@@ -52,9 +53,9 @@ def _set_caches(extension: ModuleType | None, wanted: str | None) -> None:
     if not wanted:
         return
     sizes = wanted.split(",")
-    if len(sizes) != 3 or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+    if len(sizes) != 2 or not all(size.strip().isdecimal() and 0 < int(size) < MOST_CACHE for size in sizes):
         raise ImportError(
-            f"{CACHES_VARIABLE}={wanted!r}: wanted three numbers of bytes above 0, as 49152,1048576,16777216"
+            f"{CACHES_VARIABLE}={wanted!r}: wanted two numbers of bytes, above 0 and below 2^50, as 1048576,16777216"
         )
     if extension is not None:
         extension.set_caches(*map(int, sizes))
@@ -103,7 +104,7 @@ def warn_without_kernels(stacklevel: int) -> None:
 
 
 def check_isa() -> None:
-    """Raise ImportError if ``RAINBOW_FAST_ISA`` names no level that can run, or ``RAINBOW_FAST_CACHES`` no sizes."""
+    """Raise ImportError if ``RAINBOW_FAST_ISA`` or ``RAINBOW_FAST_CACHES`` has a wrong value."""
     if _isa_error:
         raise ImportError(_isa_error)
 
@@ -160,7 +161,7 @@ def choose(
         ValueError: the backend is not available.
         TypeError: the kernels do not support the dtype. The reference supports all dtypes.
         RuntimeError: the driver or the device is too old for the CUDA kernels.
-        ImportError: ``RAINBOW_FAST_ISA`` names no level that can run.
+        ImportError: ``RAINBOW_FAST_ISA`` or ``RAINBOW_FAST_CACHES`` has a wrong value.
     """
     check_isa()
     build = BUILD if build is None else build

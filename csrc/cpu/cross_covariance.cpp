@@ -153,16 +153,17 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   double* right_sums = left_sums + slabs * d;
   memset(parts, 0, static_cast<size_t>(slabs * (numbers + sums)) * 8);
   const Promote<Sum<T>> epilogue = direct ? Promote<Sum<T>>{out, ld, 0} : Promote<Sum<T>>{parts, m, d * m, symmetric};
-  // Blocks read the same samples again and again, so a long sum goes on when they do not fit into the last cache.
+  // Every block reads all samples. If they do not fit into the third-level cache, the sum is computed in parts whose
+  // samples fit.
   const int64_t fits = larger(4, threads * caches().third / 2 / ((d + m) * size) / kc) * kc,
-                most = direct ? fits : columns;
+                part = direct ? fits : columns;
   const SideSource<T, true> rows{left, centers ? left_sums : nullptr, d};
   const SideSource<T, false> cols{right, centers && !symmetric ? right_sums : nullptr, m};
   const bool once = direct && blocks(d, problem.mc) > 1;  // panels are packed for several blocks of rows
   const int64_t padded = blocks(m, NR<T>) * NR<T>;
-  const Scratch packed(once ? padded * smaller(most, columns) * size : 0);
-  for (problem.from = 0; problem.from < columns; problem.from += most) {
-    problem.k = smaller(most, columns - problem.from);
+  const Scratch packed(once ? padded * smaller(part, columns) * size : 0);
+  for (problem.from = 0; problem.from < columns; problem.from += part) {
+    problem.k = smaller(part, columns - problem.from);
     if (!once) {
       product<T>(problem, rows, cols, epilogue, threads);
       continue;

@@ -180,12 +180,12 @@ RF_INLINE int64_t fitting(int64_t bytes, int64_t each, int64_t least, int64_t mo
   return larger(least, smaller(most, bytes / each));
 }
 
-constexpr int64_t kStrip = 96;  // rows of A that are packed at a time: whole tiles and whole vectors
+constexpr int64_t kStrip = 96;  // rows of A that are packed at a time, for epilogues that promote
 
 struct Problem {
   int64_t m, n, k;      // C is m x n, sums have k terms
   int64_t mc, nc, kc;   // block sizes
-  int64_t slabs = 1;    // parts of the sum, each its own task
+  int64_t slabs = 1;    // parts of the sum; each is its own task unless they are joined
   int64_t strip = mc;   // rows of A that are packed at a time
   bool joined = false;  // whether one task computes all slabs of a block, one after the other
   int64_t from = 0;     // terms of the sources before the first one of the sums
@@ -319,8 +319,7 @@ template <class T, class A, class PackB, class Epilogue>
 static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const PackB& b, const Epilogue& c,
                               int threads) {
   constexpr int64_t kc = 1024, fewest_tasks = 16;
-  const Caches here = caches();
-  const int64_t mc = fitting(here.second * 3 / 8, kc * static_cast<int64_t>(sizeof(T)), kStrip, 4 * kStrip);
+  const int64_t mc = fitting(caches().second * 3 / 8, kc * static_cast<int64_t>(sizeof(T)), kStrip, 4 * kStrip);
   const int64_t width =
       larger(1, smaller(96, (int64_t{32} << 20) / static_cast<int64_t>(sizeof(T)) / NR<T> / larger(k, 1)));
   for (int64_t j = 0; j < n; j += width * NR<T>) {

@@ -23,8 +23,9 @@ RF_INLINE double dot(const double* x, const double* y, int64_t n) {
   return sum;
 }
 
+constexpr int kBands = 8;  // bands of rows in `multiply_symmetric`
+
 // The numbers of working memory that `largest_eigenvalue` takes: Krylov vectors, and partial sums of products.
-constexpr int kBands = 8;
 RF_INLINE int64_t lanczos_size(int64_t n) { return (kLanczosSteps + 1 + kBands) * n; }
 
 // w = a v from the upper triangle of a, which is read once; for a large matrix, reading takes the time. Bands of rows

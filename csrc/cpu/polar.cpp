@@ -3,11 +3,13 @@
 //
 // A stage computes the Gram matrix R of X (X is M at first) in float64, and from it a Zolotarev function f, which is a
 // sum of (R + pole)^-1 and raises small singular values. R has the squares of the singular values, which costs half of
-// the digits. There are three ways to go on.
-// - If R resolves all singular values, a second function follows, of the Gram matrix f(R), and X is multiplied once.
-// - For results to the accuracy of float32, X is multiplied by f. If its singular values then are of order one, the
-//   second function is one of a new Gram matrix, and all of it is computed in float32: errors grow only with the norm
-//   of the function, which is below 3.
+// the digits. A stage goes on in one of three ways.
+// - R resolves all singular values of X. A second function follows. The Gram matrix of f(X) is computed from R, and X
+// is
+//   multiplied once.
+// - The accuracy of float32 is enough, and the singular values of f(X) are of order one. X is multiplied by f. The new
+//   Gram matrix and the second function are computed in float32. Errors grow only with the norm of the second function,
+//   which is below 3.
 // - Otherwise X is multiplied by f, and the next stage computes a new Gram matrix in float64. So errors do not grow
 // with
 //   the condition number of M.
@@ -32,7 +34,7 @@ constexpr int kMostStages = 6, kProbes = MR, kSquares = 1 + kMostPoles;
 // What a result needs. Singular values are relative to the largest one of X, and those of f(X) to 1.
 struct Accuracy {
   double deviation;  // largest deviation of singular values of A from 1 by approximation
-  double least;      // lower end l of the interval of f in the first stage, unless rtol is larger
+  double least;      // lower end l of the interval of f in the first stage; if poles are chosen, at least 0.9 rtol
   double next;       // l in later stages
   double resolved;   // singular values of X that R resolves
   double raised;     // singular values of f(X) from which the second function is the last one

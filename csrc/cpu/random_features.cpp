@@ -191,7 +191,8 @@ struct FeaturesOverSamples {
   static int64_t padded(int64_t neurons) { return blocks(neurons, NR<T>) * NR<T>; }
   int64_t scratch(const Problem& p) const {
     const int64_t neurons = padded(smaller(p.nc, p.n)), r = rank(f);
-    const int64_t numbers = neurons * (r + 1) + packed_size<T>(p.kc, r) + partial_size<T>(p.kc, neurons, r) + kWidth<T>;
+    const int64_t numbers =
+        neurons * (r + 1) + packed_size<T>(kSamples, r) + partial_size<T>(kSamples, neurons, r) + kWidth<T>;
     return numbers * static_cast<int64_t>(sizeof(T));
   }
   template <class>
@@ -230,7 +231,7 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
   constexpr int64_t panel = kSamples * NR<T> * sizeof(T);
   Problem problem{d, n, samples, larger(d, 1), fitting(caches().second / 3, panel, 1, 16) * NR<T>, kSamples};
   problem.strip = kStrip;
-  problem.slabs = slabs_for(blocks(n, 5 * NR<T>), blocks(samples, problem.kc));  // they decide bits
+  problem.slabs = slabs_for(blocks(n, 5 * NR<T>), blocks(samples, problem.kc));  // slabs decide bits
   problem.joined = joins(problem.slabs, blocks(n, problem.nc), threads);
   const int64_t slabs = problem.slabs, written = problem.joined ? 1 : slabs;
   const Packed<CenteredPacker<T>> left{{x, static_cast<const T*>(x_center)}};

@@ -156,8 +156,8 @@ def samples(x: Tensor, *, written: bool = False) -> tuple[Tensor, Samples]:
 def channels_last(x: Tensor) -> bool:
     """Whether x (N, d, *space) has the strides of torch.channels_last: channels inside positions inside samples.
 
-    It holds for any number of axes of space but none, and also for slices. As in torch, strides decide where an axis of
-    size 1 leaves it open, and a channel axis of stride 0 is not innermost.
+    x needs at least one axis of space, and may be a slice. As in torch, the stride of an axis of size 1 counts, and
+    channels of stride 0 are not innermost.
     """
     if x.dim() < 3 or x.stride(1) == 0:
         return False

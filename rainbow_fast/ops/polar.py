@@ -77,11 +77,12 @@ def polar(
 
     Returns:
         `Polar`: the tensors A (*batch, d, m) and nuclear_norm, rank, condition, residual (*batch). The iteration only
-        estimates the condition, by Lanczos' method to 1 %, and the residual, from eight Gaussian rows to a factor of 2.
+        estimates the condition, by Lanczos' method to 1 %, and the residual, from four to eight Gaussian rows to a
+        factor of 2.
 
     Raises:
-        ValueError: M is not a matrix, has no rows or no columns, is all zero, or is not finite; `rank` or `method` is
-            unknown; rtol is outside [0, 1); or the backend is not available.
+        ValueError: M is not a matrix, has no rows or no columns, is all zero, or is not finite; `rank`, `method` or
+            `accuracy` is unknown; rtol is outside [0, 1); or the backend is not available.
         TypeError: M is not a tensor of dtype float32 or float64, or rtol is not a number.
         RuntimeError: a derivative is computed, and M does not have full rank.
 
@@ -196,7 +197,8 @@ def _by_iteration(
     If the estimated condition says that directions may be null, singular factors decide the rank exactly. They come
     from Gram matrices, many times faster than an SVD, or from an SVD if Gram matrices do not resolve the rank. The SVD
     is also taken if the iteration has not converged; no matrix is known for which this happens. With `single`, the
-    accuracy of float32 is enough; if it is missed, the iteration is run again without.
+    accuracy of float32 is enough; if the result misses it, the iteration runs again in the
+    default accuracy.
     """
     if chosen == "triton":  # statistics, orthogonality of A and outcome, (batch, 6)
         results = _backend.run_triton("polar", M.device, out, M, rtol, single)

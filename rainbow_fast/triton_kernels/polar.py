@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""polar on a GPU: the stages of csrc/cpu/polar.cpp, by matrix products of torch in float64 and small kernels.
+"""polar on a GPU: the stages of csrc/cpu/polar.cpp in float64, by matrix products of torch and small kernels.
 
 A stage computes the Gram matrix R of X (which is M in the first stage), and multiplies X by a function of R that brings
 the singular values near 1. The function is the composition of two Zolotarev functions, each a sum of (R + pole)^-1.

@@ -8,7 +8,7 @@ from machine import caches, cpu, machine
 
 from rainbow_fast import backend
 
-CACHES = [  # level, type, size, cores
+CACHES = [  # level, type, size, processors
     ("1", "Data", "48K", "0"),
     ("1", "Instruction", "32K", "0"),
     ("2", "Unified", "1024K", "0,32"),
@@ -29,7 +29,16 @@ def written(folder: Path) -> tuple[Path, Path]:
 
 def test_caches_name_size_and_sharing(tmp_path: Path) -> None:
     _, folder = written(tmp_path)
-    assert caches(folder) == "L1 48 KiB per core, L2 1 MiB shared by 2 cores, L3 32 MiB shared by 16 cores"
+    assert (
+        caches(folder) == "L1 48 KiB per processor, L2 1 MiB shared by 2 processors, L3 32 MiB shared by 16 processors"
+    )
+
+
+def test_caches_without_a_size_are_left_out(tmp_path: Path) -> None:
+    _, folder = written(tmp_path)
+    (folder / "index0" / "size").unlink()
+    (folder / "index2" / "shared_cpu_list").unlink()
+    assert caches(folder) == "L2 1 MiB per processor, L3 32 MiB shared by 16 processors"
 
 
 def test_head_names_cpu_caches_and_instructions(tmp_path: Path) -> None:

@@ -127,8 +127,8 @@ def fastest_solver(
         ridge: as in `Regression`.
         features: n.
         samples: N.
-        channels: d if features are computed in fused passes. None if features must be stored, which would be slow for
-            every product: then "products" is used only if nothing else fits.
+        channels: d if features are computed in fused passes. None if features must be stored: then d = 1 is counted,
+            and "products" is used only if nothing else fits, because it would store them for every product.
         budget: bytes that S or the kernel may take; default `SQUARE_BYTES`.
     """
     sizes = {"summed": features, "kernel": samples}

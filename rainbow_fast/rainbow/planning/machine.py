@@ -23,7 +23,7 @@ class Machine:
     Attributes:
         kernels: flops of this package's products in the network's dtype: fused passes and covariances.
         activations: features that the fused passes activate, counted separately from their products.
-        layers: flops of torch's products in the network's dtype: the layers of the reference.
+        layers: flops of the products of layers: by this package's kernels, or by torch's in half precision.
         polar: flops of `polar`, as counted by `polar_flops`.
         float64: flops of torch's other float64 algebra: products and Cholesky factors.
         pooling: numbers that torch's max-pooling reads, counted once for each window.
@@ -94,7 +94,7 @@ class Machine:
         if per_flop <= 0 or per_feature <= 0:  # a disturbed measurement: use one pass for each rate
             per_flop, per_feature = large / flops, small / many_features
         x, W = normal(N, d), normal(2 * d, d)
-        product = (
+        product = (  # as layers are computed, see `wide_layer.product_of`
             (lambda: x @ W.T) if dtype != wide else (lambda: random_features(x, 2 * d, G=W, activation="identity"))
         )
         layers = 4 * N * d * d / seconds(product)

@@ -37,7 +37,9 @@ class SiteCount:
         rows_drawn: the `Rows` that the law stores, without values.
         window: how many numbers pooling reads in one channel of one image.
         route: how features are computed.
-        apart: number of images whose phih is computed from stored features; 0 with the route "fused".
+        apart: number of images whose phih is computed from stored features because later layers read it, see
+            `estimate._apart`; not used with the route "fused".
+        wide_bytes: size of the wide weights; 0 without them.
         solver: solver of the regression; empty for other alignments.
         regression: cost of the solver.
     """
@@ -53,7 +55,9 @@ class SiteCount:
         apart: int = 0,
     ) -> None:
         self.statistics, self.site, self.sizes, self.first = statistics, statistics.site, sizes, first
-        self.spec, self.route, self.apart = spec, route, 0 if route.name == FUSED else apart
+        self.spec, self.route, self.apart = spec, route, apart
+        shape = route.shape
+        self.wide_bytes = 0 if shape is None else sizes.itemsize * shape.n * shape.n_before * shape.taps
         options, U = spec.options, spec.directions[self.site.name]
         self.d, self.n = statistics.d, spec.widths[self.site.name]
         self.z, self.phi = math.prod(statistics.z_shape), math.prod(statistics.phi_shape)
@@ -124,10 +128,10 @@ class SiteCount:
         others = Work(flops + self.regression.products, features=seen * self.n, bytes=bytes)
         return features + again * self.regression.passes + others
 
-    def projection(self, images: int) -> Work:
-        """The features, multiplied by A; with the routes "kept" and "wide", only where phih is computed."""
+    def projection(self, images: int, *, stored: bool = False) -> Work:
+        """The features, multiplied by A. If `stored`, the features exist already."""
         bytes = self.sizes.itemsize * images * self.phi
-        features = self.features(images) if self.route.name == FUSED else Work()
+        features = Work() if stored else self.features(images)
         return features + Work(2 * images * self.columns * self.phi, bytes=bytes)
 
     def alignment(self) -> Work:
@@ -174,8 +178,12 @@ class SiteCount:
         """
         sizes = self.sizes
         memory = SiteMemory(self, arriving)
-        projection = self.projection(sizes.both if self.route.name == FUSED else sizes.held + self.apart)
-        again = Work() if refit is None or self.route.name != FUSED else self.features(sizes.align)
+        projection = self.projection(sizes.both)
+        again = Work() if refit is None else self.features(sizes.align)
+        if self.route.name != FUSED:
+            measured = (self.kind.normalisation is not None) + (self.step > 1)  # the scale, and the error
+            projection = self.projection(sizes.held + self.apart + measured * sizes.align, stored=True)
+            again = Work()
         return SiteCost(
             index=self.site.index,
             site=self.site.name,

@@ -37,6 +37,7 @@ class SizesOfSite(Protocol):
     regression: SolverCost
     rows_drawn: Rows
     A_bytes: int
+    wide_bytes: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class SiteMemory:
         if refit is not None:
             N, b = self.site.sizes.align, self.site.sizes.itemsize
             collected = self.site.A_bytes + max(ridge_bytes(N, refit[1], b), 2 * b * N * refit[1])
-        return self.in_flight + max(*steps, collected)
+        return self.in_flight + self.site.wide_bytes + max(*steps, collected)
 
     @property
     def _chunk(self) -> int:

@@ -118,6 +118,23 @@ def test_a_refit_classifier_by_hand():
     assert cost.sites[1].work["projection"].flops == 2 * 100 * 20 * (5 + 5) + 2 * 90 * 20 * 5, "features that are kept"
     assert cost.rest["held-out accuracy"].flops == 10 * 2 * (5 * 2 * 2 + 6 * 8 + 8 * 5)
     assert cost.rest["held-out accuracy, features"].flops == 10 * 2 * 20 * (8 + 8 + 5 + 5)
+    narrow = rf.plan(mlp((6, 8, 5, 2)), (X, Y), width=4, classifier="refit", machine=MACHINE)
+    assert [site.route for site in narrow.sites] == ["kept", "wide"]
+    assert narrow.rest["held-out accuracy, features"].flops == 10 * 2 * 4 * (8 + 8 + 5 + 5), "the network is fused"
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("part", [False, True])
+def test_features_that_are_measured(norm, part):
+    """With a norm, the scale needs A phi' of all samples. If M uses a part of the samples, the error needs it too."""
+
+    def last(net, **options):
+        return rf.plan(net.eval(), MAPS, machine=MACHINE, **options).sites[-1].work["projection"].flops
+
+    options = {"max_samples": 50} if part else {}
+    once = last(pooled_cnn())  # held-out data, and all others in one chunk, on which the network is checked
+    net = pooled_cnn(nn.BatchNorm2d(4, affine=False)) if norm else pooled_cnn()
+    assert last(net, **options) == pytest.approx(once * (100 + 90 * (norm + part)) / 100)
 
 
 def test_cost_is_linear():
