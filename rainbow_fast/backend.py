@@ -7,9 +7,9 @@ contains and this machine supports. The environment variable ``RAINBOW_FAST_ISA`
 or this machine does not have, `check_isa` and every op raise ImportError.
 
 The CPU kernels choose block sizes from the caches of the machine. The environment variable ``RAINBOW_FAST_CACHES``
-(bytes of the second-level cache, and of one CPU's share of the third-level cache, as ``1048576,16777216``) replaces what
-the system reports. It is read at the same time, and a wrong value raises the same error. It changes the speed, and no
-bits.
+(bytes of the second-level cache, and of one CPU's share of the third-level cache, as ``1048576,16777216``) replaces
+what the system reports. It is read at the same time, and a wrong value raises the same error. It changes the speed, and
+no bits.
 """
 
 import functools
