@@ -82,8 +82,17 @@ def guarded() -> Iterator[Callable[..., Tensor]]:
         assert (whole[:GUARD] == 7).all() and (whole[-GUARD:] == 7).all(), "written outside of the output"
 
 
+@pytest.fixture(scope="session")
+def list_of_fonts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A list of fonts of matplotlib for this session. Commands print warnings if the list of the user is broken."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
+        subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=True, stderr=subprocess.DEVNULL)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(list_of_fonts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint, and "run", the results of a network that `rainbow-fast` sampled from it."""
     from runs import finished_run  # needs the packages of the command line
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 TASKS, CHUNK, CHUNKS_EACH = 32, 256, 4  # a long sum is divided into parts, so that there are this many tasks, and each
 # has some chunks of this many samples: `slabs_for` of csrc/cpu/epilogue.h
 FEATURES, ROWS, COLUMNS = 320, 258, 128  # of a block of a sum, in `covariance` of random_features and in `accumulate`
-LONG, PROBES, SQUARES = 16, 8, 6  # of `polar_`: ratio of the sides, rows as long as the matrix, square matrices
+LONG, PROBES = 16, 8  # of `polar_`: ratio of the sides, rows as long as the matrix
+SQUARES = {False: 6, True: 5}  # square matrices of `polar_`; True for the accuracy of float32, which needs fewer poles
 PACKED = 2**24  # bytes of a matrix that are packed at a time
 COLUMN_BLOCKS = 6 * 2**21  # bytes of blocks of columns of a long matrix
 
@@ -26,16 +27,16 @@ def second_moment_bytes(columns: int, samples: int) -> int:
     return 8 * columns**2 * _parts(-(-columns // ROWS) * -(-columns // COLUMNS), samples)
 
 
-def polar_bytes(rows: int, columns: int) -> int:
-    """Of `polar_` for a float64 matrix without zero rows and columns.
+def polar_bytes(rows: int, columns: int, *, single: bool) -> int:
+    """Of `polar_` for a float64 matrix without zero rows and columns; `single` for the accuracy of float32.
 
     A long matrix is decomposed in its own memory, see `ops.polar_lq`. Others are copied, as a whole and for the
     iteration, and packed.
     """
     short, long = sorted((rows, columns))
     if long >= LONG * short:
-        return 8 * (PROBES * long + SQUARES * short**2) + min(COLUMN_BLOCKS, 8 * short * long)
-    return 8 * (2 * short * long + SQUARES * short**2 + 3 * PROBES * long) + min(PACKED, 8 * short * long)
+        return 8 * (PROBES * long + SQUARES[single] * short**2) + min(COLUMN_BLOCKS, 8 * short * long)
+    return 8 * (2 * short * long + SQUARES[single] * short**2 + 3 * PROBES * long) + min(PACKED, 8 * short * long)
 
 
 def _parts(blocks: int, samples: int) -> int:

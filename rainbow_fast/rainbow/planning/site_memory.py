@@ -85,15 +85,18 @@ class SiteMemory:
     def _maps(self) -> int:
         """Memory of the activations of one chunk while they are computed on.
 
-        They are what a layer or a site writes; z after recalibration; u, and z with channels last before it; and the
-        activations that are loaded, unless they are in memory as they are.
+        They are what a layer or a site writes; z after recalibration; u, and z with channels last before it; the
+        activations that are loaded or recomputed, unless they are in memory as they are; and those of the site before
+        if they are recomputed.
         """
         site = self.site
         copies = 1.0 + (site.recalibrates or site.mean_row)
         if "U" in site.rows_drawn.stored:
             copies += site.rows_drawn.r / site.rows_drawn.d + (site.pixels > 1)
-        copies += 0 if site.sizes.waiting == site.sizes.itemsize else 2 if site.sizes.waiting else 3
-        return round(copies * site.sizes.itemsize * self._chunk * max(site.z, site.phi, self.arriving))
+        copies += 0 if site.sizes.waiting == site.sizes.itemsize else 2
+        numbers = copies * max(site.z, site.phi, self.arriving)
+        numbers += 0 if site.sizes.waiting else self.arriving
+        return round(site.sizes.itemsize * self._chunk * numbers)
 
     @property
     def _features(self) -> int:
@@ -122,7 +125,7 @@ class SiteMemory:
     def _solve(self) -> int:
         """The polar factor or the regression, and A in its dtype beside it."""
         site, M, vectors = self.site, 8 * self.site.rows * self.site.columns, VECTORS * 8 * self.site.columns
-        factor = polar_bytes(site.rows, site.columns)
+        factor = polar_bytes(site.rows, site.columns, single=site.sizes.itemsize < 8)
         if not site.solver:
             return M + vectors + max(factor, site.A_bytes)
         if site.solver == "summed":  # S stays until the end
