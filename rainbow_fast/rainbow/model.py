@@ -182,7 +182,7 @@ def fit(
             The reference gives other outputs when it is called twice (compared to the bit), or when it is traced or
             given a single sample (compared to 1e-5 of the largest output, 8 units of a half precision, beyond
             rounding). This is checked once, on the first samples: at most `batch_size`, and at most a quarter of the
-            data or 32 samples, whichever is more. The message names the first module and function that differs. An
+            data or 16 samples, whichever is more. The message names the first module and function that differs. An
             option does not exist; the message suggests the nearest name.
 
     Warns:

@@ -19,7 +19,7 @@ from rainbow_fast.tracing.trace import Trace, trace
 
 Run = Callable[[calls.Visit], Any]
 
-COMPARED = 32  # samples in the repeated forward passes; a whole batch would take as long as a small run
+COMPARED = 16  # samples in the repeated forward passes; a whole batch would take as long as a small run
 FEW = 8  # samples with which the first differing call is searched for
 
 

@@ -243,7 +243,7 @@ def own_forward(net: nn.Module) -> nn.Module:
     ],
 )
 def test_what_a_trace_passes_by(change, where):
-    message = f"reference: its trace computes something else, first in {where}: for 32 samples they differ by .* of"
+    message = f"reference: its trace computes something else, first in {where}: for 16 samples they differ by .* of"
     with pytest.raises(ValueError, match=message):
         rf.fit(change(Net().eval()), X)
 
