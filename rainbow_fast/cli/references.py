@@ -18,7 +18,7 @@ from torch import nn
 
 from rainbow_fast.cli.checkpoints import About, load_checkpoint
 from rainbow_fast.cli.words import ModuleWords, ReferenceWords
-from rainbow_fast.weights import TORCH, load_state
+from rainbow_fast.weights import load_state
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,7 @@ def pointwise_kinds(names: Sequence[str] | None) -> tuple[type[nn.Module], ...]:
 
 def _load(option: str, network: nn.Module, text: str) -> None:
     """Load the weights that an option names into a network."""
-    path = Path(text)
-    if path.is_file() and path.suffix not in (".safetensors", *TORCH):
-        raise ValueError(f"{option}: wanted a file .safetensors, .pt or .pth; got {path}")
-    load_state(network, path, option)
+    load_state(network, Path(text), option)
 
 
 def _built(name: str, text: str | None, seed: int) -> nn.Module:

@@ -61,7 +61,7 @@ class ReferenceWords(ModuleWords):
     checkpoint: str | None = option(None, "A checkpoint that `rainbow-fast train` has written. Give it or --module.")
     weights: str | None = option(
         None,
-        "State dict of the module in a file .safetensors, .pt or .pth (default: the weights that the function makes).",
+        "File of safetensors or torch with weights of the module (default: those that the function makes).",
     )
 
 

@@ -147,16 +147,19 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Load weights into `module` from a .safetensors file, or from a state dict that torch saved; returns `module`.
+    """Load weights into `module` from a safetensors file, or from a file that `torch.save` wrote; returns `module`.
 
-    Only tensors are read from .pt and .pth files. They may be under the key "state_dict" or "model", and their keys may
-    begin with "module.". Values are converted to the dtype and device of the module. After an error the module is
-    unchanged.
+    Files have any suffix, such as .safetensors, .pt, .pth, .th, .pth.tar, .ckpt and .bin. Only tensors are read, and
+    nothing is run. The state dict may be inside other dicts, under keys such as "state_dict", "model_state_dict",
+    "model", "net" or "ema", beside epochs, options and the state of an optimizer. If several fit, the first of these
+    keys counts. Keys may contain names that wrappers add ("module.", "_orig_mod."), and may have one prefix, such as
+    "model."; keys without this prefix are then ignored. Values are converted to the dtype and device of the module.
+    After an error the module is unchanged.
 
     Raises:
         FileNotFoundError: there is no file at `path`.
         ValueError: the file holds no state dict, or its keys or shapes are not those of the module; the message names
-            the first missing keys, unexpected keys and differing shapes.
+            the first missing keys, unexpected keys and differing shapes, and shows keys of the file and of the module.
     """
     load_state(module, Path(path), "path")
     return module
