@@ -41,6 +41,7 @@ for network, shape, options in json.loads(sys.argv[1]):
     print(planned, status("VmHWM") - before, flush=True)
     del sampled, model, net, x
 """
+OTHER = 4 * 2**20  # bytes in small blocks, of Python and libraries: up to 4 MiB more or less from run to run
 FEW = [
     ("mlp((256, 256, 256, 10), seed=0)", (20_000, 256), {"width": 10_000}),
     ("convolutions()", (2000, 1, 28, 28), {"factor": 2, "method": "calibrated"}),
@@ -72,16 +73,20 @@ needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), rea
 @needs_proc
 @pytest.mark.parametrize("cases", [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)])
 def test_peak_memory_is_that_of_a_process(cases):
-    """Within 15 %. Every block of a megabyte is a separate mapping, so that nothing that is freed is kept."""
+    """Within 15 % and `OTHER`. Every block of a megabyte is a separate mapping, so that nothing freed is kept."""
     results = measured(cases, MALLOC_MMAP_THRESHOLD_=str(2**20))
     assert len(results) == len(cases)
     for case, (planned, real) in zip(cases, results, strict=True):
-        assert 0.85 < without_kept(planned) / real < 1.15, (case, planned, real)
+        assert abs(without_kept(planned) - real) < 0.15 * real + OTHER, (case, planned, real)
 
 
 @needs_proc
 @pytest.mark.slow
 def test_peak_memory_of_a_process_as_it_is():
-    """Within 30 %: 15 % as above, and as much for what lies between blocks in use, which varies from run to run."""
+    """glibc keeps some of what is freed: anything between nothing and what the plan counts for it.
+
+    The rest is within 15 % as above, and as much for what lies between blocks in use, which varies from run to run; and
+    within a block of 32 MiB, glibc's largest mmap threshold, which is much of a small run.
+    """
     for case, (planned, real) in zip(FEW + MANY, measured(FEW + MANY), strict=True):
-        assert 0.7 < planned / real < 1.3, (case, planned, real)
+        assert 0.7 * without_kept(planned) < real < 1.3 * planned + 2**25, (case, planned, real)
