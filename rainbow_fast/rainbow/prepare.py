@@ -182,7 +182,17 @@ def _check_parameters(reference: nn.Module, argument: str) -> tuple[torch.device
 
 @torch.no_grad()
 def site_shapes(traced: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
-    """Every site with its shapes, found by running one input; no moments yet. The random state is not changed."""
+    """Every site with its shapes, as the trace knows them or by running one input; no moments yet.
+
+    The random state is not changed.
+    """
+    if traced.sizes is not None and traced.example is not None and traced.example.shape == example.shape:
+        return tuple(
+            SiteStatistics(
+                site, z[-1 if site.axis == -1 else 0], z, phi, alive, example.device, CrossCovariance(site.name)
+            )
+            for site, (z, phi, alive) in zip(traced.sites, traced.sizes, strict=True)
+        )
     with untouched(example.device):
         return tuple(_shapes(traced, example))
 

@@ -31,9 +31,9 @@ class SiteInfo:
         name: the name that options such as `sites` and `width` use.
         activation: classes of its non-linearity, and of the pooling and the normalisation that belong to it.
         fused: whether fused kernels compute it, which store no features.
-        channels: number of channels of its input z; None without data.
-        z_shape, phi_shape: shapes of its input and its output for one sample; None without data.
-        kept: why it is not sampled by default; None if it is sampled.
+        channels: number of channels of its input z; None without data, and if it cannot be sampled.
+        z_shape, phi_shape: shapes of its input and its output for one sample; None without data, and as above.
+        kept: why it is not sampled by default, or not at all; None if it is sampled.
     """
 
     name: str
@@ -46,7 +46,21 @@ class SiteInfo:
 
 
 class Sites(Results, tuple[SiteInfo, ...]):
-    """All sites in order of execution, a tuple of `SiteInfo`; `print` gives a table."""
+    """All sites in order of execution, a tuple of `SiteInfo`; `print` gives a table.
+
+    Non-linearities that cannot be sampled are listed too, with the reason and without shapes.
+
+    Attributes:
+        route: how they were found: ``"graph"``: in the graph of the network, with all functions; ``"modules"``: among
+            the modules that the network calls, because torch.fx cannot trace it.
+    """
+
+    route: str
+
+    def __new__(cls, sites: Iterable[SiteInfo] = (), route: str = "graph") -> Sites:
+        made = super().__new__(cls, sites)
+        made.route = route
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """The sites as numbers, strings, lists and dicts."""
@@ -63,10 +77,15 @@ class Sites(Results, tuple[SiteInfo, ...]):
             ImportError: matplotlib is missing.
             ValueError: there are no sites, or their channels are unknown: `sites` was called without data.
         """
-        if any(site.channels is None for site in self):
+        records = [record for record in self._records() if record["channels"] is not None]
+        if not records:
             raise ValueError("sites: channels are unknown without data, wanted sites(reference, data)")
         kept = sum(site.kept is not None for site in self)
-        return channels_by_site(self._records(), title=f"sites: {len(self) - kept} sampled, {kept} kept")
+        return channels_by_site(records, title=f"sites: {len(self) - kept} sampled, {kept} kept")
+
+    def _above(self) -> list[str]:
+        sampled = sum(site.kept is None for site in self)
+        return [f"{sampled} of {len(self)} non-linearities sampled, by {self.route}"]
 
     def _records(self) -> list[dict[str, Any]]:
         return [asdict(site) for site in self]
@@ -103,13 +122,16 @@ def sites(reference: nn.Module, data: object = None, *, pointwise_modules: Itera
         example = as_numbers(next(iter(batches(data)))[0][:1], like.device, like.dtype)
     traced = trace(reference, example, pointwise_modules)
     infos: list[SiteInfo] = []
+    left = [SiteInfo(each.name, each.function, False, None, None, None, each.reason) for each in traced.left]
+    places = [each.place for each in traced.left]
     shapes = [None] * len(traced.sites) if example is None else site_shapes(traced, example)
     for site, statistics in zip(traced.sites, shapes, strict=True):
         info = SiteInfo(site.name, described(site), site.fused, None, None, None, reason_kept(site))
         if statistics is not None:
             info = replace(info, channels=statistics.d, z_shape=statistics.z_shape, phi_shape=statistics.phi_shape)
-        infos.append(info)
-    return Sites(infos)
+        infos += [each for each, place in zip(left, places, strict=True) if place == site.index] + [info]
+    infos += [each for each, place in zip(left, places, strict=True) if place == len(traced.sites)]
+    return Sites(infos, "modules" if traced.graph is None else "graph")
 
 
 def described(site: Site) -> str:

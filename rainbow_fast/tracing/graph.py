@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from rainbow_fast.tracing.concrete import ShapeTracer
+
+OPEN = (  # modules of torch whose parts are sites
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
 NOTHING_TO_DO = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # identities in eval mode
 
 
@@ -27,29 +34,40 @@ class _Tracer(fx.Tracer):
         self.leaves = leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, OPEN):
+            return False
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
-def capture(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tuple[fx.GraphModule, bool]:
+def capture(
+    module: nn.Module, leaves: tuple[type[nn.Module], ...] = (), example: Tensor | None = None
+) -> tuple[fx.GraphModule, bool]:
     """The graph of a module in eval mode. It shares the parameters of the module, and no operation in it is in place.
+
+    A graph for inputs of any size is tried first. If the forward needs sizes as numbers, the graph is that for inputs
+    of the size of `example`, and any number of samples; it refuses other sizes.
 
     Args:
         module: the module to trace.
         leaves: classes of modules that are kept as one call each, in addition to the modules of torch itself.
+        example: one sample, (1, ...); without it, only a graph for all sizes is made.
 
     Returns:
         The graph, and a bool: whether a later operation reads a tensor that an operation in place has overwritten. If
         so, replacing an activation inside the module is not the same as replacing it in the graph.
 
     Raises:
-        CannotTrace: the forward depends on values, writes into a tensor by index, or needs several inputs.
+        CannotTrace: the forward depends on values, or needs several inputs.
     """
     parameters = list(inspect.signature(module.forward).parameters.values())
     optional = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
+    sizes = None
     try:
         traced = _Tracer(leaves).trace(module, optional)
     except Exception as error:  # the module's own code may raise anything when it is called with a proxy
-        raise CannotTrace(f"{_line_of(error)}: {error}") from error
+        if example is None:
+            raise CannotTrace(f"{_line_of(error)}: {error}") from error
+        traced, sizes = _for_sizes(module, leaves, optional, example), tuple(example.shape[1:])
     graph_module = fx.GraphModule(module, traced)
     in_place = {name: m for name, m in graph_module.named_modules() if getattr(m, "inplace", False)}
     shared = [_functional(node, graph_module, in_place) for node in list(traced.nodes)]
@@ -62,15 +80,63 @@ def capture(module: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> tupl
         if node.users:
             raise CannotTrace(f"its forward reads {node.target!r} besides {parameters[0].name!r}: wanted one input")
         traced.erase_node(node)
+    if sizes is not None:
+        _refuse_others(graph_module, sizes)
     graph_module.recompile()
     return graph_module.eval(), any(shared)
 
 
+def _for_sizes(
+    module: nn.Module, leaves: tuple[type[nn.Module], ...], optional: dict[str, Any], example: Tensor
+) -> fx.Graph:
+    """The graph for inputs of the size of an example."""
+    try:
+        return ShapeTracer(leaves, OPEN, example).trace(module, optional)
+    except Exception as error:
+        raise CannotTrace(f"{_line_of(error)}: {error}") from error
+
+
+class SameSizes(nn.Module):
+    """Returns its input if each sample has the shape that a graph was made for.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.shape:
+            got, wanted = ("".join(f", {size}" for size in shape) for shape in (x.shape[1:], self.shape))
+            raise ValueError(f"input of shape (N{got}), wanted (N{wanted}): the network was traced at this size")
+        return x
+
+
+def _refuse_others(owner: fx.GraphModule, sizes: tuple[int, ...]) -> None:
+    """Let a graph refuse inputs of other sizes."""
+    source = next(iter(owner.graph.find_nodes(op="placeholder")))
+    name = "traced_sizes"
+    owner.add_submodule(name, SameSizes(sizes))
+    with owner.graph.inserting_after(source):
+        checked = owner.graph.call_module(name, (source,))
+    source.replace_all_uses_with(checked)
+    checked.args = (source,)
+
+
+def with_written(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of x with ``x[index] = value``."""
+    x = x.clone()
+    x[index] = value
+    return x
+
+
 def _line_of(error: BaseException) -> str:
-    """The last line outside of torch in the traceback of an error."""
-    torch_folder = str(Path(torch.__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_folder)]
-    if not frames or frames[-1].filename == __file__:
+    """The last line outside of torch and of this package in the traceback of an error."""
+    skipped = tuple(str(Path(file).parent) for file in (torch.__file__, __file__))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skipped)]
+    if not frames:
         return "forward"
     return f"line {frames[-1].lineno} of {frames[-1].filename}, `{frames[-1].line}`"
 
@@ -88,6 +154,8 @@ def _functional(node: fx.Node, owner: fx.GraphModule, in_place: Mapping[str, nn.
         if not hasattr(Tensor, target[:-1]):
             raise CannotTrace(f"{_where(node)}: it calls {target}, which exists only in place")
         node.target = target[:-1]
+    elif node.op == "call_function" and target is operator.setitem:
+        node.target = with_written
     elif node.op == "call_function" and _in_place_name(target.__name__):
         plain = next((p for m in (torch, F) if (p := getattr(m, target.__name__[:-1], None)) is not None), None)
         if plain is None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from rainbow_fast.tracing.nonlinearities import MODULES
-from rainbow_fast.tracing.site import Site, make
+from rainbow_fast.tracing.calls import run as watched
+from rainbow_fast.tracing.nonlinearities import FUNCTIONS, METHODS, MODULES
+from rainbow_fast.tracing.pointwise import ACTIVATIONS
+from rainbow_fast.tracing.site import Left, Site, by_channel, make
+
+FUNCTION_NAMES = {each.__name__ for each in FUNCTIONS} | set(METHODS) | (ACTIVATIONS - {"max", "min", "sign"})
 
 
 class _Reached(Exception):
@@ -65,7 +70,7 @@ class UpTo(nn.Module):
 
 def find_modules(
     network: nn.Module, example: Tensor | None, declared: tuple[type[nn.Module], ...], why: str
-) -> tuple[tuple[Site, ...], tuple[UpTo, ...]]:
+) -> tuple[tuple[Site, ...], tuple[UpTo, ...], tuple[Left, ...]]:
     """The sites of a network, found by running it on an example, and the parts of it that run up to each site.
 
     Args:
@@ -75,24 +80,28 @@ def find_modules(
         why: why the network has no graph; every error message begins with it.
 
     Returns:
-        The sites; and one `UpTo` for each site, with one more that runs to the outputs.
+        The sites; one `UpTo` for each site, with one more that runs to the outputs; and the activations that are no
+        sites: functions, and modules that are called more than once.
 
     Raises:
-        ValueError: no example, no activation module, or one that is called twice.
+        ValueError: no example, or no activation module that is called once.
     """
     if example is None:
         raise ValueError(f"{why}, and its activation modules can be found only with an example input")
     for module in network.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # z is still read after phi is computed
-    kinds = MODULES + declared
-    called = _run(network, example, kinds)
+    calls, functions = _run(network, example, MODULES + declared)
+    counts = Counter(call.name for call in calls)
+    called = [call for call in calls if counts[call.name] == 1 and not by_channel(network.get_submodule(call.name))]
     if not called:
-        raise ValueError(f"{why}, and it calls no activation module")
-    names = [call.name for call in called]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{why}, and its activation module {name!r} is called more than once")
+        raise ValueError(f"{why}, and it calls no activation module once")
+    left = [
+        Left(name, type(network.get_submodule(name)).__name__, _reason(count), len(called))
+        for name, count in counts.items()
+        if name not in {call.name for call in called}
+    ]
+    left += [Left(name, name.rpartition(".")[2], FUNCTION, len(called)) for name in functions]
     sites = [
         make(
             index,
@@ -105,8 +114,19 @@ def find_modules(
         )
         for index, call in enumerate(called)
     ]
+    names = [call.name for call in called]
     stops: list[str | None] = [*names, None]
-    return tuple(sites), tuple(UpTo(network, names[:number], stop) for number, stop in enumerate(stops))
+    runs = tuple(UpTo(network, names[:number], stop) for number, stop in enumerate(stops))
+    return tuple(sites), runs, tuple(left)
+
+
+FUNCTION = "a function in a network that torch.fx cannot trace, in which only modules can be sampled"
+
+
+def _reason(count: int) -> str:
+    if count == 1:
+        return "it has parameters by channel"
+    return f"a module that is called {count} times, in a network that torch.fx cannot trace"
 
 
 class _Call(NamedTuple):
@@ -117,8 +137,13 @@ class _Call(NamedTuple):
 
 
 @torch.no_grad()
-def _run(network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]) -> list[_Call]:
-    """All calls of activation modules in one forward pass, in order."""
+def _run(
+    network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]
+) -> tuple[list[_Call], dict[str, None]]:
+    """All calls of activation modules in one forward pass, in order, and the activations that are called as functions.
+
+    Functions are named like sites: by the module that calls them, a dot, and their name.
+    """
     results: list[tuple[Tensor, nn.Module]] = []  # references keep torch from reusing the memory of a result
     called: list[_Call] = []
 
@@ -137,9 +162,16 @@ def _run(network: nn.Module, example: Tensor, kinds: tuple[type[nn.Module], ...]
         return note
 
     handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules()]
+    functions: dict[str, None] = {}
+
+    def visit(module: str, function: str, _: Tensor) -> None:
+        inside = bool(module) and type(network.get_submodule(module)) in kinds
+        if function in FUNCTION_NAMES and not inside:
+            functions[f"{module}.{function}".lstrip(".")] = None
+
     try:
-        network(example.clone())  # the network may write into its input
+        watched(network, example.clone(), visit)  # the network may write into its input
     finally:
         for handle in handles:
             handle.remove()
-    return called
+    return called, functions

@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
+from rainbow_fast.tracing.channel_axis import Numbered, named
 from rainbow_fast.tracing.graph import is_function, passes_on, scope
 from rainbow_fast.tracing.nonlinearities import KERNELS, NORMS, batch_norm, max_pooling, nonlinearity_of
+from rainbow_fast.tracing.operations import name_of, of_input
+from rainbow_fast.tracing.pointwise import Formula, find_formulas, in_unit_interval, is_factor
 
 LINEAR_FUNCTIONS = (
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.scaled_dot_product_attention),
@@ -75,51 +80,190 @@ class Site:
         return self.activation is not None and self.before is None and self.after is None
 
 
-def find_sites(owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> list[tuple[Site, list[fx.Node]]]:
-    """The sites of a graph in order of execution, each with its nodes (pooling, non-linearity, pooling, norm).
+@dataclass(frozen=True)
+class Left:
+    """A non-linearity of the input's values that is no site, and runs as it is.
+
+    Attributes:
+        name: as of a site.
+        function: name of its class, or of its function.
+        reason: why it is no site.
+        place: the number of sites before it.
+    """
+
+    name: str
+    function: str
+    reason: str
+    place: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """A site with its nodes in a graph.
+
+    Attributes:
+        site: the site.
+        z: its input.
+        nodes: what it replaces (pooling, non-linearity, pooling, normalisation), the last one its output.
+    """
+
+    site: Site
+    z: fx.Node
+    nodes: list[fx.Node]
+
+
+def find_sites(
+    owner: fx.GraphModule,
+    declared: tuple[type[nn.Module], ...],
+    example: Tensor | None = None,
+    channel_axes: Mapping[str, int] | None = None,
+) -> tuple[list[Found], list[Left], dict[fx.Node, tuple[int, ...]]]:
+    """The sites of a graph in order of execution; the non-linearities that are no sites; and the shapes of all nodes.
 
     Args:
         owner: the graph, as `capture` returns it.
         declared: the user's own classes of pointwise modules.
+        example: one sample; without it, channel axes are only known directly after layers.
+        channel_axes: channel axes by name of the site, which count in the place of what is found.
+
+    Raises:
+        ValueError: `channel_axes` names an axis that z does not have, or that is neither the second nor the last.
     """
-    nodes = list(owner.graph.nodes)
-    calls: dict[object, int] = {}
-    for node in nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
+    given = dict(channel_axes or {})
+    axes = Axes(owner, example)
+    data = of_input(owner.graph)
+    formulas = {each.nodes[-1]: each for each in find_formulas(owner, axes.shapes, declared)}
+    inside = {node for each in formulas.values() for node in each.nodes}
+    calls = Counter(node.target for node in owner.graph.nodes if node.op == "call_module")
     taken: set[fx.Node] = set()
     names: set[str] = set()
-    sites: list[tuple[Site, list[fx.Node]]] = []
-    for node in nodes:
-        sigma = nonlinearity_of(node, owner, declared)
-        if sigma is None or node in taken:
+    sites: list[Found] = []
+    left: list[Left] = []
+    for node in list(owner.graph.nodes):
+        formula = formulas.get(node)
+        if node not in data or node in taken or (formula is None and node in inside):
             continue
-        parts = _parts(node, owner, taken)
+        sigma = nonlinearity_of(node, owner, declared) if formula is None else formula.sigma
+        if sigma is None and formula is None:
+            reason = _reason_for_layer(node, owner)
+            if reason is not None:
+                left.append(Left(_unique(_name(node), names), _function_name(node, owner), reason, len(sites)))
+            continue
+        core = [node] if formula is None else list(formula.nodes)
+        name = _unique(_name(node, sigma if formula is not None else None), names)
+        z = node.all_input_nodes[0] if formula is None else formula.z
+        parts, z = _parts(core, z, owner, taken, axes)
+        norm = batch_norm(parts[-1], owner)
+        if name in given:
+            axes.give(z, given.pop(name), name)
+        reason = formula.reason if formula is not None and formula.reason else by_channel(sigma) or axes.unknown(z)
+        if sigma is None or reason is not None:
+            function = _function_name(node, owner) if sigma is None or formula is None else type(sigma).__name__
+            left.append(Left(name, function, str(reason), len(sites)))
+            continue
         taken.update(parts)
         once = all(part.op == "call_module" and calls[part.target] == 1 for part in parts)
         modules = tuple(str(part.target) for part in parts) if once else None
-        name = _unique(_name(node), names)
-        sites.append((_site(len(sites), name, sigma, node, parts, owner, modules), parts))
-    return sites
+        site = _site(len(sites), name, sigma, core, z, parts, owner, modules, axes.of(z, norm is not None), data)
+        sites.append(Found(site, z, parts))
+    if given:
+        wanted = ", ".join([found.site.name for found in sites] + [each.name for each in left])
+        raise ValueError(f"channel_axes: {min(given)!r} is no non-linearity of the network, wanted one of {wanted}")
+    return sites, left, axes.shapes
 
 
-def _parts(node: fx.Node, owner: fx.GraphModule, taken: set[fx.Node]) -> list[fx.Node]:
-    parts, before = [node], node.all_input_nodes[0]
-    if before not in taken and max_pooling(before, owner) is not None and len(before.users) == 1:
-        if _axis(before.all_input_nodes[0], owner, False) == 1:
-            parts.insert(0, before)
-    maps = _axis(parts[0].all_input_nodes[0], owner, False) == 1  # with another axis, pooling would mix neurons
-    for kind in (max_pooling, batch_norm) if maps else (batch_norm,):
+class Axes:
+    """The channel axes of tensors in a graph, by `channel_axis.Numbered`; without an example, by the layer before."""
+
+    def __init__(self, owner: fx.GraphModule, example: Tensor | None) -> None:
+        self.owner = owner
+        try:
+            self.numbered = None if example is None else Numbered(owner, example)
+        except Exception:  # the network does not run on one sample; where it is used, an error says why
+            self.numbered = None
+        self.shapes = {} if self.numbered is None else self.numbered.shapes
+
+    def of(self, z: fx.Node, normalised: bool = False) -> int | None:
+        """1 or -1, or None if it is not known. The channels of a normalised z (N, d) are axis 1."""
+        if self.numbered is None:
+            return _axis(z, self.owner, normalised)
+        dims, axis = len(self.shapes[z]), self.numbered.axes.get(z)
+        if dims == 2:
+            return None if normalised else -1
+        return None if axis is None else named(axis, dims)
+
+    def give(self, z: fx.Node, axis: int, name: str) -> None:
+        """Set the axis of z."""
+        if self.numbered is None:
+            return
+        dims = len(self.shapes[z])
+        if not isinstance(axis, int) or not -dims <= axis < dims or (dims > 2 and named(axis % dims, dims) is None):
+            raise ValueError(
+                f"channel_axes: {axis!r} for site {name!r} with z of shape {self.shapes[z]}: wanted 1 or -1, the "
+                "second or the last axis"
+            )
+        self.numbered.axes[z] = axis % dims
+
+    def unknown(self, z: fx.Node) -> str | None:
+        """Why z has no channels that can be sampled; None if it has."""
+        if self.numbered is None:
+            return None
+        shape, axis = self.shapes.get(z, ()), self.numbered.axes.get(z)
+        if len(shape) < 2:
+            return f"z has shape {shape}, no channels"
+        if len(shape) == 2:
+            return "z has a single channel" if shape[1] == 1 else None
+        if axis is None:
+            return f"the channel axis of z, of shape {shape}, is not known"
+        if named(axis, len(shape)) is None:
+            return f"channels are axis {axis} of z, of shape {shape}, wanted the second or the last"
+        return None
+
+
+def by_channel(sigma: nn.Module | None) -> str | None:
+    """The reason why an activation whose parameters differ by channel is no site; None for others."""
+    if isinstance(sigma, nn.PReLU) and sigma.num_parameters != 1:
+        return "it has parameters by channel"
+    return None
+
+
+def _reason_for_layer(node: fx.Node, owner: fx.GraphModule) -> str | None:
+    """Why a layer with non-linearities inside is no site; None if it has none."""
+    module = _module(node, owner)
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "a recurrent layer, whose non-linearities run inside of it"
+    if isinstance(module, nn.GLU) or is_function(node, (), (F.glu,)):
+        return "a gated linear unit, whose gate and factor run inside of it"
+    return None
+
+
+def _function_name(node: fx.Node, owner: fx.GraphModule) -> str:
+    module = _module(node, owner)
+    return name_of(node) if module is None else type(module).__name__
+
+
+def _parts(
+    core: list[fx.Node], z: fx.Node, owner: fx.GraphModule, taken: set[fx.Node], axes: Axes
+) -> tuple[list[fx.Node], fx.Node]:
+    """The nodes of a site with this non-linearity: with pooling and normalisation; and the input of the site."""
+    parts = list(core)
+    if z not in taken and max_pooling(z, owner) is not None and len(z.users) == 1:
+        if axes.of(z.all_input_nodes[0]) == 1:
+            parts.insert(0, z)
+            z = z.all_input_nodes[0]
+    maps = axes.of(z) == 1  # with another axis, pooling would mix neurons
+    flat = len(axes.shapes.get(z, (0, 0))) == 2
+    for kind in (max_pooling, batch_norm) if maps else (batch_norm,) if flat else ():
         following = list(parts[-1].users)
         if len(following) == 1 and following[0].op != "output" and kind(following[0], owner) is not None:
             parts.append(following[0])
-    return parts
+    return parts, z
 
 
-def _name(node: fx.Node) -> str:
+def _name(node: fx.Node, formula: nn.Module | None = None) -> str:
     if node.op == "call_module":
         return str(node.target)
-    function = str(node.target) if node.op == "call_method" else node.target.__name__  # type: ignore[union-attr]
+    function = name_of(node) if formula is None or isinstance(formula, Formula) else type(formula).__name__.lower()
     return f"{scope(node)}.{function}".lstrip(".")
 
 
@@ -136,17 +280,20 @@ def _site(
     index: int,
     name: str,
     sigma: nn.Module,
-    node: fx.Node,
+    core: list[fx.Node],
+    z: fx.Node,
     parts: list[fx.Node],
     owner: fx.GraphModule,
     modules: tuple[str, ...] | None,
+    axis: int | None,
+    data: set[fx.Node],
 ) -> Site:
-    place = parts.index(node)
-    before = max_pooling(parts[0], owner) if place else None
+    place = parts.index(core[-1])
+    before = max_pooling(parts[0], owner) if parts[0] is not core[0] else None
     after = max_pooling(parts[place + 1], owner) if len(parts) > place + 1 else None
     norm = batch_norm(parts[-1], owner)
     norm, affine = (None, None) if norm is None else _split(norm)
-    z, phi = parts[0].all_input_nodes[0], parts[-1]
+    phi = parts[-1]
     return make(
         index,
         name,
@@ -155,11 +302,11 @@ def _site(
         after=after,
         norm=norm,
         affine=affine,
-        axis=_axis(z, owner, norm is not None),
+        axis=axis,
         writer=_writer(z, owner),
         feeds_flatten=affine is None and _feeds_flatten(phi, owner),
         output=not _reaches_linear(phi, owner),
-        gate=_multiplies(phi, owner),
+        gate=_is_gate(sigma, phi, owner, data),
         modules=modules,
     )
 
@@ -320,9 +467,9 @@ def _reaches_linear(phi: fx.Node, owner: fx.GraphModule) -> bool:
     return False
 
 
-def _multiplies(phi: fx.Node, owner: fx.GraphModule) -> bool:
-    return any(
-        is_function(node, ("mul",), (operator.mul, torch.mul))
-        and len([source for source in node.all_input_nodes if source.op != "get_attr"]) > 1
-        for node in _readers(phi, owner)
+def _is_gate(sigma: nn.Module, phi: fx.Node, owner: fx.GraphModule, data: set[fx.Node]) -> bool:
+    """Whether phi is a factor of another activation, and lies between 0 and 1 after scalings by constants."""
+    scalings = is_factor(phi, owner, data)
+    return scalings is not None and (
+        isinstance(sigma, nn.Sigmoid | nn.Hardsigmoid) or in_unit_interval(sigma, scalings)
     )

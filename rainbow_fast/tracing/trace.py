@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from rainbow_fast.tracing import modules, tail
 from rainbow_fast.tracing.graph import CannotTrace, capture
 from rainbow_fast.tracing.nonlinearities import NORMS
 from rainbow_fast.tracing.random_state import untouched
-from rainbow_fast.tracing.site import Site, find_sites
+from rainbow_fast.tracing.site import Found, Left, Site, find_sites
 
 State = tuple[Any, ...]  # all values that later segments read: phi first, then other tensors (and sometimes sizes)
 
@@ -39,6 +40,10 @@ class Trace:
         segments: the modules between the sites, one more than there are sites.
         swappable: whether replacing a module of the network has the same effect as replacing its node in the graph.
         references: how many networks the chain computes; more than one only in `tracing.joined.Joined`.
+        left: the non-linearities that are no sites.
+        example: the sample that it was made with, if it was.
+        sizes: for each site, the shapes of z and phi of one sample, and how many numbers later layers read besides z;
+            None if they are not known.
     """
 
     reference: nn.Module
@@ -47,6 +52,9 @@ class Trace:
     segments: tuple[nn.Module, ...]
     swappable: bool
     references: int = 1
+    left: tuple[Left, ...] = ()
+    example: Tensor | None = None
+    sizes: tuple[tuple[tuple[int, ...], tuple[int, ...], int], ...] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,7 +108,8 @@ class Trace:
                 raise ValueError(f"site {site.name!r}: wanted a layer without bias that writes only this site")
             if site.name in weights and site.writer is not None:
                 network.set_submodule(self.writer_name(site), _layer(site.writer, weights[site.name]))
-        return trace(network, None, pointwise_modules)
+        axes = {site.name: site.axis for site in self.sites if site.axis is not None}
+        return trace(network, self.example, pointwise_modules, channel_axes=axes)
 
     def writer_name(self, site: Site) -> str:
         """The dotted name of the module that writes a site."""
@@ -141,6 +150,7 @@ def trace(
     example: Tensor | None = None,
     pointwise_modules: Iterable[type[nn.Module]] = (),
     name: str = "reference",
+    channel_axes: Mapping[str, int] | None = None,
 ) -> Trace:
     """Cut a network into its sites and the segments between them.
 
@@ -172,21 +182,35 @@ def trace(
     network = copy.deepcopy(reference).eval()
     with untouched(next((p.device for p in network.parameters()), torch.device("cpu"))):
         try:
-            graph, overwrites = capture(network, declared)
+            graph, overwrites = capture(network, declared, example)
         except CannotTrace as reason:
-            sites, runs = modules.find_modules(
+            sites, runs, others = modules.find_modules(
                 network, example, declared, f"{name}: torch.fx cannot trace it ({reason})"
             )
-            _check_slopes(sites, name)
-            return Trace(network, sites, None, runs, swappable=True)
-    site_nodes = find_sites(graph, declared)
-    sites = tuple(site for site, _ in site_nodes)
-    _check_slopes(sites, name)
-    for site, nodes in site_nodes:
-        _join(graph, site, nodes)
+            return Trace(network, sites, None, runs, swappable=True, left=others, example=example)
+        found, left, shapes = find_sites(graph, declared, example, channel_axes)
+    ends: dict[fx.Node, fx.Node] = {}
+    for each in found:
+        _join(graph, each, ends)
     graph.graph.lint()
     graph.recompile()
-    return Trace(network, sites, graph, tuple(_segments(graph, sites)), swappable=not overwrites)
+    sites = tuple(each.site for each in found)
+    shapes |= {end: shapes[last] for last, end in ends.items() if last in shapes}
+    segments, sizes = tuple(_segments(graph, sites)), []
+    for each, (_, rest) in zip(found, segments, strict=False):
+        if each.z in shapes:
+            alive = sum(math.prod(shapes[node]) for node in rest if node in shapes)
+            sizes.append((shapes[each.z][1:], shapes[each.nodes[-1]][1:], alive))
+    return Trace(
+        network,
+        sites,
+        graph,
+        tuple(segment for segment, _ in segments),
+        swappable=not overwrites,
+        left=tuple(left),
+        example=example,
+        sizes=tuple(sizes) if len(sizes) == len(sites) else None,
+    )
 
 
 def _layer(like: nn.Linear | _ConvNd, weight: Tensor) -> nn.Module:
@@ -209,18 +233,12 @@ def _check_norms(reference: nn.Module, argument: str) -> None:
             )
 
 
-def _check_slopes(sites: Iterable[Site], argument: str) -> None:
-    for site in sites:
-        if isinstance(site.sigma, nn.PReLU) and site.sigma.num_parameters != 1:
-            raise ValueError(
-                f"{argument}: module {site.name!r} (PReLU) has {site.sigma.num_parameters} slopes, one for each "
-                "channel: wanted one slope, because a site applies the same function to all channels"
-            )
+def _join(owner: fx.GraphModule, found: Found, ends: dict[fx.Node, fx.Node]) -> None:
+    """Replace the nodes of a site by one call of the site, followed by a call of its affine part if it has one.
 
-
-def _join(owner: fx.GraphModule, site: Site, nodes: list[fx.Node]) -> None:
-    """Replace the nodes of a site by one call of the site, followed by a call of its affine part if it has one."""
-    z, last = nodes[0].all_input_nodes[0], nodes[-1]
+    `ends` maps the last nodes of the sites before to the calls that replace them; this site is added.
+    """
+    site, z, last = found.site, ends.get(found.z, found.z), found.nodes[-1]
     owner.add_submodule(site.name, site.reference)
     with owner.graph.inserting_after(last):
         joined = owner.graph.call_module(site.name, (z,))
@@ -231,12 +249,14 @@ def _join(owner: fx.GraphModule, site: Site, nodes: list[fx.Node]) -> None:
         with owner.graph.inserting_after(joined):
             end = owner.graph.call_module(affine, (joined,))
     last.replace_all_uses_with(end)
-    for node in reversed(nodes):
-        owner.graph.erase_node(node)
+    ends[last] = end
+    for node in reversed(found.nodes):
+        if not node.users:  # sizes and constants may have other readers
+            owner.graph.erase_node(node)
 
 
-def _segments(owner: fx.GraphModule, sites: tuple[Site, ...]) -> Iterable[fx.GraphModule]:
-    """One graph before each site and one after the last.
+def _segments(owner: fx.GraphModule, sites: tuple[Site, ...]) -> Iterable[tuple[fx.GraphModule, list[fx.Node]]]:
+    """One graph before each site and one after the last, with the nodes besides z that later segments read.
 
     Each computes the values that z of its site needs and that no earlier segment has computed.
     """
@@ -251,7 +271,8 @@ def _segments(owner: fx.GraphModule, sites: tuple[Site, ...]) -> Iterable[fx.Gra
         inside = _missing(wanted, computed)
         computed |= inside
         rest = [] if z is None else [n for n in nodes if n in computed and _read_later(n, computed, places[number:])]
-        yield _subgraph(owner, state, [n for n in nodes if n in inside], output.args[0] if z is None else [z, *rest])
+        results = output.args[0] if z is None else [z, *rest]
+        yield _subgraph(owner, state, [n for n in nodes if n in inside], results), rest
         if z is not None:
             computed.add(place)
             state = [place, *rest]

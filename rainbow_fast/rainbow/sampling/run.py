@@ -94,6 +94,7 @@ class Lane:
         self.report.storage, self.report.references = str(storage), self.trace.references
         self.report.holdout_seed = prepared.holdout_seed
         self.report.accuracy_profile = [] if spec.options.accuracy_profile else None
+        self.report.kept |= {each.name: each.reason for each in self.trace.left}
         self.activations: dict[str, RainbowActivation] = {}
         data, stored = self.align.data, self.align.storage.dtype
         self.routes = choose_routes(spec, data.count + self.held.count, data.dtype, stored)
