@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rainbow_fast import tensor_files
 
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how files of torch begin: an archive, and before version 1.6 a pickle
+ZIP = b"PK\x03\x04"  # how files of torch begin since version 1.6; before, they were pickles
 HEADER = 8  # bytes of a safetensors file before its header, which begins with {
 HOLDERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "ema")  # keys of state dicts
 DEPTH = 3  # of dicts inside each other in which state dicts are looked for
@@ -67,8 +67,8 @@ def load_state(module: nn.Module, path: Path, name: str) -> None:
             message shows keys of both.
     """
     states, wanted = _read(path, name), module.state_dict()
-    found = [_fitted(state, wanted) for state in states]
-    problems = [_problems(state, wanted) for state in found]
+    fitted = [_fitted(state, wanted) for state in states]
+    problems = [_problems(state, wanted) for state in fitted]
     best = min(range(len(states)), key=lambda place: len(problems[place]))
     if problems[best]:
         more = f"; and {len(problems[best]) - SHOWN} more" if len(problems[best]) > SHOWN else ""
@@ -76,7 +76,7 @@ def load_state(module: nn.Module, path: Path, name: str) -> None:
             f"{name}: {path} does not fit the network: {'; '.join(problems[best][:SHOWN])}{more}. "
             f"The file has {_shown(list(states[best]))}; the network has {_shown(list(wanted))}"
         )
-    module.load_state_dict(found[best])
+    module.load_state_dict(fitted[best])
 
 
 def _read(path: Path, name: str) -> list[State]:
@@ -158,7 +158,7 @@ def _is_of_torch(path: Path) -> bool:
         start = file.read(HEADER + 1)
     if start[HEADER:] == b"{":
         return False
-    return start.startswith((ZIP, PICKLE)) or path.suffix != ".safetensors"
+    return start.startswith(ZIP) or path.suffix != ".safetensors"
 
 
 def _of_safetensors(path: Path, name: str) -> State:

@@ -33,7 +33,7 @@ OPEN_ROOMS = {
     "bench/bench_{}.py": OPS,
 }
 RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: here too, imports go down
-    ["positions", "channel_moments", "moments", "site_statistics", "results"],
+    ["inputs", "positions", "channel_moments", "moments", "site_statistics", "results"],
     ["laws", "kinds"],
     ["network"],
     ["alignment"],

@@ -20,6 +20,7 @@ from rainbow_fast.data import MEAN, STD, Images, cifar10, digits, image_folder, 
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.data.files import Batches
+from rainbow_fast.rainbow.inputs import dtype_of_inputs
 
 COUNTS = {"digits": (1_437, 360), "cifar10": (50_000, 10_000)}  # numbers of training and test images
 SHARE = 0.1  # fraction that is held out by default from data without a test set
@@ -56,7 +57,9 @@ class Source:
         x, like = self.example()[0], next(module.parameters(), None)
         try:
             with torch.no_grad():
-                module(x if like is None else as_numbers(x, like.device, like.dtype))
+                if like is not None:
+                    x = as_numbers(x, like.device, dtype_of_inputs(module, x, like.device, like.dtype))
+                module(x)
         except Exception as error:  # the user's network may raise anything
             first, shape = str(error).strip().partition("\n")[0], tuple(x.shape[1:])
             raise ValueError(f"{option}: the network does not take a sample of shape {shape} ({first})") from error

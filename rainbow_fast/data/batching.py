@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import integer
@@ -19,7 +20,8 @@ def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iter
     Args:
         data: a tensor `x` (N, ...); a tuple `(x, y)` of tensors with the same number of rows; or a `DataLoader` or
             another iterable over batches that can be iterated several times. Each of its batches is `x`, or a tuple or
-            list `(x,)`, `(x, y)` or `(x, None)`.
+            list `(x,)`, `(x, y)`, `(x, None)` or `(x, y, index)`, whose integers `index` (N,) are not used. A list
+            `[x, y]` of two tensors is one batch if y is of integers (N,), the labels of x.
         batch_size: rows in each batch if `data` is a tensor or a tuple; a loader keeps its own batches.
         name: what error messages call the data.
 
@@ -35,7 +37,7 @@ def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iter
     Errors in a batch of a loader are raised when the iteration reaches this batch.
     """
     batch_size = integer("batch_size", batch_size, 1)
-    if isinstance(data, Tensor) or _is_tuple_of_tensors(data):
+    if isinstance(data, Tensor) or _is_tuple_of_tensors(data) or _is_batch(data):
         x, y = _batch(data, name)
         return _Batches(lambda: _slices(x, y, batch_size))
     if isinstance(data, Iterator):
@@ -85,6 +87,8 @@ def _checked(loader: Iterable[object], name: str) -> Iterator[Batch]:
 def _batch(item: object, name: str) -> Batch:
     """A checked pair from `x`, `(x,)`, `(x, y)` or `(x, None)`; error messages begin with `name`."""
     parts = tuple(item) if isinstance(item, tuple | list) else (item,)
+    if len(parts) == 3 and _are_labels(parts[2], parts[0]):
+        parts = parts[:2]
     x, y = (*parts, None)[:2] if len(parts) in (1, 2) else (None, None)
     if not isinstance(x, Tensor) or not (y is None or isinstance(y, Tensor)):
         kinds = ", ".join(type(part).__name__ for part in parts)
@@ -96,6 +100,18 @@ def _batch(item: object, name: str) -> Batch:
     if y is not None and (y.ndim == 0 or len(y) != len(x)):
         raise ValueError(f"{name}: wanted one label for each of the {len(x)} samples, got y of shape {tuple(y.shape)}")
     return x, y
+
+
+def _are_labels(y: object, x: object) -> bool:
+    """Whether y is a tensor of integers (N,), and x a tensor with N samples of more than one number."""
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or x.dim() < 2:
+        return False
+    return y.dim() == 1 and len(y) == len(x) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+
+
+def _is_batch(data: object) -> bool:
+    """Whether `data` is a list [x, y] or [x, y, index], as `next(iter(loader))` returns it."""
+    return isinstance(data, list) and len(data) in (2, 3) and all(_are_labels(y, data[0]) for y in data[1:])
 
 
 def _is_tuple_of_tensors(data: object) -> bool:

@@ -13,10 +13,10 @@ def as_numbers(x: Tensor, device: torch.device | str, dtype: torch.dtype) -> Ten
     """Samples as input of a network with this device and dtype.
 
     uint8 counts as pixels: the result is ``x / 255``, computed in float32 and converted to `dtype`. The values of all
-    other dtypes, also other integers and booleans, are converted unchanged. Tensors that already have the device and
-    dtype are not copied.
+    other dtypes, also other integers and booleans, are converted unchanged. If `dtype` is an integer, the samples are
+    indices, and uint8 is converted unchanged, too. Tensors that already have the device and dtype are not copied.
     """
-    if x.dtype == torch.uint8:
+    if x.dtype == torch.uint8 and dtype.is_floating_point:
         return x.to(device, torch.float32).div_(255).to(dtype)
     return x.to(device, dtype)
 

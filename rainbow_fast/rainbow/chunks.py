@@ -26,10 +26,11 @@ class Data:
         x: samples (N, ...) of any dtype; may be memory-mapped from a file.
         labels: (count,) int64; None without labels.
         size: number of samples in a chunk; the last chunk may be smaller.
-        device, dtype: of the chunks.
+        device, dtype: of the network, and of the chunks.
         index: the rows of x that belong to the data set, (count,) int64; None for all rows. Only chunks are copied.
         channels_last: whether the memory of chunks of images (N, C, H, W) is laid out as (N, H, W, C); see
             `runs_channels_last`.
+        inputs: the dtype of the chunks, if it is another one; see `dtype_of_inputs`.
     """
 
     x: Tensor
@@ -39,6 +40,7 @@ class Data:
     dtype: torch.dtype
     index: Tensor | None = None
     channels_last: bool = False
+    inputs: torch.dtype | None = None
 
     @property
     def count(self) -> int:
@@ -54,7 +56,7 @@ class Data:
         return self.x[start:stop] if self.index is None else self.x[self.index[start:stop].to(self.x.device)]
 
     def chunk(self, start: int) -> Tensor:
-        x = as_numbers(self.samples(start, start + self.size), self.device, self.dtype)
+        x = as_numbers(self.samples(start, start + self.size), self.device, self.inputs or self.dtype)
         return freshly_laid(channels_last(x) if self.channels_last else x)
 
     @cached_property
@@ -68,7 +70,7 @@ class Data:
 
     @property
     def example(self) -> Tensor:
-        return as_numbers(self.samples(0, 1), self.device, self.dtype)
+        return as_numbers(self.samples(0, 1), self.device, self.inputs or self.dtype)
 
 
 @torch.no_grad()

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from rainbow_fast.data.dtypes import as_numbers, check_classes
 from rainbow_fast.rainbow.chunks import Data, runs_channels_last
 from rainbow_fast.rainbow.holdout import Part, split
+from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import DataLimits, FitOptions
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
 from rainbow_fast.tracing.joined import join
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.same_function import COMPARED, check
-from rainbow_fast.tracing.trace import State, Trace, trace
+from rainbow_fast.tracing.trace import State, Trace, checked, trace
 
 CHUNK_NUMBERS = 2**21  # size of the reference's largest feature map for one chunk of samples
 COMPARED_PART = 4  # a comparison of all samples would take as long as a run; at most this part of them is compared
@@ -124,16 +125,20 @@ def prepare(
     references = _check_references(reference, names[0])
     device, dtype = _check_parameters(references[0], names[0])
     parts = split(data, options, limits, labelled=labelled, only_shapes=only_shapes)
-    example = as_numbers(parts[0].first, device, dtype)
+    inputs = dtype_of_inputs(references[0], parts[0].first, device, dtype)
+    example = as_numbers(parts[0].first, device, inputs)
     kinds = options.pointwise_modules
     traces = tuple((network, trace(network, example, kinds, names[0])) for network in references)
     if not traces[0][1].sites:
-        raise ValueError(f"{names[0]}: no site, wanted at least one pointwise non-linearity")
+        reasons = "".join(f"; {each.name!r}: {each.reason}" for each in traces[0][1].left)
+        raise ValueError(f"{names[0]}: no site, wanted at least one pointwise non-linearity{reasons}")
     joined = traces[0][1] if len(traces) == 1 else join([traced for _, traced in traces], example)
     sites = site_shapes(joined, example)
     size = options.batch_size or chunk_size(sites, example)
     last = runs_channels_last((each for _, each in traces), example)
-    align, held = (Data(part.x, part.labels_on(device), size, device, dtype, part.index, last) for part in parts)
+    align, held = (
+        Data(part.x, part.labels_on(device), size, device, dtype, part.index, last, inputs) for part in parts
+    )
     prepared = Prepared(joined, traces, sites, align, held, options, _seed(parts[1], options))
     prepared.check(example if only_shapes else prepared.first_samples(), names)
     return prepared
@@ -155,10 +160,9 @@ def _check_references(reference: object, name: str) -> list[nn.Module]:
     references: list[nn.Module] = list(reference) if isinstance(reference, list | tuple) else [reference]  # type: ignore[list-item]
     if not references:
         raise ValueError(f"{name}: got an empty list, wanted at least one nn.Module")
+    references = [checked(network, name) for network in references]
     kinds = []
     for network in references:
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"{name}: wanted an nn.Module, got {type(network).__name__}")
         kinds.append(_check_parameters(network, name))
         if kinds[-1] != kinds[0]:
             here, there = (f"{dtype} on {device}" for device, dtype in (kinds[-1], kinds[0]))

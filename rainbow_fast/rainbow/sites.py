@@ -13,11 +13,12 @@ from rainbow_fast.data import batches
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.fields import renamed
 from rainbow_fast.plots.by_site import channels_by_site
+from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.rainbow.prepare import site_shapes
 from rainbow_fast.rainbow.results import Results
 from rainbow_fast.rainbow.site_statistics import reason_kept
 from rainbow_fast.tracing.site import Site
-from rainbow_fast.tracing.trace import trace
+from rainbow_fast.tracing.trace import checked, trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,9 +59,9 @@ class Sites(Results, tuple[SiteInfo, ...]):
     route: str
 
     def __new__(cls, sites: Iterable[SiteInfo] = (), route: str = "graph") -> Sites:
-        made = super().__new__(cls, sites)
-        made.route = route
-        return made
+        table = super().__new__(cls, sites)
+        table.route = route
+        return table
 
     def to_dict(self) -> dict[str, Any]:
         """The sites as numbers, strings, lists and dicts."""
@@ -78,12 +79,12 @@ class Sites(Results, tuple[SiteInfo, ...]):
             ValueError: there are no sites, or their channels are unknown: `sites` was called without data.
         """
         records = [record for record in self._records() if record["channels"] is not None]
-        if not records:
+        if len(self) and not records:
             raise ValueError("sites: channels are unknown without data, wanted sites(reference, data)")
         kept = sum(site.kept is not None for site in self)
         return channels_by_site(records, title=f"sites: {len(self) - kept} sampled, {kept} kept")
 
-    def _above(self) -> list[str]:
+    def _below(self) -> list[str]:
         sampled = sum(site.kept is None for site in self)
         return [f"{sampled} of {len(self)} non-linearities sampled, by {self.route}"]
 
@@ -112,14 +113,14 @@ def sites(reference: nn.Module, data: object = None, *, pointwise_modules: Itera
     Raises:
         TypeError, ValueError: the network cannot be split into sites, as in `fit`; or the data cannot be used.
     """
-    if not isinstance(reference, nn.Module):
-        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
+    reference = checked(reference, "reference")
     example: Tensor | None = None
     if data is not None:
         like = next(reference.parameters(), None)
         if like is None:
             raise ValueError("reference: no parameters, wanted a network with linear layers")
-        example = as_numbers(next(iter(batches(data)))[0][:1], like.device, like.dtype)
+        first = next(iter(batches(data)))[0][:1]
+        example = as_numbers(first, like.device, dtype_of_inputs(reference, first, like.device, like.dtype))
     traced = trace(reference, example, pointwise_modules)
     infos: list[SiteInfo] = []
     left = [SiteInfo(each.name, each.function, False, None, None, None, each.reason) for each in traced.left]

@@ -115,17 +115,16 @@ class Numbered(fx.Interpreter):
 
     def _arguments(self, n: fx.Node) -> tuple[tuple, dict[str, Any]]:
         """The values of the arguments of a node but the first."""
-        found: Any = self.map_nodes_to_values((n.args[1:], n.kwargs), n)
-        return found[0], dict(found[1])
+        values: Any = self.map_nodes_to_values((n.args[1:], n.kwargs), n)
+        return values[0], dict(values[1])
 
     def _of(self, node: Any) -> Any:
         return self._numbers.get(node) if isinstance(node, fx.Node) else None
 
     def _kept_first(self, n: fx.Node, result: Any) -> Any:
         """Of an operation on each of the channels, which are axis 1: a normalisation, or pooling over positions."""
-        numbers = self._of(n.all_input_nodes[0]) if n.all_input_nodes else None
-        known = isinstance(numbers, Tensor)
-        if known and varying(numbers) not in (1, None):
+        source = n.all_input_nodes[0] if n.all_input_nodes else None
+        if isinstance(self._of(source), Tensor) and source in self.axes and self.axes[source] != 1:
             return None
         return _counted(result, 1)
 
@@ -147,19 +146,20 @@ class Numbered(fx.Interpreter):
 
     def _joined(self, n: fx.Node, result: Any) -> Any:
         parts = n.args[0] if n.args else n.kwargs.get("tensors")
-        numbers = [self._of(part) for part in parts] if isinstance(parts, list | tuple) else [None]
-        if not numbers or not all(isinstance(each, Tensor) for each in numbers):
+        numbers = [self._of(part) for part in parts] if isinstance(parts, list | tuple) else []
+        tensors = [each for each in numbers if isinstance(each, Tensor)]
+        if not tensors or len(tensors) < len(numbers):
             return None
         shifted, count = [], 0.0
-        for each in numbers:
+        for each in tensors:
             shifted.append(each + count)
-            count += float(each.max()) + 1
+            count += float(each.max()) + 1 if each.numel() else 0
         args, kwargs = self._arguments(n)
         kwargs.pop("tensors", None)
         joined: Callable = n.target  # type: ignore[assignment]
         whole = joined(shifted, *args, **kwargs)
         if varying(whole) is None:  # not along the channels: the parts have the same channels
-            return joined(numbers, *args, **kwargs)
+            return joined(tensors, *args, **kwargs)
         return whole
 
     def _reduced(self, n: fx.Node, result: Any) -> Any:
@@ -176,7 +176,9 @@ class Numbered(fx.Interpreter):
         """The numbers of the operands, which are broadcast to the result; None if operands disagree about the axis."""
         if not isinstance(result, Tensor):
             return None
-        found: Tensor | None = None
+        if len(n.all_input_nodes) == 1 and self.shapes.get(n.all_input_nodes[0]) == result.shape:
+            return self._of(n.all_input_nodes[0])
+        numbered: Tensor | None = None
         for source in n.all_input_nodes:
             numbers = self._of(source)
             if not isinstance(numbers, Tensor) or numbers.dim() > result.dim():
@@ -185,10 +187,14 @@ class Numbered(fx.Interpreter):
                 wide = numbers.broadcast_to(result.shape)
             except RuntimeError:
                 continue
-            if found is not None and varying(found) != varying(wide) and None not in (varying(found), varying(wide)):
+            if (
+                numbered is not None
+                and varying(numbered) != varying(wide)
+                and None not in (varying(numbered), varying(wide))
+            ):
                 return None
-            found = wide if found is None or varying(found) is None else found
-        return found
+            numbered = wide if numbered is None or varying(numbered) is None else numbered
+        return numbered
 
 
 RULES: tuple[tuple[frozenset[str], Callable[[Numbered, fx.Node, Any], Any]], ...] = (
@@ -207,10 +213,12 @@ def varying(numbers: Any) -> int | None:
     """The only axis along which numbers of channels change; None if there is none, or more than one."""
     if not isinstance(numbers, Tensor) or numbers.numel() == 0:
         return None
+    spread = [axis for axis in range(numbers.dim()) if numbers.shape[axis] > 1 and numbers.stride(axis) != 0]
+    numbers = numbers[tuple(slice(None) if axis in spread else 0 for axis in range(numbers.dim()))]
     axes = [
         axis
-        for axis in range(numbers.dim())
-        if numbers.shape[axis] > 1 and not torch.equal(numbers.narrow(axis, 0, 1).expand_as(numbers), numbers)
+        for place, axis in enumerate(spread)
+        if not torch.equal(numbers.narrow(place, 0, 1).expand_as(numbers), numbers)
     ]
     return axes[0] if len(axes) == 1 else None
 
@@ -221,7 +229,7 @@ def _counted(result: Any, axis: int) -> Any:
         return type(result)([_counted(result[0], axis), *[None] * (len(result) - 1)]) if result else None
     if not isinstance(result, Tensor) or result.dim() < 2:
         return None
-    count = torch.arange(result.shape[axis], dtype=NUMBERS)
+    count = torch.arange(result.shape[axis], dtype=NUMBERS, device=result.device)
     shape = [1] * result.dim()
     shape[axis] = -1
     return count.view(shape).expand(result.shape)

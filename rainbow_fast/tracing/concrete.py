@@ -35,6 +35,7 @@ CONSTANTS = (
 )
 # Functions that make tensors from sizes. They cannot be called with a node, so they are replaced during the trace.
 FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+METHODS = ("expand", "view", "reshape", "repeat", "tile", "narrow", "new_empty", "new_full", "new_ones", "new_zeros")
 VALUE = "rainbow_fast_value"  # key of `Node.meta`: the results for both examples
 READS = "rainbow_fast_reads"  # key of `Node.meta`: whether the results depend on the values of the input, not its sizes
 SIZES = ("size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "get_device")
@@ -139,6 +140,7 @@ class ShapeTracer(fx.Tracer):
         super().__init__()
         self.leaves, self.open_modules, self.example = leaves, open_modules, example
         self.running = False
+        self.defaults: dict[str, Any] = {}
         self.lengths: list[dict[str, Any]] = []  # namespaces of functions in which `len` has been replaced
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -147,7 +149,8 @@ class ShapeTracer(fx.Tracer):
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with torch.no_grad(), _replaced_factories(self):
+        self.defaults = dict(concrete_args or {})
+        with torch.no_grad(), _replaced_functions(self):
             try:
                 self._replace_len(root)
                 return super().trace(root, concrete_args)
@@ -159,9 +162,9 @@ class ShapeTracer(fx.Tracer):
         return Traced(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        made = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        self.run(made.node)
-        return made.results[0] if isinstance(made, Traced) and made.constant else made
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        self.run(proxy.node)
+        return proxy.results[0] if isinstance(proxy, Traced) and proxy.constant else proxy
 
     def run(self, node: fx.Node) -> None:
         """Compute the results of a node for both examples, if it has none."""
@@ -190,7 +193,7 @@ class ShapeTracer(fx.Tracer):
         a, b = (len(value) for value in obj.node.meta[VALUE])
         if a != b:
             raise DependsOnValues("it iterates over the samples")
-        return iter([obj[place] for place in range(a)])
+        return iter([operator.getitem(obj, place) for place in range(a)])
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Shape):
@@ -228,6 +231,8 @@ class ShapeTracer(fx.Tracer):
         target: Any = node.target
         self.running = True
         try:
+            if node.op == "placeholder" and node is not next(iter(node.graph.nodes)):
+                return self.defaults.get(target.rpartition("_")[0], self.defaults.get(target))
             if node.op == "placeholder":
                 return self.example.repeat(SAMPLES[number], *[1] * (self.example.dim() - 1))
             if node.op == "get_attr":
@@ -243,7 +248,7 @@ class ShapeTracer(fx.Tracer):
     def _reads(self, node: fx.Node) -> bool:
         """Whether the result of a node depends on the values of the input."""
         if node.op == "placeholder":
-            return True
+            return node is next(iter(node.graph.nodes))
         if node.op == "call_method" and node.target in SIZES:
             return False
         if node.op == "call_function" and node.target in (*SIZE_FUNCTIONS, getattr):
@@ -258,25 +263,34 @@ def _inside(owner: Any, name: str) -> Any:
 
 
 @contextmanager
-def _replaced_factories(tracer: ShapeTracer) -> Iterator[None]:
-    """Let the functions that make tensors accept nodes as sizes."""
+def _replaced_functions(tracer: ShapeTracer) -> Iterator[None]:
+    """Let functions that make tensors, and methods of tensors that are no nodes, accept nodes as sizes."""
 
-    def replaced(plain: Callable) -> Callable:
-        def made(*args: Any, **kwargs: Any) -> Any:
-            if any(isinstance(value, fx.Proxy) for value in _flat((args, kwargs))):
-                return tracer.create_proxy("call_function", plain, args, kwargs)
+    def accepting(kind: str, target: Any, plain: Callable) -> Callable:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            sizes = args[1:] if kind == "call_method" else args
+            if any(isinstance(value, fx.Proxy) for value in _flat((sizes, kwargs))):
+                return tracer.create_proxy(kind, target, args, kwargs)
             return plain(*args, **kwargs)
 
-        return made
+        return called
 
-    plain = {name: getattr(torch, name) for name in FACTORIES}
-    for name, function in plain.items():
-        setattr(torch, name, replaced(function))
+    factories = {name: getattr(torch, name) for name in FACTORIES}
+    for name, function in factories.items():
+        setattr(torch, name, accepting("call_function", function, function))
+    own = {name: vars(Tensor)[name] for name in METHODS if name in vars(Tensor)}  # the others are inherited
+    for name in METHODS:
+        setattr(Tensor, name, accepting("call_method", name, getattr(Tensor, name)))
     try:
         yield
     finally:
-        for name, function in plain.items():
+        for name, function in factories.items():
             setattr(torch, name, function)
+        for name in METHODS:
+            if name in own:
+                setattr(Tensor, name, own[name])
+            else:
+                delattr(Tensor, name)
 
 
 def _flat(value: Any) -> Iterable[Any]:

@@ -220,6 +220,11 @@ def scope(node: fx.Node) -> str:
     return stack[-1][0] if stack else ""
 
 
+def module_of(node: fx.Node, owner: fx.GraphModule) -> nn.Module | None:
+    """The module that a node calls; None if it calls none."""
+    return owner.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
 def is_call(node: object, owner: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether a node calls a module of one of these classes; subclasses do not count."""
     return (

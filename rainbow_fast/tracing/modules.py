@@ -15,9 +15,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from rainbow_fast.tracing.calls import run as watched
+from rainbow_fast.tracing.find import Left, by_channel
+from rainbow_fast.tracing.formulas import ACTIVATIONS
 from rainbow_fast.tracing.nonlinearities import FUNCTIONS, METHODS, MODULES
-from rainbow_fast.tracing.pointwise import ACTIVATIONS
-from rainbow_fast.tracing.site import Left, Site, by_channel, make
+from rainbow_fast.tracing.site import Site, make
 
 FUNCTION_NAMES = {each.__name__ for each in FUNCTIONS} | set(METHODS) | (ACTIVATIONS - {"max", "min", "sign"})
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch.nn import functional as F
 
 from rainbow_fast.tracing.graph import is_call
@@ -62,6 +64,15 @@ FUNCTIONS: dict[Callable, type[nn.Module]] = {
     F.softplus: nn.Softplus,
     F.softsign: nn.Softsign,
 }
+# Operators in exported graphs whose arguments are those of the function.
+OPERATORS: dict[str, Callable] = {
+    f.__name__: f
+    for f in (
+        *(F.relu, F.leaky_relu, torch.tanh, F.gelu, F.silu, F.hardswish, F.hardtanh, F.mish, F.relu6, F.selu),
+        *(torch.sigmoid, F.softplus, F.celu, F.hardsigmoid),
+        *(F.max_pool1d, F.max_pool2d, F.max_pool3d),
+    )
+}
 METHODS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 POOLS: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 POOL_FUNCTIONS: dict[Callable, type[nn.Module]] = {
@@ -87,6 +98,13 @@ def nonlinearity_of(node: object, owner: fx.GraphModule, declared: tuple[type[nn
     return _made(node, FUNCTIONS)
 
 
+def is_nonlinearity(node: fx.Node, owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a node calls a non-linearity of these lists, with any arguments."""
+    if node.op == "call_method":
+        return node.target in METHODS
+    return _plain(node.target) in FUNCTIONS if node.op == "call_function" else is_call(node, owner, MODULES + declared)
+
+
 def max_pooling(node: object, owner: fx.GraphModule) -> nn.Module | None:
     """The max-pooling that a node applies, as a new module; None if there is none, or if it also returns indices."""
     pool = _called(node, owner) if is_call(node, owner, POOLS) else _made(node, POOL_FUNCTIONS)
@@ -98,6 +116,11 @@ def batch_norm(node: object, owner: fx.GraphModule) -> nn.Module | None:
     return _called(node, owner) if is_call(node, owner, NORMS) else None
 
 
+def _plain(target: Any) -> Any:
+    """The function of torch that a call in an exported graph is an operator of; other targets as they are."""
+    return OPERATORS.get(target.overloadpacket.__name__, target) if isinstance(target, OpOverload) else target
+
+
 def _called(node: object, owner: fx.GraphModule) -> nn.Module:
     assert isinstance(node, fx.Node)
     return copy.deepcopy(owner.get_submodule(str(node.target)))
@@ -105,9 +128,11 @@ def _called(node: object, owner: fx.GraphModule) -> nn.Module:
 
 def _made(node: object, kinds: dict[Callable, type[nn.Module]]) -> nn.Module | None:
     """The module that computes the same as a function call; None if an argument of the call is not a constant."""
-    if not (isinstance(node, fx.Node) and node.op == "call_function" and node.target in kinds):
+    if not (isinstance(node, fx.Node) and node.op == "call_function"):
         return None
-    kind = kinds[node.target]
+    kind = kinds.get(_plain(node.target))
+    if kind is None:
+        return None
     names = POOL_ARGUMENTS if kind in POOLS else tuple(inspect.signature(kind).parameters)
     arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
     arguments = {name: value for name, value in arguments.items() if name not in ("input", "inplace")}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from torch import fx
+from torch._ops import OpOverload
 
 SIZES = frozenset(
     "size dim ndimension numel nelement stride is_contiguous is_floating_point get_device zeros_like ones_like "
@@ -20,6 +21,8 @@ OTHER_NAMES = {"truediv": "div", "true_divide": "div", "divide": "div", "multipl
 def name_of(node: fx.Node) -> str:
     """The name of the method or function that a node calls; "" for other nodes."""
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if isinstance(node.target, OpOverload):  # in exported graphs
+        name = node.target.overloadpacket.__name__
     name = str(name).strip("_") if node.op in ("call_method", "call_function") else ""
     return OTHER_NAMES.get(name, name)
 
@@ -33,15 +36,20 @@ def reads_values(node: fx.Node) -> bool:
 
 def of_input(graph: fx.Graph) -> set[fx.Node]:
     """The nodes of a graph that depend on the values of its input."""
-    found: set[fx.Node] = set()
+    nodes: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or (reads_values(node) and any(source in found for source in node.all_input_nodes)):
-            found.add(node)
-    return found
+        if node.op == "placeholder" or (reads_values(node) and any(source in nodes for source in node.all_input_nodes)):
+            nodes.add(node)
+    return nodes
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
     """The nodes among the arguments of a node, as often as they are there."""
-    found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
-    return found
+    nodes: list[fx.Node] = []
+
+    def note(operand: fx.Node) -> fx.Node:
+        nodes.append(operand)
+        return operand
+
+    fx.map_arg((node.args, node.kwargs), note)
+    return nodes

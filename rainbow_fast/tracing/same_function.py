@@ -149,7 +149,7 @@ def _in_trace(
     If the module has no graph, the copy of the network in the trace is compared instead.
     """
     try:
-        graph, _ = capture(copy.deepcopy(reference).eval(), pointwise_modules)
+        graph, _ = capture(copy.deepcopy(reference).eval(), pointwise_modules, x[:1])
         traced_run: Run = lambda visit: calls.Interpreter(graph, visit).run(x.clone())  # noqa: E731
     except CannotTrace:
         traced_run = _run(traced.reference, x)
@@ -169,7 +169,7 @@ def _equal_in_float64(reference: nn.Module, x: Tensor, pointwise_modules: tuple[
     `pointwise_modules` None repeats the comparison of the batch with one sample alone; otherwise that with the trace.
     """
     try:
-        module, x = copy.deepcopy(reference).double().eval(), x.double()
+        module, x = copy.deepcopy(reference).double().eval(), x.double() if x.is_floating_point() else x
         outputs = _owned(module(x.clone()))
         if not all(t.dtype == torch.float64 for t in tensors(outputs) if t.is_floating_point()):
             return False

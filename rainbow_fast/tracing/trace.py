@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.modules.conv import _ConvNd
 
 from rainbow_fast.io import fingerprint
 from rainbow_fast.tracing import modules, tail
+from rainbow_fast.tracing.find import Found, Left, find_sites
 from rainbow_fast.tracing.graph import CannotTrace, capture
 from rainbow_fast.tracing.nonlinearities import NORMS
 from rainbow_fast.tracing.random_state import untouched
-from rainbow_fast.tracing.site import Found, Left, Site, find_sites
+from rainbow_fast.tracing.site import Site
 
 State = tuple[Any, ...]  # all values that later segments read: phi first, then other tensors (and sometimes sizes)
 
@@ -172,8 +174,7 @@ def trace(
             trace the network, and there is no example, or no activation module, or one that is called twice. The
             message names the module, or the line that torch.fx cannot trace.
     """
-    if not isinstance(reference, nn.Module):
-        raise TypeError(f"{name}: wanted an nn.Module, got {type(reference).__name__}")
+    reference = checked(reference, name)
     declared = tuple(pointwise_modules)
     for kind in declared:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
@@ -188,16 +189,16 @@ def trace(
                 network, example, declared, f"{name}: torch.fx cannot trace it ({reason})"
             )
             return Trace(network, sites, None, runs, swappable=True, left=others, example=example)
-        found, left, shapes = find_sites(graph, declared, example, channel_axes)
+        places, left, shapes = find_sites(graph, declared, example, channel_axes)
     ends: dict[fx.Node, fx.Node] = {}
-    for each in found:
+    for each in places:
         _join(graph, each, ends)
     graph.graph.lint()
     graph.recompile()
-    sites = tuple(each.site for each in found)
+    sites = tuple(each.site for each in places)
     shapes |= {end: shapes[last] for last, end in ends.items() if last in shapes}
     segments, sizes = tuple(_segments(graph, sites)), []
-    for each, (_, rest) in zip(found, segments, strict=False):
+    for each, (_, rest) in zip(places, segments, strict=False):
         if each.z in shapes:
             alive = sum(math.prod(shapes[node]) for node in rest if node in shapes)
             sizes.append((shapes[each.z][1:], shapes[each.nodes[-1]][1:], alive))
@@ -211,6 +212,24 @@ def trace(
         example=example,
         sizes=tuple(sizes) if len(sizes) == len(sites) else None,
     )
+
+
+def checked(reference: object, name: str) -> nn.Module:
+    """A network that can be traced: `reference` itself, or the module that torch.compile has wrapped.
+
+    Raises:
+        TypeError: `reference` is not an nn.Module, or a scripted one.
+    """
+    if isinstance(reference, OptimizedModule):
+        return reference._orig_mod
+    if isinstance(reference, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{name}: a module of TorchScript ({type(reference).__name__}), whose code cannot be traced: wanted the "
+            "nn.Module that it was made from"
+        )
+    if not isinstance(reference, nn.Module):
+        raise TypeError(f"{name}: wanted an nn.Module, got {type(reference).__name__}")
+    return reference
 
 
 def _layer(like: nn.Linear | _ConvNd, weight: Tensor) -> nn.Module:
@@ -233,12 +252,12 @@ def _check_norms(reference: nn.Module, argument: str) -> None:
             )
 
 
-def _join(owner: fx.GraphModule, found: Found, ends: dict[fx.Node, fx.Node]) -> None:
+def _join(owner: fx.GraphModule, place: Found, ends: dict[fx.Node, fx.Node]) -> None:
     """Replace the nodes of a site by one call of the site, followed by a call of its affine part if it has one.
 
     `ends` maps the last nodes of the sites before to the calls that replace them; this site is added.
     """
-    site, z, last = found.site, ends.get(found.z, found.z), found.nodes[-1]
+    site, z, last = place.site, ends.get(place.z, place.z), place.nodes[-1]
     owner.add_submodule(site.name, site.reference)
     with owner.graph.inserting_after(last):
         joined = owner.graph.call_module(site.name, (z,))
@@ -250,7 +269,7 @@ def _join(owner: fx.GraphModule, found: Found, ends: dict[fx.Node, fx.Node]) -> 
             end = owner.graph.call_module(affine, (joined,))
     last.replace_all_uses_with(end)
     ends[last] = end
-    for node in reversed(found.nodes):
+    for node in reversed(place.nodes):
         if not node.users:  # sizes and constants may have other readers
             owner.graph.erase_node(node)
 

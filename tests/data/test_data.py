@@ -222,6 +222,17 @@ def test_batches_of_a_tensor_are_views_of_the_size_asked_for():
     assert batches[1].data_ptr() == X[3:].data_ptr()
 
 
+def test_a_batch_of_a_loader_is_data():
+    """A list of samples and labels, and of samples, labels and indices, is one batch; two batches are a loader."""
+    labels, index = torch.arange(7) % 3, torch.arange(7)
+    for batch in ([X, labels], [X, labels, index]):
+        (only,) = data.batches(batch)
+        assert torch.equal(only[0], X) and torch.equal(only[1], labels)
+        (x, y) = next(iter(data.batches([batch])))
+        assert torch.equal(x, X) and torch.equal(y, labels)
+    assert [y for _, y in data.batches([X, X])] == [None, None]
+
+
 @pytest.mark.parametrize(
     "source, error, message",
     [
@@ -229,7 +240,7 @@ def test_batches_of_a_tensor_are_views_of_the_size_asked_for():
         (iter([X]), TypeError, "data: wanted data that can be iterated several.*got list_iterator"),
         (7, TypeError, r"data: wanted a tensor, a tuple \(x, y\) of tensors, a DataLoader.*; got int"),
         ({"x": X}, TypeError, "data: wanted a tensor.*; got dict"),
-        ((X, Y, Y), TypeError, r"data: wanted a tensor x or a pair \(x, y\).*got tuple \(Tensor, Tensor, Tensor\)"),
+        ((X, Y, X), TypeError, r"data: wanted a tensor x or a pair \(x, y\).*got tuple \(Tensor, Tensor, Tensor\)"),
         ((X, [1, 2]), TypeError, r"data: wanted a tensor x or a pair \(x, y\).*got tuple \(Tensor, list\)"),
         ((X, Y[:5]), ValueError, r"data: wanted one label for each of the 7 samples, got y of shape \(5,\)"),
         (X[:0], ValueError, r"data: wanted x of shape \(N, ...\) with N >= 1, got \(0, 2\)"),

@@ -281,7 +281,7 @@ def test_a_classifier_that_cannot_be_refit():
             nn.Sequential(nn.ReLU(), nn.Linear(3, 2)),
             {"data": X.view(100, 2, 3)},
             ValueError,
-            r"site '0': the channel axis of z, of shape \(1, 2, 3\), is ambiguous",
+            r"at least one pointwise non-linearity; '0': the channel axis of z, of shape \(1, 2, 3\), is not known",
         ),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",

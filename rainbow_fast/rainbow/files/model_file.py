@@ -19,6 +19,7 @@ from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.fields import renamed
 from rainbow_fast.formats import Format
 from rainbow_fast.rainbow.chunks import Data, runs_channels_last
+from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.moments import CENTERS, KEYS
 from rainbow_fast.rainbow.network.packing import Positive, copied
@@ -26,7 +27,7 @@ from rainbow_fast.rainbow.options import FitOptions
 from rainbow_fast.rainbow.prepare import Prepared, chunk_size, site_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
 from rainbow_fast.tracing.same_function import FEW, check
-from rainbow_fast.tracing.trace import trace
+from rainbow_fast.tracing.trace import checked, trace
 
 SETS = ("alignment", "held_out")  # names of the two data sets in a file
 
@@ -112,8 +113,7 @@ def load_model(
         UserWarning: an older version wrote the file, without checksums; or it has fewer samples for a site than twice
             its channels, so that the alignment over-fits.
     """
-    if not isinstance(reference, nn.Module):
-        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
+    reference = checked(reference, "reference")
     path = Path(path)
     header, tensors = MODEL.read(path)
     prefix = "reference."
@@ -125,7 +125,8 @@ def load_model(
         x = {name: tensors[f"{name}.x"] for name in SETS}
         labels = {name: tensors.get(f"{name}.labels") for name in SETS}
         _check_data(x, labels, path)
-        example = as_numbers(x["alignment"][:1], device, dtype)
+        inputs = dtype_of_inputs(network, x["alignment"][:1], device, dtype)
+        example = as_numbers(x["alignment"][:1], device, inputs)
         kinds = tuple(pointwise_modules)
         traced = trace(network, example, kinds)
         sites = site_shapes(traced, example)
@@ -139,7 +140,10 @@ def load_model(
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
     size = chunk_size(sites, example)
     last = runs_channels_last([traced], example)
-    data = [Data(x[k], None if y is None else y.to(device), size, device, dtype, None, last) for k, y in labels.items()]
+    data = [
+        Data(x[k], None if y is None else y.to(device), size, device, dtype, None, last, inputs)
+        for k, y in labels.items()
+    ]
     check(network, traced, data[0].chunk(0)[:FEW], kinds)
     options = FitOptions(max_samples=header.max_samples, pointwise_modules=kinds)
     return RainbowModel(Prepared(traced, ((network, traced),), sites, data[0], data[1], options, header.holdout_seed))

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from rainbow_fast.fields import renamed
 from rainbow_fast.formats import Format
 from rainbow_fast.io import fingerprint
+from rainbow_fast.rainbow.inputs import probes_for, zeros_for
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.packing import Packed, Positive, check_fits, copied, pack, unpack
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble, refit_site
-from rainbow_fast.rainbow.network.same_network import check_network, white
+from rainbow_fast.rainbow.network.same_network import WRITTEN, check_network
 from rainbow_fast.rainbow.prepare import own_shapes, site_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.joined import JoinedNetwork
-from rainbow_fast.tracing.trace import Trace, trace
+from rainbow_fast.tracing.trace import Trace, checked, trace
 
 LARGEST_INPUT = 2**26  # numbers in one input, at most: `load` runs the reference on an input of this size
 
@@ -111,8 +112,7 @@ def load(
         RuntimeError: the network is not deterministic, or differs from the layers of the reference with the sampled
             sites. The message names the first site that differs.
     """
-    if not isinstance(reference, nn.Module):
-        raise TypeError(f"reference: wanted an nn.Module, got {type(reference).__name__}")
+    reference = checked(reference, "reference")
     path = Path(path)
     header, tensors = NETWORK.read(path)
     digest = fingerprint(reference.state_dict())
@@ -125,7 +125,7 @@ def load(
         raise ValueError(f"path: {path} is damaged, it names an input of shape {header.input_shape}")
     device, kinds = next(reference.parameters()).device, tuple(pointwise_modules)
     shape = tuple(header.input_shape)
-    example = next(reference.parameters()).new_zeros(1, *shape)
+    example = zeros_for(reference, 1, shape)
     traced = of_reference = trace(reference, example, kinds)
     try:
         weights = {name: tensors[f"{name}.layer"] for name in header.own_layers}
@@ -151,7 +151,14 @@ def load(
         fingerprint=digest,
         own_layers={name: traced.writer_name(shapes[name].site) for name in weights},
     )
-    check_network(network.body, activations, traced, white(example), head=head, refit=header.classifier == "refit")
+    check_network(
+        network.body,
+        activations,
+        traced,
+        probes_for(reference, WRITTEN, shape),
+        head=head,
+        refit=header.classifier == "refit",
+    )
     return network
 
 

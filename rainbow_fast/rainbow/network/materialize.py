@@ -41,7 +41,7 @@ def materialize(body: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, nn.Mod
         the body, it is a copy of the body with a Sequential in the place of each sampled site.
     """
     try:
-        owner, _ = capture(body, (RainbowActivation,))
+        owner, _ = capture(body, (RainbowActivation,), x[:1])
     except CannotTrace:
         return _swapped(body, x)
     ShapeProp(owner).propagate(x)
@@ -74,7 +74,8 @@ class _Writer:
     """
 
     def __init__(self, owner: fx.GraphModule, x: Tensor) -> None:
-        self.owner, self.dtype, self.device = owner, x.dtype, x.device
+        self.owner, self.device = owner, x.device
+        self.dtype = next(p.dtype for p in itertools.chain(owner.parameters(), (x,)) if p.is_floating_point())
         self.graph = fx.Graph()
         self.values: dict[fx.Node, Affine | fx.Node] = {}
         self.layers = nn.ModuleDict()

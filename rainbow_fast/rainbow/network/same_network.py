@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.rainbow.inputs import as_float64, probes_for
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.materialize import materialize
 from rainbow_fast.rainbow.positions import channels_first
@@ -108,9 +108,9 @@ def written_out(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     Raises:
         RuntimeError: the two differ. The message names the first site that differs.
     """
-    weight = next(p for p in body.parameters() if p.is_floating_point())
-    module, features = materialize(body, weight.new_zeros(2, *shape))
-    x, training = white(weight.new_empty(1, *shape)), [part for part in body.modules() if part.training]
+    x = probes_for(body, WRITTEN, shape)
+    module, features = materialize(body, torch.zeros_like(x[:2]))
+    training = [part for part in body.modules() if part.training]
     body.eval()
     try:
         with untouched(x.device):
@@ -118,22 +118,17 @@ def written_out(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
             wanted, own = _called(body, sites, x)
             outputs, wide = _called(module, features, x)
             limit, apart = limit_of(wanted, x), distances(outputs, wanted)
-            if apart > limit and not _equal_in_float64(body, x.double()):
+            if apart > limit and not _equal_in_float64(body, as_float64(x)):
                 own = {name: (z, _wide(sites[name], z)) for name, (z, _) in own.items()}
                 wide = {name: (z, _neurons(sites[name], phi)) for name, (z, phi) in wide.items()}
                 raise RuntimeError(
                     f"materialize: the module written out differs from the network by {apart:.1e} of the largest "
-                    f"output on {len(x)} Gaussian inputs, first {_first(own, wide, limit)}, wanted at most {limit:.1e}"
+                    f"output on {len(x)} inputs, first {_first(own, wide, limit)}, wanted at most {limit:.1e}"
                 )
     finally:
         for part in training:
             part.training = True
     return module
-
-
-def white(like: Tensor) -> Tensor:
-    """A few Gaussian inputs, always the same ones, with the sample shape, dtype and device of `like` (1, ...)."""
-    return gaussian(WRITTEN, like.numel(), seed=0, device=like.device).view(WRITTEN, *like.shape[1:]).to(like.dtype)
 
 
 def _equal_in_float64(body: nn.Module, x: Tensor) -> bool:
@@ -147,7 +142,7 @@ def _equal_in_float64(body: nn.Module, x: Tensor) -> bool:
 def _rounding_error(network: nn.Module, x: Tensor) -> float:
     """The distance between the outputs of a network and those of its copy in float64; 0 if it supports only its own."""
     try:
-        return distances(copy.deepcopy(network).double()(x.double()), network(x.clone()))
+        return distances(copy.deepcopy(network).double()(as_float64(x)), network(x.clone()))
     except (RuntimeError, TypeError, ValueError):
         return 0.0
 

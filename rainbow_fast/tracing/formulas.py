@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rainbow_fast.tracing.graph import is_call, passes_on
-from rainbow_fast.tracing.nonlinearities import nonlinearity_of
+from rainbow_fast.tracing.nonlinearities import is_nonlinearity
 from rainbow_fast.tracing.operations import AFFINE, CONVERSIONS, name_of, of_input, operands
 
 # Elementwise functions that are parts of activations, but also of normalisations and attention: no sites alone.
@@ -36,7 +36,7 @@ NAMED = (  # modules that a function is compared with
     *(nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.ReLU6, nn.Mish, nn.Softplus),
     *(nn.ELU, nn.SELU, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid),
 )
-GRID = torch.cat([torch.linspace(-12, 12, 2401, dtype=torch.float64), torch.tensor([-60.0, 60.0]).double()])
+GRID = torch.tensor([*(step / 100 for step in range(-1200, 1201)), -60.0, 60.0], dtype=torch.float64, device="cpu")
 SAME = 1e-12  # largest distance of two equal functions on the grid, relative to 1 + |value|
 
 
@@ -81,7 +81,7 @@ def find_formulas(
         declared: the user's own classes of pointwise modules.
     """
     data, taken = of_input(owner.graph), set[fx.Node]()
-    found: list[Pointwise] = []
+    functions: list[Pointwise] = []
     roots = _roots(owner, data, shapes, declared)
     for node in reversed(list(owner.graph.nodes)):
         if node in taken or node not in data:
@@ -103,12 +103,12 @@ def find_formulas(
             continue
         taken.update(nodes)
         if function is None:
-            found.append(Pointwise(None, z, tuple(nodes), "it has parameters by channel"))
-        elif not any(_is_activation(n, owner) or nonlinearity_of(n, owner, declared) is not None for n in nodes):
-            found.append(Pointwise(None, z, tuple(nodes), "products and powers alone, as in normalisations"))
+            functions.append(Pointwise(None, z, tuple(nodes), "it has parameters by channel"))
+        elif not any(_is_activation(n, owner) or is_nonlinearity(n, owner, declared) for n in nodes):
+            functions.append(Pointwise(None, z, tuple(nodes), "products and powers alone, as in normalisations"))
         else:
-            found.append(Pointwise(_named(function), z, tuple(nodes)))
-    return found[::-1]
+            functions.append(Pointwise(_named(function), z, tuple(nodes)))
+    return functions[::-1]
 
 
 def _roots(
@@ -129,7 +129,7 @@ def _roots(
 
 
 def _is_elementwise(node: fx.Node, owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> bool:
-    if passes_on(node, owner) or _is_activation(node, owner) or nonlinearity_of(node, owner, declared) is not None:
+    if passes_on(node, owner) or _is_activation(node, owner) or is_nonlinearity(node, owner, declared):
         return True
     return name_of(node) in AFFINE | PARTS | CONVERSIONS
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What networks receive: numbers, or indices such as token ids."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.data.dtypes import INTEGERS, as_numbers
+from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.tracing.random_state import untouched
+
+
+def dtype_of_inputs(network: nn.Module, x: Tensor, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a network of this device and dtype receives samples.
+
+    It is the dtype of the network; or int64 if the samples x are integers and the network does not run on them as
+    numbers, because they are indices. The network runs on x only if x is of integers.
+    """
+    if x.dtype not in INTEGERS:
+        return dtype
+    runs = (each for each in (dtype, torch.int64) if _runs(network, as_numbers(x, device, each)))
+    return next(runs, dtype)
+
+
+def zeros_for(network: nn.Module, samples: int, shape: Sequence[int]) -> Tensor:
+    """Samples of zeros in the dtype that a network receives, by its embeddings: they receive indices."""
+    zeros = next(p for p in network.parameters() if p.is_floating_point()).new_zeros(samples, *shape)
+    indices = zeros.long()
+    return indices if _embeddings(network) and not _runs(network, zeros) and _runs(network, indices) else zeros
+
+
+def probes_for(network: nn.Module, samples: int, shape: Sequence[int]) -> Tensor:
+    """A few samples, always the same ones: Gaussian numbers, or indices that all embeddings have."""
+    zeros = zeros_for(network, samples, shape)
+    if not zeros.is_floating_point():
+        return (torch.arange(zeros.numel(), device=zeros.device) % min(_embeddings(network))).view(zeros.shape)
+    return gaussian(samples, zeros[0].numel(), seed=0, device=zeros.device).view(zeros.shape).to(zeros.dtype)
+
+
+def as_float64(x: Tensor) -> Tensor:
+    """x in float64, or x itself if it holds indices."""
+    return x.double() if x.is_floating_point() else x
+
+
+@torch.no_grad()
+def _runs(network: nn.Module, x: Tensor) -> bool:
+    with untouched(x.device):
+        try:
+            copy.deepcopy(network).eval()(x)
+        except Exception:  # the user's code may raise anything; where the samples are used, an error says why
+            return False
+    return True
+
+
+def _embeddings(network: nn.Module) -> list[int]:
+    """The numbers of indices of the embeddings of a network."""
+    return [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
