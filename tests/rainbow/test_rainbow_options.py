@@ -308,8 +308,20 @@ def test_activations_that_are_not_finite_name_their_site():
         rf.fit(net, X)
 
 
-def test_a_dead_site_is_named():
-    net = mlp((6, 8, 5, 2), seed=0)
+@pytest.mark.parametrize("options", [{}, {"factor": 3}, {"method": "regression"}])
+def test_a_site_whose_output_is_zero_is_kept(options):
+    """As in a new network with scales of zero; the sites before and after it are sampled."""
+    net = mlp((6, 8, 5, 7, 2), bias=True, seed=0)
     nn.init.zeros_(net[3].weight)
-    with pytest.raises(ValueError, match="site '4': M = 0"):
-        rf.sample(net, X)
+    nn.init.zeros_(net[3].bias)
+    network, report = rf.sample(net, X, **options)
+    assert [site.site for site in report.sites] == ["2", "6"]
+    assert report.kept == {"4": "its output is zero for all samples"}
+    torch.testing.assert_close(network.materialize()(X[:5]), network(X[:5]))
+    for layer in (net[1], net[5]):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    with pytest.raises(
+        ValueError, match="no site can be sampled; '2': its output is zero for all samples; '4': its out"
+    ):
+        rf.sample(net, X, **options)

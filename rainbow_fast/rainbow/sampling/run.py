@@ -22,7 +22,7 @@ from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling.checkpoint import Checkpoint, describe, opened
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
 from rainbow_fast.rainbow.sampling.kept_site import KeptSite
-from rainbow_fast.rainbow.sampling.route import FUSED, choose_routes
+from rainbow_fast.rainbow.sampling.route import FUSED, KEPT, WIDE, Route, choose_routes
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, reason_kept
@@ -57,6 +57,7 @@ def sample_networks(
             align.reference(statistics.site.reference, Watch.of(statistics, prepared, specs))
             held.reference(statistics.site.reference)
             for lane in lanes:
+                lane.skip_zeros(statistics)
                 site = lane.reach(statistics, checkpoint)
                 if site is not None:
                     site.draw()
@@ -66,7 +67,7 @@ def sample_networks(
                     site.project()
                     site.hold_out()
                     lane.pass_site(site, checkpoint)
-            sampled = [lane.number for lane in lanes if statistics.site.name in lane.spec.widths]
+            sampled = [lane.number for lane in lanes if statistics.site.name in lane.routes]
             for flight in (align, held):
                 flight.leave(sampled)
             for lane in lanes:
@@ -100,6 +101,22 @@ class Lane:
         self.routes = choose_routes(spec, data.count + self.held.count, data.dtype, stored)
         self.refit: RainbowActivation | None = None
 
+    def skip_zeros(self, statistics: SiteStatistics) -> None:
+        """Keep the reference's site if its output is zero for all samples, as before the training of a scale.
+
+        The site after it then computes its features from z. With an offset, any constant output can be sampled.
+        """
+        name, phi, constant = statistics.site.name, self.align.phi, self.spec.options.offset
+        if name not in self.routes or constant or self._refits(statistics) or phi.spread > 0 or bool(phi.mean.any()):
+            return
+        self.report.kept[name] = "its output is zero for all samples"
+        following = list(self.routes)[list(self.routes).index(name) + 1 :][:1]
+        self.routes.update({each: Route(KEPT) for each in following if self.routes[each].name == WIDE})
+        del self.routes[name]
+        for flight, passes in ((self.align, 2), (self.held, 1)):
+            for _ in range(passes * len(flight.data.starts)):
+                self.tick(f"{name}: kept")
+
     def reach(self, statistics: SiteStatistics, checkpoint: Checkpoint | None) -> SampledSite | None:
         """The lane's present site if it has to be sampled now.
 
@@ -107,10 +124,11 @@ class Lane:
         then passed the site.
         """
         name = statistics.site.name
-        if name not in self.spec.widths:
+        if name not in self.routes:
             for flight in (self.align, self.held):
                 flight.follow(self.number, statistics.site.reference)
-            self.report.kept[name] = reason_kept(statistics.site) or "not among the sites asked for"
+            if name not in self.report.kept:
+                self.report.kept[name] = reason_kept(statistics.site) or "not among the sites asked for"
             return None
         route, flights = self.routes[name], (self.align, self.held)
         kind = SampledSite if route.name == FUSED else KeptSite
@@ -148,8 +166,12 @@ class Lane:
             accuracies: of the reference on the alignment set and on the held-out data.
 
         Raises:
+            ValueError: no site was sampled, because all outputs are zero.
             RuntimeError: the network does not compute what the run computed, see `check_network` and `check_run`.
         """
+        if not self.activations:
+            kept = "; ".join(f"{name!r}: {reason}" for name, reason in self.report.kept.items())
+            raise ValueError(f"reference: no site can be sampled; {kept}")
         classifier, sites = self.spec.options.classifier, dict(self.activations)
         if self.refit is not None:
             sites[self.trace.sites[-1].name] = self.refit
