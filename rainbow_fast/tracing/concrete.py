@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
+from rainbow_fast.tracing.operations import reads_values
+
 SAMPLES = (2, 3)  # in the two examples
 CONSTANTS = (
     bool,
@@ -38,8 +40,6 @@ FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "rand
 METHODS = ("expand", "view", "reshape", "repeat", "tile", "narrow", "new_empty", "new_full", "new_ones", "new_zeros")
 VALUE = "rainbow_fast_value"  # key of `Node.meta`: the results for both examples
 READS = "rainbow_fast_reads"  # key of `Node.meta`: whether the results depend on the values of the input, not its sizes
-SIZES = ("size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "get_device")
-SIZE_FUNCTIONS = (torch.numel, torch.is_floating_point, torch.is_tensor, len)  # these and the methods read no value
 
 
 class DependsOnValues(Exception):
@@ -153,7 +153,10 @@ class ShapeTracer(fx.Tracer):
         with torch.no_grad(), _replaced_functions(self):
             try:
                 self._replace_len(root)
-                return super().trace(root, concrete_args)
+                graph = super().trace(root, concrete_args)
+                for node in graph.nodes:
+                    node.meta.pop(VALUE, None)  # the activations of the examples
+                return graph
             finally:
                 for names in self.lengths:
                     del names["len"]
@@ -249,11 +252,7 @@ class ShapeTracer(fx.Tracer):
         """Whether the result of a node depends on the values of the input."""
         if node.op == "placeholder":
             return node is next(iter(node.graph.nodes))
-        if node.op == "call_method" and node.target in SIZES:
-            return False
-        if node.op == "call_function" and node.target in (*SIZE_FUNCTIONS, getattr):
-            return node.target is getattr and isinstance(node.meta[VALUE][0], Tensor)
-        return any(source.meta[READS] for source in node.all_input_nodes)
+        return reads_values(node) and any(source.meta[READS] for source in node.all_input_nodes)
 
 
 def _inside(owner: Any, name: str) -> Any:

@@ -8,7 +8,7 @@ from torch._ops import OpOverload
 
 SIZES = frozenset(
     "size dim ndimension numel nelement stride is_contiguous is_floating_point get_device zeros_like ones_like "
-    "full_like empty_like new_zeros new_ones new_full new_empty len".split()
+    "full_like empty_like new_zeros new_ones new_full new_empty len is_tensor".split()
 )
 ATTRIBUTES = frozenset("shape ndim dtype device layout is_cuda requires_grad itemsize".split())
 AFFINE = frozenset("add sub rsub mul div neg negative pos".split())
