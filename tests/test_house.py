@@ -51,7 +51,7 @@ RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: here
 SAME_SUBJECT = [  # rooms in which a name has one meaning
     {"rainbow_fast/ops", "rainbow_fast/triton_kernels"},
     {"rainbow_fast/analysis", "rainbow_fast/plots"},
-    {"studies/cifar10", "studies/resnet20", "studies/convergence"},
+    {"studies/breadth", "studies/cifar10", "studies/resnet20", "studies/convergence"},
 ]
 
 LONGEST = 400

@@ -51,7 +51,10 @@ def _runs(network: nn.Module, x: Tensor) -> bool:
     with untouched(x.device):
         try:
             copy.deepcopy(network).eval()(x)
-        except Exception:  # the user's code may raise anything; where the samples are used, an error says why
+        except (
+            Exception,
+            SystemExit,
+        ):  # the user's code; where samples are used, an error says why
             return False
     return True
 

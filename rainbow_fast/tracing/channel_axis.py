@@ -64,8 +64,12 @@ class Numbered(fx.Interpreter):
         self.axes: dict[fx.Node, int] = {}
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self._numbers: dict[fx.Node, Any] = {}
+        self.args_iter = iter([example])
         with torch.no_grad():
-            self.run(example)
+            for node in owner.graph.nodes:  # `run` would start a thread, for a bar of progress
+                self.env[node] = self.run_node(node)
+                for read in self.user_to_last_uses.get(node, []):
+                    del self.env[read]
         self._numbers.clear()
 
     def run_node(self, n: fx.Node) -> Any:

@@ -125,7 +125,7 @@ class Axes:
         self.owner = owner
         try:
             self.numbered = None if example is None else Numbered(owner, example)
-        except Exception:  # the network does not run on one sample; where it is used, an error says why
+        except (Exception, SystemExit):  # the network does not run on one sample; where it is used, an error says why
             self.numbered = None
         self.shapes = {} if self.numbered is None else self.numbered.shapes
 

@@ -92,7 +92,7 @@ def _for_sizes(
     """The graph for inputs of the size of an example."""
     try:
         return ShapeTracer(leaves, OPEN, example).trace(module, optional)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CannotTrace(f"{_line_of(error)}: {error}") from error
 
 

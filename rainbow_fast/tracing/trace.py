@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.modules.conv import _ConvNd
 
 from rainbow_fast.io import fingerprint
@@ -220,7 +220,8 @@ def checked(reference: object, name: str) -> nn.Module:
     Raises:
         TypeError: `reference` is not an nn.Module, or a scripted one.
     """
-    if isinstance(reference, OptimizedModule):
+    compiled = sys.modules.get("torch._dynamo.eval_frame")  # torch.compile has imported it; it takes seconds
+    if compiled is not None and isinstance(reference, compiled.OptimizedModule):
         return reference._orig_mod
     if isinstance(reference, torch.jit.ScriptModule):
         raise TypeError(

@@ -10,11 +10,12 @@ from here import ROOT
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
+import studies.breadth.__main__ as breadth
 import studies.cifar10.__main__ as cifar10
 import studies.convergence.__main__ as convergence
 from rainbow_fast.io import read_records
 
-STUDIES = {"cifar10": cifar10, "convergence": convergence}
+STUDIES = {"breadth": breadth, "cifar10": cifar10, "convergence": convergence}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -23,4 +24,4 @@ def test_a_page_is_made_from_its_records(name: str, tmp_path: Path) -> None:
     write_page: Callable = study.write_page
     write_page(read_records(study.RECORDS), tmp_path)
     assert (tmp_path / f"{name}.md").read_text() == (ROOT / "docs" / f"{name}.md").read_text()
-    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert name == "breadth" or (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
