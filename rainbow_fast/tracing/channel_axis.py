@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.padding import _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _LPPoolNd, _MaxPoolNd
 
-from rainbow_fast.tracing.operations import name_of
+from rainbow_fast.tracing.operations import name_of, of_input
 
 NUMBERS = torch.float64  # exact for numbers of channels, and accepted by padding and pooling
 LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase)  # write the last axis
@@ -32,7 +32,7 @@ MOVING_MODULES = (
     *(_DropoutNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, nn.ZeroPad2d, nn.CircularPad2d),
 )
 # Names of functions and methods.
-LAST_FUNCTIONS = frozenset(("linear", "embedding"))
+LAST_FUNCTIONS = frozenset(("linear", "embedding", "addmm", "baddbmm"))
 FIRST_FUNCTIONS = frozenset(f"conv{transposed}{dims}d" for transposed in ("", "_transpose") for dims in (1, 2, 3))
 POOLING = frozenset(f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for d in (1, 2, 3))
 MIXING = frozenset(("matmul", "bmm", "mm"))
@@ -64,6 +64,7 @@ class Numbered(fx.Interpreter):
         self.axes: dict[fx.Node, int] = {}
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self._numbers: dict[fx.Node, Any] = {}
+        self._of_input = of_input(owner.graph)
         self.args_iter = iter([example])
         with torch.no_grad():
             for node in owner.graph.nodes:  # `run` would start a thread, for a bar of progress
@@ -104,7 +105,10 @@ class Numbered(fx.Interpreter):
         return _mixed(self._of(n.args[2] if len(n.args) > 2 else n.kwargs.get("value")), result)
 
     def _multiplied(self, n: fx.Node, result: Any) -> Any:
-        return _mixed(self._of(n.args[1]), result) if len(n.args) == 2 else None
+        """Of a product with a matrix of parameters, which writes the last axis, or with other activations."""
+        if len(n.args) < 2:
+            return None
+        return _mixed(self._of(n.args[1]), result) if n.args[1] in self._of_input else _counted(result, -1)
 
     def _of_module(self, module: nn.Module, n: fx.Node, result: Any) -> Any:
         if isinstance(module, LAST):

@@ -8,12 +8,12 @@ what is the same for both, unless it depends on the values of the input.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -140,7 +140,6 @@ class ShapeTracer(fx.Tracer):
         super().__init__()
         self.leaves, self.open_modules, self.example = leaves, open_modules, example
         self.running = False
-        self.defaults: dict[str, Any] = {}
         self.lengths: list[dict[str, Any]] = []  # namespaces of functions in which `len` has been replaced
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -149,7 +148,6 @@ class ShapeTracer(fx.Tracer):
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        self.defaults = dict(concrete_args or {})
         with torch.no_grad(), _replaced_functions(self):
             try:
                 self._replace_len(root)
@@ -160,6 +158,11 @@ class ShapeTracer(fx.Tracer):
             finally:
                 for names in self.lengths:
                     del names["len"]
+
+    def create_args_for_root(
+        self, root_fn: Callable, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable, list[Any]]:
+        return root_fn, [self.root, only_input(self)]
 
     def proxy(self, node: fx.Node) -> Traced:
         return Traced(node, self)
@@ -201,16 +204,10 @@ class ShapeTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Shape):
             a = tuple(a)
-        try:
-            return super().create_arg(a)
-        except NotImplementedError:
-            if isinstance(a, Mapping):
-                fields = dict(a)
-            elif is_dataclass(a) and not isinstance(a, type):
-                fields = {field.name: getattr(a, field.name) for field in dataclass_fields(a) if field.init}
-            else:
-                raise
-            return self.create_node("call_function", type(a), (), {k: self.create_arg(v) for k, v in fields.items()})
+        if is_dataclass(a) and not isinstance(a, type):  # outputs that are objects are made again, field by field
+            values = {field.name: getattr(a, field.name) for field in fields(a) if field.init}
+            return self.create_node("call_function", type(a), (), {k: self.create_arg(v) for k, v in values.items()})
+        return super().create_arg(a)
 
     def _replace_len(self, module: nn.Module) -> None:
         """Let ``len(x)`` in the forward of a module be a node if it belongs to the batch; Python wants a number."""
@@ -234,8 +231,6 @@ class ShapeTracer(fx.Tracer):
         target: Any = node.target
         self.running = True
         try:
-            if node.op == "placeholder" and node is not next(iter(node.graph.nodes)):
-                return self.defaults.get(target.rpartition("_")[0], self.defaults.get(target))
             if node.op == "placeholder":
                 return self.example.repeat(SAMPLES[number], *[1] * (self.example.dim() - 1))
             if node.op == "get_attr":
@@ -251,8 +246,14 @@ class ShapeTracer(fx.Tracer):
     def _reads(self, node: fx.Node) -> bool:
         """Whether the result of a node depends on the values of the input."""
         if node.op == "placeholder":
-            return node is next(iter(node.graph.nodes))
+            return True
         return reads_values(node) and any(source.meta[READS] for source in node.all_input_nodes)
+
+
+def only_input(tracer: fx.Tracer) -> fx.Proxy:
+    """The node of the input of the root. All other arguments of its forward have their defaults."""
+    name = next(iter(inspect.signature(tracer.root.forward).parameters))
+    return tracer.create_proxy("placeholder", name, (), {})
 
 
 def _inside(owner: Any, name: str) -> Any:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from rainbow_fast.tracing.concrete import ShapeTracer
+from rainbow_fast.tracing.concrete import ShapeTracer, only_input
 
 OPEN = (  # modules of torch whose parts are sites
     *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
     *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
 )
+LOGICAL = (operator.and_, operator.or_, operator.not_, operator.is_)  # with names like those of operations in place
 NOTHING_TO_DO = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # identities in eval mode
 
 
@@ -37,6 +38,11 @@ class _Tracer(fx.Tracer):
         if isinstance(m, OPEN):
             return False
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Callable, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable, list[Any]]:
+        return root_fn, [self.root, only_input(self)]
 
 
 def capture(
@@ -59,15 +65,20 @@ def capture(
     Raises:
         CannotTrace: the forward depends on values, or needs several inputs.
     """
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    optional = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
+    required = [
+        name
+        for name, p in inspect.signature(module.forward).parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if len(required) > 1:
+        raise CannotTrace(f"its forward reads {required[1]!r} besides {required[0]!r}: wanted one input")
     sizes = None
     try:
-        traced = _Tracer(leaves).trace(module, optional)
+        traced = _Tracer(leaves).trace(module)
     except Exception as error:  # the module's own code may raise anything when it is called with a proxy
         if example is None:
             raise CannotTrace(f"{_line_of(error)}: {error}") from error
-        traced, sizes = _for_sizes(module, leaves, optional, example), tuple(example.shape[1:])
+        traced, sizes = _for_sizes(module, leaves, example), tuple(example.shape[1:])
     graph_module = fx.GraphModule(module, traced)
     in_place = {name: m for name, m in graph_module.named_modules() if getattr(m, "inplace", False)}
     shared = [_functional(node, graph_module, in_place) for node in list(traced.nodes)]
@@ -76,22 +87,16 @@ def capture(
         plain.inplace = False
         graph_module.add_submodule(name, plain)
     traced.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    for node in traced.find_nodes(op="placeholder")[1:]:
-        if node.users:
-            raise CannotTrace(f"its forward reads {node.target!r} besides {parameters[0].name!r}: wanted one input")
-        traced.erase_node(node)
     if sizes is not None:
         _refuse_others(graph_module, sizes)
     graph_module.recompile()
     return graph_module.eval(), any(shared)
 
 
-def _for_sizes(
-    module: nn.Module, leaves: tuple[type[nn.Module], ...], optional: dict[str, Any], example: Tensor
-) -> fx.Graph:
+def _for_sizes(module: nn.Module, leaves: tuple[type[nn.Module], ...], example: Tensor) -> fx.Graph:
     """The graph for inputs of the size of an example."""
     try:
-        return ShapeTracer(leaves, OPEN, example).trace(module, optional)
+        return ShapeTracer(leaves, OPEN, example).trace(module)
     except (Exception, SystemExit) as error:
         raise CannotTrace(f"{_line_of(error)}: {error}") from error
 
@@ -156,7 +161,7 @@ def _functional(node: fx.Node, owner: fx.GraphModule, in_place: Mapping[str, nn.
         node.target = target[:-1]
     elif node.op == "call_function" and target is operator.setitem:
         node.target = with_written
-    elif node.op == "call_function" and _in_place_name(target.__name__):
+    elif node.op == "call_function" and _in_place_name(target.__name__) and target not in LOGICAL:
         plain = next((p for m in (torch, F) if (p := getattr(m, target.__name__[:-1], None)) is not None), None)
         if plain is None:
             raise CannotTrace(f"{_where(node)}: it calls {target.__name__}, which exists only in place")

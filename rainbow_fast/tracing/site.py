@@ -3,26 +3,19 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
-from torch._ops import OpOverload
-from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from rainbow_fast.tracing.graph import is_function, module_of
 from rainbow_fast.tracing.nonlinearities import KERNELS
 from rainbow_fast.tracing.operations import name_of
 
-LINEAR_FUNCTIONS = (
-    *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.scaled_dot_product_attention),
-    *(torch.matmul, torch.bmm, torch.einsum, operator.matmul),
-)
-LINEAR_OPERATORS = (  # in exported graphs
-    *("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose2d", "scaled_dot_product_attention"),
-    *("matmul", "bmm", "mm", "addmm", "einsum"),
+LINEAR = frozenset(  # names of functions, methods and operators
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution matmul bmm mm addmm "
+    "baddbmm einsum scaled_dot_product_attention".split()
 )
 FLATTENS = ("flatten", "view", "reshape")
 
@@ -133,9 +126,7 @@ def is_linear(node: fx.Node, owner: fx.GraphModule) -> bool:
     """Whether a node mixes channels by a linear map, whose matrix is a parameter or another activation."""
     if isinstance(module_of(node, owner), nn.Linear | _ConvNd | nn.MultiheadAttention):
         return True
-    if isinstance(node.target, OpOverload):
-        return name_of(node) in LINEAR_OPERATORS
-    return is_function(node, ("matmul", "bmm", "__matmul__"), LINEAR_FUNCTIONS)
+    return name_of(node) in LINEAR
 
 
 def is_flatten(node: fx.Node, owner: fx.GraphModule) -> bool:

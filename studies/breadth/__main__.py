@@ -36,7 +36,7 @@ def main(
     ] = False,
     out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-breadth"),
 ) -> None:
-    """List what is sampled of the architectures of torchvision and timm.
+    """List what is sampled of the architectures of torchvision, timm and transformers.
 
     Writes records.jsonl and breadth.md. With --page, the page is made from the records kept beside the study.
     """
@@ -44,7 +44,7 @@ def main(
     listed = architectures(library)
     libraries = sorted({each.library for each in listed})
     if not libraries:
-        raise ValueError(f"--library: {library!r}, wanted torchvision or timm")
+        raise ValueError(f"--library: {library!r}, wanted torchvision, timm or transformers")
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     if from_records:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast.rainbow.report import Record
+from studies.breadth import hugging_face
 
 ARCHITECTURES = Path(__file__).parent / "architectures.tsv"
 SEGMENTATION = ("deeplabv3", "fcn", "lraspp")  # torchvision loads the weights of their backbones by default
@@ -42,7 +43,10 @@ def build(architecture: Architecture) -> nn.Module:
     if architecture.library == "timm":
         network: nn.Module = import_module("timm").create_model(name, pretrained=False)
         return network.eval()
-    models = _torchvision().models
+    torchvision = _torchvision()  # transformers imports it, too
+    if architecture.library == "transformers":
+        return hugging_face.build(name).eval()
+    models = torchvision.models
     options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
     if name.startswith(SEGMENTATION):
         options["weights_backbone"] = None
@@ -69,8 +73,11 @@ def record(architecture: Architecture) -> Record:
 
 
 def samples(architecture: Architecture) -> Tensor:
-    """A batch of Gaussian images."""
-    return torch.randn(architecture.shape, generator=torch.Generator().manual_seed(0))
+    """A batch of Gaussian numbers, or of token ids for networks of text."""
+    source = torch.Generator().manual_seed(0)
+    if architecture.library == "transformers" and len(architecture.shape) == 2 and architecture.name != "wav2vec2":
+        return torch.randint(0, hugging_face.TEXT["vocab_size"], architecture.shape, generator=source)
+    return torch.randn(architecture.shape, generator=source)
 
 
 def _without_shape(reason: str) -> str:

@@ -71,5 +71,5 @@ def test_the_kept_records_are_of_all_architectures():
 
 
 def test_other_libraries_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="--library: 'keras', wanted torchvision or timm"):
+    with pytest.raises(ValueError, match="--library: 'keras', wanted torchvision, timm or transformers"):
         main(library="keras", out=tmp_path)

@@ -5,6 +5,7 @@ Each network has one cause that made a trace fail, or that let it take the wrong
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -136,6 +137,36 @@ class Options(nn.Module):
         return self.head(F.relu(self.b(y)).mean((2, 3)))
 
 
+class Products(nn.Module):
+    """Layers that are written as products with parameters, as in GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.v, self.b = (nn.Parameter(torch.randn(*s) / 4) for s in ((12, 32), (5, 32), (32,)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(torch.addmm(self.b, x.view(-1, x.size(-1)), self.w).view(*x.size()[:-1], 32))
+        return (torch.tanh(h @ self.w.T @ self.w) @ self.v.T).mean(1)
+
+
+@dataclass
+class Outputs:
+    logits: Tensor
+    states: tuple[Tensor, ...] | None = None
+
+
+class Named(nn.Module):
+    """Takes keywords, and returns an object, as those of Hugging Face do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor, return_dict: bool | None = None, **others: object) -> Outputs:
+        h = F.gelu(self.a(x)) if others.get("scale") is None else x
+        return Outputs(self.head(F.relu(self.b(h)).mean(1)), None if return_dict else (h,))
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -236,6 +267,7 @@ CASES = {
     "coordinates": (Coordinates(), IMAGES, ["relu"], {}),
     "sizes": (OnSizes(), IMAGES, ["act", "gelu"], {}),
     "options": (Options(), IMAGES, ["silu", "relu"], {}),
+    "products": (Products(), TOKENS, ["gelu", "tanh"], {}),
     "recurrent": (Recurrent(), TOKENS, ["relu"], {"r": "a recurrent layer"}),
     "transformer": (Encoder(), TOKENS, ["t.layers.0.relu", "t.layers.1.relu"], {}),
     "norm first": (Encoder(norm_first=True, activation="gelu"), TOKENS, ["t.layers.0.gelu", "t.layers.1.gelu"], {}),
@@ -283,6 +315,15 @@ def test_exported_and_compiled_networks(wrap, network, shape, one_thread):
     same, report = rf.sample(wrap(network, x), x, law="identity")
     assert len(report.sites) == 2 and not report.kept
     torch.testing.assert_close(same(x[:7]), network(x[:7]), rtol=0, atol=5e-6)  # one order of float32 sums or another
+
+
+def test_outputs_that_are_objects_stay_objects(one_thread):
+    network, x = Named().double().eval(), torch.randn(TOKENS, dtype=torch.float64)
+    same, report = rf.sample(network, x, law="identity", holdout=0)
+    assert [site.site for site in report.sites] == ["gelu", "relu"]
+    outputs, wanted = same(x), network(x)
+    assert type(outputs) is Outputs and len(outputs.states) == 1
+    torch.testing.assert_close((outputs.logits, outputs.states), (wanted.logits, wanted.states), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("script", [torch.jit.script, lambda network: torch.jit.trace(network, torch.randn(2, 16))])
