@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from rainbow_fast.data.dtypes import INTEGERS, as_numbers
 from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.tracing.copies import copied
 from rainbow_fast.tracing.random_state import untouched
 
 
@@ -50,7 +50,7 @@ def as_float64(x: Tensor) -> Tensor:
 def _runs(network: nn.Module, x: Tensor) -> bool:
     with untouched(x.device):
         try:
-            copy.deepcopy(network).eval()(x)
+            copied(network)(x)
         except (
             Exception,
             SystemExit,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from rainbow_fast.tracing import calls
 from rainbow_fast.tracing.agreement import bound, distance, distances, limit_of, of_middle, tensors
+from rainbow_fast.tracing.copies import copied
 from rainbow_fast.tracing.graph import CannotTrace, capture
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.trace import Trace, trace
@@ -59,7 +59,7 @@ def check(
             results differ.
     """
     with untouched(x.device):
-        module = copy.deepcopy(reference).eval()
+        module = copied(reference)
         before, inputs = _state(module), x.clone()
         returned = module(inputs)
         outputs = _owned(returned)
@@ -72,7 +72,7 @@ def check(
                     "and buffers unchanged"
                 )
         y = _few(x, COMPARED)
-        compared = outputs if len(y) == len(x) else _called(copy.deepcopy(reference).eval(), y, name)
+        compared = outputs if len(y) == len(x) else _called(copied(reference), y, name)
         single = _check_repeats(reference, y, compared, name)
         if len(x) > 1:
             _check_single(reference, x, outputs, single, name)
@@ -83,7 +83,7 @@ def check(
 
 def _check_repeats(reference: nn.Module, x: Tensor, outputs: Any, name: str) -> Any:
     """Check that repeated calls give the same bits; returns the output for the middle sample alone."""
-    module, alone = copy.deepcopy(reference).eval(), _middle(x)
+    module, alone = copied(reference), _middle(x)
     single = _called(module, alone, name)
     again = _called(module, x, name)
     apart = distances(again, outputs)
@@ -149,7 +149,7 @@ def _in_trace(
     If the module has no graph, the copy of the network in the trace is compared instead.
     """
     try:
-        graph, _ = capture(copy.deepcopy(reference).eval(), pointwise_modules, x[:1])
+        graph, _ = capture(copied(reference), pointwise_modules, x[:1])
         traced_run: Run = lambda visit: calls.Interpreter(graph, visit).run(x.clone())  # noqa: E731
     except CannotTrace:
         traced_run = _run(traced.reference, x)
@@ -169,7 +169,7 @@ def _equal_in_float64(reference: nn.Module, x: Tensor, pointwise_modules: tuple[
     `pointwise_modules` None repeats the comparison of the batch with one sample alone; otherwise that with the trace.
     """
     try:
-        module, x = copy.deepcopy(reference).double().eval(), x.double() if x.is_floating_point() else x
+        module, x = copied(reference).double(), x.double() if x.is_floating_point() else x
         outputs = _owned(module(x.clone()))
         if not all(t.dtype == torch.float64 for t in tensors(outputs) if t.is_floating_point()):
             return False
@@ -227,7 +227,7 @@ def _run(reference: nn.Module, x: Tensor, before: Tensor | None = None) -> Run:
     """A function that runs a copy of a network on x and visits all calls; first on `before`, if it is given."""
 
     def run(visit: calls.Visit) -> None:
-        module = copy.deepcopy(reference).eval()
+        module = copied(reference)
         if before is not None:
             module(before.clone())
         calls.run(module, x.clone(), visit)

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from rainbow_fast.io import fingerprint
 from rainbow_fast.tracing import modules, tail
+from rainbow_fast.tracing.copies import copied
 from rainbow_fast.tracing.find import Found, Left, find_sites
 from rainbow_fast.tracing.graph import CannotTrace, capture
 from rainbow_fast.tracing.nonlinearities import NORMS
@@ -180,7 +181,7 @@ def trace(
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"pointwise_modules: wanted classes of nn.Module, got {kind!r}")
     _check_norms(reference, name)
-    network = copy.deepcopy(reference).eval()
+    network = copied(reference)
     with untouched(next((p.device for p in network.parameters()), torch.device("cpu"))):
         try:
             graph, overwrites = capture(network, declared, example)
