@@ -8,10 +8,9 @@ what is the same for both, unless it depends on the values of the input.
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -19,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
+from torch.utils._pytree import tree_leaves
 
 from rainbow_fast.tracing.operations import reads_values
+from rainbow_fast.tracing.tracer import OneInput
 
 SAMPLES = (2, 3)  # in the two examples
 CONSTANTS = (
@@ -35,7 +36,8 @@ CONSTANTS = (
     torch.Size,
     torch.memory_format,
 )
-# Functions that make tensors from sizes. They cannot be called with a node, so they are replaced during the trace.
+# Functions that make tensors from sizes, and methods of tensors with sizes. They accept no nodes, so they are replaced
+# during the trace.
 FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 METHODS = ("expand", "view", "reshape", "repeat", "tile", "narrow", "new_empty", "new_full", "new_ones", "new_zeros")
 VALUE = "rainbow_fast_value"  # key of `Node.meta`: the results for both examples
@@ -125,27 +127,18 @@ class TracedAttribute(Attribute):
         return self.node.meta[VALUE]
 
 
-class ShapeTracer(fx.Tracer):
+class ShapeTracer(OneInput):
     """Traces a module and runs it on examples, see the text of this file.
 
     Args:
-        leaves: classes of modules that are one call each.
-        open_modules: classes of modules of torch that are not.
+        leaves: as in `OneInput`.
         example: one sample, (1, ...).
     """
 
-    def __init__(
-        self, leaves: tuple[type[nn.Module], ...], open_modules: tuple[type[nn.Module], ...], example: Tensor
-    ) -> None:
-        super().__init__()
-        self.leaves, self.open_modules, self.example = leaves, open_modules, example
-        self.running = False
+    def __init__(self, leaves: tuple[type[nn.Module], ...], example: Tensor) -> None:
+        super().__init__(leaves)
+        self.example, self.running = example, False
         self.lengths: list[dict[str, Any]] = []  # namespaces of functions in which `len` has been replaced
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, self.open_modules):
-            return False
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with torch.no_grad(), _replaced_functions(self):
@@ -158,11 +151,6 @@ class ShapeTracer(fx.Tracer):
             finally:
                 for names in self.lengths:
                     del names["len"]
-
-    def create_args_for_root(
-        self, root_fn: Callable, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable, list[Any]]:
-        return root_fn, [self.root, only_input(self)]
 
     def proxy(self, node: fx.Node) -> Traced:
         return Traced(node, self)
@@ -250,12 +238,6 @@ class ShapeTracer(fx.Tracer):
         return reads_values(node) and any(source.meta[READS] for source in node.all_input_nodes)
 
 
-def only_input(tracer: fx.Tracer) -> fx.Proxy:
-    """The node of the input of the root. All other arguments of its forward have their defaults."""
-    name = next(iter(inspect.signature(tracer.root.forward).parameters))
-    return tracer.create_proxy("placeholder", name, (), {})
-
-
 def _inside(owner: Any, name: str) -> Any:
     for part in name.split("."):
         owner = getattr(owner, part)
@@ -269,7 +251,7 @@ def _replaced_functions(tracer: ShapeTracer) -> Iterator[None]:
     def accepting(kind: str, target: Any, plain: Callable) -> Callable:
         def called(*args: Any, **kwargs: Any) -> Any:
             sizes = args[1:] if kind == "call_method" else args
-            if any(isinstance(value, fx.Proxy) for value in _flat((sizes, kwargs))):
+            if any(isinstance(value, fx.Proxy) for value in tree_leaves((sizes, kwargs))):
                 return tracer.create_proxy(kind, target, args, kwargs)
             return plain(*args, **kwargs)
 
@@ -291,13 +273,3 @@ def _replaced_functions(tracer: ShapeTracer) -> Iterator[None]:
                 setattr(Tensor, name, own[name])
             else:
                 delattr(Tensor, name)
-
-
-def _flat(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _flat(part)
-    else:
-        yield value

@@ -15,34 +15,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from rainbow_fast.tracing.concrete import ShapeTracer, only_input
+from rainbow_fast.tracing.concrete import ShapeTracer
+from rainbow_fast.tracing.tracer import OneInput
 
-OPEN = (  # modules of torch whose parts are sites
-    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
-    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
-)
 LOGICAL = (operator.and_, operator.or_, operator.not_, operator.is_)  # with names like those of operations in place
 NOTHING_TO_DO = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # identities in eval mode
 
 
 class CannotTrace(Exception):
     """torch.fx cannot trace a module; the message gives the reason and the line of code."""
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
-        super().__init__()
-        self.leaves = leaves
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, OPEN):
-            return False
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
-
-    def create_args_for_root(
-        self, root_fn: Callable, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable, list[Any]]:
-        return root_fn, [self.root, only_input(self)]
 
 
 def capture(
@@ -74,7 +55,7 @@ def capture(
         raise CannotTrace(f"its forward reads {required[1]!r} besides {required[0]!r}: wanted one input")
     sizes = None
     try:
-        traced = _Tracer(leaves).trace(module)
+        traced = OneInput(leaves).trace(module)
     except Exception as error:  # the module's own code may raise anything when it is called with a proxy
         if example is None:
             raise CannotTrace(f"{_line_of(error)}: {error}") from error
@@ -96,7 +77,7 @@ def capture(
 def _for_sizes(module: nn.Module, leaves: tuple[type[nn.Module], ...], example: Tensor) -> fx.Graph:
     """The graph for inputs of the size of an example."""
     try:
-        return ShapeTracer(leaves, OPEN, example).trace(module)
+        return ShapeTracer(leaves, example).trace(module)
     except (Exception, SystemExit) as error:
         raise CannotTrace(f"{_line_of(error)}: {error}") from error
 

@@ -41,7 +41,8 @@ class Site:
         writer: the linear layer without bias whose output is z, or None if z is computed in another way.
         feeds_flatten: whether a Flatten is the only reader of phi.
         output: whether no linear layer comes after the site. These sites are sampled only if they are named.
-        gate: whether phi multiplies another activation. These sites are sampled only if they are named.
+        gate: whether phi multiplies another activation and lies between 0 and 1. These sites are sampled only if they
+            are named.
         modules: dotted names of the modules that the site replaces; None if a part of the site is a function, or a
             module that is called elsewhere too.
         reference: the module that computes phi from z in the trained network; it leaves z unchanged.

@@ -157,23 +157,25 @@ def trace(
 ) -> Trace:
     """Cut a network into its sites and the segments between them.
 
-    The sites are the pointwise non-linearities in the `torch.fx` graph of the network: modules, functions or methods of
-    torch, in place or not. If torch.fx cannot trace the network, its sites are its activation modules. They are found
-    by running the network on `example`, and each of them must be called once. The network is copied, and the random
-    state is left unchanged.
+    The sites are the pointwise non-linearities in the `torch.fx` graph of the network: modules, functions and methods
+    of torch, in place or not, and formulas of them. If torch.fx cannot trace the network, its sites are the activation
+    modules that are called once; they are found by running it. All other non-linearities are in `Trace.left`, with the
+    reason. The network is copied, and the random state is left unchanged.
 
     Args:
         reference: the network.
-        example: a batch of inputs; used only if torch.fx cannot trace the network.
+        example: one sample, (1, ...), to find sizes and channel axes. Without it, a network that needs sizes as numbers
+            cannot be traced, and channel axes are known only directly after layers.
         pointwise_modules: the user's own classes of modules that apply one function to every number.
         name: what error messages call the network.
+        channel_axes: the channel axis of z for sites by name, 1 or -1, in the place of the one that is found.
 
     Raises:
-        TypeError: `reference` is not an nn.Module, or `pointwise_modules` holds something that is not a class of
-            modules.
-        ValueError: a PReLU with one slope for each channel; a batch norm without running statistics; torch.fx cannot
-            trace the network, and there is no example, or no activation module, or one that is called twice. The
-            message names the module, or the line that torch.fx cannot trace.
+        TypeError: `reference` is not an nn.Module, or a scripted one, or `pointwise_modules` holds something that is
+            not a class of modules.
+        ValueError: a batch norm without running statistics; `channel_axes` names no site, or an axis that is neither
+            the second nor the last; torch.fx cannot trace the network, and there is no example, or no activation module
+            that is called once. The message names the module, or the line that torch.fx cannot trace.
     """
     reference = checked(reference, name)
     declared = tuple(pointwise_modules)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The torch.fx tracer that both ways of tracing share: one input, and which modules are one call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+OPEN = (  # modules of torch whose parts are sites
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
+
+
+class OneInput(fx.Tracer):
+    """Traces a module as a function of the first argument of its forward. All others have their defaults.
+
+    Args:
+        leaves: classes of modules that are one call each, in addition to the modules of torch but those of `OPEN`.
+    """
+
+    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self.leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, OPEN):
+            return False
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Callable, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable, list[Any]]:
+        name = next(iter(inspect.signature(self.root.forward).parameters))
+        return root_fn, [self.root, self.create_proxy("placeholder", name, (), {})]
