@@ -157,7 +157,7 @@ def fit(
     """Fit a rainbow model to a trained network: find its sites, and measure their moments on the data.
 
     Args:
-        reference: a trained network: any nn.Module with one input, and with float32, float64, bfloat16 or float16
+        reference: a trained network: any nn.Module of one tensor, and with float32, float64, bfloat16 or float16
             parameters. Sampled sites of half precision are computed in float32. The network is copied, and the copy is
             put into eval mode. Its output must depend on each sample alone, and be the same in every call.
             `rainbow_fast.sites` lists what would be sampled; see `rainbow_fast.tracing.trace.trace` for networks that
@@ -165,11 +165,12 @@ def fit(
             Or a list of K trained networks of the same architecture, which must be chains without skip connections.
             They are rotated onto their mean. The new neurons are combinations of the neurons of all K,
             ``w'_i ~ N(0, sum_k A_k W_k^T W_k A_k^T / (K d))``, and outputs are means over the K networks.
-        data: the data that networks are aligned on: a tensor, ``(x, y)``, a DataLoader, or any re-iterable of batches,
-            which is read once. A tensor is not copied, and may be memory-mapped from a file. uint8 values are taken as
-            pixels and divided by 255; all other numbers are converted to the dtype of the network. Labels y (N,) are
-            needed only for accuracies and refit classifiers: any integer dtype, with values 0 to K - 1 for a network
-            with outputs (N, K).
+        data: the data that networks are aligned on: a tensor, ``(x, y)``, a DataLoader, one of its batches, or any
+            re-iterable of batches, which is read once. A tensor is not copied, and may be memory-mapped from a file.
+            Integers stay integers if the network does not run on them as numbers (token ids). Otherwise uint8 values
+            are taken as pixels and divided by 255; all other numbers are converted to the dtype of the network. Labels
+            y (N,) are needed only for accuracies and refit classifiers: any integer dtype, with values 0 to K - 1 for a
+            network with outputs (N, K).
         options: `FitOptions` and `DataLimits`, whole; or each of their fields by its name, as listed below.
         progress: called as ``progress(done, total, what)``; or True, which shows a bar.
 
