@@ -33,11 +33,11 @@ OPEN_ROOMS = {
     "bench/bench_{}.py": OPS,
 }
 RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: here too, imports go down
-    ["inputs", "positions", "channel_moments", "moments", "site_statistics", "results"],
+    ["inputs", "positions", "scores", "channel_moments", "moments", "site_statistics", "results"],
     ["laws", "kinds"],
     ["network"],
     ["alignment"],
-    ["options", "chunks"],
+    ["options", "option_checks", "chunks"],
     ["holdout"],
     ["prepare"],
     ["spec", "report"],

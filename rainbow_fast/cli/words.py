@@ -137,7 +137,7 @@ class MachineWords(Options):
 
 # Options of the library that are not options of commands: those that the grid sets, and others
 GRID = ("width", "factor", "method", "network_index")
-WORDLESS = ("storage_dtype", "resume_dir", "procrustes_iterations")
+WORDLESS = ("storage_dtype", "resume_dir", "procrustes_iterations", "metric")
 TYPES: Mapping[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 CODE = ("module", "pointwise_modules")  # name code that is run: a file cannot give them
 FLAGS = ("grey", "accuracy_profile", "align_flattened")
@@ -315,6 +315,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "memory_budget": memory,
     "rank": rank,
     "sites": lambda text: names("--sites", text),
+    "output": lambda text: int(text) if text.isdecimal() else text,
 }
 DEFAULTS = {"memory_budget": BUDGET}
 HELP = {  # help of library options whose text on the command line differs from their value in Python

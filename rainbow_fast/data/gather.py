@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.data import batches
-from rainbow_fast.data.dtypes import as_classes
+from rainbow_fast.data.dtypes import as_labels
 from rainbow_fast.io import bytes_of_tensor, explained, write_all
 
 Labelled = tuple[Tensor, Tensor | None]
@@ -27,8 +27,9 @@ def gather(
     memory_budget: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
     labelled: bool = True,
+    classes: bool = True,
 ) -> Labelled:
-    """A whole data set as (x, y): x in its own dtype; y int64, or None without labels or if they are not wanted.
+    """A whole data set as (x, y): x in its own dtype; y, or None without labels or if they are not wanted.
 
     Tensors are returned without a copy. Batches are concatenated in memory. If they are larger than `memory_budget`
     bytes, they are written to a temporary file in the folder `scratch`, which is memory-mapped. The file has no name
@@ -40,17 +41,27 @@ def gather(
         memory_budget: bytes that may be collected in memory; None (default) for no limit.
         scratch: folder of the temporary file; None (default) for that of the system.
         labelled: whether labels are wanted.
+        classes: whether labels are classes (see `data.dtypes.as_labels`). If not, y is any tensor.
 
     Raises:
         OSError: the disk of `scratch` is full.
         TypeError, ValueError: `data` is not accepted by `batches`, samples have several shapes or dtypes, or labels are
-            not classes (see `data.dtypes.as_classes`). The message begins with `name`.
+            not classes, or have several shapes or dtypes. The message begins with `name`.
     """
     images, labels = _Collected(name, memory_budget, scratch), []
     for x, y in batches(data, batch_size=2**62, name=name):
         images.add(x)
-        labels += [as_classes(y, name)] if labelled and y is not None else []
-    return images.tensor(), torch.cat(labels) if labels else None
+        labels += [as_labels(y, name) if classes else y] if labelled and y is not None else []
+    return images.tensor(), _together(labels, name)
+
+
+def _together(labels: list[Tensor], name: str) -> Tensor | None:
+    """The labels of all batches."""
+    kinds = {(tuple(y.shape[1:]), y.dtype) for y in labels}
+    if len(kinds) > 1:
+        one, other = sorted(f"(N{''.join(f', {n}' for n in s)}) {str(dtype)[6:]}" for s, dtype in kinds)[:2]
+        raise ValueError(f"{name}: batches with labels {one} and {other}, wanted one shape and dtype")
+    return torch.cat(labels) if labels else None
 
 
 class _Collected:

@@ -24,7 +24,7 @@ class Data:
 
     Attributes:
         x: samples (N, ...) of any dtype; may be memory-mapped from a file.
-        labels: (count,) int64; None without labels.
+        labels: (count, ...), see `data.dtypes.as_labels`; None without labels.
         size: number of samples in a chunk; the last chunk may be smaller.
         device, dtype: of the network, and of the chunks.
         index: the rows of x that belong to the data set, (count,) int64; None for all rows. Only chunks are copied.
@@ -58,6 +58,11 @@ class Data:
     def chunk(self, start: int) -> Tensor:
         x = as_numbers(self.samples(start, start + self.size), self.device, self.inputs or self.dtype)
         return freshly_laid(channels_last(x) if self.channels_last else x)
+
+    def labels_at(self, start: int) -> Tensor:
+        """The labels of a chunk."""
+        assert self.labels is not None
+        return self.labels[start : start + self.size]
 
     @cached_property
     def digests(self) -> tuple[str, str | None]:

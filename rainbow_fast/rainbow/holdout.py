@@ -54,7 +54,8 @@ def split(
     """
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Part) for part in data):
         return data
-    where: dict[str, Any] = {"memory_budget": limits.memory_budget, "scratch": limits.scratch_dir, "labelled": labelled}
+    where: dict[str, Any] = {"memory_budget": limits.memory_budget, "scratch": limits.scratch_dir}
+    where |= {"labelled": labelled, "classes": options.metric is None}
     x, y = gather(data, "data", **where)
     if options.images is not None and only_shapes:
         x, y = repeat(x, options.images), None if y is None else repeat(y, options.images)

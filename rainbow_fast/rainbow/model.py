@@ -169,8 +169,9 @@ def fit(
             re-iterable of batches, which is read once. A tensor is not copied, and may be memory-mapped from a file.
             Integers stay integers if the network does not run on them as numbers (token ids). Otherwise uint8 values
             are taken as pixels and divided by 255; all other numbers are converted to the dtype of the network. Labels
-            y (N,) are needed only for accuracies and refit classifiers: any integer dtype, with values 0 to K - 1 for a
-            network with outputs (N, K).
+            y are needed only for accuracies and refit classifiers: any integer dtype, (N,) with values 0 to K - 1 for a
+            network with outputs (N, K); or (N, *positions) for outputs (N, K, *positions) or (N, *positions, K), where
+            -100 does not count; or 0 and 1, of any dtype, for one logit. With `metric`, they may be any tensor.
         options: `FitOptions` and `DataLimits`, whole; or each of their fields by its name, as listed below.
         progress: called as ``progress(done, total, what)``; or True, which shows a bar.
 
@@ -179,7 +180,7 @@ def fit(
 
     Raises:
         TypeError, ValueError: the reference or the data cannot be used, or activations are not finite; the message
-            names the argument, the module or the site. Labels are not classes of the network's outputs; pass x alone.
+            names the argument, the module or the site. Labels cannot be compared with the outputs; pass x alone, or `metric`.
             The reference gives other outputs when it is called twice (compared to the bit), or when it is traced or
             given a single sample (compared to 1e-5 of the largest output, 8 units of a half precision, beyond
             rounding). This is checked once, on the first samples: at most `batch_size`, and at most a quarter of the

@@ -4,81 +4,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rainbow_fast.arguments import Check, between, bytes_of, flag, folder, integer, one_of, optional
+from rainbow_fast.arguments import between, bytes_of, flag, folder, integer, one_of, optional
 from rainbow_fast.fields import Former, Options, documented, option
+from rainbow_fast.rainbow import option_checks
 from rainbow_fast.rainbow.alignment import ALIGNMENTS, Alignment
 from rainbow_fast.rainbow.alignment.regression import RIDGE
 from rainbow_fast.rainbow.laws import LAWS, Law
 from rainbow_fast.rainbow.laws.bootstrap_rows import SMOOTHING
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
+from rainbow_fast.rainbow.option_checks import HOLDOUT
 
 SITE_BITS, NETWORK_BITS = 12, 20  # of a stream: network_index << 12 | site
-HOLDOUT = 0.1  # fraction of the data that is held out by default
 SCALES = ("sqrt", "optimal", "nuclear", "one")
-STORAGES = ("memory", "file", "recompute")
-
-# Checks of single values
-
-
-def _true_or_false(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r}: wanted True, False or None")
-    return value
-
-
-def _named(names: Iterable[str], kind: type) -> Check:
-    """One of the names, or an object of that kind."""
-    return lambda name, value: value if isinstance(value, kind) else one_of(name, value, names)
-
-
-def _classifier(name: str, value: Any) -> str:
-    if value not in (None, "refit", "refit_aligned"):
-        raise ValueError(f"{name}={value!r}: wanted None, 'refit' or 'refit_aligned'")
-    return value
-
-
-def _holdout(name: str, value: Any) -> Any:
-    """Data, a whole number of samples, or a fraction below 1; None stands for the default."""
-    if value is None:
-        return HOLDOUT
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return value
-    if isinstance(value, float | np.floating) and not 0 <= value < 1:
-        raise ValueError(f"{name}={value}: wanted data, a number of samples (an int), or a fraction, 0 <= {name} < 1")
-    if value < 0:
-        raise ValueError(f"{name}={value}: wanted data, a number of samples, at least 0, or a fraction")
-    return value
-
-
-def _flattened(value: Any) -> Any:
-    """The values of the former option `align`."""
-    if value not in ("channels", "flattened"):
-        raise ValueError(f"align={value!r}: wanted align_flattened=True or False")
-    return value == "flattened"
-
-
-def _storage(name: str, value: Any) -> Any:
-    if value not in (None, *STORAGES):
-        raise ValueError(f"{name}={value!r}: wanted None or one of {', '.join(STORAGES)}")
-    return value
-
-
-def _storage_dtype(name: str, value: Any) -> Any:
-    if value not in (None, torch.bfloat16):
-        raise ValueError(f"{name}={value}: wanted None or torch.bfloat16")
-    return value
-
-
-# The options
 
 
 @documented
@@ -91,7 +36,7 @@ class FitOptions(Options):
         "What errors and accuracies are also measured on, apart from the samples that networks are aligned on: data of "
         "the same kinds as `data`; or a number of samples, or a fraction of them, drawn at random from `data`. 0 holds "
         f"nothing out; None is the default, {HOLDOUT}.",
-        _holdout,
+        option_checks.holdout,
     )
     holdout_seed: int = option(
         0,
@@ -114,6 +59,18 @@ class FitOptions(Options):
         "Your own module classes that apply one function to every number, so that they can be sampled.",
         lambda _, kinds: tuple(kinds),
         former=Former("pointwise"),
+    )
+    output: str | int | None = option(
+        None,
+        "The output that is compared with labels: its name, or its place in a tuple (default: the only tensor, or the "
+        "one named logits).",
+        option_checks.output,
+    )
+    metric: Callable[[Tensor, Tensor], Any] | None = option(
+        None,
+        "What is measured in the place of the accuracy: a function of all outputs and all labels that returns a number "
+        "(default: the share of samples, or of positions, whose largest output is that of their label).",
+        option_checks.metric,
     )
     procrustes_iterations: int = option(
         2,
@@ -159,12 +116,12 @@ class Limits(DataLimits):
         None,
         "Where the activations are kept between two sites: 'memory', 'file' or 'recompute' (default: the first of them "
         "with enough room). The choice does not change the result.",
-        _storage,
+        option_checks.storage,
     )
     storage_dtype: torch.dtype | None = option(
         None,
         "torch.bfloat16 rounds the activations that are kept, which halves their size (default: they are not rounded).",
-        _storage_dtype,
+        option_checks.storage_dtype,
     )
     resume_dir: str | None = option(
         None,
@@ -185,27 +142,29 @@ class MethodOptions(Options):
     law: str | Law = option(
         None,
         f"Law of the random rows of G_eff: {', '.join(LAWS)} (see `rainbow_fast.rainbow.laws`), or a `Law` object.",
-        optional(_named(LAWS, Law)),
+        optional(option_checks.named(LAWS, Law)),
     )
     keep_mean: bool = option(
         None,
         "Leave the mean zbar of zh over the channels unchanged: z'_i = zbar + g_i (zh - zbar) / sqrt(d).",
-        optional(_true_or_false),
+        optional(option_checks.true_or_false),
         former=Former("mean_row"),
     )
     recalibrate: bool = option(
         None,
         "Give every channel of zh the mean and the variance that it has in the reference, from the second sampled site "
         "on.",
-        optional(_true_or_false),
+        optional(option_checks.true_or_false),
     )
     center: bool = option(
         None,
         "Align the centred features: M = E[phi phi'^T] - mu mu'^T instead of E[phi phi'^T].",
-        optional(_true_or_false),
+        optional(option_checks.true_or_false),
     )
     offset: bool = option(
-        None, "Add the constant c = mu - s A mu', so that phih has the mean of phi.", optional(_true_or_false)
+        None,
+        "Add the constant c = mu - s A mu', so that phih has the mean of phi.",
+        optional(option_checks.true_or_false),
     )
     scale: str = option(
         None,
@@ -219,7 +178,7 @@ class MethodOptions(Options):
         "polar: A = U V^T of M = U S V^T, which maps null directions to zero; polar_complete maps null directions by "
         "an isometry; regression: A = M (S' + lambda I)^-1 with S' = E[phi' phi'^T] (n, n), a layerwise regression on "
         "random features, which is not a rainbow network.",
-        optional(_named(ALIGNMENTS, Alignment)),
+        optional(option_checks.named(ALIGNMENTS, Alignment)),
     )
     ridge: float = option(
         None,
@@ -302,14 +261,14 @@ class SampleOptions(MethodOptions):
         None,
         "None keeps the trained classifier, applied to phih. refit fits a new one to the wide features phi' of the "
         "last site by ridge regression; it holds all of them, N x n, in memory. refit_aligned fits it to phih.",
-        _classifier,
+        option_checks.classifier,
     )
     align_flattened: bool = option(
         False,
         "Align a site that feeds a Flatten on all its flattened features (d p, n p), not channel by channel with "
         "positions as samples.",
         flag,
-        former=Former("align", _flattened),
+        former=Former("align", option_checks.flattened),
     )
     accuracy_profile: bool = option(
         False,

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.data.dtypes import as_numbers, check_classes
+from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.rainbow.chunks import Data, runs_channels_last
 from rainbow_fast.rainbow.holdout import Part, split
 from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import DataLimits, FitOptions
+from rainbow_fast.rainbow.scores import Score
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
 from rainbow_fast.tracing.joined import join
 from rainbow_fast.tracing.random_state import untouched
@@ -55,6 +56,11 @@ class Prepared:
         return self.options.max_samples
 
     @property
+    def score(self) -> Score:
+        """How outputs are compared with labels."""
+        return Score(self.options.output, self.options.metric)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the weights of the reference."""
         return self.trace.fingerprint
@@ -90,7 +96,7 @@ class Prepared:
             outputs = check(network, traced, x, pointwise, name)
         for name, each in ((names[1], self.align), ("holdout", self.held)):
             if each.labels is not None:
-                check_classes(each.labels, outputs, name)
+                self.score.check(each.labels, outputs, name)
         for s in self.sites:
             if not (s.site.output or s.site.gate):
                 warn_if_few(s.site.name, self.align.count * s.positions, s.channels)

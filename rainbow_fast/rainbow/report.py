@@ -116,8 +116,9 @@ class Report(Results):
             sampled network, `reference_alignment` and `reference_held_out` for the reference. With a refit
             classifier, `trained_classifier_alignment` and `trained_classifier_held_out` are the accuracies of the
             sampled network with the trained classifier.
-        accuracy_profile: held-out accuracies with only the first j sites sampled, for every j; None unless the option
-            `accuracy_profile` is set.
+        metric: the values of the option `metric` under the same keys, empty without it. There are no accuracies then.
+        accuracy_profile: held-out accuracies, or values of the metric, with only the first j sites sampled, for every
+            j; None unless the option `accuracy_profile` is set.
         ridge: ridge parameter of a refit classifier, relative to the mean eigenvalue; None without one.
         storage: where activations were stored between two sites.
         references: number of references. Several are aligned to their mean.
@@ -134,6 +135,7 @@ class Report(Results):
     storage: str = ""
     references: int = 1
     holdout_seed: int | None = None
+    metric: dict[str, float] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -164,7 +166,8 @@ class Report(Results):
         own = {name: getattr(stored, name) for name in stored.__struct_fields__}
         own["options"] = SampleOptions.from_dict(stored.options)
         own["sites"] = [SiteReport.from_dict(site, held_out=stored.held_out_samples > 0) for site in stored.sites]
-        own["accuracy"] = {name: _number(value) for name, value in stored.accuracy.items()}
+        for name in ("accuracy", "metric"):
+            own[name] = {key: _number(value) for key, value in own[name].items()}
         own["accuracy_profile"] = stored.accuracy_profile and [_number(value) for value in stored.accuracy_profile]
         return cls(**own)
 
@@ -237,8 +240,9 @@ class Report(Results):
         lines = [f"{self.references} references, aligned to their mean"] if self.references > 1 else []
         lines += [self.storage] if self.storage else []
         lines += [f"kept {name}: {reason}" for name, reason in self.kept.items()]
-        if self.accuracy:
-            lines.append("accuracy: " + ", ".join(f"{name} {value:.4f}" for name, value in self.accuracy.items()))
+        for what, numbers in (("accuracy", self.accuracy), ("metric", self.metric)):
+            if numbers:
+                lines.append(f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
         if self.accuracy_profile is not None:
             lines.append("accuracy profile: " + " ".join(f"{value:.4f}" for value in self.accuracy_profile))
         return lines
@@ -258,6 +262,7 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
     storage: str
     references: int
     holdout_seed: int | None = None
+    metric: dict[str, float | None] = {}
 
 
 def _number(value: float | None) -> float:

@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from rainbow_fast.data.dtypes import described
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.laws import Law
 from rainbow_fast.rainbow.laws.directions import Directions, choose_directions
@@ -99,6 +102,8 @@ class NetworkSpec:
         trace.tail()
         if align.labels is None:
             raise ValueError(f"classifier={classifier!r}: data has no labels, wanted batches (x, y)")
+        if align.labels.dim() > 1 or align.labels.dtype != torch.int64:
+            raise ValueError(f"classifier={classifier!r}: labels y are {described(align.labels)}, wanted integers (N,)")
         if classifier == "refit" and last.site.axis == -1 and len(last.z_shape) > 1:
             raise ValueError(
                 f"classifier='refit': channels of the last site {last.site.name!r} are its last axis, of shape "

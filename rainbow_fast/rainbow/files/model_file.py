@@ -25,6 +25,7 @@ from rainbow_fast.rainbow.moments import CENTERS, KEYS
 from rainbow_fast.rainbow.network.packing import Positive, copied
 from rainbow_fast.rainbow.options import FitOptions
 from rainbow_fast.rainbow.prepare import Prepared, chunk_size, site_shapes
+from rainbow_fast.rainbow.scores import Metric
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
 from rainbow_fast.tracing.same_function import FEW, check
 from rainbow_fast.tracing.trace import checked, trace
@@ -92,7 +93,12 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
 
 @renamed(pointwise="pointwise_modules")
 def load_model(
-    path: str | os.PathLike[str], reference: nn.Module, *, pointwise_modules: Iterable[type[nn.Module]] = ()
+    path: str | os.PathLike[str],
+    reference: nn.Module,
+    *,
+    pointwise_modules: Iterable[type[nn.Module]] = (),
+    output: str | int | None = None,
+    metric: Metric | None = None,
 ) -> RainbowModel:
     """Read a fitted model that `save_model` has written. Nothing is unpickled.
 
@@ -100,7 +106,7 @@ def load_model(
         path: the file.
         reference: a network of the same architecture, on the device to compute on. It is copied, and the copy gets the
             weights of the file, in their dtype. The weights of `reference` are not used.
-        pointwise_modules: as in `fit`.
+        pointwise_modules, output, metric: as in `fit`.
 
     Raises:
         FileNotFoundError: there is no file at `path`.
@@ -144,9 +150,16 @@ def load_model(
         Data(x[k], None if y is None else y.to(device), size, device, dtype, None, last, inputs)
         for k, y in labels.items()
     ]
-    check(network, traced, data[0].chunk(0)[:FEW], kinds)
-    options = FitOptions(max_samples=header.max_samples, pointwise_modules=kinds)
-    return RainbowModel(Prepared(traced, ((network, traced),), sites, data[0], data[1], options, header.holdout_seed))
+    outputs = check(network, traced, data[0].chunk(0)[:FEW], kinds)
+    options = FitOptions(max_samples=header.max_samples, pointwise_modules=kinds, output=output, metric=metric)
+    prepared = Prepared(traced, ((network, traced),), sites, data[0], data[1], options, header.holdout_seed)
+    for name, each in zip(SETS, data, strict=True):
+        if each.labels is not None:
+            try:
+                prepared.score.check(each.labels, outputs, name)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"path: {path} does not fit reference, output or metric: {error}") from None
+    return RainbowModel(prepared)
 
 
 def _about(s: SiteStatistics) -> PackedStatistics:
@@ -197,7 +210,7 @@ def _check_data(x: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], pa
     if first.dim() < 1 or not len(first) or x[SETS[1]].shape[1:] != first.shape[1:]:
         raise ValueError(f"path: {path} is damaged: its samples have shapes {[tuple(t.shape) for t in x.values()]}")
     for name, y in labels.items():
-        if y is not None and (y.dtype != torch.int64 or tuple(y.shape) != (len(x[name]),)):
+        if y is not None and y.shape[:1] != x[name].shape[:1]:
             raise ValueError(f"path: {path} is damaged: its labels are {y.dtype} of shape {tuple(y.shape)}")
 
 

@@ -178,7 +178,12 @@ class Flight:
     def after(self, lane: int, module: nn.Module) -> Tensor:
         """A module applied to the output of the last finished site, for all samples at once."""
         lane = lane if self.apart[lane] else REFERENCE
-        return self._gathered(lambda start: module(self._state(lane, start)[0]))
+        first = module(self._state(lane, 0)[0])
+        whole = first.new_empty(self.count, *first.shape[1:])  # at once: parts would lie between freed activations
+        whole[: len(first)] = first
+        for start in list(self)[1:]:
+            whole[start : start + self.data.size] = module(self._state(lane, start)[0])
+        return whole
 
     def leave(self, sampled: Iterable[int] = ()) -> None:
         """Go on to the next site. `sampled` names the lanes that were sampled at the present one."""
@@ -190,25 +195,8 @@ class Flight:
             if not apart:
                 self._cells[lane].clear()
 
-    def finish(self, lane: int) -> Tensor:
-        """The outputs for all samples of a network with the lane's sites so far and the reference's later sites."""
-        return self._gathered(lambda start: self.outputs(lane, start))
-
-    def _gathered(self, compute: Callable[[int], Tensor]) -> Tensor:
-        """What `compute` returns for each chunk, one below the other.
-
-        They are copied into one tensor at once. Otherwise the allocator would put each between two large activations
-        that are freed, where no large one fits any more.
-        """
-        first = compute(0)
-        whole = first.new_empty(self.count, *first.shape[1:])
-        whole[: len(first)] = first
-        for start in list(self)[1:]:
-            whole[start : start + self.data.size] = compute(start)
-        return whole
-
     def outputs(self, lane: int, start: int) -> Any:
-        """The outputs for one chunk, as in `finish`."""
+        """The outputs for one chunk of a network with the lane's sites so far and the reference's later sites."""
         lane = lane if self.apart[lane] else REFERENCE
         return self.traces[lane].finish(self.place, self._state(lane, start), self.activations[lane])
 

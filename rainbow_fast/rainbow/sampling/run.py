@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rainbow_fast.progress import Progress
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
@@ -25,6 +25,7 @@ from rainbow_fast.rainbow.sampling.kept_site import KeptSite
 from rainbow_fast.rainbow.sampling.route import FUSED, KEPT, WIDE, Route, choose_routes
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
+from rainbow_fast.rainbow.scores import Score
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, reason_kept
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.scratch import scratch_folder
@@ -72,8 +73,8 @@ def sample_networks(
                 flight.leave(sampled)
             for lane in lanes:
                 lane.profile()
-        accuracies = [lane_accuracy(flight, REFERENCE) for flight in (align, held)]
-        return [lane.assembled(prepared.fingerprint, accuracies) for lane in lanes]
+        scores = [measured(prepared.score, flight, REFERENCE) for flight in (align, held)]
+        return [lane.assembled(prepared.fingerprint, scores) for lane in lanes]
 
 
 class Lane:
@@ -90,7 +91,7 @@ class Lane:
     ) -> None:
         self.number, self.spec, self.max_samples, self.tick = number, spec, prepared.max_samples, tick
         self.align, self.held = flights
-        self.trace = spec.trace
+        self.trace, self.score = spec.trace, prepared.score
         self.report = Report(spec.options, self.align.count, self.held.count)
         self.report.storage, self.report.references = str(storage), self.trace.references
         self.report.holdout_seed = prepared.holdout_seed
@@ -156,14 +157,14 @@ class Lane:
         """If the profile is wanted and a site has been sampled: append the held-out accuracy with the sites so far."""
         sampled, profile = len(self.activations), self.report.accuracy_profile
         if profile is not None and len(profile) < sampled:
-            profile.append(lane_accuracy(self.held, self.number))
+            profile.append(measured(self.score, self.held, self.number))
 
-    def assembled(self, digest: str, accuracies: Sequence[float]) -> tuple[RainbowNetwork, Report]:
+    def assembled(self, digest: str, scores: Sequence[float]) -> tuple[RainbowNetwork, Report]:
         """The finished network and its report.
 
         Args:
             digest: SHA-256 of the weights of the reference.
-            accuracies: of the reference on the alignment set and on the held-out data.
+            scores: of the reference on the alignment set and on the held-out data.
 
         Raises:
             ValueError: no site was sampled, because all outputs are zero.
@@ -189,21 +190,22 @@ class Lane:
         check_network(network.body, sites, self.trace, x[:FEW], head=head, refit=self.refit is not None)
         if classifier is None and self.align.storage.dtype is None:
             check_run(network, x, self.align.outputs(self.number, 0), network.sampled[-1])
-        for name, flight, of_reference in zip(
-            ("alignment", "held_out"), (self.align, self.held), accuracies, strict=True
-        ):
+        for name, flight, of_reference in zip(("alignment", "held_out"), (self.align, self.held), scores, strict=True):
             if flight.data.labels is not None and flight.count:
-                self.report.accuracy |= self._accuracies(name, network, flight) | {f"reference_{name}": of_reference}
+                numbers = self._scores(name, network, flight) | {f"reference_{name}": of_reference}
+                if self.score.metric is None:
+                    self.report.accuracy |= numbers
+                else:
+                    self.report.metric |= numbers
         return network, self.report
 
-    def _accuracies(self, name: str, network: RainbowNetwork, flight: Flight) -> dict[str, float]:
-        """The network's accuracy on one data set; with a refit classifier also that of the trained classifier."""
-        trained, data = lane_accuracy(flight, self.number), flight.data
+    def _scores(self, name: str, network: RainbowNetwork, flight: Flight) -> dict[str, float]:
+        """The network's score on one data set; with a refit classifier also that of the trained classifier."""
+        trained, data = measured(self.score, flight, self.number), flight.data
         if self.spec.options.classifier is None:
             return {name: trained}
-        assert data.labels is not None
-        outputs = torch.cat([network(data.chunk(start).clone()) for start in data.starts])
-        return {f"trained_classifier_{name}": trained, name: share_right(outputs, data.labels)}
+        refit = self.score((network(data.chunk(start).clone()), data.labels_at(start)) for start in data.starts)
+        return {f"trained_classifier_{name}": trained, name: refit}
 
     def _refits(self, statistics: SiteStatistics) -> bool:
         return self.spec.options.classifier == "refit" and statistics.site.name == self.trace.sites[-1].name
@@ -225,16 +227,11 @@ class Lane:
         return head
 
 
-def lane_accuracy(flight: Flight, lane: int) -> float:
-    """The accuracy with the lane's sites so far and the reference's later sites; NaN without labels or data."""
+def measured(score: Score, flight: Flight, lane: int) -> float:
+    """The score with the lane's sites so far and the reference's later sites; NaN without labels or data."""
     if flight.data.labels is None or not flight.count:
         return float("nan")
-    return share_right(flight.finish(lane), flight.data.labels)
-
-
-def share_right(outputs: Tensor, labels: Tensor) -> float:
-    """The fraction of samples whose largest output is the one of their label."""
-    return float((outputs.argmax(1) == labels).double().mean())
+    return score((flight.outputs(lane, start), flight.data.labels_at(start)) for start in flight)
 
 
 def _ticker(progress: Progress | None, total: int) -> Callable[[str], None]:

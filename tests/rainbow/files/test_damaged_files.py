@@ -235,13 +235,24 @@ MODELS = [
     ("alignment.x", lambda t: t[:0], "its samples have shapes"),
     ("held_out.x", lambda t: t[:, :-1], "its samples have shapes"),
     ("alignment.labels", lambda t: t[:-1], "its labels are torch.int64 of shape"),
-    ("alignment.labels", lambda t: t.float(), "its labels are torch.float32 of shape"),
     ("sites.0.cross", lambda t: t[:-1], "site '2' wanted moments of 12 channels, float64"),
     ("sites.0.cross", lambda t: t.float(), "site '2' wanted moments of 12 channels, float64"),
     ("sites.0.total_x", lambda t: t[:-1], "site '2': state: total_x has shape"),
     ("sites.0.count", lambda t: -t, "site '2' has no number of samples"),
     ("sites.0.count", lambda t: t.double(), "site '2' has no number of samples"),
 ]
+
+
+def test_labels_of_another_kind(tmp_path):
+    """They may be labels of a metric, which is no part of the file."""
+    path = tmp_path / "file.safetensors"
+    write_model(path)
+    tensors = load_file(path)
+    resealed(path, MODEL, tensors=tensors | {"alignment.labels": tensors["alignment.labels"] / 2})
+    message = "path: .*file.safetensors does not fit reference, output or metric: alignment: labels y are float32"
+    with pytest.raises(ValueError, match=message):
+        rf.load_model(path, reference())
+    rf.load_model(path, reference(), metric=lambda outputs, y: 0.0)
 
 
 @pytest.mark.parametrize("name, change, message", MODELS)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast.networks import cnn, mlp, resnet_cifar
-from rainbow_fast.rainbow.options import STORAGES
+from rainbow_fast.rainbow.option_checks import STORAGES
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage, keeper
 
 pytestmark = [pytest.mark.filterwarnings("ignore:site .* samples for"), pytest.mark.usefixtures("one_thread")]
