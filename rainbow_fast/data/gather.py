@@ -6,18 +6,32 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rainbow_fast.data import batches
-from rainbow_fast.data.dtypes import as_labels
+from rainbow_fast.data.dtypes import IGNORED, as_labels
 from rainbow_fast.io import bytes_of_tensor, explained, write_all
+from rainbow_fast.joint_inputs import JointInputs, padded
 
-Labelled = tuple[Tensor, Tensor | None]
+
+class Gathered(NamedTuple):
+    """A whole data set.
+
+    Attributes:
+        x: samples (N, ...) in their own dtype; of several inputs, the rows of bytes (N, size) that `inputs` describes.
+        y: labels (N, ...); None without.
+        inputs: the layout of several inputs in x; None for one.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    inputs: JointInputs | None
 
 
 def gather(
@@ -28,8 +42,8 @@ def gather(
     scratch: str | os.PathLike[str] | None = None,
     labelled: bool = True,
     classes: bool = True,
-) -> Labelled:
-    """A whole data set as (x, y): x in its own dtype; y, or None without labels or if they are not wanted.
+) -> Gathered:
+    """A whole data set, in memory or in a memory-mapped file.
 
     Tensors are returned without a copy. Batches are concatenated in memory. If they are larger than `memory_budget`
     bytes, they are written to a temporary file in the folder `scratch`, which is memory-mapped. The file has no name
@@ -49,15 +63,38 @@ def gather(
             not classes, or have several shapes or dtypes. The message begins with `name`.
     """
     images, labels = _Collected(name, memory_budget, scratch), []
+    inputs: JointInputs | None = None
     for x, y in batches(data, batch_size=2**62, name=name):
+        if isinstance(x, dict):
+            before, inputs = inputs, _together_with(inputs, JointInputs.of(x), name)
+            if before is not None and inputs != before:
+                images.change(lambda rows, a=before, b=inputs: b.join(b.padded(a.named(rows))))  # type: ignore[misc]
+            x = inputs.join(inputs.padded(x))
+        elif inputs is not None:
+            raise ValueError(f"{name}: a batch of one tensor, wanted {inputs} as before")
         images.add(x)
         labels += [as_labels(y, name) if classes else y] if labelled and y is not None else []
-    return images.tensor(), _together(labels, name)
+    return Gathered(images.tensor(), _together(labels, inputs, name), inputs)
 
 
-def _together(labels: list[Tensor], name: str) -> Tensor | None:
-    """The labels of all batches."""
+def _together_with(before: JointInputs | None, inputs: JointInputs, name: str) -> JointInputs:
+    """The layout for the inputs of a batch and of those before it."""
+    wide = inputs if before is None else before.wider(inputs)
+    if wide is None:
+        raise ValueError(
+            f"{name}: batches of inputs {before} and {inputs}: wanted samples of one shape, or, beside shorter ones, "
+            "an attention_mask"
+        )
+    return wide
+
+
+def _together(labels: list[Tensor], inputs: JointInputs | None, name: str) -> Tensor | None:
+    """The labels of all batches. Those of padded positions are `IGNORED`."""
     kinds = {(tuple(y.shape[1:]), y.dtype) for y in labels}
+    if len(kinds) > 1 and inputs is not None and all(y.dtype == torch.int64 and y.dim() > 1 for y in labels):
+        longest = max(shape for shape, _ in kinds)
+        if all(shape[1:] == longest[1:] for shape, _ in kinds):
+            return torch.cat([padded(y, longest, IGNORED) for y in labels])
     if len(kinds) > 1:
         one, other = sorted(f"(N{''.join(f', {n}' for n in s)}) {str(dtype)[6:]}" for s, dtype in kinds)[:2]
         raise ValueError(f"{name}: batches with labels {one} and {other}, wanted one shape and dtype")
@@ -87,6 +124,17 @@ class _Collected:
         self.parts.append(x)
         if len(self.parts) > 1 and self.bytes > self.budget:
             self._spill()
+
+    def change(self, how: Callable[[Tensor], Tensor]) -> None:
+        """Replace the samples so far by others.
+
+        Raises:
+            ValueError: some are in the file already.
+        """
+        if self.file is not None:
+            raise ValueError(f"{self.name}: longer samples after {self.budget} bytes: wanted all of one length")
+        self.parts = [how(part) for part in self.parts]
+        self.shape, self.bytes = self.parts[0].shape[1:], sum(part.nbytes for part in self.parts)
 
     def tensor(self) -> Tensor:
         if self.file is None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.io import sha256
+from rainbow_fast.joint_inputs import JointInputs, Name
+from rainbow_fast.rainbow.positions import Positions, channels_first
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.trace import State, Trace
 
@@ -31,6 +34,7 @@ class Data:
         channels_last: whether the memory of chunks of images (N, C, H, W) is laid out as (N, H, W, C); see
             `runs_channels_last`.
         inputs: the dtype of the chunks, if it is another one; see `dtype_of_inputs`.
+        joint: the layout of several inputs in the rows x; None for one input.
     """
 
     x: Tensor
@@ -41,6 +45,7 @@ class Data:
     index: Tensor | None = None
     channels_last: bool = False
     inputs: torch.dtype | None = None
+    joint: JointInputs | None = None
 
     @property
     def count(self) -> int:
@@ -63,6 +68,34 @@ class Data:
         """The labels of a chunk."""
         assert self.labels is not None
         return self.labels[start : start + self.size]
+
+    def positions(self, space: tuple[int, ...], at_most: int | None = None) -> Positions:
+        """Which positions of maps with these sizes are samples, at most so many. Padded ones never are.
+
+        A position is padded if an input of the network is a mask of as many positions, and says so.
+        """
+        each = math.prod(space)
+        attended = self._attended.get(each) if len(space) == 1 else None
+        return Positions.at_most(at_most or max(self.count * each, 1), each, self.count, attended)
+
+    def counted(self, start: int, t: Tensor, axis: int | None) -> Tensor:
+        """The positions of feature maps t of a chunk that count, as (samples, d); all of them as (N, d, *space)."""
+        space = tuple(t.shape[1:-1] if axis == -1 else t.shape[2:])
+        return self.positions(space).of(channels_first(t, axis), start)
+
+    @cached_property
+    def _attended(self) -> dict[int, Tensor]:
+        """By number of positions, which of them count, (count, positions) bool."""
+        masks: dict[int, Tensor] = {}
+        if self.joint is not None and self.count:
+            for name in self.joint.masks:
+                masks |= self._mask(name, self.joint)
+        return masks
+
+    def _mask(self, name: Name, joint: JointInputs) -> dict[int, Tensor]:
+        """The positions that count by this input; an empty dict if all do."""
+        mask = torch.cat([joint.attended(self.samples(start, start + self.size), name) for start in self.starts])
+        return {} if bool(mask.all()) else {mask.shape[1]: mask.to(self.device)}
 
     @cached_property
     def digests(self) -> tuple[str, str | None]:

@@ -19,7 +19,7 @@ from rainbow_fast.rainbow.alignment.polar_factor import PolarFactor
 from rainbow_fast.rainbow.holdout import split
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import PAPER, FitOptions, Limits
-from rainbow_fast.rainbow.positions import channels_first, every, take
+from rainbow_fast.rainbow.positions import channels_first
 from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.results import Results
@@ -222,11 +222,10 @@ class _Run:
     def _moments(self, a: SiteStatistics, b: SiteStatistics) -> CrossCovariance:
         """The moments of M = E[phi_a phi_b^T] on the alignment set."""
         moments = CrossCovariance(a.site.name)
-        step = every(self.align[0].count * a.positions, self.max_samples, a.positions)
+        taken = self.align[0].data.positions(a.phi_space, self.max_samples)
         for start in self.align[0]:
             x, y = _activations(self.align, (a, b), start)
-            before = start * a.positions
-            moments.update(take(x, before, step), take(y, before, step))
+            moments.update(taken.of(x, start), taken.of(y, start))
             self._tick(f"{a.site.name}: moments")
         return moments
 
@@ -237,6 +236,7 @@ class _Run:
         error = Error()
         for start in pair[0]:
             x, y = _activations(pair, (a, b), start)
+            x, y = (pair[0].data.positions(a.phi_space).of(t, start) for t in (x, y))
             error.update(x, torch.einsum("nm...,dm->nd...", y, map_.to(y.dtype)))
             self._tick(f"{a.site.name}: errors")
         for flight in pair:

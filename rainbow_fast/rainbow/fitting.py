@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -84,8 +83,7 @@ class Watch:
 
     def __init__(self, statistics: SiteStatistics, data: Data, max_samples: int, takes: str = "all") -> None:
         self.statistics, self.takes = statistics, takes
-        self.positions = math.prod(statistics.z_shape) // statistics.d
-        self.step = every(data.count * self.positions, max_samples, self.positions)
+        self.data, self.positions = data, data.positions(statistics.z_space, max_samples)
 
     @classmethod
     def of(cls, statistics: SiteStatistics, prepared: Prepared, specs: Sequence[NetworkSpec]) -> Watch | None:
@@ -97,10 +95,11 @@ class Watch:
 
     def __call__(self, start: int, z: Tensor) -> None:
         statistics = self.statistics
-        rows = channels_first(z, statistics.site.axis)
         if start == 0:
-            statistics.activity = float((active_samples(rows, statistics) > 0).double().mean())
+            counted = self.data.counted(start, z, statistics.site.axis)
+            statistics.activity = float((active_samples(counted, statistics) > 0).double().mean())
+        rows = channels_first(z, statistics.site.axis)
         if self.takes == "all":
-            statistics.z.update(take(rows, start * self.positions, self.step))
+            statistics.z.update(self.positions.of(rows, start))
         elif self.takes == "channels":
-            statistics.z.x.update(take(rows, start * self.positions, self.step))
+            statistics.z.x.update(self.positions.of(rows, start))

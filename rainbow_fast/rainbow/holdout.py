@@ -12,16 +12,21 @@ from torch import Tensor
 
 from rainbow_fast.arguments import integer
 from rainbow_fast.data.gather import gather
+from rainbow_fast.joint_inputs import JointInputs
 from rainbow_fast.rainbow.options import DataLimits, FitOptions
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some samples of a data set: the rows `index` of x and y, or all of them if there is no index."""
+    """Some samples of a data set: the rows `index` of x and y, or all of them if there is no index.
+
+    `inputs` is the layout of several inputs in the rows x; None for one input.
+    """
 
     x: Tensor
     y: Tensor | None
     index: Tensor | None = None
+    inputs: JointInputs | None = None
 
     @property
     def first(self) -> Tensor:
@@ -56,24 +61,30 @@ def split(
         return data
     where: dict[str, Any] = {"memory_budget": limits.memory_budget, "scratch": limits.scratch_dir}
     where |= {"labelled": labelled, "classes": options.metric is None}
-    x, y = gather(data, "data", **where)
+    x, y, inputs = gather(data, "data", **where)
     if options.images is not None and only_shapes:
         x, y = repeat(x, options.images), None if y is None else repeat(y, options.images)
     elif options.images is not None:
         x, y = x[: options.images], None if y is None else y[: options.images]
     if not isinstance(options.holdout, int | float | np.number):
-        x_held, y_held = gather(options.holdout, "holdout", **where)
-        if x_held.shape[1:] != x.shape[1:]:
-            got, wanted = tuple(x_held.shape[1:]), tuple(x.shape[1:])
+        x_held, y_held, inputs_held = gather(options.holdout, "holdout", **where)
+        if (inputs is None) != (inputs_held is None) or (inputs is None and x_held.shape[1:] != x.shape[1:]):
+            got, wanted = (str(i or tuple(t.shape[1:])) for i, t in ((inputs_held, x_held), (inputs, x)))
             raise ValueError(f"holdout: samples of shape {got}, wanted {wanted} as in data")
-        return Part(x, y), Part(x_held, y_held)
+        if inputs is not None and inputs_held is not None and inputs != inputs_held:
+            wide = inputs.wider(inputs_held)
+            if wide is None:
+                raise ValueError(f"holdout: samples of {inputs_held}, wanted {inputs} as in data")
+            x, x_held = wide.join(wide.padded(inputs.named(x))), wide.join(wide.padded(inputs_held.named(x_held)))
+            inputs = wide
+        return Part(x, y, inputs=inputs), Part(x_held, y_held, inputs=inputs)
     count = _number_held(options.holdout, len(x))
     if only_shapes or count == 0:
         kept = len(x) - count
         labels = (None, None) if y is None else (y[:kept], y[kept:])
-        return Part(x[:kept], labels[0]), Part(x[kept:], labels[1])
+        return Part(x[:kept], labels[0], inputs=inputs), Part(x[kept:], labels[1], inputs=inputs)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.holdout_seed), device="cpu")
-    return Part(x, y, order[count:].sort().values), Part(x, y, order[:count].sort().values)
+    return Part(x, y, order[count:].sort().values, inputs), Part(x, y, order[:count].sort().values, inputs)
 
 
 def repeat(x: Tensor, images: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.data.dtypes import INTEGERS, as_numbers
+from rainbow_fast.joint_inputs import DTYPES, MASKS, Input, layout_of
 from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.tracing.copies import copied
 from rainbow_fast.tracing.random_state import untouched
@@ -17,9 +18,12 @@ from rainbow_fast.tracing.random_state import untouched
 def dtype_of_inputs(network: nn.Module, x: Tensor, device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a network of this device and dtype receives samples.
 
-    It is the dtype of the network; or int64 if the samples x are integers and the network does not run on them as
-    numbers, because they are indices. The network runs on x only if x is of integers.
+    It is that of the network. It is int64 if the samples x are integers and the network does not run on them as
+    numbers, because they are indices; the network runs on x only if x is of integers. It is uint8 for the rows of
+    several inputs.
     """
+    if layout_of(network) is not None:
+        return torch.uint8
     if x.dtype not in INTEGERS:
         return dtype
     runs = (each for each in (dtype, torch.int64) if _runs(network, as_numbers(x, device, each)))
@@ -28,6 +32,8 @@ def dtype_of_inputs(network: nn.Module, x: Tensor, device: torch.device, dtype: 
 
 def zeros_for(network: nn.Module, samples: int, shape: Sequence[int]) -> Tensor:
     """Samples of zeros in the dtype that a network receives, by its embeddings: they receive indices."""
+    if layout_of(network) is not None:
+        return probes_for(network, samples, shape)
     zeros = next(p for p in network.parameters() if p.is_floating_point()).new_zeros(samples, *shape)
     indices = zeros.long()
     return indices if _embeddings(network) and not _runs(network, zeros) and _runs(network, indices) else zeros
@@ -35,10 +41,35 @@ def zeros_for(network: nn.Module, samples: int, shape: Sequence[int]) -> Tensor:
 
 def probes_for(network: nn.Module, samples: int, shape: Sequence[int]) -> Tensor:
     """A few samples, always the same ones: Gaussian numbers, or indices that all embeddings have."""
+    layout = layout_of(network)
+    if layout is not None:
+        return layout.join({each.name: _probe(network, samples, each) for each in layout.inputs})
     zeros = zeros_for(network, samples, shape)
     if not zeros.is_floating_point():
-        return (torch.arange(zeros.numel(), device=zeros.device) % min(_embeddings(network))).view(zeros.shape)
-    return gaussian(samples, zeros[0].numel(), seed=0, device=zeros.device).view(zeros.shape).to(zeros.dtype)
+        return _indices(network, zeros)
+    return _numbers(zeros)
+
+
+def _probe(network: nn.Module, samples: int, each: Input) -> Tensor:
+    """One of several inputs: masks in which all positions count, indices, or numbers."""
+    device = next(network.parameters()).device
+    zeros = torch.zeros(samples, *each.shape, dtype=DTYPES[each.dtype], device=device)
+    if zeros.is_floating_point():
+        return _numbers(zeros)
+    if str(each.name).endswith(MASKS) or zeros.dtype == torch.bool:
+        return zeros if str(each.name).endswith(MASKS[1]) else zeros + zeros.new_ones(())
+    return _indices(network, zeros)
+
+
+def _numbers(zeros: Tensor) -> Tensor:
+    """Gaussian numbers."""
+    return gaussian(len(zeros), zeros[0].numel(), seed=0, device=zeros.device).view(zeros.shape).to(zeros.dtype)
+
+
+def _indices(network: nn.Module, zeros: Tensor) -> Tensor:
+    """Indices that all embeddings have."""
+    indices = torch.arange(zeros.numel(), device=zeros.device) % min(_embeddings(network), default=1)
+    return indices.view(zeros.shape).to(zeros.dtype)
 
 
 def as_float64(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling.run import sample_networks
 from rainbow_fast.rainbow.spec import NetworkSpec
+from rainbow_fast.tracing.own_inputs import with_own_inputs
 
 
 class RainbowModel:
@@ -39,7 +40,7 @@ class RainbowModel:
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
-        self.reference, self.sites = prepared.trace.reference, prepared.sites
+        self.reference, self.sites = with_own_inputs(prepared.trace.reference), prepared.sites
 
     @accepts(SampleOptions, Limits)
     def sample(
@@ -180,7 +181,8 @@ def fit(
 
     Raises:
         TypeError, ValueError: the reference or the data cannot be used, or activations are not finite; the message
-            names the argument, the module or the site. Labels cannot be compared with the outputs; pass x alone, or `metric`.
+            names the argument, the module or the site. Labels cannot be compared with the outputs; pass x alone, or
+            `metric`.
             The reference gives other outputs when it is called twice (compared to the bit), or when it is traced or
             given a single sample (compared to 1e-5 of the largest output, 8 units of a half precision, beyond
             rounding). This is checked once, on the first samples: at most `batch_size`, and at most a quarter of the

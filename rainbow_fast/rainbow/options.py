@@ -62,8 +62,8 @@ class FitOptions(Options):
     )
     output: str | int | None = option(
         None,
-        "The output that is compared with labels: its name, or its place in a tuple (default: the only tensor, or the "
-        "one named logits).",
+        "The output that is compared with labels, and that must depend on each sample alone: its name, or its place in "
+        "a tuple (default: the only tensor, or the one named logits, is compared; all must depend on each alone).",
         option_checks.output,
     )
     metric: Callable[[Tensor, Tensor], Any] | None = option(

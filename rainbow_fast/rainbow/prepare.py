@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.data.dtypes import as_numbers
+from rainbow_fast.joint_inputs import is_plain, with_joint_inputs
 from rainbow_fast.rainbow.chunks import Data, runs_channels_last
-from rainbow_fast.rainbow.holdout import Part, split
+from rainbow_fast.rainbow.holdout import Part, Split, split
 from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import DataLimits, FitOptions
@@ -68,6 +69,8 @@ class Prepared:
     def on(self, data: object, options: FitOptions, limits: DataLimits, *, labelled: bool = True) -> Prepared:
         """The same reference with other data. The reference is compared with its trace on some samples."""
         parts = split(data, options, limits, labelled=labelled)
+        if parts[0].inputs != self.align.joint:
+            raise ValueError(f"data: inputs {parts[0].inputs}, wanted {self.align.joint}")
         align, held = (self._chunks(part) for part in parts)
         prepared = replace(self, align=align, held=held, options=options, holdout_seed=_seed(parts[1], options))
         prepared.check(prepared.first_samples())
@@ -93,7 +96,8 @@ class Prepared:
         pointwise = tuple(self.options.pointwise_modules)
         for number, (network, traced) in enumerate(self.traces, 1):
             name = names[0] + f" (number {number})" * (len(self.traces) > 1)
-            outputs = check(network, traced, x, pointwise, name)
+            counts = None if self.options.output is None else self.score.of
+            outputs = check(network, traced, x, pointwise, name, counts)
         for name, each in ((names[1], self.align), ("holdout", self.held)):
             if each.labels is not None:
                 self.score.check(each.labels, outputs, name)
@@ -131,6 +135,7 @@ def prepare(
     references = _check_references(reference, names[0])
     device, dtype = _check_parameters(references[0], names[0])
     parts = split(data, options, limits, labelled=labelled, only_shapes=only_shapes)
+    references, parts = _joint(references, parts, dtype, names)
     inputs = dtype_of_inputs(references[0], parts[0].first, device, dtype)
     example = as_numbers(parts[0].first, device, inputs)
     kinds = options.pointwise_modules
@@ -143,11 +148,32 @@ def prepare(
     size = options.batch_size or chunk_size(sites, example)
     last = runs_channels_last((each for _, each in traces), example)
     align, held = (
-        Data(part.x, part.labels_on(device), size, device, dtype, part.index, last, inputs) for part in parts
+        Data(part.x, part.labels_on(device), size, device, dtype, part.index, last, inputs, part.inputs)
+        for part in parts
     )
     prepared = Prepared(joined, traces, sites, align, held, options, _seed(parts[1], options))
     prepared.check(example if only_shapes else prepared.first_samples(), names)
     return prepared
+
+
+def _joint(
+    references: list[nn.Module], parts: Split, dtype: torch.dtype, names: tuple[str, str]
+) -> tuple[list[nn.Module], Split]:
+    """Networks that take the rows of several inputs, if the data have them; a single first input stays as it is."""
+    layout = parts[0].inputs
+    if layout is None:
+        return references, parts
+    if is_plain(layout, references[0]):
+        alone = [replace(part, x=layout.split(part.x)[0], inputs=None) for part in parts]
+        return references, (alone[0], alone[1])
+    if len(references) > 1:
+        raise ValueError(f"{names[1]}: several inputs ({layout}), wanted one for several references")
+    try:
+        return [with_joint_inputs(references[0], layout, dtype)], parts
+    except TypeError as error:
+        raise TypeError(f"{names[0]}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{names[1]}: {error}") from None
 
 
 def _seed(held: Part, options: FitOptions) -> int | None:

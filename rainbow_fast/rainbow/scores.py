@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED = -100  # the label of a position that does not count, as in torch.nn.functional.cross_entropy
+from rainbow_fast.data.dtypes import IGNORED
+
 LOGITS = "logits"  # the name of the output that counts, if there is one and no other is asked for
 WANTED = (
     "integers (N,) for outputs (N, K) of K >= 2 classes; integers (N, *positions) for outputs (N, K, *positions) or "
@@ -75,8 +76,8 @@ class Score:
         axis = _class_axis(y, chosen)
         if axis is None:
             raise (ValueError if y.dtype == torch.int64 else TypeError)(
-                f"{name}: labels y are {str(y.dtype).removeprefix('torch.')} {_shape(y)}, and the network gives outputs {_shape(chosen)}: wanted "
-                f"{WANTED}; {UNLABELLED}"
+                f"{name}: labels y are {str(y.dtype).removeprefix('torch.')} {_shape(y)}, and the network gives "
+                f"outputs {_shape(chosen)}: wanted {WANTED}; {UNLABELLED}"
             )
         K = chosen.shape[axis] if axis else 2
         counts = y != IGNORED if y.dim() > 1 else torch.ones_like(y, dtype=torch.bool)

@@ -57,7 +57,17 @@ class SiteStatistics:
     @property
     def positions(self) -> int:
         """Positions of phi in one sample: its numbers divided by its channels."""
-        return math.prod(self.phi_shape) // self.channels
+        return math.prod(self.phi_space)
+
+    @property
+    def z_space(self) -> tuple[int, ...]:
+        """The shape of z without its channels."""
+        return self.z_shape[:-1] if self.site.axis == -1 else self.z_shape[1:]
+
+    @property
+    def phi_space(self) -> tuple[int, ...]:
+        """The shape of phi without its channels."""
+        return self.phi_shape[:-1] if self.site.axis == -1 else self.phi_shape[1:]
 
     def directions(self, *, centred: bool) -> tuple[Tensor, Tensor]:
         """The principal directions of z: eigenvalues (d,) and eigenvectors U (d, d), float64.

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from rainbow_fast.data import batches
+from rainbow_fast.data.batching import batches, rows_of
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.fields import renamed
+from rainbow_fast.joint_inputs import JointInputs, is_plain, with_joint_inputs
 from rainbow_fast.plots.by_site import channels_by_site
 from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.rainbow.prepare import site_shapes
@@ -119,7 +120,12 @@ def sites(reference: nn.Module, data: object = None, *, pointwise_modules: Itera
         like = next(reference.parameters(), None)
         if like is None:
             raise ValueError("reference: no parameters, wanted a network with linear layers")
-        first = next(iter(batches(data)))[0][:1]
+        first = rows_of(next(iter(batches(data)))[0], 0, 1)
+        if isinstance(first, dict):
+            layout = JointInputs.of(first)
+            plain = is_plain(layout, reference)
+            first = next(iter(first.values())) if plain else layout.join(first)
+            reference = reference if plain else with_joint_inputs(reference, layout, like.dtype)
         example = as_numbers(first, like.device, dtype_of_inputs(reference, first, like.device, like.dtype))
     traced = trace(reference, example, pointwise_modules)
     infos: list[SiteInfo] = []

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from rainbow_fast.tracing.concrete import ShapeTracer
 from rainbow_fast.tracing.tracer import OneInput
 
+TRACED_SIZES = "traced_sizes"  # name of the module that refuses inputs of other sizes
 LOGICAL = (operator.and_, operator.or_, operator.not_, operator.is_)  # with names like those of operations in place
 NOTHING_TO_DO = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # identities in eval mode
 
@@ -89,24 +90,23 @@ class SameSizes(nn.Module):
         ValueError: it has another shape.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], name: str = "input") -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.name = shape, name
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.shape:
             got, wanted = ("".join(f", {size}" for size in shape) for shape in (x.shape[1:], self.shape))
-            raise ValueError(f"input of shape (N{got}), wanted (N{wanted}): the network was traced at this size")
+            raise ValueError(f"{self.name} of shape (N{got}), wanted (N{wanted}): the network was traced at this size")
         return x
 
 
 def _refuse_others(owner: fx.GraphModule, sizes: tuple[int, ...]) -> None:
     """Let a graph refuse inputs of other sizes."""
     source = next(iter(owner.graph.find_nodes(op="placeholder")))
-    name = "traced_sizes"
-    owner.add_submodule(name, SameSizes(sizes))
+    owner.add_submodule(TRACED_SIZES, SameSizes(sizes))
     with owner.graph.inserting_after(source):
-        checked = owner.graph.call_module(name, (source,))
+        checked = owner.graph.call_module(TRACED_SIZES, (source,))
     source.replace_all_uses_with(checked)
     checked.args = (source,)
 

@@ -30,6 +30,7 @@ def check(
     x: Tensor,
     pointwise_modules: tuple[type[nn.Module], ...] = (),
     name: str = "reference",
+    counts: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Check that a network f is a function of its input and that its trace computes the same function.
 
@@ -50,6 +51,7 @@ def check(
         x: the samples.
         pointwise_modules: the argument `pointwise_modules` that `trace` was called with.
         name: what error messages call the network.
+        counts: takes the output that must not depend on the other samples of a batch from the outputs; None for all.
 
     Returns:
         f(x).
@@ -75,7 +77,10 @@ def check(
         compared = outputs if len(y) == len(x) else _called(copied(reference), y, name)
         single = _check_repeats(reference, y, compared, name)
         if len(x) > 1:
-            _check_single(reference, x, outputs, single, name)
+            pair = outputs, single
+            if counts is not None:
+                pair = _owned(counts(returned)), _owned(counts(copied(reference)(_middle(x).clone())))
+            _check_single(reference, x, *pair, counts, name)
         for some, wanted in ((y, compared), (_middle(x), single)):
             _check_trace(reference, traced, some, wanted, pointwise_modules, name)
     return returned
@@ -100,9 +105,11 @@ def _check_repeats(reference: nn.Module, x: Tensor, outputs: Any, name: str) -> 
     return single
 
 
-def _check_single(reference: nn.Module, x: Tensor, outputs: Any, single: Any, name: str) -> None:
+def _check_single(
+    reference: nn.Module, x: Tensor, outputs: Any, single: Any, counts: Callable[[Any], Any] | None, name: str
+) -> None:
     limit, apart = limit_of(outputs, x), _of_middle_apart(outputs, single, len(x))
-    if apart <= limit or _equal_in_float64(reference, x, None):
+    if apart <= limit or _equal_in_float64(reference, x, None, counts):
         return
     where = None
     for some in (_few(x), x):
@@ -163,18 +170,24 @@ def _bypassed(reference: nn.Module) -> str | None:
     return "module 'reference', the forward of this instance" if "forward" in vars(reference) else None
 
 
-def _equal_in_float64(reference: nn.Module, x: Tensor, pointwise_modules: tuple[type[nn.Module], ...] | None) -> bool:
+def _equal_in_float64(
+    reference: nn.Module,
+    x: Tensor,
+    pointwise_modules: tuple[type[nn.Module], ...] | None,
+    counts: Callable[[Any], Any] | None = None,
+) -> bool:
     """Whether the comparison holds in float64, so that the difference was rounding.
 
     `pointwise_modules` None repeats the comparison of the batch with one sample alone; otherwise that with the trace.
     """
     try:
         module, x = copied(reference).double(), x.double() if x.is_floating_point() else x
-        outputs = _owned(module(x.clone()))
+        chosen = counts or (lambda outputs: outputs)
+        outputs = _owned(chosen(module(x.clone())))
         if not all(t.dtype == torch.float64 for t in tensors(outputs) if t.is_floating_point()):
             return False
         if pointwise_modules is None:
-            return _of_middle_apart(outputs, module(_middle(x).clone()), len(x)) <= bound()
+            return _of_middle_apart(outputs, chosen(module(_middle(x).clone())), len(x)) <= bound()
         return distances(trace(module, x[:1], pointwise_modules).finish(0, (x.clone(),), []), outputs) <= bound()
     except Exception:  # the user's code may work in its own dtype only
         return False

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from rainbow_fast.joint_inputs import SplitInputs
+
 OPEN = (  # modules of torch whose parts are sites
     *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
     *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
@@ -25,11 +27,19 @@ class OneInput(fx.Tracer):
     def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
         self.leaves = leaves
+        self.installed: set[nn.Module] | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, OPEN):
             return False
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (SplitInputs, *self.leaves)) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.installed is None:
+            self.installed = set(self.root.modules())
+        if m not in self.installed:  # it is made in a forward: its functions are traced
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def create_args_for_root(
         self, root_fn: Callable, is_module: bool, concrete_args: Any = None

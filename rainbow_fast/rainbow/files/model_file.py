@@ -18,7 +18,9 @@ from rainbow_fast.arguments import integer
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.fields import renamed
 from rainbow_fast.formats import Format
+from rainbow_fast.joint_inputs import Input, layout_of
 from rainbow_fast.rainbow.chunks import Data, runs_channels_last
+from rainbow_fast.rainbow.files.several_inputs import of_inputs
 from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.moments import CENTERS, KEYS
@@ -50,10 +52,11 @@ class ModelHeader(msgspec.Struct, forbid_unknown_fields=True):
     sites: list[PackedStatistics]
     max_samples: Positive
     holdout_seed: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    inputs: list[Input] = []
 
 
-# Version 1 has sums about 0, without centers; version 2 has no checksums.
-MODEL = Format("rainbow_fast.model", 3, "rainbow model", ModelHeader, summed_since=3, key="model")
+# Version 1 has sums about 0, without centers; version 2 has no checksums; version 3 has one input only.
+MODEL = Format("rainbow_fast.model", 4, "rainbow model", ModelHeader, summed_since=3, key="model")
 
 
 def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int | None = None) -> None:
@@ -87,7 +90,9 @@ def save_model(model: RainbowModel, path: str | os.PathLike[str], *, probe: int 
         tensors[f"{name}.x"] = copied(data.samples(0, probe))
         if data.labels is not None:
             tensors[f"{name}.labels"] = copied(data.labels[:probe])
-    header = ModelHeader([_about(s) for s in model.sites], prepared.max_samples, prepared.holdout_seed)
+    joint = prepared.align.joint
+    inputs = [] if joint is None else list(joint.inputs)
+    header = ModelHeader([_about(s) for s in model.sites], prepared.max_samples, prepared.holdout_seed, inputs)
     MODEL.write(Path(path), header, tensors)
 
 
@@ -131,6 +136,7 @@ def load_model(
         x = {name: tensors[f"{name}.x"] for name in SETS}
         labels = {name: tensors.get(f"{name}.labels") for name in SETS}
         _check_data(x, labels, path)
+        network = of_inputs(network, header.inputs, math.prod(x["alignment"].shape[1:]), path)
         inputs = dtype_of_inputs(network, x["alignment"][:1], device, dtype)
         example = as_numbers(x["alignment"][:1], device, inputs)
         kinds = tuple(pointwise_modules)
@@ -147,12 +153,13 @@ def load_model(
     size = chunk_size(sites, example)
     last = runs_channels_last([traced], example)
     data = [
-        Data(x[k], None if y is None else y.to(device), size, device, dtype, None, last, inputs)
+        Data(x[k], None if y is None else y.to(device), size, device, dtype, None, last, inputs, layout_of(network))
         for k, y in labels.items()
     ]
-    outputs = check(network, traced, data[0].chunk(0)[:FEW], kinds)
     options = FitOptions(max_samples=header.max_samples, pointwise_modules=kinds, output=output, metric=metric)
     prepared = Prepared(traced, ((network, traced),), sites, data[0], data[1], options, header.holdout_seed)
+    counts = None if output is None else prepared.score.of
+    outputs = check(network, traced, data[0].chunk(0)[:FEW], kinds, counts=counts)
     for name, each in zip(SETS, data, strict=True):
         if each.labels is not None:
             try:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from rainbow_fast.fields import renamed
 from rainbow_fast.formats import Format
 from rainbow_fast.io import fingerprint
+from rainbow_fast.joint_inputs import Input
+from rainbow_fast.rainbow.files.several_inputs import of_inputs
 from rainbow_fast.rainbow.inputs import probes_for, zeros_for
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.packing import Packed, Positive, check_fits, copied, pack, unpack
@@ -44,10 +46,11 @@ class NetworkHeader(msgspec.Struct, forbid_unknown_fields=True):
     input_shape: list[Positive]
     reference: str
     own_layers: list[str] = []
+    inputs: list[Input] = []
 
 
-# Version 1 has the scale in A, version 2 no own layers, version 3 no checksums.
-NETWORK = Format("rainbow_fast.network", 4, "sampled network", NetworkHeader, summed_since=4, key="network")
+# Version 1 has the scale in A, version 2 no own layers, version 3 no checksums, version 4 one input only.
+NETWORK = Format("rainbow_fast.network", 5, "sampled network", NetworkHeader, summed_since=4, key="network")
 
 
 def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
@@ -86,7 +89,8 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
         tensors[f"{name}.layer"] = copied(layer.weight)
     classifier: Any = network.classifier
     shape = list(network.input_shape)
-    header = NetworkHeader(sites, classifier, shape, network.fingerprint, list(network.own_layers))
+    inputs = list(network.inputs.inputs) if network.inputs is not None else []
+    header = NetworkHeader(sites, classifier, shape, network.fingerprint, list(network.own_layers), inputs)
     NETWORK.write(Path(path), header, tensors)
 
 
@@ -123,6 +127,7 @@ def load(
         )
     if math.prod(header.input_shape) > LARGEST_INPUT:
         raise ValueError(f"path: {path} is damaged, it names an input of shape {header.input_shape}")
+    reference = of_inputs(reference, header.inputs, math.prod(header.input_shape), path)
     device, kinds = next(reference.parameters()).device, tuple(pointwise_modules)
     shape = tuple(header.input_shape)
     example = zeros_for(reference, 1, shape)

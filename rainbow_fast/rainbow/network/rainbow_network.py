@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.joint_inputs import JointInputs, arguments, layout_of
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.same_network import written_out
+from rainbow_fast.tracing.own_inputs import with_own_inputs
 from rainbow_fast.tracing.tail import Tail
 from rainbow_fast.tracing.trace import Site, Trace
 
@@ -50,11 +53,19 @@ class RainbowNetwork(nn.Module):
         self.body = body
         self.sampled, self.classifier, self.head = sampled, classifier, head
         self.input_shape, self.fingerprint, self.own_layers = input_shape, fingerprint, dict(own_layers or {})
+        self._probes: Tensor | None = None
         self.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The outputs for a batch x (N, *input_shape)."""
-        return self.body(x)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """The outputs for a batch x (N, *input_shape); of several inputs, for these as the reference takes them."""
+        if self.inputs is None or (len(inputs) == 1 and not named and inputs[0].dtype == torch.uint8):
+            return self.body(*inputs, **named)
+        return self.body(arguments(self.inputs, inputs, named, next(self.body.parameters()).device))
+
+    @property
+    def inputs(self) -> JointInputs | None:
+        """The inputs of a network that takes several; None for one. Only batches with samples of these shapes."""
+        return layout_of(self.body)
 
     def site(self, name: str) -> RainbowActivation:
         """The sampled site of this name.
@@ -90,10 +101,18 @@ class RainbowNetwork(nn.Module):
             each site becomes a Sequential of linear map, non-linearity and linear map.
 
         Raises:
-            RuntimeError: on a few Gaussian inputs the outputs differ by more than 1e-5 of the largest output (8 units
-                of a half precision), beyond rounding. The message names the first site that differs.
+            RuntimeError: on a few inputs (Gaussian numbers, or token ids of the data) the outputs differ by more than
+                1e-5 of the largest output (8 units of a half precision), beyond rounding. The message names the first
+                site that differs.
         """
-        return written_out(self.body, self.input_shape)
+        return with_own_inputs(written_out(self.body, self.input_shape, self._probes))
+
+    def keep_probes(self, x: Tensor) -> None:
+        """Keep a few samples to compare `materialize` on, if they are indices: a network may refuse other ones.
+
+        They are not saved.
+        """
+        self._probes = None if x.is_floating_point() else x
 
 
 def assemble(

@@ -96,20 +96,22 @@ def check_run(network: nn.Module, x: Tensor, computed: Any, last: str) -> None:
 
 
 @torch.no_grad()
-def written_out(body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """`materialize` a sampled network, and compare the result with it on a few Gaussian inputs.
+def written_out(body: nn.Module, shape: tuple[int, ...], probes: Tensor | None = None) -> nn.Module:
+    """`materialize` a sampled network, and compare the result with it on a few inputs.
 
     The two must agree within `bound`. If they do not, they are compared again in float64, as the network may amplify
     rounding.
 
     Args:
         shape: of one input.
+        probes: the inputs; None for `probes_for` a network of inputs of this shape.
 
     Raises:
         RuntimeError: the two differ. The message names the first site that differs.
     """
-    x = probes_for(body, WRITTEN, shape)
-    module, features = materialize(body, torch.zeros_like(x[:2]))
+    device = next(p.device for p in body.parameters())
+    x = probes_for(body, WRITTEN, shape) if probes is None else probes.to(device)
+    module, features = materialize(body, x[:2])
     training = [part for part in body.modules() if part.training]
     body.eval()
     try:

@@ -16,7 +16,6 @@ from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.chunks import Data, channels_last
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.wide_layer import WideLayer, product_of
-from rainbow_fast.rainbow.positions import channels_first
 from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.trace import State, Trace
@@ -142,7 +141,7 @@ class Flight:
         for start in self:
             if look is not None:
                 look(start, self.z(REFERENCE, start))
-            self.phi.update(channels_first(self.apply(REFERENCE, start), site.axis))
+            self.phi.update(self.data.counted(start, self.apply(REFERENCE, start), site.axis))
 
     def preactivations(self, lane: int, start: int, features: Features) -> Tensor:
         """The pre-activations z' of the present site, which is sampled, for one chunk."""

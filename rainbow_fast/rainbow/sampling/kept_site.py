@@ -17,7 +17,6 @@ from rainbow_fast.rainbow.sampling.align import size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Features, Flight
 from rainbow_fast.rainbow.sampling.route import KEPT
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
-from rainbow_fast.rainbow.site_statistics import active_samples
 
 # An error below this part of the variances is measured on phih. Traces have rounding errors of 1e-6 of them at most:
 # 1 % of such an error.
@@ -47,7 +46,7 @@ class KeptSite(SampledSite):
         for start in self.align:
             s = self.align.preactivations(self.lane, start, self.how)
             if start == 0:
-                self.activity = float((active_samples(self._rows(s), self.own) > 0).double().mean())
+                self.activity = float((self._active(self._rows(s)) > 0).double().mean())
             features = self.align.keep_features(self.lane, start, s, self.how)
             del s
             if self.collected is not None:
@@ -82,7 +81,7 @@ class KeptSite(SampledSite):
             s = held.preactivations(self.lane, start, self.how)
             held.keep_features(self.lane, start, s, self.how)
             del s
-            self._add_error(error, held, start)
+            self._add_error(error, held, start, self.activation.finish(self._projected(held, start)))
             self.tick(f"{self.site.name}: held-out data")
         for flight in (self.align, held):
             flight.enter(self.lane, self.activation, self.how)
@@ -150,12 +149,8 @@ class KeptSite(SampledSite):
     def _measured(self, flight: Flight) -> Error:
         error = self._error(flight)
         for start in flight:
-            self._add_error(error, flight, start)
+            self._add_error(error, flight, start, self.activation.finish(self._projected(flight, start)))
         return error
-
-    def _add_error(self, error: Error, flight: Flight, start: int) -> None:
-        phih = self.activation.finish(self._projected(flight, start))
-        error.update(flight.output(REFERENCE, start), phih)
 
     def _projected(self, flight: Flight, start: int) -> Tensor:
         """A phi' of one chunk."""

@@ -15,7 +15,7 @@ from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.fitting import Watch
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble
-from rainbow_fast.rainbow.network.same_network import FEW, check_network, check_run
+from rainbow_fast.rainbow.network.same_network import FEW, WRITTEN, check_network, check_run
 from rainbow_fast.rainbow.options import Limits
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.report import Report
@@ -187,6 +187,7 @@ class Lane:
             own_layers=self.spec.own_layers,
         )
         x = self.align.data.chunk(0)
+        network.keep_probes(x[:WRITTEN].clone())
         check_network(network.body, sites, self.trace, x[:FEW], head=head, refit=self.refit is not None)
         if classifier is None and self.align.storage.dtype is None:
             check_run(network, x, self.align.outputs(self.number, 0), network.sampled[-1])

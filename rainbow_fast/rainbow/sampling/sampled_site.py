@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -20,7 +19,7 @@ from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.features import Select, blocks
 from rainbow_fast.rainbow.network.rainbow_network import refit_flattened, refit_site
 from rainbow_fast.rainbow.options import SITE_BITS, alignment_of, law_of
-from rainbow_fast.rainbow.positions import channels_first, every, take
+from rainbow_fast.rainbow.positions import channels_first
 from rainbow_fast.rainbow.report import Error, SiteReport
 from rainbow_fast.rainbow.sampling.align import AlignedMap, align, offset, scale, size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight
@@ -74,9 +73,9 @@ class SampledSite:
         self.flattened = self.options.align_flattened and self.site.feeds_flatten
         self.positions = kind_of(self.site).features * (statistics.positions if self.flattened else 1)
         self.features = self.n * self.positions
-        total = self.align.count * (1 if self.flattened else statistics.positions)
-        self.step = 1 if self.flattened else every(total, max_samples, statistics.positions)
-        self.samples = -(-total // self.step)
+        self.taken = self.align.data.positions(() if self.flattened else statistics.phi_space, max_samples)
+        self.step = 1 if self.flattened else self.taken.step
+        self.samples = self.align.count if self.flattened else self.taken.count
         self.collected: list[Tensor] | None = None  # features that a new classifier is fitted to
         self.refit: RainbowActivation | None = None
         self.ridge: float | None = None
@@ -120,7 +119,7 @@ class SampledSite:
             strategy.covariance(self.activation, x, zh, select, centers, sums, first=first)
             self.alignment.add(start, zh, len(phi), centers[1])
             if start == 0:
-                self.activity = share_active(self.activation, active_samples(zh, self.own))
+                self.activity = share_active(self.activation, self._active(zh))
             del phi, zh, x  # freed before the next chunk is computed
             self.tick(f"{self.site.name}: moments")
 
@@ -164,7 +163,7 @@ class SampledSite:
                 del z  # frees memory as large as phih, which is computed next
                 self.tick(f"{self.site.name}: projection")
             phih = align.settle(self.lane, start, y)
-            self.error.update(self._shaped(align.output(REFERENCE, start)), phih)
+            self._add_error(self.error, align, start, phih)
 
     def hold_out(self) -> None:
         """Compute phih on the held-out data and its error, and make the report."""
@@ -175,7 +174,7 @@ class SampledSite:
             y = activation.shaped_as(y, z)
             del z
             phih = held.settle(self.lane, start, y)
-            error.update(self._shaped(held.output(REFERENCE, start)), phih)
+            self._add_error(error, held, start, phih)
             self.tick(f"{self.site.name}: held-out data")
         self.report = self._report(
             self.aligned, self.error.relative(), error.relative() if held.count else (None, None)
@@ -212,7 +211,7 @@ class SampledSite:
         """The function that takes the samples to use from a batch; `before` images come before the batch."""
         if self.flattened:
             return lambda t: t.flatten(1)
-        return lambda t: take(t, before * self.statistics.positions, self.step)
+        return lambda t: self.taken.of(t, before)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Select]]:
         """For every chunk of the alignment set: phi, zh, and the function that takes the samples to use."""
@@ -234,6 +233,19 @@ class SampledSite:
     def _shaped(self, phi: Tensor) -> Tensor:
         return phi.flatten(1) if self.flattened else phi
 
+    def _add_error(self, error: Error, flight: Flight, start: int, phih: Tensor) -> None:
+        """Add the error of phih of one chunk, at the positions that count."""
+        phi = flight.output(REFERENCE, start)
+        if self.flattened:
+            error.update(phi.flatten(1), phih)
+        else:
+            error.update(*(flight.data.counted(start, t, self.site.axis) for t in (phi, phih)))
+
+    def _active(self, rows: Tensor) -> Tensor:
+        """The samples of z (N, d, *space) of the first chunk that the activity is measured on."""
+        space = self.own.z_space
+        return active_samples(rows if self.flattened else self.align.data.positions(space).of(rows, 0), self.own)
+
     def _error(self, flight: Flight) -> Error:
         return Error(None if self.flattened else flight.phi)
 
@@ -251,10 +263,9 @@ class SampledSite:
         zraw that is constant becomes that mean.
         """
         of_sample, of_reference = ChannelMoments(), self.statistics.z.x
-        per_sample = math.prod(self.statistics.z_shape) // self.statistics.d
-        step = every(self.align.count * per_sample, self.max_samples, per_sample)
+        taken = self.align.data.positions(self.statistics.z_space, self.max_samples)
         for start in self.align:
-            of_sample.update(take(self._input(self.align, start), start * per_sample, step))
+            of_sample.update(taken.of(channels_first(self.align.z(self.lane, start), self.site.axis), start))
         ratio = of_reference.variance(unbiased=True) / of_sample.variance(unbiased=True)
         gain = torch.where(of_sample.flat, 0.0, ratio.sqrt())
         bias = self.statistics.z.mean_x - gain * of_sample.mean
