@@ -148,7 +148,7 @@ def info() -> None:
             ("machine", f"{platform.system()} {platform.machine()}"),
             ("Python", platform.python_version()),
             *((name, _version(name)) for name in ("torch", "numpy", "safetensors", "typer", "rich")),
-            *((name, _version(name)) for name in ("matplotlib", "scikit-learn", "triton")),
+            *((name, _version(name)) for name in ("matplotlib", "scikit-learn", "triton", "timm", "torchvision")),
         ]
     )
 

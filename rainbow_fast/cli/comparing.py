@@ -16,7 +16,7 @@ from rainbow_fast.cli.sources import choose_data
 from rainbow_fast.rainbow import compare as comparison
 from rainbow_fast.rainbow.options import FitOptions, Limits
 
-EITHER = "a checkpoint of `rainbow-fast train`, or with --module a file of its weights."
+EITHER = "a checkpoint of `rainbow-fast train`, or with --module, --timm or --torchvision a file of weights."
 
 
 @o.command(o.ModuleWords, o.DataWords, FitOptions, Limits, o.MachineWords)

@@ -31,7 +31,7 @@ def sites(
     reference = load_reference(of_network)
     example = None
     if reference.about is not None or of_data.data is not None:
-        source = source_of(reference.about, of_data.data, Pixels.in_words(of_data))
+        source = source_of(reference.about, of_data.data, Pixels.in_words(of_data, reference.preprocessing))
         source.check_takes(reference.module, "--data")
         example = source.example()[0]
     table = find_sites(reference.module, example, pointwise_modules=pointwise_kinds(of_network.pointwise_modules))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Loads the trained networks of commands: checkpoints of `train`, or the user's own modules and weights."""
+"""Loads the trained networks of commands: checkpoints of `train`, or modules of the user or a library, and weights."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from rainbow_fast.cli.checkpoints import About, load_checkpoint
+from rainbow_fast.cli.model_libraries import Preprocessing, Timm, Torchvision
 from rainbow_fast.cli.words import ModuleWords, ReferenceWords
 from rainbow_fast.weights import load_state
 
@@ -29,13 +30,47 @@ class Reference:
         module: the network.
         name: name of its architecture, for records.
         title: description of the network, for output.
-        about: the description in its checkpoint; None if it is the user's own module.
+        about: the description in its checkpoint; None if it is a module.
+        preprocessing: how its library reads images for it; None if it is of no library.
     """
 
     module: nn.Module
     name: str
     title: str
     about: About | None = None
+    preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True)
+class OwnModule:
+    """A module of the user, by the name of the function or class that makes it."""
+
+    name: str
+    option: ClassVar[str] = "--module"
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def factory(self) -> Callable[..., nn.Module]:
+        """The function or class.
+
+        Raises:
+            ValueError: it cannot be imported.
+        """
+        function = _imported(self.option, self.name)
+
+        def make(**arguments: Any) -> nn.Module:
+            with _current_folder_last():
+                return function(**arguments)
+
+        return make
+
+    def preprocessing(self, network: nn.Module) -> None:
+        """None: a module does not say how it reads images."""
+
+
+Maker = OwnModule | Timm | Torchvision
 
 
 def load_reference(words: ReferenceWords, *, seed: int = 0) -> Reference:
@@ -45,34 +80,46 @@ def load_reference(words: ReferenceWords, *, seed: int = 0) -> Reference:
         ValueError, FileNotFoundError: options contradict each other, or a file or module cannot be loaded; the message
             names the option.
     """
-    if (words.checkpoint is None) == (words.module is None):
-        raise ValueError("wanted a checkpoint of `rainbow-fast train`, or --module; one of the two")
+    makers = _makers(words)
+    sources = [maker.option for maker in makers] + (["a checkpoint"] if words.checkpoint is not None else [])
+    if len(sources) != 1:
+        wanted = "a checkpoint of `rainbow-fast train`, --module, --timm or --torchvision"
+        raise ValueError(f"wanted one of these: {wanted}; got {' and '.join(sources) or 'none of them'}")
     if words.checkpoint is not None:
         for option, value in (("--module-args", words.module_args), ("--weights", words.weights)):
             if value is not None:
-                raise ValueError(f"{option}: wanted only with --module, a checkpoint has its own")
+                raise ValueError(f"{option}: not wanted with a checkpoint, which has its own")
         trained, about = load_checkpoint(Path(words.checkpoint))
         return Reference(trained, about.architecture, str(about), about)
-    assert words.module is not None
-    network = _built(words.module, words.module_args, seed)
-    if words.weights is None:
-        return Reference(network, words.module, words.module)
-    _load("--weights", network, words.weights)
-    return Reference(network, words.module, f"{words.module}, {Path(words.weights).name}")
+    (maker,) = makers
+    network = _built(maker, words.module_args, seed)
+    title = maker.title
+    if words.weights is not None:
+        _load("--weights", network, words.weights)
+        title += f", {Path(words.weights).name}"
+    return Reference(network, maker.title, title, preprocessing=maker.preprocessing(network))
 
 
 def load_pair(a: str, b: str, words: ModuleWords) -> tuple[Reference, Reference]:
-    """Two networks: from two checkpoints, or from two files of weights for one module."""
-    if words.module is None:
+    """Two networks: from two checkpoints, or from two files of weights for one module.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_reference`.
+    """
+    makers = _makers(words)
+    if len(makers) > 1:
+        raise ValueError(f"{' and '.join(maker.option for maker in makers)}: wanted one of them")
+    if not makers:
         first, second = (
             load_reference(ReferenceWords(checkpoint=path, module_args=words.module_args)) for path in (a, b)
         )
         return first, second
     pair = []
     for option, path in (("A", a), ("B", b)):
-        network = _built(words.module, words.module_args, 0)
+        network = _built(makers[0], words.module_args, 0)
         _load(option, network, path)
-        pair.append(Reference(network, words.module, Path(path).name))
+        own = makers[0].preprocessing(network)
+        pair.append(Reference(network, makers[0].title, Path(path).name, preprocessing=own))
     return pair[0], pair[1]
 
 
@@ -92,9 +139,17 @@ def _load(option: str, network: nn.Module, text: str) -> None:
     load_state(network, Path(text), option)
 
 
-def _built(name: str, text: str | None, seed: int) -> nn.Module:
-    """The network that the function `name` returns, in eval mode. `text` is the option `--module-args`."""
-    factory = _imported("--module", name)
+def _makers(words: ModuleWords) -> list[Maker]:
+    """What the options name that makes a network; one at most, unless they contradict each other."""
+    named: list[tuple[type[Maker], str | None]] = [
+        (OwnModule, words.module), (Timm, words.timm), (Torchvision, words.torchvision)
+    ]  # fmt: skip
+    return [kind(name) for kind, name in named if name is not None]
+
+
+def _built(maker: Maker, text: str | None, seed: int) -> nn.Module:
+    """The network of a maker, in eval mode. `text` is the option `--module-args`."""
+    option, name, factory = maker.option, maker.name, maker.factory()
     try:
         arguments = json.loads(text or "{}")
     except (json.JSONDecodeError, RecursionError) as error:
@@ -102,17 +157,17 @@ def _built(name: str, text: str | None, seed: int) -> nn.Module:
     if not isinstance(arguments, dict):
         raise ValueError(f"--module-args: wanted a JSON object, got {text!r}")
     try:
-        with torch.random.fork_rng(devices=[]), _current_folder_last():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = factory(**arguments)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # code of the user or of a library may raise anything
         called = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
         first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"--module: {called} raised {type(error).__name__}: {first}") from error
+        raise ValueError(f"{option}: {called} raised {type(error).__name__}: {first}") from error
     if not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
-        raise ValueError(f"--module: {name} returned {type(network).__name__}, wanted a module that is not compiled")
+        raise ValueError(f"{option}: {name} returned {type(network).__name__}, wanted a module that is not compiled")
     if any(value.is_meta for value in network.state_dict().values()):
-        raise ValueError(f"--module: {name} returned a module on the meta device, wanted one with weights")
+        raise ValueError(f"{option}: {name} returned a module on the meta device, wanted one with weights")
     return network.eval()
 
 

@@ -47,7 +47,8 @@ def sample(
 ) -> None:
     """Sample networks of any width from a trained one, and measure how close they come to it.
 
-    The trained network is a checkpoint of `rainbow-fast train`, or your own module: see --module, --weights and --data.
+    The trained network is a checkpoint of `rainbow-fast train`, your own module, or a network of timm or torchvision:
+    see --module, --timm, --torchvision, --weights and --data.
 
     A table of accuracies and errors is printed. The folder of the results holds all numbers (results.jsonl and
     report.json), a text for each network (report.txt) and a figure (figure.png).

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.cli.checkpoints import About
+from rainbow_fast.cli.model_libraries import Preprocessing
 from rainbow_fast.cli.references import Reference
 from rainbow_fast.cli.training import load_images
 from rainbow_fast.cli.words import DataWords, SampleWords
@@ -67,22 +68,27 @@ class Source:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The options for reading images, as given on the command line; None or False if they are not given."""
+    """The options for reading images, as given on the command line; None or False if they are not given.
+
+    `own` is the preprocessing of the network, which stands for options that are not given; None if it has none.
+    """
 
     size: int | None = None
     mean: str | None = None
     std: str | None = None
     grey: bool = False
+    own: Preprocessing | None = None
 
     @classmethod
-    def in_words(cls, words: SampleWords) -> Pixels:
-        return cls(words.size, words.mean, words.std, words.grey)
+    def in_words(cls, words: SampleWords, own: Preprocessing | None = None) -> Pixels:
+        return cls(words.size, words.mean, words.std, words.grey, own)
 
     def of(self, data: str, *taken: str) -> dict[str, Any]:
         """The keyword arguments for a function that reads images and has the options `taken`.
 
         Raises:
-            ValueError: another option is given, or `mean` or `std` is not three numbers.
+            ValueError: another option is given, or `mean` or `std` is not three numbers; or an option is not given,
+                and the preprocessing of the network has nothing in its place.
         """
         options: dict[str, Any] = {}
         for name, value in (("size", self.size), ("mean", self.mean), ("std", self.std), ("grey", self.grey)):
@@ -90,10 +96,22 @@ class Pixels:
                 raise ValueError(f"--{name}: {data} does not take it")
             if name in taken:
                 options[name] = value
-        for name, default in (("mean", MEAN), ("std", STD)):
-            if name in taken:
-                options[name] = default if options[name] is None else _three(f"--{name}", options[name])
+        for name in ("mean", "std"):
+            if options.get(name) is not None:
+                options[name] = _three(f"--{name}", options[name])
+        for name, instead in self._instead().items():
+            if name in taken and options[name] is None:
+                if self.own is not None and instead[name] is None:
+                    raise ValueError(f"--{name}: wanted, {self.own.title} has none that applies to images of a folder")
+                options |= instead
         return options
+
+    def _instead(self) -> dict[str, dict[str, Any]]:
+        """For each option, the keyword arguments that stand for it where it is not given."""
+        if self.own is None:
+            return {"mean": {"mean": MEAN}, "std": {"std": STD}}
+        sizes = {"size": None} if self.own.framing is None else asdict(self.own.framing)
+        return {"size": sizes, "mean": {"mean": self.own.mean}, "std": {"std": self.own.std}}
 
 
 def open_source(option: str, words: str, pixels: Pixels) -> Source:
@@ -181,7 +199,7 @@ class Split:
 
 def choose_data(reference: Reference, words: DataWords) -> Split:
     """The data that the options `--data`, `--holdout` and `--images` ask for."""
-    about, pixels = reference.about, Pixels.in_words(words)
+    about, pixels = reference.about, Pixels.in_words(words, reference.preprocessing)
     source = source_of(about, words.data, pixels)
     if about is not None:
         pixels = Pixels(grey=about.grey and about.data != "digits")

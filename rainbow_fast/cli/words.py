@@ -38,14 +38,22 @@ Words = dict[str, Any]  # the options of a command line: name -> value as given
 
 @dataclass(frozen=True)
 class ModuleWords(Options):
-    """Options for the user's own network."""
+    """Options for the user's own network, or one of a library."""
 
     module: str | None = option(
         None,
         "A function or class that makes the network, as package.module:name. The current folder is searched last.",
     )
+    timm: str | None = option(
+        None, "A network of timm by its name there, e.g. resnet18. Nothing is downloaded: see --weights."
+    )
+    torchvision: str | None = option(
+        None, "A network of torchvision by its name there, e.g. resnet18. Nothing is downloaded: see --weights."
+    )
     module_args: str | None = option(
-        None, "Keyword arguments of --module as a JSON object, e.g. '{\"depth\": 20}' (default: none)."
+        None,
+        "Keyword arguments of --module, or of the network of --timm or --torchvision, as a JSON object, e.g. "
+        "'{\"depth\": 20}' (default: none).",
     )
     pointwise_modules: Sequence[str] | None = option(
         None,
@@ -58,10 +66,12 @@ class ModuleWords(Options):
 class ReferenceWords(ModuleWords):
     """Options for the trained network of a command."""
 
-    checkpoint: str | None = option(None, "A checkpoint that `rainbow-fast train` has written. Give it or --module.")
+    checkpoint: str | None = option(
+        None, "A checkpoint that `rainbow-fast train` has written. Give it, --module, --timm or --torchvision."
+    )
     weights: str | None = option(
         None,
-        "File of safetensors or torch with weights of the module (default: those that the function makes).",
+        "File of safetensors or torch with weights of the network (default: those that it is made with).",
     )
 
 
@@ -76,18 +86,18 @@ class SampleWords(Options):
     )
     size: int | None = option(
         None,
-        "Side in pixels that the largest square in the middle of each image of a folder is resized to (default: images "
-        "are used as they are).",
+        "Side in pixels that the largest square in the middle of each image of a folder is resized to (default: as "
+        "timm or torchvision resize and crop images for their network; images of others are used as they are).",
     )
     mean: str | None = option(
         None,
         "Mean of each colour, which is subtracted from pixels between 0 and 1: three numbers separated by commas "
-        "(default: the means of ImageNet).",
+        "(default: those of the network of timm or torchvision, or of ImageNet).",
     )
     std: str | None = option(
         None,
         "Standard deviation of each colour, by which pixels are divided: three numbers separated by commas (default: "
-        "those of ImageNet).",
+        "those of the network of timm or torchvision, or of ImageNet).",
     )
     grey: bool = option(False, "Read images in one channel, as grey levels.")
 

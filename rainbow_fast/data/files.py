@@ -15,7 +15,7 @@ from rainbow_fast.arguments import integer
 from rainbow_fast.data.batching import Batch
 from rainbow_fast.data.datasets import MEAN, STD, check_statistics, normalised
 from rainbow_fast.data.dtypes import as_numbers
-from rainbow_fast.data.image_file import FORMATS, MAX_PIXELS, decode
+from rainbow_fast.data.image_file import FORMATS, INTERPOLATIONS, MAX_PIXELS, Framing, decode
 from rainbow_fast.data.npy_file import NpyFile
 
 LABELS = 2**20  # labels that are read at a time
@@ -52,6 +52,8 @@ def image_folder(
     path: str | os.PathLike[str],
     *,
     size: int | None = None,
+    resize: int | tuple[int, int] | None = None,
+    interpolation: str = "bilinear",
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
     grey: bool = False,
@@ -71,8 +73,13 @@ def image_folder(
 
     Args:
         path: the folder with the sub-folders.
-        size: the largest central square of each image is resized to `size` by `size` pixels (bilinear, with
-            antialiasing). `None` (default) does not resize: all images must have the same size.
+        size: the largest central square of each image is resized to `size` by `size` pixels, with antialiasing. `None`
+            (default) does not resize: all images must have the same size.
+        resize: each image is first resized so that its shorter side has `resize` pixels; then the central square of
+            `size` by `size` pixels is kept, and black is added where the image is smaller. A pair (height, width) is
+            the size of both sides. These are the pixels that torchvision and timm give images of Pillow. `None`
+            (default): see `size`.
+        interpolation: "bilinear" (default) or "bicubic".
         mean, std: one number for each channel, for pixels between 0 and 1; by default the statistics of ImageNet.
         grey: combine the channels into one after the normalisation, as in `cifar10`. False by default.
         seed: seed of a fixed random order, 0 to 2^32 - 1. It mixes the classes, so that any part of the data can be
@@ -80,7 +87,7 @@ def image_folder(
         batch_size: images in each batch.
         max_pixels: images with more pixels are refused before they are decoded. The default, 89,478,485, is Pillow's
             own limit: 256 MiB in colour. Pillow refuses images with more than twice its limit,
-            ``PIL.Image.MAX_IMAGE_PIXELS``.
+            ``PIL.Image.MAX_IMAGE_PIXELS``. Images that `resize` makes larger than that are refused, too.
         name: what error messages call the folder.
 
     Returns:
@@ -89,17 +96,17 @@ def image_folder(
     Raises:
         ImportError: Pillow is not installed.
         FileNotFoundError: there is no folder, no sub-folder in it, or no image in a sub-folder.
-        TypeError: `size`, `seed`, `batch_size` or `max_pixels` is not an integer.
-        ValueError: an argument is out of its range; a file cannot be read as an image, or ends too early; its pixels
-            are 32-bit integers or floats, which have no fixed range; it has more than `max_pixels`, or another size
-            than the first one. The message names the file. Only the first file is checked at once, the others when
-            they are read.
+        TypeError: `size`, `resize`, `seed`, `batch_size` or `max_pixels` is not an integer.
+        ValueError: an argument is out of its range; `resize` without `size`; a file cannot be read as an image, or ends
+            too early; its pixels are 32-bit integers or floats, which have no fixed range; it has more than
+            `max_pixels`, or another size than the first one. The message names the file. Only the first file is checked
+            at once, the others when they are read.
     """
     try:
         import PIL  # noqa: F401
     except ImportError as error:
         raise ImportError('image_folder needs Pillow: pip install "rainbow_fast[data]"') from error
-    size = None if size is None else integer("size", size, 1)
+    framing = _framing(size, resize, interpolation)
     batch_size = integer("batch_size", batch_size, 1)
     max_pixels = integer("max_pixels", max_pixels, 1)
     check_statistics(mean, std)
@@ -108,12 +115,12 @@ def image_folder(
     files = [(file, label) for label, folder in enumerate(folders) for file in _images(folder, name)]
     if seed is not None:
         files = [files[i] for i in np.random.RandomState(seed).permutation(len(files))]
-    wanted = decode(files[0][0], size, max_pixels, name).shape
+    wanted = decode(files[0][0], framing, max_pixels, name).shape
 
     def read(start: int, stop: int) -> Batch:
         pixels = []
         for file, _ in files[start:stop]:
-            pixels.append(decode(file, size, max_pixels, name))
+            pixels.append(decode(file, framing, max_pixels, name))
             if pixels[-1].shape != wanted:
                 actual, first = (f"{height} x {width} pixels" for height, width, _ in (pixels[-1].shape, wanted))
                 raise ValueError(f"{name}: {file} has {actual}, {files[0][0]} has {first}: wanted one size, or size=")
@@ -184,6 +191,23 @@ def _labels(path: str | os.PathLike[str], name: str, samples: int) -> torch.Tens
             raise ValueError(f"{name}: {y.file.path} has the label {value} at index {index}, wanted 0 to 2^63 - 1")
         labels[start : start + len(part)] = torch.from_numpy(part.astype(np.int64))
     return labels
+
+
+def _framing(size: int | None, resize: int | tuple[int, int] | None, interpolation: str) -> Framing | None:
+    """The arguments of `image_folder` for the sizes of images, checked."""
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation={interpolation!r}: wanted one of {', '.join(INTERPOLATIONS)}")
+    if size is None:
+        if resize is not None:
+            raise ValueError(f"resize={resize!r}: wanted only with size, the side of the square that is kept")
+        return None
+    if isinstance(resize, tuple | list):
+        if len(resize) != 2:
+            raise ValueError(f"resize={resize!r}: wanted an integer, or two: height and width")
+        resize = integer("resize", resize[0], 1), integer("resize", resize[1], 1)
+    elif resize is not None:
+        resize = integer("resize", resize, 1)
+    return Framing(integer("size", size, 1), resize, interpolation)
 
 
 def _class_folders(path: Path, name: str) -> list[Path]:

@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import rainbow_fast as rf
+from rainbow_fast.cli.model_libraries import Timm, Torchvision, import_torchvision
 from rainbow_fast.rainbow.report import Record
 from studies.breadth import hugging_face
 
 ARCHITECTURES = Path(__file__).parent / "architectures.tsv"
-SEGMENTATION = ("deeplabv3", "fcn", "lraspp")  # torchvision loads the weights of their backbones by default
-# PyTorch without CUDA lacks these operators of the published torchvision, which cannot be imported then.
-OPERATORS = ("nms", "qnms")
 
 
 class Architecture(NamedTuple):
@@ -40,18 +37,13 @@ def build(architecture: Architecture) -> nn.Module:
     """The network with random weights from seed 0, in eval mode."""
     torch.manual_seed(0)
     name, size = architecture.name, architecture.shape[-1]
-    if architecture.library == "timm":
-        network: nn.Module = import_module("timm").create_model(name, pretrained=False)
-        return network.eval()
-    torchvision = _torchvision()  # transformers imports it, too
     if architecture.library == "transformers":
+        import_torchvision()  # transformers imports it, too
         return hugging_face.build(name).eval()
-    models = torchvision.models
-    options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
-    if name.startswith(SEGMENTATION):
-        options["weights_backbone"] = None
-    network = models.get_model(name, weights=None, **options)
-    return network.eval()
+    if architecture.library == "timm":
+        return Timm(name).factory()().eval()
+    options = {"image_size": size} if name.startswith("vit") else {}
+    return Torchvision(name).factory()(**options).eval()
 
 
 def record(architecture: Architecture) -> Record:
@@ -84,17 +76,3 @@ def _without_shape(reason: str) -> str:
     """A reason without the shape in it, so that reasons can be counted."""
     before, shape, after = reason.partition(", of shape ")
     return before + after.partition(")")[2].removeprefix(",") if shape else reason
-
-
-def _torchvision() -> Any:
-    try:
-        return import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in OPERATORS:
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _defined.append(library)
-        return import_module("torchvision")
-
-
-_defined: list[torch.library.Library] = []  # operators exist as long as their library does

@@ -163,7 +163,7 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
     "words, message",
     [
         (["bogus"], "No such command"),
-        (["sample"], "wanted a checkpoint of `rainbow-fast train`, or --module; one of the two"),
+        (["sample"], "wanted one of these: a checkpoint of `rainbow-fast train`, --module, --timm or"),
         (["sample", "nowhere.safetensors"], "checkpoint: no checkpoint of `rainbow-fast train` at nowhere.safetensors"),
         (["sample", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
         (["sample", "{file}", "--factors", "1,x"], "--factors: wanted numbers above 0, separated by commas; got '1,x'"),

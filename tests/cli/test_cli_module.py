@@ -243,9 +243,12 @@ def test_a_share_is_taken_beside_the_images_to_align_on() -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--weights", "w.pt"], "--weights: wanted only with --module, a checkpoint has its own"),
-        (["--module-args", "{}"], "--module-args: wanted only with --module"),
-        (["--module", "own.model:build"], "wanted a checkpoint of `rainbow-fast train`, or --module; one of the two"),
+        (["--weights", "w.pt"], "--weights: not wanted with a checkpoint, which has its own"),
+        (["--module-args", "{}"], "--module-args: not wanted with a checkpoint"),
+        (
+            ["--module", "own.model:build"],
+            "wanted one of these: a checkpoint of `rainbow-fast train`, --module, --timm",
+        ),
         (["--mean", "1,1,1"], "--mean: a checkpoint, which has its own, does not take it"),
     ],
 )

@@ -41,7 +41,19 @@ def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "rainbow-fast").write_text(SCRIPT)
     here = shutil.copytree(finished, tmp_path / "here")
-    for name in ("json", "torch", "numpy", "typer", "rich", "matplotlib", "sklearn", "sitecustomize", "rainbow_fast"):
+    for name in (
+        "json",
+        "torch",
+        "numpy",
+        "typer",
+        "rich",
+        "matplotlib",
+        "sklearn",
+        "sitecustomize",
+        "rainbow_fast",
+        "timm",
+        "torchvision",
+    ):
         (here / f"{name}.py").write_text("open(__file__ + '.ran', 'w')\nraise SystemExit('run from here')\n")
     (here / "mymodel.py").write_text("open(__file__ + '.ran', 'w')\n" + MODEL)
     (here / "beside.py").write_text("WIDTH = 16\n")
@@ -77,6 +89,13 @@ def test_modules_of_the_current_folder_are_not_imported(folder: Path) -> None:
     assert (run.returncode, run.stderr) == (0, "") and ran(folder) == []
     run = command(folder, "sample", *OWN, *FEW, "--out", "own")
     assert (run.returncode, run.stderr) == (0, "") and ran(folder) == ["mymodel.py.ran"]
+
+
+@pytest.mark.parametrize("option", ["--timm", "--torchvision"])
+def test_libraries_are_not_imported_from_the_current_folder(folder: Path, option: str) -> None:
+    run = command(folder, "sites", option, "nothing-of-this-name")
+    assert (run.returncode, run.stdout) == (2, "") and run.stderr.startswith(f"Error: {option}: ")
+    assert ran(folder) == []
 
 
 def edit(folder: Path, **options: object) -> None:

@@ -82,6 +82,8 @@ def test_image_folder_takes_the_square_in_the_middle(tmp_path):
     torch.testing.assert_close(x[0].double(), wanted.transpose(1, 2), rtol=0, atol=1e-6)
     [(x, _)] = data.image_folder(tmp_path, size=4)
     assert x.shape == (2, 3, 4, 4)
+    [(x, _)] = data.image_folder(tmp_path, size=8, resize=16, seed=None, mean=(0, 0, 0), std=(1, 1, 1))
+    torch.testing.assert_close(x[1].double(), wanted[:, 4:12, 4:12], rtol=0, atol=1e-6)  # not resized: it has 16 rows
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA"])
@@ -114,6 +116,16 @@ def add_nothing(path: Path) -> None:
         ),
         (add_nothing, {"size": 0}, ValueError, "size=0: wanted size >= 1"),
         (add_nothing, {"size": 2.5}, TypeError, "size=2.5: wanted an integer, got float"),
+        (add_nothing, {"size": 4, "resize": 0}, ValueError, "resize=0: wanted resize >= 1"),
+        (add_nothing, {"size": 4, "resize": (5, 2.5)}, TypeError, "resize=2.5: wanted an integer, got float"),
+        (add_nothing, {"size": 4, "resize": (5,)}, ValueError, r"resize=\(5,\): wanted an integer, or two: height and"),
+        (
+            add_nothing,
+            {"resize": 5},
+            ValueError,
+            "resize=5: wanted only with size, the side of the square that is kept",
+        ),
+        (add_nothing, {"interpolation": "box"}, ValueError, "interpolation='box': wanted one of bilinear, bicubic"),
         (add_nothing, {"batch_size": 0}, ValueError, "batch_size=0: wanted batch_size >= 1"),
         (add_nothing, {"max_pixels": 0}, ValueError, "max_pixels=0: wanted max_pixels >= 1"),
         (add_nothing, {"max_pixels": 35}, ValueError, "path: .* has 36 pixels, wanted at most max_pixels=35"),

@@ -11,14 +11,14 @@ import torch
 from here import fresh_python
 
 from rainbow_fast.data import image_folder
-from rainbow_fast.data.image_file import FORMATS, MAX_PIXELS, decode
+from rainbow_fast.data.image_file import FORMATS, MAX_PIXELS, Framing, decode
 
 Image = pytest.importorskip("PIL.Image")
 ORIENTATION = 0x0112  # tag of EXIF
 
 
 def read(path: Path, **options) -> np.ndarray:
-    return decode(path, **({"size": None, "max_pixels": MAX_PIXELS, "name": "path"} | options))
+    return decode(path, **({"framing": None, "max_pixels": MAX_PIXELS, "name": "path"} | options))
 
 
 def pixels(*shape: int, dtype=np.uint8) -> np.ndarray:
@@ -53,9 +53,11 @@ def test_the_rotation_of_exif_is_applied(tmp_path, suffix, orientation):
     # JPEG rounds colours and cosines, to a few of 255 levels
     assert abs(read_ - upright).max() <= (4 if suffix == ".jpg" else 0)
     if suffix == ".png":
-        whole = read(tmp_path / "x.png", size=2).astype(int)
+        whole = read(tmp_path / "x.png", framing=Framing(2)).astype(int)
         Image.fromarray(upright).save(tmp_path / "y.png")
-        assert np.array_equal(whole, read(tmp_path / "y.png", size=2)), "the square in the middle of the upright image"
+        assert np.array_equal(whole, read(tmp_path / "y.png", framing=Framing(2))), (
+            "the square in the middle of the upright image"
+        )
 
 
 def test_folders_with_turned_images_have_one_size(tmp_path):
@@ -112,6 +114,8 @@ def test_oversized_images_are_refused_before_they_are_decoded(tmp_path):
     with pytest.raises(ValueError, match=r"^path: .*x.png has 100 pixels, wanted at most max_pixels=99"):
         read(tmp_path / "x.png", max_pixels=99)
     assert read(tmp_path / "x.png", max_pixels=100).shape == (10, 10, 3)
+    with pytest.raises(ValueError, match=r"^path: .*x.png is resized to 121 pixels, wanted at most max_pixels=100"):
+        read(tmp_path / "x.png", framing=Framing(2, 11), max_pixels=100)
 
 
 def test_a_larger_limit_can_be_given(tmp_path):
@@ -120,7 +124,38 @@ def test_a_larger_limit_can_be_given(tmp_path):
     Image.new("1", (side, side)).save(tmp_path / "x.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read(tmp_path / "x.png", size=2, max_pixels=side**2).shape == (2, 2, 3)
+        assert read(tmp_path / "x.png", framing=Framing(2), max_pixels=side**2).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "framing, wanted",
+    [
+        (Framing(4, 5), [[99, 116, 68, 92], [123, 90, 108, 138], [87, 59, 115, 152], [164, 144, 133, 73]]),
+        (Framing(3, (6, 4), "bicubic"), [[167, 83, 97], [141, 108, 136], [186, 189, 105]]),
+        (
+            Framing(6, 3),
+            [
+                [0, 0, 0, 0, 0, 0],
+                [0, 122, 116, 94, 118, 0],
+                [0, 152, 107, 112, 124, 0],
+                [0, 170, 154, 123, 68, 0],
+                [0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0],
+            ],
+        ),
+    ],
+    ids=["shorter side", "both sides", "smaller than the square"],
+)
+def test_images_are_resized_and_cut_as_in_torchvision(tmp_path, framing, wanted):
+    """The numbers are those of Resize and CenterCrop of torchvision 0.28.0, whose parts timm uses, too."""
+    grey = (np.arange(70).reshape(7, 10) ** 2 * 37 % 256).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    # with Pillow 13.0 they are equal; versions of Pillow may round a level otherwise
+    assert abs(read(tmp_path / "x.png", framing=framing)[..., 0].astype(int) - np.array(wanted)).max() <= 1
+    if isinstance(framing.resize, int):
+        Image.fromarray(grey.T.copy()).save(tmp_path / "x.png")
+        # Pillow rounds after the rows, then after the columns: here in the other order
+        assert abs(read(tmp_path / "x.png", framing=framing)[..., 0].T.astype(int) - np.array(wanted)).max() <= 2
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
