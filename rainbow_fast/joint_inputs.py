@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +71,9 @@ class JointInputs:
         """The tensors in rows (N, size) uint8, in their own dtypes."""
         parts, start = [], 0
         for each in self.inputs:
-            part = rows[:, start : start + each.size].contiguous()
+            part = rows[:, start : start + each.size]
+            if len(self.inputs) > 1 or not rows.is_contiguous():
+                part = part.clone(memory_format=torch.contiguous_format)
             parts.append(part.view(DTYPES[each.dtype]).view(len(rows), *each.shape))
             start += each.size
         return tuple(parts)
@@ -130,23 +131,22 @@ class SplitInputs(nn.Module):
 
     like: Tensor
 
-    def __init__(self, layout: JointInputs, dtype: torch.dtype) -> None:
+    def __init__(self, layout: JointInputs, like: Tensor) -> None:
         super().__init__()
         self.layout = layout
-        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+        self.register_buffer("like", like.detach().new_empty(0), persistent=False)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         parts = self.layout.split(rows)
         return tuple(part.to(self.like.dtype) if part.is_floating_point() else part for part in parts)
 
 
-def with_joint_inputs(network: nn.Module, layout: JointInputs, dtype: torch.dtype) -> nn.Module:
+def with_joint_inputs(network: nn.Module, layout: JointInputs) -> nn.Module:
     """A network that takes rows. It shares its parts with the network; its class is a subclass of its own.
 
     Args:
         network: the network.
         layout: its inputs. A name is that of a parameter of `forward`; a place is that of a parameter.
-        dtype: of its parameters.
 
     Raises:
         TypeError: the network is a graph, whose class cannot be changed.
@@ -163,10 +163,21 @@ def with_joint_inputs(network: nn.Module, layout: JointInputs, dtype: torch.dtyp
         by_place = [values[name] for name in names if isinstance(name, int)]
         return kind.forward(self, *by_place, **{name: v for name, v in values.items() if isinstance(name, str)})
 
-    joint = apart(network, vars(network)["_modules"])
-    joint.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
-    joint.add_module(SPLIT, SplitInputs(layout, dtype))
+    def reduced(self: nn.Module) -> tuple:  # for copies and pickles, as no name leads to the class
+        return with_joint_inputs, (without_joint_inputs(self), layout)
+
+    joint = _apart(network, vars(network)["_modules"])
+    own = {"forward": forward, "__reduce__": reduced, "__module__": kind.__module__}
+    joint.__class__ = type(kind.__name__, (kind,), own)
+    joint.add_module(SPLIT, SplitInputs(layout, next(network.parameters())))
     return joint
+
+
+def without_joint_inputs(network: nn.Module) -> nn.Module:
+    """The network that `with_joint_inputs` made this one from, with its present parts."""
+    own = _apart(network, {name: part for name, part in vars(network)["_modules"].items() if name != SPLIT})
+    own.__class__ = type(network).__mro__[1]
+    return own
 
 
 def is_plain(layout: JointInputs, network: nn.Module) -> bool:
@@ -190,9 +201,9 @@ def layout_of(network: nn.Module) -> JointInputs | None:
     return split.layout if isinstance(split, SplitInputs) else None
 
 
-def apart(network: nn.Module, modules: Mapping[str, nn.Module | None]) -> nn.Module:
+def _apart(network: nn.Module, modules: Mapping[str, nn.Module | None]) -> nn.Module:
     """A module with these parts, and everything else as a network has it."""
-    other = copy.copy(network)
+    other = object.__new__(type(network))
     other.__dict__ = dict(vars(network), _modules=dict(modules))
     return other
 

@@ -18,9 +18,10 @@ from rainbow_fast.cli.cleaning import clean
 from rainbow_fast.cli.comparing import compare
 from rainbow_fast.cli.grid import Job, ResultFolder, sample_grid
 from rainbow_fast.cli.listing import sites
+from rainbow_fast.cli.readers import numbers
 from rainbow_fast.cli.sampling import OUT, check_folder, need_plots, plan, sample, show
 from rainbow_fast.cli.training import load_images, new_reference, train_reference
-from rainbow_fast.cli.words import numbers, set_threads
+from rainbow_fast.cli.words import set_threads
 from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.options import METHODS, Limits, SampleOptions
 from rainbow_fast.version import __version__

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import typer
 from rich.markup import escape
 
 from rainbow_fast.arguments import integer
+from rainbow_fast.cli.readers import READERS, names, numbers
 from rainbow_fast.fields import Former, Options, option
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
 from rainbow_fast.rainbow.options import (
@@ -31,7 +31,6 @@ from rainbow_fast.rainbow.options import (
 BUDGET = "4G"
 THREADS = 1024  # largest value of --threads
 LARGEST_GRID = 100_000  # networks of one command
-SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 Words = dict[str, Any]  # the options of a command line: name -> value as given
 
@@ -277,56 +276,6 @@ def set_threads(words: Words) -> None:
         torch.set_num_threads(threads)
 
 
-def names(option: str, text: str) -> list[str]:
-    """Names that are separated by commas; each may occur once."""
-    parts = [part.strip() for part in text.split(",")]
-    if "" in parts or len(set(parts)) < len(parts):
-        raise ValueError(f"{option}: wanted names separated by commas, each once; got {text!r}")
-    return parts
-
-
-def numbers(option: str, text: str, *, once: bool = True) -> list[float]:
-    """Numbers above 0 that are separated by commas; integers for `--widths`. With `once`, each may occur once."""
-    try:
-        parsed = [float(part) for part in text.split(",")]
-    except ValueError:
-        parsed = []
-    whole = option == "--widths"
-    if not parsed or any(not 0 < n < math.inf or (whole and n != int(n)) for n in parsed):
-        kind = "whole numbers" if whole else "numbers"
-        raise ValueError(f"{option}: wanted {kind} above 0, separated by commas; got {text!r}")
-    if once and len(set(parsed)) < len(parsed):
-        raise ValueError(f"{option}: wanted each number once, got {text!r}")
-    return parsed
-
-
-def memory(text: str) -> int:
-    """A number of bytes from text such as 4G."""
-    number, factor = (text[:-1], SUFFIXES[text[-1]]) if text[-1:] in SUFFIXES else (text, 1)
-    try:
-        parsed = float(number) * factor
-    except ValueError:
-        parsed = math.nan
-    if not 0 <= parsed < math.inf:
-        raise ValueError(f"--memory-budget: wanted bytes, as a number with k, M or G behind it; got {text!r}")
-    return int(parsed)
-
-
-def rank(text: str) -> int | str:
-    """The value of --rank: a number of directions, or the name of the noise edge."""
-    if text == NOISE_EDGE:
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"--rank: wanted a whole number above 0, or {NOISE_EDGE}; got {text!r}")
-    return int(text)
-
-
-READERS: Mapping[str, Callable[[str], Any]] = {
-    "memory_budget": memory,
-    "rank": rank,
-    "sites": lambda text: names("--sites", text),
-    "output": lambda text: int(text) if text.isdecimal() else text,
-}
 DEFAULTS = {"memory_budget": BUDGET}
 HELP = {  # help of library options whose text on the command line differs from their value in Python
     "memory_budget": "Memory in bytes that the data may take, and again the activations of all samples between two "
@@ -334,6 +283,8 @@ HELP = {  # help of library options whose text on the command line differs from 
     "rank": "Combine only the leading principal directions of z: this many of them, at most the width of the trained "
     f"network, or {NOISE_EDGE} for as many as the weights of the site have singular values above noise (default: all).",
     "sites": "Names of the sites to sample, separated by commas (default: all but output activations and gates).",
+    "channel_axes": "The channel axis of the input of sites, in the place of the one that is found: name=1 or name=-1, "
+    "the second or the last axis, separated by commas.",
     "classifier": "Fit a new classifier by ridge regression: refit, to the features of the last wide layer, all of "
     "which it holds in memory, or refit_aligned, to the aligned features (default: keep the trained classifier).",
 }

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import integer
+from rainbow_fast.data.dtypes import IGNORED
 from rainbow_fast.data.gather import gather
-from rainbow_fast.joint_inputs import JointInputs
+from rainbow_fast.joint_inputs import JointInputs, padded
 from rainbow_fast.rainbow.options import DataLimits, FitOptions
 
 
@@ -75,7 +76,8 @@ def split(
             wide = inputs.wider(inputs_held)
             if wide is None:
                 raise ValueError(f"holdout: samples of {inputs_held}, wanted {inputs} as in data")
-            x, x_held = wide.join(wide.padded(inputs.named(x))), wide.join(wide.padded(inputs_held.named(x_held)))
+            x, y = _padded(x, y, inputs, wide)
+            x_held, y_held = _padded(x_held, y_held, inputs_held, wide)
             inputs = wide
         return Part(x, y, inputs=inputs), Part(x_held, y_held, inputs=inputs)
     count = _number_held(options.holdout, len(x))
@@ -85,6 +87,15 @@ def split(
         return Part(x[:kept], labels[0], inputs=inputs), Part(x[kept:], labels[1], inputs=inputs)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.holdout_seed), device="cpu")
     return Part(x, y, order[count:].sort().values, inputs), Part(x, y, order[:count].sort().values, inputs)
+
+
+def _padded(x: Tensor, y: Tensor | None, inputs: JointInputs, wide: JointInputs) -> tuple[Tensor, Tensor | None]:
+    """Samples and labels of positions, padded to the lengths of another layout."""
+    shapes = {each.name: each.shape for each in wide.inputs}
+    longer = {each.shape[0]: shapes[each.name][0] for each in inputs.inputs if each.name in inputs.masks}
+    if y is not None and y.dim() > 1 and y.dtype == torch.int64 and y.shape[1] in longer:
+        y = padded(y, (longer[y.shape[1]], *y.shape[2:]), IGNORED)
+    return wide.join(wide.padded(inputs.named(x))), y
 
 
 def repeat(x: Tensor, images: int) -> Tensor:

@@ -158,7 +158,7 @@ def fit(
     """Fit a rainbow model to a trained network: find its sites, and measure their moments on the data.
 
     Args:
-        reference: a trained network: any nn.Module of one tensor, and with float32, float64, bfloat16 or float16
+        reference: a trained network: any nn.Module with float32, float64, bfloat16 or float16
             parameters. Sampled sites of half precision are computed in float32. The network is copied, and the copy is
             put into eval mode. Its output must depend on each sample alone, and be the same in every call.
             `rainbow_fast.sites` lists what would be sampled; see `rainbow_fast.tracing.trace.trace` for networks that
@@ -168,6 +168,9 @@ def fit(
             ``w'_i ~ N(0, sum_k A_k W_k^T W_k A_k^T / (K d))``, and outputs are means over the K networks.
         data: the data that networks are aligned on: a tensor, ``(x, y)``, a DataLoader, one of its batches, or any
             re-iterable of batches, which is read once. A tensor is not copied, and may be memory-mapped from a file.
+            Several inputs x are a dict by the names of parameters of `forward`, or a tuple; a dict may hold the labels
+            as "labels" or "label". Positions that an input named `...attention_mask` (1 where they count) or
+            `...padding_mask` (true where they do not) leaves out never enter moments or errors.
             Integers stay integers if the network does not run on them as numbers (token ids). Otherwise uint8 values
             are taken as pixels and divided by 255; all other numbers are converted to the dtype of the network. Labels
             y are needed only for accuracies and refit classifiers: any integer dtype, (N,) with values 0 to K - 1 for a

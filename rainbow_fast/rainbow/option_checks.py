@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,14 @@ def output(name: str, value: Any) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
         raise TypeError(f"{name}={value!r}: wanted the name of an output, its place in a tuple, or None")
     return value
+
+
+def channel_axes(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{name}={value!r}: wanted a dict from names of sites to axes, or None")
+    return dict(value)
 
 
 def metric(name: str, value: Any) -> Any:

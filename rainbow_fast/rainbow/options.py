@@ -60,6 +60,12 @@ class FitOptions(Options):
         lambda _, kinds: tuple(kinds),
         former=Former("pointwise"),
     )
+    channel_axes: Mapping[str, int] | None = option(
+        None,
+        "The channel axis of z for sites by name, in the place of the one that is found: 1 or -1, the second or the "
+        "last axis. A site whose axis is not known can so be sampled.",
+        option_checks.channel_axes,
+    )
     output: str | int | None = option(
         None,
         "The output that is compared with labels, and that must depend on each sample alone: its name, or its place in "

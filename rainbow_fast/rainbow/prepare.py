@@ -135,11 +135,12 @@ def prepare(
     references = _check_references(reference, names[0])
     device, dtype = _check_parameters(references[0], names[0])
     parts = split(data, options, limits, labelled=labelled, only_shapes=only_shapes)
-    references, parts = _joint(references, parts, dtype, names)
+    references, parts = _joint(references, parts, names)
     inputs = dtype_of_inputs(references[0], parts[0].first, device, dtype)
     example = as_numbers(parts[0].first, device, inputs)
     kinds = options.pointwise_modules
-    traces = tuple((network, trace(network, example, kinds, names[0])) for network in references)
+    axes = options.channel_axes
+    traces = tuple((network, trace(network, example, kinds, names[0], axes)) for network in references)
     if not traces[0][1].sites:
         reasons = "".join(f"; {each.name!r}: {each.reason}" for each in traces[0][1].left)
         raise ValueError(f"{names[0]}: no site, wanted at least one pointwise non-linearity{reasons}")
@@ -156,9 +157,7 @@ def prepare(
     return prepared
 
 
-def _joint(
-    references: list[nn.Module], parts: Split, dtype: torch.dtype, names: tuple[str, str]
-) -> tuple[list[nn.Module], Split]:
+def _joint(references: list[nn.Module], parts: Split, names: tuple[str, str]) -> tuple[list[nn.Module], Split]:
     """Networks that take the rows of several inputs, if the data have them; a single first input stays as it is."""
     layout = parts[0].inputs
     if layout is None:
@@ -169,7 +168,7 @@ def _joint(
     if len(references) > 1:
         raise ValueError(f"{names[1]}: several inputs ({layout}), wanted one for several references")
     try:
-        return [with_joint_inputs(references[0], layout, dtype)], parts
+        return [with_joint_inputs(references[0], layout)], parts
     except TypeError as error:
         raise TypeError(f"{names[0]}: {error}") from None
     except ValueError as error:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -101,11 +101,17 @@ class Sites(Results, tuple[SiteInfo, ...]):
 
 
 @renamed(pointwise="pointwise_modules")
-def sites(reference: nn.Module, data: object = None, *, pointwise_modules: Iterable[type[nn.Module]] = ()) -> Sites:
+def sites(
+    reference: nn.Module,
+    data: object = None,
+    *,
+    pointwise_modules: Iterable[type[nn.Module]] = (),
+    channel_axes: Mapping[str, int] | None = None,
+) -> Sites:
     """The sites that `fit` and `sample` find in a network.
 
     Args:
-        reference, pointwise_modules: as in `fit`.
+        reference, pointwise_modules, channel_axes: as in `fit`.
         data: as in `fit`; one sample is read, to find the shapes. Without data (default) the shapes are None.
 
     Returns:
@@ -125,9 +131,9 @@ def sites(reference: nn.Module, data: object = None, *, pointwise_modules: Itera
             layout = JointInputs.of(first)
             plain = is_plain(layout, reference)
             first = next(iter(first.values())) if plain else layout.join(first)
-            reference = reference if plain else with_joint_inputs(reference, layout, like.dtype)
+            reference = reference if plain else with_joint_inputs(reference, layout)
         example = as_numbers(first, like.device, dtype_of_inputs(reference, first, like.device, like.dtype))
-    traced = trace(reference, example, pointwise_modules)
+    traced = trace(reference, example, pointwise_modules, channel_axes=channel_axes)
     infos: list[SiteInfo] = []
     left = [SiteInfo(each.name, each.function, False, None, None, None, each.reason) for each in traced.left]
     places = [each.place for each in traced.left]

@@ -41,7 +41,8 @@ MOVING = frozenset(
     "squeeze unsqueeze expand expand_as repeat repeat_interleave tile roll flip rot90 chunk split tensor_split hsplit "
     "vsplit dsplit unbind select narrow index_select gather take_along_dim getitem contiguous clone detach pad unfold "
     "channel_shuffle T mT H mH adjoint ravel diagonal as_strided view_copy "
-    "broadcast_to atleast_1d atleast_2d atleast_3d dropout dropout1d dropout2d dropout3d alpha_dropout getattr".split()
+    "broadcast_to atleast_1d atleast_2d atleast_3d dropout dropout1d dropout2d dropout3d alpha_dropout getattr "
+    "rearrange reduce".split()
 )
 REDUCING = frozenset("mean sum amax amin max min prod std var logsumexp norm median nanmean".split())
 JOINING = frozenset("cat concat concatenate stack hstack vstack dstack".split())
@@ -110,6 +111,20 @@ class Numbered(fx.Interpreter):
             return None
         return _mixed(self._of(n.args[1]), result) if n.args[1] in self._of_input else _counted(result, -1)
 
+    def _summed(self, n: fx.Node, result: Any) -> Any:
+        """Of ``einsum("...->...", a, b)``: channels of an operand that the result keeps, or that parameters write."""
+        equation, operands = n.args[0], n.args[1:]
+        if not isinstance(equation, str) or "->" not in equation or "." in equation or not isinstance(result, Tensor):
+            return None
+        inputs, _, output = equation.replace(" ", "").partition("->")
+        pairs = list(zip(inputs.split(","), operands, strict=False))
+        kept = {letters[self.axes[x]] for letters, x in pairs if isinstance(x, fx.Node) and x in self.axes}
+        if not kept & set(output):
+            of_data = {letter for letters, x in pairs if x in self._of_input for letter in letters}
+            kept = {letter for letters, _ in pairs for letter in letters} - of_data
+        letters = kept & set(output)
+        return _counted(result, output.index(letters.pop())) if len(letters) == 1 else None
+
     def _of_module(self, module: nn.Module, n: fx.Node, result: Any) -> Any:
         if isinstance(module, LAST):
             return _counted(result, -1)
@@ -117,7 +132,7 @@ class Numbered(fx.Interpreter):
             return _counted(result, 1)
         if isinstance(module, FIRST_KEPT + SHUFFLING):
             return self._kept_first(n, result)
-        if isinstance(module, MOVING_MODULES):
+        if isinstance(module, MOVING_MODULES) or type(module).__module__.startswith("einops."):
             return self._moved(n, result, module)
         return self._alike(n, result)
 
@@ -210,6 +225,7 @@ RULES: tuple[tuple[frozenset[str], Callable[[Numbered, fx.Node, Any], Any]], ...
     (FIRST_FUNCTIONS, Numbered._first),
     (frozenset(("scaled_dot_product_attention",)), Numbered._attended),
     (MIXING, Numbered._multiplied),
+    (frozenset(("einsum",)), Numbered._summed),
     (POOLING | {"interpolate", "pixel_shuffle", "pixel_unshuffle"}, Numbered._kept_first),
     (MOVING, Numbered._moved),
     (JOINING, Numbered._joined),

@@ -104,7 +104,7 @@ class SameSizes(nn.Module):
 def _refuse_others(owner: fx.GraphModule, sizes: tuple[int, ...]) -> None:
     """Let a graph refuse inputs of other sizes."""
     source = next(iter(owner.graph.find_nodes(op="placeholder")))
-    owner.add_submodule(TRACED_SIZES, SameSizes(sizes))
+    owner.add_submodule(TRACED_SIZES, SameSizes(sizes, str(source.target)))
     with owner.graph.inserting_after(source):
         checked = owner.graph.call_module(TRACED_SIZES, (source,))
     source.replace_all_uses_with(checked)

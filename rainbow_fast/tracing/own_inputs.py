@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from rainbow_fast.joint_inputs import SPLIT, JointInputs, apart, layout_of
+from rainbow_fast.joint_inputs import SPLIT, JointInputs, layout_of, without_joint_inputs
 from rainbow_fast.tracing.graph import TRACED_SIZES, SameSizes
 
 
@@ -24,9 +24,7 @@ def with_own_inputs(network: nn.Module) -> nn.Module:
         return network
     if isinstance(network, fx.GraphModule):
         return _graph_with_own_inputs(network, layout)
-    own = apart(network, {name: part for name, part in vars(network)["_modules"].items() if name != SPLIT})
-    own.__class__ = type(network).__mro__[1]
-    return own
+    return without_joint_inputs(network)
 
 
 def _graph_with_own_inputs(network: fx.GraphModule, layout: JointInputs) -> fx.GraphModule:

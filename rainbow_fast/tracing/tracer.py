@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ OPEN = (  # modules of torch whose parts are sites
 )
 
 
+EINOPS = ("rearrange", "repeat", "reduce", "pack", "unpack", "einsum")
+
+
 class OneInput(fx.Tracer):
     """Traces a module as a function of the first argument of its forward. All others have their defaults.
 
@@ -25,14 +29,16 @@ class OneInput(fx.Tracer):
     """
 
     def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
-        super().__init__()
+        einops = sys.modules.get("einops")  # its functions read shapes, so each is one call
+        super().__init__(autowrap_functions=tuple(getattr(einops, name) for name in EINOPS if einops is not None))
         self.leaves = leaves
         self.installed: set[nn.Module] | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, OPEN):
             return False
-        return isinstance(m, (SplitInputs, *self.leaves)) or super().is_leaf_module(m, module_qualified_name)
+        einops = type(m).__module__.startswith("einops.")
+        return einops or isinstance(m, (SplitInputs, *self.leaves)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if self.installed is None:

@@ -12,9 +12,10 @@ import typer
 
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Threads
+from rainbow_fast.cli.readers import numbers
 from rainbow_fast.cli.running import run_app
 from rainbow_fast.cli.sampling import OUT, check_folder, need_plots
-from rainbow_fast.cli.words import flowing, numbers, set_threads
+from rainbow_fast.cli.words import flowing, set_threads
 from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from studies import kept_records

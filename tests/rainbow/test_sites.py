@@ -44,7 +44,7 @@ def test_without_data_there_are_no_shapes():
 def test_a_loader_beyond_the_budget_lies_in_a_file(tmp_path: Path):
     x, y = torch.randn(300, 1, 14, 14), torch.randint(3, (300,))
     loader = [(x[i : i + 70], y[i : i + 70]) for i in range(0, 300, 70)]
-    images, labels = gather(loader, "data", memory_budget=100_000, scratch=tmp_path)
+    images, labels, _ = gather(loader, "data", memory_budget=100_000, scratch=tmp_path)
     assert torch.equal(images, x) and torch.equal(labels, y)
     assert not list(tmp_path.iterdir()), "the file has no name"
     mapped = images.untyped_storage().data_ptr()

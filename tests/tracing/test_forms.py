@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rainbow_fast as rf
+from rainbow_fast.tracing.agreement import distances
 
 IMAGES, ROWS, TOKENS = (120, 3, 8, 8), (120, 16), (120, 6, 12)
 
@@ -85,7 +86,7 @@ def test_a_graph_for_one_size_refuses_others():
     sampled, _ = rf.sample(network, torch.randn(IMAGES))
     assert sampled(torch.randn(3, 3, 8, 8)).shape == (3, 5)
     with pytest.raises(
-        ValueError, match=r"input of shape \(N, 3, 9, 9\), wanted \(N, 3, 8, 8\): the network was traced at"
+        ValueError, match=r"x of shape \(N, 3, 9, 9\), wanted \(N, 3, 8, 8\): the network was traced at"
     ):
         sampled(torch.randn(3, 3, 9, 9))
 
@@ -149,3 +150,27 @@ def test_a_network_that_keeps_results_of_a_call(one_thread):
     same, _ = rf.sample(network, x, law="identity", holdout=0)
     torch.testing.assert_close(same(x), wanted, rtol=0, atol=1e-8)
     assert not network.last.is_leaf
+
+
+class Snake(nn.Module):
+    """x + sin(a x)^2 / a, with one slope a or one for each channel."""
+
+    def __init__(self, slopes: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.rand(1, slopes, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.sin(self.a * x) ** 2 / self.a
+
+
+@pytest.mark.parametrize("slopes, kept", [(1, None), (8, "it has parameters by channel")])
+def test_snake(slopes, kept):
+    """With slopes by channel it is listed, and the rest of the network is sampled."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), Snake(slopes), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
+    )
+    x = torch.randn(40, 3, 8, 8)
+    table = rf.sites(net, x)
+    assert {site.kept for site in table if site.name != "3"} == {kept}
+    network = rf.sample(net, x, law="identity", holdout=0)[0]
+    assert distances(network(x), net(x)) < 5e-6

@@ -6,9 +6,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -27,7 +27,6 @@ from rainbow_fast.rainbow.moments import CENTERS, KEYS
 from rainbow_fast.rainbow.network.packing import Positive, copied
 from rainbow_fast.rainbow.options import FitOptions
 from rainbow_fast.rainbow.prepare import Prepared, chunk_size, site_shapes
-from rainbow_fast.rainbow.scores import Metric
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, warn_if_few
 from rainbow_fast.tracing.same_function import FEW, check
 from rainbow_fast.tracing.trace import checked, trace
@@ -102,8 +101,9 @@ def load_model(
     reference: nn.Module,
     *,
     pointwise_modules: Iterable[type[nn.Module]] = (),
+    channel_axes: Mapping[str, int] | None = None,
     output: str | int | None = None,
-    metric: Metric | None = None,
+    metric: Callable[[Tensor, Tensor], Any] | None = None,
 ) -> RainbowModel:
     """Read a fitted model that `save_model` has written. Nothing is unpickled.
 
@@ -111,7 +111,7 @@ def load_model(
         path: the file.
         reference: a network of the same architecture, on the device to compute on. It is copied, and the copy gets the
             weights of the file, in their dtype. The weights of `reference` are not used.
-        pointwise_modules, output, metric: as in `fit`.
+        pointwise_modules, channel_axes, output, metric: as in `fit`.
 
     Raises:
         FileNotFoundError: there is no file at `path`.
@@ -140,7 +140,7 @@ def load_model(
         inputs = dtype_of_inputs(network, x["alignment"][:1], device, dtype)
         example = as_numbers(x["alignment"][:1], device, inputs)
         kinds = tuple(pointwise_modules)
-        traced = trace(network, example, kinds)
+        traced = trace(network, example, kinds, channel_axes=channel_axes)
         sites = site_shapes(traced, example)
         _check_sites(sites, header, path)
         for s, about in zip(sites, header.sites, strict=True):
@@ -156,7 +156,13 @@ def load_model(
         Data(x[k], None if y is None else y.to(device), size, device, dtype, None, last, inputs, layout_of(network))
         for k, y in labels.items()
     ]
-    options = FitOptions(max_samples=header.max_samples, pointwise_modules=kinds, output=output, metric=metric)
+    options = FitOptions(
+        max_samples=header.max_samples,
+        pointwise_modules=kinds,
+        channel_axes=channel_axes,
+        output=output,
+        metric=metric,
+    )
     prepared = Prepared(traced, ((network, traced),), sites, data[0], data[1], options, header.holdout_seed)
     counts = None if output is None else prepared.score.of
     outputs = check(network, traced, data[0].chunk(0)[:FEW], kinds, counts=counts)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rainbow_fast.fields import renamed
 from rainbow_fast.formats import Format
 from rainbow_fast.io import fingerprint
-from rainbow_fast.joint_inputs import Input
+from rainbow_fast.joint_inputs import Input, layout_of
 from rainbow_fast.rainbow.files.several_inputs import of_inputs
 from rainbow_fast.rainbow.inputs import probes_for, zeros_for
 from rainbow_fast.rainbow.network.activation import RainbowActivation
@@ -89,21 +89,26 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
         tensors[f"{name}.layer"] = copied(layer.weight)
     classifier: Any = network.classifier
     shape = list(network.input_shape)
-    inputs = list(network.inputs.inputs) if network.inputs is not None else []
+    layout = layout_of(network.body)
+    inputs = [] if layout is None else list(layout.inputs)
     header = NetworkHeader(sites, classifier, shape, network.fingerprint, list(network.own_layers), inputs)
     NETWORK.write(Path(path), header, tensors)
 
 
 @renamed(pointwise="pointwise_modules")
 def load(
-    path: str | os.PathLike[str], reference: nn.Module, *, pointwise_modules: Iterable[type[nn.Module]] = ()
+    path: str | os.PathLike[str],
+    reference: nn.Module,
+    *,
+    pointwise_modules: Iterable[type[nn.Module]] = (),
+    channel_axes: Mapping[str, int] | None = None,
 ) -> RainbowNetwork:
     """Read a sampled network that `save` has written. Nothing is unpickled.
 
     Args:
         path: the file.
         reference: the trained network that it was sampled from. It is copied.
-        pointwise_modules: as in `fit`.
+        pointwise_modules, channel_axes: as in `fit`.
 
     Warns:
         UserWarning: an older version wrote the file, without checksums.
@@ -131,7 +136,7 @@ def load(
     device, kinds = next(reference.parameters()).device, tuple(pointwise_modules)
     shape = tuple(header.input_shape)
     example = zeros_for(reference, 1, shape)
-    traced = of_reference = trace(reference, example, kinds)
+    traced = of_reference = trace(reference, example, kinds, channel_axes=channel_axes)
     try:
         weights = {name: tensors[f"{name}.layer"] for name in header.own_layers}
         if weights:

@@ -24,6 +24,6 @@ def of_inputs(reference: nn.Module, inputs: Sequence[Input], size: int, path: Pa
     if len(names) < len(inputs) or not sized or size != JointInputs(tuple(inputs)).size:
         raise ValueError(f"path: {path} is damaged, it has the inputs {', '.join(map(repr, inputs))}")
     try:
-        return with_joint_inputs(reference, JointInputs(tuple(inputs)), next(reference.parameters()).dtype)
+        return with_joint_inputs(reference, JointInputs(tuple(inputs)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"path: {path} does not fit the reference: {error}") from None

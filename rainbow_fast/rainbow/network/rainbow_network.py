@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.joint_inputs import JointInputs, arguments, layout_of
+from rainbow_fast.joint_inputs import arguments, layout_of
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.same_network import written_out
 from rainbow_fast.tracing.own_inputs import with_own_inputs
@@ -56,16 +56,15 @@ class RainbowNetwork(nn.Module):
         self._probes: Tensor | None = None
         self.eval()
 
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        """The outputs for a batch x (N, *input_shape); of several inputs, for these as the reference takes them."""
-        if self.inputs is None or (len(inputs) == 1 and not named and inputs[0].dtype == torch.uint8):
-            return self.body(*inputs, **named)
-        return self.body(arguments(self.inputs, inputs, named, next(self.body.parameters()).device))
+    def forward(self, x: Tensor) -> Any:
+        """The outputs for a batch x (N, *input_shape)."""
+        return self.body(x)
 
     @property
-    def inputs(self) -> JointInputs | None:
-        """The inputs of a network that takes several; None for one. Only batches with samples of these shapes."""
-        return layout_of(self.body)
+    def inputs(self) -> dict[str | int, tuple[int, ...]] | None:
+        """The shape of a sample of each input by its name, or by its place, if there are several; None for one."""
+        layout = layout_of(self.body)
+        return None if layout is None else {each.name: each.shape for each in layout.inputs}
 
     def site(self, name: str) -> RainbowActivation:
         """The sampled site of this name.
@@ -115,6 +114,21 @@ class RainbowNetwork(nn.Module):
         self._probes = None if x.is_floating_point() else x
 
 
+class SeveralInputs(RainbowNetwork):
+    """A sampled network of several inputs, which is called as the reference is. `body` takes the rows that join them.
+
+    The samples of each input must have the shapes of the data that the network was sampled with.
+    """
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """The outputs for these inputs, or for their rows."""
+        layout = layout_of(self.body)
+        assert layout is not None
+        if len(inputs) == 1 and not named and isinstance(inputs[0], Tensor) and inputs[0].dtype == torch.uint8:
+            return self.body(inputs[0])
+        return self.body(arguments(layout, inputs, named, next(self.body.parameters()).device))
+
+
 def assemble(
     trace: Trace,
     activations: Mapping[str, RainbowActivation],
@@ -139,8 +153,9 @@ def assemble(
         if head is None and activations[trace.sites[-1].name].flattened:
             del replacements[name]
             ends_at = trace.sites[-1].name
-    return RainbowNetwork(
-        trace.rebuild(replacements, ends_at=ends_at),
+    body = trace.rebuild(replacements, ends_at=ends_at)
+    return (RainbowNetwork if layout_of(body) is None else SeveralInputs)(
+        body,
         sampled=tuple(activations),
         classifier=classifier,
         head=None if head is None else name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from rainbow_fast.rainbow.sampling.route import FUSED, WIDE, Route, choose_route
 from rainbow_fast.rainbow.sampling.storage import choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
+from rainbow_fast.tracing.agreement import tensors
 from rainbow_fast.tracing.trace import State, Trace
 
 KEPT = 2**26  # freed bytes that glibc keeps at most at the end of its heap: twice its largest mmap threshold, 32 MiB
@@ -98,15 +100,20 @@ def _apart(later: Sequence[SiteStatistics], routes: Mapping[str, Route], sizes: 
     return 0 if following is not None and following.name == WIDE else sizes.both
 
 
+def _bytes(values: Any) -> int:
+    """Bytes of a tensor, or of all tensors of an output."""
+    return sum(t.nbytes for t in tensors(values))
+
+
 def _layers(trace: Trace, example: Tensor) -> list[Work]:
     """The work for one image of each segment of the reference, with the site at its end."""
-    state: State = (example.new_zeros(1, *example.shape[1:]),)
+    state: State = (example.clone(),)
     layers, modules = [], [site.reference for site in trace.sites]
     for place in range(len(trace.segments)):
         with FlopCounterMode(display=False) as flops:
             z, *rest = trace.advance(place, state, modules[:place])
         phi = modules[place](z) if place < len(modules) else z
-        layers.append(Work(flops.get_total_flops(), "layers", bytes=state[0].nbytes + 2 * z.nbytes + phi.nbytes))
+        layers.append(Work(flops.get_total_flops(), "layers", bytes=sum(map(_bytes, (state[0], z, z, phi)))))
         state = (phi, *rest)
     return layers
 

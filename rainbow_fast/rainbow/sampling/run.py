@@ -205,8 +205,8 @@ class Lane:
         trained, data = measured(self.score, flight, self.number), flight.data
         if self.spec.options.classifier is None:
             return {name: trained}
-        refit = self.score((network(data.chunk(start).clone()), data.labels_at(start)) for start in data.starts)
-        return {f"trained_classifier_{name}": trained, name: refit}
+        refit = [(network(data.chunk(start).clone()), data.labels_at(start)) for start in data.starts]
+        return {f"trained_classifier_{name}": trained, name: self.score(refit)}
 
     def _refits(self, statistics: SiteStatistics) -> bool:
         return self.spec.options.classifier == "refit" and statistics.site.name == self.trace.sites[-1].name

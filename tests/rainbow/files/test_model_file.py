@@ -174,8 +174,8 @@ def test_files_that_are_refused(tmp_path):
     whole = path.read_bytes()
     for data, message in (
         (whole[:-1], "is not a whole safetensors file"),
-        (whole.replace(b'"version":"3"', b'"version":"4"'), "has version 4, this package reads versions up to 3"),
-        (whole.replace(b'"version":"3"', b'"version":"x"'), "has version x, this package reads versions up to 3"),
+        (whole.replace(b'"version":"4"', b'"version":"5"'), "has version 5, this package reads versions up to 4"),
+        (whole.replace(b'"version":"4"', b'"version":"x"'), "has version x, this package reads versions up to 4"),
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=f"path: .*model.safetensors {message}"):
