@@ -16,7 +16,7 @@ FLOORS = {
     **dict.fromkeys(["formats", "joint_inputs", "ops", "weights"], 2),
     **dict.fromkeys(["networks", "data", "tracing"], 3),
     **dict.fromkeys(["rainbow"], 4),
-    **dict.fromkeys(["analysis"], 5),
+    **dict.fromkeys(["analysis", "random_networks"], 5),
     **dict.fromkeys(["cli"], 6),
     **dict.fromkeys(["", "__main__"], 7),  # "" is rainbow_fast/__init__.py, which all others stand under
     **dict.fromkeys(["locks", "owner", "_C"], -1),
