@@ -183,8 +183,12 @@ def without_joint_inputs(network: nn.Module) -> nn.Module:
 
 def is_plain(layout: JointInputs, network: nn.Module) -> bool:
     """Whether the only input is the first parameter of `forward`, so that it can be given as it is."""
-    first = next(iter(inspect.signature(network.forward).parameters), None)
-    return len(layout.inputs) == 1 and layout.inputs[0].name in (0, first)
+    return len(layout.inputs) == 1 and layout.inputs[0].name in (0, first_parameter(network))
+
+
+def first_parameter(network: nn.Module) -> str | None:
+    """The name of the first parameter of `forward`."""
+    return next(iter(inspect.signature(network.forward).parameters), None)
 
 
 def padded(t: Tensor, shape: tuple[int, ...], value: int = 0) -> Tensor:
