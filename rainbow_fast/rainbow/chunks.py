@@ -74,9 +74,16 @@ class Data:
 
         A position is padded if an input of the network is a mask of as many positions, and says so.
         """
-        each = math.prod(space)
-        attended = self.attended.get(each) if len(space) == 1 else None
-        return Positions.at_most(at_most or max(self.count * each, 1), each, self.count, attended)
+        key = space, at_most
+        if key not in self._positions:
+            each = math.prod(space)
+            attended = self.attended.get(each) if len(space) == 1 else None
+            self._positions[key] = Positions.at_most(at_most or max(self.count * each, 1), each, self.count, attended)
+        return self._positions[key]
+
+    @cached_property
+    def _positions(self) -> dict[tuple[tuple[int, ...], int | None], Positions]:
+        return {}
 
     def counted(self, start: int, t: Tensor, axis: int | None) -> Tensor:
         """The positions of feature maps t of a chunk that count, as (samples, d); all of them as (N, d, *space)."""
