@@ -14,7 +14,7 @@ from rainbow_fast.ops.activations import ACTIVATIONS
 
 pytest.importorskip("scipy")
 
-from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel, expected_mean
+from rainbow_fast.infinite_width.kernels import empirical_kernel, expected_kernel, expected_mean
 
 SLOPE = 0.25
 LEGENDRE = np.polynomial.legendre.leggauss(64)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rainbow_fast.analysis import expectations
-from rainbow_fast.analysis.expectations import CENTRED, STEPS, Angles
 from rainbow_fast.arguments import integer
+from rainbow_fast.infinite_width import expectations
+from rainbow_fast.infinite_width.expectations import CENTRED, STEPS, Angles
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.ops.gaussian import Seed, as_key, further
@@ -63,7 +63,7 @@ def expected_kernel(
             `max_pairs` is below 1, or a row is so long that a series needs more than 4096 terms (norms from 7.5 on for
             tanh, 10 for erf, 16 for silu and gelu).
 
-    Source: Cho and Saul, "Kernel methods for deep learning" (2009), and the sources in `analysis/expectations.py`.
+    Source: Cho and Saul, "Kernel methods for deep learning" (2009), and those in `infinite_width/expectations.py`.
     """
     _check_activation(activation)
     max_pairs = integer("max_pairs", max_pairs, 1)
