@@ -11,9 +11,13 @@ from rainbow_fast.random_networks.orthogonality import (
     singular_value_gap,
     stable_rank,
 )
+from rainbow_fast.random_networks.single_layer import feature_spectrum
+from rainbow_fast.random_networks.stieltjes import LimitingSpectrum
 
 __all__ = [
+    "LimitingSpectrum",
     "effective_rank",
+    "feature_spectrum",
     "gaussian_distance",
     "gram",
     "isometry_gap",
