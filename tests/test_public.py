@@ -9,9 +9,9 @@ import pytest
 from here import ROOT
 
 import rainbow_fast as rf
-from rainbow_fast import analysis, plots
+from rainbow_fast import analysis, plots, random_networks
 
-ROOMS = {"rainbow_fast": rf, "analysis": analysis, "plots": plots}
+ROOMS = {"rainbow_fast": rf, "analysis": analysis, "plots": plots, "random_networks": random_networks}
 # Names in annotations that belong to Python, torch or numpy, or are a name for a union of such types.
 FOREIGN = set(
     """
