@@ -76,7 +76,7 @@ def gap_panels(panels: Sequence[GapPanel], *, columns: int | None = None, title:
         _draw(axes, panel, names)
     handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=6, frameon=False, fontsize=TEXT
+        list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False, fontsize=TEXT
     )
     if title is not None:
         figure.suptitle(title, fontsize=12.5, color=INK)
@@ -141,6 +141,7 @@ def _draw(axes: Axes, panel: GapPanel, names: Sequence[str]) -> None:
     axes.set_title(panel.title, fontsize=TEXT, color=INK)
     axes.set_xlabel(panel.x_label, fontsize=TEXT)
     axes.set_ylabel(panel.y_label, fontsize=TEXT)
+    axes.locator_params(axis="x", integer=True)
     if panel.names is not None:
         step = -(-len(panel.names) // MOST_NAMES)
         shown = range(0, len(panel.names), step)

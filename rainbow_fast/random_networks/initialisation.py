@@ -67,9 +67,10 @@ def init_orthogonal_(
         exponent: above 0 and at most 1. 1 (default) whitens; 1/2 is the published equation.
         factor: Q. ``"identity"`` (default): the matrix nearest to the identity, so that the outputs are the polar
             factor of H, up to gamma (ZCA whitening). A layer with more outputs than inputs has a Haar factor instead,
-            as some of its outputs would be zero otherwise. ``"haar"``: a uniformly random orthogonal matrix.
-            ``"slice"``: as in the published code, the whitened first rows of H, one for each output. This Q is not
-            orthogonal, and needs as many rows as outputs.
+            as some of its outputs would be zero otherwise. ``"haar"``: a uniformly random orthogonal matrix; gradients
+            of deep networks then grow from layer to layer (`docs/random_networks.md`). ``"slice"``: as in the published
+            code, the whitened first rows of H, one for each output. This Q is not orthogonal, and needs as many rows as
+            outputs.
         gain: the root mean square of the outputs of a layer on the batch, or their Frobenius norm (`scale`). 1 by
             default.
         scale: ``"rms"`` (default) or ``"frobenius"``, as in the published code.
