@@ -3,6 +3,7 @@
 
 from rainbow_fast.random_networks.frames import Frame, orthonormal_frame
 from rainbow_fast.random_networks.gaussian_layer import gaussian_layer
+from rainbow_fast.random_networks.initialisation import init_orthogonal_
 from rainbow_fast.random_networks.lyapunov import (
     LyapunovEstimate,
     longest_stretch,
@@ -10,6 +11,7 @@ from rainbow_fast.random_networks.lyapunov import (
     lyapunov_estimate,
     lyapunov_exponents,
 )
+from rainbow_fast.random_networks.measure import Measures, SiteMeasures, measure
 from rainbow_fast.random_networks.orthogonality import (
     effective_rank,
     gaussian_distance,
@@ -37,6 +39,8 @@ __all__ = [
     "Frame",
     "LimitingSpectrum",
     "LyapunovEstimate",
+    "Measures",
+    "SiteMeasures",
     "chi",
     "collapse_rate",
     "coupled_chain",
@@ -45,6 +49,7 @@ __all__ = [
     "gaussian_distance",
     "gaussian_layer",
     "gram",
+    "init_orthogonal_",
     "isometry_gap",
     "isometry_rate",
     "log_determinant_mean",
@@ -55,6 +60,7 @@ __all__ = [
     "lyapunov_estimate",
     "lyapunov_exponents",
     "mean_cosine",
+    "measure",
     "normalised_chain",
     "orthogonality_gap",
     "orthonormal_frame",
