@@ -51,6 +51,7 @@ RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: here
 SAME_SUBJECT = [  # rooms in which a name has one meaning
     {"rainbow_fast/ops", "rainbow_fast/triton_kernels"},
     {"rainbow_fast/analysis", "rainbow_fast/plots"},
+    {"rainbow_fast/random_networks", "rainbow_fast/plots"},
     {"studies/breadth", "studies/cifar10", "studies/resnet20", "studies/convergence"},
 ]
 

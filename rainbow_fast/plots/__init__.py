@@ -4,6 +4,7 @@
 from rainbow_fast.plots.axes import save, stacked
 from rainbow_fast.plots.by_site import alignment_by_site, channels_by_site, cost_by_site
 from rainbow_fast.plots.convergence import Curve, Panel, convergence
+from rainbow_fast.plots.lyapunov import lyapunov_spectrum
 from rainbow_fast.plots.novelty import against_novelty
 from rainbow_fast.plots.widths import accuracy_and_error
 
@@ -16,6 +17,7 @@ __all__ = [
     "channels_by_site",
     "convergence",
     "cost_by_site",
+    "lyapunov_spectrum",
     "save",
     "stacked",
 ]

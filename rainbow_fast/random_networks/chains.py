@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import integer
-from rainbow_fast.ops.gaussian import MOST, gaussian, key
+from rainbow_fast.ops.gaussian import MOST, gaussian
 from rainbow_fast.ops.polar import polar
-from rainbow_fast.ops.random_features import random_features
 from rainbow_fast.random_networks import chain_theory
 from rainbow_fast.random_networks import orthogonality as measures
 from rainbow_fast.random_networks.chain_layer import RandomLayer
+from rainbow_fast.random_networks.gaussian_layer import LAYERS, RUNS, gaussian_layer, layer_keys
 
 Weights = Callable[[int, int, int], Tensor]
 
-WIDEST = {"gaussian": 2**24 - 1, "haar": 2048}
+WIDE = 2**24 - 1
+WIDEST = {"haar": 2048}
 LEAST_PIVOT = 1e-6  # a squared pivot of Cholesky's method, over the square of its row, that still has ten digits
 
 
@@ -138,13 +139,13 @@ def weight_chain(
         H: the first batch, n samples of any number of units, float32 or float64, which is the dtype of the chain. For
             B batches that go through the same weights (B, n, d); a norm over samples takes each batch for itself. With
             an axis of runs in front, each run has its own start; otherwise all runs have the same.
-        depth: number of layers, at least 1.
+        depth: number of layers, at least 1 and less than 2^20.
         width: units of each layer, or a list of widths, each with chains of its own.
         layer: the layer; by default linear, with the norm ``"batch"``.
         weights: ``"gaussian"`` (default); ``"haar"``, uniform orthogonal matrices times the gain (polar factors of
             Gaussian matrices), for widths up to 2048; or a function of (layer, d_out, d_in) which returns weights
             (d_out, d_in). It is called for every run and layer, layers count from 0, and the gain multiplies.
-        runs: number of independent networks; 1 by default.
+        runs: number of independent networks, at most 2^12; 1 by default.
         seed: 0 <= seed < 2^63; 0 by default.
         every: record every such layer, beginning with the start; 1 by default.
 
@@ -157,16 +158,14 @@ def weight_chain(
     """
     draw = _law(weights)
     name = weights if isinstance(weights, str) else "function"
-    plan = ChainPlan.of(H, depth, width, layer, runs, seed, every, WIDEST.get(name, WIDEST["gaussian"]))
+    plan = ChainPlan.of(H, depth, width, layer, integer("runs", runs, 1, RUNS), seed, every, WIDEST.get(name, WIDE))
 
     def chain(d: int, record: Callable[[int, Tensor], None]) -> None:
         state = plan.start
         for number in range(plan.depth):
 
             def linear(H: Tensor, number: int = number) -> Tensor:
-                flat = H.flatten(1, 2)
-                products = [draw(x, d, plan, run, number) for run, x in enumerate(flat)]
-                return torch.stack(products).view(*H.shape[:-1], d)
+                return draw(H.flatten(1, 2), d, plan, number).reshape(*H.shape[:-1], d)
 
             state = plan.rescaled(plan.layer(state, linear))
             record(number + 1, state)
@@ -212,7 +211,7 @@ class ChainPlan:
             raise TypeError(f"H is {H.dtype}: wanted float32 or float64")
         if H.dim() > 4:
             raise ValueError(f"H has shape {tuple(H.shape)}: wanted (n, d), (B, n, d) or (runs, B, n, d)")
-        integer("depth", depth, 1, MOST["stream"])
+        integer("depth", depth, 1, LAYERS - 1)
         integer("runs", runs, 1)
         integer("seed", seed, 0, MOST["seed"])
         integer("every", every, 1)
@@ -238,9 +237,9 @@ class ChainPlan:
             start.expand(runs, *start.shape[1:]), depth, widths, layer, seed, every, several, batches=H.dim() > 2
         )
 
-    def key(self, d: int, run: int, number: int) -> Tensor:
-        """The key of the weights of a layer. Those of different widths and runs lie in different rows."""
-        return key(self.seed, stream=number, row_offset=(d << 32) + run * d)
+    def first_row(self, d: int) -> int:
+        """The first row of weights at width d: those of different widths lie in different rows."""
+        return d << 32
 
     def rescaled(self, H: Tensor) -> Tensor:
         """H with entries near 1, if that changes no measure of any later batch."""
@@ -303,8 +302,8 @@ def triangular(X: Tensor) -> Tensor:
     return F
 
 
-def _law(weights: str | Weights) -> Callable[[Tensor, int, ChainPlan, int, int], Tensor]:
-    """The product of x (N, d_in) with the weights (d, d_in) of a run and layer, transposed."""
+def _law(weights: str | Weights) -> Callable[[Tensor, int, ChainPlan, int], Tensor]:
+    """The products of x (runs, N, d_in) with the weights (d, d_in) of a layer in each run, transposed."""
     if weights == "gaussian":
         return _by_gaussian
     if weights == "haar":
@@ -314,19 +313,25 @@ def _law(weights: str | Weights) -> Callable[[Tensor, int, ChainPlan, int, int],
     raise ValueError(f"weights={weights!r}: wanted gaussian, haar, or a function of (layer, d_out, d_in)")
 
 
-def _by_gaussian(x: Tensor, d: int, plan: ChainPlan, run: int, number: int) -> Tensor:
-    scale = plan.layer.gain / math.sqrt(x.shape[1])
-    return random_features(x, d, activation="identity", scale=scale, seed=plan.key(d, run, number))
+def _by_gaussian(x: Tensor, d: int, plan: ChainPlan, number: int) -> Tensor:
+    scale = plan.layer.gain / math.sqrt(x.shape[-1])
+    return gaussian_layer(x, d, seed=plan.seed, layer=number, first_row=plan.first_row(d), scale=scale)
 
 
-def _by_haar(x: Tensor, d: int, plan: ChainPlan, run: int, number: int) -> Tensor:
-    G = gaussian(d, x.shape[1], seed=plan.key(d, run, number), dtype=torch.float64, device=x.device)
-    return x @ (plan.layer.gain * polar(G).A.T).to(x.dtype)
+def _by_haar(x: Tensor, d: int, plan: ChainPlan, number: int) -> Tensor:
+    products = []
+    for H, key in zip(x, layer_keys(len(x), plan.seed, number, plan.first_row(d)), strict=True):
+        G = gaussian(d, H.shape[-1], seed=key, dtype=torch.float64, device=H.device)
+        products.append(H @ (plan.layer.gain * polar(G).A.mT).to(H.dtype))
+    return torch.stack(products)
 
 
-def _by_function(weights: Weights, x: Tensor, d: int, plan: ChainPlan, run: int, number: int) -> Tensor:
-    W = weights(number, d, x.shape[1])
-    if not isinstance(W, Tensor) or W.shape != (d, x.shape[1]):
-        what = f"a tensor of shape {tuple(W.shape)}" if isinstance(W, Tensor) else repr(W)
-        raise ValueError(f"weights returned {what} for layer {number}: wanted a tensor of shape {(d, x.shape[1])}")
-    return x @ (plan.layer.gain * W.detach().T).to(x)
+def _by_function(weights: Weights, x: Tensor, d: int, plan: ChainPlan, number: int) -> Tensor:
+    products, wanted = [], (d, x.shape[-1])
+    for H in x:
+        W = weights(number, *wanted)
+        if not isinstance(W, Tensor) or W.shape != wanted:
+            what = f"a tensor of shape {tuple(W.shape)}" if isinstance(W, Tensor) else repr(W)
+            raise ValueError(f"weights returned {what} for layer {number}: wanted a tensor of shape {wanted}")
+        products.append(H @ (plan.layer.gain * W.detach().mT).to(H))
+    return torch.stack(products)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.random_networks.chain_layer import RandomLayer
-from rainbow_fast.random_networks.chains import WIDEST, ChainPlan, ChainResult, Record, factor, triangular
+from rainbow_fast.random_networks.chains import WIDE, ChainPlan, ChainResult, Record, factor, triangular
+from rainbow_fast.random_networks.gaussian_layer import layer_keys
 
 NUMBERS = 1 << 18  # random numbers of one call: 2 MiB, which stay in a cache until they are used
 
@@ -51,7 +52,7 @@ def gram_chain(
 
     Source: the rows of a product with a Gaussian matrix are Gaussian given the other factor.
     """
-    plan = ChainPlan.of(H, depth, width, layer, runs, seed, every, WIDEST["gaussian"])
+    plan = ChainPlan.of(H, depth, width, layer, runs, seed, every, WIDE)
     batches, n = plan.start.shape[1:3]
 
     def chain(d: int, record: Record) -> None:
@@ -95,6 +96,6 @@ def _white(plan: ChainPlan, d: int, k: int, layers: range) -> Iterator[Tensor]:
     runs = len(plan.start)
     together = max(1, NUMBERS // (k * runs * d))
     for some in (layers[start : start + together] for start in range(0, len(layers), together)):
-        keys = torch.stack([plan.key(d, 0, number) for number in some])
+        keys = torch.cat([layer_keys(1, plan.seed, number, plan.first_row(d)) for number in some])
         for G in gaussian(k, runs * d, seed=keys, dtype=torch.float64, device=plan.start.device):
             yield G.view(k, runs, d).transpose(0, 1)

@@ -28,7 +28,7 @@ def orthogonal(n: int) -> Tensor:
 
 def weights(d: int, units: int, *, layer: int, run: int = 0, seed: int = 0) -> Tensor:
     """The weights of a chain, by the op alone."""
-    place = {"seed": seed, "stream": layer, "row_offset": (d << 32) + run * d}
+    place = {"seed": seed, "stream": run << 20 | layer, "row_offset": d << 32}
     return gaussian(d, units, dtype=torch.float64, **place) / math.sqrt(units)
 
 
@@ -220,13 +220,12 @@ H4 = torch.eye(4, 6)
 @pytest.mark.parametrize(
     "H, options, error, message",
     [
-        (H4, {"depth": 0}, ValueError, "^depth=0: wanted 1 <= depth < 2\\^32"),
+        (H4, {"depth": 0}, ValueError, "^depth=0: wanted 1 <= depth < 2\\^20"),
         (H4, {"depth": 2.0}, TypeError, "^depth=2.0: wanted an integer"),
         (H4, {"width": 0}, ValueError, "^width=0: wanted 1 <= width < 2\\^24"),
         (H4, {"width": []}, ValueError, "^width is an empty list: wanted at least one width"),
         (H4, {"width": [8, "9"]}, TypeError, "^width='9': wanted an integer"),
-        (H4, {"runs": 0}, ValueError, "^runs=0: wanted runs >= 1"),
-        (H4, {"runs": 2**30, "width": 10}, ValueError, r"^runs=1073741824 at width=10: wanted runs \* width < 2\^32"),
+        (H4, {"runs": 0}, ValueError, "^runs=0: wanted (runs >= 1|1 <= runs <= 4096)"),
         (H4, {"seed": -1}, ValueError, "^seed=-1: wanted 0 <= seed < 2\\^63"),
         (H4, {"every": 0}, ValueError, "^every=0: wanted every >= 1"),
         (H4, {"layer": "batch"}, TypeError, "^layer='batch': wanted a RandomLayer"),
@@ -265,6 +264,13 @@ H4 = torch.eye(4, 6)
 def test_refused(chain, H, options, error, message):
     with pytest.raises(error, match=message):
         chain(H, **{"depth": 2, "width": 8, **options})
+
+
+def test_refused_runs():
+    with pytest.raises(ValueError, match=r"^runs=1073741824 at width=10: wanted runs \* width < 2\^32"):
+        gram_chain(H4, 2, width=10, runs=2**30)
+    with pytest.raises(ValueError, match="^runs=4097: wanted 1 <= runs <= 4096"):
+        weight_chain(H4, 2, width=10, runs=4097)
 
 
 def test_refused_weights():
