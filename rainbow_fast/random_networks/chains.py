@@ -23,7 +23,8 @@ from rainbow_fast.random_networks import orthogonality as measures
 from rainbow_fast.random_networks.chain_layer import RandomLayer
 from rainbow_fast.random_networks.gaussian_layer import LAYERS, RUNS, gaussian_layer, layer_keys
 
-Weights = Callable[[int, int, int], Tensor]
+Weights = Callable[[int, int, int], Tensor]  # takes (layer, d_out, d_in)
+Record = Callable[[int, Tensor], None]  # takes the number of a layer and batches (runs, B, n, d), or factors of them
 
 WIDE = 2**24 - 1
 WIDEST = {"haar": 2048}
@@ -131,9 +132,9 @@ def weight_chain(
             W = layer.gain * torch.randn(width, H.shape[1]) / math.sqrt(H.shape[1])
             H = layer(H, lambda H: H @ W.T)
 
-    Gaussian weights are generated inside the product and never stored. The weights of a run are a pure function of
-    seed, layer, width and run: more runs, more widths or a greater depth keep those that there were. For Gaussian
-    weights, `gram_chain` has the same law at a small part of the cost.
+    Gaussian weights are those of `gaussian_layer`: above a width of about 128 they are generated inside the product and
+    not stored. The weights of a run are a pure function of seed, layer, width and run: more runs, more widths or a
+    greater depth keep those that there were. `gram_chain` has the same law at a small part of the cost.
 
     Args:
         H: the first batch, n samples of any number of units, float32 or float64, which is the dtype of the chain. For
@@ -160,7 +161,7 @@ def weight_chain(
     name = weights if isinstance(weights, str) else "function"
     plan = ChainPlan.of(H, depth, width, layer, integer("runs", runs, 1, RUNS), seed, every, WIDEST.get(name, WIDE))
 
-    def chain(d: int, record: Callable[[int, Tensor], None]) -> None:
+    def chain(d: int, record: Record) -> None:
         state = plan.start
         for number in range(plan.depth):
 
@@ -171,9 +172,6 @@ def weight_chain(
             record(number + 1, state)
 
     return plan.run(chain, name)
-
-
-Record = Callable[[int, Tensor], None]  # takes the number of a layer and batches (runs, B, n, d), or factors of them
 
 
 @dataclass(frozen=True)

@@ -298,3 +298,5 @@ def test_nearly_dependent_samples():
     with_more_samples = gram_chain(torch.eye(6, dtype=torch.float64), 2, width=4, runs=2)
     assert float(with_more_samples.smallest_eigenvalue[:, 1:].max()) < 1e-30
     assert bool(with_more_samples.isometry_gap[:, 1:].isinf().all())
+    distance = (torch.linalg.svdvals(with_more_samples.factors) - 1 / math.sqrt(6)).square().sum(-1)
+    torch.testing.assert_close(with_more_samples.gaussian_distance.square(), distance, rtol=1e-10, atol=1e-12)
