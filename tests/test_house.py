@@ -14,7 +14,7 @@ FLOORS = {
     **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),
     **dict.fromkeys(["fields", "scratch", "triton_kernels", "tensor_files", "plots"], 1),
     **dict.fromkeys(["formats", "joint_inputs", "ops", "weights"], 2),
-    **dict.fromkeys(["networks", "data", "tracing"], 3),
+    **dict.fromkeys(["networks", "data", "tracing", "infinite_width"], 3),
     **dict.fromkeys(["rainbow"], 4),
     **dict.fromkeys(["analysis", "random_networks"], 5),
     **dict.fromkeys(["cli"], 6),

@@ -31,18 +31,22 @@ from rainbow_fast.random_networks.rank_collapse import (
     log_sine_mean,
     log_singular_value_ratio,
 )
+from rainbow_fast.random_networks.single_layer import feature_spectrum
+from rainbow_fast.random_networks.stieltjes import LimitingSpectrum
 from rainbow_fast.random_networks.variates import chi
 
 __all__ = [
     "ChainResult",
     "CoupledChain",
     "Frame",
+    "LimitingSpectrum",
     "LyapunovEstimate",
     "RandomLayer",
     "chi",
     "collapse_rate",
     "coupled_chain",
     "effective_rank",
+    "feature_spectrum",
     "gaussian_distance",
     "gaussian_layer",
     "gram",

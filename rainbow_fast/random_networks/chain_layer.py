@@ -123,7 +123,7 @@ class RandomLayer:
         """Whether c > 0 times a batch becomes c times the result."""
         return self.normaliser == "none" and self.activation in HOMOGENEOUS
 
-    def normalise(self, S: Tensor | None, Z: Tensor) -> Product:
+    def normalise(self, S: Tensor | None, Z: Tensor) -> tuple[Tensor | None, Tensor]:
         """The normaliser, for a batch S Z, or Z if S is None: factors of the result."""
         return NORMALISERS[self.normaliser](S, Z, self.eps)
 

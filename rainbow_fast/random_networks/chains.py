@@ -119,7 +119,7 @@ def weight_chain(
     *,
     width: int | Sequence[int],
     layer: RandomLayer | None = None,
-    weights: str | Weights = "gaussian",
+    weights: str | Callable[[int, int, int], Tensor] = "gaussian",
     runs: int = 1,
     seed: int = 0,
     every: int = 1,
