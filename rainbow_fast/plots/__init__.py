@@ -4,6 +4,7 @@
 from rainbow_fast.plots.axes import save, stacked
 from rainbow_fast.plots.by_site import alignment_by_site, channels_by_site, cost_by_site
 from rainbow_fast.plots.convergence import Curve, Panel, convergence
+from rainbow_fast.plots.feature_spectrum import spectrum_of_features
 from rainbow_fast.plots.lyapunov import lyapunov_spectrum
 from rainbow_fast.plots.novelty import against_novelty
 from rainbow_fast.plots.widths import accuracy_and_error
@@ -19,5 +20,6 @@ __all__ = [
     "cost_by_site",
     "lyapunov_spectrum",
     "save",
+    "spectrum_of_features",
     "stacked",
 ]

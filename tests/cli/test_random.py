@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
 from rainbow_fast import random_networks as rn
+from rainbow_fast.ops.gaussian import gaussian
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Run = Callable[..., tuple[int, str, str]]
@@ -50,6 +52,30 @@ def test_a_short_table_has_all_rows(rainbow_fast: Run) -> None:
     assert "..." not in out and "-0.635181" in out
 
 
+def test_spectrum(rainbow_fast: Run, tmp_path: Path) -> None:
+    """The numbers are those of the library, for Gaussian samples of variance 1 / inputs."""
+    words = ["random", "spectrum", 60, 40, "--inputs", 30, "--activation", "tanh", "--seed", 3]
+    code, out, err = rainbow_fast(*words, "--out", tmp_path)
+    assert (code, err) == (0, "") and "tanh, 60 samples, 40 features" in out
+    assert out.endswith(f"{tmp_path}: spectrum.json, spectrum.png\n")
+    X = gaussian(60, 30, seed=3, stream=1) / 30**0.5
+    values, limit = (
+        rn.feature_spectrum(X, 40, activation="tanh", seed=3),
+        rn.LimitingSpectrum.of_features(X, 40, activation="tanh"),
+    )
+    read = json.loads((tmp_path / "spectrum.json").read_text())
+    assert read["eigenvalues"] == values.tolist() and read["limit"]["atom"] == limit.atom == pytest.approx(1 / 3)
+    assert read["limit"]["edges"] == limit.edges().tolist() and read["limit"]["moments"] == list(limit.moments())
+    x = torch.tensor(read["limit"]["x"], dtype=torch.float64)
+    assert read["limit"]["density"] == limit.density(x).tolist()
+    rows = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in out.splitlines() if line.split()[-2:-1]}
+    assert rows["largest"] == [f"{values.max():.6g}", f"{limit.edges().max():.6g}"]
+    assert rows["mean"] == [f"{values.mean():.6g}", f"{limit.moments()[0]:.6g}"]
+    assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = rainbow_fast(*words, "--json")
+    assert json.loads(out) == read
+
+
 def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
     code, out, err = rainbow_fast("random")
     assert code == 2 and "lyapunov" in out and err == ""
@@ -69,6 +95,12 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
         (["random", "lyapunov", "4", "--dtype", "int8"], "--dtype: wanted float64 or float32, got 'int8'"),
         (["random", "lyapunov", "4", "--threads", "0"], "threads=0: wanted 1 <= threads <= 1024"),
         (["random", "lyapunov", "4", "--out", "{file}"], "is a file, wanted a folder"),
+        (["random", "spectrum", "4"], "Missing argument"),
+        (["random", "spectrum", "0", "4"], "samples=0: wanted samples >= 1"),
+        (["random", "spectrum", "4", "0"], "features=0: wanted features >= 1"),
+        (["random", "spectrum", "4", "4", "--inputs", "0"], "inputs=0: wanted inputs >= 1"),
+        (["random", "spectrum", "4", "4", "--activation", "softmax"], "activation='softmax': wanted one of"),
+        (["random", "spectrum", "4", "4", "--out", "{file}"], "is a file, wanted a folder"),
     ],
 )
 def test_wrong_words_cost_one_line(
