@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Random deep networks: what a network does before it has learned anything (Daneshmand, Joudaki and Bach, 2021)."""
 
+from rainbow_fast.random_networks.chain_layer import RandomLayer
+from rainbow_fast.random_networks.chains import ChainResult, weight_chain
 from rainbow_fast.random_networks.frames import Frame, orthonormal_frame
 from rainbow_fast.random_networks.gaussian_layer import gaussian_layer
+from rainbow_fast.random_networks.gram_chain import gram_chain
 from rainbow_fast.random_networks.initialisation import init_orthogonal_
 from rainbow_fast.random_networks.lyapunov import (
     LyapunovEstimate,
@@ -35,11 +38,13 @@ from rainbow_fast.random_networks.stieltjes import LimitingSpectrum
 from rainbow_fast.random_networks.variates import chi
 
 __all__ = [
+    "ChainResult",
     "CoupledChain",
     "Frame",
     "LimitingSpectrum",
     "LyapunovEstimate",
     "Measures",
+    "RandomLayer",
     "SiteMeasures",
     "chi",
     "collapse_rate",
@@ -49,6 +54,7 @@ __all__ = [
     "gaussian_distance",
     "gaussian_layer",
     "gram",
+    "gram_chain",
     "init_orthogonal_",
     "isometry_gap",
     "isometry_rate",
@@ -66,4 +72,5 @@ __all__ = [
     "orthonormal_frame",
     "singular_value_gap",
     "stable_rank",
+    "weight_chain",
 ]

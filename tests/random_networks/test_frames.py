@@ -72,6 +72,8 @@ def test_layer(d, width, dtype):
         bound = 4 * torch.finfo(dtype).eps * math.sqrt(d)  # rounding of a sum of d terms
         torch.testing.assert_close(out[run].double(), expected, rtol=0, atol=bound * math.sqrt(d))
     assert torch.equal(rn.gaussian_layer(H[:1], width, seed=5, layer=9, scale=0.5), out[:1])
+    lower = rn.gaussian_layer(H, width - 1, seed=5, layer=9, scale=0.5, first_row=1)
+    torch.testing.assert_close(lower, out[..., 1:], rtol=0, atol=2 * bound * math.sqrt(d))
 
 
 def test_layer_refused():
@@ -81,6 +83,7 @@ def test_layer_refused():
         ({"H": H.bfloat16()}, TypeError, "^H is torch.bfloat16: wanted torch.float32 or torch.float64"),
         ({"width": 0}, ValueError, "^width=0: wanted width >= 1"),
         ({"layer": 2**20}, ValueError, "^layer=1048576: wanted 0 <= layer < 2.20"),
+        ({"first_row": -1}, ValueError, "^first_row=-1: wanted 0 <= first_row < 2.56"),
         ({"seed": 2**63}, ValueError, "^seed=9223372036854775808: wanted 0 <= seed < 2.63"),
         ({"scale": "2"}, TypeError, "^scale is a str: wanted a number"),
     ):
