@@ -13,6 +13,8 @@ from torch import Tensor
 from rainbow_fast.arguments import integer, one_of
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.grid import as_progress
+from rainbow_fast.cli.random_chain import chain
+from rainbow_fast.cli.random_measure import measure
 from rainbow_fast.cli.sampling import JSON, OUT, check_folder, need_plots
 from rainbow_fast.cli.words import Seed, Threads, flowing, set_threads
 from rainbow_fast.io import dumps, write_whole
@@ -149,7 +151,7 @@ def _bulk(values: Tensor, limit: LimitingSpectrum) -> Tensor:
     return torch.linspace(first, 1.02 * float(last), POINTS, dtype=torch.float64, device="cpu")
 
 
-for command in (lyapunov, spectrum):
+for command in (lyapunov, spectrum, chain, measure):
     random.command()(command)
 
 

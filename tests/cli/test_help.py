@@ -60,8 +60,8 @@ def test_what_a_sentence_is() -> None:
 
 def test_all_commands_are_looked_at() -> None:
     assert {name for name, _ in commands()} == {
-        "train", "sample", "plan", "sites", "compare", "clean", "random", "random lyapunov", "random spectrum", "demo",
-        "info",
+        "train", "sample", "plan", "sites", "compare", "clean", "random", "random lyapunov", "random spectrum",
+        "random chain", "random measure", "demo", "info",
         *STUDIES
     }  # fmt: skip
     assert len(PARAMETERS) > 100
@@ -78,7 +78,7 @@ def test_the_help_of_every_command_is_sentences() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "sample", "plan", "sites", "compare", "random lyapunov", "random spectrum", "demo"]
+    "name", ["train", "sample", "plan", "sites", "compare", "random chain", "random measure", "demo"]
 )
 def test_the_help_says_each_default_once(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("COLUMNS", "2000")  # a line for each option

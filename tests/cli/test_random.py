@@ -2,6 +2,7 @@
 """The commands `random ...`: tables, JSON, files, and messages for wrong words."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,15 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
 from rainbow_fast import random_networks as rn
+from rainbow_fast.data import digits
+from rainbow_fast.networks import mlp
 from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.random_networks.chain_theory import stationary_gap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Run = Callable[..., tuple[int, str, str]]
+MADE_OF = ["--module", "rainbow_fast.networks:mlp", "--module-args", '{"sizes": [64, 16, 10]}', "--data", "digits"]
+MEASURED = ["random", "measure", *MADE_OF]
 
 
 def test_lyapunov(rainbow_fast: Run, tmp_path: Path) -> None:
@@ -76,6 +82,57 @@ def test_spectrum(rainbow_fast: Run, tmp_path: Path) -> None:
     assert json.loads(out) == read
 
 
+def test_chain(rainbow_fast: Run, tmp_path: Path) -> None:
+    """The numbers are those of `gram_chain`, and with --explicit those of `weight_chain` in float32."""
+    words = ["random", "chain", "16,40", "--layers", 30, "--runs", 3, "--seed", 5]
+    code, out, err = rainbow_fast(*words, "--out", tmp_path)
+    assert (code, err) == (0, "") and "identity, norm batch, linear-norm-activation, 30 layers" in out
+    assert out.endswith(f"{tmp_path}: chain.json, chain.png\n")
+    start = torch.tensor([1, 1e-6, 1e-6, 1e-6], dtype=torch.float64).diag()
+    result = rn.gram_chain(start, 30, width=[16, 40], runs=3, seed=5)
+    read = json.loads((tmp_path / "chain.json").read_text())
+    assert read["orthogonality_gap"] == result.orthogonality_gap.mean(1).tolist()
+    assert read["theory"]["stationary_gap"] == result.theory["stationary_gap"].tolist()
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.split() and line.split()[0].isdigit()}
+    gaps = result.orthogonality_gap[:, :, -1].mean(1).tolist()
+    assert [rows[width][1] for width in ("16", "40")] == [f"{gap:.5f}" for gap in gaps]
+    assert rows["40"][3] == f"{result.theory['stationary_gap'][1, -1]:.5f}"
+    assert (tmp_path / "chain.png").read_bytes().startswith(b"\x89PNG")
+    _, out, _ = rainbow_fast(*words, "--explicit", "--json")
+    explicit = rn.weight_chain(start.float(), 30, width=[16, 40], runs=3, seed=5)
+    assert json.loads(out)["effective_rank"] == explicit.effective_rank.mean(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "words, theory",
+    [
+        (["--norm", "none", "--start", "orthogonal"], math.sqrt(3 / 4)),
+        (["--norm", "batch_centred", "--start", "random"], math.sqrt(stationary_gap(4, 20, centred=True).mean_square)),
+        (["--activation", "relu", "--norm", "batch_standard", "--order", "activation-linear-norm"], None),
+    ],
+)
+def test_chains_with_and_without_theory(rainbow_fast: Run, words: list[str], theory: float | None) -> None:
+    code, out, err = rainbow_fast("random", "chain", 20, "--layers", 8, *words)
+    assert (code, err) == (0, "")
+    (row,) = (line.split() for line in out.splitlines() if line.strip().startswith("20 "))
+    assert len(row) == 5 + (theory is not None) and (theory is None or row[3] == f"{theory:.5f}")
+
+
+def test_measure(rainbow_fast: Run, tmp_path: Path) -> None:
+    """The numbers are those of `measure` on the first samples of the data."""
+    words = [*MEASURED, "--samples", "12", "--batches", "2"]
+    code, out, err = rainbow_fast(*words, "--out", tmp_path)
+    assert (code, err) == (0, "") and out.endswith(f"{tmp_path}: measure.json, measure.png\n")
+    torch.manual_seed(0)
+    network = mlp((64, 16, 10)).eval()
+    x = digits()[0]
+    result = rn.measure(network, [x[:12], x[12:24]])
+    assert json.loads((tmp_path / "measure.json").read_text()) == json.loads(result.to_json())
+    assert str(result) in out and (tmp_path / "measure.png").read_bytes().startswith(b"\x89PNG")
+    _, out, _ = rainbow_fast(*words, "--measures", "stable_rank", "--train", "--json")
+    assert list(json.loads(out)["sites"][0]["measures"]) == ["stable_rank"]
+
+
 def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
     code, out, err = rainbow_fast("random")
     assert code == 2 and "lyapunov" in out and err == ""
@@ -95,6 +152,16 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
         (["random", "lyapunov", "4", "--dtype", "int8"], "--dtype: wanted float64 or float32, got 'int8'"),
         (["random", "lyapunov", "4", "--threads", "0"], "threads=0: wanted 1 <= threads <= 1024"),
         (["random", "lyapunov", "4", "--out", "{file}"], "is a file, wanted a folder"),
+        (["random", "chain", "4,x"], "--widths: wanted whole numbers above 0"),
+        (["random", "chain", "1,2,3,4,5,6,7"], "widths: wanted at most 6, got 7"),
+        (["random", "chain", "8", "--samples", "1"], "samples=1: wanted samples >= 2"),
+        (["random", "chain", "8", "--start", "flat"], "start='flat': wanted one of collapsed, random, orthogonal"),
+        (["random", "chain", "8", "--norm", "group"], "normaliser='group': wanted one of"),
+        (["random", "chain", "8", "--layers", "0"], "depth=0: wanted"),
+        (["random", "measure", "--data", "digits"], "wanted one of these: a checkpoint of `rainbow-fast train`"),
+        ([*MEASURED, "--batches", "0"], "batches=0: wanted batches >= 1"),
+        ([*MEASURED, "--samples", "1000"], "--data: digits has 1437 samples, wanted 4 batches of 1000 samples"),
+        ([*MEASURED, "--measures", "rank"], "measures='rank': wanted one of"),
         (["random", "spectrum", "4"], "Missing argument"),
         (["random", "spectrum", "0", "4"], "samples=0: wanted samples >= 1"),
         (["random", "spectrum", "4", "0"], "features=0: wanted features >= 1"),
@@ -109,7 +176,7 @@ def test_wrong_words_cost_one_line(
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "file"
     file.write_text("something else")
-    code, out, err = rainbow_fast(*(word.format(file=file) for word in words))
+    code, out, err = rainbow_fast(*(word.format(file=file) if "{file}" in word else word for word in words))
     assert (code, out) == (2, "")
     assert err.startswith("Error: ") and message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [file]
