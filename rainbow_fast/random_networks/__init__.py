@@ -11,8 +11,10 @@ from rainbow_fast.random_networks.orthogonality import (
     singular_value_gap,
     stable_rank,
 )
+from rainbow_fast.random_networks.variates import chi, uniform_weights
 
 __all__ = [
+    "chi",
     "effective_rank",
     "gaussian_distance",
     "gram",
@@ -21,4 +23,5 @@ __all__ = [
     "orthogonality_gap",
     "singular_value_gap",
     "stable_rank",
+    "uniform_weights",
 ]
