@@ -223,6 +223,7 @@ template <class Run, class Here>
 void bind_shared(py::module_& m, Here* const* kernels) {
   using Table = KernelsOn<Run>;
   bind(m, "gaussian", kernels, &Table::gaussian);
+  bind(m, "uniform", kernels, &Table::uniform);
   bind(m, "cross_covariance", kernels, &Table::cross_covariance);
   bind(m, "sample_project_align", kernels, &Table::sample_project_align);
   bind(m, "random_features", kernels, &Table::random_features);

@@ -23,7 +23,8 @@ struct Samples {
   int64_t s_image, s_channel, s_line, s_position;
 };
 
-// Where a tile of G begins: the seed and the stream of G, and the first row and column of the tile.
+// Where a tile of G, or of other random numbers, begins: their seed and stream, and the first row and column of the
+// tile.
 struct Address {
   int64_t seed, stream, row, col;
 };
@@ -103,6 +104,7 @@ struct Stream {
 template <class Run>
 struct KernelsOn {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, Run run);
+  void (*uniform)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, Run run);
   void (*cross_covariance)(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                            double negative_slope, Run run);
   // G is rounded to `generated`: the dtype of p, or bf16 with a p of float32. In the second case p is the sum of two

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The definition of G, version 1: Philox4x32-10 and a Box-Muller transform made of separately rounded + - * sqrt. `S`
-// says what a lane is: a float and a 32-bit word on a GPU, a vector of them on a CPU. The values do not depend on it.
+// The definition of G, version 1: Philox4x32-10 and a Box-Muller transform made of separately rounded + - * sqrt; and
+// of uniform numbers from the same words. `S` says what a lane is: a float and a 32-bit word on a GPU, a vector of them
+// on a CPU. The values do not depend on it.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +11,13 @@
 namespace rf::RF_ISA {
 
 constexpr uint32_t kVersion = 1;
-constexpr uint32_t kGaussianKind = 0;
+// The purpose of a random number. Kind 1 belongs to `choices` of rainbow_fast/ops/gaussian.py.
+constexpr uint32_t kGaussianKind = 0, kUniformKind = 2, kUniformLowKind = 3;
 
 // The last word of the counter of row i.
-RF_HOST_DEVICE uint32_t tag(int64_t i) { return kVersion << 28 | kGaussianKind << 24 | static_cast<uint32_t>(i >> 32); }
+RF_HOST_DEVICE uint32_t tag(int64_t i, uint32_t kind = kGaussianKind) {
+  return kVersion << 28 | kind << 24 | static_cast<uint32_t>(i >> 32);
+}
 
 // The keys of the ten rounds, two each.
 struct Keys {
@@ -92,6 +96,13 @@ RF_HOST_DEVICE void gaussian4(typename S::Word c0, typename S::Word c1, typename
   Philox<S>::rounds(c0, c1, c2, c3, keys);
   BoxMuller<S>::transform(S::lanes(c0), S::lanes(c1), g[0], g[1]);
   BoxMuller<S>::transform(S::lanes(c2), S::lanes(c3), g[2], g[3]);
+}
+
+// (k + 1/2) 2^-BITS for the upper BITS bits k of each word, BITS <= 23. Every operation is exact.
+template <class S, int BITS>
+RF_HOST_DEVICE typename S::F midpoint(typename S::U word) {
+  const auto k = S::from_signed(S::shift_right(word, 32 - BITS));
+  return S::mul(S::add(k, S::constant(0.5f)), S::constant(1.0f / (1 << BITS)));
 }
 
 }  // namespace rf::RF_ISA

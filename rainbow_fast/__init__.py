@@ -12,6 +12,7 @@ from rainbow_fast.ops.random_features import (
     random_features_projection,
 )
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
+from rainbow_fast.ops.uniform import uniform
 from rainbow_fast.progress import Progress
 from rainbow_fast.rainbow.alignment import Alignment, CompletePolarFactor, PolarFactor, Regression
 from rainbow_fast.rainbow.alignment.alignment import AlignedSite, Problem
@@ -96,6 +97,7 @@ __all__ = [
     "Sites",
     "sites",
     "SiteStatistics",
+    "uniform",
     "White",
     "Work",
 ]

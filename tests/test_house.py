@@ -22,7 +22,7 @@ FLOORS = {
     **dict.fromkeys(["locks", "owner", "_C"], -1),
 }
 
-OPS = ["gaussian", "cross_covariance", "polar", "sample_project_align", "random_features"]
+OPS = ["gaussian", "uniform", "cross_covariance", "polar", "sample_project_align", "random_features"]
 OPEN_ROOMS = {
     "rainbow_fast/ops/{}.py": OPS,
     "csrc/cpu/{}.cpp": OPS,

@@ -7,6 +7,7 @@
 namespace rf::RF_ISA {
 
 __typeof__(*Kernels::gaussian) gaussian;
+__typeof__(*Kernels::uniform) uniform;
 __typeof__(*Kernels::cross_covariance) cross_covariance;
 __typeof__(*Kernels::patch_covariance) patch_covariance;
 __typeof__(*Kernels::polar) polar;

@@ -235,6 +235,7 @@ struct VectorLanes {
   RF_INLINE U subtract(U a, U b) { return a - b; }
   RF_INLINE U subtract(U a, uint32_t b) { return a - b; }
   RF_INLINE U shift_left(U x, int n) { return x << n; }
+  RF_INLINE U shift_right(U x, int n) { return x >> n; }
   RF_INLINE U shift_right_arithmetic(U x, int n) { return (U)((vi)x >> n); }
   RF_INLINE F flip(F x, U sign) { return (F)((U)x ^ (sign & 0x80000000u)); }
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// G on a GPU. A lane of the generator is a float and a word. Multiplications and additions are never contracted into
+// The generator on a GPU. A lane of it is a float and a word. Multiplications and additions are never contracted into
 // one operation, whatever the compiler's flags.
 #pragma once
 
@@ -32,6 +32,7 @@ struct DeviceLanes {
   static RF_DEVICE F value(U x) { return __uint_as_float(x); }
   static RF_DEVICE U subtract(U a, U b) { return a - b; }
   static RF_DEVICE U shift_left(U x, int n) { return x << n; }
+  static RF_DEVICE U shift_right(U x, int n) { return x >> n; }
   static RF_DEVICE U shift_right_arithmetic(U x, int n) { return static_cast<U>(static_cast<int>(x) >> n); }
   static RF_DEVICE F flip(F x, U sign) { return value(bits(x) ^ (sign & 0x80000000u)); }
 };
@@ -46,6 +47,12 @@ struct Origin : Address {
 // G[i, 4 q .. 4 q + 3], i and q counted from the origin of G.
 RF_DEVICE void generate(const Origin& at, int64_t i, uint32_t q, float (&g)[4]) {
   gaussian4<DeviceLanes>(q, static_cast<uint32_t>(i), static_cast<uint32_t>(at.stream), tag(i), at.keys, g);
+}
+
+// The four words of the same address, for another kind of numbers.
+RF_DEVICE void words(const Origin& at, int64_t i, uint32_t q, uint32_t kind, uint32_t (&x)[4]) {
+  x[0] = q, x[1] = static_cast<uint32_t>(i), x[2] = static_cast<uint32_t>(at.stream), x[3] = tag(i, kind);
+  Philox<DeviceLanes>::rounds(x[0], x[1], x[2], x[3], at.keys);
 }
 
 }  // namespace rf::cuda

@@ -5,8 +5,13 @@
 namespace rf::cuda {
 
 extern const KernelsOn<Stream> kernels;
-const KernelsOn<Stream> kernels = {gaussian,        cross_covariance,           sample_project_align,
-                                   random_features, random_features_covariance, random_features_projection};
+const KernelsOn<Stream> kernels = {gaussian,
+                                   uniform,
+                                   cross_covariance,
+                                   sample_project_align,
+                                   random_features,
+                                   random_features_covariance,
+                                   random_features_projection};
 
 int toolkit_version() { return CUDART_VERSION; }
 

@@ -9,6 +9,7 @@ namespace rf::cuda {
 using Table = KernelsOn<Stream>;
 
 __typeof__(*Table::gaussian) gaussian;
+__typeof__(*Table::uniform) uniform;
 __typeof__(*Table::cross_covariance) cross_covariance;
 __typeof__(*Table::sample_project_align) sample_project_align;
 __typeof__(*Table::random_features) random_features;

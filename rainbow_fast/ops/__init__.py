@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The five ops: signature, docstring, checks, reference, registration as torch.ops.rainbow_fast.*
+"""The six ops: signature, docstring, checks, reference, registration as torch.ops.rainbow_fast.*
 
-References are in plain PyTorch; that of `gaussian` is in NumPy.
+References are in plain PyTorch; those of `gaussian` and `uniform` are in NumPy.
 
 Each letter has one meaning. x: activations of the reference (the trained network), y: activations of the sampled
 network. N: samples, d: reference width, m: sampled input width, n: sampled output width, r: rank. M: cross-covariance

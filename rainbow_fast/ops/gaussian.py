@@ -2,7 +2,7 @@
 """gaussian: any tile of a white Gaussian matrix G, whose entries are a pure function of (seed, stream, i, j)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from rainbow_fast.ops.registration import functional, writing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 VERSION = 1
-GAUSSIAN_KIND, CHOICE_KIND = 0, 1  # the purpose of a random number; part of the last word of its counter
+# The purpose of a random number, a part of the last word of its counter. Kinds 2 and 3 are those of uniform.py.
+GAUSSIAN_KIND, CHOICE_KIND = 0, 1
 
 
 Seed = int | Sequence[int] | Tensor  # the type of the argument ``seed=`` of the ops
@@ -155,16 +156,9 @@ def gaussian(
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox4x32-10.
     """
-    rows, cols = integer("rows", rows), integer("cols", cols)
-    packed = as_key(seed, stream, row_offset, col_offset)
-    if out is not None:
-        wanted = (*packed.shape[:-1], rows, cols)
-        if tuple(tensor("out", out).shape) != wanted:
-            names = "(S, rows, cols)" if packed.dim() == 2 else "(rows, cols)"
-            raise ValueError(f"out has shape {tuple(out.shape)}: wanted {names} = {wanted}")
-        torch.ops.rainbow_fast.gaussian_out(packed, backend, out)
-        return out
-    return torch.ops.rainbow_fast.gaussian(rows, cols, packed, dtype, torch.device(device or "cpu"), backend)
+    return tile(
+        "gaussian", rows, cols, as_key(seed, stream, row_offset, col_offset), dtype, device, out=out, backend=backend
+    )
 
 
 # Polynomials of Box-Muller, lowest degree first: -ln on [sqrt(1/2), sqrt 2); sin and cos of z pi / 2 on [-1/2, 1/2).
@@ -270,6 +264,32 @@ def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_o
     return torch.from_numpy(((x0.astype(np.uint64) * np.uint64(count)) >> np.uint64(32)).astype(np.int64))
 
 
+# --- what the ops share that write tiles of random numbers, `gaussian` and `uniform` ---
+
+
+def tile(
+    op: str,
+    rows: int,
+    cols: int,
+    key: Tensor,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+    *,
+    out: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """The tile of an op that `register` has registered, in new memory or in `out`."""
+    rows, cols = integer("rows", rows), integer("cols", cols)
+    if out is None:
+        return getattr(torch.ops.rainbow_fast, op)(rows, cols, key, dtype, torch.device(device or "cpu"), backend)
+    wanted = (*key.shape[:-1], rows, cols)
+    if tuple(tensor("out", out).shape) != wanted:
+        names = "(S, rows, cols)" if key.dim() == 2 else "(rows, cols)"
+        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {names} = {wanted}")
+    getattr(torch.ops.rainbow_fast, f"{op}_out")(key, backend, out)
+    return out
+
+
 def _check_out(key: Tensor, backend: str | None, out: Tensor) -> None:
     check_key(key)
     if out.dim() != key.dim() + 1:
@@ -278,62 +298,69 @@ def _check_out(key: Tensor, backend: str | None, out: Tensor) -> None:
     check_written("out", out, (*key.shape[:-1], *out.shape[-2:]), rows=backend != "reference")
 
 
-def _write(key: Tensor, backend: str | None, out: Tensor) -> None:
-    if out.dtype not in DTYPES:
-        raise TypeError(f"out is {out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
-    rows, cols = out.shape[-2:]
-    tiles = addresses(key, rows, cols, out)
-    chosen = _backend.choose(backend, out.device, out.dtype, DTYPES)
-    for where, tile in tiles:
-        if chosen == "reference":
-            tile.copy_(torch.from_numpy(gaussian_reference(where, rows, cols)))
-        elif chosen == "triton":
-            _backend.run_triton("gaussian", out.device, tile, where)
-        else:
-            target = (tile.data_ptr(), _backend.CODE[out.dtype], rows, cols, tile.stride(0))
-            with _backend.running(chosen, out.device) as run:
-                _backend.kernels(chosen).gaussian(*target, where, run)
-
-
-def _gaussian(
-    rows: int, cols: int, key: Tensor, dtype: torch.dtype, device: torch.device, backend: str | None
-) -> Tensor:
-    rows, cols = integer("rows", rows), integer("cols", cols)
-    check_key(key)
-    if dtype not in DTYPES:
-        raise TypeError(f"dtype={dtype}: wanted one of {', '.join(map(str, DTYPES))}")
-    out = _backend.empty((*key.shape[:-1], rows, cols), dtype, device)
-    _write(key, backend, out)
-    return out
-
-
 def _fake(rows: int, cols: int, key: Tensor, dtype: torch.dtype, device: torch.device, backend: str | None) -> Tensor:
     return torch.empty(*key.shape[:-1], rows, cols, dtype=dtype, device=device)
 
 
-def _vmap(info: Any, in_dims: Any, rows: int, cols: int, key: Tensor, *rest: Any) -> tuple[Tensor, int]:
-    """A batch of keys is one key of several seeds."""
-    keys = key.movedim(in_dims[2], 0)
-    out = torch.ops.rainbow_fast.gaussian(rows, cols, keys.reshape(-1, 4), *rest)
-    return out.view(*keys.shape[:-1], rows, cols), 0
-
-
-def gaussian_flops() -> int:
+def no_flops() -> int:
     """0: random numbers are computed elementwise, and torch counts only the multiply-adds of products."""
     return 0
 
 
-functional(
-    "gaussian(SymInt rows, SymInt cols, Tensor key, ScalarType dtype, Device device, str? backend) -> Tensor",
-    _gaussian,
-    _fake,
-    flops=gaussian_flops,
-    vmap=_vmap,
-)
-writing(
-    "gaussian_out(Tensor key, str? backend, Tensor(a!) out) -> ()",
-    _write,
-    check=_check_out,
-    flops=gaussian_flops,
-    called="gaussian(out=)",
-)
+def register(op: str, reference: Callable[[list[int], int, int, torch.dtype], np.ndarray]) -> None:
+    """Register ``torch.ops.rainbow_fast.OP`` and ``OP_out``, with the kernels of this name.
+
+    Args:
+        op: the name.
+        reference: ``reference(address, rows, cols, dtype)`` is the tile at `address`, in numbers that `dtype` is
+            rounded from.
+    """
+
+    def write(key: Tensor, backend: str | None, out: Tensor) -> None:
+        if out.dtype not in DTYPES:
+            raise TypeError(f"out is {out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
+        rows, cols = out.shape[-2:]
+        tiles = addresses(key, rows, cols, out)
+        chosen = _backend.choose(backend, out.device, out.dtype, DTYPES)
+        for where, part in tiles:
+            if chosen == "reference":
+                part.copy_(torch.from_numpy(reference(where, rows, cols, out.dtype)))
+            elif chosen == "triton":
+                _backend.run_triton(op, out.device, part, where)
+            else:
+                target = (part.data_ptr(), _backend.CODE[out.dtype], rows, cols, part.stride(0))
+                with _backend.running(chosen, out.device) as run:
+                    getattr(_backend.kernels(chosen), op)(*target, where, run)
+
+    def run(rows: int, cols: int, key: Tensor, dtype: torch.dtype, device: torch.device, backend: str | None) -> Tensor:
+        rows, cols = integer("rows", rows), integer("cols", cols)
+        check_key(key)
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype={dtype}: wanted one of {', '.join(map(str, DTYPES))}")
+        out = _backend.empty((*key.shape[:-1], rows, cols), dtype, device)
+        write(key, backend, out)
+        return out
+
+    def vmap(info: Any, in_dims: Any, rows: int, cols: int, key: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        """A batch of keys is one key of several seeds."""
+        keys = key.movedim(in_dims[2], 0)
+        out = getattr(torch.ops.rainbow_fast, op)(rows, cols, keys.reshape(-1, 4), *rest)
+        return out.view(*keys.shape[:-1], rows, cols), 0
+
+    functional(
+        f"{op}(SymInt rows, SymInt cols, Tensor key, ScalarType dtype, Device device, str? backend) -> Tensor",
+        run,
+        _fake,
+        flops=no_flops,
+        vmap=vmap,
+    )
+    writing(
+        f"{op}_out(Tensor key, str? backend, Tensor(a!) out) -> ()",
+        write,
+        check=_check_out,
+        flops=no_flops,
+        called=f"{op}(out=)",
+    )
+
+
+register("gaussian", lambda address, rows, cols, dtype: gaussian_reference(address, rows, cols))

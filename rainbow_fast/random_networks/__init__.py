@@ -35,7 +35,7 @@ from rainbow_fast.random_networks.rank_collapse import (
 )
 from rainbow_fast.random_networks.single_layer import feature_spectrum
 from rainbow_fast.random_networks.stieltjes import LimitingSpectrum
-from rainbow_fast.random_networks.variates import chi
+from rainbow_fast.random_networks.variates import chi, uniform_weights
 
 __all__ = [
     "ChainResult",
@@ -72,5 +72,6 @@ __all__ = [
     "orthonormal_frame",
     "singular_value_gap",
     "stable_rank",
+    "uniform_weights",
     "weight_chain",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""gaussian on a GPU: each thread computes whole groups of four columns and writes each group at once.
+"""gaussian on a GPU.
 
 A value takes 44 instructions (everything counted; 46 in bfloat16) and b written bytes, b = 2, 4 or 8. The least times
 for 10^9 values are, for generation, 1.4 ms on an H100 (0.70 T/s) and 2.3 ms on an A100 (0.44 T/s); for memory, 0.3 b ms
@@ -13,13 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile, words
+from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile
 from rainbow_fast.triton_kernels.rounding import split
+from rainbow_fast.triton_kernels.tiles import WIDE, corner, launch, numbers, target
 from rainbow_fast.triton_kernels.variant import Variant
-
-# Rows, groups of four columns and warps of a tile. A thread has eight groups in wide tiles and four in narrow ones.
-WIDE = {"ROWS": 8, "GROUPS": 128, "num_warps": 4}
-NARROW = {"ROWS": 128, "GROUPS": 4, "num_warps": 4}
 
 
 @triton.jit(do_not_specialize=["rows", "seed_lo", "seed_hi", "stream", "row_offset", "first_group"])
@@ -39,19 +36,10 @@ def gaussian_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    width: tl.constexpr = 4 * GROUPS
-    across = tl.cdiv(cols + SKIP, width).to(tl.int32)
-    down = tl.program_id(0) // across
-    top, left = down.to(tl.int64) * ROWS, (tl.program_id(0) - down * across).to(tl.int64) * width - SKIP
-    i, q = tl.arange(0, ROWS), tl.arange(0, GROUPS)
-    first = first_group + (left + SKIP) // 4
-    g = gaussian_tile(top + row_offset + i, first.to(tl.uint32) + q, seed_lo, seed_hi, stream)
-    j = tl.arange(0, width)
-    last = tl.minimum(cols - left, width).to(tl.int32)
-    inside = (i < tl.minimum(rows - top, ROWS).to(tl.int32))[:, None] & (j < last)[None, :]
-    if SKIP:
-        inside &= (j >= tl.maximum(-left, 0).to(tl.int32))[None, :]
-    out += top * stride + left + i[:, None] * stride + j[None, :]
+    top, left = corner(cols, SKIP, ROWS, GROUPS)
+    i, q = numbers(top, left, row_offset, first_group, SKIP, ROWS, GROUPS)
+    g = gaussian_tile(i, q, seed_lo, seed_hi, stream)
+    out, inside = target(out, top, left, rows, cols, stride, SKIP, ROWS, GROUPS)
     terms = split(g, out.dtype.element_ty, TERMS)
     for t in tl.static_range(TERMS):
         tl.store(out + t * plane, terms[t], mask=inside)
@@ -63,16 +51,8 @@ def gaussian(out: Tensor, where: list[int]) -> None:
     If `out` is (3, rows, cols), it gets G as the sum of three numbers of its dtype, with which a float32 product is
     computed by bfloat16 products.
     """
-    if out.numel() == 0:
-        return
-    rows, cols = out.shape[-2:]
     terms, plane = (1, 0) if out.dim() == 2 else (out.shape[0], out.stride(0))
-    *seeds, row_offset, col_offset = words(where)
-    skip = col_offset & 3
-    tile = WIDE if cols > 4 * NARROW["GROUPS"] else NARROW
-    grid = (triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(cols + skip, 4 * tile["GROUPS"]),)
-    target = (out, rows, cols, plane, out.stride(-2))
-    gaussian_kernel[grid](*target, *seeds, row_offset, col_offset >> 2, skip, terms, **tile, **EXACT)
+    launch(gaussian_kernel, out, where, plane, TERMS=terms)
 
 
 def variants() -> Iterator[Variant]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """G inside Triton kernels, with the bits of csrc/philox.h: Philox4x32-10, then separately rounded + - * sqrt.
 
+The words of other random numbers come from `words4`.
+
 Every launch sets ``enable_fp_fusion=False`` (`EXACT`), because fused multiply-adds would change the bits.
 
 A group q of four columns takes one Philox call, which gives four tensors, for columns 4q, 4q + 1, 4q + 2 and 4q + 3.
@@ -68,6 +70,15 @@ def _flip(x, sign):
 
 
 @triton.jit
+def words4(i, q, seed_lo, seed_hi, stream, KIND: tl.constexpr):
+    """The four words of Philox for row i and group q of four columns; arguments as in `gaussian4`."""
+    low = i.to(tl.uint32)
+    tag = (i >> 32).to(tl.uint32) | (VERSION << 28 | KIND << 24)
+    k0, k1 = seed_lo.to(tl.uint32, bitcast=True), seed_hi.to(tl.uint32, bitcast=True)
+    return philox(q, low, stream.to(tl.uint32, bitcast=True), tag, k0, k1)
+
+
+@triton.jit
 def gaussian4(i, q, seed_lo, seed_hi, stream):
     """G[i, 4q], G[i, 4q + 1], G[i, 4q + 2], G[i, 4q + 3].
 
@@ -76,10 +87,7 @@ def gaussian4(i, q, seed_lo, seed_hi, stream):
         q: uint32 groups of four columns; i and q broadcast, usually from (rows, 1) and (1, groups).
         seed_lo, seed_hi, stream: 32-bit words, signed or unsigned; see `words`.
     """
-    low = i.to(tl.uint32)
-    tag = (i >> 32).to(tl.uint32) | (VERSION << 28 | GAUSSIAN_KIND << 24)
-    k0, k1 = seed_lo.to(tl.uint32, bitcast=True), seed_hi.to(tl.uint32, bitcast=True)
-    x0, x1, x2, x3 = philox(q, low, stream.to(tl.uint32, bitcast=True), tag, k0, k1)
+    x0, x1, x2, x3 = words4(i, q, seed_lo, seed_hi, stream, GAUSSIAN_KIND)
     g0, g1 = box_muller(x0, x1)
     g2, g3 = box_muller(x2, x3)
     return g0, g1, g2, g3
@@ -89,8 +97,14 @@ def gaussian4(i, q, seed_lo, seed_hi, stream):
 def gaussian_tile(i, q, seed_lo, seed_hi, stream):
     """Rows i (R,) and consecutive groups q (Q,) of four columns of G, as a float32 tile (R, 4 Q) in column order."""
     g0, g1, g2, g3 = gaussian4(i[:, None], q[None, :], seed_lo, seed_hi, stream)
-    g = tl.join(tl.join(g0, g2), tl.join(g1, g3))  # each thread holds whole groups, so this needs no shuffle
-    return g.reshape(i.shape[0], 4 * q.shape[0])
+    return interleaved(g0, g1, g2, g3)
+
+
+@triton.jit
+def interleaved(x0, x1, x2, x3):
+    """The columns 4q, 4q + 1, 4q + 2 and 4q + 3 of a tile, each (R, Q), in column order: (R, 4 Q)."""
+    x = tl.join(tl.join(x0, x2), tl.join(x1, x3))  # each thread holds whole groups, so this needs no shuffle
+    return x.reshape(x0.shape[0], 4 * x0.shape[1])
 
 
 def words(where: list[int]) -> tuple[int, int, int, int, int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rainbow_fast import backend
 from rainbow_fast.ops.gaussian import gaussian_reference
+from rainbow_fast.ops.uniform import uniform_reference
 
 if not (os.environ.get("CXX") or shutil.which("c++")):
     pytest.skip("no C++ compiler here", allow_module_level=True)
@@ -273,7 +274,7 @@ def test_launch_that_no_gpu_takes(blocks: int, threads: int, shared: int) -> Non
     assert "the CUDA kernel touches was not launched" in toy("launch", blocks, threads, shared)
 
 
-# --- gaussian, bit for bit ---
+# --- random numbers, bit for bit ---
 
 TILES = {  # rows, cols, row_offset, col_offset, entries before each row of the result
     "one": (1, 1, 0, 0, 0),
@@ -286,14 +287,19 @@ TILES = {  # rows, cols, row_offset, col_offset, entries before each row of the 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
-def test_gaussian(guarded, tile: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("op", ["gaussian", "uniform"])
+def test_random_numbers(guarded, op: str, tile: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
     rows, cols, row, col, gap = tile
     at = (2**63 - 1, 2**32 - 1, row, col)
-    expected = torch.from_numpy(gaussian_reference(list(at), rows, cols)).to(dtype)
+    values = {
+        "gaussian": lambda: gaussian_reference(list(at), rows, cols),
+        "uniform": lambda: uniform_reference(list(at), rows, cols, dtype),
+    }[op]()
+    expected = torch.from_numpy(values).to(dtype)
     for order in ORDERS[:3]:
         build.set_order(order)
         whole = guarded(rows, gap + cols, dtype=dtype)
         out = whole[:, gap:]
         code = backend.CODE[dtype]
-        build.load().cuda.gaussian(out.data_ptr(), code, rows, cols, whole.stride(0), at, HERE)
+        getattr(build.load().cuda, op)(out.data_ptr(), code, rows, cols, whole.stride(0), at, HERE)
         assert differing_bits(out, expected) == 0 and whole[:, :gap].isnan().all()

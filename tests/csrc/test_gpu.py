@@ -6,6 +6,7 @@ Without a GPU the same kernels run in test_triton.py (interpreted) and test_cuda
 
 import copy
 import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -26,10 +27,11 @@ ALL = (*FLOATS, torch.bfloat16, torch.float16)
 
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("dtype", ALL)
-def test_gaussian_has_the_bits_of_the_cpu(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("numbers", [rf.gaussian, rf.uniform])
+def test_random_numbers_have_the_bits_of_the_cpu(numbers: Callable, name: str, dtype: torch.dtype) -> None:
     at = {"seed": 5, "stream": 9, "row_offset": 2**33 + 1, "col_offset": 3, "dtype": dtype}
-    got = rf.gaussian(1031, 517, device=GPU, backend=name, **at)
-    assert differing_bits(got.cpu(), rf.gaussian(1031, 517, **at)) == 0
+    got = numbers(1031, 517, device=GPU, backend=name, **at)
+    assert differing_bits(got.cpu(), numbers(1031, 517, **at)) == 0
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -116,6 +118,7 @@ def calls(name: str) -> dict:
     """One call of each op, on a tensor x (64, 48)."""
     return {
         "gaussian": lambda x: x + rf.gaussian(64, 48, seed=1, device=GPU, backend=name),
+        "uniform": lambda x: x + rf.uniform(64, 48, seed=1, device=GPU, backend=name),
         "cross_covariance": lambda x: rf.cross_covariance(x, backend=name),
         "sample_project_align": lambda x: rf.sample_project_align(80, x, seed=1, backend=name),
         "random_features": lambda x: rf.random_features(x, 96, seed=1, backend=name),

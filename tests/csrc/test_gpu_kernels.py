@@ -24,7 +24,7 @@ MISSING = {
 }
 CASES = [(backend, op) for backend in CHOSEN for op in OPS if (backend, op) != ("cuda", "test_polar")]
 # The others take a minute each, and every kernel has its own tests: test_triton.py, test_cuda_on_cpu*.py.
-FAST = [("cuda", op) for op in ("test_gaussian", "test_patch_covariance", "test_sample_project_align")]
+FAST = [("cuda", op) for op in ("test_gaussian", "test_uniform", "test_patch_covariance", "test_sample_project_align")]
 
 
 def run(backend: str, op: str) -> CompletedProcess:
@@ -50,4 +50,4 @@ def test_small_tests(finished: processes.Finished, backend: str, op: str) -> Non
 
 
 def test_all_ops_are_here() -> None:
-    assert len(OPS) == 6 and {"test_random_features", "test_patch_covariance"} < set(OPS)
+    assert len(OPS) == 7 and {"test_random_features", "test_patch_covariance"} < set(OPS)

@@ -35,6 +35,7 @@ CXX = shlex.split(os.environ.get("AARCH64_CXX") or "aarch64-linux-gnu-g++")
 OBJDUMP = os.environ.get("AARCH64_OBJDUMP") or "aarch64-linux-gnu-objdump"
 QEMU = shlex.split(os.environ.get("AARCH64_RUN") or "qemu-aarch64")
 TILE = 20  # accumulators of the largest tile of csrc/cpu/gemm.h
+GENERATORS = ("gaussian", "uniform")  # of the same bits on every machine
 
 
 def build() -> Path:
@@ -102,15 +103,15 @@ def words(argument: object, blocks: list[np.ndarray]) -> Iterator[bytes]:
         yield struct.pack("qqq", number, block, offset)
 
 
-def check_bits_of_gaussian(native: ModuleType, emulated: Emulated, seed: str) -> None:
+def check_bits(native: ModuleType, emulated: Emulated, kernel: str, seed: str) -> None:
     blocks = []
-    for run in (lambda kernel, draw, arguments: native.gaussian(*arguments), emulated.call):
+    for run in (lambda kernel, draw, arguments: getattr(native, kernel)(*arguments), emulated.call):
         draw = Draw(seed)
-        arguments, [expected] = KERNELS["gaussian"](native, draw)
-        run("gaussian", draw, (*arguments, 1))
+        arguments, [expected] = KERNELS[kernel](native, draw)
+        run(kernel, draw, (*arguments, 1))
         blocks.append(expected.memory.block)
     if (blocks[0] != blocks[1]).any():
-        sys.exit(f"{seed}: gaussian{arguments} has other bits than on this machine")
+        sys.exit(f"{seed}: {kernel}{arguments} has other bits than on this machine")
 
 
 # --- the machine code ---
@@ -141,9 +142,9 @@ def check_inner_loops() -> None:
         for loop in tiles:
             if spilled := [line for line in loop if re.search(r"\bq\d+.*\[sp", line)]:
                 sys.exit(f"{source.name}: an inner loop leaves the registers: {spilled}")
-        if source.stem == "gaussian" and re.search(r"\tf(?:n?madd|n?msub|mla|mls)\t", assembly):
+        if source.stem in GENERATORS and re.search(r"\tf(?:n?madd|n?msub|mla|mls)\t", assembly):
             sys.exit(f"{source.name}: the generator has fused multiply-adds")
-        if not tiles and source.stem not in ("gaussian", "kernels"):
+        if not tiles and source.stem not in (*GENERATORS, "kernels"):
             sys.exit(f"{source.name}: no loop of {TILE} fused multiply-adds")
         if tiles:
             shortest = min(map(len, tiles))
@@ -162,8 +163,9 @@ def main() -> None:
     for level in native.levels():
         native.use(level)
         for call in range(options.calls):
-            check_bits_of_gaussian(native, emulated, f"gaussian {call}{options.seed}")
-    print(f"gaussian: the bits of {', '.join(native.levels())} in {options.calls} calls")
+            for kernel in GENERATORS:
+                check_bits(native, emulated, kernel, f"{kernel} {call}{options.seed}")
+    print(f"{' and '.join(GENERATORS)}: the bits of {', '.join(native.levels())} in {options.calls} calls")
     for kernel in KERNELS:
         started = time.perf_counter()
         for call in range(options.calls):

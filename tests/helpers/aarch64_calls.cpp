@@ -145,7 +145,7 @@ bool run(void (*kernel)(T...), const Call& call) {
 
 bool run(const std::string& name, const Call& call) {
   const Kernels& k = RF_ISA::kernels;
-  return (name == "gaussian" && run(k.gaussian, call)) ||
+  return (name == "gaussian" && run(k.gaussian, call)) || (name == "uniform" && run(k.uniform, call)) ||
          (name == "cross_covariance" && run(k.cross_covariance, call)) ||
          (name == "patch_covariance" && run(k.patch_covariance, call)) || (name == "polar" && run(k.polar, call)) ||
          (name == "polar_multiply" && run(k.polar_multiply, call)) ||

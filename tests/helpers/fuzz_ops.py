@@ -218,6 +218,7 @@ VALID: dict[str, Callable[[Maker], list]] = {
     )
 }
 VALID["polar_"] = polar
+VALID["uniform"], VALID["uniform_out"] = gaussian, gaussian_out
 
 
 # --- changes ---

@@ -56,8 +56,9 @@ def nvcc() -> str:
 
 def short(function: str) -> str:
     """`multiply<float>` of a kernel's demangled signature."""
+    function = function.replace("(anonymous namespace)::", "")
     name = function.split("(rf::")[0] if "(rf::" in function else function.split("(")[0]
-    name = name.replace("(anonymous namespace)::", "").replace("rf::cuda::", "").removeprefix("void ")
+    name = name.replace("rf::cuda::", "").removeprefix("void ")
     return name.replace("__nv_bfloat16", "bf16").replace("__half", "fp16").replace(" ", "")
 
 

@@ -7,29 +7,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from sanitize_draw import DTYPES, EPS, Draw, Expected, as_maps, decode, encode, samples_struct
-
-# --- the generator, by the textbook's formulae ---
-
-
-def gaussian_numbers(at: tuple[int, int, int, int], rows: int, cols: int) -> np.ndarray:
-    seed, stream, row, col = at
-    first, low = col & 3, np.uint64(0xFFFFFFFF)
-    i = np.arange(row, row + rows, dtype=np.uint64)[:, None]
-    q = np.arange(col >> 2, (col + cols + 3) >> 2, dtype=np.uint64)[None]
-    c = [q, i & low, np.uint64(stream), (i >> np.uint64(32)) + np.uint64(1 << 28)]
-    for n in range(10):
-        k0, k1 = (np.uint64((k + n * w) % 2**32) for k, w in ((seed % 2**32, 0x9E3779B9), (seed >> 32, 0xBB67AE85)))
-        p, p2 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        c = [p2 >> np.uint64(32) ^ c[1] ^ k0, p2 & low, p >> np.uint64(32) ^ c[3] ^ k1, p & low]
-    normals = []
-    for a, b in (c[:2], c[2:]):
-        v = a.astype(np.float32) * np.float32(2**-32) + np.float32(2**-33)  # near 1, its rounding is what counts
-        radius = np.sqrt(-2 * np.log(v.astype(np.float64)))
-        angle = np.pi / 2 * ((b + np.uint64(2**29)) % np.uint64(2**30)).astype(np.float64) / 2**30
-        for part, bit in ((np.cos(angle), 31), (np.sin(angle), 30)):
-            normals.append(np.where(b >> np.uint64(bit) & np.uint64(1), -radius, radius) * part)
-    return np.stack(np.broadcast_arrays(*normals), -1).reshape(rows, 4 * q.size)[:, first : first + cols]
+import textbook
+from sanitize_draw import DTYPES, EPS, Draw, Expected, Memory, as_maps, decode, encode, samples_struct
 
 
 def generated(C: ModuleType, at: tuple[int, int, int, int], rows: int, cols: int) -> np.ndarray:
@@ -54,13 +33,25 @@ def column_sums(A: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     return A.sum(0, dtype=np.longdouble), (4 + math.sqrt(len(A))) * EPS[dtype] * (abs(A).sum(0) + START)
 
 
-def gaussian(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
+def random_numbers(draw: Draw) -> tuple[tuple, Memory]:
+    """The arguments of a kernel that writes random numbers, and what it writes."""
     (rows, cols), dtype = draw.sizes(2, 1e5), draw.any(*DTYPES)
     at, ld = draw.address(cols), cols + draw.any(0, 5)
     out = draw.memory((rows, cols), dtype, (ld, 1))
-    values = gaussian_numbers(at, rows, cols)
+    return (out.address, DTYPES.index(dtype), rows, cols, ld, at), out
+
+
+def gaussian(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
+    arguments, out = random_numbers(draw)
+    values = textbook.gaussian(arguments[-1], *out.view.shape)
     tolerance = np.full_like(values, 2e-6)  # the polynomials: relative errors up to 2e-7 of at most 6.76
-    return (out.address, DTYPES.index(dtype), rows, cols, ld, at), [Expected(out, values, tolerance)]
+    return arguments, [Expected(out, values, tolerance)]
+
+
+def uniform(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
+    arguments, out = random_numbers(draw)
+    values = textbook.uniform(arguments[-1], *out.view.shape, -round(math.log2(EPS[out.dtype])))
+    return arguments, [Expected(out, values, np.zeros_like(values))]
 
 
 def windows(size: int, k: int, padding: int, dilation: int, shift: int) -> dict[int, tuple[int, int]]:
@@ -380,6 +371,7 @@ KERNELS = {
     f.__name__: f
     for f in (
         gaussian,
+        uniform,
         cross_covariance,
         patch_covariance,
         polar,

@@ -22,6 +22,7 @@ HOW = (rf.key(1), None, "relu", 0.01, 1.0, None)
 # Each writes into a float64 tensor (3, 3).
 WRITERS: dict[str, Callable[[Tensor], object]] = {
     "gaussian": lambda out: rf.gaussian(3, 3, seed=1, out=out),
+    "uniform": lambda out: rf.uniform(3, 3, seed=1, out=out),
     "cross_covariance_": lambda out: rf.cross_covariance_(out, SQUARE),
     "patch_covariance_out": lambda out: ops.patch_covariance_out(
         SQUARE.view(1, 3, 3, 1), None, [1, 1, 0, 1], None, out
@@ -45,7 +46,7 @@ def test_every_op_that_writes_is_here() -> None:
     writing = {n.removeprefix("rainbow_fast::") for n in names if n.endswith("_")} | {
         n.removeprefix("rainbow_fast::") for n in names if n.endswith("_out")
     }
-    by_op = {"gaussian": "gaussian_out", "cross_covariance_": "cross_covariance_out"}
+    by_op = {"gaussian": "gaussian_out", "uniform": "uniform_out", "cross_covariance_": "cross_covariance_out"}
     by_op["sample_project_align_"] = "sample_project_align_out"
     assert {by_op.get(name, name) for name in WRITERS} == writing
 
@@ -187,6 +188,7 @@ def test_a_default_device_without_memory() -> None:
     calls = [
         lambda: rf.gaussian(3, 4, seed=1, device="cpu"),
         lambda: rf.gaussian(3, 4, seed=1),
+        lambda: rf.uniform(3, 4, seed=1),
         lambda: rf.random_features(x, 8, seed=[1, 2]),
         lambda: rf.random_features_covariance(x, x, 8, seed=1)[0],
         lambda: rf.sample_project_align(8, x[:4], seed=1),

@@ -30,9 +30,10 @@ def test_every_op_has_a_formula():
     assert {name for name in names if getattr(ops, name) not in flop_registry} == set()
 
 
-def test_gaussian_has_no_products():
-    assert counted(lambda: rf.gaussian(5, 6, seed=0)) == {}
-    assert counted(lambda: rf.gaussian(5, 6, seed=0, out=torch.empty(5, 6))) == {}
+@pytest.mark.parametrize("draw", [rf.gaussian, rf.uniform])
+def test_random_numbers_have_no_products(draw):
+    assert counted(lambda: draw(5, 6, seed=0)) == {}
+    assert counted(lambda: draw(5, 6, seed=0, out=torch.empty(5, 6))) == {}
 
 
 def test_cross_covariance():

@@ -2,6 +2,7 @@
 """Entries more than 2^31 and 2^32 elements apart, in address space of which only a few pages are touched."""
 
 import mmap
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,10 +34,11 @@ def far_apart(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gaussian(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("numbers", [rf.gaussian, rf.uniform])
+def test_random_numbers(numbers: Callable[..., Tensor], dtype: torch.dtype) -> None:
     out = far_apart((3, 70), (FAR, 1), dtype)
-    rf.gaussian(3, 70, seed=1, col_offset=1, out=out)
-    assert differing_bits(out, rf.gaussian(3, 70, seed=1, col_offset=1, dtype=dtype)) == 0
+    numbers(3, 70, seed=1, col_offset=1, out=out)
+    assert differing_bits(out, numbers(3, 70, seed=1, col_offset=1, dtype=dtype)) == 0
 
 
 @pytest.mark.parametrize("strides", [(FAR, 5, 1), (5, FAR, 1), (1, 3, FAR)], ids=["images", "channels", "positions"])

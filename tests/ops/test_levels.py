@@ -16,7 +16,7 @@ import rainbow_fast as rf
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
 
 AT = {"seed": 5, "stream": 1 << 12 | 3, "row_offset": 2**32 - 20}
-EXACT = "gaussian", "gaussian_wide"
+EXACT = "gaussian", "gaussian_wide", "uniform", "uniform_wide"
 TERMS = 770  # the longest of the sums below
 
 
@@ -38,6 +38,8 @@ def results(dtype: torch.dtype = torch.float32, backend: str | None = None) -> d
     return {
         "gaussian": rf.gaussian(203, 1031, col_offset=3, dtype=torch.float32, **how),
         "gaussian_wide": rf.gaussian(203, 41, dtype=torch.float64, **how),
+        "uniform": rf.uniform(203, 1031, col_offset=3, **how),
+        "uniform_wide": rf.uniform(203, 641, col_offset=3, dtype=torch.float64, **how),
         "cross_covariance": rf.cross_covariance(x, y, backend=backend),
         "cross_covariance_self": rf.cross_covariance(y, backend=backend),
         "cross_covariance_side": sides[0],

@@ -56,19 +56,19 @@ def assert_near(got: Tensor, wanted: Tensor, terms: int, dtype: torch.dtype = to
     torch.testing.assert_close(got.double(), wanted.double(), rtol=0, atol=allowed)
 
 
-# --- gaussian ---
+# --- gaussian, uniform ---
 
 
 @few
-@given(LONG, LONG, SEEDS, ROWS, COLUMNS, DTYPES, st.data())
-def test_tiles_of_the_whole_are_the_whole(rows, cols, seed, row, col, dtype, data) -> None:
-    whole = rf.gaussian(rows, cols, seed=seed, stream=3, row_offset=row, col_offset=col, dtype=dtype)
+@given(st.sampled_from([rf.gaussian, rf.uniform]), LONG, LONG, SEEDS, ROWS, COLUMNS, DTYPES, st.data())
+def test_tiles_of_the_whole_are_the_whole(numbers, rows, cols, seed, row, col, dtype, data) -> None:
+    whole = numbers(rows, cols, seed=seed, stream=3, row_offset=row, col_offset=col, dtype=dtype)
     top, left = data.draw(st.integers(0, rows)), data.draw(st.integers(0, cols))
     bottom, right = data.draw(st.integers(top, rows)), data.draw(st.integers(left, cols))
     out = arranged((bottom - top, right - left), dtype, [0, 1], (data.draw(st.integers(1, 3)), 1))
     at = {"seed": seed, "stream": 3, "row_offset": row + top, "col_offset": col + left}
     with nothing_else_written(out):
-        rf.gaussian(bottom - top, right - left, out=out, **at)
+        numbers(bottom - top, right - left, out=out, **at)
     assert differing_bits(out, whole[top:bottom, left:right]) == 0
 
 

@@ -111,5 +111,6 @@ def test_of_nothing_batched_and_of_two_levels() -> None:
 
 
 def test_what_writes_into_given_memory_has_no_rule() -> None:
-    with pytest.raises(RuntimeError, match="gaussian_out"):
-        vmap(lambda out: rf.gaussian(7, 3, seed=1, out=out))(X.clone())
+    for name, numbers in (("gaussian", rf.gaussian), ("uniform", rf.uniform)):
+        with pytest.raises(RuntimeError, match=f"{name}_out"):
+            vmap(lambda out, numbers=numbers: numbers(7, 3, seed=1, out=out))(X.clone())

@@ -30,6 +30,7 @@ from rainbow_fast.triton_kernels.random_features import (  # noqa: E402
 )
 from rainbow_fast.triton_kernels.random_features_gradient import random_features_gradient  # noqa: E402
 from rainbow_fast.triton_kernels.sample_project_align import sample_project_align  # noqa: E402
+from rainbow_fast.triton_kernels.uniform import uniform  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
@@ -107,6 +108,7 @@ def test_other_ops_where_sizes_are_one(launched: set, dtype: torch.dtype) -> Non
         of_sides(x, torch.zeros(shape[0], 5, *shape[2:], dtype=dtype))
     for n, r, m in ((1, 1, 1), (1, 300, 100), (5, 1, 1)):
         gaussian(torch.zeros(n, m, dtype=dtype), WHERE)
+        uniform(torch.zeros(n, m, dtype=dtype), WHERE)
         sample_project_align(torch.zeros(n, m, dtype=dtype), torch.zeros(r, m, dtype=dtype), dtype, WHERE, 1.0)
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     largest_eigenvalue(one, one[0, 0])
@@ -117,6 +119,7 @@ def test_other_ops_where_sizes_are_one(launched: set, dtype: torch.dtype) -> Non
 def test_the_largest_sizes(launched: set) -> None:
     """More rows and samples than 2^31: counts have 64 bits, and devices accept the grids."""
     gaussian(torch.empty(2**32, 600, device="meta"), WHERE)
+    uniform(torch.empty(2**32, 600, device="meta"), WHERE)
     features, covariance, centered, *_ = random_features_calls(2**19, 16, 100, 32, (64, 65), torch.float32, "meta")
     features()
     covariance()
@@ -133,6 +136,7 @@ def test_the_largest_sizes(launched: set) -> None:
 def test_seeds_steps_and_rows_compile_nothing_again(launched: set) -> None:
     for n, seed in ((1000, 0), (1001, 1), (16, 2**40)):
         gaussian(torch.zeros(n, 64), [seed, seed % 17, n, 4 * n])
-    assert len(launched) == 1
+        uniform(torch.zeros(n, 64), [seed, seed % 17, n, 4 * n])
+    assert len(launched) == 2
     largest_eigenvalue(torch.eye(40, dtype=torch.float64)[None], torch.ones(40, dtype=torch.float64))
-    assert len(launched) == 3  # a step, all 32 of them, and the end
+    assert len(launched) == 4  # a step, all 32 of them, and the end

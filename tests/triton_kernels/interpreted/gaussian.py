@@ -9,8 +9,9 @@ from here import differing_bits
 from torch import Tensor
 
 from rainbow_fast.ops.gaussian import gaussian_reference
-from rainbow_fast.triton_kernels.gaussian import NARROW, WIDE, gaussian
+from rainbow_fast.triton_kernels.gaussian import gaussian
 from rainbow_fast.triton_kernels.philox import philox
+from rainbow_fast.triton_kernels.tiles import NARROW, WIDE
 
 SEED, STREAM = 2**63 - 1, 2**32 - 1
 
