@@ -69,34 +69,35 @@ class JointInputs:
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The tensors in rows (N, size) uint8, in their own dtypes."""
-        parts, start = [], 0
-        for each in self.inputs:
-            part = rows[:, start : start + each.size]
-            if len(self.inputs) > 1 or not rows.is_contiguous():
-                part = part.clone(memory_format=torch.contiguous_format)
-            parts.append(part.view(DTYPES[each.dtype]).view(len(rows), *each.shape))
-            start += each.size
-        return tuple(parts)
+        return tuple(self.part(rows, each) for each in self.inputs)
+
+    def part(self, rows: Tensor, one: Input) -> Tensor:
+        """One of the tensors in rows."""
+        start = sum(each.size for each in self.inputs[: self.inputs.index(one)])
+        part = rows[:, start : start + one.size]
+        if len(self.inputs) > 1 or not rows.is_contiguous():
+            part = part.clone(memory_format=torch.contiguous_format)
+        return part.view(DTYPES[one.dtype]).view(len(rows), *one.shape)
 
     def named(self, rows: Tensor) -> dict[Name, Tensor]:
         """The tensors in rows by name."""
         return {each.name: part for each, part in zip(self.inputs, self.split(rows), strict=True)}
 
     @property
-    def masks(self) -> tuple[Name, ...]:
+    def masks(self) -> tuple[Input, ...]:
         """The inputs (N, T) that say which positions count: they are named `...attention_mask` or `...padding_mask`.
 
         An attention mask is 1 at positions that count, a padding mask is true at positions that do not.
         """
         return tuple(
-            each.name
+            each
             for each in self.inputs
             if str(each.name).endswith(MASKS) and len(each.shape) == 1 and not DTYPES[each.dtype].is_floating_point
         )
 
-    def attended(self, rows: Tensor, name: Name) -> Tensor:
+    def attended(self, rows: Tensor, mask: Input) -> Tensor:
         """Where the positions of a mask count, (N, T) bool."""
-        return (self.named(rows)[name] != 0) != str(name).endswith(MASKS[1])
+        return (self.part(rows, mask) != 0) != str(mask.name).endswith(MASKS[1])
 
     def wider(self, other: JointInputs) -> JointInputs | None:
         """The layout for samples of both, which are padded to the longer ones; None if they differ in more than that.
@@ -182,8 +183,12 @@ def without_joint_inputs(network: nn.Module) -> nn.Module:
 
 def is_plain(layout: JointInputs, network: nn.Module) -> bool:
     """Whether the only input is the first parameter of `forward`, so that it can be given as it is."""
-    first = next(iter(inspect.signature(network.forward).parameters), None)
-    return len(layout.inputs) == 1 and layout.inputs[0].name in (0, first)
+    return len(layout.inputs) == 1 and layout.inputs[0].name in (0, first_parameter(network))
+
+
+def first_parameter(network: nn.Module) -> str | None:
+    """The name of the first parameter of `forward`."""
+    return next(iter(inspect.signature(network.forward).parameters), None)
 
 
 def padded(t: Tensor, shape: tuple[int, ...], value: int = 0) -> Tensor:

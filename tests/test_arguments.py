@@ -10,8 +10,8 @@ from torch import nn
 import rainbow_fast as rf
 from rainbow_fast import arguments
 from rainbow_fast.analysis.convergence import kernel_convergence, site_features
-from rainbow_fast.analysis.kernels import empirical_kernel
 from rainbow_fast.data import batches
+from rainbow_fast.infinite_width.kernels import empirical_kernel
 from rainbow_fast.networks import mlp, train
 
 X = draw(40, 6)

@@ -14,7 +14,7 @@ FLOORS = {
     **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),
     **dict.fromkeys(["fields", "scratch", "triton_kernels", "tensor_files", "plots"], 1),
     **dict.fromkeys(["formats", "joint_inputs", "ops", "weights"], 2),
-    **dict.fromkeys(["networks", "data", "tracing"], 3),
+    **dict.fromkeys(["networks", "data", "tracing", "infinite_width"], 3),
     **dict.fromkeys(["rainbow"], 4),
     **dict.fromkeys(["analysis", "random_networks"], 5),
     **dict.fromkeys(["cli"], 6),
@@ -51,6 +51,7 @@ RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: here
 SAME_SUBJECT = [  # rooms in which a name has one meaning
     {"rainbow_fast/ops", "rainbow_fast/triton_kernels"},
     {"rainbow_fast/analysis", "rainbow_fast/plots"},
+    {"rainbow_fast/random_networks", "rainbow_fast/plots"},
     {"studies/breadth", "studies/cifar10", "studies/resnet20", "studies/convergence"},
 ]
 

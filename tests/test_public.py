@@ -9,9 +9,15 @@ import pytest
 from here import ROOT
 
 import rainbow_fast as rf
-from rainbow_fast import analysis, plots
+from rainbow_fast import analysis, infinite_width, plots, random_networks
 
-ROOMS = {"rainbow_fast": rf, "analysis": analysis, "plots": plots}
+ROOMS = {
+    "rainbow_fast": rf,
+    "analysis": analysis,
+    "infinite_width": infinite_width,
+    "random_networks": random_networks,
+    "plots": plots,
+}
 # Names in annotations that belong to Python, torch or numpy, or are a name for a union of such types.
 FOREIGN = set(
     """

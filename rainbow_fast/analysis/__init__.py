@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Measures of sampled networks: kernels at infinite width, convergence with the width, rates, novelty of neurons.
+"""Measures of sampled networks: convergence with the width to the kernels of infinite width, rates, novelty of neurons.
 
 It needs scipy.
 """
@@ -17,10 +17,10 @@ from rainbow_fast.analysis.convergence import (
     site_convergence,
     site_features,
 )
-from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel, expected_mean
 from rainbow_fast.analysis.limits import fit_limit
 from rainbow_fast.analysis.novelty import novelty
 from rainbow_fast.analysis.rates import PowerFit, Slope, TheorySlopes, fit_power, power_law_decay, theory_slopes
+from rainbow_fast.infinite_width.kernels import empirical_kernel, expected_kernel, expected_mean
 
 __all__ = [
     "KernelConvergence",

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rainbow_fast.analysis.kernels import empirical_kernel, expected_kernel
 from rainbow_fast.arguments import integer
+from rainbow_fast.infinite_width.kernels import empirical_kernel, expected_kernel
 from rainbow_fast.ops.gaussian import as_key
 from rainbow_fast.progress import Progress, reported
 from rainbow_fast.rainbow.kinds import Pointwise
@@ -89,7 +89,7 @@ def kernel_convergence(
     singular value decompositions of (N, N) matrices.
 
     Args:
-        u, activation, negative_slope, shift: as in `rainbow_fast.analysis.kernels.expected_kernel`.
+        u, activation, negative_slope, shift: as in `rainbow_fast.infinite_width.kernels.expected_kernel`.
         widths: the widths n, in increasing order.
         networks: number of samples of each width, at least 2; 5 by default.
         seed: seed of the random numbers. The samples use the streams 0, 1, ...

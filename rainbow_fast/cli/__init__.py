@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `rainbow-fast`: train, sample, plan, sites, compare, clean, demo, info."""
+"""The command `rainbow-fast`: train, sample, plan, sites, compare, clean, random, demo, info."""
 
 from __future__ import annotations
 

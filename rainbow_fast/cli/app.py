@@ -18,16 +18,14 @@ from rainbow_fast.cli.cleaning import clean
 from rainbow_fast.cli.comparing import compare
 from rainbow_fast.cli.grid import Job, ResultFolder, sample_grid
 from rainbow_fast.cli.listing import sites
+from rainbow_fast.cli.random import random
 from rainbow_fast.cli.readers import numbers
 from rainbow_fast.cli.sampling import OUT, check_folder, need_plots, plan, sample, show
 from rainbow_fast.cli.training import load_images, new_reference, train_reference
-from rainbow_fast.cli.words import set_threads
+from rainbow_fast.cli.words import Seed, Threads, set_threads
 from rainbow_fast.rainbow.model import fit
 from rainbow_fast.rainbow.options import METHODS, Limits, SampleOptions
 from rainbow_fast.version import __version__
-
-Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)]
-Threads = Annotated[int | None, typer.Option(help="Number of CPU threads (default: the number that torch chooses).")]
 
 HIDDEN = (
     "Numbers of neurons of the hidden layers, separated by commas (default: 64,32 of an mlp and 16,32 of a cnn for "
@@ -87,6 +85,7 @@ def train(
 
 for command in (sample, plan, sites, compare, clean):
     app.command()(command)
+app.add_typer(random, name="random")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -130,6 +130,16 @@ def print_costs(grid: CostGrid) -> None:
     )
     together = f"up to {grid.together} networks of a method together" if grid.together > 1 else "one at a time"
     out().print(f"{together}; {grid.storage}")
+
+
+def print_columns(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table whose columns are aligned to the right."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(escape(heading), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out().print(table)
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:

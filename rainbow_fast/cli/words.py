@@ -33,6 +33,8 @@ THREADS = 1024  # largest value of --threads
 LARGEST_GRID = 100_000  # networks of one command
 
 Words = dict[str, Any]  # the options of a command line: name -> value as given
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0)]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads (default: the number that torch chooses).")]
 
 
 @dataclass(frozen=True)

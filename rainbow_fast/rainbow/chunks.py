@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.io import sha256
-from rainbow_fast.joint_inputs import JointInputs, Name
+from rainbow_fast.joint_inputs import Input, JointInputs, Name
 from rainbow_fast.rainbow.positions import Positions, channels_first
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.trace import State, Trace
@@ -74,9 +74,16 @@ class Data:
 
         A position is padded if an input of the network is a mask of as many positions, and says so.
         """
-        each = math.prod(space)
-        attended = self._attended.get(each) if len(space) == 1 else None
-        return Positions.at_most(at_most or max(self.count * each, 1), each, self.count, attended)
+        key = space, at_most
+        if key not in self._positions:
+            each = math.prod(space)
+            attended = self.attended.get(each) if len(space) == 1 else None
+            self._positions[key] = Positions.at_most(at_most or max(self.count * each, 1), each, self.count, attended)
+        return self._positions[key]
+
+    @cached_property
+    def _positions(self) -> dict[tuple[tuple[int, ...], int | None], Positions]:
+        return {}
 
     def counted(self, start: int, t: Tensor, axis: int | None) -> Tensor:
         """The positions of feature maps t of a chunk that count, as (samples, d); all of them as (N, d, *space)."""
@@ -84,18 +91,27 @@ class Data:
         return self.positions(space).of(channels_first(t, axis), start)
 
     @cached_property
-    def _attended(self) -> dict[int, Tensor]:
-        """By number of positions, which of them count, (count, positions) bool."""
-        masks: dict[int, Tensor] = {}
-        if self.joint is not None and self.count:
-            for name in self.joint.masks:
-                masks |= self._mask(name, self.joint)
-        return masks
+    def attended(self) -> dict[int, Tensor]:
+        """By number of positions, which of them count, (count, positions) bool; without masks of which all count.
 
-    def _mask(self, name: Name, joint: JointInputs) -> dict[int, Tensor]:
-        """The positions that count by this input; an empty dict if all do."""
-        mask = torch.cat([joint.attended(self.samples(start, start + self.size), name) for start in self.starts])
-        return {} if bool(mask.all()) else {mask.shape[1]: mask.to(self.device)}
+        Raises:
+            ValueError: two masks have the same number of positions, and differ.
+        """
+        masks: dict[int, tuple[Name, Tensor]] = {}
+        for each in () if self.joint is None or not self.count else self.joint.masks:
+            mask = self._mask(each, self.joint)  # type: ignore[arg-type]
+            other, before = masks.setdefault(mask.shape[1], (each.name, mask))
+            if not torch.equal(before, mask):
+                raise ValueError(
+                    f"data: inputs {other!r} and {each.name!r} say otherwise which of {mask.shape[1]} positions count: "
+                    "wanted one of another length"
+                )
+        return {positions: mask for positions, (_, mask) in masks.items() if not bool(mask.all())}
+
+    def _mask(self, mask: Input, joint: JointInputs) -> Tensor:
+        """The positions that count by this input."""
+        parts = [joint.attended(self.samples(start, start + self.size), mask) for start in self.starts]
+        return torch.cat(parts).to(self.device)
 
     @cached_property
     def digests(self) -> tuple[str, str | None]:

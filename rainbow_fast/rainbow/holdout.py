@@ -92,7 +92,7 @@ def split(
 def _padded(x: Tensor, y: Tensor | None, inputs: JointInputs, wide: JointInputs) -> tuple[Tensor, Tensor | None]:
     """Samples and labels of positions, padded to the lengths of another layout."""
     shapes = {each.name: each.shape for each in wide.inputs}
-    longer = {each.shape[0]: shapes[each.name][0] for each in inputs.inputs if each.name in inputs.masks}
+    longer = {each.shape[0]: shapes[each.name][0] for each in inputs.masks}
     if y is not None and y.dim() > 1 and y.dtype == torch.int64 and y.shape[1] in longer:
         y = padded(y, (longer[y.shape[1]], *y.shape[2:]), IGNORED)
     return wide.join(wide.padded(inputs.named(x))), y

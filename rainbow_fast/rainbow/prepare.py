@@ -94,6 +94,8 @@ class Prepared:
             UserWarning: a site has fewer samples than twice its channels.
         """
         pointwise = tuple(self.options.pointwise_modules)
+        for data in (self.align, self.held):
+            _ = data.attended  # raises the error of masks
         for number, (network, traced) in enumerate(self.traces, 1):
             name = names[0] + f" (number {number})" * (len(self.traces) > 1)
             counts = None if self.options.output is None else self.score.of

@@ -16,6 +16,8 @@ from rainbow_fast.arguments import tensor
 from rainbow_fast.ops.cross_covariance import cross_covariance
 from rainbow_fast.ops.polar import polar
 
+SMALL = 4096  # entries of a matrix up to which one product of a batch takes less time than a call for each matrix
+
 
 def gram(H: Tensor) -> Tensor:
     """The Gram matrices ``C = H H^T / |H|_F^2`` of trace 1, (*batch, n, n) float64, for H (*batch, n, d).
@@ -82,8 +84,9 @@ def isometry_gap(H: Tensor) -> Tensor:
     normalization without gradient explosion" (ICLR 2024), section 3.
     """
     _check_wide(H)
-    logarithms = 2 * torch.linalg.svdvals(H.double()).log()
-    return logarithms.logsumexp(-1) - math.log(H.shape[-2]) - logarithms.mean(-1)
+    H = H.double()
+    R = torch.linalg.qr(H.mT / torch.linalg.matrix_norm(H)[..., None, None], mode="r").R  # its diagonal has det H H^T
+    return -math.log(H.shape[-2]) - 2 * R.diagonal(dim1=-2, dim2=-1).abs().log().mean(-1)
 
 
 def stable_rank(H: Tensor) -> Tensor:
@@ -159,6 +162,9 @@ def _relative_nuclear_norm(H: Tensor) -> Tensor:
 
 def _second_moments(H: Tensor) -> Tensor:
     """H^T H (*batch, d, d) float64 of H (*batch, n, d)."""
+    if H.dim() > 2 and H.shape[-2] * H.shape[-1] <= SMALL:
+        H = H.double()
+        return H.mT @ H
     flat = H.reshape(-1, *H.shape[-2:])
     moments = [cross_covariance(each.contiguous()) for each in flat]
     return torch.stack(moments).reshape(*H.shape[:-2], H.shape[-1], H.shape[-1])

@@ -103,13 +103,15 @@ class Numbered(fx.Interpreter):
         return _counted(result, 1)
 
     def _attended(self, n: fx.Node, result: Any) -> Any:
-        return _mixed(self._of(n.args[2] if len(n.args) > 2 else n.kwargs.get("value")), result)
+        return _mixed(None, self._of(n.args[2] if len(n.args) > 2 else n.kwargs.get("value")), result)
 
     def _multiplied(self, n: fx.Node, result: Any) -> Any:
         """Of a product with a matrix of parameters, which writes the last axis, or with other activations."""
         if len(n.args) < 2:
             return None
-        return _mixed(self._of(n.args[1]), result) if n.args[1] in self._of_input else _counted(result, -1)
+        if n.args[1] not in self._of_input:
+            return _counted(result, -1)
+        return _mixed(self._of(n.args[0]), self._of(n.args[1]), result)
 
     def _summed(self, n: fx.Node, result: Any) -> Any:
         """Of ``einsum("...->...", a, b)``: channels of an operand that the result keeps, or that parameters write."""
@@ -259,14 +261,17 @@ def _counted(result: Any, axis: int) -> Any:
     return count.view(shape).expand(result.shape)
 
 
-def _mixed(numbers: Any, result: Any) -> Any:
-    """Of a product that mixes the rows of its second factor, whose channels are columns."""
-    if not isinstance(numbers, Tensor) or not isinstance(result, Tensor) or varying(numbers) is None:
+def _mixed(a: Any, b: Any, result: Any) -> Any:
+    """Of a product of matrices a and b: the channels of the rows of a, and those of the columns of b."""
+    if not isinstance(result, Tensor):
         return None
-    if varying(numbers) != numbers.dim() - 1:
-        return None
-    row = numbers.select(-2, 0).unsqueeze(-2)
-    return row.expand(result.shape) if row.dim() == result.dim() else None
+    total: Tensor | None = None
+    for numbers, axis in ((a, -1), (b, -2)):  # the axis that the product sums over
+        if isinstance(numbers, Tensor) and numbers.dim() == result.dim():
+            values, places = numbers.select(axis, 0).unsqueeze(axis).unique(return_inverse=True)
+            part = places.to(NUMBERS)
+            total = part if total is None else total * len(values) + part
+    return None if total is None else total.expand(result.shape)
 
 
 def named(axis: int, dims: int) -> int | None:

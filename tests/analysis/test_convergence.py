@@ -21,8 +21,8 @@ from rainbow_fast.analysis.convergence import (
     site_convergence,
     site_features,
 )
-from rainbow_fast.analysis.kernels import empirical_kernel
 from rainbow_fast.analysis.rates import fit_power
+from rainbow_fast.infinite_width.kernels import empirical_kernel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,16 +17,24 @@ from rainbow_fast.cli.app import app
 from rainbow_fast.rainbow.options import FitOptions, Limits, MethodOptions, SampleOptions
 from studies.cifar10.__main__ import app as cifar10
 from studies.convergence.__main__ import app as convergence
+from studies.random_networks.__main__ import app as random_networks
 from studies.resnet20.__main__ import app as resnet20
 
 Run = Callable[..., tuple[int, str, str]]
-STUDIES = {"studies.cifar10": cifar10, "studies.convergence": convergence, "studies.resnet20": resnet20}
+STUDIES = {
+    "studies.cifar10": cifar10,
+    "studies.convergence": convergence,
+    "studies.random_networks": random_networks,
+    "studies.resnet20": resnet20,
+}
 
 
 def commands() -> Iterator[tuple[str, Any]]:
+    """Every command; a group, and those in it by both names."""
     for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
         if not command.hidden:
             yield name, command
+            yield from ((f"{name} {inner}", each) for inner, each in getattr(command, "commands", {}).items())
     for name, study in STUDIES.items():
         yield name, get_command(study)
 
@@ -52,7 +60,9 @@ def test_what_a_sentence_is() -> None:
 
 def test_all_commands_are_looked_at() -> None:
     assert {name for name, _ in commands()} == {
-        "train", "sample", "plan", "sites", "compare", "clean", "demo", "info", *STUDIES
+        "train", "sample", "plan", "sites", "compare", "clean", "random", "random lyapunov", "random spectrum",
+        "random chain", "random measure", "demo", "info",
+        *STUDIES
     }  # fmt: skip
     assert len(PARAMETERS) > 100
 
@@ -67,10 +77,12 @@ def test_the_help_of_every_command_is_sentences() -> None:
     assert [(name, text) for name, text in paragraphs if not is_sentence(text) or "\n" in text] == []
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "plan", "sites", "compare", "demo"])
+@pytest.mark.parametrize(
+    "name", ["train", "sample", "plan", "sites", "compare", "random chain", "random measure", "demo"]
+)
 def test_the_help_says_each_default_once(rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("COLUMNS", "2000")  # a line for each option
-    code, out, err = rainbow_fast(name, "--help")
+    code, out, err = rainbow_fast(*name.split(), "--help")
     options = [line for line in out.splitlines() if line.lstrip("│* ").startswith("--")]
     assert (code, err) == (0, "") and len(options) > 2
     for line in options:

@@ -110,3 +110,29 @@ def test_batches_of_several_lengths():
 def padded_dict(batch: dict[str, Tensor], length: int) -> dict[str, Tensor]:
     missing = length - batch["input_ids"].shape[1]
     return {name: F.pad(t, (0, missing), value=-100 if name == "labels" else 0) for name, t in batch.items()}
+
+
+class Decoder(nn.Module):
+    """Two readers, each with its own ids and mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Reader(), Reader()
+
+    def forward(self, input_ids, attention_mask, decoder_input_ids, decoder_attention_mask):
+        x = self.encoder(input_ids, attention_mask)["hidden"].mean(1, keepdim=True)
+        return self.decoder(decoder_input_ids, decoder_attention_mask)["hidden"] + x
+
+
+def test_two_masks():
+    """Each applies to the sites with as many positions; two of one length must be equal."""
+    short = {"decoder_input_ids": IDS[:, :5], "decoder_attention_mask": MASK[:, :5]}
+    samples = [site.samples for site in rf.sample(Decoder(), TOKENS | short, holdout=0)[1].sites]
+    assert samples == [int(MASK.sum()), int(MASK[:, :5].sum())]
+    same = {"decoder_input_ids": IDS, "decoder_attention_mask": MASK}
+    assert [site.samples for site in rf.sample(Decoder(), TOKENS | same, holdout=0)[1].sites] == [int(MASK.sum())] * 2
+    other = same | {"decoder_attention_mask": MASK.flip(0)}
+    with pytest.raises(
+        ValueError, match="^data: inputs 'attention_mask' and 'decoder_attention_mask' say otherwise wh"
+    ):
+        rf.fit(Decoder(), TOKENS | other)

@@ -92,7 +92,10 @@ def test_a_single_first_input_is_a_tensor():
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, CLASSES))
     network, report = rf.sample(net, {"input": U, "labels": Y}, factor=2)
     wanted, of_tensor = rf.sample(net, (U, Y), factor=2)
-    assert network.inputs is None and torch.equal(network(U), wanted(U)) and report.accuracy == of_tensor.accuracy
+    assert network.inputs is None and report.accuracy == of_tensor.accuracy
+    assert torch.equal(network(U), wanted(U)) and torch.equal(network(input=U), wanted(U))
+    with pytest.raises(TypeError, match="'other'"):
+        network(other=U)
 
 
 def test_models_in_files(tmp_path):

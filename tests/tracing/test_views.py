@@ -47,14 +47,46 @@ class Sums(nn.Module):
         return self.last(F.gelu(torch.einsum("npd,de->npe", x, self.V)).mean(1))
 
 
+class Attention(nn.Module):
+    """Heads, with the activation between attention and projection: channels as columns, and as rows."""
+
+    def __init__(self, rows: bool) -> None:
+        super().__init__()
+        self.rows, self.qkv, self.act, self.last = rows, nn.Conv2d(3, 24, 1), nn.Hardswish(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), 2, 12, -1).chunk(3, 2)  # (N, heads, 4, positions)
+        weights = (q.transpose(-2, -1) @ k).softmax(-1)
+        if self.rows:
+            y = self.act((v @ weights.transpose(-2, -1)).reshape(len(x), 8, 6, 6))
+            return self.last(y.mean((2, 3)))
+        y = self.act((weights @ v.transpose(-2, -1)).transpose(1, 2).flatten(2))
+        return self.last(y.mean(1))
+
+
+class LinearAttention(nn.Module):
+    """A product of keys and values first: its rows and its columns are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.act, self.last = nn.Conv2d(3, 24, 1), nn.GELU(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).flatten(2).chunk(3, 1)
+        return self.last(self.act(v @ k.transpose(-2, -1) @ q / 36).mean(2))
+
+
 @pytest.mark.parametrize(
     "make, shapes",
     [
         (Functions, [(4, 4, 8), (16, 12)]),
         (layers, [(16, 8), (12, 4, 4)]),
         (Sums, [(8, 6, 6), (36, 8), (36, 10)]),
+        (lambda: Attention(rows=True), [(8, 6, 6)]),
+        (lambda: Attention(rows=False), [(36, 8)]),
+        (LinearAttention, [(8, 36)]),
     ],
-    ids=["functions of einops", "layers of einops", "einsum"],
+    ids=["functions of einops", "layers of einops", "einsum", "heads as rows", "heads as columns", "linear attention"],
 )
 def test_channels_that_are_moved(make, shapes):
     torch.manual_seed(1)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.joint_inputs import arguments, layout_of
+from rainbow_fast.joint_inputs import arguments, first_parameter, layout_of
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.same_network import written_out
 from rainbow_fast.tracing.own_inputs import with_own_inputs
@@ -55,6 +55,12 @@ class RainbowNetwork(nn.Module):
         self.input_shape, self.fingerprint, self.own_layers = input_shape, fingerprint, dict(own_layers or {})
         self._probes: Tensor | None = None
         self.eval()
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """As `forward`. A single input may also have the name that it has in the reference."""
+        if not inputs and len(named) == 1 and first_parameter(self.body) in named:
+            inputs, named = tuple(named.values()), {}
+        return super().__call__(*inputs, **named)
 
     def forward(self, x: Tensor) -> Any:
         """The outputs for a batch x (N, *input_shape)."""

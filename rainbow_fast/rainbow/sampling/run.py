@@ -205,7 +205,7 @@ class Lane:
         trained, data = measured(self.score, flight, self.number), flight.data
         if self.spec.options.classifier is None:
             return {name: trained}
-        refit = [(network(data.chunk(start).clone()), data.labels_at(start)) for start in data.starts]
+        refit = [(network.body(data.chunk(start).clone()), data.labels_at(start)) for start in data.starts]
         return {f"trained_classifier_{name}": trained, name: self.score(refit)}
 
     def _refits(self, statistics: SiteStatistics) -> bool:

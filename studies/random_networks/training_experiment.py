@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Deep perceptrons on CIFAR-10 from several initial weights: what is trained, and what is recorded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.cli.grid import Step
+from rainbow_fast.data import Images
+from rainbow_fast.networks import accuracy, mlp, train
+from rainbow_fast.networks.mlp import seeded
+from rainbow_fast.rainbow.report import Record
+from rainbow_fast.random_networks import init_orthogonal_, measure, singular_value_gap
+
+MEAN = STD = (0.5, 0.5, 0.5)  # the published normalisation: pixels from -1 to 1
+LEARNING_RATE, BATCH = 0.01, 100
+SAMPLES = 500  # of a batch on which gaps are measured
+BATCHES = 4
+INITIAL = 1000  # images of which the exact initial weights whiten the activations
+GAIN = 2**0.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One network: everything that its records depend on."""
+
+    depth: int
+    arm: str
+    seed: int
+    width: int
+    images: int
+    epochs: int
+
+
+Initial = Callable[[nn.Sequential, Tensor, list[str]], object]
+
+
+def _exact(factor: str) -> Initial:
+    return lambda network, x, hidden: init_orthogonal_(network, x[:INITIAL], layers=hidden, factor=factor)
+
+
+def _published(network: nn.Sequential, x: Tensor, hidden: list[str]) -> object:
+    """The published code: a batch of three times the width, a slice in the place of Q, and norm 1.
+
+    eps only lets a unit pass that is not active in the batch; the published code divides by its singular value.
+    """
+    width = network.get_parameter(f"{hidden[0]}.weight").shape[0]
+    return init_orthogonal_(network, x[: 3 * width], layers=hidden, factor="slice", scale="frobenius", eps=1e-10)
+
+
+ARMS: dict[str, Initial | None] = {
+    "standard": None,
+    "orthogonal": _exact("identity"),
+    "orthogonal, Haar": _exact("haar"),
+    "orthogonal, published": _published,
+    "batch norm": None,
+}
+
+
+def settings(depths: Sequence[int], seeds: int, width: int, images: int, epochs: int) -> list[Setting]:
+    """All networks, the first seed of every depth first, so that an interrupted run has the whole figure."""
+    return [
+        Setting(depth, arm, seed, width, images, epochs) for seed in range(seeds) for depth in depths for arm in ARMS
+    ]
+
+
+def build(setting: Setting, x: Tensor) -> nn.Sequential:
+    """The network before training: Xavier's weights with gain sqrt 2, and those of the arm in the hidden layers."""
+    sizes = (3072, *[setting.width] * (setting.depth - 1), 10)
+    network = mlp(sizes, batch_norm="before" if setting.arm == "batch norm" else None, seed=setting.seed)
+    layers = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    with seeded(setting.seed):
+        for name in layers:
+            nn.init.xavier_uniform_(network.get_parameter(f"{name}.weight"), GAIN)
+    initial = ARMS[setting.arm]
+    if initial is not None:
+        initial(network, x, layers[1:-1])
+    return network
+
+
+def run(setting: Setting, images: Images, step: Step) -> Record:
+    """Train one network. A loss that is not finite ends the training: the record has the epochs before it."""
+    x, y = images.x_train[: setting.images], images.y_train[: setting.images]
+    some = list(x[: SAMPLES * BATCHES].split(SAMPLES))
+    network = build(setting, x)
+    losses: list[float] = []
+    gaps = [_output_gap(network, some)]
+    before, gradients = _gaps_by_site(network, some), _gradients(network, x[:SAMPLES], y[:SAMPLES])
+
+    def after_epoch(epoch: int, epochs: int, loss: float) -> None:
+        losses.append(loss)
+        gaps.append(_output_gap(network, some))
+        step(epoch / epochs, f"loss {loss:.2f}")
+
+    options = {"epochs": setting.epochs, "lr": LEARNING_RATE, "momentum": 0.0, "batch_size": BATCH}
+    reached: float | None = None
+    after: list[float] | None = None
+    try:
+        train(network, x, y, **options, seed=setting.seed, progress=after_epoch)  # type: ignore[arg-type]
+        after = _gaps_by_site(network, some)
+        reached = accuracy(network, images.x_test, images.y_test)
+    except FloatingPointError:
+        step(1.0, "the loss is not finite")
+    return asdict(setting) | {
+        "losses": losses,
+        "output_gaps": gaps,
+        "site_gaps": before,
+        "trained_site_gaps": after,
+        "gradient_ratio": gradients[0] / gradients[-1],
+        "accuracy": reached,
+    }
+
+
+def _output_gap(network: nn.Module, batches: list[Tensor]) -> float:
+    """The published measure: the gap of the singular values of the outputs, its mean over batches."""
+    network = copy.deepcopy(network)  # a batch norm in train mode keeps what it sees
+    with torch.no_grad():
+        return float(torch.stack([singular_value_gap(network(x)) for x in batches]).mean())
+
+
+def _gaps_by_site(network: nn.Module, batches: list[Tensor]) -> list[float]:
+    """The orthogonality gap of the activations of each layer, its mean over batches."""
+    table = measure(network, batches, measures=["orthogonality_gap"], places=["phi"])
+    return [each.mean() for each in table if each.place == "phi"]
+
+
+def _gradients(network: nn.Module, x: Tensor, y: Tensor) -> list[float]:
+    """The norms of the gradients of the loss by the weights of the hidden layers, from the second to the last one."""
+    network = copy.deepcopy(network)
+    layers = [part for part in network.modules() if isinstance(part, nn.Linear)][1:-1]
+    loss = nn.functional.cross_entropy(network(x), y)
+    grads = torch.autograd.grad(loss, [layer.weight for layer in layers])
+    return [float(torch.linalg.matrix_norm(grad)) for grad in grads]

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Measures by site: they are those of the activations, in both modes, and change nothing."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from architectures import Mixer, build
+from torch import Tensor, nn
+
+from rainbow_fast import random_networks as rn
+from rainbow_fast.networks import mlp
+from rainbow_fast.random_networks.measure import MEASURES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+GENERATOR = torch.Generator().manual_seed(0)
+ROUNDING = {"rel": 1e-12}  # the same float64 numbers, in another order of sums
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=GENERATOR)
+
+
+def test_the_measures_are_those_of_the_activations():
+    net, x = mlp((6, 12, 9, 4), seed=0).double(), random(5, 6)
+    table = rn.measure(net, x, measures=MEASURES)
+    tensors = {}
+    h = x
+    for number, layer in enumerate(net):
+        h = layer(h).detach()
+        if isinstance(layer, nn.Linear):
+            tensors[str(number + 1), "z"] = h
+        elif isinstance(layer, nn.ReLU):
+            tensors[str(number), "phi"] = h
+    tensors["outputs", "outputs"] = tensors.pop(("6", "z"))
+    assert [(row.site, row.place) for row in table] == list(tensors)
+    for row, H in zip(table, tensors.values(), strict=True):
+        assert row.units == H.shape[1]
+        for name, measure in MEASURES.items():
+            if name in ("isometry_gap", "gaussian_distance") and row.place == "outputs":
+                assert math.isnan(row.mean(name)), "five samples of four units"
+            else:
+                assert row.mean(name) == pytest.approx(float(measure(H)), **ROUNDING), name
+    assert (table.samples, table.batches) == (5, 1)
+
+
+def test_maps_are_flattened_and_several_batches_have_a_spread():
+    net, batches = build(Mixer).double(), random(3, 7, 1, 8, 8)
+    table = rn.measure(net, list(batches), places=["phi"])
+    singles = [rn.measure(net, x, places=["phi"]) for x in batches]
+    assert {row.place for row in table} == {"phi", "outputs"} and table.batches == 3
+    for at, row in enumerate(table):
+        values = torch.tensor([single[at].mean() for single in singles], dtype=torch.float64)
+        assert list(row.values["orthogonality_gap"]) == pytest.approx(values.tolist(), **ROUNDING)
+        assert row.mean() == pytest.approx(float(values.mean()), **ROUNDING)
+        assert row.deviation() == pytest.approx(float(values.std()), **ROUNDING)
+        assert math.isnan(singles[0][at].deviation())
+    assert table[0].units == 8 * 12  # the first site mixes the 16 tokens of 8 channels into 12
+    labelled = [(x, torch.zeros(7, dtype=torch.int64)) for x in batches]
+    assert rn.measure(net, labelled, places=["phi"]).to_dict() == table.to_dict()
+
+
+@pytest.mark.parametrize("batch_norm", ["before", "after"])
+def test_batch_norms_run_as_their_mode_says(batch_norm):
+    """In train mode by the statistics of each batch, in eval mode by the running ones."""
+    net, batches = mlp((6, 12, 9, 4), batch_norm=batch_norm, seed=0).double(), random(2, 40, 6) + 1
+    before = copy.deepcopy(net.state_dict())
+    table = rn.measure(net, list(batches))
+    assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with torch.no_grad():
+        outputs = [copy.deepcopy(net)(x) for x in batches]
+    wanted = [float(rn.orthogonality_gap(H)) for H in outputs]
+    assert list(table[-1].values["orthogonality_gap"]) == pytest.approx(wanted, rel=1e-9)
+    evaluated = rn.measure(net.eval(), batches[0])
+    assert not net.training
+    assert evaluated[-1].mean() == pytest.approx(float(rn.orthogonality_gap(net(batches[0]).detach())), rel=1e-9)
+    assert evaluated[-1].mean() > 1.05 * table[-1].values["orthogonality_gap"][0]
+
+
+def test_nothing_changes_and_dropout_is_off():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
+    x = random(9, 4).float()
+    net(x).sum().backward()
+    grads = [p.grad.clone() for p in net.parameters()]
+    state = torch.get_rng_state()
+    assert rn.measure(net, x).to_dict() == rn.measure(net.eval(), x).to_dict()
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(net.parameters(), grads, strict=True))
+    assert not net[1]._forward_hooks and not net[1]._forward_pre_hooks
+
+
+class Branching(nn.Module):
+    """torch.fx cannot trace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu, self.last = nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.first(x))
+        return self.last(h) if h.sum() > 0 else self.last(-h)
+
+
+def test_networks_that_cannot_be_traced_or_have_no_site():
+    net, x = Branching().double(), random(9, 4)
+    table = rn.measure(net, x)
+    assert [(row.site, row.place) for row in table] == [("relu", "z"), ("relu", "phi"), ("outputs", "outputs")]
+    assert table[0].mean() == pytest.approx(float(rn.orthogonality_gap(net.first(x).detach())), **ROUNDING)
+    [row] = rn.measure(nn.Sequential(nn.Linear(4, 3)).double(), x)
+    assert row.site == "outputs"
+
+
+def test_activations_without_a_measure():
+    """NaN for batches of zeros, and for directions of samples that are zero."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        net[0].weight.fill_(1)
+        net[0].bias.fill_(0)
+    x = torch.tensor([[1.0, 0, 0], [0, 2, 0], [-1, 0, 0]]).double()
+    phi = rn.measure(net, x)[1]
+    assert math.isnan(phi.mean("mean_cosine")) and math.isnan(phi.mean("stable_rank")) and phi.mean() > 0
+    text = str(rn.measure(net, x))
+    assert text.splitlines()[2].split()[:3] == ["1", "phi", "4"] and text.splitlines()[2].endswith("-")
+    phi = rn.measure(net, -x.abs())[1]
+    assert math.isnan(phi.mean())
+
+
+def test_table():
+    torch.manual_seed(0)
+    table = rn.measure(mlp((6, 12, 4), seed=0), list(torch.randn(2, 5, 6)))
+    lines = str(table).splitlines()
+    assert lines[0].split() == "site units orthogonality gap effective rank stable rank mean cosine".split()
+    assert lines[1].split()[:3] == ["2", "z", "12"] and lines[3].split()[:2] == ["outputs", "4"]
+    assert " ± " in lines[1] and lines[-1] == "2 batches of 5 samples"
+    records = json.loads(table.to_json())
+    assert (records["samples"], records["batches"], len(records["sites"])) == (5, 2, 3)
+    gap = records["sites"][1]["measures"]["orthogonality_gap"]
+    assert gap["mean"] == table[1].mean() and gap["values"] == list(table[1].values["orthogonality_gap"])
+    frame = pytest.importorskip("pandas") and table.to_pandas()
+    assert frame["orthogonality_gap"].tolist() == [row.mean() for row in table]
+    assert frame["effective_rank_deviation"].tolist() == [row.deviation("effective_rank") for row in table]
+    with pytest.raises(ValueError, match="^measure='isometry_gap': wanted one of orthogonality_gap, effective_rank"):
+        table[0].mean("isometry_gap")
+
+
+def test_plot():
+    pytest.importorskip("matplotlib")
+    table = rn.measure(mlp((6, 12, 9, 4), seed=0), list(torch.randn(2, 5, 6)))
+    [axes] = table.plot().axes
+    z = next(line for line in axes.lines if line.get_label() == "z")
+    assert z.get_ydata().tolist() == [row.mean() for row in table if row.place == "z"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["2", "4", "outputs"]
+    assert axes.get_ylabel() == "orthogonality gap"
+    assert table.plot("mean_cosine").axes[0].get_ylabel() == "mean cosine"
+
+
+NET = mlp((4, 5, 3), seed=0)
+X = torch.ones(6, 4) + torch.eye(6, 4)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"measures": ["gap"]}, ValueError, "^measures='gap': wanted one of orthogonality_gap, effective_rank"),
+        ({"measures": "mean_cosine"}, TypeError, "^measures='mean_cosine': wanted several names, such as"),
+        ({"measures": []}, ValueError, "^measures: none, wanted some of orthogonality_gap"),
+        ({"places": ["x"]}, ValueError, "^places='x': wanted one of z, phi"),
+        ({"places": []}, ValueError, "^places: none, wanted some of z, phi"),
+        ({"batches": [X, X[:3]]}, ValueError, "^batches: batch 1 has 3 samples, wanted 6 as in those before it"),
+        ({"batches": X[:0]}, ValueError, "^batches: "),
+        ({"batches": 3}, TypeError, "^batches: wanted a tensor"),
+        ({"batches": {"a": X, "b": X}}, TypeError, r"^batches: several inputs \(a, b\), wanted one tensor in each"),
+        ({"batches": X * math.nan}, ValueError, "^site '2': z is not finite"),
+        ({"module": "net"}, TypeError, "^module: wanted an nn.Module, got str"),
+        ({"module": nn.ReLU()}, ValueError, "^module: no parameters, wanted a network"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refused(change, error, message):
+    with pytest.raises(error, match=message):
+        rn.measure(**({"module": NET, "batches": X} | change))
