@@ -127,6 +127,7 @@ def coupled_chain(
         TypeError: an argument has the wrong type.
         ValueError: H has another shape, is not finite, has a sample that is zero or linearly dependent on others, or
             n > d or n > width; `record` is not increasing; or a number is outside its range.
+        ImportError: the chain is drawn by its law, which needs SciPy for `chi`, and SciPy is not installed.
 
     Source: Bartlett, Proceedings of the Royal Society of Edinburgh 53 (1933), 260-283, for A; Daneshmand, Joudaki and
     Bach (NeurIPS 2021), section 2, for the chain.

@@ -17,7 +17,7 @@ from rainbow_fast.ops.uniform import uniform
 
 
 def chi(
-    degrees: float | Sequence[float] | np.ndarray | Tensor,
+    degrees: int | Sequence[int],
     count: int,
     *,
     seed: Seed,
@@ -44,7 +44,7 @@ def chi(
     microseconds. It needs SciPy.
 
     Args:
-        degrees: (cols,) real numbers k, 1 <= k < infinity; or one number for one column.
+        degrees: one number k >= 1 for each column; an int for one column.
         count: number of rows, at least 0.
         seed, stream, row_offset, col_offset: the address, as in `rainbow_fast.key`; or a key as ``seed``. S seeds give
             S results. `uniform_weights` at the same address has the same uniform numbers.
@@ -54,34 +54,22 @@ def chi(
 
     Raises:
         ImportError: SciPy is not installed.
-        TypeError: `degrees` are no numbers, or a number of the address is not an integer.
-        ValueError: `degrees` is a matrix, or one of them is below 1 or not finite; or a number is outside its range.
+        TypeError: a number is not an integer of Python or NumPy.
+        ValueError: a number is outside its range.
     """
     if find_spec("scipy") is None:
         raise ImportError('rainbow_fast.random_networks.chi needs scipy: pip install "rainbow_fast[analysis]"')
     from scipy.special import gammainccinv, gammaincinv
 
-    half, count = _degrees(degrees) / 2, integer("count", count)
+    several = degrees if isinstance(degrees, list | tuple | range) else [degrees]
+    half = np.array([integer("degrees", each, 1) for each in several], dtype=np.float64) / 2
+    count = integer("count", count)
     key = as_key(seed, stream, row_offset, col_offset)
     u = uniform(count, len(half), seed=key, dtype=torch.float64, device="cpu").numpy()
     half, lower, x = np.broadcast_to(half, u.shape), u < 0.5, np.empty_like(u)
     x[lower] = gammaincinv(half[lower], u[lower])
     x[~lower] = gammainccinv(half[~lower], 1 - u[~lower])
     return torch.from_numpy(np.sqrt(2 * x))
-
-
-def _degrees(degrees: float | Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
-    try:
-        k = torch.as_tensor(degrees, dtype=torch.float64, device="cpu").detach().numpy()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"degrees={degrees!r}: wanted real numbers (cols,)") from error
-    k = np.atleast_1d(k)
-    if k.ndim != 1:
-        raise ValueError(f"degrees has shape {k.shape}: wanted (cols,)")
-    wrong = k[~((k >= 1) & (k < math.inf))]
-    if wrong.size:
-        raise ValueError(f"degrees holds {wrong[0]:g}: wanted finite numbers, at least 1")
-    return k
 
 
 def uniform_weights(
