@@ -13,10 +13,17 @@ pytest.importorskip("matplotlib")
 import studies.breadth.__main__ as breadth
 import studies.cifar10.__main__ as cifar10
 import studies.convergence.__main__ as convergence
+import studies.random_chains.__main__ as random_chains
 import studies.random_networks.__main__ as random_networks
 from rainbow_fast.io import read_records
 
-STUDIES = {"breadth": breadth, "cifar10": cifar10, "convergence": convergence, "random_networks": random_networks}
+STUDIES = {
+    "breadth": breadth,
+    "cifar10": cifar10,
+    "convergence": convergence,
+    "random_chains": random_chains,
+    "random_networks": random_networks,
+}
 
 
 @pytest.mark.parametrize("name", STUDIES)
