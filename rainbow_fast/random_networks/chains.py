@@ -22,12 +22,13 @@ from rainbow_fast.random_networks import chain_theory
 from rainbow_fast.random_networks import orthogonality as measures
 from rainbow_fast.random_networks.chain_layer import RandomLayer
 from rainbow_fast.random_networks.gaussian_layer import LAYERS, RUNS, gaussian_layer, layer_keys
+from rainbow_fast.random_networks.variates import uniform_weights
 
 Weights = Callable[[int, int, int], Tensor]  # takes (layer, d_out, d_in)
 Record = Callable[[int, Tensor], None]  # takes the number of a layer and batches (runs, B, n, d), or factors of them
 
 WIDE = 2**24 - 1
-WIDEST = {"haar": 2048}
+WIDEST = {"haar": 2048, "uniform": 2048}
 LEAST_PIVOT = 1e-6  # a squared pivot of Cholesky's method, over the square of its row, that still has ten digits
 
 
@@ -40,7 +41,7 @@ class ChainResult:
 
     Attributes:
         layer: the layer of the chain.
-        weights: the law of the weights: ``"gaussian"``, ``"haar"`` or ``"function"``.
+        weights: the law of the weights: ``"gaussian"``, ``"haar"``, ``"uniform"`` or ``"function"``.
         width: the width, or the list of widths.
         layers: the numbers of the recorded layers, int64: 0 for the start, k for the batch after k layers.
         factors: an (n, n) float64 factor F of the Gram matrix of each batch: ``F F^T = H H^T``, up to a scale. As
@@ -144,7 +145,8 @@ def weight_chain(
         width: units of each layer, or a list of widths, each with chains of its own.
         layer: the layer; by default linear, with the norm ``"batch"``.
         weights: ``"gaussian"`` (default); ``"haar"``, uniform orthogonal matrices times the gain (polar factors of
-            Gaussian matrices), for widths up to 2048; or a function of (layer, d_out, d_in) which returns weights
+            Gaussian matrices), for widths up to 2048; ``"uniform"``, `uniform_weights` over sqrt(d_in) times the gain,
+            for widths up to 2048; or a function of (layer, d_out, d_in) which returns weights
             (d_out, d_in). It is called for every run and layer, layers count from 0, and the gain multiplies.
         runs: number of independent networks, at most 2^12; 1 by default.
         seed: 0 <= seed < 2^63; 0 by default.
@@ -306,9 +308,11 @@ def _law(weights: str | Weights) -> Callable[[Tensor, int, ChainPlan, int], Tens
         return _by_gaussian
     if weights == "haar":
         return _by_haar
+    if weights == "uniform":
+        return _by_uniform
     if callable(weights):
         return functools.partial(_by_function, weights)
-    raise ValueError(f"weights={weights!r}: wanted gaussian, haar, or a function of (layer, d_out, d_in)")
+    raise ValueError(f"weights={weights!r}: wanted gaussian, haar, uniform, or a function of (layer, d_out, d_in)")
 
 
 def _by_gaussian(x: Tensor, d: int, plan: ChainPlan, number: int) -> Tensor:
@@ -321,6 +325,14 @@ def _by_haar(x: Tensor, d: int, plan: ChainPlan, number: int) -> Tensor:
     for H, key in zip(x, layer_keys(len(x), plan.seed, number, plan.first_row(d)), strict=True):
         G = gaussian(d, H.shape[-1], seed=key, dtype=torch.float64, device=H.device)
         products.append(H @ (plan.layer.gain * polar(G).A.mT).to(H.dtype))
+    return torch.stack(products)
+
+
+def _by_uniform(x: Tensor, d: int, plan: ChainPlan, number: int) -> Tensor:
+    scale, products = plan.layer.gain / math.sqrt(x.shape[-1]), []
+    for H, key in zip(x, layer_keys(len(x), plan.seed, number, plan.first_row(d)), strict=True):
+        W = uniform_weights(d, H.shape[-1], seed=key, dtype=H.dtype, device=H.device)
+        products.append(scale * (H @ W.mT))
     return torch.stack(products)
 
 

@@ -207,6 +207,22 @@ def test_haar_weights_are_uniform():
         assert bool(((each.mean(0) - expected).abs() < 4.5 * each.std(0) / math.sqrt(800)).all())  # 25 z-scores
 
 
+def test_uniform_weights():
+    """They are those of `uniform_weights`, and a batch norm makes the chain that of Gaussian weights, to 4 sd."""
+    d, seen = 6, []
+    layer = RandomLayer(lambda x: seen.append(x[:, 0]) or x, normaliser="none", gain=2)
+    weight_chain(torch.eye(d).double(), 1, width=d, weights="uniform", layer=layer, runs=3, seed=5)
+    [W] = seen  # (runs, d, d): the batch is the identity, so these are the weights, transposed
+    assert float(W.abs().max()) < 2 * math.sqrt(3 / d) and len(W.unique()) == W.numel()
+    assert torch.equal(
+        W[0].T, 2 / math.sqrt(d) * rn.uniform_weights(d, d, seed=5, row_offset=d << 32, dtype=torch.float64)
+    )
+    chains = [weight_chain(torch.eye(4), 40, width=100, weights=law, runs=200) for law in ("gaussian", "uniform")]
+    means = [chain.orthogonality_gap[:, -1].mean() for chain in chains]
+    deviation = math.hypot(*(float(chain.orthogonality_gap[:, -1].std()) / math.sqrt(200) for chain in chains))
+    assert abs(float(means[0] - means[1])) < 4 * deviation
+
+
 def test_wide_layers_store_no_weights():
     """A layer of width 20 000 would need 1.6 GB of weights; V after it has its deviation of 1 / sqrt d."""
     result = weight_chain(torch.eye(4), 1, width=20_000)
@@ -275,8 +291,12 @@ def test_refused_runs():
 
 def test_refused_weights():
     for law, error, message in (
-        ("uniform", ValueError, r"^weights='uniform': wanted gaussian, haar, or a function of \(layer, d_out, d_in\)"),
-        (None, ValueError, "^weights=None: wanted gaussian, haar, or a function"),
+        (
+            "normal",
+            ValueError,
+            r"^weights='normal': wanted gaussian, haar, uniform, or a function of \(layer, d_out, d_in\)",
+        ),
+        (None, ValueError, "^weights=None: wanted gaussian, haar, uniform, or a function"),
         (
             *(lambda layer, d_out, d_in: torch.ones(d_in, d_out), ValueError),
             r"^weights returned a tensor of shape \(6, 8\) for layer 0: wanted a tensor of shape \(8, 6\)",
@@ -285,8 +305,9 @@ def test_refused_weights():
     ):
         with pytest.raises(error, match=message):
             weight_chain(H4, 2, width=8, weights=law)
-    with pytest.raises(ValueError, match="^width=2049: wanted 1 <= width <= 2048"):
-        weight_chain(H4, 2, width=2049, weights="haar")
+    for law in ("haar", "uniform"):
+        with pytest.raises(ValueError, match="^width=2049: wanted 1 <= width <= 2048"):
+            weight_chain(H4, 2, width=2049, weights=law)
 
 
 @pytest.mark.parametrize(
