@@ -40,10 +40,10 @@ def build(architecture: Architecture) -> nn.Module:
     """The network with random weights from seed 0, in eval mode."""
     torch.manual_seed(0)
     name, size = architecture.name, architecture.shape[-1]
+    torchvision = _torchvision()  # the others import it, too
     if architecture.library == "timm":
         network: nn.Module = import_module("timm").create_model(name, pretrained=False)
         return network.eval()
-    torchvision = _torchvision()  # transformers imports it, too
     if architecture.library == "transformers":
         return hugging_face.build(name).eval()
     models = torchvision.models
