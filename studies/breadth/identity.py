@@ -118,4 +118,4 @@ def _distance(network: nn.Module, x: Tensor, wanted: Any, law: str, **options: A
 
 
 def _rounded(value: float) -> float:
-    return float(f"{value:.1e}")
+    return float(f"{value:.2e}")
