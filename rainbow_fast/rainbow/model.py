@@ -251,6 +251,8 @@ def plan(
         moments      2 S n (r + d)      alignment    12 s^2 l + 24 s^3, s and l the short and the long side of M (d, n)
         projection   2 N p n (r + d)    regression   S n^2 and 2 N p n r more in moments; n^3 / 3 + 2 d n^2 in solve
 
+    With polar and S + 8 <= s / 4 the alignment takes ``6 d n S'``, S' = S + 8, and the same of a matrix (S', n).
+
     The predicted time is the sum of ``max(flops / rate + features / rate + pooled / rate, bytes / rate)`` over all
     `Work`.
 

@@ -19,6 +19,7 @@ from rainbow_fast.rainbow.planning.cost import SiteCost, Work
 from rainbow_fast.rainbow.planning.site_memory import SiteMemory
 from rainbow_fast.rainbow.planning.sizes import Sizes
 from rainbow_fast.rainbow.positions import every
+from rainbow_fast.rainbow.sampling.align import few_directions_flops, has_few_directions
 from rainbow_fast.rainbow.sampling.route import FUSED, Route, wide_multiplications
 from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
@@ -136,7 +137,10 @@ class SiteCount:
 
     def alignment(self) -> Work:
         """The polar factor, and the steps from the sums to M and from A to B."""
-        return Work(polar_flops((self.rows, self.columns)), "polar", bytes=2 * COPIES * 8 * self.rows * self.columns)
+        shape, partial = (self.rows, self.columns), alignment_of(self.spec.options).rank == "partial"
+        few = partial and has_few_directions(shape, self.samples)
+        flops = few_directions_flops(shape, self.samples) if few else polar_flops(shape)
+        return Work(flops, "polar", bytes=2 * COPIES * 8 * self.rows * self.columns)
 
     def solve(self) -> Work:
         """Float64 algebra of the regression, and of the matrix of an orthonormal law."""

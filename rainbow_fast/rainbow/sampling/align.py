@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops.polar import polar_
+from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.ops.polar import LONG_IN_PLACE, Polar, polar_, polar_flops
 from rainbow_fast.rainbow.alignment.alignment import RTOL, Alignment, Problem
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import MethodOptions
 
+# M of S samples has at most S directions. Below a fourth of the shorter side it pays to find them first.
+FEW, SPARE = 4, 8  # SPARE more columns than directions keep the Gaussian matrix that finds them well-conditioned
 DIGITS = 1e4  # products in the subnormal range of their dtype must have at least this many steps of the dtype
 
 
@@ -111,8 +115,12 @@ def align(
     unit = 1.0 if 1e-30 < size < 1e30 else math.ldexp(1.0, math.frexp(size)[1] - 1)  # polar squares M: no overflow
     if unit != 1:
         M.div_(unit)
-    accuracy = "float32" if not solved and moments.x.dtype != torch.float64 else None
-    factor = polar_(M, rank=alignment.rank, rtol=RTOL, accuracy=accuracy)
+    wide = moments.x.dtype == torch.float64
+    accuracy = None if solved or wide else "float32"
+    if alignment.rank == "partial" and has_few_directions(M.shape, moments.count):
+        factor = _polar_of_few(M, moments.count - options.center, wide, accuracy)
+    else:
+        factor = polar_(M, rank=alignment.rank, rtol=RTOL, accuracy=accuracy)
     nuclear = float(factor.nuclear_norm) * unit
     overlap = overlap if solved else nuclear
     covariance = overlap - float(mu @ (B @ ((mean - subtracted) * inverse)))  # less the part of the means
@@ -131,6 +139,22 @@ def align(
         effective_rank=(nuclear / size) ** 2,
         condition=float(factor.condition),
     )
+
+
+def has_few_directions(shape: Sequence[int], samples: int) -> bool:
+    """Whether the polar factor of a matrix of this shape is computed from its directions, as many as samples.
+
+    A long matrix is not: `polar_` needs less memory for it.
+    """
+    short, long = sorted(shape)
+    return FEW * (samples + SPARE) <= short and long < LONG_IN_PLACE * short
+
+
+def few_directions_flops(shape: Sequence[int], samples: int) -> int:
+    """Flops of the polar factor of a matrix with few directions: two products with M, one with A, and the factor."""
+    rows, columns = shape
+    many = samples + SPARE
+    return 6 * rows * columns * many + 4 * rows * many**2 + polar_flops((many, columns))
 
 
 def scale(aligned: AlignedMap, size: float | None, options: MethodOptions, site: str) -> float:
@@ -172,6 +196,26 @@ def offset(aligned: AlignedMap, s: float, moments: CrossCovariance, options: Met
     if options.offset:
         return moments.mean_x - s * aligned.mean
     return s * aligned.b if aligned.b.any() else None
+
+
+def _polar_of_few(M: Tensor, directions: int, wide: bool, accuracy: str | None) -> Polar:
+    """`polar_` of a mean over few samples, many times faster: with M = Q B and Q^T Q = 1, polar(M) = Q polar(B).
+
+    Q is an orthonormal basis of the columns of M Omega, with Omega a fixed Gaussian matrix. Q B differs from M by
+    rounding of float64. If M has products of float32, its rounding is above RTOL and has all directions: the leading
+    ones are taken.
+
+    Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), 217-288, algorithm 4.1.
+    """
+    Omega = gaussian(M.shape[1], directions + SPARE, seed=0, dtype=M.dtype, device=M.device)
+    Q = torch.linalg.qr(M @ Omega).Q
+    B = Q.T @ M
+    if not wide:
+        leading = torch.linalg.eigh(B @ B.T).eigenvectors[:, -directions:]
+        Q, B = Q @ leading, leading.T @ B
+    factor = polar_(B, rtol=RTOL, accuracy=accuracy)
+    torch.mm(Q, B, out=M)
+    return factor
 
 
 def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor) -> None:

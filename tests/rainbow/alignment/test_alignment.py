@@ -8,7 +8,7 @@ from here import draw
 import rainbow_fast as rf
 from rainbow_fast.rainbow.alignment import Alignment, PolarFactor
 from rainbow_fast.rainbow.options import PAPER
-from rainbow_fast.rainbow.sampling.align import align
+from rainbow_fast.rainbow.sampling.align import align, has_few_directions
 
 N, D, M = 300, 6, 120
 
@@ -61,6 +61,26 @@ def test_align(alignment: str, center: bool, offset: bool, eps: float | None) ->
     assert sums is not None and moments.cross is None
     if alignment == "polar":
         assert B.data_ptr() == sums.data_ptr(), "B is made in the memory of the sums"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_few_samples(dtype: torch.dtype) -> None:
+    """20 samples of 120 and 150 channels: the polar factor comes from a basis of the directions of M."""
+    x, y = draw(20, 120, dtype=dtype), draw(20, 150, dtype=dtype, seed=1)
+    moments = rf.CrossCovariance("site").update(x, y)
+    cross, sums = moments.compute(), moments.cross
+    assert has_few_directions(cross.shape, 20) and not has_few_directions((120, 10**6), 20), (
+        "a long matrix needs memory"
+    )
+    B, aligned = align(moments, PAPER, PolarFactor())
+    U, S, Vh = torch.linalg.svd(cross)
+    # rounding of the products times the condition of M, which is 10
+    within = 1e-5 if dtype == torch.float32 else 1e-13
+    assert (S[20] > 1e-10 * S[0]) == (dtype == torch.float32), "its rounding has all directions"
+    torch.testing.assert_close(B, U[:, :20] @ Vh[:20], rtol=0, atol=within)
+    assert sums is not None and B.data_ptr() == sums.data_ptr() and aligned.rank == 20
+    assert aligned.nuclear_norm == pytest.approx(float(S.sum()), rel=within)
+    assert aligned.condition == pytest.approx(float(S[0] / S[19]), rel=0.01)  # an estimate
 
 
 def test_nothing_to_align() -> None:

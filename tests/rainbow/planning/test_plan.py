@@ -182,6 +182,16 @@ def test_projections_are_those_that_a_network_counts(build, options):
     assert planned == counted(lambda: network(MAPS)) - counted(lambda: build()(MAPS))
 
 
+@pytest.mark.filterwarnings("ignore:site .* samples for")
+def test_flops_of_few_samples():
+    model = rf.fit(mlp((6, 120, 2), seed=0), torch.randn(20, 6), holdout=0)
+    few, complete = (
+        flops(model.plan(machine=MACHINE, alignment=name).sites[0])["alignment"] for name in ("polar", "polar_complete")
+    )
+    assert few == 6 * 120 * 120 * 28 + 4 * 120 * 28**2 + polar_flops((28, 120)), "20 samples and 8 spare columns"
+    assert complete == polar_flops((120, 120))
+
+
 @pytest.mark.parametrize(
     "method, factor, routes",
     [
