@@ -110,8 +110,8 @@ PANELS = {
 TABLE = """\
 ## Numbers
 
-*Expected* is what the specification of these figures says that a correct implementation gives: numbers of a separate
-simulation in NumPy, which shares no code with this library, to about one unit of the last digit or 0.01. *Measured* has
+*Expected* is what a correct implementation gives: numbers of a separate simulation in NumPy, which shares no code with
+this library, to about one unit of the last digit or 0.01. *Measured* has
 one standard error over runs. Theory is to first order in n/d, except for figure 1, the orthogonal weights and the
 features; for figure 6 it is the slope of every activation. Without a norm, theory of figure 5a is the limit of many
 layers. For the features, the simulation had another input, for which theory is 3.0740 and .7026.
