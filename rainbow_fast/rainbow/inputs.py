@@ -30,24 +30,15 @@ def dtype_of_inputs(network: nn.Module, x: Tensor, device: torch.device, dtype: 
     return next(runs, dtype)
 
 
-def zeros_for(network: nn.Module, samples: int, shape: Sequence[int]) -> Tensor:
-    """Samples of zeros in the dtype that a network receives, by its embeddings: they receive indices."""
-    if layout_of(network) is not None:
-        return probes_for(network, samples, shape)
-    zeros = next(p for p in network.parameters() if p.is_floating_point()).new_zeros(samples, *shape)
-    indices = zeros.long()
-    return indices if _embeddings(network) and not _runs(network, zeros) and _runs(network, indices) else zeros
-
-
 def probes_for(network: nn.Module, samples: int, shape: Sequence[int]) -> Tensor:
     """A few samples, always the same ones: Gaussian numbers, or indices that all embeddings have."""
     layout = layout_of(network)
     if layout is not None:
         return layout.join({each.name: _probe(network, samples, each) for each in layout.inputs})
-    zeros = zeros_for(network, samples, shape)
-    if not zeros.is_floating_point():
-        return _indices(network, zeros)
-    return _numbers(zeros)
+    zeros = next(p for p in network.parameters() if p.is_floating_point()).new_zeros(samples, *shape)
+    indices = _indices(network, zeros.long())
+    reads = _embeddings(network) and not _runs(network, zeros) and _runs(network, indices)
+    return indices if reads else _numbers(zeros)
 
 
 def _probe(network: nn.Module, samples: int, each: Input) -> Tensor:
@@ -67,9 +58,10 @@ def _numbers(zeros: Tensor) -> Tensor:
 
 
 def _indices(network: nn.Module, zeros: Tensor) -> Tensor:
-    """Indices that all embeddings have."""
-    indices = torch.arange(zeros.numel(), device=zeros.device) % min(_embeddings(network), default=1)
-    return indices.view(zeros.shape).to(zeros.dtype)
+    """Indices that all embeddings have: in each sample the same ones, such as an end of text, at other places."""
+    places = torch.arange(zeros[0].numel(), device=zeros.device)
+    moved = (places + torch.arange(len(zeros), device=zeros.device)[:, None]) % len(places)
+    return (moved % min(_embeddings(network), default=1)).view(zeros.shape).to(zeros.dtype)
 
 
 def as_float64(x: Tensor) -> Tensor:

@@ -119,6 +119,27 @@ def renamed() -> nn.Module:
     return Other()
 
 
+class EndOfText(Reader):
+    """Takes the position of token 2, of which each text has one."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = super().forward(input_ids, attention_mask)["logits"]
+        return x[input_ids == 2].view(len(input_ids), -1, CLASSES)[:, -1]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_networks_of_special_tokens(several, tmp_path):
+    ids = torch.cat([IDS.clamp(min=3), torch.full((N, 1), 2)], 1)
+    data = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} if several else ids
+    network, _ = rf.sample(EndOfText(), data, factor=2)
+    call = (lambda net: net(**data)) if several else (lambda net: net(ids))
+    assert distances(call(network.materialize()), call(network)) < 1e-5
+    rf.save(network, tmp_path / "network.safetensors")
+    again = rf.load(tmp_path / "network.safetensors", EndOfText())
+    assert torch.equal(call(again), call(network))
+    assert distances(call(again.materialize()), call(network)) < 1e-5
+
+
 def test_half_precision_and_float64():
     data = {"u": U.double(), "v": V.double()}
     for dtype in (torch.float64, torch.bfloat16):

@@ -19,7 +19,7 @@ from rainbow_fast.formats import Format
 from rainbow_fast.io import fingerprint
 from rainbow_fast.joint_inputs import Input, layout_of
 from rainbow_fast.rainbow.files.several_inputs import of_inputs
-from rainbow_fast.rainbow.inputs import probes_for, zeros_for
+from rainbow_fast.rainbow.inputs import probes_for
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.packing import Packed, Positive, check_fits, copied, pack, unpack
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble, refit_site
@@ -135,7 +135,7 @@ def load(
     reference = of_inputs(reference, header.inputs, math.prod(header.input_shape), path)
     device, kinds = next(reference.parameters()).device, tuple(pointwise_modules)
     shape = tuple(header.input_shape)
-    example = zeros_for(reference, 1, shape)
+    example = probes_for(reference, 1, shape)
     traced = of_reference = trace(reference, example, kinds, channel_axes=channel_axes)
     try:
         weights = {name: tensors[f"{name}.layer"] for name in header.own_layers}
