@@ -156,9 +156,13 @@ def gaussian(
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox4x32-10.
     """
-    return tile(
-        "gaussian", rows, cols, as_key(seed, stream, row_offset, col_offset), dtype, device, out=out, backend=backend
-    )
+    key = as_key(seed, stream, row_offset, col_offset)
+    rows, cols = integer("rows", rows), integer("cols", cols)
+    if out is None:
+        return torch.ops.rainbow_fast.gaussian(rows, cols, key, dtype, torch.device(device or "cpu"), backend)
+    check_shape(out, key, rows, cols)
+    torch.ops.rainbow_fast.gaussian_out(key, backend, out)
+    return out
 
 
 # Polynomials of Box-Muller, lowest degree first: -ln on [sqrt(1/2), sqrt 2); sin and cos of z pi / 2 on [-1/2, 1/2).
@@ -267,27 +271,12 @@ def choices(rows: int, count: int, *, seed: int | Tensor, stream: int = 0, row_o
 # --- what the ops share that write tiles of random numbers, `gaussian` and `uniform` ---
 
 
-def tile(
-    op: str,
-    rows: int,
-    cols: int,
-    key: Tensor,
-    dtype: torch.dtype,
-    device: torch.device | str | None,
-    *,
-    out: Tensor | None,
-    backend: str | None,
-) -> Tensor:
-    """The tile of an op that `register` has registered, in new memory or in `out`."""
-    rows, cols = integer("rows", rows), integer("cols", cols)
-    if out is None:
-        return getattr(torch.ops.rainbow_fast, op)(rows, cols, key, dtype, torch.device(device or "cpu"), backend)
+def check_shape(out: Tensor, key: Tensor, rows: int, cols: int) -> None:
+    """Check that `out` has the shape of a tile for this key."""
     wanted = (*key.shape[:-1], rows, cols)
     if tuple(tensor("out", out).shape) != wanted:
         names = "(S, rows, cols)" if key.dim() == 2 else "(rows, cols)"
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {names} = {wanted}")
-    getattr(torch.ops.rainbow_fast, f"{op}_out")(key, backend, out)
-    return out
 
 
 def _check_out(key: Tensor, backend: str | None, out: Tensor) -> None:

@@ -5,7 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops.gaussian import VERSION, Seed, as_key, register, tile, words_reference
+from rainbow_fast.arguments import integer
+from rainbow_fast.ops.gaussian import VERSION, Seed, as_key, check_shape, register, words_reference
 
 UNIFORM_KIND, UNIFORM_LOW_KIND = 2, 3  # of the upper and of the lower word of a number
 
@@ -67,9 +68,13 @@ def uniform(
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox4x32-10.
     """
-    return tile(
-        "uniform", rows, cols, as_key(seed, stream, row_offset, col_offset), dtype, device, out=out, backend=backend
-    )
+    key = as_key(seed, stream, row_offset, col_offset)
+    rows, cols = integer("rows", rows), integer("cols", cols)
+    if out is None:
+        return torch.ops.rainbow_fast.uniform(rows, cols, key, dtype, torch.device(device or "cpu"), backend)
+    check_shape(out, key, rows, cols)
+    torch.ops.rainbow_fast.uniform_out(key, backend, out)
+    return out
 
 
 def uniform_reference(address: list[int], rows: int, cols: int, dtype: torch.dtype = torch.float32) -> np.ndarray:

@@ -19,8 +19,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 import rainbow_fast as rf
-from rainbow_fast.cli import planning, sources
-from rainbow_fast.cli import words as options
+from rainbow_fast.cli import planning, readers, sources
 from rainbow_fast.cli.grid import Job
 from rainbow_fast.data import digits
 from rainbow_fast.io import read_records
@@ -227,7 +226,7 @@ def test_deep_networks_have_a_panel_and_a_table_for_all_their_sites(rainbow_fast
 
 
 def test_bytes_have_suffixes() -> None:
-    assert [options.memory(text) for text in ("500", "1.5k", "3M", "2G")] == [500, 1500, 3 * 10**6, 2 * 10**9]
+    assert [readers.memory(text) for text in ("500", "1.5k", "3M", "2G")] == [500, 1500, 3 * 10**6, 2 * 10**9]
 
 
 def test_a_share_is_taken_beside_the_images_to_align_on() -> None:
