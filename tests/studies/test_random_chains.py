@@ -27,6 +27,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *wo
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["--width", "500", "--layers", "100", "--threads", "1", "--seed", "3", "--out", str(out)]
