@@ -19,8 +19,6 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
 )}  # fmt: skip
-
-
 MASKS = ("attention_mask", "padding_mask")  # ends of their names
 
 

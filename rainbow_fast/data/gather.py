@@ -82,8 +82,8 @@ def _together_with(before: JointInputs | None, inputs: JointInputs, name: str) -
     wide = inputs if before is None else before.wider(inputs)
     if wide is None:
         raise ValueError(
-            f"{name}: batches of inputs {before} and {inputs}: wanted samples of one shape, or, beside shorter ones, "
-            "an attention_mask"
+            f"{name}: batches of inputs {before} and {inputs}: wanted samples of one shape, or a mask of padding "
+            "beside shorter ones"
         )
     return wide
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.data.dtypes import INTEGERS, as_numbers
-from rainbow_fast.joint_inputs import DTYPES, MASKS, Input, layout_of
+from rainbow_fast.joint_inputs import DTYPES, MASKS, Input, JointInputs, is_plain, layout_of, with_joint_inputs
 from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.tracing.copies import copied
 from rainbow_fast.tracing.random_state import untouched
@@ -28,6 +28,25 @@ def dtype_of_inputs(network: nn.Module, x: Tensor, device: torch.device, dtype: 
         return dtype
     runs = (each for each in (dtype, torch.int64) if _runs(network, as_numbers(x, device, each)))
     return next(runs, dtype)
+
+
+def taking(network: nn.Module, layout: JointInputs, names: tuple[str, str] = ("reference", "data")) -> nn.Module:
+    """The network as it takes data of this layout: itself for a single first input, otherwise one that takes rows.
+
+    Args:
+        names: of the network and of the data, for messages.
+
+    Raises:
+        TypeError, ValueError: as `with_joint_inputs`; the message begins with one of the names.
+    """
+    if is_plain(layout, network):
+        return network
+    try:
+        return with_joint_inputs(network, layout)
+    except TypeError as error:
+        raise TypeError(f"{names[0]}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{names[1]}: {error}") from None
 
 
 def probes_for(network: nn.Module, samples: int, shape: Sequence[int]) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.data.dtypes import as_numbers
-from rainbow_fast.joint_inputs import is_plain, with_joint_inputs
+from rainbow_fast.joint_inputs import is_plain
 from rainbow_fast.rainbow.chunks import Data, runs_channels_last
 from rainbow_fast.rainbow.holdout import Part, Split, split
-from rainbow_fast.rainbow.inputs import dtype_of_inputs
+from rainbow_fast.rainbow.inputs import dtype_of_inputs, taking
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import DataLimits, FitOptions
 from rainbow_fast.rainbow.scores import Score
@@ -68,7 +68,7 @@ class Prepared:
 
     def on(self, data: object, options: FitOptions, limits: DataLimits, *, labelled: bool = True) -> Prepared:
         """The same reference with other data. The reference is compared with its trace on some samples."""
-        parts = split(data, options, limits, labelled=labelled)
+        parts = _alone(split(data, options, limits, labelled=labelled), self.traces[0][0])
         if parts[0].inputs != self.align.joint:
             raise ValueError(f"data: inputs {parts[0].inputs}, wanted {self.align.joint}")
         align, held = (self._chunks(part) for part in parts)
@@ -161,20 +161,22 @@ def prepare(
 
 def _joint(references: list[nn.Module], parts: Split, names: tuple[str, str]) -> tuple[list[nn.Module], Split]:
     """Networks that take the rows of several inputs, if the data have them; a single first input stays as it is."""
+    parts = _alone(parts, references[0])
     layout = parts[0].inputs
     if layout is None:
         return references, parts
-    if is_plain(layout, references[0]):
-        alone = [replace(part, x=layout.split(part.x)[0], inputs=None) for part in parts]
-        return references, (alone[0], alone[1])
     if len(references) > 1:
         raise ValueError(f"{names[1]}: several inputs ({layout}), wanted one for several references")
-    try:
-        return [with_joint_inputs(references[0], layout)], parts
-    except TypeError as error:
-        raise TypeError(f"{names[0]}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{names[1]}: {error}") from None
+    return [taking(references[0], layout, names)], parts
+
+
+def _alone(parts: Split, network: nn.Module) -> Split:
+    """The data as a tensor, if they have a single input, which is the first one of the network."""
+    layout = parts[0].inputs
+    if layout is None or not is_plain(layout, network):
+        return parts
+    first, second = (replace(part, x=layout.split(part.x)[0], inputs=None) for part in parts)
+    return first, second
 
 
 def _seed(held: Part, options: FitOptions) -> int | None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from rainbow_fast.data.batching import batches, rows_of
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.fields import renamed
-from rainbow_fast.joint_inputs import JointInputs, is_plain, with_joint_inputs
+from rainbow_fast.joint_inputs import JointInputs, layout_of
 from rainbow_fast.plots.by_site import channels_by_site
-from rainbow_fast.rainbow.inputs import dtype_of_inputs
+from rainbow_fast.rainbow.inputs import dtype_of_inputs, taking
 from rainbow_fast.rainbow.prepare import site_shapes
 from rainbow_fast.rainbow.results import Results
 from rainbow_fast.rainbow.site_statistics import reason_kept
@@ -129,9 +129,8 @@ def sites(
         first = rows_of(next(iter(batches(data)))[0], 0, 1)
         if isinstance(first, dict):
             layout = JointInputs.of(first)
-            plain = is_plain(layout, reference)
-            first = next(iter(first.values())) if plain else layout.join(first)
-            reference = reference if plain else with_joint_inputs(reference, layout)
+            reference = taking(reference, layout)
+            first = next(iter(first.values())) if layout_of(reference) is None else layout.join(first)
         example = as_numbers(first, like.device, dtype_of_inputs(reference, first, like.device, like.dtype))
     traced = trace(reference, example, pointwise_modules, channel_axes=channel_axes)
     infos: list[SiteInfo] = []

@@ -16,8 +16,7 @@ OPEN = (  # modules of torch whose parts are sites
     *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
     *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
 )
-
-
+# Functions of einops. They read shapes, so each is one call; old versions have the first three.
 EINOPS = ("rearrange", "repeat", "reduce", "pack", "unpack", "einsum")
 
 
@@ -29,8 +28,8 @@ class OneInput(fx.Tracer):
     """
 
     def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
-        einops = sys.modules.get("einops")  # its functions read shapes, so each is one call
-        super().__init__(autowrap_functions=tuple(getattr(einops, name) for name in EINOPS if einops is not None))
+        einops = sys.modules.get("einops")
+        super().__init__(autowrap_functions=tuple(vars(einops)[name] for name in EINOPS if hasattr(einops, name)))
         self.leaves = leaves
         self.installed: set[nn.Module] | None = None
 
