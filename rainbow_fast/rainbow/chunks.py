@@ -103,8 +103,8 @@ class Data:
             other, before = masks.setdefault(mask.shape[1], (each.name, mask))
             if not torch.equal(before, mask):
                 raise ValueError(
-                    f"data: inputs {other!r} and {each.name!r} say otherwise which of {mask.shape[1]} positions count: "
-                    "wanted one of another length"
+                    f"data: inputs {other!r} and {each.name!r} disagree about which of {mask.shape[1]} positions "
+                    "count: wanted one of another length"
                 )
         return {positions: mask for positions, (_, mask) in masks.items() if not bool(mask.all())}
 

@@ -169,8 +169,8 @@ def fit(
         data: the data that networks are aligned on: a tensor, ``(x, y)``, a DataLoader, one of its batches, or any
             re-iterable of batches, which is read once. A tensor is not copied, and may be memory-mapped from a file.
             Several inputs x are a dict by the names of parameters of `forward`, or a tuple; a dict may hold the labels
-            as "labels" or "label". Positions that an input named `...attention_mask` (1 where they count) or
-            `...padding_mask` (true where they do not) leaves out never enter moments or errors.
+            as "labels" or "label". An input named `...attention_mask` (1 where a position counts) or
+            `...padding_mask` (true where it does not) leaves padded positions out of all moments and errors.
             Integers stay integers if the network does not run on them as numbers (token ids). Otherwise uint8 values
             are taken as pixels and divided by 255; all other numbers are converted to the dtype of the network. Labels
             y are needed only for accuracies and refit classifiers: any integer dtype, (N,) with values 0 to K - 1 for a

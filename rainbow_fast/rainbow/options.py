@@ -68,8 +68,9 @@ class FitOptions(Options):
     )
     output: str | int | None = option(
         None,
-        "The output that is compared with labels, and that must depend on each sample alone: its name, or its place in "
-        "a tuple (default: the only tensor, or the one named logits, is compared; all must depend on each alone).",
+        "Name of the output that is compared with labels, or its place in a tuple. Only this output must then depend "
+        "on each sample alone. By default the only tensor, or the one named logits, is compared, and all outputs must "
+        "depend on each sample alone.",
         option_checks.output,
     )
     metric: Callable[[Tensor, Tensor], Any] | None = option(
