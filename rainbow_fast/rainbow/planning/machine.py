@@ -14,6 +14,7 @@ from torch import nn
 from rainbow_fast.ops.polar import polar, polar_flops
 from rainbow_fast.ops.random_features import random_features, random_features_covariance, random_features_projection
 from rainbow_fast.ops.random_features_flops import random_features_covariance_flops, random_features_projection_flops
+from rainbow_fast.rainbow.alignment.alignment import RTOL
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Machine:
         layers = 4 * N * d * d / seconds(product)
         accuracy = None if dtype == torch.float64 else "float32"
         M = normal(d, 4 * d).double() / torch.arange(1, d + 1, device="cpu").pow(3).unsqueeze(1)  # condition number 1e7
-        polar_rate = polar_flops(M.shape) / seconds(lambda: polar(M, rtol=1e-10, accuracy=accuracy))
+        polar_rate = polar_flops(M.shape) / seconds(lambda: polar(M, rtol=RTOL, accuracy=accuracy))
         S = M @ M.T + torch.eye(d, dtype=torch.float64, device="cpu")
         float64 = (2 + 1 / 3) * d**3 / seconds(lambda: torch.linalg.cholesky(S @ S.T))
         maps = normal(16, 32, 32, 32)

@@ -7,6 +7,7 @@ from here import draw
 
 import rainbow_fast as rf
 from rainbow_fast.rainbow.alignment import Alignment, PolarFactor
+from rainbow_fast.rainbow.alignment.alignment import RTOL
 from rainbow_fast.rainbow.options import PAPER
 from rainbow_fast.rainbow.sampling.align import align, has_few_directions
 
@@ -76,11 +77,23 @@ def test_few_samples(dtype: torch.dtype) -> None:
     U, S, Vh = torch.linalg.svd(cross)
     # rounding of the products times the condition of M, which is 10
     within = 1e-5 if dtype == torch.float32 else 1e-13
-    assert (S[20] > 1e-10 * S[0]) == (dtype == torch.float32), "its rounding has all directions"
+    assert (S[20] > RTOL * S[0]) == (dtype == torch.float32), "its rounding has all directions"
     torch.testing.assert_close(B, U[:, :20] @ Vh[:20], rtol=0, atol=within)
     assert sums is not None and B.data_ptr() == sums.data_ptr() and aligned.rank == 20
     assert aligned.nuclear_norm == pytest.approx(float(S.sum()), rel=within)
     assert aligned.condition == pytest.approx(float(S[0] / S[19]), rel=0.01)  # an estimate
+
+
+def test_small_directions_are_kept() -> None:
+    """The features are the reference's own, with directions 1e-6 times as large as others: M has 1e-12."""
+    sizes = 10.0 ** -torch.arange(4, dtype=torch.float64).repeat(2)
+    x = draw(N, 8, dtype=torch.float64) * sizes.square()
+    x = x @ torch.linalg.qr(draw(8, 8, dtype=torch.float64, seed=1)).Q
+    B, aligned = align(rf.CrossCovariance("site").update(x, x), PAPER, PolarFactor())
+    assert aligned.rank == 8 and aligned.condition > 1e11
+    # The rounding of M is 1e-16 of its size, which is 1e-4 of its smallest singular values, and these directions of x
+    # are 1e-6 of x.
+    torch.testing.assert_close(x @ B.T, x, rtol=0, atol=1e-10 * float(x.abs().max()))
 
 
 def test_nothing_to_align() -> None:
