@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Rainbow networks at large widths, on compiled kernels, in PyTorch."""
 
-from rainbow_fast import backend
+from rainbow_fast import backend, nn
 from rainbow_fast.fields import Options
 from rainbow_fast.ops.cross_covariance import cross_covariance, cross_covariance_
 from rainbow_fast.ops.gaussian import gaussian, key
@@ -65,6 +65,7 @@ __all__ = [
     "load_model",
     "Machine",
     "MethodOptions",
+    "nn",
     "Options",
     "Orthonormal",
     "plan",

@@ -14,11 +14,11 @@ FLOORS = {
     **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),
     **dict.fromkeys(["fields", "scratch", "triton_kernels", "tensor_files", "plots"], 1),
     **dict.fromkeys(["formats", "joint_inputs", "ops", "weights"], 2),
-    **dict.fromkeys(["networks", "data", "tracing", "infinite_width"], 3),
-    **dict.fromkeys(["rainbow"], 4),
-    **dict.fromkeys(["analysis", "random_networks"], 5),
-    **dict.fromkeys(["cli"], 6),
-    **dict.fromkeys(["", "__main__"], 7),  # "" is rainbow_fast/__init__.py, which all others stand under
+    **dict.fromkeys(["networks", "data", "infinite_width"], 3),
+    **{"nn": 4, "tracing": 5, "rainbow": 6},
+    **dict.fromkeys(["analysis", "random_networks"], 7),
+    **dict.fromkeys(["cli"], 8),
+    **dict.fromkeys(["", "__main__"], 9),  # "" is rainbow_fast/__init__.py, which all others stand under
     **dict.fromkeys(["locks", "owner", "_C"], -1),
 }
 

@@ -9,12 +9,13 @@ import pytest
 from here import ROOT
 
 import rainbow_fast as rf
-from rainbow_fast import analysis, infinite_width, plots, random_networks
+from rainbow_fast import analysis, infinite_width, nn, plots, random_networks
 
 ROOMS = {
     "rainbow_fast": rf,
     "analysis": analysis,
     "infinite_width": infinite_width,
+    "nn": nn,
     "random_networks": random_networks,
     "plots": plots,
 }

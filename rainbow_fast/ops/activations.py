@@ -32,3 +32,4 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor
     "cos": (lambda s, _: s.cos(), lambda s, _: -s.sin()),
 }
 CODE = {name: code for code, name in enumerate(ACTIVATIONS)}
+HOMOGENEOUS = ("identity", "relu", "abs", "leaky_relu")  # sigma(c s) = c sigma(s) for c > 0

@@ -97,7 +97,9 @@ class Watch:
         statistics = self.statistics
         if start == 0:
             counted = self.data.counted(start, z, statistics.site.axis)
-            statistics.activity = float((active_samples(counted, statistics) > 0).double().mean())
+            s = active_samples(counted, statistics)
+            s = s if statistics.expansion is None else statistics.expansion.preactivations(s)
+            statistics.activity = float((s > 0).double().mean())
         rows = channels_first(z, statistics.site.axis)
         if self.takes == "all":
             statistics.z.update(self.positions.of(rows, start))

@@ -48,11 +48,13 @@ class SiteReport:
         similarity: |M|_* / sqrt(E|phi|^2 E|phi'|^2), between 0 and 1. If the method centres M, phi and phi' are centred
             as well.
         scale: s. It is 0 if phi is constant and the scale is the optimal one.
-        activity: fraction of positive z in the reference, over all channels, on a part of the samples.
+        activity: fraction of positive z in the reference, over all neurons, on a part of the samples.
         sampled_activity: the same for z' in the sampled network.
         M_rank: number of singular values of M that are kept.
         M_effective_rank: |M|_*^2 / |M|_F^2.
         M_condition: largest over smallest kept singular value of M.
+        random_features: whether the reference has random features here (`rainbow_fast.nn.RandomFeatures`), so that
+            the law and its rank are exact.
         route: how features were computed: ``"fused"``, in two passes of kernels that store none; ``"kept"``, once, from
             z; ``"wide"``, once, from the features of the site before, by the wide weights ``W' = s G_eff W A``.
     """
@@ -75,19 +77,20 @@ class SiteReport:
     M_effective_rank: float
     M_condition: float
     route: str = "fused"
+    random_features: bool = False
 
     @classmethod
     def from_dict(cls, values: Record, *, held_out: bool) -> SiteReport:
         """The report from a dict of its fields, also after JSON, where a null stands for a number that is not finite.
 
         Args:
-            values: the fields. Reports of earlier versions have no `route`.
+            values: the fields. Reports of earlier versions have neither `route` nor `random_features`.
             held_out: whether data was held out. Without, a null is None for the held-out errors.
 
         Raises:
             ValueError: a field is missing, unknown, or of another type.
         """
-        values = {"route": "fused"} | values
+        values = {"route": "fused", "random_features": False} | values
         unknown = values.keys() ^ {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"a site's report: field {min(unknown)!r} is missing or unknown")
@@ -239,6 +242,8 @@ class Report(Results):
     def _below(self) -> list[str]:
         lines = [f"{self.references} references, aligned to their mean"] if self.references > 1 else []
         lines += [self.storage] if self.storage else []
+        exact = [site.site for site in self.sites if site.random_features]
+        lines += [f"random features of the reference, whose law is exact: {', '.join(exact)}"] if exact else []
         lines += [f"kept {name}: {reason}" for name, reason in self.kept.items()]
         for what, numbers in (("accuracy", self.accuracy), ("metric", self.metric)):
             if numbers:

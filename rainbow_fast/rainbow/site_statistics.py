@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import integer
+from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.positions import as_rows, every, take
 from rainbow_fast.tracing.site import Site
@@ -27,12 +28,13 @@ class SiteStatistics:
 
     Attributes:
         site: the site in the traced network.
-        d: channels of z, which is the number of neurons; with several references, of all of them together.
+        d: channels of z, which is the number of neurons unless the site has an expansion; with several references, of
+            all of them together.
         z_shape, phi_shape: shape of the input z and of the output phi for one sample.
         alive: for one sample, how many numbers later layers read besides z and phi, for example for a skip connection.
         device: of the reference.
         z: the moments ``E[z z^T]``, with mean and variance of each channel.
-        activity: fraction of positive z over all channels, on a part of the samples; NaN before it is measured.
+        activity: fraction of positive z over all neurons, on a part of the samples; NaN before it is measured.
     """
 
     site: Site
@@ -43,6 +45,21 @@ class SiteStatistics:
     device: torch.device
     z: CrossCovariance
     activity: float = float("nan")
+
+    @property
+    def expansion(self) -> RandomFeatures | None:
+        """The random features of z that the reference computes at this site; None if each channel of z is a neuron."""
+        return self.site.expansion
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons that z' has in the reference: channels of z, or those of the random features."""
+        return self.d if self.expansion is None else self.expansion.n
+
+    @property
+    def has_mean_row(self) -> bool:
+        """Whether the mean over channels of z is that over neurons, which `keep_mean` leaves unchanged."""
+        return self.expansion is None
 
     @property
     def channels(self) -> int:

@@ -149,5 +149,7 @@ def sites(
 def described(site: Site) -> str:
     """The classes of the site's parts in order, such as ``MaxPool2d + ReLU``."""
     return " + ".join(
-        type(part).__name__ for part in (site.before, site.sigma, site.after, site.norm) if part is not None
+        type(part).__name__
+        for part in (site.before, site.expansion, site.sigma, site.after, site.norm)
+        if part is not None
     )

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import between, number, one_of
-from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.activations import ACTIVATIONS, HOMOGENEOUS
 
 Product = tuple[Tensor | None, Tensor]
 
 ORDERS = ("linear-norm-activation", "activation-linear-norm", "linear-activation-norm")
 SKIPS = (None, "linear", "block")
-HOMOGENEOUS = ("identity", "relu", "abs", "leaky_relu")  # sigma(c t) = c sigma(t) for c > 0
 
 
 def _none(S: Tensor | None, Z: Tensor, eps: float) -> Product:

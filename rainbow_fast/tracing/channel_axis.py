@@ -20,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.padding import _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _LPPoolNd, _MaxPoolNd
 
+from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.tracing.operations import name_of, of_input
 
 NUMBERS = torch.float64  # exact for numbers of channels, and accepted by padding and pooling
@@ -132,6 +133,8 @@ class Numbered(fx.Interpreter):
             return _counted(result, -1)
         if isinstance(module, FIRST):
             return _counted(result, 1)
+        if isinstance(module, RandomFeatures):
+            return _counted(result, module.axis)
         if isinstance(module, FIRST_KEPT + SHUFFLING):
             return self._kept_first(n, result)
         if isinstance(module, MOVING_MODULES) or type(module).__module__.startswith("einops."):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
+from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.tracing.channel_axis import Numbered, named
 from rainbow_fast.tracing.formulas import Formula, find_formulas, in_unit_interval, is_factor
 from rainbow_fast.tracing.graph import is_function, module_of, passes_on, scope
@@ -167,9 +168,11 @@ class Axes:
 
 
 def by_channel(sigma: nn.Module | None) -> str | None:
-    """The reason why an activation whose parameters differ by channel is no site; None for others."""
+    """The reason why an activation with parameters by channel, or with hooks, is no site; None for others."""
     if isinstance(sigma, nn.PReLU) and sigma.num_parameters != 1:
         return "it has parameters by channel"
+    if isinstance(sigma, RandomFeatures) and (sigma._forward_hooks or sigma._forward_pre_hooks):
+        return "it has hooks, which new neurons would not run"
     return None
 
 
@@ -193,7 +196,8 @@ def _parts(
 ) -> tuple[list[fx.Node], fx.Node]:
     """The nodes of a site with this non-linearity: with pooling and normalisation; and the input of the site."""
     parts = list(core)
-    if z not in taken and max_pooling(z, owner) is not None and len(z.users) == 1:
+    mixes = isinstance(module_of(core[0], owner), RandomFeatures)  # of pooled channels they are another function
+    if not mixes and z not in taken and max_pooling(z, owner) is not None and len(z.users) == 1:
         if axes.of(z.all_input_nodes[0]) == 1:
             parts.insert(0, z)
             z = z.all_input_nodes[0]

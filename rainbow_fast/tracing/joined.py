@@ -151,6 +151,11 @@ def join(traces: Sequence[Trace], example: Tensor) -> Joined:
     for number, trace in enumerate(traces, 1):
         if trace.graph is None:
             raise ValueError(f"reference: torch.fx cannot trace number {number}, which is needed for several networks")
+        for site in trace.sites:
+            if site.expansion is not None:
+                raise ValueError(
+                    f"reference: site {site.name!r} of number {number} has random features, wanted one reference"
+                )
     maps = [_maps(trace, example, number) for number, trace in enumerate(traces, 1)]
     _check_alike(traces, maps)
     sites, stages = [], []

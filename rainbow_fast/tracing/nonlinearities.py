@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch._ops import OpOverload
 from torch.nn import functional as F
 
+from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.tracing.graph import is_call
 
 # Subclasses are not recognised: they may compute something else. Modules in KERNELS have fused kernels of that name.
@@ -89,7 +90,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def nonlinearity_of(node: object, owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> nn.Module | None:
     """The non-linearity that a node applies, as a new module; None if the node applies none."""
-    if is_call(node, owner, MODULES + declared):
+    if is_call(node, owner, (*MODULES, RandomFeatures, *declared)):
         return _called(node, owner)
     if not isinstance(node, fx.Node):
         return None

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.tracing.graph import is_function, module_of
 from rainbow_fast.tracing.nonlinearities import KERNELS
 from rainbow_fast.tracing.operations import name_of
@@ -26,6 +27,9 @@ class Site:
 
     It computes ``phi = norm(after(sigma(before(z))))``. The d channels of its input z are the neurons of the layer that
     writes z; its output phi are the activations. A site is one call: a module that is called twice makes two sites.
+
+    A site with an `expansion` computes ``phi = norm(after(sigma(G z / sqrt(r))))``: its neurons are those of random
+    features (`rainbow_fast.nn.RandomFeatures`) of the r channels of z.
 
     Attributes:
         index: position in the list of all sites of the network; part of the stream of the site's random numbers.
@@ -45,6 +49,7 @@ class Site:
             are named.
         modules: dotted names of the modules that the site replaces; None if a part of the site is a function, or a
             module that is called elsewhere too.
+        expansion: the random features that the site computes, or None.
         reference: the module that computes phi from z in the trained network; it leaves z unchanged.
     """
 
@@ -63,6 +68,7 @@ class Site:
     output: bool
     gate: bool
     modules: tuple[str, ...] | None
+    expansion: RandomFeatures | None
     reference: nn.Sequential
 
     @property
@@ -87,16 +93,22 @@ def make(
     feeds_flatten: bool = False,
     gate: bool = False,
 ) -> Site:
-    """The site of the non-linearity `sigma`, a module that nothing else uses; arguments as in `Site`."""
+    """The site of the non-linearity `sigma`, a module that nothing else uses; arguments as in `Site`.
+
+    `sigma` may be `RandomFeatures`, which are then the expansion of the site.
+    """
+    layers = [layer for layer in (before, sigma, after, norm) if layer is not None]
+    expansion = sigma if isinstance(sigma, RandomFeatures) else None
+    if expansion is not None:
+        sigma = expansion.sigma
     if getattr(sigma, "inplace", False):
         sigma.inplace = False  # type: ignore[assignment]  # z is still read after phi is computed
-    layers = [layer for layer in (before, sigma, after, norm) if layer is not None]
     return Site(
         index=index,
         name=name,
         sigma=sigma,
-        activation=_kernel(sigma),
-        negative_slope=_slope(sigma),
+        activation=_kernel(sigma) if expansion is None else expansion.activation,
+        negative_slope=_slope(sigma) if expansion is None else expansion.negative_slope,
         before=before,
         after=after,
         norm=norm,
@@ -107,6 +119,7 @@ def make(
         output=output,
         gate=gate,
         modules=modules,
+        expansion=expansion,
         reference=nn.Sequential(*layers).eval().requires_grad_(False),
     )
 
@@ -125,7 +138,7 @@ def _slope(sigma: nn.Module) -> float:
 
 def is_linear(node: fx.Node, owner: fx.GraphModule) -> bool:
     """Whether a node mixes channels by a linear map, whose matrix is a parameter or another activation."""
-    if isinstance(module_of(node, owner), nn.Linear | _ConvNd | nn.MultiheadAttention):
+    if isinstance(module_of(node, owner), nn.Linear | _ConvNd | nn.MultiheadAttention | RandomFeatures):
         return True
     return name_of(node) in LINEAR
 

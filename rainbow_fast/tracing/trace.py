@@ -111,6 +111,8 @@ class Trace:
                 raise ValueError(f"site {site.name!r}: wanted a layer without bias that writes only this site")
             if site.name in weights and site.writer is not None:
                 network.set_submodule(self.writer_name(site), _layer(site.writer, weights[site.name]))
+                if site.expansion is not None:
+                    network.set_submodule(site.name, site.expansion.of_rank(len(weights[site.name])))
         axes = {site.name: site.axis for site in self.sites if site.axis is not None}
         return trace(network, self.example, pointwise_modules, channel_axes=axes)
 

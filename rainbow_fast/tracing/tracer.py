@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from rainbow_fast.joint_inputs import SplitInputs
+from rainbow_fast.nn.expansion import RandomFeatures
 
 OPEN = (  # modules of torch whose parts are sites
     *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
@@ -37,7 +38,11 @@ class OneInput(fx.Tracer):
         if isinstance(m, OPEN):
             return False
         einops = type(m).__module__.startswith("einops.")
-        return einops or isinstance(m, (SplitInputs, *self.leaves)) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            einops
+            or isinstance(m, (SplitInputs, RandomFeatures, *self.leaves))
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if self.installed is None:

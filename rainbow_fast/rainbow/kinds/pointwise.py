@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rainbow_fast.ops.activations import HOMOGENEOUS
 from rainbow_fast.rainbow.kinds.kind import Kind
 from rainbow_fast.tracing.site import Site
-
-HOMOGENEOUS = ("identity", "relu", "abs", "leaky_relu")  # sigma(c s) = c sigma(s) for c > 0
 
 
 class Pointwise(Kind):

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import between
-from rainbow_fast.ops.gaussian import choices
+from rainbow_fast.ops.gaussian import choices, gaussian
 from rainbow_fast.rainbow.laws.law import PLANNED, Law, without_values
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
@@ -21,7 +22,8 @@ SMOOTHING = between(0, 1, "0 <= smoothing <= 1")  # the check of the smoothing
 class Bootstrap(Law):
     """``R_i = sqrt((1 - h^2) d) U[k(i)] + h g_i``: neurons k(i) of the reference, drawn uniformly with replacement.
 
-    Gaussian noise g_i with the share h = `smoothing` is added. The neurons are shrunk, so that the covariance is kept.
+    At a site of random features, k(i) are their own neurons: ``R_i = sqrt(1 - h^2) G[k(i)] + h g_i``. Gaussian
+    noise g_i with the share h = `smoothing` is added. The neurons are shrunk, so that the covariance is kept.
 
     Attributes:
         smoothing: h, between 0 (default: the reference's neurons) and 1 (Gaussian noise only).
@@ -40,7 +42,16 @@ class Bootstrap(Law):
         SMOOTHING("smoothing", self.smoothing)
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
-        return Rows(n, site.d, key, U, k=choices(n, site.d, seed=key).to(site.device), h=self.smoothing)
+        k = choices(n, site.neurons, seed=key).to(site.device)
+        if site.expansion is None:
+            return Rows(n, site.d, key, U, k=k, h=self.smoothing)
+        own, noise = (
+            gaussian(*size, seed=one, dtype=torch.float64, device=site.device)
+            for size, one in (((site.neurons, site.d), site.expansion.key), ((n, site.d), key))
+        )
+        return Rows(n, site.d, key, matrix=math.sqrt(1 - self.smoothing**2) * own[k] + self.smoothing * noise)
 
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
+        if site.expansion is not None:
+            return Rows(n, site.d, PLANNED, matrix=without_values(n, site.d))
         return Rows(n, site.d, PLANNED, U, k=without_values(n, dtype=torch.int64))

@@ -28,16 +28,24 @@ def choose_directions(
     Args:
         rank: r, at most d; or `NOISE_EDGE`, the number of singular values of the site's weights above those of noise;
             or a dict of these by site. Sites that the dict does not name, and all sites if `rank` and
-            `explained_variance` are None, combine all channels.
+            `explained_variance` are None, combine all channels. So do random features of the reference, whose law is
+            exact.
         explained_variance: r is the smallest rank with this fraction of the trace.
         centred: whether the mean over channels is removed first.
         only_shapes: if True, the directions of a rank are tensors without values.
 
     Raises:
-        ValueError: a rank is below 1, or a site is unknown; `NOISE_EDGE` for a site that is not written by one
-            bias-free, not grouped layer; an explained variance for a site whose moments are not known.
+        ValueError: a rank is below 1, or a site is unknown; a dict names a site of random features; `NOISE_EDGE` for a
+            site that is not written by one bias-free, not grouped layer; an explained variance for a site whose moments
+            are not known.
     """
     directions: Directions = {s.site.name: None for s in sites}
+    for s in sites:
+        if s.expansion is not None and isinstance(rank, Mapping) and s.site.name in rank:
+            raise ValueError(
+                f"rank: site {s.site.name!r} has random features of {s.d} channels, whose law is exact: wanted no rank"
+            )
+    sites = [s for s in sites if s.expansion is None]
     if rank is None and explained_variance is None:
         return directions
     ranks = {} if rank is None else by_site("rank", _above_noise(sites, rank), directions)

@@ -17,17 +17,23 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 class Identity(Law):
     """``R = sqrt(d) U``: the neurons of the reference itself, in their order. The width must be n = d.
 
+    At a site of random features R is their own matrix G, and n their number.
+
     Raises:
         ValueError: when networks are sampled: a sampled site has another width. The message names the site.
     """
 
     def check(self, n: int, site: SiteStatistics) -> None:
-        if n != site.d:
+        if n != site.neurons:
             name = site.site.name
-            raise ValueError(f"law='identity': site {name!r} has {n} neurons, wanted the reference's {site.d}")
+            raise ValueError(f"law='identity': site {name!r} has {n} neurons, wanted the reference's {site.neurons}")
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
+        if site.expansion is not None:
+            return Rows(n, site.d, site.expansion.key)
         return Rows(n, site.d, key, U, k=torch.arange(n, device=site.device))
 
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
+        if site.expansion is not None:
+            return Rows(n, site.d, PLANNED)
         return Rows(n, site.d, PLANNED, U, k=without_values(n, dtype=torch.int64))

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rainbow_fast.ops.gaussian import check_key
+from rainbow_fast.nn.keyed import Keyed
 from rainbow_fast.ops.random_features import random_features
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.kinds import kind_of
@@ -31,7 +31,7 @@ EXACT = (
 )  # small buffers that keep their dtype: an error in them would be an error in all features
 
 
-class RainbowActivation(nn.Module):
+class RainbowActivation(Keyed):
     r"""A sampled site of a network: maps zh to phih, both in the coordinates of the reference.
 
     Sampling makes it; `RainbowNetwork.site` returns it. Its constructor is not part of the public interface.
@@ -50,9 +50,7 @@ class RainbowActivation(nn.Module):
     ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n * positions) if `flattened`; ``scale`` () float64;
     ``offset`` (d,). ``half()`` and ``bfloat16()`` round A only; the other buffers keep their dtypes.
 
-    ``key`` (4,) int64 is the address of the random matrix G. It is in the state dict but is not a buffer: it stays on
-    the CPU, where kernels are launched, so that a forward pass on a GPU does not wait for it. A CUDA graph keeps the
-    key that it was captured with. A function compiled by `torch.compile` is not compiled again for another key.
+    ``key`` (4,) int64 is the address of the random matrix G, see `rainbow_fast.nn.keyed.Keyed`.
 
     Args:
         site: the site that is replaced.
@@ -63,7 +61,6 @@ class RainbowActivation(nn.Module):
         device: of the buffers.
     """
 
-    key: Tensor
     U: Tensor | None
     T: Tensor | None
     k: Tensor | None
@@ -84,13 +81,11 @@ class RainbowActivation(nn.Module):
         recalibration: tuple[Tensor, Tensor] | None = None,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(rows.key)
         self.kind = kind_of(site)
         self.n, self.d, self.mean_row, self.h = rows.n, rows.d, rows.mean_row, rows.h
         self.axis, self.flattened, self._positions = site.axis, flattened, positions
         gain, bias = recalibration or (None, None)
-        check_key(rows.key)
-        self.key = rows.key
         drawn = {name: getattr(rows, name) for name in ("U", "T", "k", "matrix")}
         drawn["scale"] = torch.ones((), dtype=torch.float64, device=device)
         for name, value in (drawn | {"gain": gain, "bias": bias, "A": None, "offset": None}).items():
@@ -113,27 +108,6 @@ class RainbowActivation(nn.Module):
             if getattr(self, name).dtype != t.dtype:
                 setattr(self, name, t.to(getattr(self, name).device))
         return self
-
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "key"] = self.key
-
-    def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list, errors: list
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-        name = prefix + "key"
-        if name not in state_dict:
-            missing.append(name)
-            return
-        if name in unexpected:
-            unexpected.remove(name)
-        try:
-            check_key(state_dict[name].cpu())
-        except ValueError as error:
-            errors.append(f"{name}: {error}")
-            return
-        self.key = state_dict[name].detach().cpu().clone()
 
     def aligned(self, z: Tensor) -> Tensor:
         """A phi' without scale and offset, in the dtype of A; z as in `forward`."""

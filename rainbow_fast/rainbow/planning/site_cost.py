@@ -72,7 +72,10 @@ class SiteCount:
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
         self.rows_drawn = law_of(options).planned(self.n, statistics, U)
         self.r = self.rows_drawn.r
-        self.recalibrates, self.mean_row = options.recalibrate and not first, options.keep_mean
+        self.recalibrates, self.mean_row = (
+            options.recalibrate and not first,
+            options.keep_mean and statistics.has_mean_row,
+        )
         self.offset = options.offset or self.kind.normalisation is not None
         self.solver, self.regression = "", SolverCost()
         alignment = alignment_of(options)

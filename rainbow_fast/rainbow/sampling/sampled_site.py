@@ -95,7 +95,7 @@ class SampledSite:
         rows = law_of(self.options).draw(self.n, self.own, self.spec.directions[self.site.name], address)
         self.activation = RainbowActivation(
             self.site,
-            rows._replace(mean_row=self.options.keep_mean),
+            rows._replace(mean_row=self.options.keep_mean and self.own.has_mean_row),
             flattened=self.flattened,
             positions=self.positions,
             recalibration=self._recalibration() if self.options.recalibrate and self.align.apart[self.lane] else None,
@@ -296,6 +296,7 @@ class SampledSite:
             M_effective_rank=aligned.effective_rank,
             M_condition=aligned.condition,
             route=self.route.name,
+            random_features=self.site.expansion is not None,
         )
 
 
