@@ -11,7 +11,7 @@ import pytest
 from here import ROOT
 
 FLOORS = {
-    **dict.fromkeys(["arguments", "backend", "io", "progress", "tables", "version"], 0),
+    **dict.fromkeys(["arguments", "backend", "io", "maps", "progress", "tables", "version"], 0),
     **dict.fromkeys(["fields", "scratch", "triton_kernels", "tensor_files", "plots"], 1),
     **dict.fromkeys(["formats", "joint_inputs", "ops", "weights"], 2),
     **dict.fromkeys(["networks", "data", "infinite_width"], 3),

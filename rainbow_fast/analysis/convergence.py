@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rainbow_fast.arguments import integer
 from rainbow_fast.infinite_width.kernels import empirical_kernel, expected_kernel
+from rainbow_fast.maps import channels_first
 from rainbow_fast.ops.gaussian import as_key
 from rainbow_fast.progress import Progress, reported
 from rainbow_fast.rainbow.kinds import Pointwise
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
-from rainbow_fast.rainbow.positions import channels_first
 
 WIDE = 4  # width of the wide sample, with which the others are aligned, over the largest width
 

@@ -17,10 +17,10 @@ from rich.markup import escape
 from rainbow_fast.arguments import integer
 from rainbow_fast.cli.readers import READERS, names, numbers
 from rainbow_fast.fields import Former, Options, option
+from rainbow_fast.ops.gaussian import NETWORK_BITS
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
 from rainbow_fast.rainbow.options import (
     METHODS,
-    NETWORK_BITS,
     DataLimits,
     FitOptions,
     Limits,

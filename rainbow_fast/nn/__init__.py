@@ -3,5 +3,6 @@
 
 from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.nn.layers import RainbowConv2d, RainbowLinear
+from rainbow_fast.nn.resample import Resampled, resample
 
-__all__ = ["RainbowConv2d", "RainbowLinear", "RandomFeatures"]
+__all__ = ["RainbowConv2d", "RainbowLinear", "RandomFeatures", "resample", "Resampled"]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Random features of a few channels, as a layer: phi = sigma(G z / sqrt(r)). G is an address, never stored."""
+"""Random features of a few channels, as a layer: phi = pool(sigma(G z / sqrt(r))). G is an address, never stored."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from rainbow_fast.ops.registration import autocast_is_on
 # Sampled networks take columns from 0 on. Layers take other columns, so that with the same seed and stream the neurons
 # of a sample are independent of those of the layer.
 FIRST_COLUMN = 2**33
+POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
 
 class RandomFeatures(Keyed):
-    r"""n random features of r channels: ``phi = sigma(G z / sqrt(r))``, with a fixed Gaussian matrix G (n, r).
+    r"""n random features of r channels: ``phi = pool(sigma(G z / sqrt(r)))``, with a fixed Gaussian matrix G (n, r).
 
     A layer without parameters. With a trained projection before it, ``z = W x``, it is a rainbow layer: the n neurons
     have the weights ``G W / sqrt(r)``, which are independent samples of N(0, W^T W / r). `rainbow_fast.fit` samples it
@@ -47,6 +49,8 @@ class RandomFeatures(Keyed):
         stream: of G, 0 <= stream < 2^32; layers with one seed need different streams. 0 by default.
         activation: sigma, as in `rainbow_fast.random_features`; "relu" by default.
         negative_slope: of "leaky_relu"; 0.01 by default.
+        pool: max-pooling of the features, an `nn.MaxPool2d` (or 1d, 3d) for maps; None (default) has none. As a part
+            of the layer it is done before the alignment where neurons are resampled (`resample`).
         axis: the channel axis, 1 for maps (N, r, *space) (default) or -1 for rows (..., r).
 
     Raises:
@@ -65,6 +69,7 @@ class RandomFeatures(Keyed):
         stream: int = 0,
         activation: str = "relu",
         negative_slope: float = 0.01,
+        pool: nn.Module | None = None,
         axis: int = 1,
     ) -> None:
         super().__init__(key(seed, stream, col_offset=FIRST_COLUMN))
@@ -74,6 +79,9 @@ class RandomFeatures(Keyed):
         if axis not in (1, -1):
             raise ValueError(f"axis={axis!r}: wanted 1 or -1")
         self.axis = axis
+        if pool is not None and (axis != 1 or not isinstance(pool, POOLS) or pool.return_indices):
+            raise ValueError(f"pool={pool!r}: wanted an nn.MaxPool1d, 2d or 3d that returns no indices, and axis=1")
+        self.pool = pool
         self.in_place_of: Callable[[Tensor], Tensor] | None = None  # what computes phi while neurons are resampled
 
     def forward(self, z: Tensor) -> Tensor:
@@ -88,12 +96,12 @@ class RandomFeatures(Keyed):
         """phi with the layer's own neurons."""
         rows = self.rows(z)
         phi = random_features(self.scaled(rows), self.n, seed=self.key, **self.kernel())
-        return self.shaped_as(phi, z)
+        return self.shaped_as(phi if self.pool is None else self.pool(phi), z)
 
     def of_rank(self, rank: int) -> RandomFeatures:
         """A layer with the same address that takes another number of channels."""
-        how = {"activation": self.activation, "negative_slope": self.negative_slope, "axis": self.axis}
-        layer = RandomFeatures(rank, self.n, seed=0, **how)
+        how: dict[str, Any] = {"activation": self.activation, "negative_slope": self.negative_slope}
+        layer = RandomFeatures(rank, self.n, seed=0, pool=self.pool, axis=self.axis, **how)
         layer.key = self.key
         return layer
 

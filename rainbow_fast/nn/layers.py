@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -61,7 +62,8 @@ class _RainbowLayer(nn.Module):
         if own and not isinstance(x, fx.Proxy) and self._samples_weights(x):
             weight, bias = self.sampled()
             s = self._apply_weights(x, weight, bias)
-            return ACTIVATIONS[self.features.activation][0](s, self.features.negative_slope)
+            phi = ACTIVATIONS[self.features.activation][0](s, self.features.negative_slope)
+            return phi if self.features.pool is None else self.features.pool(phi)
         return self.features(self.projection(x))
 
     def sampled(self) -> tuple[Tensor, Tensor | None]:
@@ -81,7 +83,8 @@ class _RainbowLayer(nn.Module):
         layer.weight = nn.Parameter(weight)
         if bias is not None:
             layer.bias = nn.Parameter(bias)
-        return nn.Sequential(layer, self.features.sigma).train(self.training)
+        pool = [] if self.features.pool is None else [copy.deepcopy(self.features.pool)]
+        return nn.Sequential(layer, self.features.sigma, *pool).train(self.training)
 
     def _samples_weights(self, x: Tensor) -> bool:
         """Whether weights ``G W`` and one product cost less than the projection and its features.
@@ -176,6 +179,7 @@ class RainbowConv2d(_RainbowLayer):
         out_channels: neurons, the channels of phi.
         kernel_size, stride, padding, dilation, padding_mode: as in `torch.nn.Conv2d`, with its defaults.
         rank: r, 1 <= r <= in * kernel.
+        pool: max-pooling of the features, an `nn.MaxPool2d`; None (default) has none.
         seed, stream, activation, negative_slope, bias, device, dtype: as in `RainbowLinear`.
 
     Attributes:
@@ -199,6 +203,7 @@ class RainbowConv2d(_RainbowLayer):
         padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         padding_mode: str = "zeros",
+        pool: nn.MaxPool2d | None = None,
         activation: str = "relu",
         negative_slope: float = 0.01,
         bias: bool = False,
@@ -215,9 +220,8 @@ class RainbowConv2d(_RainbowLayer):
         taps = math.prod(kernel_size) if isinstance(kernel_size, tuple) else kernel_size**2
         columns = integer("in_channels", in_channels, 1) * taps
         how: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
-        features = RandomFeatures(
-            _rank(rank, columns), integer("out_channels", out_channels, 1), seed=seed, stream=stream, **how
-        )
+        neurons = integer("out_channels", out_channels, 1)
+        features = RandomFeatures(_rank(rank, columns), neurons, seed=seed, stream=stream, pool=pool, **how)
         conv = nn.Conv2d(in_channels, features.rank, bias=bias, device=device, dtype=dtype, **geometry)
         super().__init__(conv, features)
         self._geometry = geometry

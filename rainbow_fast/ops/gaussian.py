@@ -22,6 +22,7 @@ GAUSSIAN_KIND, CHOICE_KIND = 0, 1
 
 Seed = int | Sequence[int] | Tensor  # the type of the argument ``seed=`` of the ops
 MOST = {"seed": 2**63 - 1, "stream": 2**32 - 1, "row_offset": 2**56 - 1, "col_offset": 2**34 - 1}  # in order of a key
+SITE_BITS, NETWORK_BITS = 12, 20  # of a stream: network_index << 12 | site
 
 
 def key(seed: int | Sequence[int], stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:
@@ -56,6 +57,11 @@ def key(seed: int | Sequence[int], stream: int = 0, row_offset: int = 0, col_off
     if not several:
         return torch.tensor([seeds[0], *rest], dtype=torch.int64, device="cpu")
     return torch.tensor([[one, *rest] for one in seeds], dtype=torch.int64, device="cpu").view(len(seeds), 4)
+
+
+def site_key(seed: int, network_index: int, site: int) -> Tensor:
+    """The key of the neurons of one site of a sampled network."""
+    return key(seed, network_index << SITE_BITS | site)
 
 
 def as_key(seed: Seed, stream: int = 0, row_offset: int = 0, col_offset: int = 0) -> Tensor:

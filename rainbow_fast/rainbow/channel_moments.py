@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from rainbow_fast.maps import as_rows, per_channel
 from rainbow_fast.ops.center import first_center
-from rainbow_fast.rainbow.positions import as_rows, per_channel
 
 BLOCK = 512  # samples
 PIECE = 2**20  # numbers that the center is subtracted from at a time, so that the result is still in the cache

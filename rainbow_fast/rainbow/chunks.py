@@ -14,7 +14,8 @@ from torch import Tensor
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.io import sha256
 from rainbow_fast.joint_inputs import Input, JointInputs, Name
-from rainbow_fast.rainbow.positions import Positions, channels_first
+from rainbow_fast.maps import channels_first
+from rainbow_fast.rainbow.positions import Positions
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.trace import State, Trace
 

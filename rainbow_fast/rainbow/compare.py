@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.fields import Options, accepts, collect
+from rainbow_fast.maps import channels_first
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.plots.by_site import alignment_by_site
 from rainbow_fast.progress import Progress, reported
@@ -19,7 +20,6 @@ from rainbow_fast.rainbow.alignment.polar_factor import PolarFactor
 from rainbow_fast.rainbow.holdout import split
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import PAPER, FitOptions, Limits
-from rainbow_fast.rainbow.positions import channels_first
 from rainbow_fast.rainbow.prepare import Prepared, prepare
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.results import Results

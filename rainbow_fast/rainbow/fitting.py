@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.maps import channels_first, every, take
 from rainbow_fast.progress import Progress
 from rainbow_fast.rainbow.alignment.procrustes import rotations
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.positions import channels_first, every, take
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
 from rainbow_fast.rainbow.spec import NetworkSpec

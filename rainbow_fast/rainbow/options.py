@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rainbow_fast.arguments import between, bytes_of, flag, folder, integer, one_of, optional
 from rainbow_fast.fields import Former, Options, documented, option
+from rainbow_fast.ops.gaussian import NETWORK_BITS
 from rainbow_fast.rainbow import option_checks
 from rainbow_fast.rainbow.alignment import ALIGNMENTS, Alignment
 from rainbow_fast.rainbow.alignment.regression import RIDGE
@@ -22,7 +23,6 @@ from rainbow_fast.rainbow.laws.bootstrap_rows import SMOOTHING
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
 from rainbow_fast.rainbow.option_checks import HOLDOUT
 
-SITE_BITS, NETWORK_BITS = 12, 20  # of a stream: network_index << 12 | site
 SCALES = ("sqrt", "optimal", "nuclear", "one")
 
 

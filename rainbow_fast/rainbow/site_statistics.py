@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import integer
+from rainbow_fast.maps import as_rows, every, take
 from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.positions import as_rows, every, take
 from rainbow_fast.tracing.site import Site
 from rainbow_fast.tracing.writers import writer_covariance
 

@@ -196,14 +196,18 @@ def _parts(
 ) -> tuple[list[fx.Node], fx.Node]:
     """The nodes of a site with this non-linearity: with pooling and normalisation; and the input of the site."""
     parts = list(core)
-    mixes = isinstance(module_of(core[0], owner), RandomFeatures)  # of pooled channels they are another function
-    if not mixes and z not in taken and max_pooling(z, owner) is not None and len(z.users) == 1:
+    module = module_of(core[0], owner)
+    expansion = module if isinstance(module, RandomFeatures) else None  # of pooled channels it is another function
+    if expansion is None and z not in taken and max_pooling(z, owner) is not None and len(z.users) == 1:
         if axes.of(z.all_input_nodes[0]) == 1:
             parts.insert(0, z)
             z = z.all_input_nodes[0]
     maps = axes.of(z) == 1  # with another axis, pooling would mix neurons
+    pooled = expansion is not None and expansion.pool is not None
     flat = len(axes.shapes.get(z, (0, 0))) == 2
-    for kind in (max_pooling, batch_norm) if maps else (batch_norm,) if flat else ():
+    for kind in (
+        (batch_norm,) if maps and pooled else (max_pooling, batch_norm) if maps else (batch_norm,) if flat else ()
+    ):
         following = list(parts[-1].users)
         if len(following) == 1 and following[0].op != "output" and kind(following[0], owner) is not None:
             parts.append(following[0])

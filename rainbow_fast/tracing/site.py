@@ -100,7 +100,7 @@ def make(
     layers = [layer for layer in (before, sigma, after, norm) if layer is not None]
     expansion = sigma if isinstance(sigma, RandomFeatures) else None
     if expansion is not None:
-        sigma = expansion.sigma
+        sigma, after = expansion.sigma, expansion.pool or after
     if getattr(sigma, "inplace", False):
         sigma.inplace = False  # type: ignore[assignment]  # z is still read after phi is computed
     return Site(

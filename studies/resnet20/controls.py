@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
 
-from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.maps import every, take
+from rainbow_fast.ops.gaussian import SITE_BITS, gaussian
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.options import METHODS, SITE_BITS, MethodOptions, alignment_of
-from rainbow_fast.rainbow.positions import every, take
+from rainbow_fast.rainbow.options import METHODS, MethodOptions, alignment_of
 from rainbow_fast.rainbow.report import Error
 from rainbow_fast.rainbow.sampling.align import align, offset, scale, size_of
 

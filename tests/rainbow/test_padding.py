@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rainbow_fast as rf
-from rainbow_fast.rainbow.positions import Positions, take
+from rainbow_fast.maps import take
+from rainbow_fast.rainbow.positions import Positions
 from rainbow_fast.tracing.agreement import distances
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rainbow_fast as rf
+from rainbow_fast.maps import every, take
 from rainbow_fast.networks import cnn, mlp
-from rainbow_fast.rainbow.positions import every, take
 
 X = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

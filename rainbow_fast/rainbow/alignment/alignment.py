@@ -13,10 +13,6 @@ from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
-# Singular values of M below this fraction of the largest count as zero. M is a mean of float64 sums, whose rounding is
-# below it; a direction of activations 3e-7 times as large as the largest is above it.
-RTOL = 1e-13
-
 
 class Problem(NamedTuple):
     """The alignment problem of one site, in addition to M (d, n).

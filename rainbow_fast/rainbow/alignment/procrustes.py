@@ -6,8 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops.polar import polar
-from rainbow_fast.rainbow.alignment.alignment import RTOL
+from rainbow_fast.ops.polar import RTOL, polar
 
 
 def rotations(C: Tensor, K: int, iterations: int, site: str) -> Tensor:

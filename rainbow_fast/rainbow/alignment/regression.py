@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import between, one_of
+from rainbow_fast.maps import as_rows, per_channel
 from rainbow_fast.ops.cross_covariance import cross_covariance_, cross_covariance_flops
 from rainbow_fast.rainbow.alignment.alignment import AlignedSite, Alignment, Problem
 from rainbow_fast.rainbow.alignment.conjugate_gradient import (
@@ -25,7 +26,6 @@ from rainbow_fast.rainbow.alignment.conjugate_gradient import (
 )
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS
 from rainbow_fast.rainbow.network.features import blocks
-from rainbow_fast.rainbow.positions import as_rows, per_channel
 
 RTOL = 1e-10  # eigenvalues of a singular S below this fraction of the largest count as zero
 SQUARE_BYTES = 2**33  # largest size of S or of the kernel, which are factored in place: 32,768 rows of float64

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rainbow_fast.maps import channels_first, per_channel
 from rainbow_fast.nn.keyed import Keyed
 from rainbow_fast.ops.random_features import random_features
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.features import FUSED, STORED, FeatureStrategy, Select, blocks
-from rainbow_fast.rainbow.positions import channels_first, per_channel
 from rainbow_fast.tracing.site import Site
 
 HALVES = (torch.bfloat16, torch.float16)

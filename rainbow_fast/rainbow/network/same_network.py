@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.maps import channels_first
 from rainbow_fast.rainbow.inputs import as_float64, probes_for
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.materialize import materialize
-from rainbow_fast.rainbow.positions import channels_first
 from rainbow_fast.tracing.agreement import bound, distance, distances, limit_of
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.trace import State, Trace

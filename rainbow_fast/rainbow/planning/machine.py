@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from rainbow_fast.ops.polar import polar, polar_flops
+from rainbow_fast.ops.polar import RTOL, polar, polar_flops
 from rainbow_fast.ops.random_features import random_features, random_features_covariance, random_features_projection
 from rainbow_fast.ops.random_features_flops import random_features_covariance_flops, random_features_projection_flops
-from rainbow_fast.rainbow.alignment.alignment import RTOL
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from rainbow_fast.maps import every
 from rainbow_fast.ops.cross_covariance import cross_covariance_flops
 from rainbow_fast.ops.polar import polar_flops
 from rainbow_fast.ops.random_features_flops import random_features_covariance_flops, random_features_flops
@@ -18,7 +19,6 @@ from rainbow_fast.rainbow.options import alignment_of, law_of
 from rainbow_fast.rainbow.planning.cost import SiteCost, Work
 from rainbow_fast.rainbow.planning.site_memory import SiteMemory
 from rainbow_fast.rainbow.planning.sizes import Sizes
-from rainbow_fast.rainbow.positions import every
 from rainbow_fast.rainbow.sampling.align import few_directions_flops, has_few_directions
 from rainbow_fast.rainbow.sampling.route import FUSED, Route, wide_multiplications
 from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistics

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rainbow_fast.rainbow.positions import every
+from rainbow_fast.maps import every
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.ops.gaussian import gaussian
-from rainbow_fast.ops.polar import LONG_IN_PLACE, Polar, polar_, polar_flops
-from rainbow_fast.rainbow.alignment.alignment import RTOL, Alignment, Problem
+from rainbow_fast.ops.polar import LONG_IN_PLACE, RTOL, Polar, polar_, polar_flops
+from rainbow_fast.rainbow.alignment.alignment import Alignment, Problem
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import MethodOptions

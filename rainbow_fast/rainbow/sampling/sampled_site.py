@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops.gaussian import key
+from rainbow_fast.maps import channels_first
+from rainbow_fast.ops.gaussian import site_key
 from rainbow_fast.ops.random_features import random_features_covariance
 from rainbow_fast.rainbow.alignment.alignment import Alignment
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
@@ -18,8 +19,7 @@ from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.features import Select, blocks
 from rainbow_fast.rainbow.network.rainbow_network import refit_flattened, refit_site
-from rainbow_fast.rainbow.options import SITE_BITS, alignment_of, law_of
-from rainbow_fast.rainbow.positions import channels_first
+from rainbow_fast.rainbow.options import alignment_of, law_of
 from rainbow_fast.rainbow.report import Error, SiteReport
 from rainbow_fast.rainbow.sampling.align import AlignedMap, align, offset, scale, size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight
@@ -91,7 +91,7 @@ class SampledSite:
 
     def draw(self) -> None:
         """Draw the random rows, and compute the recalibration of z if the method has one."""
-        address = key(self.options.seed, self.options.network_index << SITE_BITS | self.site.index)
+        address = site_key(self.options.seed, self.options.network_index, self.site.index)
         rows = law_of(self.options).draw(self.n, self.own, self.spec.directions[self.site.name], address)
         self.activation = RainbowActivation(
             self.site,

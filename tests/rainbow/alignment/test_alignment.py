@@ -6,8 +6,8 @@ import torch
 from here import draw
 
 import rainbow_fast as rf
+from rainbow_fast.ops.polar import RTOL
 from rainbow_fast.rainbow.alignment import Alignment, PolarFactor
-from rainbow_fast.rainbow.alignment.alignment import RTOL
 from rainbow_fast.rainbow.options import PAPER
 from rainbow_fast.rainbow.sampling.align import align, has_few_directions
 

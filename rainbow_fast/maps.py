@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Feature maps as samples: the axis of the channels, and the choice of positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def channels_first(z: Tensor, axis: int | None, flattened: bool = False) -> Tensor:
+    """z as (N, d, *space). If the channels are the last axis, z as (samples, d), unless the site is `flattened`."""
+    if axis != -1 or z.dim() == 2:
+        return z
+    return z.movedim(-1, 1) if flattened else z.flatten(0, -2)
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """values (d,) in the dtype of `like`, reshaped to broadcast over the channels of maps (N, d, *space)."""
+    return values.view(1, -1, *[1] * (like.dim() - 2)).to(like.dtype)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x (N, d, *space) as (samples, d)."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def every(samples: int, at_most: int, positions: int = 1) -> int:
+    """The step t such that every t-th of the samples gives at most `at_most` of them.
+
+    t is 1 if there are no more samples than that. Otherwise it is odd and has no common divisor with `positions`, the
+    number of positions of a feature map, so that all positions are used.
+    """
+    if samples <= at_most:
+        return 1
+    step = -(-samples // at_most) | 1
+    while math.gcd(step, positions) > 1:
+        step += 2
+    return step
+
+
+def take(x: Tensor, first: int, step: int) -> Tensor:
+    """Every step-th sample of x (N, d, *space) as (samples, d). Every position is a sample. Step 1 returns x itself.
+
+    `first` is the number of samples in the previous batches. With it, the choice does not depend on the batch size.
+    """
+    if step == 1:
+        return x
+    if x.dim() == 2:
+        return x[-first % step :: step]
+    maps = x.flatten(2)
+    rows = torch.arange(-first % step, len(maps) * maps.shape[2], step, device=x.device)
+    return maps[rows // maps.shape[2], :, rows % maps.shape[2]]
