@@ -20,8 +20,7 @@ from rainbow_fast.ops.registration import functional, writing
 DTYPES = (torch.float32, torch.float64)
 CERTIFIED = {torch.float32: 1e-6, torch.float64: 1e-10}  # largest residual and non-orthogonality of a converged result
 LONG, LONG_IN_PLACE = 256, 16  # ratios of the sides from which the LQ decomposition is faster, or saves much memory
-# For an M that is a mean of float64 sums, whose rounding is below this fraction of its largest singular value. A
-# direction of activations 3e-7 times as large as the largest is above it.
+# Singular values of a mean of float64 sums below this fraction of the largest are rounding.
 RTOL = 1e-13
 SQUARES = 2.0**300  # entries between 1 / SQUARES and SQUARES can be squared without overflow
 

@@ -205,9 +205,8 @@ def _parts(
     maps = axes.of(z) == 1  # with another axis, pooling would mix neurons
     pooled = expansion is not None and expansion.pool is not None
     flat = len(axes.shapes.get(z, (0, 0))) == 2
-    for kind in (
-        (batch_norm,) if maps and pooled else (max_pooling, batch_norm) if maps else (batch_norm,) if flat else ()
-    ):
+    poolings = (max_pooling,) if maps and not pooled else ()
+    for kind in (*poolings, batch_norm) if maps or flat else ():
         following = list(parts[-1].users)
         if len(following) == 1 and following[0].op != "output" and kind(following[0], owner) is not None:
             parts.append(following[0])
