@@ -50,13 +50,13 @@ def rainbowize(
 
         phi = sigma(G z / sqrt(r)),    z of r channels, phi of n = round(expand d) channels
 
-    G (n, r) is Gaussian and fixed: a `nn.RandomFeatures` with this seed, and the site's place among all sites as its
-    stream. What writes z gets r channels, with the operations between: layers, normalisations, pooling, sums. Where a
-    Linear or a Conv2d stands directly before sigma, both become one `nn.RainbowLinear` or `nn.RainbowConv2d`, with a
-    bias if the layer has one. What reads phi takes n channels. Everything else stays as it is.
+    G (n, r) is Gaussian and fixed: a `rainbow_fast.nn.RandomFeatures` with this seed, and the site's place among all
+    sites as its stream. What writes z gets r channels, with the operations between: layers, normalisations, pooling,
+    sums. Where a Linear or a Conv2d stands directly before sigma, both become one `rainbow_fast.nn.RainbowLinear` or
+    `RainbowConv2d`, with a bias if the layer has one. What reads phi takes n channels. Everything else stays as it is.
 
     The network is not a copy of a trained one: all layers get new weights, from torch's global generator. Weights that
-    write z are those of `nn.RainbowLinear`, which keep the mean square of activations; biases start at 0. All other
+    write z are those of `RainbowLinear`, which keep the mean square of activations; biases start at 0. All other
     modules are initialised by their `reset_parameters`. Parameters of modules without one keep their values.
 
     Between a layer and its activation:
@@ -75,17 +75,19 @@ def rainbowize(
         module: the network, of one input; its graph is found as in `sites`. Dropout stays; anything else that a forward
             does in training only is left out. It is not changed.
         x: a batch (N, ...), or data as in `fit`; one sample is read, for the shapes.
-        rank: r, the same for all sites that share z. An int, at most the inputs of a neuron, which are those of the
-            widest layer of the module that writes z; or a fraction of d as a float, where r is at least 1 and at most
-            that number; or a dict of these by site, 0.25 for sites that it does not name. 0.25 by default.
+        rank: r, the same for all sites that share z. An int, at most the inputs of a neuron in `module` (if several
+            layers write z, of the layer with the most); or a fraction of d as a float, and r is then rounded, at least
+            1 and at most that number; or a dict of these by site, 0.25 for sites that it does not name. 0.25 by
+            default.
         expand: n / d; n is at least 1. 4 by default.
         seed: of G, 0 <= seed < 2^63. 0 by default.
         sites: names of the chosen sites, as `rainbow_fast.sites` lists them; by default all that it says are sampled.
 
     Returns:
-        The network in training mode, with the device and the dtypes of the module: an `nn.Sequential` if it is a chain
-        of modules, else an `fx.GraphModule`. Modules keep their names; a Sequential has "_" for the dots in them.
-        Outputs keep their shapes. A `nn.PReLU` at a chosen site becomes the leaky_relu of its present slope.
+        The network in training mode, with the device and the dtypes of the module: an `nn.Sequential` if it is a
+        chain of modules, else an `fx.GraphModule`. Modules keep their names, and random features have that of their
+        site; a Sequential has "_" for the dots in them, and a pair has the name of its layer. Outputs keep their
+        shapes. A `nn.PReLU` at a chosen site becomes the leaky_relu of its present slope.
 
     Raises:
         TypeError: `module` is not an nn.Module, or a scripted one; an argument has another type.
@@ -126,8 +128,6 @@ def rainbowize(
     plan.rewrite()
     Building(plan, example)
     owner.graph.lint()
-    owner.delete_all_unused_submodules()
-    owner.recompile()
     return _as_chain(owner).train()
 
 
@@ -164,12 +164,19 @@ def _neurons(place: Found, numbered: Numbered, expand: float) -> int:
 
 
 def _as_chain(owner: fx.GraphModule) -> nn.Module:
-    """The modules of a graph in order, if it calls one after the other, each once; else the graph."""
+    """The modules of a graph in order, if it calls one after the other, each once; else the graph, without its tracer.
+
+    A graph that knows a tracer of its own class cannot be unpickled.
+    """
     source, *nodes, output = owner.graph.nodes
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for node in nodes:
         name = str(node.target).replace(".", "_")
         if node.op != "call_module" or node.args != (source,) or node.kwargs or name in parts:
-            return owner
+            break
         source, parts[name] = node, owner.get_submodule(str(node.target))
-    return nn.Sequential(parts) if output.args == (source,) else owner
+    if output.args == (source,):
+        return nn.Sequential(parts)
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(owner.graph, {}))
+    return fx.GraphModule(owner, graph)

@@ -2,6 +2,7 @@
 """`rainbowize`: every architecture with rainbow layers runs, trains, is traced, sampled and written out."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from functools import partial
 
@@ -101,7 +102,7 @@ def test_it_has_random_features_at_every_site_and_trains(case):
     assert net(x).shape == module(x).shape
 
 
-def test_state_dict_and_module_are_kept(case):
+def test_state_dict_and_module_are_kept_and_it_is_pickled(case):
     _, module, net, x = case
     before = copy.deepcopy(module.state_dict())
     other = rf.rainbowize(module, x, seed=5)
@@ -110,6 +111,7 @@ def test_state_dict_and_module_are_kept(case):
     assert not torch.equal(net(x), other(x))
     other.load_state_dict(net.state_dict())  # with the keys of the random features, which had another seed
     assert torch.equal(net(x), other(x))
+    assert torch.equal(net(x), pickle.loads(pickle.dumps(net))(x))
 
 
 @torch.no_grad()
@@ -131,8 +133,9 @@ def test_its_own_neurons_give_it_back(case):
     norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
     architectures.settle(net, x) if norms else net.eval()
     network, _ = rf.sample(net, x, law="identity", center=True, offset=True, holdout=0)
-    # 1e-7: float64 rounding times the condition of M, of n features of few channels, at about ten sites
-    assert (network(x) - net(x)).norm() <= 1e-7 * net(x).norm()
+    # Directions of M below 1e-13 of the largest may be rounding. The features in them, 3e-7 of all, are lost at each of
+    # about ten sites.
+    assert (network(x) - net(x)).norm() <= 3e-6 * net(x).norm()
 
 
 def test_number_of_parameters_by_hand():

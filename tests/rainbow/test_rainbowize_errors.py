@@ -79,9 +79,9 @@ def with_other_inputs() -> nn.Module:
 def two_activations() -> nn.Module:
     def forward(m: Calls, x: Tensor) -> Tensor:
         z = m.a(x.flatten(1))
-        return m.h(torch.relu(z) + torch.tanh(z))
+        return m.h(torch.cat((torch.relu(z), torch.tanh(z)), 1))
 
-    return Calls(forward, a=nn.Linear(192, 16), h=nn.Linear(16, 5))
+    return Calls(forward, a=nn.Linear(192, 16), h=nn.Linear(32, 5))
 
 
 def viewed(*sizes: int) -> nn.Module:
