@@ -29,6 +29,7 @@ from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 from rainbow_fast.rainbow.options import DataLimits, FitOptions, Limits, MethodOptions, SampleOptions
 from rainbow_fast.rainbow.planning.cost import Cost, SiteCost, Work
 from rainbow_fast.rainbow.planning.machine import Machine
+from rainbow_fast.rainbow.rainbowize import rainbowize
 from rainbow_fast.rainbow.report import Report, SiteReport
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.rainbow.sites import SiteInfo, Sites, sites
@@ -76,6 +77,7 @@ __all__ = [
     "Problem",
     "Progress",
     "RainbowActivation",
+    "rainbowize",
     "RainbowModel",
     "RainbowNetwork",
     "random_features",

@@ -33,8 +33,9 @@ OPEN_ROOMS = {
     "bench/bench_{}.py": OPS,
 }
 RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: here too, imports go down
-    ["inputs", "positions", "scores", "channel_moments", "moments", "site_statistics", "results"],
-    ["laws", "kinds"],
+    ["inputs", "positions", "resizing", "scores", "channel_moments", "moments", "site_statistics", "results"],
+    ["laws", "kinds", "narrowing"],
+    ["rebuilding"],
     ["network"],
     ["alignment"],
     ["options", "option_checks", "chunks"],
@@ -44,7 +45,7 @@ RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: here
     ["fitting", "summaries"],
     ["sampling"],
     ["planning"],
-    ["compare", "sites", "model"],
+    ["compare", "sites", "model", "rainbowize"],
     ["files"],
 ]
 

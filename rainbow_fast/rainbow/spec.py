@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -15,6 +16,7 @@ from rainbow_fast.rainbow.laws.directions import Directions, choose_directions
 from rainbow_fast.rainbow.options import SampleOptions, law_of
 from rainbow_fast.rainbow.prepare import Prepared, own_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site, warn_if_few
+from rainbow_fast.tracing.site import Site
 from rainbow_fast.tracing.trace import Trace
 
 MOST_NEURONS = 2**56  # rows of the random matrix G, see `rainbow_fast.gaussian`
@@ -115,7 +117,15 @@ class NetworkSpec:
             )
 
 
-def choose_sites(sites: Sequence[SiteStatistics], names: Sequence[str] | None) -> list[SiteStatistics]:
+class _HasSite(Protocol):
+    @property
+    def site(self) -> Site: ...
+
+
+T = TypeVar("T", bound=_HasSite)
+
+
+def choose_sites(sites: Sequence[T], names: Sequence[str] | None) -> list[T]:
     """The named sites in order of execution; without names, all sites except output activations and gates.
 
     Raises:

@@ -26,7 +26,10 @@ from rainbow_fast.tracing.operations import name_of, of_input
 NUMBERS = torch.float64  # exact for numbers of channels, and accepted by padding and pooling
 LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase)  # write the last axis
 FIRST = (_ConvNd,)  # write axis 1
-FIRST_KEPT = (_NormBase, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _LPPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
+FIRST_KEPT = (
+    *(_NormBase, nn.GroupNorm, nn.Upsample),
+    *(_MaxPoolNd, _AvgPoolNd, _LPPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd),
+)
 SHUFFLING = (nn.PixelShuffle, nn.PixelUnshuffle)  # numbers of new channels, which are axis 1
 MOVING_MODULES = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle),

@@ -101,6 +101,8 @@ def find_sites(
         z = node.all_input_nodes[0] if formula is None else formula.z
         parts, z = _parts(core, z, owner, taken, axes)
         norm = batch_norm(parts[-1], owner)
+        if isinstance(sigma, RandomFeatures):
+            axes.say(z, sigma.axis)
         if name in by_name:
             axes.give(z, by_name.pop(name), name)
         reason = formula.reason if formula is not None and formula.reason else by_channel(sigma) or axes.unknown(z)
@@ -151,6 +153,11 @@ class Axes:
             )
         self.numbered.axes[z] = axis % dims
 
+    def say(self, z: fx.Node, axis: int) -> None:
+        """Set the axis of z to the one that its reader takes its channels from; a single one has no other sign."""
+        if self.numbered is not None and z in self.shapes:
+            self.numbered.axes[z] = axis % len(self.shapes[z])
+
     def unknown(self, z: fx.Node) -> str | None:
         """Why z has no channels that can be sampled; None if it has."""
         if self.numbered is None:
@@ -159,7 +166,7 @@ class Axes:
         if len(shape) < 2:
             return f"z has shape {shape}, no channels"
         if len(shape) == 2:
-            return "z has a single channel" if shape[1] == 1 else None
+            return "z has a single channel" if shape[1] == 1 and axis is None else None
         if axis is None:
             return f"the channel axis of z, of shape {shape}, is not known"
         if named(axis, len(shape)) is None:

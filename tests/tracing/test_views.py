@@ -145,3 +145,18 @@ def test_channel_axes_that_are_none():
             ValueError, match=f"^channel_axes: {axis!r} for site 'act' with z of shape .*: wanted 1 or -1"
         ):
             rf.fit(Lost(), X, channel_axes={"act": axis})
+
+
+def test_channels_after_upsampling():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    [site] = rf.sites(net, X)
+    assert (site.channels, site.z_shape, site.kept) == (8, (8, 8, 8), None)
+
+
+@pytest.mark.parametrize(
+    "axis, before, after", [(1, nn.Conv2d(3, 1, 3), nn.Conv2d(16, 4, 1)), (-1, nn.Linear(6, 1), nn.Linear(16, 4))]
+)
+def test_random_features_of_a_single_channel(axis, before, after):
+    """Nothing but the random features tells which axis it is."""
+    [site] = rf.sites(nn.Sequential(before, rf.nn.RandomFeatures(1, 16, seed=0, axis=axis), after), X)
+    assert (site.channels, site.kept) == (1, None)
