@@ -115,7 +115,9 @@ class RainbowLinear(_RainbowLayer):
     loss, because it is a sample already.
 
     W is uniform with the variance ``gain^2 / in`` (`initialise_`), torch's uniform initialisation with another bound:
-    the mean square of phi is then that of x. Memory for the backward pass: x and r numbers for each row of x.
+    the mean square of phi is then that of x. The gradient of W is ``G^T / sqrt(r)`` times that of the weights of plain
+    neurons, so that a learning rate r / out times the usual one takes steps of the same size. Memory for the backward
+    pass: x and r numbers for each row of x.
 
     Args:
         in_features: channels of x (..., in).

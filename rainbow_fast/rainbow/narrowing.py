@@ -78,10 +78,9 @@ class Skip:
 
 
 def core(place: Found) -> list[fx.Node]:
-    """The nodes that compute the non-linearity of a site, without pooling and normalisation."""
+    """The nodes that random features replace: the non-linearity of a site and the pooling after it."""
     site = place.site
-    after = (site.after is not None) + (site.norm is not None)
-    return place.nodes[site.before is not None : len(place.nodes) - after]
+    return place.nodes[site.before is not None : len(place.nodes) - (site.norm is not None)]
 
 
 def input_of(place: Found) -> fx.Node:

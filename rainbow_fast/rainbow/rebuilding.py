@@ -205,7 +205,9 @@ class Building(fx.Interpreter):
     def _expansion(self, place: Found) -> dict[str, Any]:
         """What random features of a site are made with, besides their rank."""
         site = place.site
+        pool = {} if site.after is None else {"pool": site.after}
         return {
+            **pool,
             "n": self.plan.neurons[site.name],
             "seed": self.plan.seed,
             "stream": site.index,

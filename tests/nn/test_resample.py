@@ -36,7 +36,9 @@ def test_a_clean_pass_is_the_sample_with_the_same_key(width: int) -> None:
     for index in range(2):
         sampled, _ = rf.sample(net, X, width=width, seed=7, network_index=index, holdout=0.0)
         outputs = resampled(X)
-        assert float((outputs - net(X)).detach().norm()) > 0.1 * float(outputs.detach().norm()), "the neurons are other ones"
+        assert float((outputs - net(X)).detach().norm()) > 0.1 * float(outputs.detach().norm()), (
+            "the neurons are other ones"
+        )
         # float64, times the condition numbers of M, which are up to 1e6
         torch.testing.assert_close(outputs, sampled(X), rtol=1e-8, atol=1e-8)
 

@@ -179,6 +179,22 @@ def test_initial_weights_come_from_the_global_generator():
     assert not torch.equal(weights[0][-160:], module[-1].weight.flatten())
 
 
+def test_pooling_after_the_activation_belongs_to_the_layer() -> None:
+    """It is then done before the alignment, in `resample` as in `sample`."""
+    x = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 2))
+    net = rf.rainbowize(plain, x, rank=3)
+    assert [type(layer) for layer in net] == [rf.nn.RainbowConv2d, nn.Flatten, nn.Linear]
+    assert str(net[0].features.pool) == str(plain[2])
+    normed = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 2, 1))
+    features = rf.rainbowize(normed, x)[2]
+    assert isinstance(features, rf.nn.RandomFeatures) and isinstance(features.pool, nn.MaxPool2d)
+    sampled, _ = rf.sample(net, x, width=20, seed=3, holdout=0.0)
+    passed = rf.nn.resample(net, 20, align="clean", seed=3)(x)
+    # float32, times the condition of M
+    torch.testing.assert_close(passed, sampled(x), rtol=1e-3, atol=1e-3 * float(passed.detach().abs().max()))
+
+
 def test_what_forwards_write():
     """Max-pooling before the activation, a formula, dropout functions, scalings, and broadcast sums."""
     x = images(6, 3, 8, 8)
