@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from rainbow_fast.arguments import between, flag, integer, one_of, tensor
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.ops.cross_covariance import cross_covariance
+from rainbow_fast.ops.gaussian import MOST
 from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.random_networks.whitening import FACTORS, SCALES, Inputs, Whitening
 from rainbow_fast.tracing.copies import copied
@@ -86,7 +87,7 @@ def init_orthogonal_(
             needs an H of full rank min(inputs, outputs).
         keep_bias: keep the biases of the layers; by default they become zero.
         layers: names of the layers to initialise; None (default) for all.
-        seed: of the Haar factors, 0 to 2^64 - 1.
+        seed: of the Haar factors, 0 <= seed < 2^63.
 
     Returns:
         `module`, with the dtypes, devices and keys of the state dict that it had. Two calls with the same seed and the
@@ -116,7 +117,7 @@ def init_orthogonal_(
         eps=between(0, math.inf, "0 <= eps < infinity", open_high=True)("eps", eps),
         gain=between(0, math.inf, "0 < gain < infinity", open_low=True, open_high=True)("gain", gain),
         scale=one_of("scale", scale, SCALES),
-        seed=integer("seed", seed, 0, 2**64 - 1),
+        seed=integer("seed", seed, 0, MOST["seed"]),
     )
     flag("keep_bias", keep_bias)
     x = _checked_batch(module, batch)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rainbow_fast.ops.cross_covariance import cross_covariance
 from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.ops.gaussian import key as gaussian_key
 from rainbow_fast.ops.polar import polar
 
 SLICES = ("slice", "polar_slice")  # of the whitened rows of H
@@ -155,8 +156,8 @@ class Whitening:
 
     def _haar(self, rows: int, columns: int, stream: int, offset: int, like: Tensor) -> Tensor:
         """A uniformly random matrix (rows, columns) with orthonormal columns: the polar factor of a Gaussian one."""
-        address = {"seed": self.seed, "stream": stream, "row_offset": offset}
-        return polar(gaussian(rows, columns, **address, dtype=like.dtype, device=like.device)).A
+        key = gaussian_key(self.seed, stream, row_offset=offset)
+        return polar(gaussian(rows, columns, seed=key, dtype=like.dtype, device=like.device)).A
 
 
 def _check_rank(inputs: Inputs, values: Tensor, k: int, place: str) -> None:

@@ -265,6 +265,7 @@ BAD = [
     ({"eps": math.nan}, ValueError, "^eps=nan: wanted 0 <= eps < infinity"),
     ({"gain": 0}, ValueError, "^gain=0: wanted 0 < gain < infinity"),
     ({"seed": -1}, ValueError, "^seed=-1: wanted 0 <= seed < 2"),
+    ({"seed": 2**63, "factor": "haar"}, ValueError, f"^seed={2**63}: wanted 0 <= seed < "),
     ({"seed": 0.5}, TypeError, "^seed=0.5: wanted an integer"),
     ({"keep_bias": 1}, TypeError, "^keep_bias=1: wanted True or False"),
     ({"layers": ["4"]}, ValueError, "^layers: no layer '4', wanted some of '1', '3'"),
