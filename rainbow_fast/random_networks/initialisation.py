@@ -69,7 +69,8 @@ def init_orthogonal_(
     Args:
         module: any network of one input that torch.fx can trace. Layers of class `nn.Linear`, `nn.Conv1d` and
             `nn.Conv2d` are initialised, with any kernel, stride, dilation, padding and groups.
-        batch: (n, ...) samples, as the network receives them. Each layer needs at least min(inputs, outputs) rows.
+        batch: (n, ...) samples, as the network receives them. Each layer needs at least min(inputs, outputs) rows,
+            those of one group.
         exponent: above 0 and at most 1. 1 (default) whitens; 1/2 is the published equation.
         factor: Q. ``"identity"`` (default): the matrix nearest to the identity, so that the outputs are the polar
             factor of H, up to gamma (ZCA whitening). A layer with more outputs than inputs has a Haar factor instead,

@@ -109,7 +109,8 @@ class Whitening:
             stream: of the Gaussian numbers of the Haar factors.
 
         Raises:
-            ValueError: H is not finite, is zero, or has fewer rows or a lower rank than W needs.
+            ValueError: H is not finite, is zero, has fewer rows or a lower rank than W needs, or begins with rows of
+                zeros where a slice is taken.
         """
         rows, d = groups[0].rows, groups[0].inputs
         k = min(outputs, d)
