@@ -198,6 +198,27 @@ def padded(t: Tensor, shape: tuple[int, ...], value: int = 0) -> Tensor:
     return wide
 
 
+def by_positions(masks: Named, called: str = "data") -> dict[int, Tensor]:
+    """By number of positions, which of them count, (N, positions) bool; without masks of which all count.
+
+    Args:
+        masks: by the names of inputs, bool tensors (N, positions).
+        called: what error messages call the data.
+
+    Raises:
+        ValueError: two masks have the same number of positions, and differ.
+    """
+    first: dict[int, tuple[Name, Tensor]] = {}
+    for name, mask in masks.items():
+        other, before = first.setdefault(mask.shape[1], (name, mask))
+        if not torch.equal(before, mask):
+            raise ValueError(
+                f"{called}: inputs {other!r} and {name!r} disagree about which of {mask.shape[1]} positions count: "
+                "wanted one of another length"
+            )
+    return {positions: mask for positions, (_, mask) in first.items() if not bool(mask.all())}
+
+
 def layout_of(network: nn.Module) -> JointInputs | None:
     """The inputs of a network that takes rows; None for other networks."""
     split = getattr(network, SPLIT, None)

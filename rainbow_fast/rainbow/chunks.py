@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.io import sha256
-from rainbow_fast.joint_inputs import Input, JointInputs, Name
+from rainbow_fast.joint_inputs import Input, JointInputs, by_positions
 from rainbow_fast.maps import channels_first
 from rainbow_fast.rainbow.positions import Positions
 from rainbow_fast.tracing.random_state import untouched
@@ -98,16 +98,9 @@ class Data:
         Raises:
             ValueError: two masks have the same number of positions, and differ.
         """
-        masks: dict[int, tuple[Name, Tensor]] = {}
-        for each in () if self.joint is None or not self.count else self.joint.masks:
-            mask = self._mask(each, self.joint)  # type: ignore[arg-type]
-            other, before = masks.setdefault(mask.shape[1], (each.name, mask))
-            if not torch.equal(before, mask):
-                raise ValueError(
-                    f"data: inputs {other!r} and {each.name!r} disagree about which of {mask.shape[1]} positions "
-                    "count: wanted one of another length"
-                )
-        return {positions: mask for positions, (_, mask) in masks.items() if not bool(mask.all())}
+        if self.joint is None or not self.count:
+            return {}
+        return by_positions({each.name: self._mask(each, self.joint) for each in self.joint.masks})
 
     def _mask(self, mask: Input, joint: JointInputs) -> Tensor:
         """The positions that count by this input."""

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from rainbow_fast.arguments import between, flag, integer, one_of, tensor
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.ops.cross_covariance import cross_covariance
+from rainbow_fast.ops.gaussian import MOST
 from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.random_networks.whitening import FACTORS, SCALES, Inputs, Whitening
 from rainbow_fast.tracing.copies import copied
@@ -57,20 +58,27 @@ def init_orthogonal_(
     With fewer outputs than inputs, Q has orthonormal rows, which span the leading eigenvectors of H^T H, so that what
     is said of singular values holds for those. With more outputs than inputs, Q has orthonormal columns.
 
+    A grouped convolution is one such layer for each group, which reads the patches of its own channels: H^T H and Q are
+    block diagonal, m and gamma are those of all groups. The outputs of a group are orthogonalised, and with exponent 1
+    the singular values of all groups are equal; outputs of different groups stay as correlated as their inputs. A
+    depthwise convolution with one output a channel reads the leading eigenvector of the patches of each channel.
+
     The module is traced by torch.fx. Batch norms are not overwritten. Those in train mode use the statistics of the
     batch, as in training, and those in eval mode their running ones, which do not change. Dropout is off.
 
     Args:
         module: any network of one input that torch.fx can trace. Layers of class `nn.Linear`, `nn.Conv1d` and
-            `nn.Conv2d` are initialised, with any kernel, stride, dilation and padding.
-        batch: (n, ...) samples, as the network receives them. Each layer needs at least min(inputs, outputs) rows.
+            `nn.Conv2d` are initialised, with any kernel, stride, dilation, padding and groups.
+        batch: (n, ...) samples, as the network receives them. Each layer needs at least min(inputs, outputs) rows,
+            those of one group.
         exponent: above 0 and at most 1. 1 (default) whitens; 1/2 is the published equation.
         factor: Q. ``"identity"`` (default): the matrix nearest to the identity, so that the outputs are the polar
             factor of H, up to gamma (ZCA whitening). A layer with more outputs than inputs has a Haar factor instead,
             as some of its outputs would be zero otherwise. ``"haar"``: a uniformly random orthogonal matrix; gradients
             of deep networks then grow from layer to layer (`docs/random_networks.md`). ``"slice"``: as in the published
             code, the whitened first rows of H, one for each output. This Q is not orthogonal, and needs as many rows as
-            outputs.
+            outputs. ``"polar_slice"``: the polar factor of that slice, the orthogonal matrix that the paper's text
+            speaks of and that is nearest to the published one.
         gain: the root mean square of the outputs of a layer on the batch, or their Frobenius norm (`scale`). 1 by
             default.
         scale: ``"rms"`` (default) or ``"frobenius"``, as in the published code.
@@ -80,7 +88,7 @@ def init_orthogonal_(
             needs an H of full rank min(inputs, outputs).
         keep_bias: keep the biases of the layers; by default they become zero.
         layers: names of the layers to initialise; None (default) for all.
-        seed: of the Haar factors, 0 to 2^64 - 1.
+        seed: of the Haar factors, 0 <= seed < 2^63.
 
     Returns:
         `module`, with the dtypes, devices and keys of the state dict that it had. Two calls with the same seed and the
@@ -90,11 +98,12 @@ def init_orthogonal_(
         TypeError: an argument has the wrong type.
         ValueError: `batch` is empty, not finite, or has too few samples; an option is out of its range; torch.fx cannot
             trace the module; there is no layer to initialise; `layers` names no layer, or one that is left; H is zero
-            or not finite, or lacks rank with ``eps=0``; or weights overflow their dtype. Nothing is overwritten then.
+            or not finite, lacks rank with ``eps=0``, or begins with rows of zeros where a slice is taken; or weights
+            overflow their dtype. Nothing is overwritten then.
 
     Warns:
-        UserWarning: with ``layers=None``, layers are left as they are: grouped, transposed and 3-d convolutions, layers
-            whose weight is computed or belongs to several layers, layers that the forward does not call as modules, and
+        UserWarning: with ``layers=None``, layers are left as they are: transposed and 3-d convolutions, layers whose
+            weight is computed or belongs to several layers, layers that the forward does not call as modules, and
             layers of other classes. The warning names them.
 
     Source: Daneshmand, Joudaki and Bach, "Batch normalization orthogonalizes representations in deep random networks"
@@ -109,7 +118,7 @@ def init_orthogonal_(
         eps=between(0, math.inf, "0 <= eps < infinity", open_high=True)("eps", eps),
         gain=between(0, math.inf, "0 < gain < infinity", open_low=True, open_high=True)("gain", gain),
         scale=one_of("scale", scale, SCALES),
-        seed=integer("seed", seed, 0, 2**64 - 1),
+        seed=integer("seed", seed, 0, MOST["seed"]),
     )
     flag("keep_bias", keep_bias)
     x = _checked_batch(module, batch)
@@ -163,8 +172,8 @@ class _Run(fx.Interpreter):
         layer = self.fetch_attr(str(target))
         name = self.names.get(layer)
         if name is not None and name not in self.done:
-            inputs = _inputs(layer, args[0] if args else kwargs["input"])
-            weight = self.whitening.weight(inputs, len(layer.weight), self.places[name], name)
+            groups = _inputs(layer, args[0] if args else kwargs["input"])
+            weight = self.whitening.weight(groups, len(layer.weight) // len(groups), self.places[name], name)
             layer.weight.copy_(weight.view_as(layer.weight))
             if not bool(layer.weight.isfinite().all()):
                 raise ValueError(f"layer {name!r}: weights of {weight.abs().max():.2g} overflow {layer.weight.dtype}")
@@ -174,11 +183,11 @@ class _Run(fx.Interpreter):
         return super().call_module(target, args, kwargs)
 
 
-def _inputs(layer: nn.Module, x: Tensor) -> Inputs:
-    """The rows that a layer multiplies by its weights: samples and positions, or patches."""
+def _inputs(layer: nn.Module, x: Tensor) -> list[Inputs]:
+    """The rows that a layer multiplies by its weights: samples and positions, or the patches of each group."""
     if isinstance(layer, nn.Linear):
         H = x.reshape(-1, x.shape[-1]).double()
-        return Inputs(cross_covariance(H), len(H), lambda count: H[:count], x.dtype)
+        return [Inputs(len(H), H.shape[1], lambda: cross_covariance(H), lambda count: H[:count], x.dtype)]
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     maps, padding = x.double(), layer.padding
     if layer.padding_mode != "zeros" or isinstance(padding, str):
@@ -187,21 +196,26 @@ def _inputs(layer: nn.Module, x: Tensor) -> Inputs:
     window = [tuple(sizes) for sizes in (layer.kernel_size, layer.stride, padding, layer.dilation)]
     if maps.dim() == 3:  # (n, inputs, length), as a map with one row
         maps, window = maps.unsqueeze(2), [(none, *sizes) for none, sizes in zip((1, 1, 0, 1), window, strict=True)]
+    return [_patches(part.contiguous(), window, x.dtype) for part in maps.chunk(layer.groups, 1)]
+
+
+def _patches(maps: Tensor, window: list[tuple[int, ...]], dtype: torch.dtype) -> Inputs:
+    """The patches of maps (n, channels, height, width), for a window of kernel, stride, padding and dilation."""
     kernel, stride, pads, dilation = window
 
     def unfolded(some: Tensor) -> Tensor:
-        return F.unfold(some, kernel, dilation, pads, stride)  # (n, inputs kernel, positions)
+        return F.unfold(some, kernel, dilation, pads, stride)  # (n, channels kernel, positions)
 
-    positions = unfolded(maps[:1, :1]).shape[2]
-    if all(len(set(sizes)) == 1 for sizes in window):
-        moments = cross_covariance(maps, patch=(kernel[0], stride[0], pads[0], dilation[0]))
-    else:
-        moments = cross_covariance(unfolded(maps))
+    def moments() -> Tensor:
+        if all(len(set(sizes)) == 1 for sizes in window):
+            return cross_covariance(maps, patch=(kernel[0], stride[0], pads[0], dilation[0]))
+        return cross_covariance(unfolded(maps))
 
     def first(count: int) -> Tensor:
         return unfolded(maps[: -(-count // positions)]).transpose(1, 2).flatten(0, 1)[:count]
 
-    return Inputs(moments, len(maps) * positions, first, x.dtype)
+    positions = unfolded(maps[:1, :1]).shape[2]
+    return Inputs(len(maps) * positions, maps.shape[1] * math.prod(kernel), moments, first, dtype)
 
 
 def _checked_batch(module: nn.Module, batch: Any) -> Tensor:
@@ -238,8 +252,6 @@ def _left(module: nn.Module) -> dict[str, str]:
             left[name] = "its weight belongs to several layers"
         elif not isinstance(part, LAYERS):
             left[name] = f"of class {type(part).__name__}"
-        elif not isinstance(part, nn.Linear) and part.groups > 1:
-            left[name] = f"groups={part.groups}, and outputs of different groups stay correlated"
     return left
 
 

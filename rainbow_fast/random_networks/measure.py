@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rainbow_fast.arguments import one_of
-from rainbow_fast.data.batching import batches as batches_of
-from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.plots.gaps import gap_by_site
-from rainbow_fast.rainbow.inputs import dtype_of_inputs
 from rainbow_fast.rainbow.results import Results
-from rainbow_fast.random_networks import orthogonality
+from rainbow_fast.random_networks.measured_inputs import Batch, read
+from rainbow_fast.random_networks.orthogonality import Activations
 from rainbow_fast.tables import cell
 from rainbow_fast.tracing.copies import copied
 from rainbow_fast.tracing.random_state import untouched
@@ -27,21 +25,12 @@ from rainbow_fast.tracing.trace import State, Trace, checked, trace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "orthogonality_gap": orthogonality.orthogonality_gap,
-    "effective_rank": orthogonality.effective_rank,
-    "stable_rank": orthogonality.stable_rank,
-    "mean_cosine": orthogonality.mean_cosine,
-    "isometry_gap": orthogonality.isometry_gap,
-    "singular_value_gap": orthogonality.singular_value_gap,
-    "gaussian_distance": orthogonality.gaussian_distance,
-}
 DEFAULT = ("orthogonality_gap", "effective_rank", "stable_rank", "mean_cosine")
+MEASURES = (*DEFAULT, "isometry_gap", "singular_value_gap", "gaussian_distance")
 WIDE = ("isometry_gap", "gaussian_distance")  # for at most as many samples as units
 OF_DIRECTIONS = ("stable_rank", "mean_cosine")  # for samples that are not zero
 PLACES = ("z", "phi")
 OUTPUTS = "outputs"
-WHOLE = 2**62  # rows of a batch: a tensor is one batch
 
 
 @dataclass(frozen=True)
@@ -170,12 +159,14 @@ def measure(
     The module is copied and traced; no hook is set, and it may be in training. It runs with dropout off. Batch norms in
     train mode use the statistics of the batch, as in training, and those in eval mode their running ones. The module,
     its mode, its running statistics and its gradients do not change. Each sample counts with all of its numbers: a
-    feature map (channels, height, width) is one row of channels height width units.
+    feature map (channels, height, width) is one row of channels height width units. All measures are computed in
+    float64, and the Gram matrix of a site once for all of them.
 
     Args:
-        module: any network of one input that `sites` can split.
-        batches: a tensor (n, ...), one batch; or a pair (x, y), or a loader or list of batches, as in `fit`. Labels are
-            not used. All batches have the same number of samples.
+        module: any network that `sites` can split, of one input or of several.
+        batches: a tensor (n, ...), one batch; or a pair (x, y), a dict of inputs, or a loader or list of batches, as in
+            `fit`. Labels are not used. All batches have the same number of samples. Several inputs are padded as in
+            `fit`; what a site computes at a position that a mask leaves out counts as zero.
         measures: names of measures of `rainbow_fast.random_networks`: ``orthogonality_gap``, ``effective_rank``,
             ``stable_rank``, ``mean_cosine`` (the default), ``isometry_gap``, ``singular_value_gap``,
             ``gaussian_distance``.
@@ -187,9 +178,10 @@ def measure(
         `Measures`: a row for z and for phi of each site, and one for the outputs if they are a tensor (n, ...).
 
     Raises:
-        TypeError: `module` is not an nn.Module, or a batch is not a tensor.
-        ValueError: a measure or a place is unknown or there is none; the network cannot be split into sites; a batch is
-            empty or has another size; or activations are not finite: the message names the site.
+        TypeError: `module` is not an nn.Module, or `batches` are none.
+        ValueError: a measure or a place is unknown or there is none; the network cannot be split into sites, or does
+            not take the inputs; a batch is empty or has another size; or activations are not finite: the message names
+            the site.
     """
     module = checked(module, "module")
     names = _names("measures", measures, MEASURES)
@@ -199,34 +191,25 @@ def measure(
     table: dict[tuple[str, str], tuple[int, dict[str, list[float]]]] = {}
     count, samples, traced = 0, 0, None
     by_batch = any(isinstance(part, _BatchNorm) and part.training for part in module.modules())
-    for x in _inputs(module, batches):
+    module, inputs = read(module, batches)
+    for batch in inputs:
+        x = batch.x
         if count and len(x) != samples:
             raise ValueError(f"batches: batch {count} has {len(x)} samples, wanted {samples} as in those before it")
         samples, count = len(x), count + 1
         if traced is None or by_batch:
             network = _with_statistics_of(module, x) if by_batch else module
             traced = trace(network, x[:1], tuple(pointwise_modules), "module")
-        for site, place, H in _activations(traced, x):
+        for site, place, H in _activations(traced, batch):
             if place == OUTPUTS or place in chosen:
                 units, values = table.setdefault((site, place), (H.shape[1], {name: [] for name in names}))
-                for name in names:
-                    values[name].append(_measured(name, H, site, place))
+                for name, value in _measured(names, H, site, place).items():
+                    values[name].append(value)
     rows = [
         SiteMeasures(site, place, units, {name: tuple(each) for name, each in values.items()})
         for (site, place), (units, values) in table.items()
     ]
     return Measures(rows, samples, count)
-
-
-def _inputs(module: nn.Module, batches: object) -> Iterator[Tensor]:
-    """The samples of each batch, as the module receives them."""
-    like = next(module.parameters())
-    dtype: torch.dtype | None = None
-    for x, _ in batches_of(batches, batch_size=WHOLE, name="batches"):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"batches: several inputs ({', '.join(map(str, x))}), wanted one tensor in each batch")
-        dtype = dtype or dtype_of_inputs(module, x[:1], like.device, like.dtype)
-        yield as_numbers(x, like.device, dtype)
 
 
 class _ByBatch(nn.Module):
@@ -265,32 +248,44 @@ def _with_statistics_of(module: nn.Module, x: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _activations(traced: Trace, x: Tensor) -> Iterator[tuple[str, str, Tensor]]:
+def _activations(traced: Trace, batch: Batch) -> Iterator[tuple[str, str, Tensor]]:
     """z and phi of each site, and the outputs, each (n, d), with the name of the site and of the place."""
+    x, counted = batch
     with untouched(x.device):
         state: State = (x.clone(),)  # a network without a graph may write into its input
         done: list[nn.Module] = []
         for number, site in enumerate(traced.sites):
             z, *rest = traced.advance(number, state, done)
-            yield site.name, "z", z.flatten(1)
+            yield site.name, "z", _rows(z, site.axis, counted)
             phi = site.reference(z)
-            yield site.name, "phi", phi.flatten(1)
+            yield site.name, "phi", _rows(phi, site.axis, counted)
             state = (phi, *rest)
             done.append(site.reference)
         outputs = traced.advance(len(traced.sites), state, done)[0]
         if isinstance(outputs, Tensor) and outputs.dim() > 1 and len(outputs) == len(x):
-            yield OUTPUTS, OUTPUTS, outputs.flatten(1)
+            yield OUTPUTS, OUTPUTS, _rows(outputs, -1, counted)
 
 
-def _measured(name: str, H: Tensor, site: str, place: str) -> float:
-    """A measure of H (n, d); NaN where it is not defined."""
+def _rows(t: Tensor, axis: int | None, counted: dict[int, Tensor]) -> Tensor:
+    """Each sample as one row, (n, d), with zeros at positions that do not count; `axis` is that of channels."""
+    space = t.shape[1:-1] if axis == -1 else t.shape[2:]
+    if axis is not None and len(space) == 1 and space[0] in counted:
+        t = t.masked_fill(~counted[space[0]].unsqueeze(axis), 0)
+    return t.flatten(1)
+
+
+def _measured(names: Iterable[str], H: Tensor, site: str, place: str) -> dict[str, float]:
+    """Measures of H (n, d) by name; NaN where one is not defined."""
     if not bool(H.isfinite().all()):
         raise ValueError(f"site {site!r}: {place} is not finite")
-    zero = (H == 0).all(1)
-    undefined = (name in WIDE and len(H) > H.shape[1]) or (name in OF_DIRECTIONS and bool(zero.any()))
-    if undefined or bool(zero.all()) or (name == "mean_cosine" and len(H) < 2):
-        return math.nan
-    return float(MEASURES[name](H))
+    zeros, (n, d) = int((H == 0).all(1).sum()), H.shape
+    if zeros == n:
+        return dict.fromkeys(names, math.nan)
+    defined = {name: not (name in WIDE and n > d or name in OF_DIRECTIONS and zeros) for name in names}
+    if n < 2 and "mean_cosine" in defined:
+        defined["mean_cosine"] = False
+    activations = Activations(H.double())
+    return {name: float(getattr(activations, name)()) if defined[name] else math.nan for name in names}
 
 
 def _names(argument: str, wanted: Iterable[str], allowed: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ transpose.) All measures are the same for c H, for H Q and for Q H, with Q ortho
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,11 +50,7 @@ def orthogonality_gap(H: Tensor) -> Tensor:
     Source: Daneshmand, Joudaki and Bach, "Batch normalization orthogonalizes representations in deep random networks"
     (NeurIPS 2021), section 2.
     """
-    n, d = _checked("H", H).shape[-2:]
-    C = gram(H) if n <= d else gram(H.mT)  # both have the same eigenvalues, but for zeros
-    k = C.shape[-1]
-    apart = torch.linalg.matrix_norm(C - torch.eye(k, dtype=C.dtype, device=C.device) / k)
-    return apart if n <= d else (apart.square() + (1 / d - 1 / n)).sqrt()
+    return Activations(H).orthogonality_gap()
 
 
 def effective_rank(H: Tensor) -> Tensor:
@@ -64,8 +61,7 @@ def effective_rank(H: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: as `gram`.
     """
-    n, d = _checked("H", H).shape[-2:]
-    return 1 / torch.linalg.matrix_norm(gram(H) if n <= d else gram(H.mT)).square()
+    return Activations(H).effective_rank()
 
 
 def isometry_gap(H: Tensor) -> Tensor:
@@ -83,10 +79,7 @@ def isometry_gap(H: Tensor) -> Tensor:
     Source: Meterez, Joudaki, Orabona, Immer, Raetsch and Daneshmand, "Towards training without depth limits: batch
     normalization without gradient explosion" (ICLR 2024), section 3.
     """
-    _check_wide(H)
-    H = H.double()
-    R = torch.linalg.qr(H.mT / torch.linalg.matrix_norm(H)[..., None, None], mode="r").R  # its diagonal has det H H^T
-    return -math.log(H.shape[-2]) - 2 * R.diagonal(dim1=-2, dim2=-1).abs().log().mean(-1)
+    return Activations(H).isometry_gap()
 
 
 def stable_rank(H: Tensor) -> Tensor:
@@ -98,10 +91,7 @@ def stable_rank(H: Tensor) -> Tensor:
     Source: Lubana, Dick and Tanaka, "Beyond BatchNorm: towards a unified understanding of normalization in deep
     learning" (NeurIPS 2021), section 4.
     """
-    n, d = _checked("H", H).shape[-2:]
-    unit = _unit(H)
-    largest = torch.linalg.eigvalsh(_second_moments(unit.mT if n <= d else unit))[..., -1]
-    return n / largest
+    return Activations(_checked("H", H).double()).stable_rank()
 
 
 def mean_cosine(H: Tensor) -> Tensor:
@@ -112,10 +102,7 @@ def mean_cosine(H: Tensor) -> Tensor:
 
     Source: as `stable_rank`.
     """
-    n = _checked("H", H).shape[-2]
-    if n < 2:
-        raise ValueError(f"H has shape {tuple(H.shape)}: wanted at least two samples")
-    return (_unit(H).sum(-2).square().sum(-1) - n) / (n * (n - 1))
+    return Activations(H).mean_cosine()
 
 
 def singular_value_gap(H: Tensor) -> Tensor:
@@ -129,8 +116,7 @@ def singular_value_gap(H: Tensor) -> Tensor:
 
     Source: the notebooks of Daneshmand, Joudaki and Bach (2021), figures 3 and 4.
     """
-    H = _checked("H", H)
-    return (2 - 2 * _relative_nuclear_norm(H) / math.sqrt(min(H.shape[-2:]))).clamp(min=0).sqrt()
+    return Activations(H).singular_value_gap()
 
 
 def gaussian_distance(H: Tensor) -> Tensor:
@@ -150,14 +136,75 @@ def gaussian_distance(H: Tensor) -> Tensor:
     Source: Gelbrich, "On a formula for the L2 Wasserstein metric between measures on Euclidean and Hilbert spaces"
     (1990), for d independent rows; Daneshmand, Joudaki and Bach (NeurIPS 2021), lemma 2, for the bound.
     """
-    _check_wide(H)
-    return (2 - 2 * _relative_nuclear_norm(H) / math.sqrt(H.shape[-2])).clamp(min=0).sqrt()
+    return Activations(H).gaussian_distance()
 
 
-def _relative_nuclear_norm(H: Tensor) -> Tensor:
-    """|H|_* / |H|_F, float64."""
-    H = H.double()
-    return polar(H).nuclear_norm.double() / torch.linalg.matrix_norm(H)
+class Activations:
+    """The measures of one H (*batch, n, d), by the functions of these names; what several read is computed once.
+
+    Raises:
+        TypeError, ValueError: as `gram`; a measure raises the other errors of its function.
+    """
+
+    def __init__(self, H: Tensor) -> None:
+        self.H = _checked("H", H)
+        self.n, self.d = H.shape[-2:]
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """C of the smaller side: H H^T and H^T H have the same eigenvalues, but for zeros."""
+        return gram(self.H if self.n <= self.d else self.H.mT)
+
+    @cached_property
+    def relative_nuclear_norm(self) -> Tensor:
+        """|H|_* / |H|_F, float64."""
+        H = self.H.double()
+        return polar(H).nuclear_norm.double() / torch.linalg.matrix_norm(H)
+
+    def orthogonality_gap(self) -> Tensor:
+        C, n, d = self.gram, self.n, self.d
+        k = C.shape[-1]
+        apart = torch.linalg.matrix_norm(C - torch.eye(k, dtype=C.dtype, device=C.device) / k)
+        return apart if n <= d else (apart.square() + (1 / d - 1 / n)).sqrt()
+
+    def effective_rank(self) -> Tensor:
+        return 1 / torch.linalg.matrix_norm(self.gram).square()
+
+    def isometry_gap(self) -> Tensor:
+        self._check_wide()
+        H = self.H.double()
+        R = torch.linalg.qr(H.mT / torch.linalg.matrix_norm(H)[..., None, None], mode="r").R  # it has det H H^T
+        return -math.log(self.n) - 2 * R.diagonal(dim1=-2, dim2=-1).abs().log().mean(-1)
+
+    def stable_rank(self) -> Tensor:
+        if self.n > self.d:
+            cosines = _second_moments(_unit(self.H))
+        else:
+            lengths = _lengths(self.gram.diagonal(dim1=-2, dim2=-1).sqrt())
+            cosines = self.gram / (lengths[..., None] * lengths[..., None, :])
+        return self.n / torch.linalg.eigvalsh(cosines)[..., -1]
+
+    def mean_cosine(self) -> Tensor:
+        if self.n < 2:
+            raise ValueError(f"H has shape {tuple(self.H.shape)}: wanted at least two samples")
+        return (_unit(self.H).sum(-2).square().sum(-1) - self.n) / (self.n * (self.n - 1))
+
+    def singular_value_gap(self) -> Tensor:
+        return self._distance(min(self.n, self.d))
+
+    def gaussian_distance(self) -> Tensor:
+        self._check_wide()
+        return self._distance(self.n)
+
+    def _distance(self, k: int) -> Tensor:
+        """Of the singular values, at norm 1, from k equal ones."""
+        return (2 - 2 * self.relative_nuclear_norm / math.sqrt(k)).clamp(min=0).sqrt()
+
+    def _check_wide(self) -> None:
+        n, d = self.n, self.d
+        if n > d:
+            shape = tuple(self.H.shape)
+            raise ValueError(f"H has shape {shape}, {n} samples of {d} units: wanted at most as many samples")
 
 
 def _second_moments(H: Tensor) -> Tensor:
@@ -173,16 +220,14 @@ def _second_moments(H: Tensor) -> Tensor:
 def _unit(H: Tensor) -> Tensor:
     """H in float64, with samples of length 1."""
     H = H.double()
-    lengths = torch.linalg.vector_norm(H, dim=-1, keepdim=True)
+    return H / _lengths(torch.linalg.vector_norm(H, dim=-1, keepdim=True))
+
+
+def _lengths(lengths: Tensor) -> Tensor:
+    """The lengths of samples that have a direction."""
     if bool((lengths == 0).any()):
         raise ValueError("H: a sample is zero, wanted samples with a direction")
-    return H / lengths
-
-
-def _check_wide(H: Tensor) -> None:
-    n, d = _checked("H", H).shape[-2:]
-    if n > d:
-        raise ValueError(f"H has shape {tuple(H.shape)}, {n} samples of {d} units: wanted at most as many samples")
+    return lengths
 
 
 def _checked(name: str, H: Tensor) -> Tensor:

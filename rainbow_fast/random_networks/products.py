@@ -16,7 +16,7 @@ from rainbow_fast.progress import Progress, reported
 from rainbow_fast.random_networks.frames import orthonormal_frame
 from rainbow_fast.random_networks.gaussian_layer import LAYERS, RUNS, gaussian_layer
 from rainbow_fast.random_networks.lyapunov import positive
-from rainbow_fast.random_networks.variates import chi
+from rainbow_fast.random_networks.variates import chi, need_scipy
 
 
 def normalised_chain(H: Tensor, layers: int, *, runs: int = 1, seed: int = 0) -> Tensor:
@@ -140,6 +140,8 @@ def coupled_chain(
     runs = integer("runs", runs, 1, RUNS if flag("weights", weights) else None)
     seed, variance = integer("seed", seed, 0, MOST["seed"]), positive("variance", variance)
     kept = _recorded(record, layers)
+    if not weights:
+        need_scipy("coupled_chain", "; with weights=True it does not")
     unit, log_lengths = _unit(H.double())
     frame = orthonormal_frame(unit)
     if bool((frame.L.diagonal() <= n * torch.finfo(torch.float64).eps).any()):

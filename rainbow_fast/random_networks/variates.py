@@ -57,8 +57,7 @@ def chi(
         TypeError: a number is not an integer of Python or NumPy.
         ValueError: a number is outside its range.
     """
-    if find_spec("scipy") is None:
-        raise ImportError('rainbow_fast.random_networks.chi needs scipy: pip install "rainbow_fast[analysis]"')
+    need_scipy("chi")
     from scipy.special import gammainccinv, gammaincinv
 
     several = degrees if isinstance(degrees, list | tuple | range) else [degrees]
@@ -70,6 +69,13 @@ def chi(
     x[lower] = gammaincinv(half[lower], u[lower])
     x[~lower] = gammainccinv(half[~lower], 1 - u[~lower])
     return torch.from_numpy(np.sqrt(2 * x))
+
+
+def need_scipy(what: str, otherwise: str = "") -> None:
+    """Raise ImportError if there is no SciPy, which the function `what` needs; `otherwise` ends the message."""
+    if find_spec("scipy") is None:
+        install = 'pip install "rainbow_fast[analysis]"'
+        raise ImportError(f"rainbow_fast.random_networks.{what} needs scipy: {install}{otherwise}")
 
 
 def uniform_weights(

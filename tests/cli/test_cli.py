@@ -286,8 +286,8 @@ main()
 def test_an_interrupted_run_goes_on(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
     """Ctrl-C in the middle of `sample`, in another process; resumed, it ends with the bits of an undisturbed run."""
     out, whole = tmp_path / "out", tmp_path / "whole"
-    words = ["sample", checkpoint, "--methods", "paper,regression", "--factors", "1,64", "--networks", 5]
-    words += ["--images", 300, "--threads", 1, "--out"]
+    words = ["sample", checkpoint, "--methods", "paper,regression", "--factors", "1,8", "--networks", 5]
+    words += ["--images", 100, "--threads", 1, "--out"]
     run = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, *map(str, words), str(out)],
         env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])},

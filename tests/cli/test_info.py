@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Messages of the command line about the kernels: `info` without kernels, and a level that cannot run."""
 
-import os
-import subprocess
-import sys
+from ast import literal_eval
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from here import ROOT
+from here import ROOT, fresh_python
 
 pytest.importorskip("typer")
 
@@ -24,12 +22,28 @@ def test_info_without_kernels_says_how_to_get_them(rainbow_fast: Run, monkeypatc
     assert code == 0 and backend.WITHOUT_KERNELS in " ".join(out.split()) and "cpu: reference" in out
 
 
-@pytest.mark.parametrize("words", [["info"], ["--help"], ["train", "mlp"]])
-def test_level_that_cannot_run_is_one_line(words: list[str], tmp_path: Path) -> None:
-    code = "import sys; from rainbow_fast.cli import main; sys.argv[0] = 'rainbow-fast'; main()"
-    command = [sys.executable, "-c", code, *words]
-    environment = {**os.environ, "RAINBOW_FAST_ISA": "sse9", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
-    [line] = done.stderr.splitlines()
-    assert line.startswith("Error: RAINBOW_FAST_ISA='sse9': this build on this machine can run ")
+COMMANDS = """
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from rainbow_fast.cli import main
+for words in sys.argv[1:]:
+    sys.argv = ["rainbow-fast", *words.split()]
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as errors:
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    print(repr((code, out.getvalue(), errors.getvalue())))
+"""
+
+
+def test_level_that_cannot_run_is_one_line(tmp_path: Path) -> None:
+    """Of every command, in a process with this level."""
+    commands = ["info", "--help", "train mlp"]
+    text = fresh_python(COMMANDS, *commands, folder=tmp_path, RAINBOW_FAST_ISA="sse9", PYTHONPATH=str(ROOT))
+    assert list(tmp_path.iterdir()) == []
+    for _, line in zip(commands, text.splitlines(), strict=True):
+        code, out, errors = literal_eval(line)
+        assert (code, out) == (2, "") and errors.count("\n") == 1
+        assert errors.startswith("Error: RAINBOW_FAST_ISA='sse9': this build on this machine can run ")

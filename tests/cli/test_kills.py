@@ -39,8 +39,8 @@ def killed(checkpoint: Path, folder: Path, step: int, *scenarios: str) -> list[d
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-def test_killed_at_every_fifteenth_file_operation(checkpoint: Path, tmp_path: Path) -> None:
-    reports = killed(checkpoint, tmp_path, 15)
+def test_killed_at_every_twenty_ninth_file_operation(checkpoint: Path, tmp_path: Path) -> None:
+    reports = killed(checkpoint, tmp_path, 29)  # so that the first and the last of 30 are tried in the third scenario
     assert {report["scenario"]: report["wrong"] for report in reports} == {name: {} for name in SCENARIOS}
     assert reports[0]["tried"] > 5
 

@@ -2,15 +2,14 @@
 """Code runs only if it is named on the command line: with processes in folders that hold files of somebody else."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+from ast import literal_eval
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from here import ROOT
+from here import ROOT, fresh_python
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
@@ -19,7 +18,24 @@ pytest.importorskip("sklearn")
 from runs import FEW
 
 Run = Callable[..., tuple[int, str, str]]
-SCRIPT = "import sys\nfrom rainbow_fast.cli import main\nsys.exit(main())\n"  # as pip writes it
+SCRIPT = """  # runs command after command in one process, and prints of each what it ran, its exit code, and its errors
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+sys.path[:] = [path for path in sys.path if path]  # without the current folder, as in the script that pip installs
+before = list(sys.path)
+from rainbow_fast.cli import main
+for words in sys.argv[1:]:
+    sys.argv = ["rainbow-fast", *words.split()]
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as errors:
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    assert sys.path == before
+    print(repr((sorted(path.name for path in Path().glob("*.ran")), code, errors.getvalue())))
+"""
 MODEL = """
 from torch import nn
 from beside import WIDTH
@@ -38,8 +54,6 @@ OWN = ["--module", "mymodel:build", "--pointwise-modules", "mymodel:Half", "--da
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a run, its checkpoint, a module, and modules with names of others. They tell if run."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "rainbow-fast").write_text(SCRIPT)
     here = shutil.copytree(finished, tmp_path / "here")
     for name in (
         "json",
@@ -67,35 +81,21 @@ def ran(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix in (".ran", ".called"))
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    """The console script, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, folder.parent / "bin" / "rainbow-fast", *words],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_modules_of_the_current_folder_are_not_imported(folder: Path) -> None:
     """But for the one that is named, and what that imports, which must not have the name of an installed module.
 
-    Settings of matplotlib may name programs: with these it would call latex.
+    Libraries are looked for, and settings of matplotlib may name programs: with these it would call latex.
     """
     (folder / "matplotlibrc").write_text("text.usetex: True\nbackend: module://evil\nsavefig.facecolor: red\n")
-    run = command(folder, "sample", "it.safetensors", *FEW, "--out", "out")
-    assert (run.returncode, run.stderr) == (0, "") and ran(folder) == []
-    run = command(folder, "sample", *OWN, *FEW, "--out", "own")
-    assert (run.returncode, run.stderr) == (0, "") and ran(folder) == ["mymodel.py.ran"]
-
-
-@pytest.mark.parametrize("option", ["--timm", "--torchvision"])
-def test_libraries_are_not_imported_from_the_current_folder(folder: Path, option: str) -> None:
-    run = command(folder, "sites", option, "nothing-of-this-name")
-    assert (run.returncode, run.stdout) == (2, "") and run.stderr.startswith(f"Error: {option}: ")
-    assert ran(folder) == []
+    libraries = ["--timm", "--torchvision"]
+    commands = [["sample", "it.safetensors", *FEW, "--out", "out"]]
+    commands += [["sites", option, "nothing-of-this-name"] for option in libraries]
+    commands += [["sample", *OWN, *FEW, "--out", "own"]]
+    text = fresh_python(SCRIPT, *map(" ".join, commands), folder=folder, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    sampled, *looked, own = map(literal_eval, text.splitlines())
+    assert sampled == ([], 0, "") and own == (["mymodel.py.ran"], 0, "")
+    for option, (files, code, errors) in zip(libraries, looked, strict=True):
+        assert (files, code) == ([], 2) and errors.startswith(f"Error: {option}: ")
 
 
 def edit(folder: Path, **options: object) -> None:
@@ -105,11 +105,10 @@ def edit(folder: Path, **options: object) -> None:
     (folder / "run" / "report.json").write_text(json.dumps(report))
 
 
-def test_a_folder_that_names_code_runs_none(folder: Path) -> None:
+def test_a_folder_that_names_code_runs_none(rainbow_fast: Run, folder: Path) -> None:
     edit(folder, checkpoint=None, module="evil:build", data="digits")
-    run = command(folder, "sample", "--resume", "run")
     message = "Error: --module: run/report.json names code, and only code that you name yourself is run: type "
-    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"{message}--module evil:build as well\n")
+    assert rainbow_fast("sample", "--resume", "run") == (2, "", f"{message}--module evil:build as well\n")
     assert ran(folder) == []
 
 
@@ -159,16 +158,25 @@ def test_links_in_a_folder_are_not_followed(rainbow_fast: Run, folder: Path, nam
     assert link.is_symlink() and (mine.read_bytes() if mine.is_file() else None) == before
 
 
-def test_a_run_of_ones_own_module_goes_on_with_its_names(folder: Path) -> None:
+@pytest.fixture
+def own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The modules of the folder are imported anew, in this process."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    yield
+    for name in ("mymodel", "beside", "later"):
+        sys.modules.pop(name, None)
+
+
+def test_a_run_of_ones_own_module_goes_on_with_its_names(rainbow_fast: Run, folder: Path, own: None) -> None:
     """The record has them, but only to be compared with what is typed."""
-    assert command(folder, "sample", *OWN, *FEW, "--out", "out").returncode == 0
+    assert rainbow_fast("sample", *OWN, *FEW, "--out", "out")[0] == 0
     whole = (folder / "out" / "results.jsonl").read_bytes()
     (folder / "out" / "results.jsonl").unlink()
-    run = command(folder, "sample", "--resume", "out")
-    assert run.returncode == 2 and "type --module mymodel:build as well" in run.stderr
+    code, _, err = rainbow_fast("sample", "--resume", "out")
+    assert code == 2 and "type --module mymodel:build as well" in err
     assert not (folder / "out" / "results.jsonl").exists()
-    run = command(folder, "sample", "--resume", "out", *OWN[:4])
-    assert (run.returncode, run.stderr) == (0, "") and (folder / "out" / "results.jsonl").read_bytes() == whole
+    code, _, err = rainbow_fast("sample", "--resume", "out", *OWN[:4])
+    assert (code, err) == (0, "") and (folder / "out" / "results.jsonl").read_bytes() == whole
 
 
 def test_the_current_folder_is_on_the_path_only_during_an_import(

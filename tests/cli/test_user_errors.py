@@ -283,6 +283,7 @@ def process(code: str, *words: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_process_of_a_wrong_network(folder: Path) -> None:
     run = process("", *of("hostile:Raises"))
     wanted = f"Error: the network raised RuntimeError in Raises, line 20 of {folder}/hostile.py: one sample only\n"

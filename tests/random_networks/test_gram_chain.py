@@ -231,6 +231,25 @@ def test_many_samples():
     assert float(result.theory["stationary_rank"][-1]) == 32
 
 
+@pytest.mark.slow
+def test_sixty_four_samples_of_width_4096():
+    """The semicircle at nu = n / sqrt(d) = 1: the rank r = 51.2 and the edges 1/256 and 9/256.
+
+    Tolerances. Of r: V^2 is a fifth of 1/r, and for n samples 3.1 % above the n / (4 d) of the theory, by
+    (n - 1) (n + 2)^2 / (n^2 (n + 1)), so that r is 0.6 % below. V^2 varies by sqrt(2 / m) = 3.1 %, with m = 2079
+    dimensions, and r by 0.6 %; its mean over about 18 independent spectra by 0.15 %, of which four are added. Of the
+    edges: an edge of n eigenvalues varies by n^(-2/3) = 6 % of the bulk.
+    """
+    n, d = 64, 4096
+    result = gram_chain(torch.eye(n, dtype=torch.float64), 240, width=d, runs=2, every=10)
+    late = slice(10, None)  # the distance from the stationary gap shrinks by (n / (n + 2))^2 a layer, to 0.2 %
+    expected = theory.wide_batch(n, d)
+    assert expected == pytest.approx((51.2, 1 / 256, 9 / 256), rel=1e-12)
+    assert float(result.effective_rank[:, late].mean()) == pytest.approx(expected.effective_rank, rel=0.012)
+    edges = torch.linalg.eigvalsh(result.grams[:, late]).mean((0, 1))[[0, -1]]
+    assert edges.tolist() == pytest.approx(expected[1:], rel=0.06)
+
+
 def test_inequalities(figure_2b):
     """W_2^2 <= n V^2 <= 2 n V, V <= 2 n (1/n - lambda_n), and theorem 5 for the mean over runs."""
     V, W, least = figure_2b.orthogonality_gap, figure_2b.gaussian_distance, figure_2b.smallest_eigenvalue

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Initial weights that orthogonalise: singular values in closed form, shapes of layers, and what is refused."""
+"""Initial weights that orthogonalise: shapes of layers, groups, whole networks, and what is refused."""
 
 import copy
 import math
 import warnings
-from itertools import pairwise
 
 import pytest
 import torch
 from architectures import ConvNeXt, Mixer, Transformer, build
 from torch import Tensor, nn
+from torch.nn import functional as F
+from whitened_layers import EXACT, initialised, random, scaled, singular_values
 
 from rainbow_fast import random_networks as rn
 from rainbow_fast.data import digits
@@ -17,119 +18,6 @@ from rainbow_fast.networks import mlp, train
 from rainbow_fast.networks.resnet import resnet_cifar
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-GENERATOR = torch.Generator().manual_seed(0)
-EXACT = {"rtol": 1e-10, "atol": 1e-12}  # identities of float64, for inputs of condition 1e3 and eigenvalues of 1e6
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=GENERATOR).to(dtype)
-
-
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=False, dtype=torch.float64)
-
-
-def scaled(n: int, d: int) -> Tensor:
-    """Samples whose singular values fall to a thousandth, in directions that are no axes."""
-    return random(n, d) * torch.logspace(0, -3, d).double() @ torch.linalg.qr(random(d, d))[0]
-
-
-def initialised(layer: nn.Module, x: Tensor, **options: object) -> nn.Module:
-    return rn.init_orthogonal_(copy.deepcopy(layer), x, **options)
-
-
-def singular_values(layer: nn.Module, x: Tensor) -> Tensor:
-    return torch.linalg.svdvals(layer(x).detach())
-
-
-# The singular values of one layer
-
-
-@pytest.mark.parametrize("factor", ["identity", "haar"])
-@pytest.mark.parametrize("outputs", [8, 5, 13])
-def test_singular_values(outputs, factor):
-    """Exponent 1 makes all of them equal, exponent 1/2 takes their roots; of the leading ones, with fewer outputs."""
-    n, d = 60, 8
-    x, k = scaled(n, d), min(d, outputs)
-    sigma = torch.linalg.svdvals(x)[:k]
-    for exponent in (1.0, 0.5):
-        layer = initialised(linear(d, outputs), x, exponent=exponent, factor=factor, eps=0)
-        values = singular_values(layer, x)
-        wanted = sigma ** (1 - exponent)
-        wanted = wanted * math.sqrt(n * outputs) / torch.linalg.vector_norm(wanted)  # the outputs have mean square 1
-        torch.testing.assert_close(values[:k], wanted, **EXACT)
-        assert (values[k:] < 1e-12).all()  # rounding
-    white = initialised(linear(d, outputs), x, factor=factor, eps=0)
-    floor = math.sqrt(1 / k - 1 / n)  # of n samples that span k dimensions
-    assert float(rn.orthogonality_gap(white(x).detach())) == pytest.approx(floor, rel=1e-9)
-
-
-def test_orthonormal_samples_of_a_square_batch():
-    """As many samples as units: the outputs of samples are orthogonal, and the gap vanishes."""
-    x = scaled(7, 7)
-    layer = initialised(linear(7, 7), x, eps=0)
-    rounding = 1e-16 * float(torch.linalg.cond(x)) ** 2  # of H^T H, relative to its smallest eigenvalue
-    assert float(rn.orthogonality_gap(layer(x).detach())) < 10 * rounding < 1e-4
-
-
-def test_the_identity_factor_gives_the_polar_factor():
-    x = scaled(40, 6)
-    z = initialised(linear(6, 6), x, eps=0)(x).detach()
-    U, _, Vh = torch.linalg.svd(x, full_matrices=False)
-    torch.testing.assert_close(z, U @ Vh * math.sqrt(40), rtol=1e-8, atol=1e-9)  # 1e-16 times the squared condition
-    white = torch.linalg.qr(random(40, 6))[0]
-    layer = initialised(linear(6, 6), white, eps=0)
-    torch.testing.assert_close(layer.weight / layer.weight[0, 0], torch.eye(6).double(), **EXACT)
-
-
-@pytest.mark.parametrize("factor", ["identity", "haar"])
-def test_the_gap_decreases_strictly(factor):
-    """For every exponent, and with eps: at each layer and along the exponents."""
-    x = scaled(100, 12)
-    for eps in (0, 1e-5, 1e-2):
-        gaps = [float(rn.orthogonality_gap(x))]
-        for exponent in (0.25, 0.5, 0.75, 1.0):
-            z = initialised(linear(12, 12), x, exponent=exponent, factor=factor, eps=eps)(x).detach()
-            gaps.append(float(rn.orthogonality_gap(z)))
-        assert all(after < before for before, after in pairwise(gaps))
-
-
-def test_eps_bounds_weak_directions():
-    """The singular values of the outputs are s (s^2 + eps m)^(-1/2), up to the gain; m is the mean of s^2."""
-    x, eps = scaled(50, 6), 1e-3
-    s = torch.linalg.svdvals(x)
-    wanted = s * (s.square() + eps * s.square().mean()) ** -0.5
-    values = singular_values(initialised(linear(6, 6), x, eps=eps), x)
-    torch.testing.assert_close(values / values[0], wanted / wanted[0], **EXACT)
-
-
-def test_scales():
-    x = scaled(50, 6)
-    z = initialised(linear(6, 9), x, gain=3)(x)
-    assert float(z.square().mean()) == pytest.approx(9, rel=1e-12)
-    z = initialised(linear(6, 4), x, gain=3, scale="frobenius")(x)
-    assert float(torch.linalg.matrix_norm(z)) == pytest.approx(3, rel=1e-12)
-
-
-def test_a_slice_is_not_orthogonal():
-    """The law of Jacobi: of n = 3 d, the squared singular values of a slice fill [0, 8/9], with mean 1/3.
-
-    Of d = 300, the largest is below 8/9 by about d^(-2/3), and mean square and ratio are known to about 1/d.
-    """
-    d = 300
-    x = random(3 * d, d)
-    layer = initialised(linear(d, d), x, factor="slice", scale="frobenius", eps=0)
-    s = singular_values(layer, x)
-    U = torch.linalg.svd(x, full_matrices=False)[0]
-    sliced = torch.linalg.svdvals(U[:d])
-    torch.testing.assert_close(s, sliced / torch.linalg.vector_norm(sliced), rtol=1e-8, atol=1e-10)
-    assert float(sliced[0].square()) == pytest.approx(8 / 9, abs=0.03) and sliced[0].square() < 8 / 9 + 0.005
-    assert float(sliced.square().mean()) == pytest.approx(1 / 3, abs=0.01)
-    assert float(2 - 2 * s.mean() / s.square().mean().sqrt()) == pytest.approx(0.240, abs=0.01)
-    whole = initialised(linear(d, d), x, eps=0)
-    floor = math.sqrt(1 / d - 1 / (3 * d))
-    assert float(rn.orthogonality_gap(whole(x).detach())) == pytest.approx(floor, rel=1e-9)
-    assert rn.orthogonality_gap(layer(x).detach()) > 1.3 * floor
 
 
 # Layers
@@ -161,6 +49,55 @@ def test_positions_are_rows(layer, shape):
     torch.testing.assert_close(values, wanted, **EXACT)
     sliced = initialised(layer, x, eps=0, factor="slice")(x)
     assert float(sliced.square().mean()) == pytest.approx(1, rel=1e-10)
+
+
+GROUPED = [
+    (nn.Conv2d(6, 9, 3, groups=3, padding=1), (30, 6, 6, 6)),
+    (nn.Conv2d(4, 4, 3, groups=4, bias=False), (30, 4, 6, 6)),
+    (nn.Conv2d(2, 8, 2, groups=2, padding="same", padding_mode="circular"), (30, 2, 5, 5)),
+    (nn.Conv1d(4, 8, 3, groups=2, stride=2), (30, 4, 9)),
+]
+
+
+@pytest.mark.parametrize("layer, shape", GROUPED, ids=lambda value: str(value) if isinstance(value, nn.Module) else "")
+@pytest.mark.parametrize("exponent", [1, 0.5])
+def test_each_group_is_a_layer_of_its_own_patches(layer, shape, exponent):
+    """Of groups whose channels differ in size, up to the gain, which is that of the layer."""
+    layer, groups = layer.double(), layer.groups
+    x = random(*shape) * torch.arange(1, shape[1] + 1).view(-1, *[1] * (len(shape) - 2))
+    options = {"exponent": exponent, "eps": 0}
+    z = initialised(layer, x, gain=3, **options)(x).detach()
+    assert float(z.square().mean()) == pytest.approx(9, rel=1e-10)
+    norms = []
+    for part, outputs in zip(x.chunk(groups, 1), z.chunk(groups, 1), strict=True):
+        alone = type(layer)(part.shape[1], outputs.shape[1], layer.kernel_size, layer.stride, layer.padding,
+                            padding_mode=layer.padding_mode, dtype=torch.float64)  # fmt: skip
+        wanted = initialised(alone, part, scale="frobenius", **options)(part).detach()
+        norms.append(float(torch.linalg.vector_norm(outputs)))
+        torch.testing.assert_close(outputs / norms[-1], wanted, **EXACT)
+    spread = max(norms) / min(norms) - 1
+    assert spread < 1e-9 if exponent == 1 else spread > 0.1  # every group is white at the same scale
+
+
+def test_channels_of_a_depthwise_convolution_that_are_zero():
+    """Their weights are those of directions without signal, whose size eps bounds; eps=0 is refused."""
+    x = random(30, 3, 6, 6)
+    x[:, 1] = 0
+    layer = initialised(nn.Conv2d(3, 3, 3, groups=3, dtype=torch.float64), x)
+    sizes = torch.linalg.vector_norm(layer.weight.detach().flatten(1), dim=1)
+    patches = [F.unfold(x[:, [c]], 3).mT.flatten(0, 1) for c in range(3)]
+    eps = 1e-5 * sum(float(H.square().sum()) for H in patches) / 27
+    largest = torch.stack([torch.linalg.svdvals(H)[0] for H in patches]).square()
+    torch.testing.assert_close(sizes / sizes[0], ((largest[0] + eps) / (largest + eps)).sqrt(), **EXACT)
+    with pytest.raises(ValueError, match=r"^eps=0: layer '', group 1: its input on the batch has rank 0, wanted 1"):
+        rn.init_orthogonal_(layer, x, eps=0)
+
+
+def test_haar_factors_of_groups_are_independent():
+    """The same input in both groups has different weights."""
+    x = random(30, 3, 6, 6).repeat(1, 2, 1, 1)
+    weight = initialised(nn.Conv2d(6, 8, 1, groups=2, dtype=torch.float64), x, factor="haar").weight
+    assert not torch.allclose(weight[:4], weight[4:], rtol=0.1)
 
 
 def test_layers_are_whitened_one_after_the_other():
@@ -219,19 +156,6 @@ def test_batch_norms_run_as_their_mode_says():
     assert nets[0].training and not nets[1].training
 
 
-def test_unused_inputs():
-    """Inputs that are always zero, as the border of digits: their weights are zero, and eps is needed for all."""
-    x = random(40, 6)
-    x[:, :3] = 0
-    layer = initialised(linear(6, 3), x, eps=0)
-    assert layer.weight[:, :3].abs().max() < 1e-12  # rounding
-    assert float(singular_values(layer, x).std()) < 1e-9
-    with pytest.raises(ValueError, match=r"^eps=0: layer '': its input on the batch has rank 3, wanted 6: another bat"):
-        rn.init_orthogonal_(linear(6, 6), x, eps=0)
-    s = singular_values(initialised(linear(6, 6), x), x)
-    torch.testing.assert_close(s[:3] / s[0], torch.ones(3).double(), rtol=1e-4, atol=0)  # eps = 1e-5
-
-
 # Whole networks
 
 
@@ -255,12 +179,17 @@ def test_gaps_before_and_after(architecture):
     assert all(0 <= gap < 1 for gap in trained)
 
 
+def test_a_network_with_depthwise_convolutions():
+    """Without a warning, all of its layers get new weights."""
+    net = build(ConvNeXt)
+    before = {name: value.clone() for name, value in net.named_parameters() if value.dim() > 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rn.init_orthogonal_(net, random(64, 3, 16, 16, dtype=torch.float32))
+    assert not any(torch.equal(net.get_parameter(name), value) for name, value in before.items())
+
+
 def test_layers_that_are_left_are_named():
-    x = random(64, 3, 16, 16, dtype=torch.float32)
-    with pytest.warns(UserWarning, match=r"left as they are: 'stage1.0.depthwise' \(groups=4, and outputs of diff"):
-        rn.init_orthogonal_(build(ConvNeXt), x)
-    with pytest.raises(ValueError, match=r"^layers: layer 'stage1.0.depthwise' cannot be initialised: groups=4, and"):
-        rn.init_orthogonal_(build(ConvNeXt), x, layers=["stage1.0.depthwise"])
     with pytest.warns(UserWarning, match="parameters of class Transformer"):
         rn.init_orthogonal_(build(Transformer), random(64, *Transformer().image, dtype=torch.float32))
 
@@ -290,6 +219,8 @@ def test_layers_that_are_left_are_named():
         assert part in text
     changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
     assert changed == ["first.weight", "first.bias"]
+    with pytest.raises(ValueError, match=r"^layers: layer 'deconvolution' cannot be initialised: of class ConvTr"):
+        rn.init_orthogonal_(net, random(30, 4, dtype=torch.float32), layers=["deconvolution"])
     with pytest.raises(ValueError, match=r"^layers: cannot be initialised: 'unused' \(the forward does not call it"):
         rn.init_orthogonal_(net, random(30, 4, dtype=torch.float32), layers=["first", "unused"])
 
@@ -318,8 +249,14 @@ BAD = [
         "fewer, H\\^T H has rank 3 at most, and eps alone would set the scale of the other directions",
     ),
     ({"batch": X[:4], "factor": "slice"}, ValueError, "^batch: layer '1' .* wanted at least 5"),
+    (
+        {"batch": X * (torch.arange(20) > 5)[:, None], "factor": "slice"},
+        ValueError,
+        "^batch: layer '1': its first 5 rows are zero, wanted others with factor='slice'",
+    ),
+    ({"batch": X * (torch.arange(20) > 5)[:, None], "factor": "polar_slice"}, ValueError, "^batch: .* 5 rows are zero"),
     ({"batch": X * 0}, ValueError, "^layer '1': its input on the batch is zero"),
-    ({"factor": "random"}, ValueError, "^factor='random': wanted one of identity, haar, slice"),
+    ({"factor": "random"}, ValueError, "^factor='random': wanted one of identity, haar, slice, polar_slice"),
     ({"scale": "max"}, ValueError, "^scale='max': wanted one of rms, frobenius"),
     ({"exponent": 0}, ValueError, "^exponent=0: wanted 0 < exponent <= 1"),
     ({"exponent": 2}, ValueError, "^exponent=2: wanted 0 < exponent <= 1"),
@@ -328,6 +265,7 @@ BAD = [
     ({"eps": math.nan}, ValueError, "^eps=nan: wanted 0 <= eps < infinity"),
     ({"gain": 0}, ValueError, "^gain=0: wanted 0 < gain < infinity"),
     ({"seed": -1}, ValueError, "^seed=-1: wanted 0 <= seed < 2"),
+    ({"seed": 2**63, "factor": "haar"}, ValueError, f"^seed={2**63}: wanted 0 <= seed < "),
     ({"seed": 0.5}, TypeError, "^seed=0.5: wanted an integer"),
     ({"keep_bias": 1}, TypeError, "^keep_bias=1: wanted True or False"),
     ({"layers": ["4"]}, ValueError, "^layers: no layer '4', wanted some of '1', '3'"),

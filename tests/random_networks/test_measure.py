@@ -8,10 +8,13 @@ import math
 import pytest
 import torch
 from architectures import Mixer, build
+from reading import COUNTED, IDS, MASK, TOKENS, Reader, T
 from torch import Tensor, nn
 
+import rainbow_fast as rf
 from rainbow_fast import random_networks as rn
 from rainbow_fast.networks import mlp
+from rainbow_fast.random_networks import orthogonality
 from rainbow_fast.random_networks.measure import MEASURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,12 +41,99 @@ def test_the_measures_are_those_of_the_activations():
     assert [(row.site, row.place) for row in table] == list(tensors)
     for row, H in zip(table, tensors.values(), strict=True):
         assert row.units == H.shape[1]
-        for name, measure in MEASURES.items():
+        for name in MEASURES:
             if name in ("isometry_gap", "gaussian_distance") and row.place == "outputs":
                 assert math.isnan(row.mean(name)), "five samples of four units"
             else:
-                assert row.mean(name) == pytest.approx(float(measure(H)), **ROUNDING), name
+                assert row.mean(name) == pytest.approx(float(getattr(rn, name)(H)), **ROUNDING), name
     assert (table.samples, table.batches) == (5, 1)
+
+
+@pytest.mark.parametrize("n", [5, 20], ids=["fewer samples than units", "more samples than units"])
+def test_measures_of_a_site_share_its_gram_matrix(n, monkeypatch):
+    """One product and one polar factor for all measures, of the smaller side; they are float64 for float32, too."""
+    calls = []
+    for name in ("cross_covariance", "polar"):
+        function = getattr(orthogonality, name)
+        count = lambda H, name=name, function=function: calls.append((name, H.dtype, H.shape[1])) or function(H)  # noqa: E731
+        monkeypatch.setattr(orthogonality, name, count)
+    net, x = nn.Sequential(nn.Linear(6, 12), nn.Tanh()), random(n, 6).float()
+    chosen = ["orthogonality_gap", "effective_rank", "mean_cosine", "singular_value_gap"]
+    chosen += ["stable_rank", "gaussian_distance"] if n == 5 else []
+    row = rn.measure(net, x, measures=chosen, places=["phi"])[0]
+    assert calls[:2] == [("cross_covariance", torch.float64, min(n, 12)), ("polar", torch.float64, 12)]
+    assert len(calls) == 4, "the same again for the outputs"
+    H = net(x).detach().double()
+    for name in chosen:
+        assert row.mean(name) == pytest.approx(float(getattr(rn, name)(H)), **ROUNDING), name
+
+
+class Sum(nn.Module):
+    """Two inputs that are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right = nn.Linear(5, 12), nn.Linear(3, 12)
+        self.norm, self.act, self.last = nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4)
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        return self.last(self.act(self.norm(self.left(u) + self.right(v))))
+
+
+U, V = random(2, 9, 5), random(2, 9, 3)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_networks_of_several_inputs(train):
+    """By place, by name, with labels and in batches: as the network that takes them side by side."""
+    net = Sum().double().train(train)
+    before = copy.deepcopy(net.state_dict())
+    forms = [
+        [((u, v), None) for u, v in zip(U, V, strict=True)],
+        [{"v": v, "u": u, "labels": torch.zeros(9).long()} for u, v in zip(U, V, strict=True)],
+        [((u, v), torch.zeros(9).long()) for u, v in zip(U, V, strict=True)],
+    ]
+    tables = [rn.measure(net, form) for form in forms]
+    assert [(row.site, row.place) for row in tables[0]] == [("act", "z"), ("act", "phi"), ("outputs", "outputs")]
+    for u, v, number in zip(U, V, range(2), strict=True):
+        with torch.no_grad():
+            outputs = copy.deepcopy(net)(u, v)
+        for table in tables:
+            assert table.batches == 2 and table.samples == 9
+            gap = table[-1].values["orthogonality_gap"][number]
+            assert gap == pytest.approx(float(rn.orthogonality_gap(outputs)), rel=1e-9)
+    assert net.training == train and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    one = rn.measure(net, {"u": U[0], "v": V[0]})
+    assert one.batches == 1 and one[-1].mean() == tables[1][-1].values["orthogonality_gap"][0]
+
+
+def test_a_dict_of_a_single_first_input_is_a_tensor():
+    net, x = mlp((6, 12, 4), seed=0).double(), random(5, 6)
+    assert rn.measure(net, {"input": x}).to_dict() == rn.measure(net, x).to_dict()
+
+
+@pytest.mark.parametrize("convolution", [False, True], ids=["last axis", "second axis"])
+def test_padded_positions_count_as_zero(convolution):
+    """Whatever stands there; shorter batches are padded. Sites are those of `sites`."""
+    net = Reader(convolution)
+    data = [{"input_ids": torch.where(COUNTED, IDS, value), "attention_mask": MASK} for value in (0, 5)]
+    tables = [rn.measure(net, each) for each in data]
+    assert tables[0].to_dict() == tables[1].to_dict()
+    assert list(dict.fromkeys(row.site for row in tables[0])) == [site.name for site in rf.sites(net, TOKENS)]
+    z = (net.up(net.words(IDS) + attended(net)).detach() * MASK[..., None]).flatten(1)
+    assert tables[0][0].units == T * 20
+    assert tables[0][0].mean() == pytest.approx(float(rn.orthogonality_gap(z)), rel=1e-6)  # rounding of float32
+    short = MASK.sum(1) <= 5
+    few = {name: each[short][:20] for name, each in TOKENS.items()}
+    shorter = {name: each[:, :5] for name, each in few.items()}
+    longer = {name: each[~short][:20] for name, each in TOKENS.items()}
+    assert rn.measure(net, [longer, shorter]).to_dict() == rn.measure(net, [longer, few]).to_dict()
+
+
+def attended(net: nn.Module) -> Tensor:
+    q, k, v = net.qkv(net.words(IDS)).chunk(3, -1)
+    return (q @ k.transpose(1, 2) / math.sqrt(12)).masked_fill(MASK[:, None] == 0, -1e9).softmax(-1) @ v
 
 
 def test_maps_are_flattened_and_several_batches_have_a_spread():
@@ -157,6 +247,11 @@ def test_plot():
     assert table.plot("mean_cosine").axes[0].get_ylabel() == "mean cosine"
 
 
+class TwoMasks(Reader):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_attention_mask: Tensor) -> dict[str, Tensor]:
+        return super().forward(input_ids, attention_mask * decoder_attention_mask)
+
+
 NET = mlp((4, 5, 3), seed=0)
 X = torch.ones(6, 4) + torch.eye(6, 4)
 
@@ -172,7 +267,29 @@ X = torch.ones(6, 4) + torch.eye(6, 4)
         ({"batches": [X, X[:3]]}, ValueError, "^batches: batch 1 has 3 samples, wanted 6 as in those before it"),
         ({"batches": X[:0]}, ValueError, "^batches: "),
         ({"batches": 3}, TypeError, "^batches: wanted a tensor"),
-        ({"batches": {"a": X, "b": X}}, TypeError, r"^batches: several inputs \(a, b\), wanted one tensor in each"),
+        ({"batches": {"a": X, "b": X}}, ValueError, "^batches: input 'a': the network takes input"),
+        ({"batches": [X, {"a": X, "b": X}]}, TypeError, "^batches: batch 1 has inputs 'a', 'b', wanted a tensor as b"),
+        (
+            {"batches": [{"u": U[0], "v": V[0]}, U[0]]},
+            ValueError,
+            "^batches: a batch of one tensor, wanted 'u' float64",
+        ),
+        ({"module": Sum(), "batches": {"v": V[0]}}, ValueError, "^batches: input 'u' is missing: the network takes u"),
+        (
+            {"module": Reader(), "batches": {**TOKENS, "other_attention_mask": 1 - MASK}},
+            ValueError,
+            "^batches: input 'other_attention_mask': the network takes input_ids, attention_mask",
+        ),
+        (
+            {"module": torch.fx.symbolic_trace(Sum()), "batches": {"u": U[0], "v": V[0]}},
+            TypeError,
+            "^module: a torch.fx graph of several inputs: wanted the module that it was traced from",
+        ),
+        (
+            {"module": TwoMasks(), "batches": {**TOKENS, "decoder_attention_mask": 1 - MASK}},
+            ValueError,
+            "^batches: inputs 'attention_mask' and 'decoder_attention_mask' disagree about which of 7 positions count",
+        ),
         ({"batches": X * math.nan}, ValueError, "^site '2': z is not finite"),
         ({"module": "net"}, TypeError, "^module: wanted an nn.Module, got str"),
         ({"module": nn.ReLU()}, ValueError, "^module: no parameters, wanted a network"),

@@ -134,3 +134,8 @@ def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variates, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'chi needs scipy: pip install "rainbow_fast\[analysis\]"'):
         rn.chi([2], 1, seed=1)
+    H = torch.eye(2, 3)
+    wanted = r'coupled_chain needs scipy: pip install "rainbow_fast\[analysis\]"; with weights=True it does not$'
+    with pytest.raises(ImportError, match=wanted):
+        rn.coupled_chain(H, 1)
+    rn.coupled_chain(H, 1, weights=True)
