@@ -130,7 +130,12 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype, activation: str) -> 
 
 def test_converting_the_module_leaves_the_key() -> None:
     features = layer()
-    for convert in (lambda m: m.half(), lambda m: m.to(F64), lambda m: m.to("meta"), lambda m: m.to_empty(device="cpu")):
+    for convert in (
+        lambda m: m.half(),
+        lambda m: m.to(F64),
+        lambda m: m.to("meta"),
+        lambda m: m.to_empty(device="cpu"),
+    ):
         convert(features)
         assert features.key.dtype == torch.int64 and features.key.tolist() == [5, 2, 0, 2**33]
         assert features.key.device.type == "cpu"
