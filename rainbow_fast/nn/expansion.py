@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.arguments import integer, number, one_of
+from rainbow_fast.arguments import between, integer, one_of, tensor
 from rainbow_fast.nn.keyed import Keyed
 from rainbow_fast.nn.sigma import activation_module
 from rainbow_fast.ops.activations import ACTIVATIONS, HOMOGENEOUS
@@ -22,6 +22,8 @@ from rainbow_fast.ops.registration import autocast_is_on
 # of a sample are independent of those of the layer.
 FIRST_COLUMN = 2**33
 POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SLOPE = between(-math.inf, math.inf, "a finite number", open_low=True, open_high=True)
 
 
 class RandomFeatures(Keyed):
@@ -54,7 +56,8 @@ class RandomFeatures(Keyed):
         axis: the channel axis, 1 for maps (N, r, *space) (default) or -1 for rows (..., r).
 
     Raises:
-        TypeError, ValueError: an argument is outside its range; the activation is unknown.
+        TypeError, ValueError: an argument is outside its range; the activation is unknown; z is no tensor of floating
+            point, or has another number of channels.
 
     Source: the random feature map of Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.1; White, Chaudhary,
     Wolf, Lajoie and Harris, "Learning stochastic rainbow networks" (2024), for training W in front of it.
@@ -72,12 +75,12 @@ class RandomFeatures(Keyed):
         pool: nn.Module | None = None,
         axis: int = 1,
     ) -> None:
-        super().__init__(key(seed, stream, col_offset=FIRST_COLUMN))
+        super().__init__(key(integer("seed", seed, 0, 2**63 - 1), stream, col_offset=FIRST_COLUMN))
         self.rank, self.n = integer("rank", rank, 1), integer("n", n, 1)
         self.activation = one_of("activation", activation, ACTIVATIONS)
-        self.negative_slope = number("negative_slope", negative_slope)
-        if axis not in (1, -1):
-            raise ValueError(f"axis={axis!r}: wanted 1 or -1")
+        self.negative_slope = SLOPE("negative_slope", negative_slope)
+        if integer("axis", axis, -1, 1) == 0:
+            raise ValueError("axis=0: wanted 1 or -1")
         self.axis = axis
         if pool is not None and (axis != 1 or not isinstance(pool, POOLS) or pool.return_indices):
             raise ValueError(f"pool={pool!r}: wanted an nn.MaxPool1d, 2d or 3d that returns no indices, and axis=1")
@@ -86,7 +89,9 @@ class RandomFeatures(Keyed):
 
     def forward(self, z: Tensor) -> Tensor:
         """phi (N, n, *space) from z (N, r, *space), or (..., n) from (..., r) if the axis is -1."""
-        channels = z.shape[self.axis] if z.dim() > 1 else None
+        if tensor("z", z).dtype not in DTYPES:
+            raise TypeError(f"z is {z.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
+        channels = z.shape[self.axis] if z.dim() > max(self.axis, 0) else None
         if channels != self.rank:
             shape = "(N, r, *space)" if self.axis == 1 else "(..., r)"
             raise ValueError(f"z has shape {tuple(z.shape)}: wanted {shape} with r = {self.rank}")
@@ -135,13 +140,13 @@ class RandomFeatures(Keyed):
         """z as (N, r, *space), float32 if it is of half precision."""
         if z.dtype in (torch.bfloat16, torch.float16) and not autocast_is_on(z):
             z = z.float()
-        return z if self.axis == 1 or z.dim() == 2 else z.flatten(0, -2)
+        return z if self.axis == 1 or z.dim() == 2 else z.reshape(math.prod(z.shape[:-1]), z.shape[-1])
 
     def shaped_as(self, phi: Tensor, z: Tensor) -> Tensor:
         """phi with the axes of z, and its dtype if that is of half precision."""
         if z.dtype != phi.dtype and not autocast_is_on(z):
             phi = phi.to(z.dtype)
-        return phi if phi.dim() == z.dim() else phi.view(*z.shape[:-1], -1)
+        return phi if phi.dim() == z.dim() else phi.view(*z.shape[:-1], self.n)
 
     def extra_repr(self) -> str:
         axis = "" if self.axis == 1 else f", axis={self.axis}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from rainbow_fast.arguments import tensor
 from rainbow_fast.ops.gaussian import check_key
 
 
@@ -17,14 +18,16 @@ class Keyed(nn.Module):
 
     Args:
         key: the address, as `rainbow_fast.key` makes it.
+
+    Raises:
+        ValueError: the key is no int64 tensor of shape (4,) on the CPU.
     """
 
     key: Tensor
 
     def __init__(self, key: Tensor) -> None:
         super().__init__()
-        check_key(key)
-        self.key = key
+        self.key = _one(key)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -41,8 +44,14 @@ class Keyed(nn.Module):
         if name in unexpected:
             unexpected.remove(name)
         try:
-            check_key(state_dict[name].cpu())
-        except ValueError as error:
+            self.key = _one(tensor("key", state_dict[name]).detach().cpu()).clone()
+        except (TypeError, ValueError) as error:
             errors.append(f"{name}: {error}")
-            return
-        self.key = state_dict[name].detach().cpu().clone()
+
+
+def _one(key: Tensor) -> Tensor:
+    """The key, after a check that it is one key on the CPU."""
+    check_key(key)
+    if key.dim() != 1:
+        raise ValueError(f"key has shape {tuple(key.shape)}: wanted one key, (4,)")
+    return key

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from rainbow_fast.arguments import integer
+from rainbow_fast.arguments import flag, integer, tensor
 from rainbow_fast.infinite_width import expected_kernel
 from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.ops.activations import ACTIVATIONS
@@ -58,8 +58,7 @@ class _RainbowLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """phi from x, with the axes of x."""
-        own = isinstance(self.features, RandomFeatures) and self.features.in_place_of is None  # else sampled
-        if own and not isinstance(x, fx.Proxy) and self._samples_weights(x):
+        if self._samples_weights(x):
             weight, bias = self.sampled()
             s = self._apply_weights(x, weight, bias)
             phi = ACTIVATIONS[self.features.activation][0](s, self.features.negative_slope)
@@ -87,13 +86,21 @@ class _RainbowLayer(nn.Module):
         return nn.Sequential(layer, self.features.sigma, *pool).train(self.training)
 
     def _samples_weights(self, x: Tensor) -> bool:
-        """Whether weights ``G W`` and one product cost less than the projection and its features.
+        """Whether weights ``G W`` and one product give phi, with less work than the projection and its features.
 
-        With P positions, W of r m numbers and n neurons: ``n r m + P n m < P r (m + n)`` multiply-adds.
+        With P positions, W of r m numbers and n neurons: ``n r m + P n m < P r (m + n)`` multiply-adds. More neurons
+        than r would need more memory for the backward pass. The parts of the layer must be those that it was made
+        with, without hooks, because they are not called. An exported graph must fit any number of samples.
         """
-        r, n, m = self.features.rank, self.features.n, self.projection.weight[0].numel()
-        spared = r * (m + n) - n * m  # for each position
-        return spared > 0 and self._positions(x) * spared > n * r * m
+        projection, features = self.projection, self.features
+        if isinstance(x, fx.Proxy) or torch.compiler.is_exporting() or type(projection) not in (nn.Linear, nn.Conv2d):
+            return False
+        if type(features) is not RandomFeatures or features.in_place_of is not None:
+            return False
+        if any(part._forward_hooks or part._forward_pre_hooks for part in (projection, features)):
+            return False
+        r, n, m = features.rank, features.n, projection.weight[0].numel()
+        return n <= r and self._positions(x) * (r * (m + n) - n * m) > n * r * m
 
     def _positions(self, x: Tensor) -> int:
         raise NotImplementedError
@@ -159,7 +166,9 @@ class RainbowLinear(_RainbowLayer):
         features = RandomFeatures(
             _rank(rank, columns), integer("out_features", out_features, 1), seed=seed, stream=stream, **how
         )
-        super().__init__(nn.Linear(columns, features.rank, bias=bias, device=device, dtype=dtype), features)
+        super().__init__(
+            nn.Linear(columns, features.rank, bias=flag("bias", bias), device=device, dtype=dtype), features
+        )
 
     def _positions(self, x: Tensor) -> int:
         return x.numel() // max(x.shape[-1], 1)
@@ -219,24 +228,37 @@ class RainbowConv2d(_RainbowLayer):
             "dilation": dilation,
             "padding_mode": padding_mode,
         }
-        taps = math.prod(kernel_size) if isinstance(kernel_size, tuple) else kernel_size**2
-        columns = integer("in_channels", in_channels, 1) * taps
+        columns = integer("in_channels", in_channels, 1) * math.prod(_sides(kernel_size))
         how: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope}
         neurons = integer("out_channels", out_channels, 1)
         features = RandomFeatures(_rank(rank, columns), neurons, seed=seed, stream=stream, pool=pool, **how)
-        conv = nn.Conv2d(in_channels, features.rank, bias=bias, device=device, dtype=dtype, **geometry)
+        conv = nn.Conv2d(in_channels, features.rank, bias=flag("bias", bias), device=device, dtype=dtype, **geometry)
         super().__init__(conv, features)
         self._geometry = geometry
 
+    def forward(self, x: Tensor) -> Tensor:
+        """phi (N, out, H, W) from x (N, in, H, W)."""
+        if not isinstance(x, fx.Proxy) and tensor("x", x).dim() != 4:
+            raise ValueError(f"x has shape {tuple(x.shape)}: wanted (N, in, H, W)")
+        return super().forward(x)
+
     def _positions(self, x: Tensor) -> int:
         conv = self.projection
-        return x.numel() // (max(x.shape[-3], 1) * math.prod(conv.stride))  # type: ignore[arg-type]
+        return x.numel() // (max(x.shape[1], 1) * math.prod(conv.stride))  # type: ignore[arg-type]
 
     def _apply_weights(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self.projection._conv_forward(x, weight, bias)  # type: ignore[operator]
 
     def _plain(self, bias: bool) -> nn.Conv2d:
         return nn.Conv2d(self.projection.weight.shape[1], self.features.n, bias=bias, device="meta", **self._geometry)
+
+
+def _sides(kernel_size: Any) -> tuple[int, int]:
+    """Both sides of a kernel."""
+    sides = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size)
+    if len(sides) != 2:
+        raise ValueError(f"kernel_size={kernel_size!r}: wanted one integer or two")
+    return integer("kernel_size", sides[0], 1), integer("kernel_size", sides[1], 1)
 
 
 def _rank(rank: int, columns: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rainbow_fast.arguments import flag, integer, one_of
+from rainbow_fast.nn.addresses import warn_if_shared
 from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.nn.fresh_neurons import FreshNeurons
 from rainbow_fast.nn.keyed import Keyed
@@ -75,6 +76,9 @@ def resample(
         TypeError, ValueError: an argument is outside its range; the network has no `RandomFeatures`; `width` names
             another module.
 
+    Warns:
+        UserWarning: layers have the same seed and stream, and therefore the same neurons; names them.
+
     Source: White, Chaudhary, Wolf, Lajoie and Harris, "Learning stochastic rainbow networks" (2024); the alignment is
     equation 6 of Guth, Menard, Rochette and Mallat (JMLR 2024).
     """
@@ -85,6 +89,7 @@ def resample(
     if not layers:
         raise ValueError("network: no rainbow layer, wanted at least one rainbow_fast.nn.RandomFeatures")
     widths = _widths(width, layers)
+    warn_if_shared(network, stacklevel=2)
     how: dict[str, Any] = {
         "gradient": flag("gradient", gradient),
         "max_samples": integer("max_samples", max_samples, 1),

@@ -201,12 +201,12 @@ class _Run:
                 flight.follow(REFERENCE, each.site.reference)
         moments = self._moments(a, b)
         A, aligned = align(moments, PAPER, PolarFactor())
-        errors = [self._error(pair, a, b, math.sqrt(a.d / b.d) * A) for pair in (self.align, self.held)]
+        errors = [self._error(pair, a, b, math.sqrt(a.channels / b.channels) * A) for pair in (self.align, self.held)]
         comparison = SiteComparison(
             site=a.site.name,
             other=b.site.name,
-            d=a.d,
-            n=b.d,
+            d=a.channels,
+            n=b.channels,
             samples=moments.count,
             similarity=aligned.similarity,
             error=errors[0][0],  # type: ignore[arg-type]  # the alignment set is never empty

@@ -193,7 +193,8 @@ def fit(
             option does not exist; the message suggests the nearest name.
 
     Warns:
-        UserWarning: a site has fewer samples than twice its channels, so that the alignment over-fits.
+        UserWarning: a site has fewer samples than twice its channels, so that the alignment over-fits; or two layers
+            have random features with the same seed and stream (`rainbow_fast.nn.RandomFeatures`).
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), section 2; several references: equation 17.
     """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.joint_inputs import is_plain
+from rainbow_fast.nn.addresses import warn_if_shared
 from rainbow_fast.rainbow.chunks import Data, runs_channels_last
 from rainbow_fast.rainbow.holdout import Part, Split, split
 from rainbow_fast.rainbow.inputs import dtype_of_inputs, taking
@@ -156,6 +157,8 @@ def prepare(
     )
     prepared = Prepared(joined, traces, sites, align, held, options, _seed(parts[1], options))
     prepared.check(example if only_shapes else prepared.first_samples(), names)
+    for network in references:
+        warn_if_shared(network, stacklevel=5)
     return prepared
 
 

@@ -54,7 +54,7 @@ class SiteReport:
         M_effective_rank: |M|_*^2 / |M|_F^2.
         M_condition: largest over smallest kept singular value of M.
         random_features: whether the reference has random features here (`rainbow_fast.nn.RandomFeatures`), so that
-            the law and its rank are exact.
+            the Gaussian law and its rank are exact.
         route: how features were computed: ``"fused"``, in two passes of kernels that store none; ``"kept"``, once, from
             z; ``"wide"``, once, from the features of the site before, by the wide weights ``W' = s G_eff W A``.
     """
@@ -242,8 +242,9 @@ class Report(Results):
     def _below(self) -> list[str]:
         lines = [f"{self.references} references, aligned to their mean"] if self.references > 1 else []
         lines += [self.storage] if self.storage else []
-        exact = [site.site for site in self.sites if site.random_features]
-        lines += [f"random features of the reference, whose law is exact: {', '.join(exact)}"] if exact else []
+        random = [site.site for site in self.sites if site.random_features]
+        exact = ", whose law is exact" * (self.parts.law == "gaussian")
+        lines += [f"random features of the reference{exact}: {', '.join(random)}"] if random else []
         lines += [f"kept {name}: {reason}" for name, reason in self.kept.items()]
         for what, numbers in (("accuracy", self.accuracy), ("metric", self.metric)):
             if numbers:

@@ -13,6 +13,7 @@ from rainbow_fast.data.batching import batches, rows_of
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.fields import renamed
 from rainbow_fast.joint_inputs import JointInputs, layout_of
+from rainbow_fast.nn.addresses import warn_if_shared
 from rainbow_fast.plots.by_site import channels_by_site
 from rainbow_fast.rainbow.inputs import dtype_of_inputs, taking
 from rainbow_fast.rainbow.prepare import site_shapes
@@ -119,6 +120,9 @@ def sites(
 
     Raises:
         TypeError, ValueError: the network cannot be split into sites, as in `fit`; or the data cannot be used.
+
+    Warns:
+        UserWarning: two layers have the same random features, as in `fit`.
     """
     reference = checked(reference, "reference")
     example: Tensor | None = None
@@ -133,6 +137,7 @@ def sites(
             first = next(iter(first.values())) if layout_of(reference) is None else layout.join(first)
         example = as_numbers(first, like.device, dtype_of_inputs(reference, first, like.device, like.dtype))
     traced = trace(reference, example, pointwise_modules, channel_axes=channel_axes)
+    warn_if_shared(reference, stacklevel=3)
     infos: list[SiteInfo] = []
     left = [SiteInfo(each.name, each.function, False, None, None, None, each.reason) for each in traced.left]
     places = [each.place for each in traced.left]

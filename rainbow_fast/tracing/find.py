@@ -99,13 +99,12 @@ def find_sites(
         core = [node] if formula is None else list(formula.nodes)
         name = _unique(_name(node, sigma if formula is not None else None), names)
         z = node.all_input_nodes[0] if formula is None else formula.z
-        parts, z = _parts(core, z, owner, taken, axes)
+        parts, z = _parts(core, z, sigma, owner, taken, axes)
         norm = batch_norm(parts[-1], owner)
-        if isinstance(sigma, RandomFeatures):
-            axes.say(z, sigma.axis)
         if name in by_name:
-            axes.give(z, by_name.pop(name), name)
-        reason = formula.reason if formula is not None and formula.reason else by_channel(sigma) or axes.unknown(z)
+            axes.give(z, by_name.pop(name), name, sigma)
+        reason = formula.reason if formula is not None and formula.reason else by_channel(sigma)
+        reason = reason or axes.unknown(z, sigma)
         if sigma is None or reason is not None:
             function = _function_name(node, owner) if sigma is None or formula is None else type(sigma).__name__
             left.append(Left(name, function, str(reason), len(sites)))
@@ -113,7 +112,7 @@ def find_sites(
         taken.update(parts)
         once = all(part.op == "call_module" and calls[part.target] == 1 for part in parts)
         modules = tuple(str(part.target) for part in parts) if once else None
-        site = _site(len(sites), name, sigma, core, z, parts, owner, modules, axes.of(z, norm is not None), data)
+        site = _site(len(sites), name, sigma, core, z, parts, owner, modules, axes.of(z, norm is not None, sigma), data)
         sites.append(Found(site, z, parts))
     if by_name:
         wanted = ", ".join([each.site.name for each in sites] + [other.name for other in left])
@@ -132,20 +131,30 @@ class Axes:
             self.numbered = None
         self.shapes = {} if self.numbered is None else self.numbered.shapes
 
-    def of(self, z: fx.Node, normalised: bool = False) -> int | None:
-        """1 or -1, or None if it is not known. The channels of a normalised z (N, d) are axis 1."""
+    def of(self, z: fx.Node, normalised: bool = False, sigma: nn.Module | None = None) -> int | None:
+        """1 or -1, or None if it is not known. The channels of a normalised z (N, d) are axis 1.
+
+        `sigma` is the non-linearity that reads z. Random features name the axis themselves.
+        """
+        own = sigma.axis if isinstance(sigma, RandomFeatures) else None
         if self.numbered is None:
+            if own is not None:
+                return None if normalised and own == -1 else own
             return _axis(z, self.owner, normalised)
         dims, axis = len(self.shapes[z]), self.numbered.axes.get(z)
         if dims == 2:
             return None if normalised else -1
+        if own is not None:
+            return own
         return None if axis is None else named(axis, dims)
 
-    def give(self, z: fx.Node, axis: int, name: str) -> None:
-        """Set the axis of z."""
+    def give(self, z: fx.Node, axis: int, name: str, sigma: nn.Module | None = None) -> None:
+        """Set the axis of z, which `sigma` reads."""
         if self.numbered is None:
             return
         dims = len(self.shapes[z])
+        if isinstance(sigma, RandomFeatures) and dims > 2 and axis != sigma.axis:
+            raise ValueError(f"channel_axes: {axis!r} for site {name!r}, whose random features have axis {sigma.axis}")
         if not isinstance(axis, int) or not -dims <= axis < dims or (dims > 2 and named(axis % dims, dims) is None):
             raise ValueError(
                 f"channel_axes: {axis!r} for site {name!r} with z of shape {self.shapes[z]}: wanted 1 or -1, the "
@@ -153,20 +162,17 @@ class Axes:
             )
         self.numbered.axes[z] = axis % dims
 
-    def say(self, z: fx.Node, axis: int) -> None:
-        """Set the axis of z to the one that its reader takes its channels from; a single one has no other sign."""
-        if self.numbered is not None and z in self.shapes:
-            self.numbered.axes[z] = axis % len(self.shapes[z])
-
-    def unknown(self, z: fx.Node) -> str | None:
-        """Why z has no channels that can be sampled; None if it has."""
+    def unknown(self, z: fx.Node, sigma: nn.Module | None = None) -> str | None:
+        """Why z has no channels that can be sampled; None if it has. `sigma` is the non-linearity that reads z."""
         if self.numbered is None:
             return None
         shape, axis = self.shapes.get(z, ()), self.numbered.axes.get(z)
         if len(shape) < 2:
             return f"z has shape {shape}, no channels"
+        if isinstance(sigma, RandomFeatures):
+            return None
         if len(shape) == 2:
-            return "z has a single channel" if shape[1] == 1 and axis is None else None
+            return "z has a single channel" if shape[1] == 1 else None
         if axis is None:
             return f"the channel axis of z, of shape {shape}, is not known"
         if named(axis, len(shape)) is None:
@@ -199,17 +205,21 @@ def _function_name(node: fx.Node, owner: fx.GraphModule) -> str:
 
 
 def _parts(
-    core: list[fx.Node], z: fx.Node, owner: fx.GraphModule, taken: set[fx.Node], axes: Axes
+    core: list[fx.Node],
+    z: fx.Node,
+    sigma: nn.Module | None,
+    owner: fx.GraphModule,
+    taken: set[fx.Node],
+    axes: Axes,
 ) -> tuple[list[fx.Node], fx.Node]:
     """The nodes of a site with this non-linearity: with pooling and normalisation; and the input of the site."""
     parts = list(core)
-    module = module_of(core[0], owner)
-    expansion = module if isinstance(module, RandomFeatures) else None  # of pooled channels it is another function
+    expansion = sigma if isinstance(sigma, RandomFeatures) else None  # of pooled channels it is another function
     if expansion is None and z not in taken and max_pooling(z, owner) is not None and len(z.users) == 1:
         if axes.of(z.all_input_nodes[0]) == 1:
             parts.insert(0, z)
             z = z.all_input_nodes[0]
-    maps = axes.of(z) == 1  # with another axis, pooling would mix neurons
+    maps = axes.of(z, sigma=sigma) == 1  # with another axis, pooling would mix neurons
     pooled = expansion is not None and expansion.pool is not None
     flat = len(axes.shapes.get(z, (0, 0))) == 2
     poolings = (max_pooling,) if maps and not pooled else ()
@@ -290,6 +300,8 @@ def _split(norm: nn.Module) -> tuple[nn.Module, nn.Module | None]:
 def _axis(z: fx.Node, owner: fx.GraphModule, normalised: bool) -> int | None:
     """The channel axis of z, by the layers that write it: 1 after a convolution, -1 after a Linear."""
     module = module_of(z, owner)
+    if isinstance(module, RandomFeatures):
+        return None if normalised and module.axis == -1 else module.axis
     if isinstance(module, nn.Linear):
         return None if normalised else -1  # the channels of a batch norm are axis 1, those of a Linear the last axis
     if isinstance(module, MAPS):

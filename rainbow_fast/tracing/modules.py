@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
+from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.tracing.calls import run as watched
 from rainbow_fast.tracing.find import Left, by_channel
 from rainbow_fast.tracing.formulas import ACTIVATIONS
@@ -92,13 +93,13 @@ def find_modules(
     for module in network.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # z is still read after phi is computed
-    calls, functions = _run(network, example, MODULES + declared)
+    calls, functions = _run(network, example, (*MODULES, RandomFeatures, *declared))
     counts = Counter(call.name for call in calls)
     called = [call for call in calls if counts[call.name] == 1 and not by_channel(network.get_submodule(call.name))]
     if not called:
         raise ValueError(f"{why}, and it calls no activation module once")
     left = [
-        Left(name, type(network.get_submodule(name)).__name__, _reason(count), len(called))
+        Left(name, type(network.get_submodule(name)).__name__, _reason(network.get_submodule(name), count), len(called))
         for name, count in counts.items()
         if name not in {call.name for call in called}
     ]
@@ -124,9 +125,9 @@ def find_modules(
 FUNCTION = "a function in a network that torch.fx cannot trace, in which only modules can be sampled"
 
 
-def _reason(count: int) -> str:
+def _reason(module: nn.Module, count: int) -> str:
     if count == 1:
-        return "it has parameters by channel"
+        return str(by_channel(module))
     return f"a module that is called {count} times, in a network that torch.fx cannot trace"
 
 
@@ -150,13 +151,14 @@ def _run(
 
     def watch(name: str) -> Any:
         def note(module: nn.Module, args: tuple, result: Any) -> None:
+            if isinstance(module, nn.Linear | _ConvNd | RandomFeatures):
+                called[:] = [call._replace(output=False) for call in called]
             if type(module) in kinds:
                 source = next((m for t, m in results if t is args[0]), None)
                 axis = -1 if isinstance(source, nn.Linear) else 1 if isinstance(source, _ConvNd | _BatchNorm) else None
+                axis = module.axis if isinstance(module, RandomFeatures) else axis
                 writer = source if isinstance(source, nn.Linear | _ConvNd) and source.bias is None else None
                 called.append(_Call(name, axis, writer, True))
-            elif isinstance(module, nn.Linear | _ConvNd):
-                called[:] = [call._replace(output=False) for call in called]
             if isinstance(result, Tensor) and not list(module.children()):
                 results.append((result, module))
 

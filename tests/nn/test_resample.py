@@ -189,3 +189,10 @@ def test_errors() -> None:
         rf.nn.resample(net, max_samples=0)
     with pytest.raises(ValueError, match="seed=-1: wanted"):
         rf.nn.resample(net, seed=-1)
+
+
+def test_layers_with_the_same_neurons() -> None:
+    net = nn.Sequential(rf.nn.RainbowLinear(4, 8, 2, seed=0), rf.nn.RainbowLinear(8, 8, 2, seed=0))
+    with pytest.warns(UserWarning, match="the same neurons: '0.features', '1.features'; wanted another stream") as seen:
+        rf.nn.resample(net)
+    assert seen[0].filename == __file__

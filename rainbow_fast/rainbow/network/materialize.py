@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
+from rainbow_fast.nn.expansion import RandomFeatures
+from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.rainbow.kinds import Pointwise
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.affine import Affine, Term, linear_of, norm_of
@@ -112,6 +114,8 @@ class _Writer:
         module = self.owner.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, RainbowActivation):
             return self._site(node, module)
+        if isinstance(module, RandomFeatures):
+            return self._random_features(node, module)
         x = node.all_input_nodes[0] if node.all_input_nodes else node
         if passes_on(node, self.owner) or (is_flatten(node, self.owner) and _shape(node) == _shape(x)):
             return self.values[x]
@@ -158,6 +162,15 @@ class _Writer:
         if constant:
             P, offset = torch.cat([P, (offset / one).unsqueeze(1)], 1), torch.zeros_like(offset)
         return Affine((Term(wide, P),), offset, form.axis, form.dims)
+
+    def _random_features(self, node: fx.Node, module: RandomFeatures) -> fx.Node:
+        """Random features that are not sampled, with their own neurons."""
+        x = node.all_input_nodes[0]
+        G = gaussian(module.n, module.rank, seed=module.key, dtype=torch.float64, device=self.device)
+        form = self._form(x, len(_shape(x)) - 1 if module.axis == -1 else 1)
+        wide = self._write(form.mixed(module.factor * G, constant=False), f"{node.name}_map")
+        phi = self._call(module.sigma, wide, node.name)
+        return phi if module.pool is None else self._call(copy.deepcopy(module.pool), phi, node.name)
 
     def _linear(self, node: fx.Node, module: nn.Linear | _ConvNd) -> Affine | None:
         x = node.all_input_nodes[0]

@@ -42,9 +42,9 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
     waits = choose_storage(in_flight_bytes([statistics, spec.sites], [align, held], limits.storage_dtype), limits)
     waiting = (waits.dtype or align.dtype).itemsize if waits.kind == "memory" else 0  # memory for each number
     sizes = Sizes(align.count, held.count, align.size, b, waiting, prepared.max_samples)
-    layers = _layers(trace, align.example)
+    layers, expansions = _layers(trace, align.example)
     passes = 1 if trace.references == 1 else 2  # one more for the rotations
-    rest = {} if fitted else {name: work * passes for name, work in _fit(layers, statistics, sizes).items()}
+    rest = {} if fitted else {name: work * passes for name, work in _fit(layers, expansions, statistics, sizes).items()}
     routes = choose_routes(spec, sizes.both, align.dtype, limits.storage_dtype)
     sites: list[SiteCost] = []
     pending, profile, features = LAYERS, LAYERS, Work()
@@ -54,7 +54,9 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
         sides = 2 if sites else 1  # reference and sampled network are the same up to the first sampled site
         route = routes.get(stats.site.name, Route(FUSED))
         pending += layers[place] * ((1 if route.name == WIDE else sides) * sizes.both)
-        if stats.site.name not in spec.widths:
+        sampled = stats.site.name in spec.widths
+        pending += expansions[place] * ((1 if sampled else sides) * sizes.both)
+        if not sampled:
             before, arriving = arriving, math.prod(stats.phi_shape) + stats.alive
             each = max(arriving, before) + (sides - 1) * max(arriving, before, math.prod(stats.z_shape))
             peak = max(peak, earlier + waiting * sizes.both * each)
@@ -69,7 +71,7 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
         earlier, arriving, pending = earlier + site.disk_bytes, count.phi, LAYERS
         features += count.projection(1)
         if options.accuracy_profile:
-            profile += sum(layers[place + 1 :], LAYERS) * sizes.held
+            profile += sum(layers[place + 1 :] + expansions[place + 1 :], LAYERS) * sizes.held
     rest["reference"] = pending + profile
     disk = earlier
     peak = max(peak, earlier + 2 * waiting * arriving * sizes.both + _reference_bytes(trace))  # the network is made
@@ -105,17 +107,20 @@ def _bytes(values: Any) -> int:
     return sum(t.nbytes for t in tensors(values))
 
 
-def _layers(trace: Trace, example: Tensor) -> list[Work]:
-    """The work for one image of each segment of the reference, with the site at its end."""
+def _layers(trace: Trace, example: Tensor) -> tuple[list[Work], list[Work]]:
+    """The work for one image of each segment of the reference, with the memory of the site at its end; and the products
+    of each site, which are those of random features."""
     state: State = (example.clone(),)
-    layers, modules = [], [site.reference for site in trace.sites]
+    layers, expansions, modules = [], [], [site.reference for site in trace.sites]
     for place in range(len(trace.segments)):
         with FlopCounterMode(display=False) as flops:
             z, *rest = trace.advance(place, state, modules[:place])
-        phi = modules[place](z) if place < len(modules) else z
+        with FlopCounterMode(display=False) as products:
+            phi = modules[place](z) if place < len(modules) else z
+        expansions.append(Work(products.get_total_flops(), "layers"))
         layers.append(Work(flops.get_total_flops(), "layers", bytes=sum(map(_bytes, (state[0], z, z, phi)))))
         state = (phi, *rest)
-    return layers
+    return layers, expansions
 
 
 def _reference_bytes(trace: Trace) -> int:
@@ -123,13 +128,15 @@ def _reference_bytes(trace: Trace) -> int:
     return sum(t.nbytes for t in (*trace.reference.parameters(), *trace.reference.buffers()))
 
 
-def _fit(layers: list[Work], statistics: Sequence[SiteStatistics], sizes: Sizes) -> dict[str, Work]:
+def _fit(
+    layers: list[Work], expansions: list[Work], statistics: Sequence[SiteStatistics], sizes: Sizes
+) -> dict[str, Work]:
     """The work of `fit`: its forward pass, and the second moments of z."""
     moments = Work()
     for s in statistics:
         z = sizes.samples(math.prod(s.z_shape) // s.d), s.d
         moments += Work(cross_covariance_flops(z, []), bytes=COPIES * sizes.itemsize * math.prod(z))
-    return {"fit": sum(layers[:-1], LAYERS) * sizes.align, "fit, moments": moments}
+    return {"fit": sum(layers[:-1] + expansions, LAYERS) * sizes.align, "fit, moments": moments}
 
 
 def _fit_bytes(s: SiteStatistics, sizes: Sizes) -> int:
