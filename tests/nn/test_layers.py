@@ -285,7 +285,7 @@ def test_pooling_is_a_part_of_the_layer() -> None:
     assert torch.equal(layer(x), wanted)
     torch.testing.assert_close(layer.materialize()(x), wanted)
     net = nn.Sequential(layer, nn.Flatten(), nn.Linear(108, 2).double())
-    assert str(rf.sites(net, x)[0].function) == "RandomFeatures + ReLU + MaxPool2d"
+    assert rf.sites(net, x)[0].activation == "RandomFeatures + ReLU + MaxPool2d"
     sampled, _ = rf.sample(net, x, width=30, holdout=0.0)
     torch.testing.assert_close(sampled.materialize()(x), sampled(x))
     with pytest.raises(ValueError, match="pool=ReLU.*: wanted an nn.MaxPool1d, 2d or 3d that returns no indices"):
