@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_LOSS = 3.5  # nats; curves above are not drawn
+
 INTRODUCTION = """\
 # Only the batch norms are trained
 
@@ -210,12 +212,16 @@ def figure(records: Sequence[Record]) -> Figure:
         arm: {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 6, "linewidth": 1.6}
         for place, arm in enumerate(trained)
     }
+    above: list[str] = []
     _accuracies(panels[0], final, looks)
     for arm, look in looks.items():
         runs = np.array([r["losses"] for r in final if r["arm"] == arm and r["accuracy"] is not None])
         if len(runs):
             places, (average, deviation) = range(1, runs.shape[1] + 1), over_networks(runs.T.tolist())
-            panels[1].errorbar(places, average, np.nan_to_num(deviation), capsize=3, label=arm, **look)
+            if average.min() > MOST_LOSS:
+                above.append(arm)
+            else:
+                panels[1].errorbar(places, average, np.nan_to_num(deviation), capsize=3, label=arm, **look)
         tried = sorted(
             (r["rate"], 100 * r["validation"])
             for r in records
@@ -224,6 +230,9 @@ def figure(records: Sequence[Record]) -> Figure:
         panels[2].plot([rate for rate, _ in tried], [share for _, share in tried], label=arm, **look)
     _dress(panels[1], "training loss", "epoch", "loss (nats)")
     panels[1].locator_params(axis="x", integer=True)
+    if above:
+        text = f"above {MOST_LOSS:g}: {', '.join(above)}"
+        panels[1].text(0.98, 0.98, text, transform=panels[1].transAxes, ha="right", va="top", fontsize=9, color=INK)
     _dress(panels[2], f"choice of the learning rate, {TUNING} epoch", "learning rate", "validation accuracy (%)")
     panels[2].set_xscale("log")
     rates = sorted({record["rate"] for record in records if record["tuning"]})
