@@ -134,20 +134,22 @@ def _results(final: Sequence[Record]) -> str:
 def _sentences(final: Sequence[Record]) -> str:
     """One sentence for each arm, from its numbers."""
     means = {
-        arm: 100 * mean(each)
+        arm: round(100 * mean(each), 1)  # as in the table
         for arm in _names(final)
         if (each := [r["accuracy"] for r in final if r["arm"] == arm and r["accuracy"] is not None])
     }
     counts = {record["arm"]: record["parameters"] for record in final}
+    rates = {record["arm"]: record["rate"] for record in final}
     if set(means) != set(ARMS):
         return ""
     norms, everything = means["random: batch norms"], means["random: all parameters"]
+    both = "random: batch norms, classifier"
     share = 100 * counts["random: batch norms"] / counts["random: all parameters"]
     lines = [
         f"- *random: batch norms*: {share:.1f} % of the parameters reach {norms:.1f} %, where chance is 10 % and all "
         f"parameters reach {everything:.1f} %.",
-        f"- *random: batch norms, classifier*: with the classifier trained too, this is "
-        f"{_points(means['random: batch norms, classifier'] - norms)}.",
+        f"- *{both}*: with the classifier trained too, this is {_points(means[both] - norms)}; both share one learning "
+        f"rate, which is {rates[both]:g} here and {rates['random: batch norms']:g} for batch norms alone.",
         f"- *random: classifier*: the classifier alone reaches {means['random: classifier']:.1f} %, "
         f"{_against(means['random: classifier'] - norms)} the batch norms alone.",
         f"- *random: all parameters*: this is as far as training of the whole network comes with this budget, "
@@ -159,8 +161,7 @@ def _sentences(final: Sequence[Record]) -> str:
             f"- *{method}: as sampled*: without training, the sampled network reaches {before:.1f} %.",
             f"- *{method}: batch norms*: training its batch norms changes this to {after:.1f} %, "
             f"{_against(after - norms)} the random network of which only batch norms are trained, and "
-            f"{_against(after - means['random: batch norms, classifier'])} the one of which the classifier is trained "
-            "as well.",
+            f"{_against(after - everything)} the one of which all parameters are trained.",
         ]
     lines.append(f"- *trained network*: it is right on {means['trained network']:.1f} % of the same images.")
     return _flowed("\n".join(lines))
