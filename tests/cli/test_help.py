@@ -15,6 +15,7 @@ from typer.main import get_command
 from rainbow_fast.cli import words
 from rainbow_fast.cli.app import app
 from rainbow_fast.rainbow.options import FitOptions, Limits, MethodOptions, SampleOptions
+from studies.batch_norms.__main__ import app as batch_norms
 from studies.cifar10.__main__ import app as cifar10
 from studies.convergence.__main__ import app as convergence
 from studies.random_chains.__main__ import app as random_chains
@@ -23,6 +24,7 @@ from studies.resnet20.__main__ import app as resnet20
 
 Run = Callable[..., tuple[int, str, str]]
 STUDIES = {
+    "studies.batch_norms": batch_norms,
     "studies.cifar10": cifar10,
     "studies.convergence": convergence,
     "studies.random_chains": random_chains,

@@ -21,6 +21,7 @@ import typer
 from rainbow_fast import cli
 from rainbow_fast.cli import sampling
 from rainbow_fast.cli.running import run_app
+from studies.batch_norms.__main__ import app as batch_norms
 from studies.cifar10.__main__ import app as cifar10
 from studies.convergence.__main__ import app as convergence
 from studies.resnet20.__main__ import app as resnet20
@@ -198,6 +199,9 @@ def test_a_folder_without_permission(rainbow_fast: Run, folder: Path, monkeypatc
         (resnet20, ["empty"], "weights: wanted with data, or neither"),
         (resnet20, ["--factors", "x"], "--factors: wanted numbers above 0, separated by commas; got 'x'"),
         (resnet20, ["--out", "file"], "--out: file is a file, wanted a folder"),
+        (batch_norms, ["empty"], "weights: wanted with data, or neither"),
+        (batch_norms, ["--rates", "0.1,x"], "--rates: wanted numbers above 0, separated by commas; got '0.1,x'"),
+        (batch_norms, ["--out", "file"], "--out: file is a file, wanted a folder"),
         (convergence, ["--widths", "4,2"], "--widths: wanted increasing whole numbers above 0"),
         (convergence, ["--page", "--out", "file"], "--out: file is a file, wanted a folder"),
     ],
@@ -218,7 +222,7 @@ def test_errors_of_studies(
 def test_a_study_without_records_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
-    for name, app in (("cifar10", cifar10), ("resnet20", resnet20)):
+    for name, app in (("batch_norms", batch_norms), ("cifar10", cifar10), ("resnet20", resnet20)):
         monkeypatch.setattr(sys.modules[f"studies.{name}.__main__"], "RECORDS", folder / "nowhere.jsonl")
         monkeypatch.setattr(sys, "argv", ["study", "--out", "new"])
         assert run_app(app, "study") == 2 and not (folder / "new").exists()

@@ -10,6 +10,7 @@ from here import ROOT
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
+import studies.batch_norms.__main__ as batch_norms
 import studies.breadth.__main__ as breadth
 import studies.cifar10.__main__ as cifar10
 import studies.convergence.__main__ as convergence
@@ -18,6 +19,7 @@ import studies.random_networks.__main__ as random_networks
 from rainbow_fast.io import read_records
 
 STUDIES = {
+    "batch_norms": batch_norms,
     "breadth": breadth,
     "cifar10": cifar10,
     "convergence": convergence,
