@@ -50,10 +50,14 @@ def orthogonality_gap(H: Tensor) -> Tensor:
     (NeurIPS 2021), section 2.
     """
     n, d = _checked("H", H).shape[-2:]
-    C = gram(H) if n <= d else gram(H.mT)  # both have the same eigenvalues, but for zeros
-    k = C.shape[-1]
-    apart = torch.linalg.matrix_norm(C - torch.eye(k, dtype=C.dtype, device=C.device) / k)
+    apart = gap_of_gram(gram(H) if n <= d else gram(H.mT))  # both have the same eigenvalues, but for zeros
     return apart if n <= d else (apart.square() + (1 / d - 1 / n)).sqrt()
+
+
+def gap_of_gram(C: Tensor) -> Tensor:
+    """The orthogonality gap (*batch,) of samples whose Gram matrices, not zero, are C (*batch, n, n)."""
+    trace, eye = C.diagonal(dim1=-2, dim2=-1).sum(-1), torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+    return torch.linalg.matrix_norm(C / trace[..., None, None] - eye / len(eye))
 
 
 def effective_rank(H: Tensor) -> Tensor:
