@@ -236,8 +236,8 @@ def _draw(axes: Axes, record: Record, place: int) -> None:
         spread = np.array(record["deviation"])
         axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.22, linewidth=0)
     if record["theory"] is not None:
-        label = "theory, identity" if record["panel"] == "6" else "theory"
-        axes.plot(x, record["theory"], color=INK, linewidth=1.3, zorder=3, label=None if label in named else label)
+        line = "theory, identity" if record["panel"] == "6" else "theory"
+        axes.plot(x, record["theory"], color=INK, linewidth=1.3, zorder=3, label=None if line in named else line)
     if record["limit"] is not None:
         axes.plot(x, record["limit"], color=GREY, linewidth=1.2, linestyle="--", label="mean field")
     if "level" in record:

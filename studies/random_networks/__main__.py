@@ -59,7 +59,7 @@ def main(
         int, typer.Option(help="Training images of the convolutional networks.", min=2000, max=50_000)
     ] = 5000,
     conv_epochs: Annotated[int, typer.Option(help="Passes over these images.", min=1)] = 20,
-    conv_seeds: Annotated[int, typer.Option(help="As --seeds, of the convolutional networks.", min=1)] = 1,
+    conv_seeds: Annotated[int, typer.Option(help="As --seeds, of the convolutional networks.", min=1)] = 2,
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-random-networks"),
 ) -> None:
@@ -112,7 +112,9 @@ def write_page(records: list[Record], out: Path) -> None:
     """Write the page and its figures from the records."""
     perceptrons = [record for record in records if "depth" in record]
     convnets = [record for record in records if "convolutions" in record]
-    kernel: list[float] = next((record["site_gaps"] for record in reversed(records) if "kernel_layers" in record), [])
+    kernel: list[float] = max(
+        (record["site_gaps"] for record in records if "kernel_layers" in record), key=len, default=[]
+    )
     text = training_page.page(perceptrons)
     plots.save(training_page.figure(perceptrons, kernel), out / "random_networks.png", dpi=110)
     if convnets:

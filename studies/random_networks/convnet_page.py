@@ -41,7 +41,7 @@ The published claim is a crossover: the new weights learn more slowly than the s
 losses of 1.17 and 0.93, read off the figure), and faster with 80 (1.30 and 1.91). In the kept records this holds for
 the published weights, as far as the short training goes: with 20 convolutions they do not learn at all, and with 80
 only standard weights do not. Exact weights learn at both depths. The explanation by orthogonality holds only for these:
-the published weights of convolutions leave samples as parallel as the standard ones do (right panels).
+the published weights of convolutions leave samples almost as parallel as the standard ones do (right panels).
 """
 
 
