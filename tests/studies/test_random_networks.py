@@ -30,6 +30,7 @@ def images(count: int = 2000) -> Images:
     return Images(x, y, x[:50], y[:50])
 
 
+@pytest.mark.slow
 def test_the_study_on_noise(tmp_path: Path) -> None:
     """All initial weights at two depths. A second call goes on where the first stopped."""
     data = images()
