@@ -156,8 +156,11 @@ def statistics(rows: Iterable[Record], key: str) -> tuple[np.ndarray, np.ndarray
 
 
 def over_networks(groups: Iterable[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and standard deviation (NaN for one network) of each group."""
-    pairs = [(np.mean(group), np.std(group, ddof=1) if len(group) > 1 else np.nan) for group in groups]
+    """The mean (NaN for an empty group) and standard deviation (NaN for one network) of each group."""
+    pairs = [
+        (np.mean(group) if len(group) else np.nan, np.std(group, ddof=1) if len(group) > 1 else np.nan)
+        for group in groups
+    ]
     return np.array([m for m, _ in pairs]), np.array([s for _, s in pairs])
 
 

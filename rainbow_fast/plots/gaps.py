@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rainbow_fast.plots.axes import COLOURS, GREY, INK, MARKERS, blank_figure, plain
+from rainbow_fast.plots.axes import COLOURS, GREY, INK, MARKERS, blank_figure, over_networks, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MOST_NAMES = 24  # most names on the axis of sites; with more, only every second, third, ... site is named
 MOST_LETTERS = 20
+MOST_MARKERS = 20  # about; a curve of more points has a marker at every second, third, ... point
 TEXT, SMALL_TEXT = 11.0, 9.0
 
 
@@ -26,7 +27,7 @@ class GapCurve(NamedTuple):
         name: the name in the legend. Curves of one name have the same colour and marker in all panels.
         x: (points,) places on the axis.
         values: (runs, points). The curve is the mean over the runs, with a band or bars of one standard deviation
-            (divisor: runs - 1). NaN leaves a gap.
+            (divisor: runs - 1). NaN counts as no run; a point without runs leaves a gap.
     """
 
     name: str
@@ -37,7 +38,8 @@ class GapCurve(NamedTuple):
 class GapPanel(NamedTuple):
     """A panel: its title, the labels of its axes, its curves, and horizontal lines by name (`levels`).
 
-    `names` are the names of the places 0, 1, ... on the x axis, or None for numbers.
+    `names` are the names of the places 0, 1, ... on the x axis, or None for numbers. `theory` are black lines (x, y) by
+    name, over the curves. `bars` draws bars of one standard deviation instead of bands, for curves of few points.
     """
 
     title: str
@@ -46,10 +48,12 @@ class GapPanel(NamedTuple):
     curves: Sequence[GapCurve]
     levels: Mapping[str, float] = {}
     names: Sequence[str] | None = None
+    theory: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {}
+    bars: bool = False
 
 
 def gap_panels(panels: Sequence[GapPanel], *, columns: int | None = None, title: str | None = None) -> Figure:
-    """Panels of curves with bands of one standard deviation over runs, and one legend below.
+    """Panels of curves with bands or bars of one standard deviation over runs, and one legend below.
 
     Args:
         panels: at least one, row by row, with at most six names of curves in all.
@@ -130,11 +134,14 @@ def _draw(axes: Axes, panel: GapPanel, names: Sequence[str]) -> None:
             raise ValueError(f"panels: {panel.title!r}: wanted values (runs, {len(x)}), got {values.shape}")
         place = names.index(curve.name)
         look: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4, "linewidth": 1.6}
-        mean = values.mean(0)
-        axes.plot(x, mean, label=curve.name, **look)
-        if len(values) > 1:
-            spread = values.std(0, ddof=1)
+        mean, spread = over_networks([run[~np.isnan(run)] for run in values.T])
+        axes.plot(x, mean, label=curve.name, markevery=max(1, len(x) // MOST_MARKERS), **look)
+        if panel.bars:
+            axes.errorbar(x, mean, spread, fmt="none", ecolor=COLOURS[place], capsize=3, elinewidth=1.2)
+        elif len(values) > 1:
             axes.fill_between(x, mean - spread, mean + spread, color=COLOURS[place], alpha=0.2, linewidth=0)
+    for name, (x_line, y_line) in panel.theory.items():
+        axes.plot(x_line, y_line, color=INK, linewidth=1.3, zorder=3, label=name)
     for name, level in panel.levels.items():
         axes.axhline(level, color=GREY, linestyle="--", linewidth=1, zorder=1, label=name)
     plain(axes)

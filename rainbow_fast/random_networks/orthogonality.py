@@ -53,6 +53,12 @@ def orthogonality_gap(H: Tensor) -> Tensor:
     return Activations(H).orthogonality_gap()
 
 
+def gap_of_gram(C: Tensor) -> Tensor:
+    """The orthogonality gap (*batch,) of samples whose Gram matrices, not zero, are C (*batch, n, n)."""
+    trace, eye = C.diagonal(dim1=-2, dim2=-1).sum(-1), torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+    return torch.linalg.matrix_norm(C / trace[..., None, None] - eye / len(eye))
+
+
 def effective_rank(H: Tensor) -> Tensor:
     """``(tr C)^2 / |C|_F^2 = 1 / (V^2 + 1/n)`` with C = H H^T, (*batch,) float64, for H (*batch, n, d).
 
@@ -163,8 +169,7 @@ class Activations:
 
     def orthogonality_gap(self) -> Tensor:
         C, n, d = self.gram, self.n, self.d
-        k = C.shape[-1]
-        apart = torch.linalg.matrix_norm(C - torch.eye(k, dtype=C.dtype, device=C.device) / k)
+        apart = gap_of_gram(C)
         return apart if n <= d else (apart.square() + (1 / d - 1 / n)).sqrt()
 
     def effective_rank(self) -> Tensor:

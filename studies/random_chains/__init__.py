@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Random chains without data: the published figures, each with its theory."""
+"""Random networks that are not trained: the published figures, each with its theory."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Deep perceptrons without batch norm on CIFAR-10: initial weights that orthogonalise, against those that do not."""
+"""Deep networks without batch norm on CIFAR-10: initial weights that orthogonalise, against those that do not."""

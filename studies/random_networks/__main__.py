@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""python -m studies.random_networks FOLDER: deep perceptrons on CIFAR-10, from several initial weights."""
+"""python -m studies.random_networks FOLDER: deep networks on CIFAR-10, from several initial weights."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -20,10 +21,12 @@ from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from rainbow_fast.rainbow.report import Record
 from studies import kept_records
-from studies.random_networks import training_page
-from studies.random_networks.training_experiment import MEAN, STD, Setting, run, settings
+from studies.random_networks import convnet_experiment, convnet_page, training_experiment, training_page
+from studies.random_networks.convnet_experiment import FIXED, ConvSetting
+from studies.random_networks.training_experiment import MEAN, STD, Kernel, Setting
 
 RECORDS = Path(__file__).parent / "records.jsonl"
+Wanted = Kernel | Setting | ConvSetting
 app = typer.Typer(add_completion=False)
 
 
@@ -41,22 +44,36 @@ def main(
         typer.Option(
             help="Increasing numbers of linear layers, separated by commas. The published ones are 15,30,45,60,75."
         ),
-    ] = "15,30",
+    ] = "15,30,45,60,75",
     width: Annotated[int, typer.Option(help="Neurons of each hidden layer; the published width is 800.", min=10)] = 128,
     images: Annotated[int, typer.Option(help="Number of training images.", min=2000, max=50_000)] = 10_000,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 15,
-    seeds: Annotated[int, typer.Option(help="Number of networks trained for each depth and method.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of networks trained for each depth and method.", min=1)] = 2,
+    convolutions: Annotated[
+        str, typer.Option(help="Increasing numbers of convolutions of the convolutional networks, as published.")
+    ] = "20,80",
+    channels: Annotated[
+        int, typer.Option(help="Channels of the convolutions, a multiple of 4; 256 are published.", min=4)
+    ] = 32,
+    conv_images: Annotated[
+        int, typer.Option(help="Training images of the convolutional networks.", min=2000, max=50_000)
+    ] = 5000,
+    conv_epochs: Annotated[int, typer.Option(help="Passes over these images.", min=1)] = 20,
+    conv_seeds: Annotated[int, typer.Option(help="As --seeds, of the convolutional networks.", min=1)] = 2,
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-random-networks"),
 ) -> None:
-    """Train deep perceptrons without batch norm on CIFAR-10, from initial weights that orthogonalise activations.
+    """Train deep networks without batch norm on CIFAR-10, from initial weights that orthogonalise activations.
 
-    Writes records.jsonl, random_networks.md and random_networks.png. It takes about six minutes on one core. Call it
-    again after an interruption: it continues where it was. Without data, the page and the figure are made from the
-    records kept beside the study.
+    Writes records.jsonl, random_networks.md and two figures. It takes about half an hour on one core. Call it again
+    after an interruption, or with more depths or seeds: it continues where it was. Without data, the page and the
+    figures are made from the records kept beside the study.
     """
     set_threads({"threads": threads})
-    chosen = _depths(depths)
+    chosen = _depths("--depths", depths, 4)
+    counts = _depths("--convolutions", convolutions, FIXED)
+    if channels % 4:
+        raise ValueError(f"--channels: wanted a multiple of 4; got {channels}")
     need_plots()
     check_folder(out)
     if data is None:
@@ -64,40 +81,72 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         write_page(records, out)
     else:
-        study(cifar10(data, mean=MEAN, std=STD, images=images), out, settings(chosen, seeds, width, images, epochs))
-    terminal.out().print(f"{out}: records.jsonl, random_networks.md, random_networks.png", markup=False, soft_wrap=True)
+        wanted: list[Wanted] = [
+            Kernel(chosen[-1] - 1),
+            *training_experiment.settings(chosen, seeds, width, images, epochs),
+            *convnet_experiment.settings(counts, conv_seeds, channels, conv_images, conv_epochs),
+        ]
+        study(cifar10(data, mean=MEAN, std=STD, images=max(images, conv_images)), out, wanted)
+    terminal.out().print(f"{out}: records.jsonl, random_networks.md and figures", markup=False, soft_wrap=True)
 
 
-def study(images: Images, out: Path, wanted: list[Setting]) -> None:
+def study(images: Images, out: Path, wanted: Sequence[Wanted]) -> None:
     """Train the networks that have no records yet, and write the page."""
     out.mkdir(parents=True, exist_ok=True)
     records = read_records(out / "records.jsonl")
     todo = [setting for setting in wanted if not any(_is_of(record, setting) for record in records)]
-    with terminal.bar(sum(setting.depth for setting in todo)) as bar:
+    with terminal.bar(sum(_layers(setting) for setting in todo)) as bar:
         for setting in todo:
-            with bar.job(setting.depth, f"{setting.arm}, depth {setting.depth}, seed {setting.seed}") as step:
-                records.append(run(setting, images, step))
+            with bar.job(_layers(setting), _name(setting)) as step:
+                if isinstance(setting, Kernel):
+                    records.append(training_experiment.kernel_gaps(setting, images))
+                elif isinstance(setting, Setting):
+                    records.append(training_experiment.run(setting, images, step))
+                else:
+                    records.append(convnet_experiment.run(setting, images, step))
             write_records(out / "records.jsonl", records)
     write_page(records, out)
 
 
 def write_page(records: list[Record], out: Path) -> None:
-    """Write the page and its figure from the records."""
-    write_whole(out / "random_networks.md", training_page.page(records))
-    plots.save(training_page.figure(records), out / "random_networks.png", dpi=110)
+    """Write the page and its figures from the records."""
+    perceptrons = [record for record in records if "depth" in record]
+    convnets = [record for record in records if "convolutions" in record]
+    kernel: list[float] = max(
+        (record["site_gaps"] for record in records if "kernel_layers" in record), key=len, default=[]
+    )
+    text = training_page.page(perceptrons)
+    plots.save(training_page.figure(perceptrons, kernel), out / "random_networks.png", dpi=110)
+    if convnets:
+        text += "\n" + convnet_page.section(convnets)
+        plots.save(convnet_page.figure(convnets), out / "random_convnets.png", dpi=110)
+    write_whole(out / "random_networks.md", text)
 
 
-def _is_of(record: Record, setting: Setting) -> bool:
-    return all(record[name] == value for name, value in vars(setting).items())
+def _is_of(record: Record, setting: Wanted) -> bool:
+    return all(record.get(name) == value for name, value in vars(setting).items())
 
 
-def _depths(text: str) -> list[int]:
+def _layers(setting: Wanted) -> int:
+    if isinstance(setting, Kernel):
+        return 1
+    return setting.depth if isinstance(setting, Setting) else setting.convolutions
+
+
+def _name(setting: Wanted) -> str:
+    if isinstance(setting, Kernel):
+        return "infinite width"
+    return f"{setting.arm}, {_layers(setting)} layers, seed {setting.seed}"
+
+
+def _depths(option: str, text: str, least: int) -> list[int]:
     try:
         depths = [int(part) for part in text.split(",")]
     except ValueError:
         depths = []
-    if not depths or depths[0] < 4 or any(b <= a for a, b in pairwise(depths)):
-        raise ValueError(f"--depths: wanted increasing whole numbers above 3, separated by commas; got {text!r}")
+    if not depths or depths[0] < least or any(b <= a for a, b in pairwise(depths)):
+        wanted = f"wanted increasing whole numbers above {least - 1}, separated by commas"
+        raise ValueError(f"{option}: {wanted}; got {text!r}")
     return depths
 
 

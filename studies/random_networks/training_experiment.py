@@ -6,16 +6,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rainbow_fast.cli.grid import Step
 from rainbow_fast.data import Images
+from rainbow_fast.infinite_width import KernelMap
 from rainbow_fast.networks import accuracy, mlp, train
 from rainbow_fast.networks.mlp import seeded
 from rainbow_fast.rainbow.report import Record
 from rainbow_fast.random_networks import init_orthogonal_, measure, singular_value_gap
+from rainbow_fast.random_networks.orthogonality import gap_of_gram
 
 MEAN = STD = (0.5, 0.5, 0.5)  # the published normalisation: pixels from -1 to 1
 LEARNING_RATE, BATCH = 0.01, 100
@@ -35,6 +38,13 @@ class Setting:
     width: int
     images: int
     epochs: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The theory of the standard weights before training: hidden layers of infinite width."""
+
+    kernel_layers: int
 
 
 Initial = Callable[[nn.Sequential, Tensor, list[str]], object]
@@ -85,9 +95,25 @@ def build(setting: Setting, x: Tensor) -> nn.Sequential:
 
 def run(setting: Setting, images: Images, step: Step) -> Record:
     """Train one network. A loss that is not finite ends the training: the record has the epochs before it."""
+    network = build(setting, images.x_train[: setting.images])
+    return asdict(setting) | trained(network, setting, images, LEARNING_RATE, BATCH, step)
+
+
+class Training(Protocol):
+    """What the settings of perceptrons and of convolutional networks share."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+
+
+def trained(network: nn.Sequential, setting: Training, images: Images, rate: float, batch: int, step: Step) -> Record:
+    """Train a network on the first images, and measure it before, after each epoch and at the end."""
     x, y = images.x_train[: setting.images], images.y_train[: setting.images]
     some = list(x[: SAMPLES * BATCHES].split(SAMPLES))
-    network = build(setting, x)
     losses: list[float] = []
     gaps = [_output_gap(network, some)]
     before, gradients = _gaps_by_site(network, some), _gradients(network, x[:SAMPLES], y[:SAMPLES])
@@ -97,7 +123,7 @@ def run(setting: Setting, images: Images, step: Step) -> Record:
         gaps.append(_output_gap(network, some))
         step(epoch / epochs, f"loss {loss:.2f}")
 
-    options = {"epochs": setting.epochs, "lr": LEARNING_RATE, "momentum": 0.0, "batch_size": BATCH}
+    options = {"epochs": setting.epochs, "lr": rate, "momentum": 0.0, "batch_size": batch}
     reached: float | None = None
     after: list[float] | None = None
     try:
@@ -106,7 +132,7 @@ def run(setting: Setting, images: Images, step: Step) -> Record:
         reached = accuracy(network, images.x_test, images.y_test)
     except FloatingPointError:
         step(1.0, "the loss is not finite")
-    return asdict(setting) | {
+    return {
         "losses": losses,
         "output_gaps": gaps,
         "site_gaps": before,
@@ -116,9 +142,20 @@ def run(setting: Setting, images: Images, step: Step) -> Record:
     }
 
 
+def kernel_gaps(setting: Kernel, images: Images) -> Record:
+    """The orthogonality gap by hidden layer at infinite width, the mean over the batches on which networks have it."""
+    path = []
+    for x in images.x_train[: SAMPLES * BATCHES].double().flatten(1).split(SAMPLES):
+        lengths = x.norm(dim=1)
+        cosines = (x @ x.mT / lengths.outer(lengths)).clamp(-1, 1)
+        kernels = KernelMap("relu").iterate(cosines, setting.kernel_layers)[1:]  # layers keep ratios of lengths
+        path.append(gap_of_gram(kernels * lengths.outer(lengths)))
+    return asdict(setting) | {"site_gaps": torch.stack(path).mean(0).tolist()}
+
+
 def _output_gap(network: nn.Module, batches: list[Tensor]) -> float:
     """The published measure: the gap of the singular values of the outputs, its mean over batches."""
-    network = copy.deepcopy(network)  # a batch norm in train mode keeps what it sees
+    network = _copied(network)
     with torch.no_grad():
         return float(torch.stack([singular_value_gap(network(x)) for x in batches]).mean())
 
@@ -131,8 +168,17 @@ def _gaps_by_site(network: nn.Module, batches: list[Tensor]) -> list[float]:
 
 def _gradients(network: nn.Module, x: Tensor, y: Tensor) -> list[float]:
     """The norms of the gradients of the loss by the weights of the hidden layers, from the second to the last one."""
-    network = copy.deepcopy(network)
-    layers = [part for part in network.modules() if isinstance(part, nn.Linear)][1:-1]
+    network = _copied(network)
+    layers = [part for part in network.modules() if isinstance(part, nn.Linear | nn.Conv2d)][1:-1]
     loss = nn.functional.cross_entropy(network(x), y)
     grads = torch.autograd.grad(loss, [layer.weight for layer in layers])
-    return [float(torch.linalg.matrix_norm(grad)) for grad in grads]
+    return [float(torch.linalg.vector_norm(grad)) for grad in grads]
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy, as a batch norm in train mode keeps what it sees. Dropout is off."""
+    network = copy.deepcopy(network)
+    for part in network.modules():
+        if isinstance(part, nn.Dropout):
+            part.eval()
+    return network

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,12 @@ from studies.random_networks.training_experiment import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PARALLEL_OUTPUTS = math.sqrt(2 - 2 / math.sqrt(10))  # the largest gap of ten singular values
 INTRODUCTION = """\
-# Deep perceptrons without batch norm
+# Deep networks without batch norm
 
     python -m studies.random_networks cifar-10-batches-bin
+    python -m studies.random_networks cifar-10-batches-bin --depths 15,30 --seeds 3
 
 ![Losses and gaps](random_networks.png)
 
@@ -56,6 +59,23 @@ weights of the second layer, over that of the last hidden layer. In the publishe
 brings activations to their small scale, which raises this ratio. The learning rate is the published one for all
 methods; a loss that is not finite says that it is too large for the gradients of these weights.
 """
+FIGURES = """\
+The first row of the figure is the published figures 3a and 4, against the depth; bars are one standard deviation over
+networks. Rows below it show the first, the middle and the last depth by epoch (figure 3b) and by layer.
+
+- *Figure 3a.* Samples of standard networks are the more parallel the deeper the networks are, and these learn the more
+  slowly, as published. The gap by layer lies a little above that of infinite width (line), which it follows.
+- *Figure 3b.* The published claim that loss and gap fall together holds for standard weights where they learn well. It
+  does not hold for weights that start orthogonal: their gap rises in the first epoch, to that of trained networks, and
+  they learn.
+- *Figure 4.* The published claim that orthogonal weights make the loss independent of the depth holds for the published
+  weights. It does not hold for exact ones: with the factor nearest to the identity, networks learn fastest as long as
+  the loss stays finite at this learning rate, and in deep ones it does not; with Haar factors it hardly ever does.
+- *Batch norm* keeps the gap by layer below a half at all depths before training, and still learns slowest at this
+  learning rate: a small gap is not enough, as its gradients grow from layer to layer (the ratio of gradients).
+
+These sentences are about the kept records.
+"""
 CLAIM = """\
 ## Against the depth
 
@@ -73,15 +93,26 @@ def page(records: Sequence[Record]) -> str:
         few=3 * first["width"],
         lr=LEARNING_RATE,
         batch=BATCH,
-        seeds=len({record["seed"] for record in records}),
+        seeds=seeds(records, "depth"),
         initial=INITIAL,
         batches=BATCHES,
         samples=SAMPLES,
         most=math.sqrt(1 - 1 / SAMPLES),
     )
     return "\n".join(
-        [introduction, *[_section(records, depth) for depth in _depths(records)], *_against_depth(records)]
+        [
+            introduction,
+            FIGURES,
+            *[f"## Depth {depth}\n\n{table(_at(records, depth))}" for depth in _depths(records)],
+            *_against_depth(records),
+        ]
     )
+
+
+def seeds(records: Sequence[Record], of: str) -> str:
+    """How many networks each depth has: "3", or "2 to 3"."""
+    counts = Counter((record[of], record["arm"]) for record in records).values()
+    return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(max(counts))
 
 
 def _against_depth(records: Sequence[Record]) -> list[str]:
@@ -90,7 +121,7 @@ def _against_depth(records: Sequence[Record]) -> list[str]:
     if len(depths) < 2:
         return []
     rows = []
-    for arm in _arms(records):
+    for arm in arms(records):
         losses = [
             [r["losses"][-1] for r in records if r["arm"] == arm and r["depth"] == depth and r["accuracy"] is not None]
             for depth in depths
@@ -100,14 +131,15 @@ def _against_depth(records: Sequence[Record]) -> list[str]:
     return [CLAIM, markdown(["", *(f"depth {depth}" for depth in depths), "change"], rows)]
 
 
-def _section(records: Sequence[Record], depth: int) -> str:
+def table(records: Sequence[Record]) -> str:
+    """A row for each arm, of networks of one depth."""
     heading = [
         *("", "first loss", "last loss", "test accuracy (%)", "initial gap of the outputs", "last"),
         *("initial gap of the last layer", "last", "ratio of gradients"),
     ]
     rows = []
-    for arm in _arms(records):
-        mine = [record for record in records if (record["depth"], record["arm"]) == (depth, arm)]
+    for arm in arms(records):
+        mine = [record for record in records if record["arm"] == arm]
         whole = [record for record in mine if record["accuracy"] is not None]
         lost = len(mine) - len(whole)
         missing = "not finite" if lost == len(mine) else f" ({lost} not finite)" if lost else ""
@@ -122,35 +154,77 @@ def _section(records: Sequence[Record], depth: int) -> str:
             _cell([record["trained_site_gaps"][-1] for record in whole]),
             f"{mean(record['gradient_ratio'] for record in mine):.2g}",
         ])  # fmt: skip
-    return f"## Depth {depth}\n\n{markdown(heading, rows)}"
+    return markdown(heading, rows)
 
 
-def figure(records: Sequence[Record]) -> Figure:
-    """A row for each depth: the loss and the gap of the outputs by epoch, and the initial gap by layer."""
-    panels = []
-    for depth in _depths(records):
-        mine = [record for record in records if record["depth"] == depth]
-        panels += [
-            plots.GapPanel(
-                f"depth {depth}: training loss", "epoch", "loss (nats)", _curves(mine, "losses", 1),
-                {"chance": math.log(10)},
-            ),
-            plots.GapPanel(
-                f"depth {depth}: gap of the outputs", "epoch", "gap of singular values",
-                _curves(mine, "output_gaps", 0), {"parallel samples": math.sqrt(2 - 2 / math.sqrt(10))},
-            ),
-            plots.GapPanel(
-                f"depth {depth}: gap before training", "layer", "orthogonality gap", _curves(mine, "site_gaps", 1),
-                {"parallel samples": math.sqrt(1 - 1 / SAMPLES)},
-            ),
-        ]  # fmt: skip
-    return plots.gap_panels(panels, columns=3, title=f"perceptrons of width {records[0]['width']} on CIFAR-10")
+def panels(records: Sequence[Record], title: str, kernel: Sequence[float] = ()) -> list[plots.GapPanel]:
+    """The loss and the gap of the outputs by epoch, and the initial gap by layer, of networks of one depth."""
+    line = {"infinite width": (range(1, len(kernel) + 1), kernel)} if kernel else {}
+    return [
+        plots.GapPanel(
+            f"{title}: training loss", "epoch", "loss (nats)", _curves(records, "losses", 1), {"chance": math.log(10)}
+        ),
+        plots.GapPanel(
+            f"{title}: gap of the outputs", "epoch", "gap of singular values", _curves(records, "output_gaps", 0),
+            {"parallel samples": PARALLEL_OUTPUTS},
+        ),
+        plots.GapPanel(
+            f"{title}: gap before training", "layer", "orthogonality gap", _curves(records, "site_gaps", 1),
+            {"parallel samples": math.sqrt(1 - 1 / SAMPLES)}, theory=line,
+        ),
+    ]  # fmt: skip
+
+
+def figure(records: Sequence[Record], kernel: Sequence[float] = ()) -> Figure:
+    """What changes with the depth; then, for the first, middle and last depth, losses and gaps by epoch and layer.
+
+    `kernel` has the gaps by hidden layer at infinite width.
+    """
+    drawn, depths = _of_depths(records), _depths(records)
+    for depth in sorted({depths[0], depths[len(depths) // 2], depths[-1]}):
+        drawn += panels(_at(records, depth), f"depth {depth}", kernel[: depth - 1])
+    return plots.gap_panels(drawn, columns=3, title=f"perceptrons of width {records[0]['width']} on CIFAR-10")
+
+
+def _of_depths(records: Sequence[Record]) -> list[plots.GapPanel]:
+    """Figures 3a and 4, and the accuracy: a panel each, of numbers against the depth, if there are several depths."""
+    if len(_depths(records)) < 2:
+        return []
+    return [
+        plots.GapPanel(
+            "figure 3a: before training", "depth", "gap of singular values",
+            _against(records, lambda record: record["output_gaps"][0], trained=False),
+            {"parallel samples": PARALLEL_OUTPUTS}, bars=True,
+        ),
+        plots.GapPanel(
+            "figures 3a and 4: last loss", "depth", "loss (nats)",
+            _against(records, lambda record: record["losses"][-1]), {"chance": math.log(10)}, bars=True,
+        ),
+        plots.GapPanel(
+            "test accuracy", "depth", "accuracy (%)",
+            _against(records, lambda record: 100 * record["accuracy"]), {"chance": 10}, bars=True,
+        ),
+    ]  # fmt: skip
+
+
+def _against(
+    records: Sequence[Record], value: Callable[[Record], float], *, trained: bool = True
+) -> list[plots.GapCurve]:
+    """A curve against the depth for each arm, with a run for each seed; NaN where a loss was not finite."""
+    depths, curves = _depths(records), []
+    for arm in arms(records):
+        runs = np.full((1 + max(record["seed"] for record in records), len(depths)), np.nan)
+        for record in records:
+            if record["arm"] == arm and (record["accuracy"] is not None or not trained):
+                runs[record["seed"], depths.index(record["depth"])] = value(record)
+        curves.append(plots.GapCurve(arm, depths, runs))
+    return curves
 
 
 def _curves(records: Sequence[Record], key: str, start: int) -> list[plots.GapCurve]:
     """A curve for each arm. Runs whose loss was not finite are only in the gaps before training."""
     curves = []
-    for arm in _arms(records):
+    for arm in arms(records):
         mine = [record for record in records if record["arm"] == arm]
         runs = [record[key] for record in mine if record["accuracy"] is not None or key == "site_gaps"]
         if runs:
@@ -158,11 +232,16 @@ def _curves(records: Sequence[Record], key: str, start: int) -> list[plots.GapCu
     return curves
 
 
+def _at(records: Sequence[Record], depth: int) -> list[Record]:
+    return [record for record in records if record["depth"] == depth]
+
+
 def _depths(records: Sequence[Record]) -> list[int]:
     return sorted({record["depth"] for record in records})
 
 
-def _arms(records: Sequence[Record]) -> list[str]:
+def arms(records: Sequence[Record]) -> list[str]:
+    """The arms that have records, in the order of `ARMS`."""
     present = {record["arm"] for record in records}
     return [arm for arm in ARMS if arm in present]
 

@@ -23,7 +23,7 @@ def test_panels_have_means_bands_and_levels():
     assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
     loss, gap, sites = figure.axes[:3]
     lines = {line.get_label(): line for line in loss.lines}
-    np.testing.assert_allclose(lines["standard"].get_ydata(), [2, 2, np.nan])
+    np.testing.assert_allclose(lines["standard"].get_ydata(), [2, 2, 1])  # the last point has one run
     np.testing.assert_allclose(lines["new"].get_ydata(), [1, 2])
     assert lines["chance"].get_ydata()[0] == 2.3 and lines["chance"].get_linestyle() == "--"
     [band] = loss.collections  # one run has no band
@@ -34,6 +34,27 @@ def test_panels_have_means_bands_and_levels():
     [legend] = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["standard", "new", "chance"]
     assert figure.get_suptitle() == "on noise" and loss.get_ylabel() == "loss (nats)"
+
+
+def test_bars_and_theory():
+    values = np.concatenate([VALUES, np.full((2, 1), np.nan)], 1)
+    panel = plots.GapPanel(
+        "loss",
+        "depth",
+        "",
+        [plots.GapCurve("new", [15, 30, 45, 60], values)],
+        theory={"law": ([15, 60], [1, 2])},
+        bars=True,
+    )
+    figure = plots.gap_panels([panel])
+    [axes] = figure.axes
+    lines = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_allclose(lines["new"].get_ydata(), [2, 2, 1, np.nan])
+    assert list(lines["law"].get_ydata()) == [1, 2] and lines["law"].get_color() == "#222222"
+    [bars] = axes.collections  # no band
+    [bar] = [path.vertices[:, 1] for path in bars.get_paths()[:1]]
+    assert sorted(bar) == pytest.approx([2 - 2**0.5, 2 + 2**0.5])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["new", "law"]
 
 
 def test_gaps_by_site():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rainbow_fast import random_networks as rn
 from rainbow_fast.ops.polar import polar
+from rainbow_fast.random_networks.orthogonality import gap_of_gram
 
 GENERATOR = torch.Generator().manual_seed(0)
 MEASURES = [
@@ -162,3 +163,11 @@ def test_samples_without_a_direction():
             measure(H)
     with pytest.raises(ValueError, match=r"^H has shape \(1, 5\): wanted at least two samples"):
         rn.mean_cosine(torch.ones(1, 5))
+
+
+def test_gap_of_gram_matrices():
+    """It is the gap of the samples, whatever the scale, and that of parallel ones for a matrix of ones."""
+    generator = torch.Generator().manual_seed(1)
+    H = torch.randn(3, 2, 5, 12, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(gap_of_gram(7 * H @ H.mT), rn.orthogonality_gap(H), **EXACT)
+    assert float(gap_of_gram(torch.ones(4, 4, dtype=torch.float64))) == pytest.approx(math.sqrt(1 - 1 / 4), rel=1e-12)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The study of deep perceptrons, once, with small ones on noise."""
+"""The study of deep networks, once, with small ones on noise."""
 
 import math
 import sys
@@ -15,9 +15,11 @@ pytest.importorskip("matplotlib")
 from rainbow_fast.cli.running import run_app
 from rainbow_fast.data import Images
 from rainbow_fast.io import read_records
-from studies.random_networks import training_page
+from rainbow_fast.random_networks import measure
+from studies.random_networks import convnet_experiment, training_page
 from studies.random_networks.__main__ import app, study
-from studies.random_networks.training_experiment import ARMS, Setting, build, run, settings
+from studies.random_networks.convnet_experiment import ConvSetting
+from studies.random_networks.training_experiment import ARMS, Kernel, Setting, build, kernel_gaps, run, settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,20 +30,21 @@ def images(count: int = 2000) -> Images:
     return Images(x, y, x[:50], y[:50])
 
 
+@pytest.mark.slow
 def test_the_study_on_noise(tmp_path: Path) -> None:
     """All initial weights at two depths. A second call goes on where the first stopped."""
     data = images()
     wanted = settings([4, 6], seeds=1, width=12, images=2000, epochs=2)
     assert len(wanted) == 2 * len(ARMS) and len({(each.depth, each.arm) for each in wanted}) == len(wanted)
-    study(data, tmp_path, wanted)
+    study(data, tmp_path, [Kernel(5), *wanted])
     first = (tmp_path / "records.jsonl").read_text()
-    study(data, tmp_path, [*wanted, *(replace(each, seed=1) for each in wanted[:1])])
+    study(data, tmp_path, [Kernel(5), *wanted, *(replace(each, seed=1) for each in wanted[:1])])
     assert (tmp_path / "records.jsonl").read_text().startswith(first)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "random_networks.md", "random_networks.png", "records.jsonl"
     ]  # fmt: skip
-    records = read_records(tmp_path / "records.jsonl")
-    assert len(records) == len(wanted) + 1
+    kernel, *records = read_records(tmp_path / "records.jsonl")
+    assert len(records) == len(wanted) + 1 and len(kernel["site_gaps"]) == kernel["kernel_layers"] == 5
     for record in records:
         assert len(record["site_gaps"]) == record["depth"] - 1 and len(record["output_gaps"]) == 3
         assert all(0 < gap < 1.17 for gap in record["output_gaps"] + record["site_gaps"])
@@ -51,6 +54,53 @@ def test_the_study_on_noise(tmp_path: Path) -> None:
     page = (tmp_path / "random_networks.md").read_text()
     assert "## Depth 4" in page and "## Depth 6" in page and all(page.count(f"| {arm} |") == 3 for arm in ARMS)
     assert (tmp_path / "random_networks.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_convolutional_networks_on_noise(tmp_path: Path) -> None:
+    wanted = convnet_experiment.settings([6, 7], seeds=1, channels=8, images=2000, epochs=1)
+    study(images(), tmp_path, [Kernel(3), *settings([4], 1, 12, 2000, 1), *wanted[:3]])
+    records = [each for each in read_records(tmp_path / "records.jsonl") if "convolutions" in each]
+    assert [each["arm"] for each in records] == list(convnet_experiment.ARMS)
+    for record in records:
+        assert len(record["site_gaps"]) == 4 + 1 + 1 + 2 and len(record["losses"]) == 1
+    page = (tmp_path / "random_networks.md").read_text()
+    assert "## 6 convolutions" in page and "- 6 convolutions. Last losses, the lowest first:" in page
+    assert (tmp_path / "random_convnets.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_initial_weights_of_convolutional_networks() -> None:
+    """With 256 channels and 20 convolutions the sizes are the published ones; weights of equal layers differ."""
+    shapes = [
+        tuple(part.weight.shape)
+        for part in convnet_experiment.build(ConvSetting(20, "standard", 0, 256, 30, 1), torch.zeros(1)).modules()
+        if isinstance(part, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    assert shapes[:5] == [(64, 3, 3, 3), (192, 64, 3, 3), (192, 192, 3, 3), (256, 192, 3, 3), (256, 256, 3, 3)]
+    assert shapes[5:20] == [(256, 256, 3, 3)] * 15
+    assert shapes[20:] == [(4096, 1024), (4096, 4096), (10, 4096)]
+    x = images(300).x_train / 2 + 0.5
+    nets = {arm: convnet_experiment.build(ConvSetting(7, arm, 3, 8, 2000, 1), x) for arm in convnet_experiment.ARMS}
+    state = nets["standard"].state_dict()
+    for arm in ("orthogonal", "orthogonal, published"):
+        other = nets[arm].state_dict()
+        changed = [name for name in state if not torch.equal(state[name], other[name])]
+        assert changed == ["6.weight", "9.weight", "11.weight", "13.weight"]
+    with torch.no_grad():
+        outputs = nets["orthogonal"][:12](x[:256]), nets["orthogonal, published"][:12](x[:256])
+    assert float(outputs[0].square().mean()) == pytest.approx(1, rel=1e-4)  # float32 rounding
+    assert float(outputs[1].square().sum()) == pytest.approx(1, rel=1e-4)
+
+
+def test_infinite_width() -> None:
+    """The gap of standard weights in wide networks before training."""
+    data = images()
+    theory = kernel_gaps(Kernel(3), data)["site_gaps"]
+    network = build(Setting(4, "standard", 0, 500, 2000, 1), data.x_train)
+    table = measure(network, list(data.x_train.split(500)), measures=["orthogonality_gap"], places=["phi"])
+    gaps = [site.mean() for site in table if site.place == "phi"]
+    # one network of width 500: deviations are of the order of the root of 1/500, 0.045
+    assert gaps == pytest.approx(theory, rel=0.045) and theory[2] > theory[1] + 0.04 > theory[0] + 0.08
 
 
 def test_a_training_that_diverges_is_told() -> None:
@@ -93,3 +143,20 @@ def test_wrong_depths_cost_one_line(
     said, err = capsys.readouterr()
     assert (code, said) == (2, "") and err.count("\n") == 1 and not out.exists()
     assert f"--depths: wanted increasing whole numbers above 3, separated by commas; got {depths!r}" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--convolutions", "80,20"], "--convolutions: wanted increasing whole numbers above 4, separated by commas"),
+        (["--channels", "30"], "--channels: wanted a multiple of 4; got 30"),
+    ],
+)
+def test_wrong_convolutional_networks_cost_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["random_networks", *words, "--out", str(out)])
+    code = run_app(app, "random_networks")
+    said, err = capsys.readouterr()
+    assert (code, said) == (2, "") and err.count("\n") == 1 and not out.exists() and message in err
