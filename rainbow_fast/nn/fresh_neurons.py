@@ -48,7 +48,9 @@ class FreshNeurons:
             rows = layer.rows(z)
             pooled = None if layer.pool is None else layer.pool(self._features(rows))
             with torch.set_grad_enabled(self.gradient and torch.is_grad_enabled()):
-                A = polar(moment(rows, pooled), rtol=RTOL).A.to(rows.dtype) * math.sqrt(layer.n / self.width)
+                accuracy = None if rows.dtype == torch.float64 else "float32"
+                A = polar(moment(rows, pooled), rtol=RTOL, accuracy=accuracy).A.to(rows.dtype)
+                A = A * math.sqrt(layer.n / self.width)
             if pooled is None:
                 phi = random_features_projection(layer.scaled(rows), A, seed=self.key, **layer.kernel())
             else:
