@@ -13,6 +13,8 @@ from rainbow_fast.ops.random_features import (
 )
 from rainbow_fast.ops.sample_project_align import sample_project_align, sample_project_align_
 from rainbow_fast.ops.uniform import uniform
+from rainbow_fast.ops.wavelet_bank import WaveletBank
+from rainbow_fast.ops.wavelet_modulus import wavelet_modulus
 from rainbow_fast.progress import Progress
 from rainbow_fast.rainbow.alignment import Alignment, CompletePolarFactor, PolarFactor, Regression
 from rainbow_fast.rainbow.alignment.alignment import AlignedSite, Problem
@@ -101,6 +103,8 @@ __all__ = [
     "sites",
     "SiteStatistics",
     "uniform",
+    "wavelet_modulus",
+    "WaveletBank",
     "White",
     "Work",
 ]

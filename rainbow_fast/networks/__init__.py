@@ -4,6 +4,7 @@
 from rainbow_fast.networks.cnn import cnn
 from rainbow_fast.networks.mlp import mlp
 from rainbow_fast.networks.resnet import resnet_cifar, resnet_imagenet
+from rainbow_fast.networks.scattering import scattering
 from rainbow_fast.networks.train import accuracy, load_weights, save_weights, train
 from rainbow_fast.networks.vgg import vgg
 
@@ -15,6 +16,7 @@ __all__ = [
     "resnet_cifar",
     "resnet_imagenet",
     "save_weights",
+    "scattering",
     "train",
     "vgg",
 ]

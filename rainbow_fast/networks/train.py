@@ -74,7 +74,8 @@ def train(
         FloatingPointError: the loss of an epoch is not finite.
 
     Source: the defaults are those of the tutorial of Guth, Menard, Rochette, Mallat (2024). Their ResNets are trained
-    with `lr=0.1, weight_decay=1e-4, schedule="steps"`, on CIFAR-10 with `crop=4, flip=True`.
+    with `lr=0.1, weight_decay=1e-4, schedule="steps"`, on CIFAR-10 with `crop=4, flip=True`; their scattering networks
+    on CIFAR-10 with `epochs=150, lr=0.01, schedule="steps", crop=4, flip=True`, and `weight_decay=1e-4` with `norm`.
     """
     _check_labelled(x, y)
     _check_progress(progress)
