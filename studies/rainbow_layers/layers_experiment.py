@@ -24,7 +24,11 @@ BATCH = 100
 FRESH = 4  # neurons of resampled layers, n' / d
 FINE = 1 / 3  # the rate of fine-tuning over that of the epochs before it
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # rates of usual layers; those of rainbow layers are r / n times these
-FIRST = (0.01, 0.03, 0.1)  # tried first; then the next one, while the best is the smallest or the largest of those tried
+FIRST = (
+    0.01,
+    0.03,
+    0.1,
+)  # tried first; then the next one, while the best is the smallest or the largest of those tried
 TUNING_IMAGES, TUNING_EPOCHS = 10_000, 2
 ALIGNED = 2000  # training images that samples are aligned on
 METHODS, FACTORS = ("paper", "calibrated"), (1, 4, 16)
@@ -58,9 +62,7 @@ class Run:
 
 def runs(networks: Sequence[str], arms: Sequence[str], seeds: int, images: int, epochs: int) -> list[Run]:
     """All trainings, the first seed of every network and arm first."""
-    return [
-        Run(network, arm, seed, images, epochs) for seed in range(seeds) for network in networks for arm in arms
-    ]
+    return [Run(network, arm, seed, images, epochs) for seed in range(seeds) for network in networks for arm in arms]
 
 
 def tuning(run: Run, images: Images, records: list[Record], step: Step) -> Record | None:
@@ -96,10 +98,10 @@ def _next_rate(tried: dict[float, float]) -> float | None:
     for rate in FIRST:
         if rate not in tried:
             return rate
-    best, known = GRID.index(max(tried, key=lambda rate: tried[rate])), sorted(map(GRID.index, tried))
-    if best == known[0] > 0:
+    best, places = GRID.index(max(tried, key=lambda rate: tried[rate])), sorted(map(GRID.index, tried))
+    if best == places[0] > 0:
         return GRID[best - 1]
-    return GRID[best + 1] if best == known[-1] < len(GRID) - 1 else None
+    return GRID[best + 1] if best == places[-1] < len(GRID) - 1 else None
 
 
 def trained(run: Run, images: Images, base: float, step: Step) -> Record:
@@ -200,5 +202,3 @@ def check_names(option: str, text: str, choices: Sequence[str]) -> list[str]:
         if name not in choices:
             raise ValueError(f"{option}: wanted some of {', '.join(choices)}, separated by commas; got {text!r}")
     return names
-
-

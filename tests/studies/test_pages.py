@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 import studies.breadth.__main__ as breadth
 import studies.cifar10.__main__ as cifar10
 import studies.convergence.__main__ as convergence
+import studies.rainbow_layers.__main__ as rainbow_layers
 import studies.random_chains.__main__ as random_chains
 import studies.random_networks.__main__ as random_networks
 from rainbow_fast.io import read_records
@@ -21,6 +22,7 @@ STUDIES = {
     "breadth": breadth,
     "cifar10": cifar10,
     "convergence": convergence,
+    "rainbow_layers": rainbow_layers,
     "random_chains": random_chains,
     "random_networks": random_networks,
 }
