@@ -29,6 +29,7 @@ FIRST = (
     0.03,
     0.1,
 )  # tried first; then the next one, while the best is the smallest or the largest of those tried
+MOST_HALVINGS = 4
 TUNING_IMAGES, TUNING_EPOCHS = 10_000, 2
 ALIGNED = 2000  # training images that samples are aligned on
 METHODS, FACTORS = ("paper", "calibrated"), (1, 4, 16)
@@ -105,16 +106,25 @@ def _next_rate(tried: dict[float, float]) -> float | None:
 
 
 def trained(run: Run, images: Images, base: float, step: Step) -> Record:
-    """Train one network and sample it."""
+    """Train one network and sample it. After a loss that is not finite, training begins again with half of the rate."""
     arm = ARMS[run.arm]
     x, y = images.x_train[: run.images], images.y_train[: run.images]
-    network = build(run.network, arm, run.seed)
-    start = time.process_time()
-    losses = _train(network, arm, x, y, base * arm.step, run.epochs, run.seed, step)
+    for halved in range(MOST_HALVINGS):
+        rate = base * arm.step / 2**halved
+        network = build(run.network, arm, run.seed)
+        start = time.process_time()
+        try:
+            losses = _train(network, arm, x, y, rate, run.epochs, run.seed, step)
+            break
+        except FloatingPointError:
+            step(0.0, f"rate {rate:g}: the loss is not finite")
+    else:
+        raise FloatingPointError(f"{run}: the loss is not finite with rates down to {rate:g}")
     seconds = (time.process_time() - start) / run.epochs
     test = images.x_test, images.y_test
     return vars(run) | {
-        "rate": base * arm.step,
+        "rate": rate,
+        "halved": halved,
         "losses": losses,
         "seconds": seconds,
         "parameters": sum(p.numel() for p in network.parameters()),

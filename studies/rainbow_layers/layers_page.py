@@ -68,6 +68,7 @@ Ways to train. d is the width of the architecture, the number of channels of a l
 All are trained by stochastic gradient descent with momentum 0.9, batches of {batch}, and a rate that falls to zero by
 a cosine. The first rate is chosen for each way to train, with one seed, by the accuracy on other training images after
 {tuning} epochs on {few}; the last table shows it. Fine-tuned networks have the rate of those that are not.
+Where the loss of the whole training is not finite, it begins again with half of the rate.
 
 Samples have n' = factor · d neurons, for all ways to train: at x4, a network *e4* is replaced by one of its own width,
 at x1 by one of a quarter of it. They are aligned on {aligned:,} training images. Each number is the mean over the
@@ -77,7 +78,8 @@ regression on the wide features of a sample at x{ensemble}. Both are of the meth
 """
 COST = """\
 What training costs: trained numbers, processor seconds of an epoch with one thread on a machine that did other work
-too, and the mean loss of the last epoch, with fresh neurons if it has them:
+too, the mean loss of the last epoch, with fresh neurons if it has them, the first rates, and how many networks have a
+halved one:
 """
 RATES = """\
 The rate is a base, times r / n for rainbow layers. Validation accuracy by the base, the chosen one in bold; 0 says that
@@ -139,7 +141,7 @@ def _section(records: list[Record]) -> list[str]:
         "The method *calibrated*, ensembles and refit classifiers:\n",
         markdown(["", *(f"calibrated {size}" for size in sizes), "ensemble", "refit"], more),
         COST,
-        markdown(["", "parameters", "seconds", "loss"], [_cost(arm, records) for arm in arms]),
+        markdown(["", "parameters", "seconds", "loss", "rates", "halved rates"], [_cost(arm, records) for arm in arms]),
     ]  # fmt: skip
 
 
@@ -176,7 +178,9 @@ def _against_usual(records: list[Record]) -> list[str]:
 def _cost(arm: str, records: list[Record]) -> list[str]:
     mine = [r for r in records if r["arm"] == arm]
     seconds, losses = [r["seconds"] for r in mine], [r["losses"][-1] for r in mine]
-    return [arm, f"{mine[0]['parameters']:,}", _cell(seconds), _cell(losses, 2)]
+    rates = ", ".join(f"{rate:.2g}" for rate in sorted({r["rate"] for r in mine}, reverse=True))
+    halved = sum(r["halved"] > 0 for r in mine)
+    return [arm, f"{mine[0]['parameters']:,}", _cell(seconds), _cell(losses, 2), rates, str(halved)]
 
 
 def _rates(records: list[Record]) -> str:

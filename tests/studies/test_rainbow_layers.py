@@ -60,9 +60,10 @@ def test_the_study_on_noise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("network", ["four convolutions", pytest.param("resnet20", marks=pytest.mark.slow)])
 def test_other_architectures(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers_experiment, "FACTORS", (4,))
+    for name, few in {"FACTORS": (4,), "DRAWS": 1, "MEMBERS": 1}.items():
+        monkeypatch.setattr(layers_experiment, name, few)
     record = trained(Run(network, "e2 r1/4 fine-tuned", 0, 20, 2), images(), 0.01, nothing)
-    assert len(record["samples"]) == 4 and len(record["losses"]) == 2
+    assert len(record["samples"]) == 2 and len(record["losses"]) == 2
     page, figure = layers_page.page, layers_page.figure
     monkeypatch.setattr(layers_page, "FACTORS", (4,))
     rate = {"network": network, "arm": "e2 r1/4", "tuning_images": 10, "base": 0.01, "validation": 0.5}
@@ -107,6 +108,30 @@ def test_rates_are_tried_until_the_best_is_no_end(monkeypatch: pytest.MonkeyPatc
     assert [record["base"] for record in records] == [0.01, 0.03, 0.1, 0.3]
     assert records[-1]["validation"] == 0 and reached == [0.01 / 16, 0.03 / 16, 0.1 / 16]
     assert best_rate(run, records) == 0.1 and all(record["arm"] == "e4 r1/4" for record in records)
+
+
+def test_a_training_that_diverges_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are the initial ones again. Without end, it is an error."""
+
+    def train(network: torch.nn.Module, arm: Arm, x: object, y: object, rate: float, *more: object) -> list[float]:
+        with torch.no_grad():
+            for p in network.parameters():
+                totals.append(float(p.sum()))
+                p.zero_()
+        if rate > highest:
+            raise FloatingPointError
+        return [1.0]
+
+    totals: list[float] = []
+    monkeypatch.setattr(layers_experiment, "_train", train)
+    monkeypatch.setattr(layers_experiment, "_sampled", lambda *arguments: {})
+    highest = 0.03
+    record = trained(Run("cnn", "usual", 0, 60, 1), images(), 0.1, nothing)
+    assert (record["rate"], record["halved"]) == (0.025, 2)
+    assert totals[:3] == totals[3:6] == totals[6:] and 0 not in totals
+    highest = 0.0
+    with pytest.raises(FloatingPointError, match=r"cnn, usual, seed 0: .* with rates down to 0\.0125"):
+        trained(Run("cnn", "usual", 0, 60, 1), images(), 0.1, nothing)
 
 
 @pytest.mark.parametrize(
