@@ -23,12 +23,16 @@ from studies.rainbow_layers.arms import ARMS, Arm, build
 BATCH = 100
 FRESH = 4  # neurons of resampled layers, n' / d
 FINE = 1 / 3  # the rate of fine-tuning over that of the epochs before it
-GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # rates of usual layers; those of rainbow layers are r / n times these
-FIRST = (
+BASES = (
+    0.001,
+    0.003,
     0.01,
     0.03,
     0.1,
-)  # tried first; then the next one, while the best is the smallest or the largest of those tried
+    0.3,
+    1.0,
+)  # rates of usual layers; those of rainbow layers are r / n times these
+FIRST = (0.01, 0.03, 0.1)  # the next one follows while the best is the smallest or the largest of those tried
 MOST_HALVINGS = 4
 TUNING_IMAGES, TUNING_EPOCHS = 10_000, 2
 ALIGNED = 2000  # training images that samples are aligned on
@@ -99,10 +103,10 @@ def _next_rate(tried: dict[float, float]) -> float | None:
     for rate in FIRST:
         if rate not in tried:
             return rate
-    best, places = GRID.index(max(tried, key=lambda rate: tried[rate])), sorted(map(GRID.index, tried))
+    best, places = BASES.index(max(tried, key=lambda rate: tried[rate])), sorted(map(BASES.index, tried))
     if best == places[0] > 0:
-        return GRID[best - 1]
-    return GRID[best + 1] if best == places[-1] < len(GRID) - 1 else None
+        return BASES[best - 1]
+    return BASES[best + 1] if best == places[-1] < len(BASES) - 1 else None
 
 
 def trained(run: Run, images: Images, base: float, step: Step) -> Record:
