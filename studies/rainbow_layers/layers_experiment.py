@@ -23,15 +23,7 @@ from studies.rainbow_layers.arms import ARMS, Arm, build
 BATCH = 100
 FRESH = 4  # neurons of resampled layers, n' / d
 FINE = 1 / 3  # the rate of fine-tuning over that of the epochs before it
-BASES = (
-    0.001,
-    0.003,
-    0.01,
-    0.03,
-    0.1,
-    0.3,
-    1.0,
-)  # rates of usual layers; those of rainbow layers are r / n times these
+BASES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # rates; of rainbow layers, r / n times these
 FIRST = (0.01, 0.03, 0.1)  # the next one follows while the best is the smallest or the largest of those tried
 MOST_HALVINGS = 4
 TUNING_IMAGES, TUNING_EPOCHS = 10_000, 2
