@@ -54,8 +54,8 @@ def main(
 ) -> None:
     """Train networks of rainbow layers on CIFAR-10, and compare samples of them with samples of usual networks.
 
-    Writes records.jsonl, rainbow_layers.md and rainbow_layers.png. It takes about an hour and a half on one core. Call
-    it again after an interruption, or with more networks, arms or seeds: it continues where it was. Without data, the
+    Writes records.jsonl, rainbow_layers.md and rainbow_layers.png. It takes about an hour on one core. Call it
+    again after an interruption, or with more networks, arms or seeds: it continues where it was. Without data, the
     page and the figure are made from the records kept beside the study.
     """
     set_threads({"threads": threads})
