@@ -101,6 +101,7 @@ FINDINGS = """\
 - The rainbow network is another network, and its accuracy another one: that of *e4 r1/4* itself is above that of usual
   training. It has more parameters, because its classifier reads four times as many features, and its steps take longer.
   *e2 r1/4* has fewer parameters than usual training, and its samples lose more.
+- Low rank and width are both needed: samples of *e4 r1* and of *e1 r1/4* lose about ten points to their networks.
 - Fine-tuning raises samples and lowers the network itself, so that the two come close to each other. Fresh neurons in
   all epochs lower both, and cost more than twice the time. Their rate is a smaller one, which may be a part of it:
   the next one of the grid diverged in the short training that chooses rates.
