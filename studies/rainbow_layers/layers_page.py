@@ -48,7 +48,7 @@ GOAL = 2  # points that samples may lose to usual training
 INTRODUCTION = """\
 # Networks of rainbow layers
 
-    python -m studies.rainbow_layers cifar-10-batches-bin
+    python -m studies.rainbow_layers cifar-10-batches-bin --threads 1 --seeds {seeds}
 
 ![Accuracy of samples against width](rainbow_layers.png)
 
@@ -118,6 +118,7 @@ def page(records: Sequence[Record]) -> str:
     """The text of the page."""
     trained = _trained(records)
     introduction = INTRODUCTION.format(
+        seeds=len({record["seed"] for record in trained}),
         fresh=FRESH,
         batch=BATCH,
         tuning=TUNING_EPOCHS,
