@@ -27,6 +27,7 @@ class FreshNeurons:
 
     Args:
         layer: the layer.
+        name: its dotted name, for messages.
         width: n', their number.
         gradient: whether the gradient goes through A.
         max_samples: at most so many samples are in M.
@@ -37,8 +38,9 @@ class FreshNeurons:
 
     key: Tensor
 
-    def __init__(self, layer: RandomFeatures, width: int, *, gradient: bool, max_samples: int) -> None:
-        self.layer, self.width, self.gradient, self.max_samples = layer, width, gradient, max_samples
+    def __init__(self, layer: RandomFeatures, name: str, width: int, *, gradient: bool, max_samples: int) -> None:
+        self.layer, self.name, self.width = layer, name, width
+        self.gradient, self.max_samples = gradient, max_samples
         self.clean: list[Tensor] = []  # the layer's own phi in each of its calls in a pass of the network itself
 
     def aligned(self, z: Tensor, moment: Moment) -> Tensor:
@@ -48,14 +50,22 @@ class FreshNeurons:
             rows = layer.rows(z)
             pooled = None if layer.pool is None else layer.pool(self._features(rows))
             with torch.set_grad_enabled(self.gradient and torch.is_grad_enabled()):
-                accuracy = None if rows.dtype == torch.float64 else "float32"
-                A = polar(moment(rows, pooled), rtol=RTOL, accuracy=accuracy).A.to(rows.dtype)
-                A = A * math.sqrt(layer.n / self.width)
+                A = self._alignment(rows, pooled, moment).to(rows.dtype) * math.sqrt(layer.n / self.width)
             if pooled is None:
                 phi = random_features_projection(layer.scaled(rows), A, seed=self.key, **layer.kernel())
             else:
                 phi = random_features(pooled, layer.n, G=A, activation="identity")
             return layer.shaped_as(phi, z)
+
+    def _alignment(self, z: Tensor, pooled: Tensor | None, moment: Moment) -> Tensor:
+        """polar(M); all arguments are checked, so that an M without a polar factor comes from the features."""
+        accuracy = None if z.dtype == torch.float64 else "float32"
+        try:
+            return polar(moment(z, pooled), rtol=RTOL, accuracy=accuracy).A
+        except ValueError as error:
+            raise FloatingPointError(
+                f"{self.name!r}: its features are not finite, or all zero; the learning rate may be too large ({error})"
+            ) from error
 
     def keep(self, z: Tensor) -> Tensor:
         """The layer's own phi. Its samples are kept for `to_clean`."""

@@ -75,6 +75,8 @@ def resample(
     Raises:
         TypeError, ValueError: an argument is outside its range; the network has no `RandomFeatures`; `width` names
             another module.
+        FloatingPointError: in a forward pass, features are not finite or all zero, as they become if training
+            diverges; names the layer.
 
     Warns:
         UserWarning: layers have the same seed and stream, and therefore the same neurons; names them.
@@ -94,7 +96,8 @@ def resample(
         "gradient": flag("gradient", gradient),
         "max_samples": integer("max_samples", max_samples, 1),
     }
-    return Resampled(network, [FreshNeurons(layer, widths[name], **how) for name, layer in layers.items()], align, seed)
+    fresh = [FreshNeurons(layer, name, widths[name], **how) for name, layer in layers.items()]
+    return Resampled(network, fresh, align, seed)
 
 
 def _widths(width: int | Mapping[str, int] | None, layers: Mapping[str, RandomFeatures]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from rainbow_fast.rainbow.options import FitOptions, Limits, MethodOptions, Samp
 from studies.batch_norms.__main__ import app as batch_norms
 from studies.cifar10.__main__ import app as cifar10
 from studies.convergence.__main__ import app as convergence
+from studies.rainbow_layers.__main__ import app as rainbow_layers
 from studies.random_chains.__main__ import app as random_chains
 from studies.random_networks.__main__ import app as random_networks
 from studies.resnet20.__main__ import app as resnet20
@@ -27,6 +28,7 @@ STUDIES = {
     "studies.batch_norms": batch_norms,
     "studies.cifar10": cifar10,
     "studies.convergence": convergence,
+    "studies.rainbow_layers": rainbow_layers,
     "studies.random_chains": random_chains,
     "studies.random_networks": random_networks,
     "studies.resnet20": resnet20,

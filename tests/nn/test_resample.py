@@ -196,3 +196,19 @@ def test_layers_with_the_same_neurons() -> None:
     with pytest.warns(UserWarning, match="the same neurons: '0.features', '1.features'; wanted another stream") as seen:
         rf.nn.resample(net)
     assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize("align", ["local", "clean", "closed_form"])
+def test_features_that_are_not_finite_name_their_layer(align: str) -> None:
+    """A training that diverges. Afterwards the network has its own neurons again."""
+    net = nn.Sequential(rf.nn.RainbowLinear(5, 8, 3, seed=0), rf.nn.RainbowLinear(8, 6, 2, seed=0, stream=1))
+    x = draw(20, 5)
+    with torch.no_grad():
+        net[1].projection.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"'1\.features': its features are not finite, or all zero; the learn"):
+        rf.nn.resample(net, 10, align=align)(x)
+    with torch.no_grad():
+        net[1].projection.weight.zero_()
+    with pytest.raises(FloatingPointError, match=r"'1\.features': its features are not finite, or all zero; the learn"):
+        rf.nn.resample(net, 10, align=align)(x)
+    assert torch.equal(net(x), torch.zeros(20, 6))
