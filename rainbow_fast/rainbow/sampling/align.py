@@ -115,7 +115,7 @@ def align(
     unit = 1.0 if 1e-30 < size < 1e30 else math.ldexp(1.0, math.frexp(size)[1] - 1)  # polar squares M: no overflow
     if unit != 1:
         M.div_(unit)
-    wide = moments.x.dtype == torch.float64
+    wide = moments.y.dtype == torch.float64
     accuracy = None if solved or wide else "float32"
     if alignment.rank == "partial" and has_few_directions(M.shape, moments.count):
         factor = _polar_of_few(M, moments.count - options.center, wide, accuracy)

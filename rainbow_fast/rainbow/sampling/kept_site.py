@@ -109,6 +109,7 @@ class KeptSite(SampledSite):
     def _add(self, x: Tensor, phi: Tensor) -> None:
         """Add a batch of phi (N, d, *space) and phi' (N, n, *space) to the moments."""
         moments = self.moments
+        x, phi = x.to(self.sum_dtype), phi.to(self.sum_dtype)
         first = moments.cross is None
         cross, total, square = moments.begin(x, self.features)
         a, b = moments.x.center, moments.y.center

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -81,6 +82,15 @@ class SampledSite:
         self.ridge: float | None = None
 
     @property
+    def sum_dtype(self) -> torch.dtype:
+        """The dtype of the products that M is summed from: float64 if samples are fewer than rows and columns.
+
+        M then has null directions, and products of float32 would fill them with their rounding.
+        """
+        rows = math.prod(self.statistics.phi_shape) if self.flattened else self.statistics.channels
+        return torch.float64 if self.samples < min(rows, self.features) else self.dtype
+
+    @property
     def device(self) -> torch.device:
         return self.align.data.device
 
@@ -111,12 +121,12 @@ class SampledSite:
         strategy = self.activation.strategy
         for start in self.align:
             phi, zh, select = self.align.output(REFERENCE, start), self._input(self.align, start), self.select(start)
-            x = select(self._target(phi)).to(torch.promote_types(zh.dtype, torch.float32))
+            x = select(self._target(phi)).to(self.sum_dtype)
             first = self.moments.cross is None
             sums = self.moments.begin(x, self.features)
             assert self.moments.x.center is not None and self.moments.y.center is not None
             centers = self.moments.x.center, self.moments.y.center
-            strategy.covariance(self.activation, x, zh, select, centers, sums, first=first)
+            strategy.covariance(self.activation, x, zh.to(self.sum_dtype), select, centers, sums, first=first)
             self.alignment.add(start, zh, len(phi), centers[1])
             if start == 0:
                 self.activity = share_active(self.activation, self._active(zh))

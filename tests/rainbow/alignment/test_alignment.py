@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The alignment of a site, computed in the memory of its sums, against its formulae."""
 
+import warnings
+
 import pytest
 import torch
 from here import draw
+from torch import nn
 
 import rainbow_fast as rf
 from rainbow_fast.ops.polar import RTOL
@@ -99,3 +102,15 @@ def test_nothing_to_align() -> None:
     moments = rf.CrossCovariance("stem").update(torch.zeros(5, 2), torch.ones(5, 3))
     with pytest.raises(ValueError, match="site 'stem': M = 0, activations of the reference or of the sample are all"):
         align(moments, PAPER, PolarFactor())
+
+
+def test_samples_fewer_than_channels() -> None:
+    """M has null directions, which rounding of float32 must not fill: a network is its own sample to its rounding."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(30, 256, bias=False), nn.Tanh(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+    net, x = nn.Sequential(*layers, nn.Linear(256, 5)), draw(200, 30)
+    with warnings.catch_warnings(category=UserWarning, action="ignore"):  # few samples over-fit, as they should here
+        sampled, _ = rf.sample(net, x, law="identity", center=True, offset=True, holdout=0.0)
+    wanted = net(x).detach()
+    # Some units in the last place of float32; with M from products of float32 it is 4e-6.
+    assert float((sampled(x).detach() - wanted).abs().max()) < 2e-6 * float(wanted.abs().max())
