@@ -97,7 +97,7 @@ FINDINGS = """\
 ## What it says
 
 - Samples of usual networks stay far below their networks at every width. Samples of *e4 r1/4* lose a few points to
-  their network, and come near usual training; after fine-tuning they reach it.
+  their network, and come near usual training; after fine-tuning they are about a point below it.
 - The rainbow network is another network, and its accuracy another one: that of *e4 r1/4* itself is above that of usual
   training. It has more parameters, because its classifier reads four times as many features, and its steps take longer.
   *e2 r1/4* has fewer parameters than usual training, and its samples lose more.
