@@ -23,6 +23,7 @@ from rainbow_fast.rainbow.report import Record
 from studies import kept_records
 from studies.batch_norms import norm_page
 from studies.batch_norms.norm_experiment import ARMS, VALIDATION, Setting, Study, best_rate, run
+from studies.data_arguments import CifarFolder, ResNetWeights, check_both
 
 RECORDS = Path(__file__).parent / "records.jsonl"
 app = typer.Typer(add_completion=False)
@@ -31,18 +32,8 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @flowing
 def main(
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Folder of CIFAR-10's binary version (default: none, and the page is made from the kept records)."
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Weights of a trained `resnet_cifar`, a file .safetensors, .pt or .pth. Wanted with the data."
-        ),
-    ] = None,
+    data: CifarFolder = None,
+    weights: ResNetWeights = None,
     depth: Annotated[int, typer.Option(help="Depth of all networks, that of the weights.", min=8)] = 20,
     images: Annotated[
         int, typer.Option(help=f"Number of training images; {VALIDATION:,} more are held out.", min=100, max=48_000)
@@ -65,8 +56,7 @@ def main(
     set_threads({"threads": threads})
     need_plots()
     check_folder(out)
-    if (data is None) != (weights is None):
-        raise ValueError("weights: wanted with data, or neither")
+    check_both(data, weights)
     choices = numbers("--rates", rates)
     if data is None or weights is None:
         records = kept_records(RECORDS)

@@ -20,6 +20,7 @@ from rainbow_fast.io import read_records, write_records, write_whole
 from studies import kept_records
 from studies.cifar10 import page
 from studies.cifar10.cases import CASES, Case, Trainings, tasks
+from studies.data_arguments import CifarFolder
 
 RECORDS = Path(__file__).parent / "records.jsonl"
 app = typer.Typer(add_completion=False)
@@ -28,12 +29,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @flowing
 def main(
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Folder of CIFAR-10's binary version (default: none, and the page is made from the kept records)."
-        ),
-    ] = None,
+    data: CifarFolder = None,
     architectures: Annotated[
         str, typer.Option(help="Architectures to study, separated by commas: mlp, cnn or both.")
     ] = ",".join(BUILDERS),

@@ -19,6 +19,7 @@ from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from rainbow_fast.rainbow.report import Record
 from studies import kept_records
+from studies.data_arguments import CifarFolder
 from studies.rainbow_layers import layers_page
 from studies.rainbow_layers.arms import ARMS, CHOSEN, NETWORKS
 from studies.rainbow_layers.layers_experiment import Run, best_rate, check_names, runs, trained, tuning
@@ -30,12 +31,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @flowing
 def main(
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Folder of CIFAR-10's binary version (default: none, and the page is made from the kept records)."
-        ),
-    ] = None,
+    data: CifarFolder = None,
     networks: Annotated[
         str, typer.Option(help="Architectures, separated by commas: cnn, four convolutions, resnet20.")
     ] = "cnn",

@@ -21,6 +21,7 @@ from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from rainbow_fast.rainbow.report import Record
 from studies import kept_records
+from studies.data_arguments import CifarFolder
 from studies.random_networks import convnet_experiment, convnet_page, training_experiment, training_page
 from studies.random_networks.convnet_experiment import FIXED, ConvSetting
 from studies.random_networks.training_experiment import MEAN, STD, Kernel, Setting
@@ -33,12 +34,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @flowing
 def main(
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Folder of CIFAR-10's binary version (default: none, and the page is made from the kept records)."
-        ),
-    ] = None,
+    data: CifarFolder = None,
     depths: Annotated[
         str,
         typer.Option(

@@ -19,6 +19,7 @@ from rainbow_fast.cli.words import flowing, set_threads
 from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from studies import kept_records
+from studies.data_arguments import CifarFolder, ResNetWeights, check_both
 from studies.resnet20 import page
 from studies.resnet20.cases import TRAINED, UNTRAINED, Study, load_resnet, passes, tasks
 
@@ -29,18 +30,8 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @flowing
 def main(
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Folder of CIFAR-10's binary version (default: none, and the page is made from the kept records)."
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Weights of a trained `resnet_cifar`, a file .safetensors, .pt or .pth. Wanted with the data."
-        ),
-    ] = None,
+    data: CifarFolder = None,
+    weights: ResNetWeights = None,
     compare: Annotated[
         list[Path] | None,
         typer.Option(
@@ -65,8 +56,7 @@ def main(
     set_threads({"threads": threads})
     need_plots()
     check_folder(out)
-    if (data is None) != (weights is None):
-        raise ValueError("weights: wanted with data, or neither")
+    check_both(data, weights)
     widths = numbers("--factors", factors)
     if data is None or weights is None:
         records = kept_records(RECORDS)
