@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import rainbow_fast as rf
 from rainbow_fast.rainbow.report import Record
 from rainbow_fast.tracing.agreement import distances
+from rainbow_fast.tracing.trace import trace
 from studies.breadth.libraries import Architecture, build, samples
 
 LIMITS = {"float32": 5e-5, "float64": 1e-8}  # of the largest output
@@ -49,6 +50,7 @@ def identity(architecture: Architecture) -> Record:
 @torch.no_grad()
 def measured(network: nn.Module, x: Tensor) -> Record:
     """The distances of `identity` for one network, which becomes float64."""
+    _normalise_sites(network, x)
     wanted = network(x)
     result: Record = {
         "float32": _distance(network, x, wanted, "identity"),
@@ -63,6 +65,7 @@ def measured(network: nn.Module, x: Tensor) -> Record:
         options["sites"] = [site.name for site in rf.sites(network, x) if site.kept is None][::EACH]
         result["of"] = len(options["sites"])
     network, x = network.double(), x.double() if x.is_floating_point() else x
+    _normalise_sites(network, x)
     return result | {"float64": _distance(network, x, network(x), "identity", **options)}
 
 
@@ -90,9 +93,30 @@ def _measure(norm: Any, inputs: tuple[Tensor, ...]) -> None:
         norm.running_var.copy_(z.square().mean([axis for axis in range(z.dim()) if axis != 1]))
 
 
+def _normalise_sites(network: nn.Module, x: Tensor) -> None:
+    """Give the batch norms that are parts of sites the mean and the variance of their inputs, as sampling does."""
+    names = {site.modules[-1] for site in trace(network, x[:1]).sites if site.norm is not None and site.modules}
+    with _before_batch_norms(network, _measure_both, names):
+        network(x)
+
+
+def _measure_both(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+    (z,) = inputs
+    others = [axis for axis in range(z.dim()) if axis != 1]
+    norm.running_mean.copy_(z.mean(others))
+    norm.running_var.copy_(z.var(others, correction=0))
+
+
 @contextmanager
-def _before_batch_norms(network: nn.Module, hook: Callable[[Any, tuple[Tensor, ...]], None]) -> Iterator[None]:
-    handles = [norm.register_forward_pre_hook(hook) for norm in network.modules() if isinstance(norm, _BatchNorm)]
+def _before_batch_norms(
+    network: nn.Module, hook: Callable[[Any, tuple[Tensor, ...]], None], names: Collection[str] | None = None
+) -> Iterator[None]:
+    """Call the hook before the batch norms of these names; None stands for all."""
+    handles = [
+        norm.register_forward_pre_hook(hook)
+        for name, norm in network.named_modules()
+        if isinstance(norm, _BatchNorm) and (names is None or name in names)
+    ]
     try:
         yield
     finally:

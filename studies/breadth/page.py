@@ -106,6 +106,7 @@ def _control(rows: Sequence[Record]) -> list[str]:
         f"{OF_LARGE_IMAGES} images of more than {LARGE_IMAGE} pixels, or on {OF_TRANSFORMERS} samples for",
         "transformers. Before that, constant weights, such as scales of layers, become random between 1/4 and 3/4, and",
         "each batch norm divides by the root mean square of its inputs: all layers then have a share in the outputs.",
+        "A batch norm directly after a non-linearity has the mean and the variance of its inputs, as in a sample.",
         "A distance is the largest difference on these samples, divided by the largest output.",
         "",
     ]
