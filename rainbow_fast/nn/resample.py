@@ -57,7 +57,7 @@ def resample(
             loss(resampled(x), y).backward()
 
     or ``with rf.nn.resample(network, width=256): network(x)``. One epoch of it after usual training is a fine-tuning
-    that costs the network's own accuracy little; all epochs with it make samples of the network's own width better.
+    that makes samples better and costs the network's own accuracy little; with all epochs, both can become worse.
     In eval mode the module computes the network itself.
 
     Args:

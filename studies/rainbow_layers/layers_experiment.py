@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rainbow_fast import nn as layers
 from rainbow_fast.cli.grid import Step
+from rainbow_fast.cli.readers import names
 from rainbow_fast.data import Images
 from rainbow_fast.networks import accuracy, train
 from rainbow_fast.rainbow.model import fit
@@ -202,9 +203,9 @@ def sample_accuracy(record: Record, method: str, factor: float) -> float:
 
 
 def check_names(option: str, text: str, choices: Sequence[str]) -> list[str]:
-    """The names in a text, separated by commas."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
+    """The names in a text, separated by commas, each once."""
+    chosen = names(option, text)
+    for name in chosen:
         if name not in choices:
             raise ValueError(f"{option}: wanted some of {', '.join(choices)}, separated by commas; got {text!r}")
-    return names
+    return chosen

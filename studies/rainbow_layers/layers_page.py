@@ -74,9 +74,9 @@ Where the loss of the whole training is not finite, it begins again with half of
 Samples have n' = factor · d neurons, for all ways to train: at x4, a network *e4* is replaced by one of its own width,
 at x1 by one of a quarter of it. They are aligned on {aligned:,} training images. Each number is the mean over the
 trained networks, ± one standard deviation; of each trained network it has the mean over {draws} samples. An *ensemble*
-is the mean of the probabilities of {members} samples at x{ensemble}; *refit* has a classifier that is refit by ridge
-regression on the wide features of a sample at x{ensemble}, of the same training images, which are few. Both are of the
-method *paper*.
+is the mean of the probabilities of {members} samples at x{ensemble}; *refit* is a sample at x{ensemble} whose
+classifier is fitted anew, by ridge regression, on the {aligned:,} images of the alignment, which are few. Both are of
+the method *paper*.
 """
 ONE = """\
 Where one network is trained, there is no spread over trainings. An accuracy on 10,000 images has a standard error of
@@ -84,8 +84,8 @@ half a point.
 """
 COST = """\
 What training costs: trained numbers, processor seconds of an epoch with one thread on a machine that did other work
-too, the mean loss of the last epoch, with fresh neurons if it has them, the first rates, and how many networks have a
-halved one:
+too, the mean loss of the last epoch, with fresh neurons if it has them, the rates at which training begins (after
+halving), and how many networks have a halved one:
 """
 RATES = """\
 The rate is a base, times r / n for rainbow layers. Validation accuracy by the base, the chosen one in bold; 0 says that
@@ -96,15 +96,17 @@ the loss was not finite:
 FINDINGS = """\
 ## What it says
 
+These sentences are about the kept records, and samples are those of *paper* unless said.
+
 - Samples of usual networks stay far below their networks at every width. Samples of *e4 r1/4* lose a few points to
   their network, and come near usual training; after fine-tuning they are about a point below it.
 - The rainbow network is another network, and its accuracy another one: that of *e4 r1/4* itself is above that of usual
   training. It has more parameters, because its classifier reads four times as many features, and its steps take longer.
   *e2 r1/4* has fewer parameters than usual training, and its samples lose more.
-- Low rank and width are both needed: samples of *e4 r1* and of *e1 r1/4* lose about ten points to their networks. Width
-  alone helps usual networks themselves, but makes their samples worse.
+- Low rank and width are both needed: samples of *e4 r1* and of *e1 r1/4* lose about nine points at x4 to their
+  networks. Width alone helps a usual network itself (one training), but not its samples.
 - Fine-tuning raises samples and lowers the network itself, so that the two come close to each other. Fresh neurons in
-  all epochs lower both, and cost more than twice the time. Their rate is a smaller one, which may be a part of it:
+  all epochs lower both, and cost about twice the time. Their rate is smaller, which may be part of the reason:
   the next one of the grid diverged in the short training that chooses rates.
 - At a quarter of the width of *e4*, samples lose much; beyond its width they gain little. *Calibrated* adds much to
   samples of usual networks, and little to those of rainbow layers, but for narrow ones. The mean of several samples is
@@ -198,7 +200,7 @@ def _against_usual(records: list[Record]) -> list[str]:
     heading = ["itself", "samples x4", "samples x16", "samples x4, to itself", "samples x16, to itself"]
     return [
         f"The goal was that samples at x4 lose at most {GOAL} points to usual training.\n"
-        f"It is reached {said}. The best is *{best}*, {gaps[best]:+.1f} points.\n"
+        f"It is reached {said}; the least loss is that of *{best}*, {gaps[best]:+.1f} points.\n"
         "Differences in points, to usual training unless said:\n",
         markdown(["", *heading], rows),
     ]

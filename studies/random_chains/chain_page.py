@@ -31,7 +31,7 @@ scales each unit to length 1 over the samples, unless a panel says otherwise. Th
 on networks that are not trained, and four more. Only figures 5a and 5b on images read data.
 
 Points are measured, bands are one standard deviation over runs. Black lines are theory, dashed grey lines are limits
-or coarser theory. Theory is computed without sampling, except in figures 1 and 5a.
+or coarser theory. Theory is computed without sampling, except in figure 1 and in figure 5a on images.
 
 """
 PANELS = {

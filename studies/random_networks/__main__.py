@@ -90,7 +90,7 @@ def study(images: Images, out: Path, wanted: Sequence[Wanted]) -> None:
     """Train the networks that have no records yet, and write the page."""
     out.mkdir(parents=True, exist_ok=True)
     records = read_records(out / "records.jsonl")
-    todo = [setting for setting in wanted if not any(_is_of(record, setting) for record in records)]
+    todo = [setting for setting in wanted if not any(record.items() >= vars(setting).items() for record in records)]
     with terminal.bar(sum(_layers(setting) for setting in todo)) as bar:
         for setting in todo:
             with bar.job(_layers(setting), _name(setting)) as step:
@@ -117,10 +117,6 @@ def write_page(records: list[Record], out: Path) -> None:
         text += "\n" + convnet_page.section(convnets)
         plots.save(convnet_page.figure(convnets), out / "random_convnets.png", dpi=110)
     write_whole(out / "random_networks.md", text)
-
-
-def _is_of(record: Record, setting: Wanted) -> bool:
-    return all(record.get(name) == value for name, value in vars(setting).items())
 
 
 def _layers(setting: Wanted) -> int:

@@ -47,7 +47,7 @@ batches of {batch} and {epochs} epochs. Numbers are means over {seeds} seeds, ±
 - *orthogonal*: the hidden layers, all but the first and the last, have the weights of `init_orthogonal_` (exponent 1,
   the factor nearest to the identity) on the first {initial:,} images.
 - *orthogonal, Haar*: the same with random orthogonal factors.
-- *orthogonal, published*: the same as the published code has it: a slice of the whitened batch in the place of an
+- *orthogonal, published*: as in the published code: a slice of the whitened batch in the place of an
   orthogonal factor, {few} images, an eps of only 1e-10, outputs of norm 1 on the batch.
 - *batch norm*: standard weights, and a batch norm with parameters before each non-linearity. Its gaps are those of
   train mode.
@@ -66,13 +66,13 @@ networks. Rows below it show the first, the middle and the last depth by epoch (
 - *Figure 3a.* Samples of standard networks are the more parallel the deeper the networks are, and these learn the more
   slowly, as published. The gap by layer lies a little above that of infinite width (line), which it follows.
 - *Figure 3b.* The published claim that loss and gap fall together holds for standard weights where they learn well. It
-  does not hold for weights that start orthogonal: their gap rises in the first epoch, to that of trained networks, and
-  they learn.
+  does not hold for weights that start orthogonal: their gap rises in the first epoch, to .4 and more, and they
+  learn.
 - *Figure 4.* The published claim that orthogonal weights make the loss independent of the depth holds for the published
   weights. It does not hold for exact ones: with the factor nearest to the identity, networks learn fastest as long as
   the loss stays finite at this learning rate, and in deep ones it does not; with Haar factors it hardly ever does.
 - *Batch norm* keeps the gap by layer below a half at all depths before training, and still learns slowest at this
-  learning rate: a small gap is not enough, as its gradients grow from layer to layer (the ratio of gradients).
+  learning rate: a small gap is not enough, as its gradients grow towards the first layers (the ratio of gradients).
 
 These sentences are about the kept records.
 """

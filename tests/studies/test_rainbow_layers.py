@@ -52,7 +52,10 @@ def test_the_study_on_noise(tmp_path: Path) -> None:
     by_arm = {record["arm"]: record for record in networks if record["seed"] == 0}
     assert by_arm["usual"]["parameters"] == 69_600
     assert by_arm["e2 r1/4"]["parameters"] == 8 * 75 + 16 * 64 * 25 + 128 * 25 * 10
-    assert by_arm["e2 r1/4"]["losses"][0] == by_arm["e2 r1/4 fine-tuned"]["losses"][0] == pytest.approx(2.3, abs=0.5)
+    first = {arm: by_arm[arm]["losses"][0] for arm in by_arm}  # before the only step of the epoch
+    assert first["e2 r1/4"] == first["e2 r1/4 fine-tuned"] == pytest.approx(2.3, abs=0.5)
+    assert first["e2 r1/4 resampled"] != first["e2 r1/4"], "fresh neurons"
+    assert by_arm["e2 r1/4 fine-tuned"]["losses"][1] != by_arm["e2 r1/4"]["losses"][1]
     page = (tmp_path / "rainbow_layers.md").read_text()
     assert all(page.count(f"| {arm} |") >= 3 for arm in arms)
     assert (tmp_path / "rainbow_layers.png").read_bytes().startswith(b"\x89PNG")
