@@ -41,8 +41,9 @@ class RandomFeatures(Keyed):
     so that the neurons of a narrower layer with the same seed are the first ones of a wider layer, and a network that
     is sampled with the same seed has other neurons. The state dict has ``key``, (4,) int64.
 
-    For the backward pass only z is kept, r numbers per position instead of n; G is generated again. z of half precision
-    is computed on in float32, and the result is rounded once; so is it under autocast.
+    Without pooling, the backward pass keeps only z, r numbers per position instead of n, and G is generated again. A
+    pooling also keeps the features that it reads. z of half precision is computed on in float32, and phi is rounded
+    once; under autocast, z / sqrt(r) may be rounded too.
 
     Args:
         rank: r, channels of z.
@@ -56,7 +57,8 @@ class RandomFeatures(Keyed):
         axis: the channel axis, 1 for maps (N, r, *space) (default) or -1 for rows (..., r).
 
     Raises:
-        TypeError, ValueError: an argument is outside its range; the activation is unknown; z is no tensor of floating
+        TypeError, ValueError: an argument is outside its range; the activation is unknown; the pool is no
+            max-pooling, returns indices, or comes with axis=-1; z is no tensor of floating
             point, or has another number of channels.
 
     Source: the random feature map of Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.1; White, Chaudhary,
@@ -88,7 +90,7 @@ class RandomFeatures(Keyed):
         self.in_place_of: Callable[[Tensor], Tensor] | None = None  # what computes phi while neurons are resampled
 
     def forward(self, z: Tensor) -> Tensor:
-        """phi (N, n, *space) from z (N, r, *space), or (..., n) from (..., r) if the axis is -1."""
+        """phi (N, n, *space) from z (N, r, *space), with the space of the pooling; or (..., n) from (..., r)."""
         if tensor("z", z).dtype not in DTYPES:
             raise TypeError(f"z is {z.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
         channels = z.shape[self.axis] if z.dim() > max(self.axis, 0) else None

@@ -58,7 +58,7 @@ class FreshNeurons:
             return layer.shaped_as(phi, z)
 
     def _alignment(self, z: Tensor, pooled: Tensor | None, moment: Moment) -> Tensor:
-        """polar(M); all arguments are checked, so that an M without a polar factor comes from the features."""
+        """polar(M). All arguments are checked before, so an error here means that M has no polar factor."""
         accuracy = None if z.dtype == torch.float64 else "float32"
         try:
             return polar(moment(z, pooled), rtol=RTOL, accuracy=accuracy).A
@@ -88,7 +88,7 @@ class FreshNeurons:
         return self._of_features(phi, self._samples(z)) if pooled is None else self._of_pooled(phi, pooled)
 
     def of_gaussian(self, z: Tensor, pooled: Tensor | None) -> Tensor:
-        """E[sigma(G z) sigma(G' z)^T] for a Gaussian z / sqrt(r) with the second moment of the batch; no pooling."""
+        """E[sigma(G u) sigma(G' u)^T] for a Gaussian u with the second moment of z / sqrt(r); without pooling."""
         z, layer = self._samples(z), self.layer
         own, fresh = (
             gaussian(n, layer.rank, seed=key, dtype=torch.float64)

@@ -31,8 +31,8 @@ def gain(activation: str, negative_slope: float = 0.01) -> float:
 def initialise_(weight: Tensor, activation: str, negative_slope: float = 0.01) -> Tensor:
     """Fill the weight (r, in, *kernel) of a projection with uniform numbers of variance ``gain^2 / columns``.
 
-    Then ``E |phi|^2 / n = |x|^2 / columns`` for the patches x of the input, for any r, so that depth neither shrinks
-    nor amplifies activations.
+    Then ``E |phi|^2 / n = |x|^2 / columns`` for the patches x of the input and any r, if sigma is homogeneous and there
+    is no pooling: depth neither shrinks nor amplifies activations. For other sigma see `gain`.
     """
     bound = gain(activation, negative_slope) * math.sqrt(3 / weight[0].numel())
     with torch.no_grad():
@@ -40,7 +40,7 @@ def initialise_(weight: Tensor, activation: str, negative_slope: float = 0.01) -
 
 
 class _RainbowLayer(nn.Module):
-    """``phi = sigma(G (W x + b) / sqrt(r))``; a subclass has the projection ``W x + b`` as a module of torch."""
+    """``phi = pool(sigma(G (W x + b) / sqrt(r)))``; a subclass has the projection ``W x + b`` as a module of torch."""
 
     projection: nn.Linear | nn.Conv2d
     features: RandomFeatures
@@ -117,14 +117,16 @@ class RainbowLinear(_RainbowLayer):
     r"""A linear layer of random neurons with a trained covariance: ``phi = sigma(G (W x + b) / sqrt(r))``.
 
     The only parameter is W (r, in), with ``bias=True`` also b (r,). G (out, r) is Gaussian, fixed, and generated from
-    its address (`RandomFeatures`), so that nothing of size out x in or out x r is stored. The out neurons are
+    its address (`RandomFeatures`), so that the layer stores nothing of size out x in or out x r. The out neurons are
     independent samples of N(0, W^T W / r). A network of such layers can be sampled by `rainbow_fast.sample` with little
     loss, because it is a sample already.
 
-    W is uniform with the variance ``gain^2 / in`` (`initialise_`), torch's uniform initialisation with another bound:
-    the mean square of phi is then that of x. The gradient of W is ``G^T / sqrt(r)`` times that of the weights of plain
-    neurons, so that a learning rate r / out times the usual one takes steps of the same size. Memory for the backward
-    pass: x and r numbers for each row of x.
+    W is uniform with variance ``gain^2 / in``: torch's initialisation with another bound (`initialise_`). With relu,
+    phi then has the mean square of x. The gradient of W is ``G^T / sqrt(r)`` times that of the weights of plain
+    neurons, so that a learning rate r / out times the usual one takes steps of the same size.
+
+    The backward pass keeps x and r numbers for each row of x. If out <= r and there are many rows, the weights of the
+    neurons are computed first; it then keeps these, and out numbers for each row.
 
     Args:
         in_features: channels of x (..., in).
@@ -181,9 +183,10 @@ class RainbowLinear(_RainbowLayer):
 
 
 class RainbowConv2d(_RainbowLayer):
-    r"""A convolution of random neurons with a trained covariance: ``phi = sigma(G (W * x + b) / sqrt(r))``.
+    r"""A convolution of random neurons with a trained covariance: ``phi = pool(sigma(G (W * x + b) / sqrt(r)))``.
 
-    As `RainbowLinear`, with W (r, in, *kernel) as the weight of a convolution, and maps x (N, in, H, W).
+    As `RainbowLinear`, with W (r, in, *kernel) as the weight of a convolution. Maps x (N, in, H, W) give phi
+    (N, out, H', W').
 
     Args:
         in_channels: channels of x.
@@ -237,7 +240,7 @@ class RainbowConv2d(_RainbowLayer):
         self._geometry = geometry
 
     def forward(self, x: Tensor) -> Tensor:
-        """phi (N, out, H, W) from x (N, in, H, W)."""
+        """phi (N, out, H', W') from x (N, in, H, W); the sizes are those of the convolution, then of the pooling."""
         if not isinstance(x, fx.Proxy) and tensor("x", x).dim() != 4:
             raise ValueError(f"x has shape {tuple(x.shape)}: wanted (N, in, H, W)")
         return super().forward(x)

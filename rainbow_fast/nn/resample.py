@@ -43,8 +43,8 @@ def resample(
       pass of the network.
     - ``"clean"``: the same with phi from a pass of the network itself, which is computed first and without gradient.
       This is the alignment of `rainbow_fast.sample` with ``method="paper"``.
-    - ``"closed_form"``: ``M = E[sigma(G z) sigma(G' z)^T] / r`` for a Gaussian z with the second moment of the batch,
-      by `rainbow_fast.infinite_width.expected_kernel`. One pass, and no features but those of phih.
+    - ``"closed_form"``: ``M = E[sigma(G z / sqrt(r)) sigma(G' z / sqrt(r))^T]`` for a Gaussian z with the second moment
+      of the batch, by `rainbow_fast.infinite_width.expected_kernel`. One pass. M leaves the pooling of a layer out.
 
     Max-pooling after a layer is part of a site for `rainbow_fast.sample`: the fresh neurons are pooled, and A comes
     after it. This is so here if the layer has the pooling (`RandomFeatures`, ``pool=``). Other layers that follow,
@@ -172,7 +172,9 @@ def _leaving_no_trace(network: nn.Module) -> Iterator[None]:
     """Buffers, such as running statistics, and the random state become what they were."""
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices):
-        yield
-    for buffer, value in before:
-        buffer.copy_(value)
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)

@@ -20,7 +20,7 @@ from rainbow_fast.ops.registration import functional, writing
 DTYPES = (torch.float32, torch.float64)
 CERTIFIED = {torch.float32: 1e-6, torch.float64: 1e-10}  # largest residual and non-orthogonality of a converged result
 LONG, LONG_IN_PLACE = 256, 16  # ratios of the sides from which the LQ decomposition is faster, or saves much memory
-RTOL = 1e-13  # for a mean of float64 sums: what is smaller than this times the largest singular value is rounding
+RTOL = 1e-13  # of alignments, not the default of polar: M has float64 sums, and smaller singular values are rounding
 SQUARES = 2.0**300  # entries between 1 / SQUARES and SQUARES can be squared without overflow
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NoReturn
 
 from torch import fx, nn
@@ -50,7 +50,7 @@ class Region:
     sites: list[Found]
     axis: int
     channels: int
-    rank: int = field(default=0)
+    rank: int = 0
 
     @property
     def names(self) -> str:

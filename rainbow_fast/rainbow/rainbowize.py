@@ -53,7 +53,8 @@ def rainbowize(
     G (n, r) is Gaussian and fixed: a `rainbow_fast.nn.RandomFeatures` with this seed, and the site's place among all
     sites as its stream. What writes z gets r channels, with the operations between: layers, normalisations, pooling,
     sums. Where a Linear or a Conv2d stands directly before sigma, both become one `rainbow_fast.nn.RainbowLinear` or
-    `RainbowConv2d`, with a bias if the layer has one. Max-pooling directly after sigma becomes their ``pool``. What
+    `RainbowConv2d`, with a bias if the layer has one. Max-pooling directly after sigma becomes the ``pool`` of the
+    random features. What
     reads phi takes n channels. Everything else stays as it is.
 
     The network is not a copy of a trained one: all layers get new weights, from torch's global generator. Weights that

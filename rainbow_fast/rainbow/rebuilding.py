@@ -248,7 +248,7 @@ class Building(fx.Interpreter):
         if before is None or before == after:
             return
         axis = self.plan.numbered.axes.get(was, 1 if len(before) == 2 else None)  # rows have no other channels
-        if axis is None or len(before) != len(after) or before[:axis] + before[axis + 1 :] != _without(after, axis):
+        if axis is None or len(before) != len(after) or _without(before, axis) != _without(after, axis):
             raise ValueError(
                 f"{what}: it gives {after}, where the module gives {before}: wanted sizes that follow the number of "
                 "channels, such as view(N, -1) or flatten(1), or `sites` without those before it"

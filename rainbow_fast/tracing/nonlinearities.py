@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch._ops import OpOverload
 from torch.nn import functional as F
 
-from rainbow_fast.nn.expansion import RandomFeatures
+from rainbow_fast.nn.expansion import POOLS, RandomFeatures
 from rainbow_fast.tracing.graph import is_call
 
 # Subclasses are not recognised: they may compute something else. Modules in KERNELS have fused kernels of that name.
@@ -75,7 +75,6 @@ OPERATORS: dict[str, Callable] = {
     )
 }
 METHODS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
-POOLS: tuple[type[nn.Module], ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 POOL_FUNCTIONS: dict[Callable, type[nn.Module]] = {
     F.max_pool1d: nn.MaxPool1d,
     F.max_pool2d: nn.MaxPool2d,

@@ -125,7 +125,9 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype, activation: str) -> 
     with torch.autocast("cpu", dtype=dtype):
         assert features(z).dtype == dtype and features(z.float()).dtype == dtype
         # z of half precision is multiplied by 1 / sqrt(r) in its own precision: one more rounding of s, |s| < 4.
-        torch.testing.assert_close(features(z).float(), features(z.float()).float(), rtol=0, atol=4 * 2**-7)
+        torch.testing.assert_close(
+            features(z).float(), features(z.float()).float(), rtol=0, atol=4 * torch.finfo(dtype).eps
+        )
 
 
 def test_converting_the_module_leaves_the_key() -> None:

@@ -11,7 +11,6 @@ import wavelets_by_fft
 from here import draw, laid_out
 from torch import Tensor
 
-import rainbow_fast as rf
 from rainbow_fast import WaveletBank, wavelet_modulus
 
 BANKS = ["standard", "a", "b"]
@@ -292,8 +291,3 @@ BAD = {
 def test_bad_input(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
-
-
-def test_names_of_banks_are_the_banks() -> None:
-    for name in BANKS:
-        assert torch.equal(rf.wavelet_modulus(Z, name), rf.wavelet_modulus(Z, WaveletBank.named(name)))

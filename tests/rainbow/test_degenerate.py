@@ -195,3 +195,15 @@ def test_kernels_of_activations_that_are_zero() -> None:
     convergence = kernel_convergence(torch.zeros(20, 4), [4, 8], networks=2)
     for name in ("kernel", "between", "limit", "wide"):
         assert all(map(math.isnan, getattr(convergence, name).flatten()))
+
+
+def test_activations_too_small_for_products_of_float32() -> None:
+    """With fewer samples than channels, M is summed in float64, where these products do not vanish."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 64, bias=False), nn.ReLU(), nn.Linear(64, 3))
+    with torch.no_grad():
+        net[0].weight.mul_(1e-21)
+    with pytest.raises(ValueError, match="site '1': products of activations, about .*, vanish in torch.float32"):
+        rf.sample(net, X, holdout=0.0)
+    sampled, report = rf.sample(net, X[:20], holdout=0.0)
+    assert report.sites[0].M_rank == 20 and report.sites[0].error < 0.5

@@ -125,7 +125,8 @@ class SiteMemory:
     def _solve(self) -> int:
         """The polar factor or the regression, and A in its dtype beside it."""
         site, M, vectors = self.site, 8 * self.site.rows * self.site.columns, VECTORS * 8 * self.site.columns
-        factor = polar_bytes(site.rows, site.columns, single=site.sizes.itemsize < 8)
+        wide = site.sizes.itemsize == 8 or site.samples < min(site.rows, site.columns)  # `align.product_dtype`
+        factor = polar_bytes(site.rows, site.columns, single=not wide)
         if not site.solver:
             return M + vectors + max(factor, site.A_bytes)
         if site.solver == "summed":  # S stays until the end

@@ -62,11 +62,12 @@ def align(
     *,
     positions: int = 1,
     eps: float | None = None,
+    products: torch.dtype | None = None,
 ) -> tuple[Tensor, AlignedMap]:
     r"""Align the features phi' of a site with the reference's phi.
 
     ``M = E[phi phi'^T]`` is the uncentred cross-covariance, or with ``center`` the covariance. The alignment solves
-    for A, by default ``A = polar(M)``, which is as accurate as the dtype of the activations.
+    for A, by default ``A = polar(M)``, which is as accurate as the products that M is summed from (`product_dtype`).
 
     If the site ends in a normalisation (`eps` is given, phi is already normalised), the features are normalised by
     their own statistics: ``D'^-1 (phi' - mu')`` with ``D'^2 = var phi' + eps``. Then
@@ -83,6 +84,7 @@ def align(
         alignment: has already received the data.
         positions: for a flattened site, the number of features of phi' that belong to one channel; 1 otherwise.
         eps: of the normalisation; None without one.
+        products: dtype of the products that M is summed from; None (default) for that of the features.
 
     Returns:
         B (d, n) float64, and its properties.
@@ -99,7 +101,8 @@ def align(
     M = moments.consume(subtracted)
     if options.offset and moments.x.constant:
         return M.zero_(), _nothing(M)
-    _check(moments, options, subtracted)
+    products = products or moments.x.dtype
+    _check(moments, options, subtracted, products)
     if eps is not None:
         M.mul_(inverse)
     features = moments.y.second_moment_about(subtracted, inverse)
@@ -115,10 +118,9 @@ def align(
     unit = 1.0 if 1e-30 < size < 1e30 else math.ldexp(1.0, math.frexp(size)[1] - 1)  # polar squares M: no overflow
     if unit != 1:
         M.div_(unit)
-    wide = moments.y.dtype == torch.float64
-    accuracy = None if solved or wide else "float32"
+    accuracy = None if solved or products == torch.float64 else "float32"
     if alignment.rank == "partial" and has_few_directions(M.shape, moments.count):
-        factor = _polar_of_few(M, moments.count - options.center, wide, accuracy)
+        factor = _polar_of_few(M, moments.count - options.center, products, accuracy)
     else:
         factor = polar_(M, rank=alignment.rank, rtol=RTOL, accuracy=accuracy)
     nuclear = float(factor.nuclear_norm) * unit
@@ -148,6 +150,14 @@ def has_few_directions(shape: Sequence[int], samples: int) -> bool:
     """
     short, long = sorted(shape)
     return FEW * (samples + SPARE) <= short and long < LONG_IN_PLACE * short
+
+
+def product_dtype(shape: Sequence[int], samples: int, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the products that M of this shape is summed from: float64 if samples are fewer than both sides.
+
+    M then has null directions, and products of float32 would fill them with their rounding.
+    """
+    return torch.float64 if samples < min(shape) else dtype
 
 
 def few_directions_flops(shape: Sequence[int], samples: int) -> int:
@@ -198,19 +208,19 @@ def offset(aligned: AlignedMap, s: float, moments: CrossCovariance, options: Met
     return s * aligned.b if aligned.b.any() else None
 
 
-def _polar_of_few(M: Tensor, directions: int, wide: bool, accuracy: str | None) -> Polar:
+def _polar_of_few(M: Tensor, directions: int, products: torch.dtype, accuracy: str | None) -> Polar:
     """`polar_` of a mean over few samples, many times faster: with M = Q B and Q^T Q = 1, polar(M) = Q polar(B).
 
     Q is an orthonormal basis of the columns of M Omega, with Omega a fixed Gaussian matrix. Q B differs from M by
-    rounding of float64. If M has products of float32, its rounding is above RTOL and has all directions: the leading
-    ones are taken.
+    rounding of float64. The M of `compare` may have products of float32. Their rounding is above RTOL and fills all
+    directions, so the leading ones are taken.
 
     Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), 217-288, algorithm 4.1.
     """
     Omega = gaussian(M.shape[1], directions + SPARE, seed=0, dtype=M.dtype, device=M.device)
     Q = torch.linalg.qr(M @ Omega).Q
     B = Q.T @ M
-    if not wide:
+    if products != torch.float64:
         leading = torch.linalg.eigh(B @ B.T).eigenvectors[:, -directions:]
         Q, B = Q @ leading, leading.T @ B
     factor = polar_(B, rtol=RTOL, accuracy=accuracy)
@@ -218,17 +228,17 @@ def _polar_of_few(M: Tensor, directions: int, wide: bool, accuracy: str | None) 
     return factor
 
 
-def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor) -> None:
+def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor, products: torch.dtype) -> None:
     """Refuse features that are constant, and activations whose products vanish in their dtype."""
     x, y, site = moments.x, moments.y, f"site {moments.name!r}"
     if options.offset and y.constant:
         raise ValueError(f"{site}: the activations of the sample do not vary, those of the reference do")
-    kind = torch.finfo(x.dtype)
+    kind = torch.finfo(products)
     around = x.size_about_center * y.size_about_center
     of_means = _root_mean_square(x.mean) * _root_mean_square(y.mean - subtracted)
     if 0 < around < DIGITS * kind.smallest_normal * kind.eps > of_means:
         raise ValueError(
-            f"{site}: products of activations, about {around:.0e}, vanish in {x.dtype}: wanted larger ones"
+            f"{site}: products of activations, about {around:.0e}, vanish in {products}: wanted larger ones"
         )
 
 

@@ -109,7 +109,6 @@ class KeptSite(SampledSite):
     def _add(self, x: Tensor, phi: Tensor) -> None:
         """Add a batch of phi (N, d, *space) and phi' (N, n, *space) to the moments."""
         moments = self.moments
-        x, phi = x.to(self.sum_dtype), phi.to(self.sum_dtype)
         first = moments.cross is None
         cross, total, square = moments.begin(x, self.features)
         a, b = moments.x.center, moments.y.center
@@ -119,7 +118,7 @@ class KeptSite(SampledSite):
         size = piece_size(x, phi) if a.any() or b.any() else len(x)
         for x_piece, piece in zip(x.split(size), phi.split(size), strict=True):
             piece = about(piece, b)
-            cross_covariance_(cross, about(x_piece, a), piece)
+            cross_covariance_(cross, about(x_piece, a).to(self.sum_dtype), piece.to(self.sum_dtype))
             of_total, of_square = sums(piece)
             total += of_total
             square += of_square

@@ -22,7 +22,7 @@ from rainbow_fast.rainbow.network.features import Select, blocks
 from rainbow_fast.rainbow.network.rainbow_network import refit_flattened, refit_site
 from rainbow_fast.rainbow.options import alignment_of, law_of
 from rainbow_fast.rainbow.report import Error, SiteReport
-from rainbow_fast.rainbow.sampling.align import AlignedMap, align, offset, scale, size_of
+from rainbow_fast.rainbow.sampling.align import AlignedMap, align, offset, product_dtype, scale, size_of
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight
 from rainbow_fast.rainbow.sampling.route import Route
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
@@ -83,12 +83,9 @@ class SampledSite:
 
     @property
     def sum_dtype(self) -> torch.dtype:
-        """The dtype of the products that M is summed from: float64 if samples are fewer than rows and columns.
-
-        M then has null directions, and products of float32 would fill them with their rounding.
-        """
+        """The dtype of the products that M is summed from."""
         rows = math.prod(self.statistics.phi_shape) if self.flattened else self.statistics.channels
-        return torch.float64 if self.samples < min(rows, self.features) else self.dtype
+        return product_dtype((rows, self.features), self.samples, self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -121,23 +118,26 @@ class SampledSite:
         strategy = self.activation.strategy
         for start in self.align:
             phi, zh, select = self.align.output(REFERENCE, start), self._input(self.align, start), self.select(start)
-            x = select(self._target(phi)).to(self.sum_dtype)
+            x = select(self._target(phi)).to(torch.promote_types(zh.dtype, torch.float32))
             first = self.moments.cross is None
             sums = self.moments.begin(x, self.features)
             assert self.moments.x.center is not None and self.moments.y.center is not None
             centers = self.moments.x.center, self.moments.y.center
-            strategy.covariance(self.activation, x, zh.to(self.sum_dtype), select, centers, sums, first=first)
+            pair = x.to(self.sum_dtype), zh.to(self.sum_dtype)
+            strategy.covariance(self.activation, *pair, select, centers, sums, first=first)
             self.alignment.add(start, zh, len(phi), centers[1])
             if start == 0:
                 self.activity = share_active(self.activation, self._active(zh))
-            del phi, zh, x  # freed before the next chunk is computed
+            del phi, zh, x, pair  # freed before the next chunk is computed
             self.tick(f"{self.site.name}: moments")
 
     def solve(self) -> None:
         """Compute A from the moments."""
         assert self.alignment is not None
         eps = self.activation.kind.normalisation
-        B, self.aligned = align(self.moments, self.options, self.alignment, positions=self.positions, eps=eps)
+        B, self.aligned = align(
+            self.moments, self.options, self.alignment, positions=self.positions, eps=eps, products=self.sum_dtype
+        )
         self.activation.A, self.alignment = B.to(self.dtype).contiguous(), None  # frees a matrix as large as S
 
     def measure(self) -> None:
