@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,7 @@ from rainbow_fast.data import Images, cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from rainbow_fast.rainbow.report import Record
 from studies import kept_records
-from studies.data_arguments import CifarFolder
+from studies.data_arguments import CifarFolder, increasing
 from studies.random_networks import convnet_experiment, convnet_page, training_experiment, training_page
 from studies.random_networks.convnet_experiment import FIXED, ConvSetting
 from studies.random_networks.training_experiment import MEAN, STD, Kernel, Setting
@@ -66,8 +65,8 @@ def main(
     figures are made from the records kept beside the study.
     """
     set_threads({"threads": threads})
-    chosen = _depths("--depths", depths, 4)
-    counts = _depths("--convolutions", convolutions, FIXED)
+    chosen = increasing("--depths", depths, 4)
+    counts = increasing("--convolutions", convolutions, FIXED)
     if channels % 4:
         raise ValueError(f"--channels: wanted a multiple of 4; got {channels}")
     need_plots()
@@ -129,17 +128,6 @@ def _name(setting: Wanted) -> str:
     if isinstance(setting, Kernel):
         return "infinite width"
     return f"{setting.arm}, {_layers(setting)} layers, seed {setting.seed}"
-
-
-def _depths(option: str, text: str, least: int) -> list[int]:
-    try:
-        depths = [int(part) for part in text.split(",")]
-    except ValueError:
-        depths = []
-    if not depths or depths[0] < least or any(b <= a for a, b in pairwise(depths)):
-        wanted = f"wanted increasing whole numbers above {least - 1}, separated by commas"
-        raise ValueError(f"{option}: {wanted}; got {text!r}")
-    return depths
 
 
 if __name__ == "__main__":
