@@ -20,15 +20,38 @@ from rainbow_fast.random_networks import isometry_gap
 from studies.orthogonal_chains.gradient_theory import Growth, growth, haar_gradient
 from studies.orthogonal_chains.normed_network import LAWS, Kind, Weights, draw
 
-ORTHOGONAL, PLAIN = "orthogonal samples", "identity, plain norm"
-KINDS = {
-    PLAIN: Kind(norm="plain"),
-    ORTHOGONAL: Kind(norm="plain"),
-    "identity": Kind(),
-    "tanh": Kind("tanh"),
-    "sin": Kind("sin"),
-    "tanh, gain": Kind("tanh", gain=True),
-    "sin, gain": Kind("sin", gain=True),
+ORTHOGONAL, PLAIN, FEW = "orthogonal samples", "identity, plain norm", "a quarter of the samples"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of network and its samples.
+
+    These are the first images, as many as units, or a quarter of them (`FEW`), or, after layer 0, orthogonal ones of
+    the length that the plain norm gives (`ORTHOGONAL`). The latter two are taken with Haar weights only.
+    """
+
+    kind: Kind
+    samples: str = "images"
+
+    def start(self, x: Tensor, first: Tensor) -> Tensor:
+        """The activations after layer 0, for images x and the weights of layer 0."""
+        if self.samples == ORTHOGONAL:
+            return math.sqrt(len(x)) * torch.eye(len(x), dtype=x.dtype, device=x.device)
+        return self.kind.apply(0, x[: len(x) // 4] if self.samples == FEW else x, first)
+
+
+CASES = {
+    PLAIN: Case(Kind(norm="plain")),
+    ORTHOGONAL: Case(Kind(norm="plain"), ORTHOGONAL),
+    FEW: Case(Kind(norm="plain"), FEW),
+    "identity": Case(Kind()),
+    "tanh": Case(Kind("tanh")),
+    "sin": Case(Kind("sin")),
+    "tanh, gain": Case(Kind("tanh", gain=True)),
+    "sin, gain": Case(Kind("sin", gain=True)),
+    f"tanh, gain, {ORTHOGONAL}": Case(Kind("tanh", gain=True, norm="plain"), ORTHOGONAL),
+    f"sin, gain, {ORTHOGONAL}": Case(Kind("sin", gain=True, norm="plain"), ORTHOGONAL),
 }
 POINTS = 40  # layers at which the isometry gap is recorded, about
 
@@ -50,12 +73,12 @@ def settings(runs: int, width: int, depths: list[int]) -> list[Run]:
 
 def theories(depths: list[int]) -> list[Growth]:
     """What theory has to say of the kinds of networks that are not linear."""
-    return [Growth(name, depths) for name, kind in KINDS.items() if kind.activation != "identity"]
+    return [Growth(name, depths) for name in ("tanh", "sin", "tanh, gain", "sin, gain")]
 
 
 def theory(setting: Growth) -> Record:
     """The record of a theory."""
-    return asdict(setting) | {"growth": growth(KINDS[setting.theory_of], setting.depths)}
+    return asdict(setting) | {"growth": growth(CASES[setting.theory_of].kind, setting.depths)}
 
 
 def run(setting: Run, images: Images, step: Step) -> Record:
@@ -64,15 +87,12 @@ def run(setting: Run, images: Images, step: Step) -> Record:
     depth = setting.depths[-1]
     weights = draw(setting.law, x.shape[1], setting.width, depth, setting.run)
     record: Record = asdict(setting) | {"log_gradients": {}}
-    for place, (name, kind) in enumerate(KINDS.items()):
-        step(place / len(KINDS), name)
-        start = kind.apply(0, x, weights.first)
-        if name == ORTHOGONAL:
-            if setting.law != "Haar":
-                continue
-            start = math.sqrt(setting.width) * torch.eye(setting.width, dtype=x.dtype, device="cpu")
-        path = activations(kind, start, weights.hidden)
-        norms = gradients(kind, path, y, weights, setting.depths)
+    for place, (name, case) in enumerate(CASES.items()):
+        if setting.law == "Gaussian" and case.samples != "images":
+            continue
+        step(place / len(CASES), name)
+        path = activations(case.kind, case.start(x, weights.first), weights.hidden)
+        norms = gradients(case.kind, path, y[: len(path[0])], weights, setting.depths)
         record["log_gradients"][name] = _short(norms.log())
         if name == ORTHOGONAL:
             expected = [haar_gradient(path[each - 1], y, weights.last, each) for each in setting.depths]

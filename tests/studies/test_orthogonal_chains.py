@@ -22,7 +22,7 @@ from rainbow_fast.random_networks import isometry_gap
 from studies.orthogonal_chains import deep_training, deep_training_page, gradient_experiment
 from studies.orthogonal_chains.__main__ import app, study
 from studies.orthogonal_chains.deep_training import ARMS, Setting
-from studies.orthogonal_chains.gradient_experiment import KINDS, ORTHOGONAL, PLAIN, activations, gradients
+from studies.orthogonal_chains.gradient_experiment import CASES, FEW, ORTHOGONAL, PLAIN, Run, activations, gradients
 from studies.orthogonal_chains.gradient_theory import gaussian_growth, growth, haar_gradient
 from studies.orthogonal_chains.normed_network import Kind, Weights, draw
 
@@ -49,10 +49,10 @@ def outputs(kind: Kind, x: Tensor, weights: list[Tensor]) -> Tensor:
     return F.linear(x, weights[-1])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_autograd(name: str) -> None:
     """At several depths at once, each against a network of its own."""
-    kind, data = KINDS[name], noise(9)
+    kind, data = CASES[name].kind, noise(9)
     x, y = data.x_train.double().flatten(1), data.y_train
     weights, depths = draw("Gaussian", 3072, 8, 6, seed=1), [2, 3, 6]
     path = activations(kind, kind.apply(0, x, weights.first), weights.hidden)
@@ -62,6 +62,27 @@ def test_gradients_are_those_of_autograd(name: str) -> None:
         F.cross_entropy(outputs(kind, x, parts), y).backward()
         grad = parts[1].grad
         assert grad is not None and float(norm) == pytest.approx(float(grad.norm()), rel=1e-10)  # float64 rounding
+
+
+def test_a_draw_has_all_samples() -> None:
+    """A quarter of the images, and orthogonal samples, each against a network of its own at depth 2."""
+    data, depths = noise(12), [2, 5]
+    x, y = data.x_train.double().flatten(1), data.y_train
+    records = {law: gradient_experiment.run(Run(law, 3, 12, depths), data, silent) for law in ("Haar", "Gaussian")}
+    assert set(records["Haar"]["log_gradients"]) == set(CASES)
+    assert set(CASES) - set(records["Gaussian"]["log_gradients"]) == {
+        name for name, case in CASES.items() if case.samples != "images"
+    }
+    weights = draw("Haar", 3072, 12, 5, seed=3)
+    eye = torch.eye(12, dtype=torch.float64)
+    few = outputs(Kind(norm="plain"), x[:3], [weights.first, eye])  # the second linear step does nothing
+    for name, start, labels in ((FEW, few, y[:3]), (ORTHOGONAL, math.sqrt(12) * eye, y)):
+        W = weights.hidden[0].clone().requires_grad_()
+        F.cross_entropy(outputs(CASES[name].kind, start, [W, weights.last]), labels).backward()
+        assert W.grad is not None
+        wanted = float(W.grad.norm().log())
+        assert records["Haar"]["log_gradients"][name][0] == pytest.approx(wanted, rel=1e-5)  # six digits
+    assert records["Haar"]["identity_error"] < 1e-12 and records["Gaussian"]["identity_error"] is None
 
 
 def test_weights() -> None:
@@ -81,7 +102,7 @@ def test_weights() -> None:
 def test_the_identity_of_isometry_gaps() -> None:
     """It is exact with orthogonal weights, and no identity with others."""
     x = torch.randn(8, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    kind, errors = KINDS[PLAIN], []
+    kind, errors = CASES[PLAIN].kind, []
     for law in ("Haar", "Gaussian"):
         weights = draw(law, 30, 8, 40, seed=0)
         path = activations(kind, kind.apply(0, x, weights.first), weights.hidden)
@@ -93,7 +114,7 @@ def test_the_identity_of_isometry_gaps() -> None:
 
 def test_gradients_from_orthogonal_samples() -> None:
     """The mean of the squared gradient over draws is theory; the symmetric part is lost with the depth."""
-    d, y, kind = 8, torch.arange(8) % 10, KINDS[ORTHOGONAL]
+    d, y, kind = 8, torch.arange(8) % 10, CASES[ORTHOGONAL].kind
     start, depths = math.sqrt(d) * torch.eye(d, dtype=torch.float64), [2, 6, 30]
     squares, theory = [], []
     for seed in range(60):
@@ -109,7 +130,7 @@ def test_gradients_from_orthogonal_samples() -> None:
 
 
 def test_orthogonal_weights_keep_gradients_and_gaussian_ones_do_not() -> None:
-    data, kind, depths, logs = noise(16), KINDS[PLAIN], [10, 60, 160], {}
+    data, kind, depths, logs = noise(16), CASES[PLAIN].kind, [10, 60, 160], {}
     x = data.x_train.double().flatten(1)
     for law in ("Haar", "Gaussian"):
         norms = []
@@ -181,6 +202,7 @@ def test_a_training_that_diverges_is_told() -> None:
     assert deep_training_page.figure([record]) is not None
 
 
+@pytest.mark.slow
 def test_the_study_on_noise(tmp_path: Path) -> None:
     """A second call continues, and makes the same page."""
     depths = [2, 4, 9, 20]
