@@ -141,10 +141,10 @@ def isometry_identity(path: Sequence[Tensor], hidden: Tensor) -> Tensor:
 
 
 def _isometry(law: str, path: list[Tensor], hidden: Tensor) -> Record:
-    gaps = isometry_gap(torch.stack(path))
-    error = float((isometry_identity(path, hidden) - gaps).abs().max()) if law == "Haar" else None
-    layers = np.unique(np.geomspace(1, len(path), POINTS).round().astype(int)) - 1
-    return {"layers": layers.tolist(), "isometry_gaps": _short(gaps[layers]), "identity_error": error}
+    layers = (np.unique(np.geomspace(1, len(path), POINTS).round().astype(int)) - 1).tolist()
+    gaps = isometry_gap(torch.stack([path[number] for number in layers]))
+    error = float((isometry_identity(path, hidden)[layers] - gaps).abs().max()) if law == "Haar" else None
+    return {"layers": layers, "isometry_gaps": _short(gaps), "identity_error": error}
 
 
 def _short(values: Tensor) -> list[float]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -57,12 +58,13 @@ def growth(kind: Kind, depths: Sequence[int]) -> list[float]:
     E[f'(a X)^2] / E[f(a X)^2]``, with X standard normal, and the last activations, and so the gradients by them, have
     the size of the last gain.
     """
+    sizes = {kind.size(number) for number in range(depths[0], depths[-1])}
+    maps = {size: KernelMap(ACTIVATIONS[kind.activation], size=size) for size in sizes}
     total, logs = 0.0, []
-    for number in range(depths[0], depths[-1] + 1):
-        if number in depths:
-            logs.append(total + math.log(kind.size(number - 1) / kind.size(depths[0] - 1)))
-        layer = KernelMap(ACTIVATIONS[kind.activation], size=kind.size(number))
-        total += math.log(layer.slope_at_1 / layer.power) / 2
+    for before, depth in pairwise([depths[0], *depths]):
+        layers = [maps[kind.size(number)] for number in range(before, depth)]
+        total += sum(math.log(layer.slope_at_1 / layer.power) / 2 for layer in layers)
+        logs.append(total + math.log(kind.size(depth - 1) / kind.size(depths[0] - 1)))
     return logs
 
 

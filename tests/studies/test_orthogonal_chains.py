@@ -15,12 +15,14 @@ from torch.nn import functional as F
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
+from rainbow_fast.cli.grid import Step
 from rainbow_fast.cli.running import run_app
 from rainbow_fast.data import Images
 from rainbow_fast.io import read_records
+from rainbow_fast.rainbow.report import Record
 from rainbow_fast.random_networks import isometry_gap
 from studies.orthogonal_chains import deep_training, deep_training_page, gradient_experiment
-from studies.orthogonal_chains.__main__ import app, study
+from studies.orthogonal_chains.__main__ import Wanted, app, study
 from studies.orthogonal_chains.deep_training import ARMS, Setting
 from studies.orthogonal_chains.gradient_experiment import CASES, FEW, ORTHOGONAL, PLAIN, Run, activations, gradients
 from studies.orthogonal_chains.gradient_theory import gaussian_growth, growth, haar_gradient
@@ -202,13 +204,13 @@ def test_a_training_that_diverges_is_told() -> None:
     assert deep_training_page.figure([record]) is not None
 
 
-@pytest.mark.slow
 def test_the_study_on_noise(tmp_path: Path) -> None:
     """A second call continues, and makes the same page."""
     depths = [2, 4, 9, 20]
     trainings = deep_training.settings([2, 3], [0.01, 0.1], **SMALL)
     assert len(trainings) == 4 * len(ARMS) and len(set(trainings)) == len(trainings)
-    wanted = [*gradient_experiment.theories(depths), *gradient_experiment.settings(2, 12, depths), *trainings]
+    wanted: list[Wanted] = [*gradient_experiment.theories(depths), *gradient_experiment.settings(2, 12, depths)]
+    wanted += trainings
     study(noise(), tmp_path, wanted)
     names = ["orthogonal_chains.md", "orthogonal_chains.png", "orthogonal_training.png", "records.jsonl"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -222,14 +224,17 @@ def test_the_study_on_noise(tmp_path: Path) -> None:
 
 
 def test_what_has_a_record_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    depths, calls = [2, 4, 9, 20], []
-    wanted = [*gradient_experiment.theories(depths), *gradient_experiment.settings(1, 12, depths)]
-    wanted = [*wanted, Setting("identity, Haar", 2, 0.1, **SMALL)]
+    depths, calls, last = [2, 4, 9, 20], [], Setting("identity, Haar", 2, 0.1, **SMALL)
+    wanted: list[Wanted] = [*gradient_experiment.theories(depths), *gradient_experiment.settings(1, 12, depths), last]
     study(noise(), tmp_path, wanted)
-    real = deep_training.run
-    monkeypatch.setattr(deep_training, "run", lambda *words: calls.append(words[0]) or real(*words))
-    monkeypatch.setattr(gradient_experiment, "run", lambda *words: calls.append(words[0]))
-    more = replace(wanted[-1], seeds=3)
+    real, more = deep_training.run, replace(last, seeds=3)
+
+    def run(setting: Setting, images: Images, step: Step) -> Record:
+        calls.append(setting)
+        return real(setting, images, step)
+
+    monkeypatch.setattr(deep_training, "run", run)
+    monkeypatch.setattr(gradient_experiment, "run", None)
     study(noise(), tmp_path, [*wanted, more])
     assert calls == [more] and len(read_records(tmp_path / "records.jsonl")) == len(wanted) + 1
 
