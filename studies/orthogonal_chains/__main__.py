@@ -83,18 +83,20 @@ def main(
 
 
 def study(images: Images, out: Path, wanted: Sequence[Wanted]) -> None:
-    """Measure and train what the folder has no records of, and write the page of what was wanted."""
+    """Measure and train what the folder has no records of, and write the page.
+
+    The folder keeps the records of what is wanted, in this order, and no others.
+    """
     out.mkdir(parents=True, exist_ok=True)
     before = read_records(out / "records.jsonl")
-    records: list[Record] = []
+    records = [next((each for each in before if each.items() >= asdict(one).items()), None) for one in wanted]
     with terminal.bar(sum(_cost(setting) for setting in wanted)) as bar:
-        for setting in wanted:
-            mine = [record for record in before if record.items() >= asdict(setting).items()]
+        for place, setting in enumerate(wanted):
             with bar.job(_cost(setting), _name(setting)) as step:
-                records += mine or [_record(setting, images, step)]
-            if not mine:
-                write_records(out / "records.jsonl", records)
-    write_page(records, out)
+                if records[place] is None:
+                    records[place] = _record(setting, images, step)
+                    write_records(out / "records.jsonl", [each for each in records if each is not None])
+    write_page([each for each in records if each is not None], out)
 
 
 def _record(setting: Wanted, images: Images, step: Step) -> Record:

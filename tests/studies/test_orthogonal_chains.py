@@ -204,8 +204,12 @@ def test_a_training_that_diverges_is_told() -> None:
     assert deep_training_page.figure([record]) is not None
 
 
-def test_the_study_on_noise(tmp_path: Path) -> None:
-    """A second call continues, and makes the same page."""
+def interrupted(*words: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_study_on_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After an interruption, which loses no record, another call continues, and makes the same page."""
     depths = [2, 4, 9, 20]
     trainings = deep_training.settings([2, 3], [0.01, 0.1], **SMALL)
     assert len(trainings) == 4 * len(ARMS) and len(set(trainings)) == len(trainings)
@@ -218,7 +222,13 @@ def test_the_study_on_noise(tmp_path: Path) -> None:
     page, kept = (tmp_path / names[0]).read_text(), (tmp_path / names[3]).read_text()
     assert all(page.count(f"| {arm} |") == 4 for arm in ARMS) and "linear, Gaussian: at depth 20" in page
     lines = kept.splitlines(keepends=True)
-    (tmp_path / names[3]).write_text("".join(lines[:5]))
+    (tmp_path / names[3]).write_text("".join(lines[:5] + lines[-5:]))
+    monkeypatch.setattr(deep_training, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study(noise(), tmp_path, wanted)
+    count = len(wanted) - len(trainings)
+    assert (tmp_path / names[3]).read_text() == "".join(lines[:count] + lines[-5:])
+    monkeypatch.undo()
     study(noise(), tmp_path, wanted)
     assert (tmp_path / names[3]).read_text() == kept and (tmp_path / names[0]).read_text() == page
 
