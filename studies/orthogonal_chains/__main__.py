@@ -56,9 +56,9 @@ def main(
 ) -> None:
     """Measure gradients of deep networks with batch norm, from orthogonal and Gaussian weights, and train them.
 
-    Writes records.jsonl, orthogonal_chains.md and two figures. It takes about ten minutes on one core. Call it again
-    after an interruption: it continues where it was. Without data, the page and the figures are made from the records
-    kept beside the study.
+    Writes records.jsonl, orthogonal_chains.md and two figures. It takes about thirteen minutes on one core. Call it
+    again after an interruption: it continues where it was. Without data, the page and the figures are made from the
+    records kept beside the study.
     """
     set_threads({"threads": threads})
     measured = increasing("--depths", depths, 2)
