@@ -22,7 +22,7 @@ from rainbow_fast.io import read_records
 from rainbow_fast.rainbow.report import Record
 from rainbow_fast.random_networks import isometry_gap
 from studies.orthogonal_chains import deep_training, deep_training_page, gradient_experiment
-from studies.orthogonal_chains.__main__ import Wanted, app, study
+from studies.orthogonal_chains.__main__ import RECORDS, Wanted, app, study
 from studies.orthogonal_chains.deep_training import ARMS, Setting
 from studies.orthogonal_chains.gradient_experiment import CASES, FEW, ORTHOGONAL, PLAIN, Run, activations, gradients
 from studies.orthogonal_chains.gradient_theory import gaussian_growth, growth, haar_gradient
@@ -247,6 +247,25 @@ def test_what_has_a_record_is_not_measured_again(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(gradient_experiment, "run", None)
     study(noise(), tmp_path, [*wanted, more])
     assert calls == [more] and len(read_records(tmp_path / "records.jsonl")) == len(wanted) + 1
+
+
+def test_kept_numbers_are_the_published_ones() -> None:
+    """About 10 with Gaussian weights, flat with Haar weights, and theory from orthogonal samples."""
+    draws = [record for record in read_records(RECORDS) if record.get("law") in ("Haar", "Gaussian")]
+    names = {"Gaussian": PLAIN, "Haar": PLAIN, ORTHOGONAL: ORTHOGONAL}
+    logs = {}
+    for key, name in names.items():
+        law = key if key in ("Gaussian", "Haar") else "Haar"
+        logs[key] = np.array([record["log_gradients"][name] for record in draws if record["law"] == law])
+    errors = {key: values.std(0, ddof=1) / len(values) ** 0.5 for key, values in logs.items()}
+    assert logs["Gaussian"].mean(0)[-1] == pytest.approx(10, abs=3 * errors["Gaussian"][-1])
+    # flat: from depth 100 to 1000 it changes by less than a hundredth of the change with Gaussian weights
+    changes = {key: logs[key].mean(0)[-1] - logs[key].mean(0)[-4] for key in ("Haar", "Gaussian")}
+    assert abs(changes["Haar"]) < changes["Gaussian"] / 100
+    theory = np.mean([record["theory"] for record in draws if record["law"] == "Haar"], 0)
+    # the mean of a logarithm is below the logarithm of the mean, by half a variance
+    shift = logs[ORTHOGONAL].var(0, ddof=1)
+    assert (abs(logs[ORTHOGONAL].mean(0) - theory) < 4 * errors[ORTHOGONAL] + shift).all()
 
 
 def test_the_page_from_kept_records(
