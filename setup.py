@@ -41,6 +41,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx2"] = "-mavx2 -mfma -mf16c"
     LEVELS["avx512"] = LEVELS["avx2"] + " -mavx512f -mavx512bw -mavx512dq -mavx512vl"
     LEVELS["avx512_bf16"] = LEVELS["avx512"] + " -mavx512bf16"
+    LEVELS["amx"] = LEVELS["avx512_bf16"] + " -DRF_MATRIX_UNIT"
+    LEVELS["amx_emulated"] = LEVELS["amx"] + " -DRF_MATRIX_UNIT_EMULATED"
 
 
 def run(command: list[str]) -> None:

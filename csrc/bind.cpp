@@ -4,6 +4,8 @@
 #include <pybind11/stl.h>
 #ifdef RF_X86
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #include <array>
@@ -36,6 +38,23 @@ bool has_f16c() {  // which __builtin_cpu_supports of older clangs does not know
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+bool has_amx() {
+  constexpr unsigned tiles = 1u << 24, bfloat16 = 1u << 22;
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & tiles) && (d & bfloat16);
+}
+
+// Whether Linux lets this process use tile registers. It has to be asked once.
+bool may_use_amx() {
+#ifdef __linux__
+  constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = has_amx() && syscall(SYS_arch_prctl, request, tile_data) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 #endif
 
 std::vector<Level> all_levels() {
@@ -47,7 +66,10 @@ std::vector<Level> all_levels() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   levels.push_back({"avx2", &avx2::kernels, has_avx2});
   levels.push_back({"avx512", &avx512::kernels, has_avx512});
-  levels.push_back({"avx512_bf16", &avx512_bf16::kernels, has_avx512 && __builtin_cpu_supports("avx512bf16")});
+  const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  levels.push_back({"amx_emulated", &amx_emulated::kernels, has_bf16});  // for tests: slow, so never the last one
+  levels.push_back({"avx512_bf16", &avx512_bf16::kernels, has_bf16});
+  levels.push_back({"amx", &amx::kernels, has_bf16 && may_use_amx()});
 #endif
   return levels;
 }
@@ -58,6 +80,15 @@ std::vector<std::string> levels() {
   for (const Level& level : all_levels())
     if (level.runs_here) names.push_back(level.name);
   return names;
+}
+
+// Whether the CPU has tile registers that the system does not let this process use.
+bool amx_is_refused() {
+#ifdef RF_X86
+  return has_amx() && !may_use_amx();
+#else
+  return false;
+#endif
 }
 
 void use(const std::string& name) {
@@ -235,6 +266,7 @@ void bind_shared(py::module_& m, Here* const* kernels) {
 
 PYBIND11_MODULE(_C, m) {
   m.def("levels", &levels);
+  m.def("amx_is_refused", &amx_is_refused);
   m.def("use", &use);
   m.def("caches", [] {
     const Caches here = caches();

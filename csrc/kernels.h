@@ -147,6 +147,8 @@ RF_LEVEL(baseline)
 RF_LEVEL(avx2)
 RF_LEVEL(avx512)
 RF_LEVEL(avx512_bf16)
+RF_LEVEL(amx_emulated)
+RF_LEVEL(amx)
 #undef RF_LEVEL
 
 // Asks the system for large pages for memory that is about to be written for the first time. Touching a page for the

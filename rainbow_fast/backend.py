@@ -3,8 +3,9 @@
 
 `isa` is the instruction-set level of the CPU kernels in use. By default it is the highest level that this build
 contains and this machine supports. The environment variable ``RAINBOW_FAST_ISA`` (``baseline``, ``avx2``, ``avx512``,
-``avx512_bf16``) chooses another one; it is read once, when the package is imported. If it names a level that this build
-or this machine does not have, `check_isa` and every op raise ImportError.
+``avx512_bf16``, ``amx``) chooses another one; it is read once, when the package is imported. If it names a level that
+this build or this machine does not have, `check_isa` and every op raise ImportError. ``amx`` multiplies float32 and
+bfloat16 matrices on the matrix unit of Intel CPUs; ``amx_emulated`` gives the same bits without the unit, slowly.
 
 The CPU kernels choose block sizes from the caches of the machine. The environment variable ``RAINBOW_FAST_CACHES``
 (bytes of the second-level cache, and of one CPU's share of the third-level cache, as ``1048576,16777216``) replaces

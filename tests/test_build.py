@@ -18,7 +18,7 @@ from toy_build import build, write_toy
 from rainbow_fast import backend
 
 OBJECTS = ROOT / "build" / "isa"
-LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
+LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"]
 BUILT = [level for level in LEVELS if (OBJECTS / level).is_dir()] or ["baseline"]
 
 # A fused multiply-add: x86, then aarch64.

@@ -66,7 +66,7 @@ struct SidePacker {
     const Samples& x = sides.first[0].samples;
     return kElements<T> == 1 && !centers() && (activation == Activation::identity || activation == Activation::relu) &&
            (x.dtype == DType::f32) == (sizeof(T) == 4) && x.dtype != DType::bf16 && x.dtype != DType::f16 &&
-           (x.s_position == 1 || x.s_channel == 1) && k0 % x.positions + k <= x.positions;
+           (x.s_position == 1 || (kOnUnit<T> && x.s_channel == 1)) && k0 % x.positions + k <= x.positions;
   }
   const T* address(int64_t row, int64_t k0) const {
     const Samples& x = sides.first[0].samples;
@@ -104,7 +104,7 @@ struct SideSource {
     template <class F>
     int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
       const Samples& x = packer.sides.first[0].samples;
-      const int64_t whole = packer.in_place(k0, k) ? (size - i) / MR * MR : 0;
+      const int64_t whole = !packer.in_place(k0, k) ? 0 : kOnUnit<T> ? size - i : (size - i) / MR * MR;
       if (whole == 0) {
         count = smaller(count, size - i);
         const int64_t ld = column_stride<T>(count);
@@ -139,20 +139,23 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
                 bool symmetric, int threads) {
   const int64_t d = left.rows(), m = right.rows();
   // An eighth of the second-level cache holds panels of B. Half of it holds rows of A and float64 sums.
-  constexpr int64_t kc = 256, size = sizeof(T);
-  const int64_t cache = caches().second, panels = fitting(cache / 8, kc * NR<T> * size, 1, 4);
+  constexpr int64_t kc = 256, size = sizeof(T), high = kOnUnit<T> ? 48 : MR;
+  const int64_t cache = caches().second, panels = fitting(cache / 4, kc * NR<T> * size, 1, 6);
   const int64_t most_rows = fitting(cache / 2, kc * size + 8 * panels * NR<T>, 8 * MR, 86 * MR);
-  Problem problem{d, m, columns, even(d, MR, most_rows + MR), even(m, NR<T>, panels * NR<T>), kc};
+  Problem problem{d, m, columns, even(d, high, most_rows + high), even(m, NR<T>, panels * NR<T>), kc};
   problem.strip = kStrip;
   // The slabs decide bits, so they do not depend on the caches.
   problem.slabs = slabs_for(blocks(d, even(d, MR, 258)) * blocks(m, even(m, NR<T>, 2 * NR<T>)), blocks(columns, kc));
   const bool direct = problem.slabs == 1 && !symmetric && right.sides.count == 1, centers = left.centers();
-  const int64_t slabs = problem.slabs, numbers = direct ? 0 : d * m, sums = centers ? d + m : 0;
+  // Rows of the parts are not a power of two apart: such rows share few sets of a cache.
+  const int64_t slabs = problem.slabs, across = blocks(m, 8) * 8 + 8, numbers = direct ? 0 : d * across;
+  const int64_t sums = centers ? d + m : 0;
   const Scratch memory(slabs * (numbers + sums) * 8);
   double *parts = static_cast<double*>(memory.data()), *left_sums = parts + slabs * numbers;
   double* right_sums = left_sums + slabs * d;
   memset(parts, 0, static_cast<size_t>(slabs * (numbers + sums)) * 8);
-  const Promote<Sum<T>> epilogue = direct ? Promote<Sum<T>>{out, ld, 0} : Promote<Sum<T>>{parts, m, d * m, symmetric};
+  const Promote<Sum<T>> in_parts{parts, across, numbers, symmetric};
+  const Collect<Sum<T>> in_out{out, ld, 0, 1, false, true};
   // Every block reads all samples. If they do not fit into the third-level cache, the sum is computed in parts whose
   // samples fit.
   const int64_t fits = larger(4, threads * caches().third / 2 / ((d + m) * size) / kc) * kc,
@@ -165,7 +168,10 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   for (problem.from = 0; problem.from < columns; problem.from += part) {
     problem.k = smaller(part, columns - problem.from);
     if (!once) {
-      product<T>(problem, rows, cols, epilogue, threads);
+      if (direct)
+        product<T>(problem, rows, cols, in_out, threads);
+      else
+        product<T>(problem, rows, cols, in_parts, threads);
       continue;
     }
     T* const to = static_cast<T*>(packed.data());
@@ -175,7 +181,7 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
         const int64_t k = smaller(kc, problem.k - k0);
         right.pack(to + padded * k0 + row * k, NR<T>, row, smaller(NR<T>, m - row), problem.from + k0, k, cols.sums);
       }
-    product<T>(problem, rows, Prepacked<T>{to, padded, problem.from}, epilogue, threads);
+    product<T>(problem, rows, Prepacked<T>{to, padded, problem.from}, in_out, threads);
   }
   const auto add_totals = [&](const SidePacker<T>& packer, const double* found, int64_t rows) {
     packer.for_sides([&](const Side& side, int64_t row, int64_t channels) {
@@ -188,9 +194,9 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   if (symmetric)
     for (int64_t slab = 0; slab < slabs; ++slab)
       for (int64_t i = 0; i < d; ++i)
-        for (int64_t j = 0; j < i; ++j) parts[(slab * d + i) * d + j] = parts[(slab * d + j) * d + i];
+        for (int64_t j = 0; j < i; ++j) parts[slab * numbers + i * across + j] = parts[slab * numbers + j * across + i];
   right.for_sides([&](const Side&, int64_t row, int64_t channels) {
-    add_slabs(out, ld, {parts + row, slabs, d * m, m}, d, channels, threads);
+    add_slabs(out, ld, {parts + row, slabs, numbers, across}, d, channels, threads);
     out += channels;
   });
 }

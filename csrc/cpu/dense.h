@@ -42,7 +42,7 @@ struct MatrixRows {
     int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
       const int64_t whole = (this->size - i) / MR * MR;
       if constexpr (sizeof(S) == sizeof(T))
-        if (whole > 0) {
+        if (whole > 0 && this->packer.x.s_col == 1) {
           const auto x = this->packer.x.from(this->row + i, k0);
           f(RowsOf<T>{x.data, x.s_row, x.s_col}, whole);
           return whole;
@@ -198,12 +198,13 @@ static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b
       NothingAhead nothing;
       for (int64_t i = 0, done; i < m; i += done)
         done = rows.rows(packed + padded * k, i, mc, 0, k, [&](const RowsOf<T>& some, int64_t count) {
-          sweep(some, packed, i, count, cols, k, nullptr, Chain{}, epilogue, nothing);
+          sweep(some, packed, i, count, cols, k, Aside<T>{}, Chain{}, epilogue, nothing);
         });
     } else {
       const int64_t pieces = smaller(panels, blocks(4 * threads, blocks(m, mc)));
-      product<T>(Problem{m, cols, k, mc, blocks(panels, pieces) * NR<T>, kc}, left, Prepacked<T>{packed, padded},
-                 c.from_column(j), threads);
+      Problem problem{m, cols, k, mc, blocks(panels, pieces) * NR<T>, kc};
+      problem.unit = false;
+      product<T>(problem, left, Prepacked<T>{packed, padded}, c.from_column(j), threads);
     }
   }
 }

@@ -9,164 +9,96 @@
 #include <omp.h>
 
 #include "../caches.h"
-#include "pack.h"
+#include "matrix_unit.h"
+#include "micro_kernel.h"
 
 namespace rf::RF_ISA {
 
-// A tile is MR rows by NV vectors: 24 accumulators of 32 registers with AVX-512, 12 of 16 with AVX2, 8 of 16 below. On
-// aarch64 it is 20 of 32, because the numbers of A need registers, too.
-#if defined(__aarch64__)
-constexpr int MR = 5, NV = 4;
+#if defined(RF_MATRIX_UNIT)
+template <class T>
+constexpr bool kOnUnit = sizeof(T) == 4;  // float32 and pairs of bfloat16 numbers
 #else
-constexpr int MR = kLanes == 16 ? 6 : 4;
-constexpr int NV = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
+template <class T>
+constexpr bool kOnUnit = false;
 #endif
-template <class T>
-constexpr int NR = NV * kWidth<T>;
 
-// The size of packed rows of A, in numbers. It includes MR further numbers, because the last tile reads on into the
-// next column.
+// How many sums a block of C has between two parts of a long sum.
 template <class T>
-RF_INLINE int64_t packed_size(int64_t rows, int64_t k) {
-  return column_stride<T>(rows) * k + MR;
+RF_INLINE int64_t kept_sums(int64_t rows, int64_t cols) {
+  int64_t unit = MR;
+#if defined(RF_MATRIX_UNIT)
+  if (kOnUnit<T>) unit = kUnitRows;
+#endif
+  return blocks(rows, unit) * unit * blocks(cols, NR<T>) * NR<T>;
 }
 
-template <class T, int V>
-using Accumulators = Full<Sum<T>>[MR][V];
+// The bytes of memory in which a sweep writes its operands for the matrix unit; 0 if it computes in registers.
+template <class T>
+RF_INLINE int64_t sweep_bytes([[maybe_unused]] int64_t cols, [[maybe_unused]] int64_t k) {
+#if defined(RF_MATRIX_UNIT)
+  if constexpr (kOnUnit<T>) return unit_bytes<T>(cols, k);
+#endif
+  return 0;
+}
 
-// Rows of A as the micro-kernel reads them: packed or where they lie, and as max(a, 0) with RELU. B comes in panels of
-// NR rows: column p of a panel begins at p * NR.
-template <class T, bool RELU = false>
-struct RowsOf {
-  const T* a;
-  int64_t s_row, s_k;
-  RF_INLINE Full<T> at(const RowsOf& x, int64_t p, int i) {
-    const Full<T> value = splat<T, kWidth<T>>(x.a[i * x.s_row + p * x.s_k]);
-    if constexpr (RELU) return positive_part(value);
-    return value;
-  }
-  RowsOf from(int64_t i) const { return {a + i * s_row, s_row, s_k}; }
+// Where a sweep keeps its sums if they go on (null if they do not), and its memory for the matrix unit (null: the sweep
+// computes in registers).
+template <class T>
+struct Aside {
+  Sum<T>* sums = nullptr;
+  void* unit = nullptr;
 };
 
-// The micro-kernel: acc += columns [begin, end) of MR rows of A times the first V vectors of a panel of B.
-template <class T, int V, class Rows>
-RF_INLINE void multiply(int64_t begin, int64_t end, const Rows& a, const T* b, Accumulators<T, V>& acc) {
-  for (int64_t p = begin; p < end; ++p) {
-    Full<T> row[V];
-    RF_UNROLL
-    for (int v = 0; v < V; ++v) row[v] = load<T, kWidth<T>>(b + p * NR<T> + v * kWidth<T>);
-    RF_UNROLL
-    for (int i = 0; i < MR; ++i) {
-      const Full<T> left = Rows::at(a, p, i);
-      RF_UNROLL
-      for (int v = 0; v < V; ++v) acc[i][v] = multiply_add(left, row[v], acc[i][v]);
-    }
-  }
-}
-
-template <int V>
-struct Vectors {};
-constexpr int smallest(int a, int b) { return a < b ? a : b; }
-
-// A sum over p may be computed in chunks. The first chunk begins at zero, and the others go on from `partial`. All but
-// the last one put their sums into `partial` (MR * NR numbers for each tile).
-struct Chain {
-  bool first = true, last = true;
-};
-
-constexpr int64_t kStep = 64;  // terms of the sum between two prefetches
-
-// Computes one tile. It is not inlined, so that the accumulators have the registers to themselves. Accumulators are
-// indexed by constants only, as a register has no address. The rows come as a reference: a copy on the stack would be
-// read in wider pieces than it was written, and such a read waits for all earlier stores. Every few steps `ahead`
-// prefetches what comes next.
-template <class T, int V, class Rows, class Epilogue, class Ahead>
-__attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, const T* b, int64_t k, int64_t i,
-                                               int64_t j, int64_t rows, int64_t cols, Sum<T>* partial, Chain chain,
-                                               Epilogue& epilogue, Ahead& ahead) {
-  constexpr int N = kWidth<T>;
-  const Rows a = all.from(row);
-  Accumulators<T, V> acc = {};
-  if (!chain.first) RF_UNROLL
-  for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<Sum<T>, N>(partial + t * N);
-  for (int64_t p = 0; p < k; p += kStep) {
-    Ahead::step(ahead);
-    if constexpr (requires { epilogue.touch(i, j); })
-      if (p + kStep >= k) epilogue.touch(i, j);
-    multiply<T, V>(p, smaller(p + kStep, k), a, b, acc);
-  }
-  if (chain.last) {
-#if defined(__aarch64__)  // GCC would store acc in every step where an epilogue indexes it by a variable
-    Accumulators<T, V> sums;
-    RF_UNROLL
-    for (int t = 0; t < MR * V; ++t) sums[t / V][t % V] = acc[t / V][t % V];
-    epilogue.template tile<V>(i, j, rows, cols, sums);
-#else
-    epilogue.template tile<V>(i, j, rows, cols, acc);
-#endif
-  } else {
-    RF_UNROLL
-    for (int t = 0; t < MR * V; ++t) store<Sum<T>, N>(partial + t * N, acc[t / V][t % V]);
-  }
-}
-
-// Computes all tiles of `rows` rows of a block of C, from row `top` on. The panels of B are `panel` numbers apart.
+// All tiles of a block of C, on the matrix unit or in registers. The panels of B are `panel` numbers apart.
 template <class T, class Rows, class Epilogue, class Ahead>
-static void sweep_panels(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
-                         Sum<T>* partial, Chain chain, Epilogue& epilogue, Ahead& ahead) {
-  constexpr int N = kWidth<T>;
-  for (int64_t j = 0; j < cols; j += NR<T>, b += panel) {
-    for (int64_t i = 0; i < rows; i += MR, partial += MR * NR<T>) {
-      const int64_t skipped = epilogue.skips(top + i, j) / N * N, width = smaller(NR<T>, cols - j) - skipped;
-      const auto run = [&]<int V>(Vectors<V>) {
-        one_tile<T, V>(a, i, b + skipped, k, top + i, j + skipped, smaller(MR, rows - i), width, partial, chain,
-                       epilogue, ahead);
-      };
-      if (NV == 4 && width > 3 * N)
-        run(Vectors<NV>{});
-      else if (NV >= 3 && width > 2 * N)
-        run(Vectors<smallest(NV, 3)>{});
-      else if (width > N)
-        run(Vectors<2>{});
-      else if (width > 0)
-        run(Vectors<1>{});
-    }
-  }
+static void sweep_apart(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
+                        Aside<T> aside, Chain chain, Epilogue& epilogue, Ahead& ahead) {
+#if defined(RF_MATRIX_UNIT)
+  if constexpr (kOnUnit<T>)
+    if (aside.unit != nullptr)
+      return sweep_unit(a, b, panel, top, rows, cols, k, aside.sums, chain, epilogue, ahead,
+                        static_cast<char*>(aside.unit));
+#endif
+  sweep_panels(a, b, panel, top, rows, cols, k, aside.sums, chain, epilogue, ahead);
 }
 
 // The same for panels that lie side by side.
 template <class T, class Rows, class Epilogue, class Ahead>
-static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k, Sum<T>* partial,
+static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t cols, int64_t k, Aside<T> aside,
                   Chain chain, Epilogue& epilogue, Ahead& ahead) {
-  sweep_panels(a, b, k * NR<T>, top, rows, cols, k, partial, chain, epilogue, ahead);
+  sweep_apart(a, b, k * NR<T>, top, rows, cols, k, aside, chain, epilogue, ahead);
 }
 
-// The same for a whole block, without prefetching.
+// The same for a whole block, in registers and without prefetching.
 template <class T, class Epilogue>
 static void sweep(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Epilogue epilogue) {
   NothingAhead nothing;
-  sweep(a, b, 0, rows, cols, k, nullptr, Chain{}, epilogue, nothing);
+  sweep(a, b, 0, rows, cols, k, Aside<T>{}, Chain{}, epilogue, nothing);
 }
 
 // Terms of a long sum at a time, so that a panel of B stays in the second-level cache. It changes no bits.
 constexpr int64_t kTermsAtATime = 256;
 
-// How many numbers `sweep_in_chunks` keeps between two chunks.
+// How many numbers of memory `sweep_in_chunks` takes.
 template <class T>
 RF_INLINE int64_t partial_size(int64_t rows, int64_t cols, int64_t k) {
-  return k > kTermsAtATime ? blocks(rows, MR) * MR * blocks(cols, NR<T>) * NR<T> : 0;
+  return (k > kTermsAtATime ? kept_sums<T>(rows, cols) : 0) +
+         sweep_bytes<T>(cols, smaller(k, kTermsAtATime)) / static_cast<int64_t>(sizeof(Sum<T>));
 }
 
 // The same, for long sums. Each element is still one chain of multiply-adds.
 template <class T, class Epilogue>
-static void sweep_in_chunks(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Sum<T>* partial,
+static void sweep_in_chunks(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Sum<T>* memory,
                             Epilogue epilogue) {
   NothingAhead nothing;
+  const bool kept = k > kTermsAtATime;
+  Sum<T>* const unit = memory + (kept ? kept_sums<T>(rows, cols) : 0);
+  const Aside<T> aside{kept ? memory : nullptr, kOnUnit<T> ? unit : nullptr};
   for (int64_t k0 = 0; k0 == 0 || k0 < k; k0 += kTermsAtATime) {
     const RowsOf<T> some{a.a + k0 * a.s_k, a.s_row, a.s_k};
     const Chain chain{k0 == 0, k0 + kTermsAtATime >= k};
-    sweep_panels(some, b + k0 * NR<T>, k * NR<T>, 0, rows, cols, smaller(kTermsAtATime, k - k0), partial, chain,
-                 epilogue, nothing);
+    sweep_apart(some, b + k0 * NR<T>, k * NR<T>, 0, rows, cols, smaller(kTermsAtATime, k - k0), aside, chain, epilogue,
+                nothing);
   }
 }
 
@@ -189,6 +121,7 @@ struct Problem {
   int64_t strip = mc;   // rows of A that are packed at a time
   bool joined = false;  // whether one task computes all slabs of a block, one after the other
   int64_t from = 0;     // terms of the sources before the first one of the sums
+  bool unit = true;     // whether the matrix unit may be used
 };
 
 template <class T, class Packer>
@@ -263,23 +196,25 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
   const int64_t row_blocks = larger(1, blocks(p.m, p.mc)), col_blocks = blocks(p.n, p.nc),
                 chunks = larger(1, blocks(p.k, p.kc));
   const int64_t slabs_each = p.joined ? p.slabs : 1, tasks = p.slabs / slabs_each * row_blocks * col_blocks;
-  const int64_t strip = smaller(p.strip, p.m), mc = blocks(smaller(p.mc, p.m), MR) * MR,
+  const bool on_unit = kOnUnit<T> && p.unit;
+  const int64_t strip = smaller(on_unit ? p.mc : p.strip, p.m), mc = blocks(smaller(p.mc, p.m), MR) * MR,
                 nc = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, kc = smaller(p.kc, p.k);
   const bool chained = !Epilogue::promotes && chunks > 1;
-  const int64_t sizes[6] = {aligned(packed_size<T>(strip, kc) * sizeof(T)),
+  const int64_t sizes[7] = {aligned(packed_size<T>(strip, kc) * sizeof(T)),
                             aligned(nc * kc * sizeof(T)),
-                            chained ? aligned(mc * nc * sizeof(Sum<T>)) : 0,
+                            chained ? aligned(kept_sums<T>(mc, nc) * sizeof(Sum<T>)) : 0,
                             aligned(a.scratch(p)),
                             aligned(b.scratch(p)),
-                            aligned(c.scratch(p))};
-  int64_t offsets[7] = {};
-  for (int s = 0; s < 6; ++s) offsets[s + 1] = offsets[s] + sizes[s];
+                            aligned(c.scratch(p)),
+                            on_unit ? aligned(sweep_bytes<T>(nc, kc)) : 0};
+  int64_t offsets[8] = {};
+  for (int s = 0; s < 7; ++s) offsets[s + 1] = offsets[s] + sizes[s];
   threads = static_cast<int>(smaller(threads, tasks));
   if (threads == 0) return;
-  const Scratch memory(threads * offsets[6]);
+  const Scratch memory(threads * offsets[7]);
 #pragma omp parallel num_threads(threads)
   {
-    char* own = static_cast<char*>(memory.data()) + omp_get_thread_num() * offsets[6];
+    char* own = static_cast<char*>(memory.data()) + omp_get_thread_num() * offsets[7];
     T *a_buffer = reinterpret_cast<T*>(own), *b_buffer = reinterpret_cast<T*>(own + offsets[1]);
     Sum<T>* partial = reinterpret_cast<Sum<T>*>(own + offsets[2]);
 #pragma omp for schedule(dynamic)
@@ -299,11 +234,11 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
           const int64_t next = chunk + 1 < end ? smaller(p.kc, rest - k) : 0;
           const int64_t steps = blocks(block.rows, MR) * blocks(block.cols, NR<T>) * blocks(k, kStep);
           Both ahead{left.ahead(k0 + k, next, steps), right.ahead(k0 + k, next, steps)};
-          Sum<T>* aside = partial;
+          Aside<T> aside{chained ? partial : nullptr, on_unit ? own + offsets[6] : nullptr};
           for (int64_t i = 0, rows; i < block.rows; i += rows)
             rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
               sweep(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
-              aside += blocks(count, MR) * MR * nc;
+              if (chained) aside.sums += kept_sums<T>(count, nc);
             });
           if constexpr (requires { epilogue.end_chunk(); }) epilogue.end_chunk();
         }
@@ -318,7 +253,7 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
 template <class T, class A, class PackB, class Epilogue>
 static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const PackB& b, const Epilogue& c,
                               int threads) {
-  constexpr int64_t kc = 1024, fewest_tasks = 16;
+  constexpr int64_t kc = kOnUnit<T> ? 256 : 1024, fewest_tasks = 16;
   const int64_t mc = fitting(caches().second * 3 / 8, kc * static_cast<int64_t>(sizeof(T)), kStrip, 4 * kStrip);
   const int64_t width =
       larger(1, smaller(96, (int64_t{32} << 20) / static_cast<int64_t>(sizeof(T)) / NR<T> / larger(k, 1)));
@@ -332,7 +267,7 @@ static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const
         const int64_t length = smaller(kc, k - k0), row = panel * NR<T>;
         b.pack(packed + padded * k0 + row * length, NR<T>, j + row, smaller(NR<T>, cols - row), k0, length);
       }
-    const int64_t pieces = smaller(panels, larger(1, fewest_tasks / larger(1, blocks(m, mc))));
+    const int64_t pieces = smaller(panels, larger(kOnUnit<T> ? blocks(panels, 8) : 1, fewest_tasks / larger(1, blocks(m, mc))));
     const Problem problem{m, cols, k, mc, blocks(panels, pieces) * NR<T>, kc};
     product<T>(problem, a, Prepacked<T>{packed, padded}, c.from_column(j), threads);
   }

@@ -211,11 +211,40 @@ struct FeaturesOverSamples {
   }
 };
 
+// Source: rows are samples. The matrix unit reads them where they lie, if their type is T and channels or samples lie
+// side by side.
+template <class T>
+struct SampleRows {
+  SamplePacker<T> packer;
+
+  template <class>
+  struct Open : Packed<SamplePacker<T>>::template Open<T> {
+    template <class F>
+    int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
+      const Samples& x = this->packer.x;
+      const bool same = x.dtype == (sizeof(T) == 4 ? DType::f32 : DType::f64);
+      if (!kOnUnit<T> || !same || (x.s_channel != 1 && x.s_position != 1))
+        return Packed<SamplePacker<T>>::template Open<T>::rows(to, i, count, k0, k, f);
+      int64_t there = smaller(count, this->size - i);
+      for_pieces<T>(x, this->row + i, this->row + i + 1, [&](int64_t sample, const T* from, int64_t) {
+        there = smaller(there, x.positions - sample % x.positions);
+        f(RowsOf<T>{from + k0 * x.s_channel, x.s_position, x.s_channel}, there);
+      });
+      return there;
+    }
+  };
+  int64_t scratch(const Problem&) const { return 0; }
+  template <class>
+  Open<T> open(const Block&, int64_t row, int64_t rows, void*) const {
+    return {{packer, row, rows}};
+  }
+};
+
 template <class T>
 void store_features(const Samples& out, const Features& f, int threads) {
   const int64_t samples = count(f.u), n = f.g.given.images, r = rank(f);
   if (out.s_channel == 1) {
-    product_prepacked<T>(samples, n, r, Packed<SamplePacker<T>>{{f.u}}, RowPacker<T>{f.g},
+    product_prepacked<T>(samples, n, r, SampleRows<T>{{f.u}}, RowPacker<T>{f.g},
                          StoreFeatures<T, true>{out, f, 0}, threads);
   } else {
     product_prepacked<T>(n, samples, r, Packed<RowPacker<T>>{{f.g}}, SamplePacker<T>{f.u},

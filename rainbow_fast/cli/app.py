@@ -140,7 +140,7 @@ def info() -> None:
         [
             ("rainbow_fast", __version__),
             ("backends", ", ".join(f"{device}: {', '.join(backend.available(device))}" for device in _devices())),
-            ("instruction sets", ", ".join(levels) or f"none: {backend.WITHOUT_KERNELS}"),
+            ("instruction sets", (", ".join(levels) or f"none: {backend.WITHOUT_KERNELS}") + _refused()),
             ("in use", f"{backend.isa or 'reference'} ({backend.ISA_VARIABLE} chooses)"),
             ("CUDA", ", ".join(f"{name} {version}" for name, version in backend.cuda_versions().items())),
             ("threads", str(torch.get_num_threads())),
@@ -160,6 +160,12 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"--out: {path} is a folder, wanted a file")
     check_folder(path.parent)
+
+
+def _refused() -> str:
+    """Say so if the CPU has a matrix unit that the system keeps from this process, as some containers do."""
+    refused = bool(backend.isa) and backend.kernels().amx_is_refused()
+    return "; amx is refused by the system" if refused else ""
 
 
 def _devices() -> list[str]:

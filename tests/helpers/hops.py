@@ -35,7 +35,7 @@ PART_OF = {
     "rainbow/sampling/run.py assembled": CHECKS,
     "rainbow/network/wide_layer.py __call__": LAYERS,
 }
-NO_KERNELS = ("levels", "advise_huge_pages")
+NO_KERNELS = ("levels", "amx_is_refused", "advise_huge_pages")
 
 
 class Spy:

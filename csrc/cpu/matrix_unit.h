@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Products on the matrix unit (Intel AMX): tiles of 16 rows of 64 bytes, and one instruction that multiplies two tiles
+// of bfloat16 numbers and adds to a tile of float32 sums.
+//
+// Pairs of bfloat16 numbers go to the unit as they are. A float32 number x is written as the sum of three bfloat16
+// numbers x1 + x2 + x3, each the rest of the one before, rounded: 24 bits in all, so that the sum is exact. Six of the
+// nine products are taken, x1 y1, x1 y2, x2 y1, x2 y2, x1 y3, x3 y1; the other three are below 2^-24 |x y|, as the
+// rounding of a float32 product is.
+//
+// The instructions stand behind names, with a twin in plain C++ that gives the same bits (RF_MATRIX_UNIT_EMULATED).
+#pragma once
+
+#include "micro_kernel.h"
+
+namespace rf::RF_ISA {
+
+#if defined(RF_MATRIX_UNIT)
+
+constexpr int kTile = 16;                  // rows of a tile, and 32-bit numbers in each of them
+constexpr int kTileSize = kTile * kTile;   // 32-bit numbers in a tile
+constexpr int kUnitRows = 3 * kTile;       // rows of C that are computed at a time: a multiple of MR
+static_assert(kUnitRows % MR == 0 && kLanes == kTile);
+
+// The eight tile registers. They are set up when the object begins, and given back when it ends.
+class TileUnit {
+ public:
+#if defined(RF_MATRIX_UNIT_EMULATED)
+  template <int I>
+  RF_INLINE void zero(TileUnit& unit) {
+    for (vu& row : unit.tiles_[I]) row = vu{};
+  }
+  template <int I>
+  RF_INLINE void load(TileUnit& unit, const void* from, int64_t stride) {
+    for (int r = 0; r < kTile; ++r)
+      unit.tiles_[I][r] = RF_ISA::load<uint32_t, kTile>(
+          reinterpret_cast<const uint32_t*>(static_cast<const char*>(from) + r * stride));
+  }
+  template <int I>
+  RF_INLINE void store(TileUnit& unit, void* to, int64_t stride) {
+    for (int r = 0; r < kTile; ++r)
+      RF_ISA::store<uint32_t, kTile>(reinterpret_cast<uint32_t*>(static_cast<char*>(to) + r * stride),
+                                     unit.tiles_[I][r]);
+  }
+  // The even and the odd numbers of the pairs are summed apart, then together, then added to C. Numbers and results
+  // below the smallest normal float32 are zero.
+  template <int C, int A, int B>
+  RF_INLINE void multiply(TileUnit& unit) {
+    for (int m = 0; m < kTile; ++m) {
+      vf even{}, odd{};
+      for (int k = 0; k < kTile; ++k) {
+        const vu left = vu{} + unit.tiles_[A][m][k], right = unit.tiles_[B][k];
+        even = flushed(fma(flushed((vf)(left << 16)), flushed((vf)(right << 16)), even));
+        odd = flushed(fma(flushed((vf)(left & 0xffff0000u)), flushed((vf)(right & 0xffff0000u)), odd));
+      }
+      unit.tiles_[C][m] = (vu)flushed(flushed((vf)unit.tiles_[C][m]) + flushed(even + odd));
+    }
+  }
+
+ private:
+  RF_INLINE vf flushed(vf x) { return (vf)((vu)x & (((vu)x & 0x7f800000u) == 0 ? vu{} + 0x80000000u : ~vu{})); }
+  vu tiles_[8][kTile];
+#else
+  TileUnit() {
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } const shape;
+    asm volatile("ldtilecfg %0" : : "m"(shape));
+  }
+  ~TileUnit() { asm volatile("tilerelease"); }
+  TileUnit(const TileUnit&) = delete;
+  TileUnit& operator=(const TileUnit&) = delete;
+
+  template <int I>
+  RF_INLINE void zero(TileUnit&) {
+    asm volatile("tilezero %%tmm%c0" : : "i"(I));
+  }
+  template <int I>
+  RF_INLINE void load(TileUnit&, const void* from, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(I));
+  }
+  template <int I>
+  RF_INLINE void store(TileUnit&, void* to, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(I) : "memory");
+  }
+  template <int C, int A, int B>
+  RF_INLINE void multiply(TileUnit&) {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+  }
+#endif
+};
+
+// How numbers of type T are written for the unit: kTerms tiles of pairs for kSpan numbers along the sum, and the
+// products of terms that are taken.
+template <class T>
+struct UnitTerms;
+template <>
+struct UnitTerms<float> {
+  static constexpr int kTerms = 3, kProducts = 6, kSpan = 2 * kTile;
+  static constexpr int left[kProducts] = {0, 0, 1, 1, 0, 2}, right[kProducts] = {0, 1, 0, 1, 2, 0};
+};
+template <>
+struct UnitTerms<bf16_pair> {
+  static constexpr int kTerms = 1, kProducts = 1, kSpan = kTile;
+  static constexpr int left[kProducts] = {0}, right[kProducts] = {0};
+};
+template <class T>
+RF_INLINE int64_t unit_steps(int64_t k) {
+  return blocks(k, UnitTerms<T>::kSpan);
+}
+
+// The bytes that a sweep of `cols` columns and k terms needs: a block of sums, and both operands as tiles.
+template <class T>
+RF_INLINE int64_t unit_bytes(int64_t cols, int64_t k) {
+  const int64_t tiles = (kUnitRows + blocks(cols, NR<T>) * NR<T>) / kTile * unit_steps<T>(k) * UnitTerms<T>::kTerms;
+  return (kUnitRows * NR<T> + tiles * kTileSize) * 4;
+}
+
+// The next term of 2 x 16 numbers, as pairs; the numbers become what is left. INTERLEAVED: pair i is (x[i], y[i]).
+// Otherwise x and then y lie in order.
+template <bool INTERLEAVED>
+RF_INLINE vu next_term(vf& x, vf& y) {
+  __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+  if constexpr (INTERLEAVED) {
+    alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    pairs = _mm512_permutexvar_epi16(_mm512_load_si512(order), pairs);
+    x -= (vf)((vu)pairs << 16);
+    y -= (vf)((vu)pairs & 0xffff0000u);
+  } else {
+    x -= (vf)((vu)_mm512_cvtepu16_epi32(_mm512_castsi512_si256(pairs)) << 16);
+    y -= (vf)((vu)_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(pairs, 1)) << 16);
+  }
+  return (vu)pairs;
+}
+
+// The first `count` numbers of a row or column, `stride` apart, and zeros.
+template <class T, bool RELU>
+RF_INLINE Full<T> first_numbers(const T* from, int64_t stride, int64_t count) {
+  Full<T> x{};
+  if (stride == 1) {
+    x = (Full<T>)_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1ull << larger(0, smaller(kTile, count))) - 1), from);
+  } else {
+    for (int64_t l = 0; l < smaller(kTile, count); ++l) x[l] = from[l * stride];
+  }
+  if constexpr (RELU) return positive_part(x);
+  return x;
+}
+
+// Writes up to 16 rows of A over k terms as tiles. The tiles of two terms of a step are `apart` numbers apart.
+template <class T, bool RELU>
+static void write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a, int64_t rows, int64_t k) {
+  constexpr int terms = UnitTerms<T>::kTerms, span = UnitTerms<T>::kSpan;
+  const auto column = [&](int64_t p) { return first_numbers<T, RELU>(a.a + p * a.s_k, a.s_row, p < k ? rows : 0); };
+  const auto row = [&](int64_t r, int64_t p) {
+    return first_numbers<T, RELU>(a.a + r * a.s_row + p * a.s_k, a.s_k, k - p);
+  };
+  for (int64_t p = 0; p < k; p += span, to += terms * apart) {
+    if (a.s_row != 1) {
+      for (int64_t r = 0; r < rows; ++r) {
+        uint32_t* const at = to + r * kTile;
+        if constexpr (terms == 1) {
+          store<uint32_t, kTile>(at, row(r, p));
+        } else {
+          vf x = row(r, p), y = row(r, p + kTile);
+          RF_UNROLL
+          for (int t = 0; t < terms; ++t) store<uint32_t, kTile>(at + t * apart, next_term<false>(x, y));
+        }
+      }
+      continue;
+    }
+    vu pairs[terms][kTile];
+    RF_UNROLL
+    for (int q = 0; q < kTile; ++q) {
+      if constexpr (terms == 1) {
+        pairs[0][q] = column(p + q);
+      } else {
+        vf x = column(p + 2 * q), y = column(p + 2 * q + 1);
+        RF_UNROLL
+        for (int t = 0; t < terms; ++t) pairs[t][q] = next_term<true>(x, y);
+      }
+    }
+    RF_UNROLL
+    for (int t = 0; t < terms; ++t) {
+      transpose<uint32_t, kTile>(pairs[t]);
+      RF_UNROLL
+      for (int r = 0; r < kTile; ++r) store<uint32_t, kTile>(to + t * apart + r * kTile, pairs[t][r]);
+    }
+  }
+}
+
+constexpr int kPanelTiles = NR<float> / kTile;
+
+// Writes a panel of B, `cols` of whose rows count, over k terms as tiles.
+template <class T>
+static void write_right(uint32_t* to, const T* b, int64_t cols, int64_t k) {
+  constexpr int terms = UnitTerms<T>::kTerms, span = UnitTerms<T>::kSpan;
+  constexpr int64_t apart = kPanelTiles * kTileSize;
+  for (int64_t p = 0; p < k; p += span, to += terms * apart)
+    for (int64_t v = 0; v * kTile < cols; ++v) {
+      const auto column = [&](int64_t at) {
+        return at < k ? load<T, kTile>(b + at * NR<T> + v * kTile) : Full<T>{};
+      };
+      for (int q = 0; q < kTile; ++q) {
+        uint32_t* const at = to + v * kTileSize + q * kTile;
+        if constexpr (terms == 1) {
+          store<uint32_t, kTile>(at, column(p + q));
+        } else {
+          vf x = column(p + 2 * q), y = column(p + 2 * q + 1);
+          RF_UNROLL
+          for (int t = 0; t < terms; ++t) store<uint32_t, kTile>(at + t * apart, next_term<true>(x, y));
+        }
+      }
+    }
+}
+
+// Sums of 16 R rows and 32 columns, from zero or from `c` on. Rows of c are NR numbers apart.
+template <class T, int R>
+static void multiply_tiles(TileUnit& unit, const uint32_t* a, const uint32_t* b, int64_t steps, float* c, bool fresh) {
+  typedef UnitTerms<T> Terms;
+  constexpr int64_t ld = NR<T> * 4, down = kTile * NR<T>;
+  const auto each_sum = [&](auto f) {
+    f(Vectors<0>{}, c), f(Vectors<1>{}, c + kTile);
+    if constexpr (R > 1) f(Vectors<2>{}, c + down), f(Vectors<3>{}, c + down + kTile);
+    if constexpr (R > 2) f(Vectors<4>{}, c + 2 * down), f(Vectors<5>{}, c + 2 * down + kTile);
+  };
+  each_sum([&]<int I>(Vectors<I>, float* at) {
+    if (fresh)
+      TileUnit::zero<I>(unit);
+    else
+      TileUnit::load<I>(unit, at, ld);
+  });
+  for (int64_t step = 0; step < steps; ++step) {
+    RF_UNROLL
+    for (int p = 0; p < Terms::kProducts; ++p) {
+      const uint32_t* left = a + (step * Terms::kTerms + Terms::left[p]) * R * kTileSize;
+      const uint32_t* right = b + (step * Terms::kTerms + Terms::right[p]) * kPanelTiles * kTileSize;
+      TileUnit::load<6>(unit, left, 64);
+      TileUnit::load<7>(unit, right, 64);
+      TileUnit::multiply<0, 6, 7>(unit);
+      TileUnit::load<7>(unit, right + kTileSize, 64);
+      TileUnit::multiply<1, 6, 7>(unit);
+      if constexpr (R > 1) {
+        TileUnit::load<6>(unit, left + kTileSize, 64);
+        TileUnit::multiply<3, 6, 7>(unit);
+        TileUnit::load<7>(unit, right, 64);
+        TileUnit::multiply<2, 6, 7>(unit);
+      }
+      if constexpr (R > 2) {
+        TileUnit::load<6>(unit, left + 2 * kTileSize, 64);
+        TileUnit::multiply<4, 6, 7>(unit);
+        TileUnit::load<7>(unit, right + kTileSize, 64);
+        TileUnit::multiply<5, 6, 7>(unit);
+      }
+    }
+  }
+  each_sum([&]<int I>(Vectors<I>, float* at) { TileUnit::store<I>(unit, at, ld); });
+}
+
+// Gives the epilogue MR rows of sums.
+template <class T, int V, class Epilogue>
+__attribute__((noinline)) static void give(const float* c, int64_t i, int64_t j, int64_t rows, int64_t cols,
+                                           Epilogue& epilogue) {
+  Accumulators<T, V> acc;
+  RF_UNROLL
+  for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<float, kTile>(c + t / V * NR<T> + t % V * kTile);
+  epilogue.template tile<V>(i, j, rows, cols, acc);
+}
+
+// sweep_panels on the unit, for sums of few terms. `memory` has unit_bytes<T>(cols, k) bytes and the sums of
+// kUnitRows x NR numbers.
+template <class T, class Rows, class Epilogue, class Ahead>
+static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
+                       float* partial, Chain chain, Epilogue& epilogue, Ahead& ahead, char* memory) {
+  constexpr int terms = UnitTerms<T>::kTerms;
+  constexpr int64_t size = kUnitRows * NR<T>;
+  const int64_t steps = unit_steps<T>(k), panel_size = steps * terms * kPanelTiles * kTileSize;
+  float* const own = reinterpret_cast<float*>(memory);
+  uint32_t* const left = reinterpret_cast<uint32_t*>(own + size);
+  uint32_t* const right = left + steps * terms * kUnitRows / kTile * kTileSize;
+  for (int64_t j = 0; j < cols; j += NR<T>)
+    write_right<T>(right + j / NR<T> * panel_size, b + j / NR<T> * panel, smaller(NR<T>, cols - j), k);
+  TileUnit unit;
+  for (int64_t i = 0; i < rows; i += kUnitRows) {
+    const int64_t high = smaller(kUnitRows, rows - i), tiles = blocks(high, kTile);
+    for (int64_t r = 0; r < tiles; ++r)
+      write_left(left + r * kTileSize, tiles * kTileSize, a.from(i + r * kTile), smaller(kTile, high - r * kTile), k);
+    asm volatile("" : : : "memory");
+    for (int64_t j = 0; j < cols; j += NR<T>) {
+      const int64_t width = smaller(NR<T>, cols - j);
+      float* const c = partial == nullptr ? own : partial + (i / kUnitRows * blocks(cols, NR<T>) + j / NR<T>) * size;
+      if (epilogue.skips(top + i, j) < width)
+        for (int64_t half = 0; half < blocks(width, 2 * kTile); ++half) {
+          const uint32_t* const at = right + j / NR<T> * panel_size + half * 2 * kTileSize;
+          if (tiles == 3)
+            multiply_tiles<T, 3>(unit, left, at, steps, c + half * 2 * kTile, chain.first);
+          else if (tiles == 2)
+            multiply_tiles<T, 2>(unit, left, at, steps, c + half * 2 * kTile, chain.first);
+          else
+            multiply_tiles<T, 1>(unit, left, at, steps, c + half * 2 * kTile, chain.first);
+        }
+      for (int64_t r = 0; r < high; r += MR) {
+        for (int64_t s = 0; s < k; s += kStep) Ahead::step(ahead);
+        if (!chain.last) continue;
+        const int64_t skipped = epilogue.skips(top + i + r, j) / kTile * kTile, wide = width - skipped;
+        const auto run = [&]<int V>(Vectors<V>) {
+          give<T, V>(c + r * NR<T> + skipped, top + i + r, j + skipped, smaller(MR, high - r), wide, epilogue);
+        };
+        if (wide > 3 * kTile)
+          run(Vectors<4>{});
+        else if (wide > 2 * kTile)
+          run(Vectors<3>{});
+        else if (wide > kTile)
+          run(Vectors<2>{});
+        else if (wide > 0)
+          run(Vectors<1>{});
+      }
+    }
+  }
+}
+
+#endif
+
+}  // namespace rf::RF_ISA
