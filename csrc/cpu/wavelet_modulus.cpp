@@ -18,15 +18,18 @@ RF_INLINE void write_pixel(T* to, int64_t step, const Full<T> (&response)[kRespo
     put(to + channel * step, re);
     if (PARTS == 2 || skip) put(to + channel * step + N, im);
   };
+  Full<T> modulus[4];
+  moduli<T, 4>(modulus, response + kReal, response + kImaginary);
   number(0, low[0], low[1]);
   if (skip) {
     RF_UNROLL
     for (int t = 0; t < 4; ++t) number(1 + t, response[kReal + t], response[kImaginary + t]);
-    number(5, modulus<T>(low[0], low[1]), Full<T>{});
+    Full<T> of_low[1];
+    moduli<T, 1>(of_low, low, low + 1);
+    number(5, of_low[0], Full<T>{});
   }
   RF_UNROLL
-  for (int t = 0; t < 4; ++t)
-    number((skip ? 6 : 1) + t, modulus<T>(response[kReal + t], response[kImaginary + t]), Full<T>{});
+  for (int t = 0; t < 4; ++t) number((skip ? 6 : 1) + t, modulus[t], Full<T>{});
 }
 
 // Lines [begin, end) of a group. `line` has room for a filtered line.

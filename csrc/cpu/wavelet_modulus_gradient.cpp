@@ -15,24 +15,31 @@ template <class T, int PARTS>
 RF_INLINE void pull_back(Full<T> (&first)[kResponses], Full<T> (&second)[kResponses], const T* from, int64_t step,
                          const Full<T> (&response)[kResponses], const Full<T> (&low)[2], bool skip) {
   constexpr int N = kWidth<T>;
-  first[kLow] = get(from);
-  if constexpr (PARTS == 2) second[kLow] = get(from + N);
+  Full<T> upstream[4];
   RF_UNROLL
   for (int t = 0; t < 4; ++t) {
-    Full<T> re = response[kReal + t], im = response[kImaginary + t];
-    through_modulus<T>(get(from + ((skip ? 6 : 1) + t) * step), re, im);
-    if (skip) {
-      re += get(from + (1 + t) * step);
-      im += get(from + (1 + t) * step + N);
-    }
-    first[kReal + t] = re, first[kImaginary + t] = im;
-    if constexpr (PARTS == 2) second[kReal + t] = im, second[kImaginary + t] = -re;
+    upstream[t] = get(from + ((skip ? 6 : 1) + t) * step);
+    first[kReal + t] = response[kReal + t];
+    first[kImaginary + t] = response[kImaginary + t];
   }
+  through_moduli<T, 4>(upstream, first + kReal, first + kImaginary);
+  first[kLow] = get(from);
+  if constexpr (PARTS == 2) second[kLow] = get(from + N);
   if (skip) {
+    RF_UNROLL
+    for (int t = 0; t < 4; ++t) {
+      first[kReal + t] += get(from + (1 + t) * step);
+      first[kImaginary + t] += get(from + (1 + t) * step + N);
+    }
     Full<T> re = low[0], im = low[1];
-    through_modulus<T>(get(from + 5 * step), re, im);
+    const Full<T> of_low[1] = {get(from + 5 * step)};
+    through_moduli<T, 1>(of_low, &re, &im);
     first[kLow] += re;
     if constexpr (PARTS == 2) second[kLow] += im;
+  }
+  if constexpr (PARTS == 2) {
+    RF_UNROLL
+    for (int t = 0; t < 4; ++t) second[kReal + t] = first[kImaginary + t], second[kImaginary + t] = -first[kReal + t];
   }
 }
 
