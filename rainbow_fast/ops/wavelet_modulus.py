@@ -54,7 +54,8 @@ def wavelet_modulus(
             by linearity: its real and imaginary parts alike.
         bank: "standard", "a", "b", or a `WaveletBank` of your own.
         skip: whether the output also has the wavelets without modulus, and the modulus of the low-pass.
-        backend: ``"cpu"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
+        backend: ``"cpu"`` or ``"reference"`` (plain PyTorch, on any device); None (default) takes the best one
+            available.
 
     Returns:
         Maps (N, 5 c, H', W'), with `skip` (N, 10 c, H', W'), contiguous; a side M becomes M' = `bank.side(M)`. They

@@ -15,7 +15,7 @@ from rainbow_fast.ops.memory import Samples
 from rainbow_fast.ops.wavelet_bank import PADDING, WaveletBank, padded
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LACKING = ("cuda",)  # backends that the op does not have
+LACKING = ("cuda", "triton")  # backends that the op does not have: on a GPU it is plain PyTorch
 
 Bank = tuple[int, int, int, bool, float]  # struct Bank of csrc/kernels.h
 
