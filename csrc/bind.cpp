@@ -232,6 +232,23 @@ struct Argument<const Upstream&> {
 };
 
 template <>
+struct Argument<Bank> {
+  using From = std::tuple<uint64_t, int64_t, int64_t, bool, double>;
+  static Bank to(const From& t) {
+    const auto& [taps, reach, stride, own_low, beta] = t;
+    return {Argument<const double*>::to(taps), reach, stride, own_low, beta};
+  }
+};
+template <>
+struct Argument<const WaveletMaps&> {
+  using From = std::tuple<Argument<Samples>::From, int64_t, bool, uint64_t, int>;
+  static WaveletMaps to(const From& t) {
+    const auto& [z, parts, skip, out, dtype] = t;
+    return {Argument<Samples>::to(z), parts, skip, Argument<void*>::to(out), Argument<DType>::to(dtype)};
+  }
+};
+
+template <>
 struct Argument<Stream> {
   using From = std::tuple<int, uint64_t, uint64_t, int64_t>;
   static Stream to(const From& t) {
@@ -279,6 +296,8 @@ PYBIND11_MODULE(_C, m) {
   bind(m, "polar", &cpu_kernels, &Kernels::polar);
   bind(m, "polar_multiply", &cpu_kernels, &Kernels::polar_multiply);
   bind(m, "random_features_gradient", &cpu_kernels, &Kernels::random_features_gradient);
+  bind(m, "wavelet_modulus", &cpu_kernels, &Kernels::wavelet_modulus);
+  bind(m, "wavelet_modulus_gradient", &cpu_kernels, &Kernels::wavelet_modulus_gradient);
 #ifdef RF_CUDA
   py::module_ gpu = m.def_submodule("cuda");
   gpu.def("toolkit_version", &cuda::toolkit_version);

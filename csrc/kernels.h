@@ -89,6 +89,27 @@ struct Pieces {
   int64_t count;
 };
 
+// The 1-D filters of a bank of wavelets, which rainbow_fast/ops/wavelet_bank.py defines: g, c, hc (even), s, hs (odd)
+// and phi (even). `taps` has these six numbers for tap 0, then for tap 1, and so on up to tap `reach`. `own_low` is
+// false if phi is g.
+struct Bank {
+  const double* taps;
+  int64_t reach, stride;
+  bool own_low;
+  double beta;
+};
+
+// The maps (N, c, H, W) of wavelet_modulus: its input z, and its output or the gradient of that, which is contiguous.
+// A pixel of z has `parts` numbers beside each other: one, or two if z is complex. The output has 5 c channels, with
+// `skip` 10 c channels. Its pixels have two numbers if z is complex or if `skip` is set, otherwise one.
+struct WaveletMaps {
+  Samples z;
+  int64_t parts;
+  bool skip;
+  void* out;
+  DType out_dtype;
+};
+
 // A stream of a CUDA device, and a workspace of `bytes` bytes on this device. A kernel may write to the workspace until
 // it ends.
 struct Stream {
@@ -129,6 +150,9 @@ struct Kernels : KernelsOn<int> {
                          int threads);
   void (*random_features_gradient)(Samples u, void* shift, const Upstream& upstream, const Features& features,
                                    int threads);
+  void (*wavelet_modulus)(const WaveletMaps& maps, Bank bank, int threads);
+  // Here maps.out is the gradient of the output. That of z, which has the dtype of z and is contiguous, goes to `to`.
+  void (*wavelet_modulus_gradient)(void* to, const WaveletMaps& maps, Bank bank, int threads);
 };
 
 namespace cuda {

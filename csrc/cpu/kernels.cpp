@@ -9,6 +9,8 @@ const Kernels kernels = {{gaussian, uniform, cross_covariance, sample_project_al
                          patch_covariance,
                          polar,
                          polar_multiply,
-                         random_features_gradient};
+                         random_features_gradient,
+                         wavelet_modulus,
+                         wavelet_modulus_gradient};
 
 }  // namespace rf::RF_ISA

@@ -17,5 +17,7 @@ __typeof__(*Kernels::random_features) random_features;
 __typeof__(*Kernels::random_features_covariance) random_features_covariance;
 __typeof__(*Kernels::random_features_projection) random_features_projection;
 __typeof__(*Kernels::random_features_gradient) random_features_gradient;
+__typeof__(*Kernels::wavelet_modulus) wavelet_modulus;
+__typeof__(*Kernels::wavelet_modulus_gradient) wavelet_modulus_gradient;
 
 }  // namespace rf::RF_ISA

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The six ops: signature, docstring, checks, reference, registration as torch.ops.rainbow_fast.*
+"""The seven ops: signature, docstring, checks, reference, registration as torch.ops.rainbow_fast.*
 
 References are in plain PyTorch; those of `gaussian` and `uniform` are in NumPy.
 

@@ -113,7 +113,7 @@ class WaveletBank:
         """The positions and the values of one factor of g."""
         reach = (self.taps - 1) // 2
         u = np.arange(-reach, reach + 1)
-        return u, np.exp(-(u**2) / (2 * sigma**2)) / (math.sqrt(AREA) * sigma)
+        return u, np.exp(-((u / sigma) ** 2) / 2) / (math.sqrt(AREA) * sigma)
 
 
 BANKS = {

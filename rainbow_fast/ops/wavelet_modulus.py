@@ -1,28 +1,44 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The wavelet step of learned scattering networks: one low-pass filter, four wavelets, and the modulus."""
+"""The wavelet step of learned scattering networks: one low-pass filter, four wavelets, and the modulus.
+
+The registered op is real. A complex number is a pair of real ones, on a last axis of length 2: in z if it is complex,
+and in the output if z is complex or `skip` is set.
+"""
 
 from __future__ import annotations
 
-import functools
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from rainbow_fast import backend as _backend
 from rainbow_fast.arguments import flag, tensor
-from rainbow_fast.ops.registration import autocast_is_on, without_autocast
-from rainbow_fast.ops.wavelet_bank import WaveletBank, matrices
+from rainbow_fast.ops.registration import Derivative, functional
+from rainbow_fast.ops.wavelet_bank import WaveletBank
+from rainbow_fast.ops.wavelet_modulus_arguments import (
+    DTYPES,
+    LACKING,
+    checked_maps,
+    described,
+    output_of,
+    packed,
+    wavelet_modulus_flops,
+)
+from rainbow_fast.ops.wavelet_modulus_gradient import wavelet_modulus_vjp  # this also registers the op of reverse mode
+from rainbow_fast.ops.wavelet_modulus_reference import wavelet_modulus_reference
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
-DENSE_PIXELS = 64  # up to this size of a map, one product by all filters is faster than products along rows and columns
-WAVELETS = 4
-
-Maps = tuple[Tensor, Tensor, Tensor]  # of the low-pass filter (n, h, w), of the wavelets: real, imaginary (n, 4, h, w)
+COMPLEX = (torch.complex64, torch.complex128)
 
 
-def wavelet_modulus(z: Tensor, bank: str | WaveletBank = "standard", *, skip: bool = False) -> Tensor:
+def wavelet_modulus(
+    z: Tensor,  # (N, c, H, W)
+    bank: str | WaveletBank = "standard",
+    *,
+    skip: bool = False,
+    backend: str | None = None,
+) -> Tensor:  # (N, 5 c, H', W'), with skip (N, 10 c, H', W')
     """Convolve each channel with a low-pass filter phi and four wavelets psi_t, and take the moduli of the wavelets.
 
         out = [z * phi, |z * psi_t|]                                 without `skip`
@@ -38,6 +54,8 @@ def wavelet_modulus(z: Tensor, bank: str | WaveletBank = "standard", *, skip: bo
             by linearity: its real and imaginary parts alike.
         bank: "standard", "a", "b", or a `WaveletBank` of your own.
         skip: whether the output also has the wavelets without modulus, and the modulus of the low-pass.
+        backend: ``"cpu"`` or ``"reference"`` (plain PyTorch, on any device); None (default) takes the best one
+            available.
 
     Returns:
         Maps (N, 5 c, H', W'), with `skip` (N, 10 c, H', W'), contiguous; a side M becomes M' = `bank.side(M)`. They
@@ -45,6 +63,10 @@ def wavelet_modulus(z: Tensor, bank: str | WaveletBank = "standard", *, skip: bo
         of channel 1, and so on; with `skip`, these 5 c twice, without and with modulus. The output is complex if `skip`
         is set or z is complex; moduli then have imaginary part 0. Half precision is computed in float32; real outputs
         are rounded to the dtype of z, complex ones are complex64. Autocast changes nothing. NaN is passed on.
+
+    Equivalent to convolutions with nine real 2-D filters, of which each is a sum of products of 1-D filters. These are
+    applied one after the other, along columns and along rows. No map is stored but z and the output; the backward pass
+    computes the wavelets again.
 
     The filters are cut to `bank.taps` taps on each axis. This changes the output, relative to its l2 norm, for white
     noise on maps of 32 pixels (on maps of a few pixels up to three times as much; both are tested), by
@@ -58,19 +80,22 @@ def wavelet_modulus(z: Tensor, bank: str | WaveletBank = "standard", *, skip: bo
     Raises:
         TypeError: z is not a tensor of float32, float64, bfloat16, float16, complex64 or complex128; bank is neither a
             string nor a `WaveletBank`; or skip is not a bool.
-        ValueError: z is not (N, c, H, W), a side is below 2, or there is no bank of this name.
+        ValueError: z is not (N, c, H, W), a side is below 2, there is no bank of this name, or the backend is not
+            available.
 
     Source: Guth, Menard, Rochette, Mallat (2024), appendix D, with the border of kymatio's scattering transform, which
     their code has.
     """
     bank = checked_bank(bank)
     skip = flag("skip", skip)
-    if tensor("z", z).dtype not in DTYPES:
-        raise TypeError(f"z is {z.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
+    if tensor("z", z).dtype not in (*DTYPES, *COMPLEX):
+        raise TypeError(f"z is {z.dtype}: wanted one of {', '.join(map(str, (*DTYPES, *COMPLEX)))}")
     if z.dim() != 4 or min(z.shape[2:]) < 2:
         raise ValueError(f"z has shape {tuple(z.shape)}: wanted maps (N, c, H, W) with sides of at least 2")
-    with without_autocast() if autocast_is_on(z) else nullcontext():
-        return _reference(z, bank, skip)
+    real = torch.view_as_real(z.resolve_conj()) if z.is_complex() else z
+    constants = [bank.phi_sigma, bank.psi_sigma, bank.xi]
+    out = torch.ops.rainbow_fast.wavelet_modulus(real, constants, bank.stride, bank.taps, skip, backend)
+    return torch.view_as_complex(out) if skip or z.is_complex() else out
 
 
 def checked_bank(bank: Any) -> WaveletBank:
@@ -86,117 +111,44 @@ def checked_bank(bank: Any) -> WaveletBank:
     return bank
 
 
-def _reference(z: Tensor, bank: WaveletBank, skip: bool) -> Tensor:
-    """The op in plain PyTorch."""
-    if z.is_complex():
-        parts = _convolved(torch.cat([z.real, z.imag]), bank)
-        (low, low_i), (re, re_i), (im, im_i) = (part.unflatten(0, (2, len(z))) for part in parts)
-        re, im = re - im_i, im + re_i
-    else:
-        low, re, im = _convolved(z.to(torch.promote_types(z.dtype, torch.float32)), bank)
-        low_i = torch.zeros_like(low)
-    modulus = _Modulus.apply(re, im)
-    if not skip and not z.is_complex():
-        return torch.cat([low, modulus], 1).to(z.dtype)
-    if not skip:
-        return torch.complex(torch.cat([low, modulus], 1), torch.cat([low_i, torch.zeros_like(modulus)], 1))
-    low_modulus = _Modulus.apply(low, low_i) if z.is_complex() else low.abs()
-    moduli = torch.cat([low_modulus, modulus], 1)
-    return torch.complex(torch.cat([low, re, moduli], 1), torch.cat([low_i, im, torch.zeros_like(moduli)], 1))
+def _wavelet_modulus(
+    z: Tensor, constants: Sequence[float], stride: int, taps: int, skip: bool, backend: str | None
+) -> Tensor:
+    bank = checked_maps(z, constants, stride, taps)
+    chosen = _backend.choose(backend, z.device, z.dtype, DTYPES, LACKING, called="z")
+    if chosen == "reference":
+        return wavelet_modulus_reference(z, bank, skip).contiguous()
+    out = _backend.empty(*output_of(z, bank, skip), z.device)
+    if out.numel() == 0:
+        return out
+    z, memory, parts = described(z)
+    kept, filters = packed(bank)
+    target = (memory, parts, skip, out.data_ptr(), _backend.CODE[out.dtype])
+    _backend.kernels().wavelet_modulus(target, filters, torch.get_num_threads())
+    return out
 
 
-def _convolved(z: Tensor, bank: WaveletBank) -> Maps:
-    """The low-pass channels (N, c, h, w), and the real and imaginary parts of the wavelet channels (N, 4 c, h, w)."""
-    N, c, H, W = z.shape
-    maps, size = _on_device(bank, H, W, z.dtype, z.device)
-    flat = z.flatten(0, 1)
-    low, re, im = _dense(flat, maps, size) if "all" in maps else _separable(flat, maps, size, bank.beta[1])
-    return low.unflatten(0, (N, c)), *(part.unflatten(0, (N, c)).flatten(1, 2) for part in (re, im))
+def _fake(z: Tensor, constants: Sequence[float], stride: int, taps: int, skip: bool, backend: str | None) -> Tensor:
+    shape, dtype = output_of(z, checked_maps(z, constants, stride, taps), skip)
+    return z.new_empty(shape, dtype=dtype)
 
 
-def _dense(z: Tensor, maps: dict[str, Tensor], size: tuple[int, int]) -> Maps:
-    """One product of each map (n, H, W) by all filters."""
-    filtered = (z.flatten(1) @ maps["all"]).unflatten(1, (1 + 2 * WAVELETS, *size))
-    return filtered[:, 0], filtered[:, 1 : 1 + WAVELETS], filtered[:, 1 + WAVELETS :]
+def _plain(z: Tensor, constants: Sequence[float], stride: int, taps: int, skip: bool, backend: str | None) -> Tensor:
+    return wavelet_modulus_reference(z, checked_maps(z, constants, stride, taps), skip)
 
 
-def _separable(z: Tensor, maps: dict[str, Tensor], size: tuple[int, int], beta: float) -> Maps:
-    """Products along columns, then along rows, of each map (n, H, W), and their sums."""
-    n, (h, w) = len(z), size
-
-    def product(rows: str, columns: str) -> Tensor:
-        """(n, row filters, column filters, h, w), a view."""
-        left = (maps["rows " + rows] @ z).flatten(0, 1)
-        shape = n, rows.count(" ") + 1, h, columns.count(" ") + 1, w
-        return (left @ maps["columns " + columns]).view(shape).transpose(2, 3)
-
-    gg, gc, gs = product("g", "g c s")[:, 0].unbind(1)
-    cg, sg = product("c s", "g")[:, :, 0].unbind(1)
-    (cc, cs), (sc, ss) = (part.unbind(1) for part in product("hc hs", "hc hs").unbind(1))
-    low = product("phi", "phi")[:, 0, 0] if "rows phi" in maps else gg
-    mean = cc - beta * gg
-    return low, torch.stack([mean - ss, cg, mean + ss, gc], 1), torch.stack([sc + cs, sg, sc - cs, -gs], 1)
+def _vmap(info: Any, in_dims: Any, z: Tensor, *how: Any) -> tuple[Tensor, int]:
+    """A batch of batches of images is a batch of images."""
+    images = z.movedim(in_dims[0], 0)
+    out = torch.ops.rainbow_fast.wavelet_modulus(images.flatten(0, 1), *how)
+    return out.unflatten(0, images.shape[:2]), 0
 
 
-@torch.compiler.disable
-def _on_device(bank: WaveletBank, H: int, W: int, dtype: torch.dtype, device: torch.device) -> Any:
-    """`_loaded`, which keeps plain tensors only: not those of a transform of torch.func or of a dispatch mode."""
-    special = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()
-    return (_loaded.__wrapped__ if special else _loaded)(bank, H, W, dtype, device)
-
-
-@functools.lru_cache(maxsize=256)
-def _loaded(bank: WaveletBank, H: int, W: int, dtype: torch.dtype, device: torch.device) -> Any:
-    """The matrices of `_dense` or `_separable` for maps (H, W), by name; and the size of the output."""
-    name = str(dtype).removeprefix("torch.")
-    rows, columns = matrices(bank, H, name), matrices(bank, W, name)
-    size = len(rows["g"]), len(columns["g"])
-    if H * W <= DENSE_PIXELS:
-        arrays = {"all": _all_filters(rows, columns, bank.beta[1])}
-    else:
-        groups = ["g", "c s", "hc hs"] if bank.phi_sigma == bank.psi_sigma else ["g", "c s", "hc hs", "phi"]
-        arrays = {f"rows {group}": np.concatenate([rows[f] for f in group.split()]) for group in groups}
-        groups = ["g c s" if group == "g" else "g" if group == "c s" else group for group in groups]
-        arrays |= {f"columns {group}": np.concatenate([columns[f] for f in group.split()]).T for group in groups}
-    with torch.inference_mode(False):  # tensors of inference mode could not be saved for a backward pass
-        return {key: torch.as_tensor(array, device=device) for key, array in arrays.items()}, size
-
-
-def _all_filters(rows: dict[str, np.ndarray], columns: dict[str, np.ndarray], beta: float) -> np.ndarray:
-    """The matrix (H W, 9 h w) of the low-pass, and of the real and the imaginary parts of the wavelets."""
-    gg, cg, sg, gc, gs, cc, ss, cs, sc, low = (
-        np.kron(rows[a], columns[b])
-        for a, b in [
-            *[("g", "g"), ("c", "g"), ("s", "g"), ("g", "c"), ("g", "s")],
-            *[("hc", "hc"), ("hs", "hs"), ("hc", "hs"), ("hs", "hc"), ("phi", "phi")],
-        ]
-    )
-    mean = cc - beta * gg
-    return np.concatenate([low, mean - ss, cg, mean + ss, gc, sc + cs, sg, sc - cs, -gs]).T.copy()
-
-
-class _Modulus(torch.autograd.Function):
-    """sqrt(re^2 + im^2), without overflow. Its gradient is 0 at 0, and differentiable."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(re: Tensor, im: Tensor) -> Tensor:
-        return torch.hypot(re, im)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        re, im, modulus = ctx.saved_tensors
-        divisor = modulus.masked_fill(modulus == 0, 1)
-        return grad * (re / divisor), grad * (im / divisor)
-
-    @staticmethod
-    def jvp(ctx: Any, re_tangent: Tensor, im_tangent: Tensor) -> Tensor:
-        re, im, modulus = ctx.saved_tensors
-        divisor = modulus.masked_fill(modulus == 0, 1)
-        return re_tangent * (re / divisor) + im_tangent * (im / divisor)
+functional(
+    "wavelet_modulus(Tensor z, float[] constants, int stride, int taps, bool skip, str? backend) -> Tensor",
+    _wavelet_modulus,
+    _fake,
+    flops=wavelet_modulus_flops,
+    derivative=Derivative(wavelet_modulus_vjp, None, composite=_plain),
+    vmap=_vmap,
+)

@@ -136,6 +136,19 @@ struct Read<const Upstream&> {
   operator const Upstream&() { return upstream; }
 };
 
+template <>
+struct Read<Bank> {
+  static Bank of(const Call& call) {
+    return {call.address<const double>(), call.integer(), call.integer(), call.integer() != 0, Read<double>::of(call)};
+  }
+};
+template <>
+struct Read<const WaveletMaps&> {
+  static WaveletMaps of(const Call& call) {
+    return {Read<Samples>::of(call), call.integer(), call.integer() != 0, call.address<void>(), Read<DType>::of(call)};
+  }
+};
+
 template <class... T>
 bool run(void (*kernel)(T...), const Call& call) {
   std::tuple<decltype(Read<T>::of(call))...> arguments{Read<T>::of(call)...};  // braces: from left to right
@@ -153,7 +166,9 @@ bool run(const std::string& name, const Call& call) {
          (name == "random_features" && run(k.random_features, call)) ||
          (name == "random_features_covariance" && run(k.random_features_covariance, call)) ||
          (name == "random_features_projection" && run(k.random_features_projection, call)) ||
-         (name == "random_features_gradient" && run(k.random_features_gradient, call));
+         (name == "random_features_gradient" && run(k.random_features_gradient, call)) ||
+         (name == "wavelet_modulus" && run(k.wavelet_modulus, call)) ||
+         (name == "wavelet_modulus_gradient" && run(k.wavelet_modulus_gradient, call));
 }
 
 }  // namespace

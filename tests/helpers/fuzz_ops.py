@@ -208,6 +208,18 @@ def random_features_gradient(m: Maker) -> list:
     return [u, shift, n, *rest, grad_phi, total, None, [x], [A], rest[1] is not None and m.random.random() < 0.5]
 
 
+def wavelet_modulus(m: Maker) -> list:
+    pair = m.random.choice([(), (2,)])
+    z = m.tensor(m.size(), m.random.choice([1, 5]), m.random.choice([2, 5, 8]), 4, *pair, dtype=m.dtype())
+    return [z, [0.8, m.random.choice([0.8, 0.9]), 2.3], m.random.choice([1, 2]), 9, m.random.random() < 0.5, None]
+
+
+def wavelet_modulus_gradient(m: Maker) -> list:
+    z, *how = wavelet_modulus(m)
+    out = ops.wavelet_modulus(z, *how)
+    return [z, m.tensor(*out.shape, dtype=out.dtype), *how]
+
+
 VALID: dict[str, Callable[[Maker], list]] = {
     function.__name__: function
     for function in (
@@ -215,6 +227,7 @@ VALID: dict[str, Callable[[Maker], list]] = {
         *(polar, polar_out, polar_sylvester, sample_project_align, sample_project_align_out),
         *(random_features, random_features_out, random_features_covariance, random_features_covariance_out),
         *(random_features_projection, random_features_projection_out, random_features_gradient),
+        *(wavelet_modulus, wavelet_modulus_gradient),
     )
 }
 VALID["polar_"] = polar

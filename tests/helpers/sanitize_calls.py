@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import textbook
 from sanitize_draw import DTYPES, EPS, Draw, Expected, Memory, as_maps, decode, encode, samples_struct
+from sanitize_wavelets import wavelet_modulus, wavelet_modulus_gradient
 
 
 def generated(C: ModuleType, at: tuple[int, int, int, int], rows: int, cols: int) -> np.ndarray:
@@ -381,5 +382,7 @@ KERNELS = {
         random_features_covariance,
         random_features_projection,
         random_features_gradient,
+        wavelet_modulus,
+        wavelet_modulus_gradient,
     )
 }

@@ -108,7 +108,8 @@ def test_is_its_formula(options: dict) -> None:
 
 @small
 def test_gradients_are_finite_also_for_images_of_one_colour(options: dict) -> None:
-    for x in (images(options), torch.zeros_like(images(options)), torch.ones_like(images(options))):
+    colours = torch.linspace(-1, 1, len(images(options)))[:, None, None, None].expand_as(images(options))
+    for x in (images(options), torch.zeros_like(images(options)), colours):
         net = build(options)
         net(x).square().sum().backward()
         assert all(value.grad is not None and value.grad.isfinite().all() for value in net.parameters())

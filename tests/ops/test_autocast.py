@@ -16,6 +16,7 @@ U, P = draw(60, 6, seed=4), draw(5, 12, seed=5)
 
 # Sums and alignments are as without autocast; the results of the other ops are rounded once.
 EXACT = {
+    "wavelet_modulus": lambda: rf.wavelet_modulus(X.view(60, 2, 2, 2)),
     "cross_covariance": lambda: rf.cross_covariance(X, Y),
     "patch_covariance": lambda: rf.cross_covariance(X.view(60, 2, 2, 2), patch=2),
     "polar": lambda: rf.polar(L).A,

@@ -173,6 +173,7 @@ def test_lazily_negative_inputs() -> None:
         lambda t: rf.random_features(t, 3, seed=1),
         lambda t: rf.random_features_projection(t, t[:2], seed=1),
         lambda t: rf.polar(t).A,
+        lambda t: rf.wavelet_modulus(t.view(1, 1, 5, 4)),
         lambda t: rf.cross_covariance_(torch.zeros(4, 4, dtype=F64), t),
     ):
         assert torch.equal(function(x), function(y))

@@ -30,6 +30,8 @@ SIDE, MANY = doubles(5, 2, seed=4), doubles(2, 2, 6, seed=5)
 HOW = {"activation": "tanh", "scale": 0.7}
 
 CASES = {
+    "wavelet_modulus": (lambda z: rf.wavelet_modulus(z, "b"), (MAPS,)),
+    "wavelet_modulus-skip": (lambda z: torch.view_as_real(rf.wavelet_modulus(z, skip=True)), (MAPS,)),
     "cross_covariance": (rf.cross_covariance, (X, Y)),
     "cross_covariance-self": (rf.cross_covariance, (X,)),
     "cross_covariance-sides": (
@@ -211,6 +213,7 @@ def projection(u: Tensor) -> Tensor:
 
 
 COMPILED = {
+    "wavelet_modulus": lambda u: jvp(lambda u: rf.wavelet_modulus(u.view(1, 1, 5, 3)), (u,), (u.cos(),))[1],
     "jvp": lambda u: jvp(projection, (u,), (2 * u,))[1],
     "grad": lambda u: grad(lambda u: projection(u).sum())(u),
     "vmap": lambda u: vmap(projection)(torch.stack([u, -u])),

@@ -85,6 +85,19 @@ def test_polar_backwards():
     assert flops == {"polar": 12 * 72 + 24 * 27, "polar_sylvester": 8 * 27 + 4 * 9 * 8, "mm": products}
 
 
+def test_wavelet_modulus():
+    """Rows 8 -> 4: each of 5 filters for 4 x 6 numbers, then 9 for 4 x 3; with the bank "a", 6 for 8 x 6 and 10."""
+    standard = 2 * 5 * 3 * 9 * (5 * 4 * 6 + 9 * 4 * 3)
+    z = normal(5, 3, 8, 6, grad=True)
+    flops = counted(lambda: rf.wavelet_modulus(z).sum().backward())
+    assert flops == {"wavelet_modulus": standard, "wavelet_modulus_gradient": 2 * standard}
+    assert counted(lambda: rf.wavelet_modulus(torch.complex(z.detach(), z.detach()), skip=True)) == {
+        "wavelet_modulus": 2 * standard
+    }
+    a = 2 * 5 * 3 * 9 * (6 * 8 * 6 + 10 * 8 * 6)
+    assert counted(lambda: rf.wavelet_modulus(z.detach(), "a")) == {"wavelet_modulus": a}
+
+
 def test_sample_project_align():
     L, A = normal(3, 4), normal(4, 5)
     LA = 2 * 3 * 4 * 5

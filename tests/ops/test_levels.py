@@ -32,10 +32,16 @@ def results(dtype: torch.dtype = torch.float32, backend: str | None = None) -> d
     sides = rf.cross_covariance(x, [y, y[:, :33]], activation="relu", center=True, backend=backend)
     several = {**features, "seed": [5, 6]}
     factors = rf.polar(draw(6, 30, 17, seed=6).to(dtype), backend=backend)
+    z = x.clone().requires_grad_()
+    waves = rf.wavelet_modulus(z, "b", backend=backend)
+    waves.backward(y[:, :95, :5, :5])
     u = x.clone().requires_grad_()
     rf.random_features_projection(u, A, shift=shift, **features).backward(x[:, :9])
     assert u.grad is not None
     return {
+        "wavelet_modulus": waves.detach(),
+        "wavelet_modulus_skip": torch.view_as_real(rf.wavelet_modulus(x, skip=True, backend=backend)),
+        "wavelet_modulus_gradient": z.grad,
         "gaussian": rf.gaussian(203, 1031, col_offset=3, dtype=torch.float32, **how),
         "gaussian_wide": rf.gaussian(203, 41, dtype=torch.float64, **how),
         "uniform": rf.uniform(203, 1031, col_offset=3, **how),

@@ -6,7 +6,7 @@ import torch
 from here import draw
 from tolerance import REORDERED
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad, vmap
 
 import rainbow_fast as rf
 
@@ -81,6 +81,11 @@ CASES = {
     "projection, one of two A": (
         lambda A: tuple(rf.random_features_projection(U[0], [A, P[1][:, :4]], seed=1, **HOW)),
         P,
+    ),
+    "wavelet_modulus": (lambda z: rf.wavelet_modulus(z, "b", skip=True).real, MAPS),
+    "wavelet_modulus, its gradient": (
+        lambda z: grad(lambda z: rf.wavelet_modulus(z, "a").square().sum())(z),
+        MAPS,
     ),
 }
 
