@@ -27,9 +27,14 @@ struct Drop {
 template <class T>
 double run(int64_t rounds) {
   static T* const a = static_cast<T*>(aligned_alloc(64, (kRows + NR<T>)*kTerms * sizeof(T)));
+  static void* const unit = aligned_alloc(64, static_cast<size_t>(aligned(sweep_bytes<T>(NR<T>, kTerms)) + 64));
   T* const b = a + kRows * kTerms;
   memset(a, 0, (kRows + NR<T>)*kTerms * sizeof(T));
-  for (int64_t r = 0; r < rounds; ++r) sweep(RowsOf<T>{a, 1, kRows}, b, kRows, NR<T>, kTerms, Drop<T>{});
+  NothingAhead nothing;
+  Drop<T> dropped;
+  const Aside<T> aside{nullptr, kOnUnit<T> ? unit : nullptr};
+  for (int64_t r = 0; r < rounds; ++r)
+    sweep(RowsOf<T>{a, 1, kRows}, b, 0, kRows, NR<T>, kTerms, aside, Chain{}, dropped, nothing);
   return 2.0 * kElements<T> * kRows * NR<T> * kTerms * static_cast<double>(rounds);
 }
 

@@ -66,7 +66,7 @@ struct SidePacker {
     const Samples& x = sides.first[0].samples;
     return kElements<T> == 1 && !centers() && (activation == Activation::identity || activation == Activation::relu) &&
            (x.dtype == DType::f32) == (sizeof(T) == 4) && x.dtype != DType::bf16 && x.dtype != DType::f16 &&
-           (x.s_position == 1 || (kOnUnit<T> && x.s_channel == 1)) && k0 % x.positions + k <= x.positions;
+           (x.s_position == 1 || x.s_channel == 1) && k0 % x.positions + k <= x.positions;
   }
   const T* address(int64_t row, int64_t k0) const {
     const Samples& x = sides.first[0].samples;
@@ -138,11 +138,13 @@ template <class T>
 void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePacker<T>& right, int64_t columns,
                 bool symmetric, int threads) {
   const int64_t d = left.rows(), m = right.rows();
-  // An eighth of the second-level cache holds panels of B. Half of it holds rows of A and float64 sums.
-  constexpr int64_t kc = 256, size = sizeof(T), high = kOnUnit<T> ? 48 : MR;
-  const int64_t cache = caches().second, panels = fitting(cache / 4, kc * NR<T> * size, 1, 6);
+  // An eighth of the second-level cache holds panels of B, a quarter for the matrix unit. Half of it holds rows of A
+  // and float64 sums.
+  constexpr int64_t kc = 256, size = sizeof(T), height = kHeight<T>;
+  const int64_t cache = caches().second, share = cache / (kOnUnit<T> ? 4 : 8);
+  const int64_t panels = fitting(share, kc * NR<T> * size, 1, kOnUnit<T> ? 6 : 4);
   const int64_t most_rows = fitting(cache / 2, kc * size + 8 * panels * NR<T>, 8 * MR, 86 * MR);
-  Problem problem{d, m, columns, even(d, high, most_rows + high), even(m, NR<T>, panels * NR<T>), kc};
+  Problem problem{d, m, columns, even(d, height, most_rows + height), even(m, NR<T>, panels * NR<T>), kc};
   problem.strip = kStrip;
   // The slabs decide bits, so they do not depend on the caches.
   problem.slabs = slabs_for(blocks(d, even(d, MR, 258)) * blocks(m, even(m, NR<T>, 2 * NR<T>)), blocks(columns, kc));

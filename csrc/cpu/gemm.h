@@ -15,21 +15,21 @@
 namespace rf::RF_ISA {
 
 #if defined(RF_MATRIX_UNIT)
-template <class T>
-constexpr bool kOnUnit = sizeof(T) == 4;  // float32 and pairs of bfloat16 numbers
+constexpr bool kHasUnit = true;
 #else
-template <class T>
-constexpr bool kOnUnit = false;
+constexpr bool kHasUnit = false;
 #endif
+template <class T>
+constexpr bool kOnUnit = kHasUnit && sizeof(T) == 4;  // float32 and pairs of bfloat16 numbers
+
+// Rows of C that are computed together.
+template <class T>
+constexpr int64_t kHeight = kOnUnit<T> ? kUnitRows : MR;
 
 // How many sums a block of C has between two parts of a long sum.
 template <class T>
 RF_INLINE int64_t kept_sums(int64_t rows, int64_t cols) {
-  int64_t unit = MR;
-#if defined(RF_MATRIX_UNIT)
-  if (kOnUnit<T>) unit = kUnitRows;
-#endif
-  return blocks(rows, unit) * unit * blocks(cols, NR<T>) * NR<T>;
+  return blocks(rows, kHeight<T>) * kHeight<T> * blocks(cols, NR<T>) * NR<T>;
 }
 
 // The bytes of memory in which a sweep writes its operands for the matrix unit; 0 if it computes in registers.
@@ -267,7 +267,8 @@ static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const
         const int64_t length = smaller(kc, k - k0), row = panel * NR<T>;
         b.pack(packed + padded * k0 + row * length, NR<T>, j + row, smaller(NR<T>, cols - row), k0, length);
       }
-    const int64_t pieces = smaller(panels, larger(kOnUnit<T> ? blocks(panels, 8) : 1, fewest_tasks / larger(1, blocks(m, mc))));
+    const int64_t fewest = kOnUnit<T> ? blocks(panels, 8) : 1;  // 8 panels, as tiles, fit into the second-level cache
+    const int64_t pieces = smaller(panels, larger(fewest, fewest_tasks / larger(1, blocks(m, mc))));
     const Problem problem{m, cols, k, mc, blocks(panels, pieces) * NR<T>, kc};
     product<T>(problem, a, Prepacked<T>{packed, padded}, c.from_column(j), threads);
   }

@@ -14,11 +14,11 @@
 
 namespace rf::RF_ISA {
 
-#if defined(RF_MATRIX_UNIT)
+constexpr int kTile = 16;                 // rows of a tile, and 32-bit numbers in each of them
+constexpr int kTileSize = kTile * kTile;  // 32-bit numbers in a tile
+constexpr int kUnitRows = 3 * kTile;      // rows of C that are computed at a time
 
-constexpr int kTile = 16;                  // rows of a tile, and 32-bit numbers in each of them
-constexpr int kTileSize = kTile * kTile;   // 32-bit numbers in a tile
-constexpr int kUnitRows = 3 * kTile;       // rows of C that are computed at a time: a multiple of MR
+#if defined(RF_MATRIX_UNIT)
 static_assert(kUnitRows % MR == 0 && kLanes == kTile);
 
 // The eight tile registers. They are set up when the object begins, and given back when it ends.
@@ -32,8 +32,8 @@ class TileUnit {
   template <int I>
   RF_INLINE void load(TileUnit& unit, const void* from, int64_t stride) {
     for (int r = 0; r < kTile; ++r)
-      unit.tiles_[I][r] = RF_ISA::load<uint32_t, kTile>(
-          reinterpret_cast<const uint32_t*>(static_cast<const char*>(from) + r * stride));
+      unit.tiles_[I][r] =
+          RF_ISA::load<uint32_t, kTile>(reinterpret_cast<const uint32_t*>(static_cast<const char*>(from) + r * stride));
   }
   template <int I>
   RF_INLINE void store(TileUnit& unit, void* to, int64_t stride) {
@@ -199,9 +199,7 @@ static void write_right(uint32_t* to, const T* b, int64_t cols, int64_t k) {
   constexpr int64_t apart = kPanelTiles * kTileSize;
   for (int64_t p = 0; p < k; p += span, to += terms * apart)
     for (int64_t v = 0; v * kTile < cols; ++v) {
-      const auto column = [&](int64_t at) {
-        return at < k ? load<T, kTile>(b + at * NR<T> + v * kTile) : Full<T>{};
-      };
+      const auto column = [&](int64_t at) { return at < k ? load<T, kTile>(b + at * NR<T> + v * kTile) : Full<T>{}; };
       for (int q = 0; q < kTile; ++q) {
         uint32_t* const at = to + v * kTileSize + q * kTile;
         if constexpr (terms == 1) {
@@ -289,7 +287,7 @@ static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, in
     asm volatile("" : : : "memory");
     for (int64_t j = 0; j < cols; j += NR<T>) {
       const int64_t width = smaller(NR<T>, cols - j);
-      float* const c = partial == nullptr ? own : partial + (i / kUnitRows * blocks(cols, NR<T>) + j / NR<T>) * size;
+      float* const c = partial == nullptr ? own : partial + (i / kUnitRows * blocks(cols, NR<T>) + j / NR<T>)*size;
       if (epilogue.skips(top + i, j) < width)
         for (int64_t half = 0; half < blocks(width, 2 * kTile); ++half) {
           const uint32_t* const at = right + j / NR<T> * panel_size + half * 2 * kTileSize;

@@ -94,8 +94,8 @@ struct Sums {
           const Rectangle<T> rectangle{
               {left, x.s_channel, x.s_position}, larger(0, x.channels - MR), x.s_image, x.s_line, b_map, y.positions,
               smaller(height, bottom - i),       smaller(width, c.end - j)};
-          sweep<T>(rectangle, right, 0, rows, block.cols, smaller(maps, batch.maps - map), Aside<T>{}, Chain{}, epilogue,
-                   nothing);
+          sweep<T>(rectangle, right, 0, rows, block.cols, smaller(maps, batch.maps - map), Aside<T>{}, Chain{},
+                   epilogue, nothing);
         }
   }
 

@@ -244,8 +244,8 @@ template <class T>
 void store_features(const Samples& out, const Features& f, int threads) {
   const int64_t samples = count(f.u), n = f.g.given.images, r = rank(f);
   if (out.s_channel == 1) {
-    product_prepacked<T>(samples, n, r, SampleRows<T>{{f.u}}, RowPacker<T>{f.g},
-                         StoreFeatures<T, true>{out, f, 0}, threads);
+    product_prepacked<T>(samples, n, r, SampleRows<T>{{f.u}}, RowPacker<T>{f.g}, StoreFeatures<T, true>{out, f, 0},
+                         threads);
   } else {
     product_prepacked<T>(n, samples, r, Packed<RowPacker<T>>{{f.g}}, SamplePacker<T>{f.u},
                          StoreFeatures<T, false>{out, f, 0}, threads);

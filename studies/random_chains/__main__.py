@@ -81,16 +81,18 @@ def main(
 
 def study(todo: list[Measurement], out: Path) -> list[Record]:
     """The records of all measurements; those that the folder has with the same setting are not measured again."""
-    before = read_records(out / "records.jsonl")
+    kept = read_records(out / "records.jsonl")
     records: list[Record] = []
     with terminal.bar(len(todo)) as bar:
         for name, setting, measured in todo:
             label = {"measurement": name, "setting": setting}
-            mine = [record for record in before if record.items() >= label.items()]
+            mine = [record for record in kept if record.items() >= label.items()]
             with bar.job(1, name):
-                records += mine or [record | label for record in measured()]
-            if not mine:
-                write_records(out / "records.jsonl", records)
+                if not mine:
+                    mine = [record | label for record in measured()]
+                    kept += mine
+                    write_records(out / "records.jsonl", kept)
+            records += mine
     return records
 
 

@@ -106,6 +106,7 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert calls == ["a", "b"] and [record["setting"] for record in whole] == [{"seed": 0}] * 2
     assert study(todo(0), tmp_path) == whole and calls == ["a", "b"]
     assert study(todo(1), tmp_path)[1]["setting"] == {"seed": 1} and calls == ["a", "b", "b"]
+    assert study(todo(0), tmp_path) == whole and calls == ["a", "b", "b"]  # both settings are kept
 
 
 @pytest.mark.parametrize("padding", ["reflect", "zeros"])
