@@ -4,6 +4,7 @@
 from ast import literal_eval
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from here import ROOT, fresh_python
@@ -20,6 +21,18 @@ def test_info_without_kernels_says_how_to_get_them(rainbow_fast: Run, monkeypatc
     monkeypatch.setattr(backend, "isa", None)
     code, out, _ = rainbow_fast("info")
     assert code == 0 and backend.WITHOUT_KERNELS in " ".join(out.split()) and "cpu: reference" in out
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_info_says_if_the_system_refuses_the_matrix_unit(
+    rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """As containers without tile registers do. Then the levels do not contain amx."""
+    kernels = SimpleNamespace(levels=lambda: ["baseline", "avx2"], amx_is_refused=lambda: refused)
+    monkeypatch.setattr(backend, "kernels", lambda: kernels)
+    monkeypatch.setattr(backend, "isa", "avx2")
+    code, out, _ = rainbow_fast("info")
+    assert code == 0 and ("baseline, avx2; amx is refused by the system" in " ".join(out.split())) == refused
 
 
 COMMANDS = """

@@ -27,7 +27,8 @@ from sanitize_calls import KERNELS
 from sanitize_draw import Draw
 
 BUILT = ROOT / "build" / "sanitize" / "_C.so"
-NO_KERNELS = {"caches", "set_caches", "amx_is_refused", "levels", "use", "advise_huge_pages", "cuda"}  # what else the extension exports
+# What else the extension exports.
+NO_KERNELS = {"caches", "set_caches", "amx_is_refused", "levels", "use", "advise_huge_pages", "cuda"}
 
 
 class Cuda:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Products on the matrix unit: its arithmetic, bit by bit, and numbers at the edges. Other tests run these levels, too."""
+
+import numpy as np
+import pytest
+import torch
+from here import BACKENDS, LEVELS, level
+
+import rainbow_fast as rf
+
+UNITS = [name for name in LEVELS if name.startswith("amx")]  # emulated, and real where the CPU has the unit
+pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
+PRODUCTS = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)]  # terms of the left and of the right factor
+
+
+def terms(x: torch.Tensor, count: int) -> list[np.ndarray]:
+    """x as a sum of bfloat16 numbers, each the rest of those before, rounded to nearest."""
+    parts = []
+    for _ in range(count):
+        part = x.bfloat16().float()
+        parts.append(part.numpy())
+        x = x - part
+    assert not x.any() or count < 3  # three terms hold all 24 bits
+    return parts
+
+
+def tile_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """One instruction: 32 products an entry, even and odd ones summed apart in float32, then together."""
+    even = odd = np.zeros((len(a), len(b)), np.float32)
+    for k in range(0, 32, 2):  # products of bfloat16 numbers are exact in float32
+        even = even + a[:, None, k] * b[None, :, k]
+        odd = odd + a[:, None, k + 1] * b[None, :, k + 1]
+    return even + odd
+
+
+def product(u: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
+    """``u G^T`` for at most 256 terms, as the unit computes it."""
+    left, right = terms(u, 3), terms(G, 3)
+    rank = u.shape[1]
+    filled = [[np.pad(part, ((0, 0), (0, -rank % 32))) for part in parts] for parts in (left, right)]
+    out = np.zeros((len(u), len(G)), np.float32)
+    for k in range(0, rank, 32):
+        for i, j in PRODUCTS:
+            out = out + tile_product(filled[0][i][:, k : k + 32], filled[1][j][:, k : k + 32])
+    return torch.from_numpy(out)
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize(("N", "r", "n"), [(1, 1, 1), (50, 70, 40), (97, 256, 130)])
+def test_bits(name: str, N: int, r: int, n: int) -> None:
+    """Edges of tiles, of blocks of 48 rows and of panels of 64 columns."""
+    source = torch.Generator().manual_seed(N)
+    u, G = (torch.randn(rows, r, generator=source) for rows in (N, n))
+    with level(name):
+        assert torch.equal(rf.random_features(u, n, G=G, activation="identity", backend="cpu"), product(u, G))
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_layouts_have_the_same_bits(name: str) -> None:
+    """Rows that lie side by side, columns that do, and neither: each is written as tiles by other code."""
+    source = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 70, generator=source), torch.randn(300, 90, generator=source)
+    strided = torch.zeros(300, 140).index_copy_(1, torch.arange(0, 140, 2), x)[:, ::2]
+    maps = x.T.contiguous().T  # samples side by side
+    with level(name):
+        expected = rf.cross_covariance(x, y, activation="relu", backend="cpu")
+        for other in (strided, maps):
+            assert torch.equal(rf.cross_covariance(other, y, activation="relu", backend="cpu"), expected)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_edges_of_the_range(name: str) -> None:
+    """NaN stays NaN, infinity is not finite, the largest bfloat16 number is exact, subnormal numbers count as zero."""
+    largest = float(torch.finfo(torch.bfloat16).max)
+    column = torch.tensor([float("nan"), float("inf"), largest, -largest, 2.0**-126, 1e-39])
+    with level(name):
+        out = rf.random_features(column[:, None], 1, G=torch.ones(1, 1), activation="identity", backend="cpu").flatten()
+    assert out[0].isnan() and not out[1].isfinite()
+    assert out[2:].tolist() == [largest, -largest, 2.0**-126, 0.0]
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_long_sums_are_more_exact_than_multiply_adds(name: str) -> None:
+    """Each instruction sums 16 terms apart, so errors grow with a sixteenth of the additions."""
+    source = torch.Generator().manual_seed(0)
+    u, G = torch.randn(64, 2048, generator=source), torch.randn(64, 2048, generator=source)
+    exact = u.double() @ G.double().T
+    errors = []
+    for one in (name, "avx512"):
+        with level(one):
+            errors.append((rf.random_features(u, 64, G=G, activation="identity", backend="cpu") - exact).norm())
+    assert errors[0] < 0.7 * errors[1]  # 0.46 measured
