@@ -43,6 +43,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx512_bf16"] = LEVELS["avx512"] + " -mavx512bf16"
     LEVELS["amx"] = LEVELS["avx512_bf16"] + " -DRF_MATRIX_UNIT"
     LEVELS["amx_emulated"] = LEVELS["amx"] + " -DRF_MATRIX_UNIT_EMULATED"
+WITHOUT_UNIT = ("gaussian", "uniform", "patch_covariance", "wavelet")  # kernels that the levels of AMX take from the one below
 
 
 def run(command: list[str]) -> None:
@@ -65,7 +66,10 @@ class BuildKernels(build_ext):
             jobs.append((cuda.nvcc, str(source.relative_to(ROOT)), f"{BUILD}/cuda/{source.stem}.o", cuda.flags))
         for level, flags in LEVELS.items():
             each = [*FLAGS.split(), "-Icsrc", f"-DRF_ISA={level}", *flags.split()]
-            jobs += [(cxx, s, f"{BUILD}/isa/{level}/{Path(s).stem}.o", each) for s in ext.sources if "csrc/cpu/" in s]
+            for source in filter(lambda s: "csrc/cpu/" in s, ext.sources):
+                name = Path(source).stem
+                if not (level.startswith("amx") and name.startswith(WITHOUT_UNIT)):
+                    jobs.append((cxx, source, f"{BUILD}/isa/{level}/{name}.o", each))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: self.compile(*job), jobs))
         target = Path(self.get_ext_fullpath(ext.name)) if BUILD == "build" else ROOT / BUILD / "_C.so"
