@@ -43,7 +43,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx512_bf16"] = LEVELS["avx512"] + " -mavx512bf16"
     LEVELS["amx"] = LEVELS["avx512_bf16"] + " -DRF_MATRIX_UNIT"
     LEVELS["amx_emulated"] = LEVELS["amx"] + " -DRF_MATRIX_UNIT_EMULATED"
-WITHOUT_UNIT = ("gaussian", "uniform", "patch_covariance", "wavelet")  # kernels that the levels of AMX take from the one below
+# Kernels that the levels of AMX take from the level below.
+WITHOUT_UNIT = ("gaussian", "uniform", "patch_covariance", "wavelet")
 
 
 def run(command: list[str]) -> None:
