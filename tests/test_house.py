@@ -22,11 +22,15 @@ FLOORS = {
     **dict.fromkeys(["locks", "owner", "_C"], -1),
 }
 
-OPS = ["gaussian", "uniform", "cross_covariance", "polar", "sample_project_align", "random_features"]
+OPS = [
+    *("gaussian", "uniform", "cross_covariance", "polar", "sample_project_align", "random_features"),
+    "wavelet_modulus",
+]
+OF_TORCH_AND_TRITON = ("polar", "wavelet_modulus")  # on a GPU, by library products and Triton's kernels
 OPEN_ROOMS = {
     "rainbow_fast/ops/{}.py": OPS,
     "csrc/cpu/{}.cpp": OPS,
-    "csrc/cuda/{}.cu": [op for op in OPS if op != "polar"],  # on a GPU it consists of library products
+    "csrc/cuda/{}.cu": [op for op in OPS if op not in OF_TORCH_AND_TRITON],
     "rainbow_fast/triton_kernels/{}.py": OPS,
     "tests/triton_kernels/interpreted/{}.py": OPS,
     "tests/ops/test_{}.py": OPS,
