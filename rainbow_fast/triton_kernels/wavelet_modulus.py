@@ -6,11 +6,13 @@ small matrices, which include the border and have a block for each map: five alo
 ten if phi has a width of its own), on tensor cores. A program computes 16 rows of a tile of the output. That of the
 gradient computes 16 rows of a tile of z; it computes all responses again, and multiplies by the transposed matrices.
 
+Triton 3.8 keeps real outputs, and gradients of outputs of 16 rows, in registers. The gradient spills 16 bytes a thread
+on sm_80; that of outputs of 32 rows 64 to 88 on sm_90; complex outputs with `skip` 112 on sm_80.
+
 A product with a zero of a matrix would carry NaN from one map to the others of its tile. Numbers that are not finite
 are therefore replaced by zeros and counted in each map; a map that has one becomes NaN.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import triton
@@ -19,7 +21,6 @@ from torch import Tensor
 
 from rainbow_fast.triton_kernels.rounding import dot, rounded
 from rainbow_fast.triton_kernels.samples import PRECISION
-from rainbow_fast.triton_kernels.variant import Variant
 
 # The places of the matrices of an axis.
 G, C, S, HC, HS, PHI, ONES = (tl.constexpr(place) for place in range(7))
@@ -382,36 +383,3 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], z: Tensor, skip: bool, fil
         filters.rows, filters.columns, filters.beta,
         z.dim() - 3, skip, filters.own, PRECISION, down, across, H, lines, num_warps=WARPS, num_stages=1,
     )  # fmt: skip
-
-
-def variants() -> Iterator[Variant]:
-    cases = {  # dtype of z and of the output, parts, skip, own phi, tiles of z and of the output
-        "fp32 32 -> 16": ("fp32", "fp32", 1, False, False, 32, 16),
-        "fp32 32 -> 32": ("fp32", "fp32", 1, False, True, 32, 32),
-        "fp32 32 -> 32 skip": ("fp32", "fp32", 1, True, True, 32, 32),
-        "fp32 32 -> 32 skip, complex": ("fp32", "fp32", 2, True, True, 32, 32),
-        "fp32 16 -> 16 complex": ("fp32", "fp32", 2, False, True, 16, 16),
-        "fp32 16 -> 16": ("fp32", "fp32", 1, False, False, 16, 16),
-        "bf16 32 -> 32": ("bf16", "bf16", 1, False, True, 32, 32),
-        "fp64 16 -> 16 skip": ("fp64", "fp64", 1, True, True, 16, 16),
-        "fp64 32 -> 32 skip": ("fp64", "fp64", 1, True, True, 32, 32),
-    }
-    numbers = ("z_image", "z_channel", "z_row", "maps", "channels", "height", "width", "lines", "across")
-    for name, (dtype, of_out, parts, skip, own, tile, after) in cases.items():
-        wide = "fp64" if dtype == "fp64" else "fp32"
-        for kernel in (maps_kernel, gradient_kernel):
-            gradient = kernel is gradient_kernel
-            types = {"out": f"*{dtype if gradient else of_out}", "z": f"*{dtype}", **dict.fromkeys(numbers, "i32")}
-            types |= dict.fromkeys(("rows", "columns", "beta"), f"*{wide}")
-            types |= {"grad": f"*{of_out}"} if gradient else {}
-            for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
-                constants = {
-                    "z_column": parts, "PARTS": parts, "SKIP": skip, "OWN": own, "DOWN": 1, "ACROSS": 1, "H": tile,
-                    "LINES": after,
-                    "PRECISION": "ieee" if target == "gfx942" else "tf32x3",
-                }  # fmt: skip
-                yield Variant(
-                    f"wavelet_modulus{'_gradient' if gradient else ''} {name}", kernel, types, constants,
-                    {"num_warps": WARPS, "num_stages": 1}, ("out", "z", "rows", "columns", *types.keys() & {"grad"}),
-                    products=target in ("sm_80", "gfx942"), targets=(target,),
-                )  # fmt: skip
