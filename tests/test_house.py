@@ -22,15 +22,11 @@ FLOORS = {
     **dict.fromkeys(["locks", "owner", "_C"], -1),
 }
 
-OPS = [
-    *("gaussian", "uniform", "cross_covariance", "polar", "sample_project_align", "random_features"),
-    "wavelet_modulus",
-]
-OF_TORCH_AND_TRITON = ("polar", "wavelet_modulus")  # on a GPU, by library products and Triton's kernels
+OPS = "gaussian uniform cross_covariance polar sample_project_align random_features wavelet_modulus".split()
 OPEN_ROOMS = {
     "rainbow_fast/ops/{}.py": OPS,
     "csrc/cpu/{}.cpp": OPS,
-    "csrc/cuda/{}.cu": [op for op in OPS if op not in OF_TORCH_AND_TRITON],
+    "csrc/cuda/{}.cu": [op for op in OPS if op not in ("polar", "wavelet_modulus")],  # by torch, and Triton
     "rainbow_fast/triton_kernels/{}.py": OPS,
     "tests/triton_kernels/interpreted/{}.py": OPS,
     "tests/ops/test_{}.py": OPS,
