@@ -22,11 +22,11 @@ FLOORS = {
     **dict.fromkeys(["locks", "owner", "_C"], -1),
 }
 
-OPS = ["gaussian", "uniform", "cross_covariance", "polar", "sample_project_align", "random_features"]
+OPS = "gaussian uniform cross_covariance polar sample_project_align random_features wavelet_modulus".split()
 OPEN_ROOMS = {
     "rainbow_fast/ops/{}.py": OPS,
     "csrc/cpu/{}.cpp": OPS,
-    "csrc/cuda/{}.cu": [op for op in OPS if op != "polar"],  # on a GPU it consists of library products
+    "csrc/cuda/{}.cu": [op for op in OPS if op not in ("polar", "wavelet_modulus")],  # by torch, and Triton
     "rainbow_fast/triton_kernels/{}.py": OPS,
     "tests/triton_kernels/interpreted/{}.py": OPS,
     "tests/ops/test_{}.py": OPS,

@@ -19,9 +19,10 @@ from rainbow_fast.ops.registration import Derivative, functional
 from rainbow_fast.ops.wavelet_bank import WaveletBank
 from rainbow_fast.ops.wavelet_modulus_arguments import (
     DTYPES,
-    LACKING,
     checked_maps,
     described,
+    in_tiles,
+    lacking,
     output_of,
     packed,
     wavelet_modulus_flops,
@@ -54,15 +55,16 @@ def wavelet_modulus(
             by linearity: its real and imaginary parts alike.
         bank: "standard", "a", "b", or a `WaveletBank` of your own.
         skip: whether the output also has the wavelets without modulus, and the modulus of the low-pass.
-        backend: ``"cpu"`` or ``"reference"`` (plain PyTorch, on any device); None (default) takes the best one
-            available.
+        backend: ``"cpu"``, ``"triton"`` (maps of at most 32 x 32 pixels) or ``"reference"`` (plain PyTorch, on any
+            device); None (default) takes the best one available. There are no CUDA kernels.
 
     Returns:
         Maps (N, 5 c, H', W'), with `skip` (N, 10 c, H', W'), contiguous; a side M becomes M' = `bank.side(M)`. They
         are c low-pass channels, then 4 c channels of wavelets: those of channel 0 at 45, 0, -45 and -90 degrees, those
         of channel 1, and so on; with `skip`, these 5 c twice, without and with modulus. The output is complex if `skip`
         is set or z is complex; moduli then have imaginary part 0. Half precision is computed in float32; real outputs
-        are rounded to the dtype of z, complex ones are complex64. Autocast changes nothing. NaN is passed on.
+        are rounded to the dtype of z, complex ones are complex64. Autocast changes nothing. NaN is passed on;
+        with ``"triton"``, a number that is not finite turns the outputs of its map, and no others, into NaN.
 
     Equivalent to convolutions with nine real 2-D filters, of which each is a sum of products of 1-D filters. These are
     applied one after the other, along columns and along rows. No map is stored but z and the output; the backward pass
@@ -81,7 +83,7 @@ def wavelet_modulus(
         TypeError: z is not a tensor of float32, float64, bfloat16, float16, complex64 or complex128; bank is neither a
             string nor a `WaveletBank`; or skip is not a bool.
         ValueError: z is not (N, c, H, W), a side is below 2, there is no bank of this name, or the backend is not
-            available.
+            available, or not for maps of this size.
 
     Source: Guth, Menard, Rochette, Mallat (2024), appendix D, with the border of kymatio's scattering transform, which
     their code has.
@@ -115,13 +117,17 @@ def _wavelet_modulus(
     z: Tensor, constants: Sequence[float], stride: int, taps: int, skip: bool, backend: str | None
 ) -> Tensor:
     bank = checked_maps(z, constants, stride, taps)
-    chosen = _backend.choose(backend, z.device, z.dtype, DTYPES, LACKING, called="z")
+    chosen = _backend.choose(backend, z.device, z.dtype, DTYPES, lacking(z, backend), called="z")
     if chosen == "reference":
         return wavelet_modulus_reference(z, bank, skip).contiguous()
     out = _backend.empty(*output_of(z, bank, skip), z.device)
     if out.numel() == 0:
         return out
     z, memory, parts = described(z)
+    if chosen == "triton":
+        tiles = in_tiles(bank, *z.shape[2:4], torch.promote_types(z.dtype, torch.float32), z.device)
+        _backend.run_triton("wavelet_modulus", z.device, out, z, skip, tiles)
+        return out
     kept, filters = packed(bank)
     target = (memory, parts, skip, out.data_ptr(), _backend.CODE[out.dtype])
     _backend.kernels().wavelet_modulus(target, filters, torch.get_num_threads())

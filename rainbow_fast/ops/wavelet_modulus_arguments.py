@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from rainbow_fast import backend as _backend
 from rainbow_fast.ops.memory import Samples
-from rainbow_fast.ops.wavelet_bank import PADDING, WaveletBank, padded
+from rainbow_fast.ops.wavelet_bank import PADDING, WaveletBank, matrices, padded
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LACKING = ("cuda", "triton")  # backends that the op does not have: on a GPU it is plain PyTorch
+LARGEST = 32  # side of the maps that the Triton kernels take: those of a tile
 
 Bank = tuple[int, int, int, bool, float]  # struct Bank of csrc/kernels.h
 
@@ -58,6 +59,50 @@ def packed(bank: WaveletBank) -> tuple[np.ndarray, Bank]:
     filters, reach = bank.filters(), (bank.taps - 1) // 2
     taps = np.stack([filters[name][reach:] for name in "g c hc s hs phi".split()], 1)
     return taps, (taps.ctypes.data, reach, bank.stride, bank.phi_sigma != bank.psi_sigma, bank.beta[1])
+
+
+def lacking(z: Tensor, backend: str | None) -> tuple[str, ...]:
+    """The backends that the op does not have for these maps.
+
+    Raises:
+        ValueError: `backend` is "triton", and the maps are too large for it.
+    """
+    if max(z.shape[2:4]) <= LARGEST:
+        return ("cuda",)
+    if backend == "triton":
+        raise ValueError(
+            f"z has shape {tuple(z.shape)}: backend='triton' takes maps of at most {LARGEST} x {LARGEST} pixels; "
+            "larger ones are computed by backend='reference'"
+        )
+    return ("cuda", "triton")
+
+
+@functools.lru_cache(maxsize=256)
+def in_tiles(bank: WaveletBank, H: int, W: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """`Filters` of rainbow_fast/triton_kernels/wavelet_modulus.py, as a tuple, for maps (H, W)."""
+    name = str(dtype).removeprefix("torch.")
+    rows, down = _tile(matrices(bank, H, name), 16)
+    columns, across = _tile(matrices(bank, W, name), LARGEST)
+    size = len(matrices(bank, H, name)["g"]), len(matrices(bank, W, name)["g"])
+    left = torch.as_tensor(rows, device=device)
+    right = torch.as_tensor(columns.swapaxes(1, 2).copy(), device=device)
+    beta = torch.tensor([bank.beta[1]], dtype=left.dtype, device=device)
+    return left, right, (down, across), size, beta, bank.phi_sigma != bank.psi_sigma
+
+
+def _tile(filters: dict[str, np.ndarray], least: int) -> tuple[np.ndarray, int]:
+    """Matrices (7, tile of the output, tile of the input) with a block for each map of a tile; and the number of maps.
+
+    The sides of tiles are `least` if that is enough, else 32.
+    """
+    after, before = filters["g"].shape
+    tile = least if before <= least else LARGEST
+    count = tile // before
+    result = np.zeros((7, least if count * after <= least else LARGEST, tile), filters["g"].dtype)
+    blocks = [*(filters[name] for name in "g c s hc hs phi".split()), np.ones_like(filters["g"])]
+    for matrix, block in zip(result, blocks, strict=True):
+        matrix[: count * after, : count * before] = np.kron(np.eye(count), block)
+    return result, count
 
 
 def described(z: Tensor) -> tuple[Tensor, Samples, int]:

@@ -15,9 +15,10 @@ from rainbow_fast.ops.registration import Args, Derivative, functional
 from rainbow_fast.ops.wavelet_bank import WaveletBank
 from rainbow_fast.ops.wavelet_modulus_arguments import (
     DTYPES,
-    LACKING,
     checked_maps,
     described,
+    in_tiles,
+    lacking,
     output_of,
     packed,
     wavelet_modulus_flops,
@@ -46,7 +47,7 @@ def _wavelet_modulus_gradient(
     z: Tensor, grad: Tensor, constants: Sequence[float], stride: int, taps: int, skip: bool, backend: str | None
 ) -> Tensor:
     bank = _check(z, grad, constants, stride, taps, skip)
-    chosen = _backend.choose(backend, z.device, z.dtype, DTYPES, LACKING, called="z")
+    chosen = _backend.choose(backend, z.device, z.dtype, DTYPES, lacking(z, backend), called="z")
     if chosen == "reference":
         return wavelet_modulus_gradient_reference(z, grad, bank, skip).contiguous()
     out = _backend.empty(z.shape, z.dtype, z.device)
@@ -54,6 +55,10 @@ def _wavelet_modulus_gradient(
         return out
     z, memory, parts = described(z)
     grad = grad.detach().contiguous()
+    if chosen == "triton":
+        tiles = in_tiles(bank, *z.shape[2:4], torch.promote_types(z.dtype, torch.float32), z.device)
+        _backend.run_triton("wavelet_modulus.wavelet_modulus_gradient", z.device, out, z, grad, skip, tiles)
+        return out
     kept, filters = packed(bank)
     source = (memory, parts, skip, grad.data_ptr(), _backend.CODE[grad.dtype])
     _backend.kernels().wavelet_modulus_gradient(out.data_ptr(), source, filters, torch.get_num_threads())

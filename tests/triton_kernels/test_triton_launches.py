@@ -19,6 +19,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
+from rainbow_fast.ops.wavelet_bank import WaveletBank  # noqa: E402
+from rainbow_fast.ops.wavelet_modulus_arguments import in_tiles, output_of  # noqa: E402
 from rainbow_fast.triton_kernels import cross_covariance  # noqa: E402
 from rainbow_fast.triton_kernels.gaussian import gaussian  # noqa: E402
 from rainbow_fast.triton_kernels.lanczos import largest_eigenvalue  # noqa: E402
@@ -31,6 +33,7 @@ from rainbow_fast.triton_kernels.random_features import (  # noqa: E402
 from rainbow_fast.triton_kernels.random_features_gradient import random_features_gradient  # noqa: E402
 from rainbow_fast.triton_kernels.sample_project_align import sample_project_align  # noqa: E402
 from rainbow_fast.triton_kernels.uniform import uniform  # noqa: E402
+from rainbow_fast.triton_kernels.wavelet_modulus import wavelet_modulus, wavelet_modulus_gradient  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
@@ -88,6 +91,14 @@ def of_sides(x: Tensor, *ys: Tensor) -> None:
     cross_covariance.cross_covariance(out, sides, none, none, not ys, "relu", 0.01)
 
 
+def of_wavelets(z: Tensor, bank: WaveletBank, skip: bool) -> None:
+    shape, dtype = output_of(z, bank, skip)
+    out = torch.empty(shape, dtype=dtype, device=z.device)
+    filters = in_tiles(bank, *z.shape[2:4], torch.promote_types(z.dtype, torch.float32), z.device)
+    wavelet_modulus(out, z, skip, filters)
+    wavelet_modulus_gradient(torch.empty_like(z), z, out, skip, filters)
+
+
 # N, r, n, d, space: ones wherever a size can be 1
 ONES = [(1, 1, 1, 1, ()), (5, 1, 1, 1, (2, 3)), (1, 1, 5, 5, (1,)), (3, 2, 3, 1, (7, 1)), (1, 3, 3, 140, ())]
 
@@ -110,6 +121,9 @@ def test_other_ops_where_sizes_are_one(launched: set, dtype: torch.dtype) -> Non
         gaussian(torch.zeros(n, m, dtype=dtype), WHERE)
         uniform(torch.zeros(n, m, dtype=dtype), WHERE)
         sample_project_align(torch.zeros(n, m, dtype=dtype), torch.zeros(r, m, dtype=dtype), dtype, WHERE, 1.0)
+    bank = WaveletBank.named("standard")
+    for shape in ((1, 1, 2, 2), (1, 1, 32, 3), (3, 1, 17, 2, 2), (1, 5, 2, 4)):
+        of_wavelets(torch.zeros(shape, dtype=dtype), bank, skip=shape[1] == 5)
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     largest_eigenvalue(one, one[0, 0])
     combine(one[None], one[None], torch.zeros(1, 1, 2, dtype=torch.float64))
@@ -127,6 +141,7 @@ def test_the_largest_sizes(launched: set) -> None:
     for call in random_features_calls(5 * 10**4, 512, 2 * 10**4, 512, (), torch.float32, "meta"):
         call()
     of_sides(torch.empty(2**24, 512, 16, 17, device="meta"))
+    of_wavelets(torch.empty(2**24, 512, 4, 4, device="meta"), WaveletBank.named("b"), True)
     for r in (16, 512):  # the kept rows of G, and slabs of them
         P = torch.empty(r, 9 * 10**6, device="meta")
         sample_project_align(torch.empty(300, 9 * 10**6, device="meta"), P, P.dtype, WHERE, 1.0)
