@@ -110,11 +110,12 @@ RF_INLINE int64_t unit_steps(int64_t k) {
   return blocks(k, UnitTerms<T>::kSpan);
 }
 
-// The bytes that a sweep of `cols` columns and k terms needs: a block of sums, and both operands as tiles.
+// The bytes that a sweep of `cols` columns and k terms needs: two blocks of sums, both operands as tiles, and a mask
+// for each panel.
 template <class T>
 RF_INLINE int64_t unit_bytes(int64_t cols, int64_t k) {
   const int64_t tiles = (kUnitRows + blocks(cols, NR<T>) * NR<T>) / kTile * unit_steps<T>(k) * UnitTerms<T>::kTerms;
-  return (kUnitRows * NR<T> + tiles * kTileSize) * 4;
+  return (2 * kUnitRows * NR<T> + tiles * kTileSize) * 4 + blocks(cols, NR<T>) * 8;
 }
 
 // The next term of 2 x 16 numbers, as pairs; the numbers become what is left. INTERLEAVED: pair i is (x[i], y[i]).
@@ -148,14 +149,23 @@ RF_INLINE Full<T> first_numbers(const T* from, int64_t stride, int64_t count) {
   return x;
 }
 
-// Writes up to 16 rows of A over k terms as tiles. The tiles of two terms of a step are `apart` numbers apart.
+// The lanes in which something is left that is not a number, after all terms: x is infinite, above the largest bfloat16
+// number, or NaN.
+RF_INLINE uint64_t beyond(vf x, vf y) {
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q) |
+         _mm512_cmp_ps_mask((__m512)y, (__m512)y, _CMP_UNORD_Q);
+}
+
+// Writes up to 16 rows of A over k terms as tiles. The tiles of two terms of a step are `apart` numbers apart. Returns
+// the rows with numbers beyond the range of the terms.
 template <class T, bool RELU>
-static void write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a, int64_t rows, int64_t k) {
+static uint64_t write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a, int64_t rows, int64_t k) {
   constexpr int terms = UnitTerms<T>::kTerms, span = UnitTerms<T>::kSpan;
   const auto column = [&](int64_t p) { return first_numbers<T, RELU>(a.a + p * a.s_k, a.s_row, p < k ? rows : 0); };
   const auto row = [&](int64_t r, int64_t p) {
     return first_numbers<T, RELU>(a.a + r * a.s_row + p * a.s_k, a.s_k, k - p);
   };
+  uint64_t outside = 0;
   for (int64_t p = 0; p < k; p += span, to += terms * apart) {
     if (a.s_row != 1) {
       for (int64_t r = 0; r < rows; ++r) {
@@ -166,6 +176,7 @@ static void write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a, in
           vf x = row(r, p), y = row(r, p + kTile);
           RF_UNROLL
           for (int t = 0; t < terms; ++t) store<uint32_t, kTile>(at + t * apart, next_term<false>(x, y));
+          outside |= static_cast<uint64_t>(beyond(x, y) != 0) << r;
         }
       }
       continue;
@@ -179,6 +190,7 @@ static void write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a, in
         vf x = column(p + 2 * q), y = column(p + 2 * q + 1);
         RF_UNROLL
         for (int t = 0; t < terms; ++t) pairs[t][q] = next_term<true>(x, y);
+        outside |= beyond(x, y);
       }
     }
     RF_UNROLL
@@ -188,15 +200,18 @@ static void write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a, in
       for (int r = 0; r < kTile; ++r) store<uint32_t, kTile>(to + t * apart + r * kTile, pairs[t][r]);
     }
   }
+  return outside;
 }
 
 constexpr int kPanelTiles = NR<float> / kTile;
 
-// Writes a panel of B, `cols` of whose rows count, over k terms as tiles.
+// Writes a panel of B, `cols` of whose rows count, over k terms as tiles. Returns the rows with numbers beyond the
+// range of the terms.
 template <class T>
-static void write_right(uint32_t* to, const T* b, int64_t cols, int64_t k) {
+static uint64_t write_right(uint32_t* to, const T* b, int64_t cols, int64_t k) {
   constexpr int terms = UnitTerms<T>::kTerms, span = UnitTerms<T>::kSpan;
   constexpr int64_t apart = kPanelTiles * kTileSize;
+  uint64_t outside = 0;
   for (int64_t p = 0; p < k; p += span, to += terms * apart)
     for (int64_t v = 0; v * kTile < cols; ++v) {
       const auto column = [&](int64_t at) { return at < k ? load<T, kTile>(b + at * NR<T> + v * kTile) : Full<T>{}; };
@@ -208,9 +223,11 @@ static void write_right(uint32_t* to, const T* b, int64_t cols, int64_t k) {
           vf x = column(p + 2 * q), y = column(p + 2 * q + 1);
           RF_UNROLL
           for (int t = 0; t < terms; ++t) store<uint32_t, kTile>(at + t * apart, next_term<true>(x, y));
+          outside |= beyond(x, y) << (v * kTile);
         }
       }
     }
+  return outside;
 }
 
 // Sums of 16 R rows and 32 columns, from zero or from `c` on. Rows of c are NR numbers apart.
@@ -266,6 +283,22 @@ __attribute__((noinline)) static void give(const float* c, int64_t i, int64_t j,
   epilogue.template tile<V>(i, j, rows, cols, acc);
 }
 
+// Computes the sums of rows and columns with numbers beyond the range of the terms by multiply-adds, on from `before`
+// if it is not null.
+template <class Rows>
+__attribute__((noinline)) static void multiply_beyond(const Rows& a, const float* b, int64_t rows, int64_t cols,
+                                                      int64_t k, uint64_t outside_rows, uint64_t outside_cols,
+                                                      const float* before, float* c) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < cols; ++j) {
+      if (!(outside_rows >> r & 1) && !(outside_cols >> j & 1)) continue;
+      float sum = before == nullptr ? 0 : before[r * NR<float> + j];
+      for (int64_t p = 0; p < k; ++p)
+        sum = __builtin_fmaf(Rows::at(a, p, static_cast<int>(r))[0], b[p * NR<float> + j], sum);
+      c[r * NR<float> + j] = sum;
+    }
+}
+
 // sweep_panels on the unit, for sums of few terms. `memory` has unit_bytes<T>(cols, k) bytes and the sums of
 // kUnitRows x NR numbers.
 template <class T, class Rows, class Epilogue, class Ahead>
@@ -275,19 +308,26 @@ static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, in
   constexpr int64_t size = kUnitRows * NR<T>;
   const int64_t steps = unit_steps<T>(k), panel_size = steps * terms * kPanelTiles * kTileSize;
   float* const own = reinterpret_cast<float*>(memory);
-  uint32_t* const left = reinterpret_cast<uint32_t*>(own + size);
+  uint32_t* const left = reinterpret_cast<uint32_t*>(own + 2 * size);
   uint32_t* const right = left + steps * terms * kUnitRows / kTile * kTileSize;
+  uint64_t* const outside_cols = reinterpret_cast<uint64_t*>(right + blocks(cols, NR<T>) * panel_size);
   for (int64_t j = 0; j < cols; j += NR<T>)
-    write_right<T>(right + j / NR<T> * panel_size, b + j / NR<T> * panel, smaller(NR<T>, cols - j), k);
+    outside_cols[j / NR<T>] =
+        write_right<T>(right + j / NR<T> * panel_size, b + j / NR<T> * panel, smaller(NR<T>, cols - j), k);
   TileUnit unit;
   for (int64_t i = 0; i < rows; i += kUnitRows) {
     const int64_t high = smaller(kUnitRows, rows - i), tiles = blocks(high, kTile);
+    uint64_t outside_rows = 0;
     for (int64_t r = 0; r < tiles; ++r)
-      write_left(left + r * kTileSize, tiles * kTileSize, a.from(i + r * kTile), smaller(kTile, high - r * kTile), k);
+      outside_rows |= write_left(left + r * kTileSize, tiles * kTileSize, a.from(i + r * kTile),
+                                 smaller(kTile, high - r * kTile), k)
+                      << (r * kTile);
     asm volatile("" : : : "memory");
     for (int64_t j = 0; j < cols; j += NR<T>) {
       const int64_t width = smaller(NR<T>, cols - j);
       float* const c = partial == nullptr ? own : partial + (i / kUnitRows * blocks(cols, NR<T>) + j / NR<T>)*size;
+      const bool exceeds = outside_rows != 0 || outside_cols[j / NR<T>] != 0;
+      if (exceeds && !chain.first) __builtin_memcpy(own + size, c, size * sizeof(float));
       if (epilogue.skips(top + i, j) < width)
         for (int64_t half = 0; half < blocks(width, 2 * kTile); ++half) {
           const uint32_t* const at = right + j / NR<T> * panel_size + half * 2 * kTileSize;
@@ -298,6 +338,10 @@ static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, in
           else
             multiply_tiles<T, 1>(unit, left, at, steps, c + half * 2 * kTile, chain.first);
         }
+      if constexpr (terms > 1)
+        if (exceeds)
+          multiply_beyond(a.from(i), b + j / NR<T> * panel, high, width, k, outside_rows, outside_cols[j / NR<T>],
+                          chain.first ? nullptr : own + size, c);
       for (int64_t r = 0; r < high; r += MR) {
         for (int64_t s = 0; s < k; s += kStep) Ahead::step(ahead);
         if (!chain.last) continue;
