@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Products on the matrix unit: its arithmetic, bit by bit, and numbers at the edges. Other tests run its levels, too."""
+"""Products on the matrix unit: its arithmetic, bit by bit, and numbers at the edges. Other tests run it, too."""
 
 import numpy as np
 import pytest
