@@ -230,10 +230,13 @@ static uint64_t write_right(uint32_t* to, const T* b, int64_t cols, int64_t k) {
   return outside;
 }
 
-// Sums of 16 R rows and 32 columns, from zero or from `c` on. Rows of c are NR numbers apart.
+// Sums of 16 R rows and 32 columns, from zero or from `c` on. Rows of c are NR numbers apart. If A and B are `swapped`,
+// so are their terms: then the products are added in the order that they have with B on the left.
 template <class T, int R>
-static void multiply_tiles(TileUnit& unit, const uint32_t* a, const uint32_t* b, int64_t steps, float* c, bool fresh) {
+static void multiply_tiles(TileUnit& unit, const uint32_t* a, const uint32_t* b, int64_t steps, float* c, bool fresh,
+                           bool swapped) {
   typedef UnitTerms<T> Terms;
+  const int *const lefts = swapped ? Terms::right : Terms::left, *const rights = swapped ? Terms::left : Terms::right;
   constexpr int64_t ld = NR<T> * 4, down = kTile * NR<T>;
   const auto each_sum = [&](auto f) {
     f(Vectors<0>{}, c), f(Vectors<1>{}, c + kTile);
@@ -249,8 +252,8 @@ static void multiply_tiles(TileUnit& unit, const uint32_t* a, const uint32_t* b,
   for (int64_t step = 0; step < steps; ++step) {
     RF_UNROLL
     for (int p = 0; p < Terms::kProducts; ++p) {
-      const uint32_t* left = a + (step * Terms::kTerms + Terms::left[p]) * R * kTileSize;
-      const uint32_t* right = b + (step * Terms::kTerms + Terms::right[p]) * kPanelTiles * kTileSize;
+      const uint32_t* left = a + (step * Terms::kTerms + lefts[p]) * R * kTileSize;
+      const uint32_t* right = b + (step * Terms::kTerms + rights[p]) * kPanelTiles * kTileSize;
       TileUnit::load<6>(unit, left, 64);
       TileUnit::load<7>(unit, right, 64);
       TileUnit::multiply<0, 6, 7>(unit);
@@ -303,7 +306,7 @@ __attribute__((noinline)) static void multiply_beyond(const Rows& a, const float
 // kUnitRows x NR numbers.
 template <class T, class Rows, class Epilogue, class Ahead>
 static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
-                       float* partial, Chain chain, Epilogue& epilogue, Ahead& ahead, char* memory) {
+                       float* partial, Chain chain, Epilogue& epilogue, Ahead& ahead, char* memory, bool swapped) {
   constexpr int terms = UnitTerms<T>::kTerms;
   constexpr int64_t size = kUnitRows * NR<T>;
   const int64_t steps = unit_steps<T>(k), panel_size = steps * terms * kPanelTiles * kTileSize;
@@ -332,11 +335,11 @@ static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, in
         for (int64_t half = 0; half < blocks(width, 2 * kTile); ++half) {
           const uint32_t* const at = right + j / NR<T> * panel_size + half * 2 * kTileSize;
           if (tiles == 3)
-            multiply_tiles<T, 3>(unit, left, at, steps, c + half * 2 * kTile, chain.first);
+            multiply_tiles<T, 3>(unit, left, at, steps, c + half * 2 * kTile, chain.first, swapped);
           else if (tiles == 2)
-            multiply_tiles<T, 2>(unit, left, at, steps, c + half * 2 * kTile, chain.first);
+            multiply_tiles<T, 2>(unit, left, at, steps, c + half * 2 * kTile, chain.first, swapped);
           else
-            multiply_tiles<T, 1>(unit, left, at, steps, c + half * 2 * kTile, chain.first);
+            multiply_tiles<T, 1>(unit, left, at, steps, c + half * 2 * kTile, chain.first, swapped);
         }
       if constexpr (terms > 1)
         if (exceeds)

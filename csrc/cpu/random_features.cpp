@@ -248,7 +248,7 @@ void store_features(const Samples& out, const Features& f, int threads) {
                          threads);
   } else {
     product_prepacked<T>(n, samples, r, Packed<RowPacker<T>>{{f.g}}, SamplePacker<T>{f.u},
-                         StoreFeatures<T, false>{out, f, 0}, threads);
+                         StoreFeatures<T, false>{out, f, 0}, threads, true);
   }
 }
 
@@ -303,7 +303,7 @@ void project(Projections all, const Features& f, int threads) {
       const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
       sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
-                      FeaturePanels<T, false>{f, own.phi, k, own.shift});
+                      FeaturePanels<T, false>{f, own.phi, k, own.shift}, true);
       double* to = own.sums;
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples &a = all.data[p].a, x = merged(all.data[p].x);

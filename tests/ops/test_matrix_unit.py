@@ -70,6 +70,19 @@ def test_layouts_have_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNITS)
+def test_features_have_the_same_bits_in_every_pass(name: str) -> None:
+    """Features are the left factor in one pass and the right one in another: the order of terms does not depend on it."""
+    source = torch.Generator().manual_seed(0)
+    u, G = torch.randn(100, 300, generator=source), torch.randn(70, 300, generator=source)
+    options = {"G": G, "activation": "identity", "backend": "cpu"}
+    with level(name):
+        rows = rf.random_features(u, 70, **options)
+        maps = rf.random_features(u.T.reshape(1, 300, 10, 10), 70, **options).reshape(70, 100).T
+        projected = rf.random_features_projection(u, torch.eye(70), **options)
+    assert torch.equal(maps, rows) and torch.equal(projected, rows)
+
+
+@pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("value", [INF, -INF, NAN, 3.4e38])
 def test_numbers_beyond_the_terms(name: str, value: float) -> None:
     """They change their own row and column of the result, as in IEEE arithmetic, and no bit elsewhere."""
