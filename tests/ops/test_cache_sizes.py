@@ -8,6 +8,7 @@ import pytest
 import torch
 from features import problem, three
 from here import BACKENDS, LEVELS, differing_bits, draw, fresh_python, laid_out, level
+from parameters import slow_but_for
 from torch import Tensor
 
 import rainbow_fast as rf
@@ -57,7 +58,7 @@ def results() -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("name", slow_but_for([name for name in LEVELS if name != "amx_emulated"], LEVELS))
 def test_bits_do_not_depend_on_the_caches(name: str) -> None:
     with level(name):
         wanted = results()
