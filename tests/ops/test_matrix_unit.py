@@ -71,7 +71,7 @@ def test_layouts_have_the_same_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", UNITS)
 def test_features_have_the_same_bits_in_every_pass(name: str) -> None:
-    """Features are the left factor in one pass and the right one in another: the order of terms does not depend on it."""
+    """Features are the left factor in one pass and the right one in another: the order of terms does not change."""
     source = torch.Generator().manual_seed(0)
     u, G = torch.randn(100, 300, generator=source), torch.randn(70, 300, generator=source)
     options = {"G": G, "activation": "identity", "backend": "cpu"}
