@@ -141,7 +141,8 @@ def normalised(images: Tensor, *, mean: Sequence[float], std: Sequence[float], g
     """Convert uint8 (N, 3, H, W) to float32 and normalise each channel; if `grey`, then combine them: (N, 1, H, W)."""
     mean_, std_ = torch.tensor(mean, device="cpu").view(3, 1, 1), torch.tensor(std, device="cpu").view(3, 1, 1)
     x = images.to(torch.float32).div_(255).sub_(mean_).div_(std_)
-    return torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA, device="cpu")).unsqueeze(1) if grey else x
+    # Not a matrix product: on some CPUs its bits depend on the number of images.
+    return LUMA[0] * x[:, :1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:] if grey else x
 
 
 def _cifar10_files(folder: Path, names: Sequence[str], count: int, argument: str) -> list[SteadyFile]:
