@@ -302,8 +302,7 @@ __attribute__((noinline)) static void multiply_beyond(const Rows& a, const float
     }
 }
 
-// sweep_panels on the unit, for sums of few terms. `memory` has unit_bytes<T>(cols, k) bytes and the sums of
-// kUnitRows x NR numbers.
+// sweep_panels on the unit, for sums of few terms. `memory` has unit_bytes<T>(cols, k) bytes.
 template <class T, class Rows, class Epilogue, class Ahead>
 static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
                        float* partial, Chain chain, Epilogue& epilogue, Ahead& ahead, char* memory, bool swapped) {

@@ -113,6 +113,18 @@ def test_edges_of_the_range(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNITS)
+def test_products_of_torch_in_between(name: str) -> None:
+    """torch's bfloat16 products use the same registers of tiles: neither side changes the results of the other."""
+    source = torch.Generator().manual_seed(0)
+    a, x = torch.randn(96, 96, generator=source).bfloat16(), torch.randn(100, 70, generator=source)
+    with level(name):
+        theirs, ours = a @ a, rf.cross_covariance(x, backend="cpu")
+        for _ in range(10):
+            assert torch.equal(rf.cross_covariance(x, backend="cpu"), ours)
+            assert torch.equal(a @ a, theirs)
+
+
+@pytest.mark.parametrize("name", UNITS)
 def test_long_sums_are_more_exact_than_multiply_adds(name: str) -> None:
     """Each instruction sums 16 terms apart, so errors grow with a sixteenth of the additions."""
     source = torch.Generator().manual_seed(0)
