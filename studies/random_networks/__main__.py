@@ -43,7 +43,7 @@ def main(
     width: Annotated[int, typer.Option(help="Neurons of each hidden layer; the published width is 800.", min=10)] = 128,
     images: Annotated[int, typer.Option(help="Number of training images.", min=2000, max=50_000)] = 10_000,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 15,
-    seeds: Annotated[int, typer.Option(help="Number of networks trained for each depth and method.", min=1)] = 2,
+    seeds: Annotated[int, typer.Option(help="Number of networks trained for each depth and method.", min=1)] = 3,
     convolutions: Annotated[
         str, typer.Option(help="Increasing numbers of convolutions of the convolutional networks, as published.")
     ] = "20,80",

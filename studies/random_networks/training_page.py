@@ -33,7 +33,6 @@ INTRODUCTION = """\
 # Deep networks without batch norm
 
     python -m studies.random_networks cifar-10-batches-bin
-    python -m studies.random_networks cifar-10-batches-bin --depths 15,30 --seeds 3
 
 ![Losses and gaps](random_networks.png)
 
