@@ -172,7 +172,8 @@ static void for_each(int64_t n, int threads, F f) {
 // promotes receives the sums of every 64 terms.
 template <class T = double, class A, class B, class Epilogue>
 static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b, const Epilogue& c, int threads) {
-  constexpr int64_t kc = Epilogue::promotes ? 64 : 1024, mc = 96, worth_threads = 1 << 22;
+  constexpr int64_t term = NR<T> * static_cast<int64_t>(sizeof(T)), mc = 96, worth_threads = 1 << 22;
+  const int64_t kc = Epilogue::promotes ? 64 : fitting(caches().second / 4, term, 64, 1024);
   const int64_t most =
       larger(1, (int64_t{16} << 20) / (NR<T> * static_cast<int64_t>(sizeof(T)) * k)) * NR<T>;  // columns, 16 MiB packed
   if (m * n * k < worth_threads) threads = 1;

@@ -26,10 +26,11 @@ constexpr bool kOnUnit = kHasUnit && sizeof(T) == 4;  // float32 and pairs of bf
 template <class T>
 constexpr int64_t kHeight = kOnUnit<T> ? kUnitRows : MR;
 
-// How many sums a block of C has between two parts of a long sum.
+// How many sums a block of C has between two parts of a long sum, on the matrix unit or in registers.
 template <class T>
-RF_INLINE int64_t kept_sums(int64_t rows, int64_t cols) {
-  return blocks(rows, kHeight<T>) * kHeight<T> * blocks(cols, NR<T>) * NR<T>;
+RF_INLINE int64_t kept_sums(int64_t rows, int64_t cols, bool on_unit = kOnUnit<T>) {
+  const int64_t height = on_unit ? kHeight<T> : MR;
+  return blocks(rows, height) * height * blocks(cols, NR<T>) * NR<T>;
 }
 
 // The bytes of memory in which a sweep writes its operands for the matrix unit; 0 if it computes in registers.
@@ -136,7 +137,8 @@ static void pack_panels(const Packer& packer, T* to, int64_t row, int64_t rows, 
 // On the right, panels(to, k0, k) returns the panels of these rows over [k0, k0 + k). It makes them in `to`, unless
 // they exist already.
 // On the left, rows(to, i, count, k0, k, f) calls f(RowsOf, number) for some rows from i on, and returns their number.
-// The rows are read where they lie, or made in `to`; at most `count` rows are made.
+// The rows are read where they lie, or made in `to`; at most `count` rows are made. For the matrix unit, they are all
+// rows of the block. Otherwise the number is a multiple of MR, unless they are the last ones.
 // For both, ahead(k0, k, steps) returns an object whose step() prefetches what the source will read.
 // This source packs its rows each time.
 template <class Packer>
@@ -204,7 +206,7 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
   const bool chained = !Epilogue::promotes && chunks > 1;
   const int64_t sizes[7] = {aligned(packed_size<T>(strip, kc) * sizeof(T)),
                             aligned(nc * kc * sizeof(T)),
-                            chained ? aligned(kept_sums<T>(mc, nc) * sizeof(Sum<T>)) : 0,
+                            chained ? aligned(kept_sums<T>(mc, nc, on_unit) * sizeof(Sum<T>)) : 0,
                             aligned(a.scratch(p)),
                             aligned(b.scratch(p)),
                             aligned(c.scratch(p)),
@@ -240,7 +242,7 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
           for (int64_t i = 0, rows; i < block.rows; i += rows)
             rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
               sweep(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
-              if (chained) aside.sums += kept_sums<T>(count, nc);
+              if (chained) aside.sums += kept_sums<T>(count, nc, on_unit);
             });
           if constexpr (requires { epilogue.end_chunk(); }) epilogue.end_chunk();
         }

@@ -211,8 +211,8 @@ struct FeaturesOverSamples {
   }
 };
 
-// Source: rows are samples. The matrix unit reads them where they lie, if their type is T and channels or samples lie
-// side by side.
+// Source: rows are samples. The matrix unit reads them where they lie, if their type is T, all of them are in one line,
+// and channels or samples lie side by side.
 template <class T>
 struct SampleRows {
   SamplePacker<T> packer;
@@ -223,14 +223,13 @@ struct SampleRows {
     int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
       const Samples& x = this->packer.x;
       const bool same = x.dtype == (sizeof(T) == 4 ? DType::f32 : DType::f64);
-      if (!kOnUnit<T> || !same || (x.s_channel != 1 && x.s_position != 1))
+      const bool one_line = (this->row + i) % x.positions + this->size - i <= x.positions;
+      if (!kOnUnit<T> || !same || !one_line || (x.s_channel != 1 && x.s_position != 1))
         return Packed<SamplePacker<T>>::template Open<T>::rows(to, i, count, k0, k, f);
-      int64_t there = smaller(count, this->size - i);
-      for_pieces<T>(x, this->row + i, this->row + i + 1, [&](int64_t sample, const T* from, int64_t) {
-        there = smaller(there, x.positions - sample % x.positions);
-        f(RowsOf<T>{from + k0 * x.s_channel, x.s_position, x.s_channel}, there);
+      for_pieces<T>(x, this->row + i, this->row + this->size, [&](int64_t, const T* from, int64_t length) {
+        f(RowsOf<T>{from + k0 * x.s_channel, x.s_position, x.s_channel}, length);
       });
-      return there;
+      return this->size - i;
     }
   };
   int64_t scratch(const Problem&) const { return 0; }

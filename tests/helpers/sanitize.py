@@ -2,7 +2,8 @@
 """Every kernel under AddressSanitizer and UndefinedBehaviorSanitizer: `make sanitize`. A program, not a pytest file.
 
 It imports NumPy and no torch. It makes the calls of `sanitize_calls.py` on every instruction-set level that runs here
-and compares the results with float64. It makes them again on two threads, which must give the same bits. Before that,
+and compares the results with float64. It makes them again on two threads and with the smallest blocks, as if there
+were no caches, which must give the same bits. Before that,
 it makes calls in which one array is one element too short, and checks that the sanitizer reports each. Memory that a
 kernel allocates is full of NaN. The CUDA kernels on the CPU (`cuda_on_cpu/`) count as one more level: instead of on two
 threads, their blocks, warps and lanes run in two orders.
@@ -51,10 +52,14 @@ class Cuda:
 def check(C: ModuleType | Cuda, kernel: str, seed: str, call: Callable[[str, Draw, tuple], None] | None = None) -> None:
     """One call on one thread and on two: close to float64, equal bits, nothing outside of the outputs.
 
-    `call` makes the call in place of C, with the memory of the draw.
+    The second time, blocks are as small as without caches. `call` makes the call in place of C, with the memory of the
+    draw.
     """
     blocks = []
+    caches = C.caches() if isinstance(C, ModuleType) else None
     for threads in (1, 2):
+        if isinstance(C, ModuleType):
+            C.set_caches(*((1, 1) if threads == 2 else caches))
         draw = Draw(seed)
         arguments, expected = KERNELS[kernel](C, draw)
         if call is None:
@@ -67,8 +72,10 @@ def check(C: ModuleType | Cuda, kernel: str, seed: str, call: Callable[[str, Dra
                 sys.exit(f"{seed}: {kernel}{arguments} is off by {error:.3e}")
             if not e.memory.gaps_are_untouched():
                 sys.exit(f"{seed}: {kernel}{arguments} writes between the entries of its output")
+    if isinstance(C, ModuleType):
+        C.set_caches(*caches)
     if any((a != b).any() for a, b in zip(*blocks, strict=True)):
-        sys.exit(f"{seed}: {kernel}{arguments} has other bits on two threads, or in another order")
+        sys.exit(f"{seed}: {kernel}{arguments} has other bits on two threads and in small blocks, or in another order")
 
 
 def dies(call: Callable[[], None]) -> str:

@@ -51,6 +51,8 @@ def results() -> list[Tensor]:
         rf.cross_covariance(draw(1700, 530), draw(1700, 300), center=True),
         rf.cross_covariance(rows.double()),
         rf.sample_project_align(230, draw(1100, 150), seed=1),
+        rf.polar(draw(150, 190)).A,
+        rf.polar(draw(150, 190), accuracy="float32").A,
         *three(few, u, A, shift, seed=1),
         *three(few.double(), u.double(), A.double(), shift.double(), activation="gelu", seed=1),
         *three(maps, laid_out(positions, "channels_last"), B, None, seed=1),

@@ -135,3 +135,17 @@ def test_long_sums_are_more_exact_than_multiply_adds(name: str) -> None:
         with level(one):
             errors.append((rf.random_features(u, 64, G=G, activation="identity", backend="cpu") - exact).norm())
     assert errors[0] < 0.7 * errors[1]  # 0.46 measured
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_long_sums_over_samples_in_many_lines(name: str) -> None:
+    """Partial sums of a block of rows have their own memory, however many lines the rows lie in."""
+    source = torch.Generator().manual_seed(0)
+    u, G = torch.randn(6, 300, 7, 8, generator=source), torch.randn(70, 300, generator=source)
+    lines = u.to(memory_format=torch.channels_last)[..., :-1]
+    with level(name):
+        phi, expected = (
+            rf.random_features(maps, 70, G=G, activation="identity", backend="cpu")
+            for maps in (lines, lines.contiguous(memory_format=torch.channels_last))
+        )
+    assert torch.equal(phi, expected)
