@@ -88,7 +88,8 @@ class FitOptions(Options):
     )
     batch_size: int | None = option(
         None,
-        "Samples that are computed on at a time (default: as many as have 2^21 numbers in their largest feature map).",
+        "Samples that are computed on at a time (default: as many as have 2^21 numbers in their largest feature "
+        "map, or up to 2^24 if sites have many channels and few positions).",
         optional(lambda name, value: integer(name, value, 1)),
         former=Former("chunk"),
     )

@@ -27,7 +27,7 @@ from rainbow_fast.tracing.trace import State, Trace, checked, trace
 
 CHUNK_NUMBERS = 2**21  # size of the reference's largest feature map for one chunk of samples
 MOST_CHUNK_NUMBERS = 2**24  # the same where wide layers make larger chunks worth their memory
-ROWS_OF_WEIGHTS = 4  # a product reads its weights once a chunk, which costs little if a chunk has so many times their rows
+POSITIONS_A_ROW = 4  # samples for each row of a layer's weights, which make the pass over the weights cheap
 COMPARED_PART = 4  # a comparison of all samples would take as long as a run; at most this part of them is compared
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -192,11 +192,11 @@ def _seed(held: Part, options: FitOptions) -> int | None:
 def chunk_size(sites: Sequence[SiteStatistics], example: Tensor) -> int:
     """Number of samples whose largest feature map has about `CHUNK_NUMBERS` numbers; at least 1.
 
-    If a site has many channels and few positions, it is the number of samples that have `ROWS_OF_WEIGHTS` positions for
+    If a site has many channels and few positions, it is the number of samples that have `POSITIONS_A_ROW` positions for
     each channel, up to `MOST_CHUNK_NUMBERS` numbers.
     """
     largest = max(math.prod(shape) for s in sites for shape in (s.z_shape, s.phi_shape, example.shape[1:]))
-    worth = max(ROWS_OF_WEIGHTS * s.d**2 // math.prod(s.z_shape) for s in sites)
+    worth = max(POSITIONS_A_ROW * s.d**2 // math.prod(s.z_shape) for s in sites)
     return max(CHUNK_NUMBERS // largest, min(worth, MOST_CHUNK_NUMBERS // largest), 1)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import rainbow_fast as rf
 from rainbow_fast.rainbow import prepare
 from rainbow_fast.rainbow.chunks import freshly_laid, is_channels_last, runs_channels_last
+from rainbow_fast.rainbow.prepare import chunk_size, site_shapes
 from rainbow_fast.tracing.trace import trace
 
 X = torch.randn(60, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -61,3 +62,23 @@ def test_freshly_laid_keeps_the_format():
         assert torch.equal(laid, value) and laid.data_ptr() % 64 == 0
         dense = laid.permute(0, 2, 3, 1) if is_channels_last(value) else laid
         assert dense.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("width", "size"),
+    [
+        (100, 2**21 // 100),  # by the numbers of a chunk
+        (2048, 4 * 2048),  # by the rows of the weights
+        (2**14, 2**24 // 2**14),  # by the most numbers of a chunk
+        (2**24, 1),
+    ],
+)
+def test_a_chunk_is_worth_a_pass_over_the_weights(width: int, size: int) -> None:
+    net, x = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, 1)), torch.zeros(1, 1)
+    assert chunk_size(site_shapes(trace(net, x), x), x) == size
+
+
+def test_a_chunk_of_maps_counts_their_positions() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AvgPool2d(32), nn.Conv2d(2, 1024, 1), nn.ReLU())
+    x = torch.zeros(1, 1, 64, 64)  # 1,024 channels of 4 positions
+    assert chunk_size(site_shapes(trace(net, x), x), x) == 1024
