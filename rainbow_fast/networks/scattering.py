@@ -161,27 +161,26 @@ class ComplexBatchNorm2d(nn.Module):
             raise ValueError(
                 f"z is {z.dtype} {tuple(z.shape)}: wanted complex maps (N, {self.channels}, H, W) to standardise"
             )
-        parts = torch.view_as_real(z)
+        parts = torch.view_as_real(z).flatten(2, 3)  # (N, c, positions, 2)
         if self.training:
-            mean, variance = self._moments(parts)
+            count = parts.numel() // (2 * self.channels)
+            if count < 2:
+                raise ValueError(f"z has {count} values in each channel: wanted more than one in training")
+            mean = parts.sum(0).sum(1) / count  # first over contiguous numbers of all images, which is much faster
+            centred = parts - mean[:, None]
+            variance = centred.square().sum(0).sum((1, 2)) / count
+            self._keep(mean.detach(), variance.detach() * (count / (count - 1)))
         else:
-            mean, variance = self.running_mean, self.running_var
-        scale = (variance + EPS).rsqrt()[:, None, None, None]
-        return torch.view_as_complex((parts - mean[:, None, None]) * scale)
+            variance = self.running_var
+            centred = parts - self.running_mean[:, None]
+        return torch.view_as_complex(centred * (variance + EPS).rsqrt()[:, None, None]).view_as(z)
 
-    def _moments(self, parts: Tensor) -> tuple[Tensor, Tensor]:
-        """The means (c, 2) and variances (c,) of maps (N, c, H, W, 2), which also go into the running averages."""
-        count = parts.numel() // (2 * self.channels)
-        if count < 2:
-            raise ValueError(f"z has {count} values in each channel: wanted more than one in training")
-        mean = parts.mean((0, 2, 3))
-        variance = parts.var((0, 2, 3), correction=0).sum(-1)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            dtype = self.running_var.dtype
-            self.running_mean.lerp_(mean.to(dtype), MOMENTUM)
-            self.running_var.lerp_((variance * (count / (count - 1))).to(dtype), MOMENTUM)
-        return mean, variance
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running averages towards the moments of a batch."""
+        dtype = self.running_var.dtype
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.to(dtype), MOMENTUM)
+        self.running_var.lerp_(variance.to(dtype), MOMENTUM)
 
     def extra_repr(self) -> str:
         return str(self.channels)
@@ -209,9 +208,12 @@ class UnitNorm(nn.Module):
     """
 
     def forward(self, z: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        zero = norm == 0
-        return z * norm.masked_fill(zero, 1).reciprocal().masked_fill(zero, 0)
+        wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        parts = torch.view_as_real(wide) if z.is_complex() else wide.unsqueeze(-1)
+        square = parts.square().sum(1, keepdim=True).sum(-1, keepdim=True)
+        zero = square == 0
+        out = parts * square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+        return torch.view_as_complex(out) if z.is_complex() else out.squeeze(-1).to(z.dtype)
 
 
 class Split(nn.Module):
