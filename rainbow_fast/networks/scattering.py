@@ -76,9 +76,11 @@ def scattering(
             unitary: rows of a unitary matrix, or columns if L_j has more outputs than inputs.
 
     Returns:
-        A module on the CPU, in torch's default dtype, from (N, `image_channels`, `image_size`, `image_size`) to
-        (N, `classes`) logits. Its submodules are `block1`, `block2`, ..., each with `wavelets`, `std`, `linear` and,
-        with `norm`, `norm`; then `split` (if z is complex: into real and imaginary parts, alternating), `bn`, `flatten`
+        A module on torch's default device (the CPU), in torch's default dtype, from real images (N, `image_channels`,
+        `image_size`, `image_size`) to (N, `classes`) logits. It raises a ValueError for complex images, for another
+        number of channels, and for maps too small for a block. NaN is passed on.
+
+        Its submodules are `block1`, `block2`, ..., each with `wavelets`, `std`, `linear` and, with `norm`, `norm`; then `split` (if z is complex: into real and imaginary parts, alternating), `bn`, `flatten`
         and `fc`. `bn` has no parameters and `fc` no bias for J = 3 and 7; for J = 10 they have.
 
     Raises:
@@ -109,8 +111,8 @@ def scattering(
     before = image_channels
     with seeded(seed):
         for number, (after, bank) in enumerate(zip(widths, plan.banks, strict=True), start=1):
-            complex_maps = skip or (complex and number > 1)
-            parts[f"block{number}"] = _block(before, after, bank, skip, norm, complex, complex_maps)
+            complex_z = (skip or complex) and number > 1
+            parts[f"block{number}"] = _block(before, after, bank, skip, norm, complex, complex_z)
             before = after
         if skip or complex:
             parts["split"] = Split()
@@ -123,13 +125,32 @@ def scattering(
 
 
 class Wavelets(nn.Module):
-    """`wavelet_modulus`: (N, c, H, W) -> (N, 5 c, H', W'), with `skip` (N, 10 c, H', W'), complex."""
+    """`wavelet_modulus`: (N, c, H, W) -> (N, 5 c, H', W'), with `skip` (N, 10 c, H', W'), complex.
 
-    def __init__(self, bank: str | WaveletBank = "standard", skip: bool = False):
+    Args:
+        bank, skip: as in `wavelet_modulus`.
+        channels: the number c that is wanted; None (default) for any.
+        real: whether complex maps are refused; they are not by default.
+    """
+
+    def __init__(
+        self,
+        bank: str | WaveletBank = "standard",
+        skip: bool = False,
+        *,
+        channels: int | None = None,
+        real: bool = False,
+    ):
         super().__init__()
         self.bank, self.skip = checked_bank(bank), flag("skip", skip)
+        self.channels, self.real = channels, flag("real", real)
 
     def forward(self, z: Tensor) -> Tensor:
+        wrong = self.channels is not None and (z.dim() != 4 or z.shape[1] != self.channels)
+        if wrong or (self.real and z.is_complex()):
+            kind = "real maps" if self.real else "maps"
+            channels = "c" if self.channels is None else self.channels
+            raise ValueError(f"z is {z.dtype} {tuple(z.shape)}: wanted {kind} (N, {channels}, H, W)")
         return wavelet_modulus(z, self.bank, skip=self.skip)
 
     def extra_repr(self) -> str:
@@ -150,11 +171,11 @@ class ComplexBatchNorm2d(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        dtype = torch.get_default_dtype()
+        dtype, device = torch.get_default_dtype(), torch.get_default_device()
         self.channels = channels
-        self.register_buffer("running_mean", torch.zeros(channels, 2, dtype=dtype, device="cpu"))
-        self.register_buffer("running_var", torch.ones(channels, dtype=dtype, device="cpu"))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("running_mean", torch.zeros(channels, 2, dtype=dtype, device=device))
+        self.register_buffer("running_var", torch.ones(channels, dtype=dtype, device=device))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64, device=device))
 
     def forward(self, z: Tensor) -> Tensor:
         if z.dim() != 4 or z.shape[1] != self.channels or not z.is_complex():
@@ -224,19 +245,21 @@ class Split(nn.Module):
 
 
 def _block(
-    before: int, after: int, bank: str, skip: bool, norm: bool, complex_weights: bool, complex_maps: bool
+    before: int, after: int, bank: str, skip: bool, norm: bool, complex_weights: bool, complex_z: bool
 ) -> nn.Sequential:
-    """Wavelets, Std, L and N. `complex_maps` says whether the wavelets give complex maps."""
-    channels = before * (10 if skip else 5)
+    """Wavelets, Std, L and N. `complex_z` says whether the block before gives complex maps."""
+    channels, complex_maps = before * (10 if skip else 5), skip or complex_z
+    wavelets = Wavelets(bank, skip, channels=before, real=not complex_z)
     std = ComplexBatchNorm2d(channels) if complex_maps else nn.BatchNorm2d(channels, EPS, MOMENTUM, affine=False)
     linear: nn.Conv2d
     if complex_weights:
         dtype = torch.get_default_dtype().to_complex()
-        linear = nn.utils.skip_init(ComplexConv2d, channels, after, 1, bias=False, dtype=dtype)
+        device = torch.get_default_device()
+        linear = nn.utils.skip_init(ComplexConv2d, channels, after, 1, bias=False, device=device, dtype=dtype)
         _init_unitary(linear.weight)
     else:
         linear = (RealConv2d if complex_maps else nn.Conv2d)(channels, after, 1, bias=False)
-    parts: dict[str, nn.Module] = {"wavelets": Wavelets(bank, skip), "std": std, "linear": linear}
+    parts: dict[str, nn.Module] = {"wavelets": wavelets, "std": std, "linear": linear}
     if norm:
         parts["norm"] = UnitNorm()
     return nn.Sequential(OrderedDict(parts))

@@ -12,12 +12,10 @@ from torch import nn
 
 from rainbow_fast.cli.grid import Step
 from rainbow_fast.data import Images
-from rainbow_fast.networks import accuracy, scattering, train
+from rainbow_fast.networks import PRESETS, accuracy, scattering, train
 from rainbow_fast.rainbow.report import Record
 
-TRAINING: dict[str, Any] = {
-    "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 128, "schedule": "cosine", "crop": 4, "flip": True
-}  # fmt: skip
+TRAINING: dict[str, Any] = {name: value for name, value in PRESETS["scattering-short"].items() if name != "epochs"}
 FIRST = 2000  # test images on which the accuracy is measured after each epoch
 
 
