@@ -6,16 +6,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from rainbow_fast.cli.grid import Step
 from rainbow_fast.data import Images
+from rainbow_fast.io import read_records, write_records
 from rainbow_fast.networks import PRESETS, accuracy, scattering, train
 from rainbow_fast.rainbow.report import Record
 
-TRAINING: dict[str, Any] = {name: value for name, value in PRESETS["scattering-short"].items() if name != "epochs"}
+TRAINING: dict[str, Any] = dict(PRESETS["scattering-short"])
 FIRST = 2000  # test images on which the accuracy is measured after each epoch
 
 
@@ -37,11 +39,21 @@ class Setting:
     images: int
     epochs: int
 
+    @property
+    def cost(self) -> float:
+        """In the units of a progress bar: about the CPU seconds."""
+        return self.images * self.epochs / 50_000 * 80 * self.width * (4 if self.skip else 1)
 
-def settings(widths: Sequence[float], skips: Sequence[float], seeds: int, images: int, epochs: int) -> list[Setting]:
-    """All networks: those of `widths` without and of `skips` with skip-connections, the first seed of each first."""
-    kinds = [(width, False) for width in widths] + [(width, True) for width in skips]
-    return [Setting(width, skip, seed, images, epochs) for seed in range(seeds) for width, skip in kinds]
+    def __str__(self) -> str:
+        return f"width {self.width:g}{', skip' if self.skip else ''}, seed {self.seed}"
+
+
+def settings(
+    widths: Sequence[float], skip_widths: Sequence[float], seeds: int, images: int, epochs: int, skip_epochs: int
+) -> list[Setting]:
+    """All networks; the first seed of every width first, so that an interrupted run has the whole figure."""
+    kinds = [(width, False, epochs) for width in widths] + [(width, True, skip_epochs) for width in skip_widths]
+    return [Setting(width, skip, seed, images, count) for seed in range(seeds) for width, skip, count in kinds]
 
 
 def build(setting: Setting) -> nn.Sequential:
@@ -49,24 +61,39 @@ def build(setting: Setting) -> nn.Sequential:
     return scattering(3, setting.width, scale_last=True, skip=setting.skip, seed=setting.seed)
 
 
-def run(setting: Setting, images: Images, step: Step) -> Record:
-    """Train one network, and measure it after each epoch and at the end."""
-    began = time.process_time()
-    network = build(setting)
-    losses: list[float] = []
-    accuracies: list[float] = []
+def run(setting: Setting, images: Images, step: Step, folder: Path) -> Record:
+    """Train one network, and measure it after each epoch and at the end.
 
-    def after_epoch(epoch: int, epochs: int, loss: float) -> None:
-        losses.append(loss)
-        accuracies.append(accuracy(network, images.x_test[:FIRST], images.y_test[:FIRST]))
-        step(epoch / epochs, f"loss {loss:.2f}")
+    The state of the training, and what was measured after each epoch, are kept in the two `files` of the setting, so
+    that an interrupted training goes on.
+    """
+    state, curve = files(setting, folder)
+    network, epochs = build(setting), read_records(curve)
+    began = time.process_time()
+
+    def after_epoch(epoch: int, total: int, loss: float) -> None:
+        nonlocal began
+        del epochs[epoch - 1 :]
+        reached = accuracy(network, images.x_test[:FIRST], images.y_test[:FIRST])
+        now = time.process_time()
+        epochs.append({"loss": loss, "accuracy": reached, "cpu_seconds": now - began})
+        began = now
+        write_records(curve, epochs)
+        step(epoch / total, f"loss {loss:.2f}")
 
     x, y = images.x_train[: setting.images], images.y_train[: setting.images]
-    train(network, x, y, epochs=setting.epochs, seed=setting.seed, progress=after_epoch, **TRAINING)
+    options = TRAINING | {"epochs": setting.epochs, "seed": setting.seed}
+    train(network, x, y, **options, progress=after_epoch, checkpoint=state)
     return asdict(setting) | {
         "parameters": sum(value.numel() for value in network.parameters()),
-        "losses": losses,
-        "accuracies": accuracies,
+        "losses": [epoch["loss"] for epoch in epochs],
+        "accuracies": [epoch["accuracy"] for epoch in epochs],
         "accuracy": accuracy(network, images.x_test, images.y_test),
-        "cpu_seconds": round(time.process_time() - began, 1),
+        "cpu_seconds": round(sum(epoch["cpu_seconds"] for epoch in epochs), 1),
     }
+
+
+def files(setting: Setting, folder: Path) -> tuple[Path, Path]:
+    """The files of an unfinished network: the state of its training, and what was measured after each epoch."""
+    name = f"width-{setting.width:g}{'-skip' if setting.skip else ''}-seed-{setting.seed}"
+    return folder / f"{name}.training", folder / f"{name}.jsonl"
