@@ -34,8 +34,8 @@ INTRODUCTION = """\
 Networks of [`scattering`](api/data.md) with three hidden layers on CIFAR-10 in colour: `scattering(3, width,
 scale_last=True)`, with and without `skip`, trained on the first {images:,} images. The training is
 `PRESETS["scattering-short"]`: {epochs} epochs ({skip_epochs} with `skip`) of stochastic gradient descent with momentum
-{momentum:g}, weight decay {weight_decay:g}, batches of {batch_size}, and a learning rate that falls from {lr:g} to 0 as a
-cosine. Images are mirrored, and cropped after padding by {crop} pixels, at random. This is no published training: the
+{momentum:g}, weight decay {weight_decay:g}, batches of {batch_size}, and a learning rate that falls from {lr:g} to 0 as
+a cosine. Images are mirrored, and cropped after padding by {crop} pixels, at random. This is no published training: the
 published one has 50,000 images and 150 epochs. Accuracy is that on all 10,000 test images, where one standard error is
 about 0.5 points. Numbers are means over seeds, ± one standard deviation over them.
 

@@ -20,6 +20,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from runs import contents
+from training_kills import same_checkpoint
 
 from rainbow_fast.cli.checkpoints import CHECKPOINT, About, load_checkpoint, save_checkpoint
 from rainbow_fast.cli.training import STATE, default_preset, new_reference, train_reference
@@ -116,7 +117,10 @@ WRONG = {
         "image_size=32: leaves a map of side 1 to block 10, wanted",
     ),
     "width": (["scattering", "--data", "x", "--width", "0"], "width=0.0: wanted a number above 0"),
-    "folder": (["scattering", "--data", "x", "--width", "0.1"], "no file x/data_batch_1.bin"),
+    "folder": (
+        ["scattering", "--data", "x", "--width", "0.1"],
+        "folder: no file x/data_batch_1.bin; wanted the binary",
+    ),
     "widths": (["scattering", "--data", "x", "--widths", "8"], "--widths: wanted with mlp or cnn only; scattering has"),
     "mlp-width": (["mlp", "--width", "2"], "--width: wanted with scattering only, got mlp"),
     "mlp-layers": (["mlp", "--layers", "3"], "--layers: wanted with scattering only, got mlp"),
@@ -187,7 +191,7 @@ def test_another_training_is_not_gone_on_with(
     assert contents(tmp_path) == [path.name + STATE]
     assert rainbow_fast("train", "mlp", *words, "--out", path)[0] == 0
     assert rainbow_fast("train", "mlp", *words, "--out", tmp_path / "whole.safetensors")[0] == 0
-    assert path.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert same_checkpoint(path, tmp_path / "whole.safetensors")
 
 
 def killed(folder: Path, step: int) -> dict:
@@ -235,6 +239,7 @@ def test_a_killed_scattering_network_goes_on(noise_folder: Path, tmp_path: Path)
     assert process.wait() == -signal.SIGKILL and state.exists() and not (state.parent / "net.safetensors").exists()
     assert begin("killed").wait() == 0
     for name in ("net-epoch-1.safetensors", "net-epoch-3.safetensors", "net.safetensors"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert same_checkpoint(tmp_path / "killed" / name, tmp_path / "whole" / name)
+    assert not same_checkpoint(tmp_path / "whole" / name, tmp_path / "whole" / "net-epoch-1.safetensors")
     about = load_checkpoint(tmp_path / "killed" / "net.safetensors")[1]
     assert about.training["images"] == 400 and about.arguments == SMALL | {"image_channels": 3, "image_size": 32}
