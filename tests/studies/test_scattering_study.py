@@ -76,8 +76,9 @@ def test_the_study_on_noise_goes_on_within_a_training(
     assert (tmp_path / "part" / "scattering.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_it_learns(tmp_path: Path) -> None:
+def test_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of one colour for each class: the loss falls far below that of chance, log 10."""
+    monkeypatch.setitem(scattering_experiment.TRAINING, "batch_size", 15)  # so that 80 steps are enough
     y = torch.arange(200) % 10
     x = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     x += 3 * torch.randn(10, 3, generator=torch.Generator().manual_seed(1))[y][:, :, None, None]
