@@ -68,12 +68,12 @@ def load_state(module: nn.Module, path: Path, name: str) -> None:
     """
     states, wanted = _read(path, name), module.state_dict()
     fitted = [_fitted(state, wanted) for state in states]
-    problems = [_problems(state, wanted) for state in fitted]
-    best = min(range(len(states)), key=lambda place: len(problems[place]))
-    if problems[best]:
-        more = f"; and {len(problems[best]) - SHOWN} more" if len(problems[best]) > SHOWN else ""
+    differing = [problems(state, wanted) for state in fitted]
+    best = min(range(len(states)), key=lambda place: len(differing[place]))
+    if differing[best]:
+        more = f"; and {len(differing[best]) - SHOWN} more" if len(differing[best]) > SHOWN else ""
         raise ValueError(
-            f"{name}: {path} does not fit the network: {'; '.join(problems[best][:SHOWN])}{more}. "
+            f"{name}: {path} does not fit the network: {'; '.join(differing[best][:SHOWN])}{more}. "
             f"The file has {_shown(list(states[best]))}; the network has {_shown(list(wanted))}"
         )
     module.load_state_dict(fitted[best])
@@ -130,15 +130,16 @@ def _plain(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in WRAPPERS)
 
 
-def _problems(state: State, wanted: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"missing {key}" for key in wanted if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in wanted]
-    problems += [
+def problems(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What a state dict lacks of the keys and shapes of another, in words."""
+    differing = [f"missing {key}" for key in wanted if key not in state]
+    differing += [f"unexpected {key}" for key in state if key not in wanted]
+    differing += [
         f"{key} has shape {tuple(state[key].shape)}, wanted {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in state and state[key].shape != value.shape
     ]
-    return problems
+    return differing
 
 
 def _shown(keys: Sequence[str]) -> str:

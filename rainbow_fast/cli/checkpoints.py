@@ -12,24 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.formats import Format
-from rainbow_fast.networks import cnn, mlp
+from rainbow_fast.networks import cnn, mlp, scattering
 
-BUILDERS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
+TUTORIAL: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}  # the networks of the published tutorial
+BUILDERS = TUTORIAL | {"scattering": scattering}
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The description of a network in a checkpoint.
 
     Attributes:
-        architecture: the builder, `mlp` or `cnn`.
+        architecture: the builder: `mlp`, `cnn` or `scattering`.
         arguments: the arguments of the builder.
         data: the images it was trained on, `digits` or `cifar10`.
         grey: whether the images were grey.
-        training: the arguments of `rainbow_fast.networks.train`.
+        training: the arguments of `rainbow_fast.networks.train`; beside them `images`, if only the first images were
+            trained on, and `epoch` in a snapshot, the number of epochs before it.
         accuracy: accuracy on the test images, a fraction; 0 before it is trained.
     """
 
-    architecture: Annotated[str, msgspec.Meta(pattern=r"^(mlp|cnn)\Z")]
+    architecture: Annotated[str, msgspec.Meta(pattern=r"^(mlp|cnn|scattering)\Z")]
     arguments: dict[str, Any]
     data: Annotated[str, msgspec.Meta(pattern=r"^(digits|cifar10)\Z")]
     grey: bool
@@ -73,7 +75,7 @@ def load_checkpoint(path: Path) -> tuple[nn.Sequential, About]:
     about, tensors = CHECKPOINT.read(path, "checkpoint")
     try:
         module = _shaped(about, tensors)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"checkpoint: {path} is damaged: it describes no network ({error})") from error
     module.load_state_dict(tensors)
     return module, about

@@ -76,10 +76,13 @@ def scattering(
             unitary: rows of a unitary matrix, or columns if L_j has more outputs than inputs.
 
     Returns:
-        A module on the CPU, in torch's default dtype, from (N, `image_channels`, `image_size`, `image_size`) to
-        (N, `classes`) logits. Its submodules are `block1`, `block2`, ..., each with `wavelets`, `std`, `linear` and,
-        with `norm`, `norm`; then `split` (if z is complex: into real and imaginary parts, alternating), `bn`, `flatten`
-        and `fc`. `bn` has no parameters and `fc` no bias for J = 3 and 7; for J = 10 they have.
+        A module on torch's default device (the CPU), in torch's default dtype, from real images (N, `image_channels`,
+        `image_size`, `image_size`) to (N, `classes`) logits. It raises a ValueError for complex images, for another
+        number of channels, and for maps too small for a block. NaN is passed on.
+
+        Its submodules are `block1`, `block2`, ..., each with `wavelets`, `std`, `linear` and, with `norm`, `norm`; then
+        `split` (if z is complex: into real and imaginary parts, alternating), `bn`, `flatten` and `fc`. `bn` has no
+        parameters and `fc` no bias for J = 3 and 7; for J = 10 they have.
 
     Raises:
         TypeError: J, `image_channels`, `image_size` or `classes` is not an integer, `width` is not a number, or another
@@ -109,8 +112,8 @@ def scattering(
     before = image_channels
     with seeded(seed):
         for number, (after, bank) in enumerate(zip(widths, plan.banks, strict=True), start=1):
-            complex_maps = skip or (complex and number > 1)
-            parts[f"block{number}"] = _block(before, after, bank, skip, norm, complex, complex_maps)
+            complex_z = (skip or complex) and number > 1
+            parts[f"block{number}"] = _block(before, after, bank, skip, norm, complex, complex_z)
             before = after
         if skip or complex:
             parts["split"] = Split()
@@ -123,13 +126,32 @@ def scattering(
 
 
 class Wavelets(nn.Module):
-    """`wavelet_modulus`: (N, c, H, W) -> (N, 5 c, H', W'), with `skip` (N, 10 c, H', W'), complex."""
+    """`wavelet_modulus`: (N, c, H, W) -> (N, 5 c, H', W'), with `skip` (N, 10 c, H', W'), complex.
 
-    def __init__(self, bank: str | WaveletBank = "standard", skip: bool = False):
+    Args:
+        bank, skip: as in `wavelet_modulus`.
+        channels: the number c that is wanted; None (default) for any.
+        real: whether complex maps are refused; they are not by default.
+    """
+
+    def __init__(
+        self,
+        bank: str | WaveletBank = "standard",
+        skip: bool = False,
+        *,
+        channels: int | None = None,
+        real: bool = False,
+    ):
         super().__init__()
         self.bank, self.skip = checked_bank(bank), flag("skip", skip)
+        self.channels, self.real = channels, flag("real", real)
 
     def forward(self, z: Tensor) -> Tensor:
+        wrong = self.channels is not None and (z.dim() != 4 or z.shape[1] != self.channels)
+        if wrong or (self.real and z.is_complex()):
+            kind = "real maps" if self.real else "maps"
+            channels = "c" if self.channels is None else self.channels
+            raise ValueError(f"z is {z.dtype} {tuple(z.shape)}: wanted {kind} (N, {channels}, H, W)")
         return wavelet_modulus(z, self.bank, skip=self.skip)
 
     def extra_repr(self) -> str:
@@ -150,44 +172,60 @@ class ComplexBatchNorm2d(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        dtype = torch.get_default_dtype()
+        dtype, device = torch.get_default_dtype(), torch.get_default_device()
         self.channels = channels
-        self.register_buffer("running_mean", torch.zeros(channels, 2, dtype=dtype, device="cpu"))
-        self.register_buffer("running_var", torch.ones(channels, dtype=dtype, device="cpu"))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("running_mean", torch.zeros(channels, 2, dtype=dtype, device=device))
+        self.register_buffer("running_var", torch.ones(channels, dtype=dtype, device=device))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64, device=device))
 
     def forward(self, z: Tensor) -> Tensor:
         if z.dim() != 4 or z.shape[1] != self.channels or not z.is_complex():
             raise ValueError(
                 f"z is {z.dtype} {tuple(z.shape)}: wanted complex maps (N, {self.channels}, H, W) to standardise"
             )
-        parts = torch.view_as_real(z)
+        parts = torch.view_as_real(z).flatten(2, 3)  # (N, c, positions, 2)
         if self.training:
-            mean, variance = self._moments(parts)
+            count = parts.numel() // (2 * self.channels)
+            if count < 2:
+                raise ValueError(f"z has {count} values in each channel: wanted more than one in training")
+            mean = parts.sum(0).sum(1) / count  # first over contiguous numbers of all images, which is much faster
+            centred = parts - mean[:, None]
+            variance = centred.square().sum(0).sum((1, 2)) / count
+            self._keep(mean.detach(), variance.detach() * (count / (count - 1)))
         else:
-            mean, variance = self.running_mean, self.running_var
-        scale = (variance + EPS).rsqrt()[:, None, None, None]
-        return torch.view_as_complex((parts - mean[:, None, None]) * scale)
+            variance = self.running_var
+            centred = parts - self.running_mean[:, None]
+        return torch.view_as_complex(centred * (variance + EPS).rsqrt()[:, None, None]).view_as(z)
 
-    def _moments(self, parts: Tensor) -> tuple[Tensor, Tensor]:
-        """The means (c, 2) and variances (c,) of maps (N, c, H, W, 2), which also go into the running averages."""
-        count = parts.numel() // (2 * self.channels)
-        if count < 2:
-            raise ValueError(f"z has {count} values in each channel: wanted more than one in training")
-        mean = parts.mean((0, 2, 3))
-        variance = parts.var((0, 2, 3), correction=0).sum(-1)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            dtype = self.running_var.dtype
-            self.running_mean.lerp_(mean.to(dtype), MOMENTUM)
-            self.running_var.lerp_((variance * (count / (count - 1))).to(dtype), MOMENTUM)
-        return mean, variance
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running averages towards the moments of a batch."""
+        dtype = self.running_var.dtype
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.to(dtype), MOMENTUM)
+        self.running_var.lerp_(variance.to(dtype), MOMENTUM)
 
     def extra_repr(self) -> str:
         return str(self.channels)
 
 
-class RealConv2d(nn.Conv2d):
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution without bias, of real maps.
+
+    On CPUs, where maps have many pixels, it is computed as a product of matrices for each image: this is up to eight
+    times faster than torch's convolution, with its gradient. The gradient of the weights is then first one of each
+    image; so this is done only if these are not more numbers than the maps.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        d, D = self.weight.shape[:2]
+        pixels = input.shape[-2] * input.shape[-1]
+        if input.device.type == "cpu" and input.is_contiguous() and d * D <= (d + D) * pixels:
+            weights = self.weight.flatten(1).expand(len(input), d, D)
+            return torch.bmm(weights, input.flatten(2)).unflatten(2, input.shape[2:])
+        return super().forward(input)
+
+
+class RealConv2d(PointwiseConv2d):
     """A 1x1 convolution with real weights of complex maps: their real and imaginary parts are positions of one map."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -209,9 +247,12 @@ class UnitNorm(nn.Module):
     """
 
     def forward(self, z: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        zero = norm == 0
-        return z * norm.masked_fill(zero, 1).reciprocal().masked_fill(zero, 0)
+        wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        parts = torch.view_as_real(wide) if z.is_complex() else wide.unsqueeze(-1)
+        square = parts.square().sum(1, keepdim=True).sum(-1, keepdim=True)
+        zero = square == 0
+        out = parts * square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+        return torch.view_as_complex(out) if z.is_complex() else out.squeeze(-1).to(z.dtype)
 
 
 class Split(nn.Module):
@@ -222,19 +263,21 @@ class Split(nn.Module):
 
 
 def _block(
-    before: int, after: int, bank: str, skip: bool, norm: bool, complex_weights: bool, complex_maps: bool
+    before: int, after: int, bank: str, skip: bool, norm: bool, complex_weights: bool, complex_z: bool
 ) -> nn.Sequential:
-    """Wavelets, Std, L and N. `complex_maps` says whether the wavelets give complex maps."""
-    channels = before * (10 if skip else 5)
+    """Wavelets, Std, L and N. `complex_z` says whether the block before gives complex maps."""
+    channels, complex_maps = before * (10 if skip else 5), skip or complex_z
+    wavelets = Wavelets(bank, skip, channels=before, real=not complex_z)
     std = ComplexBatchNorm2d(channels) if complex_maps else nn.BatchNorm2d(channels, EPS, MOMENTUM, affine=False)
     linear: nn.Conv2d
     if complex_weights:
         dtype = torch.get_default_dtype().to_complex()
-        linear = nn.utils.skip_init(ComplexConv2d, channels, after, 1, bias=False, dtype=dtype)
+        device = torch.get_default_device()
+        linear = nn.utils.skip_init(ComplexConv2d, channels, after, 1, bias=False, device=device, dtype=dtype)
         _init_unitary(linear.weight)
     else:
-        linear = (RealConv2d if complex_maps else nn.Conv2d)(channels, after, 1, bias=False)
-    parts: dict[str, nn.Module] = {"wavelets": Wavelets(bank, skip), "std": std, "linear": linear}
+        linear = (RealConv2d if complex_maps else PointwiseConv2d)(channels, after, 1, bias=False)
+    parts: dict[str, nn.Module] = {"wavelets": wavelets, "std": std, "linear": linear}
     if norm:
         parts["norm"] = UnitNorm()
     return nn.Sequential(OrderedDict(parts))

@@ -17,10 +17,12 @@ from torch.nn.functional import cross_entropy, pad
 from rainbow_fast import tensor_files
 from rainbow_fast.arguments import integer
 from rainbow_fast.networks.mlp import seeded
+from rainbow_fast.networks.training_state import TrainingState, facts_of
 from rainbow_fast.weights import load_state
 
 EpochProgress = Callable[[int, int, float], None]  # progress(epoch, epochs, loss)
 Schedule = Literal["constant", "steps", "cosine"]
+FINITE = 1000  # images whose numbers are checked at a time
 
 
 def train(
@@ -38,6 +40,7 @@ def train(
     flip: bool = False,
     seed: int = 0,
     progress: EpochProgress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """Train `module` in place on images `x` and labels `y` by stochastic gradient descent on the cross-entropy.
 
@@ -62,6 +65,11 @@ def train(
         seed: seed of the order of the images, their augmentation and dropout, 0 to 2^63 - 1.
         progress: called after each epoch as ``progress(epoch, epochs, loss)``, not as in `fit`; True is not accepted.
             It gets the epochs done, the number of epochs, and the mean loss of the epoch in nats.
+        checkpoint: a file in which the state of the training is kept after each epoch, once `progress` has returned. If
+            it exists already, the training goes on from there instead of from the current weights; all other arguments
+            must be those of the interrupted training. The result has the bits that it would have without interruption,
+            on the same machine, with the same versions and number of threads. The file stays when the training is over.
+            None (default) keeps nothing.
 
     Returns:
         `module`. Its submodules keep their train or eval mode, and the global random state is left unchanged. Two runs
@@ -70,14 +78,19 @@ def train(
     Raises:
         TypeError: `x` is not a floating-point tensor; `y` is not an int64 tensor; `epochs`, `batch_size`, `crop` or
             `seed` is not an integer; or `progress` is neither None nor a function.
-        ValueError: `x` and `y` do not match or are empty, or an argument is out of its range.
+        ValueError: `x` and `y` do not match or are empty, `x` has a number that is not finite, an argument is out of
+            its range, or `checkpoint` is damaged or holds a training of another network (such as one of another width),
+            of other images, or with other arguments.
+        FileNotFoundError: the folder of `checkpoint` does not exist.
         FloatingPointError: the loss of an epoch is not finite.
 
     Source: the defaults are those of the tutorial of Guth, Menard, Rochette, Mallat (2024). Their ResNets are trained
     with `lr=0.1, weight_decay=1e-4, schedule="steps"`, on CIFAR-10 with `crop=4, flip=True`; their scattering networks
-    on CIFAR-10 with `epochs=150, lr=0.01, schedule="steps", crop=4, flip=True`, and `weight_decay=1e-4` with `norm`.
+    on CIFAR-10 with `epochs=150, lr=0.01, schedule="steps", crop=4, flip=True`, and `weight_decay=1e-4` with `norm`:
+    see `PRESETS`.
     """
     _check_labelled(x, y)
+    _check_finite(x)
     _check_progress(progress)
     epochs, batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
     crop = integer("crop", crop, 0)
@@ -88,10 +101,19 @@ def train(
     device = _device(module)
     optimiser = torch.optim.SGD(module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     order = torch.Generator("cpu")
-    steps, step = epochs * math.ceil(len(x) / batch_size), 0
+    steps_of_epoch = math.ceil(len(x) / batch_size)
+    steps, kept = epochs * steps_of_epoch, None
+    if checkpoint is not None:
+        arguments = {
+            "epochs": epochs, "lr": float(lr), "momentum": float(momentum), "weight_decay": float(weight_decay),
+            "batch_size": batch_size, "schedule": schedule, "crop": crop, "flip": bool(flip), "seed": int(seed),
+        }  # fmt: skip
+        kept = TrainingState(Path(checkpoint), facts_of(x, y, module, arguments), module, optimiser, order)
     with _mode(module, training=True), seeded(seed, device), torch.enable_grad():
         order.manual_seed(seed)
-        for epoch in range(1, epochs + 1):
+        done = 0 if kept is None else kept.read()
+        step = done * steps_of_epoch
+        for epoch in range(done + 1, epochs + 1):
             total = torch.zeros((), dtype=torch.float64, device=device)
             for rows in torch.randperm(len(x), generator=order, device="cpu").to(x.device).split(batch_size):
                 images, labels = x[rows].to(device), y[rows.to(y.device)].to(device)
@@ -105,9 +127,13 @@ def train(
                 step += 1
             mean = total.item() / len(x)
             if not math.isfinite(mean):
-                raise FloatingPointError(f"epoch {epoch}: mean loss {mean}; x is not finite or lr={lr} too large")
+                raise FloatingPointError(
+                    f"epoch {epoch}: mean loss {mean}: lr={lr} is too large for these images and weights"
+                )
             if progress is not None:
                 progress(epoch, epochs, mean)
+            if kept is not None:
+                kept.write(epoch)
     return module
 
 
@@ -214,6 +240,15 @@ def _check_labelled(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"y: wanted one label for each of the {len(x)} images of x, got {len(y)}")
     if len(x) == 0:
         raise ValueError("x: wanted at least one image, got none")
+
+
+def _check_finite(x: Tensor) -> None:
+    """Check that all numbers of the images are finite; an error names the first image with another one."""
+    for first in range(0, len(x), FINITE):
+        finite = torch.isfinite(x[first : first + FINITE]).flatten(1).all(1)
+        if not finite.all():
+            wrong = first + int(finite.logical_not().nonzero()[0])
+            raise ValueError(f"x: wanted finite numbers, got NaN or infinity in image {wrong}")
 
 
 def _check_progress(progress: object) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli.app import Threads
-from rainbow_fast.cli.checkpoints import BUILDERS
+from rainbow_fast.cli.checkpoints import TUTORIAL
 from rainbow_fast.cli.running import run_app
 from rainbow_fast.cli.sampling import OUT, check_folder, need_plots
 from rainbow_fast.cli.words import flowing, set_threads
@@ -32,7 +32,7 @@ def main(
     data: CifarFolder = None,
     architectures: Annotated[
         str, typer.Option(help="Architectures to study, separated by commas: mlp, cnn or both.")
-    ] = ",".join(BUILDERS),
+    ] = ",".join(TUTORIAL),
     trainings: Annotated[int, typer.Option(help="Number of networks trained for each architecture.", min=1)] = 3,
     networks: Annotated[
         int, typer.Option(help="Largest number of networks sampled from each trained network.", min=1)
@@ -55,7 +55,7 @@ def main(
     else:
         chosen = tuple(name.strip() for name in architectures.split(","))
         for name in chosen:
-            if name not in BUILDERS:
+            if name not in TUTORIAL:
                 raise ValueError(f"--architectures: wanted mlp, cnn or mlp,cnn; got {architectures!r}")
         study(cifar10(data, grey=True), out, chosen, trainings, networks)
     terminal.out().print(f"{out}: records.jsonl, cifar10.md, cifar10.png", markup=False, soft_wrap=True)

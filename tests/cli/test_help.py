@@ -23,6 +23,7 @@ from studies.rainbow_layers.__main__ import app as rainbow_layers
 from studies.random_chains.__main__ import app as random_chains
 from studies.random_networks.__main__ import app as random_networks
 from studies.resnet20.__main__ import app as resnet20
+from studies.scattering.__main__ import app as scattering
 
 Run = Callable[..., tuple[int, str, str]]
 STUDIES = {
@@ -34,6 +35,7 @@ STUDIES = {
     "studies.random_chains": random_chains,
     "studies.random_networks": random_networks,
     "studies.resnet20": resnet20,
+    "studies.scattering": scattering,
 }
 
 

@@ -246,6 +246,29 @@ def test_learns(options: dict) -> None:
     assert losses[-1] < 0.7 * losses[0] and accuracy(net, x[192:], y[192:]) > 0.6
 
 
+def test_nan_is_passed_on() -> None:
+    """In evaluation, one image does not change the others."""
+    for options in (VARIANTS["plain"], VARIANTS["skip"]):
+        net, x = build(options).eval(), images(options)
+        wanted = net(x)
+        x[1, 0, 3, 4] = math.nan
+        out = net(x)
+        assert out[1].isnan().any() and torch.equal(out[[0, 2, 3]], wanted[[0, 2, 3]])
+
+
+def test_weights_of_another_width_are_refused(tmp_path) -> None:
+    save_weights(scattering(3, 1 / 8, seed=0), tmp_path / "w.safetensors")
+    wanted = r"block1.linear.weight has shape \(8, 15, 1, 1\), wanted \(16, 15, 1, 1\)"
+    with pytest.raises(ValueError, match=f"path: .*w.safetensors does not fit the network: {wanted}"):
+        load_weights(scattering(3, 1 / 4, seed=0), tmp_path / "w.safetensors")
+
+
+def test_can_be_built_without_memory() -> None:
+    with torch.device("meta"):
+        net = scattering(10, complex=True, skip=True)
+    assert all(value.is_meta for value in net.state_dict().values())
+
+
 def test_options() -> None:
     net = scattering(3, 1 / 8, norm=False, image_channels=1, image_size=48, classes=7, seed=0)
     assert net(torch.zeros(2, 1, 48, 48)).shape == (2, 7)
@@ -281,6 +304,38 @@ BAD = {
         ValueError,
         r"z is torch.float32 \(2, 3, 4, 4\): wanted complex maps \(N, 3, H, W\) to standardise",
     ),
+    "complex-images": (
+        lambda: scattering(3, 1 / 8)(torch.zeros(2, 3, 32, 32) + 0j),
+        ValueError,
+        r"z is torch.complex64 \(2, 3, 32, 32\): wanted real maps \(N, 3, H, W\)",
+    ),
+    "complex-images-and-weights": (
+        lambda: scattering(3, 1 / 8, complex=True, skip=True)(torch.zeros(2, 3, 32, 32) + 0j),
+        ValueError,
+        r"z is torch.complex64 \(2, 3, 32, 32\): wanted real maps \(N, 3, H, W\)",
+    ),
+    "channels": (
+        lambda: scattering(3, 1 / 8)(torch.zeros(2, 1, 32, 32)),
+        ValueError,
+        r"z is torch.float32 \(2, 1, 32, 32\): wanted real maps \(N, 3, H, W\)",
+    ),
+    "channels-of-complex-maps": (
+        lambda: scattering(3, 1 / 8, skip=True).block2(torch.zeros(2, 3, 16, 16) + 0j),
+        ValueError,
+        r"z is torch.complex64 \(2, 3, 16, 16\): wanted maps \(N, 8, H, W\)",
+    ),
+    "any-number-of-complex-channels": (
+        lambda: Wavelets(real=True)(torch.zeros(2, 3, 8, 8) + 0j),
+        ValueError,
+        r"z is torch.complex64 \(2, 3, 8, 8\): wanted real maps \(N, c, H, W\)",
+    ),
+    "small-images": (
+        lambda: scattering(3, 1 / 8).eval()(torch.zeros(2, 3, 8, 8)),
+        ValueError,
+        r"z has shape \(2, 32, 1, 1\): wanted maps \(N, c, H, W\) with sides of at least 2",
+    ),
+    "bank": (lambda: Wavelets("c"), ValueError, "bank='c': wanted one of standard, a, b, or a WaveletBank"),
+    "bank-kind": (lambda: Wavelets(3), TypeError, "bank=3: wanted a string or a WaveletBank, got int"),
     "one-value": (
         lambda: ComplexBatchNorm2d(3)(torch.zeros(1, 3, 1, 1) + 0j),
         ValueError,
