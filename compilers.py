@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The compilers of setup.py: the C++ compiler, and nvcc with the GPU architectures that it can compile for.
+"""The compilers of setup.py: the C++ compiler with the instruction-set levels, and nvcc with the GPU architectures that
+it can compile for.
 
 nvcc is asked which architectures it knows. Then it compiles an empty kernel with the headers, flags and host compiler
 of the build. If this fails, one line says why, and the package is built without its CUDA kernels. With
@@ -7,6 +8,7 @@ RAINBOW_FAST_CUDA=1 it is an error.
 """
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -21,6 +23,18 @@ CXX_FLAGS = (
     "-std=c++20 -ffp-contract=off -fno-math-errno -fopenmp -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi "
     "-Wno-maybe-uninitialized -Wno-unknown-warning-option"  # the first is of GCC, the second of clang
 )
+LEVELS = {"baseline": ""}
+if platform.machine() in ("x86_64", "AMD64"):
+    LEVELS["avx2"] = "-mavx2 -mfma -mf16c"
+    LEVELS["avx512"] = LEVELS["avx2"] + " -mavx512f -mavx512bw -mavx512dq -mavx512vl"
+    LEVELS["avx512_bf16"] = LEVELS["avx512"] + " -mavx512bf16"
+    LEVELS["amx"] = LEVELS["avx512_bf16"] + " -DRF_MATRIX_UNIT"
+    LEVELS["amx_emulated"] = LEVELS["amx"] + " -DRF_MATRIX_UNIT_EMULATED"
+# The sources that the levels with a matrix unit have themselves. They take the other kernels from the level below.
+UNIT = (
+    "kernels", "cross_covariance", "sample_project_align", "random_features", "random_features_gradient", "polar",
+)  # fmt: skip
+OWN = {"amx": UNIT, "amx_emulated": UNIT}
 ARCHITECTURES = "80;90;100"
 CUDA_FLAGS = (
     "-std=c++20 -O3 --fmad=false --threads 1 -Xcompiler -fPIC,-fvisibility=hidden -Icsrc -DRF_ISA=cuda -DRF_CUDA=1"
@@ -45,6 +59,15 @@ def cxx_compiler() -> list[str] | None:
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+
+
+def chosen_levels() -> dict[str, str]:
+    """The levels of this build, with their flags."""
+    wanted = (os.environ.get("RAINBOW_FAST_LEVELS") or " ".join(LEVELS)).split()
+    if unknown := [name for name in wanted if name not in LEVELS]:
+        sys.exit(f"rainbow_fast: RAINBOW_FAST_LEVELS: no level {unknown[0]!r}: wanted some of {', '.join(LEVELS)}")
+    needed = {"baseline", *wanted} | ({"avx512_bf16"} if OWN.keys() & set(wanted) else set())
+    return {level: flags for level, flags in LEVELS.items() if level in needed}
 
 
 def cuda_compiler(cxx: list[str]) -> Cuda | None:

@@ -5,8 +5,8 @@ The times are CPU times of one thread. Kernel and peak run in turn, and the best
 """
 
 import ctypes
-import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,17 +17,10 @@ from floor import KINDS, compiler
 from rainbow_fast import backend
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from compilers import LEVELS  # noqa: E402
+
 TURNS, SECONDS = 15, 0.02
-
-
-def levels() -> dict[str, list[str]]:
-    """The compiler's flags of each level, as setup.py adds them up."""
-    flags_of: dict[str, list[str]] = {}
-    for name, base, flags in re.findall(
-        r'LEVELS\["(\w+)"\] = (?:LEVELS\["(\w+)"\] \+ )?"([^"]*)"', (ROOT / "setup.py").read_text()
-    ):
-        flags_of[name] = flags_of.get(base, []) + flags.split()
-    return {"baseline": [], **flags_of}
 
 
 def rate(run: Callable[[int], float]) -> float:
@@ -72,9 +65,9 @@ def measure(level: str, library: ctypes.CDLL, kind: str) -> None:
 def main() -> None:
     print("| level | type | micro-kernel, GFlop/s | peak, GFlop/s | share |\n| --- | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
-        for level, flags in levels().items():
+        for level, flags in LEVELS.items():
             if level in backend.kernels().levels():
-                library = build(level, flags, folder)
+                library = build(level, flags.split(), folder)
                 for kind in KINDS:
                     if hasattr(library, f"micro_{kind}"):
                         measure(level, library, kind)

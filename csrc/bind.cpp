@@ -2,7 +2,7 @@
 // The module rainbow_fast._C: one line per kernel. Memory arrives as addresses; Python has checked and allocated it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#ifdef RF_X86
+#ifdef __x86_64__
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -33,7 +33,7 @@ struct Level {
   bool runs_here;
 };
 
-#ifdef RF_X86
+#ifdef __x86_64__
 bool has_f16c() {  // which __builtin_cpu_supports of older clangs does not know
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
@@ -59,15 +59,15 @@ bool may_use_amx() {
 
 std::vector<Level> all_levels() {
   std::vector<Level> levels = {{"baseline", &baseline::kernels, true}};
-#ifdef RF_X86
+#ifdef __x86_64__
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   levels.push_back({"avx2", &avx2::kernels, has_avx2});
-  levels.push_back({"avx512", &avx512::kernels, has_avx512});
   const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
   levels.push_back({"amx_emulated", &amx_emulated::kernels, has_bf16});  // for tests: slow, so never the last one
+  levels.push_back({"avx512", &avx512::kernels, has_avx512});
   levels.push_back({"avx512_bf16", &avx512_bf16::kernels, has_bf16});
   levels.push_back({"amx", &amx::kernels, has_bf16 && may_use_amx()});
 #endif
@@ -78,13 +78,13 @@ std::vector<Level> all_levels() {
 std::vector<std::string> levels() {
   std::vector<std::string> names;
   for (const Level& level : all_levels())
-    if (level.runs_here) names.push_back(level.name);
+    if (level.kernels != nullptr && level.runs_here) names.push_back(level.name);
   return names;
 }
 
 // Whether the CPU has tile registers that the system does not let this process use.
 bool amx_is_refused() {
-#ifdef RF_X86
+#ifdef __x86_64__
   return has_amx() && !may_use_amx();
 #else
   return false;
@@ -93,7 +93,7 @@ bool amx_is_refused() {
 
 void use(const std::string& name) {
   for (const Level& level : all_levels())
-    if (level.runs_here && name == level.name) {
+    if (level.kernels != nullptr && level.runs_here && name == level.name) {
       cpu_kernels = level.kernels;
       return;
     }

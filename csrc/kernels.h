@@ -163,9 +163,10 @@ int toolkit_version();
 int driver_version();
 }  // namespace cuda
 
-#define RF_LEVEL(level)         \
-  namespace level {             \
-  extern const Kernels kernels; \
+// The address of the table of a level is null in a build without that level.
+#define RF_LEVEL(level)                               \
+  namespace level {                                   \
+  extern const Kernels kernels __attribute__((weak)); \
   }
 RF_LEVEL(baseline)
 RF_LEVEL(avx2)

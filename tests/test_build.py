@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from ast import literal_eval
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +15,14 @@ import torch
 from here import ROOT
 from toy_build import build, write_toy
 
+from compilers import OWN
 from rainbow_fast import backend
 
 OBJECTS = ROOT / "build" / "isa"
 LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"]
-WITHOUT_UNIT = literal_eval(re.search(r"^WITHOUT_UNIT = (.*)$", (ROOT / "setup.py").read_text(), re.M)[1])
 BUILT = [level for level in LEVELS if (OBJECTS / level).is_dir()] or ["baseline"]
+# The toy has no kernel that levels with a matrix unit compile themselves.
+OF_TOY = [level for level in BUILT if level not in OWN]
 
 # A fused multiply-add: x86, then aarch64.
 FUSED = re.compile(r"\bvfn?m(?:add|sub)\w*|\bf(?:n?madd|n?msub|mla|mls)\b")
@@ -54,7 +55,7 @@ def strays(path: Path, level: str) -> list[str]:
 @pytest.mark.parametrize("level", BUILT)
 def test_weak_symbols_stay_in_their_namespace(level: str) -> None:
     for source in (ROOT / "csrc" / "cpu").glob("*.cpp"):
-        if level.startswith("amx") and source.stem.startswith(WITHOUT_UNIT):
+        if source.stem not in OWN.get(level, [source.stem]):
             continue  # the object of the level below is used
         path = OBJECTS / level / f"{source.stem}.o"
         assert path.exists(), f"{path.relative_to(ROOT)} is missing: python setup.py build_ext --inplace"
@@ -79,7 +80,7 @@ def test_stray_weak_symbol_is_found(tmp_path: Path, code: str) -> None:
     assert counts["rf::avx2"] == 0 and counts["rf::avx512"] == counts["elsewhere"] > 0
 
 
-@pytest.mark.parametrize("level", [level for level in BUILT if not level.startswith("amx")])
+@pytest.mark.parametrize("level", OF_TOY)
 def test_generator_has_no_fused_multiply_add(level: str) -> None:
     for op in ("gaussian", "uniform"):
         assert not FUSED.search(output("objdump", "-d", OBJECTS / level / f"{op}.o"))
@@ -153,7 +154,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def test_only_what_changed_is_compiled_again(toy: Path) -> None:
-    kernels = sorted(f"build/isa/{level}/kernel.o" for level in BUILT)
+    kernels = sorted(f"build/isa/{level}/kernel.o" for level in OF_TOY)
     assert build(toy)[:2] == (0, ["build/bind.o", *kernels])
     assert list((toy / "rainbow_fast").glob("_C*.so"))
     assert build(toy)[:2] == (0, [])
@@ -165,11 +166,31 @@ def test_only_what_changed_is_compiled_again(toy: Path) -> None:
     assert build(toy)[:2] == (0, ["build/bind.o", *kernels])
 
 
+@pytest.mark.skipif("avx512_bf16" not in BUILT, reason="no levels to choose from")
+def test_levels_can_be_chosen(toy: Path) -> None:
+    """With what they need: baseline, and for those with a matrix unit avx512_bf16; they have one kernel here."""
+    (toy / "csrc/cpu/polar.cpp").write_text("")
+    assert build(toy, RAINBOW_FAST_LEVELS="avx2")[1] == [
+        "build/bind.o",
+        *(f"build/isa/{level}/{name}.o" for level in ("avx2", "baseline") for name in ("kernel", "polar")),
+    ]
+    assert build(toy, RAINBOW_FAST_LEVELS="amx_emulated")[1] == [
+        "build/isa/amx_emulated/polar.o",
+        "build/isa/avx512_bf16/kernel.o",
+        "build/isa/avx512_bf16/polar.o",
+    ]
+
+
+def test_unknown_level_is_an_error(toy: Path) -> None:
+    status, compiled, said = build(toy, RAINBOW_FAST_LEVELS="baseline sse9")
+    assert status and compiled == [] and "RAINBOW_FAST_LEVELS: no level 'sse9': wanted some of baseline" in said
+
+
 def test_sanitizers_have_a_folder_of_their_own(toy: Path) -> None:
     command = [sys.executable, "setup.py", "--quiet", "build_ext"]
     subprocess.run(command, cwd=toy, env={**os.environ, "RAINBOW_FAST_SANITIZE": "1"}, check=True)
     files = {path.relative_to(toy).as_posix() for suffix in ("*.o", "*.so") for path in toy.rglob(suffix)}
-    kernels = {f"build/sanitize/isa/{level}/kernel.o" for level in BUILT}
+    kernels = {f"build/sanitize/isa/{level}/kernel.o" for level in OF_TOY}
     assert files == {"build/sanitize/_C.so", "build/sanitize/bind.o", *kernels}
 
 

@@ -51,6 +51,8 @@ def test_cuda_is_built_where_asked(toy: Path) -> None:
     assert status == 0 and "build/cuda/kernel.o" in compiled and "rainbow_fast:" not in said, said
     subprocess.run([sys.executable, "-c", "import rainbow_fast._C"], cwd=toy, check=True)
     assert build(toy, **chosen)[1] == []
+    assert build(toy, **chosen, NVCC=fake_nvcc(toy))[1] == []  # the same nvcc in another folder
+    assert build(toy, RAINBOW_FAST_CUDA="0")[1] == build(toy, **chosen)[1] == ["build/bind.o"]
     (toy / "csrc/cuda/kernel.cu").touch()
     assert build(toy, **chosen)[1] == ["build/cuda/kernel.o"]
 
@@ -72,7 +74,7 @@ def test_architectures_that_nvcc_does_not_know_are_left_out(toy: Path) -> None:
     status, compiled, said = build(toy, RAINBOW_FAST_CUDA="", RAINBOW_FAST_CUDA_ARCHS="", NVCC=nvcc)
     assert status == 0 and "build/cuda/kernel.o" in compiled, said
     assert said.splitlines() == [f"rainbow_fast: {nvcc} does not know the architectures 100: left out"]
-    used = (toy / "build/toolchain").read_text()
+    used = (toy / "build/cuda/toolchain").read_text()
     assert all(f"arch=compute_{code}" in used for code in ("80,code=sm_80", "90,code=sm_90", "90,code=compute_90"))
     subprocess.run([sys.executable, "-c", "import rainbow_fast._C"], cwd=toy, check=True)
 
