@@ -33,7 +33,7 @@ INTRODUCTION = """\
 
 Networks of [`scattering`](api/data.md) with three hidden layers on CIFAR-10 in colour: `scattering(3, width,
 scale_last=True)`, with and without `skip`, trained on the first {images:,} images. The training is
-`PRESETS["scattering-short"]`: {epochs} epochs ({skip_epochs} with `skip`) of stochastic gradient descent with momentum
+`PRESETS["scattering-short"]`: {epochs} of stochastic gradient descent with momentum
 {momentum:g}, weight decay {weight_decay:g}, batches of {batch_size}, and a learning rate that falls from {lr:g} to 0 as
 a cosine. Images are mirrored, and cropped after padding by {crop} pixels, at random. This is no published training: the
 published one has 50,000 images and 150 epochs. Accuracy is that on all 10,000 test images, where one standard error is
@@ -51,8 +51,11 @@ def page(records: Sequence[Record]) -> str:
     shared: dict[str, Any] = {
         **TRAINING,
         "images": records[0]["images"],
-        "epochs": _values(plain_runs, "epochs"),
-        "skip_epochs": _values(skip_runs, "epochs"),
+        "epochs": " and ".join(
+            f"{_values(runs, 'epochs')} epochs {word} `skip`"
+            for word, runs in (("without", plain_runs), ("with", skip_runs))
+            if runs
+        ),
         "allowed": ALLOWED,
     }
     return "\n".join([INTRODUCTION.format(**shared), "## Results\n", _table(records), _sentences(records)])
@@ -91,8 +94,8 @@ def _sentences(records: Sequence[Record]) -> str:
         change = f"{abs(more):.1f} points {'more' if more >= 0 else 'less'}"
         lines.append(f"- *Skip-connections* at width {_fraction(width)}: {change}.")
     lines.append(
-        "- CPU seconds are those of the whole run on one thread, evaluations included, while other programs ran. "
-        "[Benchmarks](benchmarks.md) has the step with and without the op."
+        "- CPU seconds are those of one thread, while other programs ran, with the evaluation after each epoch. "
+        "`bench/bench_scattering_step.py` times the step with the op and without it."
     )
     return "\n".join(lines) + "\n"
 
@@ -110,7 +113,8 @@ def figure(records: Sequence[Record]) -> Figure:
             average, deviation = over_networks(runs.T.tolist())
             look = _look(kind, widths)
             epochs = range(1, runs.shape[1] + 1)
-            panel.errorbar(epochs, average, np.nan_to_num(deviation), label=_name(kind), capsize=2, **look)
+            bars = deviation if len(runs) > 1 else None
+            panel.errorbar(epochs, average, bars, label=_name(kind), capsize=2, **look)
         panel.locator_params(axis="x", integer=True)
     _dress(panels[1], "training loss, augmented images", "epoch", "loss (nats)")
     _dress(panels[2], f"first {FIRST:,} test images", "epoch", "test accuracy (%)")
@@ -178,8 +182,8 @@ def _fraction(width: float) -> str:
 
 
 def _values(records: Sequence[Record], key: str) -> str:
-    """The values of a key in the records, such as "14"; "none" without records."""
-    return " or ".join(map(str, sorted({record[key] for record in records}))) or "none"
+    """The values of a key in the records, such as "14"."""
+    return " or ".join(map(str, sorted({record[key] for record in records})))
 
 
 def _cell(values: Sequence[float], digits: int) -> str:
