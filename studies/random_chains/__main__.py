@@ -22,11 +22,15 @@ from rainbow_fast.data import cifar10
 from rainbow_fast.io import read_records, write_records, write_whole
 from rainbow_fast.rainbow.report import Record
 from studies import kept_records
-from studies.random_chains import chain_page
+from studies.random_chains import chain_page, talk_page
+from studies.random_chains.chain_figure import figure
 from studies.random_chains.chain_measurements import BURN_IN, MEASUREMENTS, Effort
+from studies.random_chains.distance_measurements import DISTANCE_MEASUREMENTS
+from studies.random_chains.exponent_measurements import EXPONENT_MEASUREMENTS
 from studies.random_chains.image_chains import IMAGE_MEASUREMENTS, MEAN, SAMPLES, STD, ImageEffort
 
 RECORDS = Path(__file__).parent / "records.jsonl"
+WITHOUT_DATA = MEASUREMENTS | EXPONENT_MEASUREMENTS | DISTANCE_MEASUREMENTS
 Measurement = tuple[str, dict[str, int], Callable[[], list[Record]]]  # name, setting, what measures
 app = typer.Typer(add_completion=False)
 
@@ -51,14 +55,14 @@ def main(
     seed: Seed = 0,
     threads: Threads = None,
     from_records: Annotated[
-        bool, typer.Option("--page", metavar="", help="Make the page and the figure from the kept records.")
+        bool, typer.Option("--page", metavar="", help="Make the page and the figures from the kept records.")
     ] = False,
     out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-random-chains"),
 ) -> None:
     """Measure random chains, with batch norm and without, and compare them with theory.
 
-    Writes records.jsonl, random_chains.md and random_chains.png, in about a minute and a half on one core; with data,
-    in six. Call it again after an interruption: it continues where it was. With --page, the page and the figure are
+    Writes records.jsonl, random_chains.md and two figures, in about two minutes and a half on one core; with data, in
+    seven. Call it again after an interruption: it continues where it was. With --page, the page and the figures are
     made from the records kept beside the study.
     """
     set_threads({"threads": threads})
@@ -67,7 +71,7 @@ def main(
     records: list[Record] = kept_records(RECORDS) if from_records else []
     if not from_records:
         plain = Effort(width, layers, seed)
-        todo: list[Measurement] = [(name, asdict(plain), partial(f, plain)) for name, f in MEASUREMENTS.items()]
+        todo: list[Measurement] = [(name, asdict(plain), partial(f, plain)) for name, f in WITHOUT_DATA.items()]
         if data is not None:
             images = cifar10(data, mean=MEAN, std=STD, images=SAMPLES * batches, test_images=0).x_train
             effort = ImageEffort(batches=batches, width=channels, conv_nets=conv_nets, seed=seed)
@@ -76,7 +80,7 @@ def main(
         records = study(todo, out)
     out.mkdir(parents=True, exist_ok=True)
     write_page(records, out)
-    terminal.out().print(f"{out}: records.jsonl, random_chains.md, random_chains.png", markup=False, soft_wrap=True)
+    terminal.out().print(f"{out}: records.jsonl, random_chains.md and figures", markup=False, soft_wrap=True)
 
 
 def study(todo: list[Measurement], out: Path) -> list[Record]:
@@ -97,9 +101,10 @@ def study(todo: list[Measurement], out: Path) -> list[Record]:
 
 
 def write_page(records: list[Record], out: Path) -> None:
-    """Write the page and its figure from the records."""
-    write_whole(out / "random_chains.md", chain_page.page(records))
-    plots.save(chain_page.figure(records), out / "random_chains.png", dpi=110)
+    """Write the page and its figures from the records."""
+    write_whole(out / "random_chains.md", chain_page.page(records) + "\n" + talk_page.section(records))
+    plots.save(figure(records, chain_page.PANELS), out / "random_chains.png", dpi=110)
+    plots.save(figure(records, talk_page.TALK), out / "random_talk.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def gaps_by_layer(effort: Effort) -> list[Record]:
     """Figure 2a: log V by layer from a collapsed start, n = 4."""
     records, layers = [], list(range(51))
     for d in (32, 512):
-        result = gram_chain(_collapsed(), 50, width=d, runs=200, seed=effort.seed)
+        result = gram_chain(collapsed(), 50, width=d, runs=200, seed=effort.seed)
         logs = result.orthogonality_gap.log()
         level = chain_theory.stationary_gap(4, d).mean_log
         records.append(curve("2a", f"width {d}", layers, logs, _gap(result, d).log(), level=level))
@@ -113,7 +113,7 @@ def gaps_by_layer(effort: Effort) -> list[Record]:
 
 def gaps_by_width(effort: Effort) -> list[Record]:
     """Figure 2b: the logarithm of V, averaged over layers, against the width."""
-    result = gram_chain(_collapsed(), effort.layers, width=list(WIDTHS), runs=20, seed=effort.seed)
+    result = gram_chain(collapsed(), effort.layers, width=list(WIDTHS), runs=20, seed=effort.seed)
     gaps, x = result.orthogonality_gap, np.log(WIDTHS)
     by_layer = [_gap(result, d, place) for place, d in enumerate(WIDTHS)]
     records = []
@@ -122,7 +122,7 @@ def gaps_by_width(effort: Effort) -> list[Record]:
         theory = [float(each[first:].mean().log()) for each in by_layer]
         if first > 1:
             theory = [math.log(chain_theory.stationary_gap(4, d).mean) for d in WIDTHS]
-        records += _against_width("2b", name, x, logs.T, theory)
+        records += against_width("2b", name, x, logs.T, theory)
     return records
 
 
@@ -159,7 +159,7 @@ def activations(effort: Effort) -> list[Record]:
         center = grams(effort.seed + 1).mean((1, 2), keepdim=True)  # (widths, 1, 1, n, n)
         logs = torch.linalg.matrix_norm(grams(effort.seed) - center).mean(-1).log()
         theory = [math.log(chain_theory.stationary_gap(n, d).mean) for d in widths] if name == "identity" else None
-        records += _against_width("6", name, np.log(widths), logs.T, theory)
+        records += against_width("6", name, np.log(widths), logs.T, theory)
         off = center[-1, 0, 0][~torch.eye(n, dtype=torch.bool, device="cpu")]
         records.append(number("6", f"{name}, mean cosine at width {widths[-1]}", [n * float(off.mean())], None))
     return records
@@ -252,7 +252,7 @@ MEASUREMENTS = {
 }
 
 
-def _against_width(panel: str, name: str, x: np.ndarray, logs: Tensor, theory: list[float] | None) -> list[Record]:
+def against_width(panel: str, name: str, x: np.ndarray, logs: Tensor, theory: list[float] | None) -> list[Record]:
     """Logarithms (runs, widths) against log width: the curve, its value at the last width, and its slope."""
     slopes = np.polyfit(x, logs.numpy().T, 1)[0]
     expected = -0.5 if theory is None else float(np.polyfit(x, theory, 1)[0])
@@ -264,7 +264,7 @@ def _against_width(panel: str, name: str, x: np.ndarray, logs: Tensor, theory: l
     ]
 
 
-def _collapsed() -> Tensor:
+def collapsed() -> Tensor:
     return torch.diag(torch.tensor([1, 1e-6, 1e-6, 1e-6], dtype=FLOAT, device="cpu"))
 
 

@@ -1,22 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The results of `python -m studies.random_chains` as a page with a table, and as a figure."""
+"""The results of `python -m studies.random_chains` as a page with a table."""
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from rainbow_fast.plots.axes import COLOURS, GREY, INK, MARKERS, blank_figure, plain
 from rainbow_fast.rainbow.report import Record
 from rainbow_fast.tables import markdown
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from studies.random_chains.chain_figure import Panel, present
 
 INTRODUCTION = """\
 # Random chains
@@ -34,8 +26,8 @@ Points are measured, bands are one standard deviation over runs. Black lines are
 or coarser theory. Theory is computed without sampling, except in figure 1 and in figure 5a on images.
 
 """
-PANELS = {
-    "1": (
+PANELS: dict[str, Panel] = {
+    "1": Panel(
         "Figure 1: two samples, width 32",
         "layer",
         "mean |cos|",
@@ -45,7 +37,7 @@ PANELS = {
         "field of infinite width until its stationary level; width 32 lags behind it, because few units tell "
         "the samples apart.",
     ),
-    "2a": (
+    "2a": Panel(
         "Figure 2a: collapsed start, n = 4",
         "layer",
         "mean log V",
@@ -53,7 +45,7 @@ PANELS = {
         "`d^(-1/2)` (dashed). The line is the root of the sum of squares of the mean field and this level. It "
         "falls too early, as in figure 1: at these widths the units that tell such samples apart are few.",
     ),
-    "2b": (
+    "2b": Panel(
         "Figure 2b: average over layers, n = 4",
         "log width",
         "log of mean V",
@@ -61,7 +53,7 @@ PANELS = {
         "over all layers; after a burn-in of 50 layers the slope is -1/2. The lines average the theory of figure 2a, "
         "and its stationary level.",
     ),
-    "5a, images": (
+    "5a, images": Panel(
         "Figure 5a: perceptrons, 8 images",
         "layer (1: image)",
         "V",
@@ -73,7 +65,7 @@ PANELS = {
         "at layer 30 lie little more than one standard deviation of networks above their mean. Dashed: the level of a "
         "centred linear chain, and the largest gap.",
     ),
-    "5b": (
+    "5b": Panel(
         "Figure 5b: convolutions, reflected",
         "layer (1: image)",
         "V",
@@ -85,13 +77,13 @@ PANELS = {
         "shows, but their lengths drift apart: batch norm of maps normalises over positions and samples together, and "
         "so does not hold the length of a sample.",
     ),
-    "5b, zeros": (
+    "5b, zeros": Panel(
         "Figure 5b: convolutions, zeros",
         "layer (1: image)",
         "V",
         "The same with the zeros around the maps of which the published caption speaks. It changes little.",
     ),
-    "5a": (
+    "5a": Panel(
         "Figure 5a without data, n = 8, width 100",
         "layer",
         "V",
@@ -100,34 +92,35 @@ PANELS = {
         "Dashed: the level .199 of a centred linear chain, and the largest gap .935. Dotted: the level .191 of ReLU "
         "from the simulation below.",
     ),
-    "6": (
+    "6": Panel(
         "Figure 6: activations, n = 4",
         "log width",
         "log of mean |K - E K|",
         "The Gram matrix K concentrates at about `d^(-1/2)` for every activation, but the published claim that the "
         "activations hardly differ does not hold: the published figure shows one of them four times. The line is the "
         "closed form for the identity, which odd activations approach.",
+        theory="theory, identity",
     ),
-    "ICLR 1": (
+    "ICLR 1": Panel(
         "ICLR 2024, figure 1: n = d = 50",
         "layer",
         "mean log isometry gap",
         "With orthogonal weights and batch norm the isometry gap falls geometrically, by d/(d+2) a layer.",
     ),
-    "ranks": (
+    "ranks": Panel(
         "Many samples, width 1024",
         "samples n",
         "effective rank",
         "The effective rank r follows `1/r = 1/n + n/(4d)`, and from `n = 2 sqrt d` on it stays at `sqrt d` (dashed).",
     ),
-    "features": (
+    "features": Panel(
         "One layer of random features",
         "eigenvalue",
         "density",
         "The histogram of the eigenvalues of the Gram matrix of 600 features of ReLU, 300 samples of 150 units, "
         "follows the limiting density; one large eigenvalue in 300, that of the mean direction, lies outside.",
     ),
-    "wide": (
+    "wide": Panel(
         "Explicit weights, width {width:,}",
         "layer",
         "log V",
@@ -137,6 +130,7 @@ PANELS = {
         "from 4 units, and a run without weights {short:g} s.",
     ),
 }
+COLUMNS = ("panel", "number", "measured", "theory")
 TABLE = """\
 ## Numbers
 
@@ -191,90 +185,29 @@ EXPECTED = {
 
 def page(records: Sequence[Record]) -> str:
     """The text of the page."""
-    curves = [record for record in records if "curve" in record]
-    lines = [INTRODUCTION + "## Panels\n"]
-    for panel, (title, _, _, sentence) in _present(records).items():
-        first = next(record for record in curves if record["panel"] == panel)
+    records = [record for record in records if record["panel"] in PANELS]
+    rows = [row(record) for record in records if "number" in record]
+    table = markdown([*COLUMNS, "expected"], [[*cells, EXPECTED.get(cells[1], "-")] for cells in rows])
+    return "\n".join([INTRODUCTION + "## Panels\n", *sentences(records, PANELS), "", TABLE + table])
+
+
+def sentences(records: Sequence[Record], panels: Mapping[str, Panel]) -> list[str]:
+    """An item of a list for each panel that has records."""
+    lines = []
+    for name, panel in present(records, panels).items():
+        first = next(record for record in records if record["panel"] == name and "curve" in record)
         words = first["setting"] | first
-        if panel == "wide":
+        if name == "wide":
             words["gigabytes"] = 8 * first["width"] ** 2 / 1e9
-        lines.append(_wrapped(f"- *{title}.* {sentence}".format(**words)))
-    rows = [_row(record) for record in records if "number" in record]
-    return "\n".join([*lines, "", TABLE + markdown(["panel", "number", "measured", "theory", "expected"], rows)])
+        lines.append(_wrapped(f"- *{panel.title}.* {panel.sentence}".format(**words)))
+    return lines
 
 
-def figure(records: Sequence[Record]) -> Figure:
-    """The panels that have records, three in a row: nine without data, and twelve with it."""
-    panels = _present(records)
-    rows = len(panels) // 3
-    drawn = blank_figure(14.4, 3.8 * rows)
-    grid = drawn.subplots(rows, 3).flatten()
-    for axes, (panel, (title, x_label, y_label, _)) in zip(grid, panels.items(), strict=True):
-        curves = [record for record in records if record["panel"] == panel and "curve" in record]
-        for place, record in enumerate(curves):
-            _draw(axes, record, place)
-        plain(axes)
-        axes.set_title(title.format(**curves[0]["setting"]), fontsize=12, color=INK)
-        axes.set_xlabel(x_label, fontsize=11)
-        axes.set_ylabel(y_label, fontsize=11)
-        _finish(axes, panel, curves)
-        handles, labels = axes.get_legend_handles_labels()
-        lines_last = sorted(range(len(labels)), key=lambda k: labels[k] not in [each["curve"] for each in curves])
-        axes.legend([handles[k] for k in lines_last], [labels[k] for k in lines_last], frameon=False, fontsize=9.5)
-    return drawn
-
-
-def _draw(axes: Axes, record: Record, place: int) -> None:
-    """Points and band of a curve, with theory over them; the first curve names the lines in the legend."""
-    x, mean = np.array(record["x"]), np.array(record["mean"])
-    colour, named = COLOURS[place], axes.get_legend_handles_labels()[1]
-    axes.plot(
-        x, mean, color=colour, marker=MARKERS[place], markersize=4 if len(x) > 20 else 5.5, linestyle="none",
-        label=record["curve"], markevery=max(1, len(x) // 50), zorder=2,
-    )  # fmt: skip
-    if record["deviation"] is not None:
-        spread = np.array(record["deviation"])
-        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.22, linewidth=0)
-    if record["theory"] is not None:
-        line = "theory, identity" if record["panel"] == "6" else "theory"
-        axes.plot(x, record["theory"], color=INK, linewidth=1.3, zorder=3, label=None if line in named else line)
-    if record["limit"] is not None:
-        axes.plot(x, record["limit"], color=GREY, linewidth=1.2, linestyle="--", label="mean field")
-    if "level" in record:
-        label = None if "level" in named else "level"
-        axes.axhline(record["level"], color=GREY, linewidth=1.1, linestyle="--", label=label)
-
-
-def _finish(axes: Axes, panel: str, curves: Sequence[Record]) -> None:
-    """What only one panel has: a guide, or the ends of an axis."""
-    if panel == "ranks":
-        axes.axhline(math.sqrt(1024), color=GREY, linewidth=1.1, linestyle="--", label="$\\sqrt{d}$")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(curves[0]["x"], [f"{x:g}" for x in curves[0]["x"]])
-    if panel == "5a":
-        axes.axhline(0.191, color=INK, linewidth=1.3, linestyle=":", label="ReLU, expected")
-    if panel.startswith("5"):
-        axes.set_ylim(0, 1)
-    if panel == "features":
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=3e-3)
-
-
-def _present(records: Sequence[Record]) -> dict[str, tuple[str, str, str, str]]:
-    present = {record["panel"] for record in records}
-    return {panel: words for panel, words in PANELS.items() if panel in present}
-
-
-def _row(record: Record) -> list[str]:
+def row(record: Record) -> list[str]:
+    """The cells of a number: `COLUMNS`."""
     error, theory = record["error"], record["theory"]
     measured = _digits(record["mean"]) + ("" if error is None else f" ± {error:.1g}")
-    return [
-        record["panel"],
-        record["number"],
-        measured,
-        "-" if theory is None else _digits(theory),
-        EXPECTED.get(record["number"], "-"),
-    ]
+    return [record["panel"], record["number"], measured, "-" if theory is None else _digits(theory)]
 
 
 def _digits(value: float) -> str:

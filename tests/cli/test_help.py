@@ -18,6 +18,7 @@ from rainbow_fast.rainbow.options import FitOptions, Limits, MethodOptions, Samp
 from studies.batch_norms.__main__ import app as batch_norms
 from studies.cifar10.__main__ import app as cifar10
 from studies.convergence.__main__ import app as convergence
+from studies.normalisers.__main__ import app as normalisers
 from studies.orthogonal_chains.__main__ import app as orthogonal_chains
 from studies.rainbow_layers.__main__ import app as rainbow_layers
 from studies.random_chains.__main__ import app as random_chains
@@ -30,6 +31,7 @@ STUDIES = {
     "studies.batch_norms": batch_norms,
     "studies.cifar10": cifar10,
     "studies.convergence": convergence,
+    "studies.normalisers": normalisers,
     "studies.orthogonal_chains": orthogonal_chains,
     "studies.rainbow_layers": rainbow_layers,
     "studies.random_chains": random_chains,

@@ -186,6 +186,27 @@ def test_figure_6(name):
     assert float(result.orthogonality_gap[-1, :, BURN:].mean()) == pytest.approx(V, abs=0.006)
 
 
+@pytest.mark.parametrize(
+    ("activation", "n", "off"),
+    [
+        (torch.sigmoid, 4, 0.228),
+        ("erf", 4, 0.0),
+        ("relu", 2, 0.236 / 2),  # the cosine over n
+        ("relu", 8, 0.323 / 8),
+    ],
+)
+def test_means_of_figure_6(activation, n, off):
+    """The mean of the Gram matrix is I / n and one number off the diagonal, as samples can be exchanged.
+
+    The values have three digits and a simulation behind them that has width 256, as here, or less: 2 %.
+    """
+    layer = RandomLayer(activation, order="activation-linear-norm")
+    start = torch.eye(n, dtype=torch.float64)
+    M = gram_chain(start, 200, width=256, runs=20, layer=layer).grams[:, BURN:].mean(1)
+    near(M.diagonal(dim1=-2, dim2=-1), 1 / n)
+    near(M[:, *torch.triu_indices(n, n, 1)], off, bias=0.02)
+
+
 def test_figure_5a():
     """relu with the batch norm of torch: V = 0.191, with a deviation of 0.014 from layer to layer; without it 0.914."""
     generator = torch.Generator().manual_seed(0)
@@ -258,6 +279,21 @@ def test_inequalities(figure_2b):
     lam = torch.tensor([0.7, 0.2, 0.07, 0.03], dtype=torch.float64)
     after = gram_chain(torch.diag(lam.sqrt()), 1, width=64, runs=500).smallest_eigenvalue[:, 1]
     assert float((0.25 - after).mean()) < float(theory.layer_bound(lam, 64))
+
+
+def test_theorem_1_and_corollary_3():
+    """For two samples of width 20,000, where the bounds say something: from layer 4 on they are below the largest gap.
+
+    alpha is the smallest eigenvalue of all layers and runs, as the assumption wants.
+    """
+    d, layers = 20_000, 20
+    start = torch.diag(torch.tensor([0.6, 0.4], dtype=torch.float64).sqrt())
+    result = gram_chain(start, layers, width=d, runs=20)
+    alpha = float(result.smallest_eigenvalue.min())
+    bounds = torch.tensor([theory.gap_bound(2, d, alpha, layer) for layer in range(layers + 1)], dtype=torch.float64)
+    assert alpha > 0.39 and bool((bounds[4:] < math.sqrt(0.5)).all())
+    assert bool((result.orthogonality_gap.mean(0) <= bounds).all())
+    assert bool((result.gaussian_distance.square().mean(0) <= 4 * bounds).all())
 
 
 def test_collapse_without_norm():

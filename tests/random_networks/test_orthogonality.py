@@ -128,12 +128,13 @@ def test_near_isometry():
 
 
 def test_inequalities():
-    """W_2^2 <= n V^2 <= 2 n V, and V <= 2 n (1/n - smallest eigenvalue)."""
+    """W_2^2 <= n V^2 <= 2 n V, V <= 2 n (1/n - smallest eigenvalue), and an isometry gap above 0."""
     for n, d in ((2, 3), (5, 8), (9, 9)):
         for H in (random(n, d), random(n, d) * torch.logspace(0, -6, n).double()[:, None]):
             V, W = rn.orthogonality_gap(H), rn.gaussian_distance(H)
             smallest = torch.linalg.eigvalsh(rn.gram(H))[0]
             assert W.square() <= n * V.square() * (1 + 1e-12) and V.square() <= 2 * V
+            assert rn.isometry_gap(H) > 0
             off = 1 / n - smallest
             assert V <= 2 * n * off
             assert math.sqrt(n / (n - 1)) * off <= V * (1 + 1e-12) <= math.sqrt(n * (n - 1)) * off * (1 + 1e-9)

@@ -15,10 +15,14 @@ pytest.importorskip("matplotlib")
 
 from rainbow_fast.cli.running import run_app
 from rainbow_fast.io import read_records
+from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.random_networks import orthogonality_gap
-from studies.random_chains import image_chains
+from studies.random_chains import distance_measurements, image_chains
 from studies.random_chains.__main__ import RECORDS, app, study
+from studies.random_chains.chain_measurements import Effort
 from studies.random_chains.chain_page import EXPECTED, PANELS
+from studies.random_chains.exponent_measurements import largest_score, log_singular_values
+from studies.random_chains.talk_page import TALK
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,11 +53,11 @@ def test_the_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     words += ["--batches", "2", "--channels", "12", "--conv-nets", "2"]
     code, said, err = run(monkeypatch, capsys, *words)
     assert (code, err) == (0, "") and "random_chains.md" in said
-    names = ["random_chains.md", "random_chains.png", "records.jsonl"]
+    names = ["random_chains.md", "random_chains.png", "random_talk.png", "records.jsonl"]
     assert sorted(path.name for path in out.iterdir()) == names
     records = read_records(out / "records.jsonl")
     numbers = {record["number"]: record for record in records if "number" in record}
-    assert set(EXPECTED) <= set(numbers) and {record["panel"] for record in records} == set(PANELS)
+    assert set(EXPECTED) <= set(numbers) and {record["panel"] for record in records} == set(PANELS | TALK)
     for record in records:
         if "curve" in record:
             columns = [record[name] for name in ("mean", "deviation", "theory", "limit") if record[name] is not None]
@@ -67,11 +71,16 @@ def test_the_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
         ("identity, slope", 0.03),
         ("slope of log gap per layer, layers 20 to 100", 0.003),
         ("mean of 1 / (eigenvalue + 1)", 0.003),
+        ("mean square of all 168 scores", 5 * math.sqrt(2 / 168)),
+        ("singular values above round-off, width 32, 60 layers", 1),
+        ("batch norm, W at width 128, layers 30 to 50", 0.004),
+        ("batch norm, n = 4, value at width 512", 0.06),
+        ("4 W^2 over n V^2, width 128", 0.03),
     ):
         assert numbers[name]["mean"] == pytest.approx(numbers[name]["theory"], abs=tolerance), name
     page = (out / "random_chains.md").read_text()
-    assert all(page.count(f"*{title.format(width=500)}.*") == 1 for title, *_ in PANELS.values())
-    assert (out / "random_chains.png").read_bytes().startswith(b"\x89PNG")
+    assert all(page.count(f"*{title.format(width=500)}.*") == 1 for title, *_ in (PANELS | TALK).values())
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in names[1:3])
 
 
 def test_kept_numbers_are_the_expected_ones() -> None:
@@ -88,6 +97,70 @@ def test_kept_numbers_are_the_expected_ones() -> None:
         slack = 0.01 * value if value > 10 else 0.02 if read_off else unit if "slope" in name else 0.01
         tolerance = 3 * (numbers[name]["error"] or 0) + slack
         assert numbers[name]["mean"] == pytest.approx(value, abs=tolerance), name
+
+
+def test_kept_numbers_of_the_talk_are_those_of_theory() -> None:
+    """Errors are standard errors; scores have exact ones. What the theory leaves out stands at each tolerance."""
+    records = read_records(RECORDS)
+    numbers = {record["number"]: record for record in records if "number" in record and record["panel"] in TALK}
+    assert len(numbers) == 18
+    off = {name: each["mean"] - each["theory"] for name, each in numbers.items()}
+    for name in numbers:
+        if name.startswith("mean square"):
+            assert abs(off[name]) < 4 * numbers[name]["error"], name
+    largest = numbers["largest of all 168 scores"]
+    assert largest["mean"] < 4.5 and largest["theory"] == pytest.approx(largest_score(168), rel=1e-9)
+    for d, layers in ((8, 200), (32, 60)):  # near the limit a singular value is above it in some runs only
+        assert abs(off[f"singular values above round-off, width {d}, {layers} layers"]) < 1
+    for width in (32, 128):  # terms of the order n / d, which shrink with the width
+        assert 0 < off[f"4 W^2 over n V^2, width {width}"] < 3 * 4 / width
+        distance = numbers[f"batch norm, W at width {width}, layers 30 to 50"]
+        assert abs(distance["mean"] / distance["theory"] - 1) < 4 / width + 3 * distance["error"] / distance["theory"]
+    for n in (4, 8):
+        name = f"batch norm, n = {n}, value at width 512"
+        assert abs(off[name]) < n / 512 + 4 * numbers[name]["error"]
+    for name in ("no norm, n = 4, layer 50, value at width 512", "no norm, W at width 32, layer 50"):
+        assert abs(off[name]) < 4 * numbers[name]["error"], name
+    gaps = [record for record in records if record["panel"] == "distances and gaps" and "curve" in record]
+    assert all((np.array(each["mean"]) <= np.array(each["limit"])).all() for each in gaps)
+
+
+def test_curves_by_layer_follow_the_exact_law() -> None:
+    """The kept means over 200 networks, in every layer: K correlated z-scores, all below 4.5."""
+    curves = [record for record in read_records(RECORDS) if record["panel"] == "distances" and "curve" in record]
+    assert len(curves) == 3
+    for each in curves:
+        spread, off = np.array(each["deviation"]), np.array(each["mean"]) - np.array(each["theory"])
+        moved = spread > 1e-4  # near the collapsed start nothing varies: float64 has six digits of W there
+        assert (abs(off[moved]) < 4.5 * spread[moved] / math.sqrt(each["runs"]) * math.sqrt(1 + 200 / 2000)).all()
+        assert (abs(off[~moved]) < 1e-3).all()
+
+
+def test_largest_scores() -> None:
+    """Half of the largest of 50 absolute values of normal numbers are below it: 4 standard deviations of 4000 draws."""
+    draws = torch.randn(4000, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64).abs().amax(1)
+    assert float((draws < largest_score(50)).double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(4000))
+
+
+def test_singular_values_of_a_product() -> None:
+    """Those of the product of the weights, where float64 holds them; the sum of logarithms is log|det|."""
+    d, layers = 5, 6
+    product = torch.eye(d, dtype=torch.float64)
+    for layer in range(layers):
+        product = gaussian(d, d, seed=4, stream=layer, dtype=torch.float64) / math.sqrt(d) @ product
+    expected = torch.linalg.svdvals(product).log()
+    torch.testing.assert_close(log_singular_values(d, layers, 4), expected, rtol=0, atol=1e-10)  # eps times 1e5
+
+
+def test_distances_of_the_talk() -> None:
+    """A batch norm keeps W at its level; orthogonal samples leave it; and W by layer is that of the same samples."""
+    records = {each["curve"]: each for each in distance_measurements.distances_and_gaps(Effort(layers=100))[:3]}
+    assert list(records) == ["batch norm, width 32", "batch norm, width 128", "no norm, width 32"]
+    for each in records.values():
+        V, W = np.array(each["x"]), np.array(each["mean"])
+        assert len(V) == 4 * 50 and (np.diff(V) >= 0).all() and (W <= 2 * V).all()
+        small = V < 0.1  # W = V there, for n = 4, up to terms of the order of V, 1/10
+        assert (abs(W[small] / V[small] - 1) < 0.2).all()
 
 
 def test_a_study_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -147,7 +220,9 @@ def test_the_page_from_kept_records(
 ) -> None:
     code, _, err = run(monkeypatch, capsys, "--page", "--out", str(tmp_path))
     assert (code, err) == (0, "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["random_chains.md", "random_chains.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "random_chains.md", "random_chains.png", "random_talk.png"
+    ]  # fmt: skip
 
 
 def test_short_averages_cost_one_line(
