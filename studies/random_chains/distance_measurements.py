@@ -48,9 +48,8 @@ def distances_by_layer(effort: Effort) -> list[Record]:
     measured = weight_chain(_orthogonal(d), DEPTH, width=d, runs=200, layer=PLAIN, seed=effort.seed).gaussian_distance
     law = _collapse(d, layers, effort).mean(-1)
     most = math.sqrt(2 - 2 / math.sqrt(N))  # of samples that are parallel
-    limit = [most] * DEPTH
-    # The start has distance 0, of which there is no logarithm.
-    records.append(curve("distances", f"no norm, width {d}", layers[1:], measured[:, 1:], law[1:], limit))
+    name, limit = f"no norm, width {d}", [most] * DEPTH
+    records.append(curve("distances", name, layers[1:], measured[:, 1:], law[1:], limit))  # the start has no log W
     records.append(number("distances", f"no norm, W at width {d}, layer {DEPTH}", measured[:, -1], float(law[-1])))
     return records
 
