@@ -136,7 +136,7 @@ int64_t even(int64_t size, int64_t unit, int64_t most) {
 
 template <class T>
 void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePacker<T>& right, int64_t columns,
-                bool symmetric, int threads) {
+                bool symmetric, Precision precision, int threads) {
   const int64_t d = left.rows(), m = right.rows();
   // An eighth of the second-level cache holds panels of B, a quarter for the matrix unit. Half of it holds rows of A
   // and float64 sums.
@@ -146,6 +146,7 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   const int64_t most_rows = fitting(cache / 2, kc * size + 8 * panels * NR<T>, 8 * MR, 86 * MR);
   Problem problem{d, m, columns, even(d, height, most_rows + height), even(m, NR<T>, panels * NR<T>), kc};
   problem.strip = kStrip;
+  problem.products = products_of(precision);
   // The slabs decide bits, so they do not depend on the caches.
   problem.slabs = slabs_for(blocks(d, even(d, MR, 258)) * blocks(m, even(m, NR<T>, 2 * NR<T>)), blocks(columns, kc));
   const bool direct = problem.slabs == 1 && !symmetric && right.sides.count == 1, centers = left.centers();
@@ -221,20 +222,20 @@ void join_lines(Side& x, Sides y, bool pairs) {
 
 template <class T>
 void accumulate_as(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation, double slope,
-                   int threads) {
+                   Precision precision, int threads) {
   join_lines(x, y, kElements<T> == 2);
   const Samples& samples = x.samples;
   const SidePacker<T> left{{&x, 1}, activation, slope}, right{y, activation, slope};
   const int64_t columns = samples.images * samples.lines * blocks(samples.positions, kElements<T>);
-  accumulate<T>(out, ld, left, right, columns, symmetric, threads);
+  accumulate<T>(out, ld, left, right, columns, symmetric, precision, threads);
 }
 
 }  // namespace
 
 void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
-                      double negative_slope, int threads) {
+                      double negative_slope, Precision precision, int threads) {
   const auto run = [&]<class T>(Type<T>) {
-    accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, threads);
+    accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
   };
 #if defined(__AVX512BF16__)
   const bool exact = activation == Activation::identity || activation == Activation::relu;

@@ -42,12 +42,12 @@ RF_INLINE int64_t sweep_bytes([[maybe_unused]] int64_t cols, [[maybe_unused]] in
 }
 
 // Where a sweep keeps its sums if they go on (null if they do not), and its memory for the matrix unit (null: the sweep
-// computes in registers). With `swapped` the unit gives the bits of the product with A and B exchanged.
+// computes in registers), which takes these products of terms.
 template <class T>
 struct Aside {
   Sum<T>* sums = nullptr;
   void* unit = nullptr;
-  bool swapped = false;
+  Products products = {};
 };
 
 // All tiles of a block of C, on the matrix unit or in registers. The panels of B are `panel` numbers apart.
@@ -58,7 +58,7 @@ static void sweep_apart(const Rows& a, const T* b, int64_t panel, int64_t top, i
   if constexpr (kOnUnit<T>)
     if (aside.unit != nullptr)
       return sweep_unit(a, b, panel, top, rows, cols, k, aside.sums, chain, epilogue, ahead,
-                        static_cast<char*>(aside.unit), aside.swapped);
+                        static_cast<char*>(aside.unit), aside.products);
 #endif
   sweep_panels(a, b, panel, top, rows, cols, k, aside.sums, chain, epilogue, ahead);
 }
@@ -90,11 +90,11 @@ RF_INLINE int64_t partial_size(int64_t rows, int64_t cols, int64_t k) {
 // The same, for long sums. Each element is still one chain of multiply-adds.
 template <class T, class Epilogue>
 static void sweep_in_chunks(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Sum<T>* memory,
-                            Epilogue epilogue, bool swapped = false) {
+                            Epilogue epilogue, Products products) {
   NothingAhead nothing;
   const bool kept = k > kTermsAtATime;
   Sum<T>* const unit = memory + (kept ? kept_sums<T>(rows, cols) : 0);
-  const Aside<T> aside{kept ? memory : nullptr, kOnUnit<T> ? unit : nullptr, swapped};
+  const Aside<T> aside{kept ? memory : nullptr, kOnUnit<T> ? unit : nullptr, products};
   for (int64_t k0 = 0; k0 == 0 || k0 < k; k0 += kTermsAtATime) {
     const RowsOf<T> some{a.a + k0 * a.s_k, a.s_row, a.s_k};
     const Chain chain{k0 == 0, k0 + kTermsAtATime >= k};
@@ -116,14 +116,14 @@ RF_INLINE int64_t fitting(int64_t bytes, int64_t each, int64_t least, int64_t mo
 constexpr int64_t kStrip = 96;  // rows of A that are packed at a time, for epilogues that promote
 
 struct Problem {
-  int64_t m, n, k;       // C is m x n, sums have k terms
-  int64_t mc, nc, kc;    // block sizes
-  int64_t slabs = 1;     // parts of the sum; each is its own task unless they are joined
-  int64_t strip = mc;    // rows of A that are packed at a time
-  bool joined = false;   // whether one task computes all slabs of a block, one after the other
-  int64_t from = 0;      // terms of the sources before the first one of the sums
-  bool unit = true;      // whether the matrix unit may be used
-  bool swapped = false;  // whether the bits are to be those of the product with A and B exchanged
+  int64_t m, n, k;      // C is m x n, sums have k terms
+  int64_t mc, nc, kc;   // block sizes
+  int64_t slabs = 1;    // parts of the sum; each is its own task unless they are joined
+  int64_t strip = mc;   // rows of A that are packed at a time
+  bool joined = false;  // whether one task computes all slabs of a block, one after the other
+  int64_t from = 0;     // terms of the sources before the first one of the sums
+  bool unit = true;     // whether the matrix unit may be used
+  Products products{};  // of terms, on the unit
 };
 
 template <class T, class Packer>
@@ -236,7 +236,7 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
           const int64_t next = chunk + 1 < end ? smaller(p.kc, rest - k) : 0;
           const int64_t steps = blocks(block.rows, MR) * blocks(block.cols, NR<T>) * blocks(k, kStep);
           Both ahead{left.ahead(k0 + k, next, steps), right.ahead(k0 + k, next, steps)};
-          Aside<T> aside{chained ? partial : nullptr, on_unit ? own + offsets[6] : nullptr, p.swapped};
+          Aside<T> aside{chained ? partial : nullptr, on_unit ? own + offsets[6] : nullptr, p.products};
           for (int64_t i = 0, rows; i < block.rows; i += rows)
             rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
               sweep(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
@@ -254,7 +254,7 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
 // at a time.
 template <class T, class A, class PackB, class Epilogue>
 static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const PackB& b, const Epilogue& c,
-                              int threads, bool swapped = false) {
+                              int threads, Products products) {
   constexpr int64_t kc = kOnUnit<T> ? 256 : 1024, fewest_tasks = 16;
   const int64_t mc = fitting(caches().second * 3 / 8, kc * static_cast<int64_t>(sizeof(T)), kStrip, 4 * kStrip);
   const int64_t width =
@@ -272,7 +272,7 @@ static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const
     const int64_t fewest = kOnUnit<T> ? blocks(panels, 8) : 1;  // 8 panels, as tiles, fit into the second-level cache
     const int64_t pieces = smaller(panels, larger(fewest, fewest_tasks / larger(1, blocks(m, mc))));
     Problem problem{m, cols, k, mc, blocks(panels, pieces) * NR<T>, kc};
-    problem.swapped = swapped;
+    problem.products = products;
     product<T>(problem, a, Prepacked<T>{packed, padded}, c.from_column(j), threads);
   }
 }

@@ -153,7 +153,8 @@ struct FeaturesOverSamples {
       const int64_t ld = column_stride<T>(k);
       SamplePacker<T>{f.u}.pack(u, ld, sample, k, 0, r);
       const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
-      sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial, FeaturePanels<T, true>{f, to, k, shift, center});
+      sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial, FeaturePanels<T, true>{f, to, k, shift, center},
+                      products_of(f.precision));
       for (int64_t j = 0; j < neurons; j += NR<T>) {
         const int64_t width = smaller(NR<T>, neurons - j);
         if (width == NR<T>)
@@ -245,10 +246,10 @@ void store_features(const Samples& out, const Features& f, int threads) {
   const int64_t samples = count(f.u), n = f.g.given.images, r = rank(f);
   if (out.s_channel == 1) {
     product_prepacked<T>(samples, n, r, SampleRows<T>{{f.u}}, RowPacker<T>{f.g}, StoreFeatures<T, true>{out, f, 0},
-                         threads);
+                         threads, products_of(f.precision));
   } else {
     product_prepacked<T>(n, samples, r, Packed<RowPacker<T>>{{f.g}}, SamplePacker<T>{f.u},
-                         StoreFeatures<T, false>{out, f, 0}, threads, true);
+                         StoreFeatures<T, false>{out, f, 0}, threads, products_of(f.precision, true));
   }
 }
 
@@ -260,6 +261,7 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
   constexpr int64_t panel = kSamples * NR<T> * sizeof(T);
   Problem problem{d, n, samples, larger(d, 1), fitting(caches().second / 3, panel, 1, 16) * NR<T>, kSamples};
   problem.strip = kStrip;
+  problem.products = products_of(f.precision);
   problem.slabs = slabs_for(blocks(n, 5 * NR<T>), blocks(samples, problem.kc));  // slabs decide bits
   problem.joined = joins(problem.slabs, blocks(n, problem.nc), threads);
   const int64_t slabs = problem.slabs, written = problem.joined ? 1 : slabs;
@@ -303,7 +305,7 @@ void project(Projections all, const Features& f, int threads) {
       const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
       sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
-                      FeaturePanels<T, false>{f, own.phi, k, own.shift}, true);
+                      FeaturePanels<T, false>{f, own.phi, k, own.shift}, products_of(f.precision, true));
       double* to = own.sums;
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples &a = all.data[p].a, x = merged(all.data[p].x);

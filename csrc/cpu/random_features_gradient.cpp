@@ -109,7 +109,8 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
       const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
       sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
-                      ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0}, true);
+                      ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0},
+                      products_of(f.precision, true));
       for (int64_t p = 0; p < k; ++p) own.g[r * ld + p] = 1;  // a row of ones: the sums for the shift
       const RowsOf<T> rows{own.g, ld, 1};
       if (k0 == 0)

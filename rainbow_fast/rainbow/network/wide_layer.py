@@ -29,23 +29,25 @@ class WideLayer:
         weight: W', (n, m), or (n, m, *kernel) of a convolution, in the dtype of phi'.
         bias: b', (n,), or None.
         options: stride, padding and dilation of the convolution.
+        precision: of float32 products without a kernel; None for that of torch's own products.
     """
 
     weight: Tensor
     bias: Tensor | None
     options: Mapping[str, Any]
+    precision: str | None = None
 
     def __call__(self, phi: Tensor) -> Tensor:
         """z' (..., n) or (N, n, *space) from phi' (..., m) or (N, m, *space)."""
         if self.weight.dim() > 2:
             return CONVOLUTIONS[self.weight.dim() - 2](phi, self.weight, self.bias, **self.options)
-        z = _times(phi.flatten(0, -2), self.weight)
+        z = _times(phi.flatten(0, -2), self.weight, self.precision)
         return (z if self.bias is None else z.add_(self.bias)).view(*phi.shape[:-1], -1)
 
 
-def _times(x: Tensor, W: Tensor) -> Tensor:
+def _times(x: Tensor, W: Tensor, precision: str | None) -> Tensor:
     """``x W^T`` over channels, (N, n, *space) for x (N, m, *space), by our product."""
-    return random_features(x, len(W), G=W, activation="identity")
+    return random_features(x, len(W), G=W, activation="identity", precision=precision)
 
 
 def product_of(segment: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -88,11 +90,11 @@ def wide_layer(before: RainbowActivation, between: Sequence[nn.Module], rows: Ro
     if layer.bias is not None:
         bias = bias + layer.bias.double()
     scale, bias = _through(between[at + 1 :], before.scale.expand(k), bias)
-    Q = _times((V * _along(scale, V, 0) * _along(gain, V, 1)).contiguous(), A.T)
-    weight = rows.times(Q.flatten(1)).view(rows.n, *Q.shape[1:])
+    Q = _times((V * _along(scale, V, 0) * _along(gain, V, 1)).contiguous(), A.T, before.precision)
+    weight = rows.times(Q.flatten(1), before.precision).view(rows.n, *Q.shape[1:])
     b = rows.times(bias.to(A.dtype).unsqueeze(1)).squeeze(1) if bias.any() else None
     options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation") if isinstance(layer, _ConvNd)}
-    return WideLayer(weight, b, options)
+    return WideLayer(weight, b, options, before.precision)
 
 
 def foldable(between: Sequence[nn.Module], *, offset: bool) -> bool:
