@@ -140,6 +140,16 @@ struct Type {
   typedef S type;
 };
 
+#if defined(__AVX512BF16__)
+// 2 x 16 numbers, rounded to bfloat16, as pairs (x[i], y[i]).
+RF_INLINE vu rounded_pairs(vf x, vf y) {
+  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+  return (vu)_mm512_permutexvar_epi16(_mm512_load_si512(order), pairs);
+}
+#endif
+
 // Calls f(Type<S>{}) with the element type S that `dtype` names.
 template <class F>
 RF_INLINE void with_type(DType dtype, F f) {

@@ -30,6 +30,21 @@ constexpr Products products_of(Precision precision, bool swapped = false) {
   return {precision == Precision::highest ? 6 : precision == Precision::high ? 3 : 1, swapped};
 }
 
+// The terms of the products, and how many terms of each side `count` products need.
+constexpr int kLeftTerm[6] = {0, 0, 1, 1, 0, 2}, kRightTerm[6] = {0, 1, 0, 1, 2, 0};
+constexpr int left_terms(int count) { return count == 6 ? 3 : count == 3 ? 2 : 1; }
+constexpr int right_terms(int count) { return count == 6 ? 3 : count == 1 ? 1 : 2; }
+
+// A tile has kTile pairs along the sum: so many numbers of type T.
+template <class T>
+constexpr int kSpan = 2 * kTile / kElements<T>;
+template <class T>
+RF_INLINE int64_t unit_steps(int64_t k) {
+  return blocks(k, kSpan<T>);
+}
+
+constexpr int kPanelTiles = NR<float> / kTile;
+
 #if defined(RF_MATRIX_UNIT)
 static_assert(kUnitRows % MR == 0 && kLanes == kTile);
 
@@ -103,44 +118,21 @@ class TileUnit {
 #endif
 };
 
-// The terms of the products, and how many terms of each side `count` products need.
-constexpr int kLeftTerm[6] = {0, 0, 1, 1, 0, 2}, kRightTerm[6] = {0, 1, 0, 1, 2, 0};
-constexpr int left_terms(int count) { return count == 6 ? 3 : count == 3 ? 2 : 1; }
-constexpr int right_terms(int count) { return count == 6 ? 3 : count == 1 ? 1 : 2; }
-
-// A tile has kTile pairs along the sum: so many numbers of type T.
-template <class T>
-constexpr int kSpan = 2 * kTile / kElements<T>;
-template <class T>
-RF_INLINE int64_t unit_steps(int64_t k) {
-  return blocks(k, kSpan<T>);
-}
-
-// The bytes that a sweep of `cols` columns and k terms needs: two blocks of sums, both operands as tiles, and a mask
-// for each panel.
-template <class T>
-RF_INLINE int64_t unit_bytes(int64_t cols, int64_t k) {
-  const int64_t terms = kElements<T> == 2 ? 1 : 3;
-  const int64_t tiles = (kUnitRows + blocks(cols, NR<T>) * NR<T>) / kTile * unit_steps<T>(k) * terms;
-  return (2 * kUnitRows * NR<T> + tiles * kTileSize) * 4 + blocks(cols, NR<T>) * 8;
-}
-
 // The next term of 2 x 16 numbers, as pairs; the numbers become what is left. INTERLEAVED: pair i is (x[i], y[i]).
 // Otherwise x and then y lie in order.
 template <bool INTERLEAVED>
 RF_INLINE vu next_term(vf& x, vf& y) {
-  __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
   if constexpr (INTERLEAVED) {
-    alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    pairs = _mm512_permutexvar_epi16(_mm512_load_si512(order), pairs);
-    x -= (vf)((vu)pairs << 16);
-    y -= (vf)((vu)pairs & 0xffff0000u);
+    const vu pairs = rounded_pairs(x, y);
+    x -= (vf)(pairs << 16);
+    y -= (vf)(pairs & 0xffff0000u);
+    return pairs;
   } else {
+    const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
     x -= (vf)((vu)_mm512_cvtepu16_epi32(_mm512_castsi512_si256(pairs)) << 16);
     y -= (vf)((vu)_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(pairs, 1)) << 16);
+    return (vu)pairs;
   }
-  return (vu)pairs;
 }
 
 // The first `count` numbers of a row or column, `stride` apart, and zeros.
@@ -209,8 +201,6 @@ static uint64_t write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a
   return outside;
 }
 
-constexpr int kPanelTiles = NR<float> / kTile;
-
 // Writes a panel of B, `cols` of whose rows count, over k terms as tiles. Returns the rows with numbers beyond the
 // range of the terms.
 template <int terms, class T>
@@ -278,110 +268,6 @@ static void multiply_tiles(TileUnit& unit, const uint32_t* a, const uint32_t* b,
     }
   }
   each_sum([&]<int I>(Vectors<I>, float* at) { TileUnit::store<I>(unit, at, ld); });
-}
-
-// Gives the epilogue MR rows of sums.
-template <class T, int V, class Epilogue>
-__attribute__((noinline)) static void give(const float* c, int64_t i, int64_t j, int64_t rows, int64_t cols,
-                                           Epilogue& epilogue) {
-  Accumulators<T, V> acc;
-  RF_UNROLL
-  for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<float, kTile>(c + t / V * NR<T> + t % V * kTile);
-  epilogue.template tile<V>(i, j, rows, cols, acc);
-}
-
-// Computes the sums of rows and columns with numbers beyond the range of the terms by multiply-adds, on from `before`
-// if it is not null.
-template <class Rows>
-__attribute__((noinline)) static void multiply_beyond(const Rows& a, const float* b, int64_t rows, int64_t cols,
-                                                      int64_t k, uint64_t outside_rows, uint64_t outside_cols,
-                                                      const float* before, float* c) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t j = 0; j < cols; ++j) {
-      if (!(outside_rows >> r & 1) && !(outside_cols >> j & 1)) continue;
-      float sum = before == nullptr ? 0 : before[r * NR<float> + j];
-      for (int64_t p = 0; p < k; ++p)
-        sum = __builtin_fmaf(Rows::at(a, p, static_cast<int>(r))[0], b[p * NR<float> + j], sum);
-      c[r * NR<float> + j] = sum;
-    }
-}
-
-// The functions for a number of products, and for rows of one form.
-template <class T, bool RELU>
-struct UnitWay {
-  decltype(&RF_ISA::write_left<1, T, RELU>) write_left;
-  decltype(&RF_ISA::write_right<1, T>) write_right;
-  decltype(&multiply_tiles<1, 1>) multiply[3];  // for one, two and three tiles of rows
-};
-template <int COUNT, class T, bool RELU>
-constexpr UnitWay<T, RELU> kUnitWay = {RF_ISA::write_left<left_terms(COUNT), T, RELU>,
-                                       RF_ISA::write_right<right_terms(COUNT), T>,
-                                       {multiply_tiles<COUNT, 1>, multiply_tiles<COUNT, 2>, multiply_tiles<COUNT, 3>}};
-template <class T, bool RELU>
-static const UnitWay<T, RELU>& unit_way([[maybe_unused]] int count, const RowsOf<T, RELU>&) {
-  if constexpr (kElements<T> == 1) {
-    if (count == 6) return kUnitWay<6, T, RELU>;
-    if (count == 3) return kUnitWay<3, T, RELU>;
-    if (count == 2) return kUnitWay<2, T, RELU>;
-  }
-  return kUnitWay<1, T, RELU>;
-}
-
-// sweep_panels on the unit, for sums of few terms. `memory` has unit_bytes<T>(cols, k) bytes.
-template <class T, class Rows, class Epilogue, class Ahead>
-static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
-                       float* partial, Chain chain, Epilogue& epilogue, Ahead& ahead, char* memory, Products products) {
-  constexpr int64_t size = kUnitRows * NR<T>;
-  const int count = kElements<T> == 2 ? 1 : products.count;
-  const auto& way = unit_way(count, a);
-  const int64_t steps = unit_steps<T>(k), panel_size = steps * right_terms(count) * kPanelTiles * kTileSize;
-  float* const own = reinterpret_cast<float*>(memory);
-  uint32_t* const left = reinterpret_cast<uint32_t*>(own + 2 * size);
-  uint32_t* const right = left + steps * left_terms(count) * kUnitRows / kTile * kTileSize;
-  uint64_t* const outside_cols = reinterpret_cast<uint64_t*>(right + blocks(cols, NR<T>) * panel_size);
-  for (int64_t j = 0; j < cols; j += NR<T>)
-    outside_cols[j / NR<T>] =
-        way.write_right(right + j / NR<T> * panel_size, b + j / NR<T> * panel, smaller(NR<T>, cols - j), k);
-  TileUnit unit;
-  for (int64_t i = 0; i < rows; i += kUnitRows) {
-    const int64_t high = smaller(kUnitRows, rows - i), tiles = blocks(high, kTile);
-    uint64_t outside_rows = 0;
-    for (int64_t r = 0; r < tiles; ++r)
-      outside_rows |= way.write_left(left + r * kTileSize, tiles * kTileSize, a.from(i + r * kTile),
-                                     smaller(kTile, high - r * kTile), k)
-                      << (r * kTile);
-    asm volatile("" : : : "memory");
-    for (int64_t j = 0; j < cols; j += NR<T>) {
-      const int64_t width = smaller(NR<T>, cols - j);
-      float* const c = partial == nullptr ? own : partial + (i / kUnitRows * blocks(cols, NR<T>) + j / NR<T>)*size;
-      const bool exceeds = outside_rows != 0 || outside_cols[j / NR<T>] != 0;
-      if (exceeds && !chain.first) __builtin_memcpy(own + size, c, size * sizeof(float));
-      if (epilogue.skips(top + i, j) < width)
-        for (int64_t half = 0; half < blocks(width, 2 * kTile); ++half)
-          way.multiply[tiles - 1](unit, left, right + j / NR<T> * panel_size + half * 2 * kTileSize, steps,
-                                  c + half * 2 * kTile, chain.first, products.swapped);
-      if constexpr (kElements<T> == 1)
-        if (exceeds)
-          multiply_beyond(a.from(i), b + j / NR<T> * panel, high, width, k, outside_rows, outside_cols[j / NR<T>],
-                          chain.first ? nullptr : own + size, c);
-      for (int64_t r = 0; r < high; r += MR) {
-        for (int64_t s = 0; s < k; s += kStep) Ahead::step(ahead);
-        if (!chain.last) continue;
-        const int64_t skipped = epilogue.skips(top + i + r, j) / kTile * kTile, wide = width - skipped;
-        const auto run = [&]<int V>(Vectors<V>) {
-          give<T, V>(c + r * NR<T> + skipped, top + i + r, j + skipped, smaller(MR, high - r), wide, epilogue);
-        };
-        if (wide > 3 * kTile)
-          run(Vectors<4>{});
-        else if (wide > 2 * kTile)
-          run(Vectors<3>{});
-        else if (wide > kTile)
-          run(Vectors<2>{});
-        else if (wide > 0)
-          run(Vectors<1>{});
-      }
-    }
-  }
 }
 
 #endif

@@ -142,6 +142,7 @@ struct FeaturesOverSamples {
     int64_t neurons;
     const T* center;
     T *g, *u;
+    UnitPanels<T> panels_of_g;
     Sum<T>* partial;
     double *total, *square;
     Ahead ahead(int64_t k0, int64_t k, int64_t steps) const {
@@ -154,7 +155,7 @@ struct FeaturesOverSamples {
       SamplePacker<T>{f.u}.pack(u, ld, sample, k, 0, r);
       const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
       sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial, FeaturePanels<T, true>{f, to, k, shift, center},
-                      products_of(f.precision));
+                      products_of(f.precision), panels_of_g);
       for (int64_t j = 0; j < neurons; j += NR<T>) {
         const int64_t width = smaller(NR<T>, neurons - j);
         if (width == NR<T>)
@@ -193,8 +194,8 @@ struct FeaturesOverSamples {
   int64_t scratch(const Problem& p) const {
     const int64_t neurons = padded(smaller(p.nc, p.n)), r = rank(f);
     const int64_t numbers =
-        neurons * (r + 1) + packed_size<T>(kSamples, r) + partial_size<T>(kSamples, neurons, r) + kWidth<T>;
-    return numbers * static_cast<int64_t>(sizeof(T));
+        neurons * (r + 1) + packed_size<T>(kSamples, r) + partial_size<T>(kSamples, neurons, r) + 2 * kWidth<T>;
+    return numbers * static_cast<int64_t>(sizeof(T)) + UnitPanels<T>::bytes(neurons, r, p.products);
   }
   template <class>
   Open<T> open(const Block& block, int64_t neuron, int64_t neurons, void* memory) const {
@@ -206,9 +207,11 @@ struct FeaturesOverSamples {
     }
     const int64_t at = block.slab * n + neuron;
     T* u = g + padded(neurons) * rank(f);
-    return {f,          neurons,    center == nullptr ? nullptr : off,
-            g,          u,          u + whole_vectors<T>(packed_size<T>(kSamples, rank(f))),
-            total + at, square + at};
+    T* partial = u + whole_vectors<T>(packed_size<T>(kSamples, rank(f)));
+    T* tiles = partial + whole_vectors<T>(partial_size<T>(kSamples, padded(neurons), rank(f)));
+    const UnitPanels<T> panels = UnitPanels<T>::in(tiles, neurons, rank(f), products_of(f.precision));
+    panels.write_all(g, NR<T> * rank(f), neurons, rank(f));
+    return {f, neurons, center == nullptr ? nullptr : off, g, u, panels, partial, total + at, square + at};
   }
 };
 
@@ -298,6 +301,7 @@ void project(Projections all, const Features& f, int threads) {
   }
   if (one_chunk) sizes.sums = most;
   sizes.left = packed_size<T>(most, kNeurons);
+  const Products products = products_of(f.precision, true);
   for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
     if (n == 0) memset(own.sums, 0, static_cast<size_t>(sizes.sums * count) * 8);
     for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
@@ -305,16 +309,18 @@ void project(Projections all, const Features& f, int threads) {
       const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
       sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
-                      FeaturePanels<T, false>{f, own.phi, k, own.shift}, products_of(f.precision, true));
+                      FeaturePanels<T, false>{f, own.phi, k, own.shift}, products, own.u_panels);
       double* to = own.sums;
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples &a = all.data[p].a, x = merged(all.data[p].x);
         const int64_t there = larger(0, smaller(k, a.channels - k0)), rows = column_stride<T>(a.images);
         if (there > 0) SamplePacker<T>{merged(a)}.pack(own.left, rows, 0, a.images, k0, there);
-        for (int64_t j = 0; j < count; j += NR<T>) {  // each panel has k neurons, of which `there` count
-          const int64_t width = smaller(NR<T>, count - j);
+        for (int64_t j = 0; j < count; j += kGroup<T>) {  // each panel has k neurons, of which `there` count
+          const int64_t width = smaller(kGroup<T>, count - j);
           const auto multiply_by_a = [&](const auto& epilogue) {
-            sweep(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, a.images, width, there, epilogue);
+            const Aside<T> aside{nullptr, kOnUnit<T> ? own.partial : nullptr, products};
+            sweep_whole(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, NR<T> * k, a.images, width, there, aside,
+                        epilogue);
           };
           if (one_chunk && x.s_position == 1) {
             multiply_by_a(StoreProjection<T>{x, begin + j});

@@ -227,7 +227,7 @@ def cross_covariance(
     symmetric: bool,
     activation: str,
     slope: float,
-    precision: str,
+    precision: str = "highest",
     *,
     block: int = BLOCK,
     machine: Capacity | None = None,

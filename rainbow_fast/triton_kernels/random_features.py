@@ -227,7 +227,7 @@ def _features(
 
 def random_features(
     out: Tensor, u: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
-    precision: str, blocks: Blocks = BLOCKS,
+    precision: str = "highest", blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
     """Write the features of u (N, r, *space) into `out` (N, n, *space).
 
@@ -244,7 +244,7 @@ def random_features(
 
 def random_features_covariance(
     out: Tensor, total: Tensor, square: Tensor, x: Tensor, x_center: Tensor | None, center: Tensor | None, u: Tensor,
-    shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float, precision: str,
+    shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float, precision: str = "highest",
     blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
     """Add the sums of x phi', phi' and phi'^2 over samples to float64 out (d, n), total (n,) and square (n,).
@@ -285,7 +285,7 @@ def random_features_covariance(
 
 def random_features_projection(
     out: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
-    precision: str, blocks: Blocks = BLOCKS,
+    precision: str = "highest", blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
     """Write A phi' (N, d, *space) for A (d, n) and the first n neurons into `out`, which may have any strides."""
     d, n = A.shape

@@ -183,7 +183,7 @@ def sample_project_align(
     G_dtype: torch.dtype,
     where: list[int],
     scale: float,
-    precision: str,
+    precision: str = "highest",
     *,
     programs: int = PROGRAMS,
     slab_bytes: int = SLAB,

@@ -50,7 +50,7 @@ def test_the_newer_settings() -> None:
     """Each is read where it is in force; the older getter raises an error for some of them."""
     torch.backends.fp32_precision = "tf32"
     assert in_force(CPU) == in_force(GPU) == "high"
-    torch.backends.mkldnn.fp32_precision = "bf16"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     assert in_force(CPU) == "medium" and in_force(GPU) == "high"
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"
     torch.backends.cuda.matmul.fp32_precision = "tf32"
