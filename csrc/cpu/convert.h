@@ -117,6 +117,14 @@ RF_INLINE void store_as(S* p, Vector<T, N> v) {
   } else if constexpr (sizeof(S) == 4 || sizeof(S) == 8) {
     store<S, N>(p, __builtin_convertvector(v, Vector<S, N>));
   } else if constexpr (sizeof(T) == 4 && is_bf16(static_cast<S*>(nullptr))) {
+#if defined(__AVX512BF16__)
+    constexpr int subnormal = 0x20;  // the instruction takes subnormal numbers for zero
+    if constexpr (N == 16)
+      if (_mm512_fpclass_ps_mask((__m512)v, subnormal) == 0) {
+        const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+        return __builtin_memcpy(&p->bits, &rounded, sizeof(rounded)), void();
+      }
+#endif
     const auto w = (Vector<uint32_t, N>)v;
     const auto rounded = (w + 0x7fffu + (w >> 16 & 1u)) >> 16;
     const auto nan = (Vector<uint32_t, N>)((w & 0x7fffffffu) > 0x7f800000u);

@@ -159,32 +159,35 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   problem.promoted = pairs_on_unit ? 2 : !kOnUnit<T> || precision == Precision::highest ? 1 : 4;
   // The slabs decide bits, so they do not depend on the caches.
   problem.slabs = slabs_for(blocks(d, even(d, MR, 258)) * blocks(m, even(m, NR<T>, 2 * NR<T>)), blocks(columns, kc));
-  const bool direct = problem.slabs == 1 && !symmetric && right.sides.count == 1, centers = left.centers();
+  problem.joined = !symmetric && joins(problem.slabs, blocks(d, problem.mc) * blocks(m, problem.nc), threads);
+  // The blocks of one side are added to the result as soon as they are complete.
+  const bool one = problem.slabs == 1, direct = !symmetric && right.sides.count == 1 && (one || problem.joined);
+  const bool centers = left.centers();
   // Rows of the parts are not a power of two apart: such rows share few sets of a cache.
   const int64_t slabs = problem.slabs, across = blocks(m, 8) * 8 + 8, numbers = direct ? 0 : d * across;
-  const int64_t sums = centers ? d + m : 0;
-  const Scratch memory(slabs * (numbers + sums) * 8);
-  double *parts = static_cast<double*>(memory.data()), *left_sums = parts + slabs * numbers;
+  const int64_t sums = centers ? d + m : 0, written = problem.joined ? 1 : slabs;
+  const Scratch memory((written * numbers + slabs * sums) * 8);
+  double *parts = static_cast<double*>(memory.data()), *left_sums = parts + written * numbers;
   double* right_sums = left_sums + slabs * d;
-  memset(parts, 0, static_cast<size_t>(slabs * (numbers + sums)) * 8);
-  const Promote<Sum<T>> in_parts{parts, across, numbers, symmetric};
-  const Collect<Sum<T>> in_out{out, ld, 0, 1, false, true};
+  memset(parts, 0, static_cast<size_t>(written * numbers + slabs * sums) * 8);
+  const Promote<Sum<T>> in_triangles{parts, across, numbers, symmetric};
+  const Collect<Sum<T>> in_blocks{direct ? out : parts, direct ? ld : across, numbers, slabs, problem.joined, direct};
   // Every block reads all samples. If they do not fit into the third-level cache, the sum is computed in parts whose
   // samples fit.
   const int64_t fits = larger(4, threads * caches().third / 2 / ((d + m) * size) / kc) * kc,
-                part = direct ? fits : columns;
+                part = direct && one ? fits : columns;
   const SideSource<T, true> rows{left, centers ? left_sums : nullptr, d};
   const SideSource<T, false> cols{right, centers && !symmetric ? right_sums : nullptr, m};
-  const bool once = direct && blocks(d, problem.mc) > 1;  // panels are packed for several blocks of rows
+  const bool once = direct && one && blocks(d, problem.mc) > 1;  // panels are packed for several blocks of rows
   const int64_t padded = blocks(m, NR<T>) * NR<T>;
   const Scratch memory_of_panels(once ? Prepacked<T>::bytes(padded, smaller(part, columns), kc, problem.products) : 0);
   for (problem.from = 0; problem.from < columns; problem.from += part) {
     problem.k = smaller(part, columns - problem.from);
     if (!once) {
-      if (direct)
-        product<T>(problem, rows, cols, in_out, threads);
+      if (symmetric)
+        product<T>(problem, rows, cols, in_triangles, threads);
       else
-        product<T>(problem, rows, cols, in_parts, threads);
+        product<T>(problem, rows, cols, in_blocks, threads);
       continue;
     }
     const Prepacked<T> packed =
@@ -197,7 +200,7 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
         right.pack(packed.at(row, at, k), NR<T>, row, there, at, k, cols.sums);
         packed.write_tiles(row, there, at, k);
       }
-    product<T>(problem, rows, packed, in_out, threads);
+    product<T>(problem, rows, packed, in_blocks, threads);
   }
   const auto add_totals = [&](const SidePacker<T>& packer, const double* found, int64_t rows) {
     packer.for_sides([&](const Side& side, int64_t row, int64_t channels) {
@@ -212,7 +215,7 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
       for (int64_t i = 0; i < d; ++i)
         for (int64_t j = 0; j < i; ++j) parts[slab * numbers + i * across + j] = parts[slab * numbers + j * across + i];
   right.for_sides([&](const Side&, int64_t row, int64_t channels) {
-    add_slabs(out, ld, {parts + row, slabs, numbers, across}, d, channels, threads);
+    add_slabs(out, ld, {parts + row, written, numbers, across}, d, channels, threads);
     out += channels;
   });
 }

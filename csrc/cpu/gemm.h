@@ -54,9 +54,9 @@ constexpr int64_t kTermsAtATime = 256;
 
 // How many numbers of memory `sweep_in_chunks` takes.
 template <class T>
-RF_INLINE int64_t partial_size(int64_t rows, int64_t cols, int64_t k) {
+RF_INLINE int64_t partial_size(int64_t rows, int64_t cols, int64_t k, Products products) {
   return (k > kTermsAtATime ? kept_sums<T>(rows, cols) : 0) +
-         sweep_bytes<T>(rows, 0, smaller(k, kTermsAtATime)) / static_cast<int64_t>(sizeof(Sum<T>));
+         sweep_bytes<T>(rows, 0, smaller(k, kTermsAtATime), products) / static_cast<int64_t>(sizeof(Sum<T>));
 }
 
 // The same, for long sums. Each element is still one chain of multiply-adds. For the unit B has been written as tiles.
@@ -209,7 +209,7 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
                             aligned(a.scratch(p)),
                             aligned(b.scratch(p)),
                             aligned(c.scratch(p)),
-                            on_unit ? aligned(sweep_bytes<T>(mc, written ? 0 : nc, kc)) : 0};
+                            on_unit ? aligned(sweep_bytes<T>(mc, written ? 0 : nc, kc, p.products)) : 0};
   int64_t offsets[8] = {};
   for (int s = 0; s < 7; ++s) offsets[s + 1] = offsets[s] + sizes[s];
   threads = static_cast<int>(smaller(threads, tasks));
@@ -260,7 +260,8 @@ template <class T, class A, class PackB, class Epilogue>
 static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const PackB& b, const Epilogue& c,
                               int threads, Products products) {
   constexpr int64_t kc = kOnUnit<T> ? 256 : 1024, fewest_tasks = 16;
-  const int64_t mc = fitting(caches().second * 3 / 8, kc * static_cast<int64_t>(sizeof(T)), kStrip, 4 * kStrip);
+  const int64_t most = kOnUnit<T> ? 2 * kStrip : 4 * kStrip;  // as tiles they take more room
+  const int64_t mc = fitting(caches().second * 3 / 8, kc * static_cast<int64_t>(sizeof(T)), kStrip, most);
   const int64_t width =
       larger(1, smaller(96, (int64_t{32} << 20) / static_cast<int64_t>(sizeof(T)) / NR<T> / larger(k, 1)));
   for (int64_t j = 0; j < n; j += width * NR<T>) {

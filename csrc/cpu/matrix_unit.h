@@ -6,7 +6,7 @@
 // numbers x1 + x2 + x3, each the rest of the one before, rounded: 24 bits in all, so that the sum is exact. Six of the
 // nine products are taken, x1 y1, x1 y2, x2 y1, x2 y2, x1 y3, x3 y1; the other three are below 2^-24 |x y|, as the
 // rounding of a float32 product is. With two terms the first three products are taken: what is left out of the terms
-// and of the products is below 3 2^-18 |x y|. With one term it is below 2^-8 (1 + 2^-10) |x y|.
+// and of the products is below 3 2^-16 |x y|. With one term it is below 2^-7 |x y|.
 //
 // The instructions stand behind names, with a twin in plain C++ that gives the same bits (RF_MATRIX_UNIT_EMULATED).
 #pragma once

@@ -193,8 +193,8 @@ struct FeaturesOverSamples {
   static int64_t padded(int64_t neurons) { return blocks(neurons, NR<T>) * NR<T>; }
   int64_t scratch(const Problem& p) const {
     const int64_t neurons = padded(smaller(p.nc, p.n)), r = rank(f);
-    const int64_t numbers =
-        neurons * (r + 1) + packed_size<T>(kSamples, r) + partial_size<T>(kSamples, neurons, r) + 2 * kWidth<T>;
+    const int64_t numbers = neurons * (r + 1) + packed_size<T>(kSamples, r) +
+                            partial_size<T>(kSamples, neurons, r, p.products) + 2 * kWidth<T>;
     return numbers * static_cast<int64_t>(sizeof(T)) + UnitPanels<T>::bytes(neurons, r, p.products);
   }
   template <class>
@@ -206,10 +206,11 @@ struct FeaturesOverSamples {
       memset(off + neurons, 0, static_cast<size_t>(padded(neurons) - neurons) * sizeof(T));
     }
     const int64_t at = block.slab * n + neuron;
+    const Products products = products_of(f.precision);
     T* u = g + padded(neurons) * rank(f);
     T* partial = u + whole_vectors<T>(packed_size<T>(kSamples, rank(f)));
-    T* tiles = partial + whole_vectors<T>(partial_size<T>(kSamples, padded(neurons), rank(f)));
-    const UnitPanels<T> panels = UnitPanels<T>::in(tiles, neurons, rank(f), products_of(f.precision));
+    T* tiles = partial + whole_vectors<T>(partial_size<T>(kSamples, padded(neurons), rank(f), products));
+    const UnitPanels<T> panels = UnitPanels<T>::in(tiles, neurons, rank(f), products);
     panels.write_all(g, NR<T> * rank(f), neurons, rank(f));
     return {f, neurons, center == nullptr ? nullptr : off, g, u, panels, partial, total + at, square + at};
   }

@@ -65,8 +65,8 @@ struct Buffers {
     take(u_tiles, UnitPanels<T>::bytes(samples, r, products));
     take(x_tiles, UnitPanels<T>::bytes(samples, sizes.tiles, products));
     u_panels = UnitPanels<T>::in(u_tiles, samples, r, products);
-    const int64_t unit = sweep_bytes<T>(larger(r + 1, sizes.left / kNeurons), kGroup<T>, kNeurons);
-    take(partial, larger(partial_size<T>(kNeurons, samples, larger(r, sizes.terms)),
+    const int64_t unit = sweep_bytes<T>(larger(r + 1, sizes.left / kNeurons), kGroup<T>, kNeurons, products);
+    take(partial, larger(partial_size<T>(kNeurons, samples, larger(r, sizes.terms), products),
                          unit / static_cast<int64_t>(sizeof(Sum<T>))));
     take(sums, samples * sizes.sums);
     bytes = at - begin;
@@ -77,10 +77,11 @@ struct Buffers {
 // panels.
 template <class T, class F>
 static void for_blocks_of_samples(const Features& f, const Sizes& sizes, int threads, F body) {
-  constexpr int64_t tasks_each = 4, panel = kNeurons * NR<T> * sizeof(T);
+  constexpr int64_t panel = kNeurons * NR<T> * sizeof(T);
   const int64_t widest = fitting(caches().second * 5 / 8, panel, 1, 32);  // the panels of phi
   const int64_t samples = count(f.u), r = rank(f);
   // G is made once for each block: as few blocks as keep the threads equally busy.
+  const int64_t tasks_each = threads == 1 ? 1 : kOnUnit<T> ? 2 : 4;
   const int64_t block = larger(1, smaller(widest, blocks(samples, NR<T>) / (tasks_each * threads))) * NR<T>;
   const Products products = products_of(f.precision, true);
   const int64_t tasks = blocks(samples, block), bytes = Buffers<T>(nullptr, block, r, sizes, products).bytes;

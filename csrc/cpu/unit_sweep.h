@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // All tiles of a block of C on the matrix unit. Both operands are first written as tiles: the rows of A a few hundred
-// at a time, B one panel at a time, unless it has been written before.
+// at a time, B a few panels at a time, unless it has been written before.
 #pragma once
 
 #include "matrix_unit.h"
@@ -15,7 +15,13 @@ constexpr bool kHasUnit = false;
 template <class T>
 constexpr bool kOnUnit = kHasUnit && sizeof(T) == 4;  // float32 and pairs of bfloat16 numbers
 
-constexpr int64_t kUnitBlock = 8 * kUnitRows;  // most rows of A that are written as tiles at a time
+// Most rows of A that are written as tiles at a time, and of B for a number of products. Both fit into the second-level
+// cache.
+constexpr int64_t kUnitBlock = 8 * kUnitRows;
+template <class T>
+RF_INLINE int64_t unit_cols(int count) {
+  return 24 / right_terms(count) * NR<T>;
+}
 
 // Panels of B as tiles, and for each panel the rows with numbers beyond the range of the terms. Where the unit is not
 // used there are none, and they need no memory.
@@ -75,13 +81,13 @@ struct Aside {
 // The bytes of memory for the matrix unit, in which a sweep of so many rows, columns and terms writes its operands; 0
 // if it computes in registers. With 0 columns, B has been written.
 template <class T>
-RF_INLINE int64_t sweep_bytes(int64_t rows, int64_t cols, int64_t k) {
+RF_INLINE int64_t sweep_bytes(int64_t rows, int64_t cols, int64_t k, Products products) {
   if (!kOnUnit<T>) return 0;
-  const Products most{};
+  const int count = UnitPanels<T>::count_of(products);
   const int64_t high = blocks(smaller(rows, kUnitBlock), kUnitRows) * kUnitRows / kTile;
-  const int64_t left = high * unit_steps<T>(k) * left_terms(UnitPanels<T>::count_of(most)) * kTileSize;
-  const int64_t right = UnitPanels<T>::bytes(rows > kUnitBlock ? cols : smaller(NR<T>, cols), k, most);
-  return (2 * kUnitRows * NR<T> + left) * 4 + right;
+  const int64_t left = high * unit_steps<T>(k) * left_terms(count) * kTileSize;
+  const int64_t there = rows > kUnitBlock ? cols : smaller(unit_cols<T>(count), cols);
+  return (2 * kUnitRows * NR<T> + left) * 4 + UnitPanels<T>::bytes(there, k, products);
 }
 
 #if defined(RF_MATRIX_UNIT)
@@ -138,7 +144,7 @@ static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, in
   constexpr int64_t size = kUnitRows * NR<T>;
   const int count = UnitPanels<T>::count_of(aside.products);
   const auto& way = unit_way(count, a);
-  const int64_t steps = unit_steps<T>(k), across = blocks(cols, NR<T>);
+  const int64_t steps = unit_steps<T>(k), across = blocks(cols, NR<T>), swept = unit_cols<T>(count);
   const int64_t left_size = steps * left_terms(count) * kUnitRows / kTile * kTileSize;
   const bool again = rows > kUnitBlock, written = aside.panels.tiles != nullptr;  // again: B is swept several times
   float* const own = static_cast<float*>(aside.unit);
@@ -146,7 +152,7 @@ static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, in
   UnitPanels<T> panels = aside.panels;
   if (!written) {
     void* const memory = left + blocks(smaller(rows, kUnitBlock), kUnitRows) * left_size;
-    panels = UnitPanels<T>::in(memory, again ? cols : NR<T>, k, aside.products);
+    panels = UnitPanels<T>::in(memory, again ? cols : smaller(swept, cols), k, aside.products);
   }
   for (int64_t first = 0; first < rows; first += kUnitBlock) {
     const int64_t last = smaller(rows, first + kUnitBlock);
@@ -159,42 +165,46 @@ static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, in
                             << (r * kTile);
     }
     TileUnit unit;
-    for (int64_t j = 0; j < cols; j += NR<T>) {
-      const int64_t width = smaller(NR<T>, cols - j), place = written || again ? j / NR<T> : 0;
-      if (!written && first == 0) panels.write(place, b + j / NR<T> * panel, width, k);
+    for (int64_t start = 0; start < cols; start += swept) {
+      const int64_t stop = smaller(cols, start + swept);
+      const auto place = [&](int64_t j) { return (written || again ? j : j - start) / NR<T>; };
+      for (int64_t j = start; j < stop && !written && (first == 0 || !again); j += NR<T>)
+        panels.write(place(j), b + j / NR<T> * panel, smaller(NR<T>, cols - j), k);
       asm volatile("" : : : "memory");
-      const uint32_t* const right = panels.tiles + place * panels.apart;
-      for (int64_t i = first; i < last; i += kUnitRows) {
-        const int64_t high = smaller(kUnitRows, last - i), tiles = blocks(high, kTile), at = (i - first) / kUnitRows;
-        const uint64_t outside = outside_rows[at], outside_cols = panels.outside[place];
-        float* const c = aside.sums == nullptr ? own : aside.sums + (i / kUnitRows * across + j / NR<T>)*size;
-        const bool exceeds = outside != 0 || outside_cols != 0;
-        if (exceeds && !chain.first) __builtin_memcpy(own + size, c, size * sizeof(float));
-        if (epilogue.skips(top + i, j) < width)
-          for (int64_t half = 0; half < blocks(width, 2 * kTile); ++half)
-            way.multiply[tiles - 1](unit, left + at * left_size, right + half * 2 * kTileSize, steps,
-                                    c + half * 2 * kTile, chain.first, aside.products.swapped);
-        if constexpr (kElements<T> == 1)
-          if (exceeds)
-            multiply_beyond(a.from(i), b + j / NR<T> * panel, high, width, k, outside, outside_cols,
-                            chain.first ? nullptr : own + size, c);
-        for (int64_t r = 0; r < high; r += MR) {
-          for (int64_t s = 0; s < k; s += kStep) Ahead::step(ahead);
-          if (!chain.last) continue;
-          const int64_t skipped = epilogue.skips(top + i + r, j) / kTile * kTile, wide = width - skipped;
-          const auto run = [&]<int V>(Vectors<V>) {
-            give<T, V>(c + r * NR<T> + skipped, top + i + r, j + skipped, smaller(MR, high - r), wide, epilogue);
-          };
-          if (wide > 3 * kTile)
-            run(Vectors<4>{});
-          else if (wide > 2 * kTile)
-            run(Vectors<3>{});
-          else if (wide > kTile)
-            run(Vectors<2>{});
-          else if (wide > 0)
-            run(Vectors<1>{});
+      for (int64_t i = first; i < last; i += kUnitRows)
+        for (int64_t j = start; j < stop; j += NR<T>) {
+          const int64_t high = smaller(kUnitRows, last - i), at = (i - first) / kUnitRows;
+          const int64_t width = smaller(NR<T>, cols - j);
+          const uint64_t outside = outside_rows[at], outside_cols = panels.outside[place(j)];
+          const uint32_t* const right = panels.tiles + place(j) * panels.apart;
+          float* const c = aside.sums == nullptr ? own : aside.sums + (i / kUnitRows * across + j / NR<T>)*size;
+          const bool exceeds = outside != 0 || outside_cols != 0;
+          if (exceeds && !chain.first) __builtin_memcpy(own + size, c, size * sizeof(float));
+          if (epilogue.skips(top + i, j) < width)
+            for (int64_t half = 0; half < blocks(width, 2 * kTile); ++half)
+              way.multiply[blocks(high, kTile) - 1](unit, left + at * left_size, right + half * 2 * kTileSize, steps,
+                                                    c + half * 2 * kTile, chain.first, aside.products.swapped);
+          if constexpr (kElements<T> == 1)
+            if (exceeds)
+              multiply_beyond(a.from(i), b + j / NR<T> * panel, high, width, k, outside, outside_cols,
+                              chain.first ? nullptr : own + size, c);
+          for (int64_t r = 0; r < high; r += MR) {
+            for (int64_t s = 0; s < k; s += kStep) Ahead::step(ahead);
+            if (!chain.last) continue;
+            const int64_t skipped = epilogue.skips(top + i + r, j) / kTile * kTile, wide = width - skipped;
+            const auto run = [&]<int V>(Vectors<V>) {
+              give<T, V>(c + r * NR<T> + skipped, top + i + r, j + skipped, smaller(MR, high - r), wide, epilogue);
+            };
+            if (wide > 3 * kTile)
+              run(Vectors<4>{});
+            else if (wide > 2 * kTile)
+              run(Vectors<3>{});
+            else if (wide > kTile)
+              run(Vectors<2>{});
+            else if (wide > 0)
+              run(Vectors<1>{});
+          }
         }
-      }
     }
   }
 }

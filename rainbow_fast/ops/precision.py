@@ -27,8 +27,8 @@ def in_force(device: torch.device) -> str:
     latter, `torch.get_float32_matmul_precision` raises an error. What torch's own products obey is read here; it has
     every change of both. TF32 counts as "high", bfloat16 as "medium".
     """
-    matmul = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
-    return {"tf32": "high", "bf16": "medium"}.get(matmul.fp32_precision, "highest")
+    backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    return {"tf32": "high", "bf16": "medium"}.get(backend.matmul.fp32_precision, "highest")
 
 
 def check_precision(precision: Any, *more: str) -> None:

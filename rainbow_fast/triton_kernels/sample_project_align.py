@@ -202,11 +202,11 @@ def sample_project_align(
     """
     if out.numel() == 0:
         return
-    if P.dtype == torch.float32 and precision == "medium":
+    rounds_G = P.dtype == torch.float32 and G_dtype == torch.bfloat16
+    if P.dtype == torch.float32 and precision == "medium" and not rounds_G:
         P = P.bfloat16()
-    form: torch.dtype | str = P.dtype
-    if P.dtype == torch.float32 and precision == "high":
-        form = "bf16x2" if G_dtype == torch.bfloat16 else "high"
+    splits = P.dtype == torch.float32 and precision == "high"
+    form = "bf16x2" if rounds_G else "high" if splits else P.dtype
     tile = PRODUCT[form]
     G_terms, terms = tile["G_TERMS"], tile["TERMS"]
     panel = PANEL[G_terms, terms]
@@ -236,7 +236,7 @@ def _by_slabs(out: Tensor, P: Tensor, tile: dict[str, int], where: list[int], sc
     constants = {**tile, "STAGES": _stages()}
     for start in range(0, n, slab.shape[1]):
         part = out[start : start + slab.shape[1]]
-        gaussian(slab if len(slab) == 3 else slab[0], [seed, stream, row_offset + start, col_offset - skip])
+        gaussian(slab if len(slab) > 1 else slab[0], [seed, stream, row_offset + start, col_offset - skip])
         grid = (triton.cdiv(len(part), tile["ROWS"]) * triton.cdiv(m, tile["COLS"]),)
         strides = (out.stride(0), slab.stride(0), *padded.stride()[:2])
         product_kernel[grid](part, slab, padded, len(part), m, rank, *strides, scale, **constants, **EXACT)
@@ -275,13 +275,9 @@ def variants() -> Iterator[Variant]:
             )
         for form, type in zip(PRODUCT, ("bf16", "bf16", "bf16", "fp64", "bf16", "fp16"), strict=True):
             tile = {**PRODUCT[form], "STAGES": stages}
-            warps, terms, out = (
-                tile.pop("num_warps"),
-                tile["TERMS"],
-                "fp32" if form in (torch.float32, "high") else type,
-            )
+            warps, out = tile.pop("num_warps"), "fp32" if form in (torch.float32, "high") else type
             yield Variant(
-                f"sample_project_align {out} any rank" + NAMES.get((tile["G_TERMS"], terms), ""),
+                f"sample_project_align {out} any rank" + NAMES.get((tile["G_TERMS"], tile["TERMS"]), ""),
                 product_kernel,
                 {"out": f"*{out}", "G": f"*{type}", "P": f"*{type}"},
                 tile,

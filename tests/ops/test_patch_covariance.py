@@ -120,9 +120,9 @@ def test_nothing(shape: tuple) -> None:
 def test_registration(of: str) -> None:
     x = draw(2, 2, 4, 3).requires_grad_()
     y = draw(2, 1, 4, 3, seed=1).requires_grad_() if of == "two" else None
-    torch.library.opcheck(OP, (x, y, [2, 1, 0, 1], None))
+    torch.library.opcheck(OP, (x, y, [2, 1, 0, 1], None, None))
     out = torch.zeros(8, 4 if of == "two" else 8, dtype=torch.float64)
-    torch.library.opcheck(OUT, (x.detach(), None if y is None else y.detach(), [2, 1, 0, 1], None, out))
+    torch.library.opcheck(OUT, (x.detach(), None if y is None else y.detach(), [2, 1, 0, 1], None, None, out))
 
 
 @pytest.mark.parametrize("patch", [(3, 1, 1, 1), (2, 2, 0, 1)], ids=["shifts", "strided"])

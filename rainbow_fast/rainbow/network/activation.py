@@ -131,8 +131,8 @@ class RainbowActivation(Keyed):
         """``R u + zbar`` of all n neurons, with the axes of z; z as in `forward`."""
         u, shift = self.mixed(channels_first(z, self.axis))
         rows = self.source(u, 0, self.n)
-        kind = {"activation": "identity", "scale": self._factor, "precision": self.precision}
-        s = random_features(u, self.n, shift=shift, **kind, **rows)
+        rows |= {"activation": "identity", "scale": self._factor, "precision": self.precision}
+        s = random_features(u, self.n, shift=shift, **rows)
         return self.shaped_as(s, z)
 
     def aligned_features(self, phi: Tensor) -> Tensor:

@@ -61,8 +61,14 @@ def unpack(
     drawn: dict[str, Any] = {name: mine.get(name) for name in ("key", "U", "T", "k", "matrix")}
     rows = Rows(options.n, options.d, h=options.h, mean_row=options.mean_row, **drawn)
     recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
-    kinds = {"flattened": options.flattened, "precision": options.precision}
-    activation = RainbowActivation(site, rows, recalibration=recalibration, device=device, **kinds)
+    activation = RainbowActivation(
+        site,
+        rows,
+        flattened=options.flattened,
+        recalibration=recalibration,
+        precision=options.precision,
+        device=device,
+    )
     activation.A, activation.offset = mine["A"], mine.get("offset")
     activation.scale = mine.get("scale", activation.scale)  # in files of version 1 it is part of A
     return activation

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,7 +84,7 @@ class Machine:
         def fused(N: int, d: int, n: int) -> tuple[int, int, float]:
             """Flops, features and seconds of the two fused passes over N samples, with d = r channels and n neurons."""
             x, A = normal(N, d).to(wide), normal(d, n).to(wide)
-            how = {"activation": activation, "seed": 0, "precision": precision}
+            how: dict[str, Any] = {"activation": activation, "seed": 0, "precision": precision}
             taken = seconds(lambda: random_features_covariance(x, x, n, **how))
             taken += seconds(lambda: random_features_projection(x, A, **how))
             flops = random_features_covariance_flops(x.shape, x.shape, n)

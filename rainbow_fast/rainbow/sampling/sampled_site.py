@@ -319,7 +319,7 @@ def share_active(activation: RainbowActivation, z: Tensor) -> float:
     active = 0.0
     for start, stop in blocks(activation.n, activation.strategy.block(activation)):
         rows = activation.source(u, start, stop)
-        kind = {"activation": "step", "precision": activation.precision}
-        M = random_features_covariance(ones, u, stop - start, shift=shift, **kind, **rows)[0]
+        rows |= {"activation": "step", "precision": activation.precision}
+        M = random_features_covariance(ones, u, stop - start, shift=shift, **rows)[0]
         active += float(M.sum())
     return active / (ones.numel() * activation.n)
