@@ -57,14 +57,16 @@ def test_every_precision_gives_nearly_the_same_network(make, options: dict) -> N
 
 def test_the_setting_of_torch_is_the_default() -> None:
     model = rf.fit(reference(), X, holdout=10)
-    wanted = {precision: logits(model.sample(factor=2, precision=precision)[0]) for precision in ("highest", "high")}
+    full = logits(model.sample(factor=2)[0])
     torch.set_float32_matmul_precision("high")
     network, report = model.sample(factor=2)
     assert report.options.precision == "high" and "precision=high" in str(report)
-    assert torch.equal(logits(network), wanted["high"])
     again, _ = rf.sample(reference(), X, holdout=10, factor=2)
-    assert torch.equal(logits(again), wanted["high"])
-    assert torch.equal(logits(model.sample(factor=2, precision="highest")[0]), wanted["highest"])
+    for same in (again, model.sample(factor=2, precision="high")[0]):
+        assert torch.equal(logits(same), logits(network))
+    network, report = model.sample(factor=2, precision="highest")  # layers of the reference are still at "high"
+    assert report.options.precision == "highest"
+    assert (logits(network) - full).norm() < 1e-3 * full.norm()
 
 
 def test_it_is_read_once() -> None:
