@@ -230,9 +230,11 @@ struct SampleRows {
       const bool same = x.dtype == (sizeof(T) == 4 ? DType::f32 : DType::f64);
       if (!kOnUnit<T> || !same || (x.s_channel != 1 && x.s_position != 1))
         return Packed<SamplePacker<T>>::template Open<T>::rows(to, i, count, k0, k, f);
-      int64_t there = smaller(count, this->size - i);
-      for_pieces<T>(x, this->row + i, this->row + i + 1, [&](int64_t sample, const T* from, int64_t) {
-        there = smaller(there, x.positions - sample % x.positions);
+      const int64_t wanted = smaller(count, this->size - i), sample = (this->row + i) % x.positions;
+      int64_t there = smaller(wanted, x.positions - sample);
+      if (there < wanted) there = there / kUnitRows * kUnitRows;  // sums of fewer rows take as much room
+      if (there == 0) return Packed<SamplePacker<T>>::template Open<T>::rows(to, i, count, k0, k, f);
+      for_pieces<T>(x, this->row + i, this->row + i + 1, [&](int64_t, const T* from, int64_t) {
         f(RowsOf<T>{from + k0 * x.s_channel, x.s_position, x.s_channel}, there);
       });
       return there;

@@ -83,6 +83,21 @@ def test_layouts_have_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("space", [(1, 2), (5, 10), (7, 7)], ids=str)
+def test_maps_are_read_in_place_or_packed(name: str, space: tuple[int, int]) -> None:
+    """Images of fewer rows than a block, of as many, and of some more; sums over a long rank wait in memory."""
+    source = torch.Generator().manual_seed(0)
+    u, G = torch.randn(9, 300, *space, generator=source), torch.randn(70, 300, generator=source)
+    u = u.contiguous(memory_format=torch.channels_last)
+    options = {"G": G, "activation": "identity", "backend": "cpu"}
+    with level(name):
+        maps = rf.random_features(u, 70, **options)
+        rows = rf.random_features(u.movedim(1, -1).flatten(0, 2), 70, **options)
+    assert maps.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(maps.movedim(1, -1).flatten(0, 2), rows)
+
+
+@pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("precision", COUNTS)
 def test_features_have_the_same_bits_in_every_pass(name: str, precision: str) -> None:
     """Features are the left factor in one pass and the right one in another: the order of terms does not change."""
