@@ -106,6 +106,19 @@ def with_avx2(run: Callable[[], Any]) -> Callable[[], Any]:
     return lower
 
 
+def at_precision(precision: str, run: Callable[[], Any]) -> Callable[[], Any]:
+    """The same run with torch's setting of the precision of float32 products, which ours reads, too."""
+
+    def set_before() -> Any:
+        torch.set_float32_matmul_precision(precision)
+        try:
+            return run()
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    return set_before
+
+
 def relative(got: Tensor, exact: Tensor) -> float:
     """|got - exact|_F / |exact|_F in float64."""
     return float(torch.linalg.vector_norm(got.double() - exact) / torch.linalg.vector_norm(exact))

@@ -131,6 +131,11 @@ struct Argument<Activation> {
   static Activation to(int code) { return static_cast<Activation>(code); }
 };
 template <>
+struct Argument<Precision> {
+  using From = int;
+  static Precision to(int code) { return static_cast<Precision>(code); }
+};
+template <>
 struct Argument<Samples> {
   using Sizes = std::array<int64_t, 4>;
   using From = std::tuple<uint64_t, int, Sizes, Sizes>;
@@ -186,15 +191,16 @@ struct Argument<Pieces> {
 template <>
 struct Argument<const Features&> {
   using Tuple = Argument<Samples>::From;
-  using From = std::tuple<Tuple, uint64_t, Tuple, Argument<Address>::From, int, double, double>;
+  using From = std::tuple<Tuple, uint64_t, Tuple, Argument<Address>::From, int, double, double, int>;
   static Features to(const From& t) {
-    const auto& [u, shift, given, address, activation, slope, scale] = t;
+    const auto& [u, shift, given, address, activation, slope, scale, precision] = t;
     return {Argument<Samples>::to(u),
             Argument<const void*>::to(shift),
             {Argument<Samples>::to(given), Argument<Address>::to(address)},
             static_cast<Activation>(activation),
             slope,
-            scale};
+            scale,
+            static_cast<Precision>(precision)};
   }
 };
 

@@ -12,6 +12,10 @@ enum class DType : int { f32, f64, bf16, f16 };
 // sigma, in the order of rainbow_fast/ops/activations.py
 enum class Activation : int { identity, relu, abs, leaky_relu, tanh, erf, gelu, silu, sign, step, cos };
 
+// How float32 operands of products are taken: in full, as the sum of two bfloat16 numbers, whose product of the second
+// ones is left out, or as one bfloat16 number. Sums are as exact in all three. A kernel may be more exact than this.
+enum class Precision : int { highest, high, medium };
+
 // Samples in memory, of `channels` numbers each. An image has `lines` lines of `positions` positions. Each position is
 // one sample, with the number (image * lines + line) * positions + position. Its channels are at data[image * s_image +
 // channel * s_channel + line * s_line + position * s_position]. Strides are in elements. A plain matrix is stored in
@@ -43,6 +47,7 @@ struct Features {
   Rows g;
   Activation activation;
   double negative_slope, scale;
+  Precision precision;
 };
 
 // One side of a covariance. `shift`, one number for each channel, is subtracted from the samples; null subtracts
@@ -127,11 +132,11 @@ struct KernelsOn {
   void (*gaussian)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, Run run);
   void (*uniform)(void* out, DType dtype, int64_t rows, int64_t cols, int64_t ld, Address at, Run run);
   void (*cross_covariance)(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
-                           double negative_slope, Run run);
+                           double negative_slope, Precision precision, Run run);
   // G is rounded to `generated`: the dtype of p, or bf16 with a p of float32. In the second case p is the sum of two
   // bf16 matrices, and CUDA rounds any other p to such a sum.
   void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, DType generated, Address at,
-                               double scale, Run run);
+                               double scale, Precision precision, Run run);
   void (*random_features)(Samples out, const Features& features, Run run);
   // Subtracts x_center (one number for each channel) from x, and center (one for each neuron) from phi'; null subtracts
   // nothing. Then adds the sums of x^T phi', phi' and phi'^2 over samples to `out`, `total` and `square`.

@@ -117,6 +117,14 @@ RF_INLINE void store_as(S* p, Vector<T, N> v) {
   } else if constexpr (sizeof(S) == 4 || sizeof(S) == 8) {
     store<S, N>(p, __builtin_convertvector(v, Vector<S, N>));
   } else if constexpr (sizeof(T) == 4 && is_bf16(static_cast<S*>(nullptr))) {
+#if defined(__AVX512BF16__)
+    constexpr int subnormal = 0x20;  // the instruction takes subnormal numbers for zero
+    if constexpr (N == 16)
+      if (_mm512_fpclass_ps_mask((__m512)v, subnormal) == 0) {
+        const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+        return __builtin_memcpy(&p->bits, &rounded, sizeof(rounded)), void();
+      }
+#endif
     const auto w = (Vector<uint32_t, N>)v;
     const auto rounded = (w + 0x7fffu + (w >> 16 & 1u)) >> 16;
     const auto nan = (Vector<uint32_t, N>)((w & 0x7fffffffu) > 0x7f800000u);
@@ -139,6 +147,16 @@ template <class S>
 struct Type {
   typedef S type;
 };
+
+#if defined(__AVX512BF16__)
+// 2 x 16 numbers, rounded to bfloat16, as pairs (x[i], y[i]).
+RF_INLINE vu rounded_pairs(vf x, vf y) {
+  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+  return (vu)_mm512_permutexvar_epi16(_mm512_load_si512(order), pairs);
+}
+#endif
 
 // Calls f(Type<S>{}) with the element type S that `dtype` names.
 template <class F>

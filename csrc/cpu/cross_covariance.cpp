@@ -64,6 +64,9 @@ struct SidePacker {
   // T, and they lie side by side.
   bool in_place(int64_t k0, int64_t k) const {
     const Samples& x = sides.first[0].samples;
+    if (kElements<T> == 2)  // the matrix unit reads pairs
+      return kOnUnit<T> && activation == Activation::identity && x.s_position == 1 && x.positions % 2 == 0 &&
+             x.s_channel % 2 == 0 && k0 % (x.positions / 2) + k <= x.positions / 2;
     return kElements<T> == 1 && !centers() && (activation == Activation::identity || activation == Activation::relu) &&
            (x.dtype == DType::f32) == (sizeof(T) == 4) && x.dtype != DType::bf16 && x.dtype != DType::f16 &&
            (x.s_position == 1 || x.s_channel == 1) && k0 % x.positions + k <= x.positions;
@@ -71,7 +74,11 @@ struct SidePacker {
   const T* address(int64_t row, int64_t k0) const {
     const Samples& x = sides.first[0].samples;
     const T* found = nullptr;
-    for_pieces<T>(x, k0, k0 + 1, [&](int64_t, const T* src, int64_t) { found = src + row * x.s_channel; });
+    with_source<T>(x.dtype, [&]<class S>(Type<S>) {
+      for_pieces<S, kElements<T>>(x, k0, k0 + 1, [&](int64_t, const S* src, int64_t) {
+        found = reinterpret_cast<const T*>(src + row * x.s_channel);
+      });
+    });
     return found;
   }
 
@@ -113,10 +120,11 @@ struct SideSource {
         return count;
       }
       const T* from = packer.address(row + i, k0);
-      if (packer.activation == Activation::relu)
-        f(RowsOf<T, true>{from, x.s_channel, x.s_position}, whole);
+      constexpr int E = kElements<T>;  // pairs lie side by side
+      if (E == 1 && packer.activation == Activation::relu)
+        f(RowsOf<T, E == 1>{from, x.s_channel, x.s_position}, whole);
       else
-        f(RowsOf<T>{from, x.s_channel, x.s_position}, whole);
+        f(RowsOf<T>{from, x.s_channel / E, x.s_position}, whole);
       return whole;
     }
     Ahead ahead(int64_t k0, int64_t k, int64_t steps) const { return packer.ahead(row, size, k0, k, steps); }
@@ -136,54 +144,63 @@ int64_t even(int64_t size, int64_t unit, int64_t most) {
 
 template <class T>
 void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePacker<T>& right, int64_t columns,
-                bool symmetric, int threads) {
+                bool symmetric, Precision precision, int threads) {
   const int64_t d = left.rows(), m = right.rows();
   // An eighth of the second-level cache holds panels of B, a quarter for the matrix unit. Half of it holds rows of A
   // and float64 sums.
-  constexpr int64_t kc = 256, size = sizeof(T), height = kHeight<T>;
+  constexpr bool pairs_on_unit = kOnUnit<T> && kElements<T> == 2;
+  constexpr int64_t kc = pairs_on_unit ? 128 : 256, size = sizeof(T), height = kHeight<T>;
   const int64_t cache = caches().second, share = cache / (kOnUnit<T> ? 4 : 8);
   const int64_t panels = fitting(share, kc * NR<T> * size, 1, kOnUnit<T> ? 6 : 4);
   const int64_t most_rows = fitting(cache / 2, kc * size + 8 * panels * NR<T>, 8 * MR, 86 * MR);
   Problem problem{d, m, columns, even(d, height, most_rows + height), even(m, NR<T>, panels * NR<T>), kc};
   problem.strip = kStrip;
+  problem.products = products_of(precision);
+  problem.promoted = pairs_on_unit ? 2 : !kOnUnit<T> || precision == Precision::highest ? 1 : 4;
   // The slabs decide bits, so they do not depend on the caches.
   problem.slabs = slabs_for(blocks(d, even(d, MR, 258)) * blocks(m, even(m, NR<T>, 2 * NR<T>)), blocks(columns, kc));
-  const bool direct = problem.slabs == 1 && !symmetric && right.sides.count == 1, centers = left.centers();
+  problem.joined = !symmetric && joins(problem.slabs, blocks(d, problem.mc) * blocks(m, problem.nc), threads);
+  // The blocks of one side are added to the result as soon as they are complete.
+  const bool one = problem.slabs == 1, direct = !symmetric && right.sides.count == 1 && (one || problem.joined);
+  const bool centers = left.centers();
   // Rows of the parts are not a power of two apart: such rows share few sets of a cache.
   const int64_t slabs = problem.slabs, across = blocks(m, 8) * 8 + 8, numbers = direct ? 0 : d * across;
-  const int64_t sums = centers ? d + m : 0;
-  const Scratch memory(slabs * (numbers + sums) * 8);
-  double *parts = static_cast<double*>(memory.data()), *left_sums = parts + slabs * numbers;
+  const int64_t sums = centers ? d + m : 0, written = problem.joined ? 1 : slabs;
+  const Scratch memory((written * numbers + slabs * sums) * 8);
+  double *parts = static_cast<double*>(memory.data()), *left_sums = parts + written * numbers;
   double* right_sums = left_sums + slabs * d;
-  memset(parts, 0, static_cast<size_t>(slabs * (numbers + sums)) * 8);
-  const Promote<Sum<T>> in_parts{parts, across, numbers, symmetric};
-  const Collect<Sum<T>> in_out{out, ld, 0, 1, false, true};
+  memset(parts, 0, static_cast<size_t>(written * numbers + slabs * sums) * 8);
+  const Promote<Sum<T>> in_triangles{parts, across, numbers, symmetric};
+  const Collect<Sum<T>> in_blocks{direct ? out : parts, direct ? ld : across, numbers, slabs, problem.joined, direct};
   // Every block reads all samples. If they do not fit into the third-level cache, the sum is computed in parts whose
   // samples fit.
   const int64_t fits = larger(4, threads * caches().third / 2 / ((d + m) * size) / kc) * kc,
-                part = direct ? fits : columns;
+                part = direct && one ? fits : columns;
   const SideSource<T, true> rows{left, centers ? left_sums : nullptr, d};
   const SideSource<T, false> cols{right, centers && !symmetric ? right_sums : nullptr, m};
-  const bool once = direct && blocks(d, problem.mc) > 1;  // panels are packed for several blocks of rows
+  const bool once = direct && one && blocks(d, problem.mc) > 1;  // panels are packed for several blocks of rows
   const int64_t padded = blocks(m, NR<T>) * NR<T>;
-  const Scratch packed(once ? padded * smaller(part, columns) * size : 0);
+  const Scratch memory_of_panels(once ? Prepacked<T>::bytes(padded, smaller(part, columns), kc, problem.products) : 0);
   for (problem.from = 0; problem.from < columns; problem.from += part) {
     problem.k = smaller(part, columns - problem.from);
     if (!once) {
-      if (direct)
-        product<T>(problem, rows, cols, in_out, threads);
+      if (symmetric)
+        product<T>(problem, rows, cols, in_triangles, threads);
       else
-        product<T>(problem, rows, cols, in_parts, threads);
+        product<T>(problem, rows, cols, in_blocks, threads);
       continue;
     }
-    T* const to = static_cast<T*>(packed.data());
+    const Prepacked<T> packed =
+        Prepacked<T>::in(memory_of_panels.data(), padded, problem.k, kc, problem.products, problem.from);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t row = 0; row < m; row += NR<T>)
       for (int64_t k0 = 0; k0 < problem.k; k0 += kc) {
         const int64_t k = smaller(kc, problem.k - k0);
-        right.pack(to + padded * k0 + row * k, NR<T>, row, smaller(NR<T>, m - row), problem.from + k0, k, cols.sums);
+        const int64_t at = problem.from + k0, there = smaller(NR<T>, m - row);
+        right.pack(packed.at(row, at, k), NR<T>, row, there, at, k, cols.sums);
+        packed.write_tiles(row, there, at, k);
       }
-    product<T>(problem, rows, Prepacked<T>{to, padded, problem.from}, in_out, threads);
+    product<T>(problem, rows, packed, in_blocks, threads);
   }
   const auto add_totals = [&](const SidePacker<T>& packer, const double* found, int64_t rows) {
     packer.for_sides([&](const Side& side, int64_t row, int64_t channels) {
@@ -198,7 +215,7 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
       for (int64_t i = 0; i < d; ++i)
         for (int64_t j = 0; j < i; ++j) parts[slab * numbers + i * across + j] = parts[slab * numbers + j * across + i];
   right.for_sides([&](const Side&, int64_t row, int64_t channels) {
-    add_slabs(out, ld, {parts + row, slabs, numbers, across}, d, channels, threads);
+    add_slabs(out, ld, {parts + row, written, numbers, across}, d, channels, threads);
     out += channels;
   });
 }
@@ -221,20 +238,20 @@ void join_lines(Side& x, Sides y, bool pairs) {
 
 template <class T>
 void accumulate_as(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation, double slope,
-                   int threads) {
+                   Precision precision, int threads) {
   join_lines(x, y, kElements<T> == 2);
   const Samples& samples = x.samples;
   const SidePacker<T> left{{&x, 1}, activation, slope}, right{y, activation, slope};
   const int64_t columns = samples.images * samples.lines * blocks(samples.positions, kElements<T>);
-  accumulate<T>(out, ld, left, right, columns, symmetric, threads);
+  accumulate<T>(out, ld, left, right, columns, symmetric, precision, threads);
 }
 
 }  // namespace
 
 void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
-                      double negative_slope, int threads) {
+                      double negative_slope, Precision precision, int threads) {
   const auto run = [&]<class T>(Type<T>) {
-    accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, threads);
+    accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
   };
 #if defined(__AVX512BF16__)
   const bool exact = activation == Activation::identity || activation == Activation::relu;

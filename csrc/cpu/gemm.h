@@ -9,18 +9,9 @@
 #include <omp.h>
 
 #include "../caches.h"
-#include "matrix_unit.h"
-#include "micro_kernel.h"
+#include "unit_sweep.h"
 
 namespace rf::RF_ISA {
-
-#if defined(RF_MATRIX_UNIT)
-constexpr bool kHasUnit = true;
-#else
-constexpr bool kHasUnit = false;
-#endif
-template <class T>
-constexpr bool kOnUnit = kHasUnit && sizeof(T) == 4;  // float32 and pairs of bfloat16 numbers
 
 // Rows of C that are computed together.
 template <class T>
@@ -33,33 +24,13 @@ RF_INLINE int64_t kept_sums(int64_t rows, int64_t cols, bool on_unit = kOnUnit<T
   return blocks(rows, height) * height * blocks(cols, NR<T>) * NR<T>;
 }
 
-// The bytes of memory in which a sweep writes its operands for the matrix unit; 0 if it computes in registers.
-template <class T>
-RF_INLINE int64_t sweep_bytes([[maybe_unused]] int64_t cols, [[maybe_unused]] int64_t k) {
-#if defined(RF_MATRIX_UNIT)
-  if constexpr (kOnUnit<T>) return unit_bytes<T>(cols, k);
-#endif
-  return 0;
-}
-
-// Where a sweep keeps its sums if they go on (null if they do not), and its memory for the matrix unit (null: the sweep
-// computes in registers). With `swapped` the unit gives the bits of the product with A and B exchanged.
-template <class T>
-struct Aside {
-  Sum<T>* sums = nullptr;
-  void* unit = nullptr;
-  bool swapped = false;
-};
-
 // All tiles of a block of C, on the matrix unit or in registers. The panels of B are `panel` numbers apart.
 template <class T, class Rows, class Epilogue, class Ahead>
 static void sweep_apart(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
                         Aside<T> aside, Chain chain, Epilogue& epilogue, Ahead& ahead) {
 #if defined(RF_MATRIX_UNIT)
   if constexpr (kOnUnit<T>)
-    if (aside.unit != nullptr)
-      return sweep_unit(a, b, panel, top, rows, cols, k, aside.sums, chain, epilogue, ahead,
-                        static_cast<char*>(aside.unit), aside.swapped);
+    if (aside.unit != nullptr) return sweep_unit(a, b, panel, top, rows, cols, k, aside, chain, epilogue, ahead);
 #endif
   sweep_panels(a, b, panel, top, rows, cols, k, aside.sums, chain, epilogue, ahead);
 }
@@ -71,11 +42,12 @@ static void sweep(const Rows& a, const T* b, int64_t top, int64_t rows, int64_t 
   sweep_apart(a, b, k * NR<T>, top, rows, cols, k, aside, chain, epilogue, ahead);
 }
 
-// The same for a whole block, in registers and without prefetching.
+// The same for whole sums, without prefetching.
 template <class T, class Epilogue>
-static void sweep(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Epilogue epilogue) {
+static void sweep_whole(const RowsOf<T>& a, const T* b, int64_t panel, int64_t rows, int64_t cols, int64_t k,
+                        Aside<T> aside, Epilogue epilogue) {
   NothingAhead nothing;
-  sweep(a, b, 0, rows, cols, k, Aside<T>{}, Chain{}, epilogue, nothing);
+  sweep_apart(a, b, panel, 0, rows, cols, k, aside, Chain{}, epilogue, nothing);
 }
 
 // Terms of a long sum at a time, so that a panel of B stays in the second-level cache. It changes no bits.
@@ -83,22 +55,22 @@ constexpr int64_t kTermsAtATime = 256;
 
 // How many numbers of memory `sweep_in_chunks` takes.
 template <class T>
-RF_INLINE int64_t partial_size(int64_t rows, int64_t cols, int64_t k) {
+RF_INLINE int64_t partial_size(int64_t rows, int64_t cols, int64_t k, Products products) {
   return (k > kTermsAtATime ? kept_sums<T>(rows, cols) : 0) +
-         sweep_bytes<T>(cols, smaller(k, kTermsAtATime)) / static_cast<int64_t>(sizeof(Sum<T>));
+         sweep_bytes<T>(rows, 0, smaller(k, kTermsAtATime), products) / static_cast<int64_t>(sizeof(Sum<T>));
 }
 
-// The same, for long sums. Each element is still one chain of multiply-adds.
+// The same, for long sums. Each element is still one chain of multiply-adds. For the unit B has been written as tiles.
 template <class T, class Epilogue>
 static void sweep_in_chunks(const RowsOf<T>& a, const T* b, int64_t rows, int64_t cols, int64_t k, Sum<T>* memory,
-                            Epilogue epilogue, bool swapped = false) {
+                            Epilogue epilogue, Products products, const UnitPanels<T>& panels) {
   NothingAhead nothing;
   const bool kept = k > kTermsAtATime;
   Sum<T>* const unit = memory + (kept ? kept_sums<T>(rows, cols) : 0);
-  const Aside<T> aside{kept ? memory : nullptr, kOnUnit<T> ? unit : nullptr, swapped};
   for (int64_t k0 = 0; k0 == 0 || k0 < k; k0 += kTermsAtATime) {
     const RowsOf<T> some{a.a + k0 * a.s_k, a.s_row, a.s_k};
     const Chain chain{k0 == 0, k0 + kTermsAtATime >= k};
+    const Aside<T> aside{kept ? memory : nullptr, kOnUnit<T> ? unit : nullptr, products, panels.from(k0)};
     sweep_apart(some, b + k0 * NR<T>, k * NR<T>, 0, rows, cols, smaller(kTermsAtATime, k - k0), aside, chain, epilogue,
                 nothing);
   }
@@ -124,7 +96,8 @@ struct Problem {
   bool joined = false;   // whether one task computes all slabs of a block, one after the other
   int64_t from = 0;      // terms of the sources before the first one of the sums
   bool unit = true;      // whether the matrix unit may be used
-  bool swapped = false;  // whether the bits are to be those of the product with A and B exchanged
+  Products products{};   // of terms, on the unit
+  int64_t promoted = 1;  // chunks whose sums in T are promoted together, if the epilogue promotes
 };
 
 template <class T, class Packer>
@@ -170,24 +143,51 @@ struct Packed {
   }
 };
 
-// A right source of panels that were packed beforehand, in chunks of kc terms. Its rows begin at a multiple of NR.
+// A right source of panels that were packed beforehand, in chunks of kc terms, and for the unit written as tiles. Its
+// rows begin at a multiple of NR.
 template <class T>
 struct Prepacked {
-  const T* data;
-  int64_t padded;    // rows, a multiple of NR
+  T* data;
+  char* tiles;
+  int64_t padded, kc;  // padded: rows, a multiple of NR
+  Products products;
   int64_t from = 0;  // the first term that was packed
+
+  static int64_t bytes(int64_t padded, int64_t k, int64_t kc, Products products) {
+    return padded * k * static_cast<int64_t>(sizeof(T)) +
+           blocks(k, kc) * UnitPanels<T>::bytes(padded, smaller(k, kc), products);
+  }
+  static Prepacked in(void* memory, int64_t padded, int64_t k, int64_t kc, Products products, int64_t from = 0) {
+    T* const data = static_cast<T*>(memory);
+    return {data, reinterpret_cast<char*>(data + padded * k), padded, kc, products, from};
+  }
+  T* at(int64_t row, int64_t k0, int64_t k) const { return data + padded * (k0 - from) + row * k; }
+  UnitPanels<T> tiles_at(int64_t k0, int64_t k) const {
+    const int64_t chunk = UnitPanels<T>::bytes(padded, kc, products);
+    return UnitPanels<T>::in(tiles + (k0 - from) / kc * chunk, padded, k, products);
+  }
+  // Writes a panel, which has been packed, as tiles.
+  void write_tiles(int64_t row, int64_t rows, int64_t k0, int64_t k) const {
+    tiles_at(k0, k).write(row / NR<T>, at(row, k0, k), rows, k);
+  }
 
   template <class>
   struct Open {
-    const T* data;
-    int64_t padded, from, row;
-    const T* panels(T*, int64_t k0, int64_t k) { return data + padded * (k0 - from) + row * k; }
+    const Prepacked& all;
+    int64_t row;
+    const T* panels(T*, int64_t k0, int64_t k) { return all.at(row, k0, k); }
+    UnitPanels<T> tiles(int64_t k0, int64_t k) const {
+      UnitPanels<T> mine = all.tiles_at(k0, k);
+      mine.tiles += row / NR<T> * mine.apart;
+      mine.outside += row / NR<T>;
+      return mine;
+    }
     NothingAhead ahead(int64_t, int64_t, int64_t) const { return {}; }
   };
   int64_t scratch(const Problem&) const { return 0; }
   template <class>
   Open<T> open(const Block&, int64_t row, int64_t, void*) const {
-    return {data, padded, from, row};
+    return {*this, row};
   }
 };
 
@@ -203,14 +203,15 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
   const bool on_unit = kOnUnit<T> && p.unit;
   const int64_t strip = smaller(on_unit ? p.mc : p.strip, p.m), mc = blocks(smaller(p.mc, p.m), MR) * MR,
                 nc = blocks(smaller(p.nc, p.n), NR<T>) * NR<T>, kc = smaller(p.kc, p.k);
-  const bool chained = !Epilogue::promotes && chunks > 1;
+  const bool chained = (!Epilogue::promotes || p.promoted > 1) && chunks > 1;
+  constexpr bool written = requires { b.write_tiles(0, 0, 0, 0); };  // B, as tiles
   const int64_t sizes[7] = {aligned(packed_size<T>(strip, kc) * sizeof(T)),
                             aligned(nc * kc * sizeof(T)),
                             chained ? aligned(kept_sums<T>(mc, nc, on_unit) * sizeof(Sum<T>)) : 0,
                             aligned(a.scratch(p)),
                             aligned(b.scratch(p)),
                             aligned(c.scratch(p)),
-                            on_unit ? aligned(sweep_bytes<T>(nc, kc)) : 0};
+                            on_unit ? aligned(sweep_bytes<T>(mc, written ? 0 : nc, kc, p.products)) : 0};
   int64_t offsets[8] = {};
   for (int s = 0; s < 7; ++s) offsets[s + 1] = offsets[s] + sizes[s];
   threads = static_cast<int>(smaller(threads, tasks));
@@ -234,17 +235,20 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
         for (int64_t chunk = begin; chunk < end; ++chunk) {
           const int64_t k0 = p.from + chunk * p.kc, rest = p.from + p.k - k0, k = smaller(p.kc, rest);
           const T* right_panels = right.panels(b_buffer, k0, k);
-          const Chain chain{Epilogue::promotes || chunk == begin, Epilogue::promotes || chunk + 1 == end};
+          const int64_t age = Epilogue::promotes ? (chunk - begin) % p.promoted : chunk - begin;
+          const Chain chain{age == 0, chunk + 1 == end || (Epilogue::promotes && age + 1 == p.promoted)};
           const int64_t next = chunk + 1 < end ? smaller(p.kc, rest - k) : 0;
           const int64_t steps = blocks(block.rows, MR) * blocks(block.cols, NR<T>) * blocks(k, kStep);
           Both ahead{left.ahead(k0 + k, next, steps), right.ahead(k0 + k, next, steps)};
-          Aside<T> aside{chained ? partial : nullptr, on_unit ? own + offsets[6] : nullptr, p.swapped};
+          Aside<T> aside{chained ? partial : nullptr, on_unit ? own + offsets[6] : nullptr, p.products};
+          if constexpr (kOnUnit<T> && written) aside.panels = right.tiles(k0, k);
           for (int64_t i = 0, rows; i < block.rows; i += rows)
             rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
               sweep(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
               if (chained) aside.sums += kept_sums<T>(count, nc, on_unit);
             });
-          if constexpr (requires { epilogue.end_chunk(); }) epilogue.end_chunk();
+          if constexpr (requires { epilogue.end_chunk(); })
+            if (chain.last) epilogue.end_chunk();
         }
         epilogue.close();
       }
@@ -256,26 +260,27 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
 // at a time.
 template <class T, class A, class PackB, class Epilogue>
 static void product_prepacked(int64_t m, int64_t n, int64_t k, const A& a, const PackB& b, const Epilogue& c,
-                              int threads, bool swapped = false) {
+                              int threads, Products products) {
   constexpr int64_t kc = kOnUnit<T> ? 256 : 1024, fewest_tasks = 16;
-  const int64_t mc = fitting(caches().second * 3 / 8, kc * static_cast<int64_t>(sizeof(T)), kStrip, 4 * kStrip);
+  const int64_t most = kOnUnit<T> ? 2 * kStrip : 4 * kStrip;  // as tiles they take more room
+  const int64_t mc = fitting(caches().second * 3 / 8, kc * static_cast<int64_t>(sizeof(T)), kStrip, most);
   const int64_t width =
       larger(1, smaller(96, (int64_t{32} << 20) / static_cast<int64_t>(sizeof(T)) / NR<T> / larger(k, 1)));
   for (int64_t j = 0; j < n; j += width * NR<T>) {
     const int64_t cols = smaller(width * NR<T>, n - j), panels = blocks(cols, NR<T>), padded = panels * NR<T>;
-    const Scratch memory(padded * k * static_cast<int64_t>(sizeof(T)));
-    T* packed = static_cast<T*>(memory.data());
+    const Scratch memory(Prepacked<T>::bytes(padded, k, kc, products));
+    const Prepacked<T> packed = Prepacked<T>::in(memory.data(), padded, k, kc, products);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t panel = 0; panel < panels; ++panel)
       for (int64_t k0 = 0; k0 < k; k0 += kc) {
         const int64_t length = smaller(kc, k - k0), row = panel * NR<T>;
-        b.pack(packed + padded * k0 + row * length, NR<T>, j + row, smaller(NR<T>, cols - row), k0, length);
+        b.pack(packed.at(row, k0, length), NR<T>, j + row, smaller(NR<T>, cols - row), k0, length);
+        packed.write_tiles(row, smaller(NR<T>, cols - row), k0, length);
       }
-    const int64_t fewest = kOnUnit<T> ? blocks(panels, 8) : 1;  // 8 panels, as tiles, fit into the second-level cache
-    const int64_t pieces = smaller(panels, larger(fewest, fewest_tasks / larger(1, blocks(m, mc))));
+    const int64_t pieces = smaller(panels, larger(1, fewest_tasks / larger(1, blocks(m, mc))));
     Problem problem{m, cols, k, mc, blocks(panels, pieces) * NR<T>, kc};
-    problem.swapped = swapped;
-    product<T>(problem, a, Prepacked<T>{packed, padded}, c.from_column(j), threads);
+    problem.products = products;
+    product<T>(problem, a, packed, c.from_column(j), threads);
   }
 }
 

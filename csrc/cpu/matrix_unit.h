@@ -5,7 +5,8 @@
 // Pairs of bfloat16 numbers go to the unit as they are. A float32 number x is written as the sum of three bfloat16
 // numbers x1 + x2 + x3, each the rest of the one before, rounded: 24 bits in all, so that the sum is exact. Six of the
 // nine products are taken, x1 y1, x1 y2, x2 y1, x2 y2, x1 y3, x3 y1; the other three are below 2^-24 |x y|, as the
-// rounding of a float32 product is.
+// rounding of a float32 product is. With two terms the first three products are taken: what is left out of the terms
+// and of the products is below 3 2^-16 |x y|. With one term it is below 2^-7 |x y|.
 //
 // The instructions stand behind names, with a twin in plain C++ that gives the same bits (RF_MATRIX_UNIT_EMULATED).
 #pragma once
@@ -17,6 +18,32 @@ namespace rf::RF_ISA {
 constexpr int kTile = 16;                 // rows of a tile, and 32-bit numbers in each of them
 constexpr int kTileSize = kTile * kTile;  // 32-bit numbers in a tile
 constexpr int kUnitRows = 3 * kTile;      // rows of C that are computed at a time
+
+// Which products of terms of two float32 numbers x and y are taken: the first `count` (6, 3, 2 or 1) of x1 y1, x1 y2,
+// x2 y1, x2 y2, x1 y3, x3 y1. Two are enough if x is a bfloat16 number. If A and B are `swapped`, the products are
+// added in the order that they have with B on the left.
+struct Products {
+  int count = 6;
+  bool swapped = false;
+};
+constexpr Products products_of(Precision precision, bool swapped = false) {
+  return {precision == Precision::highest ? 6 : precision == Precision::high ? 3 : 1, swapped};
+}
+
+// The terms of the products, and how many terms of each side `count` products need.
+constexpr int kLeftTerm[6] = {0, 0, 1, 1, 0, 2}, kRightTerm[6] = {0, 1, 0, 1, 2, 0};
+constexpr int left_terms(int count) { return count == 6 ? 3 : count == 3 ? 2 : 1; }
+constexpr int right_terms(int count) { return count == 6 ? 3 : count == 1 ? 1 : 2; }
+
+// A tile has kTile pairs along the sum: so many numbers of type T.
+template <class T>
+constexpr int kSpan = 2 * kTile / kElements<T>;
+template <class T>
+RF_INLINE int64_t unit_steps(int64_t k) {
+  return blocks(k, kSpan<T>);
+}
+
+constexpr int kPanelTiles = NR<float> / kTile;
 
 #if defined(RF_MATRIX_UNIT)
 static_assert(kUnitRows % MR == 0 && kLanes == kTile);
@@ -91,49 +118,21 @@ class TileUnit {
 #endif
 };
 
-// How numbers of type T are written for the unit: kTerms tiles of pairs for kSpan numbers along the sum, and the
-// products of terms that are taken.
-template <class T>
-struct UnitTerms;
-template <>
-struct UnitTerms<float> {
-  static constexpr int kTerms = 3, kProducts = 6, kSpan = 2 * kTile;
-  static constexpr int left[kProducts] = {0, 0, 1, 1, 0, 2}, right[kProducts] = {0, 1, 0, 1, 2, 0};
-};
-template <>
-struct UnitTerms<bf16_pair> {
-  static constexpr int kTerms = 1, kProducts = 1, kSpan = kTile;
-  static constexpr int left[kProducts] = {0}, right[kProducts] = {0};
-};
-template <class T>
-RF_INLINE int64_t unit_steps(int64_t k) {
-  return blocks(k, UnitTerms<T>::kSpan);
-}
-
-// The bytes that a sweep of `cols` columns and k terms needs: two blocks of sums, both operands as tiles, and a mask
-// for each panel.
-template <class T>
-RF_INLINE int64_t unit_bytes(int64_t cols, int64_t k) {
-  const int64_t tiles = (kUnitRows + blocks(cols, NR<T>) * NR<T>) / kTile * unit_steps<T>(k) * UnitTerms<T>::kTerms;
-  return (2 * kUnitRows * NR<T> + tiles * kTileSize) * 4 + blocks(cols, NR<T>) * 8;
-}
-
 // The next term of 2 x 16 numbers, as pairs; the numbers become what is left. INTERLEAVED: pair i is (x[i], y[i]).
 // Otherwise x and then y lie in order.
 template <bool INTERLEAVED>
 RF_INLINE vu next_term(vf& x, vf& y) {
-  __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
   if constexpr (INTERLEAVED) {
-    alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    pairs = _mm512_permutexvar_epi16(_mm512_load_si512(order), pairs);
-    x -= (vf)((vu)pairs << 16);
-    y -= (vf)((vu)pairs & 0xffff0000u);
+    const vu pairs = rounded_pairs(x, y);
+    x -= (vf)(pairs << 16);
+    y -= (vf)(pairs & 0xffff0000u);
+    return pairs;
   } else {
+    const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
     x -= (vf)((vu)_mm512_cvtepu16_epi32(_mm512_castsi512_si256(pairs)) << 16);
     y -= (vf)((vu)_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(pairs, 1)) << 16);
+    return (vu)pairs;
   }
-  return (vu)pairs;
 }
 
 // The first `count` numbers of a row or column, `stride` apart, and zeros.
@@ -149,18 +148,17 @@ RF_INLINE Full<T> first_numbers(const T* from, int64_t stride, int64_t count) {
   return x;
 }
 
-// The lanes in which something is left that is not a number, after all terms: x is infinite, above the largest bfloat16
-// number, or NaN.
+// The lanes in which infinity or NaN is left after all terms: x is infinite, above the largest bfloat16 number, or NaN.
 RF_INLINE uint64_t beyond(vf x, vf y) {
-  return _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q) |
-         _mm512_cmp_ps_mask((__m512)y, (__m512)y, _CMP_UNORD_Q);
+  constexpr int nan = 0x81, infinity = 0x18;
+  return _mm512_fpclass_ps_mask((__m512)x, nan | infinity) | _mm512_fpclass_ps_mask((__m512)y, nan | infinity);
 }
 
 // Writes up to 16 rows of A over k terms as tiles. The tiles of two terms of a step are `apart` numbers apart. Returns
 // the rows with numbers beyond the range of the terms.
-template <class T, bool RELU>
+template <int terms, class T, bool RELU>
 static uint64_t write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a, int64_t rows, int64_t k) {
-  constexpr int terms = UnitTerms<T>::kTerms, span = UnitTerms<T>::kSpan;
+  constexpr int span = kSpan<T>;
   const auto column = [&](int64_t p) { return first_numbers<T, RELU>(a.a + p * a.s_k, a.s_row, p < k ? rows : 0); };
   const auto row = [&](int64_t r, int64_t p) {
     return first_numbers<T, RELU>(a.a + r * a.s_row + p * a.s_k, a.s_k, k - p);
@@ -170,7 +168,7 @@ static uint64_t write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a
     if (a.s_row != 1) {
       for (int64_t r = 0; r < rows; ++r) {
         uint32_t* const at = to + r * kTile;
-        if constexpr (terms == 1) {
+        if constexpr (kElements<T> == 2) {
           store<uint32_t, kTile>(at, row(r, p));
         } else {
           vf x = row(r, p), y = row(r, p + kTile);
@@ -184,7 +182,7 @@ static uint64_t write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a
     vu pairs[terms][kTile];
     RF_UNROLL
     for (int q = 0; q < kTile; ++q) {
-      if constexpr (terms == 1) {
+      if constexpr (kElements<T> == 2) {
         pairs[0][q] = column(p + q);
       } else {
         vf x = column(p + 2 * q), y = column(p + 2 * q + 1);
@@ -203,13 +201,11 @@ static uint64_t write_left(uint32_t* to, int64_t apart, const RowsOf<T, RELU>& a
   return outside;
 }
 
-constexpr int kPanelTiles = NR<float> / kTile;
-
 // Writes a panel of B, `cols` of whose rows count, over k terms as tiles. Returns the rows with numbers beyond the
 // range of the terms.
-template <class T>
+template <int terms, class T>
 static uint64_t write_right(uint32_t* to, const T* b, int64_t cols, int64_t k) {
-  constexpr int terms = UnitTerms<T>::kTerms, span = UnitTerms<T>::kSpan;
+  constexpr int span = kSpan<T>;
   constexpr int64_t apart = kPanelTiles * kTileSize;
   uint64_t outside = 0;
   for (int64_t p = 0; p < k; p += span, to += terms * apart)
@@ -217,7 +213,7 @@ static uint64_t write_right(uint32_t* to, const T* b, int64_t cols, int64_t k) {
       const auto column = [&](int64_t at) { return at < k ? load<T, kTile>(b + at * NR<T> + v * kTile) : Full<T>{}; };
       for (int q = 0; q < kTile; ++q) {
         uint32_t* const at = to + v * kTileSize + q * kTile;
-        if constexpr (terms == 1) {
+        if constexpr (kElements<T> == 2) {
           store<uint32_t, kTile>(at, column(p + q));
         } else {
           vf x = column(p + 2 * q), y = column(p + 2 * q + 1);
@@ -230,14 +226,12 @@ static uint64_t write_right(uint32_t* to, const T* b, int64_t cols, int64_t k) {
   return outside;
 }
 
-// Sums of 16 R rows and 32 columns, from zero or from `c` on. Rows of c are NR numbers apart. If A and B are `swapped`,
-// so are their terms: then the products are added in the order that they have with B on the left.
-template <class T, int R>
+// Sums of 16 R rows and 32 columns, from zero or from `c` on. Rows of c are NR numbers apart.
+template <int COUNT, int R>
 static void multiply_tiles(TileUnit& unit, const uint32_t* a, const uint32_t* b, int64_t steps, float* c, bool fresh,
                            bool swapped) {
-  typedef UnitTerms<T> Terms;
-  const int *const lefts = swapped ? Terms::right : Terms::left, *const rights = swapped ? Terms::left : Terms::right;
-  constexpr int64_t ld = NR<T> * 4, down = kTile * NR<T>;
+  const int *const lefts = swapped ? kRightTerm : kLeftTerm, *const rights = swapped ? kLeftTerm : kRightTerm;
+  constexpr int64_t ld = NR<float> * 4, down = kTile * NR<float>;
   const auto each_sum = [&](auto f) {
     f(Vectors<0>{}, c), f(Vectors<1>{}, c + kTile);
     if constexpr (R > 1) f(Vectors<2>{}, c + down), f(Vectors<3>{}, c + down + kTile);
@@ -251,9 +245,9 @@ static void multiply_tiles(TileUnit& unit, const uint32_t* a, const uint32_t* b,
   });
   for (int64_t step = 0; step < steps; ++step) {
     RF_UNROLL
-    for (int p = 0; p < Terms::kProducts; ++p) {
-      const uint32_t* left = a + (step * Terms::kTerms + lefts[p]) * R * kTileSize;
-      const uint32_t* right = b + (step * Terms::kTerms + rights[p]) * kPanelTiles * kTileSize;
+    for (int p = 0; p < COUNT; ++p) {
+      const uint32_t* left = a + (step * left_terms(COUNT) + lefts[p]) * R * kTileSize;
+      const uint32_t* right = b + (step * right_terms(COUNT) + rights[p]) * kPanelTiles * kTileSize;
       TileUnit::load<6>(unit, left, 64);
       TileUnit::load<7>(unit, right, 64);
       TileUnit::multiply<0, 6, 7>(unit);
@@ -274,94 +268,6 @@ static void multiply_tiles(TileUnit& unit, const uint32_t* a, const uint32_t* b,
     }
   }
   each_sum([&]<int I>(Vectors<I>, float* at) { TileUnit::store<I>(unit, at, ld); });
-}
-
-// Gives the epilogue MR rows of sums.
-template <class T, int V, class Epilogue>
-__attribute__((noinline)) static void give(const float* c, int64_t i, int64_t j, int64_t rows, int64_t cols,
-                                           Epilogue& epilogue) {
-  Accumulators<T, V> acc;
-  RF_UNROLL
-  for (int t = 0; t < MR * V; ++t) acc[t / V][t % V] = load<float, kTile>(c + t / V * NR<T> + t % V * kTile);
-  epilogue.template tile<V>(i, j, rows, cols, acc);
-}
-
-// Computes the sums of rows and columns with numbers beyond the range of the terms by multiply-adds, on from `before`
-// if it is not null.
-template <class Rows>
-__attribute__((noinline)) static void multiply_beyond(const Rows& a, const float* b, int64_t rows, int64_t cols,
-                                                      int64_t k, uint64_t outside_rows, uint64_t outside_cols,
-                                                      const float* before, float* c) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t j = 0; j < cols; ++j) {
-      if (!(outside_rows >> r & 1) && !(outside_cols >> j & 1)) continue;
-      float sum = before == nullptr ? 0 : before[r * NR<float> + j];
-      for (int64_t p = 0; p < k; ++p)
-        sum = __builtin_fmaf(Rows::at(a, p, static_cast<int>(r))[0], b[p * NR<float> + j], sum);
-      c[r * NR<float> + j] = sum;
-    }
-}
-
-// sweep_panels on the unit, for sums of few terms. `memory` has unit_bytes<T>(cols, k) bytes.
-template <class T, class Rows, class Epilogue, class Ahead>
-static void sweep_unit(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
-                       float* partial, Chain chain, Epilogue& epilogue, Ahead& ahead, char* memory, bool swapped) {
-  constexpr int terms = UnitTerms<T>::kTerms;
-  constexpr int64_t size = kUnitRows * NR<T>;
-  const int64_t steps = unit_steps<T>(k), panel_size = steps * terms * kPanelTiles * kTileSize;
-  float* const own = reinterpret_cast<float*>(memory);
-  uint32_t* const left = reinterpret_cast<uint32_t*>(own + 2 * size);
-  uint32_t* const right = left + steps * terms * kUnitRows / kTile * kTileSize;
-  uint64_t* const outside_cols = reinterpret_cast<uint64_t*>(right + blocks(cols, NR<T>) * panel_size);
-  for (int64_t j = 0; j < cols; j += NR<T>)
-    outside_cols[j / NR<T>] =
-        write_right<T>(right + j / NR<T> * panel_size, b + j / NR<T> * panel, smaller(NR<T>, cols - j), k);
-  TileUnit unit;
-  for (int64_t i = 0; i < rows; i += kUnitRows) {
-    const int64_t high = smaller(kUnitRows, rows - i), tiles = blocks(high, kTile);
-    uint64_t outside_rows = 0;
-    for (int64_t r = 0; r < tiles; ++r)
-      outside_rows |= write_left(left + r * kTileSize, tiles * kTileSize, a.from(i + r * kTile),
-                                 smaller(kTile, high - r * kTile), k)
-                      << (r * kTile);
-    asm volatile("" : : : "memory");
-    for (int64_t j = 0; j < cols; j += NR<T>) {
-      const int64_t width = smaller(NR<T>, cols - j);
-      float* const c = partial == nullptr ? own : partial + (i / kUnitRows * blocks(cols, NR<T>) + j / NR<T>)*size;
-      const bool exceeds = outside_rows != 0 || outside_cols[j / NR<T>] != 0;
-      if (exceeds && !chain.first) __builtin_memcpy(own + size, c, size * sizeof(float));
-      if (epilogue.skips(top + i, j) < width)
-        for (int64_t half = 0; half < blocks(width, 2 * kTile); ++half) {
-          const uint32_t* const at = right + j / NR<T> * panel_size + half * 2 * kTileSize;
-          if (tiles == 3)
-            multiply_tiles<T, 3>(unit, left, at, steps, c + half * 2 * kTile, chain.first, swapped);
-          else if (tiles == 2)
-            multiply_tiles<T, 2>(unit, left, at, steps, c + half * 2 * kTile, chain.first, swapped);
-          else
-            multiply_tiles<T, 1>(unit, left, at, steps, c + half * 2 * kTile, chain.first, swapped);
-        }
-      if constexpr (terms > 1)
-        if (exceeds)
-          multiply_beyond(a.from(i), b + j / NR<T> * panel, high, width, k, outside_rows, outside_cols[j / NR<T>],
-                          chain.first ? nullptr : own + size, c);
-      for (int64_t r = 0; r < high; r += MR) {
-        for (int64_t s = 0; s < k; s += kStep) Ahead::step(ahead);
-        if (!chain.last) continue;
-        const int64_t skipped = epilogue.skips(top + i + r, j) / kTile * kTile, wide = width - skipped;
-        const auto run = [&]<int V>(Vectors<V>) {
-          give<T, V>(c + r * NR<T> + skipped, top + i + r, j + skipped, smaller(MR, high - r), wide, epilogue);
-        };
-        if (wide > 3 * kTile)
-          run(Vectors<4>{});
-        else if (wide > 2 * kTile)
-          run(Vectors<3>{});
-        else if (wide > kTile)
-          run(Vectors<2>{});
-        else if (wide > 0)
-          run(Vectors<1>{});
-      }
-    }
-  }
 }
 
 #endif

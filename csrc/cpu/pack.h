@@ -123,7 +123,7 @@ struct GaussianPacker {
     const int64_t first = at.col + k0 * E;
     for (int64_t i = 0; i < rows; i += kLanes) {
       const RowCounter counter = row_counter(at.row + row + i);
-      vu pending{};
+      [[maybe_unused]] vf held{};
       for (int64_t q = first >> 2; 4 * q < first + k * E; ++q) {
         vf g[4];
         generate(at, counter, {vq{} + static_cast<uint64_t>(q), vq{} + static_cast<uint64_t>(q)}, g);
@@ -131,16 +131,18 @@ struct GaussianPacker {
         for (int w = 0; w < 4; ++w) {
           const int64_t p = 4 * q + w - first;
           if (p < 0 || p >= k * E) continue;
-          const vf value = rounded(g[w], dtype);
           T* target = to + p / E * ld + i;
           if constexpr (E == 2) {
+#if defined(__AVX512BF16__)
             if (p % 2 == 0)
-              pending = (vu)value >> 16;
+              held = g[w];
             else
-              store<T, N>(target, pending | (vu)value);
+              store<T, N>(target, rounded_pairs(held, g[w]));
+#endif
           } else if constexpr (N == kLanes) {
-            store<T, N>(target, value);
+            store<T, N>(target, rounded(g[w], dtype));
           } else {
+            const vf value = rounded(g[w], dtype);
             store<T, N>(target, __builtin_convertvector(lower_half(value), Full<T>));
             if (i + N < rows) store<T, N>(target + N, __builtin_convertvector(upper_half(value), Full<T>));
           }

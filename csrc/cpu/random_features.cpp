@@ -142,6 +142,7 @@ struct FeaturesOverSamples {
     int64_t neurons;
     const T* center;
     T *g, *u;
+    UnitPanels<T> panels_of_g;
     Sum<T>* partial;
     double *total, *square;
     Ahead ahead(int64_t k0, int64_t k, int64_t steps) const {
@@ -153,7 +154,8 @@ struct FeaturesOverSamples {
       const int64_t ld = column_stride<T>(k);
       SamplePacker<T>{f.u}.pack(u, ld, sample, k, 0, r);
       const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
-      sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial, FeaturePanels<T, true>{f, to, k, shift, center});
+      sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial, FeaturePanels<T, true>{f, to, k, shift, center},
+                      products_of(f.precision), panels_of_g);
       for (int64_t j = 0; j < neurons; j += NR<T>) {
         const int64_t width = smaller(NR<T>, neurons - j);
         if (width == NR<T>)
@@ -191,9 +193,9 @@ struct FeaturesOverSamples {
   static int64_t padded(int64_t neurons) { return blocks(neurons, NR<T>) * NR<T>; }
   int64_t scratch(const Problem& p) const {
     const int64_t neurons = padded(smaller(p.nc, p.n)), r = rank(f);
-    const int64_t numbers =
-        neurons * (r + 1) + packed_size<T>(kSamples, r) + partial_size<T>(kSamples, neurons, r) + kWidth<T>;
-    return numbers * static_cast<int64_t>(sizeof(T));
+    const int64_t numbers = neurons * (r + 1) + packed_size<T>(kSamples, r) +
+                            partial_size<T>(kSamples, neurons, r, p.products) + 2 * kWidth<T>;
+    return numbers * static_cast<int64_t>(sizeof(T)) + UnitPanels<T>::bytes(neurons, r, p.products);
   }
   template <class>
   Open<T> open(const Block& block, int64_t neuron, int64_t neurons, void* memory) const {
@@ -204,15 +206,18 @@ struct FeaturesOverSamples {
       memset(off + neurons, 0, static_cast<size_t>(padded(neurons) - neurons) * sizeof(T));
     }
     const int64_t at = block.slab * n + neuron;
+    const Products products = products_of(f.precision);
     T* u = g + padded(neurons) * rank(f);
-    return {f,          neurons,    center == nullptr ? nullptr : off,
-            g,          u,          u + whole_vectors<T>(packed_size<T>(kSamples, rank(f))),
-            total + at, square + at};
+    T* partial = u + whole_vectors<T>(packed_size<T>(kSamples, rank(f)));
+    T* tiles = partial + whole_vectors<T>(partial_size<T>(kSamples, padded(neurons), rank(f), products));
+    const UnitPanels<T> panels = UnitPanels<T>::in(tiles, neurons, rank(f), products);
+    panels.write_all(g, NR<T> * rank(f), neurons, rank(f));
+    return {f, neurons, center == nullptr ? nullptr : off, g, u, panels, partial, total + at, square + at};
   }
 };
 
-// Source: rows are samples. The matrix unit reads them where they lie, if their type is T, all of them are in one line,
-// and channels or samples lie side by side.
+// Source: rows are samples. The matrix unit reads them where they lie, if their type is T and channels or samples lie
+// side by side.
 template <class T>
 struct SampleRows {
   SamplePacker<T> packer;
@@ -223,13 +228,16 @@ struct SampleRows {
     int64_t rows(T* to, int64_t i, int64_t count, int64_t k0, int64_t k, F f) {
       const Samples& x = this->packer.x;
       const bool same = x.dtype == (sizeof(T) == 4 ? DType::f32 : DType::f64);
-      const bool one_line = (this->row + i) % x.positions + this->size - i <= x.positions;
-      if (!kOnUnit<T> || !same || !one_line || (x.s_channel != 1 && x.s_position != 1))
+      if (!kOnUnit<T> || !same || (x.s_channel != 1 && x.s_position != 1))
         return Packed<SamplePacker<T>>::template Open<T>::rows(to, i, count, k0, k, f);
-      for_pieces<T>(x, this->row + i, this->row + this->size, [&](int64_t, const T* from, int64_t length) {
-        f(RowsOf<T>{from + k0 * x.s_channel, x.s_position, x.s_channel}, length);
+      const int64_t wanted = smaller(count, this->size - i), sample = (this->row + i) % x.positions;
+      int64_t there = smaller(wanted, x.positions - sample);
+      if (there < wanted) there = there / kUnitRows * kUnitRows;  // sums of fewer rows take as much room
+      if (there == 0) return Packed<SamplePacker<T>>::template Open<T>::rows(to, i, count, k0, k, f);
+      for_pieces<T>(x, this->row + i, this->row + i + 1, [&](int64_t, const T* from, int64_t) {
+        f(RowsOf<T>{from + k0 * x.s_channel, x.s_position, x.s_channel}, there);
       });
-      return this->size - i;
+      return there;
     }
   };
   int64_t scratch(const Problem&) const { return 0; }
@@ -244,10 +252,10 @@ void store_features(const Samples& out, const Features& f, int threads) {
   const int64_t samples = count(f.u), n = f.g.given.images, r = rank(f);
   if (out.s_channel == 1) {
     product_prepacked<T>(samples, n, r, SampleRows<T>{{f.u}}, RowPacker<T>{f.g}, StoreFeatures<T, true>{out, f, 0},
-                         threads);
+                         threads, products_of(f.precision));
   } else {
     product_prepacked<T>(n, samples, r, Packed<RowPacker<T>>{{f.g}}, SamplePacker<T>{f.u},
-                         StoreFeatures<T, false>{out, f, 0}, threads, true);
+                         StoreFeatures<T, false>{out, f, 0}, threads, products_of(f.precision, true));
   }
 }
 
@@ -259,6 +267,7 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
   constexpr int64_t panel = kSamples * NR<T> * sizeof(T);
   Problem problem{d, n, samples, larger(d, 1), fitting(caches().second / 3, panel, 1, 16) * NR<T>, kSamples};
   problem.strip = kStrip;
+  problem.products = products_of(f.precision);
   problem.slabs = slabs_for(blocks(n, 5 * NR<T>), blocks(samples, problem.kc));  // slabs decide bits
   problem.joined = joins(problem.slabs, blocks(n, problem.nc), threads);
   const int64_t slabs = problem.slabs, written = problem.joined ? 1 : slabs;
@@ -295,6 +304,7 @@ void project(Projections all, const Features& f, int threads) {
   }
   if (one_chunk) sizes.sums = most;
   sizes.left = packed_size<T>(most, kNeurons);
+  const Products products = products_of(f.precision, true);
   for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
     if (n == 0) memset(own.sums, 0, static_cast<size_t>(sizes.sums * count) * 8);
     for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
@@ -302,16 +312,18 @@ void project(Projections all, const Features& f, int threads) {
       const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
       sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
-                      FeaturePanels<T, false>{f, own.phi, k, own.shift}, true);
+                      FeaturePanels<T, false>{f, own.phi, k, own.shift}, products, own.u_panels);
       double* to = own.sums;
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples &a = all.data[p].a, x = merged(all.data[p].x);
         const int64_t there = larger(0, smaller(k, a.channels - k0)), rows = column_stride<T>(a.images);
         if (there > 0) SamplePacker<T>{merged(a)}.pack(own.left, rows, 0, a.images, k0, there);
-        for (int64_t j = 0; j < count; j += NR<T>) {  // each panel has k neurons, of which `there` count
-          const int64_t width = smaller(NR<T>, count - j);
+        for (int64_t j = 0; j < count; j += kGroup<T>) {  // each panel has k neurons, of which `there` count
+          const int64_t width = smaller(kGroup<T>, count - j);
           const auto multiply_by_a = [&](const auto& epilogue) {
-            sweep(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, a.images, width, there, epilogue);
+            const Aside<T> aside{nullptr, kOnUnit<T> ? own.partial : nullptr, products};
+            sweep_whole(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, NR<T> * k, a.images, width, there, aside,
+                        epilogue);
           };
           if (one_chunk && x.s_position == 1) {
             multiply_by_a(StoreProjection<T>{x, begin + j});

@@ -25,11 +25,17 @@ static inline Features with_merged(const Features& f) {
 
 constexpr int64_t kNeurons = 240;  // neurons of a chunk; its sums in T are then promoted
 
+// Samples whose phi is multiplied at a time: as many as are kept as tiles in the second-level cache.
+template <class T>
+constexpr int64_t kGroup = (kOnUnit<T> ? 8 : 1) * NR<T>;
+
 // The sizes that decide how much memory a pass needs.
 struct Sizes {
-  int64_t left;  // numbers of the largest packed operand that is multiplied with a chunk or with x
-  int64_t x;     // channels of all x
-  int64_t sums;  // rows of sums
+  int64_t left;       // numbers of the largest packed operand that is multiplied with a chunk or with x
+  int64_t x;          // channels of all x
+  int64_t sums;       // rows of sums
+  int64_t tiles = 0;  // channels of all x as tiles, each x filled up to whole tiles
+  int64_t terms = 0;  // of the longest sum over channels
 };
 
 // The memory of one thread. For a block of samples: panels of shift, u and x, phi of a chunk of neurons, and sums. For
@@ -37,11 +43,13 @@ struct Sizes {
 template <class T>
 struct Buffers {
   T *shift, *u, *g, *phi, *left, *x;
+  char *u_tiles, *x_tiles;
+  UnitPanels<T> u_panels;
   Sum<T>* partial;
   double* sums;
   int64_t bytes;
 
-  Buffers(void* memory, int64_t samples, int64_t r, const Sizes& sizes) {
+  Buffers(void* memory, int64_t samples, int64_t r, const Sizes& sizes, Products products) {
     const int64_t begin = reinterpret_cast<int64_t>(memory);
     int64_t at = begin;
     const auto take = [&at]<class S>(S*& to, int64_t count) {
@@ -54,7 +62,12 @@ struct Buffers {
     take(phi, samples * kNeurons);
     take(left, sizes.left);
     take(x, samples * sizes.x);
-    take(partial, partial_size<T>(kNeurons, samples, r));
+    take(u_tiles, UnitPanels<T>::bytes(samples, r, products));
+    take(x_tiles, UnitPanels<T>::bytes(samples, sizes.tiles, products));
+    u_panels = UnitPanels<T>::in(u_tiles, samples, r, products);
+    const int64_t unit = sweep_bytes<T>(larger(r + 1, sizes.left / kNeurons), kGroup<T>, kNeurons, products);
+    take(partial, larger(partial_size<T>(kNeurons, samples, larger(r, sizes.terms), products),
+                         unit / static_cast<int64_t>(sizeof(Sum<T>))));
     take(sums, samples * sizes.sums);
     bytes = at - begin;
   }
@@ -64,23 +77,26 @@ struct Buffers {
 // panels.
 template <class T, class F>
 static void for_blocks_of_samples(const Features& f, const Sizes& sizes, int threads, F body) {
-  constexpr int64_t tasks_each = 4, panel = kNeurons * NR<T> * sizeof(T);
+  constexpr int64_t panel = kNeurons * NR<T> * sizeof(T);
   const int64_t widest = fitting(caches().second * 5 / 8, panel, 1, 32);  // the panels of phi
   const int64_t samples = count(f.u), r = rank(f);
   // G is made once for each block: as few blocks as keep the threads equally busy.
+  const int64_t tasks_each = threads == 1 ? 1 : kOnUnit<T> ? 2 : 4;
   const int64_t block = larger(1, smaller(widest, blocks(samples, NR<T>) / (tasks_each * threads))) * NR<T>;
-  const int64_t tasks = blocks(samples, block), bytes = Buffers<T>(nullptr, block, r, sizes).bytes;
+  const Products products = products_of(f.precision, true);
+  const int64_t tasks = blocks(samples, block), bytes = Buffers<T>(nullptr, block, r, sizes, products).bytes;
   threads = static_cast<int>(smaller(threads, tasks));
   if (threads == 0) return;
   const Scratch memory(threads * bytes);
 #pragma omp parallel num_threads(threads)
   {
-    const Buffers<T> own(static_cast<char*>(memory.data()) + omp_get_thread_num() * bytes, block, r, sizes);
+    const Buffers<T> own(static_cast<char*>(memory.data()) + omp_get_thread_num() * bytes, block, r, sizes, products);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t begin = task * block, count = smaller(block, samples - begin);
       for (int64_t s = 0; s < block; ++s) own.shift[s] = s < count ? shift_at<T>(f, begin + s) : T{0};
       pack_panels(SamplePacker<T>{f.u}, own.u, begin, count, 0, r);
+      own.u_panels.write_all(own.u, NR<T> * r, count, r);
       body(own, begin, count);
     }
   }

@@ -82,40 +82,56 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
   const Projections all = upstream.products;
   const T* square = static_cast<const T*>(upstream.square);
   Sizes sizes{0, 0, r + 1};
+  const Products products = products_of(f.precision, true);
   for (int64_t p = 0; p < all.count; ++p) {
     sizes.x += all.data[p].a.images;
+    sizes.tiles += (blocks(all.data[p].a.images, kSpan<T>) + 1) * kSpan<T>;  // one more, for masks
+    sizes.terms = larger(sizes.terms, all.data[p].a.images);
     sizes.left = larger(sizes.left, packed_size<T>(kNeurons, all.data[p].a.images));
   }
   for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
     const int64_t padded = blocks(count, NR<T>) * NR<T>;
     T* x = own.x;
-    for (int64_t p = 0; p < all.count; ++p, x += padded * all.data[p - 1].a.images)
-      pack_panels(SamplePacker<T>{merged(all.data[p].x)}, x, begin, count, 0, all.data[p].a.images);
+    char* tiles = own.x_tiles;
+    for (int64_t p = 0; p < all.count; ++p) {
+      const int64_t d = all.data[p].a.images;
+      pack_panels(SamplePacker<T>{merged(all.data[p].x)}, x, begin, count, 0, d);
+      UnitPanels<T>::in(tiles, count, d, products).write_all(x, NR<T> * d, count, d);
+      x += padded * d, tiles += UnitPanels<T>::bytes(count, d, products);
+    }
     if (n == 0) memset(own.sums, 0, static_cast<size_t>(sizes.sums * count) * 8);
     for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
       const int64_t k = smaller(kNeurons, n - k0);
       pack_upstream(own.phi, upstream, begin, count, k0, k);
-      x = own.x;
+      x = own.x, tiles = own.x_tiles;
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples& a = all.data[p].a;
+        const UnitPanels<T> panels = UnitPanels<T>::in(tiles, count, a.images, products);
         const int64_t there = smaller(k, a.channels - k0);
         if (there > 0) {
           const int64_t ld = column_stride<T>(there);
           ChannelPacker<T>{merged(a)}.pack(own.left, ld, k0, there, 0, a.images);
-          sweep(RowsOf<T>{own.left, 1, ld}, x, there, count, a.images, AddToPanels<T>{own.phi, k});
+          sweep_in_chunks(RowsOf<T>{own.left, 1, ld}, x, there, count, a.images, own.partial,
+                          AddToPanels<T>{own.phi, k}, products, panels);
         }
-        x += padded * a.images;
+        x += padded * a.images, tiles += UnitPanels<T>::bytes(count, a.images, products);
       }
       const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
       sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
-                      ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0}, true);
+                      ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0},
+                      products, own.u_panels);
       for (int64_t p = 0; p < k; ++p) own.g[r * ld + p] = 1;  // a row of ones: the sums for the shift
       const RowsOf<T> rows{own.g, ld, 1};
-      if (k0 == 0)
-        sweep(rows, own.phi, r + 1, count, k, AddTiles<T, true>{own.sums, count});
-      else
-        sweep(rows, own.phi, r + 1, count, k, AddTiles<T, false>{own.sums, count});
+      const Aside<T> aside{nullptr, kOnUnit<T> ? own.partial : nullptr, products};
+      for (int64_t j = 0; j < count; j += kGroup<T>) {
+        const int64_t width = smaller(kGroup<T>, count - j);
+        if (k0 == 0)
+          sweep_whole(rows, own.phi + j * k, NR<T> * k, r + 1, width, k, aside, AddTiles<T, true>{own.sums + j, count});
+        else
+          sweep_whole(rows, own.phi + j * k, NR<T> * k, r + 1, width, k, aside,
+                      AddTiles<T, false>{own.sums + j, count});
+      }
     }
     store_samples<T>(merged(grad_u), begin, begin + count, own.sums);
     for (int64_t s = 0; s < count; ++s) grad_shift[begin + s] = static_cast<T>(own.sums[r * count + s]);

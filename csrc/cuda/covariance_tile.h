@@ -125,6 +125,47 @@ struct Tile<float> {
   RF_DEVICE void promote() {}
 };
 
+// float32 in bf16 terms: the samples of a lane are t, t + 4, t + 8 and t + 12 of 16. The small products come first.
+template <int N>
+struct Tile<InTerms<N>> : Tile<float> {
+  // Loads 16 channels by 16 samples: rows g, g + 8, g, g + 8 of the first two samples, then of the other two.
+  static RF_DEVICE void load(uint32_t (&words)[N][4], const View<float>& from, int channel, int sample) {
+    RF_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      const float* const x = from.at + (channel + (k & 1) * 8) * from.channel + (sample + (k & 2) * 4) * from.sample;
+      const float first = x[0], second = x[4 * from.sample];
+      uint32_t terms[N];
+      split_pair(from.relu ? cuda::relu(first) : first, from.relu ? cuda::relu(second) : second, terms);
+      RF_UNROLL
+      for (int n = 0; n < N; ++n) words[n][k] = terms[n];
+    }
+  }
+  RF_DEVICE void multiply(const View<float>& x, const View<float>& y) {
+    static_assert(kSamples == 16);
+    RF_UNROLL
+    for (int j = 0; j < kColTiles; j += 2) {
+      uint32_t b[N][4];
+      load(b, y, j * 8, 0);
+      RF_UNROLL
+      for (int i = 0; i < kRowTiles; ++i) {
+        uint32_t a[N][4];
+        load(a, x, i * 16, 0);
+        RF_UNROLL
+        for (int h = 0; h < 2; ++h) {
+          float sum[4] = {};
+          if constexpr (N == 2) {
+            mma_bf16(sum, a[1], {b[0][h], b[0][h + 2]});
+            mma_bf16(sum, a[0], {b[1][h], b[1][h + 2]});
+          }
+          mma_bf16(sum, a[0], {b[0][h], b[0][h + 2]});
+          RF_UNROLL
+          for (int k = 0; k < 4; ++k) sums[i][j + h][k] += sum[k];
+        }
+      }
+    }
+  }
+};
+
 // float64: sums of 32 terms, and sums of 32 of these sums. Sums of equal numbers are always rounded in the same
 // direction; short sums keep them from drifting.
 template <>

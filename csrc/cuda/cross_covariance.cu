@@ -60,10 +60,10 @@ RF_DEVICE void add(const Sums& to, bool first, int64_t row, int64_t col, int row
 }
 
 // The numbers in one side's stage.
-template <class T>
+template <class Shape>
 constexpr int kStage =
-    Tile<T>::kChannels * Tile<T>::kAlong > Tile<T>::kSamples* Tile<T>::kAcross ? Tile<T>::kChannels * Tile<T>::kAlong
-                                                                               : Tile<T>::kSamples * Tile<T>::kAcross;
+    Shape::kChannels * Shape::kAlong > Shape::kSamples* Shape::kAcross ? Shape::kChannels * Shape::kAlong
+                                                                       : Shape::kSamples * Shape::kAcross;
 
 template <class T>
 struct Both {
@@ -72,10 +72,10 @@ struct Both {
 
 // blockIdx.x is a tile of the result, row after row; blockIdx.y is a slab of `each` samples. One half of the threads
 // copies the stages of x, the other half those of y.
-template <class T>
+template <class Way, class T>
 __global__ void __launch_bounds__(kThreads, 1)
     multiply(Sums to, Both<T> sides, bool relu, int64_t samples, int64_t each, int64_t col_tiles) {
-  using Shape = Tile<T>;
+  using Shape = Tile<Way>;
   const int64_t row = blockIdx.x / col_tiles * Shape::kChannels, col = blockIdx.x % col_tiles * Shape::kChannels;
   if (to.symmetric && row > col) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -101,15 +101,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     const int64_t ahead = it + kStages - 1;
     if (ahead < total) {
-      stage<Shape, T, kStagers>(stages + (ahead % kStages * 2 + mine) * kStage<T>, side, next,
+      stage<Shape, T, kStagers>(stages + (ahead % kStages * 2 + mine) * kStage<Shape>, side, next,
                                 size - ahead * Shape::kSamples, mine == 0 ? row : col, forget(thread));
       next = next.plus(side.x, Shape::kSamples);
     }
     commit_copies();
     if (it < 0 || rows <= 0 || cols <= 0) continue;
-    const T* const here = stages + it % kStages * 2 * kStage<T>;
+    const T* const here = stages + it % kStages * 2 * kStage<Shape>;
     View<T> left = Shape::view(here, sides.side[0].along, relu, forget(lane));
-    View<T> right = Shape::view(here + kStage<T>, sides.side[1].along, relu, forget(lane));
+    View<T> right = Shape::view(here + kStage<Shape>, sides.side[1].along, relu, forget(lane));
     left.at += own_row * left.channel, right.at += own_col * right.channel;
     tile.multiply(left, right);
     ++age;
@@ -205,10 +205,10 @@ void add_total(const Side& given, const Operand<T>& side, const Stream& stream) 
   });
 }
 
-template <class T>
+template <class T, class Way = T>
 void accumulate(double* out, int64_t ld, const Side& x, const Sides& y, bool symmetric, Activation activation,
                 double negative_slope, bool shifted, const Stream& stream) {
-  constexpr int64_t kChannels = Tile<T>::kChannels;
+  constexpr int64_t kChannels = Tile<Way>::kChannels;
   // Without shifts, relu is applied where the stages are read.
   const bool relu = activation == Activation::relu && !shifted;
   if (relu) activation = Activation::identity;
@@ -221,9 +221,10 @@ void accumulate(double* out, int64_t ld, const Side& x, const Sides& y, bool sym
     const int64_t tiles = symmetric ? row_tiles * (row_tiles + 1) / 2 : row_tiles * col_tiles;
     const int64_t each = slab_of(samples, tiles, d * m, stream);
     add_slabs({out, ld, 0, symmetric}, d, m, samples, each, stream, [&](const Sums& to, int64_t slabs) {
-      launch("cross_covariance", multiply<T>,
+      launch("cross_covariance", multiply<Way, T>,
              dim3(static_cast<unsigned>(row_tiles * col_tiles), static_cast<unsigned>(slabs)), kThreads,
-             kStages * 2 * kStage<T> * sizeof(T), stream, to, Both<T>{{left, right}}, relu, samples, each, col_tiles);
+             kStages * 2 * kStage<Tile<Way>> * sizeof(T), stream, to, Both<T>{{left, right}}, relu, samples, each,
+             col_tiles);
     });
     out += m;
   }
@@ -238,7 +239,7 @@ void accumulate(double* out, int64_t ld, const Side& x, const Sides& y, bool sym
 }  // namespace
 
 void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
-                      double negative_slope, Stream stream) {
+                      double negative_slope, Precision precision, Stream stream) {
   if (x.samples.channels == 0 || count(x.samples) == 0) return;
   bool shifted = x.shift != nullptr || x.total != nullptr;
   for (int64_t s = 0; s < y.count; ++s) shifted |= y.first[s].shift != nullptr || y.first[s].total != nullptr;
@@ -246,6 +247,12 @@ void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, 
   with_type(x.samples.dtype, [&]<class T>(Type<T>) {
     if constexpr (sizeof(T) == 2)
       if (!exact) return accumulate<float>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
+    if constexpr (__is_same(T, float)) {
+      if (precision == Precision::high)
+        return accumulate<T, InTerms<2>>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
+      if (precision == Precision::medium)
+        return accumulate<T, InTerms<1>>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
+    }
     accumulate<T>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
   });
 }

@@ -4,7 +4,10 @@
 //   of a: rows g (numbers 0, 2) and g + 8 (numbers 1, 3), at two of the eight terms;
 //   of b: column g, at the same two terms.
 // The order of the terms of a sum is free. Here the two terms are 2 t (a 0, 1; b 0) and 2 t + 1 (a 2, 3; b 1). They lie
-// side by side in memory, and d can be the a of a next product as it is.
+// side by side in memory, and d can be the a of a next product as it is. Numbers in bf16 terms have the same layout,
+// with 16 terms: those of two such products.
+//
+// Way says how numbers are multiplied: float and double in full, InTerms<1> and InTerms<2> in bf16 terms.
 #pragma once
 
 #include "../compiler.h"
@@ -22,15 +25,16 @@ RF_DEVICE Pair<T> pair_at(const T* p) {
   return *reinterpret_cast<const Pair<T>*>(p);
 }
 
-template <class T>
+template <class Way>
 struct Left;
-template <class T>
+template <class Way>
 struct Right;
-template <class T>
+template <class Way>
 struct Sum;
 
 template <>
 struct Left<float> {
+  static constexpr int kTerms = 8;
   uint32_t high[4], low[4];
   RF_DEVICE Left() {}
   RF_DEVICE Left(Pair<float> upper, Pair<float> lower) {
@@ -38,6 +42,12 @@ struct Left<float> {
     split(lower.first, high[1], low[1]);
     split(upper.second, high[2], low[2]);
     split(lower.second, high[3], low[3]);
+  }
+  // The a in memory, row g + 8 `down` numbers after row g; and the d of product j as an a.
+  static RF_DEVICE Left at(const float* p, int down) { return Left(pair_at(p), pair_at(p + down)); }
+  template <int K>
+  static RF_DEVICE Left of(const float (&d)[K][4], int j) {
+    return Left(Pair<float>{d[j][0], d[j][1]}, Pair<float>{d[j][2], d[j][3]});
   }
 };
 
@@ -48,6 +58,7 @@ struct Right<float> {
     split(p.first, high[0], low[0]);
     split(p.second, high[1], low[1]);
   }
+  static RF_DEVICE Right at(const float* p) { return Right(pair_at(p)); }
 };
 
 // Tensor cores truncate what they add to a sum. So the small products have a sum of their own, and `add_to` is called
@@ -69,17 +80,77 @@ struct Sum<float> {
   }
 };
 
+template <int N>
+struct Left<InTerms<N>> {
+  static constexpr int kTerms = 16;
+  uint32_t words[N][4];
+  RF_DEVICE void put(int place, Pair<float> pair) {
+    uint32_t terms[N];
+    split_pair(pair.first, pair.second, terms);
+    RF_UNROLL
+    for (int n = 0; n < N; ++n) words[n][place] = terms[n];
+  }
+  static RF_DEVICE Left at(const float* p, int down) {
+    Left left;
+    RF_UNROLL
+    for (int k = 0; k < 4; ++k) left.put(k, pair_at(p + k / 2 * 8 + k % 2 * down));
+    return left;
+  }
+  template <int K>
+  static RF_DEVICE Left of(const float (&d)[K][4], int j) {
+    Left left;
+    RF_UNROLL
+    for (int k = 0; k < 4; ++k) left.put(k, Pair<float>{d[2 * j + k / 2][k % 2 * 2], d[2 * j + k / 2][k % 2 * 2 + 1]});
+    return left;
+  }
+};
+
+template <int N>
+struct Right<InTerms<N>> {
+  uint32_t words[N][2];
+  static RF_DEVICE Right at(const float* p) {
+    Right right;
+    RF_UNROLL
+    for (int k = 0; k < 2; ++k) {
+      const Pair<float> pair = pair_at(p + 8 * k);
+      uint32_t terms[N];
+      split_pair(pair.first, pair.second, terms);
+      RF_UNROLL
+      for (int n = 0; n < N; ++n) right.words[n][k] = terms[n];
+    }
+    return right;
+  }
+};
+
+template <int N>
+struct Sum<InTerms<N>> : Sum<float> {
+  RF_DEVICE void multiply(const Left<InTerms<N>>& a, const Right<InTerms<N>>& b) {
+    if constexpr (N == 2) {
+      mma_bf16(small, a.words[1], b.words[0]);
+      mma_bf16(small, a.words[0], b.words[1]);
+    }
+    mma_bf16(large, a.words[0], b.words[0]);
+  }
+};
+
 template <>
 struct Left<double> {
+  static constexpr int kTerms = 8;
   Pair<double> upper, lower;
   RF_DEVICE Left() {}
   RF_DEVICE Left(Pair<double> upper, Pair<double> lower) : upper(upper), lower(lower) {}
+  static RF_DEVICE Left at(const double* p, int down) { return Left(pair_at(p), pair_at(p + down)); }
+  template <int K>
+  static RF_DEVICE Left of(const double (&d)[K][4], int j) {
+    return Left(Pair<double>{d[j][0], d[j][1]}, Pair<double>{d[j][2], d[j][3]});
+  }
 };
 
 template <>
 struct Right<double> {
   Pair<double> p;
   RF_DEVICE explicit Right(Pair<double> p) : p(p) {}
+  static RF_DEVICE Right at(const double* p) { return Right(pair_at(p)); }
 };
 
 template <>

@@ -64,4 +64,11 @@ RF_DEVICE void split_pair(float a, float b, uint32_t& high, uint32_t& rest) {
   rest = pack_bf16(a - __uint_as_float(high << 16), b - __uint_as_float(high & 0xffff0000u));
 }
 
+// How float32 numbers are multiplied at a precision below the highest: as one bf16 number, or as the sum of two, where
+// the product of both second ones is left out. An infinite number may give NaN.
+template <int N>
+struct InTerms {};
+RF_DEVICE void split_pair(float a, float b, uint32_t (&terms)[1]) { terms[0] = pack_bf16(a, b); }
+RF_DEVICE void split_pair(float a, float b, uint32_t (&terms)[2]) { split_pair(a, b, terms[0], terms[1]); }
+
 }  // namespace rf::cuda

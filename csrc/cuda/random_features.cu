@@ -13,8 +13,9 @@ namespace {
 
 constexpr int kWarps = 4;
 
-template <class T>
+template <class T, class W>
 struct Store {
+  typedef W Way;
   static constexpr bool kSamplesPass = true;
   typedef Room<T, true> Place;
   Source<T> source;
@@ -44,24 +45,22 @@ struct Store {
   RF_DEVICE void end(Place&, int64_t) const {}
 };
 
-template <class T>
+template <class T, class Way>
 void store_features(const Samples& out, const Features& f, const Stream& stream) {
   const int64_t strips = blocks(f.g.given.images, kWarps * kWarpRows), samples = count(f.u);
   const int64_t wanted = blocks(kBlocks, strips);
   const int64_t length = blocks(blocks(samples, wanted < 65535 ? wanted : 65535), 4 * kColumns) * 4 * kColumns;
   const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(blocks(samples, length)));
-  launch_pass<T>("random_features", Store<T>{source<T>(f, rows_of_g(f), rows_of_samples(f.u)), merged(out), length},
-                 grid, kWarps, stream);
+  launch_pass<T>("random_features",
+                 Store<T, Way>{source<T>(f, rows_of_g(f), rows_of_samples(f.u)), merged(out), length}, grid, kWarps,
+                 stream);
 }
 
 }  // namespace
 
 void random_features(Samples out, const Features& features, Stream stream) {
   if (count(features.u) == 0 || features.g.given.images == 0) return;
-  if (features.u.dtype == DType::f64)
-    store_features<double>(out, features, stream);
-  else
-    store_features<float>(out, features, stream);
+  with_way(features, [&]<class T, class Way>(Type<T>, Type<Way>) { store_features<T, Way>(out, features, stream); });
 }
 
 }  // namespace rf::cuda

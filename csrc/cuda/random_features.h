@@ -115,28 +115,29 @@ struct Product {
   double sums[kChannels / 8][4] = {};
 
   // Only for those units of kUnit channels whose bit in `active` is set.
-  template <class T>
+  template <class Way, class T>
   RF_DEVICE void add(const T (&phi)[kTiles][4], const T* second, uint32_t active) {
+    constexpr int terms = Left<Way>::kTerms, steps = kColumns / terms;
     const int lane = threadIdx.x % kWarp;
-    Left<T> left[kTiles];
+    Left<Way> left[steps];
     RF_UNROLL
-    for (int j = 0; j < kTiles; ++j) left[j] = Left<T>(Pair<T>{phi[j][0], phi[j][1]}, Pair<T>{phi[j][2], phi[j][3]});
+    for (int j = 0; j < steps; ++j) left[j] = Left<Way>::of(phi, j);
     second += lane / 4 * kPitch + 2 * (lane % 4);
     RF_UNROLL
     for (int c = 0; c < kChannels / 8; c += 2)
       if ((active >> (c * 8 / kUnit) & 1) != 0) {
-        Sum<T> sum[2];
+        Sum<Way> sum[2];
         RF_UNROLL
-        for (int j = 0; j < kTiles; ++j) RF_UNROLL
-        for (int e = 0; e < 2; ++e) sum[e].multiply(left[j], Right<T>(pair_at(second + (c + e) * 8 * kPitch + 8 * j)));
+        for (int j = 0; j < steps; ++j) RF_UNROLL
+        for (int e = 0; e < 2; ++e) sum[e].multiply(left[j], Right<Way>::at(second + (c + e) * 8 * kPitch + terms * j));
         sum[0].add_to(sums[c]);
         sum[1].add_to(sums[c + 1]);
       }
   }
 };
 
-template <class T>
-RF_DEVICE void settle(Sum<T> (&sum)[kTiles], T (&phi)[kTiles][4]) {
+template <class Way, class T>
+RF_DEVICE void settle(Sum<Way> (&sum)[kTiles], T (&phi)[kTiles][4]) {
   RF_UNROLL
   for (int j = 0; j < kTiles; ++j) {
     sum[j].add_to(phi[j]);
@@ -146,6 +147,7 @@ RF_DEVICE void settle(Sum<T> (&sum)[kTiles], T (&phi)[kTiles][4]) {
 
 template <class T, class Form>
 __global__ void __launch_bounds__(kWarp* kMostWarps, 1) pass(Form form) {
+  typedef typename Form::Way Way;
   const Source<T>& f = form.source;
   auto& room = *shared_memory<typename Form::Place>();
   T* const strip = reinterpret_cast<T*>(&room + 1);
@@ -199,7 +201,7 @@ __global__ void __launch_bounds__(kWarp* kMostWarps, 1) pass(Form form) {
     form.fetch(room, column, turn % kRing);
     commit_copies();
     T phi[kTiles][4] = {};
-    Sum<T> sum[kTiles];
+    Sum<Way> sum[kTiles];
     for (int chunk = 0; chunk < chunks; ++chunk, stage ^= 1) {
       if (chunk == 0) {
         note(column + kColumns, turn + 1);
@@ -217,15 +219,15 @@ __global__ void __launch_bounds__(kWarp* kMostWarps, 1) pass(Form form) {
       const int terms = smaller(r - static_cast<int64_t>(chunk) * kDepth, kDepth);
       for (int term = 0; term < terms;) {
         const int stop = term + 32 < terms ? term + 32 : terms;
-        for (; term < stop; term += 8) {
-          const Left<T> left(pair_at(a + term), pair_at(a + 8 * pitch + term));
+        for (; term < stop; term += Left<Way>::kTerms) {
+          const Left<Way> left = Left<Way>::at(a + term, 8 * pitch);
           RF_UNROLL
-          for (int j = 0; j < kTiles; ++j) sum[j].multiply(left, Right<T>(pair_at(b + j * 8 * kStagePitch + term)));
+          for (int j = 0; j < kTiles; ++j) sum[j].multiply(left, Right<Way>::at(b + j * 8 * kStagePitch + term));
         }
-        if (Sum<T>::kCutsOff) settle(sum, phi);
+        if (Sum<Way>::kCutsOff) settle(sum, phi);
       }
     }
-    if (!Sum<T>::kCutsOff) settle(sum, phi);
+    if (!Sum<Way>::kCutsOff) settle(sum, phi);
     RF_UNROLL
     for (int j = 0; j < kTiles; ++j) RF_UNROLL
     for (int k = 0; k < 4; ++k)
@@ -238,6 +240,15 @@ __global__ void __launch_bounds__(kWarp* kMostWarps, 1) pass(Form form) {
     form.take(room, phi, first_row + warp_row + lane / 4, column, turn % kRing);
   }
   form.end(room, first_row + warp_row + lane / 4);
+}
+
+// Calls f(Type<T>{}, Type<Way>{}) for the type of u and the precision of its products.
+template <class F>
+void with_way(const Features& features, const F& f) {
+  if (features.u.dtype == DType::f64) return f(Type<double>{}, Type<double>{});
+  if (features.precision == Precision::highest) return f(Type<float>{}, Type<float>{});
+  if (features.precision == Precision::high) return f(Type<float>{}, Type<InTerms<2>>{});
+  f(Type<float>{}, Type<InTerms<1>>{});
 }
 
 template <class T>

@@ -18,8 +18,9 @@ struct Sums {
   int64_t stride;
 };
 
-template <class T>
+template <class T, class W>
 struct Covariance {
+  typedef W Way;
   static constexpr bool kSamplesPass = true;
   typedef Room<T, true> Place;
   Source<T> source;
@@ -101,7 +102,7 @@ struct Covariance {
         if (there) *at -= x_center[first_channel() + c];
       });
     barrier();
-    product.add(phi, room.second, (1u << ((channels() + kUnit - 1) / kUnit)) - 1);
+    product.template add<Way>(phi, room.second, (1u << ((channels() + kUnit - 1) / kUnit)) - 1);
     barrier();
   }
   RF_DEVICE void put(double* to, double value) const { *to = this->to.stride == 0 ? *to + value : value; }
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kAdders)
   *target = sum;
 }
 
-template <class T>
+template <class T, class Way>
 void covariance(Sums sums, const Samples& x, const void* x_center, const void* center, const Features& f,
                 const Stream& stream) {
   const int64_t n = f.g.given.images, d = x.channels, samples = count(x), all = (d + 2) * n;
@@ -156,13 +157,13 @@ void covariance(Sums sums, const Samples& x, const void* x_center, const void* c
   double* const workspace = static_cast<double*>(stream.workspace);
   if (parts > 1) to = {workspace, workspace + d * n, workspace + (d + 1) * n, all};
   launch_pass<T>("random_features_covariance",
-                 Covariance<T>{source<T>(f, rows_of_g(f), rows_of_samples(f.u)),
-                               merged(x),
-                               static_cast<const T*>(x_center),
-                               static_cast<const T*>(center),
-                               to,
-                               length,
-                               {}},
+                 Covariance<T, Way>{source<T>(f, rows_of_g(f), rows_of_samples(f.u)),
+                                    merged(x),
+                                    static_cast<const T*>(x_center),
+                                    static_cast<const T*>(center),
+                                    to,
+                                    length,
+                                    {}},
                  dim3(static_cast<unsigned>(strips), static_cast<unsigned>(slices), static_cast<unsigned>(parts)),
                  kWarps, stream);
   sums.stride = all;
@@ -177,10 +178,9 @@ void random_features_covariance(double* out, double* total, double* square, Samp
                                 const void* center, const Features& features, Stream stream) {
   if (count(x) == 0 || features.g.given.images == 0) return;
   const Sums sums = {out, total, square, 0};
-  if (features.u.dtype == DType::f64)
-    covariance<double>(sums, x, x_center, center, features, stream);
-  else
-    covariance<float>(sums, x, x_center, center, features, stream);
+  with_way(features, [&]<class T, class Way>(Type<T>, Type<Way>) {
+    covariance<T, Way>(sums, x, x_center, center, features, stream);
+  });
 }
 
 }  // namespace rf::cuda

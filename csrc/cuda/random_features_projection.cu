@@ -18,8 +18,9 @@ struct Several {
 
 inline int64_t places(const Samples& a) { return blocks(a.images, kUnit) * kUnit; }
 
-template <class T>
+template <class T, class W>
 struct Project {
+  typedef W Way;
   static constexpr bool kSamplesPass = false;
   typedef Room<T, false> Place;
   Source<T> source;
@@ -73,7 +74,7 @@ struct Project {
     for (int c = 0; c < kChannels / kUnit; ++c) active |= (room.lines[c * kUnit].terms > neuron ? 1u : 0u) << c;
     wait_for_copies<1>();
     barrier();
-    product.add(phi, room.second, active);
+    product.template add<Way>(phi, room.second, active);
     barrier();
   }
   // Stores the sums, unit by unit through shared memory, so that a warp writes along memory.
@@ -107,7 +108,7 @@ struct Project {
   }
 };
 
-template <class T>
+template <class T, class Way>
 void project(Projections projections, const Features& features, const Stream& stream) {
   Features f = features;
   const int64_t n = f.g.given.images, r = f.u.channels, samples = count(f.u);
@@ -115,14 +116,14 @@ void project(Projections projections, const Features& features, const Stream& st
     gaussian(stream.workspace, f.u.dtype, n, r, r, f.g.address, stream);
     f.g.given = {stream.workspace, f.u.dtype, n, r, 1, 1, r, 1, 0, 0};
   }
-  const int warps = samples > kMostRows && fits<T, Project<T>>(kName, kMostWarps, r, stream) ? kMostWarps : 4;
+  const int warps = samples > kMostRows && fits<T, Project<T, Way>>(kName, kMostWarps, r, stream) ? kMostWarps : 4;
   const auto launch_form = [&](const Several& all, int64_t neurons) {
     int64_t channels = 0;
     for (int p = 0; p < all.count; ++p) channels += places(all.items[p].a);
     if (channels == 0) return;
     Features those = f;
     those.g.given.images = neurons;
-    launch_pass<T>(kName, Project<T>{source<T>(those, rows_of_samples(f.u), rows_of_g(those)), all, {}},
+    launch_pass<T>(kName, Project<T, Way>{source<T>(those, rows_of_samples(f.u), rows_of_g(those)), all, {}},
                    dim3(static_cast<unsigned>(blocks(samples, warps * kWarpRows)),
                         static_cast<unsigned>(blocks(channels, kChannels))),
                    warps, stream);
@@ -149,10 +150,7 @@ void project(Projections projections, const Features& features, const Stream& st
 
 void random_features_projection(Projections projections, const Features& features, Stream stream) {
   if (count(features.u) == 0) return;
-  if (features.u.dtype == DType::f64)
-    project<double>(projections, features, stream);
-  else
-    project<float>(projections, features, stream);
+  with_way(features, [&]<class T, class Way>(Type<T>, Type<Way>) { project<T, Way>(projections, features, stream); });
 }
 
 }  // namespace rf::cuda

@@ -35,9 +35,10 @@ constexpr int kMostStrips = 65535;
 // used as the terms that the lane holds of a fragment. Rows of P are put into the same order when they are copied to
 // shared memory.
 
-// How P is multiplied: as it is, with T as its type; or, for InTwo, as a float32 matrix that is split into a sum of two
-// bf16 matrices.
-struct InTwo {};
+// How P is multiplied: as it is, with T as its type; or, for Split, as a float32 matrix that is split into a sum of
+// kOfP bf16 matrices, with kOfG terms of G.
+template <int kOfG, int kOfP>
+struct Split {};
 
 // 16 bits: the four columns of a lane are terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of one product.
 template <class T>
@@ -84,31 +85,47 @@ struct Tile {
 
 RF_DEVICE int place_of_quarters(int j) { return 4 * (j & 3) + (j >> 2); }
 
-// G is bf16, as above. Each of the two parts of P has its own product, the small one first.
-template <>
-struct Tile<InTwo> {
-  static constexpr int kRows = 128, kCols = 128, kRowTiles = 4, kColTiles = 4, kStages = 4, kUnits = 1, kPad = 8;
+// Terms of G in bf16, each as above. Each product of terms that is taken is one product, the small ones first.
+template <int kOfG, int kOfP>
+struct Tile<Split<kOfG, kOfP>> {
+  static constexpr int kRows = kOfG == 1 ? 128 : 64, kCols = kOfG == 1 ? 128 : 256, kRowTiles = kRows / 32,
+                       kColTiles = kCols / 32, kStages = kOfG == 1 ? 4 : 2, kUnits = kOfG, kPad = 8;
   typedef float Element;
   typedef float F;
   typedef Four<uint32_t> Unit;
   F sums[kRowTiles][kColTiles][4];
 
   static RF_DEVICE int place(int j) { return place_of_quarters(j); }
-  static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) { Tile<bf16>::keep(unit, a, b); }
-  RF_DEVICE void multiply(const Unit* g, const float* p, int pitch, int lane) {
-    Unit a[kRowTiles];
+  static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) {
+    uint32_t words[4][kOfG];
+    split_pair(a[0], a[1], words[0]);
+    split_pair(b[0], b[1], words[1]);
+    split_pair(a[2], a[3], words[2]);
+    split_pair(b[2], b[3], words[3]);
     RF_UNROLL
-    for (int i = 0; i < kRowTiles; ++i) a[i] = g[i * kWarp];
+    for (int n = 0; n < kOfG; ++n) unit[n * kWarp] = {{words[0][n], words[1][n], words[2][n], words[3][n]}};
+  }
+  RF_DEVICE void multiply(const Unit* g, const float* p, int pitch, int lane) {
+    Unit a[kRowTiles][kOfG];
+    RF_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
+    for (int n = 0; n < kOfG; ++n) a[i][n] = g[(i * kOfG + n) * kWarp];
     p += (lane & 3) * pitch + (lane >> 2);
     RF_UNROLL
     for (int j = 0; j < kColTiles; ++j) {
-      uint32_t b[2], rest[2];
+      uint32_t b[kOfP][2];
       RF_UNROLL
-      for (int s = 0; s < 2; ++s) split_pair(p[8 * s * pitch + j * 8], p[(8 * s + 4) * pitch + j * 8], b[s], rest[s]);
+      for (int s = 0; s < 2; ++s) {
+        uint32_t words[kOfP];
+        split_pair(p[8 * s * pitch + j * 8], p[(8 * s + 4) * pitch + j * 8], words);
+        RF_UNROLL
+        for (int n = 0; n < kOfP; ++n) b[n][s] = words[n];
+      }
       RF_UNROLL
       for (int i = 0; i < kRowTiles; ++i) {
-        mma_bf16(sums[i][j], a[i].values, rest);
-        mma_bf16(sums[i][j], a[i].values, b);
+        if constexpr (kOfG == 2) mma_bf16(sums[i][j], a[i][1].values, b[0]);
+        if constexpr (kOfP == 2) mma_bf16(sums[i][j], a[i][0].values, b[1]);
+        mma_bf16(sums[i][j], a[i][0].values, b[0]);
       }
     }
   }
@@ -367,10 +384,15 @@ void run(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, const 
 }  // namespace
 
 void sample_project_align(void* out, DType dtype, int64_t n, int64_t ld, Samples p, DType generated, Address at,
-                          double scale, Stream stream) {
+                          double scale, Precision precision, Stream stream) {
   if (n <= 0 || p.channels <= 0) return;
-  if (p.dtype == DType::f32 && generated == DType::bf16)
-    run<Tile<InTwo>>(out, dtype, n, ld, p, at, scale, stream);
+  const bool splits = p.dtype == DType::f32;
+  if (splits && generated == DType::bf16)
+    run<Tile<Split<1, 2>>>(out, dtype, n, ld, p, at, scale, stream);
+  else if (splits && precision == Precision::high)
+    run<Tile<Split<2, 2>>>(out, dtype, n, ld, p, at, scale, stream);
+  else if (splits && precision == Precision::medium)
+    run<Tile<Split<1, 1>>>(out, dtype, n, ld, p, at, scale, stream);
   else
     with_type(p.dtype, [&]<class T>(Type<T>) { run<Tile<T>>(out, dtype, n, ld, p, at, scale, stream); });
 }

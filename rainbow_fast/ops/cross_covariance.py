@@ -14,6 +14,8 @@ from rainbow_fast.ops.activations import ACTIVATIONS, CODE
 from rainbow_fast.ops.center import first_center, spread_samples
 from rainbow_fast.ops.memory import address_of, check_device, check_written, flat, samples
 from rainbow_fast.ops.patch_covariance import Patch, patch_covariance
+from rainbow_fast.ops.precision import CODE as PRECISION_CODE
+from rainbow_fast.ops.precision import check_precision, precision_of
 from rainbow_fast.ops.registration import Derivative, functional, loop, writing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -30,6 +32,7 @@ def cross_covariance(
     center: bool = ...,
     patch: int | tuple | None = ...,
     reduction: str = ...,
+    precision: str | None = ...,
     backend: str | None = ...,
 ) -> Tensor: ...
 @overload
@@ -42,6 +45,7 @@ def cross_covariance(
     center: bool = ...,
     patch: int | tuple | None = ...,
     reduction: str = ...,
+    precision: str | None = ...,
     backend: str | None = ...,
 ) -> list[Tensor]: ...
 def cross_covariance(
@@ -53,6 +57,7 @@ def cross_covariance(
     center: bool = False,
     patch: int | tuple | None = None,
     reduction: str = "sum",
+    precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor | list[Tensor]:  # (d, m)
     r"""The cross-covariance :math:`\sum_s x_s y_s^\top` of two sets of activations, as a sum or a mean over samples s.
@@ -95,30 +100,34 @@ def cross_covariance(
             maps (im2col) are not stored.
         reduction: ``"sum"`` (default) over samples, or ``"mean"``: the sum divided by the number of samples, which is
             images times positions, or images times placements of a patch. The mean of no samples is NaN.
+        precision: of the products of float32 samples: ``"highest"``, ``"high"`` (each factor as the sum of two bfloat16
+            numbers) or ``"medium"`` (as one); None (default) takes torch's setting, as `random_features` does. With
+            `patch`, kernels of CPUs multiply at "highest".
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
 
     Returns:
         (d, m) float64; a list of these if y is a list.
 
     Raises:
-        ValueError: shapes do not match, the activation or reduction is unknown, a patch does not fit the maps or is
-            combined with an activation or with `center`, or the backend is not available.
+        ValueError: shapes do not match, the activation, reduction or precision is unknown, a patch does not fit the
+            maps or is combined with an activation or with `center`, or the backend is not available.
         TypeError: an argument is not a tensor, dtypes differ, or the backend does not support the dtype.
 
     Source: M = E[phi phi'^T] of Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
     ys = _kinds(x, y, negative_slope, center)
     one_of("reduction", reduction, REDUCTIONS)
+    check_precision(precision)
     if patch is not None:
         if activation != "identity" or center:
             raise ValueError(f"patch={patch!r} with activation={activation!r}, center={center}: wanted neither")
         window = Patch.of(patch, x)
         places = math.prod(window.positions(x.shape[2:]))
         sides: list[Tensor | None] = [*ys] or [None]
-        results = [patch_covariance(x, other, window, backend) for other in sides]
+        results = [patch_covariance(x, other, window, precision, backend) for other in sides]
     else:
         places = math.prod(x.shape[2:])
-        out = torch.ops.rainbow_fast.cross_covariance(x, ys, activation, negative_slope, center, backend)
+        out = torch.ops.rainbow_fast.cross_covariance(x, ys, activation, negative_slope, center, precision, backend)
         results = list(out.split([other.shape[1] for other in ys], 1)) if len(ys) > 1 else [out]
     if reduction == "mean":
         results = [sums / (len(x) * places) for sums in results]
@@ -133,6 +142,7 @@ def cross_covariance_(
     activation: str = "identity",
     negative_slope: float = 0.01,
     center: bool = False,
+    precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Add `cross_covariance(x, y)` to `out`, a (d, m) float64 tensor with contiguous rows, and return `out`.
@@ -146,7 +156,9 @@ def cross_covariance_(
         RuntimeError: an input requires grad while grad mode is on.
     """
     ys = _kinds(x, y, negative_slope, center)
-    torch.ops.rainbow_fast.cross_covariance_out(x, ys, activation, negative_slope, center, backend, tensor("out", out))
+    check_precision(precision)
+    how = (activation, negative_slope, center, precision, backend)
+    torch.ops.rainbow_fast.cross_covariance_out(x, ys, *how, tensor("out", out))
     return out
 
 
@@ -172,7 +184,8 @@ def _as_list(y: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
     return [tensor("y", each) for each in y]
 
 
-def _check(x: Tensor, ys: Sequence[Tensor], activation: str) -> None:
+def _check(x: Tensor, ys: Sequence[Tensor], activation: str, precision: str | None) -> None:
+    check_precision(precision)
     if x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"x is {x.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     if x.dim() < 2:
@@ -194,9 +207,10 @@ def _columns(x: Tensor, ys: Sequence[Tensor]) -> int:
 
 
 def _check_out(
-    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, backend: str | None, out: Tensor
-) -> None:
-    _check(x, ys, activation)
+    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, precision: str | None,
+    backend: str | None, out: Tensor,
+) -> None:  # fmt: skip
+    _check(x, ys, activation, precision)
     wanted = (x.shape[1], _columns(x, ys))
     check_written("out", out, wanted, torch.float64, rows=backend != "reference", beside=("x", x), x=x, y=ys)
 
@@ -224,8 +238,9 @@ def _center(x: Tensor, activation: str, slope: float) -> Tensor:
 
 
 def _add(
-    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, backend: str | None, out: Tensor
-) -> None:
+    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, precision: str | None,
+    backend: str | None, out: Tensor,
+) -> None:  # fmt: skip
     if x.numel() == 0 or out.numel() == 0:
         return
     chosen = _backend.choose(backend, x.device, x.dtype, DTYPES, called="x")
@@ -236,9 +251,12 @@ def _add(
     memory = [samples(side) for side in (x, *ys)]
     shifts = [_center(side, activation, slope) if center else None for side in (x, *ys)]
     totals = [None if shift is None else torch.zeros_like(shift, dtype=torch.float64) for shift in shifts]
+    products = precision_of(precision, x)
     if chosen == "triton":
         views = [view for view, _ in memory]
-        _backend.run_triton("cross_covariance", x.device, out, views, shifts, totals, not ys, activation, slope)
+        _backend.run_triton(
+            "cross_covariance", x.device, out, views, shifts, totals, not ys, activation, slope, products
+        )
     else:
         sides = [
             (description, address_of(shift), address_of(total))
@@ -246,24 +264,28 @@ def _add(
         ]
         with _backend.running(chosen, x.device, workspace=True) as run:
             _backend.kernels(chosen).cross_covariance(
-                out.data_ptr(), out.stride(0), sides[0], sides[1:] or sides, not ys, CODE[activation], slope, run
-            )
+                out.data_ptr(), out.stride(0), sides[0], sides[1:] or sides, not ys, CODE[activation], slope,
+                PRECISION_CODE[products], run,
+            )  # fmt: skip
     if center:  # subtract (sum of x - a) (sum of y - b)^T / (number of samples) from the sum of (x - a) (y - b)^T
         sums = [total for total in totals if total is not None]
         out -= torch.outer(sums[0], torch.cat(sums[1:] or sums)) / (x.numel() // x.shape[1])
 
 
 def _cross_covariance(
-    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, backend: str | None
-) -> Tensor:
-    _check(x, ys, activation)
+    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, precision: str | None,
+    backend: str | None,
+) -> Tensor:  # fmt: skip
+    _check(x, ys, activation, precision)
     out = x.new_zeros(x.shape[1], _columns(x, ys), dtype=torch.float64)
-    _add(x, ys, activation, slope, center, backend, out)
+    _add(x, ys, activation, slope, center, precision, backend, out)
     return out
 
 
-def _fake(x: Tensor, ys: Sequence[Tensor], activation: str, *rest: Any) -> Tensor:
-    _check(x, ys, activation)
+def _fake(
+    x: Tensor, ys: Sequence[Tensor], activation: str, slope: float, center: bool, precision: str | None, *rest: Any
+) -> Tensor:
+    _check(x, ys, activation, precision)
     return x.new_empty(x.shape[1], _columns(x, ys), dtype=torch.float64)
 
 
@@ -274,7 +296,7 @@ def _mix(matrix: Tensor, x: Tensor) -> Tensor:
 
 def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
     """dx = sigma'(x) dM sigma(y), dy = sigma'(y) dM^T sigma(x); in the dtype that kernels compute in."""
-    x, ys, activation, slope, center, _ = inputs
+    x, ys, activation, slope, center, *_ = inputs
     (grad,) = grads
 
     def values(side: Tensor) -> Tensor:
@@ -286,7 +308,7 @@ def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
         slopes = _slopes(side, activation, slope)
         return (grad_phi if slopes is None else grad_phi * slopes).to(side.dtype)
 
-    rest = (None, None, None, None)
+    rest = (None,) * 5
     if not ys:
         return through(x, _mix(grad + grad.T, values(x))), [], *rest
     parts = grad.split([y.shape[1] for y in ys], 1)
@@ -298,14 +320,14 @@ def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
 
 def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
     """The tangent of ``sum sigma(x) sigma(y)^T``: each term is a cross-covariance with the tangent of one side."""
-    x, ys, activation, slope, center, backend = inputs
+    x, ys, activation, slope, center, *how = inputs
 
     def moved(side: Tensor, tangent: Tensor) -> Tensor:
         slopes = _slopes(side, activation, slope)
         return tangent if slopes is None else tangent.to(slopes.dtype) * slopes
 
     def covariance(a: Tensor, b: Tensor) -> Tensor:
-        return torch.ops.rainbow_fast.cross_covariance(a, [b.to(a.dtype)], "identity", 0.0, center, backend)
+        return torch.ops.rainbow_fast.cross_covariance(a, [b.to(a.dtype)], "identity", 0.0, center, *how)
 
     phi = _sigma(x, activation, slope)
     moved_x = None if tangents[0] is None else moved(x, tangents[0])
@@ -352,7 +374,7 @@ def cross_covariance_flops(x: Sequence[int], y: Sequence[Sequence[int]]) -> int:
     return 2 * N * d * sum(shape[1] for shape in y) if y else N * d * (d + 1)
 
 
-_SHARED = "Tensor x, Tensor[] y, str activation, float negative_slope, bool center, str? backend"
+_SHARED = "Tensor x, Tensor[] y, str activation, float negative_slope, bool center, str? precision, str? backend"
 functional(
     f"cross_covariance({_SHARED}) -> Tensor",
     _cross_covariance,

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from rainbow_fast import backend as _backend
 from rainbow_fast.arguments import integer
 from rainbow_fast.ops.memory import check_device, check_written, samples
+from rainbow_fast.ops.precision import check_precision
 from rainbow_fast.ops.registration import Derivative, functional, writing
 
 UNFOLDED_NUMBERS = 2**22  # numbers of an im2col at a time, for strides with which shifts cannot be shared
@@ -78,8 +79,8 @@ class Piece(NamedTuple):
     taps: int
 
 
-def patch_covariance(x: Tensor, y: Tensor | None, patch: Patch, backend: str | None) -> Tensor:
-    return torch.ops.rainbow_fast.patch_covariance(x, y, list(patch), backend)
+def patch_covariance(x: Tensor, y: Tensor | None, patch: Patch, precision: str | None, backend: str | None) -> Tensor:
+    return torch.ops.rainbow_fast.patch_covariance(x, y, list(patch), precision, backend)
 
 
 def pieces(size: int, positions: int, patch: Patch) -> list[Piece]:
@@ -102,12 +103,16 @@ def _shape(x: Tensor, y: Tensor | None, k: int) -> tuple[int, int]:
     return x.shape[1] * k**2, (x if y is None else y).shape[1] * k**2
 
 
-def _check_out(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out: Tensor) -> None:
-    shape = _check(x, y, patch)
+def _check_out(
+    x: Tensor, y: Tensor | None, patch: list[int], precision: str | None, backend: str | None, out: Tensor
+) -> None:
+    shape = _check(x, y, patch, precision)
     check_written("out", out, _shape(x, y, shape.k), torch.float64, rows=True, beside=("x", x), x=x, y=y)
 
 
-def _add(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out: Tensor) -> None:
+def _add(
+    x: Tensor, y: Tensor | None, patch: list[int], precision: str | None, backend: str | None, out: Tensor
+) -> None:
     shape = Patch(*patch)
     if x.numel() == 0 or out.numel() == 0:
         return
@@ -122,10 +127,12 @@ def _add(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None, out
         return
     for some_x, some_y in _batches(x, y, shape):
         unfolded = [] if some_y is None else [shape.unfold(some_y)]
-        out += torch.ops.rainbow_fast.cross_covariance(shape.unfold(some_x), unfolded, "identity", 0.0, False, backend)
+        how = ("identity", 0.0, False, precision, backend)
+        out += torch.ops.rainbow_fast.cross_covariance(shape.unfold(some_x), unfolded, *how)
 
 
-def _check(x: Tensor, y: Tensor | None, patch: list[int]) -> Patch:
+def _check(x: Tensor, y: Tensor | None, patch: list[int], precision: str | None) -> Patch:
+    check_precision(precision)
     shape = Patch.of(patch, x)
     if y is not None and (y.dim() != 4 or (y.shape[0], y.shape[2:]) != (x.shape[0], x.shape[2:])):
         raise ValueError(
@@ -143,20 +150,22 @@ def _batches(x: Tensor, y: Tensor | None, patch: Patch) -> list[tuple[Tensor, Te
     return list(zip(parts, [None] * len(parts) if y is None else y.split(images), strict=True))
 
 
-def _patch_covariance(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
-    shape = _check(x, y, patch)
+def _patch_covariance(
+    x: Tensor, y: Tensor | None, patch: list[int], precision: str | None, backend: str | None
+) -> Tensor:
+    shape = _check(x, y, patch, precision)
     out = _backend.empty(_shape(x, y, shape.k), torch.float64, x.device).zero_()
-    _add(x, y, list(shape), backend, out)
+    _add(x, y, list(shape), precision, backend, out)
     return out
 
 
-def _fake(x: Tensor, y: Tensor | None, patch: list[int], backend: str | None) -> Tensor:
-    return x.new_empty(_shape(x, y, _check(x, y, patch).k), dtype=torch.float64)
+def _fake(x: Tensor, y: Tensor | None, patch: list[int], precision: str | None, backend: str | None) -> Tensor:
+    return x.new_empty(_shape(x, y, _check(x, y, patch, precision).k), dtype=torch.float64)
 
 
 def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
     """The patches of one side, multiplied by the gradient and folded back to maps, a few images at a time."""
-    x, y, numbers, _ = inputs
+    x, y, numbers, *_ = inputs
     patch, (grad,) = Patch(*numbers), grads
 
     def folded(matrix: Tensor, side: Tensor) -> Tensor:
@@ -169,8 +178,8 @@ def _vjp(inputs: Any, outputs: Any, grads: Any, needs: Any) -> tuple:
         ]).to(side.dtype)  # fmt: skip
 
     if y is None:
-        return folded(grad + grad.T, x), None, None, None
-    return folded(grad, y) if needs[0] else None, folded(grad.T, x) if needs[1] else None, None, None
+        return folded(grad + grad.T, x), None, None, None, None
+    return folded(grad, y) if needs[0] else None, folded(grad.T, x) if needs[1] else None, None, None, None
 
 
 def _jvp(inputs: Any, outputs: Any, tangents: Any) -> list[Tensor]:
@@ -197,7 +206,7 @@ def patch_covariance_flops(x: Sequence[int], y: Sequence[int] | None, patch: Seq
     return samples * rows * (rows + 1) if y is None else 2 * samples * rows * y[1] * shape.k**2
 
 
-_SHARED = "Tensor x, Tensor? y, int[] patch, str? backend"
+_SHARED = "Tensor x, Tensor? y, int[] patch, str? precision, str? backend"
 functional(
     f"patch_covariance({_SHARED}) -> Tensor",
     _patch_covariance,

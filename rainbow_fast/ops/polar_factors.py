@@ -35,7 +35,7 @@ def _gram(X: Tensor, Y: Tensor) -> Tensor:
     if X.device.type != "cpu":
         return X @ Y.T
     return torch.ops.rainbow_fast.cross_covariance(
-        X.unsqueeze(0), [] if Y is X else [Y.unsqueeze(0)], "identity", 0.0, False, "cpu"
+        X.unsqueeze(0), [] if Y is X else [Y.unsqueeze(0)], "identity", 0.0, False, "highest", "cpu"
     )
 
 

@@ -16,7 +16,7 @@ from rainbow_fast.ops import random_features_flops as flops
 from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.cross_covariance import cross_covariance_reference
 from rainbow_fast.ops.gaussian import Seed, as_key, gaussian_reference
-from rainbow_fast.ops.memory import Samples, address_of, flat, matrix, samples
+from rainbow_fast.ops.memory import address_of, flat, matrix, samples
 from rainbow_fast.ops.random_features_arguments import Features
 from rainbow_fast.ops.registration import Derivative, functional, writing
 
@@ -33,6 +33,7 @@ def random_features(
     stream: int = 0,
     row_offset: int = 0,
     scale: float = 1.0,
+    precision: str | None = None,
     backend: str | None = None,
 ) -> Tensor:  # (N, n) or (N, n, *space); for S seeds (S, N, n, *space)
     r"""Random features ``phi' = scale sigma(u G^T + shift)``.
@@ -58,6 +59,11 @@ def random_features(
         seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a key as ``seed``. The results of S
             seeds lie along a leading axis, and each has the same bits as a call with its seed alone.
         scale: factor of the features; 1 by default.
+        precision: of the products of float32 numbers: ``"highest"``, in full; ``"high"``, with each factor as the sum
+            of two bfloat16 numbers (an error of at most 2^-14 of the sum of the absolute values of the products); or
+            ``"medium"``, with each as one (2^-7). None (default) takes what torch's own products are set to at this
+            call, by `torch.set_float32_matmul_precision` or ``torch.backends.*.fp32_precision``. CPUs without a matrix
+            unit always take "highest"; the reference multiplies as torch does.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
 
     Returns:
@@ -65,16 +71,16 @@ def random_features(
         is that of u: channels last (for each seed) if u is, otherwise contiguous.
 
     Raises:
-        ValueError: shapes do not match, the activation is unknown, neither or both of seed and G are given, an address
-            is outside its range, or the backend is not available.
+        ValueError: shapes do not match, the activation or the precision is unknown, neither or both of seed and G are
+            given, an address is outside its range, or the backend is not available.
         TypeError: an argument is not a tensor or integer, dtypes differ, or the backend does not support the dtype.
 
     Source: the random feature map of Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.1.
     """
     key = None if seed is None else as_key(seed, stream, row_offset)
-    checks.check_kinds(u, G, shift, negative_slope, scale)
+    checks.check_kinds(u, G, shift, negative_slope, scale, precision)
     return torch.ops.rainbow_fast.random_features(
-        u, shift, integer("n", n), key, G, activation, negative_slope, scale, backend
+        u, shift, integer("n", n), key, G, activation, negative_slope, scale, precision, backend
     )
 
 
@@ -93,6 +99,7 @@ def random_features_covariance(
     stream: int = 0,
     row_offset: int = 0,
     scale: float = 1.0,
+    precision: str | None = None,
     backend: str | None = None,
 ) -> Any:  # (d, n), (n,), (n,); for S seeds (S, d, n), (S, n), (S, n); for a list of n a list of these triples
     r"""Cross-covariance of x with random features, :math:`\sum x^\top \phi'`, and :math:`\sum \phi'` and
@@ -123,9 +130,9 @@ def random_features_covariance(
         raise ValueError("n is an empty list: wanted at least one width")
     key = None if seed is None else as_key(seed, stream, row_offset)
     tensor("x", x)
-    checks.check_kinds(u, G, shift, negative_slope, scale, x_center=x_center, center=center)
+    checks.check_kinds(u, G, shift, negative_slope, scale, precision, x_center=x_center, center=center)
     sums = torch.ops.rainbow_fast.random_features_covariance(
-        x, u, shift, x_center, center, max(widths), key, G, activation, negative_slope, scale, backend
+        x, u, shift, x_center, center, max(widths), key, G, activation, negative_slope, scale, precision, backend
     )
     return [tuple(t[..., :width] for t in sums) for width in widths] if several else sums
 
@@ -142,6 +149,7 @@ def random_features_projection(
     stream: int = 0,
     row_offset: int = 0,
     scale: float = 1.0,
+    precision: str | None = None,
     backend: str | None = None,
 ) -> Any:  # (N, d) or (N, d, *space); for S seeds (S, N, d, *space); for a list of A a list of these tensors
     r"""Aligned random features :math:`\phi' A^\top`. No array of size N x n is stored.
@@ -159,9 +167,9 @@ def random_features_projection(
     several = isinstance(A, list | tuple)
     parts = [tensor("A", part) for part in (A if several else [A])]
     key = None if seed is None else as_key(seed, stream, row_offset)
-    checks.check_kinds(u, G, shift, negative_slope, scale)
+    checks.check_kinds(u, G, shift, negative_slope, scale, precision)
     out = torch.ops.rainbow_fast.random_features_projection(
-        u, parts, shift, key, G, activation, negative_slope, scale, backend
+        u, parts, shift, key, G, activation, negative_slope, scale, precision, backend
     )
     return out if several else out[0]
 
@@ -182,22 +190,9 @@ def _values(f: Features, n: int, where: list[int]) -> Tensor:
     return random_features_reference(f.u, G, f.shift, f.activation, f.slope, f.scale)
 
 
-def _targets(f: Features, out: Tensor) -> list[Samples]:
-    """For each seed, the description of the memory of `out` (N, channels, *space) that a kernel writes to."""
-    targets = []
-    for part in out if f.seeds else [out]:
-        view, target = samples(part, written=True)
-        if view.data_ptr() != part.data_ptr():
-            raise ValueError(
-                f"out has strides {out.stride()}: wanted at most two axes of space, or one stride that spans them"
-            )
-        targets.append(target)
-    return targets
-
-
 def _write(f: Features, backend: str | None, out: Tensor) -> None:
     n = out.shape[len(f.seeds) + 1]
-    targets = _targets(f, out)
+    targets = f.targets(out)
     parts = f.each(n, out)
     chosen = f.chosen(backend)
     if chosen == "reference":
@@ -250,7 +245,7 @@ def _accumulate(
 
 def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor]) -> None:
     n = max(a.shape[-1] for a in A)
-    targets = [_targets(f, o) for o in out]
+    targets = [f.targets(o) for o in out]
     whole = [a.expand(*f.seeds, *a.shape[-2:]) for a in A]
     parts = f.each(n, *whole, *out)
     chosen = f.chosen(backend)
@@ -278,20 +273,20 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
 # The registered implementations. Their arguments are in the order of the schemas.
 
 
-def _random_features(u, shift, n, key, G, activation, slope, scale, backend):
-    f = Features(u, shift, key, G, activation, slope, scale)
+def _random_features(u, shift, n, key, G, activation, slope, scale, precision, backend):
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     f.check(n)
     out = f.empty(n)
     _write(f, backend, out)
     return out
 
 
-def _random_features_out(u, shift, key, G, activation, slope, scale, backend, out):
-    _write(Features(u, shift, key, G, activation, slope, scale), backend, out)
+def _random_features_out(u, shift, key, G, activation, slope, scale, precision, backend, out):
+    _write(Features(u, shift, key, G, activation, slope, scale, precision), backend, out)
 
 
-def _random_features_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, backend):
-    f = Features(u, shift, key, G, activation, slope, scale)
+def _random_features_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, precision, backend):
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     f.check(n)
     checks.check_samples(x, u)
     checks.centers(x, u, n, key, x_center, center)
@@ -302,49 +297,49 @@ def _random_features_covariance(x, u, shift, x_center, center, n, key, G, activa
 
 
 def _random_features_covariance_out(
-    x, u, shift, x_center, center, key, G, activation, slope, scale, backend, out, total, square
+    x, u, shift, x_center, center, key, G, activation, slope, scale, precision, backend, out, total, square
 ):
     """Add to out (d, n), total (n,) and square (n,), all float64 and contiguous."""
-    f = Features(u, shift, key, G, activation, slope, scale)
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     _accumulate(f, x, x_center, center, backend, out, total, square)
 
 
-def _random_features_projection(u, A, shift, key, G, activation, slope, scale, backend):
-    f = Features(u, shift, key, G, activation, slope, scale)
+def _random_features_projection(u, A, shift, key, G, activation, slope, scale, precision, backend):
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     f.check(checks.projections(A, u, key))
     out = [f.empty(a.shape[-2]) for a in A]
     _project(f, A, backend, out)
     return out
 
 
-def _random_features_projection_out(u, A, shift, key, G, activation, slope, scale, backend, out):
-    _project(Features(u, shift, key, G, activation, slope, scale), A, backend, out)
+def _random_features_projection_out(u, A, shift, key, G, activation, slope, scale, precision, backend, out):
+    _project(Features(u, shift, key, G, activation, slope, scale, precision), A, backend, out)
 
 
-def _fake_features(u, shift, n, key, G, activation, slope, scale, backend):
-    f = Features(u, shift, key, G, activation, slope, scale)
+def _fake_features(u, shift, n, key, G, activation, slope, scale, precision, backend):
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     f.check(n)
     return f.fake(n)
 
 
-def _fake_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, backend):
-    Features(u, shift, key, G, activation, slope, scale).check(n)
+def _fake_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, precision, backend):
+    Features(u, shift, key, G, activation, slope, scale, precision).check(n)
     checks.check_samples(x, u)
     checks.centers(x, u, n, key, x_center, center)
     seeds = () if key is None else key.shape[:-1]
     return tuple(x.new_empty(*seeds, *shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))
 
 
-def _fake_projection(u, A, shift, key, G, activation, slope, scale, backend):
-    f = Features(u, shift, key, G, activation, slope, scale)
+def _fake_projection(u, A, shift, key, G, activation, slope, scale, precision, backend):
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     f.check(checks.projections(A, u, key))
     return [f.fake(a.shape[-2]) for a in A]
 
 
 _CENTERS = "Tensor? x_center, Tensor? center"
-_FEATURES = "Tensor? key, Tensor? G, str activation, float negative_slope, float scale, str? backend"
+_HOW = "Tensor? key, Tensor? G, str activation, float negative_slope, float scale, str? precision, str? backend"
 functional(
-    f"random_features(Tensor u, Tensor? shift, SymInt n, {_FEATURES}) -> Tensor",
+    f"random_features(Tensor u, Tensor? shift, SymInt n, {_HOW}) -> Tensor",
     _random_features,
     _fake_features,
     flops=flops.random_features_flops,
@@ -354,7 +349,7 @@ functional(
     takes_half=False,
 )
 functional(
-    f"random_features_covariance(Tensor x, Tensor u, Tensor? shift, {_CENTERS}, SymInt n, {_FEATURES})"
+    f"random_features_covariance(Tensor x, Tensor u, Tensor? shift, {_CENTERS}, SymInt n, {_HOW})"
     " -> (Tensor, Tensor, Tensor)",
     _random_features_covariance,
     _fake_covariance,
@@ -364,7 +359,7 @@ functional(
     takes_half=False,
 )
 functional(
-    f"random_features_projection(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}) -> Tensor[]",
+    f"random_features_projection(Tensor u, Tensor[] A, Tensor? shift, {_HOW}) -> Tensor[]",
     _random_features_projection,
     _fake_projection,
     flops=flops.random_features_projection_flops,
@@ -374,14 +369,14 @@ functional(
     takes_half=False,
 )
 writing(
-    f"random_features_out(Tensor u, Tensor? shift, {_FEATURES}, Tensor(a!) out) -> ()",
+    f"random_features_out(Tensor u, Tensor? shift, {_HOW}, Tensor(a!) out) -> ()",
     _random_features_out,
     check=checks.features_out,
     flops=lambda u, key, out: flops.random_features_flops(u, out[1 - len(u)], key),
     called="random_features_out",
 )
 writing(
-    f"random_features_covariance_out(Tensor x, Tensor u, Tensor? shift, {_CENTERS}, {_FEATURES}, "
+    f"random_features_covariance_out(Tensor x, Tensor u, Tensor? shift, {_CENTERS}, {_HOW}, "
     "Tensor(a!) out, Tensor(b!) total, Tensor(c!) square) -> ()",
     _random_features_covariance_out,
     check=checks.covariance_out,
@@ -389,7 +384,7 @@ writing(
     called="random_features_covariance_out",
 )
 writing(
-    f"random_features_projection_out(Tensor u, Tensor[] A, Tensor? shift, {_FEATURES}, Tensor(a!)[] out) -> ()",
+    f"random_features_projection_out(Tensor u, Tensor[] A, Tensor? shift, {_HOW}, Tensor(a!)[] out) -> ()",
     _random_features_projection_out,
     check=checks.projection_out,
     flops=flops.random_features_projection_flops,

@@ -12,12 +12,15 @@ from rainbow_fast.arguments import number, optional_tensor, tensor
 from rainbow_fast.ops import memory
 from rainbow_fast.ops.activations import ACTIVATIONS, CODE
 from rainbow_fast.ops.gaussian import addresses, check_key
+from rainbow_fast.ops.precision import CODE as PRECISION_CODE
+from rainbow_fast.ops.precision import check_precision, precision_of
 
 DTYPES = (torch.float32, torch.float64)
 
 
-def check_kinds(u, G, shift, slope, scale, **optional) -> None:
-    """Raise TypeError unless tensors are tensors and numbers are numbers."""
+def check_kinds(u, G, shift, slope, scale, precision, **optional) -> None:
+    """Raise TypeError unless tensors are tensors and numbers are numbers; ValueError if the precision is unknown."""
+    check_precision(precision)
     tensor("u", u)
     for name, value in {"G": G, "shift": shift, **optional}.items():
         optional_tensor(name, value)
@@ -109,8 +112,10 @@ class Features(NamedTuple):
     activation: str
     slope: float
     scale: float
+    precision: str | None
 
     def check(self, n: int) -> None:
+        check_precision(self.precision)
         check_features(self.u, n, self.G, self.shift, self.activation, self.key)
 
     @property
@@ -143,6 +148,18 @@ class Features(NamedTuple):
         shape, strides = self.result(channels)
         return self.u.new_empty(shape) if strides is None else self.u.new_empty_strided(shape, strides)
 
+    def targets(self, out: Tensor) -> list[memory.Samples]:
+        """For each seed, the description of the memory of `out` (N, channels, *space) that a kernel writes to."""
+        targets = []
+        for part in out if self.seeds else [out]:
+            view, target = memory.samples(part, written=True)
+            if view.data_ptr() != part.data_ptr():
+                raise ValueError(
+                    f"out has strides {out.stride()}: wanted at most two axes of space, or one stride that spans them"
+                )
+            targets.append(target)
+        return targets
+
     def memory(self, n: int) -> tuple[object, Callable[[list[int]], tuple]]:
         """The tensors that must be kept alive, and a function from an address to what a kernel reads.
 
@@ -153,13 +170,13 @@ class Features(NamedTuple):
         shift = None if self.shift is None else self.shift.contiguous()
         rows: memory.Samples = (0, 0, (n, r, 1, 1), (0, 0, 0, 0)) if self.G is None else memory.matrix(self.G)
         first = (u_samples, memory.address_of(shift), rows)
-        last = (CODE[self.activation], self.slope, self.scale)
+        last = (CODE[self.activation], self.slope, self.scale, PRECISION_CODE[precision_of(self.precision, self.u)])
         return (u, shift), lambda where: (*first, where, *last)
 
     def plain(self) -> tuple[Tensor, Callable[[list[int]], tuple]]:
         """The arguments of the Triton kernels: u, and a function from an address to the other arguments."""
         shift = None if self.shift is None else self.shift.contiguous()
-        last = (self.activation, self.slope, self.scale)
+        last = (self.activation, self.slope, self.scale, precision_of(self.precision, self.u))
         return memory.samples(self.u)[0], lambda where: (shift, where if self.G is None else self.G, *last)
 
     def chosen(self, backend: str | None) -> str:
@@ -193,8 +210,8 @@ def written(f: Features, channels: int, out: Tensor, A: Sequence[Tensor] = ()) -
     memory.check_written("out", out, wanted, f.u.dtype, beside=("u", f.u), u=f.u, shift=f.shift, G=f.G, A=A)
 
 
-def features_out(u, shift, key, G, activation, slope, scale, backend, out):
-    f = Features(u, shift, key, G, activation, slope, scale)
+def features_out(u, shift, key, G, activation, slope, scale, precision, backend, out):
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     if out.dim() != len(f.seeds) + u.dim():
         raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*f.seeds, *u.shape[:1], 'n', *u.shape[2:])}")
     n = out.shape[len(f.seeds) + 1]
@@ -202,8 +219,10 @@ def features_out(u, shift, key, G, activation, slope, scale, backend, out):
     written(f, n, out)
 
 
-def covariance_out(x, u, shift, x_center, center, key, G, activation, slope, scale, backend, out, total, square):
-    f = Features(u, shift, key, G, activation, slope, scale)
+def covariance_out(
+    x, u, shift, x_center, center, key, G, activation, slope, scale, precision, backend, out, total, square
+):
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     n = out.shape[-1] if out.dim() else -1
     f.check(n)
     check_samples(x, u)
@@ -217,8 +236,8 @@ def covariance_out(x, u, shift, x_center, center, key, G, activation, slope, sca
             raise ValueError(f"{name} has strides {t.stride()}: wanted a contiguous tensor")
 
 
-def projection_out(u, A, shift, key, G, activation, slope, scale, backend, out):
-    f = Features(u, shift, key, G, activation, slope, scale)
+def projection_out(u, A, shift, key, G, activation, slope, scale, precision, backend, out):
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     f.check(projections(A, u, key))
     if len(out) != len(A):
         raise ValueError(f"out has {len(out)} tensors: wanted {len(A)}, one for each A")

@@ -21,7 +21,7 @@ Inputs = Sequence[Any]
 def features_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
     u, shift, n, key, G, *rest = inputs
     grad_u, grad_shift, grad_G = _gradient(u, shift, n, key, G, *rest, grad_phi=grads[0], of_G=needs[4])
-    return grad_u, grad_shift, None, None, grad_G, None, None, None, None
+    return grad_u, grad_shift, None, None, grad_G, *[None] * len(rest)
 
 
 def covariance_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tuple:
@@ -55,7 +55,7 @@ def covariance_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tupl
         parts += [] if total is None else [-_count(x) * total]
         parts += [] if square is None else [-2 * square * outputs[1]]
         grad_center = sum(parts[1:], parts[0]).to(x.dtype)
-    return grad_x, grad_u, grad_shift, grad_x_center, grad_center, None, None, grad_G, None, None, None, None
+    return grad_x, grad_u, grad_shift, grad_x_center, grad_center, None, None, grad_G, *[None] * len(rest)
 
 
 def _from_center(x: Tensor, x_center: Tensor | None) -> Tensor:
@@ -91,7 +91,7 @@ def projection_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tupl
             ]
             zero = torch.zeros_like(a, dtype=torch.float64)  # the sum for a key without seeds
             grads_A[-1] = (torch.stack(sums) if a.dim() == 3 and sums else sum(sums, zero)).to(a.dtype)
-    return grad_u, grads_A, grad_shift, None, grad_G, None, None, None, None
+    return grad_u, grads_A, grad_shift, None, grad_G, *[None] * len(rest)
 
 
 def _gradient(
@@ -128,20 +128,20 @@ def covariance_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
         sums = []
         for start, phi, moved in _blocks(n, u, shift, key, G, rest, feature_tangents):
             off = None if center is None else center[..., start : start + phi.shape[1 - u.dim()]]
-            sums.append(_moved_sums(x_from, phi, moved, off))
+            sums.append(_moved_sums(x_from, phi, moved, off, rest))
         of_M, of_total, of_square = (torch.cat(parts, -1) for parts in zip(*sums, strict=True))
         M, total, square = M + of_M, total + of_total, square + of_square
     return [M, total, square]
 
 
-def _moved_sums(x: Tensor, phi: Tensor, moved: Tensor, center: Tensor | None) -> list[Tensor]:
+def _moved_sums(x: Tensor, phi: Tensor, moved: Tensor, center: Tensor | None, rest: Sequence[Any]) -> list[Tensor]:
     """The tangents of the sums over a block of neurons, with a leading axis of seeds if phi has one."""
     if phi.dim() > x.dim():
         own = [None] * len(phi) if center is None else list(center)
-        each = [_moved_sums(x, *of_seed) for of_seed in zip(phi, moved, own, strict=True)]
+        each = [_moved_sums(x, *of_seed, rest) for of_seed in zip(phi, moved, own, strict=True)]
         return [torch.stack(parts) for parts in zip(*each, strict=True)]
     samples = [0, *range(2, x.dim())]
-    M = torch.ops.rainbow_fast.cross_covariance(x, [moved], "identity", 0.0, False, None)
+    M = torch.ops.rainbow_fast.cross_covariance(x, [moved], "identity", 0.0, False, rest[-2], None)
     wide, near = moved.double(), _from_center(phi, center).double()
     return [M, wide.sum(samples), 2 * (near * wide).sum(samples)]
 
@@ -184,11 +184,11 @@ def _blocks(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[An
 
 def _moved(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """The features and their tangents."""
-    activation, slope, scale, backend = rest
+    activation, slope, scale, *how = rest
     moved_u, moved_shift, moved_G = tangents
 
     def linear(of_u: Tensor, of_shift: Tensor | None) -> Tensor:
-        return torch.ops.rainbow_fast.random_features(of_u, of_shift, n, key, G, "identity", 0.0, 1.0, backend)
+        return torch.ops.rainbow_fast.random_features(of_u, of_shift, n, key, G, "identity", 0.0, 1.0, *how)
 
     function, slopes = ACTIVATIONS[activation]
     s = linear(u, shift)

@@ -31,7 +31,7 @@ def neurons_at_a_time(samples: int) -> int:
 
 
 def random_features_gradient_reference(
-    u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G
+    u, shift, n, key, G, activation, slope, scale, precision, backend, grad_phi, total, square, x, A, of_G
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of u and shift, and of G if `of_G`, summed over seeds."""
     function, derivative = ACTIVATIONS[activation]
@@ -78,15 +78,15 @@ def _of_seed(seed: int, u: Tensor, grad_phi, total, square, x: list[Tensor], A: 
 
 
 def _random_features_gradient(
-    u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G
+    u, shift, n, key, G, activation, slope, scale, precision, backend, grad_phi, total, square, x, A, of_G
 ) -> tuple[Tensor, Tensor, Tensor]:
-    f = Features(u, shift, key, G, activation, slope, scale)
+    f = Features(u, shift, key, G, activation, slope, scale, precision)
     f.check(n)
     check_upstream(f, n, grad_phi, total, square, x, A)
     chosen = f.chosen(backend)
     if of_G or chosen in ("reference", "cuda"):  # on CUDA, torch is fast with blocks of this size
         return random_features_gradient_reference(
-            u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G
+            u, shift, n, key, G, activation, slope, scale, precision, backend, grad_phi, total, square, x, A, of_G
         )
     run = _by_triton if chosen == "triton" else _by_kernel
     grads_u, grads_shift = u.new_zeros(u.shape), u.new_zeros(u.shape[:1] + u.shape[2:])
@@ -129,7 +129,7 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(0, -2)
 
 
-def _fake(u, shift, n, key, G, activation, slope, scale, backend, grad_phi, total, square, x, A, of_G):
+def _fake(u, shift, n, key, G, activation, slope, scale, precision, backend, grad_phi, total, square, x, A, of_G):
     rows = torch.empty_like(G) if of_G else u.new_empty(0)
     return u.new_empty(u.shape), u.new_empty(u.shape[:1] + u.shape[2:]), rows
 
@@ -156,8 +156,8 @@ def _reference_of(inputs: Args, values: tuple[Tensor, ...]) -> tuple[Tensor, Ten
 
 functional(
     "random_features_gradient(Tensor u, Tensor? shift, SymInt n, Tensor? key, Tensor? G, str activation, "
-    "float negative_slope, float scale, str? backend, Tensor? grad_phi, Tensor? total, Tensor? square, Tensor[] x, "
-    "Tensor[] A, bool of_G) -> (Tensor, Tensor, Tensor)",
+    "float negative_slope, float scale, str? precision, str? backend, Tensor? grad_phi, Tensor? total, "
+    "Tensor? square, Tensor[] x, Tensor[] A, bool of_G) -> (Tensor, Tensor, Tensor)",
     _random_features_gradient,
     _fake,
     flops=random_features_gradient_flops,

@@ -12,6 +12,8 @@ from rainbow_fast import backend as _backend
 from rainbow_fast.arguments import integer, number, optional_tensor, tensor
 from rainbow_fast.ops.gaussian import Seed, addresses, as_key, check_key, further, gaussian_reference, seed_count
 from rainbow_fast.ops.memory import check_device, check_written, matrix
+from rainbow_fast.ops.precision import CODE as PRECISION_CODE
+from rainbow_fast.ops.precision import check_precision, precision_of
 from rainbow_fast.ops.registration import (
     Derivative,
     autocast_is_on,
@@ -23,6 +25,7 @@ from rainbow_fast.ops.registration import (
 )
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+TWO_TERMS = "bf16x2"  # a precision of this op alone: P in two terms of bfloat16, G in one
 
 
 def sample_project_align(
@@ -60,18 +63,19 @@ def sample_project_align(
         dtype: dtype of the result. The default is the dtype of L; under autocast it is the autocast dtype, unless L is
             float64. If L is narrower than float32, G is rounded to the dtype of L (except under autocast, which widens
             L). Products are summed in float64 if L is float64, else in float32, and the result is rounded once.
-        precision: None (default), or ``"bf16x2"`` for L in float32 or bfloat16. With "bf16x2", L A is computed in
-            float32 and represented as the sum of two bfloat16 numbers (to 2^-16 of each entry; entries must be finite),
-            and G is rounded to bfloat16. This takes two products on tensor cores where float32 takes three or six. On a
-            CPU it is not faster than float32.
+        precision: of the products of float32 numbers: ``"highest"``, ``"high"`` (each factor as the sum of two bfloat16
+            numbers) or ``"medium"`` (as one); None (default) takes torch's setting, as `random_features` does. L A is
+            a product of torch. Also ``"bf16x2"``, for L in float32 or bfloat16: as "high", but with L A computed in
+            float32 (entries must be finite), and with G rounded to bfloat16, of which one number is enough: two
+            products in the place of three.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
 
     Returns:
         W', contiguous: (n, m) or (n, m, *kernel), or (S, n, m, *kernel) for S seeds.
 
     Raises:
-        ValueError: shapes do not match, an address is outside its range, `precision` is unknown, or the backend is not
-            available.
+        ValueError: shapes do not match, an address is outside its range, the precision is unknown, or the backend is
+            not available.
         TypeError: an argument is not a tensor or not an integer, or the backend or the precision does not support the
             dtype.
 
@@ -124,7 +128,7 @@ def sample_project_align_reference(G: Tensor, P: Tensor, scale: float, precision
     """``scale G P``. G is rounded as `_rounding` says; sums are in float64 if P is float64, else in float32."""
     compute = torch.float64 if P.dtype == torch.float64 else torch.float32
     G = G.to(_rounding(P, precision))
-    return scale * (G.to(compute) @ (P if precision is None else in_two_terms(P)).to(compute))
+    return scale * (G.to(compute) @ (in_two_terms(P) if precision == TWO_TERMS else P).to(compute))
 
 
 def in_two_terms(P: Tensor) -> Tensor:
@@ -157,6 +161,7 @@ def _result_dtype(L: Tensor) -> torch.dtype:
 
 def _factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
     """The right factor P = L A in the dtype that `precision` asks for; under autocast, in float32 or float64."""
+    check_precision(precision, TWO_TERMS)
     if not autocast_is_on(L):
         return _plain_factor(L, A, precision)
     with without_autocast():
@@ -165,10 +170,8 @@ def _factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
 
 
 def _plain_factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
-    if precision is None:
+    if precision != TWO_TERMS:
         return left_product(L, A, L.dtype)
-    if precision != "bf16x2":
-        raise ValueError(f"precision={precision!r}: wanted None or 'bf16x2'")
     if L.dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"precision={precision!r}: L is {L.dtype}, wanted torch.float32 or torch.bfloat16")
     return left_product(L, A, torch.float32)
@@ -176,11 +179,11 @@ def _plain_factor(L: Tensor, A: Tensor | None, precision: str | None) -> Tensor:
 
 def _rounding(P: Tensor, precision: str | None) -> torch.dtype:
     """The dtype that G is rounded to."""
-    return P.dtype if precision is None else torch.bfloat16
+    return torch.bfloat16 if precision == TWO_TERMS else P.dtype
 
 
 def _check_out(P: Tensor, key: Tensor, scale: float, precision: str | None, backend: str | None, out: Tensor) -> None:
-    _check(P, key)
+    _check(P, key, precision)
     if out.dtype not in DTYPES:
         raise TypeError(f"out is {out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
     if out.dim() != key.dim() + 1:
@@ -191,8 +194,9 @@ def _check_out(P: Tensor, key: Tensor, scale: float, precision: str | None, back
     )
 
 
-def _check(P: Tensor, key: Tensor) -> None:
+def _check(P: Tensor, key: Tensor, precision: str | None) -> None:
     check_key(key)
+    check_precision(precision, TWO_TERMS)
     if P.dim() != 2:
         raise ValueError(f"P has shape {tuple(P.shape)}: wanted (r, m)")
 
@@ -204,33 +208,36 @@ def _write(P: Tensor, key: Tensor, scale: float, precision: str | None, backend:
     n, r = out.shape[-2], P.shape[0]
     parts = addresses(key, n, r, out)
     G_dtype = _rounding(P, precision)
-    if chosen == "cpu" and precision is not None:
+    products = precision_of("high" if precision == TWO_TERMS else precision, P)
+    if chosen == "cpu" and precision == TWO_TERMS:
         P = in_two_terms(P)
     for where, part in parts:
         if chosen == "reference":
             G = torch.from_numpy(gaussian_reference(where, n, r)).to(P.device)
             part.copy_(sample_project_align_reference(G, P, scale, precision))
         elif chosen == "triton":
-            _backend.run_triton("sample_project_align", P.device, part, P, G_dtype, where, scale)
+            _backend.run_triton("sample_project_align", P.device, part, P, G_dtype, where, scale, products)
         else:
             target = (part.data_ptr(), _backend.CODE[out.dtype], n, part.stride(0))
             with _backend.running(chosen, P.device) as run:
                 _backend.kernels(chosen).sample_project_align(
-                    *target, matrix(P), _backend.CODE[G_dtype], where, scale, run
+                    *target, matrix(P), _backend.CODE[G_dtype], where, scale, PRECISION_CODE[products], run
                 )
 
 
 def _sample_project_align(
     n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, precision: str | None, backend: str | None
 ) -> Tensor:
-    _check(P, key)
+    _check(P, key, precision)
     out = _backend.empty((*key.shape[:-1], integer("n", n), P.shape[1]), dtype, P.device)
     _write(P, key, scale, precision, backend, out)
     return out
 
 
-def _fake(n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, *rest: Any) -> Tensor:
-    _check(P, key)
+def _fake(
+    n: int, P: Tensor, key: Tensor, scale: float, dtype: torch.dtype, precision: str | None, *rest: Any
+) -> Tensor:
+    _check(P, key, precision)
     return P.new_empty(*key.shape[:-1], n, P.shape[1], dtype=dtype)
 
 

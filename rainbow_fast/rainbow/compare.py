@@ -221,7 +221,7 @@ class _Run:
 
     def _moments(self, a: SiteStatistics, b: SiteStatistics) -> CrossCovariance:
         """The moments of M = E[phi_a phi_b^T] on the alignment set."""
-        moments = CrossCovariance(a.site.name)
+        moments = CrossCovariance(a.site.name, precision="highest")
         taken = self.align[0].data.positions(a.phi_space, self.max_samples)
         for start in self.align[0]:
             x, y = _activations(self.align, (a, b), start)

@@ -56,7 +56,7 @@ def fit_rotations(prepared: Prepared, iterations: int, progress: Progress | None
     """
     joined, sites, data = prepared.trace, prepared.sites, prepared.align
     assert isinstance(joined, Joined)
-    moments = [CrossCovariance(s.site.name) for s in sites]
+    moments = [CrossCovariance(s.site.name, precision="highest") for s in sites]
     for number, start in enumerate(data.starts, start=1):
         state: State = (data.chunk(start),)
         done: list[nn.Module] = []

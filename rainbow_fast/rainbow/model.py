@@ -312,5 +312,6 @@ def _planned(
         raise TypeError(f"machine: wanted a Machine or None, got {type(machine).__name__}")
     spec = NetworkSpec.of(options, prepared, only_shapes=True)
     if machine is None:
-        machine = Machine.measure(prepared.align.dtype, prepared.sites[0].site.activation)
+        activation, precision = prepared.sites[0].site.activation, spec.options.precision
+        machine = Machine.measure(prepared.align.dtype, activation, precision=precision)
     return estimate(prepared, spec, limits, machine=machine, fitted=fitted)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rainbow_fast.arguments import one_of
 from rainbow_fast.ops.cross_covariance import DTYPES, REDUCTIONS, cross_covariance, cross_covariance_
+from rainbow_fast.ops.precision import check_precision
 from rainbow_fast.rainbow.channel_moments import ChannelMoments, about, piece_size
 
 _NO_SAMPLES = "no samples yet, wanted at least one update"
@@ -33,6 +34,8 @@ class CrossCovariance:
 
     Args:
         name: name of the layer, for error messages; default None.
+        precision: of float32 products, as in `rainbow_fast.cross_covariance`; None (default) takes torch's setting at
+            every update.
 
     Attributes:
         count: number of samples seen.
@@ -44,12 +47,13 @@ class CrossCovariance:
     Source: M of Guth, Menard, Rochette and Mallat (JMLR 2024), equations 5 to 7.
     """
 
-    def __init__(self, name: str | None = None) -> None:
-        self.name = name
+    def __init__(self, name: str | None = None, *, precision: str | None = None) -> None:
+        check_precision(precision)
+        self.name, self.precision = name, precision
         self.reset()
 
     def reset(self) -> None:
-        """Forget all samples; the name is kept."""
+        """Forget all samples; the name and the precision are kept."""
         self.cross: Tensor | None = None
         self._known = False
         self.x = ChannelMoments()
@@ -95,7 +99,7 @@ class CrossCovariance:
             if y is not None:
                 near_b = about(other_piece, b)
                 of_y.add_shifted(near_b, b)
-            cross_covariance_(self.cross, near_a, near_b)
+            cross_covariance_(self.cross, near_a, near_b, precision=self.precision)
             self.x.merge(of_x)
             self.y.merge(of_x if y is None else of_y)
         return self

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rainbow_fast.arguments import between, bytes_of, flag, folder, integer, one_of, optional
 from rainbow_fast.fields import Former, Options, documented, option
 from rainbow_fast.ops.gaussian import NETWORK_BITS
+from rainbow_fast.ops.precision import PRECISIONS
 from rainbow_fast.rainbow import option_checks
 from rainbow_fast.rainbow.alignment import ALIGNMENTS, Alignment
 from rainbow_fast.rainbow.alignment.regression import RIDGE
@@ -264,6 +265,14 @@ class SampleOptions(MethodOptions):
         "draws from stream network_index << 12 | site.",
         lambda name, value: integer(name, value, 0, 2**NETWORK_BITS - 1),
         former=Former("network"),
+    )
+    precision: str | None = option(
+        None,
+        "Precision of the float32 products of the sampled network. highest: in full; high: each factor as the sum of "
+        "two bfloat16 numbers, an error of at most 2^-14 of the sum of the absolute products; medium: as one, 2^-7. "
+        "Default: what torch's own products are set to on the device of the reference, read once, at the start. CPUs "
+        "without a matrix unit always take highest.",
+        optional(lambda name, value: one_of(name, value, PRECISIONS)),
     )
     classifier: str | None = option(
         None,

@@ -238,7 +238,13 @@ def site_shapes(traced: Trace, example: Tensor) -> tuple[SiteStatistics, ...]:
     if traced.sizes is not None and traced.example is not None and traced.example.shape == example.shape:
         return tuple(
             SiteStatistics(
-                site, z[-1 if site.axis == -1 else 0], z, phi, alive, example.device, CrossCovariance(site.name)
+                site,
+                z[-1 if site.axis == -1 else 0],
+                z,
+                phi,
+                alive,
+                example.device,
+                CrossCovariance(site.name, precision="highest"),
             )
             for site, (z, phi, alive) in zip(traced.sites, traced.sizes, strict=True)
         )
@@ -276,5 +282,5 @@ def _shapes(traced: Trace, example: Tensor, phis: Sequence[Tensor] | None = None
         state = (phi, *rest)
         d = z.shape[-1 if site.axis == -1 else 1]
         alive = sum(t.numel() for t in {id(t): t for t in rest if isinstance(t, Tensor)}.values())
-        moments = CrossCovariance(site.name)
+        moments = CrossCovariance(site.name, precision="highest")
         yield SiteStatistics(site, d, tuple(z.shape[1:]), tuple(phi.shape[1:]), alive, example.device, moments)

@@ -235,7 +235,7 @@ class Report(Results):
         return [
             f"method {self.method}: {parts}",
             f"align_flattened={options.align_flattened}, classifier={options.classifier}, seed={options.seed}, "
-            f"network_index={options.network_index}; "
+            f"network_index={options.network_index}, precision={options.precision}; "
             f"{self.samples} samples, {self.held_out_samples} held out{drawn}",
         ]
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
 
 from rainbow_fast.data.dtypes import described
+from rainbow_fast.ops.precision import in_force
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.laws import Law
 from rainbow_fast.rainbow.laws.directions import Directions, choose_directions
@@ -27,7 +28,7 @@ class NetworkSpec:
     """Description of one network to sample.
 
     Attributes:
-        options: resolved.
+        options: resolved, with the precision that is in force.
         widths: number of neurons of each sampled site, by its name.
         directions: by the name of each sampled site, U (d, r) float64, the directions of z that are combined; None
             combines all channels of z as they are.
@@ -63,7 +64,7 @@ class NetworkSpec:
         Raises:
             ValueError: an option contradicts the network or the data.
         """
-        options, law = options.resolved, law_of(options.resolved)
+        options, law = in_precision(options.resolved, prepared.align), law_of(options.resolved)
         chosen = choose_sites(prepared.sites, options.sites)
         weights = law.layers(chosen)
         if weights and options.recalibrate:
@@ -115,6 +116,12 @@ class NetworkSpec:
             raise ValueError(
                 f"classifier='refit': the last site {last.site.name!r} is not sampled; wanted 'refit_aligned'"
             )
+
+
+def in_precision(options: SampleOptions, data: Data) -> SampleOptions:
+    """The same options with a precision: the one in force if none is given, "highest" for a float64 network."""
+    precision = "highest" if data.dtype == torch.float64 else options.precision or in_force(data.device)
+    return replace(options, precision=precision).resolved
 
 
 class _HasSite(Protocol):

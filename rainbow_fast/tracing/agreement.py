@@ -13,20 +13,23 @@ from torch import Tensor
 BOUND = 1e-5  # relative to the largest output; 84 times the eps of float32
 # Each half-precision layer rounds its output. After L layers the random error is sqrt(L) / 2 units: 8 for 256 layers.
 HALF_UNITS = 8
+OF_BFLOAT16 = torch.finfo(torch.bfloat16).eps
+UNITS = {"highest": 0.0, "high": OF_BFLOAT16**2, "medium": OF_BFLOAT16}  # of the factors of products, by precision
 
 
-def bound(*dtypes: torch.dtype) -> float:
+def bound(*dtypes: torch.dtype, precision: str = "highest") -> float:
     """The largest difference that rounding may cause, relative to the largest output.
 
-    It is 1e-5, or 8 times the eps of the half-precision dtype if there is one (0.0078 for float16, 0.063 for bfloat16).
+    It is 1e-5, or 8 times the eps of the half-precision dtype if there is one (0.0078 for float16, 0.063 for bfloat16),
+    or 8 times the unit of the precision of float32 products (0.00049 for "high", 0.063 for "medium").
     """
     units = [torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point and dtype.itemsize == 2]
-    return max([BOUND, *(HALF_UNITS * unit for unit in units)])
+    return max([BOUND, *(HALF_UNITS * unit for unit in [*units, UNITS[precision]])])
 
 
-def limit_of(outputs: Any, x: Tensor) -> float:
+def limit_of(outputs: Any, x: Tensor, precision: str = "highest") -> float:
     """`bound` for the dtypes of an input x and of the outputs that a network gives for x."""
-    return bound(x.dtype, *(t.dtype for t in tensors(outputs)))
+    return bound(x.dtype, *(t.dtype for t in tensors(outputs)), precision=precision)
 
 
 def tensors(outputs: Any) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rainbow_fast.triton_kernels.activations import KEEP_PRECISION, activate
-from rainbow_fast.triton_kernels.rounding import dot
+from rainbow_fast.triton_kernels.rounding import dot, multiply
 from rainbow_fast.triton_kernels.samples import Layout, family, offsets, places
 
 WORKSPACE = 64 * 2**20  # bytes for the parts
@@ -147,7 +147,7 @@ def products_kernel(
         if work == tl.float64:
             high = dot(a, b, high, PRECISION)
         else:
-            low = dot(a, b, low, PRECISION)
+            low = dot(a, b, low, PRECISION) if a.dtype != tl.float32 else multiply(a, b, low, PRECISION)
             if step % CHAIN == CHAIN - 1:  # Kahan summation: the next chain begins with the rounding error
                 total = high + low
                 low -= total - high
@@ -227,6 +227,7 @@ def cross_covariance(
     symmetric: bool,
     activation: str,
     slope: float,
+    precision: str = "highest",
     *,
     block: int = BLOCK,
     machine: Capacity | None = None,
@@ -242,6 +243,7 @@ def cross_covariance(
             are added, or None.
         symmetric: there are no ys, and y is x.
         activation, slope: sigma and its slope, as in the op.
+        precision: of float32 products: "highest", "high" or "medium".
         block: the largest number of channels of each side in one launch.
         machine: the capacity to plan for; None (default) for that of the device.
     """
@@ -258,13 +260,14 @@ def cross_covariance(
                 _one(
                     out[:, first:last][down, across],
                     out[across, down] if mirror else None,
-                    left, right, symmetric and i == j, activation, slope, machine or MACHINES[family(x.device)],
+                    left, right, symmetric and i == j, activation, slope, precision,
+                    machine or MACHINES[family(x.device)],
                 )  # fmt: skip
 
 
 def _one(
     out: Tensor, mirrored: Tensor | None, x: _Side, y: _Side, symmetric: bool, activation: str, slope: float,
-    machine: Capacity,
+    precision: str, machine: Capacity,
 ) -> None:  # fmt: skip
     """One block of the result, and its transpose on the other side of the diagonal, `mirrored`, if it is given."""
     d, m, samples = x.data.shape[1], y.data.shape[1], x.layout.samples
@@ -289,7 +292,8 @@ def _one(
         parts, samples, each, *x.arguments(), x_sums, *y.arguments(), y_sums,
         x.layout.axes, y.layout.axes, int(y.ragged), x.shift is not None, y.shift is not None,
         x_sums is not None, y_sums is not None,
-        symmetric, keep, activation, slope if activation == "leaky_relu" else 0.0, plan.precision,
+        symmetric, keep, activation, slope if activation == "leaky_relu" else 0.0,
+        plan.precision if precision == "highest" else precision,
         rows, columns, step, CHAIN // step, num_warps=warps(rows, columns), num_stages=plan.stages,
     )  # fmt: skip
     _add_parts(out, parts, m, 1, symmetric)

@@ -27,6 +27,7 @@ CASES = {  # dtype, channels, activation, whether channels have stride 1, axes, 
     "bf16 gelu, centred": ("bf16", 128, "gelu", False, 2, True, True, False),
     "fp32 maps": ("fp32", 128, "identity", False, 2, True, False, False),
     "fp32 rows": ("fp32", 128, "identity", True, 1, True, False, True),
+    "fp32 in two terms": ("fp32", 128, "identity", False, 2, True, False, False),
     "fp32 16 channels": ("fp32", 32, "identity", False, 2, True, False, True),
     "fp32 7 x 7 tanh, centred": ("fp32", 128, "tanh", False, 2, False, True, False),
     "fp64 maps": ("fp64", 64, "identity", False, 2, True, False, False),
@@ -68,7 +69,8 @@ def _variant(
         multiples += [f"{side}_{word}" for word in _SIDE if aligned and f"{side}_{word}" not in constants]
     types = {key: value for key, value in types.items() if key not in constants}
     constants |= {
-        "SYMMETRIC": symmetric, "KEEP": keep, "ACTIVATION": activation, "SLOPE": 0.0, "PRECISION": plan.precision,
+        "SYMMETRIC": symmetric, "KEEP": keep, "ACTIVATION": activation, "SLOPE": 0.0,
+        "PRECISION": "high" if "two terms" in name else plan.precision,
         "ROWS": rows, "COLUMNS": columns, "STEP": step, "CHAIN": CHAIN // step,
     }  # fmt: skip
     options = {"num_warps": warps(rows, columns), "num_stages": plan.stages}

@@ -48,8 +48,8 @@ def gaussian_kernel(
 def gaussian(out: Tensor, where: list[int]) -> None:
     """Write the tile of G at `where` = [seed, stream, row_offset, col_offset] into `out`, whose rows are contiguous.
 
-    If `out` is (3, rows, cols), it gets G as the sum of three numbers of its dtype, with which a float32 product is
-    computed by bfloat16 products.
+    If `out` is (terms, rows, cols), with two or three terms, it gets G as the sum of so many numbers of its dtype, with
+    which a float32 product is computed by bfloat16 products.
     """
     terms, plane = (1, 0) if out.dim() == 2 else (out.shape[0], out.stride(0))
     launch(gaussian_kernel, out, where, plane, TERMS=terms)

@@ -28,9 +28,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rainbow_fast.triton_kernels.activations import activate
+from rainbow_fast.triton_kernels.rounding import multiply
 from rainbow_fast.triton_kernels.samples import (
     BLOCKS,
-    PRECISION,
     Blocks,
     Layout,
     Plans,
@@ -40,6 +40,7 @@ from rainbow_fast.triton_kernels.samples import (
     offsets,
     places,
     plan_of,
+    products,
     scores,
     tile,
 )
@@ -132,7 +133,8 @@ def covariance_kernel(
         else:
             at = offsets(image, line, position, u_image, u_line, u_position, AXES)
             if HELD:
-                s = tl.dot(held, tile(u, k, u_channel, r, at, there), input_precision=PRECISION)
+                none = tl.zeros((NEURONS, SAMPLES), work)
+                s = multiply(held, tile(u, k, u_channel, r, at, there), none, PRECISION)
             else:
                 s = scores(g, g_row, g_col, neurons, n, u, u_channel, at, there, r, one, PRECISION, RANK)
             if shift is not None:
@@ -149,7 +151,7 @@ def covariance_kernel(
         if x_center is not None:
             against -= tl.load(x_center + c, mask=c < d, other=0.0)[:, None]
         # The factor is applied here and not to the features: it keeps the compiler from moving the sum into the dot.
-        products += tl.dot(against, tl.trans(f), input_precision=PRECISION) * factor
+        products += multiply(against, tl.trans(f), tl.zeros((CHANNELS, NEURONS), work), PRECISION) * factor
     target = out + part * o_part + (c * o_row)[:, None] + neurons[None, :]
     inside = (c < d)[:, None] & (neurons < n)[None, :]
     tl.store(target, tl.load(target, mask=inside, other=0.0) + products, mask=inside)
@@ -196,14 +198,15 @@ def projection_kernel(
             f = tile(phi, neurons, width, end, sample, there)
         else:
             if HELD:
-                s = tl.dot(tile(g, neurons, g_row, end, k * g_col, k < r), held, input_precision=PRECISION)
+                none = tl.zeros((NEURONS, SAMPLES), work)
+                s = multiply(tile(g, neurons, g_row, end, k * g_col, k < r), held, none, PRECISION)
             else:
                 s = scores(g, g_row, g_col, neurons, end, u, u_channel, at, there, r, one, PRECISION, RANK)
             if shift is not None:
                 s += added
             f = tl.where((neurons < end)[:, None], activate(s, ACTIVATION, SLOPE), 0.0)
         against = tile(a, c, a_row, d, neurons * a_col, neurons < end)
-        x += tl.dot(against, f, input_precision=PRECISION) * factor
+        x += multiply(against, f, tl.zeros((CHANNELS, SAMPLES), work), PRECISION) * factor
     target = sums + part * s_part + (c * s_row)[:, None] + sample[None, :]
     inside = (c < d)[:, None] & there[None, :]
     tl.store(target, tl.load(target, mask=inside, other=0.0) + x, mask=inside)
@@ -211,20 +214,20 @@ def projection_kernel(
 
 def _features(
     out: Tensor, strides: Sequence[int], u: Tensor, layout: Layout, first: int, width: int, shift: Tensor | None,
-    g: Tensor, activation: str, slope: float, scale: float, plain: bool,
+    g: Tensor, activation: str, slope: float, scale: float, precision: str, plain: bool,
 ) -> None:  # fmt: skip
     """Compute the features of samples first, first + 1, ...; u is the last tensor of the layout."""
     plan = plan_of(FEATURES, u)
     tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(width, plan["SAMPLES"])
     features_kernel[(tiles,)](
         out, *strides, u, *layout.strides[-1], *layout.grid, first, width, shift, g, *g.stride(), *g.shape, scale, 1.0,
-        plain, layout.axes, activation, slope, PRECISION, **plan,
+        plain, layout.axes, activation, slope, products(precision), **plan,
     )  # fmt: skip
 
 
 def random_features(
     out: Tensor, u: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
-    blocks: Blocks = BLOCKS,
+    precision: str = "highest", blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
     """Write the features of u (N, r, *space) into `out` (N, n, *space).
 
@@ -235,12 +238,14 @@ def random_features(
         return
     for first, g in blocks.panels(rows, out.shape[1], u):
         to = out[:, first : first + len(g)]
-        _features(to, both.strides[0], u, both, 0, both.samples, shift, g, activation, slope, scale, False)
+        how = activation, slope, scale, precision
+        _features(to, both.strides[0], u, both, 0, both.samples, shift, g, *how, False)
 
 
 def random_features_covariance(
     out: Tensor, total: Tensor, square: Tensor, x: Tensor, x_center: Tensor | None, center: Tensor | None, u: Tensor,
-    shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float, blocks: Blocks = BLOCKS,
+    shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float, precision: str = "highest",
+    blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
     """Add the sums of x phi', phi' and phi'^2 over samples to float64 out (d, n), total (n,) and square (n,).
 
@@ -262,14 +267,15 @@ def random_features_covariance(
         for first, width in ranges:
             phi = None if fused else u.new_empty(len(g), width)
             if phi is not None:
-                _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, activation, slope, scale, True)
+                how = activation, slope, scale, precision
+                _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, *how, True)
             for begin in range(0, width, parts * each):
                 covariance_kernel[(tiles * parts,)](
                     o, o.stride(-2), o.stride(0), t, s, t.stride(0), x, *both.strides[0], x_center,
                     None if center is None else center[here], u, *both.strides[1],
                     *both.grid, phi, first, width, begin, each, shift if fused else None, g, *g.stride(), len(g), d,
                     u.shape[1], scale if fused else 1.0, 1.0,
-                    both.axes, activation, slope, PRECISION, fused and u.shape[1] <= plan["RANK"], **plan,
+                    both.axes, activation, slope, products(precision), fused and u.shape[1] <= plan["RANK"], **plan,
                 )  # fmt: skip
         if parts > 1:
             for whole, part in zip(sums, (o, t, s), strict=True):
@@ -279,7 +285,7 @@ def random_features_covariance(
 
 def random_features_projection(
     out: Tensor, u: Tensor, A: Tensor, shift: Tensor | None, rows: Rows, activation: str, slope: float, scale: float,
-    blocks: Blocks = BLOCKS,
+    precision: str = "highest", blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
     """Write A phi' (N, d, *space) for A (d, n) and the first n neurons into `out`, which may have any strides."""
     d, n = A.shape
@@ -292,15 +298,15 @@ def random_features_projection(
         for row, g in blocks.panels(rows, n, u):
             a = A[:, row : row + len(g)]
             if fused:
-                projection_of(sums, a, None, u, both, first, shift, g, activation, slope, scale, blocks)
+                how = activation, slope, scale, precision
+                projection_of(sums, a, None, u, both, first, shift, g, *how, blocks)
                 continue
             for start, count in blocks.of_samples(len(g), width):
                 phi = u.new_empty(len(g), count)
                 where = (first + start, count, shift)
-                _features(phi, (count, 0, 0, 1), u, both, *where, g, activation, slope, scale, True)
-                projection_of(
-                    sums[..., start : start + count], a, phi, u, both, 0, None, g, "identity", 0.0, 1.0, blocks
-                )
+                _features(phi, (count, 0, 0, 1), u, both, *where, g, activation, slope, scale, precision, True)
+                part, how = sums[..., start : start + count], ("identity", 0.0, 1.0, precision)
+                projection_of(part, a, phi, u, both, 0, None, g, *how, blocks)
         close(out, both, both.strides[0], sums, first)
 
 
@@ -314,7 +320,7 @@ def new_sums(d: int, n: int, width: int, u: Tensor, blocks: Blocks) -> Tensor:
 
 def projection_of(
     sums: Tensor, a: Tensor, phi: Tensor | None, u: Tensor, layout: Layout, first: int, shift: Tensor | None,
-    g: Tensor, activation: str, slope: float, scale: float, blocks: Blocks,
+    g: Tensor, activation: str, slope: float, scale: float, precision: str, blocks: Blocks,
 ) -> None:  # fmt: skip
     """Add the products of a (d, n) with features to sums (parts, d, width).
 
@@ -330,7 +336,7 @@ def projection_of(
         projection_kernel[(tiles * parts,)](
             sums, *sums.stride()[:2], first, width, u, *layout.strides[-1], *layout.grid, phi, a, *a.stride(),
             shift, g, *g.stride(), begin, each, n, d, r, scale, 1.0,
-            layout.axes, activation, slope, PRECISION, phi is None and r <= plan["RANK"], **plan,
+            layout.axes, activation, slope, products(precision), phi is None and r <= plan["RANK"], **plan,
         )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from rainbow_fast.triton_kernels.derivatives import differentiate
 from rainbow_fast.triton_kernels.random_features import new_sums, projection_of
 from rainbow_fast.triton_kernels.samples import (
     BLOCKS,
-    PRECISION,
     Blocks,
     Layout,
     Plans,
@@ -31,6 +30,7 @@ from rainbow_fast.triton_kernels.samples import (
     offsets,
     places,
     plan_of,
+    products,
     scores,
     tile,
 )
@@ -82,7 +82,7 @@ def upstream_kernel(
 
 def random_features_gradient(
     grad_u: Tensor, grad_shift: Tensor | None, u: Tensor, shift: Tensor | None, rows: Rows, n: int,
-    activation: str, slope: float, scale: float,
+    activation: str, slope: float, scale: float, precision: str,
     grad_phi: Tensor | None, total: Tensor | None, square: Tensor | None, x: Sequence[Tensor], A: Sequence[Tensor],
     blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
@@ -122,11 +122,12 @@ def random_features_gradient(
                         None if A_k is None else A_k[:, here], *((0, 0) if A_k is None else A_k.stride()),
                         None if total_k is None else total_k[here], None if square_k is None else square_k[here],
                         shift, g, *g.stride(), height, r, 0 if A_k is None else len(A_k), scale, 1.0,
-                        layout.axes, activation, slope, PRECISION, **plan,
+                        layout.axes, activation, slope, products(precision), **plan,
                     )  # fmt: skip
                     own = slice(start, start + samples)
                     part, neurons = sums[..., own], g[:height]
-                    projection_of(part, neurons.T, ds, u, layout, 0, None, neurons, "identity", 0.0, 1.0, blocks)
+                    how = "identity", 0.0, 1.0, precision
+                    projection_of(part, neurons.T, ds, u, layout, 0, None, neurons, *how, blocks)
                     if grad_shift is not None:
                         of_shift[..., own] += ds.sum(0, dtype=sums.dtype)
         close(grad_u, layout, strides[id(grad_u)], sums[:, :r], first)

@@ -36,11 +36,32 @@ def dot(a, b, acc, precision: tl.constexpr = "ieee"):
 
 @triton.jit
 def split(x, dtype: tl.constexpr, TERMS: tl.constexpr):
-    """x as a sum of TERMS (1 or 3) numbers of another dtype; each is the rounded remainder of the ones before it."""
+    """x as a sum of TERMS (1 to 3) numbers of another dtype; each is the rounded remainder of the ones before it."""
     first = rounded(x, dtype)
     if TERMS == 1:
         return (first,)
     else:
         x -= first.to(tl.float32)
         second = rounded(x, dtype)
-        return first, second, rounded(x - second.to(tl.float32), dtype)
+        if TERMS == 2:
+            return first, second
+        else:
+            return first, second, rounded(x - second.to(tl.float32), dtype)
+
+
+@triton.jit
+def multiply(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b for operands of the dtype of acc.
+
+    With "high", each factor is the sum of two bfloat16 numbers, and the product of both second ones is left out; with
+    "medium", it is one. Other precisions are those of `tl.dot`.
+    """
+    if PRECISION == "high":
+        a_terms, b_terms = split(a, tl.bfloat16, 2), split(b, tl.bfloat16, 2)
+        acc = dot(a_terms[1], b_terms[0], acc)
+        acc = dot(a_terms[0], b_terms[1], acc)
+        return dot(a_terms[0], b_terms[0], acc)
+    elif PRECISION == "medium":
+        return dot(rounded(a, tl.bfloat16), rounded(b, tl.bfloat16), acc)
+    else:
+        return dot(a, b, acc, PRECISION)

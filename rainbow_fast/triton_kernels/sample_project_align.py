@@ -13,7 +13,8 @@ and 0.73, and 0.15 and 1.2. Narrow layers are bound by memory, wide layers by th
 
 A float32 product is six bfloat16 products: G and P are exact sums of three terms each, and the products below 2^-26 of
 the whole are left out. Three TF32 products take as long, but their operands spill registers. If G is rounded to
-bfloat16 ("bf16x2"), P is the sum of two terms, and there are two products.
+bfloat16 ("bf16x2"), P is the sum of two terms, and there are two products. At the precision "high", both have two terms
+and three products; at "medium", both are rounded to bfloat16.
 """
 
 from collections.abc import Iterator
@@ -28,19 +29,22 @@ from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile, words
 from rainbow_fast.triton_kernels.rounding import dot, rounded, split
 from rainbow_fast.triton_kernels.variant import Variant
 
-# By the number of terms of P: the largest rank, the rows of a program, the columns of a tile, the warps.
+# By the number of terms of G and of P: the largest rank, the rows of a program, the columns of a tile, the warps.
 PANEL = {
-    1: {"RANK": 128, "ROWS": 128, "COLS": 64, "num_warps": 8},
-    2: {"RANK": 128, "ROWS": 128, "COLS": 32, "num_warps": 8},
-    3: {"RANK": 64, "ROWS": 64, "COLS": 64, "num_warps": 4},
+    (1, 1): {"RANK": 128, "ROWS": 128, "COLS": 64, "num_warps": 8},
+    (1, 2): {"RANK": 128, "ROWS": 128, "COLS": 32, "num_warps": 8},
+    (2, 2): {"RANK": 64, "ROWS": 64, "COLS": 64, "num_warps": 4},
+    (3, 3): {"RANK": 64, "ROWS": 64, "COLS": 64, "num_warps": 4},
 }
-# By the dtype of P, or the precision: the terms of P, the tile of W', the part of the rank that is summed at a time.
+# By the dtype of P, or the precision: the terms of G and of P, the tile of W', the part of the rank that is summed at a
+# time.
 PRODUCT: dict[torch.dtype | str, dict[str, int]] = {
-    torch.float32: {"TERMS": 3, "ROWS": 128, "COLS": 64, "DEPTH": 32, "num_warps": 8},
-    "bf16x2": {"TERMS": 2, "ROWS": 128, "COLS": 64, "DEPTH": 64, "num_warps": 8},
-    torch.float64: {"TERMS": 1, "ROWS": 64, "COLS": 64, "DEPTH": 16, "num_warps": 4},
-    torch.bfloat16: {"TERMS": 1, "ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
-    torch.float16: {"TERMS": 1, "ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
+    torch.float32: {"G_TERMS": 3, "TERMS": 3, "ROWS": 128, "COLS": 64, "DEPTH": 32, "num_warps": 8},
+    "high": {"G_TERMS": 2, "TERMS": 2, "ROWS": 128, "COLS": 64, "DEPTH": 32, "num_warps": 8},
+    "bf16x2": {"G_TERMS": 1, "TERMS": 2, "ROWS": 128, "COLS": 64, "DEPTH": 64, "num_warps": 8},
+    torch.float64: {"G_TERMS": 1, "TERMS": 1, "ROWS": 64, "COLS": 64, "DEPTH": 16, "num_warps": 4},
+    torch.bfloat16: {"G_TERMS": 1, "TERMS": 1, "ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
+    torch.float16: {"G_TERMS": 1, "TERMS": 1, "ROWS": 128, "COLS": 128, "DEPTH": 64, "num_warps": 8},
 }
 STAGES = {"cuda": 3, "hip": 2}  # tiles of P that are loaded ahead, as shared memory allows
 PROGRAMS = 264  # two for each multiprocessor of an H100
@@ -60,12 +64,13 @@ def load_terms(pointers, plane, TERMS: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, acc, TERMS: tl.constexpr):
-    """acc + a b, with b in TERMS terms, and a in three terms if b is, else in one. The smallest products come first."""
+def product(a, b, acc, G_TERMS: tl.constexpr, TERMS: tl.constexpr):
+    """acc + a b, with a in G_TERMS terms and b in TERMS terms. The smallest products come first."""
     if TERMS == 3:
         acc = dot(a[2], b[0], acc)
         acc = dot(a[1], b[1], acc)
         acc = dot(a[0], b[2], acc)
+    if G_TERMS > 1:
         acc = dot(a[1], b[0], acc)
     if TERMS > 1:
         acc = dot(a[0], b[1], acc)
@@ -88,6 +93,7 @@ def panel_kernel(
     row_offset: tl.int64,
     first_group: tl.int64,
     scale: tl.float32,
+    G_TERMS: tl.constexpr,
     TERMS: tl.constexpr,
     RANK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -97,7 +103,7 @@ def panel_kernel(
     top, left = tl.program_id(0).to(tl.int64) * ROWS, tl.program_id(1).to(tl.int64) * columns
     i, q = tl.arange(0, ROWS), tl.arange(0, RANK // 4)
     g = gaussian_tile(top + row_offset + i, first_group.to(tl.uint32) + q, seed_lo, seed_hi, stream)
-    a = split(g, P.dtype.element_ty, 3 if TERMS == 3 else 1)
+    a = split(g, P.dtype.element_ty, G_TERMS)
     rows = i < tl.minimum(n - top, ROWS).to(tl.int32)
     width = tl.minimum(m - left, columns).to(tl.int32)
     P += left + tl.arange(0, RANK).to(tl.int64)[:, None] * P_row
@@ -105,7 +111,7 @@ def panel_kernel(
     for start in tl.range(0, width, COLS, num_stages=STAGES):
         j = start + tl.arange(0, COLS)
         b = load_terms(P + j[None, :], P_plane, TERMS)
-        w = product(a, b, tl.zeros((ROWS, COLS), tl.float32), TERMS) * scale
+        w = product(a, b, tl.zeros((ROWS, COLS), tl.float32), G_TERMS, TERMS) * scale
         tl.store(out + j[None, :], rounded(w, out.dtype.element_ty), mask=rows[:, None] & (j < width)[None, :])
 
 
@@ -122,6 +128,7 @@ def product_kernel(
     P_plane: tl.int64,
     P_row: tl.int64,
     scale: tl.float64,
+    G_TERMS: tl.constexpr,
     TERMS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -139,13 +146,13 @@ def product_kernel(
     factor = tl.full((), scale, type)
     w = tl.zeros((ROWS, COLS), type)
     for _ in tl.range(0, r, DEPTH, num_stages=STAGES):
-        a, b = load_terms(G, G_plane, 3 if TERMS == 3 else 1), load_terms(P, P_plane, TERMS)
+        a, b = load_terms(G, G_plane, G_TERMS), load_terms(P, P_plane, TERMS)
         if TERMS == 1:
-            w = product(a, b, w, TERMS)
+            w = product(a, b, w, G_TERMS, TERMS)
         else:
             # Tensor cores round towards zero, so long sums are computed outside of them. The factor keeps the compiler
             # from moving the sum into the tensor cores.
-            w += product(a, b, tl.zeros((ROWS, COLS), type), TERMS) * factor
+            w += product(a, b, tl.zeros((ROWS, COLS), type), G_TERMS, TERMS) * factor
         G += DEPTH
         P += DEPTH * P_row
     if TERMS == 1:
@@ -176,6 +183,7 @@ def sample_project_align(
     G_dtype: torch.dtype,
     where: list[int],
     scale: float,
+    precision: str = "highest",
     *,
     programs: int = PROGRAMS,
     slab_bytes: int = SLAB,
@@ -188,16 +196,22 @@ def sample_project_align(
     smaller than that of rounding G.
 
     Args:
+        precision: of float32 products: "highest", "high" or "medium".
         programs: number of programs of a launch of `panel_kernel`.
         slab_bytes: bytes of G at a time for `product_kernel`.
     """
     if out.numel() == 0:
         return
-    form = "bf16x2" if P.dtype == torch.float32 and G_dtype == torch.bfloat16 else P.dtype
-    terms = PRODUCT[form]["TERMS"]
-    panel = PANEL[terms]
+    rounds_G = P.dtype == torch.float32 and G_dtype == torch.bfloat16
+    if P.dtype == torch.float32 and precision == "medium" and not rounds_G:
+        P = P.bfloat16()
+    splits = P.dtype == torch.float32 and precision == "high"
+    form = "bf16x2" if rounds_G else "high" if splits else P.dtype
+    tile = PRODUCT[form]
+    G_terms, terms = tile["G_TERMS"], tile["TERMS"]
+    panel = PANEL[G_terms, terms]
     if P.dtype == torch.float64 or P.shape[0] + (where[3] & 3) > panel["RANK"]:
-        _by_slabs(out, P, PRODUCT[form], where, scale, slab_bytes)
+        _by_slabs(out, P, tile, where, scale, slab_bytes)
         return
     (n, m), skip = out.shape, where[3] & 3
     rank = max(16, triton.next_power_of_2(P.shape[0] + skip))
@@ -206,7 +220,7 @@ def sample_project_align(
     columns = min(triton.cdiv(across, triton.cdiv(programs, down)) * panel["COLS"], MOST_COLUMNS)
     *seeds, row_offset, col_offset = words(where)
     arrays = (out, padded, n, m, columns, out.stride(0), *padded.stride()[:2])
-    constants = {**panel, "RANK": rank, "TERMS": terms, "STAGES": _stages()}
+    constants = {**panel, "RANK": rank, "G_TERMS": G_terms, "TERMS": terms, "STAGES": _stages()}
     grid = (down, triton.cdiv(m, columns))
     panel_kernel[grid](*arrays, *seeds, row_offset, col_offset >> 2, scale, **constants, **EXACT)
 
@@ -215,14 +229,14 @@ def _by_slabs(out: Tensor, P: Tensor, tile: dict[str, int], where: list[int], sc
     (n, m), (seed, stream, row_offset, col_offset) = out.shape, where
     skip, terms = col_offset & 3, tile["TERMS"]
     rank = max(1, triton.cdiv(P.shape[0] + skip, tile["DEPTH"])) * tile["DEPTH"]
-    padded, G_terms = planes(P, terms, skip, rank, tile["COLS"]), 3 if terms == 3 else 1
+    padded, G_terms = planes(P, terms, skip, rank, tile["COLS"]), tile["G_TERMS"]
     row = G_terms * rank * padded.itemsize
     tiles = min(triton.cdiv(n, tile["ROWS"]), max(1, slab_bytes // (row * tile["ROWS"])))
     slab = padded.new_empty(G_terms, tiles * tile["ROWS"], rank)
     constants = {**tile, "STAGES": _stages()}
     for start in range(0, n, slab.shape[1]):
         part = out[start : start + slab.shape[1]]
-        gaussian(slab if len(slab) == 3 else slab[0], [seed, stream, row_offset + start, col_offset - skip])
+        gaussian(slab if len(slab) > 1 else slab[0], [seed, stream, row_offset + start, col_offset - skip])
         grid = (triton.cdiv(len(part), tile["ROWS"]) * triton.cdiv(m, tile["COLS"]),)
         strides = (out.stride(0), slab.stride(0), *padded.stride()[:2])
         product_kernel[grid](part, slab, padded, len(part), m, rank, *strides, scale, **constants, **EXACT)
@@ -232,17 +246,24 @@ def _stages() -> int:
     return STAGES["hip" if torch.version.hip else "cuda"]
 
 
+NAMES = {(2, 2): ", both in two terms", (1, 2): ", P in two terms"}
 _TARGETS = {"cuda": ("sm_80", "sm_90", "sm_100"), "hip": ("gfx942",)}
 
 
 def variants() -> Iterator[Variant]:
     for platform, stages in STAGES.items():
-        panels = ((3, 16, "fp32", ()), (3, 64, "fp32", ("m", "out_row")), (2, 128, "bf16", ()), (1, 128, "bf16", ()))
+        panels = (
+            ((3, 3), 16, "fp32", ()),
+            ((3, 3), 64, "fp32", ("m", "out_row")),
+            ((2, 2), 64, "fp32", ("m", "out_row")),
+            ((1, 2), 128, "bf16", ()),
+            ((1, 1), 128, "bf16", ()),
+        )
         for terms, rank, out, aligned in panels:
-            panel = {**PANEL[terms], "RANK": rank, "TERMS": terms, "STAGES": stages}
+            panel = {**PANEL[terms], "RANK": rank, "G_TERMS": terms[0], "TERMS": terms[1], "STAGES": stages}
             warps = panel.pop("num_warps")
             yield Variant(
-                f"sample_project_align {out} rank {rank}" + ", P in two terms" * (terms == 2),
+                f"sample_project_align {out} rank {rank}" + NAMES.get(terms, ""),
                 panel_kernel,
                 {"out": f"*{out}", "P": "*bf16"},
                 panel,
@@ -252,11 +273,11 @@ def variants() -> Iterator[Variant]:
                 products=True,
                 targets=_TARGETS[platform],
             )
-        for form, type in zip(PRODUCT, ("bf16", "bf16", "fp64", "bf16", "fp16"), strict=True):
+        for form, type in zip(PRODUCT, ("bf16", "bf16", "bf16", "fp64", "bf16", "fp16"), strict=True):
             tile = {**PRODUCT[form], "STAGES": stages}
-            warps, terms, out = tile.pop("num_warps"), tile["TERMS"], "fp32" if form == torch.float32 else type
+            warps, out = tile.pop("num_warps"), "fp32" if form in (torch.float32, "high") else type
             yield Variant(
-                f"sample_project_align {out} any rank" + ", P in two terms" * (terms == 2),
+                f"sample_project_align {out} any rank" + NAMES.get((tile["G_TERMS"], tile["TERMS"]), ""),
                 product_kernel,
                 {"out": f"*{out}", "G": f"*{type}", "P": f"*{type}"},
                 tile,

@@ -14,10 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from rainbow_fast.triton_kernels.gaussian import gaussian
-from rainbow_fast.triton_kernels.rounding import INTERPRETED
+from rainbow_fast.triton_kernels.rounding import INTERPRETED, multiply
 from rainbow_fast.triton_kernels.variant import Variant
 
-PRECISION = "ieee" if torch.version.hip else "tf32x3"  # precision of float32 products; both are as good as float32
+PRECISION = "ieee" if torch.version.hip else "tf32x3"  # of float32 products in full; both are as good as float32
+
+
+def products(precision: str) -> str:
+    """The precision that kernels take: "high", "medium", or a word of `tl.dot` in the place of "highest"."""
+    return PRECISION if precision == "highest" else precision
 
 
 @triton.jit
@@ -70,7 +75,7 @@ def scores(
         k = (first + tl.arange(0, RANK)).to(tl.int64)
         a = tile(g, neurons, g_row, n, k * g_col, k < r)
         b = tile(u, k, u_channel, r, at, width)
-        s += tl.dot(a, b, input_precision=PRECISION) * tl.cast(one, s.dtype)
+        s += multiply(a, b, tl.zeros(s.shape, s.dtype), PRECISION) * tl.cast(one, s.dtype)
     return s
 
 
@@ -227,13 +232,15 @@ def compilations(name: str, kernel, plans: Plans, pointers: tuple[str, ...], con
     fixed |= {key: 1 for key in unit if key in names}
     types = {key: "i64" if key in LONG else "i32" for key in names if key not in fixed}
     types |= {key: "*fp64" for key in ("out", "sums", "total", "square") if key in names}
-    for type in ("fp32", "fp64"):
+    for type, precision in (("fp32", "highest"), ("fp32", "high"), ("fp64", "highest")):
         own = types | {key: f"*{type}" for key in pointers}
         for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
             plan = plans.get(f"{type} {target}", plans[type])
             constexprs = fixed | {key: value for key, value in plan.items() if key.isupper()}
-            constexprs["PRECISION"] = "ieee" if target == "gfx942" else "tf32x3"
+            full = "ieee" if target == "gfx942" else "tf32x3"
+            constexprs["PRECISION"] = full if precision == "highest" else precision
             options = {key: value for key, value in plan.items() if not key.isupper()}
             yield Variant(
-                f"{name} {type}", kernel, own, constexprs, options, tuple(own), products=True, targets=(target,)
+                f"{name} {type}" + " in two terms" * (precision == "high"), kernel, own, constexprs, options,
+                tuple(own), products=True, targets=(target,),
             )  # fmt: skip

@@ -16,6 +16,7 @@ from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.activations import CODE as ACTIVATION
 from rainbow_fast.ops.gaussian import gaussian_reference
 from rainbow_fast.ops.memory import address_of, matrix, samples
+from rainbow_fast.ops.precision import CODE as PRECISION
 
 if not (os.environ.get("CXX") or shutil.which("c++")):
     pytest.skip("no C++ compiler here", allow_module_level=True)
@@ -46,10 +47,12 @@ def align(
     at: tuple[int, int, int, int],
     scale: float = 1.0,
     generated: torch.dtype | None = None,
+    precision: str = "highest",
 ) -> Tensor:
     target = (out.data_ptr(), backend.CODE[out.dtype], out.shape[0], out.stride(0))
     rounding = backend.CODE[generated or P.dtype]
-    build.load().cuda.sample_project_align(*target, matrix(P), rounding, at, scale, (0, 0, 0, 0))
+    how = (rounding, at, scale, PRECISION[precision], (0, 0, 0, 0))
+    build.load().cuda.sample_project_align(*target, matrix(P), *how)
     return out
 
 
@@ -104,6 +107,24 @@ def test_two_terms(guarded, n: int, r: int, m: int, column: int) -> None:
         assert ((out - 0.5 * G @ P.double()).abs() > ERROR[torch.float32] * (0.5 * G.abs() @ taken)).any()
 
 
+# Two terms of both sides leave out the product of both second ones, 2^-16 of a product, and 2^-16 of each side.
+BOUNDS = {"high": 2.0**-14, "medium": 2.0**-7}
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("n, r, m, column", [(130, 37, 257, 0), (3, 517, 8, 3), (2, 0, 3, 0)])
+def test_precisions_of_weights(guarded, n: int, r: int, m: int, column: int, precision: str) -> None:
+    at, P = (11, 5, 77, column), draw(r, m).relu()
+    G = normals(at, n, r).double()
+    for columns in (P, P.T.contiguous().T):
+        whole = guarded(n, m + 3)
+        out = align(whole[:, :m], columns, at, 0.5, precision=precision)
+        assert ((out - 0.5 * G @ P.double()).abs() <= BOUNDS[precision] * (0.5 * G.abs() @ P.double())).all()
+        assert whole[:, m:].isnan().all()
+    if 0 < r < m:  # no more exact than it needs to be
+        assert ((out - 0.5 * G @ P.double()).abs() > 1e-6 * (0.5 * G.abs() @ P.double())).any()
+
+
 @pytest.mark.parametrize("rounding", [torch.float32, torch.bfloat16], ids=["three-products", "two-terms"])
 def test_device_of_less_shared_memory(guarded, rounding: torch.dtype) -> None:
     """A GeForce has 99 KiB for each block: half as much of G is kept, with the same bits."""
@@ -140,11 +161,19 @@ def add_covariance(
     activation = ACTIVATION[options.get("activation", "identity")]
     build.load().cuda.cross_covariance(
         out.data_ptr(), out.stride(0), described[0], described[1:] or described, len(sides) == 1, activation, 0.25,
-        (0, 0, workspace.data_ptr(), workspace.nbytes),
+        PRECISION[options.get("precision", "highest")], (0, 0, workspace.data_ptr(), workspace.nbytes),
     )  # fmt: skip
 
 
-def check(guarded, sides: list[Tensor], *, shifts: bool = False, room: int = 0, activation: str = "identity") -> Tensor:
+def check(
+    guarded,
+    sides: list[Tensor],
+    *,
+    shifts: bool = False,
+    room: int = 0,
+    activation: str = "identity",
+    precision: str = "highest",
+) -> Tensor:
     """Adds to an `out` of ones inside a wider matrix and compares it, and the totals, with float64."""
     dtype = sides[0].dtype
     values = [ACTIVATIONS[activation][0](side.to(wide(dtype)), 0.25).double() for side in sides]
@@ -155,11 +184,14 @@ def check(guarded, sides: list[Tensor], *, shifts: bool = False, room: int = 0, 
     x, y = values[0], torch.cat(values[1:] or values, 1)
     whole = guarded(x.shape[1], y.shape[1] + 3, dtype=torch.float64)
     out = whole[:, :-3].fill_(1)
-    add_covariance(out, sides, means, totals, guarded(room, dtype=torch.float64), activation=activation)
+    how = {"activation": activation, "precision": precision}
+    add_covariance(out, sides, means, totals, guarded(room, dtype=torch.float64), **how)
     scale = torch.einsum("nds,nms->dm", x.abs(), y.abs())
     error = (out - 1 - torch.einsum("nds,nms->dm", x, y)).abs() / (scale + 1)
     # the errors of the activation, a few units in the last place on both sides, come in addition
-    assert error.max() <= ERROR[dtype] * (1 if activation in ("identity", "relu") else 3), float(error.max())
+    allowed = BOUNDS.get(precision, ERROR[dtype] * (1 if activation in ("identity", "relu") else 3))
+    assert error.max() <= allowed, float(error.max())
+    assert precision == "highest" or error.max() > 1e-6  # no more exact than it needs to be
     assert whole[:, -3:].isnan().all()
     for side in range(0 if not shifts else len(sides)):
         error = (totals[side] - 1 - values[side].sum((0, 2))).abs() / values[side].abs().sum((0, 2))
@@ -183,6 +215,15 @@ def test_more_than_a_tile_and_symmetric(guarded, dtype: torch.dtype) -> None:
     x = draw(70, 136, dtype=dtype).relu()  # with samples for more than two stages, the last one incomplete
     symmetric = check(guarded, [x])
     assert (symmetric - check(guarded, [x, x])).abs().max() <= 200 * ERROR[dtype]
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_precisions_of_covariances(guarded, precision: str) -> None:
+    for layout in ("contiguous", "channels_last"):
+        x = laid_out(draw(9, 72, 5, 3), layout)
+        check(guarded, [x, draw(9, 24, 5, 3, seed=1)], activation="relu", precision=precision)
+    check(guarded, [draw(70, 136)], precision=precision)
+    check(guarded, [draw(70, 136), draw(70, 9, seed=1)], shifts=True, precision=precision)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -34,12 +34,13 @@ def run(
     make=torch.empty,
     workspace: int = WORKSPACE,
     centers: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+    precision: str = "highest",
 ) -> tuple[Tensor, ...]:
     """The three forms: phi'; the sums of x phi', phi' and phi'^2, each added to ones; and phi' A^T for each A."""
     kernels, (N, _, *space) = build.load().cuda, u.shape
     room = torch.empty(workspace // 8, dtype=torch.float64)
     stream = (0, 0, room.data_ptr(), workspace)
-    kept, features = Features(u, shift, None, G, activation, 0.01, 0.7).memory(n)
+    kept, features = Features(u, shift, None, G, activation, 0.01, 0.7, precision).memory(n)
     struct = features(tuple(FAR.values()) + (0,))
     phi = make(N, n, *space, dtype=u.dtype)
     kernels.random_features(memory.samples(phi, written=True)[1], struct, stream)
@@ -86,6 +87,24 @@ SHAPES = {  # of u, then n
 def test_matches_reference(shape: tuple[int, ...], n: int) -> None:
     x, u, A, shift = problem(shape, n)
     check(x, u, A, shift)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("high", 2.0**-14), ("medium", 2.0**-7)])
+@pytest.mark.parametrize(("shape", "n"), [((70, 9, 2), 37), ((40, 130), 70), ((9, 520), 34)], ids=str)
+def test_precisions(shape: tuple[int, ...], n: int, precision: str, bound: float) -> None:
+    """Errors against sums of magnitudes: a part of a stage, several stages, a strip that is made again."""
+    x, u, A, _ = problem(shape, n)
+    G = rf.gaussian(n, u.shape[1], backend="reference", **FAR)
+    phi, M, _, _, projected = run(x, u, [A], None, n, activation="identity", precision=precision)
+    full = run(x, u, [A], None, n, activation="identity")
+    sides = [t.double().flatten(2).movedim(1, -1).flatten(0, 1) if t.dim() > 2 else t.double() for t in (x, u)]
+    got = [t.double().flatten(2).movedim(1, -1).flatten(0, 1) if t.dim() > 2 else t.double() for t in (phi, projected)]
+    factors = [[sides[1], G.double().T], [sides[0].T, sides[1], G.double().T], [sides[1], G.double().T, A.double().T]]
+    for each, product in zip((got[0], M - 1, got[1]), factors, strict=True):
+        exact = 0.7 * torch.linalg.multi_dot(product)
+        size = 0.7 * torch.linalg.multi_dot([factor.abs() for factor in product])
+        assert ((each - exact).abs() <= bound * size).all()
+    assert all(differing_bits(a, b) > 0 for a, b in zip((phi, M, projected), (full[0], full[1], full[4]), strict=True))
 
 
 def test_float64() -> None:

@@ -118,7 +118,8 @@ template <>
 struct Read<const Features&> {
   static Features of(const Call& call) {
     return {Read<Samples>::of(call),    call.address<const void>(), {Read<Samples>::of(call), Read<Address>::of(call)},
-            Read<Activation>::of(call), Read<double>::of(call),     Read<double>::of(call)};
+            Read<Activation>::of(call), Read<double>::of(call),     Read<double>::of(call),
+            Read<Precision>::of(call)};
   }
 };
 template <>

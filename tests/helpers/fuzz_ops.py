@@ -59,6 +59,9 @@ class Maker:
     def dtype(self, *of: torch.dtype) -> torch.dtype:
         return self.random.choice(of or (F32, F64))
 
+    def precision(self) -> str | None:
+        return self.random.choice([None, None, "highest", "high", "medium"])
+
     def canaries(self) -> None:
         for memory, count in self.allocated:
             for rim in (memory[:RIM], memory[RIM + count :]):
@@ -84,7 +87,8 @@ def gaussian_out(m: Maker) -> list:
 def cross_covariance(m: Maker) -> list:
     N, space, dtype = m.size(), m.space(), m.dtype(F32, F64, torch.bfloat16, torch.float16)
     x, *ys = (m.tensor(N, m.size(), *space, dtype=dtype) for _ in range(m.random.choice([1, 2, 3])))
-    return [x, ys, m.random.choice(["identity", "relu", "gelu"]), 0.01, m.random.random() < 0.3, None]
+    activation = m.random.choice(["identity", "relu", "gelu"])
+    return [x, ys, activation, 0.01, m.random.random() < 0.3, m.precision(), None]
 
 
 def cross_covariance_out(m: Maker) -> list:
@@ -96,13 +100,14 @@ def cross_covariance_out(m: Maker) -> list:
 def patch_covariance(m: Maker) -> list:
     N, dtype = m.size(), m.dtype()
     x, y = (m.tensor(N, m.random.choice([1, 2, 5]), 5, 4, dtype=dtype) for _ in range(2))
-    return [x, m.random.choice([None, y]), [m.random.choice([1, 2, 3]), m.random.choice([1, 2]), 1, 1], None]
+    patch = [m.random.choice([1, 2, 3]), m.random.choice([1, 2]), 1, 1]
+    return [x, m.random.choice([None, y]), patch, m.precision(), None]
 
 
 def patch_covariance_out(m: Maker) -> list:
-    x, y, patch, backend = patch_covariance(m)
+    x, y, patch, *how = patch_covariance(m)
     sides = [side.shape[1] * patch[0] ** 2 for side in (x, x if y is None else y)]
-    return [x, y, patch, backend, m.tensor(*sides, dtype=F64)]
+    return [x, y, patch, *how, m.tensor(*sides, dtype=F64)]
 
 
 def polar(m: Maker) -> list:
@@ -128,7 +133,7 @@ def polar_sylvester(m: Maker) -> list:
 def sample_project_align(m: Maker) -> list:
     dtype = m.dtype(F32, F64, torch.bfloat16)
     P = m.tensor(m.size(), m.size(), dtype=dtype)
-    precision = "bf16x2" if dtype == F32 and m.random.random() < 0.2 else None
+    precision = "bf16x2" if dtype == F32 and m.random.random() < 0.2 else m.precision()
     return [m.size(), P, m.key(m.random.choice([None, 2])), 0.5, m.dtype(), precision, None]
 
 
@@ -138,13 +143,13 @@ def sample_project_align_out(m: Maker) -> list:
 
 
 def features(m: Maker, n: int) -> tuple[list, list, int | None]:
-    """[u, shift], [key, G, activation, slope, scale, backend] and the number of seeds."""
+    """[u, shift], [key, G, activation, slope, scale, precision, backend] and the number of seeds."""
     N, r, space, dtype = m.size(), m.size(), m.space(), m.dtype()
     seeds = m.random.choice([None, None, 2])
     by_key = m.random.random() < 0.7
     u, shift = m.tensor(N, r, *space, dtype=dtype), m.tensor(N, *space, dtype=dtype)
     source = [m.key(seeds), None] if by_key else [None, m.tensor(n, r, dtype=dtype)]
-    how = [m.random.choice(["relu", "tanh", "step"]), 0.01, 0.5, None]
+    how = [m.random.choice(["relu", "tanh", "step"]), 0.01, 0.5, m.precision(), None]
     return [u, m.random.choice([None, shift])], source + how, seeds if by_key else None
 
 

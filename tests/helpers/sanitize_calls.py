@@ -24,9 +24,13 @@ def generated(C: ModuleType, at: tuple[int, int, int, int], rows: int, cols: int
 START = 0.5  # what is in memory to which kernels add
 
 
-def product(A: np.ndarray, B: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+LEFT_OUT = (0.0, 2.0**-14, 2.0**-7)  # of a product of float32 numbers, by enum Precision
+
+
+def product(A: np.ndarray, B: np.ndarray, dtype: str, precision: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A B, and the error that a sum in dtype may have: it grows like the square root of the number of roundings."""
-    return A @ B, (4 + math.sqrt(A.shape[1])) * EPS[dtype] * (abs(A) @ abs(B) + START)
+    error = (4 + math.sqrt(A.shape[1])) * EPS[dtype] + LEFT_OUT[precision]
+    return A @ B, error * (abs(A) @ abs(B) + START)
 
 
 def column_sums(A: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -120,11 +124,10 @@ def sample_project_align(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expecte
     out = draw.memory((n, m), stored, (ld, 1))
     computed = "f64" if dtype == "f64" else "f32"
     rounding = "bf16" if dtype == "f32" and draw.any(0, 1) else dtype  # of G
+    precision = 1 if rounding != dtype else draw.any(0, 0, 1, 2) if dtype == "f32" else 0
     G = decode(encode(generated(C, at, n, r), rounding), rounding)
-    values, tolerance = product(0.25 * G, P, computed)
-    if rounding != dtype:  # CUDA uses P as the sum of two bf16 numbers
-        tolerance += 2.0**-16 * (0.25 * np.abs(G) @ np.abs(P))
-    call = (out.address, DTYPES.index(stored), n, ld, p, DTYPES.index(rounding), at, 0.25)
+    values, tolerance = product(0.25 * G, P, computed, precision)
+    call = (out.address, DTYPES.index(stored), n, ld, p, DTYPES.index(rounding), at, 0.25, precision)
     return call, [Expected(out, values, tolerance)]
 
 
@@ -178,14 +181,15 @@ def cross_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     left, right, more = values[0], np.hstack(values[1:] or values), np.hstack(errors[1:] or errors)
     ld = right.shape[1] + draw.any(0, 5)
     out = draw.memory((d, right.shape[1]), "f64", (ld, 1), START)
-    product_, tolerance = product(left.T, right, computed)
+    precision = draw.any(0, 0, 1, 2) if dtype == "f32" else 0
+    product_, tolerance = product(left.T, right, computed, precision)
     tolerance = tolerance + errors[0].T @ abs(right) + abs(left).T @ more + errors[0].T @ more
     expected = [Expected(out, START + product_, tolerance)]
     for total, phi, wrong in zip(totals, values, errors, strict=False):
         sums, error = column_sums(phi, computed)
         drift = math.sqrt(len(phi))  # equal numbers, as step makes them, are always rounded in the same direction
         expected.append(Expected(total, START + sums, drift * error + wrong.sum(0)))
-    call = (out.address, ld, sides[0], sides[1:] or sides, len(sides) == 1, code, SLOPE)
+    call = (out.address, ld, sides[0], sides[1:] or sides, len(sides) == 1, code, SLOPE, precision)
     return call, expected
 
 
@@ -197,6 +201,7 @@ class Neurons(NamedTuple):
     wrong: np.ndarray
     G: np.ndarray
     code: int
+    precision: int
 
 
 def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: str) -> Neurons:
@@ -206,7 +211,8 @@ def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: st
         rows, G = draw.matrix(n, r, dtype)
     else:
         G = generated(C, at, n, r)
-    s, wrong = product(U, G.T, dtype)
+    precision = draw.any(0, 0, 1, 2) if dtype == "f32" else 0
+    s, wrong = product(U, G.T, dtype, precision)
     pointer = 0
     if draw.regular or draw.any(False, True):
         memory = draw.normal((N * S,), dtype)
@@ -214,7 +220,7 @@ def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: st
         s, wrong = s + shift, wrong + 8 * EPS[dtype] * (1 + abs(shift))
     wrong[~np.isfinite(s)] = 0  # infinite s may give finite features, which are exact
     code = draw.random.randrange(len(ACTIVATIONS))
-    return Neurons((u, pointer, rows, at, code, SLOPE, SCALE), s, wrong, G, code)
+    return Neurons((u, pointer, rows, at, code, SLOPE, SCALE, precision), s, wrong, G, code, precision)
 
 
 def features(f: Neurons, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +251,7 @@ def random_features_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[E
         center, phi = memory.address, phi - memory.numbers()
         wrong = wrong + EPS[dtype] * (abs(phi) + 2 * abs(memory.numbers()))
     memories = [draw.memory(shape, "f64", start=START) for shape in ((d, n), (n,), (n,))]
-    sums = [product(X.T, phi, dtype), column_sums(phi, dtype), column_sums(phi * phi, dtype)]
+    sums = [product(X.T, phi, dtype, f.precision), column_sums(phi, dtype), column_sums(phi * phi, dtype)]
     extra = [abs(X.T) @ wrong, wrong.sum(0), (2 * abs(phi) * wrong + wrong**2).sum(0)]
     expected = [
         Expected(memory, START + values, error + more)
@@ -262,7 +268,7 @@ def random_features_projection(C: ModuleType, draw: Draw) -> tuple[tuple, list[E
     for channels, width in draw.any([(d, n)], [(2, n // 3), (d, n)], [(d, n), (0, n), (3, max(n - 1, 0))]):
         a, A = draw.matrix(channels, width, dtype)
         target, out = draw.samples_out(N, channels, S, dtype)
-        values, error = product(phi[:, :width], A.T, dtype)
+        values, error = product(phi[:, :width], A.T, dtype, f.precision)
         error = error + wrong[:, :width] @ abs(A.T)
         projections.append((target, a))
         expected.append(Expected(out, as_maps(values, out), as_maps(error, out)))
@@ -299,7 +305,7 @@ def random_features_gradient(C: ModuleType, draw: Draw) -> tuple[tuple, list[Exp
         total, up = memory.address, up + memory.numbers()
     for channels, width in draw.any([(d, n)], [], [(2, n // 3), (d, n)]) if not draw.regular else [(d, n)]:
         (x, X), (a, A) = draw.samples(N, channels, S, dtype), draw.matrix(channels, width, dtype)
-        values, more = product(X, A, dtype)
+        values, more = product(X, A, dtype, f.precision)
         up[:, :width] += values
         error[:, :width] += more
         products.append((x, a))
@@ -315,9 +321,9 @@ def random_features_gradient(C: ModuleType, draw: Draw) -> tuple[tuple, list[Exp
     off[np.isnan(slope)] = 0
     grad = slope * up
     error = abs(slope) * error + off * (abs(up) + error)
-    values, tolerance = product(grad, f.G, dtype)
+    values, tolerance = product(grad, f.G, dtype, f.precision)
     target, out = draw.samples_out(N, r, S, dtype)
-    sums, of_sums = product(grad, np.ones((n, 1)), dtype)
+    sums, of_sums = product(grad, np.ones((n, 1)), dtype, f.precision)
     shift = draw.memory((N * S,), dtype)
     expected = [
         Expected(out, as_maps(values, out), as_maps(tolerance + error @ abs(f.G), out)),

@@ -17,7 +17,7 @@ ops = torch.ops.rainbow_fast
 F64 = torch.float64
 SQUARE = draw(3, 3, dtype=F64)
 PAIR = (SQUARE, SQUARE, None, None, None)  # x and u, without shift and centers
-HOW = (rf.key(1), None, "relu", 0.01, 1.0, None)
+HOW = (rf.key(1), None, "relu", 0.01, 1.0, None, None)
 
 # Each writes into a float64 tensor (3, 3).
 WRITERS: dict[str, Callable[[Tensor], object]] = {
@@ -25,7 +25,7 @@ WRITERS: dict[str, Callable[[Tensor], object]] = {
     "uniform": lambda out: rf.uniform(3, 3, seed=1, out=out),
     "cross_covariance_": lambda out: rf.cross_covariance_(out, SQUARE),
     "patch_covariance_out": lambda out: ops.patch_covariance_out(
-        SQUARE.view(1, 3, 3, 1), None, [1, 1, 0, 1], None, out
+        SQUARE.view(1, 3, 3, 1), None, [1, 1, 0, 1], None, None, out
     ),
     "sample_project_align_": lambda out: rf.sample_project_align_(out, SQUARE, seed=1),
     "polar_": rf.polar_,
@@ -130,7 +130,7 @@ def test_memory_of_an_input() -> None:
         "M": lambda: ops.polar_out(x, False, None, None, None, None, out, torch.zeros(4, dtype=F64)),
         "u": lambda: ops.random_features_out(x, None, *HOW, out),
         "shift": lambda: ops.random_features_out(SQUARE, x[2], *HOW, out),
-        "G": lambda: ops.random_features_out(SQUARE, None, None, x, "relu", 0.01, 1.0, None, out),
+        "G": lambda: ops.random_features_out(SQUARE, None, None, x, "relu", 0.01, 1.0, None, None, out),
         "A": lambda: ops.random_features_projection_out(SQUARE, [x], None, *HOW, [out]),
         "total": lambda: ops.random_features_covariance_out(
             SQUARE, SQUARE, None, None, None, *HOW, out.clone(), row, row

@@ -219,7 +219,7 @@ def test_adds_to_its_output(guarded, backend: str) -> None:
 @pytest.mark.parametrize("of", ["several", "itself"])
 def test_registration(of: str) -> None:
     ys = [draw(3, m, 5, seed=m).requires_grad_() for m in ((4, 1) if of == "several" else ())]
-    rest = ("tanh", 0.0, of == "several", None)
+    rest = ("tanh", 0.0, of == "several", "high", None)
     torch.library.opcheck(OP, (draw(3, 2, 5).requires_grad_(), ys, *rest))
     out = torch.zeros(2, 5 if ys else 2, dtype=torch.float64)
     torch.library.opcheck(OUT, (draw(3, 2, 5), [y.detach() for y in ys], *rest, out))

@@ -23,7 +23,7 @@ def away(t: Tensor) -> Tensor:
     [
         (lambda: rf.cross_covariance(X, away(X)), "y", "x"),
         (lambda: rf.cross_covariance_(away(torch.zeros(3, 3, dtype=torch.float64)), X), "out", "x"),
-        (lambda: ops.patch_covariance(MAPS, away(MAPS), [3, 1, 1, 1], None), "y", "x"),
+        (lambda: ops.patch_covariance(MAPS, away(MAPS), [3, 1, 1, 1], None, None), "y", "x"),
         (lambda: rf.sample_project_align(5, X, away(A), seed=1), "A", "L"),
         (
             lambda: ops.sample_project_align_out(X, rf.key(1), 1.0, None, None, away(torch.zeros(5, 3))),
@@ -37,13 +37,15 @@ def away(t: Tensor) -> Tensor:
         (lambda: rf.random_features_covariance(X, U, 6, seed=1, center=away(torch.ones(6))), "center", "u"),
         (lambda: rf.random_features_projection(U, away(A), seed=1), "A", "u"),
         (
-            lambda: ops.random_features_out(U, None, rf.key(1), None, "relu", 0.0, 1.0, None, away(torch.ones(4, 6))),
+            lambda: ops.random_features_out(
+                U, None, rf.key(1), None, "relu", 0.0, 1.0, None, None, away(torch.ones(4, 6))
+            ),
             "out",
             "u",
         ),
         (
             lambda: ops.random_features_covariance_out(
-                X, U, None, None, None, rf.key(1), None, "relu", 0.0, 1.0, None, SUMS[0], away(SUMS[1]), SUMS[2]
+                X, U, None, None, None, rf.key(1), None, "relu", 0.0, 1.0, None, None, SUMS[0], away(SUMS[1]), SUMS[2]
             ),
             "total",
             "u",

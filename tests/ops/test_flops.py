@@ -64,7 +64,7 @@ def test_patch_covariance(stride, places):
     assert flops == {"patch_covariance": 2 * 4 * places * (2 * 9) * (3 * 9)}
     assert counted(lambda: rf.cross_covariance(x, patch=patch)) == {"patch_covariance": 4 * places * 18 * 19}
     out = torch.zeros(18, 27, dtype=torch.float64)
-    flops = counted(lambda: ops.patch_covariance_out(x, y, [3, stride, 1, 1], None, out))
+    flops = counted(lambda: ops.patch_covariance_out(x, y, [3, stride, 1, 1], None, None, out))
     assert flops == {"patch_covariance_out": 2 * 4 * places * 18 * 27}
 
 
@@ -145,7 +145,7 @@ def test_several_projections_share_their_features():
 @pytest.mark.parametrize("key", [rf.key(0), rf.key([0, 1, 2])])
 def test_random_features_into_given_memory(key):
     u, x, A, seeds = normal(5, 4, 2), normal(5, 6, 2), normal(6, 7), tuple(key.shape[:-1])
-    times, how = 3 if seeds else 1, (key, None, "relu", 0.0, 1.0, None)
+    times, how = 3 if seeds else 1, (key, None, "relu", 0.0, 1.0, None, None)
     out = torch.empty(*seeds, 5, 7, 2)
     assert counted(lambda: ops.random_features_out(u, None, *how, out)) == {"random_features_out": times * 560}
     out = torch.empty(*seeds, 5, 6, 2)

@@ -63,10 +63,10 @@ def test_random_features(strides: tuple[int, int, int]) -> None:
     numbers, A, key = draw(3, 3, 3), draw(3, 4, seed=1), rf.key(1)
     u, G = far_apart((3, 3, 3), strides, torch.float32, numbers), draw(3, 3, seed=2)
     out = far_apart((3, 3, 3), strides, torch.float32)
-    rest = (None, None, far_apart((3, 3), (FAR, 1), torch.float32, G), "tanh", 0.0, 1.0, None)
+    rest = (None, None, far_apart((3, 3), (FAR, 1), torch.float32, G), "tanh", 0.0, 1.0, None, None)
     torch.ops.rainbow_fast.random_features_out(u, *rest, out)
     assert differing_bits(out, rf.random_features(numbers, 3, G=G, activation="tanh")) == 0
-    torch.ops.rainbow_fast.random_features_projection_out(u, [A], None, key, None, "tanh", 0.0, 1.0, None, [out])
+    torch.ops.rainbow_fast.random_features_projection_out(u, [A], None, key, None, "tanh", 0.0, 1.0, None, None, [out])
     assert differing_bits(out, rf.random_features_projection(numbers, A, seed=key, activation="tanh")) == 0
     for a, b in zip(
         rf.random_features_covariance(u, u, 4, seed=1),

@@ -7,21 +7,23 @@ import torch
 from here import BACKENDS, LEVELS, level
 
 import rainbow_fast as rf
+from rainbow_fast.ops.sample_project_align import in_two_terms
 
 UNITS = [name for name in LEVELS if name.startswith("amx")]  # emulated, and real where the CPU has the unit
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="no compiled kernels here")
 INF, NAN = float("inf"), float("nan")
 PRODUCTS = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)]  # terms of the left and of the right factor
+COUNTS = {"highest": 6, "high": 3, "medium": 1}  # of these products
 
 
-def terms(x: torch.Tensor, count: int) -> list[np.ndarray]:
+def terms(x: torch.Tensor) -> list[np.ndarray]:
     """x as a sum of bfloat16 numbers, each the rest of those before, rounded to nearest."""
     parts = []
-    for _ in range(count):
+    for _ in range(3):
         part = x.bfloat16().float()
         parts.append(part.numpy())
         x = x - part
-    assert not x.any() or count < 3  # three terms hold all 24 bits
+    assert not x.any()  # three terms hold all 24 bits
     return parts
 
 
@@ -34,14 +36,14 @@ def tile_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return even + odd
 
 
-def product(u: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
-    """``u G^T`` for at most 256 terms, as the unit computes it."""
-    left, right = terms(u, 3), terms(G, 3)
+def product(u: torch.Tensor, G: torch.Tensor, count: int) -> torch.Tensor:
+    """``u G^T`` for at most 256 terms, as the unit computes it with the first `count` products."""
+    left, right = terms(u), terms(G)
     rank = u.shape[1]
     filled = [[np.pad(part, ((0, 0), (0, -rank % 32))) for part in parts] for parts in (left, right)]
     out = np.zeros((len(u), len(G)), np.float32)
     for k in range(0, rank, 32):
-        for i, j in PRODUCTS:
+        for i, j in PRODUCTS[:count]:
             out = out + tile_product(filled[0][i][:, k : k + 32], filled[1][j][:, k : k + 32])
     return torch.from_numpy(out)
 
@@ -52,8 +54,19 @@ def test_bits(name: str, N: int, r: int, n: int) -> None:
     """Edges of tiles, of blocks of 48 rows and of panels of 64 columns."""
     source = torch.Generator().manual_seed(N)
     u, G = (torch.randn(rows, r, generator=source) for rows in (N, n))
+    how = {"G": G, "activation": "identity", "backend": "cpu"}
     with level(name):
-        assert torch.equal(rf.random_features(u, n, G=G, activation="identity", backend="cpu"), product(u, G))
+        for precision, count in COUNTS.items():
+            assert torch.equal(rf.random_features(u, n, **how, precision=precision), product(u, G, count))
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_bfloat16_numbers_of_g_are_one_term(name: str) -> None:
+    source = torch.Generator().manual_seed(0)
+    P, G = torch.randn(70, 90, generator=source), rf.gaussian(60, 70, seed=1).bfloat16().float()
+    with level(name):
+        W = rf.sample_project_align(60, P, seed=1, precision="bf16x2", backend="cpu")
+    assert torch.equal(W, product(G, in_two_terms(P).T, 2))
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -70,30 +83,49 @@ def test_layouts_have_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNITS)
-def test_features_have_the_same_bits_in_every_pass(name: str) -> None:
+@pytest.mark.parametrize("space", [(1, 2), (5, 10), (7, 7)], ids=str)
+def test_maps_are_read_in_place_or_packed(name: str, space: tuple[int, int]) -> None:
+    """Images of fewer rows than a block, of as many, and of some more; sums over a long rank wait in memory."""
+    source = torch.Generator().manual_seed(0)
+    u, G = torch.randn(9, 300, *space, generator=source), torch.randn(70, 300, generator=source)
+    u = u.contiguous(memory_format=torch.channels_last)
+    options = {"G": G, "activation": "identity", "backend": "cpu"}
+    with level(name):
+        maps = rf.random_features(u, 70, **options)
+        rows = rf.random_features(u.movedim(1, -1).flatten(0, 2), 70, **options)
+    assert maps.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(maps.movedim(1, -1).flatten(0, 2), rows)
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("precision", COUNTS)
+def test_features_have_the_same_bits_in_every_pass(name: str, precision: str) -> None:
     """Features are the left factor in one pass and the right one in another: the order of terms does not change."""
     source = torch.Generator().manual_seed(0)
     u, G = torch.randn(100, 300, generator=source), torch.randn(70, 300, generator=source)
-    options = {"G": G, "activation": "identity", "backend": "cpu"}
+    options = {"G": G, "activation": "identity", "precision": precision, "backend": "cpu"}
     with level(name):
         rows = rf.random_features(u, 70, **options)
         maps = rf.random_features(u.T.reshape(1, 300, 10, 10), 70, **options).reshape(70, 100).T
         projected = rf.random_features_projection(u, torch.eye(70), **options)
-    assert torch.equal(maps, rows) and torch.equal(projected, rows)
+    assert torch.equal(maps, rows)
+    assert precision != "highest" or torch.equal(projected, rows)  # otherwise the projection rounds them
 
 
 @pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("precision", COUNTS)
 @pytest.mark.parametrize("value", [INF, -INF, NAN, 3.4e38])
-def test_numbers_beyond_the_terms(name: str, value: float) -> None:
+def test_numbers_beyond_the_terms(name: str, value: float, precision: str) -> None:
     """They change their own row and column of the result, as in IEEE arithmetic, and no bit elsewhere."""
     source = torch.Generator().manual_seed(0)
     u, G = torch.randn(60, 300, generator=source), torch.randn(70, 300, generator=source)
     marked, other = u.clone(), G.clone()
     marked[50, 290], other[65, 3] = value, value
+    how = {"activation": "identity", "precision": precision, "backend": "cpu"}
     with level(name):
-        before = rf.random_features(u, 70, G=G, activation="identity", backend="cpu")
+        before = rf.random_features(u, 70, G=G, **how)
         for left, right in ((marked, G), (u, other), (marked, other), (marked.T.contiguous().T, other)):
-            after = rf.random_features(left, 70, G=right, activation="identity", backend="cpu")
+            after = rf.random_features(left, 70, G=right, **how)
             exact = left.double() @ right.double().T
             changed = torch.zeros(60, 70, dtype=torch.bool)
             changed[50] = left is not u

@@ -120,9 +120,9 @@ def test_nothing(shape: tuple) -> None:
 def test_registration(of: str) -> None:
     x = draw(2, 2, 4, 3).requires_grad_()
     y = draw(2, 1, 4, 3, seed=1).requires_grad_() if of == "two" else None
-    torch.library.opcheck(OP, (x, y, [2, 1, 0, 1], None))
+    torch.library.opcheck(OP, (x, y, [2, 1, 0, 1], None, None))
     out = torch.zeros(8, 4 if of == "two" else 8, dtype=torch.float64)
-    torch.library.opcheck(OUT, (x.detach(), None if y is None else y.detach(), [2, 1, 0, 1], None, out))
+    torch.library.opcheck(OUT, (x.detach(), None if y is None else y.detach(), [2, 1, 0, 1], None, None, out))
 
 
 @pytest.mark.parametrize("patch", [(3, 1, 1, 1), (2, 2, 0, 1)], ids=["shifts", "strided"])
@@ -171,22 +171,22 @@ def test_another_dtype_is_a_type_error_as_without_patches() -> None:
 def test_bad_output() -> None:
     out = torch.zeros(3, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"out has shape \(3, 3\): wanted \(27, 27\)"):
-        torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, out)
+        torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, None, out)
     assert (out == 0).all(), "written before the error"
     out = torch.zeros(27, 27, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"out has strides \(1, 27\): wanted contiguous rows"):
-        torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, out.T)
+        torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, None, out.T)
     with pytest.raises(ValueError, match=r"y has shape \(2, 3, 5, 3\): wanted the N and the positions of x, which has"):
-        torch.ops.rainbow_fast.patch_covariance_out(X, X[..., :3], [3, 1, 1, 1], None, out)
+        torch.ops.rainbow_fast.patch_covariance_out(X, X[..., :3], [3, 1, 1, 1], None, None, out)
     with pytest.raises(TypeError, match=r"y is torch.float64: wanted the dtype of x, torch.float32"):
-        torch.ops.rainbow_fast.patch_covariance_out(X, X.double(), [3, 1, 1, 1], None, out)
+        torch.ops.rainbow_fast.patch_covariance_out(X, X.double(), [3, 1, 1, 1], None, None, out)
     assert (out == 0).all(), "written before the error"
 
 
 def test_output_form_adds_and_refuses_gradients() -> None:
     out = torch.ones(27, 27, dtype=torch.float64)
-    torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, out)
+    torch.ops.rainbow_fast.patch_covariance_out(X, None, [3, 1, 1, 1], None, None, out)
     # Added in float64, to 1
     torch.testing.assert_close(out, 1 + rf.cross_covariance(X, patch=3), rtol=1e-14, atol=1e-14)
     with pytest.raises(RuntimeError, match=r"patch_covariance_out writes into given memory and has no gradient"):
-        torch.ops.rainbow_fast.patch_covariance_out(X.clone().requires_grad_(), None, [3, 1, 1, 1], None, out)
+        torch.ops.rainbow_fast.patch_covariance_out(X.clone().requires_grad_(), None, [3, 1, 1, 1], None, None, out)

@@ -184,13 +184,13 @@ def test_neurons_nest_in_any_layout(N, r, n, S, dtype, seed, memory, data) -> No
     out = arranged((N, count, S), dtype, *memory[2:])
     key = rf.key(seed, 0, first)
     with nothing_else_written(out):
-        torch.ops.rainbow_fast.random_features_out(u, None, key, None, "tanh", 0.0, 1.0, None, out)
+        torch.ops.rainbow_fast.random_features_out(u, None, key, None, "tanh", 0.0, 1.0, None, None, out)
     assert differing_bits(out, whole[:, first : first + count]) == 0
     A = draw(5, count, dtype=dtype)
     aligned = arranged((N, 5, S), dtype, *memory[2:])
     with nothing_else_written(aligned):
         torch.ops.rainbow_fast.random_features_projection_out(
-            u, [A], None, key, None, "tanh", 0.0, 1.0, None, [aligned]
+            u, [A], None, key, None, "tanh", 0.0, 1.0, None, None, [aligned]
         )
     wanted = rf.random_features_projection(u.contiguous(), A, seed=key, activation="tanh")
     assert differing_bits(aligned, wanted) == 0

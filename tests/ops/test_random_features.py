@@ -227,7 +227,7 @@ def test_known_answers(backend: str) -> None:
 def test_writes_its_output_and_nothing_else(guarded, layout: str, backend: str) -> None:
     x, u, A, shift = problem((5, 3, 7, 3), 53)
     phi, M, total, square, projected = three(x, u, A, shift, seed=1, backend=backend)
-    rest = (rf.key(1), None, "relu", 0.01, 1.0, backend)
+    rest = (rf.key(1), None, "relu", 0.01, 1.0, None, backend)
     for op, inputs, wanted in (
         (ops.random_features_out, (u, shift), phi),
         (lambda *args: ops.random_features_projection_out(*args[:-1], [args[-1]]), (u, [A], shift), projected),
@@ -297,7 +297,7 @@ def test_unsupported_dtype() -> None:
 
 
 def test_bad_output() -> None:
-    rest = (rf.key(1), None, "relu", 0.01, 1.0, None)
+    rest = (rf.key(1), None, "relu", 0.01, 1.0, None, None)
     M, total = torch.zeros(5, 4).double(), torch.zeros(4).double()
     outs = [
         torch.zeros(5, 4, 3),
@@ -354,17 +354,17 @@ def test_bad_output() -> None:
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the reference takes any layout")
 def test_outputs_of_any_strides() -> None:
     u, out = draw(2, 3, 4, 5), laid_out(torch.zeros(2, 6, 4, 5), "transposed")
-    ops.random_features_out(u, None, rf.key(1), None, "relu", 0.01, 1.0, None, out)
+    ops.random_features_out(u, None, rf.key(1), None, "relu", 0.01, 1.0, None, None, out)
     assert torch.equal(out, rf.random_features(u, 6, seed=1))
     u, out = draw(2, 3, 4, 5, 6), torch.zeros(2, 6, 5, 4, 6).transpose(2, 3)  # no stride spans three axes
     with pytest.raises(ValueError, match=r"out has strides .*: wanted at most two axes of space, or one stride"):
-        ops.random_features_out(u, None, rf.key(1), None, "relu", 0.01, 1.0, None, out)
+        ops.random_features_out(u, None, rf.key(1), None, "relu", 0.01, 1.0, None, None, out)
     assert (out == 0).all(), "written before the error"
 
 
 def test_registered_ops_check_what_kernels_read() -> None:
     """torch.ops can be called directly, without checks: a tensor too small for u must not be read beyond its end."""
-    u, rest = torch.zeros(8, 3), ("relu", 0.01, 1.0, None)
+    u, rest = torch.zeros(8, 3), ("relu", 0.01, 1.0, None, None)
     with pytest.raises(ValueError, match="shift has shape"):
         ops.random_features(u, torch.zeros(2), 5, rf.key(0), None, *rest)
     with pytest.raises(ValueError, match="G has shape"):

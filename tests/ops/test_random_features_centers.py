@@ -167,7 +167,7 @@ def test_gradients_of_all_inputs_in_float32() -> None:
 def test_registration() -> None:
     x, u, _, shift = problem((4, 3, 2), 6, 2, torch.float64)
     centers = draw(2, dtype=torch.float64, seed=4), draw(6, dtype=torch.float64, seed=5)
-    rest = (rf.key(3), None, "tanh", 0.01, 0.7, None)
+    rest = (rf.key(3), None, "tanh", 0.01, 0.7, None, None)
     inputs = [t.requires_grad_() for t in (x, u, shift)]
     torch.library.opcheck(ops.random_features_covariance.default, (*inputs, *centers, 6, *rest))
     x, u, shift = (t.detach() for t in (x, u, shift))
@@ -200,7 +200,17 @@ def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
         rf.random_features_covariance(X, U, 4, **arguments)
     seeds = () if arguments["seed"] == 1 else (2,)
     out = [torch.zeros(*seeds, *shape, dtype=torch.float64) for shape in ((5, 4), (4,), (4,))]
-    rest = (change.get("x_center"), change.get("center"), rf.key(arguments["seed"]), None, "relu", 0.01, 1.0, None)
+    rest = (
+        change.get("x_center"),
+        change.get("center"),
+        rf.key(arguments["seed"]),
+        None,
+        "relu",
+        0.01,
+        1.0,
+        None,
+        None,
+    )
     with pytest.raises(error, match=message):
         ops.random_features_covariance_out(X, U, None, *rest, *out)
     assert all((t == 0).all() for t in out), "written before the error"

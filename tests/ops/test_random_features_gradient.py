@@ -24,19 +24,20 @@ def arguments(explicit: bool, activation: str = "tanh") -> tuple[tuple, tuple]:
 @pytest.mark.parametrize("explicit", [False, True], ids=["generated", "explicit"])
 def test_registration(explicit: bool) -> None:
     (x, u, A, shift), rest = arguments(explicit)
-    torch.library.opcheck(ops.random_features.default, (u, shift, 6, *rest, None))
-    torch.library.opcheck(ops.random_features_covariance.default, (x, u, shift, None, None, 6, *rest, None))
-    torch.library.opcheck(ops.random_features_projection.default, (u, [A], shift, *rest, None))
-    torch.library.opcheck(ops.random_features_projection.default, (u, [A, A[:, :3]], shift, *rest, None))
+    torch.library.opcheck(ops.random_features.default, (u, shift, 6, *rest, "high", None))
+    torch.library.opcheck(ops.random_features_covariance.default, (x, u, shift, None, None, 6, *rest, "high", None))
+    torch.library.opcheck(ops.random_features_projection.default, (u, [A], shift, *rest, "high", None))
+    torch.library.opcheck(ops.random_features_projection.default, (u, [A, A[:, :3]], shift, *rest, "high", None))
     x, u, A, shift = (t.detach() for t in (x, u, A, shift))
     rest = tuple(t.detach() if isinstance(t, Tensor) else t for t in rest)
     out, M, n = torch.zeros(4, 6, 2).double(), torch.zeros(2, 6).double(), torch.zeros(6).double()
-    torch.library.opcheck(ops.random_features_out.default, (u, shift, *rest, None, out))
+    torch.library.opcheck(ops.random_features_out.default, (u, shift, *rest, "high", None, out))
     torch.library.opcheck(
-        ops.random_features_covariance_out.default, (x, u, shift, x[0, :, 0], None, *rest, None, M, n, n.clone())
+        ops.random_features_covariance_out.default,
+        (x, u, shift, x[0, :, 0], None, *rest, "high", None, M, n, n.clone()),
     )
     torch.library.opcheck(
-        ops.random_features_projection_out.default, (u, [A], shift, *rest, None, [out[:, :2].clone()])
+        ops.random_features_projection_out.default, (u, [A], shift, *rest, "high", None, [out[:, :2].clone()])
     )
 
 

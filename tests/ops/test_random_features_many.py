@@ -56,7 +56,7 @@ def test_no_seeds() -> None:
 def test_seeds_write_into_given_memory(guarded) -> None:
     x, u, A, shift = problem((5, 3, 7, 3), 53)
     phi, M, total, square, projected = three(x, u, A, shift, seed=SEEDS)
-    rest = (rf.key(SEEDS), None, "relu", 0.01, 1.0, None)
+    rest = (rf.key(SEEDS), None, "relu", 0.01, 1.0, None, None)
     for out in (guarded(3, 5, 53, 7, 3), guarded(3, 5, 7, 3, 53).permute(0, 1, 4, 2, 3)):
         ops.random_features_out(u, shift, *rest, out)
         assert differing_bits(out, phi) == 0
@@ -168,7 +168,7 @@ def test_elements_beyond_2_31(tmp_path: Path, axis: int) -> None:
         (rf.random_features_projection(far, A, seed=1), rf.random_features_projection(small, A, seed=1)),
     ):
         assert differing_bits(got, wanted) == 0
-    rest = (rf.key(1), None, "relu", 0.01, 1.0, None)
+    rest = (rf.key(1), None, "relu", 0.01, 1.0, None, None)
     n = size[1]
     ops.random_features_out(u, None, *rest, far)
     assert differing_bits(far.contiguous(), rf.random_features(u, n, seed=1)) == 0
@@ -214,12 +214,12 @@ BAD = {
     ),
     "G": (lambda: rf.random_features_projection(U, [A, A[:, :2]], G=draw(2, 3)), r"wanted \(n, r\) = \(4, 3\)"),
     "outs": (
-        lambda: ops.random_features_projection_out(U, [A], None, rf.key(1), None, "relu", 0.01, 1.0, None, []),
+        lambda: ops.random_features_projection_out(U, [A], None, rf.key(1), None, "relu", 0.01, 1.0, None, None, []),
         r"out has 0 tensors: wanted 1, one for each A",
     ),
     "upstream": (
         lambda: ops.random_features_gradient(
-            U, None, 4, rf.key(1), None, "relu", 0.01, 1.0, None, X, None, None, [], [], False
+            U, None, 4, rf.key(1), None, "relu", 0.01, 1.0, None, None, X, None, None, [], [], False
         ),
         r"grad_phi is torch.float32 of shape \(5, 5, 2\): wanted torch.float32 of shape \(5, 4, 2\)",
     ),

@@ -306,7 +306,11 @@ BAD = {
     "key-twice": ({"seed": rf.key(1), "row_offset": 1}, ValueError, r"seed is a packed key, which holds"),
     "last-row": ({"row_offset": 2**56 - 1}, ValueError, r"rows=5 at row_offset=.*: wanted row_offset \+ rows <= 2\^56"),
     "last-column": ({"seed": rf.key(1, 0, 0, 2**34 - 1)}, ValueError, r"wanted col_offset \+ cols <= 2\^34"),
-    "precision": ({"precision": "bf16"}, ValueError, r"precision='bf16': wanted None or 'bf16x2'"),
+    "precision": (
+        {"precision": "bf16"},
+        ValueError,
+        r"precision='bf16': wanted None or one of highest, high, medium, bf16x2",
+    ),
     "precision-dtype": (
         {"L": L.double(), "precision": "bf16x2"},
         TypeError,

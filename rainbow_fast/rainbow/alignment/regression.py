@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ class Summed(_Solver):
                 parts.append(activation.strategy.rows(activation, zh[first : first + rows], lambda t: t, *block))
             phi = select(parts[0] if len(parts) == 1 else torch.cat(parts, 1)).contiguous()
             parts.clear()
-            cross_covariance_(self.S, phi.sub_(per_channel(center, phi)))
+            cross_covariance_(self.S, phi.sub_(per_channel(center, phi)), precision="highest")
             del phi  # freed before the next ones are computed
 
     def solve(self, M: Tensor, problem: Problem) -> Tensor:
@@ -202,7 +203,7 @@ class Kernel(_Solver):
         apart = (center - subtracted) * inverse  # F = D + 1 apart^T, where D has the features minus their center
         K, along = M.new_zeros(count, count), M.new_zeros(count)
         for at, rows in self._blocks(M.shape[1], problem):
-            cross_covariance_(K, rows.T)
+            cross_covariance_(K, rows.T, precision="highest")
             along += rows.double() @ apart[at]
             del rows  # freed before the next ones are computed
         K += along
@@ -262,8 +263,9 @@ class Products(_Solver):
 
         V multiplies the first m features.
         """
-        activation, center = self.site.activation, problem.moments.y.center
+        activation, center = copy.copy(self.site.activation), problem.moments.y.center
         assert center is not None
+        activation.precision = "highest"  # the tolerance of the predictions is that of float32 products
 
         def covariance(V: Tensor, c: Tensor) -> Tensor:
             product, total = V.new_zeros(len(V), features, dtype=torch.float64), center.new_zeros(features)

@@ -81,13 +81,17 @@ class Rows(NamedTuple):
             R = R + self.h * gaussian(stop - start, self.r, seed=here, dtype=dtype, device=device)
         return R
 
-    def times(self, Q: Tensor) -> Tensor:
-        """``G_eff Q``, (n, m), for Q (d, m) of dtype float32 or float64. If R = G, the product makes its entries."""
+    def times(self, Q: Tensor, precision: str | None = None) -> Tensor:
+        """``G_eff Q``, (n, m), for Q (d, m) of dtype float32 or float64. If R = G, the product makes its entries.
+
+        Args:
+            precision: of that product, as in `rainbow_fast.sample_project_align`.
+        """
         mean = Q.mean(0, keepdim=True) if self.mean_row else None
         P = Q if mean is None else Q - mean
         P = (P if self.U is None else self.U.to(P.dtype).T @ P) / math.sqrt(self.d)
         R = self.rows(0, self.n, P.dtype, P.device)
-        product = R @ P if R.is_floating_point() else sample_project_align(self.n, P, seed=R)
+        product = R @ P if R.is_floating_point() else sample_project_align(self.n, P, seed=R, precision=precision)
         return product if mean is None else product + mean
 
     def effective(self, device: torch.device) -> Tensor:

@@ -58,6 +58,7 @@ class RainbowActivation(Keyed):
         flattened: A is applied to all n * positions features, and phih is (N, features). A Flatten follows the site.
         positions: features per neuron, used until A is set: those of the kind, times the positions if flattened.
         recalibration: (gain, bias), each (d,); None without recalibration.
+        precision: of float32 products, as in `rainbow_fast.random_features`; "highest" by default.
         device: of the buffers.
     """
 
@@ -79,11 +80,13 @@ class RainbowActivation(Keyed):
         flattened: bool = False,
         positions: int = 1,
         recalibration: tuple[Tensor, Tensor] | None = None,
+        precision: str = "highest",
         device: torch.device | None = None,
     ) -> None:
         super().__init__(rows.key)
         self.kind = kind_of(site)
         self.n, self.d, self.mean_row, self.h = rows.n, rows.d, rows.mean_row, rows.h
+        self.precision = precision
         self.axis, self.flattened, self._positions = site.axis, flattened, positions
         gain, bias = recalibration or (None, None)
         drawn = {name: getattr(rows, name) for name in ("U", "T", "k", "matrix")}
@@ -128,14 +131,16 @@ class RainbowActivation(Keyed):
         """``R u + zbar`` of all n neurons, with the axes of z; z as in `forward`."""
         u, shift = self.mixed(channels_first(z, self.axis))
         rows = self.source(u, 0, self.n)
-        s = random_features(u, self.n, shift=shift, activation="identity", scale=self._factor, **rows)
+        rows |= {"activation": "identity", "scale": self._factor, "precision": self.precision}
+        s = random_features(u, self.n, shift=shift, **rows)
         return self.shaped_as(s, z)
 
     def aligned_features(self, phi: Tensor) -> Tensor:
         """A phi' for features phi' (N, n, *space) or (..., n), with their axes."""
         assert self.A is not None
         rows = channels_first(phi, self.axis)
-        return self.shaped_as(random_features(rows, len(self.A), G=self.A, activation="identity"), phi)
+        y = random_features(rows, len(self.A), G=self.A, activation="identity", precision=self.precision)
+        return self.shaped_as(y, phi)
 
     def features(self, z: Tensor) -> Tensor:
         """All features phi' (N, n, *space), in the dtype of z; z as in `forward`, (N, d, *space) if flattened."""
@@ -183,8 +188,9 @@ class RainbowActivation(Keyed):
 
     @property
     def kernel(self) -> dict[str, Any]:
-        """Keyword arguments of the ops: sigma and its scale; the identity if torch applies sigma afterwards."""
-        return self.kind.kernel() | {"scale": self._factor}
+        """Keyword arguments of the ops: sigma, its scale and the precision; the identity if torch applies sigma
+        afterwards."""
+        return self.kind.kernel() | {"scale": self._factor, "precision": self.precision}
 
     @property
     def whole(self) -> Select:
@@ -202,7 +208,8 @@ class RainbowActivation(Keyed):
         if self.U is None:
             return z if self._factor != 1 else z * (1 / math.sqrt(self.d)), shift
         directions = (self.U / math.sqrt(self.d)).to(z.dtype).T
-        return random_features(z, len(directions), G=directions, activation="identity"), shift
+        u = random_features(z, len(directions), G=directions, activation="identity", precision=self.precision)
+        return u, shift
 
     def source(self, u: Tensor, start: int, stop: int) -> dict[str, Any]:
         """Rows start..stop of R as a keyword argument of the ops: ``G``, or ``seed`` if only their address is known."""

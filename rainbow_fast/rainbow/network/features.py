@@ -33,11 +33,13 @@ class FeatureSite(Protocol):
         n: number of neurons.
         A: the alignment; None before it is known.
         flattened: whether A is applied to the features of all positions together.
+        precision: of float32 products.
     """
 
     n: int
     A: Tensor | None
     flattened: bool
+    precision: str
 
     @property
     def positions(self) -> int:
@@ -187,7 +189,7 @@ class Stored:
             if site.flattened:
                 y = phi[:, : part.shape[1]] @ part.T
             else:
-                y = random_features(phi, len(part), G=part, activation="identity")
+                y = random_features(phi, len(part), G=part, activation="identity", precision=site.precision)
             total = y if total is None else total + y
         assert total is not None
         return total
@@ -212,7 +214,8 @@ class Stored:
             if first:
                 centers[1][at] = first_center(phi, zero=NEAR)
             phi = about(phi, centers[1][at])
-            _add_columns(sums, at.start, (cross_covariance(x, phi), *sums_of(phi)))
+            M = cross_covariance(x, phi, precision=site.precision)
+            _add_columns(sums, at.start, (M, *sums_of(phi)))
 
 
 FUSED, STORED = Fused(), Stored()

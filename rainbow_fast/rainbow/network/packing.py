@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
@@ -31,6 +31,7 @@ class Packed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     mean_row: bool
     h: Annotated[float, msgspec.Meta(ge=0, le=1)]
     flattened: bool
+    precision: Literal["highest", "high", "medium"] = "highest"
 
 
 def pack(activation: RainbowActivation) -> tuple[Packed, dict[str, Tensor]]:
@@ -60,7 +61,14 @@ def unpack(
     drawn: dict[str, Any] = {name: mine.get(name) for name in ("key", "U", "T", "k", "matrix")}
     rows = Rows(options.n, options.d, h=options.h, mean_row=options.mean_row, **drawn)
     recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
-    activation = RainbowActivation(site, rows, flattened=options.flattened, recalibration=recalibration, device=device)
+    activation = RainbowActivation(
+        site,
+        rows,
+        flattened=options.flattened,
+        recalibration=recalibration,
+        precision=options.precision,
+        device=device,
+    )
     activation.A, activation.offset = mine["A"], mine.get("offset")
     activation.scale = mine.get("scale", activation.scale)  # in files of version 1 it is part of A
     return activation

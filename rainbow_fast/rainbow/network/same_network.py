@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.maps import channels_first
+from rainbow_fast.ops.precision import PRECISIONS
 from rainbow_fast.rainbow.inputs import as_float64, probes_for
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.materialize import materialize
@@ -60,7 +61,7 @@ def check_network(
                 f"the largest apart, first {_first(calls, repeated_calls, 0.0)}: wanted the same to the bit"
             )
         wanted, of_chain = _along(trace, sites, x, head, refit)
-        limit = limit_of(outputs, x)
+        limit = limit_of(outputs, x, _precision(sites))
         if (apart := distances(outputs, wanted)) > limit:
             raise RuntimeError(
                 f"network: it differs from what its sites and the reference's layers give on {len(x)} samples by "
@@ -69,7 +70,7 @@ def check_network(
 
 
 @torch.no_grad()
-def check_run(network: nn.Module, x: Tensor, computed: Any, last: str) -> None:
+def check_run(network: nn.Module, x: Tensor, computed: Any, last: str, precision: str = "highest") -> None:
     """Compare a network with the outputs that its sampling run computed for a chunk x.
 
     A few samples are compared first, then the whole chunk. If outputs differ by more than `bound`, rounding may have
@@ -79,11 +80,12 @@ def check_run(network: nn.Module, x: Tensor, computed: Any, last: str) -> None:
     Args:
         computed: the outputs of the run.
         last: name of the last site, for the message.
+        precision: of the float32 products of the sites.
 
     Raises:
         RuntimeError: the outputs differ by more than `bound`, and by more than `AMPLIFIED` times the network's error.
     """
-    limit, few, apart = limit_of(computed, x), x[:FEW], float("inf")
+    limit, few, apart = limit_of(computed, x, precision), x[:FEW], float("inf")
     if isinstance(computed, Tensor) and len(computed) == len(x):
         apart = distance(network(few.clone()), computed[:FEW], computed)
     if apart > limit and (apart := distances(network(x.clone()), computed)) > limit:
@@ -119,7 +121,7 @@ def written_out(body: nn.Module, shape: tuple[int, ...], probes: Tensor | None =
             sites = {name: part for name, part in body.named_modules() if isinstance(part, RainbowActivation)}
             wanted, own = _called(body, sites, x)
             outputs, wide = _called(module, features, x)
-            limit, apart = limit_of(wanted, x), distances(outputs, wanted)
+            limit, apart = limit_of(wanted, x, _precision(sites)), distances(outputs, wanted)
             if apart > limit and not _equal_in_float64(body, as_float64(x)):
                 own = {name: (z, _wide(sites[name], z)) for name, (z, _) in own.items()}
                 wide = {name: (z, _neurons(sites[name], phi)) for name, (z, phi) in wide.items()}
@@ -131,6 +133,11 @@ def written_out(body: nn.Module, shape: tuple[int, ...], probes: Tensor | None =
         for part in training:
             part.training = True
     return module
+
+
+def _precision(sites: Mapping[str, RainbowActivation]) -> str:
+    """The lowest precision of sampled sites."""
+    return max((site.precision for site in sites.values()), key=PRECISIONS.index, default="highest")
 
 
 def _equal_in_float64(body: nn.Module, x: Tensor) -> bool:

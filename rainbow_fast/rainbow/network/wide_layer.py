@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from rainbow_fast.ops.precision import in_force
 from rainbow_fast.ops.random_features import random_features
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.activation import RainbowActivation
@@ -29,29 +30,32 @@ class WideLayer:
         weight: W', (n, m), or (n, m, *kernel) of a convolution, in the dtype of phi'.
         bias: b', (n,), or None.
         options: stride, padding and dilation of the convolution.
+        precision: of float32 products without a kernel.
     """
 
     weight: Tensor
     bias: Tensor | None
     options: Mapping[str, Any]
+    precision: str = "highest"
 
     def __call__(self, phi: Tensor) -> Tensor:
         """z' (..., n) or (N, n, *space) from phi' (..., m) or (N, m, *space)."""
         if self.weight.dim() > 2:
             return CONVOLUTIONS[self.weight.dim() - 2](phi, self.weight, self.bias, **self.options)
-        z = _times(phi.flatten(0, -2), self.weight)
+        z = _times(phi.flatten(0, -2), self.weight, self.precision)
         return (z if self.bias is None else z.add_(self.bias)).view(*phi.shape[:-1], -1)
 
 
-def _times(x: Tensor, W: Tensor) -> Tensor:
+def _times(x: Tensor, W: Tensor, precision: str) -> Tensor:
     """``x W^T`` over channels, (N, n, *space) for x (N, m, *space), by our product."""
-    return random_features(x, len(W), G=W, activation="identity")
+    return random_features(x, len(W), G=W, activation="identity", precision=precision)
 
 
 def product_of(segment: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The product that computes a segment which is one `nn.Linear` on a CPU, behind a Flatten or not; else None.
 
-    On a CPU of AMD it takes less than half of the time of torch's product, on one of Intel the same time.
+    On a CPU of AMD it takes less than half of the time of torch's product, on one of Intel the same time. Its precision
+    is the one that is in force for torch's products now.
     """
     chain = linear_chain(segment, flatten=True)
     if chain is None or not isinstance(chain[-1], nn.Linear) or not all(isinstance(m, nn.Flatten) for m in chain[:-1]):
@@ -59,7 +63,7 @@ def product_of(segment: nn.Module) -> Callable[[Tensor], Tensor] | None:
     weight, bias = chain[-1].weight.detach(), chain[-1].bias
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
         return None
-    product = WideLayer(weight, None if bias is None else bias.detach(), {})
+    product = WideLayer(weight, None if bias is None else bias.detach(), {}, in_force(weight.device))
     return product if len(chain) == 1 else lambda x: product(x.flatten(1))
 
 
@@ -88,11 +92,11 @@ def wide_layer(before: RainbowActivation, between: Sequence[nn.Module], rows: Ro
     if layer.bias is not None:
         bias = bias + layer.bias.double()
     scale, bias = _through(between[at + 1 :], before.scale.expand(k), bias)
-    Q = _times((V * _along(scale, V, 0) * _along(gain, V, 1)).contiguous(), A.T)
-    weight = rows.times(Q.flatten(1)).view(rows.n, *Q.shape[1:])
+    Q = _times((V * _along(scale, V, 0) * _along(gain, V, 1)).contiguous(), A.T, before.precision)
+    weight = rows.times(Q.flatten(1), before.precision).view(rows.n, *Q.shape[1:])
     b = rows.times(bias.to(A.dtype).unsqueeze(1)).squeeze(1) if bias.any() else None
     options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation") if isinstance(layer, _ConvNd)}
-    return WideLayer(weight, b, options)
+    return WideLayer(weight, b, options, before.precision)
 
 
 def foldable(between: Sequence[nn.Module], *, offset: bool) -> bool:

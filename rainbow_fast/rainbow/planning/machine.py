@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,6 +54,7 @@ class Machine:
         dtype: torch.dtype = torch.float32,
         activation: str | None = "relu",
         clock: Callable[[], float] = time.perf_counter,
+        precision: str | None = None,
     ) -> Machine:
         """Measure the rates of this machine, in about half a second.
 
@@ -61,6 +63,7 @@ class Machine:
             activation: of the network; default "relu"; None for an activation without fused kernels.
             clock: returns the time in seconds. With one thread, `time.process_time` does not count the time that other
                 processes use.
+            precision: of float32 products; None (default) for that of torch's own products.
         """
         source, activation = torch.Generator("cpu").manual_seed(0), activation or "identity"
         wide = torch.promote_types(dtype, torch.float32)  # features of half precision are computed in float32
@@ -81,8 +84,9 @@ class Machine:
         def fused(N: int, d: int, n: int) -> tuple[int, int, float]:
             """Flops, features and seconds of the two fused passes over N samples, with d = r channels and n neurons."""
             x, A = normal(N, d).to(wide), normal(d, n).to(wide)
-            taken = seconds(lambda: random_features_covariance(x, x, n, activation=activation, seed=0))
-            taken += seconds(lambda: random_features_projection(x, A, activation=activation, seed=0))
+            how: dict[str, Any] = {"activation": activation, "seed": 0, "precision": precision}
+            taken = seconds(lambda: random_features_covariance(x, x, n, **how))
+            taken += seconds(lambda: random_features_projection(x, A, **how))
             flops = random_features_covariance_flops(x.shape, x.shape, n)
             return flops + random_features_projection_flops(x.shape, [A.shape]), 2 * N * n, taken
 
@@ -95,7 +99,9 @@ class Machine:
             per_flop, per_feature = large / flops, small / many_features
         x, W = normal(N, d), normal(2 * d, d)
         product = (  # as layers are computed, see `wide_layer.product_of`
-            (lambda: x @ W.T) if dtype != wide else (lambda: random_features(x, 2 * d, G=W, activation="identity"))
+            (lambda: x @ W.T)
+            if dtype != wide
+            else (lambda: random_features(x, 2 * d, G=W, activation="identity", precision=precision))
         )
         layers = 4 * N * d * d / seconds(product)
         accuracy = None if dtype == torch.float64 else "float32"

@@ -19,6 +19,7 @@ from rainbow_fast import backend
 from rainbow_fast.formats import Format
 from rainbow_fast.io import PART, sha256
 from rainbow_fast.locks import locked
+from rainbow_fast.ops.precision import in_force
 from rainbow_fast.rainbow.network.packing import Packed, check_fits, pack, unpack
 from rainbow_fast.rainbow.network.rainbow_network import refit_site
 from rainbow_fast.rainbow.options import Limits
@@ -45,9 +46,9 @@ class PackedSampledSite(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     refit: Packed | None = None
 
 
-# Version 1 of both formats has no checksums.
+# Version 1 of both formats has no checksums, version 2 of a site no precision.
 RUN = Format("rainbow_fast.run", 2, "sampling run", Facts, summed_since=2, key="run")
-SITE = Format("rainbow_fast.site", 2, "sampled site", PackedSampledSite, summed_since=2, key="site")
+SITE = Format("rainbow_fast.site", 3, "sampled site", PackedSampledSite, summed_since=2, key="site")
 
 
 class Checkpoint:
@@ -171,6 +172,7 @@ def describe(prepared: Prepared, specs: Sequence[NetworkSpec], limits: Limits) -
         "instruction set of torch": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": str(align.device),
+        "precision of torch": in_force(align.device),
         "weights of the reference": f"sha256:{prepared.fingerprint}",
         "code of the reference": sha256(text=code),
         "sites": [s.site.name for s in sites],

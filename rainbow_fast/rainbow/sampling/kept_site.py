@@ -118,7 +118,8 @@ class KeptSite(SampledSite):
         size = piece_size(x, phi) if a.any() or b.any() else len(x)
         for x_piece, piece in zip(x.split(size), phi.split(size), strict=True):
             piece = about(piece, b)
-            cross_covariance_(cross, about(x_piece, a).to(self.sum_dtype), piece.to(self.sum_dtype))
+            sides = about(x_piece, a).to(self.sum_dtype), piece.to(self.sum_dtype)
+            cross_covariance_(cross, *sides, precision=self.activation.precision)
             of_total, of_square = sums(piece)
             total += of_total
             square += of_square

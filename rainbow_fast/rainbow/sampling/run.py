@@ -190,7 +190,8 @@ class Lane:
         network.keep_probes(x[:WRITTEN].clone())
         check_network(network.body, sites, self.trace, x[:FEW], head=head, refit=self.refit is not None)
         if classifier is None and self.align.storage.dtype is None:
-            check_run(network, x, self.align.outputs(self.number, 0), network.sampled[-1])
+            computed = self.align.outputs(self.number, 0)
+            check_run(network, x, computed, network.sampled[-1], self.spec.options.precision or "highest")
         for name, flight, of_reference in zip(("alignment", "held_out"), (self.align, self.held), scores, strict=True):
             if flight.data.labels is not None and flight.count:
                 numbers = self._scores(name, network, flight) | {f"reference_{name}": of_reference}

@@ -106,6 +106,7 @@ class SampledSite:
             flattened=self.flattened,
             positions=self.positions,
             recalibration=self._recalibration() if self.options.recalibrate and self.align.apart[self.lane] else None,
+            precision=self.options.precision or "highest",
             device=self.device,
         )
 
@@ -207,6 +208,7 @@ class SampledSite:
             self.activation.drawn,
             flattened=flattened,
             recalibration=self.activation.recalibration,
+            precision=self.activation.precision,
             device=self.device,
         )
         self.refit.A, self.refit.offset = B.to(self.dtype), b.to(self.dtype)
@@ -317,6 +319,7 @@ def share_active(activation: RainbowActivation, z: Tensor) -> float:
     active = 0.0
     for start, stop in blocks(activation.n, activation.strategy.block(activation)):
         rows = activation.source(u, start, stop)
-        M = random_features_covariance(ones, u, stop - start, shift=shift, activation="step", **rows)[0]
+        rows |= {"activation": "step", "precision": activation.precision}
+        M = random_features_covariance(ones, u, stop - start, shift=shift, **rows)[0]
         active += float(M.sum())
     return active / (ones.numel() * activation.n)

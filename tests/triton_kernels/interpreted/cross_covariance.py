@@ -164,3 +164,15 @@ def test_chains_are_promoted_and_lose_nothing() -> None:
     x[0] = y[0] = 1.0
     x[1:128] = 0.0
     check(run(tensor(1, 1), [x, y], machine=machine), exact(x), exact(y), "float64")
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("high", 2.0**-14), ("medium", 2.0**-7)])
+def test_precisions(precision: str, bound: float) -> None:
+    """Of float32 products alone: bfloat16 samples are multiplied as they are."""
+    x, y = draw(150, 40), draw(150, 70, seed=1)
+    got, full = (run(tensor(40, 70), [x, y], precision=each) for each in (precision, "highest"))
+    size = exact(x).abs() @ exact(y).abs().T
+    assert ((got - exact(x) @ exact(y).T).abs() <= bound * size).all() and not torch.equal(got, full)
+    narrow = [x.bfloat16(), y.bfloat16()]
+    got, full = (run(tensor(40, 70), narrow, precision=each) for each in (precision, "highest"))
+    assert differing_bits(got, full) == 0

@@ -50,7 +50,7 @@ class Made:
         self.A = draw(d, n, dtype=dtype, seed=4)
         self.grad_phi = laid_out(draw(N, n, *space, dtype=dtype, seed=5), layout)
         self.total, self.square = draw(2, n, dtype=dtype, seed=6)
-        self.rest = (activation, SLOPE, SCALE)
+        self.rest = (activation, SLOPE, SCALE, "highest")
         function, derivative = ACTIVATIONS[activation]
         self.phi, self.slopes, self.G = {}, {}, {}
         for kind in (torch.float64, dtype):
@@ -186,6 +186,31 @@ def test_panels_parts_and_blocks(guarded, d: int) -> None:
     for a, b in zip(whole, divided, strict=True):
         # Other float32 partial sums, of at most 140 terms
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("r", [5, 70], ids=["short-rank", "long-rank"])
+@pytest.mark.parametrize("d", [5, 130], ids=["fused", "through-panels-of-features"])
+def test_precisions(guarded, d: int, r: int, precision: str) -> None:
+    """Errors of at most 2^-14 and 2^-7 of the sums of magnitudes, and other numbers than in full."""
+    N, n, bound = 70, 67, {"high": 2.0**-14, "medium": 2.0**-7}[precision]
+    problem = Made(N, r, n, d, (), "contiguous", torch.float32, "identity", False, False)
+    u, G, x, A, above = (t.double() for t in (problem.u, problem.rows, problem.x, problem.A, problem.grad_phi))
+    results = []
+    for each in ("highest", precision):
+        inputs, rest = (problem.u, None, problem.rows), ("identity", SLOPE, SCALE, each)
+        out, projected, grad = guarded(N, n), guarded(N, d), guarded(N, r)
+        sums = [guarded(*shape, dtype=torch.float64).zero_() for shape in ((d, n), (n,), (n,))]
+        random_features(out, *inputs, *rest)
+        random_features_covariance(*sums, problem.x, None, None, *inputs, *rest)
+        random_features_projection(projected, problem.u, problem.A, *inputs[1:], *rest)
+        random_features_gradient(grad, None, *inputs, n, *rest, problem.grad_phi, None, None, [], [])
+        results.append([out, sums[0], projected, grad])
+    factors = [[u, G.T], [x.T, u, G.T], [u, G.T, A.T], [above, G]]
+    for full, got, product in zip(*results, factors, strict=True):
+        exact = SCALE * torch.linalg.multi_dot(product)
+        size = SCALE * torch.linalg.multi_dot([factor.abs() for factor in product])
+        assert ((got - exact).abs() <= bound * size).all() and not torch.equal(got, full)
 
 
 EMPTY = {"no-samples": (0, 3, 4, 2), "no-rank": (5, 0, 4, 2), "no-neurons": (5, 3, 0, 2), "no-channels": (5, 3, 4, 0)}

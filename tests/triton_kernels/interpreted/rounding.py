@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from here import differing_bits, draw
 
-from rainbow_fast.triton_kernels.rounding import dot, rounded, split
+from rainbow_fast.triton_kernels.rounding import dot, multiply, rounded, split
 
 
 @triton.jit
@@ -40,3 +40,20 @@ def test_splits_and_multiplies(guarded) -> None:
     product_kernel[(1,)](a, b, c, out, 16)
     assert torch.equal(c, a)
     torch.testing.assert_close(out, a.bfloat16().float() @ b.float())
+
+
+@triton.jit
+def precision_kernel(a, b, out, PRECISION: tl.constexpr, N: tl.constexpr):
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    tl.store(out + at, multiply(tl.load(a + at), tl.load(b + at), tl.zeros((N, N), tl.float32), PRECISION))
+
+
+def test_products_of_terms(guarded) -> None:
+    a, b = draw(16, 16), draw(16, 16, seed=1)
+    (a1, a2), (b1, b2) = ((t.bfloat16().float(), (t - t.bfloat16().float()).bfloat16().float()) for t in (a, b))
+    wanted = {"high": a2 @ b1 + a1 @ b2 + a1 @ b1, "medium": a1 @ b1, "ieee": a @ b}
+    for precision, product in wanted.items():
+        out = guarded(16, 16)
+        precision_kernel[(1,)](a, b, out, precision, 16)
+        torch.testing.assert_close(out, product)  # float32 sums of 16 terms
+    assert (wanted["high"] - wanted["ieee"]).abs().max() > 1e-5  # more than that: the sum of the other terms

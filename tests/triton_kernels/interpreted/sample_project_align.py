@@ -68,6 +68,20 @@ def test_two_terms(guarded, r: int) -> None:
     check(guarded(9, 67, dtype=torch.bfloat16), draw(67, r).T, rounding=torch.bfloat16)
 
 
+@pytest.mark.parametrize("r", [7, 62, 130])  # one that a program keeps, and more
+@pytest.mark.parametrize(("precision", "terms"), [("high", 2), ("medium", 1)])
+def test_precisions(guarded, precision: str, terms: int, r: int) -> None:
+    where, P, out = [3, 1, 7, 1], draw(r, 67), guarded(130, 67)
+    kernels.sample_project_align(out, P, P.dtype, where, SCALE, precision)
+    G = torch.from_numpy(gaussian_reference(where, 130, r))
+    sides = [t.bfloat16().double() if terms == 1 else in_two_terms(t).double() for t in (G, P)]
+    size = SCALE * (G.double().abs() @ P.double().abs())
+    # The product of both second terms is at most 2^-16; float32 sums have 1e-6.
+    left_out = 2.0**-16 if terms == 2 else 0
+    assert ((out - SCALE * sides[0] @ sides[1]).abs() <= (left_out + 1e-6) * size).all()
+    assert ((out - SCALE * G.double() @ P.double()).abs() <= 2.0 ** (-14 if terms == 2 else -7) * size).all()
+
+
 @pytest.mark.parametrize("r", [7, 70])
 def test_any_layout(guarded, r: int) -> None:
     check(guarded(5, 9), draw(9, r).T)
