@@ -206,7 +206,7 @@ static void multiply(int64_t m, int64_t n, int64_t k, Strided<A> a, Strided<B> b
       const int64_t pieces = smaller(panels, blocks(4 * threads, blocks(m, mc)));
       Problem problem{m, cols, k, mc, blocks(panels, pieces) * NR<T>, kc};
       problem.unit = false;
-      product<T>(problem, left, Prepacked<T>{packed, padded}, c.from_column(j), threads);
+      product<T>(problem, left, Prepacked<T>{packed, nullptr, padded, kc, {}}, c.from_column(j), threads);
     }
   }
 }

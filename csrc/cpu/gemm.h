@@ -241,7 +241,8 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
           const int64_t steps = blocks(block.rows, MR) * blocks(block.cols, NR<T>) * blocks(k, kStep);
           Both ahead{left.ahead(k0 + k, next, steps), right.ahead(k0 + k, next, steps)};
           Aside<T> aside{chained ? partial : nullptr, on_unit ? own + offsets[6] : nullptr, p.products};
-          if constexpr (kOnUnit<T> && written) aside.panels = right.tiles(k0, k);
+          if constexpr (kOnUnit<T> && written)
+            if (on_unit) aside.panels = right.tiles(k0, k);
           for (int64_t i = 0, rows; i < block.rows; i += rows)
             rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
               sweep(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
