@@ -2,7 +2,7 @@
 # The commands of people and of the CI. Every target first sets up what is missing or out of date; this is quick the second time.
 #
 #     make demo     rainbow networks of growing width from a trained one, in under a minute
-#     make test     all tests but the slow ones      ARGS="-k polar" goes on to pytest
+#     make test     all tests but the slow ones      ARGS="-k polar" goes on to pytest, JOBS=0 is for its --pdb
 #     make test-all all of them
 #     make docs     the documentation site, in build/site; warnings are errors
 #     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -18,8 +18,12 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.8.0
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
+# Processes that share the tests, file by file; JOBS=0 runs them in this one. Threads that wait do not spin, for they would
+# take the cores of the other process.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 CSRC := $(shell find csrc bench tests -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 
@@ -31,10 +35,10 @@ demo: setup
 	$(BIN)/rainbow-fast demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 docs: setup $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)

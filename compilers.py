@@ -30,11 +30,10 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx512_bf16"] = LEVELS["avx512"] + " -mavx512bf16"
     LEVELS["amx"] = LEVELS["avx512_bf16"] + " -DRF_MATRIX_UNIT"
     LEVELS["amx_emulated"] = LEVELS["amx"] + " -DRF_MATRIX_UNIT_EMULATED"
-# The sources that the levels with a matrix unit have themselves. They take the other kernels from the level below.
-UNIT = (
-    "kernels", "cross_covariance", "sample_project_align", "random_features", "random_features_gradient", "polar",
-)  # fmt: skip
-OWN = {"amx": UNIT, "amx_emulated": UNIT}
+# The sources of the kernels that levels above avx512 have themselves. They take the other kernels from avx512.
+PAIRS = ("kernels", "cross_covariance", "sample_project_align")
+UNIT = (*PAIRS, "random_features", "random_features_gradient", "polar")
+OWN = {"avx512_bf16": PAIRS, "amx": UNIT, "amx_emulated": UNIT}
 ARCHITECTURES = "80;90;100"
 CUDA_FLAGS = (
     "-std=c++20 -O3 --fmad=false --threads 1 -Xcompiler -fPIC,-fvisibility=hidden -Icsrc -DRF_ISA=cuda -DRF_CUDA=1"
@@ -66,7 +65,7 @@ def chosen_levels() -> dict[str, str]:
     wanted = (os.environ.get("RAINBOW_FAST_LEVELS") or " ".join(LEVELS)).split()
     if unknown := [name for name in wanted if name not in LEVELS]:
         sys.exit(f"rainbow_fast: RAINBOW_FAST_LEVELS: no level {unknown[0]!r}: wanted some of {', '.join(LEVELS)}")
-    needed = {"baseline", *wanted} | ({"avx512_bf16"} if OWN.keys() & set(wanted) else set())
+    needed = {"baseline", *wanted} | ({"avx512"} if OWN.keys() & set(wanted) else set())
     return {level: flags for level, flags in LEVELS.items() if level in needed}
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Builds rainbow_fast._C: csrc/*.cpp once, csrc/cpu/*.cpp once for each instruction-set level (into build/isa/LEVEL/)
-that does not take its kernels from the level below, and csrc/cuda/*.cu (into build/cuda/) if nvcc can compile them.
+that does not take its kernels from the level avx512, and csrc/cuda/*.cu (into build/cuda/) if nvcc can compile them.
 
 A file dropped into csrc/cpu or csrc/cuda is found by itself. Objects are kept, and made again when their source, any
 header, the files of the build or a compiler changes. CXX names the compiler; without one the package installs without
 its kernels. RAINBOW_FAST_CUDA=0 leaves the CUDA kernels out, 1 fails where they cannot be built (NVCC names nvcc; else
 CUDA_HOME/bin, PATH and NVIDIA's Python packages are searched); RAINBOW_FAST_CUDA_ARCHS="80;90;100" are the
-architectures, the last one also as PTX for those to come. RAINBOW_FAST_LEVELS="avx2 amx_emulated" builds these
-instruction-set levels (default: all), with baseline, and with avx512_bf16 if one of them takes kernels from it.
+architectures, the last one also as PTX for those to come. RAINBOW_FAST_LEVELS="avx512 amx_emulated" builds these
+instruction-set levels (default: all), with baseline, and with avx512 if one of them takes kernels from it.
 RAINBOW_FAST_BUILD names the folder of the objects (default: build). Any other folder also gets the extension.
 RAINBOW_FAST_SANITIZE=1 makes the build that tests/helpers/sanitize.py runs, all of it in build/sanitize/, of the CPU
 alone.

@@ -66,8 +66,8 @@ std::vector<Level> all_levels() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   levels.push_back({"avx2", &avx2::kernels, has_avx2});
   const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
-  levels.push_back({"avx512", &avx512::kernels, has_avx512});
   levels.push_back({"amx_emulated", &amx_emulated::kernels, has_bf16});  // for tests: slow, so never the last one
+  levels.push_back({"avx512", &avx512::kernels, has_avx512});
   levels.push_back({"avx512_bf16", &avx512_bf16::kernels, has_bf16});
   levels.push_back({"amx", &amx::kernels, has_bf16 && may_use_amx()});
 #endif

@@ -21,8 +21,8 @@ from rainbow_fast import backend
 OBJECTS = ROOT / "build" / "isa"
 LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"]
 BUILT = [level for level in LEVELS if (OBJECTS / level).is_dir()] or ["baseline"]
-# The toy has no kernel that levels with a matrix unit compile themselves.
-OF_TOY = [level for level in BUILT if level not in OWN]
+# Levels that take no kernel from another one. The toy is built for these alone.
+COMPLETE = [level for level in BUILT if level not in OWN]
 
 # A fused multiply-add: x86, then aarch64.
 FUSED = re.compile(r"\bvfn?m(?:add|sub)\w*|\bf(?:n?madd|n?msub|mla|mls)\b")
@@ -56,7 +56,7 @@ def strays(path: Path, level: str) -> list[str]:
 def test_weak_symbols_stay_in_their_namespace(level: str) -> None:
     for source in (ROOT / "csrc" / "cpu").glob("*.cpp"):
         if source.stem not in OWN.get(level, [source.stem]):
-            continue  # the object of the level below is used
+            continue  # the object of avx512 is used
         path = OBJECTS / level / f"{source.stem}.o"
         assert path.exists(), f"{path.relative_to(ROOT)} is missing: python setup.py build_ext --inplace"
         assert strays(path, level) == []
@@ -80,13 +80,13 @@ def test_stray_weak_symbol_is_found(tmp_path: Path, code: str) -> None:
     assert counts["rf::avx2"] == 0 and counts["rf::avx512"] == counts["elsewhere"] > 0
 
 
-@pytest.mark.parametrize("level", OF_TOY)
+@pytest.mark.parametrize("level", COMPLETE)
 def test_generator_has_no_fused_multiply_add(level: str) -> None:
     for op in ("gaussian", "uniform"):
         assert not FUSED.search(output("objdump", "-d", OBJECTS / level / f"{op}.o"))
 
 
-@pytest.mark.parametrize("level", BUILT[1:])
+@pytest.mark.parametrize("level", COMPLETE[1:])
 def test_fused_multiply_add_is_found_where_it_is(level: str) -> None:
     assert FUSED.search(output("objdump", "-d", OBJECTS / level / "sample_project_align.o"))
 
@@ -154,7 +154,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def test_only_what_changed_is_compiled_again(toy: Path) -> None:
-    kernels = sorted(f"build/isa/{level}/kernel.o" for level in OF_TOY)
+    kernels = sorted(f"build/isa/{level}/kernel.o" for level in COMPLETE)
     assert build(toy)[:2] == (0, ["build/bind.o", *kernels])
     assert list((toy / "rainbow_fast").glob("_C*.so"))
     assert build(toy)[:2] == (0, [])
@@ -166,9 +166,9 @@ def test_only_what_changed_is_compiled_again(toy: Path) -> None:
     assert build(toy)[:2] == (0, ["build/bind.o", *kernels])
 
 
-@pytest.mark.skipif("avx512_bf16" not in BUILT, reason="no levels to choose from")
+@pytest.mark.skipif("avx512" not in BUILT, reason="no levels to choose from")
 def test_levels_can_be_chosen(toy: Path) -> None:
-    """With what they need: baseline, and for those with a matrix unit avx512_bf16; they have one kernel here."""
+    """With what they need: baseline, and avx512 for those above it, which have one kernel of their own here."""
     (toy / "csrc/cpu/polar.cpp").write_text("")
     assert build(toy, RAINBOW_FAST_LEVELS="avx2")[1] == [
         "build/bind.o",
@@ -176,8 +176,8 @@ def test_levels_can_be_chosen(toy: Path) -> None:
     ]
     assert build(toy, RAINBOW_FAST_LEVELS="amx_emulated")[1] == [
         "build/isa/amx_emulated/polar.o",
-        "build/isa/avx512_bf16/kernel.o",
-        "build/isa/avx512_bf16/polar.o",
+        "build/isa/avx512/kernel.o",
+        "build/isa/avx512/polar.o",
     ]
 
 
@@ -190,7 +190,7 @@ def test_sanitizers_have_a_folder_of_their_own(toy: Path) -> None:
     command = [sys.executable, "setup.py", "--quiet", "build_ext"]
     subprocess.run(command, cwd=toy, env={**os.environ, "RAINBOW_FAST_SANITIZE": "1"}, check=True)
     files = {path.relative_to(toy).as_posix() for suffix in ("*.o", "*.so") for path in toy.rglob(suffix)}
-    kernels = {f"build/sanitize/isa/{level}/kernel.o" for level in OF_TOY}
+    kernels = {f"build/sanitize/isa/{level}/kernel.o" for level in COMPLETE}
     assert files == {"build/sanitize/_C.so", "build/sanitize/bind.o", *kernels}
 
 

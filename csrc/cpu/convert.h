@@ -179,6 +179,25 @@ inline constexpr int kElements = 1;
 template <>
 inline constexpr int kElements<bf16_pair> = 2;
 
+// Whether this level multiplies numbers of type T itself, not by the kernels of avx512.
+template <class T>
+#if defined(RF_MATRIX_UNIT)
+constexpr bool kOwn = sizeof(T) == 4;
+#elif defined(__AVX512BF16__)
+constexpr bool kOwn = kElements<T> == 2;
+#else
+constexpr bool kOwn = true;
+#endif
+
+// Calls f(Type<T>{}) with the type T of the products of numbers of `dtype`: double, or float for all others.
+template <class F>
+RF_INLINE void with_products(DType dtype, F f) {
+  if (dtype == DType::f64)
+    f(Type<double>{});
+  else
+    f(Type<float>{});
+}
+
 // Calls f(Type<S>{}) with the element type S of an operand that is computed in T: doubles are computed in double, pairs
 // of bfloat16 as pairs, all others in float.
 template <class T, class F>

@@ -137,6 +137,19 @@ struct SideSource {
   }
 };
 
+// Source: sides that were packed beforehand. Nothing is left to prefetch; the type is that of the other source.
+template <class T>
+struct PackedSides : Prepacked<T> {
+  template <class>
+  struct Open : Prepacked<T>::template Open<T> {
+    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+  };
+  template <class>
+  Open<T> open(const Block&, int64_t row, int64_t, void*) const {
+    return {{*this, row}};
+  }
+};
+
 // The size of the equal blocks that `size` is divided into: a multiple of `unit`, at most about `most`.
 int64_t even(int64_t size, int64_t unit, int64_t most) {
   return larger(1, blocks(blocks(size, unit), larger(1, blocks(size, most)))) * unit;
@@ -171,7 +184,13 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   double* right_sums = left_sums + slabs * d;
   memset(parts, 0, static_cast<size_t>(written * numbers + slabs * sums) * 8);
   const Promote<Sum<T>> in_triangles{parts, across, numbers, symmetric};
-  const Collect<Sum<T>> in_blocks{direct ? out : parts, direct ? ld : across, numbers, slabs, problem.joined, direct};
+  const Collect<Sum<T>> sum{direct ? out : parts,
+                            direct ? ld : across,
+                            numbers,
+                            slabs,
+                            problem.joined,
+                            direct,
+                            symmetric ? &in_triangles : nullptr};
   // Every block reads all samples. If they do not fit into the third-level cache, the sum is computed in parts whose
   // samples fit.
   const int64_t fits = larger(4, threads * caches().third / 2 / ((d + m) * size) / kc) * kc,
@@ -184,10 +203,7 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
   for (problem.from = 0; problem.from < columns; problem.from += part) {
     problem.k = smaller(part, columns - problem.from);
     if (!once) {
-      if (symmetric)
-        product<T>(problem, rows, cols, in_triangles, threads);
-      else
-        product<T>(problem, rows, cols, in_blocks, threads);
+      product<T>(problem, rows, cols, sum, threads);
       continue;
     }
     const Prepacked<T> packed =
@@ -200,7 +216,7 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
         right.pack(packed.at(row, at, k), NR<T>, row, there, at, k, cols.sums);
         packed.write_tiles(row, there, at, k);
       }
-    product<T>(problem, rows, packed, in_blocks, threads);
+    product<T>(problem, rows, PackedSides<T>{packed}, sum, threads);
   }
   const auto add_totals = [&](const SidePacker<T>& packer, const double* found, int64_t rows) {
     packer.for_sides([&](const Side& side, int64_t row, int64_t channels) {
@@ -251,16 +267,16 @@ void accumulate_as(double* out, int64_t ld, Side x, Sides y, bool symmetric, Act
 void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                       double negative_slope, Precision precision, int threads) {
   const auto run = [&]<class T>(Type<T>) {
-    accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
+    if constexpr (kOwn<T>)
+      accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
+    else
+      vectors::cross_covariance(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
   };
 #if defined(__AVX512BF16__)
   const bool exact = activation == Activation::identity || activation == Activation::relu;
   if (x.samples.dtype == DType::bf16 && exact && x.shift == nullptr) return run(Type<bf16_pair>{});
 #endif
-  if (x.samples.dtype == DType::f64)
-    run(Type<double>{});
-  else
-    run(Type<float>{});
+  with_products(x.samples.dtype, run);
 }
 
 }  // namespace rf::RF_ISA

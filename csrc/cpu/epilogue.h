@@ -12,6 +12,29 @@
 
 namespace rf::RF_ISA {
 
+// A tile in memory: edges of C are written from there, by code that all sizes of tiles share.
+template <class T, int V>
+struct TileRows {
+  T numbers[MR][V * kWidth<T>];
+
+  explicit TileRows(const Accumulators<T, V>& acc) {
+    RF_UNROLL
+    for (int t = 0; t < MR * V; ++t) store<T, kWidth<T>>(numbers[t / V] + t % V * kWidth<T>, acc[t / V][t % V]);
+  }
+};
+
+// to[r * ld + c] = scale * numbers[r * width + c]
+template <class T, class S>
+RF_APART static void store_rows(S* to, int64_t ld, const T* numbers, int64_t width, int64_t rows, int64_t cols,
+                                T scale) {
+  constexpr int N = kWidth<T>;
+  for (int64_t r = 0; r < rows; ++r, to += ld, numbers += width) {
+    int64_t c = 0;
+    for (; c + N <= cols; c += N) store_as<N, T>(to + c, load<T, N>(numbers + c) * scale);
+    for (; c < cols; ++c) narrow(numbers[c] * scale, to[c]);
+  }
+}
+
 // out[i, j] = scale * C[i, j], in the element type S
 template <class T, class S>
 struct Store {
@@ -28,17 +51,16 @@ struct Store {
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
       constexpr int N = kWidth<T>;
+      S* const to = out + i * ld + j;
+      if (cols < V * N) {
+        const TileRows<T, V> tile(acc);
+        return store_rows(to, ld, tile.numbers[0], V * N, rows, cols, scale);
+      }
       RF_UNROLL
       for (int t = 0; t < MR * V; ++t) {
         const int r = t / V, v = t % V;
         if (r >= rows) return;
-        const Full<T> value = acc[r][v] * scale;
-        S* to = out + (i + r) * ld + j + v * N;
-        if (cols >= (v + 1) * N) {
-          store_as<N, T>(to, value);
-        } else {
-          for (int64_t l = 0; l < cols - v * N; ++l) narrow(value[l], to[l]);
-        }
+        store_as<N, T>(to + r * ld + v * N, acc[r][v] * scale);
       }
     }
     void close() {}
@@ -48,13 +70,42 @@ struct Store {
   Open open(const Block& block, void*) const { return {out + block.row * ld + block.col, ld, scale}; }
 };
 
-// Adds the first `count` numbers of a vector to numbers of type S, or with FIRST stores them there.
-template <class T, bool FIRST = false, class S>
-RF_INLINE void add_promoted(S* to, const Full<T>& value, int64_t count) {
+// The same in the element type `dtype`. Tiles take a way through memory, so that types share the code around them.
+template <class T>
+struct StoreAs {
+  static constexpr bool promotes = false;
+  void* out;
+  DType dtype;
+  int64_t ld;
+  T scale;
+  int64_t first_col = 0;
+
+  struct Open {
+    const StoreAs& to;
+    int64_t corner;
+    int64_t skips(int64_t, int64_t) const { return 0; }
+    template <int V>
+    void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
+      const TileRows<T, V> tile(acc);
+      with_type(to.dtype, [&]<class S>(Type<S>) {
+        store_rows(static_cast<S*>(to.out) + corner + i * to.ld + j, to.ld, tile.numbers[0], V * kWidth<T>, rows, cols,
+                   to.scale);
+      });
+    }
+    void close() {}
+  };
+  StoreAs from_column(int64_t j) const { return {out, dtype, ld, scale, first_col + j}; }
+  int64_t scratch(const Problem&) const { return 0; }
+  Open open(const Block& block, void*) const { return {*this, block.row * ld + first_col + block.col}; }
+};
+
+// Adds the first `count` numbers of a vector to numbers of type S, or if they are the `first` ones stores them there.
+template <class T, class S>
+RF_INLINE void add_promoted(S* to, const Full<T>& value, int64_t count = kWidth<T>, bool first = false) {
   constexpr int D = kWidth<S>;
-  const auto put = [](S* at, const Full<S>& v) { store<S, D>(at, FIRST ? v : load<S, D>(at) + v); };
+  const auto put = [=](S* at, const Full<S>& v) { store<S, D>(at, first ? v : load<S, D>(at) + v); };
   if (count < kWidth<T>) {
-    for (int64_t l = 0; l < count; ++l) to[l] = FIRST ? value[l] : to[l] + value[l];
+    for (int64_t l = 0; l < count; ++l) to[l] = first ? value[l] : to[l] + value[l];
   } else if constexpr (sizeof(T) == sizeof(S)) {
     put(to, value);
   } else {
@@ -63,28 +114,52 @@ RF_INLINE void add_promoted(S* to, const Full<T>& value, int64_t count) {
   }
 }
 
-// out[i, j] += C[i, j] in S, or with FIRST out[i, j] = C[i, j]
-template <class T, bool FIRST, class S = double>
+// out[i, j] += C[i, j] in S, or if the sums are the `first` ones out[i, j] = C[i, j]
+template <class T, class S = double>
 struct AddTiles {
   S* out;
   int64_t ld;
+  bool first;
   int64_t skips(int64_t, int64_t) const { return 0; }
   void touch(int64_t i, int64_t j) const {
-    if (FIRST) return;
+    if (first) return;
     const char* at = reinterpret_cast<const char*>(out + i * ld + j);
     for (int r = 0; r < MR; ++r, at += ld * static_cast<int64_t>(sizeof(S)))
       for (int64_t b = 0; b < NR<T> * static_cast<int64_t>(sizeof(S)); b += 64) __builtin_prefetch(at + b, 1, 3);
   }
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
+    S* const to = out + i * ld + j;
+    if (cols < V * kWidth<T>) {
+      const TileRows<T, V> tile(acc);
+      return add_edge(to, tile.numbers[0], V * kWidth<T>, rows, cols);
+    }
+    if (first)
+      add_whole<true>(to, rows, acc);
+    else
+      add_whole<false>(to, rows, acc);
+  }
+  template <bool FIRST, int V>
+  void add_whole(S* to, int64_t rows, const Accumulators<T, V>& acc) const {
     RF_UNROLL
     for (int t = 0; t < MR * V; ++t) {
       const int r = t / V, v = t % V;
       if (r >= rows) return;
-      add_promoted<T, FIRST>(out + (i + r) * ld + j + v * kWidth<T>, acc[r][v], cols - v * kWidth<T>);
+      add_promoted<T>(to + r * ld + v * kWidth<T>, acc[r][v], kWidth<T>, FIRST);
     }
   }
+  RF_APART void add_edge(S* to, const T* numbers, int64_t width, int64_t rows, int64_t cols) const {
+    for (int64_t r = 0; r < rows; ++r, to += ld, numbers += width)
+      for (int64_t c = 0; c < cols; c += kWidth<T>)
+        add_promoted<T>(to + c, load<T, kWidth<T>>(numbers + c), cols - c, first);
+  }
 };
+
+// How many columns of a tile of a symmetric C lie below the diagonal, if its first one is `below` columns before it.
+template <class T>
+RF_INLINE int64_t skipped(bool symmetric, int64_t below) {
+  return symmetric ? smaller(larger(below, 0), NR<T>) : 0;
+}
 
 // out[slab, i, j] += C[i, j] in S. Of a symmetric C only the tiles that meet the upper triangle are added.
 template <class T, class S = double>
@@ -99,10 +174,10 @@ struct Promote {
     S* out;
     int64_t ld, diagonal;  // columns j < i + diagonal lie below the diagonal
     bool symmetric;
-    int64_t skips(int64_t i, int64_t j) const { return symmetric ? smaller(larger(i + diagonal - j, 0), NR<T>) : 0; }
+    int64_t skips(int64_t i, int64_t j) const { return skipped<T>(symmetric, i + diagonal - j); }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-      AddTiles<T, false, S>{out, ld}.template tile<V>(i, j, rows, cols, acc);
+      AddTiles<T, S>{out, ld, false}.template tile<V>(i, j, rows, cols, acc);
     }
     void close() {}
   };
@@ -116,13 +191,15 @@ struct Promote {
 
 // Promotes the tiles of a block to float64 in memory of the task, where they stay in the cache, and writes the block
 // when it is complete: out += its sums if `adds`, otherwise out[slab] = its sums. If slabs are joined, the sums of a
-// block are those of its slabs, added in their order, and `out` has one slab.
+// block are those of its slabs, added in their order, and `out` has one slab. If `promote` is not null, the tiles go
+// there instead.
 template <class T>
 struct Collect {
   static constexpr bool promotes = true;
   double* out;
   int64_t ld, slab_stride, slabs;
   bool joined, adds;
+  const Promote<T>* promote = nullptr;
 
   static int64_t width(int64_t nc) { return blocks(nc, NR<T>) * NR<T> + kWidth<double>; }  // no power of two
 
@@ -130,22 +207,18 @@ struct Collect {
     const Collect& to;
     const Block block;
     double *sums, *whole;  // of this slab, and of all slabs so far
-    int64_t ld;
-    bool fresh = true;  // no chunk has been added yet
+    int64_t ld, diagonal = 0;
+    bool symmetric = false, fresh = true;  // whether no chunk has been added yet
 
-    int64_t skips(int64_t, int64_t) const { return 0; }
-    void touch(int64_t i, int64_t j) const {
-      if (!fresh) AddTiles<T, false>{sums, ld}.touch(i, j);
-    }
+    int64_t skips(int64_t i, int64_t j) const { return skipped<T>(symmetric, i + diagonal - j); }
+    void touch(int64_t i, int64_t j) const { AddTiles<T>{sums, ld, fresh || to.promote != nullptr}.touch(i, j); }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-      if (fresh)
-        AddTiles<T, true>{sums, ld}.template tile<V>(i, j, rows, cols, acc);
-      else
-        AddTiles<T, false>{sums, ld}.template tile<V>(i, j, rows, cols, acc);
+      AddTiles<T>{sums, ld, fresh}.template tile<V>(i, j, rows, cols, acc);
     }
     void end_chunk() { fresh = false; }
     void close() {
+      if (to.promote != nullptr) return;
       const bool last = !to.joined || block.slab + 1 == to.slabs;
       const int64_t slab = to.joined ? 0 : block.slab;
       for (int64_t i = 0; i < block.rows; ++i) {
@@ -162,8 +235,12 @@ struct Collect {
     }
   };
   static int64_t numbers(const Problem& p) { return blocks(smaller(p.mc, p.m), MR) * MR * width(smaller(p.nc, p.n)); }
-  int64_t scratch(const Problem& p) const { return numbers(p) * (p.joined ? 2 : 1) * 8; }
+  int64_t scratch(const Problem& p) const { return promote != nullptr ? 0 : numbers(p) * (p.joined ? 2 : 1) * 8; }
   Open open(const Block& block, void* memory) const {
+    if (promote != nullptr) {
+      const auto there = promote->open(block, memory);
+      return {*this, block, there.out, nullptr, there.ld, there.diagonal, there.symmetric, false};
+    }
     const int64_t across = width(block.cols);
     double* sums = static_cast<double*>(memory);
     return {*this, block, sums, sums + block.rows * across, across};

@@ -4,37 +4,49 @@
 
 #include "../kernels.h"
 
-namespace rf::RF_ISA {
+namespace rf {
 
-__typeof__(*Kernels::cross_covariance) cross_covariance;
-__typeof__(*Kernels::polar) polar;
-__typeof__(*Kernels::polar_multiply) polar_multiply;
-__typeof__(*Kernels::sample_project_align) sample_project_align;
-__typeof__(*Kernels::random_features) random_features;
-__typeof__(*Kernels::random_features_covariance) random_features_covariance;
-__typeof__(*Kernels::random_features_projection) random_features_projection;
-__typeof__(*Kernels::random_features_gradient) random_features_gradient;
+#define RF_KERNELS_OF_PRODUCTS                             \
+  __typeof__(*Kernels::cross_covariance) cross_covariance; \
+  __typeof__(*Kernels::sample_project_align) sample_project_align;
 
-}  // namespace rf::RF_ISA
+#define RF_KERNELS_OF_FLOATS                                                   \
+  __typeof__(*Kernels::polar) polar;                                           \
+  __typeof__(*Kernels::polar_multiply) polar_multiply;                         \
+  __typeof__(*Kernels::random_features) random_features;                       \
+  __typeof__(*Kernels::random_features_covariance) random_features_covariance; \
+  __typeof__(*Kernels::random_features_projection) random_features_projection; \
+  __typeof__(*Kernels::random_features_gradient) random_features_gradient;
 
-// These kernels have nothing for the matrix unit. Levels with one take those of the level below.
+#define RF_KERNELS_OF_VECTORS                              \
+  __typeof__(*Kernels::gaussian) gaussian;                 \
+  __typeof__(*Kernels::uniform) uniform;                   \
+  __typeof__(*Kernels::patch_covariance) patch_covariance; \
+  __typeof__(*Kernels::wavelet_modulus) wavelet_modulus;   \
+  __typeof__(*Kernels::wavelet_modulus_gradient) wavelet_modulus_gradient;
+
+// A level above avx512 has its own products of pairs of bfloat16 numbers, and of floats if it has a matrix unit. It
+// takes everything else from avx512, which is called `vectors` on every level.
+#if defined(__AVX512BF16__)
+namespace avx512 {
+RF_KERNELS_OF_PRODUCTS RF_KERNELS_OF_FLOATS RF_KERNELS_OF_VECTORS
+}  // namespace avx512
+namespace RF_ISA {
+namespace vectors = avx512;
+using namespace avx512;
+RF_KERNELS_OF_PRODUCTS
 #if defined(RF_MATRIX_UNIT)
-namespace rf::avx512_bf16 {
+RF_KERNELS_OF_FLOATS
+#endif
+}  // namespace RF_ISA
 #else
-namespace rf::RF_ISA {
+namespace RF_ISA {
+namespace vectors = RF_ISA;
+RF_KERNELS_OF_PRODUCTS RF_KERNELS_OF_FLOATS RF_KERNELS_OF_VECTORS
+}  // namespace RF_ISA
 #endif
+#undef RF_KERNELS_OF_PRODUCTS
+#undef RF_KERNELS_OF_FLOATS
+#undef RF_KERNELS_OF_VECTORS
 
-__typeof__(*Kernels::gaussian) gaussian;
-__typeof__(*Kernels::uniform) uniform;
-__typeof__(*Kernels::patch_covariance) patch_covariance;
-__typeof__(*Kernels::wavelet_modulus) wavelet_modulus;
-__typeof__(*Kernels::wavelet_modulus_gradient) wavelet_modulus_gradient;
-
-}  // namespace rf::RF_ISA
-
-#if defined(RF_MATRIX_UNIT)
-namespace rf::RF_ISA {
-using avx512_bf16::gaussian, avx512_bf16::uniform, avx512_bf16::patch_covariance;
-using avx512_bf16::wavelet_modulus, avx512_bf16::wavelet_modulus_gradient;
-}  // namespace rf::RF_ISA
-#endif
+}  // namespace rf

@@ -17,20 +17,22 @@ RF_INLINE void put(T* target, int64_t stride, const T* values, int64_t count) {
   }
 }
 
-// Stores a tile. Its rows are channels from `channel` on, its columns are samples from `sample` on.
-template <class T, int W>
-RF_INLINE void put_channels(const Samples& out, int64_t channel, int64_t sample, int64_t rows, int64_t cols,
-                            const T (&values)[MR][W]) {
+// Stores a tile. Its rows are channels from `channel` on, its columns are samples from `sample` on. In `values`, rows
+// are `width` numbers apart.
+template <class T>
+RF_APART void put_channels(const Samples& out, int64_t channel, int64_t sample, int64_t rows, int64_t cols,
+                           const T* values, int64_t width) {
   for_pieces<T>(out, sample, sample + cols, [&](int64_t at, T* target, int64_t length) {
     for (int64_t r = 0; r < rows; ++r)
-      put(target + (channel + r) * out.s_channel, out.s_position, values[r] + (at - sample), length);
+      put(target + (channel + r) * out.s_channel, out.s_position, values + r * width + (at - sample), length);
   });
 }
 
 // Epilogue: stores features in strided memory. Rows of C are samples and columns are neurons, or the other way round.
-template <class T, bool ROWS_ARE_SAMPLES>
+template <class T>
 struct StoreFeatures {
   static constexpr bool promotes = false;
+  bool rows_are_samples;
   Samples out;
   const Features& f;
   int64_t column;  // column of C where the columns of the present product begin
@@ -41,42 +43,46 @@ struct StoreFeatures {
     int64_t skips(int64_t, int64_t) const { return 0; }
     template <int V>
     void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-      constexpr int width = V * kWidth<T>;
+      TileRows<T, V> tile(acc);
+      finish(i, j, rows, cols, tile.numbers[0], V * kWidth<T>);
+    }
+    RF_APART void finish(int64_t i, int64_t j, int64_t rows, int64_t cols, T* values, int64_t width) {
       const Features& f = to.f;
-      T values[MR][width];
       for (int64_t r = 0; r < rows; ++r) {
-        for (int v = 0; v < V; ++v) store<T, kWidth<T>>(values[r] + v * kWidth<T>, acc[r][v]);
+        T* const of_row = values + r * width;
         if (f.shift != nullptr)
           for (int64_t c = 0; c < cols; ++c)
-            values[r][c] += shift_at<T>(f, ROWS_ARE_SAMPLES ? row + i + r : col + j + c);
-        activate(values[r], cols, f.activation, f.negative_slope, f.scale);
+            of_row[c] += shift_at<T>(f, to.rows_are_samples ? row + i + r : col + j + c);
+        activate(of_row, cols, f.activation, f.negative_slope, f.scale);
       }
-      if constexpr (ROWS_ARE_SAMPLES) {
+      if (to.rows_are_samples) {
         for_pieces<T>(to.out, row + i, row + i + rows, [&](int64_t sample, T* target, int64_t length) {
           for (int64_t s = 0; s < length; ++s)
             put(target + s * to.out.s_position + (col + j) * to.out.s_channel, to.out.s_channel,
-                values[sample - row - i + s], cols);
+                values + (sample - row - i + s) * width, cols);
         });
       } else {
-        put_channels(to.out, row + i, col + j, rows, cols, values);
+        put_channels(to.out, row + i, col + j, rows, cols, values, width);
       }
     }
     void close() {}
   };
 
-  StoreFeatures from_column(int64_t j) const { return {out, f, column + j}; }
+  StoreFeatures from_column(int64_t j) const { return {rows_are_samples, out, f, column + j}; }
   int64_t scratch(const Problem&) const { return 0; }
   Open open(const Block& block, void*) const { return {*this, block.row, column + block.col}; }
 };
 
-// Epilogue: stores features as panels of the next product, k rows each.
-template <class T, bool ROWS_ARE_SAMPLES>
+// Epilogue: stores features as panels of the next product, k rows each. Rows of C are samples and columns are neurons,
+// or the other way round.
+template <class T>
 struct FeaturePanels {
+  bool rows_are_samples;
   const Features& f;
   T* to;
   int64_t k;
-  const T* shift;             // shift of the first row or column; readable for a whole panel
-  const T* center = nullptr;  // subtracted from columns that are neurons; likewise
+  const T* shift;             // of the first sample; readable for a whole panel
+  const T* center = nullptr;  // subtracted from the features of neurons, which are columns; likewise
 
   int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
@@ -88,24 +94,25 @@ struct FeaturePanels {
       if (r >= rows) break;
       Full<T> value = acc[r][t % V];
       if (shift != nullptr)
-        value += ROWS_ARE_SAMPLES ? splat<T, kWidth<T>>(shift[i + r]) : load<T, kWidth<T>>(shift + j + at);
+        value += rows_are_samples ? splat<T, kWidth<T>>(shift[i + r]) : load<T, kWidth<T>>(shift + j + at);
       store<T, kWidth<T>>(panel + r * NR<T> + at, value);
     }
-    // The features are in the first-level cache now. Only rows of the full width lie side by side.
-    if (cols == NR<T>) {
+    finish(panel, j, rows, cols, V);
+  }
+  // Turns `vectors` vectors of each row into features. They are in the first-level cache.
+  RF_APART void finish(T* panel, int64_t j, int64_t rows, int64_t cols, int vectors) {
+    if (cols == NR<T>) {  // only rows of the full width lie side by side
       activate(panel, rows * NR<T>, f.activation, f.negative_slope, f.scale);
     } else {
       for (int64_t r = 0; r < rows; ++r) activate(panel + r * NR<T>, cols, f.activation, f.negative_slope, f.scale);
     }
-    if constexpr (ROWS_ARE_SAMPLES) {
-      constexpr int N = kWidth<T>;
-      if (center == nullptr) return;
-      for (int64_t r = 0; r < rows; ++r)
-        for (int v = 0; v < V; ++v) {
-          T* const at = panel + r * NR<T> + v * N;
-          store<T, N>(at, load<T, N>(at) - load<T, N>(center + j + v * N));
-        }
-    }
+    constexpr int N = kWidth<T>;
+    if (center == nullptr) return;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int v = 0; v < vectors; ++v) {
+        T* const at = panel + r * NR<T> + v * N;
+        store<T, N>(at, load<T, N>(at) - load<T, N>(center + j + v * N));
+      }
   }
 };
 
@@ -118,10 +125,8 @@ struct StoreProjection {
   int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-    T values[MR][V * kWidth<T>];
-    RF_UNROLL
-    for (int t = 0; t < MR * V; ++t) store<T, kWidth<T>>(values[t / V] + t % V * kWidth<T>, acc[t / V][t % V]);
-    put_channels(out, i, sample + j, rows, cols, values);
+    const TileRows<T, V> tile(acc);
+    put_channels(out, i, sample + j, rows, cols, tile.numbers[0], V * kWidth<T>);
   }
 };
 
@@ -154,7 +159,7 @@ struct FeaturesOverSamples {
       const int64_t ld = column_stride<T>(k);
       SamplePacker<T>{f.u}.pack(u, ld, sample, k, 0, r);
       const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
-      sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial, FeaturePanels<T, true>{f, to, k, shift, center},
+      sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial, FeaturePanels<T>{true, f, to, k, shift, center},
                       products_of(f.precision), panels_of_g);
       for (int64_t j = 0; j < neurons; j += NR<T>) {
         const int64_t width = smaller(NR<T>, neurons - j);
@@ -251,11 +256,11 @@ template <class T>
 void store_features(const Samples& out, const Features& f, int threads) {
   const int64_t samples = count(f.u), n = f.g.given.images, r = rank(f);
   if (out.s_channel == 1) {
-    product_prepacked<T>(samples, n, r, SampleRows<T>{{f.u}}, RowPacker<T>{f.g}, StoreFeatures<T, true>{out, f, 0},
+    product_prepacked<T>(samples, n, r, SampleRows<T>{{f.u}}, RowPacker<T>{f.g}, StoreFeatures<T>{true, out, f, 0},
                          threads, products_of(f.precision));
   } else {
     product_prepacked<T>(n, samples, r, Packed<RowPacker<T>>{{f.g}}, SamplePacker<T>{f.u},
-                         StoreFeatures<T, false>{out, f, 0}, threads, products_of(f.precision, true));
+                         StoreFeatures<T>{false, out, f, 0}, threads, products_of(f.precision, true));
   }
 }
 
@@ -312,7 +317,7 @@ void project(Projections all, const Features& f, int threads) {
       const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
       sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
-                      FeaturePanels<T, false>{f, own.phi, k, own.shift}, products, own.u_panels);
+                      FeaturePanels<T>{false, f, own.phi, k, own.shift}, products, own.u_panels);
       double* to = own.sums;
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples &a = all.data[p].a, x = merged(all.data[p].x);
@@ -328,12 +333,10 @@ void project(Projections all, const Features& f, int threads) {
           if (one_chunk && x.s_position == 1) {
             multiply_by_a(StoreProjection<T>{x, begin + j});
           } else if (one_chunk) {
-            multiply_by_a(AddTiles<T, true>{to, width});
+            multiply_by_a(AddTiles<T>{to, width, true});
             store_samples<T>(x, begin + j, begin + j + width, to);
-          } else if (k0 == 0) {
-            multiply_by_a(AddTiles<T, true>{to + j, count});
-          } else if (there > 0) {
-            multiply_by_a(AddTiles<T, false>{to + j, count});
+          } else if (k0 == 0 || there > 0) {
+            multiply_by_a(AddTiles<T>{to + j, count, k0 == 0});
           }
         }
         if (!one_chunk) to += a.images * count;
@@ -351,31 +354,31 @@ void project(Projections all, const Features& f, int threads) {
 }  // namespace
 
 void random_features(Samples out, const Features& features, int threads) {
-  const Features f = with_merged(features);
-  if (f.u.dtype == DType::f64) {
-    store_features<double>(merged(out), f, threads);
-  } else {
-    store_features<float>(merged(out), f, threads);
-  }
+  with_products(features.u.dtype, [&]<class T>(Type<T>) {
+    if constexpr (kOwn<T>)
+      store_features<T>(merged(out), with_merged(features), threads);
+    else
+      vectors::random_features(out, features, threads);
+  });
 }
 
 void random_features_covariance(double* out, double* total, double* square, Samples x, const void* x_center,
                                 const void* center, const Features& features, int threads) {
-  const Features f = with_merged(features);
-  if (f.u.dtype == DType::f64) {
-    covariance<double>(out, total, square, merged(x), x_center, center, f, threads);
-  } else {
-    covariance<float>(out, total, square, merged(x), x_center, center, f, threads);
-  }
+  with_products(features.u.dtype, [&]<class T>(Type<T>) {
+    if constexpr (kOwn<T>)
+      covariance<T>(out, total, square, merged(x), x_center, center, with_merged(features), threads);
+    else
+      vectors::random_features_covariance(out, total, square, x, x_center, center, features, threads);
+  });
 }
 
 void random_features_projection(Projections projections, const Features& features, int threads) {
-  const Features f = with_merged(features);
-  if (f.u.dtype == DType::f64) {
-    project<double>(projections, f, threads);
-  } else {
-    project<float>(projections, f, threads);
-  }
+  with_products(features.u.dtype, [&]<class T>(Type<T>) {
+    if constexpr (kOwn<T>)
+      project<T>(projections, with_merged(features), threads);
+    else
+      vectors::random_features_projection(projections, features, threads);
+  });
 }
 
 }  // namespace rf::RF_ISA

@@ -38,24 +38,27 @@ struct ThroughActivation {
   int64_t skips(int64_t, int64_t) const { return 0; }
   template <int V>
   void tile(int64_t i, int64_t j, int64_t rows, int64_t, const Accumulators<T, V>& acc) {
-    constexpr int width = V * kWidth<T>;
+    TileRows<T, V> tile(acc);
+    finish(i, j, rows, tile.numbers[0], V * kWidth<T>);
+  }
+  RF_APART void finish(int64_t i, int64_t j, int64_t rows, T* s, int64_t width) {
+    constexpr int N = kWidth<T>;
     T* panel = to + j * k + i * NR<T>;
-    T s[MR * width];
     for (int64_t r = 0; r < rows; ++r)
-      for (int v = 0; v < V; ++v)
-        store<T, kWidth<T>>(s + r * width + v * kWidth<T>, acc[r][v] + load<T, kWidth<T>>(shift + j + v * kWidth<T>));
+      for (int64_t c = 0; c < width; c += N)
+        store<T, N>(s + r * width + c, load<T, N>(s + r * width + c) + load<T, N>(shift + j + c));
     if (square != nullptr) {
-      T phi[MR * width];
+      T phi[MR * NR<T>];
       memcpy(phi, s, static_cast<size_t>(rows * width) * sizeof(T));
       activate(phi, rows * width, f.activation, f.negative_slope, f.scale);
       for (int64_t r = 0; r < rows; ++r)
-        for (int c = 0; c < width; ++c) panel[r * NR<T> + c] += 2 * square[i + r] * phi[r * width + c];
+        for (int64_t c = 0; c < width; ++c) panel[r * NR<T> + c] += 2 * square[i + r] * phi[r * width + c];
     }
     differentiate(s, rows * width, f.activation, f.negative_slope, f.scale);
     for (int64_t r = 0; r < rows; ++r)
-      for (int v = 0; v < V; ++v) {
-        T* at = panel + r * NR<T> + v * kWidth<T>;
-        store<T, kWidth<T>>(at, load<T, kWidth<T>>(at) * load<T, kWidth<T>>(s + r * width + v * kWidth<T>));
+      for (int64_t c = 0; c < width; c += N) {
+        T* at = panel + r * NR<T> + c;
+        store<T, N>(at, load<T, N>(at) * load<T, N>(s + r * width + c));
       }
   }
 };
@@ -124,14 +127,9 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
       for (int64_t p = 0; p < k; ++p) own.g[r * ld + p] = 1;  // a row of ones: the sums for the shift
       const RowsOf<T> rows{own.g, ld, 1};
       const Aside<T> aside{nullptr, kOnUnit<T> ? own.partial : nullptr, products};
-      for (int64_t j = 0; j < count; j += kGroup<T>) {
-        const int64_t width = smaller(kGroup<T>, count - j);
-        if (k0 == 0)
-          sweep_whole(rows, own.phi + j * k, NR<T> * k, r + 1, width, k, aside, AddTiles<T, true>{own.sums + j, count});
-        else
-          sweep_whole(rows, own.phi + j * k, NR<T> * k, r + 1, width, k, aside,
-                      AddTiles<T, false>{own.sums + j, count});
-      }
+      for (int64_t j = 0; j < count; j += kGroup<T>)
+        sweep_whole(rows, own.phi + j * k, NR<T> * k, r + 1, smaller(kGroup<T>, count - j), k, aside,
+                    AddTiles<T>{own.sums + j, count, k0 == 0});
     }
     store_samples<T>(merged(grad_u), begin, begin + count, own.sums);
     for (int64_t s = 0; s < count; ++s) grad_shift[begin + s] = static_cast<T>(own.sums[r * count + s]);
@@ -141,12 +139,12 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
 }  // namespace
 
 void random_features_gradient(Samples u, void* shift, const Upstream& upstream, const Features& features, int threads) {
-  const Features f = with_merged(features);
-  if (f.u.dtype == DType::f64) {
-    differentiate_features<double>(u, static_cast<double*>(shift), upstream, f, threads);
-  } else {
-    differentiate_features<float>(u, static_cast<float*>(shift), upstream, f, threads);
-  }
+  with_products(features.u.dtype, [&]<class T>(Type<T>) {
+    if constexpr (kOwn<T>)
+      differentiate_features<T>(u, static_cast<T*>(shift), upstream, with_merged(features), threads);
+    else
+      vectors::random_features_gradient(u, shift, upstream, features, threads);
+  });
 }
 
 }  // namespace rf::RF_ISA

@@ -7,6 +7,7 @@ Objects are compiled again when their source, any header, this file or the compi
 """
 
 import ctypes
+import fcntl
 import importlib.util
 import os
 import shlex
@@ -37,11 +38,17 @@ SOURCES = ["csrc/*.cpp", "csrc/cuda/*.cu", f"{EMULATION}/*.cpp", f"{EMULATION}/*
 
 
 def build(sanitize: bool = False) -> Path:
-    """Brings the module up to date and returns its path."""
-    cxx = shlex.split(os.environ.get("CXX") or "c++")
+    """Brings the module up to date and returns its path. Another process that asks for it waits."""
     plain = ROOT / "build" / "cuda_on_cpu"
     folder = plain / "sanitize" if sanitize else plain
     folder.mkdir(parents=True, exist_ok=True)
+    with open(plain / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return compiled(plain, folder, sanitize)
+
+
+def compiled(plain: Path, folder: Path, sanitize: bool) -> Path:
+    cxx = shlex.split(os.environ.get("CXX") or "c++")
     used, said = folder / "toolchain", f"{shlex.join(cxx)}, pybind11 {pybind11.__version__}, Python {sys.version}"
     if not used.exists() or used.read_text() != said:
         used.write_text(said)
