@@ -27,7 +27,8 @@ struct Drop {
 template <class T>
 double run(int64_t rounds) {
   static T* const a = static_cast<T*>(aligned_alloc(64, (kRows + NR<T>)*kTerms * sizeof(T)));
-  static void* const unit = aligned_alloc(64, static_cast<size_t>(aligned(sweep_bytes<T>(kRows, NR<T>, kTerms, {})) + 64));
+  static void* const unit =
+      aligned_alloc(64, static_cast<size_t>(aligned(sweep_bytes<T>(kRows, NR<T>, kTerms, {})) + 64));
   T* const b = a + kRows * kTerms;
   memset(a, 0, (kRows + NR<T>)*kTerms * sizeof(T));
   NothingAhead nothing;

@@ -3,10 +3,9 @@
 
 It imports NumPy and no torch. It makes the calls of `sanitize_calls.py` on every instruction-set level that runs here
 and compares the results with float64. It makes them again on two threads and with the smallest blocks, as if there
-were no caches, which must give the same bits. Before that,
-it makes calls in which one array is one element too short, and checks that the sanitizer reports each. Memory that a
-kernel allocates is full of NaN. The CUDA kernels on the CPU (`cuda_on_cpu/`) count as one more level: instead of on two
-threads, their blocks, warps and lanes run in two orders.
+were no caches, which must give the same bits. Before that, it makes calls in which one array is one element too short,
+and checks that the sanitizer reports each. Memory that a kernel allocates is full of NaN. The CUDA kernels on the CPU
+(`cuda_on_cpu/`) count as one more level: instead of on two threads, their blocks, warps and lanes run in two orders.
 """
 
 import argparse

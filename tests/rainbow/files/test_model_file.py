@@ -212,7 +212,7 @@ def test_files_that_are_refused(tmp_path):
         (lambda: mlp((8, 6, 10), activation=nn.Tanh), ValueError, r"'2' has layers \['Tanh'\], .* has \['ReLU'\]"),
         (lambda: nn.Sequential(*mlp((8, 6, 10)), nn.Tanh()), ValueError, "its sites are 2, 4, those of .* 2$"),
     ],
-    ids=str,
+    ids=["no module", "deeper", "one layer", "shorter", "wider", "tanh", "one more site"],
 )
 def test_another_architecture_is_refused(tmp_path, other, error, message):
     rf.save_model(rf.fit(mlp((8, 6, 10), seed=0), images(8)), tmp_path / "model.safetensors")
