@@ -6,7 +6,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,10 @@ def reports(there: RunRecord, jobs: Sequence[tuple[str, SampleOptions]]) -> list
 def _report(path: Path, number: int, network: Any, job: tuple[str, SampleOptions]) -> Report:
     try:
         name, report = network["job"], Report.from_dict(network["report"])
-        same = (name, report.options.to_dict()) == (job[0], job[1].resolved.to_dict())
+        options = job[1].resolved
+        if options.precision is None:  # the network was sampled at the precision that was in force
+            options = replace(options, precision=report.options.precision)
+        same = (name, report.options.to_dict()) == (job[0], options.to_dict())
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"--resume: {path} holds no reports of `sample`") from error
     if not same:

@@ -98,10 +98,9 @@ def cross_covariance_out(m: Maker) -> list:
 
 
 def patch_covariance(m: Maker) -> list:
-    N, dtype = m.size(), m.dtype()
+    N, dtype, kernel, stride = m.size(), m.dtype(), m.random.choice([1, 2, 3]), m.random.choice([1, 2])
     x, y = (m.tensor(N, m.random.choice([1, 2, 5]), 5, 4, dtype=dtype) for _ in range(2))
-    patch = [m.random.choice([1, 2, 3]), m.random.choice([1, 2]), 1, 1]
-    return [x, m.random.choice([None, y]), patch, m.precision(), None]
+    return [x, m.random.choice([None, y]), [kernel, stride, 1, 1], m.precision(), None]
 
 
 def patch_covariance_out(m: Maker) -> list:

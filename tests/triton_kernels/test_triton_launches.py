@@ -73,7 +73,7 @@ def random_features_calls(N: int, r: int, n: int, d: int, space: tuple[int, ...]
         return torch.zeros(shape, dtype=dtype, device=device)
 
     u, x, shift, A = zeros(N, r, *space), zeros(N, d, *space), zeros(N, *space), zeros(d, n)
-    rest = (shift, WHERE, "silu", 0.01, 1.0, "high")
+    rest = (shift, WHERE, "silu", 0.01, 1.0, "high" if dtype == torch.float32 else "highest")
     sums = [zeros(*shape, dtype=torch.float64) for shape in ((d, n), (n,), (n,))]
     above = (None, zeros(n), zeros(n), [x], [A])
     yield lambda: random_features(zeros(N, n, *space), u, *rest)
