@@ -221,6 +221,7 @@ def family(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
 
 
+COUNTED = 256  # the rank for which the instructions of kernels of a long rank are counted
 LONG = ("begin", "each", "first", "width", "o_part", "s_part", "s_row", "t_part")  # arguments that may need int64
 
 
@@ -242,5 +243,5 @@ def compilations(name: str, kernel, plans: Plans, pointers: tuple[str, ...], con
             options = {key: value for key, value in plan.items() if not key.isupper()}
             yield Variant(
                 f"{name} {type}" + " in two terms" * (precision == "high"), kernel, own, constexprs, options,
-                tuple(own), products=True, targets=(target,),
+                tuple(own), products=True, inner=COUNTED // plan["RANK"], targets=(target,),
             )  # fmt: skip
