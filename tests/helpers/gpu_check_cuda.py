@@ -21,17 +21,16 @@ sys.path.insert(0, str(ROOT))
 import compilers  # noqa: E402
 
 SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.stem != "kernels")
-PRODUCTS = re.compile(r"\b(?:multiply|pass)<")  # kernels whose work is a matrix product
+PRODUCTS = re.compile(r"\bmultiply<")  # kernels whose work is a matrix product
 TENSOR_CORE = r"\b[HD]MMA\b"  # mma.sync, on every architecture
 THREADS = 256  # most registers of a block
 # The loops of the kernels of products, by source and type. In cross_covariance a thread copies so many times 16 bytes
 # of a stage; float32 in tf32 is multiplied 8 samples at a time.
 SHAPES = {
-    "cross_covariance multiply<float,float>": Shape(products=2, copies=4),
-    "cross_covariance multiply<double,double>": Shape(copies=2),
+    "cross_covariance multiply<float,Tile<float>>": Shape(products=2, copies=4),
+    "cross_covariance multiply<double,Tile<double>>": Shape(copies=2),
     "cross_covariance multiply": Shape(copies=4),
     "sample_project_align multiply": Shape(around=1),  # a loop over strips
-    "random_features": Shape(around=3),  # the products of features alone: what is staged for them is not counted
 }
 FLAGS = "-std=c++20 -O3 --fmad=false -I. -Icsrc -DRF_ISA=cuda -DRF_CUDA=1".split()
 INEXACT = re.compile(r"\bfma\.|\.approx")  # in PTX, where a square root is one instruction
