@@ -63,14 +63,14 @@ class Row:
     wrong: list[str] = field(default_factory=list)
 
     HEAD = (
-        f"{'kernel':40} {'target':7} {'regs':>5} {'local':>6} {'spills':>6} {'shared':>7} {'mma':>5} {'/normal':>8} "
+        f"{'kernel':58} {'target':7} {'regs':>5} {'local':>6} {'spills':>6} {'shared':>7} {'mma':>5} {'/normal':>8} "
         f"{'/product':>8}"
     )
 
     def __str__(self) -> str:
         per = " ".join(f"{'' if x is None else f'{x:.1f}':>8}" for x in (self.per_gaussian, self.per_product))
         numbers = f"{self.registers:5} {self.local:6} {self.spills:6} {self.shared:7} {self.tensor_core:5} {per}"
-        return f"{self.kernel:40} {self.target:7} {numbers}  {'; '.join(self.wrong)}"
+        return f"{self.kernel:58} {self.target:7} {numbers}  {'; '.join(self.wrong)}"
 
 
 def judge(row: Row, target: Target, *, threads: int, blocks: int, products: bool) -> None:
