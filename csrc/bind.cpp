@@ -280,9 +280,6 @@ void bind_shared(py::module_& m, Here* const* kernels) {
   bind(m, "uniform", kernels, &Table::uniform);
   bind(m, "cross_covariance", kernels, &Table::cross_covariance);
   bind(m, "sample_project_align", kernels, &Table::sample_project_align);
-  bind(m, "random_features", kernels, &Table::random_features);
-  bind(m, "random_features_covariance", kernels, &Table::random_features_covariance);
-  bind(m, "random_features_projection", kernels, &Table::random_features_projection);
 }
 
 }  // namespace
@@ -298,6 +295,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_caches", [](int64_t second, int64_t third) { set_caches({second, third}); });
   m.def("advise_huge_pages", [](uint64_t data, int64_t bytes) { advise_huge_pages(Argument<void*>::to(data), bytes); });
   bind_shared<int>(m, &cpu_kernels);
+  bind(m, "random_features", &cpu_kernels, &Kernels::random_features);
+  bind(m, "random_features_covariance", &cpu_kernels, &Kernels::random_features_covariance);
+  bind(m, "random_features_projection", &cpu_kernels, &Kernels::random_features_projection);
   bind(m, "patch_covariance", &cpu_kernels, &Kernels::patch_covariance);
   bind(m, "polar", &cpu_kernels, &Kernels::polar);
   bind(m, "polar_multiply", &cpu_kernels, &Kernels::polar_multiply);

@@ -137,15 +137,15 @@ struct KernelsOn {
   // bf16 matrices, and CUDA rounds any other p to such a sum.
   void (*sample_project_align)(void* out, DType dtype, int64_t n, int64_t ld, Samples p, DType generated, Address at,
                                double scale, Precision precision, Run run);
-  void (*random_features)(Samples out, const Features& features, Run run);
-  // Subtracts x_center (one number for each channel) from x, and center (one for each neuron) from phi'; null subtracts
-  // nothing. Then adds the sums of x^T phi', phi' and phi'^2 over samples to `out`, `total` and `square`.
-  void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const void* x_center,
-                                     const void* center, const Features& features, Run run);
-  void (*random_features_projection)(Projections projections, const Features& features, Run run);
 };
 
 struct Kernels : KernelsOn<int> {
+  void (*random_features)(Samples out, const Features& features, int threads);
+  // Subtracts x_center (one number for each channel) from x, and center (one for each neuron) from phi'; null subtracts
+  // nothing. Then adds the sums of x^T phi', phi' and phi'^2 over samples to `out`, `total` and `square`.
+  void (*random_features_covariance)(double* out, double* total, double* square, Samples x, const void* x_center,
+                                     const void* center, const Features& features, int threads);
+  void (*random_features_projection)(Projections projections, const Features& features, int threads);
   void (*patch_covariance)(double* out, int64_t ld, Samples x, Samples y, Pieces lines, Pieces columns, int64_t k,
                            bool symmetric, int threads);
   // `single`: A need only be accurate to float32, whatever its dtype

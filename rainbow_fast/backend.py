@@ -111,11 +111,42 @@ def check_isa() -> None:
 
 
 LEAST_CAPABILITY = (8, 0)  # smallest compute capability for the CUDA kernels
+# The kernels for GPUs that each op has, in the order in which backend=None takes those that are present. An order holds
+# from a compute capability on, given by its first number. The reasons are counts of instructions, in
+# docs/guide/gpus.md; on every compute capability that was counted they say the same.
+ON_GPUS: dict[str, dict[int, tuple[str, ...]]] = {
+    # As many instructions for a number in both. Those of CUDA are compiled before the first call.
+    "gaussian": {8: ("cuda", "triton")},
+    "uniform": {8: ("cuda", "triton")},
+    # Triton's take fewer instructions for a product.
+    "cross_covariance": {8: ("triton", "cuda")},
+    "sample_project_align": {8: ("triton", "cuda")},
+    # The CUDA kernels took more instructions for a product, and computed features again for each 128 channels.
+    "random_features": {8: ("triton",)},
+    # Products of a library, with small kernels between them.
+    "polar": {8: ("triton",)},
+    "wavelet_modulus": {8: ("triton",)},
+}
 WORKSPACE_BYTES = 2**26  # memory that a CUDA kernel may use for the partial results of a long sum
 
 
+def _on_gpu(op: str | None, device: torch.device) -> tuple[str, ...]:
+    """The kernels for GPUs that an op has, the best for this device first; without an op, all that there are."""
+    if op is None:
+        return ("cuda", "triton")
+    orders = ON_GPUS[op]
+    if len(orders) == 1 or device.type != "cuda" or torch.version.hip is not None:
+        return orders[8]
+    major = torch.cuda.get_device_capability(device)[0]
+    return orders[max((first for first in orders if first <= major), default=8)]
+
+
 def available(
-    device: torch.device | str = "cpu", lacking: Sequence[str] = (), *, build: Build | None = None
+    device: torch.device | str = "cpu",
+    op: str | None = None,
+    lacking: Sequence[str] = (),
+    *,
+    build: Build | None = None,
 ) -> list[str]:
     """The backends that are available on `device`, the best first.
 
@@ -125,16 +156,19 @@ def available(
 
     Args:
         device: the device; the CPU by default.
-        lacking: backends that an op does not have.
+        op: the backends of this op, a name in `ON_GPUS`; None (default) for those that some op has.
+        lacking: backends that the op does not have for its arguments.
         build: the kernels of another installation; None (default) for this one.
     """
     build = BUILD if build is None else build
-    kind = torch.device(device).type
-    compiled = ["cpu"] if build.cpu is not None and kind == "cpu" else []
-    if build.cuda is not None and kind in build.cuda_devices and torch.version.hip is None:
-        compiled.append("cuda")
-    if build.triton and (kind == "cuda" or (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")):
-        compiled.append("triton")
+    device = torch.device(device)
+    there = {
+        "cuda": build.cuda is not None and device.type in build.cuda_devices and torch.version.hip is None,
+        "triton": build.triton
+        and (device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")),
+    }
+    compiled = ["cpu"] if build.cpu is not None and device.type == "cpu" else []
+    compiled += [name for name in _on_gpu(op, device) if there[name]]
     return [name for name in (*compiled, "reference") if name not in lacking]
 
 
@@ -143,6 +177,7 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     supported: Sequence[torch.dtype],
+    op: str | None = None,
     lacking: Sequence[str] = (),
     *,
     called: str = "",
@@ -155,7 +190,7 @@ def choose(
         device: the device of the tensors.
         dtype: their dtype.
         supported: the dtypes that the kernels support.
-        lacking, build: as in `available`.
+        op, lacking, build: as in `available`.
         called: the name of the argument whose dtype is checked, for messages.
 
     Raises:
@@ -166,12 +201,12 @@ def choose(
     """
     check_isa()
     build = BUILD if build is None else build
-    present = available(device, lacking, build=build)
+    present = available(device, op, lacking, build=build)
     if backend is not None and backend not in present:
         why = ""
         if backend == "triton" and device.type == "cuda" and not build.triton:
             why = " (triton is not installed: pip install triton)"
-        elif backend == "cuda" and device.type == "cuda" and "cuda" not in lacking:
+        elif backend == "cuda" and device.type == "cuda" and "cuda" in _on_gpu(op, device):
             why = " (built without nvcc, or for ROCm: RAINBOW_FAST_CUDA=1 asks for the CUDA kernels at build time)"
         raise ValueError(
             f"backend={backend!r} is not available on {device.type}: present are {', '.join(present)}{why}"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from here import BACKENDS, LEVELS, fresh_python, level
+from here import BACKENDS, LEVELS, ROOT, fresh_python, level
 
 import rainbow_fast as rf
 from rainbow_fast import backend
@@ -42,8 +42,9 @@ def test_available_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.available(build=build) == ["cpu", "reference"]
     build = build._replace(cuda=CUDA_KERNELS)
     assert backend.available("cuda:1", build=build) == ["cuda", "triton", "reference"]
-    lacking = backend.available("cuda", lacking=("cuda",), build=build)  # an op without a CUDA kernel
-    assert lacking == ["triton", "reference"]
+    assert backend.available("cuda", lacking=("triton",), build=build) == ["cuda", "reference"]
+    assert backend.available("cuda", "random_features", build=build) == ["triton", "reference"]  # no CUDA kernel
+    assert backend.available("cuda", "random_features", ("triton",), build=build) == ["reference"]
     monkeypatch.setattr(torch.version, "hip", "6.4")
     # ROCm calls its devices cuda, but runs no CUDA kernels.
     assert backend.available("cuda", build=build) == ["triton", "reference"]
@@ -55,6 +56,41 @@ def test_triton_runs_on_the_cpu_where_it_interprets(monkeypatch: pytest.MonkeyPa
     assert backend.available(build=build) == ["cpu", "triton", "reference"]
     assert backend.choose(None, CPU, torch.float32, FLOATS, build=build) == "cpu"
     assert backend.available(build=BUILT) == ["cpu", "reference"]
+
+
+def test_kernels_for_gpus_are_those_of_the_table() -> None:
+    """An op of the table has a file for each of its backends, and the other way round."""
+    files = {"cuda": "csrc/cuda/{}.cu", "triton": "rainbow_fast/triton_kernels/{}.py"}
+    for op, orders in backend.ON_GPUS.items():
+        for order in orders.values():
+            assert set(order) == {name for name, file in files.items() if (ROOT / file.format(op)).exists()}, op
+    assert {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")} <= {*backend.ON_GPUS, "kernels"}
+
+
+@pytest.mark.parametrize(
+    ("major", "chosen"), [(7, "cuda"), (8, "cuda"), (9, "triton"), (10, "triton"), (12, "cuda"), (13, "cuda")]
+)
+def test_the_order_of_a_compute_capability(major: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = BUILT._replace(cuda=CUDA_KERNELS, triton=True)
+    orders = {8: ("cuda", "triton"), 9: ("triton", "cuda"), 12: ("cuda", "triton")}
+    monkeypatch.setitem(backend.ON_GPUS, "polar", orders)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    assert backend.available(CUDA, "polar", build=build)[0] == chosen
+    without = build._replace(triton=False)
+    assert backend.available(CUDA, "polar", build=without) == ["cuda", "reference"]
+
+
+@pytest.mark.parametrize("op", backend.ON_GPUS)
+def test_an_op_without_cuda_kernels_refuses_them(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = BUILT._replace(cuda=CUDA_KERNELS, triton=True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    if "cuda" in backend.ON_GPUS[op][8]:
+        assert backend.choose("cuda", CUDA, torch.float32, FLOATS, op, build=build) == "cuda"
+        return
+    assert backend.choose(None, CUDA, torch.float32, FLOATS, op, build=build) == "triton"
+    with pytest.raises(ValueError, match=r"backend='cuda' is not available on cuda: present are triton, reference$"):
+        backend.choose("cuda", CUDA, torch.float32, FLOATS, op, build=build)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ OPS = "gaussian uniform cross_covariance polar sample_project_align random_featu
 OPEN_ROOMS = {
     "rainbow_fast/ops/{}.py": OPS,
     "csrc/cpu/{}.cpp": OPS,
-    "csrc/cuda/{}.cu": [op for op in OPS if op not in ("polar", "wavelet_modulus")],  # by torch, and Triton
+    "csrc/cuda/{}.cu": [op for op in OPS if op not in ("polar", "random_features", "wavelet_modulus")],
     "rainbow_fast/triton_kernels/{}.py": OPS,
     "tests/triton_kernels/interpreted/{}.py": OPS,
     "tests/ops/test_{}.py": OPS,

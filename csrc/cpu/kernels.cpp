@@ -4,8 +4,10 @@
 namespace rf::RF_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {{gaussian, uniform, cross_covariance, sample_project_align, random_features,
-                          random_features_covariance, random_features_projection},
+const Kernels kernels = {{gaussian, uniform, cross_covariance, sample_project_align},
+                         random_features,
+                         random_features_covariance,
+                         random_features_projection,
                          patch_covariance,
                          polar,
                          polar_multiply,

@@ -2,8 +2,7 @@
 // What a warp of cross_covariance multiplies at a time, for each type: channels by channels, over a stage of samples.
 #pragma once
 
-#include "../compiler.h"
-#include "numbers.h"
+#include "products.h"
 
 namespace rf::cuda {
 namespace {
@@ -46,12 +45,6 @@ struct Tile {
     RF_UNROLL
     for (int k = 0; k < 4; ++k) r[k] = __is_same(T, bf16) ? relu_bf16(r[k]) : relu_f16(r[k]);
   }
-  static RF_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    if constexpr (__is_same(T, bf16))
-      mma_bf16(d, a, b);
-    else
-      mma_f16(d, a, b);
-  }
   RF_DEVICE void multiply(const View<T>& x, const View<T>& y) {
     RF_UNROLL
     for (int s = 0; s < kSamples; s += 16) {
@@ -65,8 +58,8 @@ struct Tile {
         const uint32_t left[2] = {b[0], b[2]}, right[2] = {b[1], b[3]};
         RF_UNROLL
         for (int i = 0; i < kRowTiles; ++i) {
-          mma(parts[i][j], a[i], left);
-          mma(parts[i][j + 1], a[i], right);
+          mma<T>(parts[i][j], a[i], left);
+          mma<T>(parts[i][j + 1], a[i], right);
         }
       }
     }
@@ -79,10 +72,9 @@ struct Tile {
   }
 };
 
-// float32: tf32 splits each number into two parts, and three products of the parts are added, the small ones first, 8
-// terms at a time.
-template <>
-struct Tile<float> {
+// float32, split into kParts parts. The samples of a lane are t, t + 4, and so on, up to W::kTerms.
+template <Way W, int kParts>
+struct SplitTile {
   static constexpr int kChannels = 128, kSamples = 16, kAlong = 20, kAcross = 136, kRowTiles = 4, kColTiles = 4;
   static constexpr int kPromote = 1, kFlush = 64;
   float sums[kRowTiles][kColTiles][4];
@@ -91,31 +83,33 @@ struct Tile<float> {
     const int channel = along ? kAlong : 1, sample = along ? 1 : kAcross;
     return {stage + (lane >> 2) * channel + (lane & 3) * sample, channel, sample, along, relu};
   }
-  // Loads 16 channels by 8 samples: rows g, g + 8, g, g + 8 of samples t, t, t + 4, t + 4.
-  static RF_DEVICE void load(uint32_t (&high)[4], uint32_t (&low)[4], const View<float>& from, int channel,
-                             int sample) {
-    RF_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      const float x = from.at[(channel + (k & 1) * 8) * from.channel + (sample + (k & 2) * 2) * from.sample];
-      split(from.relu ? cuda::relu(x) : x, high[k], low[k]);
-    }
+  // Loads 16 channels by W::kTerms samples: rows g, g + 8, g, g + 8 of the first half of the samples, then of the
+  // other.
+  static RF_DEVICE void load(uint32_t (&parts)[kParts][4], const View<float>& from, int channel, int sample) {
+    split_words<W>(parts, [&](int w, int n) {
+      const int across = channel + (w & 1) * 8, down = sample + 4 * ((w >> 1) * W::kInWord + n);
+      const float x = from.at[across * from.channel + down * from.sample];
+      return from.relu ? cuda::relu(x) : x;
+    });
   }
   RF_DEVICE void multiply(const View<float>& x, const View<float>& y) {
+    static_assert(kSamples % W::kTerms == 0);
 #pragma unroll 1  // a larger part at once would not fit into the registers of sm_100
-    for (int s = 0; s < kSamples; s += 8) RF_UNROLL
+    for (int s = 0; s < kSamples; s += W::kTerms) RF_UNROLL
     for (int j = 0; j < kColTiles; j += 2) {
-      uint32_t b[4], rest[4];
-      load(b, rest, y, j * 8, s);
+      uint32_t b[kParts][4];
+      load(b, y, j * 8, s);
       RF_UNROLL
       for (int i = 0; i < kRowTiles; ++i) {
-        uint32_t high[4], low[4];
-        load(high, low, x, i * 16, s);
+        uint32_t a[1][kParts][4];
+        load(a[0], x, i * 16, s);
         RF_UNROLL
         for (int h = 0; h < 2; ++h) {
+          uint32_t half[1][kParts][2];
+          RF_UNROLL
+          for (int n = 0; n < kParts; ++n) half[0][n][0] = b[n][h], half[0][n][1] = b[n][h + 2];
           float sum[4] = {};
-          mma_tf32(sum, low, {b[h], b[h + 2]});
-          mma_tf32(sum, high, {rest[h], rest[h + 2]});
-          mma_tf32(sum, high, {b[h], b[h + 2]});
+          add_products<W>(sum, a, half);
           RF_UNROLL
           for (int k = 0; k < 4; ++k) sums[i][j + h][k] += sum[k];
         }
@@ -125,46 +119,8 @@ struct Tile<float> {
   RF_DEVICE void promote() {}
 };
 
-// float32 in bf16 terms: the samples of a lane are t, t + 4, t + 8 and t + 12 of 16. The small products come first.
-template <int N>
-struct Tile<InTerms<N>> : Tile<float> {
-  // Loads 16 channels by 16 samples: rows g, g + 8, g, g + 8 of the first two samples, then of the other two.
-  static RF_DEVICE void load(uint32_t (&words)[N][4], const View<float>& from, int channel, int sample) {
-    RF_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      const float* const x = from.at + (channel + (k & 1) * 8) * from.channel + (sample + (k & 2) * 4) * from.sample;
-      const float first = x[0], second = x[4 * from.sample];
-      uint32_t terms[N];
-      split_pair(from.relu ? cuda::relu(first) : first, from.relu ? cuda::relu(second) : second, terms);
-      RF_UNROLL
-      for (int n = 0; n < N; ++n) words[n][k] = terms[n];
-    }
-  }
-  RF_DEVICE void multiply(const View<float>& x, const View<float>& y) {
-    static_assert(kSamples == 16);
-    RF_UNROLL
-    for (int j = 0; j < kColTiles; j += 2) {
-      uint32_t b[N][4];
-      load(b, y, j * 8, 0);
-      RF_UNROLL
-      for (int i = 0; i < kRowTiles; ++i) {
-        uint32_t a[N][4];
-        load(a, x, i * 16, 0);
-        RF_UNROLL
-        for (int h = 0; h < 2; ++h) {
-          float sum[4] = {};
-          if constexpr (N == 2) {
-            mma_bf16(sum, a[1], {b[0][h], b[0][h + 2]});
-            mma_bf16(sum, a[0], {b[1][h], b[1][h + 2]});
-          }
-          mma_bf16(sum, a[0], {b[0][h], b[0][h + 2]});
-          RF_UNROLL
-          for (int k = 0; k < 4; ++k) sums[i][j + h][k] += sum[k];
-        }
-      }
-    }
-  }
-};
+template <>
+struct Tile<float> : SplitTile<InTf32, 2> {};
 
 // float64: sums of 32 terms, and sums of 32 of these sums. Sums of equal numbers are always rounded in the same
 // direction; short sums keep them from drifting.
@@ -189,15 +145,10 @@ struct Tile<double> {
       RF_UNROLL
       for (int j = 0; j < kColTiles; ++j) b[j] = load(y, j * 8, s);
       RF_UNROLL
-      for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const double a = load(x, i * 16 + half * 8, s);
+      for (int i = 0; i < kRowTiles; ++i) {
+        const double a[2] = {load(x, i * 16, s), load(x, i * 16 + 8, s)};
         RF_UNROLL
-        for (int j = 0; j < kColTiles; ++j) {
-          double sum[2] = {parts[i][j][2 * half], parts[i][j][2 * half + 1]};
-          mma_f64(sum, a, b[j]);
-          parts[i][j][2 * half] = sum[0], parts[i][j][2 * half + 1] = sum[1];
-        }
+        for (int j = 0; j < kColTiles; ++j) add_products(parts[i][j], a, b[j]);
       }
     }
   }
@@ -207,6 +158,17 @@ struct Tile<double> {
     for (int j = 0; j < kColTiles; ++j) RF_UNROLL
     for (int k = 0; k < 4; ++k) sums[i][j][k] += parts[i][j][k], parts[i][j][k] = 0;
   }
+};
+
+// What the kernel asks of a tile for numbers of type T.
+template <class S, class T>
+concept TileOf = requires(S tile, const View<T>& side, const T* stage) {
+  { S::kChannels + S::kSamples + S::kAlong + S::kAcross } -> std::convertible_to<int>;  // of a stage
+  { S::kPromote + S::kFlush } -> std::convertible_to<int>;                              // stages of a sum
+  { S::view(stage, true, true, 0) } -> std::same_as<View<T>>;
+  tile.multiply(side, side);
+  tile.promote();
+  tile.sums[S::kRowTiles - 1][S::kColTiles - 1][3] = 0;
 };
 
 }  // namespace

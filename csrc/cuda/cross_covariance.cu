@@ -71,11 +71,25 @@ struct Both {
 };
 
 // blockIdx.x is a tile of the result, row after row; blockIdx.y is a slab of `each` samples. One half of the threads
-// copies the stages of x, the other half those of y.
-template <class Way, class T>
+// copies the stages of x, the other half those of y. In 16 bits:
+//
+//       the stages in shared memory, in turn          the tile of the result, and its warps
+//          it     it + 1   it + 2   it + 3                y: 0     32     64     96    128
+//       +--------+--------+--------+--------+           x  +------+------+------+------+
+//   x   | 128 by |        |        |        |           0  |  0   |  2   |  4   |  6   |
+//       | 32     |        |        |        |              |      |      |      |      |
+//       +--------+--------+--------+--------+          64  +------+------+------+------+
+//   y   | 128 by |        |        |        |              |  1   |  3   |  5   |  7   |
+//       | 32     |        |        |        |              |      |      |      |      |
+//       +--------+--------+--------+--------+         128  +------+------+------+------+
+//       multi-    arrived  on the   copied            each warp has 4 x 4 products of 16 x 8 channels for
+//       plied              way      from now on       each 16 samples of the stage
+//
+// Channels by samples: a side's stage has rows of 32 samples, 40 numbers apart, if samples lie side by side in memory
+// (`along`), and otherwise rows of 128 channels, 136 numbers apart.
+template <class T, TileOf<T> Shape>
 __global__ void __launch_bounds__(kThreads, 1)
     multiply(Sums to, Both<T> sides, bool relu, int64_t samples, int64_t each, int64_t col_tiles) {
-  using Shape = Tile<Way>;
   const int64_t row = blockIdx.x / col_tiles * Shape::kChannels, col = blockIdx.x % col_tiles * Shape::kChannels;
   if (to.symmetric && row > col) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -205,10 +219,10 @@ void add_total(const Side& given, const Operand<T>& side, const Stream& stream) 
   });
 }
 
-template <class T, class Way = T>
+template <class T, TileOf<T> Shape = Tile<T>>
 void accumulate(double* out, int64_t ld, const Side& x, const Sides& y, bool symmetric, Activation activation,
                 double negative_slope, bool shifted, const Stream& stream) {
-  constexpr int64_t kChannels = Tile<Way>::kChannels;
+  constexpr int64_t kChannels = Shape::kChannels;
   // Without shifts, relu is applied where the stages are read.
   const bool relu = activation == Activation::relu && !shifted;
   if (relu) activation = Activation::identity;
@@ -221,9 +235,9 @@ void accumulate(double* out, int64_t ld, const Side& x, const Sides& y, bool sym
     const int64_t tiles = symmetric ? row_tiles * (row_tiles + 1) / 2 : row_tiles * col_tiles;
     const int64_t each = slab_of(samples, tiles, d * m, stream);
     add_slabs({out, ld, 0, symmetric}, d, m, samples, each, stream, [&](const Sums& to, int64_t slabs) {
-      launch("cross_covariance", multiply<Way, T>,
+      launch("cross_covariance", multiply<T, Shape>,
              dim3(static_cast<unsigned>(row_tiles * col_tiles), static_cast<unsigned>(slabs)), kThreads,
-             kStages * 2 * kStage<Tile<Way>> * sizeof(T), stream, to, Both<T>{{left, right}}, relu, samples, each,
+             kStages * 2 * kStage<Shape> * sizeof(T), stream, to, Both<T>{{left, right}}, relu, samples, each,
              col_tiles);
     });
     out += m;
@@ -249,9 +263,11 @@ void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, 
       if (!exact) return accumulate<float>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
     if constexpr (__is_same(T, float)) {
       if (precision == Precision::high)
-        return accumulate<T, InTerms<2>>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
+        return accumulate<T, SplitTile<InBf16, 2>>(out, ld, x, y, symmetric, activation, negative_slope, shifted,
+                                                   stream);
       if (precision == Precision::medium)
-        return accumulate<T, InTerms<1>>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
+        return accumulate<T, SplitTile<InBf16, 1>>(out, ld, x, y, symmetric, activation, negative_slope, shifted,
+                                                   stream);
     }
     accumulate<T>(out, ld, x, y, symmetric, activation, negative_slope, shifted, stream);
   });

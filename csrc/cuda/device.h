@@ -128,18 +128,6 @@ RF_DEVICE void copy_async(void* shared, const void* global, int bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
 }
-// The same for 4 bytes, either all or none of them.
-RF_DEVICE void copy_async_word(void* shared, const void* global, bool there = true) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
-               "r"(there ? 4 : 0)
-               : "memory");
-}
-// The same for 8 bytes.
-RF_DEVICE void copy_async_two_words(void* shared, const void* global, bool there = true) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
-               "r"(there ? 8 : 0)
-               : "memory");
-}
 RF_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until all but the last `kPending` groups of this thread are done.
 template <int kPending>

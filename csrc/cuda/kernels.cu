@@ -5,13 +5,7 @@
 namespace rf::cuda {
 
 extern const KernelsOn<Stream> kernels;
-const KernelsOn<Stream> kernels = {gaussian,
-                                   uniform,
-                                   cross_covariance,
-                                   sample_project_align,
-                                   random_features,
-                                   random_features_covariance,
-                                   random_features_projection};
+const KernelsOn<Stream> kernels = {gaussian, uniform, cross_covariance, sample_project_align};
 
 int toolkit_version() { return CUDART_VERSION; }
 

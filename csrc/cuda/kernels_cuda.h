@@ -12,8 +12,5 @@ __typeof__(*Table::gaussian) gaussian;
 __typeof__(*Table::uniform) uniform;
 __typeof__(*Table::cross_covariance) cross_covariance;
 __typeof__(*Table::sample_project_align) sample_project_align;
-__typeof__(*Table::random_features) random_features;
-__typeof__(*Table::random_features_covariance) random_features_covariance;
-__typeof__(*Table::random_features_projection) random_features_projection;
 
 }  // namespace rf::cuda

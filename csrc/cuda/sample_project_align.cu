@@ -19,7 +19,7 @@
 // stay inside the tensor cores, which round towards zero: by a model, W' shrinks by 1e-9 r.
 #include "generate.h"
 #include "kernels_cuda.h"
-#include "numbers.h"
+#include "products.h"
 
 namespace rf::cuda {
 namespace {
@@ -35,10 +35,8 @@ constexpr int kMostStrips = 65535;
 // used as the terms that the lane holds of a fragment. Rows of P are put into the same order when they are copied to
 // shared memory.
 
-// How P is multiplied: as it is, with T as its type; or, for Split, as a float32 matrix that is split into a sum of
-// kOfP bf16 matrices, with kOfG terms of G.
-template <int kOfG, int kOfP>
-struct Split {};
+// Four words of a lane, of a tile of 16 x 16 numbers of G.
+typedef Four<uint32_t> Unit;
 
 // 16 bits: the four columns of a lane are terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of one product.
 template <class T>
@@ -46,18 +44,11 @@ struct Tile {
   static constexpr int kRows = 128, kCols = 256, kRowTiles = 4, kColTiles = 8, kStages = 4, kUnits = 1, kPad = 8;
   typedef T Element;
   typedef float F;
-  typedef Four<uint32_t> Unit;
   F sums[kRowTiles][kColTiles][4];
 
   static RF_DEVICE int place(int j) { return 2 * (j >> 2) + (j & 1) + 4 * (j & 2); }
-  static RF_DEVICE uint32_t pack(float low, float high) {
-    if constexpr (__is_same(T, bf16))
-      return pack_bf16(low, high);
-    else
-      return pack_f16(low, high);
-  }
   static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) {
-    *unit = {{pack(a[0], a[1]), pack(b[0], b[1]), pack(a[2], a[3]), pack(b[2], b[3])}};
+    *unit = {{pack<T>(a[0], a[1]), pack<T>(b[0], b[1]), pack<T>(a[2], a[3]), pack<T>(b[2], b[3])}};
   }
   RF_DEVICE void multiply(const Unit* g, const T* p, int pitch, int lane) {
     Unit a[kRowTiles];
@@ -71,13 +62,8 @@ struct Tile {
       const uint32_t left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
       RF_UNROLL
       for (int i = 0; i < kRowTiles; ++i) {
-        if constexpr (__is_same(T, bf16)) {
-          mma_bf16(sums[i][j], a[i].values, left);
-          mma_bf16(sums[i][j + 1], a[i].values, right);
-        } else {
-          mma_f16(sums[i][j], a[i].values, left);
-          mma_f16(sums[i][j + 1], a[i].values, right);
-        }
+        mma<T>(sums[i][j], a[i].values, left);
+        mma<T>(sums[i][j + 1], a[i].values, right);
       }
     }
   }
@@ -85,111 +71,89 @@ struct Tile {
 
 RF_DEVICE int place_of_quarters(int j) { return 4 * (j & 3) + (j >> 2); }
 
-// Terms of G in bf16, each as above. Each product of terms that is taken is one product, the small ones first.
-template <int kOfG, int kOfP>
-struct Tile<Split<kOfG, kOfP>> {
+// Stores two units of float32 numbers. The first one holds columns 4 t and 4 t + 1.
+RF_DEVICE void keep_whole(Unit* unit, const float (&a)[4], const float (&b)[4]) {
+  RF_UNROLL
+  for (int s = 0; s < 2; ++s)
+    unit[s * kWarp] = {{__float_as_uint(a[2 * s]), __float_as_uint(b[2 * s]), __float_as_uint(a[2 * s + 1]),
+                        __float_as_uint(b[2 * s + 1])}};
+}
+
+// float32, with kOfG parts of G and kOfP of P. In bf16, one product has all 16 terms of a step, each as above; G is
+// kept in its parts, and sums stay inside the tensor cores. In tf32, G is kept as it is. Tensor cores truncate when
+// they add, so that only sums of 16 terms are left to them.
+template <Way W, int kOfG, int kOfP>
+struct SplitTile {
   static constexpr int kRows = kOfG == 1 ? 128 : 64, kCols = kOfG == 1 ? 128 : 256, kRowTiles = kRows / 32,
                        kColTiles = kCols / 32, kStages = kOfG == 1 ? 4 : 2, kUnits = kOfG, kPad = 8;
+  static constexpr int kSteps = kStep / W::kTerms;
+  static constexpr bool kWhole = kSteps == 2;  // of G
   typedef float Element;
   typedef float F;
-  typedef Four<uint32_t> Unit;
   F sums[kRowTiles][kColTiles][4];
 
   static RF_DEVICE int place(int j) { return place_of_quarters(j); }
   static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) {
-    uint32_t words[4][kOfG];
-    split_pair(a[0], a[1], words[0]);
-    split_pair(b[0], b[1], words[1]);
-    split_pair(a[2], a[3], words[2]);
-    split_pair(b[2], b[3], words[3]);
+    if constexpr (kWhole) {
+      keep_whole(unit, a, b);
+    } else {
+      uint32_t parts[kOfG][4];
+      split_words<W>(parts, [&](int w, int n) { return (w & 1) == 0 ? a[(w & 2) + n] : b[(w & 2) + n]; });
+      RF_UNROLL
+      for (int n = 0; n < kOfG; ++n) unit[n * kWarp] = {{parts[n][0], parts[n][1], parts[n][2], parts[n][3]}};
+    }
+  }
+  static RF_DEVICE void load(uint32_t (&a)[kSteps][kOfG][4], const Unit* g) {
     RF_UNROLL
-    for (int n = 0; n < kOfG; ++n) unit[n * kWarp] = {{words[0][n], words[1][n], words[2][n], words[3][n]}};
+    for (int u = 0; u < kUnits; ++u) {
+      const Unit unit = g[u * kWarp];
+      if constexpr (kWhole) {
+        split_words<W>(a[u], [&](int w, int) { return __uint_as_float(unit.values[w]); });
+      } else {
+        RF_UNROLL
+        for (int k = 0; k < 4; ++k) a[0][u][k] = unit.values[k];
+      }
+    }
   }
   RF_DEVICE void multiply(const Unit* g, const float* p, int pitch, int lane) {
-    Unit a[kRowTiles][kOfG];
+    uint32_t a[kRowTiles][kSteps][kOfG][4];
     RF_UNROLL
-    for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
-    for (int n = 0; n < kOfG; ++n) a[i][n] = g[(i * kOfG + n) * kWarp];
+    for (int i = 0; i < kRowTiles; ++i) load(a[i], g + i * kUnits * kWarp);
     p += (lane & 3) * pitch + (lane >> 2);
     RF_UNROLL
     for (int j = 0; j < kColTiles; ++j) {
-      uint32_t b[kOfP][2];
+      uint32_t b[kSteps][kOfP][2];
       RF_UNROLL
-      for (int s = 0; s < 2; ++s) {
-        uint32_t words[kOfP];
-        split_pair(p[8 * s * pitch + j * 8], p[(8 * s + 4) * pitch + j * 8], words);
-        RF_UNROLL
-        for (int n = 0; n < kOfP; ++n) b[n][s] = words[n];
-      }
+      for (int s = 0; s < kSteps; ++s)
+        split_words<W>(b[s],
+                       [&](int w, int n) { return p[(s * W::kTerms + 4 * (w * W::kInWord + n)) * pitch + j * 8]; });
       RF_UNROLL
       for (int i = 0; i < kRowTiles; ++i) {
-        if constexpr (kOfG == 2) mma_bf16(sums[i][j], a[i][1].values, b[0]);
-        if constexpr (kOfP == 2) mma_bf16(sums[i][j], a[i][0].values, b[1]);
-        mma_bf16(sums[i][j], a[i][0].values, b[0]);
+        if constexpr (kWhole) {
+          float sum[4] = {};
+          add_products<W>(sum, a[i], b);
+          RF_UNROLL
+          for (int k = 0; k < 4; ++k) sums[i][j][k] += sum[k];
+        } else {
+          add_products<W>(sums[i][j], a[i], b);
+        }
       }
     }
   }
 };
 
-// Stores two units. The first one holds columns 4 t and 4 t + 1.
-RF_DEVICE void keep_as_floats(Four<float>* unit, const float (&a)[4], const float (&b)[4]) {
-  unit[0] = {{a[0], b[0], a[1], b[1]}};
-  unit[kWarp] = {{a[2], b[2], a[3], b[3]}};
-}
-
-// float32: tf32 splits each number into two parts, and three products of the parts are added, the small ones first.
-// Tensor cores truncate when they add, so that only sums of 16 terms are left to them.
 template <>
-struct Tile<float> {
-  static constexpr int kRows = 64, kCols = 256, kRowTiles = 2, kColTiles = 8, kStages = 2, kUnits = 2, kPad = 8;
-  typedef float Element;
-  typedef float F;
-  typedef Four<float> Unit;
-  F sums[kRowTiles][kColTiles][4];
-
-  static RF_DEVICE int place(int j) { return place_of_quarters(j); }
-  static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) { keep_as_floats(unit, a, b); }
-  RF_DEVICE void multiply(const Unit* g, const float* p, int pitch, int lane) {
-    uint32_t high[kRowTiles][2][4], low[kRowTiles][2][4];
-    RF_UNROLL
-    for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
-    for (int s = 0; s < 2; ++s) {
-      const Unit a = g[(i * 2 + s) * kWarp];
-      RF_UNROLL
-      for (int k = 0; k < 4; ++k) split(a.values[k], high[i][s][k], low[i][s][k]);
-    }
-    p += (lane & 3) * pitch + (lane >> 2);
-    RF_UNROLL
-    for (int j = 0; j < kColTiles; ++j) {
-      uint32_t b[2][2], rest[2][2];
-      RF_UNROLL
-      for (int s = 0; s < 4; ++s) split(p[4 * s * pitch + j * 8], b[s >> 1][s & 1], rest[s >> 1][s & 1]);
-      RF_UNROLL
-      for (int i = 0; i < kRowTiles; ++i) {
-        float sum[4] = {};
-        RF_UNROLL
-        for (int s = 0; s < 2; ++s) mma_tf32(sum, low[i][s], b[s]);
-        RF_UNROLL
-        for (int s = 0; s < 2; ++s) mma_tf32(sum, high[i][s], rest[s]);
-        RF_UNROLL
-        for (int s = 0; s < 2; ++s) mma_tf32(sum, high[i][s], b[s]);
-        RF_UNROLL
-        for (int k = 0; k < 4; ++k) sums[i][j][k] += sum[k];
-      }
-    }
-  }
-};
+struct Tile<float> : SplitTile<InTf32, 2, 2> {};
 
 template <>
 struct Tile<double> {
   static constexpr int kRows = 64, kCols = 128, kRowTiles = 2, kColTiles = 4, kStages = 2, kUnits = 2, kPad = 4;
   typedef double Element;
   typedef double F;
-  typedef Four<float> Unit;
   F sums[kRowTiles][kColTiles][4];
 
   static RF_DEVICE int place(int j) { return place_of_quarters(j); }
-  static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) { keep_as_floats(unit, a, b); }
+  static RF_DEVICE void keep(Unit* unit, const float (&a)[4], const float (&b)[4]) { keep_whole(unit, a, b); }
   RF_DEVICE void multiply(const Unit* g, const double* p, int pitch, int lane) {
     p += (lane & 3) * pitch + (lane >> 2);
     RF_UNROLL
@@ -199,17 +163,26 @@ struct Tile<double> {
       for (int j = 0; j < kColTiles; ++j) b[j] = p[4 * s * pitch + j * 8];
       RF_UNROLL
       for (int i = 0; i < kRowTiles; ++i) {
-        const Unit a = g[(i * 2 + (s >> 1)) * kWarp];
+        const Unit unit = g[(i * 2 + (s >> 1)) * kWarp];
+        double a[2];
         RF_UNROLL
-        for (int j = 0; j < kColTiles; ++j) RF_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          double sum[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
-          mma_f64(sum, static_cast<double>(a.values[2 * (s & 1) + half]), b[j]);
-          sums[i][j][2 * half] = sum[0], sums[i][j][2 * half + 1] = sum[1];
-        }
+        for (int half = 0; half < 2; ++half) a[half] = __uint_as_float(unit.values[2 * (s & 1) + half]);
+        RF_UNROLL
+        for (int j = 0; j < kColTiles; ++j) add_products(sums[i][j], a, b[j]);
       }
     }
   }
+};
+
+// What the kernel asks of a tile.
+template <class S>
+concept AlignTile = requires(S tile, Unit* unit, const float (&row)[4], const typename S::Element* p) {
+  { S::kRows + S::kCols + S::kRowTiles + S::kColTiles } -> std::convertible_to<int>;
+  { S::kStages + S::kUnits + S::kPad } -> std::convertible_to<int>;  // stages of P, units of 16 x 16 numbers of G
+  { S::place(0) } -> std::same_as<int>;                              // where a row of P stands in its step
+  S::keep(unit, row, row);
+  tile.multiply(unit, p, 0, 0);
+  tile.sums[S::kRowTiles - 1][S::kColTiles - 1][3] = typename S::F{};
 };
 
 template <class T>
@@ -288,11 +261,23 @@ RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
   }
 }
 
-// blockIdx.y is a strip of rows, blockIdx.x is `tiles` tiles of columns.
-template <class Shape, class T = typename Shape::Element>
+// blockIdx.y is a strip of rows, blockIdx.x is `tiles` tiles of columns. In 16 bits:
+//
+//                          a tile of 256 columns     the next tile
+//                         +---------------------+---------------------+ ...
+//                16 rows  |                     |                     |      stages of P in shared memory, kStages
+//                         +---------------------+---------------------+      of them in turn: down a tile, then
+//                16 rows  |                     |                     |      down the next one
+//                         +---------------------+---------------------+ ...
+//          16    16
+//        +-----+-----+    +---------------------+
+//   128  |  G  |  G  |    | tile of the result  |   8 warps of 64 x 64: 0, 2, 4 and 6 above 1, 3, 5 and 7
+//        +-----+-----+    +---------------------+
+//
+// G is kept for all tiles if its rank is at most 16 `chunk`; otherwise it is generated again for each tile.
+template <AlignTile Shape, class T = typename Shape::Element>
 __global__ void __launch_bounds__(kWarps* kWarp, 1)
     multiply(Output out, Matrix<T> p, Origin at, typename Shape::F scale, int64_t tiles, int steps, int chunk) {
-  using Unit = typename Shape::Unit;
   constexpr int kTiles = Shape::kRows / 16, kPitch = Shape::kCols + Shape::kPad, kStage = kStep * kPitch;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int first_tile = warp % 2 * Shape::kRowTiles, first_col = warp / 2 * Shape::kColTiles * 8;
@@ -336,12 +321,6 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
         barrier();
       }
       stage_next();
-      if (step == 0) {
-        RF_UNROLL
-        for (int i = 0; i < Shape::kRowTiles; ++i) RF_UNROLL
-        for (int j = 0; j < Shape::kColTiles; ++j) RF_UNROLL
-        for (int k = 0; k < 4; ++k) tile.sums[i][j][k] = 0;
-      }
       tile.multiply(g + (step % chunk * kTiles + first_tile) * Shape::kUnits * kWarp + lane,
                     stages + it % Shape::kStages * kStage + first_col, kPitch, lane);
       if (++step < steps) continue;
@@ -354,13 +333,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
         const int64_t c = col + first_col + j * 8 + lane % 4 * 2;
         if (row < out.rows && c < p.cols)
           put(out, row, c, scale * tile.sums[i][j][2 * half], scale * tile.sums[i][j][2 * half + 1], c + 1 < p.cols);
+        tile.sums[i][j][2 * half] = tile.sums[i][j][2 * half + 1] = 0;
       }
       col += Shape::kCols;
     }
   }
 }
 
-template <class Shape, class T = typename Shape::Element>
+template <AlignTile Shape, class T = typename Shape::Element>
 void run(void* out, DType dtype, int64_t n, int64_t ld, const Samples& p, const Address& at, double scale,
          const Stream& stream) {
   const int64_t elements = 16 / sizeof(T), units = Shape::kRows / 16 * Shape::kUnits;
@@ -388,11 +368,11 @@ void sample_project_align(void* out, DType dtype, int64_t n, int64_t ld, Samples
   if (n <= 0 || p.channels <= 0) return;
   const bool splits = p.dtype == DType::f32;
   if (splits && generated == DType::bf16)
-    run<Tile<Split<1, 2>>>(out, dtype, n, ld, p, at, scale, stream);
+    run<SplitTile<InBf16, 1, 2>>(out, dtype, n, ld, p, at, scale, stream);
   else if (splits && precision == Precision::high)
-    run<Tile<Split<2, 2>>>(out, dtype, n, ld, p, at, scale, stream);
+    run<SplitTile<InBf16, 2, 2>>(out, dtype, n, ld, p, at, scale, stream);
   else if (splits && precision == Precision::medium)
-    run<Tile<Split<1, 1>>>(out, dtype, n, ld, p, at, scale, stream);
+    run<SplitTile<InBf16, 1, 1>>(out, dtype, n, ld, p, at, scale, stream);
   else
     with_type(p.dtype, [&]<class T>(Type<T>) { run<Tile<T>>(out, dtype, n, ld, p, at, scale, stream); });
 }

@@ -243,7 +243,7 @@ def _add(
 ) -> None:  # fmt: skip
     if x.numel() == 0 or out.numel() == 0:
         return
-    chosen = _backend.choose(backend, x.device, x.dtype, DTYPES, called="x")
+    chosen = _backend.choose(backend, x.device, x.dtype, DTYPES, "cross_covariance", called="x")
     if chosen == "reference":
         out += _by_reference(x, ys, activation, slope, center)
         return

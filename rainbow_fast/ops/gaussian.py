@@ -316,7 +316,7 @@ def register(op: str, reference: Callable[[list[int], int, int, torch.dtype], np
             raise TypeError(f"out is {out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
         rows, cols = out.shape[-2:]
         tiles = addresses(key, rows, cols, out)
-        chosen = _backend.choose(backend, out.device, out.dtype, DTYPES)
+        chosen = _backend.choose(backend, out.device, out.dtype, DTYPES, op)
         for where, part in tiles:
             if chosen == "reference":
                 part.copy_(torch.from_numpy(reference(where, rows, cols, out.dtype)))

@@ -117,7 +117,8 @@ def _add(
     if x.numel() == 0 or out.numel() == 0:
         return
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    if _backend.choose(backend, x.device, x.dtype, dtypes, called="x") == "cpu" and shape.stride == 1:
+    chosen = _backend.choose(backend, x.device, x.dtype, dtypes, "cross_covariance", called="x")
+    if chosen == "cpu" and shape.stride == 1:
         sides = [samples(side) for side in (x, x if y is None else y)]
         rows, columns = shape.positions(x.shape[2:])
         _backend.kernels().patch_covariance(

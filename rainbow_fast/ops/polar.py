@@ -276,7 +276,7 @@ def _write(
     own = M.new_empty((*M.shape[:-2], 4), dtype=torch.float64) if statistics is None else None
     statistics, out = own if statistics is None else statistics, M if out is None else out
     assert statistics is not None
-    chosen = _backend.choose(backend, M.device, M.dtype, DTYPES, lacking=("cuda",))
+    chosen = _backend.choose(backend, M.device, M.dtype, DTYPES, "polar")
     largest, single = _largest(M), accuracy is not None
     if rtol is None:  # set here and not by the caller, so that a compiled function does not depend on it
         rtol = min(max(M.shape[-2:]) * torch.finfo(M.dtype).eps, 0.5)

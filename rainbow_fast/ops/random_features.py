@@ -64,7 +64,8 @@ def random_features(
             ``"medium"``, with each as one (2^-7). None (default) takes what torch's own products are set to at this
             call, by `torch.set_float32_matmul_precision` or ``torch.backends.*.fp32_precision``. CPUs without a matrix
             unit always take "highest"; the reference multiplies as torch does.
-        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available.
+        backend: ``"cpu"``, ``"triton"`` or ``"reference"``; None (default) takes the best one available. There are no
+            CUDA kernels.
 
     Returns:
         phi' in the dtype of u; under autocast computed in float32 and rounded to the autocast dtype. Its memory format
@@ -208,7 +209,7 @@ def _write(f: Features, backend: str | None, out: Tensor) -> None:
     kept, features = f.memory(n)
     for target, (where, _) in zip(targets, parts, strict=True):
         with _backend.running(chosen, f.u.device) as run:
-            _backend.kernels(chosen).random_features(target, features(where), run)
+            _backend.kernels().random_features(target, features(where), run)
 
 
 def _accumulate(
@@ -239,8 +240,8 @@ def _accumulate(
     for where, *sums in parts:
         off = sums.pop() if len(sums) > 3 else None
         targets, offs = [t.data_ptr() for t in sums], [address_of(of_x), address_of(off)]
-        with _backend.running(chosen, f.u.device, workspace=True) as run:
-            _backend.kernels(chosen).random_features_covariance(*targets, x_samples, *offs, features(where), run)
+        with _backend.running(chosen, f.u.device) as run:
+            _backend.kernels().random_features_covariance(*targets, x_samples, *offs, features(where), run)
 
 
 def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor]) -> None:
@@ -266,8 +267,8 @@ def _project(f: Features, A: list[Tensor], backend: str | None, out: list[Tensor
     kept, features = f.memory(n)
     for s, (where, *slices) in enumerate(parts):
         pairs = [(target[s], matrix(a)) for target, a in zip(targets, slices, strict=False)]
-        with _backend.running(chosen, f.u.device, workspace=True) as run:
-            _backend.kernels(chosen).random_features_projection(pairs, features(where), run)
+        with _backend.running(chosen, f.u.device) as run:
+            _backend.kernels().random_features_projection(pairs, features(where), run)
 
 
 # The registered implementations. Their arguments are in the order of the schemas.

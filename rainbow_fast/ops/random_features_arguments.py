@@ -180,7 +180,7 @@ class Features(NamedTuple):
         return memory.samples(self.u)[0], lambda where: (shift, where if self.G is None else self.G, *last)
 
     def chosen(self, backend: str | None) -> str:
-        return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES, called="u")
+        return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES, "random_features", called="u")
 
 
 def check_upstream(

@@ -84,7 +84,7 @@ def _random_features_gradient(
     f.check(n)
     check_upstream(f, n, grad_phi, total, square, x, A)
     chosen = f.chosen(backend)
-    if of_G or chosen in ("reference", "cuda"):  # on CUDA, torch is fast with blocks of this size
+    if of_G or chosen == "reference":
         return random_features_gradient_reference(
             u, shift, n, key, G, activation, slope, scale, precision, backend, grad_phi, total, square, x, A, of_G
         )

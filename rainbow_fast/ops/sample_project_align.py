@@ -204,7 +204,7 @@ def _check(P: Tensor, key: Tensor, precision: str | None) -> None:
 def _write(P: Tensor, key: Tensor, scale: float, precision: str | None, backend: str | None, out: Tensor) -> None:
     if out.dtype not in DTYPES:
         raise TypeError(f"dtype={out.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
-    chosen = _backend.choose(backend, P.device, P.dtype, DTYPES, called="L")
+    chosen = _backend.choose(backend, P.device, P.dtype, DTYPES, "sample_project_align", called="L")
     n, r = out.shape[-2], P.shape[0]
     parts = addresses(key, n, r, out)
     G_dtype = _rounding(P, precision)

@@ -117,7 +117,7 @@ def _wavelet_modulus(
     z: Tensor, constants: Sequence[float], stride: int, taps: int, skip: bool, backend: str | None
 ) -> Tensor:
     bank = checked_maps(z, constants, stride, taps)
-    chosen = _backend.choose(backend, z.device, z.dtype, DTYPES, lacking(z, backend), called="z")
+    chosen = _backend.choose(backend, z.device, z.dtype, DTYPES, "wavelet_modulus", lacking(z, backend), called="z")
     if chosen == "reference":
         return wavelet_modulus_reference(z, bank, skip).contiguous()
     out = _backend.empty(*output_of(z, bank, skip), z.device)

@@ -68,13 +68,13 @@ def lacking(z: Tensor, backend: str | None) -> tuple[str, ...]:
         ValueError: `backend` is "triton", and the maps are too large for it.
     """
     if max(z.shape[2:4]) <= LARGEST:
-        return ("cuda",)
+        return ()
     if backend == "triton":
         raise ValueError(
             f"z has shape {tuple(z.shape)}: backend='triton' takes maps of at most {LARGEST} x {LARGEST} pixels; "
             "larger ones are computed by backend='reference'"
         )
-    return ("cuda", "triton")
+    return ("triton",)
 
 
 @functools.lru_cache(maxsize=256)

@@ -47,7 +47,7 @@ def _wavelet_modulus_gradient(
     z: Tensor, grad: Tensor, constants: Sequence[float], stride: int, taps: int, skip: bool, backend: str | None
 ) -> Tensor:
     bank = _check(z, grad, constants, stride, taps, skip)
-    chosen = _backend.choose(backend, z.device, z.dtype, DTYPES, lacking(z, backend), called="z")
+    chosen = _backend.choose(backend, z.device, z.dtype, DTYPES, "wavelet_modulus", lacking(z, backend), called="z")
     if chosen == "reference":
         return wavelet_modulus_gradient_reference(z, grad, bank, skip).contiguous()
     out = _backend.empty(z.shape, z.dtype, z.device)

@@ -23,6 +23,7 @@ H100, 3/16 on an A100, and at most 1/16 of the time of the float32 products.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -30,8 +31,8 @@ import triton.language as tl
 from torch import Tensor
 
 from rainbow_fast.triton_kernels.activations import KEEP_PRECISION, activate
-from rainbow_fast.triton_kernels.rounding import dot, multiply
-from rainbow_fast.triton_kernels.samples import Layout, family, offsets, places
+from rainbow_fast.triton_kernels.rounding import multiply
+from rainbow_fast.triton_kernels.samples import Layout, family, offsets, places, products, strided
 
 WORKSPACE = 64 * 2**20  # bytes for the parts
 BLOCK = 2048  # channels of each side in one launch; two parts of this size fill the workspace
@@ -48,7 +49,6 @@ class Plan:
     columns: int
     step: int
     stages: int
-    precision: str = "ieee"
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Capacity:
 
 # Capacities by `family`. That of sm_80 is used for all other NVIDIA GPUs; its tiles fit into 99 KiB of shared memory.
 MACHINES = {
-    "sm_80": Capacity(216, Plan(128, 128, 32, 4), Plan(128, 64, 16, 4, "tf32x3"), Plan(64, 64, 16, 4)),
-    "sm_90": Capacity(264, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
-    "sm_100": Capacity(296, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3, "tf32x3"), Plan(64, 64, 16, 4)),
+    "sm_80": Capacity(216, Plan(128, 128, 32, 4), Plan(128, 64, 16, 4), Plan(64, 64, 16, 4)),
+    "sm_90": Capacity(264, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3), Plan(64, 64, 16, 4)),
+    "sm_100": Capacity(296, Plan(128, 128, 64, 4), Plan(128, 64, 32, 3), Plan(64, 64, 16, 4)),
     "gfx942": Capacity(608, Plan(128, 128, 64, 2), Plan(128, 64, 32, 2), Plan(64, 64, 16, 2)),
 }
 
@@ -145,9 +145,9 @@ def products_kernel(
         if Y_ALONG == 1:
             b = tl.trans(b)
         if work == tl.float64:
-            high = dot(a, b, high, PRECISION)
+            high = multiply(a, b, high, PRECISION)
         else:
-            low = dot(a, b, low, PRECISION) if a.dtype != tl.float32 else multiply(a, b, low, PRECISION)
+            low = multiply(a, b, low, PRECISION)
             if step % CHAIN == CHAIN - 1:  # Kahan summation: the next chain begins with the rounding error
                 total = high + low
                 low -= total - high
@@ -213,10 +213,16 @@ class _Side:
 
         Triton cannot vectorise over these samples, and lets threads run along the last axis.
         """
-        return self.layout.axes > 1 and self.layout.grid[0] % 16 != 0 and self.layout.strides[0][0] != 1
+        return self.layout.axes > 1 and self.layout.grid["positions"] % 16 != 0 and self.layout.strides[0][0] != 1
 
-    def arguments(self) -> tuple:
-        return self.data, *self.layout.strides[0], *self.layout.grid, self.data.shape[1], self.shift
+    def arguments(self, name: str, sums: Tensor | None) -> dict[str, Any]:
+        """The arguments of `products_kernel` whose names begin with `name`, "x" or "y"."""
+        sizes = {f"{name}_{axis}": size for axis, size in self.layout.grid.items()}
+        upper = {"AXES": self.layout.axes, "SHIFTED": self.shift is not None, "SUMS": sums is not None}
+        return {
+            **strided(name, self.data, self.layout.strides[0]), **sizes, f"{name}_shift": self.shift,
+            f"{name}_sums": sums, **{f"{name.upper()}_{key}": value for key, value in upper.items()},
+        }  # fmt: skip
 
 
 def cross_covariance(
@@ -289,12 +295,11 @@ def _one(
     x_sums = None if x.total is None else torch.empty(count, d, dtype=torch.float64, device=device)
     y_sums = None if y.total is None else torch.empty(count, m, dtype=torch.float64, device=device)
     products_kernel[(down * across * count,)](
-        parts, samples, each, *x.arguments(), x_sums, *y.arguments(), y_sums,
-        x.layout.axes, y.layout.axes, int(y.ragged), x.shift is not None, y.shift is not None,
-        x_sums is not None, y_sums is not None,
-        symmetric, keep, activation, slope if activation == "leaky_relu" else 0.0,
-        plan.precision if precision == "highest" else precision,
-        rows, columns, step, CHAIN // step, num_warps=warps(rows, columns), num_stages=plan.stages,
+        parts=parts, samples=samples, each=each, **x.arguments("x", x_sums), d=d, **y.arguments("y", y_sums), m=m,
+        Y_ALONG=int(y.ragged), SYMMETRIC=symmetric, KEEP=keep, ACTIVATION=activation,
+        SLOPE=slope if activation == "leaky_relu" else 0.0, PRECISION=products(precision, device),
+        ROWS=rows, COLUMNS=columns, STEP=step, CHAIN=CHAIN // step,
+        num_warps=warps(rows, columns), num_stages=plan.stages,
     )  # fmt: skip
     _add_parts(out, parts, m, 1, symmetric)
     if mirrored is not None:

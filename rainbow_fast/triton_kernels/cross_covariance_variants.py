@@ -14,6 +14,7 @@ from rainbow_fast.triton_kernels.cross_covariance import (
     products_kernel,
     warps,
 )
+from rainbow_fast.triton_kernels.rounding import full
 from rainbow_fast.triton_kernels.variant import Variant
 
 _SIDE = ("channel", "image", "line", "position", "positions", "lines")
@@ -70,7 +71,7 @@ def _variant(
     types = {key: value for key, value in types.items() if key not in constants}
     constants |= {
         "SYMMETRIC": symmetric, "KEEP": keep, "ACTIVATION": activation, "SLOPE": 0.0,
-        "PRECISION": "high" if "two terms" in name else plan.precision,
+        "PRECISION": "high" if "two terms" in name else full(target),
         "ROWS": rows, "COLUMNS": columns, "STEP": step, "CHAIN": CHAIN // step,
     }  # fmt: skip
     options = {"num_warps": warps(rows, columns), "num_stages": plan.stages}

@@ -37,11 +37,13 @@ from rainbow_fast.triton_kernels.samples import (
     Rows,
     close,
     compilations,
+    matrix,
     offsets,
     places,
     plan_of,
     products,
     scores,
+    strided,
     tile,
 )
 from rainbow_fast.triton_kernels.variant import Variant
@@ -73,7 +75,7 @@ PROJECTION: Plans = {
 
 @triton.jit
 def features_kernel(
-    out, o_channel, o_image, o_line, o_position, u, u_channel, u_image, u_line, u_position, positions, lines,
+    out, out_channel, out_image, out_line, out_position, u, u_channel, u_image, u_line, u_position, positions, lines,
     first, width, shift, g, g_row, g_col, n, r, scale: tl.float64, one: tl.float64,
     PLAIN: tl.constexpr, AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
@@ -90,9 +92,9 @@ def features_kernel(
     if shift is not None:
         s += tl.load(shift + first + sample, mask=there, other=0.0)[None, :]
     value = activate(s, ACTIVATION, SLOPE) * tl.cast(scale, s.dtype)
-    to = sample if PLAIN else offsets(image, line, position, o_image, o_line, o_position, AXES)
+    to = sample if PLAIN else offsets(image, line, position, out_image, out_line, out_position, AXES)
     inside = (neurons < n)[:, None] & there[None, :]
-    tl.store(out + (neurons * o_channel)[:, None] + to[None, :], value, mask=inside)
+    tl.store(out + (neurons * out_channel)[:, None] + to[None, :], value, mask=inside)
 
 
 @triton.jit
@@ -220,8 +222,10 @@ def _features(
     plan = plan_of(FEATURES, u)
     tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(width, plan["SAMPLES"])
     features_kernel[(tiles,)](
-        out, *strides, u, *layout.strides[-1], *layout.grid, first, width, shift, g, *g.stride(), *g.shape, scale, 1.0,
-        plain, layout.axes, activation, slope, products(precision), **plan,
+        **strided("out", out, strides), **strided("u", u, layout.strides[-1]), **layout.grid, first=first, width=width,
+        shift=shift, **matrix("g", g), n=len(g), r=g.shape[1], scale=scale, one=1.0,
+        PLAIN=plain, AXES=layout.axes, ACTIVATION=activation, SLOPE=slope, PRECISION=products(precision, u.device),
+        **plan,
     )  # fmt: skip
 
 
@@ -271,11 +275,13 @@ def random_features_covariance(
                 _features(phi, (width, 0, 0, 1), u, both, first, width, shift, g, *how, True)
             for begin in range(0, width, parts * each):
                 covariance_kernel[(tiles * parts,)](
-                    o, o.stride(-2), o.stride(0), t, s, t.stride(0), x, *both.strides[0], x_center,
-                    None if center is None else center[here], u, *both.strides[1],
-                    *both.grid, phi, first, width, begin, each, shift if fused else None, g, *g.stride(), len(g), d,
-                    u.shape[1], scale if fused else 1.0, 1.0,
-                    both.axes, activation, slope, products(precision), fused and u.shape[1] <= plan["RANK"], **plan,
+                    out=o, o_row=o.stride(-2), o_part=o.stride(0), total=t, square=s, t_part=t.stride(0),
+                    **strided("x", x, both.strides[0]), x_center=x_center,
+                    center=None if center is None else center[here], **strided("u", u, both.strides[1]), **both.grid,
+                    phi=phi, first=first, width=width, begin=begin, each=each, shift=shift if fused else None,
+                    **matrix("g", g), n=len(g), d=d, r=u.shape[1], scale=scale if fused else 1.0, one=1.0,
+                    AXES=both.axes, ACTIVATION=activation, SLOPE=slope, PRECISION=products(precision, u.device),
+                    HELD=fused and u.shape[1] <= plan["RANK"], **plan,
                 )  # fmt: skip
         if parts > 1:
             for whole, part in zip(sums, (o, t, s), strict=True):
@@ -334,9 +340,11 @@ def projection_of(
     each = blocks.terms(parts, n, plan["NEURONS"])
     for begin in range(0, n, parts * each):
         projection_kernel[(tiles * parts,)](
-            sums, *sums.stride()[:2], first, width, u, *layout.strides[-1], *layout.grid, phi, a, *a.stride(),
-            shift, g, *g.stride(), begin, each, n, d, r, scale, 1.0,
-            layout.axes, activation, slope, products(precision), phi is None and r <= plan["RANK"], **plan,
+            sums=sums, s_part=sums.stride(0), s_row=sums.stride(1), first=first, width=width,
+            **strided("u", u, layout.strides[-1]), **layout.grid, phi=phi, **matrix("a", a), shift=shift,
+            **matrix("g", g), begin=begin, each=each, n=n, d=d, r=r, scale=scale, one=1.0,
+            AXES=layout.axes, ACTIVATION=activation, SLOPE=slope, PRECISION=products(precision, u.device),
+            HELD=phi is None and r <= plan["RANK"], **plan,
         )  # fmt: skip
 
 

@@ -27,11 +27,13 @@ from rainbow_fast.triton_kernels.samples import (
     Rows,
     close,
     compilations,
+    matrix,
     offsets,
     places,
     plan_of,
     products,
     scores,
+    strided,
     tile,
 )
 from rainbow_fast.triton_kernels.variant import Variant
@@ -47,7 +49,7 @@ PLANS: Plans = {
 @triton.jit
 def upstream_kernel(
     out, first, width, u, u_channel, u_image, u_line, u_position,
-    grad_phi, w_channel, w_image, w_line, w_position, x, x_channel, x_image, x_line, x_position, positions, lines,
+    w, w_channel, w_image, w_line, w_position, x, x_channel, x_image, x_line, x_position, positions, lines,
     a, a_row, a_col, total, square, shift, g, g_row, g_col, n, r, d, scale: tl.float64, one: tl.float64,
     AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
@@ -63,9 +65,9 @@ def upstream_kernel(
     if x is not None:
         at = offsets(image, line, position, x_image, x_line, x_position, AXES)
         value += scores(a, a_col, a_row, neurons, n, x, x_channel, at, there, d, one, PRECISION, RANK)
-    if grad_phi is not None:
+    if w is not None:  # the gradient of the features
         at = offsets(image, line, position, w_image, w_line, w_position, AXES)
-        value += tile(grad_phi, neurons, w_channel, n, at, there)
+        value += tile(w, neurons, w_channel, n, at, there)
     if total is not None:
         value += tl.load(total + neurons, mask=valid, other=0.0)[:, None]
     at = offsets(image, line, position, u_image, u_line, u_position, AXES)
@@ -115,14 +117,17 @@ def random_features_gradient(
                 for start, samples in blocks.of_samples(height, width):
                     ds = u.new_empty(height, samples)
                     tiles = triton.cdiv(height, plan["NEURONS"]) * triton.cdiv(samples, plan["SAMPLES"])
+                    w = None if grad_phi_k is None else grad_phi_k[:, here]
                     upstream_kernel[(tiles,)](
-                        ds, first + start, samples, u, *strides[id(u)],
-                        None if grad_phi_k is None else grad_phi_k[:, here], *strides.get(id(grad_phi_k), NOWHERE),
-                        x_k, *strides.get(id(x_k), NOWHERE), *layout.grid,
-                        None if A_k is None else A_k[:, here], *((0, 0) if A_k is None else A_k.stride()),
-                        None if total_k is None else total_k[here], None if square_k is None else square_k[here],
-                        shift, g, *g.stride(), height, r, 0 if A_k is None else len(A_k), scale, 1.0,
-                        layout.axes, activation, slope, products(precision), **plan,
+                        out=ds, first=first + start, width=samples, **strided("u", u, strides[id(u)]),
+                        **strided("w", w, strides.get(id(grad_phi_k), NOWHERE)),
+                        **strided("x", x_k, strides.get(id(x_k), NOWHERE)), **layout.grid,
+                        **matrix("a", None if A_k is None else A_k[:, here]),
+                        total=None if total_k is None else total_k[here],
+                        square=None if square_k is None else square_k[here], shift=shift, **matrix("g", g), n=height,
+                        r=r, d=0 if A_k is None else len(A_k), scale=scale, one=1.0,
+                        AXES=layout.axes, ACTIVATION=activation, SLOPE=slope, PRECISION=products(precision, u.device),
+                        **plan,
                     )  # fmt: skip
                     own = slice(start, start + samples)
                     part, neurons = sums[..., own], g[:height]
@@ -141,4 +146,4 @@ NOWHERE = (0, 0, 0, 0)
 
 def variants() -> Iterator[Variant]:
     pointers = ("out", "u", "x", "a", "g", "total", "square")
-    yield from compilations("random_features_gradient", upstream_kernel, PLANS, pointers, {"grad_phi": None})
+    yield from compilations("random_features_gradient", upstream_kernel, PLANS, pointers, {"w": None})

@@ -50,18 +50,38 @@ def split(x, dtype: tl.constexpr, TERMS: tl.constexpr):
 
 
 @triton.jit
-def multiply(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b for operands of the dtype of acc.
+def product(a, b, acc, A_TERMS: tl.constexpr, B_TERMS: tl.constexpr):
+    """acc + a b for factors that are sums of terms, as `split` gives them; the smallest products come first.
 
-    With "high", each factor is the sum of two bfloat16 numbers, and the product of both second ones is left out; with
-    "medium", it is one. Other precisions are those of `tl.dot`.
+    Products below these are left out: with two terms that of both second ones, with three terms those of a third one
+    with more than a first one.
     """
-    if PRECISION == "high":
-        a_terms, b_terms = split(a, tl.bfloat16, 2), split(b, tl.bfloat16, 2)
-        acc = dot(a_terms[1], b_terms[0], acc)
-        acc = dot(a_terms[0], b_terms[1], acc)
-        return dot(a_terms[0], b_terms[0], acc)
-    elif PRECISION == "medium":
-        return dot(rounded(a, tl.bfloat16), rounded(b, tl.bfloat16), acc)
+    if B_TERMS == 3:
+        acc = dot(a[2], b[0], acc)
+        acc = dot(a[1], b[1], acc)
+        acc = dot(a[0], b[2], acc)
+    if A_TERMS > 1:
+        acc = dot(a[1], b[0], acc)
+    if B_TERMS > 1:
+        acc = dot(a[0], b[1], acc)
+    return dot(a[0], b[0], acc)
+
+
+def full(family: str) -> str:
+    """The word of `tl.dot` for float32 products in full on a family of machines; both are as good as float32."""
+    return "ieee" if family == "gfx942" else "tf32x3"
+
+
+@triton.jit
+def multiply(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b for operands of one dtype.
+
+    Numbers of float32 are bfloat16 numbers with "medium", and sums of two of them with "high"; otherwise the precision
+    is one of `tl.dot`. Other dtypes are multiplied as they are.
+    """
+    if a.dtype == tl.float32 and PRECISION == "high":
+        return product(split(a, tl.bfloat16, 2), split(b, tl.bfloat16, 2), acc, 2, 2)
+    elif a.dtype == tl.float32 and PRECISION == "medium":
+        return product(split(a, tl.bfloat16, 1), split(b, tl.bfloat16, 1), acc, 1, 1)
     else:
-        return dot(a, b, acc, PRECISION)
+        return dot(a, b, acc, "ieee" if a.dtype != tl.float32 else PRECISION)

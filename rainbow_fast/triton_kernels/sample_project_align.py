@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rainbow_fast.triton_kernels.gaussian import gaussian
 from rainbow_fast.triton_kernels.philox import EXACT, gaussian_tile, words
-from rainbow_fast.triton_kernels.rounding import dot, rounded, split
+from rainbow_fast.triton_kernels.rounding import product, rounded, split
 from rainbow_fast.triton_kernels.variant import Variant
 
 # By the number of terms of G and of P: the largest rank, the rows of a program, the columns of a tile, the warps.
@@ -61,20 +61,6 @@ def load_terms(pointers, plane, TERMS: tl.constexpr):
         return first, tl.load(pointers + plane)
     else:
         return first, tl.load(pointers + plane), tl.load(pointers + 2 * plane)
-
-
-@triton.jit
-def product(a, b, acc, G_TERMS: tl.constexpr, TERMS: tl.constexpr):
-    """acc + a b, with a in G_TERMS terms and b in TERMS terms. The smallest products come first."""
-    if TERMS == 3:
-        acc = dot(a[2], b[0], acc)
-        acc = dot(a[1], b[1], acc)
-        acc = dot(a[0], b[2], acc)
-    if G_TERMS > 1:
-        acc = dot(a[1], b[0], acc)
-    if TERMS > 1:
-        acc = dot(a[0], b[1], acc)
-    return dot(a[0], b[0], acc)
 
 
 @triton.jit(do_not_specialize=["n", "seed_lo", "seed_hi", "stream", "row_offset", "first_group"])

@@ -5,8 +5,9 @@ A tensor (N, c, lines, positions) is a matrix of c channels by samples; a sample
 All tensors of a kernel have their samples in the same order, each with its own strides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -14,15 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from rainbow_fast.triton_kernels.gaussian import gaussian
-from rainbow_fast.triton_kernels.rounding import INTERPRETED, multiply
+from rainbow_fast.triton_kernels.rounding import INTERPRETED, full, multiply
 from rainbow_fast.triton_kernels.variant import Variant
 
-PRECISION = "ieee" if torch.version.hip else "tf32x3"  # of float32 products in full; both are as good as float32
 
-
-def products(precision: str) -> str:
+def products(precision: str, device: torch.device) -> str:
     """The precision that kernels take: "high", "medium", or a word of `tl.dot` in the place of "highest"."""
-    return PRECISION if precision == "highest" else precision
+    return full(family(device)) if precision == "highest" else precision
 
 
 @triton.jit
@@ -81,7 +80,8 @@ def scores(
 
 @triton.jit(do_not_specialize=["parts"])
 def close_kernel(
-    out, o_channel, o_image, o_line, o_position, positions, lines, sums, s_part, parts, channels, first, samples,
+    out, out_channel, out_image, out_line, out_position, positions, lines,
+    sums, s_part, parts, channels, first, samples,
     AXES: tl.constexpr, ADD: tl.constexpr, CHANNELS: tl.constexpr, SAMPLES: tl.constexpr,
 ):  # fmt: skip
     """Write, or with `ADD` add, the sum of float64 parts (channels, samples) to `out`, at samples first, first + 1, ...
@@ -94,8 +94,8 @@ def close_kernel(
     inside = (c < channels)[:, None] & (s < samples)[None, :]
     source = sums + (c * samples)[:, None] + s[None, :]
     image, line, position = places(first + start, positions, lines, AXES, SAMPLES)
-    at = offsets(image, line, position, o_image, o_line, o_position, AXES)
-    target = out + (c * o_channel)[:, None] + at[None, :]
+    at = offsets(image, line, position, out_image, out_line, out_position, AXES)
+    target = out + (c * out_channel)[:, None] + at[None, :]
     value = tl.zeros((CHANNELS, SAMPLES), tl.float64)
     if ADD:
         value += tl.load(target, mask=inside, other=0.0)
@@ -189,8 +189,23 @@ class Layout:
                     s[3] = s[1] if positions == 1 else s[3]
                 images, positions = 1, images * positions
         self.axes = 3 if lines > 1 else 2 if images > 1 else 1
-        self.grid = (positions, lines)
+        self.grid = {"positions": positions, "lines": lines}
         self.strides = strides  # for each tensor the strides of channel, image, line, position
+
+
+# The arguments of kernels that belong together, by their names.
+
+
+def strided(name: str, x: Tensor | None, strides: Sequence[int]) -> dict[str, Any]:
+    """A tensor, and its strides in the order of `Layout`."""
+    names = (f"{name}_{axis}" for axis in ("channel", "image", "line", "position"))
+    return {name: x, **dict(zip(names, strides, strict=True))}
+
+
+def matrix(name: str, x: Tensor | None) -> dict[str, Any]:
+    """A matrix and its strides; zeros without a matrix."""
+    row, col = (0, 0) if x is None else x.stride()
+    return {name: x, f"{name}_row": row, f"{name}_col": col}
 
 
 def close(out: Tensor, layout: Layout, strides: list[int], sums: Tensor, first: int, *, add: bool = False) -> None:
@@ -200,7 +215,8 @@ def close(out: Tensor, layout: Layout, strides: list[int], sums: Tensor, first: 
         return
     grid = (triton.cdiv(samples, CLOSE["SAMPLES"]), triton.cdiv(channels, CLOSE["CHANNELS"]))
     close_kernel[grid](
-        out, *strides, *layout.grid, sums, sums.stride(0), parts, channels, first, samples, layout.axes, add, **CLOSE
+        **strided("out", out, strides), **layout.grid, sums=sums, s_part=sums.stride(0), parts=parts,
+        channels=channels, first=first, samples=samples, AXES=layout.axes, ADD=add, **CLOSE,
     )  # fmt: skip
 
 
@@ -221,13 +237,14 @@ def family(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
 
 
+COUNTED = 256  # the rank for which the instructions of kernels of a long rank are counted
 LONG = ("begin", "each", "first", "width", "o_part", "s_part", "s_row", "t_part")  # arguments that may need int64
 
 
 def compilations(name: str, kernel, plans: Plans, pointers: tuple[str, ...], constants: dict) -> Iterator[Variant]:
     """The variants of a kernel for NCHW maps with a multiple of 16 positions, relu and no shift."""
     fixed = {"AXES": 2, "ACTIVATION": "relu", "SLOPE": 0.0, "shift": None} | constants
-    unit = ("lines", "g_col", "a_col", "o_position", "u_position", "x_position", "w_position")
+    unit = ("lines", "g_col", "a_col", "out_position", "u_position", "x_position", "w_position")
     names = [p.name for p in kernel.params if not p.is_constexpr and p.name not in ("scale", "one", *fixed)]
     fixed |= {key: 1 for key in unit if key in names}
     types = {key: "i64" if key in LONG else "i32" for key in names if key not in fixed}
@@ -237,10 +254,9 @@ def compilations(name: str, kernel, plans: Plans, pointers: tuple[str, ...], con
         for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
             plan = plans.get(f"{type} {target}", plans[type])
             constexprs = fixed | {key: value for key, value in plan.items() if key.isupper()}
-            full = "ieee" if target == "gfx942" else "tf32x3"
-            constexprs["PRECISION"] = full if precision == "highest" else precision
+            constexprs["PRECISION"] = full(target) if precision == "highest" else precision
             options = {key: value for key, value in plan.items() if not key.isupper()}
             yield Variant(
                 f"{name} {type}" + " in two terms" * (precision == "high"), kernel, own, constexprs, options,
-                tuple(own), products=True, targets=(target,),
+                tuple(own), products=True, inner=COUNTED // plan["RANK"], targets=(target,),
             )  # fmt: skip

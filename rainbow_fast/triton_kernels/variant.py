@@ -19,6 +19,7 @@ class Variant:
         gaussians: number of values of G that one thread generates; 0 for none.
         most: most instructions for one of these values, everything counted; 0 for no limit.
         products: whether the kernel multiplies matrices, so that it must have tensor-core instructions.
+        inner: passes of an inner loop of products in one pass of the outer loop, where instructions are counted.
         blocks: number of programs that must fit on a multiprocessor, which limits registers and shared memory.
         targets: targets that it is compiled for, ``("sm_80", "sm_90")``; None for all.
     """
@@ -32,5 +33,6 @@ class Variant:
     gaussians: int = 0
     most: float = 0
     products: bool = False
+    inner: int = 1
     blocks: int = 1
     targets: tuple[str, ...] | None = None

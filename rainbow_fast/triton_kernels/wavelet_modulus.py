@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rainbow_fast.triton_kernels.rounding import dot, rounded
-from rainbow_fast.triton_kernels.samples import PRECISION
+from rainbow_fast.triton_kernels.samples import products
 
 # The places of the matrices of an axis.
 G, C, S, HC, HS, PHI, ONES = (tl.constexpr(place) for place in range(7))
@@ -381,5 +381,6 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], z: Tensor, skip: bool, fil
     kernel[(triton.cdiv(images * channels, down * across), blocks)](
         *tensors, z, *z.stride()[:4], images * channels, channels, height, width, *filters.size,
         filters.rows, filters.columns, filters.beta,
-        z.dim() - 3, skip, filters.own, PRECISION, down, across, H, lines, num_warps=WARPS, num_stages=1,
+        z.dim() - 3, skip, filters.own, products("highest", z.device), down, across, H, lines,
+        num_warps=WARPS, num_stages=1,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 
+from rainbow_fast.triton_kernels.rounding import full
 from rainbow_fast.triton_kernels.variant import Variant
 from rainbow_fast.triton_kernels.wavelet_modulus import WARPS, gradient_kernel, maps_kernel
 
@@ -25,7 +26,7 @@ def variants() -> Iterator[Variant]:
         for target in targets:
             constants = {
                 "z_column": 1, "PARTS": 1, "SKIP": skip, "OWN": own, "DOWN": 1, "ACROSS": 1, "H": 32, "LINES": lines,
-                "PRECISION": "ieee" if target == "gfx942" else "tf32x3",
+                "PRECISION": full(target),
             }  # fmt: skip
             products = target in ("sm_80", "gfx942")  # the others use the instructions of sm_80 for these small tiles
             options = {"num_warps": WARPS, "num_stages": 1}

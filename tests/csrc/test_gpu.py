@@ -21,6 +21,7 @@ pytestmark = pytest.mark.gpu
 
 GPU = torch.device("cuda")
 COMPILED = [name for name in ("cuda", "triton") if name in backend.available(GPU)] or ["none"]
+OF_FEATURES = [name for name in COMPILED if name != "cuda"] or ["none"]  # which CUDA does not have
 FLOATS = (torch.float32, torch.float64)
 ALL = (*FLOATS, torch.bfloat16, torch.float16)
 
@@ -70,7 +71,7 @@ def test_sample_project_align_in_two_terms(name: str, r: int) -> None:
     assert ((got.cpu() - G @ P.double()).abs() <= 2.0**-16 * size).all()
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", OF_FEATURES)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_random_features(name: str, dtype: torch.dtype, activation: str) -> None:
@@ -103,7 +104,7 @@ def test_polar(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(got.nuclear_norm.cpu(), wanted.nuclear_norm, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", OF_FEATURES)
 def test_gradients(name: str) -> None:
     u, A = (draw(*shape, dtype=torch.float64).to(GPU).requires_grad_() for shape in ((12, 5), (3, 20)))
     assert torch.autograd.gradcheck(
@@ -115,8 +116,8 @@ def test_gradients(name: str) -> None:
 
 
 def calls(name: str) -> dict:
-    """One call of each op, on a tensor x (64, 48)."""
-    return {
+    """One call of each op that the backend has, on a tensor x (64, 48)."""
+    all_calls = {
         "gaussian": lambda x: x + rf.gaussian(64, 48, seed=1, device=GPU, backend=name),
         "uniform": lambda x: x + rf.uniform(64, 48, seed=1, device=GPU, backend=name),
         "cross_covariance": lambda x: rf.cross_covariance(x, backend=name),
@@ -127,10 +128,10 @@ def calls(name: str) -> dict:
             x, rf.gaussian(20, 96, seed=2, device=GPU, backend=name), seed=1, backend=name
         ),
     }
+    return {op: call for op, call in all_calls.items() if name != "cuda" or not op.startswith("random_features")}
 
 
-@pytest.mark.parametrize("name", COMPILED)
-@pytest.mark.parametrize("op", calls("none"))
+@pytest.mark.parametrize(("name", "op"), [(name, op) for name in COMPILED for op in calls(name)])
 def test_captured_in_a_graph(name: str, op: str) -> None:
     """Only polar synchronises. A graph of the other ops can be replayed, and follows its input."""
     run, x = calls(name)[op], draw(64, 48).to(GPU)
@@ -201,7 +202,14 @@ def test_threads_whose_launches_differ_in_shared_memory(name: str) -> None:
 def test_compiles_once(name: str) -> None:
     x = draw(30, 12).to(GPU)
     keys = [(x, rf.key(seed)) for seed in (1, 2)]
-    assert_compiles_once(lambda x, key: rf.random_features(x, 40, seed=key, backend=name), keys)
+    assert_compiles_once(lambda x, key: rf.sample_project_align(40, x, seed=key, backend=name), keys)
+    if name in OF_FEATURES:
+        assert_compiles_once(lambda x, key: rf.random_features(x, 40, seed=key, backend=name), keys)
+
+
+def test_random_features_have_no_cuda_kernels() -> None:
+    with pytest.raises(ValueError, match=r"backend='cuda' is not available on cuda: present are (triton, )?reference"):
+        rf.random_features(draw(3, 2).to(GPU), 4, seed=1, backend="cuda")
 
 
 # --- what is refused ---

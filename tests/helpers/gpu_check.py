@@ -4,6 +4,10 @@
 Each module of rainbow_fast/triton_kernels lists in ``variants()`` what is compiled. A kernel passes if nothing spills,
 matrix products run on tensor cores, the generator is not contracted to fused multiply-adds, and as many programs fit on
 a multiprocessor as its design assumes.
+
+The last column is the number of instructions of a warp in the hot loop for each product of 16 x 8 x 16 numbers, 4,096
+flops of tensor cores (gpu_loops.py). A float32 product of this size is three of them: three products of TF32 take the
+time of six of bfloat16.
 """
 
 import importlib
@@ -17,6 +21,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+
+from gpu_loops import Shape, hot_loop
 
 ROOM = Path(__file__).resolve().parents[2] / "rainbow_fast" / "triton_kernels"
 MODULES = [path.stem for path in sorted(ROOM.glob("*.py")) if "def variants" in path.read_text()]
@@ -53,14 +59,18 @@ class Row:
     shared: int = 0
     tensor_core: int = 0
     per_gaussian: float | None = None
+    per_product: float | None = None
     wrong: list[str] = field(default_factory=list)
 
-    HEAD = f"{'kernel':40} {'target':7} {'regs':>5} {'local':>6} {'spills':>6} {'shared':>7} {'mma':>5} {'/normal':>8}"
+    HEAD = (
+        f"{'kernel':58} {'target':7} {'regs':>5} {'local':>6} {'spills':>6} {'shared':>7} {'mma':>5} {'/normal':>8} "
+        f"{'/product':>8}"
+    )
 
     def __str__(self) -> str:
-        per = "" if self.per_gaussian is None else f"{self.per_gaussian:.1f}"
-        numbers = f"{self.registers:5} {self.local:6} {self.spills:6} {self.shared:7} {self.tensor_core:5} {per:>8}"
-        return f"{self.kernel:40} {self.target:7} {numbers}  {'; '.join(self.wrong)}"
+        per = " ".join(f"{'' if x is None else f'{x:.1f}':>8}" for x in (self.per_gaussian, self.per_product))
+        numbers = f"{self.registers:5} {self.local:6} {self.spills:6} {self.shared:7} {self.tensor_core:5} {per}"
+        return f"{self.kernel:58} {self.target:7} {numbers}  {'; '.join(self.wrong)}"
 
 
 def judge(row: Row, target: Target, *, threads: int, blocks: int, products: bool) -> None:
@@ -142,6 +152,8 @@ def check(module: str, index: int, target: Target) -> Row:
         row.spills = len(re.findall(r"\b(?:LDL|STL)\b", text))
         if variant.gaussians and not variant.products:
             row.per_gaussian = executed(text) / variant.gaussians
+        if hot := hot_loop(text, Shape(products=variant.inner)):
+            row.per_product = hot.per_unit
     row.tensor_core = len(re.findall(target.tensor_core, text))
     if variant.gaussians:
         inexact = INEXACT.findall(stages["llir"] + stages.get("ptx", ""))

@@ -14,15 +14,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gpu_check import TARGETS, Row, Target, judge, tool
+from gpu_loops import Shape, hot_loop
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import compilers  # noqa: E402
 
 SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.stem != "kernels")
-PRODUCTS = re.compile(r"\b(?:multiply|pass)<")  # kernels whose work is a matrix product
+PRODUCTS = re.compile(r"\bmultiply<")  # kernels whose work is a matrix product
 TENSOR_CORE = r"\b[HD]MMA\b"  # mma.sync, on every architecture
 THREADS = 256  # most registers of a block
+# The loops of the kernels of products, by source and type. In cross_covariance a thread copies so many times 16 bytes
+# of a stage; float32 in tf32 is multiplied 8 samples at a time.
+SHAPES = {
+    "cross_covariance multiply<float,Tile<float>>": Shape(products=2, copies=4),
+    "cross_covariance multiply<double,Tile<double>>": Shape(copies=2),
+    "cross_covariance multiply": Shape(copies=4),
+    "sample_project_align multiply": Shape(around=1),  # a loop over strips
+}
 FLAGS = "-std=c++20 -O3 --fmad=false -I. -Icsrc -DRF_ISA=cuda -DRF_CUDA=1".split()
 INEXACT = re.compile(r"\bfma\.|\.approx")  # in PTX, where a square root is one instruction
 MOST = 45.0  # instructions for each normal number; one of them belongs to the probe
@@ -93,6 +102,9 @@ def rows(source: str, target: Target, compiler: str) -> list[Row]:
         row = Row(f"{source} {name}", target.name, registers, stack)
         row.spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
         row.tensor_core = len(re.findall(TENSOR_CORE, sass))
+        shape = next((shape for start, shape in SHAPES.items() if row.kernel.startswith(start)), None)
+        if shape and (hot := hot_loop(sass, shape)):
+            row.per_product = hot.per_unit
         judge(row, target, threads=THREADS, blocks=1, products=bool(PRODUCTS.search(row.kernel)))
         table.append(row)
     return table + ([generator(target, compiler)] if source == "gaussian" else [])

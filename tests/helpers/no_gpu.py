@@ -115,17 +115,16 @@ class Recorder:
 
 
 @contextmanager
-def stubbed(chosen: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """The implementations of backend `chosen`, with recorders instead of launchers."""
+def stubbed(built: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """The implementations of Triton, and if `built` is "both" of CUDA, with recorders instead of launchers."""
     recorder = Recorder()
 
     def launch(name: str, device: torch.device, *arguments: Any) -> None:
         assert device.type == "cuda"
-        recorder.launched.append(name)
+        recorder.launched.append(f"triton {name}")
 
     with monkeypatch.context() as patch:
-        build = backend.Build(cuda=recorder) if chosen == "cuda" else backend.Build(triton=True)
-        patch.setattr(backend, "BUILD", build)
+        patch.setattr(backend, "BUILD", backend.Build(cuda=recorder if built == "both" else None, triton=True))
         patch.setattr(backend, "run_triton", launch)
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "get_device_name", lambda device: "none")

@@ -64,13 +64,7 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
 }
 
 inline void copy_async(void* shared, const void* global, int bytes = 16) {
-  emulated::copy_async(shared, global, bytes, 16);
-}
-inline void copy_async_word(void* shared, const void* global, bool there = true) {
-  emulated::copy_async(shared, global, there ? 4 : 0, 4);
-}
-inline void copy_async_two_words(void* shared, const void* global, bool there = true) {
-  emulated::copy_async(shared, global, there ? 8 : 0, 8);
+  emulated::copy_async(shared, global, bytes);
 }
 inline void commit_copies() { emulated::commit_copies(); }
 template <int kPending>

@@ -207,13 +207,14 @@ void expect_shared(const void* p, int bytes, const char* what) {
 }
 
 // Until a copy has been waited for, its target holds NaN.
-void copy_async(void* to, const void* from, int bytes, int size) {
-  expect_shared(to, size, "copies to");
-  if (reinterpret_cast<uint64_t>(from) % static_cast<uint64_t>(size) || bytes < 0 || bytes > size)
-    fail("copies " + std::to_string(bytes) + " of " + std::to_string(size) + " bytes from an address that is " +
-         std::to_string(reinterpret_cast<uint64_t>(from) % static_cast<uint64_t>(size)) + " modulo that");
-  std::memset(to, kNan, static_cast<size_t>(size));
-  here->copies.push_back({to, from, bytes, size});
+void copy_async(void* to, const void* from, int bytes) {
+  expect_shared(to, kCopied, "copies to");
+  const uint64_t rest = reinterpret_cast<uint64_t>(from) % kCopied;
+  if (rest || bytes < 0 || bytes > kCopied)
+    fail("copies " + std::to_string(bytes) + " of " + std::to_string(kCopied) + " bytes from an address that is " +
+         std::to_string(rest) + " modulo that");
+  std::memset(to, kNan, kCopied);
+  here->copies.push_back({to, from, bytes});
   ++here->in_group;
 }
 
@@ -230,7 +231,7 @@ void wait_for_copies(int pending) {
   auto& copies = here->copies;
   for (auto c = copies.begin(); c < copies.begin() + count; ++c) {
     std::memcpy(c->to, c->from, static_cast<size_t>(c->bytes));
-    std::memset(static_cast<unsigned char*>(c->to) + c->bytes, 0, static_cast<size_t>(c->size - c->bytes));
+    std::memset(static_cast<unsigned char*>(c->to) + c->bytes, 0, static_cast<size_t>(kCopied - c->bytes));
   }
   copies.erase(copies.begin(), copies.begin() + count);
   groups.erase(groups.begin(), groups.begin() + done);

@@ -31,10 +31,12 @@ struct Collective {
   void (*perform)(Lane* lanes);
 };
 
+constexpr int kCopied = 16;  // bytes of a copy
+
 struct Copy {
   void* to;
   const void* from;
-  int bytes, size;  // bytes from `bytes` on are zeros
+  int bytes;  // bytes from `bytes` on are zeros
 };
 
 // A thread of the block.
@@ -70,7 +72,7 @@ void fail(const std::string& what);
 // Fails unless p is aligned and [p, p + bytes) is shared memory.
 void expect_shared(const void* p, int bytes, const char* what);
 
-void copy_async(void* shared, const void* global, int bytes, int size);
+void copy_async(void* shared, const void* global, int bytes);
 void commit_copies();
 void wait_for_copies(int pending);
 
