@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Gram matrices of networks of infinite width with white weights, compared with patches written out one by one."""
 
+import json
+
 import pytest
 import torch
-from here import draw
+from here import ROOT, draw
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -140,3 +142,37 @@ def test_the_mean_square_is_the_diagonal() -> None:
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(images(3))
+
+
+ROWS = {
+    "relu": lambda K: K.linear().activation("relu").linear().activation("relu").linear().activation("relu"),
+    "abs": lambda K: K.linear().activation("abs").linear().activation("abs"),
+    "erf": lambda K: K.linear().activation("erf").linear().activation("erf"),
+    "gelu": lambda K: K.linear().activation("gelu").linear().activation("gelu"),
+    "variances": lambda K: (
+        K.linear(weight_variance=1.5**2, bias_variance=0.5**2)
+        .activation("relu")
+        .linear(weight_variance=0.7**2, bias_variance=0.2**2)
+    ),
+}
+
+
+def convolutions(K: Gram, **how: int) -> Gram:
+    return K.convolution(3, **how).activation("relu").convolution(3, **how).activation("relu")
+
+
+IMAGES = {
+    "flatten": lambda K: convolutions(K).flatten(),
+    "mean": lambda K: convolutions(K).mean(),
+    "padded": lambda K: convolutions(K, padding=1).flatten(),
+}
+
+
+@pytest.mark.parametrize("name", [*ROWS, *IMAGES])
+def test_kernels_of_neural_tangents(name: str) -> None:
+    """Kernels that `tests/helpers/neural_tangents_kernels.py` has written, to 1e-12 of their size."""
+    stored = json.loads((ROOT / "tests" / "infinite_width" / "neural_tangents.json").read_text())
+    x = torch.tensor(stored["rows" if name in ROWS else "images"], dtype=torch.float64)
+    kernel = (ROWS | IMAGES)[name](Gram.of(x, all_pairs=name == "mean")).values
+    wanted = torch.tensor(stored[name], dtype=torch.float64)
+    torch.testing.assert_close(kernel, wanted, rtol=1e-12, atol=1e-12 * float(wanted.max()))
