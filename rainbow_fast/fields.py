@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +37,10 @@ class Options:
                 object.__setattr__(self, f.name, f.metadata["check"](f.name, getattr(self, f.name)))
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as a dict of numbers, strings, lists and dicts; other objects are replaced by their `repr`."""
+        """The options as a dict of numbers, strings, lists and dicts; other objects are replaced by their `repr`.
+
+        An infinite number is the string "inf", because JSON has none.
+        """
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
 
     def changed(self, **words: Any) -> Self:
@@ -48,14 +52,14 @@ class Options:
         """The options from a dict of names and values; options that are missing have their defaults.
 
         Args:
-            words: the dict.
+            words: the dict; "inf" stands for an infinite number.
             where: text that begins every error message.
 
         Raises:
             TypeError: a name is not an option; the message suggests the most similar one.
             ValueError, TypeError: a value is not valid.
         """
-        (options,) = collect((), words, cls, where=where)
+        (options,) = collect((), {name: _infinite(value) for name, value in words.items()}, cls, where=where)
         return options
 
 
@@ -181,4 +185,13 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+def _infinite(value: Any) -> Any:
+    """The value, with math.inf in the place of "inf", also in a dict."""
+    if isinstance(value, Mapping):
+        return {name: _infinite(each) for name, each in value.items()}
+    return math.inf if isinstance(value, str) and value == "inf" else value

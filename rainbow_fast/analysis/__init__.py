@@ -17,15 +17,19 @@ from rainbow_fast.analysis.convergence import (
     site_convergence,
     site_features,
 )
+from rainbow_fast.analysis.kernel_regression import KernelRegression, kernel_regression
 from rainbow_fast.analysis.limits import fit_limit
 from rainbow_fast.analysis.novelty import novelty
 from rainbow_fast.analysis.rates import PowerFit, Slope, TheorySlopes, fit_power, power_law_decay, theory_slopes
+from rainbow_fast.analysis.site_kernel import SiteKernel
 from rainbow_fast.infinite_width.kernels import empirical_kernel, expected_kernel, expected_mean
 
 __all__ = [
     "KernelConvergence",
+    "KernelRegression",
     "PowerFit",
     "SiteFeatures",
+    "SiteKernel",
     "Slope",
     "TheorySlopes",
     "bures_wasserstein",
@@ -35,6 +39,7 @@ __all__ = [
     "fit_limit",
     "fit_power",
     "kernel_convergence",
+    "kernel_regression",
     "novelty",
     "power_law_decay",
     "site_convergence",

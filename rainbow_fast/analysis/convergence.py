@@ -155,9 +155,10 @@ def site_features(
     hooks = []
     for name in names:
         site = network.site(name)
-        if not site.fused or not site.drawn.implicit:
+        if not site.fused or not site.drawn.implicit or math.isinf(site.n):
             raise ValueError(
-                f"site {name!r}: wanted one with Gaussian rows (law='gaussian'), without pooling, of a known activation"
+                f"site {name!r}: wanted Gaussian rows (law='gaussian'), of finite width, without pooling, of a known "
+                "activation"
             )
         hooks.append(site.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]})))
     try:

@@ -62,12 +62,15 @@ def coefficients(name: str, sigma: Function, s: Tensor, a: Tensor) -> Tensor:
 
 
 def series(left: Tensor, right: Tensor, angles: Angles) -> Tensor:
-    """E[sigma(x) sigma(y)] = sum_j c_j c'_j cos(angle)^j, (N, N') from (N, K) and (N', K): Mehler's formula."""
+    """E[sigma(x) sigma(y)] = sum_j c_j c'_j cos(angle)^j, by Mehler's formula.
+
+    The coefficients are (..., K). Without their last axis they broadcast to the shape of the angles.
+    """
     cos = angles.cos
     total = torch.zeros_like(cos)
-    rows = right.T.contiguous()
-    for j in reversed(range(len(rows))):
-        total.mul_(cos).addcmul_(left[:, j : j + 1], rows[j : j + 1])
+    rows, columns = (terms.movedim(-1, 0).contiguous() for terms in (left, right))
+    for j in reversed(range(len(columns))):
+        total.mul_(cos).addcmul_(rows[j], columns[j])
     return total
 
 

@@ -77,7 +77,7 @@ class KernelMap:
         flat = _correlations(rho).reshape(1, -1)
         angles = angles_of(flat)
         if self._form.centred is None:
-            return hermite.series(self._terms, self._terms.expand(flat.shape[1], -1), angles).reshape(rho.shape)
+            return hermite.series(self._terms, self._terms, angles).reshape(rho.shape)
         s, zero = torch.full_like(flat, self.size), torch.zeros_like(flat)
         return self._form.centred(Pairs(s, s, angles, zero, zero)).reshape(rho.shape)
 

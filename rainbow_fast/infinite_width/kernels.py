@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -163,6 +164,23 @@ def expected_mean(
     return hermite.mean(form.name, form.sigma, side.size, side.shift).to(u.device)
 
 
+def expected_power(
+    u: Tensor,  # (N, r)
+    *,
+    activation: str | Callable[[Tensor], Tensor] = "relu",
+    negative_slope: float = 0.01,
+    shift: Tensor | None = None,  # (N,)
+    cov: Tensor | None = None,  # (r, r)
+) -> Tensor:  # (N,)
+    """The mean square of the random features of each sample, ``E[sigma(<w, u> + shift)^2]``, in float64.
+
+    It is the diagonal of `expected_kernel`, whose arguments, errors and accuracy it has.
+    """
+    form = expectations(activation, negative_slope)
+    side = _side("u", u, "shift", shift, cov)
+    return power(form, side.size, side.shift).to(u.device)
+
+
 @torch.no_grad()
 def empirical_kernel(
     u: Tensor,  # (N, r)
@@ -229,13 +247,13 @@ def _side(name: str, u: Tensor, shift_name: str, shift: Tensor | None, cov: Tens
         if not values.isfinite().all():
             raise ValueError(f"{what} is not finite")
     if cov is not None:
-        x = x @ _root(cov, x.shape[1])
+        x = x @ covariance_root(cov, x.shape[1])
     size = torch.linalg.vector_norm(x, dim=1)
     return _Side(x / torch.where(size > 0, size, 1.0).unsqueeze(1), size, a)
 
 
-def _root(cov: Tensor, rank: int) -> Tensor:
-    """R (r, r) with R R^T = cov."""
+def covariance_root(cov: Tensor, rank: int) -> Tensor:
+    """R (r, r) with R R^T = cov, after a check of cov (r, r)."""
     C = _symmetric("cov", cov)
     if len(C) != rank:
         raise ValueError(f"cov has shape {tuple(C.shape)}: wanted (r, r) = {(rank, rank)}")
@@ -257,6 +275,16 @@ def _symmetric(name: str, matrix: Tensor) -> Tensor:
     return M
 
 
+def power(form: Expectations, s: Tensor, a: Tensor) -> Tensor:
+    """E[sigma(a + s X)^2], in the shape of s and a."""
+    exact = form.shifted if bool(a.any()) else form.centred
+    if exact is None:
+        terms = hermite.coefficients(form.name, form.sigma, s.flatten(), a.flatten())
+        return terms.square().sum(1).view(s.shape)
+    same = Angles(torch.zeros_like(s), torch.full_like(s, math.pi))
+    return exact(Pairs(s, s, same, a, a))
+
+
 def _kernel(
     form: Expectations, left: _Side, right: _Side, angles: Callable[[Tensor], Angles], max_pairs: int
 ) -> Tensor:
@@ -270,7 +298,7 @@ def _kernel(
     height = max(max_pairs // max(len(right.size), 1), 1)
     for rows in torch.arange(len(left.size), device=left.size.device).split(height):
         if exact is None:
-            out[rows] = hermite.series(terms[0][rows], terms[1], angles(rows))
+            out[rows] = hermite.series(terms[0][rows].unsqueeze(1), terms[1].unsqueeze(0), angles(rows))
         else:
             s, a = left.size[rows].unsqueeze(1), left.shift[rows].unsqueeze(1)
             out[rows] = exact(Pairs(s, right.size.unsqueeze(0), angles(rows), a, right.shift.unsqueeze(0)))

@@ -228,15 +228,21 @@ class SampleOptions(MethodOptions):
         "regression: layerwise regression on random features, an upper bound that is not a rainbow network.",
         lambda name, value: one_of(name, value, METHODS),
     )
-    width: int | Mapping[str, int] | None = option(
+    width: float | Mapping[str, float] | None = option(
         None,
         "Neurons of every site: an int, or a dict from site names to ints; sites that it does not name keep the "
-        "reference's width.",
+        "reference's width. math.inf samples the limit of infinitely many neurons, in closed form.",
     )
     factor: float | None = option(
         None,
-        "Widths as a multiple of the reference's (default: 1). Give width or factor, not both.",
-        optional(between(0, math.inf, "a finite number above 0", open_low=True, open_high=True)),
+        "Widths as a multiple of the reference's (default: 1); math.inf for the limit. Give width or factor, not both.",
+        optional(between(0, math.inf, "a number above 0", open_low=True)),
+    )
+    limit_rows: int = option(
+        4096,
+        "Samples of the alignment set that the kernel of a site of infinite width is expanded in. If there are more, "
+        "these are drawn at random by `seed`, and the kernel is Nystrom's approximation from them.",
+        lambda name, value: integer(name, value, 1),
     )
     rank: int | str | Mapping[str, int | str] | None = option(
         None,

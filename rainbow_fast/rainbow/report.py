@@ -39,7 +39,7 @@ class SiteReport:
         index: place in the list of all sites.
         site: name of the site.
         d: neurons of the reference (of one of them, if there are several).
-        n: neurons of the sampled network.
+        n: neurons of the sampled network; infinite for a closed form (null in JSON).
         rank: number of directions of z that are combined.
         samples: number of samples that M is the mean of: images times positions.
         error: E|phih - phi|^2 / E|phi|^2 on the alignment set.
@@ -56,13 +56,14 @@ class SiteReport:
         random_features: whether the reference has random features here (`rainbow_fast.nn.RandomFeatures`), so that
             the Gaussian law and its rank are exact.
         route: how features were computed: ``"fused"``, in two passes of kernels that store none; ``"kept"``, once, from
-            z; ``"wide"``, once, from the features of the site before, by the wide weights ``W' = s G_eff W A``.
+            z; ``"wide"``, once, from the features of the site before, by the wide weights ``W' = s G_eff W A``;
+            ``"limit"``, only their kernel, for infinitely many neurons.
     """
 
     index: int
     site: str
     d: int
-    n: int
+    n: int | float
     rank: int
     samples: int
     error: float
@@ -91,6 +92,8 @@ class SiteReport:
             ValueError: a field is missing, unknown, or of another type.
         """
         values = {"route": "fused", "random_features": False} | values
+        if values.get("n", 1) is None:
+            values["n"] = math.inf
         unknown = values.keys() ^ {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"a site's report: field {min(unknown)!r} is missing or unknown")

@@ -130,12 +130,13 @@ def reason_kept(site: Site) -> str | None:
     return "a gate, not named" if site.gate else None
 
 
-def by_site(what: str, value: Any, sites: Iterable[str]) -> dict[str, int]:
+def by_site(what: str, value: Any, sites: Iterable[str], *, infinite: bool = False) -> dict[str, int]:
     """A number for all sites, or a dict of numbers by site, as a dict by site. Numbers are integers of at least 1.
 
     Args:
         what: name of the option, for messages.
         sites: names of the allowed sites.
+        infinite: whether a number may be infinite, too.
 
     Raises:
         ValueError, TypeError: a site is unknown, or a value is not an integer of at least 1. The message names the
@@ -146,4 +147,7 @@ def by_site(what: str, value: Any, sites: Iterable[str]) -> dict[str, int]:
     for name in numbers:
         if name not in sites:
             raise ValueError(f"{what}: {name!r} is not among the sampled sites {', '.join(sites)}")
-    return {name: integer(f"{what} of site {name!r}", n, 1) for name, n in numbers.items()}
+    return {
+        name: n if infinite and n == math.inf else integer(f"{what} of site {name!r}", n, 1)
+        for name, n in numbers.items()
+    }

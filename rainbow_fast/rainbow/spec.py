@@ -12,8 +12,10 @@ import torch
 from rainbow_fast.data.dtypes import described
 from rainbow_fast.ops.precision import in_force
 from rainbow_fast.rainbow.chunks import Data
+from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws import Law
 from rainbow_fast.rainbow.laws.directions import Directions, choose_directions
+from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.options import SampleOptions, law_of
 from rainbow_fast.rainbow.prepare import Prepared, own_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site, warn_if_few
@@ -82,6 +84,7 @@ class NetworkSpec:
         spec = cls(options, widths, directions, trace, sites, layers)
         spec._check_align(prepared.trace, chosen, prepared.align)
         spec._check_classifier(trace, prepared.sites[-1], prepared.align)
+        spec._check_limit(chosen)
         held = prepared.held
         if options.accuracy_profile and (held.labels is None or not held.count):
             raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
@@ -97,6 +100,25 @@ class NetworkSpec:
             raise ValueError("align_flattened=True: no sampled site feeds a Flatten")
         for s in feeding:
             warn_if_few(s.site.name, align.count, s.channels * s.positions)
+
+    def _check_limit(self, chosen: Sequence[SiteStatistics]) -> None:
+        """Refuse what has no closed form at sites of infinitely many neurons."""
+        options = self.options
+        for s in (s for s in chosen if self.widths[s.site.name] == INFINITE):
+            where = f"width=inf: site {s.site.name!r}"
+            if not law_of(options).gaussian_limit:
+                raise ValueError(f"{where}: law={options.law!r} has no closed form: wanted 'gaussian' or 'orthonormal'")
+            if kind_of(s.site).expected() is None:
+                what = "has no closed form with pooling, a normalisation, or an activation without a fused kernel"
+                raise ValueError(f"{where} {what}: wanted a finite width there, or sites= without it")
+            if options.alignment != "polar":
+                raise ValueError(f"{where}: alignment={options.alignment!r} has no limit: wanted 'polar'")
+            if options.scale == "one":
+                raise ValueError(f"{where}: scale='one' grows without limit: wanted 'sqrt', 'optimal' or 'nuclear'")
+            if options.align_flattened and s.site.feeds_flatten:
+                raise ValueError(f"{where}: align_flattened=True has no limit here: wanted False")
+            if options.classifier == "refit" and s.site is self.trace.sites[-1]:
+                raise ValueError(f"{where} has no wide features: classifier='refit', wanted 'refit_aligned' or None")
 
     def _check_classifier(self, trace: Trace, last: SiteStatistics, align: Data) -> None:
         classifier = self.options.classifier
@@ -154,22 +176,26 @@ def choose_sites(sites: Sequence[T], names: Sequence[str] | None) -> list[T]:
 
 
 def choose_widths(
-    chosen: Sequence[SiteStatistics], width: int | Mapping[str, int] | None, factor: float | None, law: Law
+    chosen: Sequence[SiteStatistics], width: float | Mapping[str, float] | None, factor: float | None, law: Law
 ) -> dict[str, int]:
-    """The number of neurons of each site. Sites that a dict `width` does not name keep the reference's width.
+    """The number of neurons of each site, which may be `INFINITE`.
+
+    Sites that a dict `width` does not name keep the reference's width.
 
     Raises:
         ValueError: a width is below 1 or above `MOST_NEURONS`, a site is unknown, or the law does not allow the width.
     """
     widths = {s.site.name: s.channels for s in chosen}
     if factor is not None:
-        widths = {name: max(round(min(factor * d, 2.0 * MOST_NEURONS)), 1) for name, d in widths.items()}
+        finite = {name: max(round(min(factor * d, 2.0 * MOST_NEURONS)), 1) for name, d in widths.items()}
+        widths = finite if factor < INFINITE else dict.fromkeys(widths, INFINITE)
     elif width is not None:
-        widths |= by_site("width", width, widths)
+        widths |= by_site("width", width, widths, infinite=True)
     for name, n in widths.items():
-        if n > MOST_NEURONS:
+        if MOST_NEURONS < n < INFINITE:
             option = f"width={width}" if factor is None else f"factor={factor}"
             raise ValueError(f"{option}: wanted at most 2^56 neurons at site {name!r}")
     for s in chosen:
-        law.check(widths[s.site.name], s)
+        if widths[s.site.name] < INFINITE:
+            law.check(widths[s.site.name], s)
     return widths

@@ -84,7 +84,7 @@ def test_what_is_no_option_is_named_with_the_nearest_one(model, call, message):
 
 
 def test_a_message_about_one_network_of_several_names_it(model):
-    with pytest.raises(ValueError, match=r"^factor=0: wanted a finite number above 0"):
+    with pytest.raises(ValueError, match=r"^factor=0: wanted a number above 0"):
         model.sample_many([{"factor": 0}])
 
 

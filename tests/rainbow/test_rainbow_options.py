@@ -214,7 +214,7 @@ def test_moments_of_every_t_th_position():
         ({"keep_mean": 1}, "keep_mean=1: wanted True, False or None"),
         ({"width": 4, "factor": 2}, "width=4 and factor=2: wanted one of the two"),
         ({"rank": 4, "explained_variance": 0.5}, "rank=4 and explained_variance=0.5: wanted one of the two"),
-        ({"factor": 0}, "factor=0: wanted a finite number above 0"),
+        ({"factor": 0}, "factor=0: wanted a number above 0"),
         ({"explained_variance": 1.5}, "explained_variance=1.5: wanted 0 < explained_variance <= 1"),
         ({"width": 0}, "width of site '2'=0: wanted width of site '2' >= 1"),
         ({"width": {"3": 4}}, "width: '3' is not among the sampled sites 2, 4"),

@@ -36,6 +36,13 @@ class Kind(nn.Module):
         """Keyword arguments of the random-feature ops: the non-linearity that the kernels apply."""
         raise NotImplementedError
 
+    def expected(self) -> dict[str, Any] | None:
+        """Keyword arguments of `rainbow_fast.infinite_width.expected_kernel` for the kernel of infinitely many neurons.
+
+        None if it has no closed form.
+        """
+        return None
+
     def finish(self, s: Tensor) -> Tensor:
         """phi' (N, features * n, *space) from the result of the kernels (N, n, *space)."""
         raise NotImplementedError

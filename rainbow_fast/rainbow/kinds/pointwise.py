@@ -33,6 +33,9 @@ class Pointwise(Kind):
             return {"activation": self.activation, "negative_slope": self.negative_slope}
         return {"activation": "identity"}
 
+    def expected(self) -> dict[str, Any] | None:
+        return self.kernel() if self.fused and self.normalisation is None else None
+
     def finish(self, s: Tensor) -> Tensor:
         if not self.in_kernel:
             return self.features_of(s)

@@ -19,6 +19,8 @@ class Gaussian(Law):
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equation 15.
     """
 
+    gaussian_limit = True
+
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
         return Rows(n, site.d, key, U)
 

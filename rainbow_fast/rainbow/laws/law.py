@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
 EIGENVECTORS = 10  # flops / n^3 for the eigenvectors of a symmetric (n, n) matrix
+INFINITE: int = math.inf  # type: ignore[assignment]  # a number of neurons: the limit of networks of finite width
 PLANNED = torch.zeros(4, dtype=torch.int64, device="cpu")  # a placeholder for the key, which is not read
 
 
@@ -24,9 +26,12 @@ class Law:
     Attributes:
         keeps_mean: whether the law only combines deviations from the mean over channels. The option ``keep_mean`` is
             then True.
+        gaussian_limit: whether the law of infinitely many rows is that of independent Gaussian ones, so that the kernel
+            of the features has a closed form.
     """
 
     keeps_mean = False
+    gaussian_limit = False
 
     def check(self, n: int, site: SiteStatistics) -> None:
         """Check that n neurons can be drawn at a site; called before anything is sampled.

@@ -22,6 +22,8 @@ class Orthonormal(Law):
     ``R = sqrt(r) (G G^T)^(-1/2) G``.
     """
 
+    gaussian_limit = True
+
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
         rows, device = Rows(n, site.d, key, U), site.device
         if n >= rows.r:

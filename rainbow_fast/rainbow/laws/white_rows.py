@@ -30,6 +30,8 @@ class White(Law):
             site.
     """
 
+    gaussian_limit = True
+
     def layers(self, sites: Sequence[SiteStatistics]) -> dict[str, Tensor]:
         return {s.site.name: _patches(_weight(s)) for s in sites}
 

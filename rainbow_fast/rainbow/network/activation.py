@@ -85,6 +85,7 @@ class RainbowActivation(Keyed):
     ) -> None:
         super().__init__(rows.key)
         self.kind = kind_of(site)
+        self.exact: tuple[str, ...] = EXACT
         self.n, self.d, self.mean_row, self.h = rows.n, rows.d, rows.mean_row, rows.h
         self.precision = precision
         self.axis, self.flattened, self._positions = site.axis, flattened, positions
@@ -104,8 +105,8 @@ class RainbowActivation(Keyed):
             return self.finish(self.shaped_as(y, z)).to(z.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RainbowActivation:
-        """Move or convert the module. The buffers in `EXACT` are moved, but keep their dtype."""
-        before = {name: t for name in EXACT if (t := getattr(self, name)) is not None}
+        """Move or convert the module. The buffers in `exact` are moved, but keep their dtype."""
+        before = {name: t for name in self.exact if (t := getattr(self, name)) is not None}
         super()._apply(fn, recurse)
         for name, t in before.items():
             if getattr(self, name).dtype != t.dtype:

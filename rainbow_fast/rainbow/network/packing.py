@@ -11,22 +11,27 @@ import msgspec
 import torch
 from torch import Tensor
 
+from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.activation import RainbowActivation
+from rainbow_fast.rainbow.network.limit_activation import LimitActivation
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.site import Site
 
 REQUIRED = ("key", "A")
-_BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "matrix", "gain", "bias", "offset")
+_BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "matrix", "gain", "bias", "offset", "rows", "shifts")
 _INTEGERS = ("key", "k")  # int64; all other buffers are floating point
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Packed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The options of a sampled site in the header of a file, see `RainbowActivation` and `Rows`."""
+    """The options of a sampled site in the header of a file, see `RainbowActivation` and `Rows`.
 
-    n: Positive
+    n is None for a `LimitActivation`.
+    """
+
+    n: Positive | None
     d: Positive
     mean_row: bool
     h: Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -36,8 +41,9 @@ class Packed(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 def pack(activation: RainbowActivation) -> tuple[Packed, dict[str, Tensor]]:
     """The options and the buffers that a sampled site has in addition to the reference's site."""
-    buffers = {b: copied(value) for b in _BUFFERS if (value := getattr(activation, b)) is not None}
-    return Packed(**{name: getattr(activation, name) for name in Packed.__struct_fields__}), buffers
+    buffers = {b: copied(value) for b in _BUFFERS if (value := getattr(activation, b, None)) is not None}
+    options = {name: getattr(activation, name) for name in Packed.__struct_fields__}
+    return Packed(**options | {"n": None if activation.n == INFINITE else activation.n}), buffers
 
 
 def unpack(
@@ -59,16 +65,16 @@ def unpack(
     _check_buffers(options, mine)
     mine = {b: t if b == "key" else t.to(device) for b, t in mine.items()}
     drawn: dict[str, Any] = {name: mine.get(name) for name in ("key", "U", "T", "k", "matrix")}
-    rows = Rows(options.n, options.d, h=options.h, mean_row=options.mean_row, **drawn)
+    n = INFINITE if options.n is None else options.n
+    rows = Rows(n, options.d, h=options.h, mean_row=options.mean_row, **drawn)
     recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
-    activation = RainbowActivation(
-        site,
-        rows,
-        flattened=options.flattened,
-        recalibration=recalibration,
-        precision=options.precision,
-        device=device,
-    )
+    how: dict[str, Any] = {"recalibration": recalibration, "precision": options.precision, "device": device}
+    if options.n is None:
+        limit = LimitActivation(site, rows, **how)
+        limit.rows, limit.shifts = mine["rows"], mine.get("shifts")
+        activation: RainbowActivation = limit
+    else:
+        activation = RainbowActivation(site, rows, flattened=options.flattened, **how)
     activation.A, activation.offset = mine["A"], mine.get("offset")
     activation.scale = mine.get("scale", activation.scale)  # in files of version 1 it is part of A
     return activation
@@ -94,7 +100,8 @@ def check_fits(activation: RainbowActivation, s: SiteStatistics, *, outputs: int
     if activation.flattened:
         z = activation.scale.new_zeros(1, *s.z_shape, dtype=activation.A.dtype)
         features = activation.strategy.rows(activation, z, lambda t: t, 0, 1).numel()
-    wanted = own if outputs is None else outputs, activation.n * features
+    columns = len(activation.rows) if isinstance(activation, LimitActivation) else activation.n * features
+    wanted = own if outputs is None else outputs, columns
     if tuple(activation.A.shape) != wanted:
         raise ValueError(f"site {s.site.name!r} has A of shape {tuple(activation.A.shape)}, wanted {wanted}")
 
@@ -104,9 +111,12 @@ def _check_buffers(options: Packed, buffers: Mapping[str, Tensor]) -> None:
     r = d if U is None else U.shape[-1:].numel()
     shapes = {"key": (4,), "scale": (), "U": (d, r), "T": (n, n), "k": (n,), "matrix": (n, r), "gain": (d,)}
     shapes |= {"bias": (d,), "offset": tuple(A.shape[:1]), "A": tuple(A.shape[:2])}
+    shapes |= {"rows": (A.shape[-1], r), "shifts": (A.shape[-1],)}
     for name, t in buffers.items():
         if tuple(t.shape) != shapes[name] or t.is_floating_point() == (name in _INTEGERS):
             raise ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)}, wanted shape {shapes[name]}")
+    if ("rows" in buffers) != (n is None):
+        raise ValueError("rows: wanted for a site of infinitely many neurons, and for no other")
     if ("gain" in buffers) != ("bias" in buffers):
         raise ValueError("gain and bias: wanted both or none")
     if "k" in buffers and not 0 <= int(buffers["k"].min()) <= int(buffers["k"].max()) < d:

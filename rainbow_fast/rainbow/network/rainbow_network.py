@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rainbow_fast.joint_inputs import arguments, first_parameter, layout_of
+from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.same_network import written_out
 from rainbow_fast.tracing.own_inputs import with_own_inputs
@@ -106,10 +107,14 @@ class RainbowNetwork(nn.Module):
             each site becomes a Sequential of linear map, non-linearity and linear map.
 
         Raises:
+            ValueError: a site has infinitely many neurons.
             RuntimeError: on a few inputs (Gaussian numbers, or token ids of the data) the outputs differ by more than
                 1e-5 of the largest output (8 units of a half precision), beyond rounding. The message names the first
                 site that differs.
         """
+        for name in self.sampled:
+            if self.site(name).n == INFINITE:
+                raise ValueError(f"site {name!r} has infinitely many neurons: wanted a network of finite width")
         return with_own_inputs(written_out(self.body, self.input_shape, self._probes))
 
     def keep_probes(self, x: Tensor) -> None:

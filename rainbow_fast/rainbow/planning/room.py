@@ -12,6 +12,7 @@ import torch
 
 from rainbow_fast.rainbow.alignment.regression import Regression
 from rainbow_fast.rainbow.kinds import kind_of
+from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.options import SampleOptions, alignment_of, law_of
 from rainbow_fast.rainbow.planning.sizes import Sizes
 from rainbow_fast.rainbow.prepare import Prepared
@@ -96,6 +97,9 @@ def _least(prepared: Prepared, statistics: SiteStatistics, options: SampleOption
     rows, columns = (channels * positions, n * positions) if flattened else (channels, n)
     sizes = Sizes(align.count, prepared.held.count, align.size, align.dtype.itemsize, 0, prepared.max_samples)
     samples = align.count if flattened else sizes.samples(positions)
+    if n == INFINITE:
+        m = min(options.limit_rows, samples)
+        return 8 * (rows * m + (m**2 if m < samples else 0)), 8 * rows * m
     alignment, square = alignment_of(options), 0
     if isinstance(alignment, Regression):
         solver = alignment.chosen(columns, samples, rows if kind_of(site).fused and not flattened else None)

@@ -14,16 +14,20 @@ from rainbow_fast.ops.polar import polar_flops
 from rainbow_fast.ops.random_features_flops import random_features_covariance_flops, random_features_flops
 from rainbow_fast.rainbow.alignment.regression import Regression, SolverCost, solver_cost
 from rainbow_fast.rainbow.kinds import kind_of
+from rainbow_fast.rainbow.laws.law import EIGENVECTORS, PLANNED, without_values
+from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.features import IMPLICIT_BLOCK
+from rainbow_fast.rainbow.network.limit_activation import BLOCK
 from rainbow_fast.rainbow.options import alignment_of, law_of
 from rainbow_fast.rainbow.planning.cost import SiteCost, Work
 from rainbow_fast.rainbow.planning.site_memory import SiteMemory
 from rainbow_fast.rainbow.planning.sizes import Sizes
 from rainbow_fast.rainbow.sampling.align import few_directions_flops, has_few_directions
-from rainbow_fast.rainbow.sampling.route import FUSED, Route, wide_multiplications
+from rainbow_fast.rainbow.sampling.route import KEPT, LIMIT, WIDE, Route, wide_multiplications
 from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
 
+PAIR = 64  # activations whose time one pair of samples takes in a kernel, about
 COPIES = 4  # copies of a matrix, or of a chunk of activations or features, that a step holds, or reads and writes
 
 
@@ -70,7 +74,15 @@ class SiteCount:
         self.kind = kind_of(self.site)
         self.fused = self.kind.fused and not flattened
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
-        self.rows_drawn = law_of(options).planned(self.n, statistics, U)
+        self.limit_bytes = 0
+        if route.name == LIMIT:  # the kernel with so many rows, which are stored, takes the place of the features
+            self.n = self.columns = min(options.limit_rows, self.samples)
+            drawn = Rows(self.n, self.d, PLANNED, U)
+            self.rows_drawn = drawn._replace(matrix=without_values(self.n, drawn.r))
+            numbers = self.samples * self.rows if self.n == self.samples else self.n**2  # X, or K of the rows
+            self.limit_bytes = 8 * (numbers + COPIES * BLOCK)
+        else:
+            self.rows_drawn = law_of(options).planned(self.n, statistics, U)
         self.r = self.rows_drawn.r
         self.recalibrates, self.mean_row = (
             options.recalibrate and not first,
@@ -83,7 +95,7 @@ class SiteCount:
             self.solver = alignment.chosen(self.columns, self.samples, self.rows if self.fused else None)
             size = self.rows, self.columns, self.samples
             self.regression = solver_cost(self.solver, *size, ridge=alignment.ridge > 0)
-        self.A_bytes = sizes.A_itemsize * self.rows * self.columns
+        self.A_bytes = (8 if route.name == LIMIT else sizes.A_itemsize) * self.rows * self.columns
         self.alive = statistics.alive
         self.law_bytes = sum(t.nbytes for t in self.rows_drawn.stored.values())
 
@@ -114,12 +126,13 @@ class SiteCount:
         flops += 2 * calls * self.n**2 * self.r * ("T" in self.rows_drawn.stored)
         numbers = rows * self.d + COPIES * rows * self.n * (stored or not self.fused)
         bytes, pooled = self.sizes.itemsize * numbers, images * self.n * self.window
-        return Work(flops, features=rows * self.n, pooled=pooled, bytes=bytes)
+        each = PAIR if self.route.name == LIMIT else 1
+        return Work(flops, features=each * rows * self.n, pooled=pooled, bytes=bytes)
 
     def moments(self) -> Work:
         """The features and their covariance, a part of them for the activity, and the passes of the regression."""
         sizes, pixels = self.sizes, min(self.sizes.chunk, self.sizes.align) * self.pixels
-        if self.route.name != FUSED:
+        if self.route.name in (KEPT, WIDE):
             products = cross_covariance_flops((self.samples, self.rows), [(self.samples, self.columns)])
             numbers = COPIES * sizes.align * (self.phi + self.n * self.positions)
             return self.kept_features() + Work(products, bytes=sizes.itemsize * numbers)
@@ -141,6 +154,9 @@ class SiteCount:
     def alignment(self) -> Work:
         """The polar factor, and the steps from the sums to M and from A to B."""
         shape, partial = (self.rows, self.columns), alignment_of(self.spec.options).rank == "partial"
+        if self.route.name == LIMIT:
+            factor = (self.n**3 / 3 + 2 * self.rows * self.n**2) * (self.n < self.samples)
+            return Work(2 * self.rows**2 * self.n + EIGENVECTORS * self.rows**3 + factor, "float64")
         few = partial and has_few_directions(shape, self.samples)
         flops = few_directions_flops(shape, self.samples) if few else polar_flops(shape)
         return Work(flops, "polar", bytes=2 * COPIES * 8 * self.rows * self.columns)
@@ -187,7 +203,7 @@ class SiteCount:
         memory = SiteMemory(self, arriving)
         projection = self.projection(sizes.both)
         again = Work() if refit is None else self.features(sizes.align)
-        if self.route.name != FUSED:
+        if self.route.name in (KEPT, WIDE):
             measured = (self.kind.normalisation is not None) + (self.step > 1)  # the scale, and the error
             projection = self.projection(sizes.held + self.apart + measured * sizes.align, stored=True)
             again = Work()
@@ -195,7 +211,7 @@ class SiteCount:
             index=self.site.index,
             site=self.site.name,
             d=self.statistics.channels,
-            n=self.n,
+            n=self.spec.widths[self.site.name],
             rank=self.r,
             samples=self.samples,
             route=self.route.name,
@@ -211,7 +227,7 @@ class SiteCount:
             float64_bytes=self.float64_bytes(),
             A_bytes=self.A_bytes,
             disk_bytes=self.disk_bytes(refit),
-            peak_bytes=earlier + self.law_bytes + memory.peak(refit),
+            peak_bytes=earlier + self.law_bytes + self.limit_bytes + memory.peak(refit),
         )
 
 

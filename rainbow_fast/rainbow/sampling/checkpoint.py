@@ -46,9 +46,9 @@ class PackedSampledSite(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     refit: Packed | None = None
 
 
-# Version 1 of both formats has no checksums, version 2 of a site no precision.
+# Version 1 of both formats has no checksums, version 2 of a site no precision, version 3 no infinite width.
 RUN = Format("rainbow_fast.run", 2, "sampling run", Facts, summed_since=2, key="run")
-SITE = Format("rainbow_fast.site", 3, "sampled site", PackedSampledSite, summed_since=2, key="site")
+SITE = Format("rainbow_fast.site", 4, "sampled site", PackedSampledSite, summed_since=2, key="site")
 
 
 class Checkpoint:

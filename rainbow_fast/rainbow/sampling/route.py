@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from rainbow_fast.rainbow.kinds import kind_of
+from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.network.wide_layer import foldable
 from rainbow_fast.rainbow.options import alignment_of
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.tracing.chain import linear_chain
 
-FUSED, KEPT, WIDE = "fused", "kept", "wide"
+FUSED, KEPT, WIDE, LIMIT = "fused", "kept", "wide", "limit"
 
 
 class Route(NamedTuple):
@@ -28,7 +29,8 @@ class Route(NamedTuple):
         name: ``"fused"``: the kernels compute the features twice, once to sum M and once to apply A; none is stored.
             ``"kept"``: the features are computed once from z and stored in the place of phih until the next site.
             ``"wide"``: likewise, but from the stored features of the site before, through the wide weights
-            ``W' = s G_eff W A``. Neither z nor phih is computed.
+            ``W' = s G_eff W A``. Neither z nor phih is computed. ``"limit"``: there are infinitely many neurons, and
+            only their kernel is computed.
         between, shape: with "wide", the modules between the two sites, and the sizes; else empty and None.
     """
 
@@ -92,6 +94,9 @@ def choose_routes(
         name = s.site.name
         if name not in spec.widths:
             before = None
+            continue
+        if spec.widths[name] == INFINITE:
+            routes[name], before = Route(LIMIT), None
             continue
         kept = _keeps(spec, s, dtype, storage_dtype)
         routes[name] = Route(KEPT if kept else FUSED)

@@ -22,7 +22,8 @@ from rainbow_fast.rainbow.report import Report
 from rainbow_fast.rainbow.sampling.checkpoint import Checkpoint, describe, opened
 from rainbow_fast.rainbow.sampling.flight import REFERENCE, Flight, in_flight_bytes
 from rainbow_fast.rainbow.sampling.kept_site import KeptSite
-from rainbow_fast.rainbow.sampling.route import FUSED, KEPT, WIDE, Route, choose_routes
+from rainbow_fast.rainbow.sampling.limit_site import LimitSite
+from rainbow_fast.rainbow.sampling.route import FUSED, KEPT, LIMIT, WIDE, Route, choose_routes
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 from rainbow_fast.rainbow.sampling.storage import Storage, choose_storage
 from rainbow_fast.rainbow.scores import Score
@@ -132,7 +133,7 @@ class Lane:
                 self.report.kept[name] = reason_kept(statistics.site) or "not among the sites asked for"
             return None
         route, flights = self.routes[name], (self.align, self.held)
-        kind = SampledSite if route.name == FUSED else KeptSite
+        kind = {FUSED: SampledSite, LIMIT: LimitSite}.get(route.name, KeptSite)
         site = kind(statistics, self.spec, self.number, flights, self.max_samples, self.tick, route)
         if self._refits(statistics):
             site.collect_for(self.trace.tail())

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A site of infinitely many neurons: the alignment in closed form, from the kernel of the features."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rainbow_fast.infinite_width import expected_mean, expected_power
+from rainbow_fast.maps import as_rows
+from rainbow_fast.ops.gaussian import site_key
+from rainbow_fast.ops.polar import RTOL, polar_
+from rainbow_fast.rainbow.laws.law import INFINITE
+from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.moments import CrossCovariance
+from rainbow_fast.rainbow.network.limit_activation import BLOCK, LimitActivation
+from rainbow_fast.rainbow.sampling.align import AlignedMap
+from rainbow_fast.rainbow.sampling.flight import REFERENCE
+from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
+
+SQUARED = 1e12  # largest condition of M M^T: its small eigenvalues are rounding beyond
+JITTER = 1e-11  # of the mean diagonal of K, added before it is factored: its Cholesky factor has as large an error
+
+
+class LimitSite(SampledSite):
+    r"""Samples one site, as `SampledSite`, in the limit of infinitely many neurons.
+
+    Phi are features with the kernel k, X (S, d) the reference's phi at the S alignment samples, K (S, S) the kernel of
+    the samples. ``M = E[phi Phi^T]`` has ``M M^T = X^T K X / S^2``, so that the aligned features are
+
+        A Phi(z) = polar(M) Phi(z) = (X^T K X)^(-1/2) X^T k(samples, z)
+
+    K is streamed. The square root squares the condition of M. Where that is above 1e12, and for Nystrom's approximation
+    ``K = K_Sm K_mm^{-1} K_mS`` from m of the samples, A is the polar factor of ``X^T K_Sm R^{-1}``, which needs the
+    factor R of ``K_mm = R^T R`` and does not square it. K_mm is stored then.
+
+    Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 1 and equations 5 and 6.
+    """
+
+    activation: LimitActivation
+
+    def draw(self) -> None:
+        """Choose the samples that the kernel is expanded in, and embed them."""
+        address = site_key(self.options.seed, self.options.network_index, self.site.index)
+        self.activation = LimitActivation(
+            self.site,
+            Rows(
+                INFINITE,
+                self.own.d,
+                address,
+                self.spec.directions[self.site.name],
+                mean_row=self.options.keep_mean and self.own.has_mean_row,
+            ),
+            recalibration=self._recalibration() if self.options.recalibrate and self.align.apart[self.lane] else None,
+            precision=self.options.precision or "highest",
+            device=self.device,
+        )
+        self.m = min(self.options.limit_rows, self.samples)
+        generator = torch.Generator("cpu").manual_seed(self.options.seed)
+        order = torch.randperm(self.samples, generator=generator, device="cpu")
+        chosen = torch.zeros(self.samples, dtype=torch.bool, device="cpu")
+        chosen[order[: self.m]] = True
+        chosen, before = chosen.to(self.device), 0
+        rows, shifts, targets = [], [], []
+        for start in self.align:
+            z, select = self._input(self.align, start), self.select(start)
+            u, shift = self.activation.embedded(select(z))
+            here = chosen[before : before + len(u)]
+            rows.append(u[here])
+            shifts += [] if shift is None else [shift[here]]
+            if self.m == self.samples:
+                targets.append(as_rows(select(self._target(self.align.output(REFERENCE, start)))).double())
+            before += len(u)
+        self.activation.rows = torch.cat(rows)
+        self.activation.shifts = torch.cat(shifts) if shifts else None
+        self.X = torch.cat(targets) if targets else None
+
+    def accumulate(self) -> None:
+        """Compute the moments of phi and k, in one pass over the alignment set."""
+        self.moments = CrossCovariance(self.site.name)
+        how = self.activation.kernel_arguments
+        power = active = 0.0
+        for start in self.align:
+            phi, select = self._target(self.align.output(REFERENCE, start)), self.select(start)
+            u, shift = self.activation.embedded(select(self._input(self.align, start)))
+            x = as_rows(select(phi)).double()
+            for at in torch.arange(len(u), device=self.device).split(self._height):
+                a = None if shift is None else shift[at]
+                self.moments.update(x[at], self.activation.kernel_at(u[at], a))
+            power += float(expected_power(u, shift=shift, **how).sum())
+            active += float(expected_mean(u, shift=shift, activation="step").sum())
+            self.tick(f"{self.site.name}: moments")
+        self.power, self.activity = power / self.moments.count, active / self.moments.count
+
+    def solve(self) -> None:
+        """Compute A from the moments."""
+        moments, options = self.moments, self.options
+        mu, mean = moments.mean_x, moments.mean_y
+        T = moments.covariance() if options.center else moments.compute()  # E[x k^T], (d, m)
+        if not bool(T.any()):
+            raise ValueError(f"site {self.site.name!r}: M = 0, activations of the reference or the kernel are all zero")
+        solution = None if self.X is None else self._by_square(self.X - mu if options.center else self.X, T)
+        factor = None
+        if solution is None:
+            factor = self._factor()
+            M = torch.linalg.solve_triangular(factor, T, upper=True, left=False)
+            size = float(torch.linalg.vector_norm(M))
+            polar = polar_(M, rank="partial", rtol=RTOL)
+            B = torch.linalg.solve_triangular(factor.T, M, upper=False, left=False)
+            nuclear, rank, condition = float(polar.nuclear_norm), int(polar.rank), float(polar.condition)
+        else:
+            B, nuclear, size, rank, condition = solution
+        features = self.power
+        if options.center and factor is None:
+            features -= float(mean.mean())
+        elif options.center and factor is not None:
+            features -= float(torch.linalg.solve_triangular(factor.T, mean.unsqueeze(1), upper=False).square().sum())
+        covariance = nuclear - (0.0 if options.center else float(mu @ (B @ mean)))
+        phi = moments.x.spread if options.center else moments.trace_x
+        self.aligned = AlignedMap(
+            shape=(len(B), 1),  # of A for features with the kernel k, which are phi' / sqrt(n)
+            b=torch.zeros_like(mu),
+            mean=B @ mean,
+            overlap=covariance if options.offset else nuclear,
+            covariance=covariance,
+            nuclear_norm=nuclear,
+            features=features,
+            similarity=nuclear / math.sqrt(phi * features) if phi * features > 0 else math.nan,
+            rank=rank,
+            effective_rank=(nuclear / size) ** 2,
+            condition=condition,
+        )
+        self.activation.A, self.X = B.contiguous(), None
+
+    def _by_square(self, X: Tensor, T: Tensor) -> tuple[Tensor, float, float, int, float] | None:
+        """A by the square root of ``M M^T = X^T K X / S^2``; None if its condition is above `SQUARED`.
+
+        Channels that are zero for all samples are null directions, and do not count.
+
+        Returns:
+            A (d, S), |M|_*, |M|_F, the rank and the condition of M.
+        """
+        alive = X.square().sum(0) > 0
+        W = X[:, alive].T / len(X)
+        square = W @ T[alive].T
+        values, vectors = torch.linalg.eigh((square + square.T) / 2)
+        if not float(values[0]) * SQUARED > float(values[-1]):
+            return None
+        A = T.new_zeros(len(alive), len(X))
+        A[alive] = (vectors * values.rsqrt()) @ (vectors.T @ W)
+        roots = values.sqrt()
+        nuclear, size = float(roots.sum()), math.sqrt(float(values.sum()))
+        return A, nuclear, size, len(roots), float(roots[-1] / roots[0])
+
+    def _factor(self) -> Tensor:
+        """R (m, m), upper triangular, with ``K_mm = R^T R``."""
+        rows, shifts = self.activation.rows, self.activation.shifts
+        K = torch.empty(self.m, self.m, dtype=torch.float64, device=self.device)
+        for at in torch.arange(self.m, device=self.device).split(self._height):
+            K[at] = self.activation.kernel_at(rows[at], None if shifts is None else shifts[at])
+        K.diagonal().add_(JITTER * K.diagonal().mean())
+        return torch.linalg.cholesky(K, upper=True)
+
+    @property
+    def _height(self) -> int:
+        """Number of samples whose kernel is in memory at a time."""
+        return max(BLOCK // self.m, 1)
