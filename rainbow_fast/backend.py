@@ -113,7 +113,7 @@ def check_isa() -> None:
 LEAST_CAPABILITY = (8, 0)  # smallest compute capability for the CUDA kernels
 # The kernels for GPUs that each op has, in the order in which backend=None takes those that are present. An order holds
 # from a compute capability on, given by its first number. The reasons are counts of instructions, in
-# docs/guide/gpus.md; on every compute capability that was counted they say the same.
+# docs/guide/gpus.md; on 8.0 and 9.0 they say the same.
 ON_GPUS: dict[str, dict[int, tuple[str, ...]]] = {
     # As many instructions for a number in both. Those of CUDA are compiled before the first call.
     "gaussian": {8: ("cuda", "triton")},
