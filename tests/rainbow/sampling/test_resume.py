@@ -282,7 +282,7 @@ def test_site_files_that_are_refused(begun, tmp_path):
             fitted.sample(factor=2, resume_dir=folder)
 
     refused(whole[:-1], "is not a whole safetensors file")
-    refused(whole.replace(b'"version":"2"', b'"version":"3"'), "has version 3, this package reads versions up to 2")
+    refused(whole.replace(b'"version":"4"', b'"version":"5"'), "has version 5, this package reads versions up to 4")
     refused(whole.replace(b"rainbow_fast.site", b"rainbow_fast.sate"), "holds no sampled site: its format is")
     refused(whole.replace(b"similarity", b"similarita"), "is damaged")
     fitted.sample(factor=2, seed=1, resume_dir=tmp_path / "other")
