@@ -35,12 +35,15 @@ class Curve(NamedTuple):
         errors: (networks, widths), > 0. A point is the mean over networks, its bar is one standard deviation.
         fit: (e_inf, c, p) of ``e_inf + c n^-p``, which is drawn as a thin line, or None. If e_inf is more than a fifth
             of the last error, it is drawn as a horizontal line.
+        limit: the limit for infinite width, which is drawn as a horizontal line in the place of e_inf; None (default)
+            if it is not known.
     """
 
     group: str
     kind: str
     errors: np.ndarray
     fit: tuple[float, float, float] | None = None
+    limit: float | None = None
 
 
 class Panel(NamedTuple):
@@ -107,8 +110,10 @@ def _draw_convergence(axes: Axes, widths: np.ndarray, panel: Panel, groups: list
             limit, c, p = curve.fit
             x = np.geomspace(widths[0], widths[-1], 200)
             axes.plot(x, limit + c * x**-p, color=colour, linestyle=LINES[place], linewidth=1.3, zorder=1.5)
-            if limit > 0.2 * mean[-1]:  # a smaller limit hardly changes the curve
+            if limit > 0.2 * mean[-1] and curve.limit is None:  # a smaller limit hardly changes the curve
                 axes.axhline(limit, color=colour, linestyle=":", linewidth=1.1, zorder=1)
+        if curve.limit is not None:
+            axes.axhline(curve.limit, color=colour, linestyle=":", linewidth=1.1, zorder=1)
     start = max(np.mean(curve.errors, axis=0)[0] for curve in panel.curves)
     for name, slope in panel.slopes.items():
         y = 1.6 * start * (widths / widths[0]) ** -slope

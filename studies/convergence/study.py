@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from rainbow_fast import plots
 from rainbow_fast.analysis.convergence import KernelConvergence, site_convergence
 from rainbow_fast.analysis.rates import PowerFit, Slope, fit_power, power_law_decay, theory_slopes
 from rainbow_fast.cli.grid import Step
+from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.report import Record, Report
 
@@ -41,8 +43,9 @@ the same input zh; phi are the features with which phi' is aligned. Numbers are 
 - *to a wide sample*: the same error, where phi are the features of one network of width {wide} at its own input. All
   layers up to this one contribute to it, and the error of the wide network itself remains as e_inf.
 - *to the trained network*: `E|phih - phi|^2 / E|phi|^2` on the test images, where phi are the activations of the
-  trained network. This network has a finite width and its rows are not Gaussian, so the error tends to e_inf > 0 as n
-  grows.
+  trained network. This network has a finite width and its rows are not Gaussian, so the error tends to a limit above 0
+  as n grows. The column *asymptote* has this limit: the error of the network of infinite width, in closed form
+  (`factor=math.inf`), aligned on the same images. The fit has no part in it.
 """
 
 
@@ -53,6 +56,7 @@ class MeasuredSite:
     name: str
     convergence: KernelConvergence
     trained: np.ndarray  # (networks, widths): the error relative to the trained network
+    asymptote: float  # the same error of the network of infinite width
     fits: Mapping[str, PowerFit | None]
     decay: Slope
 
@@ -71,7 +75,12 @@ def study(
     measured = site_convergence(
         sample, x, widths, networks=networks, progress=lambda done, total, what: step(done / total, what)
     )
-    return [_fitted(name, one, np.array([errors[name][n] for n in widths]).T) for name, one in measured.items()]
+    _, report = model.sample(factor=math.inf)
+    _keep(errors, INFINITE, report)
+    return [
+        _fitted(name, one, np.array([errors[name][n] for n in widths]).T, errors[name][INFINITE][0])
+        for name, one in measured.items()
+    ]
 
 
 def records(sites: list[MeasuredSite], about: Mapping[str, Any]) -> list[Record]:
@@ -82,7 +91,8 @@ def records(sites: list[MeasuredSite], about: Mapping[str, Any]) -> list[Record]
     listed: list[Record] = [{"about": dict(about)}]
     for site in sites:
         measured = site.convergence
-        listed.append({"site": site.name, "spectrum": measured.spectrum.tolist(), "wide_width": measured.wide_width})
+        head = {"site": site.name, "spectrum": measured.spectrum.tolist(), "wide_width": measured.wide_width}
+        listed.append(head | {"asymptote": site.asymptote})
         for place, n in enumerate(measured.widths.tolist()):
             for network in range(len(measured.kernel)):
                 errors = {name: float(getattr(measured, name)[network, place]) for name in MEASURED}
@@ -104,14 +114,14 @@ def from_records(listed: Sequence[Record]) -> tuple[Record, list[MeasuredSite]]:
         trained = errors.pop("trained")
         spectrum = np.array(head["spectrum"])
         measured = KernelConvergence(np.array(widths), **errors, wide_width=head["wide_width"], spectrum=spectrum)
-        sites.append(_fitted(head["site"], measured, trained))
+        sites.append(_fitted(head["site"], measured, trained, head["asymptote"]))
     return listed[0]["about"], sites
 
 
-def _fitted(name: str, measured: KernelConvergence, trained: np.ndarray) -> MeasuredSite:
+def _fitted(name: str, measured: KernelConvergence, trained: np.ndarray, asymptote: float) -> MeasuredSite:
     """A site with the power laws that are fitted to its errors and its spectrum."""
     decay = power_law_decay(measured.spectrum, first=RANKS[0], last=RANKS[1])
-    return MeasuredSite(name, measured, trained, _fits(measured, trained), decay)
+    return MeasuredSite(name, measured, trained, asymptote, _fits(measured, trained), decay)
 
 
 def page(about: Record, sites: list[MeasuredSite]) -> str:
@@ -141,7 +151,8 @@ def figure(sites: list[MeasuredSite], title: str) -> Figure:
     def curve(site: MeasuredSite, kind: str, name: str) -> plots.Curve:
         errors = site.trained if name == "trained" else getattr(site.convergence, name)
         fitted = site.fits.get(name)
-        return plots.Curve(f"site {site.name}", kind, errors, None if fitted is None else fitted[:3])
+        limit = site.asymptote if name == "trained" else None
+        return plots.Curve(f"site {site.name}", kind, errors, None if fitted is None else fitted[:3], limit)
 
     kernels = [curve(s, kind, name) for s in sites for kind, name in (("kernel", "kernel"), ("two samples", "between"))]
     wide = f"width {sites[0].convergence.wide_width}"
@@ -190,8 +201,8 @@ def table(sites: list[MeasuredSite]) -> list[str]:
     }
     first = sites[0].convergence.widths
     lines = [
-        ["site", "error", f"n = {first[0]}", f"n = {first[-1]}", "p", "e_inf"],
-        ["---"] * 6,
+        ["site", "error", f"n = {first[0]}", f"n = {first[-1]}", "p", "e_inf", "asymptote"],
+        ["---"] * 7,
     ]
     for site in sites:
         for name, title in names.items():
@@ -206,7 +217,8 @@ def table(sites: list[MeasuredSite]) -> list[str]:
                     f"{fitted.e_inf:.2g} ({ends[0]:.2g} to {ends[1]:.2g})",
                 ]
                 cells[1] = "0 (known)" if name == "kernel" else cells[1]
-            lines.append([site.name, title, f"{errors[0]:.2g}", f"{errors[-1]:.2g}", *cells])
+            limit = f"{site.asymptote:.4g}" if name == "trained" else "" if name == "wide" else "0"
+            lines.append([site.name, title, *(f"{errors[at]:.4g}" for at in (0, -1)), *cells, limit])
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 

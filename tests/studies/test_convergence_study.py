@@ -38,6 +38,7 @@ def test_convergence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     keys = [(r["site"], r["width"], r["network"]) for r in measured]
     assert keys == [(site, width, network) for site in ("2", "4") for width in (32, 64, 128, 256) for network in (0, 1)]
     assert {r["wide_width"] for r in listed if "spectrum" in r} == {1024}
+    assert all(0 < r["asymptote"] < 1 for r in listed if "spectrum" in r)
     for record in measured:
         assert all(0 < record[name] < 2 for name in ("kernel", "between", "limit", "wide", "trained"))
     page = (out / "convergence.md").read_text()

@@ -19,6 +19,7 @@ import studies.orthogonal_chains.__main__ as orthogonal_chains
 import studies.rainbow_layers.__main__ as rainbow_layers
 import studies.random_chains.__main__ as random_chains
 import studies.random_networks.__main__ as random_networks
+import studies.rates.__main__ as rates
 import studies.scattering.__main__ as scattering
 from rainbow_fast.io import read_records
 
@@ -32,6 +33,7 @@ STUDIES = {
     "rainbow_layers": rainbow_layers,
     "random_chains": random_chains,
     "random_networks": random_networks,
+    "rates": rates,
     "scattering": scattering,
 }
 

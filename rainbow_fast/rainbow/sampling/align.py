@@ -100,7 +100,7 @@ def align(
     subtracted = mean if options.center else shift
     M = moments.consume(subtracted)
     if options.offset and moments.x.constant:
-        return M.zero_(), _nothing(M)
+        return M.zero_(), nothing(M)
     products = products or moments.x.dtype
     _check(moments, options, subtracted, products)
     if eps is not None:
@@ -242,8 +242,8 @@ def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor,
         )
 
 
-def _nothing(M: Tensor) -> AlignedMap:
-    """The properties of B = 0."""
+def nothing(M: Tensor) -> AlignedMap:
+    """The properties of B = 0, of the shape of M."""
     zeros = M.new_zeros(len(M))
     return AlignedMap((M.shape[0], M.shape[1]), zeros, zeros, 0.0, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
 

@@ -16,7 +16,7 @@ from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.limit_activation import BLOCK, LimitActivation
-from rainbow_fast.rainbow.sampling.align import AlignedMap
+from rainbow_fast.rainbow.sampling.align import AlignedMap, nothing
 from rainbow_fast.rainbow.sampling.flight import REFERENCE
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
 
@@ -99,8 +99,9 @@ class LimitSite(SampledSite):
         moments, options = self.moments, self.options
         mu, mean = moments.mean_x, moments.mean_y
         T = moments.covariance() if options.center else moments.compute()  # E[x k^T], (d, m)
-        if not bool(T.any()):
-            raise ValueError(f"site {self.site.name!r}: M = 0, activations of the reference or the kernel are all zero")
+        if options.offset and moments.x.constant:
+            self.activation.A, self.aligned = T.zero_(), nothing(T)
+            return
         solution = None if self.X is None else self._by_square(self.X - mu if options.center else self.X, T)
         factor = None
         if solution is None:

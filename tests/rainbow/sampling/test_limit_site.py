@@ -185,6 +185,16 @@ def test_an_interrupted_run_continues(tmp_path) -> None:
     assert torch.equal(sampled(x), whole(x)) and of_resumed.to_dict() == report.to_dict()
 
 
+def test_constant_activations_are_their_offset() -> None:
+    reference = network(bias=True)
+    with torch.no_grad():
+        next(reference.parameters()).zero_()
+    x = data()
+    sampled, report = limit(reference, x, method="calibrated")
+    torch.testing.assert_close(sampled(x), reference(x), rtol=1e-13, atol=1e-13)  # some roundings
+    assert [site.M_rank for site in report.sites] == [0, 0]
+
+
 def test_activations_may_be_recomputed() -> None:
     x = data().float()
     reference = network().float()
