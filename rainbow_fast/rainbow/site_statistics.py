@@ -148,6 +148,6 @@ def by_site(what: str, value: Any, sites: Iterable[str], *, infinite: bool = Fal
         if name not in sites:
             raise ValueError(f"{what}: {name!r} is not among the sampled sites {', '.join(sites)}")
     return {
-        name: n if infinite and n == math.inf else integer(f"{what} of site {name!r}", n, 1)
+        name: n if infinite and isinstance(n, float) and n == math.inf else integer(f"{what} of site {name!r}", n, 1)
         for name, n in numbers.items()
     }

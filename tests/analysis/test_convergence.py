@@ -165,5 +165,5 @@ def test_sites_without_a_closed_form_are_refused(law: dict) -> None:
     reference = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *pool, nn.Flatten(), nn.LazyLinear(3))
     reference(draw(1, 1, 8, 8))
     network, _ = rf.sample(reference, draw(40, 1, 8, 8), holdout=0, width=3, **law)
-    with pytest.raises(ValueError, match="site '1': wanted one with Gaussian rows .*, without pooling"):
+    with pytest.raises(ValueError, match="site '1': wanted Gaussian rows .*, of finite width, without pooling"):
         site_features(network, draw(2, 1, 8, 8))

@@ -293,7 +293,7 @@ def test_site_files_that_are_refused(begun, tmp_path):
     refused(path.read_bytes(), "is damaged: its header cannot be read")
     path.write_bytes(whole)
     resealed(path, SITE, lambda header: header | {"report": header["report"] | {"n": "many"}})
-    refused(path.read_bytes(), "is damaged .a site's report: Expected `int`, got `str`")
+    refused(path.read_bytes(), "is damaged .a site's report: Expected `int . float`, got `str`")
 
 
 def test_what_a_killed_process_left_half_written_is_removed(begun, tmp_path):
