@@ -103,21 +103,8 @@ def test_a_scattering_checkpoint_is_sampled(rainbow_fast: Run, noise_folder: Pat
     save_checkpoint(
         *train_reference(about, Images(x, y, x, y), {"epochs": 1, "seed": 0}, lambda *_: None), tmp_path / "it"
     )
-    words = [
-        "--data",
-        noise_folder,
-        "--images",
-        40,
-        "--networks",
-        1,
-        "--holdout",
-        0.1,
-        "--factors",
-        2,
-        "--methods",
-        "paper,calibrated",
-    ]
-    code, _, err = rainbow_fast("sample", tmp_path / "it", *words, "--statistics", "running", "--out", tmp_path / "out")
+    words = "--images 40 --networks 1 --holdout 0.1 --factors 2 --methods paper,calibrated --statistics running".split()
+    code, _, err = rainbow_fast("sample", tmp_path / "it", "--data", noise_folder, *words, "--out", tmp_path / "out")
     assert code == 0, err
     records = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     assert [(r["method"], r["site"], r["d"], r["n"]) for r in records] == [

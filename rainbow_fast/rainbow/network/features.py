@@ -262,8 +262,11 @@ FUSED, STORED = Fused(), Stored()
 
 
 def _pieces(site: FeatureSite, u: Tensor, shift: Tensor | None, select: Select) -> list[tuple[Tensor, Tensor | None]]:
-    """u and the shift of so few images that features stay in the cache; of all images if some samples are left out."""
-    if select(u) is not u:
+    """u and the shift of so few images that features stay in the cache, if a neuron has several and all samples count.
+
+    Otherwise those of all images.
+    """
+    if site.positions == 1 or select(u) is not u:
         return [(u, shift)]
     size = max(IN_CACHE // (min(site.n, FEATURE_BLOCK) * u[0, 0].numel()), 1)
     return list(zip(u.split(size), [None] * len(u) if shift is None else shift.split(size), strict=False))
