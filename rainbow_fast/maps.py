@@ -17,8 +17,12 @@ def channels_first(z: Tensor, axis: int | None, flattened: bool = False) -> Tens
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """values (d,) in the dtype of `like`, reshaped to broadcast over the channels of maps (N, d, *space)."""
-    return values.view(1, -1, *[1] * (like.dim() - 2)).to(like.dtype)
+    """values (d,) in the dtype of `like`, reshaped to broadcast over the channels of maps (N, d, *space).
+
+    Values (d, 2) belong to maps of pairs, (N, d, *space, 2).
+    """
+    each = values.shape[1:]
+    return values.view(1, -1, *[1] * (like.dim() - 2 - len(each)), *each).to(like.dtype)
 
 
 def as_rows(x: Tensor) -> Tensor:

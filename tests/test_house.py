@@ -33,8 +33,8 @@ OPEN_ROOMS = {
     "bench/bench_{}.py": OPS,
 }
 RAINBOW = [  # rooms and files of rainbow_fast/rainbow, from the ground up: here too, imports go down
-    ["inputs", "positions", "resizing", "scores", "channel_moments", "moments", "site_statistics", "results"],
-    ["laws", "kinds", "narrowing"],
+    ["inputs", "positions", "resizing", "scores", "channel_moments", "pair_moments", "moments", "site_statistics"],
+    ["laws", "kinds", "narrowing", "filter_covariance", "results"],
     ["rebuilding"],
     ["network"],
     ["alignment"],

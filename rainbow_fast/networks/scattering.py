@@ -166,6 +166,7 @@ class ComplexBatchNorm2d(nn.Module):
     part in `module.double()`.
     """
 
+    eps = EPS
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -260,6 +261,9 @@ class Split(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.view_as_real(z).movedim(-1, 2).flatten(1, 2)
+
+
+LAYERS = (Wavelets, ComplexBatchNorm2d, PointwiseConv2d, ComplexConv2d, UnitNorm, Split)  # each is one call in a graph
 
 
 def _block(

@@ -63,7 +63,7 @@ class ChannelMoments:
     def add_shifted(self, x: Tensor, center: Tensor) -> None:
         """Add a batch from which this center has been subtracted."""
         self.add(*sums(x), x.numel() // max(x.shape[1], 1), center)
-        self.dtype = _narrower(self.dtype, x.dtype)
+        self.dtype = narrower(self.dtype, x.dtype)
 
     def add(self, total: Tensor, square: Tensor, count: int, center: Tensor | None = None) -> None:
         """Add sums about a center (None: about 0). They are converted to the center of these moments, if there is one.
@@ -88,7 +88,7 @@ class ChannelMoments:
         """Add the samples of other moments with the same channels."""
         if other.total is not None and other.square is not None:
             self.add(other.total, other.square, other.count, other.center)
-            self.dtype = _narrower(self.dtype, other.dtype)
+            self.dtype = narrower(self.dtype, other.dtype)
 
     def not_finite(self) -> int | None:
         """Index of the first channel with a value that is not finite; None if all values are finite."""
@@ -163,7 +163,8 @@ class ChannelMoments:
         return variance * (self.count / max(self.count - 1, 1)) if unbiased else variance
 
 
-def _narrower(*dtypes: torch.dtype) -> torch.dtype:
+def narrower(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype with the largest rounding."""
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 

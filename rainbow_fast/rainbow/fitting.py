@@ -12,6 +12,7 @@ from rainbow_fast.maps import channels_first, every, take
 from rainbow_fast.progress import Progress
 from rainbow_fast.rainbow.alignment.procrustes import rotations
 from rainbow_fast.rainbow.chunks import Data
+from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, active_samples
@@ -95,7 +96,7 @@ class Watch:
 
     def __call__(self, start: int, z: Tensor) -> None:
         statistics = self.statistics
-        if start == 0:
+        if start == 0 and kind_of(statistics.site).has_activity:
             counted = self.data.counted(start, z, statistics.site.axis)
             s = active_samples(counted, statistics)
             s = s if statistics.expansion is None else statistics.expansion.preactivations(s)

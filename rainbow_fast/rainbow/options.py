@@ -25,6 +25,8 @@ from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
 from rainbow_fast.rainbow.option_checks import HOLDOUT
 
 SCALES = ("sqrt", "optimal", "nuclear", "one")
+BLOCKS = ("filter", "full", "shared")
+STATISTICS = ("restore", "running")
 
 
 @documented
@@ -200,13 +202,35 @@ class MethodOptions(Options):
         optional(SMOOTHING),
         former=Former("h"),
     )
+    alignment_blocks: str = option(
+        None,
+        "What A mixes at a site of wavelets, whose neurons have a feature for each filter. filter: one A for each "
+        "filter, between channels only; full: one A of all features; shared: the same A of the channels for all "
+        "filters. Other sites have one feature a neuron, and one A.",
+        optional(lambda name, value: one_of(name, value, BLOCKS)),
+    )
+    statistics: str = option(
+        None,
+        "Units of phih at a site of wavelets that ends in a standardisation. restore: phi is standardised by its own "
+        "statistics on the alignment set, aligned, and mapped back, so that the reference's own neurons give exactly "
+        "phi; running: phi stays as the running averages have standardised it, and phih has the units of the alignment "
+        "set, as in the published code. Other sites are always as with running.",
+        optional(lambda name, value: one_of(name, value, STATISTICS)),
+    )
 
 
-PAPER = MethodOptions("gaussian", False, False, False, False, "sqrt", "polar", 0.0, 0.0)
+PAPER = MethodOptions("gaussian", False, False, False, False, "sqrt", "polar", 0.0, 0.0, "full", "restore")
 METHODS = {
     "paper": PAPER,
     "calibrated": replace(
-        PAPER, law="orthonormal", keep_mean=True, recalibrate=True, center=True, offset=True, scale="optimal"
+        PAPER,
+        law="orthonormal",
+        keep_mean=True,
+        recalibrate=True,
+        center=True,
+        offset=True,
+        scale="optimal",
+        alignment_blocks="filter",
     ),
     "regression": replace(PAPER, scale="one", alignment="regression", ridge=1e-3),
 }
@@ -323,6 +347,8 @@ class SampleOptions(MethodOptions):
             regresses = _class_of(chosen["alignment"], ALIGNMENTS).scales_itself
             follows["scale"] = "one" if regresses else preset["scale"] if self.method != "regression" else PAPER.scale
             follows["ridge"] = METHODS["regression"].ridge if chosen["alignment"] == "regression" else PAPER.ridge
+            if _class_of(chosen["alignment"], ALIGNMENTS).reads_inputs:
+                follows["alignment_blocks"] = "full"
         resolved = object.__new__(SampleOptions)
         for f in fields(self):
             object.__setattr__(resolved, f.name, (vars(self) | preset | follows | chosen)[f.name])
@@ -370,5 +396,10 @@ def _check_method(options: MethodOptions) -> None:
         raise ValueError(f"keep_mean=False with law={law!r}: wanted True, as this law always keeps the mean")
     if options.ridge and alignment != "regression":
         raise ValueError(f"ridge={options.ridge} with alignment={alignment!r}: wanted alignment='regression'")
+    if _class_of(alignment, ALIGNMENTS).reads_inputs and options.alignment_blocks != "full":
+        raise ValueError(
+            f"alignment_blocks={options.alignment_blocks!r} with alignment={alignment!r}, which reads all features "
+            "together: wanted 'full'"
+        )
     if _class_of(alignment, ALIGNMENTS).scales_itself and options.scale != "one":
         raise ValueError(f"scale={options.scale!r} with alignment={alignment!r}, which scales itself: wanted 'one'")

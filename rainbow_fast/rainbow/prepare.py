@@ -108,7 +108,7 @@ class Prepared:
                 self.score.check(each.labels, outputs, name)
         for s in self.sites:
             if not (s.site.output or s.site.gate):
-                warn_if_few(s.site.name, self.align.count * s.positions, s.channels)
+                warn_if_few(s.site.name, self.align.count * s.positions, s.width)
 
     def _chunks(self, part: Part) -> Data:
         return replace(self.align, x=part.x, labels=part.labels_on(self.align.device), index=part.index)

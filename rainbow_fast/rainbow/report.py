@@ -58,6 +58,7 @@ class SiteReport:
         route: how features were computed: ``"fused"``, in two passes of kernels that store none; ``"kept"``, once, from
             z; ``"wide"``, once, from the features of the site before, by the wide weights ``W' = s G_eff W A``;
             ``"limit"``, only their kernel, for infinitely many neurons.
+        features: number of features of a neuron: 1, or 5 or 10 of wavelets. Activities of wavelets are NaN.
     """
 
     index: int
@@ -79,19 +80,20 @@ class SiteReport:
     M_condition: float
     route: str = "fused"
     random_features: bool = False
+    features: int = 1
 
     @classmethod
     def from_dict(cls, values: Record, *, held_out: bool) -> SiteReport:
         """The report from a dict of its fields, also after JSON, where a null stands for a number that is not finite.
 
         Args:
-            values: the fields. Reports of earlier versions have neither `route` nor `random_features`.
+            values: the fields. Reports of earlier versions have no `route`, no `random_features`, or no `features`.
             held_out: whether data was held out. Without, a null is None for the held-out errors.
 
         Raises:
             ValueError: a field is missing, unknown, or of another type.
         """
-        values = {"route": "fused", "random_features": False} | values
+        values = {"route": "fused", "random_features": False, "features": 1} | values
         if values.get("n", 1) is None:
             values["n"] = math.inf
         unknown = values.keys() ^ {f.name for f in fields(cls)}
@@ -233,7 +235,9 @@ class Report(Results):
 
     def _above(self) -> list[str]:
         options = self.options
-        parts = ", ".join(f"{name}={value}" for name, value in self.parts.to_dict().items())
+        wavelets = any(site.features > 1 for site in self.sites)
+        own = () if wavelets else ("alignment_blocks", "statistics")
+        parts = ", ".join(f"{name}={value}" for name, value in self.parts.to_dict().items() if name not in own)
         drawn = "" if self.holdout_seed is None else f" (drawn at random, holdout_seed={self.holdout_seed})"
         return [
             f"method {self.method}: {parts}",

@@ -67,6 +67,21 @@ class SiteStatistics:
         return self.phi_shape[-1 if self.site.axis == -1 else 0]
 
     @property
+    def width(self) -> int:
+        """Neurons of the reference, or of one of several references."""
+        return self.channels // self.site.features
+
+    def shape_of_A(self, n: int, *, flattened: bool, full: bool) -> tuple[int, int]:
+        """Rows and columns of M and A for n neurons: all columns, and the rows that one of them is aligned with.
+
+        Args:
+            flattened: whether all positions are aligned together.
+            full: whether all features of a neuron are aligned together, or each one with itself.
+        """
+        positions = self.positions if flattened else 1
+        return (self.channels if full else self.width) * positions, n * self.site.features * positions
+
+    @property
     def fitted(self) -> bool:
         """Whether the second moments of z are known."""
         return self.z.cross is not None
@@ -147,7 +162,5 @@ def by_site(what: str, value: Any, sites: Iterable[str], *, infinite: bool = Fal
     for name in numbers:
         if name not in sites:
             raise ValueError(f"{what}: {name!r} is not among the sampled sites {', '.join(sites)}")
-    return {
-        name: n if infinite and isinstance(n, float) and n == math.inf else integer(f"{what} of site {name!r}", n, 1)
-        for name, n in numbers.items()
-    }
+    endless = [name for name, n in numbers.items() if infinite and isinstance(n, float) and n == math.inf]
+    return {name: n if name in endless else integer(f"{what} of site {name!r}", n, 1) for name, n in numbers.items()}

@@ -66,7 +66,7 @@ class NetworkSpec:
         Raises:
             ValueError: an option contradicts the network or the data.
         """
-        options, law = in_precision(options.resolved, prepared.align), law_of(options.resolved)
+        asked, options, law = options, in_precision(options.resolved, prepared.align), law_of(options.resolved)
         chosen = choose_sites(prepared.sites, options.sites)
         weights = law.layers(chosen)
         if weights and options.recalibrate:
@@ -82,6 +82,7 @@ class NetworkSpec:
         )
         layers = {s.site.name: trace.writer_name(s.site) for s in sites if s.site.name in weights}
         spec = cls(options, widths, directions, trace, sites, layers)
+        spec._check_wavelets(asked, chosen, prepared.align)
         spec._check_align(prepared.trace, chosen, prepared.align)
         spec._check_classifier(trace, prepared.sites[-1], prepared.align)
         spec._check_limit(chosen)
@@ -89,6 +90,19 @@ class NetworkSpec:
         if options.accuracy_profile and (held.labels is None or not held.count):
             raise ValueError("accuracy_profile=True: wanted held-out data with labels, batches (x, y)")
         return spec
+
+    def _check_wavelets(self, asked: SampleOptions, chosen: Sequence[SiteStatistics], align: Data) -> None:
+        wavelets = [s for s in chosen if s.site.features > 1]
+        for name in ("alignment_blocks", "statistics"):
+            if getattr(asked, name) is not None and not wavelets:
+                raise ValueError(f"{name}={getattr(asked, name)!r}: no sampled site has wavelets, wanted None")
+        for s in wavelets:
+            if asked.statistics is not None and s.site.norm is None:
+                raise ValueError(
+                    f"statistics={asked.statistics!r}: site {s.site.name!r} has no standardisation, wanted None"
+                )
+            if self.options.alignment_blocks == "full":
+                warn_if_few(s.site.name, align.count * s.positions, s.channels)
 
     def _check_align(self, trace: Trace, chosen: Sequence[SiteStatistics], align: Data) -> None:
         if not self.options.align_flattened:
@@ -124,7 +138,12 @@ class NetworkSpec:
         classifier = self.options.classifier
         if classifier is None:
             return
-        trace.tail()
+        others = trace.tail().others
+        if others and classifier == "refit":
+            raise ValueError(
+                "classifier='refit': only a Linear at the very end can be refit, if only average pooling and Flatten "
+                f"precede it; after the last site come {', '.join(others)}: wanted 'refit_aligned'"
+            )
         if align.labels is None:
             raise ValueError(f"classifier={classifier!r}: data has no labels, wanted batches (x, y)")
         if align.labels.dim() > 1 or align.labels.dtype != torch.int64:
@@ -185,7 +204,7 @@ def choose_widths(
     Raises:
         ValueError: a width is below 1 or above `MOST_NEURONS`, a site is unknown, or the law does not allow the width.
     """
-    widths = {s.site.name: s.channels for s in chosen}
+    widths = {s.site.name: s.width for s in chosen}
     if factor is not None:
         finite = {name: max(round(min(factor * d, 2.0 * MOST_NEURONS)), 1) for name, d in widths.items()}
         widths = finite if factor < INFINITE else dict.fromkeys(widths, INFINITE)

@@ -15,13 +15,22 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
+from rainbow_fast.networks.scattering import Wavelets
 from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.tracing.channel_axis import Numbered, named
 from rainbow_fast.tracing.formulas import Formula, find_formulas, in_unit_interval, is_factor
 from rainbow_fast.tracing.graph import is_function, module_of, passes_on, scope
-from rainbow_fast.tracing.nonlinearities import NORMS, batch_norm, max_pooling, nonlinearity_of
+from rainbow_fast.tracing.nonlinearities import (
+    NORMS,
+    batch_norm,
+    max_pooling,
+    nonlinearity_of,
+    standardisation,
+    unit_norm,
+)
 from rainbow_fast.tracing.operations import name_of, of_input
 from rainbow_fast.tracing.site import FLATTENS, Site, is_flatten, is_linear, make
+from rainbow_fast.tracing.wavelet_sites import is_paired, reason_kept
 
 MAPS = (_ConvNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _MaxPoolNd, nn.BatchNorm2d, nn.BatchNorm3d, nn.Flatten)
 MOVING = (*FLATTENS, "transpose", "unflatten", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split")
@@ -100,11 +109,11 @@ def find_sites(
         name = _unique(_name(node, sigma if formula is not None else None), names)
         z = node.all_input_nodes[0] if formula is None else formula.z
         parts, z = _parts(core, z, sigma, owner, taken, axes)
-        norm = batch_norm(parts[-1], owner)
+        norm = _norm(parts[-1], sigma, owner)
         if name in by_name:
             axes.give(z, by_name.pop(name), name, sigma)
         reason = formula.reason if formula is not None and formula.reason else by_channel(sigma)
-        reason = reason or axes.unknown(z, sigma)
+        reason = reason or reason_kept(sigma, z, owner) or axes.unknown(z, sigma)
         if sigma is None or reason is not None:
             function = _function_name(node, owner) if sigma is None or formula is None else type(sigma).__name__
             left.append(Left(name, function, str(reason), len(sites)))
@@ -136,7 +145,7 @@ class Axes:
 
         `sigma` is the non-linearity that reads z. Random features name the axis themselves.
         """
-        own = sigma.axis if isinstance(sigma, RandomFeatures) else None
+        own = _own_axis(sigma)
         if self.numbered is None:
             if own is not None:
                 return None if normalised and own == -1 else own
@@ -169,7 +178,7 @@ class Axes:
         shape, axis = self.shapes.get(z, ()), self.numbered.axes.get(z)
         if len(shape) < 2:
             return f"z has shape {shape}, no channels"
-        if isinstance(sigma, RandomFeatures):
+        if _own_axis(sigma) is not None:
             return None
         if len(shape) == 2:
             return "z has a single channel" if shape[1] == 1 else None
@@ -178,6 +187,11 @@ class Axes:
         if named(axis, len(shape)) is None:
             return f"channels are axis {axis} of z, of shape {shape}, wanted the second or the last"
         return None
+
+
+def _own_axis(sigma: nn.Module | None) -> int | None:
+    """The channel axis of z that a non-linearity names itself; None if it names none."""
+    return sigma.axis if isinstance(sigma, RandomFeatures) else 1 if isinstance(sigma, Wavelets) else None
 
 
 def by_channel(sigma: nn.Module | None) -> str | None:
@@ -214,6 +228,11 @@ def _parts(
 ) -> tuple[list[fx.Node], fx.Node]:
     """The nodes of a site with this non-linearity: with pooling and normalisation; and the input of the site."""
     parts = list(core)
+    if isinstance(sigma, Wavelets):
+        divided = z not in taken and unit_norm(z, owner) is not None and len(z.users) == 1
+        following = list(core[-1].users)
+        standardised = len(following) == 1 and standardisation(following[0], owner) is not None
+        return [*[z] * divided, *core, *following[:standardised]], z.all_input_nodes[0] if divided else z
     expansion = sigma if isinstance(sigma, RandomFeatures) else None  # of pooled channels it is another function
     if expansion is None and z not in taken and max_pooling(z, owner) is not None and len(z.users) == 1:
         if axes.of(z.all_input_nodes[0]) == 1:
@@ -259,9 +278,12 @@ def _site(
     data: set[fx.Node],
 ) -> Site:
     place = parts.index(core[-1])
-    before = max_pooling(parts[0], owner) if parts[0] is not core[0] else None
-    after = max_pooling(parts[place + 1], owner) if len(parts) > place + 1 else None
-    norm = batch_norm(parts[-1], owner)
+    before = after = None
+    if parts[0] is not core[0]:
+        before = (unit_norm if isinstance(sigma, Wavelets) else max_pooling)(parts[0], owner)
+    if len(parts) > place + 1:
+        after = max_pooling(parts[place + 1], owner)
+    norm = _norm(parts[-1], sigma, owner)
     norm, affine = (None, None) if norm is None else _split(norm)
     phi = parts[-1]
     return make(
@@ -271,20 +293,25 @@ def _site(
         before=before,
         after=after,
         norm=norm,
-        affine=affine,
+        following=affine,
         axis=axis,
         writer=_writer(z, owner),
-        feeds_flatten=affine is None and _feeds_flatten(phi, owner),
+        feeds_flatten=affine is None and not isinstance(sigma, Wavelets) and _feeds_flatten(phi, owner),
         output=not _reaches_linear(phi, owner),
         gate=_is_gate(sigma, phi, owner, data),
-        modules=modules,
+        modules=None if isinstance(sigma, Wavelets) else modules,
+        paired=isinstance(sigma, Wavelets) and bool(is_paired(z, owner)),
     )
+
+
+def _norm(node: fx.Node, sigma: nn.Module | None, owner: fx.GraphModule) -> nn.Module | None:
+    """The normalisation at the end of a site, as a new module; None without one."""
+    return (standardisation if isinstance(sigma, Wavelets) else batch_norm)(node, owner)
 
 
 def _split(norm: nn.Module) -> tuple[nn.Module, nn.Module | None]:
     """Split a batch norm into its normalisation and its affine part (None if it has none); both are batch norms."""
-    assert isinstance(norm, NORMS)
-    if not norm.affine:
+    if not isinstance(norm, NORMS) or not norm.affine:
         return norm, None
     affine = copy.deepcopy(norm)
     assert affine.running_mean is not None and affine.running_var is not None

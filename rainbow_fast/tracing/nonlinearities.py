@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch._ops import OpOverload
 from torch.nn import functional as F
 
+from rainbow_fast.networks.scattering import ComplexBatchNorm2d, UnitNorm, Wavelets
 from rainbow_fast.nn.expansion import POOLS, RandomFeatures
 from rainbow_fast.tracing.graph import is_call
 
@@ -89,7 +90,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def nonlinearity_of(node: object, owner: fx.GraphModule, declared: tuple[type[nn.Module], ...]) -> nn.Module | None:
     """The non-linearity that a node applies, as a new module; None if the node applies none."""
-    if is_call(node, owner, (*MODULES, RandomFeatures, *declared)):
+    if is_call(node, owner, (*MODULES, RandomFeatures, Wavelets, *declared)):
         return _called(node, owner)
     if not isinstance(node, fx.Node):
         return None
@@ -109,6 +110,16 @@ def max_pooling(node: object, owner: fx.GraphModule) -> nn.Module | None:
     """The max-pooling that a node applies, as a new module; None if there is none, or if it also returns indices."""
     pool = _called(node, owner) if is_call(node, owner, POOLS) else _made(node, POOL_FUNCTIONS)
     return None if pool is None or pool.return_indices else pool
+
+
+def unit_norm(node: object, owner: fx.GraphModule) -> nn.Module | None:
+    """The division by the l2 norm over channels that a node applies, as a new module; None if the node applies none."""
+    return _called(node, owner) if is_call(node, owner, (UnitNorm,)) else None
+
+
+def standardisation(node: object, owner: fx.GraphModule) -> nn.Module | None:
+    """The standardisation of maps of wavelets that a node applies, as a new module; None if the node applies none."""
+    return _called(node, owner) if is_call(node, owner, (nn.BatchNorm2d, ComplexBatchNorm2d)) else None
 
 
 def batch_norm(node: object, owner: fx.GraphModule) -> nn.Module | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A site: a pointwise non-linearity, with the pooling and normalisation that belong to it."""
+"""A site: a pointwise non-linearity or wavelets with moduli, with what belongs to it: pooling and normalisations."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from rainbow_fast.networks.scattering import Wavelets
 from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.tracing.graph import is_function, module_of
 from rainbow_fast.tracing.nonlinearities import KERNELS
 from rainbow_fast.tracing.operations import name_of
+from rainbow_fast.tracing.wavelet_maps import AsComplex, ByChannel, ByFilter, features_of
 
 LINEAR = frozenset(  # names of functions, methods and operators
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution matmul bmm mm addmm "
@@ -31,6 +33,9 @@ class Site:
     A site with an `expansion` computes ``phi = norm(after(sigma(G z / sqrt(r))))``: its neurons are those of random
     features (`rainbow_fast.nn.RandomFeatures`) of the r channels of z.
 
+    If sigma is `Wavelets`, `before` may be a division by the norm over channels, and phi has several features of each
+    channel of z, which are adjacent, see `wavelet_maps`.
+
     Attributes:
         index: position in the list of all sites of the network; part of the stream of the site's random numbers.
         name: the dotted name of the activation module. For a function: the name of the module that calls it, a dot, and
@@ -40,7 +45,9 @@ class Site:
             None if the fused kernels do not have sigma, or if sigma has hooks, which the kernels would not run.
         before, after: the max-pooling before and after sigma, or None.
         norm: the batch norm in eval mode without its affine part, or None.
-        affine: the affine part of the batch norm as a separate layer, or None.
+        following: what makes the output of these layers from phi: the affine part of the batch norm as a separate
+            layer, or the order of the channels that `Wavelets` have; None if phi is the output.
+        paired: whether z and phi are complex, as pairs of real numbers on a last axis.
         axis: the channel axis of z, 1 or -1; None if it is not known, so that only z of shape (N, d) can be sampled.
         writer: the linear layer without bias whose output is z, or None if z is computed in another way.
         feeds_flatten: whether a Flatten is the only reader of phi.
@@ -61,7 +68,7 @@ class Site:
     before: nn.Module | None
     after: nn.Module | None
     norm: nn.Module | None
-    affine: nn.Module | None
+    following: nn.Module | None
     axis: int | None
     writer: nn.Linear | _ConvNd | None
     feeds_flatten: bool
@@ -70,6 +77,12 @@ class Site:
     modules: tuple[str, ...] | None
     expansion: RandomFeatures | None
     reference: nn.Sequential
+    paired: bool = False
+
+    @property
+    def features(self) -> int:
+        """Number of features of each neuron at each position."""
+        return features_of(self.sigma) if isinstance(self.sigma, Wavelets) else 1
 
     @property
     def fused(self) -> bool:
@@ -89,15 +102,21 @@ def make(
     before: nn.Module | None = None,
     after: nn.Module | None = None,
     norm: nn.Module | None = None,
-    affine: nn.Module | None = None,
+    following: nn.Module | None = None,
     feeds_flatten: bool = False,
     gate: bool = False,
+    paired: bool = False,
 ) -> Site:
     """The site of the non-linearity `sigma`, a module that nothing else uses; arguments as in `Site`.
 
     `sigma` may be `RandomFeatures`, which are then the expansion of the site.
     """
     layers = [layer for layer in (before, sigma, after, norm) if layer is not None]
+    if isinstance(sigma, Wavelets):
+        features = features_of(sigma)
+        layers = [*[AsComplex()] * paired, *layers, ByChannel(features)]
+        order = ByFilter(features)
+        following = order if following is None else nn.Sequential(order, following)
     expansion = sigma if isinstance(sigma, RandomFeatures) else None
     if expansion is not None:
         sigma, after = expansion.sigma, expansion.pool or after
@@ -112,7 +131,7 @@ def make(
         before=before,
         after=after,
         norm=norm,
-        affine=affine,
+        following=following,
         axis=axis,
         writer=writer,
         feeds_flatten=feeds_flatten,
@@ -121,6 +140,7 @@ def make(
         modules=modules,
         expansion=expansion,
         reference=nn.Sequential(*layers).eval().requires_grad_(False),
+        paired=paired,
     )
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
-from rainbow_fast.tracing.graph import NOTHING_TO_DO, is_function
+from rainbow_fast.tracing.graph import NOTHING_TO_DO, is_call, is_function
 from rainbow_fast.tracing.site import Site, is_flatten
+from rainbow_fast.tracing.wavelet_maps import ByFilter
 
 AVERAGES = (
     F.avg_pool1d,
@@ -30,15 +31,17 @@ class Tail:
     """The layers after the last site. The outputs of the network are ``last(between(phi))``.
 
     Attributes:
-        between: maps the activations phi (N, d, *space) of the last site to one row of features for each sample. It is
-            linear and treats all channels alike.
+        between: maps the activations phi (N, d, *space) of the last site to one row of features for each sample.
         last: the classifier.
         name: the dotted name of the classifier.
+        others: the layers between that are no average pooling and no Flatten, by their kinds. Without them, `between`
+            is linear and treats all channels alike.
     """
 
     between: fx.GraphModule
     last: nn.Linear
     name: str
+    others: tuple[str, ...] = ()
 
     def features(self, phi: Tensor) -> int:
         """How many inputs of the classifier one channel of phi gives; each position that is not pooled is one.
@@ -70,8 +73,8 @@ def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
     """The tail of a network with this graph and these sites.
 
     Raises:
-        ValueError: there is no graph, the network does not end in a Linear, or there are other layers than average
-            pooling and Flatten between the last site and that Linear.
+        ValueError: there is no graph, the network does not end in a Linear, or that Linear reads more than the
+            activations of the last site.
     """
     if graph is None:
         raise ValueError("classifier: it can be refit only in a network that torch.fx can trace")
@@ -82,11 +85,13 @@ def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
     end = output.args[0]
     last = graph.get_submodule(str(end.target)) if isinstance(end, fx.Node) and end.op == "call_module" else None
     between = [node for node in after if node is not end]
-    if not isinstance(last, nn.Linear) or not all(_averages(node, graph) for node in between) or end not in after:
-        affine = f"{sites[-1].name}_affine"
-        kinds = [_kind(node, graph, affine) for node in after if not _sizes(node)]
+    affine = f"{sites[-1].name}_following"
+    told = [node for node in after if not (_sizes(node) or is_call(node, graph, (ByFilter,)))]
+    kinds = tuple(_kind(node, graph, affine) for node in told)
+    reads = {source for node in between for source in node.all_input_nodes} - {place, *after}
+    if not isinstance(last, nn.Linear) or end not in after or reads:
         raise ValueError(
-            "classifier: only a Linear at the very end can be refit, if only average pooling and Flatten precede it; "
+            "classifier: only a Linear at the very end can be refit, if it reads the last site alone; "
             f"after the last site come {', '.join(kinds) or 'no layers'}"
         )
     body = fx.Graph()
@@ -94,7 +99,8 @@ def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
     for node in between:
         copies[node] = body.node_copy(node, lambda n: copies[n])
     body.output(copies[end.all_input_nodes[0]])
-    return Tail(fx.GraphModule(graph, body).eval(), last, str(end.target))
+    others = () if all(_averages(node, graph) for node in between) else kinds
+    return Tail(fx.GraphModule(graph, body).eval(), last, str(end.target), others)
 
 
 def _averages(node: fx.Node, owner: fx.GraphModule) -> bool:

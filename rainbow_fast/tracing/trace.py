@@ -136,8 +136,8 @@ class Trace:
             for site in sites:
                 for name in site.modules or ():
                     network.set_submodule(name, nn.Identity())
-                if site.affine is not None and site.modules is not None:
-                    network.set_submodule(site.modules[-1], copy.deepcopy(site.affine))
+                if site.following is not None and site.modules is not None:
+                    network.set_submodule(site.modules[-1], copy.deepcopy(site.following))
             for name, module in replacements.items():
                 network.set_submodule(name, module)
             return network.eval()
@@ -206,7 +206,8 @@ def trace(
     for each, (_, rest) in zip(places, segments, strict=False):
         if each.z in shapes:
             alive = sum(math.prod(shapes[node]) for node in rest if node in shapes)
-            sizes.append((shapes[each.z][1:], shapes[each.nodes[-1]][1:], alive))
+            pair = (2,) * each.site.paired
+            sizes.append((shapes[each.z][1:] + pair, shapes[each.nodes[-1]][1:] + pair, alive))
     return Trace(
         network,
         sites,
@@ -259,20 +260,19 @@ def _check_norms(reference: nn.Module, argument: str) -> None:
 
 
 def _join(owner: fx.GraphModule, place: Found, ends: dict[fx.Node, fx.Node]) -> None:
-    """Replace the nodes of a site by one call of the site, followed by a call of its affine part if it has one.
+    """Replace the nodes of a site by one call of the site, followed by a call of the layer `following` if it has one.
 
     `ends` maps the last nodes of the sites before to the calls that replace them; this site is added.
     """
     site, z, last = place.site, ends.get(place.z, place.z), place.nodes[-1]
     owner.add_submodule(site.name, site.reference)
-    with owner.graph.inserting_after(last):
-        joined = owner.graph.call_module(site.name, (z,))
-    end = joined
-    if site.affine is not None:
-        affine = f"{site.name}_affine"
-        owner.add_submodule(affine, site.affine)
-        with owner.graph.inserting_after(joined):
-            end = owner.graph.call_module(affine, (joined,))
+    with owner.graph.inserting_before(last):
+        z = owner.graph.call_function(torch.view_as_real, (z,)) if site.paired else z
+        joined = end = owner.graph.call_module(site.name, (z,))
+        if site.following is not None:
+            following = f"{site.name}_following"
+            owner.add_submodule(following, site.following)
+            end = owner.graph.call_module(following, (joined,))
     last.replace_all_uses_with(end)
     ends[last] = end
     for node in reversed(place.nodes):

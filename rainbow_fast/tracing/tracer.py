@@ -11,7 +11,9 @@ from typing import Any
 from torch import fx, nn
 
 from rainbow_fast.joint_inputs import SplitInputs
+from rainbow_fast.networks.scattering import LAYERS
 from rainbow_fast.nn.expansion import RandomFeatures
+from rainbow_fast.tracing.wavelet_maps import AsComplex, ByChannel
 
 OPEN = (  # modules of torch whose parts are sites
     *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
@@ -40,7 +42,7 @@ class OneInput(fx.Tracer):
         einops = type(m).__module__.startswith("einops.")
         return (
             einops
-            or isinstance(m, (SplitInputs, RandomFeatures, *self.leaves))
+            or isinstance(m, (SplitInputs, RandomFeatures, *LAYERS, ByChannel, AsComplex, *self.leaves))
             or super().is_leaf_module(m, module_qualified_name)
         )
 

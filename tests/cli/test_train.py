@@ -96,6 +96,24 @@ def test_a_scattering_checkpoint_comes_back(options: dict, tmp_path: Path) -> No
     assert torch.equal(module.eval()(x), net.eval()(x))
 
 
+def test_a_scattering_checkpoint_is_sampled(rainbow_fast: Run, noise_folder: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 3, 32, 32, generator=generator), torch.arange(20) % 10
+    about = new_reference("scattering", "cifar10", grey=False, scattering=SMALL | {"skip": True})
+    save_checkpoint(
+        *train_reference(about, Images(x, y, x, y), {"epochs": 1, "seed": 0}, lambda *_: None), tmp_path / "it"
+    )
+    words = "--images 40 --networks 1 --holdout 0.1 --factors 2 --methods paper,calibrated --statistics running".split()
+    code, _, err = rainbow_fast("sample", tmp_path / "it", "--data", noise_folder, *words, "--out", tmp_path / "out")
+    assert code == 0, err
+    records = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    assert [(r["method"], r["site"], r["d"], r["n"]) for r in records] == [
+        (method, f"block{place}.wavelets", d, 2 * d)
+        for method in ("paper", "calibrated")
+        for place, d in ((2, 1), (3, 2), (4, 4))
+    ]
+
+
 @pytest.mark.parametrize("width", [1 / 32, 1e5, 1e18, 1e300], ids=str)
 def test_a_checkpoint_of_another_width_is_refused_without_memory(width: float, tmp_path: Path) -> None:
     """The header is that of another network than the tensors, which are those of an eighth of the width."""

@@ -147,8 +147,8 @@ def test_normalisation_after_is_of_the_site_and_its_affine_part_is_not():
     assert isinstance(site.norm, nn.BatchNorm2d) and torch.equal(site.norm.weight, torch.ones(6))
     x = torch.randn(3, 6, 4, 4)
     net = varied()
-    torch.testing.assert_close(site.affine(site.norm(x)), net[1][0][2](x))
-    assert trace(cnn((1, 4), image_size=8, batch_norm="after")).sites[0].affine is None
+    torch.testing.assert_close(site.following(site.norm(x)), net[1][0][2](x))
+    assert trace(cnn((1, 4), image_size=8, batch_norm="after")).sites[0].following is None
 
 
 def test_writer_is_the_one_bias_free_linear_layer():

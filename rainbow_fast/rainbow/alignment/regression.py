@@ -65,11 +65,21 @@ class Regression(Alignment):
     def begin(self, site: AlignedSite) -> Alignment:
         channels = site.statistics.channels if site.activation.fused else None
         kinds: dict[str, type[_Solver]] = {"summed": Summed, "kernel": Kernel, "products": Products}
-        return kinds[self.chosen(site.features, site.samples, channels)](site, self.ridge)
+        paired = site.activation.kind.paired
+        return kinds[self.chosen(site.features, site.samples, channels, paired=paired)](site, self.ridge)
 
-    def chosen(self, features: int, samples: int, channels: int | None) -> str:
-        """The name of the solver for a site; arguments as in `fastest_solver`."""
-        return self.solver or fastest_solver(self.ridge, features, samples, channels)
+    def chosen(self, features: int, samples: int, channels: int | None, *, paired: bool = False) -> str:
+        """The name of the solver for a site; arguments as in `fastest_solver`.
+
+        Args:
+            paired: whether features are complex, which only "summed" can solve.
+
+        Raises:
+            ValueError: another solver is asked for complex features.
+        """
+        if paired and self.solver not in (None, "summed"):
+            raise ValueError(f"solver={self.solver!r}: features are complex, wanted 'summed'")
+        return "summed" if paired else self.solver or fastest_solver(self.ridge, features, samples, channels)
 
 
 class SolverCost(NamedTuple):
@@ -179,8 +189,8 @@ class Summed(_Solver):
     def solve(self, M: Tensor, problem: Problem) -> Tensor:
         """Solve by a Cholesky factor of S + lambda I; without a ridge, by the pseudo-inverse of S."""
         moments, subtracted, inverse = problem
-        off, left = moments.y.off, moments.mean_y - subtracted
-        S = self.S.div_(moments.count).addr_(off, off, alpha=-1).addr_(left, left)
+        off, left = (t.view(len(t), -1) for t in (moments.y.off, moments.mean_y - subtracted))
+        S = self.S.div_(moments.count).addmm_(off, off.T, alpha=-1).addmm_(left, left.T)
         if (inverse != 1).any():
             S.mul_(inverse).mul_(inverse[:, None])
         _check(S, moments.name)

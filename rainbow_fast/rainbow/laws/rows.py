@@ -94,6 +94,19 @@ class Rows(NamedTuple):
         product = R @ P if R.is_floating_point() else sample_project_align(self.n, P, seed=R, precision=precision)
         return product if mean is None else product + mean
 
+    def root(self, device: torch.device) -> Tensor:
+        """K with ``|K u| = |R u|``, (r, r) float64; with `mean_row`, ``|K (u, zbar)| = |R u + zbar|``, one row more."""
+        size = self.r + self.mean_row
+        gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+        for start in range(0, self.n, ROW_BLOCK):
+            R = self.rows(start, min(start + ROW_BLOCK, self.n), torch.float64, device)
+            if not R.is_floating_point():
+                R = gaussian(min(ROW_BLOCK, self.n - start), self.r, seed=R, dtype=torch.float64, device=device)
+            R = torch.cat([R, R.new_ones(len(R), 1)], 1) if self.mean_row else R
+            gram += R.T @ R
+        values, vectors = torch.linalg.eigh(gram)
+        return values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T
+
     def effective(self, device: torch.device) -> Tensor:
         """The matrix G_eff, (n, d) float64, on this device."""
         R = self.rows(0, self.n, torch.float64, device)

@@ -28,6 +28,7 @@ EXACT = (
     "bias",
     "scale",
     "offset",
+    "root",
 )  # small buffers that keep their dtype: an error in them would be an error in all features
 
 
@@ -46,9 +47,13 @@ class RainbowActivation(Keyed):
     is the only tensor of width n that is stored. Otherwise neurons are computed in blocks of 128. zh of half precision
     is computed on in float32, also under autocast. phih has the dtype of zh.
 
+    A site of wavelets has several features of each neuron. phi has those of one channel beside each other; complex maps
+    are pairs of real numbers on a last axis. A may be one matrix for each of the features, (features, d, n).
+
     Buffers, None if absent: ``U`` (d, r) float64, ``T`` (n, n), ``k`` (n,) and ``matrix`` (n, r), see `Rows`;
     ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n * positions) if `flattened`; ``scale`` () float64;
-    ``offset`` (d,). ``half()`` and ``bfloat16()`` round A only; the other buffers keep their dtypes.
+    ``offset`` (d,), or (d, 2) of complex maps; ``root``, see `Rows.root`. ``half()`` and ``bfloat16()`` round A only;
+    the other buffers keep their dtypes.
 
     ``key`` (4,) int64 is the address of the random matrix G, see `rainbow_fast.nn.keyed.Keyed`.
 
@@ -71,6 +76,7 @@ class RainbowActivation(Keyed):
     A: Tensor | None
     scale: Tensor
     offset: Tensor | None
+    root: Tensor | None
 
     def __init__(
         self,
@@ -94,6 +100,8 @@ class RainbowActivation(Keyed):
         drawn["scale"] = torch.ones((), dtype=torch.float64, device=device)
         for name, value in (drawn | {"gain": gain, "bias": bias, "A": None, "offset": None}).items():
             self.register_buffer(name, value)
+        root = self.drawn.root(self.scale.device) if self.kind.divides else None
+        self.register_buffer("root", root, persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
         """Compute phih from z (N, d), (N, d, *space), or (..., d) after a linear layer.
@@ -126,11 +134,11 @@ class RainbowActivation(Keyed):
         """``scale y + offset``, in place."""
         y = y.mul_(self.scale)
         rows = channels_first(y, None if self.flattened else self.axis)
-        return y if self.offset is None else rows.add_(per_channel(self.offset, rows)).view(y.shape)
+        return y if self.offset is None else rows.add_(per_channel(self.offset, rows)).view_as(y)
 
     def preactivations(self, z: Tensor) -> Tensor:
         """``R u + zbar`` of all n neurons, with the axes of z; z as in `forward`."""
-        u, shift = self.mixed(channels_first(z, self.axis))
+        u, shift = self.combined(channels_first(z, self.axis))
         rows = self.source(u, 0, self.n)
         rows |= {"activation": "identity", "scale": self._factor, "precision": self.precision}
         s = random_features(u, self.n, shift=shift, **rows)
@@ -175,7 +183,9 @@ class RainbowActivation(Keyed):
     @property
     def positions(self) -> int:
         """Number of features per neuron."""
-        return self._positions if self.A is None else self.A.shape[1] // self.n
+        if self.A is None:
+            return self._positions
+        return self.A.shape[1] // self.n if self.A.dim() == 2 else len(self.A)
 
     @property
     def recalibration(self) -> tuple[Tensor, Tensor] | None:
@@ -199,8 +209,13 @@ class RainbowActivation(Keyed):
         return (lambda t: t.flatten(1)) if self.flattened else (lambda t: t)
 
     def mixed(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `project`, but without the factor 1 / sqrt(d) of u if the kernels multiply their result by it instead."""
-        z = self.kind.prepare(z.float() if z.dtype in HALVES else z)
+        """u and the shift as the kernels take them: prepared by the kind, without the factor 1 / sqrt(d) of u if the
+        kernels multiply their result by it instead."""
+        return self.kind.prepare(*self.combined(z), self.root)
+
+    def combined(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `mixed`, but not prepared: ``z' = R u + shift`` at each position of z."""
+        z = z.float() if z.dtype in HALVES else z
         if self.gain is not None and self.bias is not None:
             z = z * per_channel(self.gain, z) + per_channel(self.bias, z)
         shift = z.mean(1) if self.mean_row else None

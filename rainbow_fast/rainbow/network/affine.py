@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from rainbow_fast.networks.scattering import ComplexConv2d, RealConv2d
+
 CONVOLUTIONS: dict[int, type[_ConvNd]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by the dimensions of a batch
 GEOMETRY = ("stride", "padding", "dilation", "padding_mode")
 
@@ -56,7 +58,7 @@ class Affine:
 
     Attributes:
         terms: the linear terms.
-        bias: (d,), float64.
+        bias: (d,), float64; complex128 if the tensors are complex, with real weights.
         axis: the channel axis of the result.
         dims: number of dimensions of the result.
         positions: if above 1, the result is flattened to (N, d * positions), and the source of each term to
@@ -84,12 +86,12 @@ class Affine:
             if term.weight is not None:
                 weight = torch.einsum("kdp,dc->kcp", split, term.weight).reshape(k, -1, *weight.shape[2:])
             terms.append(Term(term.source, weight, layer.options))
-        return Affine(tuple(terms), layer.bias + split.sum(2) @ self.bias, self.axis, self.dims)
+        return Affine(tuple(terms), layer.bias + _times(split.sum(2), self.bias), self.axis, self.dims)
 
     def mixed(self, G: Tensor, *, constant: bool) -> Affine:
         """This map, followed by the matrix G (n, d); `constant` adds a channel that is always 1."""
         one = int(constant)
-        bias = torch.cat([G @ self.bias, self.bias.new_ones(one)])
+        bias = torch.cat([_times(G, self.bias), self.bias.new_ones(one)])
         mixed = [G if w is None else torch.einsum("nd,d...->n...", G, w) for w in (term.weight for term in self.terms)]
         return self._with([torch.cat([w, w.new_zeros(one, *w.shape[1:])]) for w in mixed], bias)
 
@@ -105,6 +107,10 @@ class Affine:
         ]
         bias = self.bias
         return self._with(weights, torch.cat([bias.new_zeros(before), bias, bias.new_zeros(after)]))
+
+    def permuted(self, order: Tensor) -> Affine:
+        """This map with its channels in another order."""
+        return self._with([weight[order] for weight in self._weights()], self.bias[order])
 
     def plus(self, other: Affine) -> Affine:
         return replace(self, terms=self.terms + other.terms, bias=self.bias + other.bias)
@@ -122,8 +128,12 @@ class Affine:
     def _layer(self, weight: Tensor, bias: Tensor | None, options: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         k, c, *kernel = weight.shape
         common: dict[str, Any] = dict(bias=bias is not None, dtype=dtype, device=weight.device)
-        if self.axis == self.dims - 1:
-            layer: Any = nn.utils.skip_init(nn.Linear, c, k, **common)
+        if self.bias.is_complex():
+            kind: type[nn.Conv2d] = RealConv2d if bias is None else ComplexConv2d
+            common["dtype"] = dtype if bias is None else dtype.to_complex()
+            layer: Any = nn.utils.skip_init(kind, c, k, tuple(kernel) or (1, 1), **common, **options)
+        elif self.axis == self.dims - 1:
+            layer = nn.utils.skip_init(nn.Linear, c, k, **common)
         else:
             kernel = kernel or [1] * (self.dims - 2)
             layer = nn.utils.skip_init(CONVOLUTIONS[self.dims], c, k, tuple(kernel), **common, **options)
@@ -139,6 +149,11 @@ class Affine:
     def _with(self, weights: list[Tensor], bias: Tensor) -> Affine:
         terms = [replace(term, weight=weight) for term, weight in zip(self.terms, weights, strict=True)]
         return replace(self, terms=tuple(terms), bias=bias)
+
+
+def _times(W: Tensor, bias: Tensor) -> Tensor:
+    """W bias for real weights and a real or complex bias."""
+    return W.to(bias.dtype) @ bias
 
 
 def keeps_constants(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import copy
 import itertools
 import math
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,15 +17,17 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd
 
+from rainbow_fast.networks.scattering import UnitNorm, Wavelets
 from rainbow_fast.nn.expansion import RandomFeatures
 from rainbow_fast.ops.gaussian import gaussian
-from rainbow_fast.rainbow.kinds import Pointwise
+from rainbow_fast.rainbow.kinds import Pointwise, Wavelet
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.affine import Affine, Term, linear_of, norm_of
 from rainbow_fast.tracing.graph import CannotTrace, capture, is_function, passes_on
 from rainbow_fast.tracing.nonlinearities import NORMS
 from rainbow_fast.tracing.site import is_flatten
 from rainbow_fast.tracing.tail import AVERAGES
+from rainbow_fast.tracing.wavelet_maps import ByFilter, order_by_channel
 
 PADDED_AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
@@ -113,17 +116,18 @@ class _Writer:
     def _value(self, node: fx.Node) -> Affine | fx.Node:
         module = self.owner.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, RainbowActivation):
-            return self._site(node, module)
+            return self._wavelets(node, module) if isinstance(module.kind, Wavelet) else self._site(node, module)
         if isinstance(module, RandomFeatures):
             return self._random_features(node, module)
         x = node.all_input_nodes[0] if node.all_input_nodes else node
-        if passes_on(node, self.owner) or (is_flatten(node, self.owner) and _shape(node) == _shape(x)):
-            return self.values[x]
+        same = is_flatten(node, self.owner) and _shape(node) == _shape(x)
+        if passes_on(node, self.owner) or same or is_function(node, (), (torch.view_as_real,)):
+            return self.values[x]  # wavelets take complex maps here, not pairs
         value: Affine | fx.Node | None = None
         if isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, _ConvTransposeNd):
             value = self._linear(node, module)
-        elif isinstance(module, NORMS):
-            value = self._norm(node, module)
+        elif isinstance(module, (*NORMS, ByFilter)):
+            value = self._of_each_channel(node, module)
         elif is_function(node, ("add",), (operator.add, torch.add)):
             value = self._sum(node)
         elif is_function(node, (), (torch.cat, torch.concat, torch.concatenate)):
@@ -163,6 +167,26 @@ class _Writer:
             P, offset = torch.cat([P, (offset / one).unsqueeze(1)], 1), torch.zeros_like(offset)
         return Affine((Term(wide, P),), offset, form.axis, form.dims)
 
+    def _wavelets(self, node: fx.Node, site: RainbowActivation) -> Affine:
+        assert site.A is not None and isinstance(site.kind, Wavelet)
+        kind, form = site.kind, self._form(node.all_input_nodes[0], 1)
+        if kind.paired:  # the node has pairs, its value complex numbers
+            form = replace(form, bias=form.bias.to(torch.complex128), dims=4)
+        if site.gain is not None and site.bias is not None:
+            form = form.scaled(site.gain.double(), site.bias.double() * (1 + 1j) if kind.paired else site.bias.double())
+        wide = self._write(form.mixed(site.effective_rows(), constant=False), f"{node.name}_map")
+        wide = self._call(UnitNorm(), wide, node.name) if kind.divides else wide
+        self.features[str(node.target)] = features = Wavelets(kind.bank, kind.skip)
+        wide = self._call(features, wide, node.name)
+        A = site.A.double()
+        if A.dim() == 3:  # a matrix for each feature
+            F, d, n = A.shape
+            A = torch.diag_embed(A.permute(1, 2, 0)).permute(0, 2, 1, 3).reshape(d * F, n * F)
+        order = order_by_channel(site.n, kind.features, A.device).argsort()
+        offset = A.new_zeros(len(A), *[2] * kind.paired) if site.offset is None else site.offset.double()
+        bias = torch.view_as_complex(offset) if kind.paired else offset
+        return Affine((Term(wide, (site.scale * A)[:, order]),), bias, 1, 4)
+
     def _random_features(self, node: fx.Node, module: RandomFeatures) -> fx.Node:
         """Random features that are not sampled, with their own neurons."""
         x = node.all_input_nodes[0]
@@ -184,9 +208,14 @@ class _Writer:
             form = self._form(x, axis)
         return form.then(layer)
 
-    def _norm(self, node: fx.Node, module: nn.Module) -> Affine | None:
+    def _of_each_channel(self, node: fx.Node, module: nn.Module) -> Affine | None:
         value = self.values[node.all_input_nodes[0]]
-        return value.scaled(*norm_of(module)) if isinstance(value, Affine) and value.axis == 1 else None
+        if not isinstance(value, Affine) or value.axis != 1:
+            return None
+        if isinstance(module, ByFilter):
+            order = order_by_channel(len(value.bias) // module.features, module.features, value.bias.device)
+            return value.permuted(order.argsort())
+        return value.scaled(*norm_of(module))
 
     def _sum(self, node: fx.Node) -> Affine | None:
         terms = [term for term in node.args if isinstance(term, fx.Node)]
@@ -274,7 +303,8 @@ class _Writer:
         value = self.values[node]
         if isinstance(value, Affine) and value.axis == axis:
             return value
-        zero = torch.zeros(_shape(node)[axis], dtype=torch.float64, device=self.device)
+        dtype = torch.complex128 if node.meta["tensor_meta"].dtype.is_complex else torch.float64
+        zero = torch.zeros(_shape(node)[axis], dtype=dtype, device=self.device)
         return Affine((Term(self._written(node), None),), zero, axis, len(_shape(node)))
 
     def _written(self, node: fx.Node) -> fx.Node:

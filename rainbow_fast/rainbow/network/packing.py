@@ -101,7 +101,9 @@ def check_fits(activation: RainbowActivation, s: SiteStatistics, *, outputs: int
         z = activation.scale.new_zeros(1, *s.z_shape, dtype=activation.A.dtype)
         features = activation.strategy.rows(activation, z, lambda t: t, 0, 1).numel()
     columns = len(activation.rows) if isinstance(activation, LimitActivation) else activation.n * features
-    wanted = own if outputs is None else outputs, columns
+    wanted: tuple[int, ...] = own if outputs is None else outputs, columns
+    if activation.A.dim() == 3:
+        wanted = features, s.width, activation.n
     if tuple(activation.A.shape) != wanted:
         raise ValueError(f"site {s.site.name!r} has A of shape {tuple(activation.A.shape)}, wanted {wanted}")
 
@@ -110,7 +112,8 @@ def _check_buffers(options: Packed, buffers: Mapping[str, Tensor]) -> None:
     n, d, A, U = options.n, options.d, buffers["A"], buffers.get("U")
     r = d if U is None else U.shape[-1:].numel()
     shapes = {"key": (4,), "scale": (), "U": (d, r), "T": (n, n), "k": (n,), "matrix": (n, r), "gain": (d,)}
-    shapes |= {"bias": (d,), "offset": tuple(A.shape[:1]), "A": tuple(A.shape[:2])}
+    pair = (2,) * ("offset" in buffers and buffers["offset"].dim() == 2)  # of complex maps
+    shapes |= {"bias": (d,), "offset": (A.shape[:-1].numel(), *pair), "A": tuple(A.shape[: 2 + (A.dim() == 3)])}
     shapes |= {"rows": (A.shape[-1], r), "shifts": (A.shape[-1],)}
     for name, t in buffers.items():
         if tuple(t.shape) != shapes[name] or t.is_floating_point() == (name in _INTEGERS):

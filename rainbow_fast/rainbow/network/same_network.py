@@ -19,6 +19,7 @@ from rainbow_fast.rainbow.network.materialize import materialize
 from rainbow_fast.tracing.agreement import bound, distance, distances, limit_of
 from rainbow_fast.tracing.random_state import untouched
 from rainbow_fast.tracing.trace import State, Trace
+from rainbow_fast.tracing.wavelet_maps import ByChannel
 
 FEW = 8  # number of samples, at most: every call generates G again
 AMPLIFIED = 8  # how much larger the error of one order of sums may be than that of another
@@ -163,6 +164,8 @@ def _wide(site: RainbowActivation, z: Tensor) -> Tensor:
 
 def _neurons(site: RainbowActivation, phi: Tensor) -> Tensor:
     """phi' of the written layer, without the neuron for the offset that it may have in addition."""
+    if site.kind.features > 1:
+        return ByChannel(site.kind.features)(phi)
     return channels_first(phi, site.axis, site.flattened)[:, : site.n]
 
 

@@ -93,8 +93,8 @@ def _least(prepared: Prepared, statistics: SiteStatistics, options: SampleOption
     """Bytes that a site with n neurons needs at least while it is sampled, and the bytes of its A."""
     align, site = prepared.align, statistics.site
     flattened = options.align_flattened and site.feeds_flatten
-    channels, positions = statistics.channels, statistics.positions
-    rows, columns = (channels * positions, n * positions) if flattened else (channels, n)
+    positions, full = statistics.positions, options.alignment_blocks == "full"
+    rows, columns = statistics.shape_of_A(n, flattened=flattened, full=full)
     sizes = Sizes(align.count, prepared.held.count, align.size, align.dtype.itemsize, 0, prepared.max_samples)
     samples = align.count if flattened else sizes.samples(positions)
     if n == INFINITE:
@@ -102,7 +102,8 @@ def _least(prepared: Prepared, statistics: SiteStatistics, options: SampleOption
         return 8 * (rows * m + (m**2 if m < samples else 0)), 8 * rows * m
     alignment, square = alignment_of(options), 0
     if isinstance(alignment, Regression):
-        solver = alignment.chosen(columns, samples, rows if kind_of(site).fused and not flattened else None)
+        fused = kind_of(site).fused and not flattened
+        solver = alignment.chosen(columns, samples, rows if fused else None, paired=site.paired)
         square = {"summed": columns, "kernel": samples}.get(solver, 0)
     return 8 * (rows * columns + square**2), sizes.A_itemsize * rows * columns
 

@@ -36,8 +36,9 @@ class SiteCount:
 
     Attributes:
         z, phi: size of the input and of the output of the site, for one image.
-        pixels, positions: positions of z and of phi in one channel.
-        rows, columns: shape of M and A.
+        pixels, positions: positions in one channel, of what the rows combine and of phi.
+        rows, columns: shape of M and A: their numbers of columns, and of rows that one column is aligned with.
+        shapes: of the polar problems.
         step: every `step`-th sample is used.
         rows_drawn: the `Rows` that the law stores, without values.
         window: how many numbers pooling reads in one channel of one image.
@@ -66,12 +67,16 @@ class SiteCount:
         options, U = spec.options, spec.directions[self.site.name]
         self.d, self.n = statistics.d, spec.widths[self.site.name]
         self.z, self.phi = math.prod(statistics.z_shape), math.prod(statistics.phi_shape)
-        self.pixels, self.positions = self.z // self.d, statistics.positions
-        flattened = options.align_flattened and self.site.feeds_flatten
-        self.rows, self.columns = (self.phi, self.n * self.positions) if flattened else (statistics.channels, self.n)
+        self.kind, self.positions = kind_of(self.site), statistics.positions
+        self.pixels = self.kind.mapped(self.z // self.d, self.positions)
+        flattened, full = options.align_flattened and self.site.feeds_flatten, options.alignment_blocks == "full"
+        self.rows, self.columns = statistics.shape_of_A(self.n, flattened=flattened, full=full)
+        filters = 1 if full else self.kind.features
+        one = self.rows, self.columns // filters
+        self.shapes = [one] * (1 if options.alignment_blocks == "shared" else filters)
         self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
-        self.kind = kind_of(self.site)
+        self.flattened = flattened
         self.fused = self.kind.fused and not flattened
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
         self.limit_bytes = 0
@@ -92,7 +97,9 @@ class SiteCount:
         self.solver, self.regression = "", SolverCost()
         alignment = alignment_of(options)
         if isinstance(alignment, Regression):
-            self.solver = alignment.chosen(self.columns, self.samples, self.rows if self.fused else None)
+            self.solver = alignment.chosen(
+                self.columns, self.samples, self.rows if self.fused else None, paired=self.site.paired
+            )
             size = self.rows, self.columns, self.samples
             self.regression = solver_cost(self.solver, *size, ridge=alignment.ridge > 0)
         self.A_bytes = (8 if route.name == LIMIT else sizes.A_itemsize) * self.rows * self.columns
@@ -124,6 +131,7 @@ class SiteCount:
         flops = random_features_flops((rows, self.r), self.n)
         flops += 2 * images * self.z * self.r * ("U" in self.rows_drawn.stored)
         flops += 2 * calls * self.n**2 * self.r * ("T" in self.rows_drawn.stored)
+        flops += self.kind.flops((images, self.r, *self.statistics.z_space))
         numbers = rows * self.d + COPIES * rows * self.n * (stored or not self.fused)
         bytes, pooled = self.sizes.itemsize * numbers, images * self.n * self.window
         each = PAIR if self.route.name == LIMIT else 1
@@ -136,7 +144,7 @@ class SiteCount:
             products = cross_covariance_flops((self.samples, self.rows), [(self.samples, self.columns)])
             numbers = COPIES * sizes.align * (self.phi + self.n * self.positions)
             return self.kept_features() + Work(products, bytes=sizes.itemsize * numbers)
-        seen = -(-pixels // every(pixels, ACTIVITY_SAMPLES, self.pixels))
+        seen = -(-pixels // every(pixels, ACTIVITY_SAMPLES, self.pixels)) * self.kind.has_activity
         flops = cross_covariance_flops((self.samples, self.rows), [(self.samples, self.columns)])
         flops += random_features_covariance_flops((seen, 1), (seen, self.r), self.n)
         features = self.features(sizes.align, self.samples if self.fused else None)
@@ -149,16 +157,17 @@ class SiteCount:
         """The features, multiplied by A. If `stored`, the features exist already."""
         bytes = self.sizes.itemsize * images * self.phi
         features = Work() if stored else self.features(images)
-        return features + Work(2 * images * self.columns * self.phi, bytes=bytes)
+        positions = 1 if self.flattened else self.positions
+        return features + Work(2 * images * self.columns * self.rows * positions, bytes=bytes)
 
     def alignment(self) -> Work:
         """The polar factor, and the steps from the sums to M and from A to B."""
-        shape, partial = (self.rows, self.columns), alignment_of(self.spec.options).rank == "partial"
         if self.route.name == LIMIT:
             factor = (self.n**3 / 3 + 2 * self.rows * self.n**2) * (self.n < self.samples)
             return Work(2 * self.rows**2 * self.n + EIGENVECTORS * self.rows**3 + factor, "float64")
+        shape, partial = self.shapes[0], alignment_of(self.spec.options).rank == "partial"
         few = partial and has_few_directions(shape, self.samples)
-        flops = few_directions_flops(shape, self.samples) if few else polar_flops(shape)
+        flops = len(self.shapes) * (few_directions_flops(shape, self.samples) if few else polar_flops(shape))
         return Work(flops, "polar", bytes=2 * COPIES * 8 * self.rows * self.columns)
 
     def solve(self) -> Work:
@@ -210,7 +219,7 @@ class SiteCount:
         return SiteCost(
             index=self.site.index,
             site=self.site.name,
-            d=self.statistics.channels,
+            d=self.statistics.width,
             n=self.spec.widths[self.site.name],
             rank=self.r,
             samples=self.samples,
@@ -233,8 +242,7 @@ class SiteCount:
 
 def _kernel_size(pooling: nn.Module | None) -> int:
     """How many numbers each window of a site's pooling reads; 0 without pooling."""
-    if pooling is None:
+    if not isinstance(pooling, nn.MaxPool2d):
         return 0
-    assert isinstance(pooling, nn.MaxPool2d)
     size = pooling.kernel_size
     return size**2 if isinstance(size, int) else math.prod(size)

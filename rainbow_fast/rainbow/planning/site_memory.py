@@ -9,7 +9,7 @@ from typing import Protocol
 from rainbow_fast.rainbow.alignment.classifier import ridge_bytes
 from rainbow_fast.rainbow.alignment.regression import FEATURE_NUMBERS, SolverCost
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
-from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK
+from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK, IN_CACHE
 from rainbow_fast.rainbow.planning.kernel_memory import features_covariance_bytes, polar_bytes, second_moment_bytes
 from rainbow_fast.rainbow.planning.sizes import Sizes
 
@@ -28,6 +28,8 @@ class SizesOfSite(Protocol):
     columns: int
     n: int
     samples: int
+    step: int
+    flattened: bool
     alive: int
     first: bool
     fused: bool
@@ -100,13 +102,17 @@ class SiteMemory:
 
     @property
     def _features(self) -> int:
-        """Memory of the features of a block of neurons for one chunk; 0 if no features are stored.
+        """Memory of the features of a block of neurons for a piece of a chunk; 0 if no features are stored.
 
-        They are stored before the pooling, after it, and once more about their center.
+        They are stored before the pooling, after it, and once more about their center. A piece is the whole chunk if
+        a neuron has one feature, or some samples are left out.
         """
-        site = self.site
-        neurons = 0 if site.fused else self._chunk * min(site.n, FEATURE_BLOCK)
-        return site.sizes.itemsize * neurons * (site.pixels + 2 * site.positions)
+        site, images = self.site, self._chunk
+        block = 0 if site.fused else min(site.n, FEATURE_BLOCK)
+        features = 1 if site.flattened else site.columns // site.n
+        if block and features > 1 and site.step == 1:
+            images = min(images, max(IN_CACHE // (block * site.pixels), 1))
+        return site.sizes.itemsize * images * block * (site.pixels + 2 * features * site.positions)
 
     def _accumulate(self) -> int:
         """The sums of M, and of the second moment of the regression."""

@@ -14,6 +14,7 @@ from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.ops.polar import LONG_IN_PLACE, RTOL, Polar, polar_, polar_flops
 from rainbow_fast.rainbow.alignment.alignment import Alignment, Problem
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
+from rainbow_fast.rainbow.filter_covariance import by_filter, times
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.options import MethodOptions
 
@@ -28,9 +29,13 @@ class AlignedMap:
 
     If B = 0, the rank is 0, and similarity, effective rank and condition are NaN.
 
+    If the statistics of the reference are restored, the problem is that of ``D^-1 (phi - mu)``, and B contains D.
+
     Attributes:
-        shape: of B.
-        b: the constant b, (d,) float64.
+        shape: of one block of B, (d, n).
+        b: the constant b, (d,) float64; (d, 2) for pairs, as all means.
+        center: what is added in any case: mu if it is restored, otherwise 0.
+        inverse: D^-1, (d,) float64; ones if nothing is restored.
         mean: ``B E[phi']``, (d,) float64.
         overlap: tr(A M^T); with an offset, M is the centred one.
         covariance: tr(A C^T), where C is the centred M.
@@ -44,6 +49,8 @@ class AlignedMap:
 
     shape: tuple[int, int]
     b: Tensor
+    center: Tensor
+    inverse: Tensor
     mean: Tensor
     overlap: float
     covariance: float
@@ -62,6 +69,7 @@ def align(
     *,
     positions: int = 1,
     eps: float | None = None,
+    floor: Tensor | None = None,
     products: torch.dtype | None = None,
 ) -> tuple[Tensor, AlignedMap]:
     r"""Align the features phi' of a site with the reference's phi.
@@ -72,6 +80,12 @@ def align(
     If the site ends in a normalisation (`eps` is given, phi is already normalised), the features are normalised by
     their own statistics: ``D'^-1 (phi' - mu')`` with ``D'^2 = var phi' + eps``. Then
     ``M = E[phi (phi' - mu')^T] D'^-1``.
+
+    With a `floor`, phi is standardised by its own statistics as well, ``D^-1 (phi - mu)`` with ``D^2 = var phi +
+    floor``, and B maps back: ``B = D A D'^-1``. If the features are those of the reference, B phi' + mu is phi.
+
+    Moments (F, d, n) of several features of a neuron are F problems of their own; with ``alignment_blocks="shared"``
+    their M are added, and all have the same A.
 
     Sums are taken about centers, so that the centred M and the variances are not differences of large numbers. The
     only exception is the overlap with an offset and an uncentred M, which is a difference in float64.
@@ -84,10 +98,12 @@ def align(
         alignment: has already received the data.
         positions: for a flattened site, the number of features of phi' that belong to one channel; 1 otherwise.
         eps: of the normalisation; None without one.
+        floor: eps in the units of phi, (d,), to restore the statistics of phi; None to leave phi in the units of the
+            features, as the published code does. Only means are restored of an alignment that reads phi.
         products: dtype of the products that M is summed from; None (default) for that of the features.
 
     Returns:
-        B (d, n) float64, and its properties.
+        B (d, n) or (F, d, n) float64, and its properties.
 
     Raises:
         ValueError: activations are not finite or all zero, or their products vanish in their dtype; or there is an
@@ -96,17 +112,23 @@ def align(
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 6 and 12.
     """
     mu, mean = moments.mean_x, moments.mean_y
+    restores = floor is not None
+    back = torch.ones_like(moments.x.variance())
+    if floor is not None and not alignment.reads_inputs:  # others read phi themselves, in its own units
+        back = (moments.x.variance() + floor).sqrt()
     shift, inverse = _normalisation(moments.y, positions, eps)
     subtracted = mean if options.center else shift
     M = moments.consume(subtracted)
     if options.offset and moments.x.constant:
-        return M.zero_(), nothing(M)
+        return M.zero_(), nothing(M, mu)
     products = products or moments.x.dtype
     _check(moments, options, subtracted, products)
     if eps is not None:
-        M.mul_(inverse)
+        _scale_columns(M, inverse)
+    if restores:
+        _scale_rows(M, 1 / back)
     features = moments.y.second_moment_about(subtracted, inverse)
-    phi = moments.x.spread if options.center else moments.trace_x
+    phi = moments.x.second_moment_about(mu if options.center or restores else torch.zeros_like(mu), 1 / back)
     size = float(torch.linalg.vector_norm(M))
     if size == 0:
         raise ValueError(
@@ -119,27 +141,35 @@ def align(
     if unit != 1:
         M.div_(unit)
     accuracy = None if solved or products == torch.float64 else "float32"
-    if alignment.rank == "partial" and has_few_directions(M.shape, moments.count):
-        factor = _polar_of_few(M, moments.count - options.center, products, accuracy)
-    else:
-        factor = polar_(M, rank=alignment.rank, rtol=RTOL, accuracy=accuracy)
-    nuclear = float(factor.nuclear_norm) * unit
+    shared = M.dim() == 3 and options.alignment_blocks == "shared"
+    blocks = [M.sum(0)] if shared else list(M.view(-1, *M.shape[-2:]))
+    samples = moments.count * (mean.dim() * len(M) if shared else mean.dim())  # a complex number is two samples
+    size = float(torch.linalg.vector_norm(blocks[0])) * unit if shared else size
+    factors = [_polar(each, alignment.rank, samples, options.center, products, accuracy) for each in blocks]
+    if shared:
+        M.copy_(blocks[0].expand_as(M))
+    nuclear = sum(float(factor.nuclear_norm) for factor in factors) * unit
     overlap = overlap if solved else nuclear
-    covariance = overlap - float(mu @ (B @ ((mean - subtracted) * inverse)))  # less the part of the means
+    left = (mean - subtracted) * (inverse if mean.dim() == 1 else inverse.unsqueeze(1))
+    covariance = overlap - float((mu * times(B, left)).sum())  # less the part of the means
     if eps is not None:
-        B.mul_(inverse)
+        _scale_columns(B, inverse)
+    if restores:
+        _scale_rows(B, back)
     return B, AlignedMap(
-        shape=(B.shape[0], B.shape[1]),
-        b=-(B @ shift),
-        mean=B @ mean,
+        shape=(B.shape[-2], B.shape[-1]),
+        b=-times(B, shift),
+        center=mu if restores else torch.zeros_like(mu),
+        inverse=1 / back,
+        mean=times(B, mean),
         overlap=covariance if options.offset else overlap,
         covariance=covariance,
         nuclear_norm=nuclear,
         features=features,
         similarity=_ratio(nuclear, math.sqrt(phi) * math.sqrt(features)),
-        rank=int(factor.rank),
+        rank=sum(int(factor.rank) for factor in factors),
         effective_rank=(nuclear / size) ** 2,
-        condition=float(factor.condition),
+        condition=max(float(factor.condition) for factor in factors),
     )
 
 
@@ -171,7 +201,7 @@ def scale(aligned: AlignedMap, size: float | None, options: MethodOptions, site:
     """The scale s of an alignment.
 
     Args:
-        size: E|B phi' + b|^2, with an offset E|B phi' - E[B phi']|^2; only the scale "optimal" needs it.
+        size: ``E|D^-1 (B phi' + b)|^2``, with an offset that about its mean; only the scale "optimal" needs it.
         site: name of the site, for error messages.
 
     Returns:
@@ -197,15 +227,22 @@ def scale(aligned: AlignedMap, size: float | None, options: MethodOptions, site:
 
 def size_of(projected: ChannelMoments, aligned: AlignedMap, options: MethodOptions) -> float:
     """The `size` of `scale`, from the moments of ``B phi'``."""
-    of_b = -aligned.b, torch.ones_like(aligned.b)
-    return projected.spread if options.offset else projected.second_moment_about(*of_b)
+    return projected.second_moment_about(projected.mean if options.offset else -aligned.b, aligned.inverse)
 
 
 def offset(aligned: AlignedMap, s: float, moments: CrossCovariance, options: MethodOptions) -> Tensor | None:
     """The constant c of ``phih = s B phi' + c``, (d,); None if it is zero by construction."""
     if options.offset:
         return moments.mean_x - s * aligned.mean
-    return s * aligned.b if aligned.b.any() else None
+    constant = s * aligned.b + aligned.center
+    return constant if constant.any() else None
+
+
+def _polar(M: Tensor, rank: str, samples: int, centred: bool, products: torch.dtype, accuracy: str | None) -> Polar:
+    """Replace M, a mean over samples, by its polar factor."""
+    if rank == "partial" and has_few_directions(M.shape, samples):
+        return _polar_of_few(M, samples - centred, products, accuracy)
+    return polar_(M, rank=rank, rtol=RTOL, accuracy=accuracy)
 
 
 def _polar_of_few(M: Tensor, directions: int, products: torch.dtype, accuracy: str | None) -> Polar:
@@ -242,10 +279,20 @@ def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor,
         )
 
 
-def nothing(M: Tensor) -> AlignedMap:
-    """The properties of B = 0, of the shape of M."""
-    zeros = M.new_zeros(len(M))
-    return AlignedMap((M.shape[0], M.shape[1]), zeros, zeros, 0.0, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
+def nothing(M: Tensor, mu: Tensor) -> AlignedMap:
+    """The properties of B = 0, of the shape of M, for phi with the mean mu."""
+    zeros, ones, shape = torch.zeros_like(mu), mu.new_ones(len(mu)), (M.shape[-2], M.shape[-1])
+    return AlignedMap(shape, zeros, zeros, ones, zeros, 0.0, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
+
+
+def _scale_rows(M: Tensor, factor: Tensor) -> None:
+    """Multiply the rows of M (d F, n F) or (F, d, n) by factor (d F,), in place."""
+    M.mul_(factor.unsqueeze(1) if M.dim() == 2 else by_filter(factor, len(M)))
+
+
+def _scale_columns(M: Tensor, factor: Tensor) -> None:
+    """Multiply the columns of M (d F, n F) or (F, d, n) by factor (n F,), in place."""
+    M.mul_(factor if M.dim() == 2 else by_filter(factor, len(M)).transpose(1, 2))
 
 
 def _root_mean_square(values: Tensor) -> float:
@@ -262,7 +309,7 @@ def _normalisation(features: ChannelMoments, positions: int, eps: float | None) 
     They are the mean and the inverse standard deviation of the feature's channel; 0 and 1 without a normalisation.
     """
     if eps is None:
-        return torch.zeros_like(features.mean), torch.ones_like(features.mean)
-    channels = features.pooled(positions)
+        return torch.zeros_like(features.mean), torch.ones_like(features.variance())
+    channels = features if positions == 1 else features.pooled(positions)
     inverse = (channels.variance() + eps).rsqrt()
-    return channels.mean.repeat_interleave(positions), inverse.repeat_interleave(positions)
+    return channels.mean.repeat_interleave(positions, 0), inverse.repeat_interleave(positions)

@@ -16,6 +16,7 @@ from rainbow_fast.rainbow.channel_moments import ChannelMoments
 from rainbow_fast.rainbow.chunks import Data, channels_last
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.wide_layer import WideLayer, product_of
+from rainbow_fast.rainbow.pair_moments import PairMoments
 from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.trace import State, Trace
@@ -136,8 +137,8 @@ class Flight:
         `look` is called with the start and the z of every chunk before the module is applied.
         """
         self.enter(REFERENCE, module)
-        self.phi = ChannelMoments()
         site = self.traces[REFERENCE].sites[self.place]
+        self.phi = PairMoments() if site.paired else ChannelMoments()
         for start in self:
             if look is not None:
                 look(start, self.z(REFERENCE, start))

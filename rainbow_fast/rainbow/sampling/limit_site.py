@@ -100,7 +100,7 @@ class LimitSite(SampledSite):
         mu, mean = moments.mean_x, moments.mean_y
         T = moments.covariance() if options.center else moments.compute()  # E[x k^T], (d, m)
         if options.offset and moments.x.constant:
-            self.activation.A, self.aligned = T.zero_(), nothing(T)
+            self.activation.A, self.aligned = T.zero_(), nothing(T, mu)
             return
         solution = None if self.X is None else self._by_square(self.X - mu if options.center else self.X, T)
         factor = None
@@ -123,6 +123,8 @@ class LimitSite(SampledSite):
         self.aligned = AlignedMap(
             shape=(len(B), 1),  # of A for features with the kernel k, which are phi' / sqrt(n)
             b=torch.zeros_like(mu),
+            center=torch.zeros_like(mu),
+            inverse=torch.ones_like(mu),
             mean=B @ mean,
             overlap=covariance if options.offset else nuclear,
             covariance=covariance,

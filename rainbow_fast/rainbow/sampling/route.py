@@ -79,9 +79,9 @@ def choose_routes(
     """The route of every sampled site of a network, by name. It depends on shapes and options only.
 
     Features are kept if there are no more neurons than channels, so that this takes no more memory than phih, unless
-    the alignment reads z, the alignment is of flattened maps, activations are stored in half precision, or torch.fx
-    cannot trace the network. They are then computed through wide weights if one linear layer lies between two such
-    sites, z is not recalibrated, and this takes fewer multiplications.
+    a neuron has several features, the alignment reads z, the alignment is of flattened maps, activations are stored in
+    half precision, or torch.fx cannot trace the network. They are then computed through wide weights if one linear
+    layer lies between two such sites, z is not recalibrated, and this takes fewer multiplications.
 
     Args:
         images: number of images in the alignment set and the held-out data.
@@ -114,6 +114,7 @@ def _keeps(spec: NetworkSpec, s: SiteStatistics, dtype: torch.dtype, storage_dty
     options = spec.options
     return (
         spec.widths[s.site.name] <= s.channels
+        and s.site.features == 1
         and not alignment_of(options).reads_inputs
         and not (options.align_flattened and s.site.feeds_flatten)
         and dtype in (torch.float32, torch.float64)

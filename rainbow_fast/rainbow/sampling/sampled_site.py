@@ -15,7 +15,7 @@ from rainbow_fast.ops.random_features import random_features_covariance
 from rainbow_fast.rainbow.alignment.alignment import Alignment
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.channel_moments import ChannelMoments
-from rainbow_fast.rainbow.kinds import kind_of
+from rainbow_fast.rainbow.filter_covariance import FilterCovariance
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.features import Select, blocks
@@ -72,11 +72,14 @@ class SampledSite:
         self.options = spec.options
         self.n = spec.widths[self.site.name]
         self.flattened = self.options.align_flattened and self.site.feeds_flatten
-        self.positions = kind_of(self.site).features * (statistics.positions if self.flattened else 1)
+        full = self.options.alignment_blocks == "full"
+        self.filters = 1 if full else self.site.features
+        self.rows, self.positions = statistics.shape_of_A(1, flattened=self.flattened, full=full)
         self.features = self.n * self.positions
-        self.taken = self.align.data.positions(() if self.flattened else statistics.phi_space, max_samples)
+        space = statistics.phi_space[:-1] if self.site.paired else statistics.phi_space
+        self.taken = self.align.data.positions(() if self.flattened else space, max_samples)
         self.step = 1 if self.flattened else self.taken.step
-        self.samples = self.align.count if self.flattened else self.taken.count
+        self.samples = self.align.count if self.flattened else self.taken.count * (2 if self.site.paired else 1)
         self.collected: list[Tensor] | None = None  # features that a new classifier is fitted to
         self.refit: RainbowActivation | None = None
         self.ridge: float | None = None
@@ -84,8 +87,7 @@ class SampledSite:
     @property
     def sum_dtype(self) -> torch.dtype:
         """The dtype of the products that M is summed from."""
-        rows = math.prod(self.statistics.phi_shape) if self.flattened else self.statistics.channels
-        return product_dtype((rows, self.features), self.samples, self.dtype)
+        return product_dtype((self.rows, self.features // self.filters), self.samples, self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -112,11 +114,11 @@ class SampledSite:
 
     def accumulate(self) -> None:
         """Compute the moments of phi and phi', in one pass over the alignment set."""
-        self.moments = CrossCovariance(self.site.name)
+        self.moments = self._no_moments()
         if self.step == 1 and not self.flattened:
             self.moments.know(self.align.phi)
         self.alignment: Alignment | None = alignment_of(self.options).begin(self)
-        strategy = self.activation.strategy
+        strategy, kind = self.activation.strategy, self.activation.kind
         for start in self.align:
             phi, zh, select = self.align.output(REFERENCE, start), self._input(self.align, start), self.select(start)
             x = select(self._target(phi)).to(torch.promote_types(zh.dtype, torch.float32))
@@ -128,16 +130,23 @@ class SampledSite:
             strategy.covariance(self.activation, *pair, select, centers, sums, first=first)
             self.alignment.add(start, zh, len(phi), centers[1])
             if start == 0:
-                self.activity = share_active(self.activation, self._active(zh))
+                self.activity = share_active(self.activation, self._active(zh)) if kind.has_activity else math.nan
             del phi, zh, x, pair  # freed before the next chunk is computed
             self.tick(f"{self.site.name}: moments")
 
     def solve(self) -> None:
         """Compute A from the moments."""
         assert self.alignment is not None
-        eps = self.activation.kind.normalisation
+        kind, norm = self.activation.kind, self.statistics.site.norm
+        restores = self.options.statistics == "restore" and self.site.features > 1 and norm is not None
         B, self.aligned = align(
-            self.moments, self.options, self.alignment, positions=self.positions, eps=eps, products=self.sum_dtype
+            self.moments,
+            self.options,
+            self.alignment,
+            positions=self.statistics.positions if self.flattened else 1,
+            eps=kind.normalisation,
+            floor=kind.floor(norm) if restores and norm is not None else None,
+            products=self.sum_dtype,
         )
         self.activation.A, self.alignment = B.to(self.dtype).contiguous(), None  # frees a matrix as large as S
 
@@ -146,7 +155,7 @@ class SampledSite:
 
         Other scales do not need these moments, and nothing is done.
         """
-        self.projected = ChannelMoments() if self.options.scale == "optimal" else None
+        self.projected = self._no_moments().y if self.options.scale == "optimal" else None
         for start in self.align if self.projected is not None else ():
             z = self.align.z(self.lane, start)
             if self.collected is not None:
@@ -223,6 +232,8 @@ class SampledSite:
         """The function that takes the samples to use from a batch; `before` images come before the batch."""
         if self.flattened:
             return lambda t: t.flatten(1)
+        if self.site.paired and self.step > 1:  # a complex number is one sample
+            return lambda t: torch.view_as_real(self.taken.of(torch.view_as_complex(t.contiguous()), before))
         return lambda t: self.taken.of(t, before)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Select]]:
@@ -231,6 +242,11 @@ class SampledSite:
             yield self._target(self.align.output(REFERENCE, start)), self._input(self.align, start), self.select(start)
 
     # Parts of the phases
+
+    def _no_moments(self) -> CrossCovariance:
+        if self.site.features == 1:
+            return CrossCovariance(self.site.name)
+        return FilterCovariance(self.site.name, paired=self.site.paired, filters=self.filters)
 
     def _input(self, flight: Flight, start: int) -> Tensor:
         """zh of one chunk as (N, d, *space)."""
@@ -292,7 +308,7 @@ class SampledSite:
         return SiteReport(
             index=self.site.index,
             site=self.site.name,
-            d=self.statistics.channels,
+            d=self.statistics.width,
             n=self.n,
             rank=self.activation.drawn.r,
             samples=self.moments.count,
@@ -309,6 +325,7 @@ class SampledSite:
             M_condition=aligned.condition,
             route=self.route.name,
             random_features=self.site.expansion is not None,
+            features=self.site.features,
         )
 
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The kind of site of learned scattering networks: wavelets along space and moduli of pairs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rainbow_fast.networks.scattering import Wavelets
+from rainbow_fast.ops.wavelet_modulus import wavelet_modulus
+from rainbow_fast.ops.wavelet_modulus_arguments import wavelet_modulus_flops
+from rainbow_fast.rainbow.kinds.kind import Kind
+from rainbow_fast.tracing.site import Site
+from rainbow_fast.tracing.wavelet_maps import FILTERS, order_by_channel
+
+
+class Wavelet(Kind):
+    """``phi' = [(N z') * phi, |(N z') * psi_t|]`` with ``z' = G_eff zh``: 5 features per neuron, or 10 with `skip`.
+
+    Wavelets act on space and G on channels, so they commute. N, which divides by the norm over the neurons at each
+    position, is a factor of each position:
+
+        (N z') * psi = G_eff ((q zh) * psi),    q = 1 / |G_eff zh|
+
+    So the d channels of zh are filtered, never the n neurons. A modulus is that of a pair of real numbers,
+    ``|z' * psi|^2 = (G_eff Re u)^2 + (G_eff Im u)^2`` with ``u = (q zh) * psi``. A standardisation may follow.
+
+    Args:
+        site: a traced site whose non-linearity is `Wavelets`.
+    """
+
+    has_activity = False
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        wavelets = site.sigma
+        assert isinstance(wavelets, Wavelets)
+        self.bank, self.skip, self.paired = wavelets.bank, wavelets.skip, site.paired
+        self.divides, self.features = site.before is not None, site.features
+        self.normalisation = None if site.norm is None else float(site.norm.eps)  # type: ignore[arg-type]
+
+    def mapped(self, before: int, after: int) -> int:
+        return (FILTERS if self.paired else 2 * FILTERS - 1) * after
+
+    def prepare(self, u: Tensor, shift: Tensor | None, root: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The maps that the rows combine: real parts of 5 filters, then imaginary parts, (N, r, 9 or 10, H', W')."""
+        maps = u if shift is None else torch.cat([u, shift.unsqueeze(1)], 1)
+        if root is not None:
+            maps = maps * _inverse_norm(root.to(maps.dtype), maps, self.paired)
+        maps = self._filtered(torch.view_as_complex(maps) if self.paired else maps)
+        return (maps, None) if shift is None else (maps[:, :-1], maps[:, -1])
+
+    def flops(self, u: tuple[int, ...]) -> int:
+        constants = self.bank.phi_sigma, self.bank.psi_sigma, self.bank.xi
+        filtered = wavelet_modulus_flops(u, constants, self.bank.stride, self.bank.taps)
+        return filtered + (2 * math.prod(u) * u[1] if self.divides else 0)
+
+    def kernel(self) -> dict[str, Any]:
+        return {"activation": "identity"}
+
+    def finish(self, s: Tensor) -> Tensor:
+        real, imaginary = s[:, :, :FILTERS], s[:, :, FILTERS:]
+        if not self.paired:
+            return torch.cat([real[:, :, :1], _modulus(real[:, :, 1:], imaginary)], 2).flatten(1, 2)
+        modulus = _modulus(real, imaginary)
+        linear = torch.stack([real, imaginary], -1)
+        modulus = torch.stack([modulus, torch.zeros_like(modulus)], -1)
+        parts = [linear, modulus] if self.skip else [linear[:, :, :1], modulus[:, :, 1:]]
+        return torch.cat(parts, 2).flatten(1, 2)
+
+    def floor(self, norm: nn.Module) -> Tensor:
+        each = super().floor(norm)
+        return each[order_by_channel(len(each) // self.features, self.features, each.device)]
+
+    def _filtered(self, z: Tensor) -> Tensor:
+        """``z * phi`` and ``z * psi_t`` of maps (N, c, H, W) as (N, c, 9 or 10, H', W')."""
+        c = z.shape[1]
+        linear = wavelet_modulus(z, self.bank, skip=True)[:, : FILTERS * c]
+        low, wavelets = linear[:, :c].unsqueeze(2), linear[:, c:].unflatten(1, (c, -1))
+        imaginary = [low.imag, wavelets.imag] if self.paired else [wavelets.imag]
+        return torch.cat([low.real, wavelets.real, *imaginary], 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.bank}, skip={self.skip}"
+
+
+def _inverse_norm(root: Tensor, maps: Tensor, paired: bool) -> Tensor:
+    """``q = 1 / |K maps|`` at each position, where the norm is over channels and parts; 0 where the norm is 0."""
+    square = (root @ maps.flatten(2)).square().sum(1, keepdim=True).view(len(maps), 1, *maps.shape[2:])
+    square = square.sum(-1, keepdim=True) if paired else square
+    zero = square == 0
+    return square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+
+
+def _modulus(real: Tensor, imaginary: Tensor) -> Tensor:
+    """The modulus, without epsilon. Its gradient at 0 is 0."""
+    square = torch.addcmul(imaginary.square(), real, real)
+    if not square.requires_grad:
+        return square.sqrt_()
+    zero = square == 0
+    return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
