@@ -16,7 +16,7 @@ from rainbow_fast.rainbow.alignment.regression import RIDGE
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean of the diagonal of K
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # relative to the mean of the diagonal of K
 LARGEST = 10_000  # inputs whose kernel is stored and factored
 ROWS = 1024  # inputs whose kernel is computed at a time
 SOLVERS = ("cholesky", "products")
