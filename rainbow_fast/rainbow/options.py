@@ -220,18 +220,13 @@ class MethodOptions(Options):
 
 
 PAPER = MethodOptions("gaussian", False, False, False, False, "sqrt", "polar", 0.0, 0.0, "full", "restore")
+CALIBRATED = replace(
+    PAPER, law="orthonormal", keep_mean=True, recalibrate=True, center=True, offset=True, scale="optimal",
+    alignment_blocks="filter",
+)  # fmt: skip
 METHODS = {
     "paper": PAPER,
-    "calibrated": replace(
-        PAPER,
-        law="orthonormal",
-        keep_mean=True,
-        recalibrate=True,
-        center=True,
-        offset=True,
-        scale="optimal",
-        alignment_blocks="filter",
-    ),
+    "calibrated": CALIBRATED,
     "regression": replace(PAPER, scale="one", alignment="regression", ridge=1e-3),
 }
 

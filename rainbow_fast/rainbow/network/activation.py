@@ -138,7 +138,7 @@ class RainbowActivation(Keyed):
 
     def preactivations(self, z: Tensor) -> Tensor:
         """``R u + zbar`` of all n neurons, with the axes of z; z as in `forward`."""
-        u, shift = self.combined(channels_first(z, self.axis))
+        u, shift = self.mixed(channels_first(z, self.axis), prepared=False)
         rows = self.source(u, 0, self.n)
         rows |= {"activation": "identity", "scale": self._factor, "precision": self.precision}
         s = random_features(u, self.n, shift=shift, **rows)
@@ -208,24 +208,21 @@ class RainbowActivation(Keyed):
         """A `Select` that takes all samples, flattened if A expects flattened features."""
         return (lambda t: t.flatten(1)) if self.flattened else (lambda t: t)
 
-    def mixed(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """u and the shift as the kernels take them: prepared by the kind, without the factor 1 / sqrt(d) of u if the
-        kernels multiply their result by it instead."""
-        return self.kind.prepare(*self.combined(z), self.root)
-
-    def combined(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `mixed`, but not prepared: ``z' = R u + shift`` at each position of z."""
-        z = z.float() if z.dtype in HALVES else z
+    def mixed(self, z: Tensor, *, prepared: bool = True) -> tuple[Tensor, Tensor | None]:
+        """u and the shift as the kernels take them, without the factor 1 / sqrt(d) of u if the kernels multiply their
+        result by it instead. If they are not `prepared` by the kind, ``z' = R u + shift`` at each position of z."""
+        u = z.float() if z.dtype in HALVES else z
         if self.gain is not None and self.bias is not None:
-            z = z * per_channel(self.gain, z) + per_channel(self.bias, z)
-        shift = z.mean(1) if self.mean_row else None
+            u = u * per_channel(self.gain, u) + per_channel(self.bias, u)
+        shift = u.mean(1) if self.mean_row else None
         if shift is not None:
-            z = z - shift.unsqueeze(1)
-        if self.U is None:
-            return z if self._factor != 1 else z * (1 / math.sqrt(self.d)), shift
-        directions = (self.U / math.sqrt(self.d)).to(z.dtype).T
-        u = random_features(z, len(directions), G=directions, activation="identity", precision=self.precision)
-        return u, shift
+            u = u - shift.unsqueeze(1)
+        if self.U is not None:
+            G = (self.U / math.sqrt(self.d)).to(u.dtype).T
+            u = random_features(u, len(G), G=G, activation="identity", precision=self.precision)
+        elif self._factor == 1:
+            u = u * (1 / math.sqrt(self.d))
+        return self.kind.prepare(u, shift, self.root) if prepared else (u, shift)
 
     def source(self, u: Tensor, start: int, stop: int) -> dict[str, Any]:
         """Rows start..stop of R as a keyword argument of the ops: ``G``, or ``seed`` if only their address is known."""

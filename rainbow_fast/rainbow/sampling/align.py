@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -145,7 +146,13 @@ def align(
     blocks = [M.sum(0)] if shared else list(M.view(-1, *M.shape[-2:]))
     samples = moments.count * (mean.dim() * len(M) if shared else mean.dim())  # a complex number is two samples
     size = float(torch.linalg.vector_norm(blocks[0])) * unit if shared else size
-    factors = [_polar(each, alignment.rank, samples, options.center, products, accuracy) for each in blocks]
+    few = alignment.rank == "partial" and has_few_directions(blocks[0].shape, samples)
+    polar = (
+        partial(_polar_of_few, directions=samples - options.center, products=products, accuracy=accuracy)
+        if few
+        else partial(polar_, rank=alignment.rank, rtol=RTOL, accuracy=accuracy)
+    )
+    factors: list[Polar] = list(map(polar, blocks))  # each block is replaced by its factor
     if shared:
         M.copy_(blocks[0].expand_as(M))
     nuclear = sum(float(factor.nuclear_norm) for factor in factors) * unit
@@ -236,13 +243,6 @@ def offset(aligned: AlignedMap, s: float, moments: CrossCovariance, options: Met
         return moments.mean_x - s * aligned.mean
     constant = s * aligned.b + aligned.center
     return constant if constant.any() else None
-
-
-def _polar(M: Tensor, rank: str, samples: int, centred: bool, products: torch.dtype, accuracy: str | None) -> Polar:
-    """Replace M, a mean over samples, by its polar factor."""
-    if rank == "partial" and has_few_directions(M.shape, samples):
-        return _polar_of_few(M, samples - centred, products, accuracy)
-    return polar_(M, rank=rank, rtol=RTOL, accuracy=accuracy)
 
 
 def _polar_of_few(M: Tensor, directions: int, products: torch.dtype, accuracy: str | None) -> Polar:

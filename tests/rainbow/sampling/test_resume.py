@@ -202,7 +202,7 @@ def other_data(which: int, at: int) -> rf.RainbowModel:
         (model, {"factor": 2, "seed": 1}, r"differs in seed of network 0 \(0 there, 1 here\)$"),
         (model, {"factor": 2, "rank": 3}, r"differs in rank of network 0 \(.*\); directions of network 0"),
         (model, {"factor": 2, "scale": "optimal"}, r"differs in scale of network 0 \('sqrt' there, 'optimal' here\)$"),
-        (model, {"factor": 2, "method": "calibrated"}, "differs in method of network 0 .*; and 3 more$"),
+        (model, {"factor": 2, "method": "calibrated"}, "differs in method of network 0 .*; and 4 more$"),
         (model, {"factor": 2, "classifier": "refit"}, r"differs in classifier of network 0 \(None there, 'refit' here"),
         (model, {"factor": 2, "storage_dtype": torch.bfloat16}, r"differs in storage_dtype \('None' there, 'torch.bfl"),
     ],
