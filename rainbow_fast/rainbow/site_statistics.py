@@ -146,12 +146,14 @@ def reason_kept(site: Site) -> str | None:
 
 
 def by_site(what: str, value: Any, sites: Iterable[str], *, infinite: bool = False) -> dict[str, int]:
-    """A number for all sites, or a dict of numbers by site, as a dict by site. Numbers are integers of at least 1.
+    """A number for all sites, or a dict of numbers by site, as a dict by site.
+
+    Numbers are integers of at least 1, or math.inf where this is allowed.
 
     Args:
         what: name of the option, for messages.
         sites: names of the allowed sites.
-        infinite: whether a number may be infinite, too.
+        infinite: whether a number may be math.inf.
 
     Raises:
         ValueError, TypeError: a site is unknown, or a value is not an integer of at least 1. The message names the
