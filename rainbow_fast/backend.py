@@ -121,7 +121,7 @@ ON_GPUS: dict[str, dict[int, tuple[str, ...]]] = {
     # Triton's take fewer instructions for a product.
     "cross_covariance": {8: ("triton", "cuda")},
     "sample_project_align": {8: ("triton", "cuda")},
-    # The CUDA kernels took more instructions for a product, and computed features again for each 128 channels.
+    # CUDA would take more instructions for a product, and compute features again for each 128 channels.
     "random_features": {8: ("triton",)},
     # Products of a library, with small kernels between them.
     "polar": {8: ("triton",)},
