@@ -159,17 +159,20 @@ template <class T>
 void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePacker<T>& right, int64_t columns,
                 bool symmetric, Precision precision, int threads) {
   const int64_t d = left.rows(), m = right.rows();
-  // An eighth of the second-level cache holds panels of B, a quarter for the matrix unit. Half of it holds rows of A
-  // and float64 sums.
-  constexpr bool pairs_on_unit = kOnUnit<T> && kElements<T> == 2;
-  constexpr int64_t kc = pairs_on_unit ? 128 : 256, size = sizeof(T), height = kHeight<T>;
+  // A panel of B has at most 32 KiB, which stay in the first-level cache; the matrix unit has no use for that. An
+  // eighth of the second-level cache holds panels, a quarter for the unit. Half of it holds rows of A, and sums twice:
+  // those that are promoted together, and those in float64.
+  constexpr int64_t size = sizeof(T), height = kHeight<T>;
+  constexpr bool floats_on_unit = kOnUnit<T> && kElements<T> == 1;
+  constexpr int64_t kc = floats_on_unit || 256 * NR<T> * size <= 1 << 15 ? 256 : 128;
+  constexpr int64_t promoted = floats_on_unit ? 4 : 256 / kc;
   const int64_t cache = caches().second, share = cache / (kOnUnit<T> ? 4 : 8);
   const int64_t panels = fitting(share, kc * NR<T> * size, 1, kOnUnit<T> ? 6 : 4);
-  const int64_t most_rows = fitting(cache / 2, kc * size + 8 * panels * NR<T>, 8 * MR, 86 * MR);
+  const int64_t most_rows = fitting(cache / 2, kc * size + (8 + sizeof(Sum<T>)) * panels * NR<T>, 8 * MR, 86 * MR);
   Problem problem{d, m, columns, even(d, height, most_rows + height), even(m, NR<T>, panels * NR<T>), kc};
   problem.strip = kStrip;
   problem.products = products_of(precision);
-  problem.promoted = pairs_on_unit ? 2 : !kOnUnit<T> || precision == Precision::highest ? 1 : 4;
+  problem.promoted = promoted;
   // The slabs decide bits, so they do not depend on the caches.
   problem.slabs = slabs_for(blocks(d, even(d, MR, 258)) * blocks(m, even(m, NR<T>, 2 * NR<T>)), blocks(columns, kc));
   problem.joined = !symmetric && joins(problem.slabs, blocks(d, problem.mc) * blocks(m, problem.nc), threads);
@@ -193,7 +196,7 @@ void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePa
                             symmetric ? &in_triangles : nullptr};
   // Every block reads all samples. If they do not fit into the third-level cache, the sum is computed in parts whose
   // samples fit.
-  const int64_t fits = larger(4, threads * caches().third / 2 / ((d + m) * size) / kc) * kc,
+  const int64_t fits = larger(1, threads * caches().third / 2 / ((d + m) * size) / (kc * promoted)) * kc * promoted,
                 part = direct && one ? fits : columns;
   const SideSource<T, true> rows{left, centers ? left_sums : nullptr, d};
   const SideSource<T, false> cols{right, centers && !symmetric ? right_sums : nullptr, m};
@@ -267,10 +270,12 @@ void accumulate_as(double* out, int64_t ld, Side x, Sides y, bool symmetric, Act
 void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                       double negative_slope, Precision precision, int threads) {
   const auto run = [&]<class T>(Type<T>) {
+    // Multiply-adds have the accuracy of six products on the unit, and take less time.
+    constexpr bool floats_on_unit = kOnUnit<T> && kElements<T> == 1;
     if constexpr (kOwn<T>)
-      accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
-    else
-      vectors::cross_covariance(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
+      if (!floats_on_unit || precision != Precision::highest)
+        return accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
+    vectors::cross_covariance(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
   };
 #if defined(__AVX512BF16__)
   const bool exact = activation == Activation::identity || activation == Activation::relu;
