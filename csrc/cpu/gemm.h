@@ -32,7 +32,7 @@ static void sweep_apart(const Rows& a, const T* b, int64_t panel, int64_t top, i
   if constexpr (kOnUnit<T>)
     if (aside.unit != nullptr) return sweep_unit(a, b, panel, top, rows, cols, k, aside, chain, epilogue, ahead);
 #endif
-  sweep_panels(a, b, panel, top, rows, cols, k, aside.sums, chain, epilogue, ahead);
+  sweep_panels(a, b, panel, top, rows, cols, k, aside.sums, aside.tall, chain, epilogue, ahead);
 }
 
 // The same for panels that lie side by side.
@@ -70,7 +70,8 @@ static void sweep_in_chunks(const RowsOf<T>& a, const T* b, int64_t rows, int64_
   for (int64_t k0 = 0; k0 == 0 || k0 < k; k0 += kTermsAtATime) {
     const RowsOf<T> some{a.a + k0 * a.s_k, a.s_row, a.s_k};
     const Chain chain{k0 == 0, k0 + kTermsAtATime >= k};
-    const Aside<T> aside{kept ? memory : nullptr, kOnUnit<T> ? unit : nullptr, products, panels.from(k0)};
+    const Aside<T> aside{kept ? memory : nullptr, kOnUnit<T> ? unit : nullptr, products, panels.from(k0),
+                         blocks(rows, MR)};
     sweep_apart(some, b + k0 * NR<T>, k * NR<T>, 0, rows, cols, smaller(kTermsAtATime, k - k0), aside, chain, epilogue,
                 nothing);
   }
@@ -240,13 +241,12 @@ static void product(const Problem& p, const A& a, const B& b, const Epilogue& c,
           const int64_t next = chunk + 1 < end ? smaller(p.kc, rest - k) : 0;
           const int64_t steps = blocks(block.rows, MR) * blocks(block.cols, NR<T>) * blocks(k, kStep);
           Both ahead{left.ahead(k0 + k, next, steps), right.ahead(k0 + k, next, steps)};
-          Aside<T> aside{chained ? partial : nullptr, on_unit ? own + offsets[6] : nullptr, p.products};
+          Aside<T> aside{chained ? partial : nullptr, on_unit ? own + offsets[6] : nullptr, p.products, {}, mc / MR};
           if constexpr (kOnUnit<T> && written)
             if (on_unit) aside.panels = right.tiles(k0, k);
           for (int64_t i = 0, rows; i < block.rows; i += rows)
             rows = left.rows(a_buffer, i, strip, k0, k, [&](const auto& some, int64_t count) {
               sweep(some, right_panels, i, count, block.cols, k, aside, chain, epilogue, ahead);
-              if (chained) aside.sums += kept_sums<T>(count, nc, on_unit);
             });
           if constexpr (requires { epilogue.end_chunk(); })
             if (chain.last) epilogue.end_chunk();

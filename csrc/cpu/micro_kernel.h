@@ -104,17 +104,19 @@ __attribute__((noinline)) static void one_tile(const Rows& all, int64_t row, con
   }
 }
 
-// Computes all tiles of `rows` rows of a block of C, from row `top` on. The panels of B are `panel` numbers apart.
+// Computes all tiles of `rows` rows of a block of C, from row `top` on. The panels of B are `panel` numbers apart. The
+// block has `tall` rows of tiles; where `partial` has the sums of a tile depends on its place in the block alone.
 template <class T, class Rows, class Epilogue, class Ahead>
 static void sweep_panels(const Rows& a, const T* b, int64_t panel, int64_t top, int64_t rows, int64_t cols, int64_t k,
-                         Sum<T>* partial, Chain chain, Epilogue& epilogue, Ahead& ahead) {
+                         Sum<T>* partial, int64_t tall, Chain chain, Epilogue& epilogue, Ahead& ahead) {
   constexpr int N = kWidth<T>;
   for (int64_t j = 0; j < cols; j += NR<T>, b += panel) {
-    for (int64_t i = 0; i < rows; i += MR, partial += MR * NR<T>) {
+    Sum<T>* own = partial + (j / NR<T> * tall + top / MR) * MR * NR<T>;
+    for (int64_t i = 0; i < rows; i += MR, own += MR * NR<T>) {
       const int64_t skipped = epilogue.skips(top + i, j) / N * N, width = smaller(NR<T>, cols - j) - skipped;
       const auto run = [&]<int V>(Vectors<V>) {
-        one_tile<T, V>(a, i, b + skipped, k, top + i, j + skipped, smaller(MR, rows - i), width, partial, chain,
-                       epilogue, ahead);
+        one_tile<T, V>(a, i, b + skipped, k, top + i, j + skipped, smaller(MR, rows - i), width, own, chain, epilogue,
+                       ahead);
       };
       if (NV == 4 && width > 3 * N)
         run(Vectors<NV>{});

@@ -69,13 +69,15 @@ struct UnitPanels {
 };
 
 // Where a sweep keeps its sums if they go on (null if they do not), and its memory for the matrix unit (null: the sweep
-// computes in registers), which takes these products of terms. `panels` are those of B, if they have been written.
+// computes in registers), which takes these products of terms. `panels` are those of B, if they have been written. In
+// registers, the block that the sums are kept for has `tall` rows of tiles.
 template <class T>
 struct Aside {
   Sum<T>* sums = nullptr;
   void* unit = nullptr;
   Products products = {};
   UnitPanels<T> panels = {};
+  int64_t tall = 0;
 };
 
 // The bytes of memory for the matrix unit, in which a sweep of so many rows, columns and terms writes its operands; 0

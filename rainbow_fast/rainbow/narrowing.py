@@ -19,7 +19,7 @@ from rainbow_fast.arguments import integer, number
 from rainbow_fast.rainbow.resizing import NORMS, WRITERS
 from rainbow_fast.tracing.channel_axis import POOLING, named
 from rainbow_fast.tracing.find import Found
-from rainbow_fast.tracing.graph import module_of, scope
+from rainbow_fast.tracing.graph import is_changed, module_of, scope
 from rainbow_fast.tracing.operations import name_of, of_input
 from rainbow_fast.tracing.site import is_linear
 
@@ -332,7 +332,7 @@ def _reason(module: nn.Module) -> str | None:
         return "of a class of its own" if isinstance(module, nn.Linear | _ConvNd) else ""
     if isinstance(module, _ConvNd) and module.groups > 1:
         return f"with groups={module.groups}"
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+    if is_changed(module):
         return "with hooks or a forward of its own"
     return None
 

@@ -28,7 +28,7 @@ from rainbow_fast.tracing.trace import State, Trace, checked, trace
 CHUNK_NUMBERS = 2**21  # size of the reference's largest feature map for one chunk of samples
 MOST_CHUNK_NUMBERS = 2**24  # the same where wide layers make larger chunks worth their memory
 POSITIONS_A_ROW = 4  # samples for each row of a layer's weights, which make the pass over the weights cheap
-COMPARED_PART = 4  # a comparison of all samples would take as long as a run; at most this part of them is compared
+COMPARED_PART = 8  # at most this part of the samples is compared; all of them would take as long as a run
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

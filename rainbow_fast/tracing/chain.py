@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from rainbow_fast.tracing.graph import passes_on
+from rainbow_fast.tracing.graph import is_changed, passes_on
 from rainbow_fast.tracing.nonlinearities import NORMS
 from rainbow_fast.tracing.site import is_flatten
 
@@ -37,7 +37,7 @@ def linear_chain(segment: nn.Module, *, flatten: bool = False) -> list[nn.Module
         if passes_on(node, segment):
             continue
         module = segment.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is None or _changed(module):
+        if module is None or is_changed(module):
             return None
         if not (_is_linear(module) or isinstance(module, NORMS) or (flatten and is_flatten(node, segment))):
             return None
@@ -49,7 +49,3 @@ def _is_linear(module: nn.Module) -> bool:
     if type(module) not in LINEAR:
         return False
     return not isinstance(module, _ConvNd) or (module.groups == 1 and module.padding_mode == "zeros")
-
-
-def _changed(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

@@ -206,6 +206,11 @@ def scope(node: fx.Node) -> str:
     return stack[-1][0] if stack else ""
 
 
+def is_changed(module: nn.Module) -> bool:
+    """Whether a module may compute something else than its class does: it has hooks, or a forward of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def module_of(node: fx.Node, owner: fx.GraphModule) -> nn.Module | None:
     """The module that a node calls; None if it calls none."""
     return owner.get_submodule(str(node.target)) if node.op == "call_module" else None

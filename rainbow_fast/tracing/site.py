@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from rainbow_fast.networks.scattering import Wavelets
 from rainbow_fast.nn.expansion import RandomFeatures
-from rainbow_fast.tracing.graph import is_function, module_of
+from rainbow_fast.tracing.graph import is_changed, is_function, module_of
 from rainbow_fast.tracing.nonlinearities import KERNELS
 from rainbow_fast.tracing.operations import name_of
 from rainbow_fast.tracing.wavelet_maps import AsComplex, ByChannel, ByFilter, features_of
@@ -146,8 +146,7 @@ def make(
 
 def _kernel(sigma: nn.Module) -> str | None:
     """The fused kernel of a non-linearity; None if there is none, or if hooks or a replaced forward may change it."""
-    changed = sigma._forward_hooks or sigma._forward_pre_hooks or "forward" in vars(sigma)
-    return None if changed or getattr(sigma, "approximate", "none") != "none" else KERNELS.get(type(sigma))
+    return None if is_changed(sigma) or getattr(sigma, "approximate", "none") != "none" else KERNELS.get(type(sigma))
 
 
 def _slope(sigma: nn.Module) -> float:

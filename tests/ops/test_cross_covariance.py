@@ -67,9 +67,12 @@ def test_matches_reference(shape: tuple[int, ...], m: int, backend: str) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_every_dtype_on_every_level(dtype: torch.dtype, name: str) -> None:
     x, y = draw(6, 35, 9, 11, dtype=dtype), draw(6, 53, 9, 11, dtype=dtype, seed=1)
+    tall, wide = draw(3, 203, 331, dtype=dtype), draw(3, 70, 331, dtype=dtype, seed=1)
     with level(name):
         for layout in ("contiguous", "channels_last"):  # transposes, and vectors of channels
             check(x, y, rf.cross_covariance(laid_out(x, layout), laid_out(y, layout), backend="cpu"))
+        # Chunks within an image are read in place, those across two images are packed; both add to the same sums.
+        check(tall, wide, rf.cross_covariance(tall, wide, backend="cpu"))
 
 
 @pytest.mark.parametrize("name", LEVELS)

@@ -69,7 +69,7 @@ def test_batches_must_agree():
 
 def test_every_layer_sees_each_image_once_for_each_network():
     """Once in fit; then, in one pass of the reference for all samples, once more and once for each: linear in depth. In
-    addition there are the comparisons: in fit one of a quarter, three of 16 samples and three of one sample; four of 8
+    addition there are the comparisons: in fit one of an eighth, three of 16 samples and three of one sample; four of 8
     samples for each network."""
     seen: dict[int, int] = {}
     layers: list[nn.Module] = []
@@ -83,7 +83,7 @@ def test_every_layer_sees_each_image_once_for_each_network():
     seen.update(dict.fromkeys(range(5), 0))
     model = rf.fit(net, torch.randn(images, 6))  # a tenth is held out, one image shows the shapes
     aligned = images - images // 10
-    assert set(seen.values()) == {aligned + 1 + aligned // 4 + 3 * 16 + 3}
+    assert set(seen.values()) == {aligned + 1 + aligned // 8 + 3 * 16 + 3}
     seen.update(dict.fromkeys(range(5), 0))
     model.sample_many([{"network_index": k, "factor": 2} for k in range(samples)])
     few = 4 * 8 * samples

@@ -68,6 +68,10 @@ class Kind(nn.Module):
         """phi' (N, n, *space) from the pre-activations ``R u + zbar`` (N, n, *space), if a neuron has one feature."""
         raise NotImplementedError
 
+    def features_over(self, s: Tensor) -> Tensor:
+        """The same, where s may be overwritten."""
+        return self.features_of(s)
+
     def floor(self, norm: nn.Module) -> Tensor:
         """eps of the normalisation in the units of phi, ``eps / (running variance + eps)`` for each channel, float64.
 

@@ -45,5 +45,8 @@ class Pointwise(Kind):
         s = self.sigma(s if self.before is None else self.before(s))
         return s if self.after is None else self.after(s)
 
+    def features_over(self, s: Tensor) -> Tensor:
+        return s.relu_() if self.fused and self.activation == "relu" else self.features_of(s)
+
     def extra_repr(self) -> str:
         return self.activation or type(self.sigma).__name__

@@ -17,8 +17,9 @@ from rainbow_fast.rainbow.chunks import Data, channels_last
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.wide_layer import WideLayer, product_of
 from rainbow_fast.rainbow.pair_moments import PairMoments
-from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
+from rainbow_fast.rainbow.sampling.storage import Cell, InMemory, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
+from rainbow_fast.tracing.graph import is_changed
 from rainbow_fast.tracing.trace import State, Trace
 
 REFERENCE = 0  # number of the reference's lane; the sampled networks have the numbers 1, 2, ...
@@ -42,8 +43,8 @@ class Features:
         return self.activation.preactivations(source) if self.layer is None else self.layer(source)
 
     def features(self, s: Tensor) -> Tensor:
-        """phi' from the pre-activations s."""
-        return self.activation.kind.features_of(s)
+        """phi' from the pre-activations s, which may be overwritten."""
+        return self.activation.kind.features_over(s)
 
 
 class Flight:
@@ -114,7 +115,12 @@ class Flight:
     def apply(self, lane: int, start: int) -> Tensor:
         """Apply the lane's activation to z, put the result and return it."""
         if self.keep is not None:
-            self.put(lane, start, self._applied(self.activations[lane][self.place], self.place, self.z(lane, start)))
+            activation, z = self.activations[lane][self.place], self.z(lane, start)
+            if _is_relu(activation) and self._reads_alone(lane, start, z):
+                z.relu_()  # new memory would take longer than the maximum
+                self.put(lane, start, self._laid(self.place, z))
+            else:
+                self.put(lane, start, self._applied(activation, self.place, z))
         return self.output(lane, start)
 
     def enter(self, lane: int, activation: nn.Module, features: Features | None = None) -> None:
@@ -200,6 +206,14 @@ class Flight:
         lane = lane if self.apart[lane] else REFERENCE
         return self.traces[lane].finish(self.place, self._state(lane, start), self.activations[lane])
 
+    def _reads_alone(self, lane: int, start: int, z: Tensor) -> bool:
+        """Whether nothing else reads the memory of this z, so that the output of the site may overwrite it."""
+        others = [cell.value for cell in self._cells[lane][start][1:] if isinstance(cell, InMemory)]
+        memories = [value.untyped_storage().data_ptr() for value in others if isinstance(value, Tensor)]
+        memories.append(self.data.chunk(start).untyped_storage().data_ptr())
+        alone = all(self.apart) and len(memories) == len(others) + 1
+        return alone and z.untyped_storage().data_ptr() not in memories
+
     def _move(self, mover: int, start: int) -> None:
         """Bring one chunk of a lane to z of the present site.
 
@@ -281,6 +295,12 @@ class Flight:
 
     def _rounded(self, state: State) -> State:
         return tuple(map(self.storage.round, state))
+
+
+def _is_relu(activation: nn.Module) -> bool:
+    """Whether a site of the reference is a ReLU and nothing else."""
+    layers = list(activation.children())
+    return type(activation) is nn.Sequential and [*map(type, layers)] == [nn.ReLU] and not is_changed(layers[0])
 
 
 def in_flight_bytes(
