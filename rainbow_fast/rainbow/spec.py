@@ -131,8 +131,6 @@ class NetworkSpec:
                 raise ValueError(f"{where}: scale='one' grows without limit: wanted 'sqrt', 'optimal' or 'nuclear'")
             if options.align_flattened and s.site.feeds_flatten:
                 raise ValueError(f"{where}: align_flattened=True has no limit here: wanted False")
-            if options.classifier == "refit" and s.site is self.trace.sites[-1]:
-                raise ValueError(f"{where} has no wide features: classifier='refit', wanted 'refit_aligned' or None")
 
     def _check_classifier(self, trace: Trace, last: SiteStatistics, align: Data) -> None:
         classifier = self.options.classifier

@@ -45,6 +45,7 @@ class SiteCount:
         route: how features are computed.
         apart: number of images whose phih is computed from stored features because later layers read it, see
             `estimate._apart`; not used with the route "fused".
+        images: with the route "limit", the number of images that the kernel of a new classifier is expanded in.
         wide_bytes: size of the wide weights; 0 without them.
         solver: solver of the regression; empty for other alignments.
         regression: cost of the solver.
@@ -79,7 +80,7 @@ class SiteCount:
         self.flattened = flattened
         self.fused = self.kind.fused and not flattened
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
-        self.limit_bytes = 0
+        self.limit_bytes, self.images = 0, min(options.limit_rows, sizes.align)
         if route.name == LIMIT:  # the kernel with so many rows, which are stored, takes the place of the features
             self.n = self.columns = min(options.limit_rows, self.samples)
             drawn = Rows(self.n, self.d, PLANNED, U)
@@ -175,6 +176,14 @@ class SiteCount:
         law = law_of(self.spec.options).flops(self.n, self.r)
         return Work(self.regression.algebra + law, "float64")
 
+    def refitted(self) -> Work:
+        """The features of all images that a new classifier is fitted to, or their kernel with some of them."""
+        sizes = self.sizes
+        if self.route.name != LIMIT:
+            return self.features(sizes.align)
+        pairs = (sizes.align + self.images) * self.images * self.pixels  # as after a Flatten, of equal positions
+        return Work(2 * self.r * pairs, features=PAIR * pairs)
+
     def elementwise(self) -> Work:
         """Elementwise steps: the site of the reference, the projections u, statistics, scales and errors."""
         sizes, steps = self.sizes, 1 + self.mean_row + 2 * self.recalibrates
@@ -193,7 +202,13 @@ class SiteCount:
         numbers += self.rows * (self.columns + self.offset) if refit is None else refit[0] * (refit[1] + 1)
         layer: Any = self.site.writer if self.site.name in self.spec.own_layers else None
         own = 0 if layer is None else layer.weight.nbytes
-        return 40 + self.law_bytes + own + self.sizes.A_itemsize * numbers
+        if self.route.name != LIMIT:
+            return 40 + self.law_bytes + own + self.sizes.A_itemsize * numbers
+        rows, pooling = self.n, 0
+        if refit is not None:
+            rows, pooling = self.images * self.pixels, self.pixels**2 * (len(self.statistics.z_shape) > 1)
+        numbers += (rows - self.n) * self.r + rows * self.mean_row + pooling  # the law has n rows already
+        return 40 + self.law_bytes + own + 8 * numbers
 
     def float64_bytes(self) -> int:
         """Memory of M, of one block of its sums, and of the regression's matrices."""
@@ -211,7 +226,7 @@ class SiteCount:
         sizes = self.sizes
         memory = SiteMemory(self, arriving)
         projection = self.projection(sizes.both)
-        again = Work() if refit is None else self.features(sizes.align)
+        again = Work() if refit is None else self.refitted()
         if self.route.name in (KEPT, WIDE):
             measured = (self.kind.normalisation is not None) + (self.step > 1)  # the scale, and the error
             projection = self.projection(sizes.held + self.apart + measured * sizes.align, stored=True)

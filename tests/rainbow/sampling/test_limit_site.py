@@ -236,7 +236,6 @@ STEEP = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, 2))
         (network, {"law": "bootstrap"}, "law='bootstrap' has no closed form: wanted 'gaussian' or 'orthonormal'"),
         (network, {"method": "regression"}, "alignment='regression' has no limit: wanted 'polar'"),
         (network, {"scale": "one"}, "scale='one' grows without limit"),
-        (network, {"classifier": "refit"}, "has no wide features: classifier='refit', wanted 'refit_aligned'"),
         (lambda: NORMALISED, {}, "has no closed form with pooling, a normalisation, or an activation"),
         (lambda: POOLED, {}, "has no closed form with pooling, a normalisation, or an activation"),
         (lambda: cnn(seed=0), {"align_flattened": True}, "align_flattened=True has no limit here"),
