@@ -38,9 +38,9 @@ class LimitActivation(RainbowActivation):
     All numbers are computed in float64. There are no features and no weights of neurons to return: `features`,
     `preactivations` and `effective_rows` raise a ValueError.
 
-    Buffers in addition to those of `RainbowActivation`: ``rows`` (m, r) float64, u of the samples, or (m P, r), those of
-    one image after the other; ``shifts``, one number for each of these rows, float64, their zbar, or None; ``pooling``
-    (P, P) float64, or None. ``A`` is (d, m) float64.
+    Buffers in addition to those of `RainbowActivation`: ``rows`` (m, r) float64, u of the samples, or (m P, r), those
+    of one image after the other; ``shifts``, one number for each of these rows, float64, their zbar, or None;
+    ``pooling`` (P, P) float64, or None. ``A`` is (d, m) float64.
 
     Args:
         site, rows, recalibration, precision, device: as in `RainbowActivation`.
@@ -117,7 +117,10 @@ class LimitActivation(RainbowActivation):
         )
         total = u.new_zeros(len(x), len(y))
         for p, q in self.pooling.nonzero().tolist():
-            shifts = {"shift": None if a is None else a[:, p], "shift_v": None if b is None else b[:, q]}
+            shifts: dict[str, Any] = {
+                "shift": None if a is None else a[:, p],
+                "shift_v": None if b is None else b[:, q],
+            }
             part = expected_kernel(x[:, p], y[:, q], **shifts, **self.kernel_arguments)
             total.add_(part, alpha=float(self.pooling[p, q]))
         return total
