@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rainbow_fast.infinite_width import expected_kernel
+from rainbow_fast.infinite_width import NeuronKernel
 from rainbow_fast.maps import as_rows
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.activation import RainbowActivation
@@ -38,7 +38,8 @@ class LimitActivation(RainbowActivation):
     All numbers are computed in float64. There are no features and no weights of neurons to return: `features`,
     `preactivations` and `effective_rows` raise a ValueError.
 
-    Buffers in addition to those of `RainbowActivation`: ``rows`` (m, r) float64, u of the samples, or (m P, r), those
+    Buffers in addition to those of `RainbowActivation`: ``matrix`` (K, r) float64, the centers of
+    the rows, or None, see `NeuronKernel`; ``rows`` (m, r) float64, u of the samples, or (m P, r), those
     of one image after the other; ``shifts``, one number for each of these rows, float64, their zbar, or None;
     ``pooling`` (P, P) float64, or None. ``A`` is (d, m) float64.
 
@@ -67,7 +68,7 @@ class LimitActivation(RainbowActivation):
         site = replace(site, after=None) if images else site  # the layers that pool are those of `pooling`
         how: dict[str, Any] = {"recalibration": recalibration, "precision": precision, "device": device}
         super().__init__(site, rows, flattened=images, **how)
-        self.name, self.kernel_arguments = site.name, self.kind.expected() or {}
+        self.name = site.name
         self.exact = (*self.exact, "A", "rows", "shifts", "pooling")
         self.register_buffer("rows", torch.zeros(0, rows.r, dtype=torch.float64, device=device))
         self.register_buffer("shifts", None)
@@ -82,14 +83,20 @@ class LimitActivation(RainbowActivation):
         """k of embedded samples and the rows, (samples, m) float64; of images with all their positions, if it pools.
 
         Raises:
-            ValueError: as `expected_kernel`; the message names the site.
+            ValueError: as `NeuronKernel`; the message names the site.
         """
         try:
             if self.pooling is not None:
                 return self._pooled_kernel(u, shift)
-            return expected_kernel(u, self.rows, shift=shift, shift_v=self.shifts, **self.kernel_arguments)
+            return self.neurons(u, self.rows, shift, self.shifts)
         except ValueError as error:
             raise ValueError(f"site {self.name!r}: {error}") from None
+
+    @property
+    def neurons(self) -> NeuronKernel:
+        """The kernel of the neurons, at embedded samples."""
+        smoothing = 1.0 if self.matrix is None else self.h
+        return NeuronKernel(**self.kind.expected() or {}, centers=self.matrix, smoothing=smoothing)
 
     def factor(self) -> Tensor:
         """R (m, m), upper triangular, with ``K = R^T R`` for the kernel K of the rows."""
@@ -117,12 +124,8 @@ class LimitActivation(RainbowActivation):
         )
         total = u.new_zeros(len(x), len(y))
         for p, q in self.pooling.nonzero().tolist():
-            shifts: dict[str, Any] = {
-                "shift": None if a is None else a[:, p],
-                "shift_v": None if b is None else b[:, q],
-            }
-            part = expected_kernel(x[:, p], y[:, q], **shifts, **self.kernel_arguments)
-            total.add_(part, alpha=float(self.pooling[p, q]))
+            shifts = (None if a is None else a[:, p], None if b is None else b[:, q])
+            total.add_(self.neurons(x[:, p], y[:, q], *shifts), alpha=float(self.pooling[p, q]))
         return total
 
     @property

@@ -121,6 +121,8 @@ def _check_buffers(options: Packed, buffers: Mapping[str, Tensor]) -> None:
     shapes |= {"bias": (d,), "offset": (A.shape[:-1].numel(), *pair), "A": tuple(A.shape[: 2 + (A.dim() == 3)])}
     positions = len(buffers["pooling"]) if "pooling" in buffers and buffers["pooling"].dim() else 1
     samples = positions * A.shape[-1]
+    if n is None and "matrix" in buffers:
+        shapes["matrix"] = (*buffers["matrix"].shape[:1], r)  # any number of centers
     shapes |= {"rows": (samples, r), "shifts": (samples,), "pooling": (positions, positions)}
     for name, t in buffers.items():
         if tuple(t.shape) != shapes[name] or t.is_floating_point() == (name in _INTEGERS):

@@ -15,7 +15,6 @@ from rainbow_fast.ops.random_features_flops import random_features_covariance_fl
 from rainbow_fast.rainbow.alignment.regression import Regression, SolverCost, solver_cost
 from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS, PLANNED, without_values
-from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.features import IMPLICIT_BLOCK
 from rainbow_fast.rainbow.network.limit_activation import BLOCK
 from rainbow_fast.rainbow.options import alignment_of, law_of
@@ -46,6 +45,7 @@ class SiteCount:
         apart: number of images whose phih is computed from stored features because later layers read it, see
             `estimate._apart`; not used with the route "fused".
         images: with the route "limit", the number of images that the kernel of a new classifier is expanded in.
+        kernels: with this route, the number of Gaussian kernels that the kernel is a mean of.
         wide_bytes: size of the wide weights; 0 without them.
         solver: solver of the regression; empty for other alignments.
         regression: cost of the solver.
@@ -80,11 +80,14 @@ class SiteCount:
         self.flattened = flattened
         self.fused = self.kind.fused and not flattened
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
-        self.limit_bytes, self.images = 0, min(options.limit_rows, sizes.align)
+        self.limit_bytes, self.kernels, self.images = 0, 1, min(options.limit_rows, sizes.align)
         if route.name == LIMIT:  # the kernel with so many rows, which are stored, takes the place of the features
             self.n = self.columns = min(options.limit_rows, self.samples)
-            drawn = Rows(self.n, self.d, PLANNED, U)
-            self.rows_drawn = drawn._replace(matrix=without_values(self.n, drawn.r))
+            drawn = law_of(options).limit(statistics, U, PLANNED)
+            assert drawn is not None
+            centers = 0 if drawn.matrix is None else len(drawn.matrix)
+            self.kernels = centers if drawn.h > 0 else 1
+            self.rows_drawn = drawn._replace(n=self.n, matrix=without_values(self.n + centers, drawn.r))
             numbers = self.samples * self.rows if self.n == self.samples else self.n**2  # X, or K of the rows
             self.limit_bytes = 8 * (numbers + COPIES * BLOCK)
         else:
@@ -135,7 +138,7 @@ class SiteCount:
         flops += self.kind.flops((images, self.r, *self.statistics.z_space))
         numbers = rows * self.d + COPIES * rows * self.n * (stored or not self.fused)
         bytes, pooled = self.sizes.itemsize * numbers, images * self.n * self.window
-        each = PAIR if self.route.name == LIMIT else 1
+        each = PAIR * self.kernels if self.route.name == LIMIT else 1
         return Work(flops, features=each * rows * self.n, pooled=pooled, bytes=bytes)
 
     def moments(self) -> Work:
@@ -182,7 +185,7 @@ class SiteCount:
         if self.route.name != LIMIT:
             return self.features(sizes.align)
         pairs = (sizes.align + self.images) * self.images * self.pixels  # as after a Flatten, of equal positions
-        return Work(2 * self.r * pairs, features=PAIR * pairs)
+        return Work(2 * self.r * pairs, features=PAIR * self.kernels * pairs)
 
     def elementwise(self) -> Work:
         """Elementwise steps: the site of the reference, the projections u, statistics, scales and errors."""

@@ -8,16 +8,14 @@ import math
 import torch
 from torch import Tensor
 
-from rainbow_fast.infinite_width import expected_mean, expected_power
 from rainbow_fast.maps import as_rows
 from rainbow_fast.ops.gaussian import site_key
 from rainbow_fast.ops.polar import RTOL, polar_
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
-from rainbow_fast.rainbow.laws.law import INFINITE
-from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.limit_activation import BLOCK, LimitActivation
 from rainbow_fast.rainbow.network.rainbow_network import refit_site
+from rainbow_fast.rainbow.options import law_of
 from rainbow_fast.rainbow.sampling.align import AlignedMap, nothing
 from rainbow_fast.rainbow.sampling.flight import REFERENCE
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
@@ -47,15 +45,11 @@ class LimitSite(SampledSite):
     def draw(self) -> None:
         """Choose the samples that the kernel is expanded in, and embed them."""
         address = site_key(self.options.seed, self.options.network_index, self.site.index)
+        drawn = law_of(self.options).limit(self.own, self.spec.directions[self.site.name], address)
+        assert drawn is not None
         self.activation = LimitActivation(
             self.site,
-            Rows(
-                INFINITE,
-                self.own.d,
-                address,
-                self.spec.directions[self.site.name],
-                mean_row=self.options.keep_mean and self.own.has_mean_row,
-            ),
+            drawn._replace(mean_row=self.options.keep_mean and self.own.has_mean_row),
             recalibration=self._recalibration() if self.options.recalibrate and self.align.apart[self.lane] else None,
             precision=self.options.precision or "highest",
             device=self.device,
@@ -79,7 +73,7 @@ class LimitSite(SampledSite):
     def accumulate(self) -> None:
         """Compute the moments of phi and k, in one pass over the alignment set."""
         self.moments = CrossCovariance(self.site.name)
-        how = self.activation.kernel_arguments
+        neurons = self.activation.neurons
         power = active = 0.0
         for start in self.align:
             phi, select = self._target(self.align.output(REFERENCE, start)), self.select(start)
@@ -88,8 +82,8 @@ class LimitSite(SampledSite):
             for at in torch.arange(len(u), device=self.device).split(self._height):
                 a = None if shift is None else shift[at]
                 self.moments.update(x[at], self.activation.kernel_at(u[at], a))
-            power += float(expected_power(u, shift=shift, **how).sum())
-            active += float(expected_mean(u, shift=shift, activation="step").sum())
+            power += float(neurons.power(u, shift).sum())
+            active += float(neurons.activity(u, shift).sum())
             self.tick(f"{self.site.name}: moments")
         self.power, self.activity = power / self.moments.count, active / self.moments.count
 
