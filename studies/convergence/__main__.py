@@ -54,9 +54,9 @@ def main(
 ) -> None:
     """Measure how fast kernels converge with the width, on digits.
 
-    A perceptron and a convolutional network, the latter at widths of at most 8192. Writes records.jsonl, convergence.md,
-    convergence.png and convolutions.png. With --page, the page and the figures are made from the records kept beside the
-    study.
+    A perceptron and a convolutional network, the latter at widths of at most 8192. Writes records.jsonl,
+    convergence.md, convergence.png and convolutions.png. With --page, the page and the figures are made from the
+    records kept beside the study.
     """
     set_threads({"threads": threads})
     chosen = _widths(widths)
@@ -68,13 +68,14 @@ def main(
     if from_records:
         write_page(kept_records(RECORDS), out)
         return
-    from studies.convergence.study import from_records, table
+    from studies.convergence.study import from_records as read
+    from studies.convergence.study import table
 
     few = [width for width in chosen if width <= MOST] or chosen[:1]
     listed = measured("mlp", chosen, None, networks, seed) + measured("cnn", few, images, networks, seed)
     write_records(out / "records.jsonl", listed)
     write_page(listed, out)
-    for _, sites in from_records(listed):
+    for _, sites in read(listed):
         for line in table(sites):
             terminal.out().print(line, markup=False, soft_wrap=True)
     files = "records.jsonl, convergence.md, convergence.png, convolutions.png"
