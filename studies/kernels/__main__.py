@@ -23,7 +23,7 @@ from studies.data_arguments import CifarFolder
 from studies.kernels.kernel_experiment import Study
 
 RECORDS = Path(__file__).parent / "records.jsonl"
-IMAGES = {"mlp": 2000, "cnn": 1000}
+IMAGES = {"mlp": 1000, "cnn": 500}
 app = typer.Typer(add_completion=False)
 
 
@@ -36,7 +36,7 @@ def main(
 ) -> None:
     """Compare kernel regression with learned covariances, with C = I, and sampled networks with their refit.
 
-    Writes records.jsonl, kernels.md and kernels.png. It takes about ten minutes on one core.
+    Writes records.jsonl, kernels.md and kernels.png. It takes some minutes on one core.
     """
     set_threads({"threads": threads})
     need_plots()

@@ -40,8 +40,8 @@ class Study:
 
     images: dict[str, int]
     trained: int = 10_000
-    epochs: int = 10
-    tested: int = 2000
+    epochs: int = 5
+    tested: int = 1000
     factors: tuple[float, ...] = (1, 4, 16)
     networks: int = 3
 
