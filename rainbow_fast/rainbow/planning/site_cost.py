@@ -27,6 +27,7 @@ from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistic
 from rainbow_fast.rainbow.spec import NetworkSpec
 
 PAIR = 64  # activations whose time one pair of samples takes in a kernel, about
+KERNELS = 2  # blocks of the kernel in memory: the block, and the same about its center, or what it is computed from
 COPIES = 4  # copies of a matrix, or of a chunk of activations or features, that a step holds, or reads and writes
 
 
@@ -89,7 +90,7 @@ class SiteCount:
             self.kernels = centers if drawn.h > 0 else 1
             self.rows_drawn = drawn._replace(n=self.n, matrix=without_values(self.n + centers, drawn.r))
             numbers = self.samples * self.rows if self.n == self.samples else self.n**2  # X, or K of the rows
-            self.limit_bytes = 8 * (numbers + COPIES * BLOCK)
+            self.limit_bytes = 8 * (numbers + KERNELS * min(BLOCK, self.samples * self.n))
         else:
             self.rows_drawn = law_of(options).planned(self.n, statistics, U)
         self.r = self.rows_drawn.r
