@@ -163,7 +163,7 @@ def test_demo(rainbow_fast: Run, tmp_path: Path) -> None:
     for name in ("mlp", "cnn"):
         assert contents(tmp_path / name) == RESULTS
         records = read_records(tmp_path / name / "results.jsonl")
-        assert len(records) == 3 * 4 * 3 * 2
+        assert len(records) == 3 * 4 * 3 * 2 + 2 * (name == "mlp")  # and the two sites of infinite width
         best = [r["accuracy"] for r in records if r["method"] == "regression" and r["factor"] == 16]
         assert min(best) > records[0]["reference_accuracy"] - 0.03 > 0.9
     assert f"{tmp_path / 'cnn'}: results.jsonl, report.txt, report.json, figure.png" in out
