@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import integer
-from rainbow_fast.infinite_width import expected_kernel
+from rainbow_fast.infinite_width import NeuronKernel
 from rainbow_fast.maps import as_rows, channels_first
 from rainbow_fast.rainbow.laws.law import INFINITE
+from rainbow_fast.rainbow.network.limit_activation import LimitActivation
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 
 
@@ -46,12 +47,14 @@ class SiteKernel:
         self.network, self.site = network, network.sampled[-1] if site is None else site
         self.batch_size = integer("batch_size", batch_size, 1)
         self._activation = network.site(self.site)
-        self._how = self._activation.kind.expected() or {}
-        if not self._how or not (self._activation.n == INFINITE or self._activation.drawn.implicit):
+        how = self._activation.kind.expected()
+        if how is None or not (self._activation.n == INFINITE or self._activation.drawn.implicit):
             raise ValueError(
                 f"site {self.site!r} has no closed form: wanted Gaussian rows (law='gaussian'), without pooling, of a "
                 "known activation"
             )
+        at = self._activation
+        self._neurons = at.neurons if isinstance(at, LimitActivation) else NeuronKernel(**how)
 
     @torch.no_grad()
     def embedded(self, x: Tensor) -> Tensor:
@@ -81,5 +84,5 @@ class SiteKernel:
         """
         total = u.new_zeros(len(u), len(v))
         for a, b in zip(u.unbind(1), v.unbind(1), strict=True):
-            total += expected_kernel(a[:, :-1], b[:, :-1], shift=a[:, -1], shift_v=b[:, -1], **self._how)
+            total += self._neurons(a[:, :-1], b[:, :-1], a[:, -1], b[:, -1])
         return total.div_(u.shape[1])

@@ -16,6 +16,7 @@ from rainbow_fast.cli import record
 from rainbow_fast.io import PART, write_records, write_whole
 from rainbow_fast.locks import locked
 from rainbow_fast.plots.axes import checked
+from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.model import RainbowModel
 from rainbow_fast.rainbow.options import Limits, SampleOptions
 from rainbow_fast.rainbow.report import Record, Report
@@ -24,6 +25,7 @@ from rainbow_fast.scratch import dead_parts
 Step = Callable[[float, str], None]  # takes the fraction of a job that is done, and the name of the current step
 Watch = Callable[[float, str], AbstractContextManager[Step]]  # takes the cost and the name of a job
 
+LIMIT_COST = 64.0  # of a network of infinite width, in the units of the progress bar
 LAST = ("report.txt", "figure.png")  # written when all networks are sampled
 DERIVED = ("results.jsonl", *LAST)  # can be written again from the record
 FILES = (*DERIVED, record.NAME)
@@ -38,8 +40,15 @@ class Job:
     options: SampleOptions
 
     @property
+    def infinite(self) -> bool:
+        """Whether the width is infinite, so that nothing is random."""
+        return INFINITE in (self.options.width, self.options.factor)
+
+    @property
     def cost(self) -> float:
         """The cost of the job in the units of the progress bar."""
+        if self.infinite:
+            return LIMIT_COST
         return 1 + (self.options.width / 100 if isinstance(self.options.width, int) else self.options.factor or 1)
 
     @property

@@ -31,7 +31,8 @@ class CostGrid:
     Attributes:
         title: name of the trained network.
         costs: the cost of one network for each method and width.
-        networks: number of networks of each method and width. All are sampled after one fit.
+        networks: number of networks of each method and width, of which there is only one at infinite width. All are
+            sampled after one fit.
         groups: the networks that are sampled together.
         storage: where the activations of the largest group are stored.
         lane: bytes of memory of the stored activations of one network.
@@ -53,8 +54,12 @@ class CostGrid:
 
     @property
     def seconds(self) -> float:
-        each = sum(cost.seconds - cost.fit_seconds for _, cost in self.costs)
-        return self.costs[0][1].fit_seconds + self.networks * each
+        each = sum(self.count(job) * (cost.seconds - cost.fit_seconds) for job, cost in self.costs)
+        return self.costs[0][1].fit_seconds + each
+
+    def count(self, job: Job) -> int:
+        """The number of networks of the method and width of a job."""
+        return 1 if job.infinite else self.networks
 
     @property
     def peak_bytes(self) -> int:
@@ -88,7 +93,8 @@ def plan_grid(
     if storage.kind != "memory":  # one network alone might be in memory
         costs = _costs(prepared, jobs, limits.changed(storage=storage.kind), machine, watch)
     first = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if job.options.network_index == 0]
-    return CostGrid(title, first, len(jobs) // max(len(first), 1), together, storage, lane, data)
+    networks = max((1 + job.options.network_index for job in jobs), default=0)
+    return CostGrid(title, first, networks, together, storage, lane, data)
 
 
 def _costs(prepared: Prepared, jobs: Sequence[Job], limits: Limits, machine: Machine, watch: Watch) -> list[Cost]:

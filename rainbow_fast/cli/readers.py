@@ -20,14 +20,18 @@ def names(option: str, text: str) -> list[str]:
     return parts
 
 
-def numbers(option: str, text: str, *, once: bool = True) -> list[float]:
-    """Numbers above 0 that are separated by commas; integers for `--widths`. With `once`, each may occur once."""
+def numbers(option: str, text: str, *, once: bool = True, infinite: bool = False) -> list[float]:
+    """Numbers above 0 that are separated by commas; integers for `--widths`. With `once`, each may occur once.
+
+    With `infinite`, "inf" is one of them.
+    """
     try:
         parsed = [float(part) for part in text.split(",")]
     except ValueError:
         parsed = []
     whole = option == "--widths"
-    if not parsed or any(not 0 < n < math.inf or (whole and n != int(n)) for n in parsed):
+    finite = [n for n in parsed if not (infinite and n == math.inf)]
+    if not parsed or any(not 0 < n < math.inf or (whole and n != int(n)) for n in finite):
         kind = "whole numbers" if whole else "numbers"
         raise ValueError(f"{option}: wanted {kind} above 0, separated by commas; got {text!r}")
     if once and len(set(parsed)) < len(parsed):

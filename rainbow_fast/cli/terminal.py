@@ -123,7 +123,7 @@ def print_costs(grid: CostGrid) -> None:
         flops, disk, peak = (quantity(number) for number in (cost.flops, cost.disk_bytes, cost.peak_bytes))
         table.add_row("", "all", "", flops, "", "", disk, peak, duration(cost.seconds), style="bold", end_section=True)
     out().print(table)
-    networks, threads = grid.networks * len(grid.costs), torch.get_num_threads()
+    networks, threads = sum(grid.count(job) for job, _ in grid.costs), torch.get_num_threads()
     out().print(
         f"{networks} network{'s' * (networks > 1)}, fitted once: {duration(grid.seconds)} s with {threads} "
         f"thread{'s' * (threads > 1)}; {quantity(grid.peak_bytes)}B at the peak, with the data"

@@ -18,6 +18,7 @@ from rainbow_fast.arguments import integer
 from rainbow_fast.cli.readers import READERS, names, numbers
 from rainbow_fast.fields import Former, Options, option
 from rainbow_fast.ops.gaussian import NETWORK_BITS
+from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE
 from rainbow_fast.rainbow.options import (
     METHODS,
@@ -120,10 +121,12 @@ class GridWords(Options):
     """Options for the networks to sample: all combinations of widths and methods, and the number of each."""
 
     factors: str | None = option(
-        None, "Widths as multiples of the trained network's, separated by commas (default: 1,4,16)."
+        None,
+        "Widths as multiples of the trained network's, separated by commas; inf is the limit of infinite "
+        "width, a single network in closed form (default: 1,4,16).",
     )
     widths: str | None = option(
-        None, "Widths as numbers of neurons of every site, separated by commas. Give them or --factors."
+        None, "Widths as numbers of neurons of every site, or inf, separated by commas. Give them or --factors."
     )
     methods: str = option(
         ",".join(METHODS), f"Methods to sample by, separated by commas (default: {', '.join(METHODS)})."
@@ -255,11 +258,11 @@ def grid(words: Words) -> list[SampleOptions]:
     chosen = read(GridWords, words)
     if chosen.factors is not None and chosen.widths is not None:
         raise ValueError("--factors and --widths: wanted one of the two")
-    sizes: list[dict[str, Any]] = [
-        {"factor": f} for f in numbers("--factors", "1,4,16" if chosen.factors is None else chosen.factors)
-    ]
+    factors = "1,4,16" if chosen.factors is None else chosen.factors
+    sizes: list[dict[str, Any]] = [{"factor": f} for f in numbers("--factors", factors, infinite=True)]
     if chosen.widths is not None:
-        sizes = [{"width": int(width)} for width in numbers("--widths", chosen.widths)]
+        widths = numbers("--widths", chosen.widths, infinite=True)
+        sizes = [{"width": INFINITE if width == INFINITE else int(width)} for width in widths]
     shared, methods = values(SampleOptions, words), names("--methods", chosen.methods)
     total = len(methods) * len(sizes) * chosen.networks
     if total > LARGEST_GRID:
@@ -268,7 +271,7 @@ def grid(words: Words) -> list[SampleOptions]:
         SampleOptions(method=method, network_index=network, **size, **shared)
         for method in methods
         for size in sizes
-        for network in range(chosen.networks)
+        for network in range(1 if INFINITE in size.values() else chosen.networks)
     ]
 
 

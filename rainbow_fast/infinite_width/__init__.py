@@ -11,10 +11,12 @@ from rainbow_fast.infinite_width.kernels import (
     expected_power,
 )
 from rainbow_fast.infinite_width.modulus import expected_modulus_kernel
+from rainbow_fast.infinite_width.neuron_kernel import NeuronKernel
 
 __all__ = [
     "Gram",
     "KernelMap",
+    "NeuronKernel",
     "empirical_kernel",
     "expected_kernel",
     "expected_kernel_of_gram",

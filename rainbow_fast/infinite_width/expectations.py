@@ -93,7 +93,10 @@ def expectations(activation: str | Function, negative_slope: float) -> Expectati
 def _piecewise(slope: float, p: Pairs) -> Tensor:
     """Slope 1 for x > 0, and `slope` for x < 0."""
     angle, complement = p.angles
-    return p.s * p.t * ((1 + slope**2) * _arc(complement) - 2 * slope * _arc(angle)) / (2 * math.pi)
+    arcs = _arc(complement)
+    if slope != 0:
+        arcs = (1 + slope**2) * arcs - 2 * slope * _arc(angle)
+    return p.s * p.t * arcs / (2 * math.pi)
 
 
 def _piecewise_shifted(slope: float, p: Pairs) -> Tensor:
@@ -239,8 +242,12 @@ CLOSED: dict[str, tuple] = {
 
 def _arc(x: Tensor) -> Tensor:
     """sin x - x cos x, with full relative accuracy also near 0."""
-    square = x.square()
-    small = torch.zeros_like(x)
+    value = x.sin() - x * x.cos()
+    near = x < 0.3
+    small = x[near]
+    square, total = small.square(), torch.zeros_like(small)
     for j in reversed(range(1, 7)):
-        small = (small * square) + (-1) ** (j + 1) * 2 * j / math.factorial(2 * j + 1)
-    return torch.where(x < 0.3, small * square * x, x.sin() - x * x.cos())
+        total = (total * square) + (-1) ** (j + 1) * 2 * j / math.factorial(2 * j + 1)
+    if small.numel():
+        value[near] = total * square * small
+    return value

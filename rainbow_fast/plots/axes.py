@@ -73,10 +73,13 @@ def stacked(figures: Iterable[Figure], *, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def dress(axes: Axes, factors: list[float]) -> None:
-    """Give axes a logarithmic x-axis of width factors, with a tick at each factor, and the style of `plain`."""
+def dress(axes: Axes, factors: list[float], infinite: float | None = None) -> None:
+    """Give axes a logarithmic x-axis of width factors, with a tick at each factor, and the style of `plain`.
+
+    The factor `infinite` stands for infinite width.
+    """
     axes.set_xscale("log", base=2)
-    axes.set_xticks(factors, [f"{factor:g}" for factor in factors])
+    axes.set_xticks(factors, ["\u221e" if factor == infinite else f"{factor:g}" for factor in factors])
     axes.set_xticks([], minor=True)
     axes.set_xlim(factors[0] / 1.35, factors[-1] * 1.35)
     axes.set_xlabel("width factor n/d", fontsize=11.5)
@@ -164,6 +167,28 @@ def over_networks(groups: Iterable[Sequence[float]]) -> tuple[np.ndarray, np.nda
     return np.array([m for m, _ in pairs]), np.array([s for _, s in pairs])
 
 
+def placed(rows: list[Record]) -> tuple[list[Record], float | None]:
+    """The rows with a place at the right end of the axis as the factor of infinite width, and this place, if any."""
+    factors = {row["factor"] for row in rows}
+    if math.inf not in factors:
+        return rows, None
+    place = 4 * max(factors - {math.inf}, default=0.25)
+    return [{**row, "factor": place if row["factor"] == math.inf else row["factor"]} for row in rows], place
+
+
+def draw_curve(
+    axes: Axes, points: tuple[np.ndarray, np.ndarray, np.ndarray], infinite: float | None, **look: Any
+) -> None:
+    """Draw the result of `statistics`; the value at infinite width is a point apart, and a dotted line across."""
+    x, mean, std = points
+    apart = np.array([factor == infinite for factor in x], dtype=bool)
+    axes.errorbar(x[~apart], mean[~apart], std[~apart], **look)
+    for place in np.flatnonzero(apart):
+        point = look | {"linestyle": "none", "label": None}
+        axes.errorbar(x[place : place + 1], mean[place : place + 1], **point)
+        axes.axhline(mean[place], color=look["color"], linestyle=LINES[2], linewidth=0.9, zorder=1)
+
+
 def shown(sites: list[str], wanted: Sequence[str] | None) -> list[str]:
     """The sites that the panel of errors shows: the wanted ones; else all, or the first, middle and last."""
     if wanted is None:
@@ -185,7 +210,7 @@ def checked(records: Iterable[Record]) -> list[Record]:
         missing = [field for field in FIELDS if field not in row]
         if missing:
             raise ValueError(f"records: record {index} lacks {', '.join(missing)}")
-        if not 0 < row["factor"] < math.inf:
+        if not 0 < row["factor"]:
             raise ValueError(f"records: record {index} has factor {row['factor']}, wanted a number above 0")
         if (row["accuracy"] is None) != (rows[0]["accuracy"] is None):
             raise ValueError(f"records: some have an accuracy, record {index} differs from the first")

@@ -19,8 +19,10 @@ from rainbow_fast.plots.axes import (
     Record,
     blank_figure,
     checked,
+    draw_curve,
     dress,
     label_ends,
+    placed,
     shown,
     statistics,
     tidy_decades,
@@ -47,7 +49,8 @@ def accuracy_and_error(
     sites and `sites` is None, a third panel shows the error at each site, in order, at the largest factor.
 
     Args:
-        records: one mapping for each sampled network and site, with the keys `method` (str), `factor` (n/d, > 0),
+        records: one mapping for each sampled network and site, with the keys `method` (str), `factor` (n/d, > 0;
+            math.inf for infinite width, which is drawn apart, with a dotted line across the panel),
             `network` (distinguishes the networks of one method and factor), `site` (str), `accuracy` (a fraction that
             is the same in all records of a network, or None in all records) and `error` (held-out error, >= 0, or NaN
             if it is undefined, which leaves a gap). Other keys are ignored.
@@ -66,7 +69,7 @@ def accuracy_and_error(
             0 .. 1, a site has two records, a network has two accuracies, `sites` are unknown or too many, or there are
             more than six methods.
     """
-    rows = checked(records)
+    rows, infinite = placed(checked(records))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     if len(methods) > len(COLOURS):
         raise ValueError(f"records: at most {len(COLOURS)} methods can be told apart, got {len(methods)}")
@@ -84,24 +87,30 @@ def accuracy_and_error(
         figure.suptitle(title, fontsize=13, color=INK)
     factors = sorted({row["factor"] for row in rows})
     for axes in panels[: len(ratios) - deep]:
-        dress(axes, factors)
+        dress(axes, factors, infinite)
     if has_accuracy:
-        _draw_accuracy(panels[0], rows, methods, reference, levels)
-    _draw_error(panels[has_accuracy], rows, methods, chosen, named=not has_accuracy)
+        _draw_accuracy(panels[0], rows, methods, reference, levels, infinite)
+    _draw_error(panels[has_accuracy], rows, methods, chosen, infinite, named=not has_accuracy)
     if deep:
-        _draw_depth(panels[-1], rows, methods, all_sites)
+        _draw_depth(panels[-1], rows, methods, all_sites, infinite)
     return figure
 
 
 def _draw_accuracy(
-    axes: Axes, rows: list[Record], methods: list[str], reference: float | None, baselines: dict[str, float]
+    axes: Axes,
+    rows: list[Record],
+    methods: list[str],
+    reference: float | None,
+    baselines: dict[str, float],
+    infinite: float | None,
 ) -> None:
     """Draw the left panel: a curve for each method and a horizontal line for each baseline, with names on the right."""
     once = {(row["method"], row["factor"], row["network"]): row for row in rows}.values()
     labels: list[Label] = []
     for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
         x, mean, std = statistics([row for row in once if row["method"] == method], "accuracy")
-        axes.errorbar(x, 100 * mean, 100 * std, label=method, color=colour, marker=marker, **CURVE)
+        points = (x, 100 * mean, 100 * std)
+        draw_curve(axes, points, infinite, label=method, color=colour, marker=marker, **CURVE)
         labels.append((100 * mean[-1], x[-1], method, colour))
     edge = axes.get_xlim()[1]
     levels = [(name, level, ":", GREY) for name, level in baselines.items()]
@@ -114,7 +123,9 @@ def _draw_accuracy(
     label_ends(axes, labels)
 
 
-def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[str], *, named: bool) -> None:
+def _draw_error(
+    axes: Axes, rows: list[Record], methods: list[str], sites: list[str], infinite: float | None, *, named: bool
+) -> None:
     """Draw the second panel: a colour for each method, dashes for each site. `named` adds the methods to the legend."""
     from matplotlib.lines import Line2D
 
@@ -122,9 +133,9 @@ def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[
     for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
         for site, look in zip(sites, looks, strict=False):
             mine = [row for row in rows if row["method"] == method and row["site"] == site]
-            x, mean, std = statistics(mine, "error")
-            if len(x):
-                axes.errorbar(x, mean, std, label=f"{method}, {site}", color=colour, marker=marker, **look)
+            points = statistics(mine, "error")
+            if len(points[0]):
+                draw_curve(axes, points, infinite, label=f"{method}, {site}", color=colour, marker=marker, **look)
     axes.set_yscale("log")
     axes.margins(y=0)
     tidy_decades(axes)
@@ -143,7 +154,7 @@ def _draw_error(axes: Axes, rows: list[Record], methods: list[str], sites: list[
     )  # fmt: skip
 
 
-def _draw_depth(axes: Axes, rows: list[Record], methods: list[str], sites: list[str]) -> None:
+def _draw_depth(axes: Axes, rows: list[Record], methods: list[str], sites: list[str], infinite: float | None) -> None:
     """Draw the third panel: the error of the widest networks at each site."""
     widest = max(row["factor"] for row in rows)
     for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
@@ -158,4 +169,5 @@ def _draw_depth(axes: Axes, rows: list[Record], methods: list[str], sites: list[
     axes.set_yscale("log")
     axes.margins(y=0)
     tidy_decades(axes)
-    axes.set_title(f"held-out error, n/d = {widest:g}", fontsize=10.5, color=INK)
+    ratio = "\u221e" if widest == infinite else f"{widest:g}"
+    axes.set_title(f"held-out error, n/d = {ratio}", fontsize=10.5, color=INK)

@@ -15,7 +15,7 @@ from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws import Law
 from rainbow_fast.rainbow.laws.directions import Directions, choose_directions
-from rainbow_fast.rainbow.laws.law import INFINITE
+from rainbow_fast.rainbow.laws.law import INFINITE, PLANNED
 from rainbow_fast.rainbow.options import SampleOptions, law_of
 from rainbow_fast.rainbow.prepare import Prepared, own_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site, warn_if_few
@@ -120,8 +120,10 @@ class NetworkSpec:
         options = self.options
         for s in (s for s in chosen if self.widths[s.site.name] == INFINITE):
             where = f"width=inf: site {s.site.name!r}"
-            if not law_of(options).gaussian_limit:
-                raise ValueError(f"{where}: law={options.law!r} has no closed form: wanted 'gaussian' or 'orthonormal'")
+            name, law = s.site.name, law_of(options)
+            if law.limit(self.own(name), self.directions[name], PLANNED) is None:
+                wanted = "wanted 'gaussian', 'orthonormal', 'white' or 'bootstrap'"
+                raise ValueError(f"{where}: law={options.law!r} has no closed form: {wanted}")
             if kind_of(s.site).expected() is None:
                 what = "has no closed form with pooling, a normalisation, or an activation without a fused kernel"
                 raise ValueError(f"{where} {what}: wanted a finite width there, or sites= without it")
@@ -131,8 +133,6 @@ class NetworkSpec:
                 raise ValueError(f"{where}: scale='one' grows without limit: wanted 'sqrt', 'optimal' or 'nuclear'")
             if options.align_flattened and s.site.feeds_flatten:
                 raise ValueError(f"{where}: align_flattened=True has no limit here: wanted False")
-            if options.classifier == "refit" and s.site is self.trace.sites[-1]:
-                raise ValueError(f"{where} has no wide features: classifier='refit', wanted 'refit_aligned' or None")
 
     def _check_classifier(self, trace: Trace, last: SiteStatistics, align: Data) -> None:
         classifier = self.options.classifier

@@ -26,6 +26,8 @@ from studies import kept_records
 
 RECORDS = Path(__file__).parent / "records.jsonl"
 HIDDEN = (128, 128)
+MOST = 8192  # neurons of a convolutional network
+KINDS = {"mlp": "perceptron", "cnn": "convolutional network"}
 WIDTHS = "128,256,512,1024,2048,4096,8192,16384,32768"
 app = typer.Typer(add_completion=False)
 
@@ -41,6 +43,7 @@ def main(
             show_default=False,
         ),
     ] = WIDTHS,
+    images: Annotated[int, typer.Option(help="Images that the convolutional network is aligned on.", min=1)] = 100,
     networks: Annotated[int, typer.Option(help="Number of networks sampled for each width.", min=2)] = 5,
     seed: Seed = 0,
     threads: Threads = None,
@@ -51,7 +54,8 @@ def main(
 ) -> None:
     """Measure how fast kernels converge with the width, on digits.
 
-    Writes records.jsonl, convergence.md and convergence.png. With --page, the page and the figure are made from the
+    A perceptron and a convolutional network, the latter at widths of at most 8192. Writes records.jsonl,
+    convergence.md, convergence.png and convolutions.png. With --page, the page and the figures are made from the
     records kept beside the study.
     """
     set_threads({"threads": threads})
@@ -64,35 +68,51 @@ def main(
     if from_records:
         write_page(kept_records(RECORDS), out)
         return
-    from studies.convergence.study import records, study, table
+    from studies.convergence.study import from_records as read
+    from studies.convergence.study import table
 
-    images, about = digits(), new_reference("mlp", "digits", widths=HIDDEN, seed=seed)
-    with terminal.bar(networks * sum(chosen) + 4 * chosen[-1]) as bar:
-        with bar.job(0, "train mlp") as step:
-            reference, about = train_reference(about, images, {"seed": seed}, step)
-        model = fit(reference, (images.x_train, images.y_train), holdout=(images.x_test, images.y_test))
-        with bar.job(networks * sum(chosen) + 4 * chosen[-1], "sample") as step:
-            sites = study(model, images.x_test, chosen, networks, seed, step)
-    about_reference = {
-        "sizes": "-".join(map(str, about.arguments["sizes"])),
-        "accuracy": 100 * about.accuracy,
-        "images": len(images.x_test),
-    }
-    listed = records(sites, about_reference)
+    few = [width for width in chosen if width <= MOST] or chosen[:1]
+    listed = measured("mlp", chosen, None, networks, seed) + measured("cnn", few, images, networks, seed)
     write_records(out / "records.jsonl", listed)
     write_page(listed, out)
-    for line in table(sites):
-        terminal.out().print(line, markup=False, soft_wrap=True)
-    terminal.out().print(f"{out}: records.jsonl, convergence.md, convergence.png", markup=False, soft_wrap=True)
+    for _, sites in read(listed):
+        for line in table(sites):
+            terminal.out().print(line, markup=False, soft_wrap=True)
+    files = "records.jsonl, convergence.md, convergence.png, convolutions.png"
+    terminal.out().print(f"{out}: {files}", markup=False, soft_wrap=True)
+
+
+def measured(architecture: str, widths: list[int], aligned: int | None, networks: int, seed: int) -> list[Record]:
+    """Train a reference and measure networks that are sampled from it; they are aligned on `aligned` images, or all."""
+    from studies.convergence.study import records, study
+
+    images = digits()
+    about = new_reference(architecture, "digits", widths=HIDDEN if architecture == "mlp" else None, seed=seed)
+    with terminal.bar(networks * sum(widths) + 4 * widths[-1]) as bar:
+        with bar.job(0, f"train {architecture}") as step:
+            reference, about = train_reference(about, images, {"seed": seed}, step)
+        x, y = images.x_train[:aligned], images.y_train[:aligned]
+        model = fit(reference, (x, y), holdout=(images.x_test, images.y_test))
+        with bar.job(networks * sum(widths) + 4 * widths[-1], f"sample {architecture}") as step:
+            sites = study(model, images.x_test, widths, networks, seed, step)
+    of_reference = {
+        "kind": KINDS[architecture],
+        "sizes": "-".join(map(str, about.arguments["sizes" if architecture == "mlp" else "channels"])),
+        "accuracy": 100 * about.accuracy,
+        "images": len(images.x_test),
+        "aligned": len(x),
+    }
+    return records(sites, of_reference)
 
 
 def write_page(listed: list[Record], out: Path) -> None:
-    """Write the page and its figure from the records."""
-    from studies.convergence.study import figure, from_records, page
+    """Write the page and its figures from the records."""
+    from studies.convergence.study import FIGURES, figure, from_records, page
 
-    about, sites = from_records(listed)
-    write_whole(out / "convergence.md", page(about, sites))
-    plots.save(figure(sites, f"mlp {about['sizes']} on digits"), out / "convergence.png")
+    references = from_records(listed)
+    write_whole(out / "convergence.md", page(references))
+    for (about, sites), name in zip(references, FIGURES, strict=False):
+        plots.save(figure(sites, f"{about['kind']} {about['sizes']} on digits"), out / name)
 
 
 def _widths(text: str) -> list[int]:

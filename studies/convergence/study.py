@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,30 +24,37 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MEASURED = ("kernel", "between", "limit", "wide")  # errors of `KernelConvergence`
+ALL = 2**62  # more rows than an alignment set has
 RANKS = (4, 64)  # range of ranks for the power law of the spectrum
 INTRODUCTION = """\
 # Convergence in width
 
     python -m studies.convergence
 
-![Errors against width](convergence.png)
-
-A perceptron {sizes} is trained on digits ({accuracy:.1f} % of the test images are right). From it, {networks}
-independent networks of each width n are sampled by the method "paper". Kernels are computed on the {images} test
-images. At each site, phi' are the n sampled features and khat is their kernel; k is the closed form of this kernel at
-the same input zh; phi are the features with which phi' is aligned. Numbers are means over the networks. Fits are `e_inf
-+ c n^-p`, with intervals of 95 %.
+Networks are trained on digits, and independent networks of each width n are sampled from them by the method "paper".
+At each site, phi' are the n sampled features and khat is their kernel, at {images} test images, or at 512 positions of
+their maps; k is the closed form of this kernel at the same input zh; phi are the features with which phi' is aligned.
+Numbers are means over the networks. Fits are `e_inf + c n^-p`, with intervals of 95 %.
 
 - *kernel*: `E (khat - k)^2 / E k^2`. Theory: p = 1, e_inf = 0.
 - *two samples*: `E (khat - khat')^2 / E k^2` of two networks, each at its own input. This is the noise floor.
 - *to the limit*: `min_A E|A phi' - phi|^2 / E|phi|^2`, where phi are infinitely many features at the same input.
-- *to a wide sample*: the same error, where phi are the features of one network of width {wide} at its own input. All
-  layers up to this one contribute to it, and the error of the wide network itself remains as e_inf.
+- *to a wide sample*: the same error, where phi are the features of one network of four times the largest width at its
+  own input. All layers up to this one contribute to it, and the error of the wide network itself remains as e_inf.
 - *to the trained network*: `E|phih - phi|^2 / E|phi|^2` on the test images, where phi are the activations of the
   trained network. This network has a finite width and its rows are not Gaussian, so the error tends to a limit above 0
   as n grows. The column *asymptote* has this limit: the error of the network of infinite width, in closed form
   (`factor=math.inf`), aligned on the same images. The fit has no part in it.
 """
+SECTION = """\
+## {title}
+
+![Errors against width]({figure})
+
+A {kind} {sizes} ({accuracy:.1f} % of the test images are right), aligned on {aligned} images: {networks} networks of
+each width, and one of width {wide}.
+"""
+FIGURES = ("convergence.png", "convolutions.png")
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,10 @@ class MeasuredSite:
 def study(
     model: RainbowModel, x: torch.Tensor, widths: list[int], networks: int, seed: int, step: Step
 ) -> list[MeasuredSite]:
-    """Sample networks of each width and measure all sites on the images x."""
+    """Sample networks of each width and measure all sites on the images x.
+
+    All samples of the alignment set are rows of the kernel of infinite width, so that this is the limit of the others.
+    """
     errors: dict[str, dict[int, list[float]]] = {}
 
     def sample(n: int, index: int):
@@ -75,7 +86,7 @@ def study(
     measured = site_convergence(
         sample, x, widths, networks=networks, progress=lambda done, total, what: step(done / total, what)
     )
-    _, report = model.sample(factor=math.inf)
+    _, report = model.sample(factor=math.inf, limit_rows=ALL)
     _keep(errors, INFINITE, report)
     return [
         _fitted(name, one, np.array([errors[name][n] for n in widths]).T, errors[name][INFINITE][0])
@@ -87,6 +98,7 @@ def records(sites: list[MeasuredSite], about: Mapping[str, Any]) -> list[Record]
     """The records from which the page is made; they hold only numbers and names.
 
     They are the description `about` of the reference, and for each site its spectrum and the errors of each network.
+    Those of several references follow each other.
     """
     listed: list[Record] = [{"about": dict(about)}]
     for site in sites:
@@ -101,8 +113,13 @@ def records(sites: list[MeasuredSite], about: Mapping[str, Any]) -> list[Record]
     return listed
 
 
-def from_records(listed: Sequence[Record]) -> tuple[Record, list[MeasuredSite]]:
-    """The arguments of `records`, in the order (about, sites), from its result."""
+def from_records(listed: Sequence[Record]) -> list[tuple[Record, list[MeasuredSite]]]:
+    """The arguments of `records` for each reference, in the order (about, sites), from the results."""
+    starts = [place for place, record in enumerate(listed) if "about" in record]
+    return [_of_reference(listed[a:b]) for a, b in pairwise([*starts, len(listed)])]
+
+
+def _of_reference(listed: Sequence[Record]) -> tuple[Record, list[MeasuredSite]]:
     sites = []
     for head in (r for r in listed if "spectrum" in r):
         rows = [r for r in listed if r.get("site") == head["site"] and "width" in r]
@@ -124,10 +141,18 @@ def _fitted(name: str, measured: KernelConvergence, trained: np.ndarray, asympto
     return MeasuredSite(name, measured, trained, asymptote, _fits(measured, trained), decay)
 
 
-def page(about: Record, sites: list[MeasuredSite]) -> str:
-    """The text of the page."""
+def page(measured: Sequence[tuple[Record, list[MeasuredSite]]]) -> str:
+    """The text of the page, with a section for each reference."""
+    parts = zip(measured, FIGURES, strict=False)
+    sections = [_section(about, sites, figure) for (about, sites), figure in parts]
+    return "\n".join([INTRODUCTION.format(images=measured[0][0]["images"]), *sections])
+
+
+def _section(about: Record, sites: list[MeasuredSite], figure: str) -> str:
     first = sites[0].convergence
-    introduction = INTRODUCTION.format(**about, networks=len(first.kernel), wide=first.wide_width)
+    title = about["kind"].capitalize()
+    shape = {"networks": len(first.kernel), "wide": first.wide_width, "figure": figure, "title": title}
+    introduction = SECTION.format(**about, **shape)
     decays = []
     for site in sites:
         low, high = site.decay.interval

@@ -58,3 +58,12 @@ def test_bad_input() -> None:
         SiteKernel(rf.sample(reference, x)[0], "no")
     with pytest.raises(ValueError, match=r"has no closed form: wanted Gaussian rows \(law='gaussian'\)"):
         SiteKernel(rf.sample(reference, x, law="bootstrap")[0])
+
+
+def test_the_kernel_of_bootstrapped_neurons() -> None:
+    """Without smoothing it is that of the reference's own features."""
+    reference, x = mlp((6, 5, 4, 3), seed=0).double(), draw(30, 6, dtype=F64)
+    kernel = SiteKernel(rf.sample(reference, x, factor=math.inf, law="bootstrap")[0])
+    u = kernel.embedded(x)
+    phi = reference[:5](x).detach()
+    torch.testing.assert_close(kernel(u, u), phi @ phi.T / 4, rtol=1e-9, atol=1e-10)  # the condition of M, below 1e4

@@ -2,6 +2,7 @@
 """The commands, each once on small data: the files that they leave, and their messages for wrong words."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -70,6 +71,26 @@ def test_sample(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert wide["reference_accuracy"] == load_checkpoint(checkpoint)[1].accuracy
     assert (folder / "report.txt").read_text().count("law=orthonormal") == 4
     assert (folder / "figure.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("widths", [["--factors", "1,inf"], ["--widths", "9,inf"]])
+def test_infinite_width(rainbow_fast: Run, checkpoint: Path, tmp_path: Path, widths: list[str]) -> None:
+    """A single network of each method; the run goes on after it has been stopped, and is planned."""
+    pytest.importorskip("scipy")
+    arguments = [*widths, "--methods", "paper,calibrated", "--networks", 2, "--images", 300]
+    code, out, err = rainbow_fast("sample", checkpoint, *arguments, "--out", tmp_path)
+    assert (code, err) == (0, "")
+    assert "xinf" in out
+    reports = [each["report"] for each in json.loads((tmp_path / "report.json").read_text())["networks"]]
+    assert [report["sites"][0]["route"] == "limit" for report in reports] == 2 * [False, False, True]
+    model = fit(load_checkpoint(checkpoint)[0], tuple(t[:300] for t in digits()[:2]), holdout=digits()[2:])
+    _, report = model.sample(factor=math.inf)
+    assert reports[2]["accuracy"] == report.accuracy
+    assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
+    assert rainbow_fast("sample", "--resume", tmp_path)[0] == 0
+    code, out, _ = rainbow_fast("plan", checkpoint, *arguments, "--json")
+    sites = [cost["sites"][0]["route"] for cost in json.loads(out)["costs"]]
+    assert code == 0 and sites == 2 * ["kept", "limit"]
 
 
 def test_commands_have_every_option_of_the_library(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -142,7 +163,7 @@ def test_demo(rainbow_fast: Run, tmp_path: Path) -> None:
     for name in ("mlp", "cnn"):
         assert contents(tmp_path / name) == RESULTS
         records = read_records(tmp_path / name / "results.jsonl")
-        assert len(records) == 3 * 4 * 3 * 2
+        assert len(records) == 3 * 4 * 3 * 2 + 2 * (name == "mlp")  # and the two sites of infinite width
         best = [r["accuracy"] for r in records if r["method"] == "regression" and r["factor"] == 16]
         assert min(best) > records[0]["reference_accuracy"] - 0.03 > 0.9
     assert f"{tmp_path / 'cnn'}: results.jsonl, report.txt, report.json, figure.png" in out
@@ -167,6 +188,8 @@ def test_no_command_prints_the_help(rainbow_fast: Run) -> None:
         (["sample", "nowhere.safetensors"], "checkpoint: no checkpoint of `rainbow-fast train` at nowhere.safetensors"),
         (["sample", "{file}", "--methods", "papr"], "method='papr': wanted one of paper, calibrated, regression"),
         (["sample", "{file}", "--factors", "1,x"], "--factors: wanted numbers above 0, separated by commas; got '1,x'"),
+        (["sample", "{file}", "--factors", "inf,-inf"], "--factors: wanted numbers above 0, separated by commas"),
+        (["sample", "{file}", "--factors", "inf", "--methods", "regression"], "alignment='regression' has no limit"),
         (["sample", "{file}", "--factors", "2,2"], "--factors: wanted each number once, got '2,2'"),
         (["sample", "{file}", "--widths", "2.5"], "--widths: wanted whole numbers above 0"),
         (["sample", "{file}", "--widths", "2", "--factors", "1"], "--factors and --widths: wanted one of the two"),

@@ -124,6 +124,24 @@ def test_without_accuracies_errors_alone_with_the_names_of_the_methods():
     assert named == ["site 1", "site 3", "paper", "regression"]
 
 
+def test_infinite_width_is_a_point_apart_and_a_line():
+    """At four times the largest factor, or at 1; and the third panel says it."""
+    limits = [row | {"factor": np.inf} for row in records(sites=("1", "3", "5", "7"), networks=(0.0,))]
+    errors = {"paper": 0.01, "regression": 0.02}
+    limits = list({(r["method"], r["site"]): r | {"error": errors[r["method"]]} for r in limits}.values())
+    for rows, place in ((records(sites=("1", "3", "5", "7")) + limits, 16), (limits, 1)):
+        figure = plots.accuracy_and_error(rows)
+        figure.canvas.draw()
+        assert figure.axes[1].get_xticklabels()[-1].get_text() == "\u221e"
+        points = [line for line in figure.axes[1].lines if list(line.get_xdata()) == [place]]
+        assert [line.get_ydata()[0] for line in points] == 3 * [0.01] + 3 * [0.02] and points[
+            0
+        ].get_linestyle() == "None"
+        across = [line for line in figure.axes[1].lines if list(line.get_xdata()) == [0, 1]]
+        assert [line.get_ydata()[0] for line in across] == 3 * [0.01] + 3 * [0.02]
+        assert figure.axes[2].get_title() == "held-out error, n/d = \u221e"
+
+
 def test_one_network_has_no_bar():
     left, _ = plots.accuracy_and_error(records(networks=(0.0,))).axes
     assert all(np.isnan(std).all() for _, _, std in curves(left).values())

@@ -28,22 +28,37 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *wo
 
 def test_convergence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ["--widths", "32,64,128,256", "--networks", "2", "--threads", "1", "--out", str(out)]
+    words = ["--widths", "32,64,128,256", "--images", "20", "--networks", "2", "--threads", "1", "--out", str(out)]
     code, said, err = run(monkeypatch, capsys, *words)
     assert (code, err) == (0, "")
-    assert sorted(path.name for path in out.iterdir()) == ["convergence.md", "convergence.png", "records.jsonl"]
-    listed = read_records(out / "records.jsonl")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "convergence.md",
+        "convergence.png",
+        "convolutions.png",
+        "records.jsonl",
+    ]
+    every = read_records(out / "records.jsonl")
+    half = len(every) // 2
+    assert [r["about"]["kind"] for r in every if "about" in r] == ["perceptron", "convolutional network"]
+    for listed in (every[:half], every[half:]):
+        check(listed)
+    page = (out / "convergence.md").read_text()
+    assert "64-128-128-10" in page and "1-16-32" in page and "alpha = " in page and "| 4 | to the limit |" in page
+    assert "| 2 | kernel |" in said and "| 3 | kernel |" in said
+    for name in ("convergence.png", "convolutions.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def check(listed: list) -> None:
+    sites = ["2", "4"] if listed[0]["about"]["kind"] == "perceptron" else ["1", "3"]
     measured = [r for r in listed if "width" in r]
-    assert [r["site"] for r in listed if "spectrum" in r] == ["2", "4"] and listed[0]["about"]["images"] == 360
+    assert [r["site"] for r in listed if "spectrum" in r] == sites and listed[0]["about"]["images"] == 360
     keys = [(r["site"], r["width"], r["network"]) for r in measured]
-    assert keys == [(site, width, network) for site in ("2", "4") for width in (32, 64, 128, 256) for network in (0, 1)]
+    assert keys == [(site, width, network) for site in sites for width in (32, 64, 128, 256) for network in (0, 1)]
     assert {r["wide_width"] for r in listed if "spectrum" in r} == {1024}
     assert all(0 < r["asymptote"] < 1 for r in listed if "spectrum" in r)
     for record in measured:
         assert all(0 < record[name] < 2 for name in ("kernel", "between", "limit", "wide", "trained"))
-    page = (out / "convergence.md").read_text()
-    assert "64-128-128-10" in page and "alpha = " in page and "| 4 | to the limit |" in page
-    assert "| 2 | kernel |" in said and (out / "convergence.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("widths", ["64,32", "0,8", "8,x", ""])

@@ -14,6 +14,7 @@ import studies.batch_norms.__main__ as batch_norms
 import studies.breadth.__main__ as breadth
 import studies.cifar10.__main__ as cifar10
 import studies.convergence.__main__ as convergence
+import studies.kernels.__main__ as kernels
 import studies.normalisers.__main__ as normalisers
 import studies.orthogonal_chains.__main__ as orthogonal_chains
 import studies.rainbow_layers.__main__ as rainbow_layers
@@ -28,6 +29,7 @@ STUDIES = {
     "breadth": breadth,
     "cifar10": cifar10,
     "convergence": convergence,
+    "kernels": kernels,
     "normalisers": normalisers,
     "orthogonal_chains": orthogonal_chains,
     "rainbow_layers": rainbow_layers,

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rainbow_fast.arguments import between
 from rainbow_fast.ops.gaussian import choices, gaussian
-from rainbow_fast.rainbow.laws.law import PLANNED, Law, without_values
+from rainbow_fast.rainbow.laws.law import INFINITE, PLANNED, Law, without_values
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 
@@ -50,6 +51,16 @@ class Bootstrap(Law):
             for size, one in (((site.neurons, site.d), site.expansion.key), ((n, site.d), key))
         )
         return Rows(n, site.d, key, matrix=math.sqrt(1 - self.smoothing**2) * own[k] + self.smoothing * noise)
+
+    def limit(self, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
+        """Gaussian neurons about each neuron of the reference."""
+        exact: dict[str, Any] = {"dtype": torch.float64, "device": site.device}
+        if site.expansion is not None:
+            own = gaussian(site.neurons, site.d, seed=site.expansion.key, **exact)
+        else:
+            own = math.sqrt(site.d) * (torch.eye(site.d, **exact) if U is None else U)
+        matrix = math.sqrt(1 - self.smoothing**2) * own
+        return Rows(INFINITE, site.d, key, U, h=self.smoothing, matrix=matrix)
 
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
         if site.expansion is not None:

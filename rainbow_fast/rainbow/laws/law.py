@@ -63,6 +63,16 @@ class Law:
         """
         raise NotImplementedError
 
+    def limit(self, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows | None:
+        """What infinitely many rows are drawn from; arguments as in `draw`.
+
+        Returns:
+            `Rows` with n = `INFINITE`. The neurons are Gaussian, with the covariance ``h^2 I`` about the rows of
+            `matrix`, as many neurons about each; without a matrix with the covariance I about 0. None if the kernel of
+            the features has no such form.
+        """
+        return Rows(INFINITE, site.d, key, U) if self.gaussian_limit else None
+
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
         """The `Rows` that `draw` would return, but with tensors without values (device "meta").
 

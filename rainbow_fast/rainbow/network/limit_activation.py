@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rainbow_fast.infinite_width import expected_kernel
+from rainbow_fast.infinite_width import NeuronKernel
 from rainbow_fast.maps import as_rows
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.activation import RainbowActivation
@@ -16,6 +17,7 @@ from rainbow_fast.rainbow.network.features import Select
 from rainbow_fast.tracing.site import Site
 
 BLOCK = 2**22  # numbers of the kernel in memory at a time
+JITTER = 1e-11  # of the mean diagonal of K, added before it is factored: its Cholesky factor has as large an error
 
 
 class LimitActivation(RainbowActivation):
@@ -26,35 +28,51 @@ class LimitActivation(RainbowActivation):
 
         phih(z) = scale A k(rows, z) + offset
 
+    Every position of a map is a sample. With `pooling`, the samples are whole images of P positions, and the kernel is
+    that of their features after the layers before the classifier, which are a fixed linear map of the positions::
+
+        k(x, x') = sum over positions p, q of pooling[p, q] E[phi'(x_p) phi'(x'_q)]
+
+    The result is then (N, len(A)).
+
     All numbers are computed in float64. There are no features and no weights of neurons to return: `features`,
     `preactivations` and `effective_rows` raise a ValueError.
 
-    Buffers in addition to those of `RainbowActivation`: ``rows`` (m, r) float64, u of the samples; ``shifts`` (m,)
-    float64, their zbar, or None. ``A`` is (d, m) float64.
+    Buffers in addition to those of `RainbowActivation`: ``matrix`` (K, r) float64, the centers of
+    the rows, or None, see `NeuronKernel`; ``rows`` (m, r) float64, u of the samples, or (m P, r), those
+    of one image after the other; ``shifts``, one number for each of these rows, float64, their zbar, or None;
+    ``pooling`` (P, P) float64, or None. ``A`` is (d, m) float64.
 
     Args:
         site, rows, recalibration, precision, device: as in `RainbowActivation`.
+        pooling: see above.
 
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), definition 1 and equation 11.
     """
 
     rows: Tensor
     shifts: Tensor | None
+    pooling: Tensor | None
 
     def __init__(
         self,
         site: Site,
         rows: Rows,
         *,
+        pooling: Tensor | None = None,
         recalibration: tuple[Tensor, Tensor] | None = None,
         precision: str = "highest",
         device: torch.device | None = None,
     ) -> None:
-        super().__init__(site, rows, recalibration=recalibration, precision=precision, device=device)
-        self.name, self.kernel_arguments = site.name, self.kind.expected() or {}
-        self.exact = (*self.exact, "A", "rows", "shifts")
+        images = pooling is not None
+        site = replace(site, after=None) if images else site  # the layers that pool are those of `pooling`
+        how: dict[str, Any] = {"recalibration": recalibration, "precision": precision, "device": device}
+        super().__init__(site, rows, flattened=images, **how)
+        self.name = site.name
+        self.exact = (*self.exact, "A", "rows", "shifts", "pooling")
         self.register_buffer("rows", torch.zeros(0, rows.r, dtype=torch.float64, device=device))
         self.register_buffer("shifts", None)
+        self.register_buffer("pooling", pooling)
 
     def embedded(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """u (samples, r) and zbar (samples,) of z (N, d, \\*space), float64. Every position is a sample."""
@@ -62,15 +80,53 @@ class LimitActivation(RainbowActivation):
         return as_rows(u), None if shift is None else shift.flatten()
 
     def kernel_at(self, u: Tensor, shift: Tensor | None) -> Tensor:
-        """k of embedded samples and the rows, (samples, m) float64.
+        """k of embedded samples and the rows, (samples, m) float64; of images with all their positions, if it pools.
 
         Raises:
-            ValueError: as `expected_kernel`; the message names the site.
+            ValueError: as `NeuronKernel`; the message names the site.
         """
         try:
-            return expected_kernel(u, self.rows, shift=shift, shift_v=self.shifts, **self.kernel_arguments)
+            if self.pooling is not None:
+                return self._pooled_kernel(u, shift)
+            return self.neurons(u, self.rows, shift, self.shifts)
         except ValueError as error:
             raise ValueError(f"site {self.name!r}: {error}") from None
+
+    @property
+    def neurons(self) -> NeuronKernel:
+        """The kernel of the neurons, at embedded samples."""
+        smoothing = 1.0 if self.matrix is None else self.h
+        return NeuronKernel(**self.kind.expected() or {}, centers=self.matrix, smoothing=smoothing)
+
+    def factor(self) -> Tensor:
+        """R (m, m), upper triangular, with ``K = R^T R`` for the kernel K of the rows."""
+        positions = self.positions_of_a_sample
+        m = len(self.rows) // positions
+        K = torch.empty(m, m, dtype=torch.float64, device=self.rows.device)
+        for at in torch.arange(m, device=K.device).split(max(BLOCK // m, 1)):
+            here = slice(int(at[0]) * positions, (int(at[-1]) + 1) * positions)
+            K[at] = self.kernel_at(self.rows[here], None if self.shifts is None else self.shifts[here])
+        K.diagonal().add_(JITTER * K.diagonal().mean())
+        return torch.linalg.cholesky(K, upper=True)
+
+    @property
+    def positions_of_a_sample(self) -> int:
+        """Number of embedded rows that one sample has: the positions of an image if the site pools, else 1."""
+        return 1 if self.pooling is None else len(self.pooling)
+
+    def _pooled_kernel(self, u: Tensor, shift: Tensor | None) -> Tensor:
+        """The kernel of images u (images * positions, r) and the rows."""
+        assert self.pooling is not None
+        sides = [(u, shift), (self.rows, self.shifts)]
+        (x, a), (y, b) = (
+            (rows.view(-1, len(self.pooling), rows.shape[1]), None if t is None else t.view(-1, len(self.pooling)))
+            for rows, t in sides
+        )
+        total = u.new_zeros(len(x), len(y))
+        for p, q in self.pooling.nonzero().tolist():
+            shifts = (None if a is None else a[:, p], None if b is None else b[:, q])
+            total.add_(self.neurons(x[:, p], y[:, q], *shifts), alpha=float(self.pooling[p, q]))
+        return total
 
     @property
     def strategy(self) -> Any:
@@ -100,12 +156,12 @@ class _InBlocks:
         A = site.A if A is None else A
         assert A is not None
         u, shift = site.embedded(z)
-        y = u.new_empty(len(u), len(A))
-        size = max(BLOCK // max(len(site.rows), 1), 1)
-        for start in range(0, len(u), size):
-            at = slice(start, start + size)
-            y[at] = site.kernel_at(u[at], None if shift is None else shift[at]) @ A.T
-        return select(y.view(len(z), *z.shape[2:], len(A)).movedim(-1, 1))
+        positions, size = site.positions_of_a_sample, max(BLOCK // A.shape[1], 1)
+        y = u.new_empty(len(u) // positions, len(A))
+        for start in range(0, len(y), size):
+            at = slice(start * positions, (start + size) * positions)
+            y[start : start + size] = site.kernel_at(u[at], None if shift is None else shift[at]) @ A.T
+        return y if site.flattened else select(y.view(len(z), *z.shape[2:], len(A)).movedim(-1, 1))
 
 
 IN_BLOCKS = _InBlocks()

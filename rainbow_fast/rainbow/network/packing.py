@@ -19,7 +19,7 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.site import Site
 
 REQUIRED = ("key", "A")
-_BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "matrix", "gain", "bias", "offset", "rows", "shifts")
+_BUFFERS = (*REQUIRED, "scale", "U", "T", "k", "matrix", "gain", "bias", "offset", "rows", "shifts", "pooling")
 _INTEGERS = ("key", "k")  # int64; all other buffers are floating point
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -70,7 +70,7 @@ def unpack(
     recalibration = (mine["gain"], mine["bias"]) if "gain" in mine else None
     how: dict[str, Any] = {"recalibration": recalibration, "precision": options.precision, "device": device}
     if options.n is None:
-        limit = LimitActivation(site, rows, **how)
+        limit = LimitActivation(site, rows, pooling=mine.get("pooling"), **how)
         limit.rows, limit.shifts = mine["rows"], mine.get("shifts")
         activation: RainbowActivation = limit
     else:
@@ -97,10 +97,15 @@ def check_fits(activation: RainbowActivation, s: SiteStatistics, *, outputs: int
     assert activation.A is not None
     own = math.prod(s.phi_shape) if activation.flattened else s.channels
     features = activation.kind.features
-    if activation.flattened:
+    if activation.flattened and not isinstance(activation, LimitActivation):
         z = activation.scale.new_zeros(1, *s.z_shape, dtype=activation.A.dtype)
         features = activation.strategy.rows(activation, z, lambda t: t, 0, 1).numel()
-    columns = len(activation.rows) if isinstance(activation, LimitActivation) else activation.n * features
+    columns = activation.n * features
+    if isinstance(activation, LimitActivation):
+        positions = activation.positions_of_a_sample
+        columns = len(activation.rows) // positions
+        if activation.flattened and positions != math.prod(s.z_shape) // s.d:
+            raise ValueError(f"site {s.site.name!r} pools {positions} positions of maps of {s.z_shape}")
     wanted: tuple[int, ...] = own if outputs is None else outputs, columns
     if activation.A.dim() == 3:
         wanted = features, s.width, activation.n
@@ -114,12 +119,18 @@ def _check_buffers(options: Packed, buffers: Mapping[str, Tensor]) -> None:
     shapes = {"key": (4,), "scale": (), "U": (d, r), "T": (n, n), "k": (n,), "matrix": (n, r), "gain": (d,)}
     pair = (2,) * ("offset" in buffers and buffers["offset"].dim() == 2)  # of complex maps
     shapes |= {"bias": (d,), "offset": (A.shape[:-1].numel(), *pair), "A": tuple(A.shape[: 2 + (A.dim() == 3)])}
-    shapes |= {"rows": (A.shape[-1], r), "shifts": (A.shape[-1],)}
+    positions = len(buffers["pooling"]) if "pooling" in buffers and buffers["pooling"].dim() else 1
+    samples = positions * A.shape[-1]
+    if n is None and "matrix" in buffers:
+        shapes["matrix"] = (*buffers["matrix"].shape[:1], r)  # any number of centers
+    shapes |= {"rows": (samples, r), "shifts": (samples,), "pooling": (positions, positions)}
     for name, t in buffers.items():
         if tuple(t.shape) != shapes[name] or t.is_floating_point() == (name in _INTEGERS):
             raise ValueError(f"{name} is {t.dtype} of shape {tuple(t.shape)}, wanted shape {shapes[name]}")
     if ("rows" in buffers) != (n is None):
         raise ValueError("rows: wanted for a site of infinitely many neurons, and for no other")
+    if ("pooling" in buffers) != (n is None and options.flattened):
+        raise ValueError("pooling: wanted for images at a site of infinitely many neurons, and for no other site")
     if ("gain" in buffers) != ("bias" in buffers):
         raise ValueError("gain and bias: wanted both or none")
     if "k" in buffers and not 0 <= int(buffers["k"].min()) <= int(buffers["k"].max()) < d:

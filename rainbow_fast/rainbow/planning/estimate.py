@@ -20,7 +20,7 @@ from rainbow_fast.rainbow.planning.site_cost import COPIES, SiteCount
 from rainbow_fast.rainbow.planning.sizes import Sizes
 from rainbow_fast.rainbow.prepare import Prepared
 from rainbow_fast.rainbow.sampling.flight import in_flight_bytes
-from rainbow_fast.rainbow.sampling.route import FUSED, WIDE, Route, choose_routes
+from rainbow_fast.rainbow.sampling.route import FUSED, LIMIT, WIDE, Route, choose_routes
 from rainbow_fast.rainbow.sampling.storage import choose_storage
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.rainbow.spec import NetworkSpec
@@ -148,10 +148,13 @@ def _fit_bytes(s: SiteStatistics, sizes: Sizes) -> int:
 def _classifier(trace: Trace, refit: SiteCount | None) -> tuple[int, int]:
     """Numbers of classes and of features of a new classifier.
 
-    The features are the wide ones of the last site if `refit` is given, otherwise those of phih.
+    The features are the wide ones of the last site if `refit` is given, or images whose kernel takes their place;
+    otherwise those of phih.
     """
     tail = trace.tail()
     if refit is None:
         return tail.last.out_features, tail.last.in_features
+    if refit.route.name == LIMIT:
+        return tail.last.out_features, refit.images
     phi = torch.empty(1, refit.n, *refit.statistics.phi_shape[1:], device="meta")
     return tail.last.out_features, tail.between(phi).numel()

@@ -15,7 +15,6 @@ from rainbow_fast.ops.random_features_flops import random_features_covariance_fl
 from rainbow_fast.rainbow.alignment.regression import Regression, SolverCost, solver_cost
 from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS, PLANNED, without_values
-from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.features import IMPLICIT_BLOCK
 from rainbow_fast.rainbow.network.limit_activation import BLOCK
 from rainbow_fast.rainbow.options import alignment_of, law_of
@@ -28,6 +27,7 @@ from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistic
 from rainbow_fast.rainbow.spec import NetworkSpec
 
 PAIR = 64  # activations whose time one pair of samples takes in a kernel, about
+KERNELS = 2  # blocks of the kernel in memory: the block, and the same about its center, or what it is computed from
 COPIES = 4  # copies of a matrix, or of a chunk of activations or features, that a step holds, or reads and writes
 
 
@@ -45,6 +45,8 @@ class SiteCount:
         route: how features are computed.
         apart: number of images whose phih is computed from stored features because later layers read it, see
             `estimate._apart`; not used with the route "fused".
+        images: with the route "limit", the number of images that the kernel of a new classifier is expanded in.
+        kernels: with this route, the number of Gaussian kernels that the kernel is a mean of.
         wide_bytes: size of the wide weights; 0 without them.
         solver: solver of the regression; empty for other alignments.
         regression: cost of the solver.
@@ -79,13 +81,16 @@ class SiteCount:
         self.flattened = flattened
         self.fused = self.kind.fused and not flattened
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
-        self.limit_bytes = 0
+        self.limit_bytes, self.kernels, self.images = 0, 1, min(options.limit_rows, sizes.align)
         if route.name == LIMIT:  # the kernel with so many rows, which are stored, takes the place of the features
             self.n = self.columns = min(options.limit_rows, self.samples)
-            drawn = Rows(self.n, self.d, PLANNED, U)
-            self.rows_drawn = drawn._replace(matrix=without_values(self.n, drawn.r))
+            drawn = law_of(options).limit(statistics, U, PLANNED)
+            assert drawn is not None
+            centers = 0 if drawn.matrix is None else len(drawn.matrix)
+            self.kernels = centers if drawn.h > 0 else 1
+            self.rows_drawn = drawn._replace(n=self.n, matrix=without_values(self.n + centers, drawn.r))
             numbers = self.samples * self.rows if self.n == self.samples else self.n**2  # X, or K of the rows
-            self.limit_bytes = 8 * (numbers + COPIES * BLOCK)
+            self.limit_bytes = 8 * (numbers + KERNELS * min(BLOCK, self.samples * self.n))
         else:
             self.rows_drawn = law_of(options).planned(self.n, statistics, U)
         self.r = self.rows_drawn.r
@@ -134,7 +139,7 @@ class SiteCount:
         flops += self.kind.flops((images, self.r, *self.statistics.z_space))
         numbers = rows * self.d + COPIES * rows * self.n * (stored or not self.fused)
         bytes, pooled = self.sizes.itemsize * numbers, images * self.n * self.window
-        each = PAIR if self.route.name == LIMIT else 1
+        each = PAIR * self.kernels if self.route.name == LIMIT else 1
         return Work(flops, features=each * rows * self.n, pooled=pooled, bytes=bytes)
 
     def moments(self) -> Work:
@@ -175,6 +180,14 @@ class SiteCount:
         law = law_of(self.spec.options).flops(self.n, self.r)
         return Work(self.regression.algebra + law, "float64")
 
+    def refitted(self) -> Work:
+        """The features of all images that a new classifier is fitted to, or their kernel with some of them."""
+        sizes = self.sizes
+        if self.route.name != LIMIT:
+            return self.features(sizes.align)
+        pairs = (sizes.align + self.images) * self.images * self.pixels  # as after a Flatten, of equal positions
+        return Work(2 * self.r * pairs, features=PAIR * self.kernels * pairs)
+
     def elementwise(self) -> Work:
         """Elementwise steps: the site of the reference, the projections u, statistics, scales and errors."""
         sizes, steps = self.sizes, 1 + self.mean_row + 2 * self.recalibrates
@@ -193,7 +206,13 @@ class SiteCount:
         numbers += self.rows * (self.columns + self.offset) if refit is None else refit[0] * (refit[1] + 1)
         layer: Any = self.site.writer if self.site.name in self.spec.own_layers else None
         own = 0 if layer is None else layer.weight.nbytes
-        return 40 + self.law_bytes + own + self.sizes.A_itemsize * numbers
+        if self.route.name != LIMIT:
+            return 40 + self.law_bytes + own + self.sizes.A_itemsize * numbers
+        rows, pooling = self.n, 0
+        if refit is not None:
+            rows, pooling = self.images * self.pixels, self.pixels**2 * (len(self.statistics.z_shape) > 1)
+        numbers += (rows - self.n) * self.r + rows * self.mean_row + pooling  # the law has n rows already
+        return 40 + self.law_bytes + own + 8 * numbers
 
     def float64_bytes(self) -> int:
         """Memory of M, of one block of its sums, and of the regression's matrices."""
@@ -211,7 +230,7 @@ class SiteCount:
         sizes = self.sizes
         memory = SiteMemory(self, arriving)
         projection = self.projection(sizes.both)
-        again = Work() if refit is None else self.features(sizes.align)
+        again = Work() if refit is None else self.refitted()
         if self.route.name in (KEPT, WIDE):
             measured = (self.kind.normalisation is not None) + (self.step > 1)  # the scale, and the error
             projection = self.projection(sizes.held + self.apart + measured * sizes.align, stored=True)

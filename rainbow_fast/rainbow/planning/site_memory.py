@@ -40,6 +40,7 @@ class SizesOfSite(Protocol):
     rows_drawn: Rows
     A_bytes: int
     wide_bytes: int
+    limit_bytes: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class SiteMemory:
         steps = [self._accumulate(), self._solve(), self._project(0 if refit is None else refit[1])]
         collected = 0
         if refit is not None:
-            N, b = self.site.sizes.align, self.site.sizes.itemsize
+            N, b = self.site.sizes.align, 8 if self.site.limit_bytes else self.site.sizes.itemsize
             collected = self.site.A_bytes + max(ridge_bytes(N, refit[1], b), 2 * b * N * refit[1])
         return self.in_flight + self.site.wide_bytes + max(*steps, collected)
 

@@ -8,20 +8,20 @@ import math
 import torch
 from torch import Tensor
 
-from rainbow_fast.infinite_width import expected_mean, expected_power
 from rainbow_fast.maps import as_rows
 from rainbow_fast.ops.gaussian import site_key
 from rainbow_fast.ops.polar import RTOL, polar_
-from rainbow_fast.rainbow.laws.law import INFINITE
-from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.moments import CrossCovariance
 from rainbow_fast.rainbow.network.limit_activation import BLOCK, LimitActivation
+from rainbow_fast.rainbow.network.rainbow_network import refit_site
+from rainbow_fast.rainbow.options import law_of
 from rainbow_fast.rainbow.sampling.align import AlignedMap, nothing
 from rainbow_fast.rainbow.sampling.flight import REFERENCE
 from rainbow_fast.rainbow.sampling.sampled_site import SampledSite
+from rainbow_fast.tracing.tail import Tail
 
 SQUARED = 1e12  # largest condition of M M^T: its small eigenvalues are rounding beyond
-JITTER = 1e-11  # of the mean diagonal of K, added before it is factored: its Cholesky factor has as large an error
 
 
 class LimitSite(SampledSite):
@@ -40,29 +40,22 @@ class LimitSite(SampledSite):
     """
 
     activation: LimitActivation
+    embedded: list[tuple[Tensor, Tensor | None]] | None = None  # all samples, which a new classifier is fitted to
 
     def draw(self) -> None:
         """Choose the samples that the kernel is expanded in, and embed them."""
         address = site_key(self.options.seed, self.options.network_index, self.site.index)
+        drawn = law_of(self.options).limit(self.own, self.spec.directions[self.site.name], address)
+        assert drawn is not None
         self.activation = LimitActivation(
             self.site,
-            Rows(
-                INFINITE,
-                self.own.d,
-                address,
-                self.spec.directions[self.site.name],
-                mean_row=self.options.keep_mean and self.own.has_mean_row,
-            ),
+            drawn._replace(mean_row=self.options.keep_mean and self.own.has_mean_row),
             recalibration=self._recalibration() if self.options.recalibrate and self.align.apart[self.lane] else None,
             precision=self.options.precision or "highest",
             device=self.device,
         )
-        self.m = min(self.options.limit_rows, self.samples)
-        generator = torch.Generator("cpu").manual_seed(self.options.seed)
-        order = torch.randperm(self.samples, generator=generator, device="cpu")
-        chosen = torch.zeros(self.samples, dtype=torch.bool, device="cpu")
-        chosen[order[: self.m]] = True
-        chosen, before = chosen.to(self.device), 0
+        chosen, before = self._chosen(self.samples), 0
+        self.m = int(chosen.sum())
         rows, shifts, targets = [], [], []
         for start in self.align:
             z, select = self._input(self.align, start), self.select(start)
@@ -80,7 +73,7 @@ class LimitSite(SampledSite):
     def accumulate(self) -> None:
         """Compute the moments of phi and k, in one pass over the alignment set."""
         self.moments = CrossCovariance(self.site.name)
-        how = self.activation.kernel_arguments
+        neurons = self.activation.neurons
         power = active = 0.0
         for start in self.align:
             phi, select = self._target(self.align.output(REFERENCE, start)), self.select(start)
@@ -89,8 +82,8 @@ class LimitSite(SampledSite):
             for at in torch.arange(len(u), device=self.device).split(self._height):
                 a = None if shift is None else shift[at]
                 self.moments.update(x[at], self.activation.kernel_at(u[at], a))
-            power += float(expected_power(u, shift=shift, **how).sum())
-            active += float(expected_mean(u, shift=shift, activation="step").sum())
+            power += float(neurons.power(u, shift).sum())
+            active += float(neurons.activity(u, shift).sum())
             self.tick(f"{self.site.name}: moments")
         self.power, self.activity = power / self.moments.count, active / self.moments.count
 
@@ -105,7 +98,7 @@ class LimitSite(SampledSite):
         solution = None if self.X is None else self._by_square(self.X - mu if options.center else self.X, T)
         factor = None
         if solution is None:
-            factor = self._factor()
+            factor = self.activation.factor()
             M = torch.linalg.solve_triangular(factor, T, upper=True, left=False)
             size = float(torch.linalg.vector_norm(M))
             polar = polar_(M, rank="partial", rtol=RTOL)
@@ -137,6 +130,58 @@ class LimitSite(SampledSite):
         )
         self.activation.A, self.X = B.contiguous(), None
 
+    def collect_for(self, tail: Tail) -> None:
+        """Let `measure` collect the samples that a new classifier is fitted to."""
+        self.embedded, self._tail = [], tail
+
+    def measure(self) -> None:
+        """As `SampledSite.measure`; and collect the embedded samples."""
+        for start in self.align if self.embedded is not None else ():
+            self.embedded.append(self.activation.embedded(self._input(self.align, start)))  # type: ignore[union-attr]
+        super().measure()
+
+    def refit_classifier(self, tail: Tail) -> None:
+        r"""Fit a classifier to infinitely many features, and put it in the place of A in `refit`.
+
+        It is kernel ridge regression, ``f(x) = B R^{-T} k(rows, x) + b``, in the features ``R^{-T} k(rows, x)`` of
+        `ridge_classifier`, with ``R^T R`` the kernel of the m rows. With all N images as rows,
+        ``B R^{-T} = (y - mean y)^T (K + lambda I)^{-1}`` for the centred kernel K, and lambda is relative to the mean
+        of its diagonal. With fewer, K is Nystrom's approximation.
+        """
+        assert self.embedded is not None and self.align.data.labels is not None
+        whole, (us, shifts) = self.activation, zip(*self.embedded, strict=True)
+        u, shift = torch.cat(us), None if shifts[0] is None else torch.cat(shifts)
+        self.embedded = None
+        pooling = _pooling(tail, self.statistics.phi_shape, u) if len(self.statistics.phi_shape) > 1 else None
+        readout = LimitActivation(
+            refit_site(self.site, tail, flattened=pooling is not None),
+            whole.drawn,
+            pooling=pooling,
+            recalibration=whole.recalibration,
+            precision=whole.precision,
+            device=self.device,
+        )
+        positions, images = readout.positions_of_a_sample, self._chosen(self.align.count)
+        chosen = images.repeat_interleave(positions)
+        readout.rows, readout.shifts = u[chosen], None if shift is None else shift[chosen]
+        factor, m = readout.factor(), int(images.sum())
+        features = u.new_empty(self.align.count, m)
+        for at in torch.arange(self.align.count, device=u.device).split(max(BLOCK // m, 1)):
+            here = slice(int(at[0]) * positions, (int(at[-1]) + 1) * positions)
+            k = readout.kernel_at(u[here], None if shift is None else shift[here])
+            features[at] = torch.linalg.solve_triangular(factor, k, upper=True, left=False)
+        B, b, self.ridge = ridge_classifier(features, self.align.data.labels, tail.last.out_features)
+        readout.A = torch.linalg.solve_triangular(factor.T, B, upper=False, left=False).contiguous()
+        readout.offset, self.refit = b, readout
+
+    def _chosen(self, count: int) -> Tensor:
+        """The mask of `limit_rows` of this many samples, which the option `seed` chooses; of all if there are fewer."""
+        generator = torch.Generator("cpu").manual_seed(self.options.seed)
+        order = torch.randperm(count, generator=generator, device="cpu")
+        chosen = torch.zeros(count, dtype=torch.bool, device="cpu")
+        chosen[order[: self.options.limit_rows]] = True
+        return chosen.to(self.device)
+
     def _by_square(self, X: Tensor, T: Tensor) -> tuple[Tensor, float, float, int, float] | None:
         """A by the square root of ``M M^T = X^T K X / S^2``; None if its condition is above `SQUARED`.
 
@@ -157,16 +202,16 @@ class LimitSite(SampledSite):
         nuclear, size = float(roots.sum()), math.sqrt(float(values.sum()))
         return A, nuclear, size, len(roots), float(roots[-1] / roots[0])
 
-    def _factor(self) -> Tensor:
-        """R (m, m), upper triangular, with ``K_mm = R^T R``."""
-        rows, shifts = self.activation.rows, self.activation.shifts
-        K = torch.empty(self.m, self.m, dtype=torch.float64, device=self.device)
-        for at in torch.arange(self.m, device=self.device).split(self._height):
-            K[at] = self.activation.kernel_at(rows[at], None if shifts is None else shifts[at])
-        K.diagonal().add_(JITTER * K.diagonal().mean())
-        return torch.linalg.cholesky(K, upper=True)
-
     @property
     def _height(self) -> int:
         """Number of samples whose kernel is in memory at a time."""
         return max(BLOCK // self.m, 1)
+
+
+def _pooling(tail: Tail, phi_shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """The products of positions (P, P) in the kernel of the features that the classifier reads, a mean over these."""
+    space = phi_shape[1:]
+    tail.features(like.new_zeros(1, phi_shape[0], *space))  # raises the error of layers that need so many channels
+    positions = torch.eye(math.prod(space), dtype=like.dtype, device=like.device)
+    maps = tail.between(positions.view(-1, 1, *space))
+    return maps @ maps.T / maps.shape[1]

@@ -2,6 +2,7 @@
 """The memory that a plan says, against the growth of a process of its own."""
 
 import json
+import math
 import os
 
 import pytest
@@ -58,6 +59,8 @@ MANY = [
     ("mlp((256, 512, 512, 10), seed=0)", (5000, 256), {"factor": 4, "classifier": "refit"}),
     ("pooled()", (2000, 1, 28, 28), {"factor": 4}),
     ("mlp((32, 64, 32, 10), seed=0)", (500, 32), {"width": 10**6}),
+    ("mlp((64, 256, 10), seed=0)", (3000, 64), {"factor": math.inf}),
+    ("mlp((64, 32, 10), seed=0)", (3000, 64), {"factor": math.inf, "limit_rows": 1500, "classifier": "refit"}),
 ]
 SOME = FEW + MANY[1::2]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import rainbow_fast as rf
 from rainbow_fast.infinite_width import expected_kernel
 from rainbow_fast.networks import cnn, mlp
+from rainbow_fast.nn import RandomFeatures
 from rainbow_fast.rainbow.sampling import limit_site
 
 pytest.importorskip("scipy")
@@ -101,6 +102,8 @@ LAWS = {
     "nuclear scale": {"scale": "nuclear"},
     "calibrated": {"method": "calibrated"},
     "white": {"law": "white"},
+    "bootstrap": {"law": "bootstrap", "rank": 6},
+    "smoothed bootstrap": {"law": "bootstrap", "smoothing": 0.5},
 }
 
 
@@ -116,6 +119,18 @@ def test_wide_networks_converge_at_rate_one(law: str) -> None:
     assert far < 0.05
     relative = math.hypot(near_error / near, far_error / far)
     assert abs(math.log2(far / near) - 4) < 4 * relative / math.log(2)
+
+
+def test_the_bootstrap_without_smoothing_is_the_reference() -> None:
+    """Infinitely many neurons are each of the reference's equally often; those of random features, too."""
+    x, test = data(), draw(20, INPUTS, dtype=F64, seed=1)
+    torch.manual_seed(0)
+    layers = [layer for d in (INPUTS, 6) for layer in (nn.Linear(d, 4, bias=False), RandomFeatures(4, 6, seed=d))]
+    for reference in (network(), nn.Sequential(*layers, nn.Linear(6, 2)).double()):
+        sampled, report = limit(reference, x, law="bootstrap")
+        torch.testing.assert_close(sampled(test), reference(test), **CLOSED)
+        for site in report.sites:
+            assert site.error < 1e-12 and abs(site.activity - site.sampled_activity) < 1e-12  # roundings
 
 
 def test_maps_and_mixed_widths() -> None:
@@ -152,7 +167,9 @@ def test_fewer_rows_are_nystroms_kernel() -> None:
     assert not torch.equal(other.rows, site.rows)
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "calibrated", "rank": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "calibrated", "rank": 4}, {"law": "bootstrap", "smoothing": 0.5, "rank": 4}]
+)
 def test_files_and_reports(tmp_path, options: dict) -> None:
     reference, x = network(), data()
     sampled, report = limit(reference, x, **options)
@@ -233,10 +250,9 @@ STEEP = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, 2))
 @pytest.mark.parametrize(
     ("reference", "options", "message"),
     [
-        (network, {"law": "bootstrap"}, "law='bootstrap' has no closed form: wanted 'gaussian' or 'orthonormal'"),
+        (network, {"law": "identity"}, "law='identity' has no closed form: wanted 'gaussian', 'orthonormal', 'white'"),
         (network, {"method": "regression"}, "alignment='regression' has no limit: wanted 'polar'"),
         (network, {"scale": "one"}, "scale='one' grows without limit"),
-        (network, {"classifier": "refit"}, "has no wide features: classifier='refit', wanted 'refit_aligned'"),
         (lambda: NORMALISED, {}, "has no closed form with pooling, a normalisation, or an activation"),
         (lambda: POOLED, {}, "has no closed form with pooling, a normalisation, or an activation"),
         (lambda: cnn(seed=0), {"align_flattened": True}, "align_flattened=True has no limit here"),
