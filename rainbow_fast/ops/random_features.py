@@ -13,7 +13,7 @@ from rainbow_fast.ops import random_features_arguments as checks
 from rainbow_fast.ops import random_features_batching as batching
 from rainbow_fast.ops import random_features_derivative as derivative
 from rainbow_fast.ops import random_features_flops as flops
-from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.activations import ACTIVATIONS, MODULUS, modulus
 from rainbow_fast.ops.cross_covariance import cross_covariance_reference
 from rainbow_fast.ops.gaussian import Seed, as_key, gaussian_reference
 from rainbow_fast.ops.memory import address_of, flat, matrix, samples
@@ -80,6 +80,7 @@ def random_features(
     """
     key = None if seed is None else as_key(seed, stream, row_offset)
     checks.check_kinds(u, G, shift, negative_slope, scale, precision)
+    u, shift = checks.as_pairs(u, shift, activation)
     return torch.ops.rainbow_fast.random_features(
         u, shift, integer("n", n), key, G, activation, negative_slope, scale, precision, backend
     )
@@ -132,6 +133,7 @@ def random_features_covariance(
     key = None if seed is None else as_key(seed, stream, row_offset)
     tensor("x", x)
     checks.check_kinds(u, G, shift, negative_slope, scale, precision, x_center=x_center, center=center)
+    u, shift = checks.as_pairs(u, shift, activation)
     sums = torch.ops.rainbow_fast.random_features_covariance(
         x, u, shift, x_center, center, max(widths), key, G, activation, negative_slope, scale, precision, backend
     )
@@ -169,6 +171,7 @@ def random_features_projection(
     parts = [tensor("A", part) for part in (A if several else [A])]
     key = None if seed is None else as_key(seed, stream, row_offset)
     checks.check_kinds(u, G, shift, negative_slope, scale, precision)
+    u, shift = checks.as_pairs(u, shift, activation)
     out = torch.ops.rainbow_fast.random_features_projection(
         u, parts, shift, key, G, activation, negative_slope, scale, precision, backend
     )
@@ -180,7 +183,7 @@ def random_features_reference(
 ) -> Tensor:
     s = torch.einsum("nr...,mr->nm...", u, G.to(u.dtype))
     s = s if shift is None else s + shift.unsqueeze(1)
-    return scale * ACTIVATIONS[activation][0](s, slope)
+    return scale * (modulus(s) if activation == MODULUS else ACTIVATIONS[activation][0](s, slope))
 
 
 def _values(f: Features, n: int, where: list[int]) -> Tensor:
@@ -289,7 +292,7 @@ def _random_features_out(u, shift, key, G, activation, slope, scale, precision, 
 def _random_features_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, precision, backend):
     f = Features(u, shift, key, G, activation, slope, scale, precision)
     f.check(n)
-    checks.check_samples(x, u)
+    checks.check_samples(x, u, activation)
     checks.centers(x, u, n, key, x_center, center)
     shapes = ((*f.seeds, x.shape[1], n), (*f.seeds, n), (*f.seeds, n))
     sums = tuple(_backend.empty(shape, torch.float64, u.device).zero_() for shape in shapes)
@@ -325,7 +328,7 @@ def _fake_features(u, shift, n, key, G, activation, slope, scale, precision, bac
 
 def _fake_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, precision, backend):
     Features(u, shift, key, G, activation, slope, scale, precision).check(n)
-    checks.check_samples(x, u)
+    checks.check_samples(x, u, activation)
     checks.centers(x, u, n, key, x_center, center)
     seeds = () if key is None else key.shape[:-1]
     return tuple(x.new_empty(*seeds, *shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))
