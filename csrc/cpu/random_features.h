@@ -209,7 +209,8 @@ struct FeaturePanels {
 
 // Makes the features of neurons [k0, k0 + k) as panels of a block of samples.
 template <class T>
-static void make_panels(const Features& f, const Buffers<T>& own, int64_t count, int64_t k0, int64_t k, Products products) {
+static void make_panels(const Features& f, const Buffers<T>& own, int64_t count, int64_t k0, int64_t k,
+                        Products products) {
   const int64_t ld = column_stride<T>(k);
   RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, rank(f));
   for_parts(f, [&](Part part) {

@@ -45,7 +45,8 @@ def check_features(
 ) -> None:
     """Check that shapes, dtypes and devices match; the kernels rely on it."""
     if not u.is_floating_point():
-        raise TypeError(f"u is {u.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
+        wanted = ", ".join(map(str, DTYPES))
+        raise TypeError(f"u is {u.dtype}: wanted one of {wanted}, or complex numbers for activation='modulus'")
     if u.dim() < 2 + (activation == MODULUS):
         raise ValueError(f"u has shape {_shape(u, activation)}: wanted (N, r) or (N, r, *space)")
     if n < 0:
@@ -203,7 +204,12 @@ class Features(NamedTuple):
         shift = None if self.shift is None else self._parts_of_shift(self.shift)
         rows: memory.Samples = (0, 0, (n, r, 1, 1), (0, 0, 0, 0)) if self.G is None else memory.matrix(self.G)
         first = (u_samples, self.paired, memory.address_of(shift), rows)
-        last = (CODE.get(self.activation, 0), self.slope, self.scale, PRECISION_CODE[precision_of(self.precision, self.u)])
+        last = (
+            CODE.get(self.activation, 0),
+            self.slope,
+            self.scale,
+            PRECISION_CODE[precision_of(self.precision, self.u)],
+        )
         return (u, shift), lambda where: (*first, where, *last)
 
     def _parts_of_shift(self, shift: Tensor) -> Tensor:

@@ -41,7 +41,9 @@ def random_features_gradient_reference(
     grads_G = []
     block = neurons_at_a_time(rows.shape[0])
     for seed, one in enumerate([None] if key is None else key.view(-1, 4)):
-        whole, a_total, a_square, pairs = _of_seed(seed, u.dim() - (activation == MODULUS), grad_phi, total, square, x, A)
+        whole, a_total, a_square, pairs = _of_seed(
+            seed, u.dim() - (activation == MODULUS), grad_phi, total, square, x, A
+        )
         for start in range(0, n, block):
             stop = min(start + block, n)
             if one is None:

@@ -40,7 +40,6 @@ _ROOT2, _ROOT_HALF = tl.constexpr(_HEX("0x1.6a09e6p+0")), tl.constexpr(0.7071067
 _TWO_OVER_PI, _ROUND64 = tl.constexpr(_HEX("0x1.45f306dc9c883p-1")), tl.constexpr(_HEX("0x1.8p52"))
 _HALF_PI, _HALF_PI_LOW = tl.constexpr(_HEX("0x1.921fb544p+0")), tl.constexpr(_HEX("0x1.0b4611a626331p-34"))
 
-MODULUS = "modulus"  # of pairs; see rainbow_fast/ops/activations.py
 # Activations whose results need no rounding in any dtype of the samples.
 KEEP_PRECISION = ("identity", "relu", "abs", "sign", "step")
 

@@ -4,9 +4,10 @@
 The kernel of gaussian generates G once for all samples, in panels of 16 MB that stay in L2 for the kernels that read
 them. A tile of features, neurons by samples, stays in registers between the product that computes it and the product
 that uses it. With more than 128 channels (64 in float64), several products use it. The features are then written to a
-panel of 16 MB, too, and not computed several times. So are moduli of pairs, which are features of two products. At most 32 terms are summed inside the tensor cores, which round
-towards zero, then at most 2048 in float32, and these sums in float64. The division of sums depends only on shapes, and
-there are no atomics, so the bits are the same on all machines of a family.
+panel of 16 MB, too, and not computed several times. So are moduli of pairs, which are features of two products. At most
+32 terms are summed inside the tensor cores, which round towards zero, then at most 2048 in float32, and these sums in
+float64. The division of sums depends only on shapes, and there are no atomics, so the bits are the same on all machines
+of a family.
 
 The kernels take 2 N n r flops, and 2 N n d for a fused op, three times that in TF32 for float32. They read b N (r + d)
 bytes for each panel; random_features writes b N n bytes; n r values of G are generated. The least times in ms, for
@@ -27,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rainbow_fast.triton_kernels.activations import MODULUS, activate, modulus
+from rainbow_fast.triton_kernels.activations import activate, modulus
 from rainbow_fast.triton_kernels.rounding import multiply
 from rainbow_fast.triton_kernels.samples import (
     BLOCKS,
@@ -227,14 +228,15 @@ def _features(
     out: Tensor, strides: Sequence[int], u: Tensor, layout: Layout, first: int, width: int, shift: Tensor | None,
     g: Tensor, activation: str, slope: float, scale: float, precision: str, plain: bool,
 ) -> None:  # fmt: skip
-    """Compute the features of samples first, first + 1, ...; u, or the real parts, are the last tensor of the layout."""
+    """Compute the features of samples first, first + 1, ...; the last tensor of the layout is u, or its real parts."""
     plan = plan_of(FEATURES, u)
     u, v, shift, v_shift = parts_of(u, shift)
+    activation = activation if v is None else "identity"
     tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(width, plan["SAMPLES"])
     features_kernel[(tiles,)](
         **strided("out", out, strides), **strided("u", u, layout.strides[-1]), **layout.grid, v=v, v_shift=v_shift,
         first=first, width=width, shift=shift, **matrix("g", g), n=len(g), r=g.shape[1], scale=scale, one=1.0,
-        PLAIN=plain, AXES=layout.axes, ACTIVATION="identity" if activation == MODULUS else activation, SLOPE=slope, PRECISION=products(precision, u.device),
+        PLAIN=plain, AXES=layout.axes, ACTIVATION=activation, SLOPE=slope, PRECISION=products(precision, u.device),
         **plan,
     )  # fmt: skip
 

@@ -113,6 +113,7 @@ def random_features_gradient(
     """
     r = u.shape[1]
     u, v, shift, v_shift = parts_of(u, shift)
+    activation = activation if v is None else "identity"
     grads = [grad_u] if v is None else list(grad_u.unbind(-1))
     grad_shifts = () if grad_shift is None else grad_shift.view(-1, len(grads)).unbind(1)
     tensors = [*grads, *x, *([] if grad_phi is None else [grad_phi]), u]
@@ -147,7 +148,7 @@ def random_features_gradient(
                         total=None if total_k is None else total_k[here],
                         square=None if square_k is None else square_k[here], shift=shift, **matrix("g", g), n=height,
                         r=r, d=0 if A_k is None else len(A_k), scale=scale, one=1.0,
-                        AXES=layout.axes, ACTIVATION="identity" if v is not None else activation, SLOPE=slope, PRECISION=products(precision, u.device),
+                        AXES=layout.axes, ACTIVATION=activation, SLOPE=slope, PRECISION=products(precision, u.device),
                         **plan,
                     )  # fmt: skip
                     own, neurons = slice(start, start + samples), g[:height]
@@ -172,4 +173,6 @@ def variants() -> Iterator[Variant]:
     no_pairs = {"w": None, "of_v": None, "v": None, "v_shift": None}
     yield from compilations("random_features_gradient", upstream_kernel, PLANS, pointers, no_pairs)
     of_pairs = {"w": None, "v_shift": None, "ACTIVATION": "identity", "u_position": 2}
-    yield from compilations("random_features_gradient of pairs", upstream_kernel, PLANS, (*pointers, "of_v", "v"), of_pairs)
+    yield from compilations(
+        "random_features_gradient of pairs", upstream_kernel, PLANS, (*pointers, "of_v", "v"), of_pairs
+    )

@@ -68,7 +68,11 @@ class Wavelet(Kind):
             place = f % FILTERS
             of_u, of_shift = u[:, :, place], None if shift is None else shift[:, place]
             if f >= (FILTERS if self.skip else 1):
-                yield torch.view_as_complex(of_u), None if of_shift is None else torch.view_as_complex(of_shift), MODULUS
+                yield (
+                    torch.view_as_complex(of_u),
+                    None if of_shift is None else torch.view_as_complex(of_shift),
+                    MODULUS,
+                )
             elif self.paired:
                 yield of_u, of_shift, "identity"
             else:

@@ -173,7 +173,7 @@ class RainbowActivation(Keyed):
 
     @property
     def strategy(self) -> FeatureStrategy:
-        """How features are computed: fused in one kernel or in one for each feature of a neuron, or stored in blocks."""
+        """How features are computed: fused, all at once or one of each neuron after the other, or stored in blocks."""
         if self.fused:
             return FUSED
         return EACH if self.kind.features > 1 and not self.flattened else STORED

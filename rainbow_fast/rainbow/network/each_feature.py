@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The features of a site whose neurons have several: the kernels compute and use one feature of all neurons at a time."""
+"""Sites whose neurons have several features: the kernels compute and use one of them, of all neurons, at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rainbow_fast.ops.center import first_center, spread_samples
 from rainbow_fast.ops.random_features import random_features, random_features_covariance, random_features_projection
 from rainbow_fast.rainbow.channel_moments import NEAR
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK
-from rainbow_fast.rainbow.network.features import IDENTITY, IMPLICIT_BLOCK, FeatureSite, Select, Stored, blocks
+from rainbow_fast.rainbow.network.features import IMPLICIT_BLOCK, FeatureSite, Select, Stored, blocks
 
 Pass = tuple[Tensor, Tensor | None, dict[str, Any]]  # u and the shift of one feature, and the activation
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from rainbow_fast.ops.center import first_center, spread_samples
