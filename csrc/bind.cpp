@@ -191,10 +191,11 @@ struct Argument<Pieces> {
 template <>
 struct Argument<const Features&> {
   using Tuple = Argument<Samples>::From;
-  using From = std::tuple<Tuple, uint64_t, Tuple, Argument<Address>::From, int, double, double, int>;
+  using From = std::tuple<Tuple, bool, uint64_t, Tuple, Argument<Address>::From, int, double, double, int>;
   static Features to(const From& t) {
-    const auto& [u, shift, given, address, activation, slope, scale, precision] = t;
+    const auto& [u, paired, shift, given, address, activation, slope, scale, precision] = t;
     return {Argument<Samples>::to(u),
+            paired,
             Argument<const void*>::to(shift),
             {Argument<Samples>::to(given), Argument<Address>::to(address)},
             static_cast<Activation>(activation),

@@ -40,9 +40,12 @@ struct Rows {
   Address address;
 };
 
-// phi' = scale sigma(u G^T + shift). `shift` has one number for each sample; null means no shift.
+// phi' = scale sigma(u G^T + shift). `shift` has one number for each sample; null means no shift. If `paired`, each
+// number of u is the real part of a pair and is followed by the imaginary part in memory, and phi' = scale |u G^T +
+// shift|. `shift` then has the real parts of all samples, then the imaginary parts.
 struct Features {
   Samples u;
+  bool paired;
   const void* shift;
   Rows g;
   Activation activation;
@@ -153,6 +156,7 @@ struct Kernels : KernelsOn<int> {
                 int64_t s_batch, int64_t s_row, int64_t s_col, double rtol, bool single, int threads);
   void (*polar_multiply)(const double* q, const double* m, double* out, int64_t rows, int64_t inner, int64_t cols,
                          int threads);
+  // `u` and `shift` are the gradients. Those of pairs are pairs of adjacent numbers.
   void (*random_features_gradient)(Samples u, void* shift, const Upstream& upstream, const Features& features,
                                    int threads);
   void (*wavelet_modulus)(const WaveletMaps& maps, Bank bank, int threads);

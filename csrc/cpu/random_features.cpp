@@ -52,7 +52,7 @@ struct StoreFeatures {
         T* const of_row = values + r * width;
         if (f.shift != nullptr)
           for (int64_t c = 0; c < cols; ++c)
-            of_row[c] += shift_at<T>(f, to.rows_are_samples ? row + i + r : col + j + c);
+            of_row[c] += shift_of<T>(f, Part::whole)[to.rows_are_samples ? row + i + r : col + j + c];
         activate(of_row, cols, f.activation, f.negative_slope, f.scale);
       }
       if (to.rows_are_samples) {
@@ -71,49 +71,6 @@ struct StoreFeatures {
   StoreFeatures from_column(int64_t j) const { return {rows_are_samples, out, f, column + j}; }
   int64_t scratch(const Problem&) const { return 0; }
   Open open(const Block& block, void*) const { return {*this, block.row, column + block.col}; }
-};
-
-// Epilogue: stores features as panels of the next product, k rows each. Rows of C are samples and columns are neurons,
-// or the other way round.
-template <class T>
-struct FeaturePanels {
-  bool rows_are_samples;
-  const Features& f;
-  T* to;
-  int64_t k;
-  const T* shift;             // of the first sample; readable for a whole panel
-  const T* center = nullptr;  // subtracted from the features of neurons, which are columns; likewise
-
-  int64_t skips(int64_t, int64_t) const { return 0; }
-  template <int V>
-  void tile(int64_t i, int64_t j, int64_t rows, int64_t cols, const Accumulators<T, V>& acc) {
-    T* panel = to + j * k + i * NR<T>;
-    RF_UNROLL
-    for (int t = 0; t < MR * V; ++t) {
-      const int r = t / V, at = t % V * kWidth<T>;
-      if (r >= rows) break;
-      Full<T> value = acc[r][t % V];
-      if (shift != nullptr)
-        value += rows_are_samples ? splat<T, kWidth<T>>(shift[i + r]) : load<T, kWidth<T>>(shift + j + at);
-      store<T, kWidth<T>>(panel + r * NR<T> + at, value);
-    }
-    finish(panel, j, rows, cols, V);
-  }
-  // Turns `vectors` vectors of each row into features. They are in the first-level cache.
-  RF_APART void finish(T* panel, int64_t j, int64_t rows, int64_t cols, int vectors) {
-    if (cols == NR<T>) {  // only rows of the full width lie side by side
-      activate(panel, rows * NR<T>, f.activation, f.negative_slope, f.scale);
-    } else {
-      for (int64_t r = 0; r < rows; ++r) activate(panel + r * NR<T>, cols, f.activation, f.negative_slope, f.scale);
-    }
-    constexpr int N = kWidth<T>;
-    if (center == nullptr) return;
-    for (int64_t r = 0; r < rows; ++r)
-      for (int v = 0; v < vectors; ++v) {
-        T* const at = panel + r * NR<T> + v * N;
-        store<T, N>(at, load<T, N>(at) - load<T, N>(center + j + v * N));
-      }
-  }
 };
 
 // Epilogue: stores a complete projection in strided memory. Rows are channels, columns are samples from `sample` on.
@@ -157,10 +114,12 @@ struct FeaturesOverSamples {
     const T* panels(T* to, int64_t sample, int64_t k) {
       const int64_t r = rank(f);
       const int64_t ld = column_stride<T>(k);
-      SamplePacker<T>{f.u}.pack(u, ld, sample, k, 0, r);
-      const T* shift = f.shift == nullptr ? nullptr : static_cast<const T*>(f.shift) + sample;
-      sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial, FeaturePanels<T>{true, f, to, k, shift, center},
-                      products_of(f.precision), panels_of_g);
+      for_parts(f, [&](Part part) {
+        SamplePacker<T>{part_of<T>(f.u, part)}.pack(u, ld, sample, k, 0, r);
+        const T* const shift = f.shift == nullptr ? nullptr : shift_of<T>(f, part) + sample;
+        sweep_in_chunks(RowsOf<T>{u, 1, ld}, g, k, neurons, r, partial,
+                        FeaturePanels<T>{true, f, to, k, shift, part, center}, products_of(f.precision), panels_of_g);
+      });
       for (int64_t j = 0; j < neurons; j += NR<T>) {
         const int64_t width = smaller(NR<T>, neurons - j);
         if (width == NR<T>)
@@ -252,10 +211,26 @@ struct SampleRows {
   }
 };
 
+// The same for moduli of pairs, which are made a chunk of neurons at a time.
+template <class T>
+void store_moduli(const Samples& out, const Features& f, int threads) {
+  const int64_t n = f.g.given.images;
+  for_blocks_of_samples<T>(f, Sizes{}, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
+    for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
+      const int64_t k = smaller(kNeurons, n - k0);
+      make_panels(f, own, count, k0, k, products_of(f.precision, true));
+      for (int64_t j = 0; j < count; j += NR<T>)
+        put_channels(out, k0, begin + j, k, smaller(NR<T>, count - j), own.phi + j * k, NR<T>);
+    }
+  });
+}
+
 template <class T>
 void store_features(const Samples& out, const Features& f, int threads) {
   const int64_t samples = count(f.u), n = f.g.given.images, r = rank(f);
-  if (out.s_channel == 1) {
+  if (f.paired) {
+    store_moduli<T>(out, f, threads);
+  } else if (out.s_channel == 1) {
     product_prepacked<T>(samples, n, r, SampleRows<T>{{f.u}}, RowPacker<T>{f.g}, StoreFeatures<T>{true, out, f, 0},
                          threads, products_of(f.precision));
   } else {
@@ -299,7 +274,7 @@ void covariance(double* out, double* total, double* square, const Samples& x, co
 // neurons, sums over chunks are float64. The sums of one chunk are stored panel by panel.
 template <class T>
 void project(Projections all, const Features& f, int threads) {
-  const int64_t n = f.g.given.images, r = rank(f);
+  const int64_t n = f.g.given.images;
   const bool one_chunk = 0 < n && n <= kNeurons;
   Sizes sizes{};
   int64_t most = 0;
@@ -317,10 +292,7 @@ void project(Projections all, const Features& f, int threads) {
     if (n == 0) memset(own.sums, 0, static_cast<size_t>(sizes.sums * count) * 8);
     for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
       const int64_t k = smaller(kNeurons, n - k0);
-      const int64_t ld = column_stride<T>(k);
-      RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
-      sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
-                      FeaturePanels<T>{false, f, own.phi, k, own.shift}, products, own.u_panels);
+      make_panels(f, own, count, k0, k, products);
       double* to = own.sums;
       for (int64_t p = 0; p < all.count; ++p) {
         const Samples &a = all.data[p].a, x = merged(all.data[p].x);

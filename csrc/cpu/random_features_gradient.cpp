@@ -63,6 +63,47 @@ struct ThroughActivation {
   }
 };
 
+// The same for moduli of pairs. The real parts of s are stored in `further`. With the imaginary parts, the gradient
+// with respect to the real parts of s replaces that of phi', and that of the imaginary parts replaces `further`.
+template <class T>
+struct ThroughModulus {
+  const Features& f;
+  T *to, *further;
+  int64_t k;
+  const T *shift, *square;
+  Part part;
+
+  int64_t skips(int64_t, int64_t) const { return 0; }
+  template <int V>
+  void tile(int64_t i, int64_t j, int64_t rows, int64_t, const Accumulators<T, V>& acc) {
+    TileRows<T, V> tile(acc);
+    finish(i, j, rows, tile.numbers[0], V * kWidth<T>);
+  }
+  RF_APART void finish(int64_t i, int64_t j, int64_t rows, const T* tile, int64_t width) {
+    constexpr int N = kWidth<T>;
+    const Full<T> scale = splat<T, N>(static_cast<T>(f.scale));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < width; c += N) {
+        const int64_t at = j * k + (i + r) * NR<T> + c;
+        const Full<T> s = load<T, N>(tile + r * width + c) + load<T, N>(shift + j + c);
+        if (part == Part::real) {
+          store<T, N>(further + at, s);
+          continue;
+        }
+        Full<T> real[1] = {load<T, N>(further + at)}, imaginary[1] = {s}, upstream[1] = {load<T, N>(to + at)};
+        if (square != nullptr) {
+          Full<T> size[1];
+          moduli<T, 1>(size, real, imaginary);
+          upstream[0] += splat<T, N>(2 * square[i + r]) * scale * size[0];
+        }
+        upstream[0] *= scale;
+        through_moduli<T, 1>(upstream, real, imaginary);
+        store<T, N>(to + at, real[0]);
+        store<T, N>(further + at, imaginary[0]);
+      }
+  }
+};
+
 // Packs the gradient with respect to the features of neurons [k0, k0 + k), without its products, as panels of samples.
 template <class T>
 void pack_upstream(T* to, const Upstream& upstream, int64_t begin, int64_t count, int64_t k0, int64_t k) {
@@ -84,7 +125,8 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
   const int64_t n = f.g.given.images, r = rank(f);
   const Projections all = upstream.products;
   const T* square = static_cast<const T*>(upstream.square);
-  Sizes sizes{0, 0, r + 1};
+  Sizes sizes{0, 0, (1 + f.paired) * (r + 1)};
+  sizes.further = f.paired;
   const Products products = products_of(f.precision, true);
   for (int64_t p = 0; p < all.count; ++p) {
     sizes.x += all.data[p].a.images;
@@ -121,18 +163,34 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
       }
       const int64_t ld = column_stride<T>(k);
       RowPacker<T>{f.g}.pack(own.g, ld, k0, k, 0, r);
-      sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, own.u, k, count, r, own.partial,
-                      ThroughActivation<T>{f, own.phi, k, own.shift, square == nullptr ? nullptr : square + k0},
-                      products, own.u_panels);
+      const T* const squares = square == nullptr ? nullptr : square + k0;
+      for_parts(f, [&](Part part) {
+        const PackedSamples<T>& mine = own.of(part);
+        const auto through = [&](const auto& epilogue) {
+          sweep_in_chunks(RowsOf<T>{own.g, 1, ld}, mine.u, k, count, r, own.partial, epilogue, products, mine.tiles);
+        };
+        if (part == Part::whole)
+          through(ThroughActivation<T>{f, own.phi, k, mine.shift, squares});
+        else
+          through(ThroughModulus<T>{f, own.phi, own.further, k, mine.shift, squares, part});
+      });
       for (int64_t p = 0; p < k; ++p) own.g[r * ld + p] = 1;  // a row of ones: the sums for the shift
       const RowsOf<T> rows{own.g, ld, 1};
       const Aside<T> aside{nullptr, kOnUnit<T> ? own.partial : nullptr, products};
-      for (int64_t j = 0; j < count; j += kGroup<T>)
-        sweep_whole(rows, own.phi + j * k, NR<T> * k, r + 1, smaller(kGroup<T>, count - j), k, aside,
-                    AddTiles<T>{own.sums + j, count, k0 == 0});
+      for_parts(f, [&](Part part) {
+        const bool second = part == Part::imaginary;
+        double* const sums = own.sums + second * (r + 1) * count;
+        for (int64_t j = 0; j < count; j += kGroup<T>)
+          sweep_whole(rows, (second ? own.further : own.phi) + j * k, NR<T> * k, r + 1, smaller(kGroup<T>, count - j),
+                      k, aside, AddTiles<T>{sums + j, count, k0 == 0});
+      });
     }
-    store_samples<T>(merged(grad_u), begin, begin + count, own.sums);
-    for (int64_t s = 0; s < count; ++s) grad_shift[begin + s] = static_cast<T>(own.sums[r * count + s]);
+    for_parts(f, [&](Part part) {
+      const double* const sums = own.sums + (part == Part::imaginary) * (r + 1) * count;
+      store_samples<T>(part_of<T>(merged(grad_u), part), begin, begin + count, sums);
+      T* const to = grad_shift + (part == Part::imaginary);
+      for (int64_t s = 0; s < count; ++s) to[(begin + s) * (1 + f.paired)] = static_cast<T>(sums[r * count + s]);
+    });
   });
 }
 

@@ -154,6 +154,12 @@ RF_INLINE V interleave_high(V a, V b) {
   return interleave_from<kCount<V> / 2>(a, b, typename FirstLanes<kCount<V>>::type{});
 }
 
+// a0 a2 ... b1 b3 ...: every other one of 2 N - 1 numbers, of which a has the first N and b the last N
+template <class V, int... L>
+RF_INLINE V every_other(V a, V b, Lanes<L...>) {
+  return __builtin_shufflevector(a, b, (2 * L + (2 * L >= kCount<V>))...);
+}
+
 RF_INLINE vf square_root(vf x) {
 #if defined(__AVX512F__)
   return (vf)_mm512_sqrt_ps((__m512)x);

@@ -53,6 +53,9 @@ template <class T, class S>
 RF_INLINE Full<T> load_rows(const S* src, int64_t rows, int64_t s_row) {
   constexpr int N = kWidth<T>;
   if (s_row == 1) return load_as<T, N>(src, rows);
+  if constexpr (sizeof(T) == sizeof(S))
+    if (s_row == 2 && rows >= N)
+      return every_other(load_as<T, N>(src, N), load_as<T, N>(src + N - 1, N), typename FirstLanes<N>::type{});
   T values[N] = {};
   for (int64_t j = 0; j < smaller(N, rows); ++j) values[j] = widen(src[j * s_row]);
   return load<T, N>(values);

@@ -33,3 +33,17 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor
 }
 CODE = {name: code for code, name in enumerate(ACTIVATIONS)}
 HOMOGENEOUS = ("identity", "relu", "abs", "leaky_relu")  # sigma(c s) = c sigma(s) for c > 0
+MODULUS = "modulus"  # of complex numbers, in random_features and its fused ops; a kernel applies it to two products
+
+
+def modulus(s: Tensor) -> Tensor:
+    """|s| of pairs (..., 2). Its gradient at 0 is 0."""
+    square = s.square().sum(-1)
+    zero = square == 0
+    return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+
+
+def modulus_gradient(s: Tensor) -> Tensor:
+    """s / |s| of pairs (..., 2), which is 0 where |s| is."""
+    size = modulus(s).unsqueeze(-1)
+    return s / size.masked_fill(size == 0, 1)

@@ -135,7 +135,25 @@ def samples(x: Tensor, *, written: bool = False) -> tuple[Tensor, Samples]:
     `written`) is also copied if neither its channels nor the positions of a line are contiguous. In NCHW, channels_last
     and slices of these, one of them is.
     """
+    view = _as_maps(x.detach(), written)
+    return view, (view.data_ptr(), _backend.CODE[x.dtype], tuple(view.shape), tuple(view.stride()))
+
+
+def pairs(x: Tensor) -> tuple[Tensor, Samples]:
+    """Pairs x (N, d, *space, 2) viewed as complex maps (N, d, H, W), and the description of their real parts.
+
+    Each real part is followed by the imaginary part in memory. x is copied as in `samples`, and if its pairs are not
+    complex numbers in memory.
+    """
     x = x.detach()
+    whole = x.stride(-1) == 1 and not any(n % 2 for n in (x.storage_offset(), *x.stride()[:-1]))
+    view = _as_maps(torch.view_as_complex(x if whole else x.contiguous()), False)
+    strides = tuple(2 * stride for stride in view.stride())
+    return view, (view.data_ptr(), _backend.CODE[x.dtype], tuple(view.shape), strides)
+
+
+def _as_maps(x: Tensor, written: bool) -> Tensor:
+    """The view of `samples`, or a copy."""
     if x.dim() > 4 and not x.numel():
         view = x.new_empty(*x.shape[:2], 1, math.prod(x.shape[2:]))
     elif x.dim() > 4:
@@ -150,7 +168,7 @@ def samples(x: Tensor, *, written: bool = False) -> tuple[Tensor, Samples]:
         view = x.reshape(*x.shape[:2], *[1] * (4 - x.dim()), *x.shape[2:])
     if not written and not any(view.shape[axis] == 1 or view.stride(axis) == 1 for axis in (1, 3)):
         view = view.contiguous()
-    return view, (view.data_ptr(), _backend.CODE[x.dtype], tuple(view.shape), tuple(view.stride()))
+    return view
 
 
 def channels_last(x: Tensor) -> bool:

@@ -13,7 +13,7 @@ from rainbow_fast.ops import random_features_arguments as checks
 from rainbow_fast.ops import random_features_batching as batching
 from rainbow_fast.ops import random_features_derivative as derivative
 from rainbow_fast.ops import random_features_flops as flops
-from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.activations import ACTIVATIONS, MODULUS, modulus
 from rainbow_fast.ops.cross_covariance import cross_covariance_reference
 from rainbow_fast.ops.gaussian import Seed, as_key, gaussian_reference
 from rainbow_fast.ops.memory import address_of, flat, matrix, samples
@@ -47,14 +47,23 @@ def random_features(
     Differentiable in u, shift and G; the backward pass computes the features again, in blocks. (Gradients of an
     explicit G, and second derivatives, run in plain PyTorch.)
 
+    ``activation="modulus"`` takes complex u and shift, and gives real features
+
+        phi' = scale sqrt((Re u G^T + Re shift)^2 + (Im u G^T + Im shift)^2)
+
+    without an epsilon; the gradient at 0 is 0. Both products have the same rows of G, which are generated once for
+    both. Circular complex rows ``(G_re + i G_im) / sqrt 2`` need no kernel of their own: they are the 2 r columns
+    ``[G_re, G_im]`` on ``torch.cat([u, 1j * u], 1) / sqrt 2``.
+
     Args:
         u: projections, float32 or float64 (the reference takes every floating dtype), samples by rank, then any axes of
-            positions (NCHW and channels_last are read in place).
+            positions (NCHW and channels_last are read in place). For the modulus complex64 or complex128.
         n: number of neurons.
         G: explicit rows to use instead of generated ones. Exactly one of `G` and `seed` must be given.
         shift: a number for each sample and position, added for every neuron; None (default) adds nothing.
         activation: ``identity relu abs leaky_relu tanh erf gelu`` (its erf form) ``silu sign step cos``; step is 1 for
-            s > 0, else 0. Errors of float32 kernels are at most 4 units in the last place. "relu" by default.
+            s > 0, else 0. Errors of float32 kernels are at most 4 units in the last place. ``modulus``, of complex
+            numbers, see above. "relu" by default.
         negative_slope: slope of leaky_relu; 0.01 by default.
         seed, stream, row_offset: the address in G, as in `rainbow_fast.key`; or a key as ``seed``. The results of S
             seeds lie along a leading axis, and each has the same bits as a call with its seed alone.
@@ -68,18 +77,20 @@ def random_features(
             CUDA kernels.
 
     Returns:
-        phi' in the dtype of u; under autocast computed in float32 and rounded to the autocast dtype. Its memory format
-        is that of u: channels last (for each seed) if u is, otherwise contiguous.
+        phi' in the dtype of u, or of its parts; under autocast computed in float32 and rounded to the autocast dtype.
+        Its memory format is that of u: channels last (for each seed) if u is, otherwise contiguous.
 
     Raises:
         ValueError: shapes do not match, the activation or the precision is unknown, neither or both of seed and G are
             given, an address is outside its range, or the backend is not available.
-        TypeError: an argument is not a tensor or integer, dtypes differ, or the backend does not support the dtype.
+        TypeError: an argument is not a tensor or integer, dtypes differ, the backend does not support the dtype, or u
+            or the shift is complex for another activation than the modulus, or real for it.
 
     Source: the random feature map of Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.1.
     """
     key = None if seed is None else as_key(seed, stream, row_offset)
     checks.check_kinds(u, G, shift, negative_slope, scale, precision)
+    u, shift = checks.as_pairs(u, shift, activation)
     return torch.ops.rainbow_fast.random_features(
         u, shift, integer("n", n), key, G, activation, negative_slope, scale, precision, backend
     )
@@ -115,14 +126,14 @@ def random_features_covariance(
     Centers reduce rounding: blocks of samples are summed in the dtype of u. Without centers, features with a mean of
     1000 standard deviations leave no correct digit of the variance. A center need only be near the mean. It is best
     rounded to an eighth of the standard deviation: sums of equal features are then exact. x_center is (d,), center is
-    (n,) or (S, n), both in the dtype of u; None (default) is zero.
+    (n,) or (S, n), both in the dtype of x; None (default) is zero.
 
     For a list of widths n, the result is a list: each width takes the sums of its first n neurons, as views of the sums
     of the largest width, for which `center` is given. (A call with one width alone may differ in the last bits, because
     the largest width decides how sums over samples are divided into parts.)
 
-    Other arguments, errors and source: see `random_features`. x has the N, positions and dtype of u. Differentiable in
-    x, u, shift, G and both centers.
+    Other arguments, errors and source: see `random_features`. x has the N, the positions and the dtype of phi'.
+    Differentiable in x, u, shift, G and both centers.
     """
     several = isinstance(n, list | tuple | range)
     numbers: Any = n if several else [n]
@@ -132,6 +143,7 @@ def random_features_covariance(
     key = None if seed is None else as_key(seed, stream, row_offset)
     tensor("x", x)
     checks.check_kinds(u, G, shift, negative_slope, scale, precision, x_center=x_center, center=center)
+    u, shift = checks.as_pairs(u, shift, activation)
     sums = torch.ops.rainbow_fast.random_features_covariance(
         x, u, shift, x_center, center, max(widths), key, G, activation, negative_slope, scale, precision, backend
     )
@@ -163,12 +175,13 @@ def random_features_projection(
     n_k neurons. One pass computes each feature once (not on Triton), with the same bits as separate calls. Results have
     the memory format of u, as those of `random_features`.
 
-    Other arguments, errors, source: see `random_features`. A has the dtype of u. Differentiable in u, A, shift and G.
+    Other arguments, errors, source: see `random_features`. A has the dtype of phi'. Differentiable in u, A, shift, G.
     """
     several = isinstance(A, list | tuple)
     parts = [tensor("A", part) for part in (A if several else [A])]
     key = None if seed is None else as_key(seed, stream, row_offset)
     checks.check_kinds(u, G, shift, negative_slope, scale, precision)
+    u, shift = checks.as_pairs(u, shift, activation)
     out = torch.ops.rainbow_fast.random_features_projection(
         u, parts, shift, key, G, activation, negative_slope, scale, precision, backend
     )
@@ -180,7 +193,7 @@ def random_features_reference(
 ) -> Tensor:
     s = torch.einsum("nr...,mr->nm...", u, G.to(u.dtype))
     s = s if shift is None else s + shift.unsqueeze(1)
-    return scale * ACTIVATIONS[activation][0](s, slope)
+    return scale * (modulus(s) if activation == MODULUS else ACTIVATIONS[activation][0](s, slope))
 
 
 def _values(f: Features, n: int, where: list[int]) -> Tensor:
@@ -289,7 +302,7 @@ def _random_features_out(u, shift, key, G, activation, slope, scale, precision, 
 def _random_features_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, precision, backend):
     f = Features(u, shift, key, G, activation, slope, scale, precision)
     f.check(n)
-    checks.check_samples(x, u)
+    checks.check_samples(x, u, activation)
     checks.centers(x, u, n, key, x_center, center)
     shapes = ((*f.seeds, x.shape[1], n), (*f.seeds, n), (*f.seeds, n))
     sums = tuple(_backend.empty(shape, torch.float64, u.device).zero_() for shape in shapes)
@@ -325,7 +338,7 @@ def _fake_features(u, shift, n, key, G, activation, slope, scale, precision, bac
 
 def _fake_covariance(x, u, shift, x_center, center, n, key, G, activation, slope, scale, precision, backend):
     Features(u, shift, key, G, activation, slope, scale, precision).check(n)
-    checks.check_samples(x, u)
+    checks.check_samples(x, u, activation)
     checks.centers(x, u, n, key, x_center, center)
     seeds = () if key is None else key.shape[:-1]
     return tuple(x.new_empty(*seeds, *shape, dtype=torch.float64) for shape in ((x.shape[1], n), (n,), (n,)))

@@ -10,12 +10,13 @@ from torch import Tensor
 from rainbow_fast import backend as _backend
 from rainbow_fast.arguments import number, optional_tensor, tensor
 from rainbow_fast.ops import memory
-from rainbow_fast.ops.activations import ACTIVATIONS, CODE
+from rainbow_fast.ops.activations import ACTIVATIONS, CODE, MODULUS
 from rainbow_fast.ops.gaussian import addresses, check_key
 from rainbow_fast.ops.precision import CODE as PRECISION_CODE
 from rainbow_fast.ops.precision import check_precision, precision_of
 
 DTYPES = (torch.float32, torch.float64)
+NAMES = (*ACTIVATIONS, MODULUS)
 
 
 def check_kinds(u, G, shift, slope, scale, precision, **optional) -> None:
@@ -28,22 +29,34 @@ def check_kinds(u, G, shift, slope, scale, precision, **optional) -> None:
     number("scale", scale)
 
 
+def as_pairs(u: Tensor, shift: Tensor | None, activation: str) -> tuple[Tensor, Tensor | None]:
+    """For the modulus, complex u and shift as pairs of real numbers on a last axis; otherwise u and shift."""
+    if activation != MODULUS:
+        return u, shift
+    for name, t in (("u", u), ("shift", shift)):
+        if t is not None and not t.is_complex():
+            raise TypeError(f"{name} is {t.dtype}: wanted complex numbers for activation='modulus'")
+    real = torch.view_as_real(u.resolve_conj())
+    return real, None if shift is None else torch.view_as_real(shift.resolve_conj())
+
+
 def check_features(
     u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activation: str, key: Tensor | None
 ) -> None:
     """Check that shapes, dtypes and devices match; the kernels rely on it."""
     if not u.is_floating_point():
-        raise TypeError(f"u is {u.dtype}: wanted one of {', '.join(map(str, DTYPES))}")
-    if u.dim() < 2:
-        raise ValueError(f"u has shape {tuple(u.shape)}: wanted (N, r) or (N, r, *space)")
+        wanted = ", ".join(map(str, DTYPES))
+        raise TypeError(f"u is {u.dtype}: wanted one of {wanted}, or complex numbers for activation='modulus'")
+    if u.dim() < 2 + (activation == MODULUS):
+        raise ValueError(f"u has shape {_shape(u, activation)}: wanted (N, r) or (N, r, *space)")
     if n < 0:
         raise ValueError(f"n={n}: wanted n >= 0")
     if key is not None:
         check_key(key)
     if shift is not None:
-        _check_shift(shift, u)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: wanted one of {', '.join(ACTIVATIONS)}")
+        _check_shift(shift, u, activation)
+    if activation not in NAMES:
+        raise ValueError(f"activation={activation!r}: wanted one of {', '.join(NAMES)}")
     if (G is None) == (key is None):
         raise ValueError(f"seed and G are {'both missing' if G is None else 'both given'}: wanted one of the two")
     if G is not None and tuple(G.shape) != (n, u.shape[1]):
@@ -53,19 +66,30 @@ def check_features(
     memory.check_device("u", u, shift=shift, G=G)
 
 
-def _check_shift(shift: Tensor, u: Tensor) -> None:
+def _shape(t: Tensor, activation: str) -> tuple[int, ...]:
+    """The shape of u or of a shift; that of pairs without their axis, as callers know it."""
+    return tuple(t.shape[:-1] if activation == MODULUS else t.shape)
+
+
+def _check_shift(shift: Tensor, u: Tensor, activation: str) -> None:
     if shift.shape != u.shape[:1] + u.shape[2:]:
+        of_u = _shape(u, activation)
         raise ValueError(
-            f"shift has shape {tuple(shift.shape)}: wanted {tuple(u.shape[:1] + u.shape[2:])}, u without its channels"
+            f"shift has shape {_shape(shift, activation)}: wanted {of_u[:1] + of_u[2:]}, u without its channels"
         )
     if shift.dtype != u.dtype:
         raise TypeError(f"shift is {shift.dtype}: wanted the dtype of u, {u.dtype}")
 
 
-def check_samples(x: Tensor, u: Tensor) -> None:
-    if x.dim() != u.dim() or x.shape[0] != u.shape[0] or x.shape[2:] != u.shape[2:]:
+def space_of(u: Tensor, activation: str) -> torch.Size:
+    """The axes of positions of u."""
+    return u.shape[2:-1] if activation == MODULUS else u.shape[2:]
+
+
+def check_samples(x: Tensor, u: Tensor, activation: str) -> None:
+    if x.dim() < 2 or x.shape[:1] + x.shape[2:] != u.shape[:1] + space_of(u, activation):
         raise ValueError(
-            f"x has shape {tuple(x.shape)}: wanted the N and the positions of u, of shape {tuple(u.shape)}"
+            f"x has shape {tuple(x.shape)}: wanted the N and the positions of u, of shape {_shape(u, activation)}"
         )
     if x.dtype != u.dtype:
         raise TypeError(f"x is {x.dtype}: wanted the dtype of u, {u.dtype}")
@@ -119,6 +143,16 @@ class Features(NamedTuple):
         check_features(self.u, n, self.G, self.shift, self.activation, self.key)
 
     @property
+    def paired(self) -> bool:
+        """Whether the features are moduli of pairs, so that u (N, r, *space, 2) and shift (N, *space, 2) are pairs."""
+        return self.activation == MODULUS
+
+    @property
+    def space(self) -> torch.Size:
+        """The axes of positions of u."""
+        return space_of(self.u, self.activation)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The leading axes of the results: (S,) for S seeds, else ()."""
         return () if self.key is None else tuple(self.key.shape[:-1])
@@ -134,8 +168,8 @@ class Features(NamedTuple):
 
         None stands for the strides of a contiguous tensor.
         """
-        shape = (*self.seeds, self.u.shape[0], channels, *self.u.shape[2:])
-        last = memory.channels_last(self.u)
+        shape = (*self.seeds, self.u.shape[0], channels, *self.space)
+        last = memory.channels_last(self.u[..., 0] if self.paired else self.u)
         return shape, memory.channels_last_strides(shape, len(self.seeds) + 1) if last else None
 
     def empty(self, channels: int) -> Tensor:
@@ -166,18 +200,28 @@ class Features(NamedTuple):
         The function returns struct Features of csrc/kernels.h.
         """
         r = self.u.shape[1]
-        u, u_samples = memory.samples(self.u)
-        shift = None if self.shift is None else self.shift.contiguous()
+        u, u_samples = (memory.pairs if self.paired else memory.samples)(self.u)
+        shift = None if self.shift is None else self._parts_of_shift(self.shift)
         rows: memory.Samples = (0, 0, (n, r, 1, 1), (0, 0, 0, 0)) if self.G is None else memory.matrix(self.G)
-        first = (u_samples, memory.address_of(shift), rows)
-        last = (CODE[self.activation], self.slope, self.scale, PRECISION_CODE[precision_of(self.precision, self.u)])
+        first = (u_samples, self.paired, memory.address_of(shift), rows)
+        last = (
+            CODE.get(self.activation, 0),
+            self.slope,
+            self.scale,
+            PRECISION_CODE[precision_of(self.precision, self.u)],
+        )
         return (u, shift), lambda where: (*first, where, *last)
+
+    def _parts_of_shift(self, shift: Tensor) -> Tensor:
+        """The shift in contiguous memory; that of pairs as all real parts, then all imaginary parts."""
+        return (shift.movedim(-1, 0) if self.paired else shift).contiguous()
 
     def plain(self) -> tuple[Tensor, Callable[[list[int]], tuple]]:
         """The arguments of the Triton kernels: u, and a function from an address to the other arguments."""
-        shift = None if self.shift is None else self.shift.contiguous()
+        shift = None if self.shift is None else self._parts_of_shift(self.shift)
         last = (self.activation, self.slope, self.scale, precision_of(self.precision, self.u))
-        return memory.samples(self.u)[0], lambda where: (shift, where if self.G is None else self.G, *last)
+        u = torch.view_as_real(memory.pairs(self.u)[0]) if self.paired else memory.samples(self.u)[0]
+        return u, lambda where: (shift, where if self.G is None else self.G, *last)
 
     def chosen(self, backend: str | None) -> str:
         return _backend.choose(backend, self.u.device, self.u.dtype, DTYPES, "random_features", called="u")
@@ -187,7 +231,7 @@ def check_upstream(
     f: Features, n: int, grad_phi: Tensor | None, total: Tensor | None, square: Tensor | None, x: list, A: list
 ) -> None:
     """Check that the terms of the gradient of the features have matching shapes; see random_features_gradient.py."""
-    N, r, *space = f.u.shape
+    N, space = len(f.u), f.space
     wanted = [("grad_phi", grad_phi, (N, n, *space)), ("total", total, (n,)), ("square", square, (n,))]
     if len(x) != len(A):
         raise ValueError(f"A has {len(A)} tensors: wanted {len(x)}, one for each x")
@@ -206,14 +250,14 @@ def check_upstream(
 
 
 def written(f: Features, channels: int, out: Tensor, A: Sequence[Tensor] = ()) -> None:
-    wanted = (*f.seeds, f.u.shape[0], channels, *f.u.shape[2:])
+    wanted = (*f.seeds, f.u.shape[0], channels, *f.space)
     memory.check_written("out", out, wanted, f.u.dtype, beside=("u", f.u), u=f.u, shift=f.shift, G=f.G, A=A)
 
 
 def features_out(u, shift, key, G, activation, slope, scale, precision, backend, out):
     f = Features(u, shift, key, G, activation, slope, scale, precision)
-    if out.dim() != len(f.seeds) + u.dim():
-        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*f.seeds, *u.shape[:1], 'n', *u.shape[2:])}")
+    if out.dim() != len(f.seeds) + 2 + len(f.space):
+        raise ValueError(f"out has shape {tuple(out.shape)}: wanted {(*f.seeds, *u.shape[:1], 'n', *f.space)}")
     n = out.shape[len(f.seeds) + 1]
     f.check(n)
     written(f, n, out)
@@ -225,7 +269,7 @@ def covariance_out(
     f = Features(u, shift, key, G, activation, slope, scale, precision)
     n = out.shape[-1] if out.dim() else -1
     f.check(n)
-    check_samples(x, u)
+    check_samples(x, u, activation)
     centers(x, u, n, key, x_center, center)
     sums = (("out", out, (x.shape[1], n)), ("total", total, (n,)), ("square", square, (n,)))
     for place, (name, t, shape) in enumerate(sums):

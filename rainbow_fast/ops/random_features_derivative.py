@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.activations import ACTIVATIONS, MODULUS, modulus, modulus_gradient
 from rainbow_fast.ops.gaussian import further
 from rainbow_fast.ops.random_features_gradient import neurons_at_a_time  # this also registers the op of reverse mode
 
@@ -84,7 +84,7 @@ def projection_vjp(inputs: Inputs, outputs: Any, grads: Any, needs: Any) -> tupl
         if grad is not None and wanted:
             n = a.shape[-1]
             part = None if G is None else G[:n]
-            each = [(key, grad)] if grad.dim() == u.dim() else list(zip(key, grad, strict=True))
+            each = [(key, grad)] if grad.dim() == _axes(u, rest) else list(zip(key, grad, strict=True))
             sums = [
                 torch.ops.rainbow_fast.random_features_covariance(g, u, shift, None, None, n, one, part, *rest)[0]
                 for one, g in each
@@ -127,7 +127,7 @@ def covariance_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
     if any(t is not None for t in feature_tangents):
         sums = []
         for start, phi, moved in _blocks(n, u, shift, key, G, rest, feature_tangents):
-            off = None if center is None else center[..., start : start + phi.shape[1 - u.dim()]]
+            off = None if center is None else center[..., start : start + phi.shape[1 - x.dim()]]
             sums.append(_moved_sums(x_from, phi, moved, off, rest))
         of_M, of_total, of_square = (torch.cat(parts, -1) for parts in zip(*sums, strict=True))
         M, total, square = M + of_M, total + of_total, square + of_square
@@ -154,12 +154,12 @@ def projection_jvp(inputs: Inputs, outputs: Any, tangents: Any) -> list[Tensor]:
         results = torch.ops.rainbow_fast.random_features_projection(u, moved_A, shift, key, G, *rest)
     feature_tangents = (tangents[0], tangents[2], tangents[4])
     if any(t is not None for t in feature_tangents):
-        n = max(a.shape[-1] for a in A)
+        n, axes = max(a.shape[-1] for a in A), _axes(u, rest)
         for start, phi, moved in _blocks(n, u, shift, key, G, rest, feature_tangents):
             for place, a in enumerate(A):
-                part = a[..., start : start + phi.shape[1 - u.dim()]]
+                part = a[..., start : start + phi.shape[1 - axes]]
                 if part.shape[-1]:
-                    results[place] = results[place] + _times(moved, part, u.dim())
+                    results[place] = results[place] + _times(moved, part, axes)
     return results
 
 
@@ -190,7 +190,6 @@ def _moved(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[Any
     def linear(of_u: Tensor, of_shift: Tensor | None) -> Tensor:
         return torch.ops.rainbow_fast.random_features(of_u, of_shift, n, key, G, "identity", 0.0, 1.0, *how)
 
-    function, slopes = ACTIVATIONS[activation]
     s = linear(u, shift)
     if moved_u is not None:
         ds = linear(moved_u, moved_shift)
@@ -198,4 +197,12 @@ def _moved(n: int, u, shift, key, G, rest: Sequence[Any], tangents: Sequence[Any
         ds = torch.zeros_like(s) if moved_shift is None else moved_shift.unsqueeze(1).expand_as(s)
     if moved_G is not None:
         ds = ds + torch.einsum("nr...,mr->nm...", u, moved_G)
+    if activation == MODULUS:
+        return scale * modulus(s), scale * (modulus_gradient(s) * ds).sum(-1)
+    function, slopes = ACTIVATIONS[activation]
     return scale * function(s, slope), scale * slopes(s, slope) * ds
+
+
+def _axes(u: Tensor, rest: Sequence[Any]) -> int:
+    """The number of axes of the features of one seed; u of a modulus has one more, of pairs."""
+    return u.dim() - (rest[0] == MODULUS)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from rainbow_fast import backend as _backend
-from rainbow_fast.ops.activations import ACTIVATIONS
+from rainbow_fast.ops.activations import ACTIVATIONS, MODULUS, modulus, modulus_gradient
 from rainbow_fast.ops.gaussian import further
 from rainbow_fast.ops.memory import NOTHING, address_of, matrix, samples
+from rainbow_fast.ops.memory import pairs as pairs_of
 from rainbow_fast.ops.random_features_arguments import Features, check_upstream
 from rainbow_fast.ops.random_features_flops import random_features_gradient_flops
 from rainbow_fast.ops.registration import Args, Derivative, filled, functional, tensors_of
@@ -34,14 +35,15 @@ def random_features_gradient_reference(
     u, shift, n, key, G, activation, slope, scale, precision, backend, grad_phi, total, square, x, A, of_G
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of u and shift, and of G if `of_G`, summed over seeds."""
-    function, derivative = ACTIVATIONS[activation]
-    rows = _as_rows(u)  # positions are samples
+    rows = _as_rows(u)  # positions are samples, and so are the parts of a pair
     offset = 0 if shift is None else shift.reshape(-1, 1)
     grad_rows, grad_shift = torch.zeros_like(rows), rows.new_zeros(rows.shape[0])
     grads_G = []
     block = neurons_at_a_time(rows.shape[0])
     for seed, one in enumerate([None] if key is None else key.view(-1, 4)):
-        whole, a_total, a_square, pairs = _of_seed(seed, u, grad_phi, total, square, x, A)
+        whole, a_total, a_square, pairs = _of_seed(
+            seed, u.dim() - (activation == MODULUS), grad_phi, total, square, x, A
+        )
         for start in range(0, n, block):
             stop = min(start + block, n)
             if one is None:
@@ -50,14 +52,15 @@ def random_features_gradient_reference(
                 size = (stop - start, rows.shape[1])
                 part = torch.ops.rainbow_fast.gaussian(*size, further(one, start), u.dtype, u.device, backend)
             s = rows @ part.T + offset
-            upstream = torch.zeros_like(s) if whole is None else _as_rows(whole)[:, start:stop]
+            phi, slopes = _features(s, activation, slope)
+            upstream = torch.zeros_like(phi) if whole is None else _as_rows(whole)[:, start:stop]
             upstream = upstream if a_total is None else upstream + a_total[start:stop]
             if a_square is not None:
-                upstream = upstream + 2 * a_square[start:stop] * scale * function(s, slope)
+                upstream = upstream + 2 * a_square[start:stop] * scale * phi
             for x_k, A_k in pairs:
                 there = _as_rows(x_k) @ A_k[:, start:stop]
                 upstream = upstream + torch.nn.functional.pad(there, (0, stop - start - there.shape[1]))
-            grad_s = scale * derivative(s, slope) * upstream
+            grad_s = scale * (slopes * upstream.unsqueeze(1)).reshape(s.shape)
             grad_rows = grad_rows + grad_s @ part
             grad_shift = grad_shift + grad_s.sum(1)
             if of_G:
@@ -67,14 +70,26 @@ def random_features_gradient_reference(
     return grad_u.contiguous(), grad_shift.view(u.shape[:1] + u.shape[2:]), grad_G
 
 
-def _of_seed(seed: int, u: Tensor, grad_phi, total, square, x: list[Tensor], A: list[Tensor]) -> list:
-    """grad_phi, total, square and the pairs (x_k, A_k) of one seed: slices of tensors that have an axis of seeds."""
+def _features(s: Tensor, activation: str, slope: float) -> tuple[Tensor, Tensor]:
+    """sigma(s), and its derivatives (samples, parts, n): one number, or two for the parts of a pair."""
+    if activation == MODULUS:
+        pairs = s.unflatten(0, (-1, 2)).movedim(1, -1)
+        return modulus(pairs), modulus_gradient(pairs).movedim(-1, 1)
+    function, derivative = ACTIVATIONS[activation]
+    return function(s, slope), derivative(s, slope).unsqueeze(1)
 
-    def pick(t: Tensor | None, axes: int) -> Tensor | None:
-        return t if t is None or t.dim() == axes else t[seed]
 
-    pairs = [(pick(x_k, u.dim()), pick(A_k, 2)) for x_k, A_k in zip(x, A, strict=True)]
-    return [pick(grad_phi, u.dim()), pick(total, 1), pick(square, 1), pairs]
+def _of_seed(seed: int, axes: int, grad_phi, total, square, x: list[Tensor], A: list[Tensor]) -> list:
+    """grad_phi, total, square and the pairs (x_k, A_k) of one seed: slices of tensors that have an axis of seeds.
+
+    `axes` is the number of axes of the features of one seed.
+    """
+
+    def pick(t: Tensor | None, own: int) -> Tensor | None:
+        return t if t is None or t.dim() == own else t[seed]
+
+    pairs = [(pick(x_k, axes), pick(A_k, 2)) for x_k, A_k in zip(x, A, strict=True)]
+    return [pick(grad_phi, axes), pick(total, 1), pick(square, 1), pairs]
 
 
 def _random_features_gradient(
@@ -92,7 +107,8 @@ def _random_features_gradient(
     grads_u, grads_shift = u.new_zeros(u.shape), u.new_zeros(u.shape[:1] + u.shape[2:])
     for seed, (where,) in enumerate(f.each(n)):
         grad_u, grad_shift = torch.empty_like(grads_u), torch.zeros_like(grads_shift)
-        run(f, n, where, grad_u, grad_shift, *_of_seed(seed, u, grad_phi, total, square, x, A))
+        above = _of_seed(seed, 2 + len(f.space), grad_phi, total, square, x, A)
+        run(f, n, where, grad_u, grad_shift, *above)
         grads_u += grad_u
         grads_shift += grad_shift
     return grads_u, grads_shift, u.new_zeros(0)
@@ -110,7 +126,7 @@ def _by_kernel(f: Features, n: int, where: list[int], grad_u, grad_shift, grad_p
     )
     with _backend.running("cpu", f.u.device) as run:
         _backend.kernels().random_features_gradient(
-            samples(grad_u)[1], grad_shift.data_ptr(), upstream, features(where), run
+            (pairs_of if f.paired else samples)(grad_u)[1], grad_shift.data_ptr(), upstream, features(where), run
         )
 
 
@@ -120,7 +136,8 @@ def _by_triton(f: Features, n: int, where: list[int], grad_u, grad_shift, grad_p
     x, A = [samples(x_k)[0] for x_k, _ in pairs], [A_k for _, A_k in pairs]
     grad_phi = None if grad_phi is None else samples(grad_phi)[0]
     total, square = (None if t is None else t.contiguous() for t in (total, square))
-    out = samples(grad_u, written=True)[0], None if shift is None else grad_shift
+    to = torch.view_as_real(pairs_of(grad_u)[0]) if f.paired else samples(grad_u, written=True)[0]
+    out = to, None if shift is None else grad_shift
     above = grad_phi, total, square, x, A
     _backend.run_triton("random_features_gradient", u.device, *out, u, shift, rows, n, *rest, *above)
 

@@ -190,3 +190,12 @@ def activate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
     else:
         tl.static_assert(ACTIVATION == "silu", "no such activation")
         return _silu(x)
+
+
+@triton.jit
+def modulus(re, im):
+    """sqrt(re^2 + im^2), without overflow. NaN stays NaN."""
+    re, im = tl.abs(re), tl.abs(im)
+    large = tl.maximum(re, im, propagate_nan=tl.PropagateNan.ALL)
+    ratio = tl.minimum(re, im) / tl.where(large == 0, 1.0, large)
+    return large * tl.sqrt(1 + ratio * ratio)

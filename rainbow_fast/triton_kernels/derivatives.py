@@ -100,3 +100,14 @@ def differentiate(x, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
     else:
         tl.static_assert(ACTIVATION == "cos", "no such activation")
         return cosine(x, 1)
+
+
+@triton.jit
+def through_modulus(grad, re, im):
+    """The gradients of re and im for the gradient of the modulus: 0 at 0."""
+    large = tl.maximum(tl.abs(re), tl.abs(im))
+    divisor = tl.where(large == 0, 1.0, large)
+    re, im = re / divisor, im / divisor
+    size = tl.sqrt(re * re + im * im)
+    grad /= tl.where(large == 0, 1.0, size)
+    return grad * re, grad * im

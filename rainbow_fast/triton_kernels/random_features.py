@@ -4,9 +4,10 @@
 The kernel of gaussian generates G once for all samples, in panels of 16 MB that stay in L2 for the kernels that read
 them. A tile of features, neurons by samples, stays in registers between the product that computes it and the product
 that uses it. With more than 128 channels (64 in float64), several products use it. The features are then written to a
-panel of 16 MB, too, and not computed several times. At most 32 terms are summed inside the tensor cores, which round
-towards zero, then at most 2048 in float32, and these sums in float64. The division of sums depends only on shapes, and
-there are no atomics, so the bits are the same on all machines of a family.
+panel of 16 MB, too, and not computed several times. So are moduli of pairs, which are features of two products. At most
+32 terms are summed inside the tensor cores, which round towards zero, then at most 2048 in float32, and these sums in
+float64. The division of sums depends only on shapes, and there are no atomics, so the bits are the same on all machines
+of a family.
 
 The kernels take 2 N n r flops, and 2 N n d for a fused op, three times that in TF32 for float32. They read b N (r + d)
 bytes for each panel; random_features writes b N n bytes; n r values of G are generated. The least times in ms, for
@@ -27,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rainbow_fast.triton_kernels.activations import activate
+from rainbow_fast.triton_kernels.activations import activate, modulus
 from rainbow_fast.triton_kernels.rounding import multiply
 from rainbow_fast.triton_kernels.samples import (
     BLOCKS,
@@ -39,6 +40,7 @@ from rainbow_fast.triton_kernels.samples import (
     compilations,
     matrix,
     offsets,
+    parts_of,
     places,
     plan_of,
     products,
@@ -76,11 +78,14 @@ PROJECTION: Plans = {
 @triton.jit
 def features_kernel(
     out, out_channel, out_image, out_line, out_position, u, u_channel, u_image, u_line, u_position, positions, lines,
-    first, width, shift, g, g_row, g_col, n, r, scale: tl.float64, one: tl.float64,
+    v, v_shift, first, width, shift, g, g_row, g_col, n, r, scale: tl.float64, one: tl.float64,
     PLAIN: tl.constexpr, AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the features of samples first, first + 1, ..., written to `out`; with `PLAIN`, `out` is (n, width)."""
+    """A tile of the features of samples first, first + 1, ..., written to `out`; with `PLAIN`, `out` is (n, width).
+
+    Of pairs, v are the imaginary parts, with the strides of u, and v_shift those of the shift.
+    """
     down = tl.cdiv(n, NEURONS)
     neurons = (tl.program_id(0) % down).to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
     start = (tl.program_id(0) // down).to(tl.int64) * SAMPLES
@@ -91,6 +96,11 @@ def features_kernel(
     s = scores(g, g_row, g_col, neurons, n, u, u_channel, at, there, r, one, PRECISION, RANK)
     if shift is not None:
         s += tl.load(shift + first + sample, mask=there, other=0.0)[None, :]
+    if v is not None:
+        imaginary = scores(g, g_row, g_col, neurons, n, v, u_channel, at, there, r, one, PRECISION, RANK)
+        if v_shift is not None:
+            imaginary += tl.load(v_shift + first + sample, mask=there, other=0.0)[None, :]
+        s = modulus(s, imaginary)
     value = activate(s, ACTIVATION, SLOPE) * tl.cast(scale, s.dtype)
     to = sample if PLAIN else offsets(image, line, position, out_image, out_line, out_position, AXES)
     inside = (neurons < n)[:, None] & there[None, :]
@@ -218,12 +228,14 @@ def _features(
     out: Tensor, strides: Sequence[int], u: Tensor, layout: Layout, first: int, width: int, shift: Tensor | None,
     g: Tensor, activation: str, slope: float, scale: float, precision: str, plain: bool,
 ) -> None:  # fmt: skip
-    """Compute the features of samples first, first + 1, ...; u is the last tensor of the layout."""
+    """Compute the features of samples first, first + 1, ...; the last tensor of the layout is u, or its real parts."""
     plan = plan_of(FEATURES, u)
+    u, v, shift, v_shift = parts_of(u, shift)
+    activation = activation if v is None else "identity"
     tiles = triton.cdiv(len(g), plan["NEURONS"]) * triton.cdiv(width, plan["SAMPLES"])
     features_kernel[(tiles,)](
-        **strided("out", out, strides), **strided("u", u, layout.strides[-1]), **layout.grid, first=first, width=width,
-        shift=shift, **matrix("g", g), n=len(g), r=g.shape[1], scale=scale, one=1.0,
+        **strided("out", out, strides), **strided("u", u, layout.strides[-1]), **layout.grid, v=v, v_shift=v_shift,
+        first=first, width=width, shift=shift, **matrix("g", g), n=len(g), r=g.shape[1], scale=scale, one=1.0,
         PLAIN=plain, AXES=layout.axes, ACTIVATION=activation, SLOPE=slope, PRECISION=products(precision, u.device),
         **plan,
     )  # fmt: skip
@@ -235,9 +247,10 @@ def random_features(
 ) -> None:  # fmt: skip
     """Write the features of u (N, r, *space) into `out` (N, n, *space).
 
-    Both may have any strides and at most two axes of space.
+    Both may have any strides and at most two axes of space. For the modulus, u (N, r, H, W, 2) has pairs, and the shift
+    (2, N, *space) has the real parts, then the imaginary ones.
     """
-    both = Layout(out, u)
+    both = Layout(out, parts_of(u)[0])
     if not both.samples:
         return
     for first, g in blocks.panels(rows, out.shape[1], u):
@@ -256,11 +269,12 @@ def random_features_covariance(
     x_center (d,) is subtracted from x, and center (n,) from phi'; both are contiguous or None.
     """
     d, n = out.shape
-    both = Layout(x, u)
+    real = parts_of(u)[0]
+    both = Layout(x, real)
     if not both.samples:
         return
     plan = plan_of(COVARIANCE, u)
-    fused = d <= plan["CHANNELS"]
+    fused = d <= plan["CHANNELS"] and real is u
     for row, g in blocks.panels(rows, n, u):
         here = slice(row, row + len(g))
         ranges = [(0, both.samples)] if fused else list(blocks.of_samples(len(g), both.samples))
@@ -277,7 +291,7 @@ def random_features_covariance(
                 covariance_kernel[(tiles * parts,)](
                     out=o, o_row=o.stride(-2), o_part=o.stride(0), total=t, square=s, t_part=t.stride(0),
                     **strided("x", x, both.strides[0]), x_center=x_center,
-                    center=None if center is None else center[here], **strided("u", u, both.strides[1]), **both.grid,
+                    center=None if center is None else center[here], **strided("u", real, both.strides[1]), **both.grid,
                     phi=phi, first=first, width=width, begin=begin, each=each, shift=shift if fused else None,
                     **matrix("g", g), n=len(g), d=d, r=u.shape[1], scale=scale if fused else 1.0, one=1.0,
                     AXES=both.axes, ACTIVATION=activation, SLOPE=slope, PRECISION=products(precision, u.device),
@@ -295,8 +309,9 @@ def random_features_projection(
 ) -> None:  # fmt: skip
     """Write A phi' (N, d, *space) for A (d, n) and the first n neurons into `out`, which may have any strides."""
     d, n = A.shape
-    both = Layout(out, u)
-    fused = d <= plan_of(PROJECTION, u)["CHANNELS"]
+    real = parts_of(u)[0]
+    both = Layout(out, real)
+    fused = d <= plan_of(PROJECTION, u)["CHANNELS"] and real is u
     block = blocks.sums_at_once(d)
     for first in range(0, both.samples if d else 0, block):
         width = min(block, both.samples - first)
@@ -312,7 +327,7 @@ def random_features_projection(
                 where = (first + start, count, shift)
                 _features(phi, (count, 0, 0, 1), u, both, *where, g, activation, slope, scale, precision, True)
                 part, how = sums[..., start : start + count], ("identity", 0.0, 1.0, precision)
-                projection_of(part, a, phi, u, both, 0, None, g, *how, blocks)
+                projection_of(part, a, phi, real, both, 0, None, g, *how, blocks)
         close(out, both, both.strides[0], sums, first)
 
 
@@ -349,7 +364,10 @@ def projection_of(
 
 
 def variants() -> Iterator[Variant]:
-    yield from compilations("random_features", features_kernel, FEATURES, ("out", "u", "g"), {"PLAIN": False})
+    no_pairs = {"PLAIN": False, "v": None, "v_shift": None}
+    yield from compilations("random_features", features_kernel, FEATURES, ("out", "u", "g"), no_pairs)
+    of_pairs = {"PLAIN": True, "v_shift": None, "ACTIVATION": "identity", "u_position": 2}
+    yield from compilations("random_features of pairs", features_kernel, FEATURES, ("out", "u", "v", "g"), of_pairs)
     for name, kernel, plans, other in (
         ("covariance", covariance_kernel, COVARIANCE, "x"),
         ("projection", projection_kernel, PROJECTION, "a"),

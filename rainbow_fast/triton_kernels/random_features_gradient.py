@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rainbow_fast.triton_kernels.activations import activate
-from rainbow_fast.triton_kernels.derivatives import differentiate
+from rainbow_fast.triton_kernels.activations import activate, modulus
+from rainbow_fast.triton_kernels.derivatives import differentiate, through_modulus
 from rainbow_fast.triton_kernels.random_features import new_sums, projection_of
 from rainbow_fast.triton_kernels.samples import (
     BLOCKS,
@@ -29,6 +29,7 @@ from rainbow_fast.triton_kernels.samples import (
     compilations,
     matrix,
     offsets,
+    parts_of,
     places,
     plan_of,
     products,
@@ -48,13 +49,16 @@ PLANS: Plans = {
 
 @triton.jit
 def upstream_kernel(
-    out, first, width, u, u_channel, u_image, u_line, u_position,
+    out, of_v, first, width, u, u_channel, u_image, u_line, u_position, v, v_shift,
     w, w_channel, w_image, w_line, w_position, x, x_channel, x_image, x_line, x_position, positions, lines,
     a, a_row, a_col, total, square, shift, g, g_row, g_col, n, r, d, scale: tl.float64, one: tl.float64,
     AXES: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
     NEURONS: tl.constexpr, SAMPLES: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of s for samples first, first + 1, ..., as a tile of out (n, width)."""
+    """The gradient of s for samples first, first + 1, ..., as a tile of out (n, width).
+
+    Of pairs, that of the imaginary parts is a tile of of_v; v and v_shift as in `features_kernel`.
+    """
     down = tl.cdiv(n, NEURONS)
     neurons = (tl.program_id(0) % down).to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
     start = (tl.program_id(0) // down).to(tl.int64) * SAMPLES
@@ -75,11 +79,23 @@ def upstream_kernel(
     if shift is not None:
         s += tl.load(shift + first + sample, mask=there, other=0.0)[None, :]
     factor = tl.cast(scale, s.dtype)
+    if v is not None:
+        imaginary = scores(g, g_row, g_col, neurons, n, v, u_channel, at, there, r, one, PRECISION, RANK)
+        if v_shift is not None:
+            imaginary += tl.load(v_shift + first + sample, mask=there, other=0.0)[None, :]
     if square is not None:
         twice = 2.0 * factor * tl.load(square + neurons, mask=valid, other=0.0)
-        value += twice[:, None] * activate(s, ACTIVATION, SLOPE)
-    value *= factor * differentiate(s, ACTIVATION, SLOPE)
-    tl.store(out + (neurons * width)[:, None] + sample[None, :], value, mask=valid[:, None] & there[None, :])
+        if v is not None:
+            value += twice[:, None] * modulus(s, imaginary)
+        else:
+            value += twice[:, None] * activate(s, ACTIVATION, SLOPE)
+    to, inside = (neurons * width)[:, None] + sample[None, :], valid[:, None] & there[None, :]
+    if v is not None:
+        value, other = through_modulus(value * factor, s, imaginary)
+        tl.store(of_v + to, other, mask=inside)
+    else:
+        value *= factor * differentiate(s, ACTIVATION, SLOPE)
+    tl.store(out + to, value, mask=inside)
 
 
 def random_features_gradient(
@@ -88,14 +104,19 @@ def random_features_gradient(
     grad_phi: Tensor | None, total: Tensor | None, square: Tensor | None, x: Sequence[Tensor], A: Sequence[Tensor],
     blocks: Blocks = BLOCKS,
 ) -> None:  # fmt: skip
-    """Write the gradients of u (N, r, *space) and shift (N, *space); both are contiguous.
+    """Write the gradients of u (N, r, *space) and shift (N, *space); both are contiguous. For the modulus, these and u
+    (N, r, H, W, 2) are pairs, and the shift is that of `random_features`.
 
     The gradient of the n features is grad_phi (N, n, *space) + total (n,) + 2 square (n,) phi' + sum_k x_k A_k, with
     x_k (N, d_k, *space) and A_k (d_k, n_k), where x_k A_k is added to the first n_k neurons. Each term may be missing.
     All tensors have the dtype of u.
     """
     r = u.shape[1]
-    tensors = [grad_u, *x, *([] if grad_phi is None else [grad_phi]), u]
+    u, v, shift, v_shift = parts_of(u, shift)
+    activation = activation if v is None else "identity"
+    grads = [grad_u] if v is None else list(grad_u.unbind(-1))
+    grad_shifts = () if grad_shift is None else grad_shift.view(-1, len(grads)).unbind(1)
+    tensors = [*grads, *x, *([] if grad_phi is None else [grad_phi]), u]
     layout = Layout(*tensors)
     strides = {id(tensor): own for tensor, own in zip(tensors, layout.strides, strict=True)}
     pairs = sorted(zip(x, A, strict=True), key=lambda pair: pair[1].shape[1] != n)  # pairs with all n neurons first
@@ -106,7 +127,7 @@ def random_features_gradient(
     block = blocks.sums_at_once(r)
     for first in range(0, layout.samples, block):
         width = min(block, layout.samples - first)
-        sums, of_shift = new_sums(r, n, width, u, blocks), new_sums(1, 1, width, u, blocks)
+        sums, shifts = ([new_sums(*size, width, u, blocks) for _ in grads] for size in ((r, n), (1, 1)))
         for row, g in blocks.panels(rows, n, u):
             for count, *above, x_k, A_k in terms:
                 height = min(count - row, len(g))
@@ -115,11 +136,12 @@ def random_features_gradient(
                 here = slice(row, row + height)
                 grad_phi_k, total_k, square_k = above
                 for start, samples in blocks.of_samples(height, width):
-                    ds = u.new_empty(height, samples)
+                    ds = [u.new_empty(height, samples) for _ in grads]
                     tiles = triton.cdiv(height, plan["NEURONS"]) * triton.cdiv(samples, plan["SAMPLES"])
                     w = None if grad_phi_k is None else grad_phi_k[:, here]
                     upstream_kernel[(tiles,)](
-                        out=ds, first=first + start, width=samples, **strided("u", u, strides[id(u)]),
+                        out=ds[0], of_v=None if v is None else ds[1], first=first + start, width=samples,
+                        **strided("u", u, strides[id(u)]), v=v, v_shift=v_shift,
                         **strided("w", w, strides.get(id(grad_phi_k), NOWHERE)),
                         **strided("x", x_k, strides.get(id(x_k), NOWHERE)), **layout.grid,
                         **matrix("a", None if A_k is None else A_k[:, here]),
@@ -129,16 +151,18 @@ def random_features_gradient(
                         AXES=layout.axes, ACTIVATION=activation, SLOPE=slope, PRECISION=products(precision, u.device),
                         **plan,
                     )  # fmt: skip
-                    own = slice(start, start + samples)
-                    part, neurons = sums[..., own], g[:height]
+                    own, neurons = slice(start, start + samples), g[:height]
                     how = "identity", 0.0, 1.0, precision
-                    projection_of(part, neurons.T, ds, u, layout, 0, None, neurons, *how, blocks)
-                    if grad_shift is not None:
-                        of_shift[..., own] += ds.sum(0, dtype=sums.dtype)
-        close(grad_u, layout, strides[id(grad_u)], sums[:, :r], first)
-        if grad_shift is not None:
-            plain = Layout(grad_shift.view(1, 1, -1))
-            close(grad_shift, plain, plain.strides[0], of_shift, first)
+                    for of_part, of_sums, of_shift in zip(ds, sums, shifts, strict=True):
+                        whole = of_sums[..., own]
+                        projection_of(whole, neurons.T, of_part, u, layout, 0, None, neurons, *how, blocks)
+                        if grad_shift is not None:
+                            of_shift[..., own] += of_part.sum(0, dtype=whole.dtype)
+        for grad, of_sums in zip(grads, sums, strict=True):
+            close(grad, layout, strides[id(grad)], of_sums[:, :r], first)
+        for grad, of_shift in zip(grad_shifts, shifts, strict=False):
+            plain = Layout(grad.view(1, 1, -1))
+            close(grad, plain, plain.strides[0], of_shift, first)
 
 
 NOWHERE = (0, 0, 0, 0)
@@ -146,4 +170,9 @@ NOWHERE = (0, 0, 0, 0)
 
 def variants() -> Iterator[Variant]:
     pointers = ("out", "u", "x", "a", "g", "total", "square")
-    yield from compilations("random_features_gradient", upstream_kernel, PLANS, pointers, {"w": None})
+    no_pairs = {"w": None, "of_v": None, "v": None, "v_shift": None}
+    yield from compilations("random_features_gradient", upstream_kernel, PLANS, pointers, no_pairs)
+    of_pairs = {"w": None, "v_shift": None, "ACTIVATION": "identity", "u_position": 2}
+    yield from compilations(
+        "random_features_gradient of pairs", upstream_kernel, PLANS, (*pointers, "of_v", "v"), of_pairs
+    )

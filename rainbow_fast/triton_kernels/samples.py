@@ -193,6 +193,16 @@ class Layout:
         self.strides = strides  # for each tensor the strides of channel, image, line, position
 
 
+def parts_of(u: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The real and imaginary parts of pairs u (N, r, H, W, 2), and of their shift (2, N, *space); else u and shift.
+
+    They are (u, v, shift, v_shift), with None for what is missing.
+    """
+    if u.dim() < 5:
+        return u, None, shift, None
+    return u[..., 0], u[..., 1], *((None, None) if shift is None else (shift[0], shift[1]))
+
+
 # The arguments of kernels that belong together, by their names.
 
 

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rainbow_fast.triton_kernels.activations import modulus
+from rainbow_fast.triton_kernels.derivatives import through_modulus
 from rainbow_fast.triton_kernels.rounding import dot, rounded
 from rainbow_fast.triton_kernels.samples import products
 
@@ -170,26 +172,6 @@ def across_rows(
     if OWN:
         total = dot(upright(rows, top, first, PHI, H, LINES), of_phi, total, PRECISION)
     return total
-
-
-@triton.jit
-def modulus(re, im):
-    """sqrt(re^2 + im^2), without overflow."""
-    re, im = tl.abs(re), tl.abs(im)
-    large = tl.maximum(re, im)
-    ratio = tl.minimum(re, im) / tl.where(large == 0, 1.0, large)
-    return large * tl.sqrt(1 + ratio * ratio)
-
-
-@triton.jit
-def through_modulus(grad, re, im):
-    """The gradients of re and im for the gradient of the modulus: 0 at 0."""
-    large = tl.maximum(tl.abs(re), tl.abs(im))
-    divisor = tl.where(large == 0, 1.0, large)
-    re, im = re / divisor, im / divisor
-    size = tl.sqrt(re * re + im * im)
-    grad /= tl.where(large == 0, 1.0, size)
-    return grad * re, grad * im
 
 
 @triton.jit

@@ -117,9 +117,10 @@ struct Read<Projections> : ReadList<Projection, Projections> {};
 template <>
 struct Read<const Features&> {
   static Features of(const Call& call) {
-    return {Read<Samples>::of(call),    call.address<const void>(), {Read<Samples>::of(call), Read<Address>::of(call)},
-            Read<Activation>::of(call), Read<double>::of(call),     Read<double>::of(call),
-            Read<Precision>::of(call)};
+    return {Read<Samples>::of(call),    Read<bool>::of(call),
+            call.address<const void>(), {Read<Samples>::of(call), Read<Address>::of(call)},
+            Read<Activation>::of(call), Read<double>::of(call),
+            Read<double>::of(call),     Read<Precision>::of(call)};
   }
 };
 template <>

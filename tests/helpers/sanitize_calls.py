@@ -220,7 +220,7 @@ def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: st
         s, wrong = s + shift, wrong + 8 * EPS[dtype] * (1 + abs(shift))
     wrong[~np.isfinite(s)] = 0  # infinite s may give finite features, which are exact
     code = draw.random.randrange(len(ACTIVATIONS))
-    return Neurons((u, pointer, rows, at, code, SLOPE, SCALE, precision), s, wrong, G, code, precision)
+    return Neurons((u, False, pointer, rows, at, code, SLOPE, SCALE, precision), s, wrong, G, code, precision)
 
 
 def features(f: Neurons, dtype: str) -> tuple[np.ndarray, np.ndarray]:

@@ -38,6 +38,10 @@ def results(dtype: torch.dtype = torch.float32, backend: str | None = None) -> d
     u = x.clone().requires_grad_()
     rf.random_features_projection(u, A, shift=shift, **features).backward(x[:, :9])
     assert u.grad is not None
+    pairs = torch.complex(x, y[:, :19]).requires_grad_()
+    moduli = rf.random_features_projection(pairs, A, **features | {"activation": "modulus"})
+    moduli.backward(x[:, :9])
+    assert pairs.grad is not None
     return {
         "wavelet_modulus": waves.detach(),
         "wavelet_modulus_skip": torch.view_as_real(rf.wavelet_modulus(x, skip=True, backend=backend)),
@@ -60,6 +64,8 @@ def results(dtype: torch.dtype = torch.float32, backend: str | None = None) -> d
         "random_features_narrow_projection": narrow,
         "random_features_seeds": rf.random_features(x, 130, shift=shift, **several),
         "random_features_gradient": u.grad,
+        "random_features_of_pairs": moduli.detach(),
+        "random_features_gradient_of_pairs": torch.view_as_real(pairs.grad),
         "polar": rf.polar(M, backend=backend).A,
         "polar_tall": rf.polar(M.T.contiguous(), backend=backend).A,
         "polar_batch": factors.A,

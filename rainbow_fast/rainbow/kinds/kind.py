@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,6 +60,14 @@ class Kind(nn.Module):
         None if it has no closed form.
         """
         return None
+
+    def each_feature(self, u: Tensor, shift: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, str]]:
+        """For each feature of a neuron, if there are several: its u, its shift, and the activation of the kernels.
+
+        Args:
+            u, shift: as `prepare` returns them.
+        """
+        raise NotImplementedError
 
     def finish(self, s: Tensor) -> Tensor:
         """phi' (N, features * n, *space) from the result of the kernels (N, n, *space)."""

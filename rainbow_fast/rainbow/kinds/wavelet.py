@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rainbow_fast.networks.scattering import Wavelets
+from rainbow_fast.ops.activations import MODULUS, modulus
 from rainbow_fast.ops.wavelet_modulus import wavelet_modulus
 from rainbow_fast.ops.wavelet_modulus_arguments import wavelet_modulus_flops
 from rainbow_fast.rainbow.kinds.kind import Kind
@@ -46,7 +48,7 @@ class Wavelet(Kind):
         return (FILTERS if self.paired else 2 * FILTERS - 1) * after
 
     def prepare(self, u: Tensor, shift: Tensor | None, root: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The maps that the rows combine: real parts of 5 filters, then imaginary parts, (N, r, 9 or 10, H', W')."""
+        """The maps of the 5 filters, complex numbers as pairs: u (N, r, 5, H', W', 2), the shift (N, 5, H', W', 2)."""
         maps = u if shift is None else torch.cat([u, shift.unsqueeze(1)], 1)
         if root is not None:
             maps = maps * _inverse_norm(root.to(maps.dtype), maps, self.paired)
@@ -61,14 +63,27 @@ class Wavelet(Kind):
     def kernel(self) -> dict[str, Any]:
         return {"activation": "identity"}
 
+    def each_feature(self, u: Tensor, shift: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, str]]:
+        for f in range(self.features):
+            place = f % FILTERS
+            of_u, of_shift = u[:, :, place], None if shift is None else shift[:, place]
+            if f >= (FILTERS if self.skip else 1):
+                yield (
+                    torch.view_as_complex(of_u),
+                    None if of_shift is None else torch.view_as_complex(of_shift),
+                    MODULUS,
+                )
+            elif self.paired:
+                yield of_u, of_shift, "identity"
+            else:
+                yield of_u[..., 0], None if of_shift is None else of_shift[..., 0], "identity"
+
     def finish(self, s: Tensor) -> Tensor:
-        real, imaginary = s[:, :, :FILTERS], s[:, :, FILTERS:]
+        size = modulus(s)
         if not self.paired:
-            return torch.cat([real[:, :, :1], _modulus(real[:, :, 1:], imaginary)], 2).flatten(1, 2)
-        modulus = _modulus(real, imaginary)
-        linear = torch.stack([real, imaginary], -1)
-        modulus = torch.stack([modulus, torch.zeros_like(modulus)], -1)
-        parts = [linear, modulus] if self.skip else [linear[:, :, :1], modulus[:, :, 1:]]
+            return torch.cat([s[:, :, :1, ..., 0], size[:, :, 1:]], 2).flatten(1, 2)
+        size = torch.stack([size, torch.zeros_like(size)], -1)
+        parts = [s, size] if self.skip else [s[:, :, :1], size[:, :, 1:]]
         return torch.cat(parts, 2).flatten(1, 2)
 
     def floor(self, norm: nn.Module) -> Tensor:
@@ -76,12 +91,10 @@ class Wavelet(Kind):
         return each[order_by_channel(len(each) // self.features, self.features, each.device)]
 
     def _filtered(self, z: Tensor) -> Tensor:
-        """``z * phi`` and ``z * psi_t`` of maps (N, c, H, W) as (N, c, 9 or 10, H', W')."""
+        """``z * phi`` and ``z * psi_t`` of maps (N, c, H, W) as pairs (N, c, 5, H', W', 2)."""
         c = z.shape[1]
-        linear = wavelet_modulus(z, self.bank, skip=True)[:, : FILTERS * c]
-        low, wavelets = linear[:, :c].unsqueeze(2), linear[:, c:].unflatten(1, (c, -1))
-        imaginary = [low.imag, wavelets.imag] if self.paired else [wavelets.imag]
-        return torch.cat([low.real, wavelets.real, *imaginary], 2)
+        linear = torch.view_as_real(wavelet_modulus(z, self.bank, skip=True)[:, : FILTERS * c])
+        return torch.cat([linear[:, :c].unsqueeze(2), linear[:, c:].unflatten(1, (c, -1))], 2)
 
     def extra_repr(self) -> str:
         return f"{self.bank}, skip={self.skip}"
@@ -93,12 +106,3 @@ def _inverse_norm(root: Tensor, maps: Tensor, paired: bool) -> Tensor:
     square = square.sum(-1, keepdim=True) if paired else square
     zero = square == 0
     return square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
-
-
-def _modulus(real: Tensor, imaginary: Tensor) -> Tensor:
-    """The modulus, without epsilon. Its gradient at 0 is 0."""
-    square = torch.addcmul(imaginary.square(), real, real)
-    if not square.requires_grad:
-        return square.sqrt_()
-    zero = square == 0
-    return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)

@@ -16,6 +16,7 @@ from rainbow_fast.ops.random_features import random_features
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws.rows import Rows
+from rainbow_fast.rainbow.network.each_feature import EACH
 from rainbow_fast.rainbow.network.features import FUSED, STORED, FeatureStrategy, Select, blocks
 from rainbow_fast.tracing.site import Site
 
@@ -172,8 +173,10 @@ class RainbowActivation(Keyed):
 
     @property
     def strategy(self) -> FeatureStrategy:
-        """How features are computed: fused in one kernel, or stored in blocks."""
-        return FUSED if self.fused else STORED
+        """How features are computed: fused, all at once or one of each neuron after the other, or stored in blocks."""
+        if self.fused:
+            return FUSED
+        return EACH if self.kind.features > 1 and not self.flattened else STORED
 
     @property
     def fused(self) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from rainbow_fast.ops.center import first_center, spread_samples
@@ -18,15 +17,14 @@ from rainbow_fast.ops.random_features import (
 )
 from rainbow_fast.rainbow.channel_moments import NEAR, about
 from rainbow_fast.rainbow.channel_moments import sums as sums_of
+from rainbow_fast.rainbow.kinds.kind import Kind
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
-from rainbow_fast.rainbow.pair_moments import sums_of_pairs
 
 # Neurons that are computed on at a time, for any batch size; `ROW_BLOCK` if the rows of G_eff must be stored.
 FEATURE_BLOCK = 128  # if features must be stored, for example for pooling
 IMPLICIT_BLOCK = 2**16  # if nothing must be stored; the float64 sums of a block are d times as many numbers
 
 IDENTITY: dict[str, Any] = {"activation": "identity"}
-IN_CACHE = 2**19  # numbers that a block of neurons computes at a time, if the samples are all used
 
 Select = Callable[[Tensor], Tensor]  # takes some of the samples of (N, d, *space)
 
@@ -35,12 +33,14 @@ class FeatureSite(Protocol):
     """The interface of a site that the strategies use.
 
     Attributes:
+        kind: how the features of a neuron are computed.
         n: number of neurons.
         A: the alignment; None before it is known.
         flattened: whether A is applied to the features of all positions together.
         precision: of float32 products.
     """
 
+    kind: Kind
     n: int
     A: Tensor | None
     flattened: bool
@@ -189,21 +189,14 @@ class Stored:
         A = site.A if A is None else A
         assert A is not None
         u, shift = site.mixed(z)
-        return torch.cat([self._project(site, *piece, select, A) for piece in _pieces(site, u, shift, select)])
-
-    def _project(self, site: FeatureSite, u: Tensor, shift: Tensor | None, select: Select, A: Tensor) -> Tensor:
         total: Tensor | None = None
-        each = site.positions if A.dim() == 2 else 1  # columns of A for each neuron
-        for start, stop in blocks(-(-A.shape[-1] // each), self.block(site)):
+        each = site.positions  # columns of A for each neuron
+        for start, stop in blocks(-(-A.shape[1] // each), self.block(site)):
             s = random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
             phi = select(site.pooled(s))
-            part = A[..., start * each : stop * each].to(u.dtype)
+            part = A[:, start * each : stop * each].to(u.dtype)
             if site.flattened:
                 y = phi[:, : part.shape[1]] @ part.T
-            elif part.dim() == 3:
-                features = zip(part, of_each_feature(phi, len(part)), strict=True)
-                parts = [random_features(f, len(a), G=a, **IDENTITY, precision=site.precision) for a, f in features]
-                y = torch.stack(parts, 2).flatten(1, 2)
             else:
                 y = random_features(phi, len(part), G=part, **IDENTITY, precision=site.precision)
             total = y if total is None else total.add_(y)
@@ -222,25 +215,7 @@ class Stored:
         first: bool = False,
     ) -> None:
         u, shift = site.mixed(z)
-        x = about(x, centers[0])
-        pieces = _pieces(site, u, shift, select)
-        size = len(pieces[0][0]) if len(pieces) > 1 else max(len(x), 1)
-        for place, (of_x, piece) in enumerate(zip(x.split(size), pieces, strict=True)):
-            self._add(site, of_x, *piece, select, centers[1], sums, first=first and place == 0)
-
-    def _add(
-        self,
-        site: FeatureSite,
-        x: Tensor,
-        u: Tensor,
-        shift: Tensor | None,
-        select: Select,
-        center: Tensor,
-        sums: tuple[Tensor, Tensor, Tensor],
-        *,
-        first: bool,
-    ) -> None:
-        """Add the sums of one piece; x is about its center."""
+        x, center = about(x, centers[0]), centers[1]
         for start, stop in blocks(site.n, self.block(site)):
             s = random_features(u, stop - start, shift=shift, **site.kernel, **site.source(u, start, stop))
             phi = select(site.pooled(s))
@@ -248,33 +223,12 @@ class Stored:
             if first:
                 center[at] = first_center(phi, zero=NEAR)
             phi = about(phi, center[at])
-            if sums[0].dim() == 3:
-                pairs = zip(*(of_each_feature(t, len(sums[0])) for t in (x, phi)), strict=True)
-                for M, (of_x, of_phi) in zip(sums[0], pairs, strict=True):
-                    M[:, start:stop] += cross_covariance(of_x, of_phi, precision=site.precision)
-            else:
-                sums[0][:, at] += cross_covariance(x, phi, precision=site.precision)
-            for total, part in zip(sums[1:], (sums_of_pairs if sums[1].dim() == 2 else sums_of)(phi), strict=True):
+            sums[0][:, at] += cross_covariance(x, phi, precision=site.precision)
+            for total, part in zip(sums[1:], sums_of(phi), strict=True):
                 total[at] += part
 
 
 FUSED, STORED = Fused(), Stored()
-
-
-def _pieces(site: FeatureSite, u: Tensor, shift: Tensor | None, select: Select) -> list[tuple[Tensor, Tensor | None]]:
-    """u and the shift of so few images that features stay in the cache, if a neuron has several and all samples count.
-
-    Otherwise those of all images.
-    """
-    if site.positions == 1 or select(u) is not u:
-        return [(u, shift)]
-    size = max(IN_CACHE // (min(site.n, FEATURE_BLOCK) * u[0, 0].numel()), 1)
-    return list(zip(u.split(size), [None] * len(u) if shift is None else shift.split(size), strict=False))
-
-
-def of_each_feature(phi: Tensor, features: int) -> Iterator[Tensor]:
-    """phi (N, n F, *space) of each of the F features, (N, n, *space)."""
-    return iter(phi.unflatten(1, (-1, features)).unbind(2))
 
 
 def _add_columns(sums: Sequence[Tensor], start: int, parts: Sequence[Tensor]) -> None:

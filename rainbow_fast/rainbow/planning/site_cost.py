@@ -80,6 +80,7 @@ class SiteCount:
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
         self.flattened = flattened
         self.fused = self.kind.fused and not flattened
+        self.stored = not self.fused and (flattened or self.kind.features == 1)
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
         self.limit_bytes, self.kernels, self.images = 0, 1, min(options.limit_rows, sizes.align)
         if route.name == LIMIT:  # the kernel with so many rows, which are stored, takes the place of the features
@@ -129,7 +130,7 @@ class SiteCount:
         Args:
             images: number of images.
             rows: number of positions that phi' is computed at; None for all positions of these images.
-            stored: whether features are stored even if the site is fused.
+            stored: whether features are stored even if they need not be.
         """
         rows = images * self.pixels if rows is None else rows
         calls = -(-images // self.sizes.chunk)
@@ -137,7 +138,7 @@ class SiteCount:
         flops += 2 * images * self.z * self.r * ("U" in self.rows_drawn.stored)
         flops += 2 * calls * self.n**2 * self.r * ("T" in self.rows_drawn.stored)
         flops += self.kind.flops((images, self.r, *self.statistics.z_space))
-        numbers = rows * self.d + COPIES * rows * self.n * (stored or not self.fused)
+        numbers = rows * self.d + COPIES * rows * self.n * (stored or self.stored)
         bytes, pooled = self.sizes.itemsize * numbers, images * self.n * self.window
         each = PAIR * self.kernels if self.route.name == LIMIT else 1
         return Work(flops, features=each * rows * self.n, pooled=pooled, bytes=bytes)

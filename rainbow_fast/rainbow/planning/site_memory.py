@@ -9,7 +9,7 @@ from typing import Protocol
 from rainbow_fast.rainbow.alignment.classifier import ridge_bytes
 from rainbow_fast.rainbow.alignment.regression import FEATURE_NUMBERS, SolverCost
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
-from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK, IN_CACHE
+from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK
 from rainbow_fast.rainbow.planning.kernel_memory import features_covariance_bytes, polar_bytes, second_moment_bytes
 from rainbow_fast.rainbow.planning.sizes import Sizes
 
@@ -32,7 +32,7 @@ class SizesOfSite(Protocol):
     flattened: bool
     alive: int
     first: bool
-    fused: bool
+    stored: bool
     recalibrates: bool
     mean_row: bool
     solver: str
@@ -103,24 +103,20 @@ class SiteMemory:
 
     @property
     def _features(self) -> int:
-        """Memory of the features of a block of neurons for a piece of a chunk; 0 if no features are stored.
+        """Memory of the features of a block of neurons for a chunk; 0 if no features are stored.
 
-        They are stored before the pooling, after it, and once more about their center. A piece is the whole chunk if
-        a neuron has one feature, or some samples are left out.
+        They are stored before the pooling, after it, and once more about their center.
         """
-        site, images = self.site, self._chunk
-        block = 0 if site.fused else min(site.n, FEATURE_BLOCK)
-        features = 1 if site.flattened else site.columns // site.n
-        if block and features > 1 and site.step == 1:
-            images = min(images, max(IN_CACHE // (block * site.pixels), 1))
-        return site.sizes.itemsize * images * block * (site.pixels + 2 * features * site.positions)
+        site = self.site
+        block = min(site.n, FEATURE_BLOCK) if site.stored else 0
+        return site.sizes.itemsize * self._chunk * block * (site.pixels + 2 * site.positions)
 
     def _accumulate(self) -> int:
         """The sums of M, and of the second moment of the regression."""
         site, M = self.site, 8 * self.site.rows * self.site.columns
         samples = min(self._chunk * site.pixels, site.samples)
-        block = min(site.columns, IMPLICIT_BLOCK if site.rows_drawn.implicit else ROW_BLOCK)
-        sums = features_covariance_bytes(site.rows, block, samples) if site.fused else 0
+        block = min(site.n, IMPLICIT_BLOCK if site.rows_drawn.implicit else ROW_BLOCK)
+        sums = 0 if site.stored else features_covariance_bytes(site.rows, block, samples)
         S, second = 0, 0
         if site.solver == "summed":
             S = 8 * site.columns**2
