@@ -47,13 +47,9 @@ def random_features(
     Differentiable in u, shift and G; the backward pass computes the features again, in blocks. (Gradients of an
     explicit G, and second derivatives, run in plain PyTorch.)
 
-    ``activation="modulus"`` takes complex u and shift, and gives real features
-
-        phi' = scale sqrt((Re u G^T + Re shift)^2 + (Im u G^T + Im shift)^2)
-
-    without an epsilon; the gradient at 0 is 0. Both products have the same rows of G, which are generated once for
-    both. Circular complex rows ``(G_re + i G_im) / sqrt 2`` need no kernel of their own: they are the 2 r columns
-    ``[G_re, G_im]`` on ``torch.cat([u, 1j * u], 1) / sqrt 2``.
+    ``activation="modulus"`` takes complex u and shift: ``phi' = scale sqrt(a^2 + b^2)`` is real, with ``a = Re u G^T +
+    Re shift`` and ``b = Im u G^T + Im shift``, without an epsilon and with gradient 0 at 0. Both share the rows of G.
+    Circular rows ``(G_re + i G_im) / sqrt 2`` are columns ``[G_re, G_im]`` on ``torch.cat([u, 1j * u], 1) / sqrt 2``.
 
     Args:
         u: projections, float32 or float64 (the reference takes every floating dtype), samples by rank, then any axes of
@@ -89,8 +85,7 @@ def random_features(
     Source: the random feature map of Guth, Menard, Rochette and Mallat (JMLR 2024), section 2.1.
     """
     key = None if seed is None else as_key(seed, stream, row_offset)
-    checks.check_kinds(u, G, shift, negative_slope, scale, precision)
-    u, shift = checks.as_pairs(u, shift, activation)
+    u, shift = checks.checked(u, G, shift, activation, negative_slope, scale, precision)
     return torch.ops.rainbow_fast.random_features(
         u, shift, integer("n", n), key, G, activation, negative_slope, scale, precision, backend
     )
@@ -142,8 +137,8 @@ def random_features_covariance(
         raise ValueError("n is an empty list: wanted at least one width")
     key = None if seed is None else as_key(seed, stream, row_offset)
     tensor("x", x)
-    checks.check_kinds(u, G, shift, negative_slope, scale, precision, x_center=x_center, center=center)
-    u, shift = checks.as_pairs(u, shift, activation)
+    options = (negative_slope, scale, precision)
+    u, shift = checks.checked(u, G, shift, activation, *options, x_center=x_center, center=center)
     sums = torch.ops.rainbow_fast.random_features_covariance(
         x, u, shift, x_center, center, max(widths), key, G, activation, negative_slope, scale, precision, backend
     )
@@ -180,8 +175,7 @@ def random_features_projection(
     several = isinstance(A, list | tuple)
     parts = [tensor("A", part) for part in (A if several else [A])]
     key = None if seed is None else as_key(seed, stream, row_offset)
-    checks.check_kinds(u, G, shift, negative_slope, scale, precision)
-    u, shift = checks.as_pairs(u, shift, activation)
+    u, shift = checks.checked(u, G, shift, activation, negative_slope, scale, precision)
     out = torch.ops.rainbow_fast.random_features_projection(
         u, parts, shift, key, G, activation, negative_slope, scale, precision, backend
     )

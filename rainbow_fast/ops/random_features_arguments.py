@@ -19,18 +19,19 @@ DTYPES = (torch.float32, torch.float64)
 NAMES = (*ACTIVATIONS, MODULUS)
 
 
-def check_kinds(u, G, shift, slope, scale, precision, **optional) -> None:
-    """Raise TypeError unless tensors are tensors and numbers are numbers; ValueError if the precision is unknown."""
+def checked(u, G, shift, activation, slope, scale, precision, **optional) -> tuple[Tensor, Tensor | None]:
+    """Check that tensors are tensors and numbers are numbers. Returns u and the shift, as pairs for the modulus.
+
+    Raises:
+        TypeError: they are not, or u or the shift is not complex for the modulus.
+        ValueError: the precision is unknown.
+    """
     check_precision(precision)
     tensor("u", u)
     for name, value in {"G": G, "shift": shift, **optional}.items():
         optional_tensor(name, value)
     number("negative_slope", slope)
     number("scale", scale)
-
-
-def as_pairs(u: Tensor, shift: Tensor | None, activation: str) -> tuple[Tensor, Tensor | None]:
-    """For the modulus, complex u and shift as pairs of real numbers on a last axis; otherwise u and shift."""
     if activation != MODULUS:
         return u, shift
     for name, t in (("u", u), ("shift", shift)):
