@@ -252,8 +252,57 @@ def backward(form: str, N: int, r: int, n: int, d: int) -> Race:
     )
 
 
+def moduli(form: str, N: int, r: int, n: int, d: int) -> Race:
+    """A fused pass over moduli of pairs ``|u G^T|``: ours, all features at once, and blocks of neurons in the cache."""
+    source, drawing = torch.Generator().manual_seed(0), torch.Generator()
+    u = torch.complex(*(torch.randn(N, r, generator=source) / r**0.5 for _ in range(2)))
+    parts = u.real.contiguous(), u.imag.contiguous()
+    x, A = torch.randn(N, d, generator=source), torch.randn(d, n, generator=source) / n**0.5
+    of_x = form == "covariance"
+
+    def draw() -> Tensor:
+        return torch.randn(n, r, generator=drawing.manual_seed(1))
+
+    def features(G: Tensor) -> Tensor:
+        real, imaginary = (product(part, G.T) for part in parts)
+        return real.square_().addcmul_(imaginary, imaginary).sqrt_()
+
+    def used(phi: Tensor, b: slice) -> Tensor:
+        if not of_x:
+            return product(phi, A[:, b].T)
+        phi.sum(0), phi.square().sum(0)  # the moments, which ours computes as well
+        return covariance(x, phi)
+
+    def best() -> Tensor:
+        G = draw()
+        places = [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
+        each = [used(features(G[b]), b) for b in places]
+        return torch.cat(each, 1) if of_x else torch.stack(each).sum(0)
+
+    def error(G: Tensor) -> Callable[[Tensor], float]:
+        phi = (u.to(torch.complex128) @ G.T.to(torch.complex128)).abs()
+        return lambda got: relative(got, x.double().T @ phi if of_x else phi @ A.double().T)
+
+    ours = {
+        "covariance": lambda: rf.random_features_covariance(x, u, n, seed=1, activation="modulus")[0],
+        "projection": lambda: rf.random_features_projection(u, A, seed=1, activation="modulus"),
+    }
+    return Race(
+        f"random_features {form}, modulus of pairs, N {N}, r {r}, n {n}, d {d}",
+        {
+            OURS: Candidate(ours[form], lambda got: error(rf.gaussian(n, r, seed=1))(got)),
+            PLAIN: Candidate(lambda: used(features(draw()), slice(None)), lambda got: error(draw())(got)),
+            BEST: Candidate(best, lambda got: error(draw())(got)),
+        },
+        Floor({"f32": 2.0 * N * n * (2 * r + d)}),
+    )
+
+
 fused = [(form, "relu", *SHAPE) for form in ("covariance", "projection")] + [("covariance", "gelu", *SHAPE)]
 bench_fused = entries(random_features, fused, (OURS, PLAIN, BEST, PUBLISHED))
+bench_moduli = entries(
+    moduli, [(form, 4096, 64, 4096, 128) for form in ("covariance", "projection")], (OURS, PLAIN, BEST)
+)
 bench_features = entries(random_features, [("features", "relu", *SHAPE)], (OURS, PLAIN, BEST))
 bench_widths = entries(several_widths, [(4096, 64, 128, 1024, 2048, 4096, 8192, 16384)], (OURS, PLAIN, BEST, EACH))
 bench_seeds = entries(

@@ -21,7 +21,8 @@ class Kind(nn.Module):
         paired: whether zh and phi' are complex, as pairs of real numbers on a last axis.
         divides: whether z' is divided by its norm over the neurons, so that `prepare` needs the root of `Rows.gram`.
         has_activity: whether the sign of z' decides on its features, so that the share of positive z' is measured.
-        fused: whether one kernel computes the features and uses them, so that they are not stored.
+        fused: whether one kernel computes all features and uses them, so that they are not stored. It is False if a
+            neuron has several: then a kernel does so for each of them, see `each_feature`.
         normalisation: eps of a normalisation that follows the features and becomes part of the alignment; None without
             one.
         homogeneous: whether multiplying zh by a positive factor multiplies the result of the kernels by it.

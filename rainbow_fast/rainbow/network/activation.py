@@ -48,8 +48,9 @@ class RainbowActivation(Keyed):
     is the only tensor of width n that is stored. Otherwise neurons are computed in blocks of 128. zh of half precision
     is computed on in float32, also under autocast. phih has the dtype of zh.
 
-    A site of wavelets has several features of each neuron. phi has those of one channel beside each other; complex maps
-    are pairs of real numbers on a last axis. A may be one matrix for each of the features, (features, d, n).
+    A site of wavelets has several features of each neuron, with one fused pass for each. phi has those of one channel
+    beside each other; complex maps are pairs of real numbers on a last axis. A may be one matrix for each of the
+    features, (features, d, n).
 
     Buffers, None if absent: ``U`` (d, r) float64, ``T`` (n, n), ``k`` (n,) and ``matrix`` (n, r), see `Rows`;
     ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n * positions) if `flattened`; ``scale`` () float64;
