@@ -115,7 +115,7 @@ def figure(records: Sequence[Record]) -> Figure:
             axes.axhline(100 * level, color=colour, linestyle=line, linewidth=1.4, label=arm, zorder=1)
         axes.set_title(KINDS[name], fontsize=11.5, color=INK)
         axes.set_ylabel("test accuracy (%)", fontsize=11.5)
-        axes.legend(fontsize=9.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+        axes.legend(fontsize=9.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     return drawn
 
 
