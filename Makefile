@@ -5,7 +5,7 @@
 #     make test     all tests but the slow ones      ARGS="-k polar" goes on to pytest, JOBS=0 is for its --pdb
 #     make test-all all of them
 #     make docs     the documentation site, in build/site; warnings are errors
-#     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
+#     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer, those of CUDA under ThreadSanitizer
 #     make clang    builds the kernels by clang and compares their bits with the usual build
 #     make aarch64  cross-compiles the kernels for aarch64 and emulates them
 #     make gpu-check  the kernels for GPUs compiled without one: registers, spills, tensor cores
@@ -48,6 +48,7 @@ docs: setup $(VENV)/docs
 sanitize: $(VENV)/done
 	RAINBOW_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext
 	$(BIN)/python tests/helpers/sanitize.py $(ARGS)
+	$(BIN)/python tests/helpers/sanitize_order.py
 
 # It needs clang++ and libomp (Debian: clang, libomp-dev).
 clang: setup
