@@ -201,7 +201,7 @@ def main(page: str = "") -> None:
     _, end, after = rest.partition(END)
     if not end:
         sys.exit(f"{page}: wanted the lines {BEGIN.strip()!r} and {END.strip()!r}")
-    path.write_text("\n".join([before + begin, *table(), end.lstrip("\n") + after]))
+    path.write_text("\n".join([before + begin, *table(), "", end + after]))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_a_page_gets_the_table(tmp_path: Path) -> None:
     main(str(page))
     once = page.read_text()
     main(str(page))
-    assert page.read_text() == once == "\n".join(["above", BEGIN.strip(), *table(), END, "below", ""])
+    assert page.read_text() == once == "\n".join(["above", BEGIN, *table(), "", END, "below", ""])
     page.write_text("nothing")
     with pytest.raises(SystemExit, match="wanted the lines"):
         main(str(page))
