@@ -5,10 +5,12 @@
 #     make test     all tests but the slow ones      ARGS="-k polar" goes on to pytest, JOBS=0 is for its --pdb
 #     make test-all all of them
 #     make docs     the documentation site, in build/site; warnings are errors
-#     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer
+#     make sanitize every kernel under AddressSanitizer and UndefinedBehaviorSanitizer, those of CUDA under ThreadSanitizer
 #     make clang    builds the kernels by clang and compares their bits with the usual build
 #     make aarch64  cross-compiles the kernels for aarch64 and emulates them
 #     make gpu-check  the kernels for GPUs compiled without one: registers, spills, tensor cores
+#     make gpu-first-run  builds, tests, checks and times the kernels on a machine with a GPU, which may be bare
+#     make gpu-wheels  the small packages that such a machine may lack, in build/wheels
 #     make bench    the table of timings, and bench/results.json
 #     make lint     ruff, mypy, clang-format     make format mends what can be mended
 #     make clean    removes everything that make has made
@@ -27,7 +29,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses=$(JOBS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 CSRC := $(shell find csrc bench tests -name "*.cpp" -o -name "*.h" -o -name "*.cu")
 
-.PHONY: setup demo test test-all docs sanitize clang aarch64 gpu-check bench bench-gpu lint format clean
+.PHONY: setup demo test test-all docs sanitize clang aarch64 gpu-check gpu-first-run gpu-wheels bench bench-gpu lint format clean
 
 setup: build/done
 
@@ -46,6 +48,7 @@ docs: setup $(VENV)/docs
 sanitize: $(VENV)/done
 	RAINBOW_FAST_SANITIZE=1 $(BIN)/python setup.py --quiet build_ext
 	$(BIN)/python tests/helpers/sanitize.py $(ARGS)
+	$(BIN)/python tests/helpers/sanitize_order.py
 
 # It needs clang++ and libomp (Debian: clang, libomp-dev).
 clang: setup
@@ -59,6 +62,17 @@ aarch64: setup
 gpu-check: setup
 	$(BIN)/python tests/helpers/gpu_check_cuda.py $(ARGS)
 	$(BIN)/python tests/helpers/gpu_check.py $(ARGS)
+
+# It sets nothing up: it runs on a machine without a network, with the Python that has torch.
+gpu-first-run:
+	$(PYTHON) bench/gpu_first_run.py $(ARGS)
+
+# For Python 3.12 on x86-64. Other packages would not fit: torch, Triton and nvcc must be there.
+gpu-wheels:
+	$(PYTHON) -m pip --disable-pip-version-check download --no-deps --only-binary=:all: --python-version 3.12 \
+	    $(foreach n,17 24 27 28,--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64 \
+	    --constraint constraints.txt --dest build/wheels msgspec numpy safetensors pybind11 setuptools \
+	    pytest pluggy iniconfig packaging pygments pytest-benchmark py-cpuinfo pytest-xdist execnet
 
 bench: setup
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results.json $(ARGS)

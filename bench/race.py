@@ -53,6 +53,7 @@ class Race:
     device: str = "cpu"  # on a GPU the clock waits until the GPU has finished
     slack: float = 1e-7
     rounds: int = ROUNDS[0]
+    budget: float = BUDGET
     unchecked: bool = False  # float64 would take too long: errors are NaN, and nothing runs before it is timed
 
     def allowed(self, errors: dict[str, float]) -> float:
@@ -148,7 +149,7 @@ def timed(race: Race, wrong: dict[str, str], threads: int, clock: Clock) -> dict
     seconds: dict[str, list[float]] = {name: [] for name, _ in running}
     start = time.perf_counter()
     for number in range(ROUNDS[1]):
-        if number >= race.rounds and time.perf_counter() - start > BUDGET:
+        if number >= race.rounds and time.perf_counter() - start > race.budget:
             break
         race.floor.measure(threads, clock)
         turn = number % len(running)

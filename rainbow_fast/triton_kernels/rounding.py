@@ -29,7 +29,7 @@ def rounded(x, dtype: tl.constexpr):
 def dot(a, b, acc, precision: tl.constexpr = "ieee"):
     """acc + a b. Narrow operands are multiplied exactly; products are summed in the dtype of acc."""
     if INTERPRETED:
-        return tl.dot(a.to(acc.dtype), b.to(acc.dtype), acc)
+        return tl.dot(a.to(acc.dtype), b.to(acc.dtype), acc, out_dtype=acc.dtype)
     else:
         return tl.dot(a, b, acc, input_precision=precision, out_dtype=acc.dtype)
 

@@ -19,6 +19,7 @@ def sass(*lines: str) -> str:
         ("HMMA.16816.F32.BF16", UNIT),
         ("HMMA.1688.F32.TF32", UNIT / 2),
         ("DMMA.8x8x4", 2 * 8 * 8 * 4),
+        ("DMMA.16x8x16", UNIT),  # by the assembler of Triton 3.6
         ("HGMMA.64x128x8.F32.TF32", 2 * 64 * 128 * 8 / 4),  # by four warps
         ("FFMA", 0),
     ],

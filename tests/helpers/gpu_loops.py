@@ -18,8 +18,8 @@ LABEL = re.compile(r"^(\.L_\w+):", re.MULTILINE)
 TARGET = re.compile(r"`\((\.L_\w+)\)")
 CASES = re.compile(r"\.L_\w+")  # of a jump through a table
 ONE = re.compile(r"^[HDI]MMA\.(\d+(?:x\d+x\d+)?)")
-SIZES = {  # rows, columns and terms of one instruction of a warp
-    "16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4), "884": (8, 8, 4), "8x8x4": (8, 8, 4),
+SIZES = {  # rows, columns and terms of one instruction of a warp, where no x stands between them
+    "16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4), "884": (8, 8, 4),
 }  # fmt: skip
 GROUP = re.compile(r"^HGMMA\.(\d+)x(\d+)x(\d+)")  # of four warps
 TURNS = 1 << 10  # most passes of an analysis; more of them are a fault of this file
@@ -31,7 +31,7 @@ def flops(opcode: str) -> float:
         rows, columns, terms = map(int, sizes.groups())
         return 2.0 * rows * columns * terms / 4
     if sizes := ONE.match(opcode):
-        rows, columns, terms = SIZES[sizes[1]]
+        rows, columns, terms = map(int, sizes[1].split("x")) if "x" in sizes[1] else SIZES[sizes[1]]
         return 2.0 * rows * columns * terms
     return 0.0
 

@@ -34,17 +34,17 @@ NO_KERNELS = {"caches", "set_caches", "amx_is_refused", "levels", "use", "advise
 class Cuda:
     """The CUDA kernels as one more level. The number of threads selects the order of blocks, warps and lanes."""
 
-    def __init__(self) -> None:
-        module = build.load(sanitize=True).cuda
+    def __init__(self, kind: str = "sanitize") -> None:
+        self.kind = kind
+        module = build.load(kind).cuda
         for name in KERNELS:
             if hasattr(module, name):
                 setattr(self, name, partial(self.call, getattr(module, name)))
 
-    @staticmethod
-    def call(kernel: Callable[..., None], *arguments) -> None:
+    def call(self, kernel: Callable[..., None], *arguments) -> None:
         *values, order = arguments
         workspace = np.full(1 << 20, 0xFF, np.uint8)  # NaN
-        build.set_order(order, sanitize=True)
+        build.set_order(order, self.kind)
         kernel(*values, (0, 0, workspace.ctypes.data, workspace.size))
 
 
@@ -105,7 +105,7 @@ def check_that_overruns_are_found(C: ModuleType | Cuda, kernel: str) -> int:
 
 def check_that_shared_memory_has_ends() -> None:
     """A toy kernel writes or reads a number outside the 64 of its shared memory (0, 1) or of a fixed array (2, 3)."""
-    touch, out = build.library(sanitize=True).rf_touches, ctypes.byref(ctypes.c_int())
+    touch, out = build.library("sanitize").rf_touches, ctypes.byref(ctypes.c_int())
     for case in itertools.product(range(4), (-1, 64)):
         if "ERROR: AddressSanitizer" not in dies(partial(touch, out, *case)):
             sys.exit(f"touches{case}: a CUDA kernel leaves its shared memory, and nothing was found")
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="*", default=[], help="these alone")
     parser.add_argument("-v", action="store_true", help="print each call before it is made")
     options = parser.parse_args()
-    build.build(sanitize=True)
+    build.build("sanitize")
     preload()
     np.seterr(all="ignore")  # some numbers are infinite
     C = load(BUILT, "sanitize")

@@ -214,6 +214,22 @@ def test_known_sha256_of_the_kernels(name: str) -> None:
     assert hashlib.sha256(tile.numpy().astype("<f4").tobytes()).hexdigest() == sha256
 
 
+EDGES = {"first pair": (24803, 4088, slice(0, 2)), "second pair": (9363, 3836, slice(2, 4))}
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES)
+def test_a_word_that_rounds_to_2_to_the_32(edge: tuple[int, int, slice], name: str) -> None:
+    """The word of a radius is so large that v is 1: the radius is 0, and both numbers are zeros with their signs."""
+    row, col, pair = edge
+    word = words_reference([0, 0, row, col], 1, 1, GAUSSIAN_KIND, 1)[pair.start].item()
+    assert word >= 2**32 - 2**7 and np.float32(word) == 2**32  # once in 2^25 words
+    G = rf.gaussian(1, 4, seed=0, row_offset=row, col_offset=col, backend=name)
+    assert [f"{bits & 0xFFFFFFFF:08x}" for bits in G.view(torch.int32)[0, pair].tolist()] == ["00000000", "80000000"]
+    assert differing_bits(G, expected(1, 4, 0, 0, row, col)) == 0
+
+
 def test_transform_is_box_muller() -> None:
     """The four normal numbers of a counter, computed from its words by the textbook's formula in float64."""
     x = [w.astype(np.float64) for w in words_reference([SEED, 7, 0, 0], 64, 16, GAUSSIAN_KIND, 1)]

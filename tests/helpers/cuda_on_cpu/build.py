@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Builds csrc/cuda/*.cu for the CPU, in build/cuda_on_cpu/: an extension module _C whose `cuda` is the emulation.
 
-`python tests/helpers/cuda_on_cpu/build.py` builds it, with `--sanitize` under AddressSanitizer and
-UndefinedBehaviorSanitizer.
+`python tests/helpers/cuda_on_cpu/build.py` builds it; with `sanitize` under AddressSanitizer and
+UndefinedBehaviorSanitizer, with `order` under ThreadSanitizer (ordering.h).
 Objects are compiled again when their source, any header, this file or the compiler changes.
 """
 
@@ -33,33 +33,39 @@ FLAGS = (
 )
 OPTIMISE = "-O2"
 SANITIZE = "-O1 -g1 -fsanitize=address,undefined -fsanitize-sections=rf_shared -fno-sanitize-recover=all"
+ORDER = "-O1 -g1 -fsanitize=thread"
+EMULATES = ("machine.cpp", "tensor_cores.cpp", "module.cpp")  # ThreadSanitizer does not look into these
 BIND = f"-O0 -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"  # most of its time is the compiler's
 SOURCES = ["csrc/*.cpp", "csrc/cuda/*.cu", f"{EMULATION}/*.cpp", f"{EMULATION}/*.cu"]
 
 
-def build(sanitize: bool = False) -> Path:
-    """Brings the module up to date and returns its path. Another process that asks for it waits."""
+KINDS = {"": OPTIMISE, "sanitize": SANITIZE, "order": ORDER}
+
+
+def build(kind: str = "") -> Path:
+    """Brings the module of a kind up to date and returns its path. Another process that asks for it waits."""
     plain = ROOT / "build" / "cuda_on_cpu"
-    folder = plain / "sanitize" if sanitize else plain
+    folder = plain / kind
     folder.mkdir(parents=True, exist_ok=True)
     with open(plain / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return compiled(plain, folder, sanitize)
+        return compiled(plain, folder, kind)
 
 
-def compiled(plain: Path, folder: Path, sanitize: bool) -> Path:
+def compiled(plain: Path, folder: Path, kind: str) -> Path:
     cxx = shlex.split(os.environ.get("CXX") or "c++")
     used, said = folder / "toolchain", f"{shlex.join(cxx)}, pybind11 {pybind11.__version__}, Python {sys.version}"
     if not used.exists() or used.read_text() != said:
         used.write_text(said)
     changed = max(path.stat().st_mtime for path in [used, Path(__file__), *ROOT.glob("csrc/**/*.h"), *HERE.glob("*.h")])
-    optimise = SANITIZE if sanitize else OPTIMISE
+    optimise = KINDS[kind]
 
     def compile(source: Path) -> Path:
         bind = source.name == "bind.cpp"
         object_file = (plain if bind else folder) / f"{source.name}.o"
         if not object_file.exists() or object_file.stat().st_mtime < max(changed, source.stat().st_mtime):
-            flags = f"{BIND if bind else optimise} {FLAGS}".split()
+            how = BIND if bind else f"{OPTIMISE} -DRF_TSAN" if kind == "order" and source.name in EMULATES else optimise
+            flags = f"{how} {FLAGS}".split()
             started = time.time()
             run([*cxx, *flags, "-x", "c++", "-c", source, "-o", object_file])
             os.utime(object_file, (started, started))  # a source edited while it was compiled is newer than its object
@@ -87,10 +93,10 @@ def run(command: list) -> None:
 
 
 @cache
-def load(sanitize: bool = False) -> ModuleType:
+def load(kind: str = "") -> ModuleType:
     """The extension. `load().cuda` takes the arguments of `rainbow_fast._C.cuda`, in the memory of the CPU."""
     # It must have this name: pybind11 returns an existing module of the same name.
-    spec = importlib.util.spec_from_file_location("cuda_on_cpu._C", build(sanitize))
+    spec = importlib.util.spec_from_file_location("cuda_on_cpu._C", build(kind))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -98,14 +104,14 @@ def load(sanitize: bool = False) -> ModuleType:
 
 
 @cache
-def library(sanitize: bool = False) -> ctypes.CDLL:
+def library(kind: str = "") -> ctypes.CDLL:
     """The same file, for functions that the package does not have: `set_order`, `set_most_shared`, the toy kernels."""
-    return ctypes.CDLL(str(build(sanitize)))
+    return ctypes.CDLL(str(build(kind)))
 
 
-def set_order(seed: int, sanitize: bool = False) -> None:
+def set_order(seed: int, kind: str = "") -> None:
     """Sets the order in which blocks, warps and lanes run: 0 forward, 1 backward, else drawn from this seed."""
-    library(sanitize).rf_set_order(seed)
+    library(kind).rf_set_order(seed)
 
 
 def set_most_shared(kib: int = 163) -> None:
@@ -114,4 +120,4 @@ def set_most_shared(kib: int = 163) -> None:
 
 
 if __name__ == "__main__":
-    print(build("--sanitize" in sys.argv))
+    print(build(*sys.argv[1:]))

@@ -55,11 +55,11 @@ inline uint32_t relu_f16(uint32_t x) {
 }
 
 inline void load_matrices(uint32_t (&r)[4], const void* row) {
-  emulated::expect_shared(row, 16, "load_matrices reads");
+  emulated::reads_shared(row, 16, "load_matrices reads");
   emulated::join(emulated::load_matrices, r, row);
 }
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
-  emulated::expect_shared(row, 16, "load_matrices_transposed reads");
+  emulated::reads_shared(row, 16, "load_matrices_transposed reads");
   emulated::join(emulated::load_matrices_transposed, r, row);
 }
 

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "fibre.h"
+#include "ordering.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -30,7 +31,6 @@ int64_t most_shared = 163 * 1024;  // an A100's
 
 namespace {
 
-constexpr int kMostThreads = 1024;
 constexpr int64_t kGuard = 4096;
 constexpr unsigned char kNan = 0xff, kFence = 0xa5;  // 0xff...: a NaN of every type
 
@@ -46,6 +46,7 @@ std::vector<Lane> lanes;
 std::vector<Lane*> starts;  // first lanes of the warps, in their order
 size_t warp;                // which warp runs
 void* home;                 // the context of run()
+Ordering ordering;
 
 std::string text(uint3 p) {
   return "(" + std::to_string(p.x) + ", " + std::to_string(p.y) + ", " + std::to_string(p.z) + ")";
@@ -69,12 +70,13 @@ struct Walk {
 
 void go(void** from, Lane* to) {
   here = to;
+  ordering.to(*to);
   switch_fibre(from, to->context);
 }
 
-void go_home() {
-  void* dropped;
-  switch_fibre(&dropped, home);
+void go_home(void** from) {
+  ordering.to_home();
+  switch_fibre(from, home);
 }
 
 void diverged(const Lane& a, const Lane& b) {
@@ -89,7 +91,9 @@ void end_turn(Lane* last) {
   for (int k = 0; k < kLanes; ++k)
     if (all[k].waits_for != what) return diverged(*last, all[k]);
   if (what != &leave && what != &block_barrier) {
+    ordering.performs();
     if (what->perform) what->perform(all);
+    ordering.performed();
     return go(&last->context, starts[warp]);
   }
   const Lane& first = *starts[0];
@@ -97,12 +101,14 @@ void end_turn(Lane* last) {
   if (++warp < starts.size()) return go(&last->context, starts[warp]);
   warp = 0;
   if (what == &block_barrier) return go(&last->context, starts[0]);
-  switch_fibre(&last->context, home);
+  go_home(&last->context);
 }
 
 void fibre() {
   for (;;) {
+    ordering.lane_begins();
     body(argument);
+    ordering.lane_ends();
     join(leave);
   }
 }
@@ -186,16 +192,19 @@ const Collective warp_barrier = {"warp_barrier", nullptr};
 void join(const Collective& collective) {
   Lane* const me = here;
   me->waits_for = &collective;
+  ordering.arrives(*me, collective);
   if (me->next)
     go(&me->context, me->next);
   else
     end_turn(me);
+  ordering.leaves(*me, collective);
 }
 
 void fail(const std::string& what) {
   error =
       std::string("CUDA kernel ") + kernel + ", block " + text(block) + ", thread " + text(here->index) + ": " + what;
-  go_home();
+  void* dropped;
+  go_home(&dropped);
 }
 
 void expect_shared(const void* p, int bytes, const char* what) {
@@ -206,6 +215,11 @@ void expect_shared(const void* p, int bytes, const char* what) {
     fail(std::string(what) + " an address outside of shared memory");
 }
 
+void reads_shared(const void* p, int bytes, const char* what) {
+  expect_shared(p, bytes, what);
+  lane_reads(p, bytes);
+}
+
 // Until a copy has been waited for, its target holds NaN.
 void copy_async(void* to, const void* from, int bytes) {
   expect_shared(to, kCopied, "copies to");
@@ -213,6 +227,8 @@ void copy_async(void* to, const void* from, int bytes) {
   if (rest || bytes < 0 || bytes > kCopied)
     fail("copies " + std::to_string(bytes) + " of " + std::to_string(kCopied) + " bytes from an address that is " +
          std::to_string(rest) + " modulo that");
+  lane_reads(from, bytes);
+  lane_writes(to, kCopied);
   std::memset(to, kNan, kCopied);
   here->copies.push_back({to, from, bytes});
   ++here->in_group;
@@ -230,6 +246,7 @@ void wait_for_copies(int pending) {
   const int count = std::accumulate(groups.begin(), groups.begin() + done, 0);
   auto& copies = here->copies;
   for (auto c = copies.begin(); c < copies.begin() + count; ++c) {
+    lane_writes(c->to, kCopied);
     std::memcpy(c->to, c->from, static_cast<size_t>(c->bytes));
     std::memset(static_cast<unsigned char*>(c->to) + c->bytes, 0, static_cast<size_t>(kCopied - c->bytes));
   }
@@ -255,6 +272,7 @@ void run(const char* name, dim3 grid, int threads, int64_t shared_bytes, void (*
   warp = 0;
   grid_size = grid;
   block_size = dim3(static_cast<unsigned>(threads));
+  ordering.launch(threads);
   const Shared memory(shared_bytes);
   shared = &memory;
   make_lanes(threads);
@@ -270,7 +288,9 @@ void run(const char* name, dim3 grid, int threads, int64_t shared_bytes, void (*
       lane.groups.clear();
       lane.in_group = 0;
     }
+    ordering.block_begins();
     go(&home, starts[0]);
+    ordering.block_ends();
     if (!error.empty()) throw std::runtime_error(error);
     memory.check();
   }

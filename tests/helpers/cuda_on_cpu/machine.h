@@ -21,7 +21,7 @@ struct dim3 {
 
 namespace rf::cuda::emulated {
 
-constexpr int kLanes = 32;
+constexpr int kLanes = 32, kMostThreads = 1024;  // of a warp, of a block
 
 struct Lane;
 
@@ -47,10 +47,11 @@ struct Lane {
   const Collective* waits_for;
   void* out;  // the result of the collective, in memory of the lane
   const void* in[2];
-  int source, bytes;         // of a shuffle
-  std::vector<Copy> copies;  // copies that were not waited for, oldest first
-  std::vector<int> groups;   // number of copies in each committed group
-  int in_group;              // number of copies in the group that is not committed yet
+  int source, bytes;                       // of a shuffle
+  std::vector<Copy> copies;                // copies that were not waited for, oldest first
+  std::vector<int> groups;                 // number of copies in each committed group
+  int in_group;                            // number of copies in the group that is not committed yet
+  unsigned block_barriers, warp_barriers;  // number of barriers that it has left
 
   int lane() const { return static_cast<int>(index.x % kLanes); }
 };
@@ -71,6 +72,9 @@ void fail(const std::string& what);
 
 // Fails unless p is aligned and [p, p + bytes) is shared memory.
 void expect_shared(const void* p, int bytes, const char* what);
+
+// As expect_shared, and the lane reads these bytes now.
+void reads_shared(const void* p, int bytes, const char* what);
 
 void copy_async(void* shared, const void* global, int bytes);
 void commit_copies();

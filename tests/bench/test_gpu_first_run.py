@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The machinery of the first run on a GPU: a stage that crashes, hangs or fails ends itself and not the others."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import gpu_first_run
+import gpu_network
+import gpu_stages
+import pytest
+import torch
+from gpu_first_run import LEAST, NOT_RUN, VARIABLE, Stage, all_stages, main, python_path, run_all, unpacked
+from here import ROOT
+
+import rainbow_fast as rf
+from rainbow_fast import backend
+
+OPS = (*backend.ON_GPUS,)
+PLENTY = 600.0  # seconds for what ends by itself, also on a busy machine
+
+WRITES = f"import json, os, pathlib; pathlib.Path(os.environ['{VARIABLE}']).write_text(json.dumps({{'seen': 1}}));"
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_every_outcome_and_what_is_kept_of_it(tmp_path: Path) -> None:
+    child = f"import subprocess, sys, time; subprocess.Popen({python('import time; time.sleep(600)')!r});"
+    stages = [
+        Stage("right", PLENTY, python(f"{WRITES} print('all is well')")),
+        Stage("wrong", PLENTY, python("print('before'); raise SystemExit('because')")),
+        Stage("dies", PLENTY, python(f"{WRITES} os.kill(os.getpid(), 11)")),
+        Stage("hangs", LEAST, python(f"{child} time.sleep(600)")),
+        Stage("elsewhere", PLENTY, python(f"print('no such device'); raise SystemExit({NOT_RUN})"), optional=True),
+        Stage(
+            "sees its variable",
+            PLENTY,
+            python("import os; assert os.environ['COLOUR'] == 'red'"),
+            False,
+            {"COLOUR": "red"},
+        ),
+    ]
+    shown: list[str] = []
+    outcomes = {outcome.stage: outcome for outcome in run_all(stages, tmp_path / "out", 9 * PLENTY, show=shown.append)}
+    assert {name: outcome.outcome for name, outcome in outcomes.items()} == {
+        "right": "passed", "wrong": "failed", "dies": "crashed", "hangs": "out of time", "elsewhere": "not run",
+        "sees its variable": "passed",
+    }  # fmt: skip
+    assert outcomes["wrong"].why == "exit status 1: because" and outcomes["dies"].why == "SIGSEGV"
+    assert outcomes["hangs"].why == f"after {LEAST:.0f} s" and outcomes["elsewhere"].why == "no such device"
+    assert [name for name, outcome in outcomes.items() if outcome.bad] == ["wrong", "dies", "hangs"]
+    kept = {name: outcome.results for name, outcome in outcomes.items()}
+    assert kept["right"] == kept["dies"] == {"seen": 1} and kept["wrong"] is kept["elsewhere"] is None
+    record = json.loads((tmp_path / "out" / "gpu_first_run.json").read_text())
+    assert [stage["stage"] for stage in record["stages"]] == list(outcomes) and len(shown) == len(stages)
+    log = (tmp_path / "out" / "gpu_first_run.log").read_text()
+    assert "before" in record["stages"][1]["tail"] and "all is well" in log and "no such device" in log
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu_first_run.json", "gpu_first_run.log"]
+
+
+def test_what_a_stage_has_started_ends_with_it(tmp_path: Path) -> None:
+    leaves = python("import time; time.sleep(600)")
+    code = f"import subprocess; print(subprocess.Popen({leaves!r}).pid)"
+    [outcome] = run_all([Stage("leaves", PLENTY, python(code))], tmp_path, PLENTY, show=lambda line: None)
+    assert outcome.outcome == "passed"
+    left = int(outcome.tail)
+    for _ in range(200):  # the system may take a moment to end it
+        if not Path(f"/proc/{left}").exists() or "Z" in Path(f"/proc/{left}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("a process is left running")
+
+
+def test_json_is_there_after_each_stage(tmp_path: Path) -> None:
+    path = tmp_path / "gpu_first_run.json"
+    counts = []
+
+    def count(line: str) -> None:
+        counts.append(len(json.loads(path.read_text())["stages"]))
+
+    run_all([Stage(str(k), PLENTY, python("")) for k in range(3)], tmp_path, PLENTY, show=count)
+    assert counts == [1, 2, 3]
+
+
+def test_no_stage_begins_when_the_time_is_over(tmp_path: Path) -> None:
+    stages = [Stage("late", PLENTY, python("print('begun')"))]
+    [outcome] = run_all(stages, tmp_path, seconds=LEAST / 2, show=lambda line: None)
+    assert outcome.outcome == "no time left" and outcome.bad and outcome.tail == ""
+
+
+def test_the_limits_fit_into_a_machine_of_eight_minutes() -> None:
+    names = [stage.name for stage in all_stages()]
+    assert len(names) == len(set(names)) and names[:2] == ["environment", "build"]
+    assert all(LEAST < stage.seconds <= 150 for stage in all_stages())
+
+
+def test_wheels_are_unpacked_unless_their_package_is_there(tmp_path: Path) -> None:
+    for name in ("rainbow_first_run_toy", "torch"):
+        with zipfile.ZipFile(tmp_path / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}/__init__.py", "")
+    assert unpacked(tmp_path, tmp_path / "site") == ["rainbow_first_run_toy-1.0-py3-none-any.whl"]
+    assert (tmp_path / "site" / "rainbow_first_run_toy" / "__init__.py").exists()
+    assert not (tmp_path / "site" / "torch").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a CUDA device")
+def test_without_a_device_each_stage_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", python_path())
+    names = ("smoke cuda", "memcheck triton")
+    stages = [replace(stage, seconds=PLENTY) for stage in all_stages() if stage.name in names]
+    outcomes = run_all(stages, tmp_path, seconds=2 * PLENTY, show=lambda line: None)
+    assert [(o.stage, o.outcome, o.why, o.bad) for o in outcomes] == [
+        ("smoke cuda", "not run", "no CUDA device", True), ("memcheck triton", "not run", "no CUDA device", False),
+    ]  # fmt: skip
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("PYTHONPATH", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # it sets them
+    monkeypatch.setattr(
+        gpu_first_run, "all_stages", lambda: [Stage("a", PLENTY, python("")), Stage("b", 0, python(""))]
+    )
+    assert main(["--out", str(tmp_path), "--only", "a"]) == 0 and "all stages passed" in capsys.readouterr().out
+    assert main(["--out", str(tmp_path)]) == 1 and "1 of 2 stages did not pass: b" in capsys.readouterr().out
+
+
+def test_smoke_on_the_kernels_of_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu_stages.smoke("cpu")
+    assert set(capsys.readouterr().out.split("\n")) > {f"{op}: passed" for op in OPS}
+
+
+def test_smoke_finds_wrong_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = rf.uniform
+
+    def wrong(*arguments, **words):
+        numbers = right(*arguments, **words)
+        return numbers if words["backend"] == "reference" else numbers + 1e-6
+
+    monkeypatch.setattr(rf, "uniform", wrong)
+    with pytest.raises(SystemExit, match="wrong: uniform"):
+        gpu_stages.smoke("cpu")
+    assert "uniform: AssertionError" in capsys.readouterr().out
+
+
+def test_network_on_the_cpu_and_its_times() -> None:
+    of_cpu = gpu_network.compare("cpu")["cpu"]
+    assert of_cpu["after_load"] == "the same bits" and 0 < of_cpu["error"] < 1e-5
+    spent = gpu_network.times("cpu", gpu_network.SMALL)["seconds"]
+    assert len(spent) == 6 and all(len(rounds) >= 3 and min(rounds) > 0 for rounds in spent.values())
+
+
+SAYS = {
+    "refuses": ("========= Error: Device not supported\n========= ERROR SUMMARY: 0 errors", "not run"),
+    "dies": ("Killed", "not run"),
+    "finds-nothing": ("========= ERROR SUMMARY: 0 errors", "passed"),
+    "finds-a-race": ("========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)", "failed"),
+}
+
+
+@pytest.mark.parametrize(("said", "outcome"), SAYS.values(), ids=SAYS)
+def test_what_compute_sanitizer_says(said: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho '{said}'\nexit {99 if outcome == 'failed' else 0}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(gpu_stages, "has_device", lambda: True)
+    if outcome == "passed":
+        return gpu_stages.sanitize("memcheck", "cuda")
+    with pytest.raises(SystemExit) as left:
+        gpu_stages.sanitize("memcheck", "cuda")
+    assert (left.value.code == NOT_RUN) == (outcome == "not run") and left.value.code != 0
+
+
+def test_what_is_brought_along_is_small() -> None:
+    """The files of the repository and the wheels, on a machine that takes 64 MiB."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    sizes = [
+        (ROOT / os.fsdecode(name)).stat().st_size for name in files if name and (ROOT / os.fsdecode(name)).exists()
+    ]
+    wheels = [wheel.stat().st_size for wheel in (ROOT / "build" / "wheels").glob("*.whl")]
+    assert sum(sizes) + sum(wheels) < 64 * 2**20
