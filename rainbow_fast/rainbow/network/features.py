@@ -17,7 +17,6 @@ from rainbow_fast.ops.random_features import (
 )
 from rainbow_fast.rainbow.channel_moments import NEAR, about
 from rainbow_fast.rainbow.channel_moments import sums as sums_of
-from rainbow_fast.rainbow.kinds.kind import Kind
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
 
 # Neurons that are computed on at a time, for any batch size; `ROW_BLOCK` if the rows of G_eff must be stored.
@@ -33,14 +32,14 @@ class FeatureSite(Protocol):
     """The interface of a site that the strategies use.
 
     Attributes:
-        kind: how the features of a neuron are computed.
+        kind: how the features of a neuron are computed, see `rainbow_fast.rainbow.kinds`.
         n: number of neurons.
         A: the alignment; None before it is known.
         flattened: whether A is applied to the features of all positions together.
         precision: of float32 products.
     """
 
-    kind: Kind
+    kind: Any
     n: int
     A: Tensor | None
     flattened: bool
