@@ -32,7 +32,7 @@ class FeatureSite(Protocol):
     """The interface of a site that the strategies use.
 
     Attributes:
-        kind: how the features of a neuron are computed, an object of `rainbow.kinds.kind.Kind`.
+        kind: how the features of a neuron are computed, see `rainbow_fast.rainbow.kinds`.
         n: number of neurons.
         A: the alignment; None before it is known.
         flattened: whether A is applied to the features of all positions together.
