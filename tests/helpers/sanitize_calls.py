@@ -204,23 +204,28 @@ class Neurons(NamedTuple):
     precision: int
 
 
-def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: str) -> Neurons:
-    u, U = draw.samples(N, r, S, dtype)
+def neurons(C: ModuleType, draw: Draw, N: int, S: int, r: int, n: int, dtype: str, pairs: bool = False) -> Neurons:
+    """Neurons of numbers; with `pairs`, some are those of pairs, and s are their moduli."""
+    paired = pairs and not draw.regular and draw.any(False, False, True)
+    u, U = draw.pairs(N, r, S, dtype) if paired else draw.samples(N, r, S, dtype)
     at, rows = draw.address(r), samples_struct(None, (n, r, 1, 1))
     if draw.regular or draw.any(False, True):
         rows, G = draw.matrix(n, r, dtype)
     else:
         G = generated(C, at, n, r)
     precision = draw.any(0, 0, 1, 2) if dtype == "f32" else 0
-    s, wrong = product(U, G.T, dtype, precision)
+    s, wrong = product(U.reshape((1 + paired) * N * S, r), G.T, dtype, precision)
     pointer = 0
     if draw.regular or draw.any(False, True):
-        memory = draw.normal((N * S,), dtype)
+        memory = draw.normal((len(s),), dtype)
         pointer, shift = memory.address, memory.numbers()[:, None]
         s, wrong = s + shift, wrong + 8 * EPS[dtype] * (1 + abs(shift))
-    wrong[~np.isfinite(s)] = 0  # infinite s may give finite features, which are exact
     code = draw.random.randrange(len(ACTIVATIONS))
-    return Neurons((u, False, pointer, rows, at, code, SLOPE, SCALE, precision), s, wrong, G, code, precision)
+    if paired:
+        code, s = 0, np.sqrt(np.square(s.reshape(2, N * S, n)).sum(0))
+        wrong = wrong.reshape(2, N * S, n).sum(0) + 8 * EPS[dtype] * abs(s)
+    wrong[~np.isfinite(s)] = 0  # infinite s may give finite features, which are exact
+    return Neurons((u, paired, pointer, rows, at, code, SLOPE, SCALE, precision), s, wrong, G, code, precision)
 
 
 def features(f: Neurons, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -231,7 +236,7 @@ def features(f: Neurons, dtype: str) -> tuple[np.ndarray, np.ndarray]:
 
 def random_features(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     (N, S, r, n), dtype = draw.sizes(4, 1e6), draw.any("f32", "f64")
-    f = neurons(C, draw, N, S, r, n, dtype)
+    f = neurons(C, draw, N, S, r, n, dtype, pairs=True)
     phi, tolerance = features(f, dtype)
     target, out = draw.samples_out(N, n, S, dtype)
     return (target, f.struct), [Expected(out, as_maps(phi, out), as_maps(tolerance, out))]
@@ -239,7 +244,7 @@ def random_features(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
 
 def random_features_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     (N, S, r, n, d), dtype = draw.sizes(5, 1e6), draw.any("f32", "f64")
-    f = neurons(C, draw, N, S, r, n, dtype)
+    f = neurons(C, draw, N, S, r, n, dtype, pairs=True)
     phi, wrong = features(f, dtype)
     x, X = draw.samples(N, d, S, dtype)
     x_center = center = 0
@@ -262,7 +267,7 @@ def random_features_covariance(C: ModuleType, draw: Draw) -> tuple[tuple, list[E
 
 def random_features_projection(C: ModuleType, draw: Draw) -> tuple[tuple, list[Expected]]:
     (N, S, r, n, d), dtype = draw.sizes(5, 1e6), draw.any("f32", "f64")
-    f = neurons(C, draw, N, S, r, n, dtype)
+    f = neurons(C, draw, N, S, r, n, dtype, pairs=True)
     phi, wrong = features(f, dtype)
     projections, expected = [], []
     for channels, width in draw.any([(d, n)], [(2, n // 3), (d, n)], [(d, n), (0, n), (3, max(n - 1, 0))]):

@@ -140,6 +140,13 @@ class Draw:
         memory = self.normal(sizes, dtype, strides)
         return samples_struct(memory, sizes, strides), memory.numbers().transpose(0, 2, 3, 1).reshape(N * S, d)
 
+    def pairs(self, N: int, d: int, S: int, dtype: str) -> tuple[tuple, np.ndarray]:
+        """Struct Samples of real parts that are followed by imaginary parts, and the numbers (2, N S, d)."""
+        sizes, strides = self.layout(N, d, S, self.lines(S))
+        shape, strides = (*sizes, 2), tuple(2 * stride for stride in strides)
+        memory = self.memory(shape, dtype, (*strides, 1), self.noise.standard_normal(shape))
+        return samples_struct(memory, sizes, strides), memory.numbers().transpose(4, 0, 2, 3, 1).reshape(2, N * S, d)
+
     def samples_out(self, N: int, d: int, S: int, dtype: str) -> tuple[tuple, Memory]:
         sizes, strides = self.layout(N, d, S, self.lines(S))
         memory = self.memory(sizes, dtype, strides)
