@@ -99,12 +99,12 @@ FINDINGS = """\
 These sentences are about the kept records, and samples are those of *paper* unless said.
 
 - Samples of usual networks stay far below their networks at every width. Samples of *e4 r1/4* lose a few points to
-  their network, and come near usual training; after fine-tuning they are about a point below it.
+  their network, and come near usual training; after fine-tuning they are about two points below it.
 - The rainbow network is another network, and its accuracy another one: that of *e4 r1/4* itself is above that of usual
   training. It has more parameters, because its classifier reads four times as many features, and its steps take longer.
   *e2 r1/4* has fewer parameters than usual training, and its samples lose more.
-- Low rank and width are both needed: samples of *e4 r1* and of *e1 r1/4* lose about nine points at x4 to their
-  networks. Width alone helps a usual network itself (one training), but not its samples.
+- Low rank and width are both needed: samples of *e4 r1* and of *e1 r1/4* lose nine to ten points at x4 to
+  their networks. Width alone helps a usual network itself, but not its samples.
 - Fine-tuning raises samples and lowers the network itself, so that the two come close to each other. Fresh neurons in
   all epochs lower both, and cost about twice the time. Their rate is smaller, which may be part of the reason:
   the next one of the grid diverged in the short training that chooses rates.
