@@ -340,14 +340,10 @@ void random_features(Samples out, const Features& features, int threads) {
 void random_features_covariance(double* out, double* total, double* square, Samples x, const void* x_center,
                                 const void* center, const Features& features, int threads) {
   with_products(features.u.dtype, [&]<class T>(Type<T>) {
-    // On the unit, u and x are written as tiles first. Few neurons do not make up for that.
-    constexpr int64_t few = 256;
-    [[maybe_unused]] const bool by_multiply_adds =
-        kOnUnit<T> && features.precision == Precision::highest && features.g.given.images < few;
     if constexpr (kOwn<T>)
-      if (!by_multiply_adds)
-        return covariance<T>(out, total, square, merged(x), x_center, center, with_merged(features), threads);
-    vectors::random_features_covariance(out, total, square, x, x_center, center, features, threads);
+      covariance<T>(out, total, square, merged(x), x_center, center, with_merged(features), threads);
+    else
+      vectors::random_features_covariance(out, total, square, x, x_center, center, features, threads);
   });
 }
 
