@@ -17,9 +17,9 @@ from rainbow_fast.rainbow.chunks import Data, channels_last
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.wide_layer import WideLayer, product_of
 from rainbow_fast.rainbow.pair_moments import PairMoments
-from rainbow_fast.rainbow.sampling.storage import Cell, InMemory, Storage, keeper
+from rainbow_fast.rainbow.sampling.storage import Cell, Storage, keeper
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
-from rainbow_fast.tracing.graph import is_changed
+from rainbow_fast.tracing.chain import linear_chain
 from rainbow_fast.tracing.trace import State, Trace
 
 REFERENCE = 0  # number of the reference's lane; the sampled networks have the numbers 1, 2, ...
@@ -82,6 +82,10 @@ class Flight:
         self.apart = [lane == REFERENCE or trace is not traces[REFERENCE] for lane, trace in enumerate(traces)]
         self.phi = ChannelMoments()
         self._products = {trace: [product_of(segment) for segment in trace.segments] for trace in set(traces)}
+        self._linear = {
+            trace: [linear_chain(segment, flatten=True) is not None for segment in trace.segments]
+            for trace in self._products
+        }
         self._cells: list[dict[int, tuple[Cell, ...]]] = [{} for _ in traces]
         self._at_z: list[set[int]] = [set() for _ in traces]
 
@@ -116,7 +120,7 @@ class Flight:
         """Apply the lane's activation to z, put the result and return it."""
         if self.keep is not None:
             activation, z = self.activations[lane][self.place], self.z(lane, start)
-            if _is_relu(activation) and self._reads_alone(lane, start, z):
+            if self._overwrites(lane):
                 z.relu_()  # new memory would take longer than the maximum
                 self.put(lane, start, self._laid(self.place, z))
             else:
@@ -206,13 +210,16 @@ class Flight:
         lane = lane if self.apart[lane] else REFERENCE
         return self.traces[lane].finish(self.place, self._state(lane, start), self.activations[lane])
 
-    def _reads_alone(self, lane: int, start: int, z: Tensor) -> bool:
-        """Whether nothing else reads the memory of this z, so that the output of the site may overwrite it."""
-        others = [cell.value for cell in self._cells[lane][start][1:] if isinstance(cell, InMemory)]
-        memories = [value.untyped_storage().data_ptr() for value in others if isinstance(value, Tensor)]
-        memories.append(self.data.chunk(start).untyped_storage().data_ptr())
-        alone = all(self.apart) and len(memories) == len(others) + 1
-        return alone and z.untyped_storage().data_ptr() not in memories
+    def _overwrites(self, lane: int) -> bool:
+        """Whether the lane's present site is a ReLU of the reference whose output may overwrite z.
+
+        z is then the result of a single linear layer, which nothing else reads: no later layer, no hook and no lane.
+        """
+        trace = self.traces[lane]
+        site = trace.sites[self.place]
+        relu = site.fused and site.activation == "relu" and site.norm is None and site.expansion is None
+        own = self.activations[lane][self.place] is site.reference
+        return relu and own and all(self.apart) and self._linear[trace][self.place]
 
     def _move(self, mover: int, start: int) -> None:
         """Bring one chunk of a lane to z of the present site.
@@ -295,12 +302,6 @@ class Flight:
 
     def _rounded(self, state: State) -> State:
         return tuple(map(self.storage.round, state))
-
-
-def _is_relu(activation: nn.Module) -> bool:
-    """Whether a site of the reference is a ReLU and nothing else."""
-    layers = list(activation.children())
-    return type(activation) is nn.Sequential and [*map(type, layers)] == [nn.ReLU] and not is_changed(layers[0])
 
 
 def in_flight_bytes(

@@ -21,6 +21,19 @@ class Shared(nn.Module):
         return self.last(h.relu() + h + x)
 
 
+class Skip(nn.Module):
+    """The input of the second ReLU exists before the first site, where the sampled network leaves the reference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.last = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        a = self.third(self.second(h).relu())
+        return self.last(h.relu() + a)
+
+
 class Chain(nn.Sequential):
     """Layers whose inputs nothing reads again."""
 
@@ -28,7 +41,7 @@ class Chain(nn.Sequential):
         super().__init__(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
-@pytest.mark.parametrize("make", [Shared, Chain])
+@pytest.mark.parametrize("make", [Shared, Skip, Chain])
 def test_results_are_those_of_a_run_that_overwrites_nothing(make):
     """With the storage "recompute" every activation is computed into new memory."""
     torch.manual_seed(0)
@@ -40,6 +53,13 @@ def test_results_are_those_of_a_run_that_overwrites_nothing(make):
         assert torch.equal(kept(x), again(x))
         assert torch.equal(x, before)
     assert (kept(x) - net(x)).norm() < 1e-12 * net(x).norm()  # the identity, to the rounding of float64
+
+
+def test_what_a_hook_keeps_stays_as_it_was():
+    net, kept = Chain(), []
+    net[2].register_forward_hook(lambda module, inputs, output: kept.append((output, output.clone())))
+    rf.sample(net, torch.randn(64, 6), holdout=0, batch_size=16)
+    assert kept and all(torch.equal(output, copy) for output, copy in kept)
 
 
 def test_memory_is_written_once(monkeypatch):
