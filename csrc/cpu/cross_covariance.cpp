@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// cross_covariance: the product of channels by channels, summed over samples. Sums of a few hundred samples are
-// promoted to float64. While samples are packed into panels, the activation is applied, the shift is subtracted and the
+// cross_covariance: the product of channels by channels, summed over samples. Sums of 256 to 1024 samples are promoted
+// to float64. While samples are packed into panels, the activation is applied, the shift is subtracted and the
 // sums are taken.
 #include <string.h>
 
@@ -159,16 +159,16 @@ template <class T>
 void accumulate(double* out, int64_t ld, const SidePacker<T>& left, const SidePacker<T>& right, int64_t columns,
                 bool symmetric, Precision precision, int threads) {
   const int64_t d = left.rows(), m = right.rows();
-  // A panel of B has at most 32 KiB, which stay in the first-level cache; the matrix unit has no use for that. An
-  // eighth of the second-level cache holds panels, a quarter for the unit. Half of it holds rows of A, and sums twice:
-  // those that are promoted together, and those in float64.
+  // A panel of B has at most 32 KiB and stays in the first-level cache; floats on the matrix unit gain nothing from
+  // that. An eighth of the second-level cache holds panels, on the unit a quarter. Half of it holds rows of A, the
+  // float64 sums, and, if several chunks are promoted together, their sums.
   constexpr int64_t size = sizeof(T), height = kHeight<T>;
-  constexpr bool floats_on_unit = kOnUnit<T> && kElements<T> == 1;
-  constexpr int64_t kc = floats_on_unit || 256 * NR<T> * size <= 1 << 15 ? 256 : 128;
-  constexpr int64_t promoted = floats_on_unit ? 4 : 256 / kc;
+  constexpr int64_t kc = kFloatsOnUnit<T> || 256 * NR<T> * size <= 1 << 15 ? 256 : 128;
+  constexpr int64_t promoted = kFloatsOnUnit<T> ? 4 : 256 / kc;
+  constexpr int64_t per_sum = 8 + (promoted > 1 ? static_cast<int64_t>(sizeof(Sum<T>)) : 0);
   const int64_t cache = caches().second, share = cache / (kOnUnit<T> ? 4 : 8);
   const int64_t panels = fitting(share, kc * NR<T> * size, 1, kOnUnit<T> ? 6 : 4);
-  const int64_t most_rows = fitting(cache / 2, kc * size + (8 + sizeof(Sum<T>)) * panels * NR<T>, 8 * MR, 86 * MR);
+  const int64_t most_rows = fitting(cache / 2, kc * size + per_sum * panels * NR<T>, 8 * MR, 86 * MR);
   Problem problem{d, m, columns, even(d, height, most_rows + height), even(m, NR<T>, panels * NR<T>), kc};
   problem.strip = kStrip;
   problem.products = products_of(precision);
@@ -270,12 +270,14 @@ void accumulate_as(double* out, int64_t ld, Side x, Sides y, bool symmetric, Act
 void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                       double negative_slope, Precision precision, int threads) {
   const auto run = [&]<class T>(Type<T>) {
+    if constexpr (kOwn<T> && !kFloatsOnUnit<T>)
+      return accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
     // Multiply-adds have the accuracy of six products on the unit, and take less time.
-    constexpr bool floats_on_unit = kOnUnit<T> && kElements<T> == 1;
-    if constexpr (kOwn<T>)
-      if (!floats_on_unit || precision != Precision::highest)
+    if constexpr (kFloatsOnUnit<T>)
+      if (precision != Precision::highest)
         return accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
-    vectors::cross_covariance(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
+    if constexpr (!kOwn<T> || kFloatsOnUnit<T>)
+      vectors::cross_covariance(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
   };
 #if defined(__AVX512BF16__)
   const bool exact = activation == Activation::identity || activation == Activation::relu;

@@ -190,9 +190,9 @@ struct Promote {
 };
 
 // Promotes the tiles of a block to float64 in memory of the task, where they stay in the cache, and writes the block
-// when it is complete: out += its sums if `adds`, otherwise out[slab] = its sums. If slabs are joined, the sums of a
-// block are those of its slabs, added in their order, and `out` has one slab. If `promote` is not null, the tiles go
-// there instead.
+// when it is complete: out[slab] = its sums. If slabs are joined, the sums of a block are those of its slabs, added in
+// their order, and `out` has one slab. If it `adds`, out += the sums; those of a single slab go on from `out`, so that
+// a sum may be computed in parts of any length. If `promote` is not null, the tiles go there instead.
 template <class T>
 struct Collect {
   static constexpr bool promotes = true;
@@ -230,7 +230,7 @@ struct Collect {
         }
         if (!last) continue;
         double* target = to.out + slab * to.slab_stride + (block.row + i) * to.ld + block.col;
-        for (int64_t j = 0; j < block.cols; ++j) target[j] = to.adds ? target[j] + from[j] : from[j];
+        for (int64_t j = 0; j < block.cols; ++j) target[j] = to.adds && to.joined ? target[j] + from[j] : from[j];
       }
     }
   };
@@ -243,7 +243,10 @@ struct Collect {
     }
     const int64_t across = width(block.cols);
     double* sums = static_cast<double*>(memory);
-    return {*this, block, sums, sums + block.rows * across, across};
+    const bool goes_on = adds && !joined;
+    for (int64_t i = 0; goes_on && i < block.rows; ++i)
+      __builtin_memcpy(sums + i * across, out + (block.row + i) * ld + block.col, static_cast<size_t>(block.cols) * 8);
+    return {*this, block, sums, sums + block.rows * across, across, 0, false, !goes_on};
   }
 };
 

@@ -87,7 +87,7 @@ RF_INLINE int64_t fitting(int64_t bytes, int64_t each, int64_t least, int64_t mo
   return larger(least, smaller(most, bytes / each));
 }
 
-constexpr int64_t kStrip = 96;  // rows of A that are packed at a time, for epilogues that promote
+constexpr int64_t kStrip = 96 / MR * MR;  // rows of A that are packed at a time, for epilogues that promote
 
 struct Problem {
   int64_t m, n, k;       // C is m x n, sums have k terms

@@ -211,7 +211,7 @@ struct SampleRows {
   }
 };
 
-// The same for moduli of pairs, which are made a chunk of neurons at a time.
+// Stores the moduli of pairs, a chunk of neurons at a time.
 template <class T>
 void store_moduli(const Samples& out, const Features& f, int threads) {
   const int64_t n = f.g.given.images;

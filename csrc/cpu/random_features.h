@@ -67,7 +67,8 @@ struct PackedSamples {
 };
 
 // The memory of one thread. For a block of samples: panels of shift, u and x, phi of a chunk of neurons, and sums. For
-// a chunk of neurons: the operands g and left. g has room for one more row, rounded up to whole tiles.
+// a chunk of neurons: the operands g and left. g has room for one more row, rounded up to whole tiles. `further` has
+// the real parts of s, then the gradients of the imaginary parts, if u are pairs.
 template <class T>
 struct Buffers {
   PackedSamples<T> parts[2];

@@ -14,6 +14,8 @@ constexpr bool kHasUnit = false;
 #endif
 template <class T>
 constexpr bool kOnUnit = kHasUnit && sizeof(T) == 4;  // float32 and pairs of bfloat16 numbers
+template <class T>
+constexpr bool kFloatsOnUnit = kOnUnit<T> && kElements<T> == 1;
 
 // Most rows of A that are written as tiles at a time, and of B for a number of products. Both fit into the second-level
 // cache.

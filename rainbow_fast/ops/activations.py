@@ -37,10 +37,12 @@ MODULUS = "modulus"  # of complex numbers, in random_features and its fused ops;
 
 
 def modulus(s: Tensor) -> Tensor:
-    """|s| of pairs (..., 2). Its gradient at 0 is 0."""
-    square = s.square().sum(-1)
+    """|s| of pairs (..., 2), whose squares may be out of range. The gradient at 0 is 0."""
+    size = s.detach().abs().amax(-1)
+    size = size.masked_fill((size == 0) | size.isinf(), 1)
+    square = (s / size.unsqueeze(-1)).square().sum(-1)
     zero = square == 0
-    return square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+    return size * square.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
 
 
 def modulus_gradient(s: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def cross_covariance(
     but without copies: tensors in NCHW or channels_last layout, and slices of them, are read in place. float32 and
     float16 are multiplied in float32; below the precision "highest", a matrix unit multiplies them as terms of
     bfloat16. bfloat16 uses the CPU's bfloat16 products if it has them, which take subnormal numbers for zero. Sums over
-    a few hundred samples are then added in float64. float64 inputs are computed in float64 throughout. The bits of the
+    256 to 1024 samples are then added in float64. float64 inputs are computed in float64 throughout. The bits of the
     result do not depend on the number of threads. Differentiable in x and y.
 
     Errors of the CPU kernels, relative to the sum of the absolute values of the terms of an entry. In float32, the

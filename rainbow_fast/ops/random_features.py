@@ -380,7 +380,7 @@ writing(
     f"random_features_out(Tensor u, Tensor? shift, {_HOW}, Tensor(a!) out) -> ()",
     _random_features_out,
     check=checks.features_out,
-    flops=lambda u, key, out: flops.random_features_flops(u, out[1 - len(u)], key),
+    flops=flops.random_features_out_flops,
     called="random_features_out",
 )
 writing(

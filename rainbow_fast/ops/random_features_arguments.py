@@ -37,6 +37,8 @@ def checked(u, G, shift, activation, slope, scale, precision, **optional) -> tup
     for name, t in (("u", u), ("shift", shift)):
         if t is not None and not t.is_complex():
             raise TypeError(f"{name} is {t.dtype}: wanted complex numbers for activation='modulus'")
+    if shift is not None and shift.dtype != u.dtype:
+        raise TypeError(f"shift is {shift.dtype}: wanted the dtype of u, {u.dtype}")
     real = torch.view_as_real(u.resolve_conj())
     return real, None if shift is None else torch.view_as_real(shift.resolve_conj())
 
@@ -45,11 +47,7 @@ def check_features(
     u: Tensor, n: int, G: Tensor | None, shift: Tensor | None, activation: str, key: Tensor | None
 ) -> None:
     """Check that shapes, dtypes and devices match; the kernels rely on it."""
-    if not u.is_floating_point():
-        wanted = ", ".join(map(str, DTYPES))
-        raise TypeError(f"u is {u.dtype}: wanted one of {wanted}, or complex numbers for activation='modulus'")
-    if u.dim() < 2 + (activation == MODULUS):
-        raise ValueError(f"u has shape {_shape(u, activation)}: wanted (N, r) or (N, r, *space)")
+    _check_u(u, activation)
     if n < 0:
         raise ValueError(f"n={n}: wanted n >= 0")
     if key is not None:
@@ -63,8 +61,18 @@ def check_features(
     if G is not None and tuple(G.shape) != (n, u.shape[1]):
         raise ValueError(f"G has shape {tuple(G.shape)}: wanted (n, r) = {(n, u.shape[1])}")
     if G is not None and G.dtype != u.dtype:
-        raise TypeError(f"G is {G.dtype}: wanted the dtype of u, {u.dtype}")
+        raise TypeError(f"G is {G.dtype}: wanted the dtype of phi', {u.dtype}")
     memory.check_device("u", u, shift=shift, G=G)
+
+
+def _check_u(u: Tensor, activation: str) -> None:
+    if not u.is_floating_point():
+        wanted = ", ".join(map(str, DTYPES))
+        raise TypeError(f"u is {u.dtype}: wanted one of {wanted}, or complex numbers for activation='modulus'")
+    if activation == MODULUS and u.shape[-1:] != (2,):
+        raise ValueError(f"u has shape {tuple(u.shape)}: wanted pairs, (N, r, *space, 2)")
+    if u.dim() < 2 + (activation == MODULUS):
+        raise ValueError(f"u has shape {_shape(u, activation)}: wanted (N, r) or (N, r, *space)")
 
 
 def _shape(t: Tensor, activation: str) -> tuple[int, ...]:
@@ -93,7 +101,7 @@ def check_samples(x: Tensor, u: Tensor, activation: str) -> None:
             f"x has shape {tuple(x.shape)}: wanted the N and the positions of u, of shape {_shape(u, activation)}"
         )
     if x.dtype != u.dtype:
-        raise TypeError(f"x is {x.dtype}: wanted the dtype of u, {u.dtype}")
+        raise TypeError(f"x is {x.dtype}: wanted the dtype of phi', {u.dtype}")
     memory.check_device("u", u, x=x)
 
 
@@ -107,7 +115,7 @@ def centers(x: Tensor, u: Tensor, n: int, key: Tensor | None, x_center: Tensor |
         if t is not None and t.shape != shape:
             raise ValueError(f"{name} has shape {tuple(t.shape)}: wanted {what} = {shape}")
         if t is not None and t.dtype != u.dtype:
-            raise TypeError(f"{name} is {t.dtype}: wanted the dtype of u, {u.dtype}")
+            raise TypeError(f"{name} is {t.dtype}: wanted the dtype of phi', {u.dtype}")
     memory.check_device("u", u, x_center=x_center, center=center)
 
 
@@ -122,7 +130,7 @@ def projections(parts: list[Tensor], u: Tensor, key: Tensor | None) -> int:
                 f"A has shape {tuple(A.shape)}: wanted (d, n)" + f" or {(*several, 'd', 'n')}" * len(several)
             )
         if A.dtype != u.dtype:
-            raise TypeError(f"A is {A.dtype}: wanted the dtype of u, {u.dtype}")
+            raise TypeError(f"A is {A.dtype}: wanted the dtype of phi', {u.dtype}")
         memory.check_device("u", u, A=A)
     return max(A.shape[-1] for A in parts)
 
@@ -206,7 +214,7 @@ class Features(NamedTuple):
         rows: memory.Samples = (0, 0, (n, r, 1, 1), (0, 0, 0, 0)) if self.G is None else memory.matrix(self.G)
         first = (u_samples, self.paired, memory.address_of(shift), rows)
         last = (
-            CODE.get(self.activation, 0),
+            CODE["identity" if self.paired else self.activation],
             self.slope,
             self.scale,
             PRECISION_CODE[precision_of(self.precision, self.u)],

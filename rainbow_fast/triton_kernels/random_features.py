@@ -4,10 +4,10 @@
 The kernel of gaussian generates G once for all samples, in panels of 16 MB that stay in L2 for the kernels that read
 them. A tile of features, neurons by samples, stays in registers between the product that computes it and the product
 that uses it. With more than 128 channels (64 in float64), several products use it. The features are then written to a
-panel of 16 MB, too, and not computed several times. So are moduli of pairs, which are features of two products. At most
-32 terms are summed inside the tensor cores, which round towards zero, then at most 2048 in float32, and these sums in
-float64. The division of sums depends only on shapes, and there are no atomics, so the bits are the same on all machines
-of a family.
+panel of 16 MB, too, and not computed several times. Moduli of pairs are always written to it: two products make them.
+At most 32 terms are summed inside the tensor cores, which round towards zero, then at most 2048 in float32, and these
+sums in float64. The division of sums depends only on shapes, and there are no atomics, so the bits are the same on all
+machines of a family.
 
 The kernels take 2 N n r flops, and 2 N n d for a fused op, three times that in TF32 for float32. They read b N (r + d)
 bytes for each panel; random_features writes b N n bytes; n r values of G are generated. The least times in ms, for

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from features import problem, three
-from here import BACKENDS, LEVELS, differing_bits, draw, fresh_python, laid_out, level
+from here import BACKENDS, LEVELS, assert_same_for_threads, differing_bits, draw, fresh_python, laid_out, level
 from parameters import slow_but_for
 from torch import Tensor
 
@@ -20,6 +20,7 @@ SIZES = {  # second level, share of the third
     "none": (1, 1),
     "small": (2**17, 2**19),
     "server": (2**21, 2**22),
+    "parts": (2**20, 6_000_000),  # sums of two wide sides are computed in parts of several chunks
     "huge": (2**30, 2**40),
 }
 
@@ -32,6 +33,11 @@ def caches(*sizes: int) -> Iterator[None]:
         yield
     finally:
         backend.kernels().set_caches(*here)
+
+
+def wide_sides() -> Tensor:
+    """So many blocks of channels that the samples are summed in one go."""
+    return rf.cross_covariance(draw(4000, 300, dtype=torch.float64), draw(4000, 1100, dtype=torch.float64, seed=1))
 
 
 def results() -> list[Tensor]:
@@ -50,6 +56,7 @@ def results() -> list[Tensor]:
         rf.cross_covariance(draw(3400, 530).bfloat16(), draw(3400, 300).bfloat16()),  # 1700 pairs
         rf.cross_covariance(draw(1700, 530), draw(1700, 300), center=True),
         rf.cross_covariance(rows.double()),
+        wide_sides(),
         rf.sample_project_align(230, draw(1100, 150), seed=1),
         rf.polar(draw(150, 190)).A,
         rf.polar(draw(150, 190), accuracy="float32").A,
@@ -58,6 +65,11 @@ def results() -> list[Tensor]:
         *three(maps, laid_out(positions, "channels_last"), B, None, seed=1),
         torch.func.grad(lambda t: rf.random_features_projection(t, A, seed=1).square().sum())(u),
     ]
+
+
+def test_parts_of_a_sum_do_not_depend_on_the_number_of_threads() -> None:
+    with caches(*SIZES["parts"]):
+        assert_same_for_threads(wide_sides)
 
 
 @pytest.mark.parametrize("name", slow_but_for([name for name in LEVELS if name != "amx_emulated"], LEVELS))

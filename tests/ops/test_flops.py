@@ -133,6 +133,22 @@ def test_random_features_and_passes(address, times):
     assert flops == {"random_features_projection": times * (features + product)}
 
 
+def test_moduli_take_two_products():
+    """The same sizes: features take 2 * 560, products of features with A or x stay."""
+    u, x, A = torch.view_as_complex(normal(5, 4, 2, 2)), normal(5, 6, 2), normal(6, 7)
+    how = {"activation": "modulus", "seed": 0}
+    assert counted(lambda: rf.random_features(u, 7, **how)) == {"random_features": 2 * 560}
+    flops = counted(lambda: rf.random_features_covariance(x, u, 7, **how))
+    assert flops == {"random_features_covariance": 2 * 560 + 840}
+    assert counted(lambda: rf.random_features_projection(u, A, **how)) == {"random_features_projection": 2 * 560 + 840}
+    pairs, address = torch.view_as_real(u), (rf.key(0), None, "modulus", 0.0, 1.0, None, None)
+    flops = counted(lambda: ops.random_features_out(pairs, None, *address, torch.empty(5, 7, 2)))
+    assert flops == {"random_features_out": 2 * 560}
+    v = u.detach().clone().requires_grad_()
+    flops = counted(lambda: rf.random_features_projection(v, A, **how).sum().backward())
+    assert flops["random_features_gradient"] == 2 * 2 * 560 + 840
+
+
 def test_several_projections_share_their_features():
     u, parts = normal(10, 4), [normal(6, 7), normal(2, 3)]
     flops = counted(lambda: rf.random_features_projection(u, parts, seed=0))

@@ -221,7 +221,10 @@ EDGES = {"first pair": (24803, 4088, slice(0, 2)), "second pair": (9363, 3836, s
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES)
 def test_a_word_that_rounds_to_2_to_the_32(edge: tuple[int, int, slice], name: str) -> None:
-    """The word of a radius is so large that v is 1: the radius is 0, and both numbers are zeros with their signs."""
+    """The word of a radius is so large that v is 1: the radius is 0, and both numbers are zeros with their signs.
+
+    About one word in 2^25 is so large.
+    """
     row, col, pair = edge
     word = words_reference([0, 0, row, col], 1, 1, GAUSSIAN_KIND, 1)[pair.start].item()
     assert word >= 2**32 - 2**7 and np.float32(word) == 2**32  # once in 2^25 words

@@ -253,7 +253,7 @@ BAD = {
     "no-source": ({"seed": None}, ValueError, r"seed and G are both missing: wanted one of the two"),
     "two-sources": ({"G": draw(4, 3)}, ValueError, r"seed and G are both given: wanted one of the two"),
     "G": ({"seed": None, "G": draw(3, 4)}, ValueError, r"G has shape \(3, 4\): wanted \(n, r\) = \(4, 3\)"),
-    "G-dtype": ({"seed": None, "G": draw(4, 3).double()}, TypeError, r"G is torch.float64: wanted the dtype of u"),
+    "G-dtype": ({"seed": None, "G": draw(4, 3).double()}, TypeError, r"G is torch.float64: wanted the dtype of phi'"),
     "seed": ({"seed": -1}, ValueError, r"seed=-1: wanted 0 <= seed < 2\^63"),
     "key-twice": ({"seed": rf.key(1), "stream": 1}, ValueError, r"seed is a packed key, which holds"),
     "last-row": ({"row_offset": 2**56 - 1}, ValueError, r"rows=4 at .*: wanted row_offset \+ rows <= 2\^56"),

@@ -182,9 +182,13 @@ def test_registration() -> None:
 X, U, _, _ = problem((5, 3, 2), 4)
 BAD = {
     "x_center": ({"x_center": draw(4)}, ValueError, r"x_center has shape \(4,\): wanted \(d,\) = \(5,\)"),
-    "x_center-dtype": ({"x_center": draw(5).double()}, TypeError, r"x_center is torch.float64: wanted the dtype of u"),
+    "x_center-dtype": (
+        {"x_center": draw(5).double()},
+        TypeError,
+        r"x_center is torch.float64: wanted the dtype of phi'",
+    ),
     "center": ({"center": draw(5)}, ValueError, r"center has shape \(5,\): wanted \(n,\) = \(4,\)"),
-    "center-dtype": ({"center": draw(4).double()}, TypeError, r"^center is torch.float64: wanted the dtype of u"),
+    "center-dtype": ({"center": draw(4).double()}, TypeError, r"^center is torch.float64: wanted the dtype of phi'"),
     "center-of-seeds": (
         {"center": draw(4), "seed": [1, 2]},
         ValueError,

@@ -153,19 +153,22 @@ def test_a_modulus_of_zero_has_the_gradient_zero(backend: str) -> None:
     assert u.grad is not None and u.grad.isfinite().all() and not u.grad[1].any() and u.grad[0].all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [1e-30, 1e30])
-def test_squares_out_of_range(size: float) -> None:
+def test_squares_out_of_range(size: float, backend: str) -> None:
     u = torch.complex(*draw(2, 50, 4))
-    phi, scaled = (rf.random_features(t, 40, activation=MODULUS, seed=1) for t in (u, size * u))
+    phi, scaled = (rf.random_features(t, 40, activation=MODULUS, seed=1, backend=backend) for t in (u, size * u))
     # u and its multiple are rounded, and so is each sum of four terms
     torch.testing.assert_close(scaled / size, phi, rtol=3e-6, atol=0)
 
 
-def test_what_is_not_finite_stays() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_finite_stays(backend: str) -> None:
     u = torch.ones(4, 2, dtype=torch.complex64, device="cpu")
     u[1, 0], u[2, 0] = complex(float("nan"), 1), complex(1, float("nan"))
-    phi = rf.random_features(u, 20, activation=MODULUS, seed=1)
-    assert phi[1:3].isnan().all() and phi[::3].isfinite().all()
+    u[3, 0] = complex(float("inf"), 1)
+    phi = rf.random_features(u, 20, activation=MODULUS, seed=1, backend=backend)
+    assert phi[1:3].isnan().all() and phi[0].isfinite().all() and phi[3].isinf().all()
 
 
 def test_circular_rows_are_those_of_twice_the_columns() -> None:
@@ -196,9 +199,13 @@ def test_bad_input() -> None:
         ValueError, match=r"x has shape \(3, 5\): wanted the N and the positions of u, of shape \(4, 3\)"
     ):
         rf.random_features_covariance(draw(3, 5), u, 2, **how)
-    with pytest.raises(TypeError, match="x is torch.complex64: wanted the dtype of u, torch.float32"):
+    with pytest.raises(TypeError, match="x is torch.complex64: wanted the dtype of phi', torch.float32"):
         rf.random_features_covariance(u, u, 2, **how)
-    with pytest.raises(TypeError, match="A is torch.float64: wanted the dtype of u, torch.float32"):
+    with pytest.raises(TypeError, match="shift is torch.complex128: wanted the dtype of u, torch.complex64"):
+        rf.random_features(u, 2, shift=u[:, 0].to(torch.complex128), **how)
+    with pytest.raises(ValueError, match=r"u has shape \(4, 3\): wanted pairs, \(N, r, \*space, 2\)"):
+        torch.ops.rainbow_fast.random_features(real, None, 2, rf.key(1), None, MODULUS, 0.0, 1.0, None, None)
+    with pytest.raises(TypeError, match="A is torch.float64: wanted the dtype of phi', torch.float32"):
         rf.random_features_projection(u, draw(5, 2).double(), **how)
     with pytest.raises(ValueError, match="activation='modul': wanted one of identity, .*, cos, modulus"):
         rf.random_features(real, 2, seed=1, activation="modul")

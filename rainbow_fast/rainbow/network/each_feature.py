@@ -14,20 +14,17 @@ from rainbow_fast.ops.center import first_center, spread_samples
 from rainbow_fast.ops.random_features import random_features, random_features_covariance, random_features_projection
 from rainbow_fast.rainbow.channel_moments import NEAR
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK
-from rainbow_fast.rainbow.network.features import IMPLICIT_BLOCK, FeatureSite, Select, Stored, blocks
+from rainbow_fast.rainbow.network.features import FeatureSite, Select, Stored, blocks, pass_block, projection_blocks
 
 Pass = tuple[Tensor, Tensor | None, dict[str, Any]]  # u and the shift of one feature, and the activation
 
 
 class EachFeature(Stored):
-    """As `Fused`, for one feature after the other: none is stored, except by `rows`.
+    """As `Fused`, one feature after the other. Only `rows`, and the choice of the first center, store features.
 
     A complex map is a pair of real numbers on a last axis. The parts of a linear feature are samples of one pass. A
     modulus has the imaginary part 0.
     """
-
-    def block(self, site: FeatureSite) -> int:
-        return IMPLICIT_BLOCK if site.drawn.implicit else ROW_BLOCK
 
     def project(self, site: FeatureSite, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
         A = site.A if A is None else A
@@ -36,10 +33,9 @@ class EachFeature(Stored):
         for f, (u, shift, sigma) in enumerate(_passes(site, *_selected(site, z, select))):
             of_f = A[f] if A.dim() == 3 else A[:, f :: site.kind.features]
             total: Tensor | None = None
-            for start, stop in blocks(of_f.shape[1], self.block(site)):
-                part = of_f.narrow(1, start, stop - start).to(z.dtype)
-                y = random_features_projection(u, part, shift=shift, **sigma, **site.source(part, start, stop))
-                total = y if total is None else total.add_(y)
+            for part, rows in projection_blocks(site, u, of_f):
+                y = random_features_projection(u, part, shift=shift, **sigma, **rows)
+                total = y if total is None else total + y
             assert total is not None
             parts.append(_as_pairs(total) if site.kind.paired and sigma["activation"] == MODULUS else total)
         return torch.stack(parts, 2).flatten(1, 2) if A.dim() == 3 else sum(parts[1:], parts[0])
@@ -65,7 +61,7 @@ class EachFeature(Stored):
             of_x, a, b = x[:, alone], centers[0][alone], centers[1][f::F]
             real = site.kind.paired and sigma["activation"] == MODULUS
             against = of_x[..., 0] if real else of_x
-            for start, stop in blocks(site.n, self.block(site)):
+            for start, stop in blocks(site.n, pass_block(site)):
                 here, rows = slice(start, stop), site.source(x, start, stop)
                 about: dict[str, Any] = {"x_center": a.to(x.dtype), "center": b[here].to(x.dtype), "shift": shift}
                 part, total, square = random_features_covariance(against, u, stop - start, **about, **sigma, **rows)

@@ -122,11 +122,23 @@ class FeatureStrategy(Protocol):
         ...
 
 
+def pass_block(site: FeatureSite) -> int:
+    """Number of neurons of one pass in which no features are stored."""
+    return IMPLICIT_BLOCK if site.drawn.implicit else ROW_BLOCK
+
+
+def projection_blocks(site: FeatureSite, u: Tensor, A: Tensor) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Columns of A (k, n) and the rows of R that they multiply, of each pass over u in which no features are stored."""
+    for start, stop in blocks(A.shape[1], pass_block(site)):
+        part = A.narrow(1, start, stop - start).to(u.real.dtype)
+        yield part, site.source(part, start, stop)
+
+
 class Fused:
     """One kernel computes the features and uses them. No features are stored."""
 
     def block(self, site: FeatureSite) -> int:
-        return IMPLICIT_BLOCK if site.drawn.implicit else ROW_BLOCK
+        return pass_block(site)
 
     def rows(self, site: FeatureSite, z: Tensor, select: Select, start: int, stop: int) -> Tensor:
         u, shift = self._selected(site, z, select)
@@ -137,9 +149,8 @@ class Fused:
         assert A is not None
         u, shift = self._selected(site, z, select)
         total: Tensor | None = None
-        for start, stop in blocks(A.shape[1], self.block(site)):
-            part = A.narrow(1, start, stop - start).to(u.dtype)
-            y = random_features_projection(u, part, shift=shift, **site.kernel, **site.source(u, start, stop))
+        for part, rows in projection_blocks(site, u, A):
+            y = random_features_projection(u, part, shift=shift, **site.kernel, **rows)
             total = y if total is None else total + y
         assert total is not None
         return total

@@ -234,6 +234,17 @@ def test_the_size_of_the_rows_does_not_matter(options: dict) -> None:
     assert relative(larger, once) < 1e-10
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"skip": True}], ids=["plain", "skip"])
+def test_half_precision(options: dict, dtype: torch.dtype) -> None:
+    """A site takes z in half precision, as autocast gives it. The difference is the rounding of z and of phih."""
+    net, x = network(**options).float(), images().float()
+    sampled, _ = rf.sample(net, x, holdout=0, factor=2)
+    for name, z in zip(sampled.sampled, maps(net, x), strict=True):
+        at = sampled.site(name)
+        assert relative(at(z.to(dtype)).float(), at(z)) < 4 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("options", [{}, {"skip": True}], ids=["plain", "skip"])
 def test_batches_do_not_matter(options: dict) -> None:
     net, x = network(**options), images()
