@@ -184,19 +184,19 @@ class ComplexBatchNorm2d(nn.Module):
             raise ValueError(
                 f"z is {z.dtype} {tuple(z.shape)}: wanted complex maps (N, {self.channels}, H, W) to standardise"
             )
-        parts = torch.view_as_real(z).flatten(2, 3)  # (N, c, positions, 2)
+        mean, variance = self.running_mean, self.running_var
         if self.training:
-            count = parts.numel() // (2 * self.channels)
+            count = z.numel() // self.channels
             if count < 2:
                 raise ValueError(f"z has {count} values in each channel: wanted more than one in training")
-            mean = parts.sum(0).sum(1) / count  # first over contiguous numbers of all images, which is much faster
-            centred = parts - mean[:, None]
-            variance = centred.square().sum(0).sum((1, 2)) / count
+            # first over contiguous numbers of all images, which is much faster
+            mean = torch.view_as_real(z).flatten(2, 3).sum(0).sum(1) / count
+        # complex differences: torch is slow at tensors that are broadcast along a last axis of length 2
+        centred = torch.view_as_real(z - torch.view_as_complex(mean)[:, None, None])
+        if self.training:
+            variance = centred.square().sum(0).flatten(1).sum(1) / count
             self._keep(mean.detach(), variance.detach() * (count / (count - 1)))
-        else:
-            variance = self.running_var
-            centred = parts - self.running_mean[:, None]
-        return torch.view_as_complex(centred * (variance + EPS).rsqrt()[:, None, None]).view_as(z)
+        return torch.view_as_complex(centred * (variance + EPS).rsqrt()[:, None, None, None])
 
     def _keep(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running averages towards the moments of a batch."""
@@ -252,7 +252,9 @@ class UnitNorm(nn.Module):
         parts = torch.view_as_real(wide) if z.is_complex() else wide.unsqueeze(-1)
         square = parts.square().sum(1, keepdim=True).sum(-1, keepdim=True)
         zero = square == 0
-        out = parts * square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+        factor = square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+        # not broadcast along the last axis, at which torch is slow
+        out = parts * factor.expand(parts[:, :1].shape).contiguous()
         return torch.view_as_complex(out) if z.is_complex() else out.squeeze(-1).to(z.dtype)
 
 

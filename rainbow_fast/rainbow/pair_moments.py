@@ -59,4 +59,14 @@ class PairMoments(ChannelMoments):
 
 def sums_of_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of the parts of x (N, d, *space, 2) over samples and positions, (d, 2), and of |x|^2, (d,); float64."""
-    return x.flatten(2, -2).sum(2).sum(0, dtype=torch.float64), sums(x)[1]
+    return total_of_pairs(x), sums(x)[1]
+
+
+def total_of_pairs(x: Tensor) -> Tensor:
+    """Sums of the parts of x (N, d, *space, 2) over samples and positions, (d, 2) float64.
+
+    Positions of one image are summed in the dtype of x. Sums of complex numbers are faster than those along an axis
+    that is not the last one.
+    """
+    images = torch.view_as_complex(x).flatten(2).sum(2) if x.dim() > 3 else torch.view_as_complex(x)
+    return torch.view_as_real(images.sum(0, dtype=torch.complex128))

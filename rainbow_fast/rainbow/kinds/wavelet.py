@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rainbow_fast.maps import as_pairs
 from rainbow_fast.networks.scattering import Wavelets
 from rainbow_fast.ops.activations import MODULUS, modulus
 from rainbow_fast.ops.wavelet_modulus import wavelet_modulus
@@ -82,7 +83,7 @@ class Wavelet(Kind):
         size = modulus(s)
         if not self.paired:
             return torch.cat([s[:, :, :1, ..., 0], size[:, :, 1:]], 2).flatten(1, 2)
-        size = torch.stack([size, torch.zeros_like(size)], -1)
+        size = as_pairs(size)
         parts = [s, size] if self.skip else [s[:, :, :1], size[:, :, 1:]]
         return torch.cat(parts, 2).flatten(1, 2)
 
@@ -105,4 +106,5 @@ def _inverse_norm(root: Tensor, maps: Tensor, paired: bool) -> Tensor:
     square = (root @ maps.flatten(2)).square().sum(1, keepdim=True).view(len(maps), 1, *maps.shape[2:])
     square = square.sum(-1, keepdim=True) if paired else square
     zero = square == 0
-    return square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+    q = square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+    return q.expand(maps[:, :1].shape).contiguous()  # torch is slow at products that are broadcast over a last axis

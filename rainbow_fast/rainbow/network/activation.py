@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rainbow_fast.maps import channels_first, per_channel
+from rainbow_fast.maps import add_per_channel_, channels_first, per_channel
 from rainbow_fast.nn.keyed import Keyed
 from rainbow_fast.ops.random_features import random_features
 from rainbow_fast.ops.registration import without_autocast
@@ -136,7 +136,7 @@ class RainbowActivation(Keyed):
         """``scale y + offset``, in place."""
         y = y.mul_(self.scale)
         rows = channels_first(y, None if self.flattened else self.axis)
-        return y if self.offset is None else rows.add_(per_channel(self.offset, rows)).view_as(y)
+        return y if self.offset is None else add_per_channel_(rows, self.offset).view_as(y)
 
     def preactivations(self, z: Tensor) -> Tensor:
         """``R u + zbar`` of all n neurons, with the axes of z; z as in `forward`."""

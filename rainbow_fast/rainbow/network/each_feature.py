@@ -9,12 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rainbow_fast.maps import as_pairs
 from rainbow_fast.ops.activations import MODULUS
 from rainbow_fast.ops.center import first_center, spread_samples
 from rainbow_fast.ops.random_features import random_features, random_features_covariance, random_features_projection
 from rainbow_fast.rainbow.channel_moments import NEAR
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK
-from rainbow_fast.rainbow.network.features import FeatureSite, Select, Stored, blocks, pass_block, projection_blocks
+from rainbow_fast.rainbow.network.features import (
+    IDENTITY,
+    FeatureSite,
+    Select,
+    Stored,
+    blocks,
+    pass_block,
+    projection_blocks,
+)
+from rainbow_fast.rainbow.network.linear_feature import LinearSums, basis, count_of, joined, sum_of
 
 Pass = tuple[Tensor, Tensor | None, dict[str, Any]]  # u and the shift of one feature, and the activation
 
@@ -23,7 +33,7 @@ class EachFeature(Stored):
     """As `Fused`, one feature after the other. Only `rows`, and the choice of the first center, store features.
 
     A complex map is a pair of real numbers on a last axis. The parts of a linear feature are samples of one pass. A
-    modulus has the imaginary part 0.
+    modulus has the imaginary part 0. Linear features are combined before they meet the samples, see `linear_feature`.
     """
 
     def project(self, site: FeatureSite, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
@@ -32,12 +42,16 @@ class EachFeature(Stored):
         parts: list[Tensor] = []
         for f, (u, shift, sigma) in enumerate(_passes(site, *_selected(site, z, select))):
             of_f = A[f] if A.dim() == 3 else A[:, f :: site.kind.features]
+            is_linear = sigma["activation"] != MODULUS
+            of_u, of_shift = basis(u, shift) if is_linear else (u, shift)
             total: Tensor | None = None
-            for part, rows in projection_blocks(site, u, of_f):
-                y = random_features_projection(u, part, shift=shift, **sigma, **rows)
+            for part, rows in projection_blocks(site, of_u, of_f):
+                y = random_features_projection(of_u, part, shift=of_shift, **sigma, **rows)
                 total = y if total is None else total + y
             assert total is not None
-            parts.append(_as_pairs(total) if site.kind.paired and sigma["activation"] == MODULUS else total)
+            if is_linear:
+                total = random_features(joined(u, shift), len(of_f), G=total.T, **IDENTITY, precision=site.precision)
+            parts.append(as_pairs(total) if site.kind.paired and not is_linear else total)
         return torch.stack(parts, 2).flatten(1, 2) if A.dim() == 3 else sum(parts[1:], parts[0])
 
     def covariance(
@@ -58,27 +72,11 @@ class EachFeature(Stored):
         for f, (u, shift, sigma) in enumerate(_passes(site, maps, shifts)):
             alone = slice(f, None, F) if sums[0].dim() == 3 else slice(None)
             M = sums[0][f] if sums[0].dim() == 3 else sums[0][:, f::F]
-            of_x, a, b = x[:, alone], centers[0][alone], centers[1][f::F]
-            real = site.kind.paired and sigma["activation"] == MODULUS
-            against = of_x[..., 0] if real else of_x
-            for start, stop in blocks(site.n, pass_block(site)):
-                here, rows = slice(start, stop), site.source(x, start, stop)
-                about: dict[str, Any] = {"x_center": a.to(x.dtype), "center": b[here].to(x.dtype), "shift": shift}
-                part, total, square = random_features_covariance(against, u, stop - start, **about, **sigma, **rows)
-                M[:, here] += part
-                sums[2][f::F][here] += square
-                if not site.kind.paired:
-                    sums[1][f::F][here] += total
-                elif real:
-                    sums[1][f::F][here, 0] += total
-                else:
-                    imaginary = _imaginary_sums(site, u, shift, sigma, start, stop) - _count(u[..., 0]) * b[here]
-                    sums[1][f::F][here] += torch.stack([total - imaginary, imaginary], 1)
-            if real and b.any():  # the imaginary parts, which are 0, less the center
-                count = _count(against)
-                M -= (_sum(of_x[..., 1]) - count * a)[:, None] * b
-                sums[1][f::F, 1] -= count * b
-                sums[2][f::F] += count * b.square()
+            a, b, of_phi = centers[0][alone], centers[1][f::F], (sums[1][f::F], sums[2][f::F])
+            if sigma["activation"] == MODULUS:
+                _add_moduli(site, x[:, alone], (u, shift, sigma), (a, b), (M, *of_phi))
+            else:
+                _add_linear(site, x[:, alone], (u, shift, sigma), (a, b), (M, *of_phi))
 
 
 EACH = EachFeature()
@@ -122,23 +120,31 @@ def _spread(u: Tensor) -> Tensor:
     return torch.view_as_real(spread_samples(maps).unflatten(1, u.shape[1:3]))
 
 
-def _imaginary_sums(
-    site: FeatureSite, u: Tensor, shift: Tensor | None, sigma: dict[str, Any], start: int, stop: int
-) -> Tensor:
-    """The sums of the imaginary parts of a linear feature, (stop - start,) float64."""
-    total = _sum(u[..., 1]).unsqueeze(0)
-    of_shift = None if shift is None else shift[..., 1].sum(dtype=torch.float64).view(1)
-    return random_features(total, stop - start, shift=of_shift, **sigma, **site.source(total, start, stop))[0]
+def _add_linear(
+    site: FeatureSite, x: Tensor, of: Pass, centers: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    (u, shift, sigma), (a, b) = of, centers
+    linear = LinearSums(x, u, shift, a, paired=site.kind.paired, precision=site.precision)
+    for start, stop in blocks(site.n, ROW_BLOCK):
+        M, total, square = linear.of(b[start:stop], sigma | site.source(linear.products, start, stop))
+        sums[0][:, start:stop] += M
+        sums[1][start:stop] += total
+        sums[2][start:stop] += square
 
 
-def _as_pairs(real: Tensor) -> Tensor:
-    return torch.stack([real, torch.zeros_like(real)], -1)
-
-
-def _sum(x: Tensor) -> Tensor:
-    """The sums of x (N, d, *space) over samples, (d,) float64."""
-    return x.flatten(2).sum(2, dtype=torch.float64).sum(0) if x.dim() > 2 else x.sum(0, dtype=torch.float64)
-
-
-def _count(x: Tensor) -> int:
-    return x.numel() // max(x.shape[1], 1)
+def _add_moduli(
+    site: FeatureSite, x: Tensor, of: Pass, centers: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    (u, shift, sigma), (a, b) = of, centers
+    against = x[..., 0] if site.kind.paired else x
+    totals = sums[1][:, 0] if site.kind.paired else sums[1]
+    for start, stop in blocks(site.n, pass_block(site)):
+        about: dict[str, Any] = {"x_center": a.to(x.dtype), "center": b[start:stop].to(x.dtype), "shift": shift}
+        parts = random_features_covariance(against, u, stop - start, **about, **sigma, **site.source(x, start, stop))
+        for out, part in zip((sums[0], totals, sums[2]), parts, strict=True):
+            out[..., start:stop] += part
+    if site.kind.paired and b.any():  # the imaginary parts, which are 0, less the center
+        samples = count_of(against)
+        sums[0].sub_((sum_of(x[..., 1]) - samples * a).unsqueeze(1) * b)
+        sums[1][:, 1] -= samples * b
+        sums[2].add_(samples * b.square())
