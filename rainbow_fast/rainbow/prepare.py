@@ -192,10 +192,13 @@ def _seed(held: Part, options: FitOptions) -> int | None:
 def chunk_size(sites: Sequence[SiteStatistics], example: Tensor) -> int:
     """Number of samples whose largest feature map has about `CHUNK_NUMBERS` numbers; at least 1.
 
+    Of several features of a neuron, one counts: kernels compute and use one after the other.
+
     If a site has many channels and few positions, it is the number of samples that have `POSITIONS_A_ROW` positions for
     each channel, up to `MOST_CHUNK_NUMBERS` numbers.
     """
-    largest = max(math.prod(shape) for s in sites for shape in (s.z_shape, s.phi_shape, example.shape[1:]))
+    maps = [(math.prod(s.z_shape), math.prod(s.phi_shape) // s.site.features) for s in sites]
+    largest = max(math.prod(example.shape[1:]), *(numbers for site in maps for numbers in site))
     worth = max(POSITIONS_A_ROW * s.d**2 // math.prod(s.z_shape) for s in sites)
     return max(CHUNK_NUMBERS // largest, min(worth, MOST_CHUNK_NUMBERS // largest), 1)
 
