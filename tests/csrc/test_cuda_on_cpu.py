@@ -298,3 +298,8 @@ def test_random_numbers(guarded, op: str, tile: tuple[int, int, int, int, int], 
         code = backend.CODE[dtype]
         getattr(build.load().cuda, op)(out.data_ptr(), code, rows, cols, whole.stride(0), at, HERE)
         assert differing_bits(out, expected) == 0 and whole[:, :gap].isnan().all()
+
+
+def test_an_unknown_kind_of_build_is_refused() -> None:
+    with pytest.raises(ValueError, match="kind: got 'thread', wanted one of '', 'sanitize', 'order'"):
+        build.build("thread")
