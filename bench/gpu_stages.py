@@ -188,17 +188,15 @@ def timings() -> None:
 
     there = has_device()
     os.environ |= {"RAINBOW_FAST_GPU_SHORT": "1"} | ({} if there else {"RAINBOW_FAST_GPU": "cpu"})
-    rows, wrong = [], []
+    wrong = []
+    names = re.findall(r"^bench_\w+", BENCH.read_text(), re.M)
     with tempfile.TemporaryDirectory() as folder:
-        for name in re.findall(
-            r"^bench_\w+", BENCH.read_text(), re.M
-        ):  # one by one, so that no time limit takes all rows
+        for name in names:  # one by one, so that rows are kept when the time ends
             report = Path(folder) / f"{name}.json"
             timed = f"--benchmark-json={report}" if there else "--benchmark-disable"
             wrong += [name] * bool(pytest.main([f"{BENCH}::{name}", "-q", "-p", "no:cacheprovider", timed]))
-            if there and report.exists():
-                rows += [row_of(entry) for entry in json.loads(report.read_text())["benchmarks"]]
-                put(rows=rows)
+            if there and report.exists() and report.stat().st_size:  # it is empty if no line was timed
+                put(**{name: [row_of(entry) for entry in json.loads(report.read_text())["benchmarks"]]})
     if wrong:
         sys.exit(f"wrong: {', '.join(wrong)}")
     if not there:
