@@ -99,6 +99,7 @@ def environment() -> None:
         put(**{tool: said_by(tool, "--version") or "not installed"})
     if missing:
         sys.exit(f"missing: {', '.join(missing)} (make gpu-wheels brings small ones along)")
+    put(**{name: metadata.version(name) for name in ("setuptools", "pybind11")})
     if old := too_old():
         sys.exit("; ".join(old))
     import numpy

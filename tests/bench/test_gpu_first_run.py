@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import gpu_first_run
@@ -141,6 +142,8 @@ def test_without_a_device_each_stage_says_so(tmp_path: Path, monkeypatch: pytest
     assert [(o.stage, o.outcome, o.bad) for o in outcomes] == [
         (name, "not run", name != "memcheck triton") for name in names
     ]  # fmt: skip
+    assert outcomes[0].results["setuptools"] == metadata.version("setuptools")
+    assert outcomes[0].results["pybind11"] == metadata.version("pybind11")
     skipped = outcomes[2].results["tests"]
     why = "no CUDA device"
     assert [o.why for o in outcomes] == [why, why, f"{why}: {skipped} tests are skipped", why] and skipped > 0
@@ -268,8 +271,18 @@ def test_what_compute_sanitizer_says(
     assert left.value.code == end
 
 
+def test_without_compute_sanitizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpu_stages, "has_device", lambda: True)
+    with pytest.raises(SystemExit) as left:
+        gpu_stages.sanitize("racecheck", "triton")
+    assert left.value.code == NOT_RUN and capsys.readouterr().out == "compute-sanitizer is not installed\n"
+
+
 def test_what_is_brought_along_is_small() -> None:
-    """The files of the repository and the wheels: what is brought along stays small."""
+    """The files of the repository and the wheels together."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         pytest.skip("no repository here")
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
