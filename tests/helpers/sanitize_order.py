@@ -20,7 +20,7 @@ from sanitize_calls import KERNELS
 
 KIND = "order"
 OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
-NO_RANDOM_ADDRESSES = 0x0040000  # of personality(2)
+NO_RANDOM_ADDRESSES, PRESENT = 0x0040000, 0xFFFFFFFF  # of personality(2): a flag, and the question which are set
 FAULTS = {"none": False, "no wait": False, "no barrier": True, "overwrites what others read": True}  # of the pipeline
 STEPS = 5
 
@@ -47,8 +47,9 @@ def check_that_missing_barriers_are_found() -> None:
 
 def keep_addresses() -> None:
     """From the next start of a program on, its addresses are not random: ThreadSanitizer wants memory at fixed ones."""
-    if ctypes.CDLL(None).personality(NO_RANDOM_ADDRESSES) == -1:
-        print("personality(2) is refused here: ThreadSanitizer cannot run if addresses are random", file=sys.stderr)
+    personality = ctypes.CDLL(None).personality
+    if personality(personality(PRESENT) | NO_RANDOM_ADDRESSES) == -1:
+        print("personality(2) is refused here: ThreadSanitizer may not start, as addresses are random", file=sys.stderr)
 
 
 def main() -> None:
