@@ -180,7 +180,7 @@ def polar(d: int, m: int) -> Race:
 
 def chosen(cases: list[tuple]) -> list[tuple]:
     """All cases, or in the short form the first and the last one."""
-    return [cases[0], *cases[-1:]] if SHORT and len(cases) > 1 else cases
+    return [cases[0], cases[-1]] if SHORT and len(cases) > 1 else cases
 
 
 bench_gaussian = entries(gaussian, [(2**20, 1024)], (*BACKENDS, PLAIN))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from floor import KINDS
 from machine import cpu, machine
 from page import write_run
 from race import Result, slower
 
 RESULTS = pytest.StashKey[list[Result]]()
-KINDS = ("f32", "f64", "bf16", "tf32", "copy")
+RATES = (*KINDS, "tf32", "copy")
 HEAD = ("job", "candidate", "min ms", "median ms", "x plain", "x best", "error", "of floor")
 
 
@@ -65,7 +66,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     results = [r for r in config.stash[RESULTS] if max(r.seconds) > 0]
     if not results:
         return
-    rates = {kind: max(r.rates.get(kind, 0.0) for r in results) / 1e9 for kind in KINDS}
+    rates = {kind: max(r.rates.get(kind, 0.0) for r in results) / 1e9 for kind in RATES}
     head = f"{machine()}; best rates seen in this run: " + ", ".join(
         f"{kind} {rate:.0f} {'GB/s' if kind == 'copy' else 'GFlop/s'}" for kind, rate in rates.items() if rate
     )

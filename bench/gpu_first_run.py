@@ -11,6 +11,7 @@ stages do stands in gpu_stages.py.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -20,10 +21,10 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -31,6 +32,7 @@ BUILT = ROOT / "build" / "gpu_first_run"
 SITE = BUILT / "site"  # where wheels are unpacked
 SECONDS = 480.0  # for all stages together
 LEAST = 5.0  # seconds that are worth starting a stage for
+GRACE = 10.0  # seconds for a killed process to end; one that is inside the driver may not
 SHOWN = 3000  # last characters of a stage's output that the JSON file keeps
 NOT_RUN = 77  # exit status of a stage that cannot run on this machine; the last line that it prints says why
 VARIABLE = "RAINBOW_FAST_STAGE"  # the file into which a stage writes its results, at any time
@@ -44,15 +46,18 @@ class Stage:
     seconds: float
     command: Sequence[str]
     optional: bool = False
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Outcome:
-    """What came of a stage. `outcome` is "passed", "failed", "crashed", "out of time", "not run" or "no time left"."""
+    """What came of a stage.
+
+    `outcome` is "passed", "failed", "crashed", "out of time", "not run", "no time left", or "interrupted" if this
+    program was told to end.
+    """
 
     stage: str
-    outcome: str
+    outcome: str = "interrupted"
     why: str = ""
     seconds: float = 0.0
     results: Any = None
@@ -61,22 +66,22 @@ class Outcome:
 
     @property
     def bad(self) -> bool:
-        return self.outcome != "passed" and not (self.optional and self.outcome == "not run")
+        return self.outcome != "passed" and not (self.optional and self.outcome in ("not run", "no time left"))
 
 
 def all_stages() -> list[Stage]:
     """In order of importance, because the last ones may find no time left."""
 
-    def stage(name: str, seconds: float, *words: str, optional: bool = False, **environment: str) -> Stage:
+    def stage(name: str, seconds: float, *words: str, optional: bool = False) -> Stage:
         command = [sys.executable, str(HERE / "gpu_stages.py"), *(words or (name,))]
-        return Stage(name, seconds, command, optional, environment)
+        return Stage(name, seconds, command, optional)
 
     stages = [stage("environment", 40), stage("build", 240)]
     stages += [stage(f"smoke {kernels}", 60, "smoke", kernels) for kernels in ("cpu", "cuda", "triton")]
     stages += [stage("tests", 150), stage("network", 90), stage("timings", 150)]
     for kernels in ("cuda", "triton"):
         for tool in ("memcheck", "racecheck"):
-            stages.append(stage(f"{tool} {kernels}", 60, "sanitize", tool, kernels, optional=True))
+            stages.append(stage(f"{tool} {kernels}", 120, "sanitize", tool, kernels, optional=True))
     return stages
 
 
@@ -87,11 +92,10 @@ def ended(process: subprocess.Popen, seconds: float) -> int | None:
     except subprocess.TimeoutExpired:
         return None
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own, and may have left some of it running
-        except ProcessLookupError:
-            pass
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
 
 
 def judged(code: int | None, seconds: float, last: str) -> tuple[str, str]:
@@ -105,38 +109,40 @@ def judged(code: int | None, seconds: float, last: str) -> tuple[str, str]:
     return ("passed", "") if code == 0 else ("failed", f"exit status {code}: {last}")
 
 
-def run_stage(stage: Stage, folder: Path, left: float) -> Outcome:
-    """Run a stage for at most `left` seconds. Its output is appended to the log in `folder`."""
+def run_stage(stage: Stage, folder: Path, left: float, outcome: Outcome) -> None:
+    """Run a stage for at most `left` seconds and fill in its outcome. Its output goes on the log in `folder`."""
     seconds = min(stage.seconds, left)
     if seconds < LEAST:
-        return Outcome(stage.name, "no time left", optional=stage.optional)
+        outcome.outcome = "no time left"
+        return
     results = folder / "stage.json"
     results.unlink(missing_ok=True)
     output = folder / "stage.log"
     began = time.monotonic()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", VARIABLE: str(results), **stage.environment}
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            stage.command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            start_new_session=True,
-        )  # fmt: skip
-        code = ended(process, seconds)
-    took = time.monotonic() - began
-    text = output.read_text(errors="replace")
-    with (folder / "gpu_first_run.log").open("a") as log:
-        log.write(f"===== {stage.name}\n{text}\n")
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    outcome, why = judged(code, seconds, last)
-    kept = read_results(results)
-    return Outcome(stage.name, outcome, why, round(took, 1), kept, text[-SHOWN:], stage.optional)
-
-
-def read_results(path: Path) -> Any:
-    """What a stage has written; None if it wrote nothing, or ended while it wrote."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", VARIABLE: str(results)}
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                stage.command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                start_new_session=True,
+            )  # fmt: skip
+            code = ended(process, seconds)
+    finally:
+        outcome.seconds = round(time.monotonic() - began, 1)
+        text = output.read_text(errors="replace")
+        with (folder / "gpu_first_run.log").open("a") as log:
+            log.write(f"===== {stage.name}\n{text}\n")
+        outcome.tail = text[-SHOWN:]
+        outcome.results = json.loads(results.read_text()) if results.exists() else None
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    outcome.outcome, outcome.why = judged(code, seconds, last)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file at once: whoever reads it finds the old value or the new one."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(value, indent=1))
+    part.replace(path)
 
 
 def run_all(
@@ -147,14 +153,15 @@ def run_all(
     (folder / "gpu_first_run.log").unlink(missing_ok=True)
     began, outcomes = time.monotonic(), []
     for stage in stages:
-        outcomes.append(run_stage(stage, folder, seconds - (time.monotonic() - began)))
-        record = {"seconds": round(time.monotonic() - began, 1), "stages": [asdict(outcome) for outcome in outcomes]}
-        partial = folder / "gpu_first_run.json.part"
-        partial.write_text(json.dumps(record, indent=1))
-        partial.replace(folder / "gpu_first_run.json")
-        last = outcomes[-1]
-        show(f"{last.stage:18} {last.seconds:6.1f} s  {last.outcome}{f': {last.why}' if last.why else ''}")
-    for name in ("stage.json", "stage.log"):
+        last = Outcome(stage.name, optional=stage.optional)
+        outcomes.append(last)
+        try:
+            run_stage(stage, folder, seconds - (time.monotonic() - began), last)
+        finally:
+            spent = round(time.monotonic() - began, 1)
+            write_json(folder / "gpu_first_run.json", {"seconds": spent, "stages": [asdict(o) for o in outcomes]})
+            show(f"{last.stage:18} {last.seconds:6.1f} s  {last.outcome}{f': {last.why}' if last.why else ''}")
+    for name in ("stage.json", "stage.json.part", "stage.log"):
         (folder / name).unlink(missing_ok=True)
     return outcomes
 
@@ -179,18 +186,33 @@ def python_path() -> str:
     return os.pathsep.join(str(path) for path in paths if path)
 
 
+def interrupted(number: int, frame: Any) -> NoReturn:
+    """Ends this program by an exception, so that the stage that runs is ended and recorded first."""
+    signal.signal(number, signal.SIG_IGN)  # a second signal would stop the recording
+    sys.exit(128 + number)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=BUILT, help="folder of the results (default: build/gpu_first_run)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all stages together (default: 480)")
-    parser.add_argument("--only", default="", help="a pattern: run the stages whose names it is part of")
+    parser.add_argument("--only", default="", help="run only the stages whose names contain this text")
     chosen = parser.parse_args(words)
+    stages = [stage for stage in all_stages() if chosen.only in stage.name]
+    if not stages:
+        names = ", ".join(stage.name for stage in all_stages())
+        parser.error(f"--only: got {chosen.only!r}, wanted a part of one of the names {names}")
+    if not chosen.seconds >= LEAST:
+        parser.error(f"--seconds: got {chosen.seconds:g}, wanted at least {LEAST:g}")
     if names := unpacked(ROOT / "build" / "wheels", SITE):
         print(f"unpacked: {', '.join(names)}")
     os.environ["PYTHONPATH"] = python_path()
     os.environ.setdefault("TRITON_CACHE_DIR", str(BUILT / "triton"))
-    stages = [stage for stage in all_stages() if re.search(chosen.only, stage.name)]
-    outcomes = run_all(stages, chosen.out, chosen.seconds)
+    before = signal.signal(signal.SIGTERM, interrupted)
+    try:
+        outcomes = run_all(stages, chosen.out, chosen.seconds)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     bad = [outcome.stage for outcome in outcomes if outcome.bad]
     print(f"results: {chosen.out / 'gpu_first_run.json'}")
     print(f"{len(bad)} of {len(outcomes)} stages did not pass: {', '.join(bad)}" if bad else "all stages passed")

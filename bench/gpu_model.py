@@ -53,7 +53,7 @@ class Gpu:
         times = {
             "memory": kernel.bytes / self.bytes,
             "tensor cores": sum(flops / self.peak[kind] for kind, flops in kernel.flops.items()),
-            "instructions": (kernel.instructions + kernel.loop[self.name == "A100"]) / self.issue,
+            "instructions": (kernel.instructions + kernel.loop.get(self.name, 0.0)) / self.issue,
         }
         limit = max(times, key=times.__getitem__)
         return times[limit], limit
@@ -70,14 +70,14 @@ class Kernel:
     bytes: float = 0.0
     flops: dict[str, float] = field(default_factory=dict)
     instructions: float = 0.0
-    loop: tuple[float, float] = (0.0, 0.0)  # of hot loops, on an H100 and on an A100
+    loop: dict[str, float] = field(default_factory=dict)  # of hot loops, by the name of the GPU
 
 
 def ours_of(op: str, dtype: str, flops: float, bytes: float, instructions: float = 0.0) -> Kernel:
     """One of our products, with all instructions of its hot loop."""
     kinds = {"bfloat16": {"bf16": flops}, "bf16x2": {"bf16": 2 * flops}}.get(dtype, {"tf32": 3 * flops})
     h100, a100 = (32 * count * flops / UNIT for count in PER_PRODUCT[op, dtype])
-    return Kernel(bytes, kinds, instructions, (h100, a100))
+    return Kernel(bytes, kinds, instructions, {"H100": h100, "A100": a100})
 
 
 WAYS = {

@@ -2,7 +2,8 @@
 """A small convolutional network, fitted, sampled, saved and loaded on a device: for gpu_stages.py.
 
 The numbers are judged by the rule of the tests: the error against a run in float64 on the CPU is compared with the
-error of plain PyTorch in float32 on the CPU. Plain PyTorch is the same package without its kernels.
+error of plain PyTorch in float32 on the CPU. Plain PyTorch is the same package without its kernels. On a GPU, torch
+takes TF32 for float32 convolutions unless it is told otherwise: here only for the times at "high".
 """
 
 import tempfile
@@ -40,6 +41,15 @@ def without_kernels() -> Iterator[None]:
         backend.BUILD = built
 
 
+@contextmanager
+def convolutions(allow_tf32: bool) -> Iterator[None]:
+    """A context in which torch takes TF32 for the convolutions of a GPU, or float32."""
+    names = ("enabled", "benchmark", "benchmark_limit", "deterministic")
+    kept = {name: getattr(torch.backends.cudnn, name) for name in names}
+    with torch.backends.cudnn.flags(**kept, allow_tf32=allow_tf32):
+        yield
+
+
 def images(samples: int, side: int, channels: int) -> tuple[Tensor, Tensor]:
     """Images (samples, channels, side, side) of ten classes, each a pattern of its own with noise, and the classes."""
     numbers = torch.Generator().manual_seed(0)
@@ -48,10 +58,10 @@ def images(samples: int, side: int, channels: int) -> tuple[Tensor, Tensor]:
     return patterns[classes] + torch.randn(samples, channels, side, side, generator=numbers), classes
 
 
-def trained(samples: int, side: int, channels: tuple[int, ...]) -> tuple[nn.Module, Tensor, Tensor]:
-    """A trained network, and the data that it was trained on."""
+def trained(samples: int, side: int, channels: tuple[int, ...], device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network trained on a device, and its data, on the CPU."""
     x, classes = images(samples, side, channels[0])
-    network = cnn(channels, image_size=side, kernel_size=3, classes=CLASSES, seed=0)
+    network = cnn(channels, image_size=side, kernel_size=3, classes=CLASSES, seed=0).to(device)
     return train(network, x, classes, epochs=2).eval(), x, classes
 
 
@@ -60,13 +70,14 @@ def sampled(reference: nn.Module, x: Tensor, classes: Tensor, device: str) -> tu
     return model, model.sample(**SAMPLED)[0]
 
 
+@convolutions(allow_tf32=False)
 def compare(device: str) -> dict[str, Any]:
     """The error of a sampled network on a device, and whether it is the same after `save` and `load`.
 
     Raises:
         AssertionError: the error is too large, or the loaded network has other bits.
     """
-    reference, x, classes = trained(**SMALL)
+    reference, x, classes = trained(**SMALL, device="cpu")
     tests = x[:200]
     with without_kernels(), torch.no_grad():
         _, plain = sampled(reference, x, classes, "cpu")
@@ -109,9 +120,10 @@ def wait(device: str) -> None:
 def times(device: str, sizes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Seconds of `fit` with `sample` and of a forward pass: with our kernels, and in plain PyTorch.
 
-    The forward pass is timed at both precisions of float32 products. At "high", torch takes TF32.
+    The forward pass is timed at both precisions of float32 products. At "high", torch takes TF32, for convolutions,
+    too; all else is in float32.
     """
-    reference, x, classes = trained(**(sizes or LARGE))
+    reference, x, classes = trained(**(sizes or LARGE), device=device)
     there = x.to(device)
     _, network = sampled(reference, x, classes, device)
     wide = network.materialize().eval()
@@ -120,12 +132,13 @@ def times(device: str, sizes: dict[str, Any] | None = None) -> dict[str, Any]:
     def whole() -> None:
         sampled(reference, x, classes, device)
 
-    rows["fit and sample, ours"] = seconds(whole, 3, device)
-    with without_kernels():
-        rows["fit and sample, plain torch"] = seconds(whole, 3, device)
+    with convolutions(allow_tf32=False):
+        rows["fit and sample, ours"] = seconds(whole, 3, device)
+        with without_kernels():
+            rows["fit and sample, plain torch"] = seconds(whole, 3, device)
     forward = {"ours": network, "plain torch": wide}
-    with torch.no_grad():
-        for precision in ("highest", "high"):
+    for precision in ("highest", "high"):
+        with torch.no_grad(), convolutions(allow_tf32=precision == "high"):
             for name, module in forward.items():
                 run = at_precision(precision, partial(module, there))
                 rows[f"forward at {precision}, {name}"] = seconds(run, 5, device)

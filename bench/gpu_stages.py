@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the stages of the first run on a GPU do (gpu_first_run.py): `python bench/gpu_stages.py STAGE ...`.
+"""What the stages of the first run on a GPU do. gpu_first_run.py starts them, with the paths that they need.
+
+To run one stage: `python bench/gpu_first_run.py --only STAGE`.
 
 A stage that needs a CUDA device and has none does what the CPU can do, and then says that it was not run. An error of
 that part is an error of the stage.
@@ -14,12 +16,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import xml.etree.ElementTree
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gpu_first_run import NOT_RUN, ROOT, VARIABLE
+from gpu_first_run import NOT_RUN, ROOT, VARIABLE, write_json
 
 IMPORTED = (
     "torch",
@@ -32,7 +36,9 @@ IMPORTED = (
     "pytest",
     "pytest_benchmark",
 )
+BENCH = ROOT / "bench" / "bench_gpu.py"
 TESTS = ROOT / "tests" / "csrc" / "test_gpu.py"
+FOUND = 99  # status of compute-sanitizer that has found something; else it is that of the program
 REFUSED = "Device not supported"  # what compute-sanitizer says where a debugger cannot reach the GPU
 
 results: dict[str, Any] = {}
@@ -42,7 +48,7 @@ def put(**values: Any) -> None:
     """Keep results, whatever comes after them."""
     results.update(values)
     if path := os.environ.get(VARIABLE):
-        Path(path).write_text(json.dumps(results))
+        write_json(Path(path), results)
     print(*(f"{name}: {value}" for name, value in values.items()), sep="\n")
 
 
@@ -66,6 +72,22 @@ def said_by(*command: str) -> str:
     return next((line.strip() for line in lines if re.search(r"\d\.\d", line)), "")
 
 
+def too_old() -> list[str]:
+    """What the build needs, by pyproject.toml, and finds in an older version."""
+
+    def numbers(version: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", version)]
+
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    pairs = [requirement.split(">=") for requirement in requires]
+    versions = {name: metadata.version(name) for name, _ in pairs}
+    return [
+        f"{name} {versions[name]}: wanted {wanted} or newer"
+        for name, wanted in pairs
+        if numbers(versions[name]) < numbers(wanted)
+    ]
+
+
 # --- the stages ---
 
 
@@ -77,6 +99,9 @@ def environment() -> None:
         put(**{tool: said_by(tool, "--version") or "not installed"})
     if missing:
         sys.exit(f"missing: {', '.join(missing)} (make gpu-wheels brings small ones along)")
+    put(**{name: metadata.version(name) for name in ("setuptools", "pybind11")})
+    if old := too_old():
+        sys.exit("; ".join(old))
     import numpy
     import torch
     import triton
@@ -132,12 +157,15 @@ def tests() -> None:
     shared = ["--numprocesses=4"] * (has_device() and importlib.util.find_spec("xdist") is not None)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *shared]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *shared]
         code = subprocess.run([*command, f"--junitxml={report}", str(TESTS)], cwd=ROOT).returncode
+        if not report.exists():
+            sys.exit(f"pytest ended with status {code} and without a report")
         suite = xml.etree.ElementTree.parse(report).getroot().find("testsuite")
     assert suite is not None
     counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    put(**counts, failed=[case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None])
+    wrong = [case for case in suite.iter("testcase") if {"failure", "error"} & {part.tag for part in case}]
+    put(**counts, failed=[case.get("name") for case in wrong])
     if code:
         sys.exit(f"{counts['failures']} of {counts['tests']} tests failed, {counts['errors']} errors")
     if not has_device():
@@ -157,17 +185,21 @@ def network() -> None:
 
 def timings() -> None:
     """The short form of `make bench-gpu`. Without a device, the same lines run on the CPU, on little data, untimed."""
+    import pytest
+
+    there = has_device()
+    os.environ |= {"RAINBOW_FAST_GPU_SHORT": "1"} | ({} if there else {"RAINBOW_FAST_GPU": "cpu"})
+    wrong = []
+    names = re.findall(r"^bench_\w+", BENCH.read_text(), re.M)
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "timings.json"
-        command = [sys.executable, "-m", "pytest", "bench/bench_gpu.py", "-q", "-p", "no:cacheprovider"]
-        there = has_device()
-        timed = [f"--benchmark-json={report}"] if there else ["--benchmark-disable"]
-        chosen = {"RAINBOW_FAST_GPU_SHORT": "1"} | ({} if there else {"RAINBOW_FAST_GPU": "cpu"})
-        code = subprocess.run([*command, *timed], cwd=ROOT, env={**os.environ, **chosen}).returncode
-        if there and report.exists():
-            put(rows=[row_of(entry) for entry in json.loads(report.read_text())["benchmarks"]])
-    if code:
-        sys.exit(f"pytest ended with status {code}")
+        for name in names:  # one by one, so that rows are kept when the time ends
+            report = Path(folder) / f"{name}.json"
+            timed = f"--benchmark-json={report}" if there else "--benchmark-disable"
+            wrong += [name] * bool(pytest.main([f"{BENCH}::{name}", "-q", "-p", "no:cacheprovider", timed]))
+            if there and report.exists() and report.stat().st_size:  # it is empty if no line was timed
+                put(**{name: [row_of(entry) for entry in json.loads(report.read_text())["benchmarks"]]})
+    if wrong:
+        sys.exit(f"wrong: {', '.join(wrong)}")
     if not there:
         not_run("no CUDA device: the lines ran on the CPU, on little data, and were not timed")
 
@@ -186,25 +218,26 @@ def sanitize(tool: str, kernels: str) -> None:
         not_run("no CUDA device")
     if not (sanitizer := shutil.which("compute-sanitizer")):
         not_run("compute-sanitizer is not installed")
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "99", "--target-processes", "all", sys.executable]
+    command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "all", sys.executable]
     caching = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else an access past a tensor meets memory that torch holds
-    done = subprocess.run(
-        [*command, __file__, "smoke", kernels], cwd=ROOT, env={**os.environ, **caching}, text=True,
+    lines = []
+    with subprocess.Popen(
+        [*command, __file__, "smoke", kernels], cwd=ROOT, env={**os.environ, **caching}, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    print(done.stdout)
-    summary = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY: .*", done.stdout, re.M)
-    if REFUSED in done.stdout or not summary:
-        not_run(f"compute-sanitizer refuses: {refusal(done.stdout)}")
-    put(summary=summary[-1].strip("= "))
-    if done.returncode:
-        sys.exit(summary[-1])
-
-
-def refusal(text: str) -> str:
-    """The line in which compute-sanitizer says why."""
-    lines = [line.strip("= ") for line in text.splitlines() if line.startswith("===")]
-    return next((line for line in lines if REFUSED in line), lines[-1] if lines else "it prints nothing")
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:  # at once, because the time may end
+            print(line, end="", flush=True)
+            lines.append(line.strip("= \n"))
+    code = process.returncode
+    if refusal := next((line for line in lines if REFUSED in line), ""):
+        not_run(f"compute-sanitizer refuses: {refusal}")
+    summary = [line for line in lines if re.match("(ERROR|RACECHECK) SUMMARY: ", line)]
+    if not summary:
+        sys.exit(f"compute-sanitizer ended with status {code} and no summary")
+    put(summary=summary[-1])
+    if code:
+        sys.exit(summary[-1] if code == FOUND else f"the stage smoke ended with status {code}")
 
 
 STAGES: dict[str, Callable[..., None]] = {

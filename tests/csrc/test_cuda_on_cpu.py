@@ -5,9 +5,11 @@ import ctypes
 import os
 import shutil
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sanitize_order
 import torch
 from cuda_on_cpu import build
 from here import differing_bits, draw
@@ -298,3 +300,26 @@ def test_random_numbers(guarded, op: str, tile: tuple[int, int, int, int, int], 
         code = backend.CODE[dtype]
         getattr(build.load().cuda, op)(out.data_ptr(), code, rows, cols, whole.stride(0), at, HERE)
         assert differing_bits(out, expected) == 0 and whole[:, :gap].isnan().all()
+
+
+def test_an_unknown_kind_of_build_is_refused() -> None:
+    with pytest.raises(ValueError, match="kind: got 'thread', wanted one of '', 'sanitize', 'order'"):
+        build.build("thread")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_addresses_are_not_random_under_thread_sanitizer(
+    refused: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    present, asked = 0x0000008, []
+
+    def personality(flags: int) -> int:
+        if flags == 0xFFFFFFFF:  # the question of personality(2)
+            return present
+        asked.append(flags)
+        return -1 if refused else present
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(personality=personality))
+    sanitize_order.keep_addresses()
+    assert asked == [present | 0x0040000]  # ADDR_NO_RANDOMIZE of <sys/personality.h>
+    assert ("personality(2) is refused here" in capsys.readouterr().err) == refused

@@ -30,6 +30,12 @@ BUILT = ROOT / "build" / "sanitize" / "_C.so"
 # What else the extension exports.
 NO_KERNELS = {"caches", "set_caches", "amx_is_refused", "levels", "use", "advise_huge_pages", "cuda"}
 
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0:malloc_fill_byte=255:max_malloc_fill_size=1073741824",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "PYTHONMALLOC": "malloc",  # so that the leak check sees the objects of Python
+}
+
 
 class Cuda:
     """The CUDA kernels as one more level. The number of threads selects the order of blocks, warps and lanes."""
@@ -120,21 +126,15 @@ def leaks() -> str:
     return said if BUILT.name in said or "csrc/" in said else ""
 
 
-def preload() -> None:
-    """Starts this program again with the runtime of the sanitizers, which must be the first library of a process."""
-    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+def preload(runtime: str, environment: dict[str, str]) -> None:
+    """Starts this program again with the runtime of a sanitizer, which must be the first library of a process."""
+    if runtime in os.environ.get("LD_PRELOAD", ""):
         return
     cxx = shlex.split(os.environ.get("CXX") or "c++")
-    files = [[*cxx, f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]
+    files = [[*cxx, f"-print-file-name={name}"] for name in (runtime, "libstdc++.so")]
     libraries = [subprocess.run(file, check=True, capture_output=True, text=True).stdout.strip() for file in files]
-    environment = {
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=1:leak_check_at_exit=0:malloc_fill_byte=255:max_malloc_fill_size=1073741824",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "PYTHONMALLOC": "malloc",  # so that the leak check sees the objects of Python
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
+    shared = {"LD_PRELOAD": " ".join(libraries), "OPENBLAS_NUM_THREADS": "1"}
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **shared, **environment})
 
 
 def main() -> None:
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("-v", action="store_true", help="print each call before it is made")
     options = parser.parse_args()
     build.build("sanitize")
-    preload()
+    preload("libasan.so", OPTIONS)
     np.seterr(all="ignore")  # some numbers are infinite
     C = load(BUILT, "sanitize")
     exported = {name for name in dir(C) if not name.startswith("_")} - NO_KERNELS

@@ -9,20 +9,18 @@ results compared with float64.
 
 import argparse
 import ctypes
-import os
-import shlex
-import subprocess
 import sys
 import time
 from functools import partial
 
 import numpy as np
 from cuda_on_cpu import build
-from sanitize import Cuda, check, dies
+from sanitize import Cuda, check, dies, preload
 from sanitize_calls import KERNELS
 
 KIND = "order"
-NO_RANDOM_ADDRESSES = 0x0040000  # of personality(2); the sanitizer wants memory where it expects it
+OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+NO_RANDOM_ADDRESSES, PRESENT = 0x0040000, 0xFFFFFFFF  # of personality(2): a flag, and the question which are set
 FAULTS = {"none": False, "no wait": False, "no barrier": True, "overwrites what others read": True}  # of the pipeline
 STEPS = 5
 
@@ -47,18 +45,11 @@ def check_that_missing_barriers_are_found() -> None:
     print("a missing barrier is found, in every order", flush=True)
 
 
-def preload() -> None:
-    """Starts this program again with the runtime of the sanitizer, which must be the first library of a process."""
-    if "libtsan" in os.environ.get("LD_PRELOAD", ""):
-        return
-    cxx = shlex.split(os.environ.get("CXX") or "c++")
-    names = ("libtsan.so", "libstdc++.so")
-    libraries = [subprocess.check_output([*cxx, f"-print-file-name={name}"], text=True).strip() for name in names]
-    environment = {
-        "LD_PRELOAD": " ".join(libraries), "TSAN_OPTIONS": "halt_on_error=1 exitcode=66", "OPENBLAS_NUM_THREADS": "1",
-    }  # fmt: skip
-    ctypes.CDLL(None).personality(NO_RANDOM_ADDRESSES)
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **environment})
+def keep_addresses() -> None:
+    """From the next start of a program on, its addresses are not random: ThreadSanitizer wants memory at fixed ones."""
+    personality = ctypes.CDLL(None).personality
+    if personality(personality(PRESENT) | NO_RANDOM_ADDRESSES) == -1:
+        print("personality(2) is refused here: ThreadSanitizer may not start, as addresses are random", file=sys.stderr)
 
 
 def main() -> None:
@@ -67,7 +58,8 @@ def main() -> None:
     parser.add_argument("--seed", default="", help="any text, for other calls")
     options = parser.parse_args()
     build.build(KIND)
-    preload()
+    keep_addresses()
+    preload("libtsan.so", OPTIONS)
     np.seterr(all="ignore")  # some numbers are infinite
     check_that_missing_barriers_are_found()
     machine = Cuda(KIND)

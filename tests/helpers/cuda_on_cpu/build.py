@@ -44,6 +44,8 @@ KINDS = {"": OPTIMISE, "sanitize": SANITIZE, "order": ORDER}
 
 def build(kind: str = "") -> Path:
     """Brings the module of a kind up to date and returns its path. Another process that asks for it waits."""
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}, wanted one of {', '.join(map(repr, KINDS))}")
     plain = ROOT / "build" / "cuda_on_cpu"
     folder = plain / kind
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What ThreadSanitizer is told in a build for it (RF_TSAN): each thread of a block is a thread to it, and a switch from
 // one to the next orders nothing. Only barriers do, so that a missing one is a data race in whatever order the threads
-// run. Shuffles and products order nothing either, as on a GPU. In other builds all of this is empty.
+// run. Shuffles and products order nothing either, as on a GPU. Blocks run one after another and are ordered, so races
+// between blocks are not found. In other builds all of this is empty.
 //
 // Kernels are instrumented. The emulation is not: it touches the memory of all lanes, and says here what a lane does.
 #pragma once
