@@ -73,10 +73,8 @@ class EachFeature(Stored):
             alone = slice(f, None, F) if sums[0].dim() == 3 else slice(None)
             M = sums[0][f] if sums[0].dim() == 3 else sums[0][:, f::F]
             a, b, of_phi = centers[0][alone], centers[1][f::F], (sums[1][f::F], sums[2][f::F])
-            if sigma["activation"] == MODULUS:
-                _add_moduli(site, x[:, alone], (u, shift, sigma), (a, b), (M, *of_phi))
-            else:
-                _add_linear(site, x[:, alone], (u, shift, sigma), (a, b), (M, *of_phi))
+            add = _add_moduli if sigma["activation"] == MODULUS else _add_linear
+            add(site, x[:, alone], (u, shift, sigma), (a, b), (M, *of_phi))
 
 
 EACH = EachFeature()
