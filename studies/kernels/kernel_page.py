@@ -79,12 +79,12 @@ def _section(records: list[Record]) -> str:
         if r["arm"] == arm
     ]
     wide = [r for r in records if "factor" in r]
-    factors = sorted({_factor(r) for r in wide})
+    factors = sorted({r["factor"] for r in wide})
     rows = []
     for arm in (SAMPLED, REFIT):
         cells = []
         for factor in factors:
-            (mean,), (std,) = over_networks([[r["accuracy"] for r in wide if r["arm"] == arm and _factor(r) == factor]])
+            (mean,), (std,) = over_networks([[r["accuracy"] for r in wide if r["arm"] == arm and r["factor"] == factor]])
             cells.append(f"{100 * mean:.1f}" + ("" if math.isnan(std) else f" ± {100 * std:.1f}"))
         rows.append([arm, *cells])
     sizes = ["infinite" if factor == math.inf else f"x{factor:g}" for factor in factors]
@@ -102,7 +102,7 @@ def figure(records: Sequence[Record]) -> Figure:
     architectures = list(dict.fromkeys(record["architecture"] for record in records))
     drawn = blank_figure(5.4 * len(architectures), 4.4)
     for axes, name in zip(drawn.subplots(1, len(architectures), squeeze=False)[0], architectures, strict=True):
-        mine = [r | {"factor": _factor(r)} if "factor" in r else r for r in records if r["architecture"] == name]
+        mine = [r for r in records if r["architecture"] == name]
         rows, infinite = placed([r for r in mine if "factor" in r])
         dress(axes, sorted({r["factor"] for r in rows}), infinite)
         for arm, colour, marker in zip((SAMPLED, REFIT), COLOURS, MARKERS, strict=False):
@@ -117,7 +117,3 @@ def figure(records: Sequence[Record]) -> Figure:
         axes.set_ylabel("test accuracy (%)", fontsize=11.5)
         axes.legend(fontsize=9.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     return drawn
-
-
-def _factor(record: Record) -> float:
-    return float(record["factor"])

@@ -122,10 +122,10 @@ class LimitActivation(RainbowActivation):
             (rows.view(-1, len(self.pooling), rows.shape[1]), None if t is None else t.view(-1, len(self.pooling)))
             for rows, t in sides
         )
-        total = u.new_zeros(len(x), len(y))
+        total, neurons = u.new_zeros(len(x), len(y)), self.neurons
         for p, q in self.pooling.nonzero().tolist():
             shifts = (None if a is None else a[:, p], None if b is None else b[:, q])
-            total.add_(self.neurons(x[:, p], y[:, q], *shifts), alpha=float(self.pooling[p, q]))
+            total.add_(neurons(x[:, p], y[:, q], *shifts), alpha=float(self.pooling[p, q]))
         return total
 
     @property
