@@ -264,14 +264,15 @@ def grid(words: Words) -> list[SampleOptions]:
         widths = numbers("--widths", chosen.widths, infinite=True)
         sizes = [{"width": INFINITE if width == INFINITE else int(width)} for width in widths]
     shared, methods = values(SampleOptions, words), names("--methods", chosen.methods)
-    total = len(methods) * len(sizes) * chosen.networks
+    counts = [1 if INFINITE in size.values() else chosen.networks for size in sizes]  # the limit is not random
+    total = len(methods) * sum(counts)
     if total > LARGEST_GRID:
         raise ValueError(f"--networks: wanted at most {LARGEST_GRID} networks of all widths and methods, got {total}")
     return [
         SampleOptions(method=method, network_index=network, **size, **shared)
         for method in methods
-        for size in sizes
-        for network in range(1 if INFINITE in size.values() else chosen.networks)
+        for size, count in zip(sizes, counts, strict=True)
+        for network in range(count)
     ]
 
 
