@@ -129,8 +129,9 @@ class Report(Results):
         metric: the values of the option `metric` under the same keys, empty without it. There are no accuracies then.
         accuracy_profile: held-out accuracies, or values of the metric, with only the first j sites sampled, for every
             j; None unless the option `accuracy_profile` is set.
-        ridge: ridge parameter of a refit classifier, relative to the mean eigenvalue of the features' covariance; at
-            infinite width to the mean diagonal of their centred kernel. None without one.
+        ridge: ridge parameter of a refit classifier, relative to the mean eigenvalue of the covariance of the features
+            that it reads; at infinite width, of the m features ``R^{-T} k``. For m = N this is the mean diagonal of the
+            centred kernel. None without a refit classifier.
         storage: where activations were stored between two sites.
         references: number of references. Several are aligned to their mean.
     """

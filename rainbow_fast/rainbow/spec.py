@@ -157,6 +157,8 @@ class NetworkSpec:
             raise ValueError(
                 f"classifier='refit': the last site {last.site.name!r} is not sampled; wanted 'refit_aligned'"
             )
+        if classifier == "refit":
+            trace.tail().features(torch.zeros(1, *last.phi_shape, dtype=align.dtype, device=align.device))
 
 
 def in_precision(options: SampleOptions, data: Data) -> SampleOptions:

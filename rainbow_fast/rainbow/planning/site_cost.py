@@ -186,7 +186,7 @@ class SiteCount:
         sizes = self.sizes
         if self.route.name != LIMIT:
             return self.features(sizes.align)
-        pairs = (sizes.align + self.images) * self.images * self.pixels  # as after a Flatten, of equal positions
+        pairs = sizes.align * self.images * self.pixels  # as after a Flatten, of equal positions
         return Work(2 * self.r * pairs, features=PAIR * self.kernels * pairs)
 
     def elementwise(self) -> Work:

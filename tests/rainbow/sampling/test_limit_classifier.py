@@ -160,8 +160,25 @@ def test_damaged_pooling(tmp_path) -> None:
             rf.load(path, flattened())
 
 
+class Viewing(nn.Module):
+    """Flattens to a number of features that it names itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.activation, self.last = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.activation(self.conv(x)).view(-1, 64))
+
+
 def test_layers_that_need_their_channels() -> None:
-    reference = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Unflatten(1, (64,)), nn.Linear(64, 3))
     x, y = data(averaged)
-    with pytest.raises(ValueError, match="classifier"):
-        rf.sample(reference.double(), (x, y), holdout=0, factor=math.inf, classifier="refit")
+    options = {"factor": math.inf, "classifier": "refit"}
+    message = "it can be refit only if the layers before it accept any number of channels; .* accept only 4"
+    model = rf.fit(Viewing().double(), (x, y), holdout=0)
+    steps: list[str] = []
+    with pytest.raises(ValueError, match=message):
+        model.sample(**options, progress=lambda done, total, what: steps.append(what))
+    assert steps == []
+    with pytest.raises(ValueError, match=message):
+        model.plan(**options)
