@@ -33,9 +33,9 @@ class SiteReport:
 
     All errors are squared and relative. Held-out errors are None if no data was held out.
 
-    Undefined numbers are NaN, and null in JSON, where infinite ones are "inf". An error is undefined if phi has power or
-    variance 0, or if data is not finite. Similarity, effective rank and condition are undefined if phi is constant and
-    the method has an offset.
+    Undefined numbers are NaN, and null in JSON, where infinite ones are "inf". An error is undefined if phi has power
+    or variance 0, or if data is not finite. Similarity, effective rank and condition are undefined if phi is constant
+    and the method has an offset.
 
     Attributes:
         index: place in the list of all sites.
