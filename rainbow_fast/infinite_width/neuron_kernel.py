@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from rainbow_fast.arguments import between, tensor
 from rainbow_fast.infinite_width.expectations import expectations
-from rainbow_fast.infinite_width.hermite import Function
 from rainbow_fast.infinite_width.kernels import expected_kernel, expected_mean, expected_power
 
 SMOOTHING = between(0, math.inf, "a finite number from 0", open_high=True)
@@ -43,7 +43,7 @@ class NeuronKernel:
     Source: Efron and Tibshirani, "An introduction to the bootstrap" (1993), section 16.5.
     """
 
-    activation: str | Function = "relu"
+    activation: str | Callable[[Tensor], Tensor] = "relu"
     negative_slope: float = 0.01
     centers: Tensor | None = None
     smoothing: float = 1.0
