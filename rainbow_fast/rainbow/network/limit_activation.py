@@ -113,6 +113,7 @@ class LimitActivation(RainbowActivation):
         K = torch.empty(len(u) // positions, len(self.rows) // positions, dtype=torch.float64, device=u.device)
         for at, k in self.kernel_in_blocks(u, shift):
             K[at] = k
+            del k  # freed before the next block is computed
         return K
 
     @property
@@ -171,6 +172,7 @@ class _InBlocks:
         y = u.new_empty(len(u) // site.positions_of_a_sample, len(A))
         for at, k in site.kernel_in_blocks(u, shift):
             y[at] = k @ A.T
+            del k  # freed before the next block is computed
         return y if site.flattened else select(y.view(len(z), *z.shape[2:], len(A)).movedim(-1, 1))
 
 

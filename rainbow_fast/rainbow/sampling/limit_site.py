@@ -81,6 +81,7 @@ class LimitSite(SampledSite):
             x = as_rows(select(phi)).double()
             for at, k in self.activation.kernel_in_blocks(u, shift):
                 self.moments.update(x[at], k)
+                del k  # freed before the next block is computed
             power += float(neurons.power(u, shift).sum())
             active += float(neurons.activity(u, shift).sum())
             self.tick(f"{self.site.name}: moments")
@@ -150,9 +151,10 @@ class LimitSite(SampledSite):
         all images this is the mean diagonal of the centred kernel.
         """
         assert self._embedded is not None and self.align.data.labels is not None
-        whole, (us, shifts) = self.activation, zip(*self._embedded, strict=True)
-        u, shift = torch.cat(us), None if shifts[0] is None else torch.cat(shifts)
-        self._embedded = None
+        whole, parts, self._embedded = self.activation, self._embedded, None
+        u, shifts = torch.cat([part for part, _ in parts]), [part for _, part in parts if part is not None]
+        shift = torch.cat(shifts) if shifts else None
+        del parts, shifts  # freed before the kernel is computed
         pooling = _pooling(tail, self.statistics.phi_shape, u) if len(self.statistics.phi_shape) > 1 else None
         readout = LimitActivation(
             refit_site(self.site, tail, flattened=pooling is not None),
@@ -166,6 +168,7 @@ class LimitSite(SampledSite):
         chosen = images.repeat_interleave(positions)
         readout.rows, readout.shifts = u[chosen], None if shift is None else shift[chosen]
         k = readout.whole_kernel(u, shift)
+        del u, shift
         factor = factored(k[images])
         features = torch.linalg.solve_triangular(factor, k, upper=True, left=False, out=k)
         B, b, self.ridge = ridge_classifier(features, self.align.data.labels, tail.last.out_features)
