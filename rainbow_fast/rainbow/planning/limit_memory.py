@@ -20,10 +20,16 @@ class LimitMemory(SiteMemory):
     """As `SiteMemory`, of a site whose features enter by their kernel with `columns` rows. All is in float64."""
 
     def _accumulate(self) -> int:
-        """The sums of M, and a block of the kernel, with the same about its center; X if all samples are rows."""
-        block = 8 * min(BLOCK, self.site.samples * self.site.columns)
-        computed = _block_bytes(self.site.samples, self.site.columns)
-        return super()._accumulate() + self._X + max(2 * block, computed)
+        """The sums of M, a product that is added to them, phi of a chunk, and a block of the kernel, also centred.
+
+        X in addition, if all samples are rows.
+        """
+        site = self.site
+        sums = 2 * 8 * site.rows * site.columns + VECTORS * 8 * site.columns
+        phi = 8 * min(self._chunk * site.pixels, site.samples) * site.rows
+        block = 8 * min(BLOCK, site.samples * site.columns)
+        computed = _block_bytes(site.samples, site.columns)
+        return sums + phi + self._maps + self._X + max(2 * block, computed)
 
     def _solve(self) -> int:
         """The square root of M M^T; or the kernel of the rows and its factor, and the polar factor beside that."""
