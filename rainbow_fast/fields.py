@@ -14,6 +14,7 @@ from dataclasses import field, fields, replace
 from typing import Any, NamedTuple, Self
 
 from rainbow_fast.arguments import Check
+from rainbow_fast.io import infinite
 
 
 class Former(NamedTuple):
@@ -59,7 +60,7 @@ class Options:
             TypeError: a name is not an option; the message suggests the most similar one.
             ValueError, TypeError: a value is not valid.
         """
-        (options,) = collect((), {name: _infinite(value) for name, value in words.items()}, cls, where=where)
+        (options,) = collect((), infinite(words), cls, where=where)
         return options
 
 
@@ -188,10 +189,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and math.isinf(value):
         return str(value)
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
-
-
-def _infinite(value: Any) -> Any:
-    """The value, with math.inf in the place of "inf", also in a dict."""
-    if isinstance(value, Mapping):
-        return {name: _infinite(each) for name, each in value.items()}
-    return math.inf if isinstance(value, str) and value == "inf" else value

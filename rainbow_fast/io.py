@@ -22,6 +22,7 @@ from rainbow_fast.owner import Owner
 
 PREFIX, PART = ".rainbow_fast-", ".part"  # of the name of an unfinished file, with its owner and a random number
 HASHED = 2**24  # numbers of a tensor that are hashed at a time
+INFINITIES = {"inf": math.inf, "-inf": -math.inf}  # numbers by the text that stands for them in JSON
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the quota, or the limit of the process is exhausted
 
 
@@ -141,8 +142,20 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
-    """`json.dumps`, with null for numbers that are not finite, because JSON cannot represent them."""
+    """`json.dumps`, with "inf" and "-inf" for infinite numbers and null for NaN, because JSON has none of them.
+
+    `infinite` is the way back from "inf".
+    """
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def infinite(value: Any) -> Any:
+    """The value with numbers in the place of "inf" and "-inf", also in dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: infinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [infinite(item) for item in value]
+    return INFINITIES.get(value, value) if isinstance(value, str) else value
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -151,7 +164,7 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the records that `write_records` wrote; an empty list if there is no file.
+    """Read the records that `write_records` wrote, with `infinite` numbers; an empty list if there is no file.
 
     Raises:
         ValueError: a line is not JSON; the message gives its number.
@@ -159,7 +172,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
         try:
-            records.append(json.loads(line))
+            records.append(infinite(json.loads(line)))
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
     return records
@@ -182,4 +195,6 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)

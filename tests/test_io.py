@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Files are written completely or not at all, on real file systems."""
 
+import math
 import os
 import stat
 import subprocess
@@ -155,8 +156,11 @@ def test_a_killed_process_leaves_what_was_there(tmp_path):
 
 def test_records_that_are_not_json_are_named(tmp_path):
     path = tmp_path / "records.jsonl"
-    write_records(path, [{"a": float("nan")}])
-    assert read_records(path) == [{"a": None}] and read_records(tmp_path / "none") == []
+    inf = math.inf
+    write_records(path, [{"a": float("nan"), "b": [inf, {"c": -inf}], "d": "infinite"}])
+    assert '"b": ["inf", {"c": "-inf"}]' in path.read_text()
+    assert read_records(path) == [{"a": None, "b": [inf, {"c": -inf}], "d": "infinite"}]
+    assert read_records(tmp_path / "none") == []
     for text in ("{", "[" * 100_000):
         path.write_text(f'{{"a": 1}}\n{text}\n')
         with pytest.raises(ValueError, match="records.jsonl: line 2 is not JSON"):

@@ -9,7 +9,6 @@ from torch import Tensor
 from rainbow_fast.arguments import integer
 from rainbow_fast.infinite_width import NeuronKernel
 from rainbow_fast.maps import as_rows, channels_first
-from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.network.limit_activation import LimitActivation
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork
 
@@ -28,7 +27,7 @@ class SiteKernel:
 
     Args:
         network: a sampled network.
-        site: name of a sampled site of Gaussian rows; None (default) for the last one.
+        site: name of a sampled site of infinitely many neurons, or of Gaussian rows; None (default) for the last one.
         batch_size: images that the network runs on at a time.
 
     Attributes:
@@ -47,14 +46,17 @@ class SiteKernel:
         self.network, self.site = network, network.sampled[-1] if site is None else site
         self.batch_size = integer("batch_size", batch_size, 1)
         self._activation = network.site(self.site)
-        how = self._activation.kind.expected()
-        if how is None or not (self._activation.n == INFINITE or self._activation.drawn.implicit):
-            raise ValueError(
-                f"site {self.site!r} has no closed form: wanted Gaussian rows (law='gaussian'), without pooling, of a "
-                "known activation"
-            )
         at = self._activation
-        self._neurons = at.neurons if isinstance(at, LimitActivation) else NeuronKernel(**how)
+        if isinstance(at, LimitActivation):
+            self._neurons = at.neurons
+            return
+        how = at.kind.expected()
+        if how is None or not at.drawn.implicit:
+            raise ValueError(
+                f"site {self.site!r} has no closed form: wanted infinitely many neurons, or Gaussian rows "
+                "(law='gaussian'), without pooling, of a known activation"
+            )
+        self._neurons = NeuronKernel(**how)
 
     @torch.no_grad()
     def embedded(self, x: Tensor) -> Tensor:

@@ -31,9 +31,7 @@ class CostGrid:
     Attributes:
         title: name of the trained network.
         costs: the cost of one network for each method and width.
-        networks: number of networks of each method and width, of which there is only one at infinite width. All are
-            sampled after one fit.
-        groups: the networks that are sampled together.
+        groups: the networks that are sampled together. All are sampled after one fit.
         storage: where the activations of the largest group are stored.
         lane: bytes of memory of the stored activations of one network.
         data: bytes of memory of the samples and labels that are read.
@@ -41,7 +39,6 @@ class CostGrid:
 
     title: str
     costs: list[tuple[Job, Cost]]
-    networks: int
     groups: list[list[Job]]
     storage: Storage
     lane: int
@@ -59,7 +56,8 @@ class CostGrid:
 
     def count(self, job: Job) -> int:
         """The number of networks of the method and width of a job."""
-        return 1 if job.infinite else self.networks
+        kind = job.options.method, job.width
+        return sum((each.options.method, each.width) == kind for group in self.groups for each in group)
 
     @property
     def peak_bytes(self) -> int:
@@ -71,8 +69,8 @@ class CostGrid:
         return self.data + max(c.peak_bytes + (self.together - 1) * (c.disk_bytes + lane) for _, c in self.costs)
 
     def to_json(self) -> str:
-        costs = [_size(job) | cost.to_dict() for job, cost in self.costs]
-        totals: dict[str, Any] = {"networks": self.networks, "seconds": self.seconds, "peak_bytes": self.peak_bytes}
+        costs = [_size(job) | {"networks": self.count(job)} | cost.to_dict() for job, cost in self.costs]
+        totals: dict[str, Any] = {"seconds": self.seconds, "peak_bytes": self.peak_bytes}
         totals |= {"together": self.together, "storage": str(self.storage), "data_bytes": self.data}
         return dumps(totals | {"threads": torch.get_num_threads(), "costs": costs})
 
@@ -93,8 +91,7 @@ def plan_grid(
     if storage.kind != "memory":  # one network alone might be in memory
         costs = _costs(prepared, jobs, limits.changed(storage=storage.kind), machine, watch)
     first = [(job, cost) for job, cost in zip(jobs, costs, strict=True) if job.options.network_index == 0]
-    networks = max((1 + job.options.network_index for job in jobs), default=0)
-    return CostGrid(title, first, networks, together, storage, lane, data)
+    return CostGrid(title, first, together, storage, lane, data)
 
 
 def _costs(prepared: Prepared, jobs: Sequence[Job], limits: Limits, machine: Machine, watch: Watch) -> list[Cost]:

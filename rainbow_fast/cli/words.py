@@ -264,14 +264,15 @@ def grid(words: Words) -> list[SampleOptions]:
         widths = numbers("--widths", chosen.widths, infinite=True)
         sizes = [{"width": INFINITE if width == INFINITE else int(width)} for width in widths]
     shared, methods = values(SampleOptions, words), names("--methods", chosen.methods)
-    total = len(methods) * len(sizes) * chosen.networks
+    counts = [1 if INFINITE in size.values() else chosen.networks for size in sizes]  # the limit is not random
+    total = len(methods) * sum(counts)
     if total > LARGEST_GRID:
         raise ValueError(f"--networks: wanted at most {LARGEST_GRID} networks of all widths and methods, got {total}")
     return [
         SampleOptions(method=method, network_index=network, **size, **shared)
         for method in methods
-        for size in sizes
-        for network in range(1 if INFINITE in size.values() else chosen.networks)
+        for size, count in zip(sizes, counts, strict=True)
+        for network in range(count)
     ]
 
 
@@ -291,7 +292,8 @@ HELP = {  # help of library options whose text on the command line differs from 
     "channel_axes": "The channel axis of the input of sites, in the place of the one that is found: name=1 or name=-1, "
     "the second or the last axis, separated by commas.",
     "classifier": "Fit a new classifier by ridge regression: refit, to the features of the last wide layer, all of "
-    "which it holds in memory, or refit_aligned, to the aligned features (default: keep the trained classifier).",
+    "which it holds in memory (at infinite width their kernel with --limit-rows images), or refit_aligned, to the "
+    "aligned features (default: keep the trained classifier).",
 }
 OBJECT = re.compile(r",? or an? `\w+`( object)?")  # the words on objects, which options accept only in Python
 

@@ -248,6 +248,5 @@ def _arc(x: Tensor) -> Tensor:
     square, total = small.square(), torch.zeros_like(small)
     for j in reversed(range(1, 7)):
         total = (total * square) + (-1) ** (j + 1) * 2 * j / math.factorial(2 * j + 1)
-    if small.numel():
-        value[near] = total * square * small
+    value[near] = total * square * small
     return value

@@ -259,8 +259,8 @@ class SampleOptions(MethodOptions):
     )
     limit_rows: int = option(
         4096,
-        "Samples of the alignment set that the kernel of a site of infinite width is expanded in. If there are more, "
-        "these are drawn at random by `seed`, and the kernel is Nystrom's approximation from them.",
+        "Samples of the alignment set (for a new classifier, images) that the kernel of a site of infinite width is "
+        "expanded in. If there are more, so many are drawn by `seed`, and the kernel is Nystrom's approximation.",
         lambda name, value: integer(name, value, 1),
     )
     rank: int | str | Mapping[str, int | str] | None = option(
@@ -301,8 +301,8 @@ class SampleOptions(MethodOptions):
     )
     classifier: str | None = option(
         None,
-        "None keeps the trained classifier, applied to phih. refit fits a new one to the wide features phi' of the "
-        "last site by ridge regression; it holds all of them, N x n, in memory. refit_aligned fits it to phih.",
+        "None keeps the trained classifier, applied to phih. refit fits a new one to phi' of the last site by ridge "
+        "regression; it holds N x n numbers, at infinite width N x limit_rows. refit_aligned fits it to phih.",
         option_checks.classifier,
     )
     align_flattened: bool = option(

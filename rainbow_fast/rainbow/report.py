@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from rainbow_fast.io import infinite
 from rainbow_fast.plots.by_site import alignment_by_site
 from rainbow_fast.rainbow.channel_moments import SMALL, ChannelMoments
 from rainbow_fast.rainbow.options import MethodOptions, SampleOptions
@@ -32,14 +33,15 @@ class SiteReport:
 
     All errors are squared and relative. Held-out errors are None if no data was held out.
 
-    Undefined numbers are NaN, and null in JSON. An error is undefined if phi has power or variance 0, or if data is not
-    finite. Similarity, effective rank and condition are undefined if phi is constant and the method has an offset.
+    Undefined numbers are NaN, and null in JSON, where infinite ones are "inf". An error is undefined if phi has power
+    or variance 0, or if data is not finite. Similarity, effective rank and condition are undefined if phi is constant
+    and the method has an offset.
 
     Attributes:
         index: place in the list of all sites.
         site: name of the site.
         d: neurons of the reference (of one of them, if there are several).
-        n: neurons of the sampled network; infinite for a closed form (null in JSON).
+        n: neurons of the sampled network; infinite for a closed form.
         rank: number of directions of z that are combined.
         samples: number of samples that M is the mean of: images times positions.
         error: E|phih - phi|^2 / E|phi|^2 on the alignment set.
@@ -84,7 +86,7 @@ class SiteReport:
 
     @classmethod
     def from_dict(cls, values: Record, *, held_out: bool) -> SiteReport:
-        """The report from a dict of its fields, also after JSON, where a null stands for a number that is not finite.
+        """The report from a dict of its fields. A null stands for a number that is not finite: NaN, or an infinite n.
 
         Args:
             values: the fields. Reports of earlier versions have no `route`, no `random_features`, or no `features`.
@@ -127,8 +129,9 @@ class Report(Results):
         metric: the values of the option `metric` under the same keys, empty without it. There are no accuracies then.
         accuracy_profile: held-out accuracies, or values of the metric, with only the first j sites sampled, for every
             j; None unless the option `accuracy_profile` is set.
-        ridge: ridge parameter of a refit classifier, relative to the mean eigenvalue of the features' covariance; at
-            infinite width to the mean diagonal of their centred kernel. None without one.
+        ridge: ridge parameter of a refit classifier, relative to the mean eigenvalue of the covariance of the features
+            that it reads; at infinite width, of the m features ``R^{-T} k``. For m = N this is the mean diagonal of the
+            centred kernel. None without a refit classifier.
         storage: where activations were stored between two sites.
         references: number of references. Several are aligned to their mean.
     """
@@ -169,7 +172,7 @@ class Report(Results):
             ValueError, TypeError: the dict is not such a result.
         """
         try:
-            stored = msgspec.convert(values, _Stored)
+            stored = msgspec.convert(infinite(values), _Stored)
         except msgspec.ValidationError as error:
             raise ValueError(f"no report of a sampled network: {error}") from error
         own = {name: getattr(stored, name) for name in stored.__struct_fields__}

@@ -33,7 +33,7 @@ class Results(ABC):
         """
 
     def to_json(self) -> str:
-        """`to_dict` as one line of JSON; numbers that are not finite are null."""
+        """`to_dict` as one line of JSON; NaN is null, infinite numbers are "inf"."""
         return dumps(self.to_dict())
 
     def to_pandas(self) -> pandas.DataFrame:

@@ -15,7 +15,7 @@ from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws import Law
 from rainbow_fast.rainbow.laws.directions import Directions, choose_directions
-from rainbow_fast.rainbow.laws.law import INFINITE, PLANNED
+from rainbow_fast.rainbow.laws.law import INFINITE
 from rainbow_fast.rainbow.options import SampleOptions, law_of
 from rainbow_fast.rainbow.prepare import Prepared, own_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site, warn_if_few
@@ -120,9 +120,8 @@ class NetworkSpec:
         options = self.options
         for s in (s for s in chosen if self.widths[s.site.name] == INFINITE):
             where = f"width=inf: site {s.site.name!r}"
-            name, law = s.site.name, law_of(options)
-            if law.limit(self.own(name), self.directions[name], PLANNED) is None:
-                wanted = "wanted 'gaussian', 'orthonormal', 'white' or 'bootstrap'"
+            if not law_of(options).has_limit:
+                wanted = "wanted 'gaussian', 'orthonormal', 'white', 'bootstrap', or a law with `limit`"
                 raise ValueError(f"{where}: law={options.law!r} has no closed form: {wanted}")
             if kind_of(s.site).expected() is None:
                 what = "has no closed form with pooling, a normalisation, or an activation without a fused kernel"
@@ -157,6 +156,8 @@ class NetworkSpec:
             raise ValueError(
                 f"classifier='refit': the last site {last.site.name!r} is not sampled; wanted 'refit_aligned'"
             )
+        if classifier == "refit":
+            trace.tail().features(torch.zeros(1, *last.phi_shape, dtype=align.dtype, device=align.device))
 
 
 def in_precision(options: SampleOptions, data: Data) -> SampleOptions:

@@ -39,7 +39,7 @@ def main(
         str,
         typer.Option(
             help="Increasing numbers of neurons of every site, separated by commas (default: the powers of two from "
-            "128 to 32768).",
+            "128 to 32768). The convolutional network has those up to 8192, or the first one.",
             show_default=False,
         ),
     ] = WIDTHS,
@@ -54,7 +54,7 @@ def main(
 ) -> None:
     """Measure how fast kernels converge with the width, on digits.
 
-    A perceptron and a convolutional network, the latter at widths of at most 8192. Writes records.jsonl,
+    A perceptron and a convolutional network. Writes records.jsonl,
     convergence.md, convergence.png and convolutions.png. With --page, the page and the figures are made from the
     records kept beside the study.
     """
@@ -111,7 +111,7 @@ def write_page(listed: list[Record], out: Path) -> None:
 
     references = from_records(listed)
     write_whole(out / "convergence.md", page(references))
-    for (about, sites), name in zip(references, FIGURES, strict=False):
+    for (about, sites), name in zip(references, FIGURES, strict=True):
         plots.save(figure(sites, f"{about['kind']} {about['sizes']} on digits"), out / name)
 
 

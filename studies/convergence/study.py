@@ -143,7 +143,7 @@ def _fitted(name: str, measured: KernelConvergence, trained: np.ndarray, asympto
 
 def page(measured: Sequence[tuple[Record, list[MeasuredSite]]]) -> str:
     """The text of the page, with a section for each reference."""
-    parts = zip(measured, FIGURES, strict=False)
+    parts = zip(measured, FIGURES, strict=True)
     sections = [_section(about, sites, figure) for (about, sites), figure in parts]
     return "\n".join([INTRODUCTION.format(images=measured[0][0]["images"]), *sections])
 

@@ -23,7 +23,7 @@ from studies.data_arguments import CifarFolder
 from studies.kernels.kernel_experiment import Study
 
 RECORDS = Path(__file__).parent / "records.jsonl"
-IMAGES = {"mlp": 1000, "cnn": 500}
+IMAGES = {"mlp": 1000}
 app = typer.Typer(add_completion=False)
 
 
@@ -34,7 +34,7 @@ def main(
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-kernels"),
 ) -> None:
-    """Compare kernel regression with learned covariances, with C = I, and sampled networks with their refit.
+    """Compare kernel regression with learned covariances, with C = I, and sampled networks, for a perceptron.
 
     Writes records.jsonl, kernels.md and kernels.png. It takes some minutes on one core.
     """

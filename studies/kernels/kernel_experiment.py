@@ -120,7 +120,7 @@ def _limit(
     kernel = SiteKernel(network)
     yield {"arm": arm} | regressed(kernel, (kernel.embedded(data[0]), data[1]), (kernel.embedded(test[0]), test[1]))
     for name, key in ((SAMPLED, "trained_classifier_held_out"), (REFIT, "held_out")) if both else ():
-        yield {"arm": name, "factor": "inf", "network": 0, "accuracy": report.accuracy[key]}
+        yield {"arm": name, "factor": math.inf, "network": 0, "accuracy": report.accuracy[key]}
 
 
 def _sampled(model: RainbowModel, factor: float, network: int) -> Iterator[Record]:

@@ -35,10 +35,10 @@ PAGE = """\
 
 ![Accuracy against the width](kernels.png)
 
-The published tutorial's networks are trained on the first {trained} images of CIFAR-10, in grey. From them, networks
-are sampled by the method "paper", with finite and with infinite width. Numbers are accuracies in percent on {tested}
-test images, with the standard deviation over networks. The choice of the test images gives each accuracy a standard
-error of about {error:.1f} points.
+A perceptron is trained on the first {trained} images of CIFAR-10, in grey. From it, networks are sampled by the method
+"paper", with finite and with infinite width. Numbers are accuracies in percent on {tested} test images, with the
+standard deviation over networks. The choice of the test images gives each accuracy a standard error of about
+{error:.1f} points.
 
 - *{white}*: kernel regression with the kernel of an untrained network of infinite width (NNGP).
 - *{learned}*: kernel regression with the kernel of infinite width and the learned covariances, `SiteKernel` of the last
@@ -47,13 +47,13 @@ error of about {error:.1f} points.
 - *{refit}*: with a new classifier, which ridge regression fits. At infinite width it is kernel regression with
   the centred kernel of *{learned}*, and another fifth chooses the ridge.
 
-They are aligned on, and fitted to, the first images of the training set. A fifth of these images chooses the ridge,
-which is then used for all of them.
+Networks are aligned on, and regressions fitted to, the first images of the training set. A fifth of these images
+chooses the ridge, which is then used for all of them. The ridge is relative to the mean diagonal of K.
 
 **Whose labels the covariances have seen.** The trained network has seen the labels of {trained} images, and so have the
-learned covariances and the trained classifier: many more than the regression is fitted to, and the labels of the images
-that choose its ridge among them. So *{learned}* against *{white}* compares kernels, not methods with the same data. For
-*{others}*, the images of the regression are as many that the network was not trained on.
+learned covariances and the trained classifier. The images that the regression is fitted to are some of these, and so
+are those that choose the ridge. So *{learned}* against *{white}* compares kernels, not methods with the same data. For
+*{others}*, the regression is fitted to as many images that the network was not trained on.
 
 {tables}"""
 
@@ -79,12 +79,14 @@ def _section(records: list[Record]) -> str:
         if r["arm"] == arm
     ]
     wide = [r for r in records if "factor" in r]
-    factors = sorted({_factor(r) for r in wide})
+    factors = sorted({r["factor"] for r in wide})
     rows = []
     for arm in (SAMPLED, REFIT):
         cells = []
         for factor in factors:
-            (mean,), (std,) = over_networks([[r["accuracy"] for r in wide if r["arm"] == arm and _factor(r) == factor]])
+            (mean,), (std,) = over_networks(
+                [[r["accuracy"] for r in wide if r["arm"] == arm and r["factor"] == factor]]
+            )
             cells.append(f"{100 * mean:.1f}" + ("" if math.isnan(std) else f" ± {100 * std:.1f}"))
         rows.append([arm, *cells])
     sizes = ["infinite" if factor == math.inf else f"x{factor:g}" for factor in factors]
@@ -102,7 +104,7 @@ def figure(records: Sequence[Record]) -> Figure:
     architectures = list(dict.fromkeys(record["architecture"] for record in records))
     drawn = blank_figure(5.4 * len(architectures), 4.4)
     for axes, name in zip(drawn.subplots(1, len(architectures), squeeze=False)[0], architectures, strict=True):
-        mine = [r | {"factor": _factor(r)} if "factor" in r else r for r in records if r["architecture"] == name]
+        mine = [r for r in records if r["architecture"] == name]
         rows, infinite = placed([r for r in mine if "factor" in r])
         dress(axes, sorted({r["factor"] for r in rows}), infinite)
         for arm, colour, marker in zip((SAMPLED, REFIT), COLOURS, MARKERS, strict=False):
@@ -117,7 +119,3 @@ def figure(records: Sequence[Record]) -> Figure:
         axes.set_ylabel("test accuracy (%)", fontsize=11.5)
         axes.legend(fontsize=9.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     return drawn
-
-
-def _factor(record: Record) -> float:
-    return float(record["factor"])

@@ -56,7 +56,9 @@ def test_bad_input() -> None:
         SiteKernel(reference)
     with pytest.raises(ValueError, match="name='no': wanted one of the sampled sites"):
         SiteKernel(rf.sample(reference, x)[0], "no")
-    with pytest.raises(ValueError, match=r"has no closed form: wanted Gaussian rows \(law='gaussian'\)"):
+    with pytest.raises(
+        ValueError, match=r"has no closed form: wanted infinitely many neurons, or Gaussian rows \(law="
+    ):
         SiteKernel(rf.sample(reference, x, law="bootstrap")[0])
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("sklearn")
 from runs import RESULTS, contents
 from typer.main import get_command
 
-from rainbow_fast import cli
+from rainbow_fast import cli, plots
 from rainbow_fast.cli import sampling, sources, training
 from rainbow_fast.cli.app import app
 from rainbow_fast.cli.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -87,10 +87,16 @@ def test_infinite_width(rainbow_fast: Run, checkpoint: Path, tmp_path: Path, wid
     _, report = model.sample(factor=math.inf)
     assert reports[2]["accuracy"] == report.accuracy
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
+    records = read_records(tmp_path / "results.jsonl")
+    assert '"n": "inf"' in (tmp_path / "results.jsonl").read_text() and {r["n"] for r in records} >= {math.inf}
+    plots.save(plots.accuracy_and_error(records), tmp_path / "again.png")
     assert rainbow_fast("sample", "--resume", tmp_path)[0] == 0
     code, out, _ = rainbow_fast("plan", checkpoint, *arguments, "--json")
-    sites = [cost["sites"][0]["route"] for cost in json.loads(out)["costs"]]
-    assert code == 0 and sites == 2 * ["kept", "limit"]
+    costs = json.loads(out)["costs"]
+    assert code == 0 and [cost["sites"][0]["route"] for cost in costs] == 2 * ["kept", "limit"]
+    assert [cost["networks"] for cost in costs] == [2, 1, 2, 1]
+    size = widths[0].removeprefix("--").removesuffix("s")
+    assert [cost[size] for cost in costs][1::2] == [cost["sites"][0]["n"] for cost in costs][1::2] == 2 * ["inf"]
 
 
 def test_commands_have_every_option_of_the_library(rainbow_fast: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -134,7 +140,7 @@ def test_plan(rainbow_fast: Run, checkpoint: Path, tmp_path: Path, monkeypatch: 
     assert "regression x2.5" in out and "8 networks, fitted once: " in out
     code, out, _ = rainbow_fast("plan", checkpoint, *arguments, "--json")
     read = json.loads(out)
-    assert code == 0 and read["networks"] == 2 and out.count("\n") == 1
+    assert code == 0 and {cost["networks"] for cost in read["costs"]} == {2} and out.count("\n") == 1
     assert rainbow_fast("sample", checkpoint, *arguments, "--out", tmp_path)[0] == 0
     records = [record for record in read_records(tmp_path / "results.jsonl") if record["network"] == 0]
     sites = [cost | site for cost in read["costs"] for site in cost["sites"]]

@@ -134,9 +134,8 @@ def test_infinite_width_is_a_point_apart_and_a_line():
         figure.canvas.draw()
         assert figure.axes[1].get_xticklabels()[-1].get_text() == "\u221e"
         points = [line for line in figure.axes[1].lines if list(line.get_xdata()) == [place]]
-        assert [line.get_ydata()[0] for line in points] == 3 * [0.01] + 3 * [0.02] and points[
-            0
-        ].get_linestyle() == "None"
+        assert [line.get_ydata()[0] for line in points] == 3 * [0.01] + 3 * [0.02]
+        assert points[0].get_linestyle() == "None"
         across = [line for line in figure.axes[1].lines if list(line.get_xdata()) == [0, 1]]
         assert [line.get_ydata()[0] for line in across] == 3 * [0.01] + 3 * [0.02]
         assert figure.axes[2].get_title() == "held-out error, n/d = \u221e"

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from networks_of_rainbow_layers import F64, NETS, built, rows
+from stopping import Stop, stop_when
 from torch import Tensor, nn
 
 import rainbow_fast as rf
@@ -39,16 +40,10 @@ def test_files(fitted, tmp_path) -> None:
 
 
 def test_a_stopped_run_goes_on(tmp_path) -> None:
-    class Stop(Exception):
-        pass
-
-    def progress(done: int, total: int, what: str) -> None:
-        if what.startswith("1.features"):
-            raise Stop
-
     net, x = built("rows")
+    stop = stop_when(lambda done, total, what: what.startswith("1.features"))
     with pytest.raises(Stop):
-        rf.sample(net, x, factor=2, resume_dir=tmp_path / "run", progress=progress)
+        rf.sample(net, x, factor=2, resume_dir=tmp_path / "run", progress=stop)
     network, report = rf.sample(net, x, factor=2, resume_dir=tmp_path / "run")
     wanted, other = rf.sample(net, x, factor=2)
     assert torch.equal(network(x), wanted(x)) and report.sites[0].random_features

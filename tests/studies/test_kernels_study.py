@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The study of kernel regression, once, on few random images."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_kernels(tmp_path: Path) -> None:
             *(TRAINED, WHITE, LEARNED, SAMPLED, REFIT, OTHERS),
             *2 * [SAMPLED, REFIT],
         ]
-        assert {record["factor"] for record in mine if record["arm"] == REFIT} == {"inf", 1}
+        assert {record["factor"] for record in mine if record["arm"] == REFIT} == {math.inf, 1}
     write_page(records, tmp_path)
     page = (tmp_path / "kernels.md").read_text()
     assert "trained on the first 30 images" in page and "fitted to, 20 images" in page

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stopping import Stop
 
 pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
@@ -16,10 +17,6 @@ from studies.scattering import scattering_experiment, scattering_page
 from studies.scattering.scattering_experiment import Setting, files, run, settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Stopped(Exception):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture
@@ -47,12 +44,12 @@ def test_the_study_on_noise_goes_on_within_a_training(
     def stopping(*arguments: object) -> float:
         calls.append(arguments)
         if len(calls) == 4 + 2:  # three epochs and the end of the first network, then two epochs
-            raise Stopped
+            raise Stop
         return measured(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(scattering_experiment, "accuracy", stopping)
-        with pytest.raises(Stopped):
+        with pytest.raises(Stop):
             command.study(noise, tmp_path / "part", wanted)
     left = sorted(path.name for path in files(wanted[1], tmp_path / "part"))
     assert sorted(path.name for path in (tmp_path / "part").iterdir()) == ["records.jsonl", *left]

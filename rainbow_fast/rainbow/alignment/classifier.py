@@ -35,6 +35,7 @@ def ridge_classifier(features: Tensor, labels: Tensor, classes: int) -> tuple[Te
             accuracy = float(((f @ B.T + b).argmax(1) == y).double().mean())
             if accuracy > best:
                 best, chosen = accuracy, ridge
+        del f  # freed before the classifier is fitted to all samples
     ((B, b),) = _solve(features, labels, classes, (chosen,))
     return B, b, chosen
 

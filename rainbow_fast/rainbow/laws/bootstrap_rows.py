@@ -53,7 +53,12 @@ class Bootstrap(Law):
         return Rows(n, site.d, key, matrix=math.sqrt(1 - self.smoothing**2) * own[k] + self.smoothing * noise)
 
     def limit(self, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
-        """Gaussian neurons about each neuron of the reference."""
+        """Gaussian neurons with the standard deviation h about ``c_k = sqrt((1 - h^2) d) U[k]``, for each k.
+
+        At a site of random features, about ``c_k = sqrt(1 - h^2) G[k]``.
+
+        Source: Efron and Tibshirani (1993), section 16.5: the smoothed bootstrap, of infinitely many draws.
+        """
         exact: dict[str, Any] = {"dtype": torch.float64, "device": site.device}
         if site.expansion is not None:
             own = gaussian(site.neurons, site.d, seed=site.expansion.key, **exact)

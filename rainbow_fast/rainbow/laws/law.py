@@ -33,6 +33,11 @@ class Law:
     keeps_mean = False
     gaussian_limit = False
 
+    @property
+    def has_limit(self) -> bool:
+        """Whether infinitely many neurons have a closed form: the Gaussian one, or that of a law's own `limit`."""
+        return self.gaussian_limit or type(self).limit is not Law.limit
+
     def check(self, n: int, site: SiteStatistics) -> None:
         """Check that n neurons can be drawn at a site; called before anything is sampled.
 
@@ -67,9 +72,9 @@ class Law:
         """What infinitely many rows are drawn from; arguments as in `draw`.
 
         Returns:
-            `Rows` with n = `INFINITE`. The neurons are Gaussian, with the covariance ``h^2 I`` about the rows of
-            `matrix`, as many neurons about each; without a matrix with the covariance I about 0. None if the kernel of
-            the features has no such form.
+            `Rows` with n = `INFINITE`. The neurons are Gaussian. With a `matrix` (K, r), its rows are their centers,
+            and h is the standard deviation about them; each center has the same share of neurons. Without a matrix they
+            have the covariance I about 0. None without a limit: a law that overrides this method has one at every site.
         """
         return Rows(INFINITE, site.d, key, U) if self.gaussian_limit else None
 

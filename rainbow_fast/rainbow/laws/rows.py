@@ -25,6 +25,9 @@ class Rows(NamedTuple):
         sqrt((1 - h^2) d) U[k] + h G        if k is given
         G                                   otherwise; it is never stored, every kernel makes it from its address
 
+    With n = `INFINITE`, `matrix` (K, r) are the centers of infinitely many Gaussian neurons, and h is the standard
+    deviation about them; see `Law.limit`.
+
     Attributes:
         n: number of neurons of the sampled network.
         d: number of channels of z.
@@ -34,7 +37,7 @@ class Rows(NamedTuple):
         T: (n, n) float64, or None.
         k: indices of neurons of the reference, (n,) int64, or None.
         h: share of Gaussian noise that is added to these neurons.
-        matrix: (n, r), or None.
+        matrix: (n, r), or None; (K, r) with n = `INFINITE`.
         mean_row: if True, zbar is the mean of zh over channels, which is kept; otherwise zbar = 0.
     """
 

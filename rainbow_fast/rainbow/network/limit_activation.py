@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -98,16 +99,22 @@ class LimitActivation(RainbowActivation):
         smoothing = 1.0 if self.matrix is None else self.h
         return NeuronKernel(**self.kind.expected() or {}, centers=self.matrix, smoothing=smoothing)
 
-    def factor(self) -> Tensor:
-        """R (m, m), upper triangular, with ``K = R^T R`` for the kernel K of the rows."""
+    def kernel_in_blocks(self, u: Tensor, shift: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        """As `kernel_at`, but `BLOCK` numbers at a time: the samples of each block, and their kernel."""
         positions = self.positions_of_a_sample
-        m = len(self.rows) // positions
-        K = torch.empty(m, m, dtype=torch.float64, device=self.rows.device)
-        for at in torch.arange(m, device=K.device).split(max(BLOCK // m, 1)):
-            here = slice(int(at[0]) * positions, (int(at[-1]) + 1) * positions)
-            K[at] = self.kernel_at(self.rows[here], None if self.shifts is None else self.shifts[here])
-        K.diagonal().add_(JITTER * K.diagonal().mean())
-        return torch.linalg.cholesky(K, upper=True)
+        size = max(BLOCK * positions // len(self.rows), 1)
+        for start in range(0, len(u) // positions, size):
+            at = slice(start * positions, (start + size) * positions)
+            yield slice(start, start + size), self.kernel_at(u[at], None if shift is None else shift[at])
+
+    def whole_kernel(self, u: Tensor, shift: Tensor | None) -> Tensor:
+        """As `kernel_at`, computed in blocks."""
+        positions = self.positions_of_a_sample
+        K = torch.empty(len(u) // positions, len(self.rows) // positions, dtype=torch.float64, device=u.device)
+        for at, k in self.kernel_in_blocks(u, shift):
+            K[at] = k
+            del k  # freed before the next block is computed
+        return K
 
     @property
     def positions_of_a_sample(self) -> int:
@@ -122,10 +129,10 @@ class LimitActivation(RainbowActivation):
             (rows.view(-1, len(self.pooling), rows.shape[1]), None if t is None else t.view(-1, len(self.pooling)))
             for rows, t in sides
         )
-        total = u.new_zeros(len(x), len(y))
+        total, neurons = u.new_zeros(len(x), len(y)), self.neurons
         for p, q in self.pooling.nonzero().tolist():
             shifts = (None if a is None else a[:, p], None if b is None else b[:, q])
-            total.add_(self.neurons(x[:, p], y[:, q], *shifts), alpha=float(self.pooling[p, q]))
+            total.add_(neurons(x[:, p], y[:, q], *shifts), alpha=float(self.pooling[p, q]))
         return total
 
     @property
@@ -149,6 +156,12 @@ class LimitActivation(RainbowActivation):
         )
 
 
+def factored(K: Tensor) -> Tensor:
+    """R (m, m), upper triangular, with ``K = R^T R`` for the kernel K of the rows, to which `JITTER` is added."""
+    K.diagonal().add_(JITTER * K.diagonal().mean())
+    return torch.linalg.cholesky(K, upper=True)
+
+
 class _InBlocks:
     """Computes A k without storing k. The other methods of a `FeatureStrategy` need neurons."""
 
@@ -156,11 +169,10 @@ class _InBlocks:
         A = site.A if A is None else A
         assert A is not None
         u, shift = site.embedded(z)
-        positions, size = site.positions_of_a_sample, max(BLOCK // A.shape[1], 1)
-        y = u.new_empty(len(u) // positions, len(A))
-        for start in range(0, len(y), size):
-            at = slice(start * positions, (start + size) * positions)
-            y[start : start + size] = site.kernel_at(u[at], None if shift is None else shift[at]) @ A.T
+        y = u.new_empty(len(u) // site.positions_of_a_sample, len(A))
+        for at, k in site.kernel_in_blocks(u, shift):
+            y[at] = k @ A.T
+            del k  # freed before the next block is computed
         return y if site.flattened else select(y.view(len(z), *z.shape[2:], len(A)).movedim(-1, 1))
 
 

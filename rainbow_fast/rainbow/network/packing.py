@@ -104,8 +104,9 @@ def check_fits(activation: RainbowActivation, s: SiteStatistics, *, outputs: int
     if isinstance(activation, LimitActivation):
         positions = activation.positions_of_a_sample
         columns = len(activation.rows) // positions
-        if activation.flattened and positions != math.prod(s.z_shape) // s.d:
-            raise ValueError(f"site {s.site.name!r} pools {positions} positions of maps of {s.z_shape}")
+        wanted_positions = math.prod(s.z_shape) // s.d
+        if activation.flattened and positions != wanted_positions:
+            raise ValueError(f"site {s.site.name!r} has pooling of {positions} positions, wanted {wanted_positions}")
     wanted: tuple[int, ...] = own if outputs is None else outputs, columns
     if activation.A.dim() == 3:
         wanted = features, s.width, activation.n
@@ -123,6 +124,8 @@ def _check_buffers(options: Packed, buffers: Mapping[str, Tensor]) -> None:
     samples = positions * A.shape[-1]
     if n is None and "matrix" in buffers:
         shapes["matrix"] = (*buffers["matrix"].shape[:1], r)  # any number of centers
+        if buffers["matrix"].numel() == 0:
+            raise ValueError("matrix has no centers, wanted at least one")
     shapes |= {"rows": (samples, r), "shifts": (samples,), "pooling": (positions, positions)}
     for name, t in buffers.items():
         if tuple(t.shape) != shapes[name] or t.is_floating_point() == (name in _INTEGERS):

@@ -16,9 +16,9 @@ from rainbow_fast.rainbow.alignment.regression import Regression, SolverCost, so
 from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws.law import EIGENVECTORS, PLANNED, without_values
 from rainbow_fast.rainbow.network.features import IMPLICIT_BLOCK
-from rainbow_fast.rainbow.network.limit_activation import BLOCK
 from rainbow_fast.rainbow.options import alignment_of, law_of
 from rainbow_fast.rainbow.planning.cost import SiteCost, Work
+from rainbow_fast.rainbow.planning.limit_memory import LimitMemory
 from rainbow_fast.rainbow.planning.site_memory import SiteMemory
 from rainbow_fast.rainbow.planning.sizes import Sizes
 from rainbow_fast.rainbow.sampling.align import few_directions_flops, has_few_directions
@@ -27,7 +27,6 @@ from rainbow_fast.rainbow.site_statistics import ACTIVITY_SAMPLES, SiteStatistic
 from rainbow_fast.rainbow.spec import NetworkSpec
 
 PAIR = 64  # activations whose time one pair of samples takes in a kernel, about
-KERNELS = 2  # blocks of the kernel in memory: the block, and the same about its center, or what it is computed from
 COPIES = 4  # copies of a matrix, or of a chunk of activations or features, that a step holds, or reads and writes
 
 
@@ -45,6 +44,7 @@ class SiteCount:
         route: how features are computed.
         apart: number of images whose phih is computed from stored features because later layers read it, see
             `estimate._apart`; not used with the route "fused".
+        stored: whether the passes store features.
         images: with the route "limit", the number of images that the kernel of a new classifier is expanded in.
         kernels: with this route, the number of Gaussian kernels that the kernel is a mean of.
         wide_bytes: size of the wide weights; 0 without them.
@@ -82,7 +82,7 @@ class SiteCount:
         self.fused = self.kind.fused and not flattened
         self.stored = not self.fused and (flattened or self.kind.features == 1)
         self.window = self.positions * _kernel_size(self.site.before or self.site.after)
-        self.limit_bytes, self.kernels, self.images = 0, 1, min(options.limit_rows, sizes.align)
+        self.kernels, self.images = 1, min(options.limit_rows, sizes.align)
         if route.name == LIMIT:  # the kernel with so many rows, which are stored, takes the place of the features
             self.n = self.columns = min(options.limit_rows, self.samples)
             drawn = law_of(options).limit(statistics, U, PLANNED)
@@ -90,8 +90,6 @@ class SiteCount:
             centers = 0 if drawn.matrix is None else len(drawn.matrix)
             self.kernels = centers if drawn.h > 0 else 1
             self.rows_drawn = drawn._replace(n=self.n, matrix=without_values(self.n + centers, drawn.r))
-            numbers = self.samples * self.rows if self.n == self.samples else self.n**2  # X, or K of the rows
-            self.limit_bytes = 8 * (numbers + KERNELS * min(BLOCK, self.samples * self.n))
         else:
             self.rows_drawn = law_of(options).planned(self.n, statistics, U)
         self.r = self.rows_drawn.r
@@ -186,7 +184,7 @@ class SiteCount:
         sizes = self.sizes
         if self.route.name != LIMIT:
             return self.features(sizes.align)
-        pairs = (sizes.align + self.images) * self.images * self.pixels  # as after a Flatten, of equal positions
+        pairs = sizes.align * self.images * self.pixels  # as after a Flatten, of equal positions
         return Work(2 * self.r * pairs, features=PAIR * self.kernels * pairs)
 
     def elementwise(self) -> Work:
@@ -229,7 +227,7 @@ class SiteCount:
             refit: (classes, features) of a new classifier that is fitted at this site, or None.
         """
         sizes = self.sizes
-        memory = SiteMemory(self, arriving)
+        memory = (LimitMemory if self.route.name == LIMIT else SiteMemory)(self, arriving)
         projection = self.projection(sizes.both)
         again = Work() if refit is None else self.refitted()
         if self.route.name in (KEPT, WIDE):
@@ -256,7 +254,7 @@ class SiteCount:
             float64_bytes=self.float64_bytes(),
             A_bytes=self.A_bytes,
             disk_bytes=self.disk_bytes(refit),
-            peak_bytes=earlier + self.law_bytes + self.limit_bytes + memory.peak(refit),
+            peak_bytes=earlier + self.law_bytes + memory.peak(refit),
         )
 
 

@@ -27,6 +27,7 @@ class SizesOfSite(Protocol):
     rows: int
     columns: int
     n: int
+    r: int
     samples: int
     step: int
     flattened: bool
@@ -40,7 +41,6 @@ class SizesOfSite(Protocol):
     rows_drawn: Rows
     A_bytes: int
     wide_bytes: int
-    limit_bytes: int
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,10 @@ class SiteMemory:
 
     def peak(self, refit: tuple[int, int] | None) -> int:
         """The largest memory of a step; `refit` is (classes, features) of a new classifier, or None."""
-        steps = [self._accumulate(), self._solve(), self._project(0 if refit is None else refit[1])]
-        collected = 0
+        steps = [self._accumulate(), self._solve(), self._project(refit)]
         if refit is not None:
-            N, b = self.site.sizes.align, 8 if self.site.limit_bytes else self.site.sizes.itemsize
-            collected = self.site.A_bytes + max(ridge_bytes(N, refit[1], b), 2 * b * N * refit[1])
-        return self.in_flight + self.site.wide_bytes + max(*steps, collected)
+            steps.append(self._refit(refit[1]))
+        return self.in_flight + self.site.wide_bytes + max(steps)
 
     @property
     def _chunk(self) -> int:
@@ -136,8 +134,13 @@ class SiteMemory:
             return 2 * M + site.regression.bytes + vectors + max(M, factor, 2 * site.A_bytes)
         return 2 * M + vectors + max(site.regression.bytes, factor, 2 * site.A_bytes)
 
-    def _project(self, collected: int) -> int:
-        """A phi' of a chunk at a time; `collected` is the number of features that a new classifier is fitted to."""
-        site = self.site
+    def _project(self, refit: tuple[int, int] | None) -> int:
+        """A phi' of a chunk at a time, and the features that are collected for a new classifier."""
+        site, collected = self.site, 0 if refit is None else refit[1]
         features = site.sizes.itemsize * collected * (site.sizes.align + 2 * self._chunk)
         return site.A_bytes + self._maps + self._features + features
+
+    def _refit(self, F: int) -> int:
+        """A new classifier: its F features, twice while they are put together, and its fit."""
+        N, itemsize = self.site.sizes.align, self.site.sizes.itemsize
+        return self.site.A_bytes + max(ridge_bytes(N, F, itemsize), 2 * itemsize * N * F)

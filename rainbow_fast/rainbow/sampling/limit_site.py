@@ -13,7 +13,7 @@ from rainbow_fast.ops.gaussian import site_key
 from rainbow_fast.ops.polar import RTOL, polar_
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
 from rainbow_fast.rainbow.moments import CrossCovariance
-from rainbow_fast.rainbow.network.limit_activation import BLOCK, LimitActivation
+from rainbow_fast.rainbow.network.limit_activation import LimitActivation, factored
 from rainbow_fast.rainbow.network.rainbow_network import refit_site
 from rainbow_fast.rainbow.options import law_of
 from rainbow_fast.rainbow.sampling.align import AlignedMap, nothing
@@ -40,7 +40,7 @@ class LimitSite(SampledSite):
     """
 
     activation: LimitActivation
-    embedded: list[tuple[Tensor, Tensor | None]] | None = None  # all samples, which a new classifier is fitted to
+    _embedded: list[tuple[Tensor, Tensor | None]] | None = None  # all samples, which a new classifier is fitted to
 
     def draw(self) -> None:
         """Choose the samples that the kernel is expanded in, and embed them."""
@@ -79,9 +79,9 @@ class LimitSite(SampledSite):
             phi, select = self._target(self.align.output(REFERENCE, start)), self.select(start)
             u, shift = self.activation.embedded(select(self._input(self.align, start)))
             x = as_rows(select(phi)).double()
-            for at in torch.arange(len(u), device=self.device).split(self._height):
-                a = None if shift is None else shift[at]
-                self.moments.update(x[at], self.activation.kernel_at(u[at], a))
+            for at, k in self.activation.kernel_in_blocks(u, shift):
+                self.moments.update(x[at], k)
+                del k  # freed before the next block is computed
             power += float(neurons.power(u, shift).sum())
             active += float(neurons.activity(u, shift).sum())
             self.tick(f"{self.site.name}: moments")
@@ -98,7 +98,7 @@ class LimitSite(SampledSite):
         solution = None if self.X is None else self._by_square(self.X - mu if options.center else self.X, T)
         factor = None
         if solution is None:
-            factor = self.activation.factor()
+            factor = factored(self.activation.whole_kernel(self.activation.rows, self.activation.shifts))
             M = torch.linalg.solve_triangular(factor, T, upper=True, left=False)
             size = float(torch.linalg.vector_norm(M))
             polar = polar_(M, rank="partial", rtol=RTOL)
@@ -132,12 +132,13 @@ class LimitSite(SampledSite):
 
     def collect_for(self, tail: Tail) -> None:
         """Let `measure` collect the samples that a new classifier is fitted to."""
-        self.embedded, self._tail = [], tail
+        self._embedded = []
 
     def measure(self) -> None:
         """As `SampledSite.measure`; and collect the embedded samples."""
-        for start in self.align if self.embedded is not None else ():
-            self.embedded.append(self.activation.embedded(self._input(self.align, start)))  # type: ignore[union-attr]
+        if self._embedded is not None:
+            for start in self.align:
+                self._embedded.append(self.activation.embedded(self._input(self.align, start)))
         super().measure()
 
     def refit_classifier(self, tail: Tail) -> None:
@@ -145,13 +146,15 @@ class LimitSite(SampledSite):
 
         It is kernel ridge regression, ``f(x) = B R^{-T} k(rows, x) + b``, in the features ``R^{-T} k(rows, x)`` of
         `ridge_classifier`, with ``R^T R`` the kernel of the m rows. With all N images as rows,
-        ``B R^{-T} = (y - mean y)^T (K + lambda I)^{-1}`` for the centred kernel K, and lambda is relative to the mean
-        of its diagonal. With fewer, K is Nystrom's approximation.
+        ``B R^{-T} = (y - mean y)^T (K + lambda I)^{-1}`` for the centred kernel K. With fewer, K is Nystrom's
+        approximation. lambda is relative to the mean eigenvalue of the covariance of the m features ``R^{-T} k``; with
+        all images this is the mean diagonal of the centred kernel.
         """
-        assert self.embedded is not None and self.align.data.labels is not None
-        whole, (us, shifts) = self.activation, zip(*self.embedded, strict=True)
-        u, shift = torch.cat(us), None if shifts[0] is None else torch.cat(shifts)
-        self.embedded = None
+        assert self._embedded is not None and self.align.data.labels is not None
+        whole, parts, self._embedded = self.activation, self._embedded, None
+        u, shifts = torch.cat([part for part, _ in parts]), [part for _, part in parts if part is not None]
+        shift = torch.cat(shifts) if shifts else None
+        del parts, shifts  # freed before the kernel is computed
         pooling = _pooling(tail, self.statistics.phi_shape, u) if len(self.statistics.phi_shape) > 1 else None
         readout = LimitActivation(
             refit_site(self.site, tail, flattened=pooling is not None),
@@ -164,12 +167,10 @@ class LimitSite(SampledSite):
         positions, images = readout.positions_of_a_sample, self._chosen(self.align.count)
         chosen = images.repeat_interleave(positions)
         readout.rows, readout.shifts = u[chosen], None if shift is None else shift[chosen]
-        factor, m = readout.factor(), int(images.sum())
-        features = u.new_empty(self.align.count, m)
-        for at in torch.arange(self.align.count, device=u.device).split(max(BLOCK // m, 1)):
-            here = slice(int(at[0]) * positions, (int(at[-1]) + 1) * positions)
-            k = readout.kernel_at(u[here], None if shift is None else shift[here])
-            features[at] = torch.linalg.solve_triangular(factor, k, upper=True, left=False)
+        k = readout.whole_kernel(u, shift)
+        del u, shift
+        factor = factored(k[images])
+        features = torch.linalg.solve_triangular(factor, k, upper=True, left=False, out=k)
         B, b, self.ridge = ridge_classifier(features, self.align.data.labels, tail.last.out_features)
         readout.A = torch.linalg.solve_triangular(factor.T, B, upper=False, left=False).contiguous()
         readout.offset, self.refit = b, readout
@@ -202,16 +203,10 @@ class LimitSite(SampledSite):
         nuclear, size = float(roots.sum()), math.sqrt(float(values.sum()))
         return A, nuclear, size, len(roots), float(roots[-1] / roots[0])
 
-    @property
-    def _height(self) -> int:
-        """Number of samples whose kernel is in memory at a time."""
-        return max(BLOCK // self.m, 1)
-
 
 def _pooling(tail: Tail, phi_shape: tuple[int, ...], like: Tensor) -> Tensor:
     """The products of positions (P, P) in the kernel of the features that the classifier reads, a mean over these."""
     space = phi_shape[1:]
-    tail.features(like.new_zeros(1, phi_shape[0], *space))  # raises the error of layers that need so many channels
     positions = torch.eye(math.prod(space), dtype=like.dtype, device=like.device)
     maps = tail.between(positions.view(-1, 1, *space))
     return maps @ maps.T / maps.shape[1]

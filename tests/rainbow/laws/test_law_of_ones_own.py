@@ -3,12 +3,14 @@
 its own."""
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from here import fresh_python
+from stopping import Stop, stop_at
 from torch import Tensor, nn
 
 import rainbow_fast as rf
@@ -91,20 +93,32 @@ def test_a_file_loads_where_the_law_is_not_known(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     net, x = NETWORKS["dense"]
     options = {"law": Signs(), "factor": 2, "method": "calibrated"}
-
-    class Stop(Exception):
-        pass
-
-    def progress(done: int, total: int, what: str) -> None:
-        if done == 4:  # after the first site
-            raise Stop
-
     with pytest.raises(Stop):
-        rf.sample(net, x, resume_dir=tmp_path / "run", progress=progress, **options)
+        rf.sample(net, x, resume_dir=tmp_path / "run", progress=stop_at(4), **options)  # after the first site
     network, _ = rf.sample(net, x, resume_dir=tmp_path / "run", **options)
     assert torch.equal(network(x), rf.fit(net, x).sample(**options)[0](x))
     with pytest.raises(ValueError, match=r"holds another run: it differs in law of network 0 \('Signs\(\)' there"):
         rf.sample(net, x, resume_dir=tmp_path / "run", factor=2, method="calibrated")
+
+
+@dataclass(frozen=True)
+class WideSigns(Signs):
+    """The limit of random signs, if it is computed as that of Gaussian rows."""
+
+    def limit(self, site: object, U: Tensor | None, key: Tensor) -> rf.Rows:
+        return rf.Rows(math.inf, site.d, key, U)  # type: ignore[arg-type, attr-defined]
+
+
+def test_the_limit_of_a_law(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    net, x = NETWORKS["dense"]
+    network, _ = rf.sample(net, x, law=WideSigns(), factor=math.inf)
+    assert torch.equal(network(x), rf.sample(net, x, factor=math.inf)[0](x))
+    assert rf.plan(net, x, law=WideSigns(), factor=math.inf).sites[0].route == "limit"
+    rf.save(network, tmp_path / "it")
+    assert torch.equal(rf.load(tmp_path / "it", net)(x), network(x))
+    with pytest.raises(ValueError, match=r"law=Signs\(\) has no closed form: wanted .* or a law with `limit`"):
+        rf.sample(net, x, law=Signs(), factor=math.inf)
 
 
 def test_a_law_is_planned_by_what_it_stores(tmp_path: Path) -> None:

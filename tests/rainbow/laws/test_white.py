@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from stopping import Stop, stop_at
 from torch import nn
 
 import rainbow_fast as rf
@@ -67,16 +68,9 @@ def test_white_and_trained_rows_in_one_pass() -> None:
 
 
 def test_a_stopped_run_of_white_rows_goes_on(tmp_path) -> None:
-    class Stop(Exception):
-        pass
-
-    def progress(done: int, total: int, what: str) -> None:
-        if done == 4:  # after the first site
-            raise Stop
-
     options = {"law": "white", "factor": 2, "resume_dir": tmp_path / "run"}
     with pytest.raises(Stop):
-        rf.sample(CONVOLUTION, MAPS, progress=progress, **options)
+        rf.sample(CONVOLUTION, MAPS, progress=stop_at(4), **options)  # after the first site
     network, _ = rf.sample(CONVOLUTION, MAPS, **options)
     assert torch.equal(network(MAPS), rf.fit(CONVOLUTION, MAPS).sample(law="white", factor=2)[0](MAPS))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from here import draw
+from stopping import Stop, stop_when
 from torch import Tensor, nn
 
 import rainbow_fast as rf
@@ -130,16 +131,9 @@ def test_files_plans_and_continued_runs(tmp_path, reference: Callable[[], nn.Mod
     plan = rf.plan(network, (x, y), **options)
     assert 0 < os.path.getsize(path) - plan.disk_bytes < 4096  # the header
     assert plan.rest["classifier"].flops > 0
-
-    class Stop(Exception):
-        pass
-
-    def progress(done: int, total: int, what: str) -> None:
-        if done == total:
-            raise Stop
-
+    stop = stop_when(lambda done, total, what: done == total)
     with pytest.raises(Stop):
-        rf.sample(network, (x, y), **options, resume_dir=tmp_path / "run", progress=progress)
+        rf.sample(network, (x, y), **options, resume_dir=tmp_path / "run", progress=stop)
     for _ in range(2):  # the second time, every site is read
         again, of_resumed = rf.sample(network, (x, y), **options, resume_dir=tmp_path / "run")
         assert torch.equal(again(x), sampled(x)) and of_resumed.to_dict() == report.to_dict()
@@ -148,20 +142,42 @@ def test_files_plans_and_continued_runs(tmp_path, reference: Callable[[], nn.Mod
 def test_damaged_pooling(tmp_path) -> None:
     x, y = data(flattened)
     sampled, _ = rf.sample(flattened(), (x, y), holdout=0, factor=math.inf, classifier="refit")
-    path, name = tmp_path / "limit.safetensors", f"{sampled.sampled[-1]}.pooling"
+    path, site = tmp_path / "limit.safetensors", sampled.sampled[-1]
+    name, rows = f"{site}.pooling", f"{site}.rows"
     rf.save(sampled, path)
     header, tensors = NETWORK.read(path)
+    without = {k: v for k, v in tensors.items() if k != name}
+    one, first = tensors[name][:1, :1], tensors[rows].view(len(x), -1, 4)[:, 0].contiguous()
     for change, message in (
-        ({k: v for k, v in tensors.items() if k != name}, "rows is torch.float64 of shape"),
-        (tensors | {name: tensors[name][:1, :1]}, "rows is torch.float64 of shape"),
+        (without, "rows is torch.float64 of shape"),
+        (tensors | {name: one}, "rows is torch.float64 of shape"),
+        (without | {rows: first}, "pooling: wanted for images at a site of infinitely many neurons, and for no other"),
+        (tensors | {name: one, rows: first}, f"site '{site}' has pooling of 1 positions, wanted {len(tensors[name])}"),
     ):
         NETWORK.write(path, header, change)
         with pytest.raises(ValueError, match=f"path: .* does not fit the reference: {message}"):
             rf.load(path, flattened())
 
 
+class Viewing(nn.Module):
+    """Flattens to a number of features that it names itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.activation, self.last = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.activation(self.conv(x)).view(-1, 64))
+
+
 def test_layers_that_need_their_channels() -> None:
-    reference = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Unflatten(1, (64,)), nn.Linear(64, 3))
     x, y = data(averaged)
-    with pytest.raises(ValueError, match="classifier"):
-        rf.sample(reference.double(), (x, y), holdout=0, factor=math.inf, classifier="refit")
+    options = {"factor": math.inf, "classifier": "refit"}
+    message = "it can be refit only if the layers before it accept any number of channels; .* accept only 4"
+    model = rf.fit(Viewing().double(), (x, y), holdout=0)
+    steps: list[str] = []
+    with pytest.raises(ValueError, match=message):
+        model.sample(**options, progress=lambda done, total, what: steps.append(what))
+    assert steps == []
+    with pytest.raises(ValueError, match=message):
+        model.plan(**options)

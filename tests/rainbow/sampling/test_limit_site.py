@@ -8,12 +8,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from here import draw
+from stopping import Stop, stop_when
 from torch import Tensor, nn
 
 import rainbow_fast as rf
 from rainbow_fast.infinite_width import expected_kernel
 from rainbow_fast.networks import cnn, mlp
 from rainbow_fast.nn import RandomFeatures
+from rainbow_fast.rainbow.files.network_file import NETWORK
 from rainbow_fast.rainbow.sampling import limit_site
 
 pytest.importorskip("scipy")
@@ -184,20 +186,31 @@ def test_files_and_reports(tmp_path, options: dict) -> None:
     assert halves.A.dtype == halves.rows.dtype == F64
 
 
+def test_damaged_files(tmp_path) -> None:
+    reference, x, path = network(), data(), tmp_path / "file.safetensors"
+    finite, _ = rf.sample(reference, x, holdout=0, factor=1)
+    infinite, _ = limit(reference, x)
+    smooth, _ = limit(reference, x, law="bootstrap", smoothing=0.5)
+    for sampled, name, value, message in (
+        (smooth, "matrix", torch.zeros(0, 9, dtype=F64), "matrix has no centers, wanted at least one"),
+        (infinite, "rows", None, "rows: wanted for a site of infinitely many neurons, and for no other"),
+        (finite, "rows", torch.zeros(9, 9), "rows: wanted for a site of infinitely many neurons, and for no other"),
+        (finite, "pooling", torch.zeros(1, 1), "pooling: wanted for images at a site of infinitely many neurons"),
+    ):
+        rf.save(sampled, path)
+        header, tensors = NETWORK.read(path)
+        changed = tensors | {f"{sampled.sampled[0]}.{name}": value}
+        NETWORK.write(path, header, {k: t for k, t in changed.items() if t is not None})
+        with pytest.raises(ValueError, match=f"path: .* does not fit the reference: {message}"):
+            rf.load(path, reference)
+
+
 def test_an_interrupted_run_continues(tmp_path) -> None:
     x, reference = data(), network()
     whole, report = limit(reference, x)
     stopped = tmp_path / "run"
-
-    class Stop(Exception):
-        pass
-
-    def progress(done: int, total: int, what: str) -> None:
-        if done == total:
-            raise Stop
-
     with pytest.raises(Stop):
-        limit(reference, x, resume_dir=stopped, progress=progress)
+        limit(reference, x, resume_dir=stopped, progress=stop_when(lambda done, total, what: done == total))
     sampled, of_resumed = limit(reference, x, resume_dir=stopped)
     assert torch.equal(sampled(x), whole(x)) and of_resumed.to_dict() == report.to_dict()
 
@@ -244,13 +257,16 @@ def test_there_are_no_neurons() -> None:
 
 NORMALISED = nn.Sequential(nn.Linear(INPUTS, 4), nn.ReLU(), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2))
 POOLED = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 2))
+NO_LIMIT = (
+    "law='identity' has no closed form: wanted 'gaussian', 'orthonormal', 'white', 'bootstrap', or a law with `limit`"
+)
 STEEP = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, 2))
 
 
 @pytest.mark.parametrize(
     ("reference", "options", "message"),
     [
-        (network, {"law": "identity"}, "law='identity' has no closed form: wanted 'gaussian', 'orthonormal', 'white'"),
+        (network, {"law": "identity"}, NO_LIMIT),
         (network, {"method": "regression"}, "alignment='regression' has no limit: wanted 'polar'"),
         (network, {"scale": "one"}, "scale='one' grows without limit"),
         (lambda: NORMALISED, {}, "has no closed form with pooling, a normalisation, or an activation"),

@@ -13,6 +13,7 @@ import torch
 from architectures import Residual, build
 from damage import resealed
 from here import ROOT, threads
+from stopping import Stop, stop_at
 from torch import Tensor, nn
 
 import rainbow_fast as rf
@@ -99,23 +100,14 @@ def test_killed_again_and_again_and_resumed(tmp_path):
     assert printed.strip() == str([report.to_json() for _, report in whole])
 
 
-class Stop(Exception):
-    pass
-
-
 def test_stopped_anywhere(tmp_path):
     """Stopped at many ticks, each time from the beginning. The accuracy profile and refit classifiers are the same."""
     fitted = model()
     whole = fitted.sample_many(NETWORKS[:2])
     for at in range(1, 6 * 5 + 1, 4):
         folder = tmp_path / str(at)
-
-        def progress(done: int, total: int, what: str, at: int = at) -> None:
-            if done == at:
-                raise Stop
-
         with pytest.raises(Stop):
-            fitted.sample_many(NETWORKS[:2], resume_dir=folder, progress=progress)
+            fitted.sample_many(NETWORKS[:2], resume_dir=folder, progress=stop_at(at))
         assert len(list(folder.glob("network-*"))) == (at - 1) // 5
         assert same(fitted.sample_many(NETWORKS[:2], resume_dir=folder), whole)
 
@@ -152,14 +144,6 @@ def begun(tmp_path_factory) -> Path:
     with pytest.raises(Stop), threads(1):
         model().sample(factor=2, resume_dir=folder, progress=stop_at(9))
     return folder
-
-
-def stop_at(at: int):
-    def progress(done: int, total: int, what: str) -> None:
-        if done == at:
-            raise Stop
-
-    return progress
 
 
 def other_weights() -> rf.RainbowModel:
