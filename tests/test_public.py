@@ -6,7 +6,7 @@ import re
 import tomllib
 
 import pytest
-from here import ROOT
+from here import ROOT, fresh_python
 
 import rainbow_fast as rf
 from rainbow_fast import analysis, infinite_width, nn, plots, random_networks
@@ -79,3 +79,9 @@ def test_version_is_that_of_the_package():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "rainbow_fast.version.__version__"}
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", rf.__version__)
+
+
+def test_import_leaves_the_compiler_of_torch_out() -> None:
+    """Its import takes about as long as that of torch itself."""
+    printed = fresh_python("import sys, rainbow_fast; print('torch._dynamo' in sys.modules)")
+    assert printed == "False\n"

@@ -77,7 +77,6 @@ def _separable(z: Tensor, maps: dict[str, Tensor], size: tuple[int, int], beta: 
     return low, torch.stack([mean - ss, cg, mean + ss, gc], 1), torch.stack([sc + cs, sg, sc - cs, -gs], 1)
 
 
-@torch.compiler.disable
 def _on_device(bank: WaveletBank, H: int, W: int, dtype: torch.dtype, device: torch.device) -> Any:
     """`_loaded`, which keeps plain tensors only: not those of a transform of torch.func or of a dispatch mode."""
     special = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from here import ROOT
 
 Finished = Callable[..., subprocess.CompletedProcess]
 
@@ -30,4 +31,10 @@ def pytest_of(files: Iterable[Path], *options: str, **environment: str) -> subpr
     """Runs the tests of some files on one thread, with variables of the environment given by name."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *map(str, files)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def passed(done: subprocess.CompletedProcess, file: Path) -> int:
+    """The number of tests of a file that have passed, in the output of `pytest_of` with the option -rA."""
+    starts = f"PASSED {os.path.relpath(file, ROOT)}::"
+    return sum(line.startswith(starts) for line in done.stdout.splitlines())

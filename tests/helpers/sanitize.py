@@ -137,6 +137,26 @@ def preload(runtime: str, environment: dict[str, str]) -> None:
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **shared, **environment})
 
 
+def check_levels(
+    machine: ModuleType | Cuda, levels: list[str], calls: int, chosen: list[str], options: argparse.Namespace
+) -> None:
+    """That overruns are found, and then so many calls of each chosen kernel on each level."""
+    kernels = [kernel for kernel in chosen if hasattr(machine, kernel)]
+    for kernel in kernels:
+        count = check_that_overruns_are_found(machine, kernel)
+        print(f"{kernel}: one element short, found in {count} arrays of it", flush=True)
+    for level in levels:
+        if isinstance(machine, ModuleType):
+            machine.use(level)
+        for kernel in kernels:
+            started = time.process_time()
+            for call in range(calls):
+                if options.v:
+                    print(level, kernel, call, flush=True)
+                check(machine, kernel, f"{kernel} {call}{options.seed}")
+            print(f"{level}: {calls} calls of {kernel} in {time.process_time() - started:.1f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=30, help="of each kernel on each level; of CUDA a third")
@@ -152,28 +172,21 @@ def main() -> None:
     if exported != set(KERNELS):
         sys.exit(f"the extension has the kernels {sorted(exported)}, this file {sorted(KERNELS)}")
     check_that_shared_memory_has_ends()
-    cuda, chosen = Cuda(), options.kernels or list(KERNELS)
-    for machine in (C, cuda):
-        for kernel in filter(partial(hasattr, machine), chosen):
-            count = check_that_overruns_are_found(machine, kernel)
-            print(f"{kernel}: one element short, found in {count} arrays of it")
-    for level in [*C.levels(), "cuda"]:
-        machine, calls = (cuda, -(-options.calls // 3)) if level == "cuda" else (C, options.calls)
-        if machine is C:
-            C.use(level)
-        for kernel in filter(partial(hasattr, machine), chosen):
-            started = time.process_time()
-            for call in range(calls):
-                if options.v:
-                    print(level, kernel, call, flush=True)
-                check(machine, kernel, f"{kernel} {call}{options.seed}")
-            print(f"{level}: {calls} calls of {kernel} in {time.process_time() - started:.1f} s", flush=True)
+    chosen = options.kernels or list(KERNELS)
+    other = os.fork()  # CUDA in a process of its own; nothing has started a thread yet
+    if other == 0:
+        check_levels(Cuda(), ["cuda"], -(-options.calls // 3), chosen, options)
+        sys.exit(leaks() or 0)
+    check_levels(C, C.levels(), options.calls, chosen, options)
     C.advise_huge_pages(np.empty(5 << 20, np.uint8)[1:].ctypes.data, (5 << 20) - 1)
     try:
         C.use("no such level")
     except ValueError:
         pass
-    if lost := leaks():
+    lost = leaks()
+    if os.waitpid(other, 0)[1]:
+        sys.exit(f"CUDA is not clean\n{lost}")
+    if lost:
         sys.exit(lost)
     print("clean")
 
