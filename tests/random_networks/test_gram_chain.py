@@ -272,13 +272,39 @@ def test_sixty_four_samples_of_width_4096():
 
 
 def test_inequalities(figure_2b):
-    """W_2^2 <= n V^2 <= 2 n V, V <= 2 n (1/n - lambda_n), and theorem 5 for the mean over runs."""
+    """W_2^2 <= n V^2 <= 2 n V, and V <= 2 n (1/n - lambda_n)."""
     V, W, least = figure_2b.orthogonality_gap, figure_2b.gaussian_distance, figure_2b.smallest_eigenvalue
     assert bool((W.square() <= 4 * V.square() * (1 + 1e-9)).all()) and bool((V <= 8 * (0.25 - least) + 1e-12).all())
     near(W[4, :, 60:].square().mean(-1) / V[4, :, 60:].square().mean(-1), 1.0, bias=0.02)  # n / 4, up to n / d
-    lam = torch.tensor([0.7, 0.2, 0.07, 0.03], dtype=torch.float64)
-    after = gram_chain(torch.diag(lam.sqrt()), 1, width=64, runs=500).smallest_eigenvalue[:, 1]
-    assert float((0.25 - after).mean()) < float(theory.layer_bound(lam, 64))
+
+
+SPECTRA = ([0.4, 0.3, 0.2, 0.1], [0.7, 0.2, 0.07, 0.03], [0.96, 0.02, 0.01, 0.01], [0.6, 0.4])
+
+
+@pytest.mark.parametrize("lam", SPECTRA, ids=str)
+def test_theorem_5(lam):
+    """The mean of 1/n - lambda_n after a layer, at a width where its bound is below 1/n, the largest possible value."""
+    lam, d = torch.tensor(lam, dtype=torch.float64), 10_000
+    largest, bound = 1 / len(lam), float(theory.layer_bound(lam, d))
+    assert bound < largest
+    after = gram_chain(torch.diag(lam.sqrt()), 1, width=d, runs=50).smallest_eigenvalue[:, 1]
+    assert float((largest - after).mean()) < bound
+
+
+@pytest.mark.parametrize("lam", SPECTRA, ids=str)
+@pytest.mark.parametrize("d", [8, 64, 1000])
+def test_lemma_7(lam, d):
+    """E (Vhat - (1/n - p_n))^2 <= 1/d for Vhat = 1/n - lambda_n after a layer, and p = E C' of `mean_field`.
+
+    |lambda_n(C') - p_n| <= |C' - E C'|_F for every C' by Weyl; the mean square of the right side is `layer_noise`.
+    """
+    lam = torch.tensor(lam, dtype=torch.float64)
+    p, noise = theory.mean_field(lam), float(theory.layer_noise(lam, d))
+    result = gram_chain(torch.diag(lam.sqrt()), 1, width=d, runs=400)
+    off = (result.smallest_eigenvalue[:, 1] - p.min()).abs()
+    distance = torch.linalg.matrix_norm(result.grams[:, 1] - p.diag())
+    assert bool((off <= distance + 1e-14).all())  # 1e-14: roundings of eigenvalues of float64
+    assert float(off.square().mean()) <= noise <= 1 / d
 
 
 def test_theorem_1_and_corollary_3():
