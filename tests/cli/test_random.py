@@ -82,6 +82,13 @@ def test_spectrum(rainbow_fast: Run, tmp_path: Path) -> None:
     assert json.loads(out) == read
 
 
+def test_spectrum_of_an_activation_that_is_applied_to_projections(rainbow_fast: Run) -> None:
+    code, out, err = rainbow_fast("random", "spectrum", 30, 40, "--activation", "sin", "--json")
+    X = gaussian(30, 30, seed=0, stream=1) / 30**0.5
+    assert (code, err) == (0, "")
+    assert json.loads(out)["eigenvalues"] == rn.feature_spectrum(X, 40, activation="sin", seed=0).tolist()
+
+
 def test_chain(rainbow_fast: Run, tmp_path: Path) -> None:
     """The numbers are those of `gram_chain`, and with --explicit those of `weight_chain` in float32."""
     words = ["random", "chain", "16,40", "--layers", 30, "--runs", 3, "--seed", 5]

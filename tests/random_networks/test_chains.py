@@ -130,8 +130,9 @@ def test_deep_chains_keep_their_scale():
         RandomLayer(),
         RandomLayer("relu", "batch", "activation-linear-norm"),
         RandomLayer("tanh", "batch_centred", "linear-activation-norm", skip="block", branch=0.5),
+        RandomLayer(skip="linear", branch=0.5),
     ],
-    ids=lambda layer: f"{layer.activation}",
+    ids=lambda layer: f"{layer.activation} {layer.skip}",
 )
 def test_same_law_as_without_weights(layer):
     """Two-sample Kolmogorov-Smirnov tests of V after 1 and 10 layers, 2000 runs: p > 1e-3 in each."""
@@ -221,6 +222,24 @@ def test_uniform_weights():
     means = [chain.orthogonality_gap[:, -1].mean() for chain in chains]
     deviation = math.hypot(*(float(chain.orthogonality_gap[:, -1].std()) / math.sqrt(200) for chain in chains))
     assert abs(float(means[0] - means[1])) < 4 * deviation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", ["haar", "uniform"])
+def test_the_largest_width(law):
+    """2048: Haar weights are orthogonal; uniform weights are those of `uniform_weights`, with their variance."""
+    d, seen = 2048, []
+    layer = RandomLayer(lambda x: seen.append(x[0, 0]) or x, normaliser="none")
+    weight_chain(torch.eye(d).double(), 1, width=d, weights=law, layer=layer, seed=4)
+    [W] = seen  # transposed, as the batch is the identity
+    if law == "haar":
+        # every entry is a sum of 2048 products of 1/2048: roundings of 1e-16, some hundred times in the iteration
+        torch.testing.assert_close(W @ W.mT, torch.eye(d).double(), rtol=0, atol=1e-12)
+        return
+    wanted = rn.uniform_weights(d, d, seed=4, row_offset=d << 32, dtype=torch.float64).T / math.sqrt(d)
+    assert torch.equal(W, wanted)
+    # w^2 d has mean 1 and variance 4/5
+    assert abs(float(W.square().mean()) * d - 1) < 4 * math.sqrt(0.8) / d
 
 
 def test_wide_layers_store_no_weights():

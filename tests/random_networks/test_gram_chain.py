@@ -140,7 +140,9 @@ def test_figure_2b(figure_2b):
     late = figure_2b.orthogonality_gap[..., 60:].mean(-1).log().mean(-1)
     expected = torch.stack([figure_2b.theory["stationary_gap"][k, -1].log() for k in range(6)])
     assert slope(expected) == pytest.approx(-0.5, abs=1e-12)
-    assert slope(late) == pytest.approx(-0.509, abs=0.012)  # -0.009 by biases of order n / d; 0.003 by sampling
+    # E V^2 is 7 % above the first order at d = 16, a bias of order 1 / d, which makes the slope steeper by 0.009
+    bend = slope((1 + 0.07 * 16 / torch.tensor(WIDTHS, dtype=torch.float64)).log() / 2)
+    assert slope(late) == pytest.approx(-0.5 + bend, abs=0.012)  # four standard deviations of 0.003
     assert late.tolist() == pytest.approx(expected.tolist(), abs=0.05)  # 0.035 at d = 16 by its bias
 
 
