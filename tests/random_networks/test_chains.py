@@ -236,7 +236,7 @@ def test_the_largest_width(law):
         # every entry is a sum of 2048 products of 1/2048: roundings of 1e-16, some hundred times in the iteration
         torch.testing.assert_close(W @ W.mT, torch.eye(d).double(), rtol=0, atol=1e-12)
         return
-    wanted = rn.uniform_weights(d, d, seed=4, row_offset=d << 32, dtype=torch.float64).T / math.sqrt(d)
+    wanted = 1 / math.sqrt(d) * rn.uniform_weights(d, d, seed=4, row_offset=d << 32, dtype=torch.float64).T
     assert torch.equal(W, wanted)
     # w^2 d has mean 1 and variance 4/5
     assert abs(float(W.square().mean()) * d - 1) < 4 * math.sqrt(0.8) / d
