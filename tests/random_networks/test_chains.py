@@ -103,7 +103,9 @@ def test_measures_are_those_of_the_batch():
         assert values.shape == (1, 2) and values.dtype == torch.float64
         torch.testing.assert_close(values[0, 0], getattr(rn, name)(H), **close)
         torch.testing.assert_close(values[0, 1], getattr(rn, name)(last), **close)
-    torch.testing.assert_close(result.smallest_eigenvalue[0, 1], torch.linalg.eigvalsh(rn.gram(last))[0], **close)
+    values = torch.linalg.eigvalsh(rn.gram(last))
+    torch.testing.assert_close(result.smallest_eigenvalue[0, 1], values[0], **close)
+    torch.testing.assert_close(result.largest_eigenvalue[0, 1], values[-1], **close)
 
 
 def test_invariances():
@@ -252,6 +254,14 @@ H4 = torch.eye(4, 6)
 
 
 @pytest.mark.parametrize("chain", [weight_chain, gram_chain], ids=lambda chain: chain.__name__)
+def test_progress(chain):
+    """Of all widths together, layer by layer, whatever is recorded."""
+    calls: list[tuple] = []
+    chain(H4, 2, width=[5, 8], every=2, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 4, "width 5"), (2, 4, "width 5"), (3, 4, "width 8"), (4, 4, "width 8")]
+
+
+@pytest.mark.parametrize("chain", [weight_chain, gram_chain], ids=lambda chain: chain.__name__)
 @pytest.mark.parametrize(
     "H, options, error, message",
     [
@@ -263,6 +273,7 @@ H4 = torch.eye(4, 6)
         (H4, {"runs": 0}, ValueError, "^runs=0: wanted (runs >= 1|1 <= runs <= 4096)"),
         (H4, {"seed": -1}, ValueError, "^seed=-1: wanted 0 <= seed < 2\\^63"),
         (H4, {"every": 0}, ValueError, "^every=0: wanted every >= 1"),
+        (H4, {"progress": 3}, TypeError, "^progress: wanted a function, True or None, got int"),
         (H4, {"layer": "batch"}, TypeError, "^layer='batch': wanted a RandomLayer"),
         (0 * H4, {}, ValueError, "^H is zero: wanted a batch with a direction"),
         (H4 / 0, {}, ValueError, "^H is not finite"),
