@@ -258,9 +258,7 @@ class ChainPlan:
         size = H.abs().amax((-2, -1), keepdim=True)
         return H / torch.where(size > 0, size, 1)
 
-    def run(
-        self, chain: Callable[[int, Record], None], weights: str, progress: Progress | bool | None
-    ) -> ChainResult:
+    def run(self, chain: Callable[[int, Record], None], weights: str, progress: Progress | bool | None) -> ChainResult:
         """Run a chain at every width, and collect what it records."""
         runs, batches, n = self.start.shape[:3]
         layers = list(range(0, self.depth + 1, self.every))
