@@ -88,7 +88,8 @@ def test_kept_numbers_are_the_expected_ones() -> None:
     """Within three standard errors and 0.01, which is sampling of the expected ones.
 
     One unit of the last digit for slopes, 0.02 for what was read off a figure or had another input, 1 % for ranks
-    above 10.
+    above 10. The rates of the isometry gap are of first order in the gap: 5 %, as the largest eigenvalue of the
+    start is 1 + 0.005 d / 4, and decays slowly.
     """
     numbers = {record["number"]: record for record in read_records(RECORDS) if "number" in record}
     for name, expected in EXPECTED.items():
@@ -96,6 +97,7 @@ def test_kept_numbers_are_the_expected_ones() -> None:
         unit = 10.0 ** -len(expected.split(" ")[0].rpartition(".")[2])
         read_off = "on images" in name or name.startswith("mean of 1 /")  # off a figure; another input
         slack = 0.01 * value if value > 10 else 0.02 if read_off else unit if "slope" in name else 0.01
+        slack = -0.05 * value if "slope of log gap" in name else slack
         tolerance = 3 * (numbers[name]["error"] or 0) + slack
         assert numbers[name]["mean"] == pytest.approx(value, abs=tolerance), name
 
