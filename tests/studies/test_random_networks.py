@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from rainbow_fast.data import Images
 from rainbow_fast.io import read_records
 from rainbow_fast.random_networks import measure
 from studies.random_networks import convnet_experiment, traced_page, training_page
-from studies.random_networks.__main__ import app, study
+from studies.random_networks.__main__ import RECORDS, app, study
 from studies.random_networks.convnet_experiment import ConvSetting
 from studies.random_networks.traced_experiment import NETWORKS, TracedSetting
 from studies.random_networks.training_experiment import ARMS, Kernel, Setting, build, settings
@@ -133,6 +134,30 @@ def test_the_gaps_of_traced_networks(name: str, sites: int) -> None:
     assert by_site["after"]["outputs"] < by_site["before"]["outputs"]
     for arm, stage in (("orthogonal", "after"), ("standard", "before")):
         assert len(record["losses"][arm]) == 1 and by_site[f"{arm}, trained"] != by_site[stage]
+
+
+def test_what_the_page_says_of_traced_networks() -> None:
+    """The sentences below its tables, for the kept records: "nearly" and "a few hundredths" are 0.05."""
+    records = [record for record in read_records(RECORDS) if "traced" in record]
+    assert {(record["traced"], record["rate"]) for record in records} == {
+        ("ResNet-20", 0.01), ("MLP-Mixer", 0.01), ("MLP-Mixer", 0.001)
+    }  # fmt: skip
+    chance, least = math.log(10), math.sqrt(1 / 10 - 1 / 500)
+    for record in records:
+        before, after, ours, theirs = (
+            np.array(record["gaps"][stage]) for stage in ("before", "after", "orthogonal, trained", "standard, trained")
+        )
+        assert (after < before).all() and least < after[-1] < least + 0.05
+        loss = {arm: losses[-1] for arm, losses in record["losses"].items()}
+        if record["traced"] == "ResNet-20":
+            assert (ours[:-1] < after[:-1] + 0.05).all() and (ours < theirs).all() and ours[-1] > after[-1] + 0.05
+            assert loss["standard"] < loss["orthogonal"] < chance
+        elif record["rate"] == 0.01:
+            assert (ours[1:] > 0.95).all() and loss["orthogonal"] > chance > loss["standard"]
+        else:
+            patches, channels = (slice(first, -1, 2) for first in (0, 1))
+            assert (abs(ours[patches] - after[patches]) < 0.05).all() and loss["orthogonal"] > chance
+            assert (ours[channels] > theirs[channels] - 0.05).all()
 
 
 def test_a_traced_training_that_diverges_is_told() -> None:
