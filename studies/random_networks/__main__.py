@@ -70,7 +70,7 @@ def main(
     ] = 5000,
     conv_epochs: Annotated[int, typer.Option(help="Passes over these images.", min=1)] = 20,
     conv_seeds: Annotated[int, typer.Option(help="As --seeds, of the convolutional networks.", min=1)] = 2,
-    traced_seeds: Annotated[int, typer.Option(help="As --seeds, of ResNet-20 and of the MLP-Mixer.", min=1)] = 1,
+    traced_seeds: Annotated[int, typer.Option(help="As --seeds, of ResNet-20 and of the MLP-Mixer.", min=1)] = 2,
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help=OUT)] = Path("rainbow-random-networks"),
 ) -> None:
