@@ -32,7 +32,7 @@ CONCLUSION = """\
 - *ResNet-20* keeps this for 100 steps. The gaps rise by at most a few hundredths, and stay below those of standard
   weights at every site; only that of the outputs, which learn classes, rises more. It does not learn faster.
 - *The mixer* does not keep it at the rate of ResNet-20: its samples become parallel, and it does not learn. At a tenth
-  of the rate, the gaps over patches stay, and those over channels rise by about a tenth or more; the loss is still above
+  of the rate, the gaps over patches stay, and those over channels rise by about a tenth or more; the loss stays above
   chance.
 
 These sentences are about the kept records.
