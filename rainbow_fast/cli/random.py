@@ -17,8 +17,8 @@ from rainbow_fast.cli.random_chain import chain
 from rainbow_fast.cli.random_measure import measure
 from rainbow_fast.cli.sampling import JSON, OUT, check_folder, need_plots
 from rainbow_fast.cli.words import Seed, Threads, flowing, set_threads
+from rainbow_fast.infinite_width.expectations import NAMES
 from rainbow_fast.io import dumps, write_whole
-from rainbow_fast.ops.activations import ACTIVATIONS
 from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.plots.axes import save
 from rainbow_fast.plots.feature_spectrum import spectrum_of_features
@@ -87,7 +87,7 @@ def spectrum(
     samples: Annotated[int, typer.Argument(help="Number of samples.")],
     features: Annotated[int, typer.Argument(help="Number of random neurons.")],
     inputs: Annotated[int | None, typer.Option(help="Units of a sample (default: as many as samples).")] = None,
-    activation: Annotated[str, typer.Option(help=f"One of {', '.join(ACTIVATIONS)}.")] = "relu",
+    activation: Annotated[str, typer.Option(help=f"One of {', '.join(NAMES)}.")] = "relu",
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
@@ -100,7 +100,7 @@ def spectrum(
     and a figure (spectrum.png).
     """
     set_threads({"threads": threads})
-    one_of("activation", activation, ACTIVATIONS)
+    one_of("activation", activation, NAMES)
     samples, features = integer("samples", samples, 1), integer("features", features, 1)
     inputs = samples if inputs is None else integer("inputs", inputs, 1)
     if out is not None:

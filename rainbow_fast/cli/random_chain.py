@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rainbow_fast.arguments import integer, one_of
 from rainbow_fast.cli import terminal
+from rainbow_fast.cli.grid import as_progress
 from rainbow_fast.cli.readers import numbers
 from rainbow_fast.cli.sampling import JSON, OUT, check_folder, need_plots
 from rainbow_fast.cli.words import Seed, Threads, flowing, set_threads
@@ -66,8 +67,11 @@ def chain(
         need_plots()
         check_folder(out)
     simulate = weight_chain if explicit else gram_chain
-    with terminal.bar(1) as bar, bar.job(1, "chains"):
-        result = simulate(first.float() if explicit else first, layers, width=each, layer=layer, runs=runs, seed=seed)
+    with terminal.bar(1) as bar, bar.job(1, "chains") as step:
+        result = simulate(
+            first.float() if explicit else first, layers, width=each, layer=layer, runs=runs, seed=seed,
+            progress=as_progress(step),
+        )  # fmt: skip
     text = dumps(_record(result) | {"samples": samples, "runs": runs, "start": start, "seed": seed})
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

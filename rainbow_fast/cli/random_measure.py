@@ -12,6 +12,7 @@ from torch import Tensor
 from rainbow_fast.arguments import integer
 from rainbow_fast.cli import terminal
 from rainbow_fast.cli import words as o
+from rainbow_fast.cli.grid import as_progress
 from rainbow_fast.cli.readers import names
 from rainbow_fast.cli.references import load_reference, pointwise_kinds
 from rainbow_fast.cli.sampling import JSON, OUT, check_folder, need_plots
@@ -56,8 +57,10 @@ def measure(
     source.check_takes(reference.module, "--data")
     some = _read(source, samples, batches)
     kinds = pointwise_kinds(of_network.pointwise_modules)
-    with terminal.bar(1) as bar, bar.job(1, "measure"):
-        result = measured(reference.module.train(train), some, measures=chosen, pointwise_modules=kinds)
+    with terminal.bar(1) as bar, bar.job(1, "measure") as step:
+        result = measured(
+            reference.module.train(train), some, measures=chosen, pointwise_modules=kinds, progress=as_progress(step)
+        )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "measure.json", result.to_json() + "\n")

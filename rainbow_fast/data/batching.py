@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import length_hint
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iter
         name: what error messages call the data.
 
     Returns:
-        An iterable that can be iterated several times. Several inputs are a dict by name, or by place in the tuple.
+        An iterable that can be iterated several times. `operator.length_hint` gives the number of batches, or 0 if it
+        is unknown. Several inputs are a dict by name, or by place in the tuple.
 
     Raises:
         TypeError: `data` or one of its batches is none of these (for example a generator, which can be iterated only
@@ -44,7 +46,7 @@ def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iter
     batch_size = integer("batch_size", batch_size, 1)
     if isinstance(data, Tensor | Mapping) or _is_tuple_of_tensors(data) or _is_batch(data):
         x, y = _batch(data, name)
-        return _Batches(lambda: _slices(x, y, batch_size))
+        return _Batches(lambda: _slices(x, y, batch_size), -(-count_of(x) // batch_size))
     if isinstance(data, Iterator):
         raise TypeError(
             f"{name}: wanted data that can be iterated several times; got {type(data).__name__}, which can be "
@@ -56,17 +58,21 @@ def batches(data: object, *, batch_size: int = 1000, name: str = "data") -> Iter
             f"over batches; got {type(data).__name__}"
         )
     loader: Iterable[object] = data
-    return _Batches(lambda: _checked(loader, name))
+    return _Batches(lambda: _checked(loader, name), length_hint(loader))
 
 
 @dataclass(frozen=True)
 class _Batches:
-    """An iterable made from a function that starts a new iteration."""
+    """An iterable made from a function that starts a new iteration, and the number of batches, 0 if it is unknown."""
 
     start: Callable[[], Iterator[tuple[Inputs, Tensor | None]]]
+    number: int
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor | None]]:
         return self.start()
+
+    def __length_hint__(self) -> int:
+        return self.number
 
 
 def _slices(x: Inputs, y: Tensor | None, batch_size: int) -> Iterator[tuple[Inputs, Tensor | None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from rainbow_fast.arguments import integer, tensor
 from rainbow_fast.infinite_width import hermite
 from rainbow_fast.infinite_width.expectations import Expectations, expectations
 from rainbow_fast.infinite_width.gaussian_pairs import Angles, Pairs, angles_between, angles_of
+from rainbow_fast.infinite_width.pointwise_features import features_of
 from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.ops.gaussian import Seed, as_key, further
-from rainbow_fast.ops.random_features import random_features
 
 PAIRS = 2**18  # pairs of samples that are computed at a time
 FEATURES = 2**22  # numbers of phi' that are computed at a time
@@ -187,7 +187,7 @@ def empirical_kernel(
     n: int,
     v: Tensor | None = None,  # (N', r)
     *,
-    activation: str = "relu",
+    activation: str | Callable[[Tensor], Tensor] = "relu",
     negative_slope: float = 0.01,
     shift: Tensor | None = None,  # (N,)
     shift_v: Tensor | None = None,  # (N',)
@@ -204,25 +204,32 @@ def empirical_kernel(
         options = dict(activation=activation, seed=seed, stream=stream, row_offset=row_offset)
         rf.random_features(u, n, shift=shift, **options) @ rf.random_features(v, n, shift=shift_v, **options).T / n
 
-    but computed in blocks of neurons and summed in float64. Without v, the result is exactly symmetric and takes half
-    of the work. Features are computed in the dtype of u. There is no gradient.
+    but computed in blocks of neurons and summed in float64, and for every activation of `expected_kernel`: a name that
+    `random_features` does not have, such as sin, or a pointwise function of tensors, is applied to its projections
+    (activation identity), block by block. Without v, the result is exactly symmetric and takes half of the work.
+    Features are computed in the dtype of u. There is no gradient.
 
     Arguments and errors are as in `rainbow_fast.random_features`; n is at least 1. `max_features` limits the numbers of
     phi' in memory at a time (but a block has at least 128 neurons). It changes the result only by rounding.
+
+    Raises:
+        ValueError: the name of the activation is unknown, or a function returns another shape or numbers that are not
+            finite; or as `random_features`.
+        TypeError: the activation is neither a name nor a function; or as `random_features`.
     """
     n, max_features = integer("n", n, 1), integer("max_features", max_features, 1)
     if v is None and shift_v is not None:
         raise ValueError("shift_v is given without v: wanted both, or shift alone")
+    features = features_of(activation, negative_slope)
     where = as_key(seed, stream, row_offset)
-    options: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope, "backend": backend}
     others = u if v is None else v
     out = torch.zeros(len(u), len(others), dtype=torch.float64, device=u.device)
     block = max(max_features // max(len(u), len(others), 1), 128)
     for start in range(0, n, block):
         here = further(where, start)
         count = min(block, n - start)
-        phi = random_features(u, count, shift=shift, seed=here, **options)
-        phi_v = None if v is None else random_features(v, count, shift=shift_v, seed=here, **options).unsqueeze(0)
+        phi = features(u, count, shift=shift, seed=here, backend=backend)
+        phi_v = None if v is None else features(v, count, shift=shift_v, seed=here, backend=backend).unsqueeze(0)
         cross_covariance_(out, phi.unsqueeze(0), phi_v, backend=backend)  # neurons are the positions of one sample
     return out.div_(n)
 

@@ -247,14 +247,33 @@ def mean_field_bound(eigenvalues: Tensor) -> Tensor:
 
 
 def columns(layer: RandomLayer, weights: str, factors: Tensor, d: int, layers: Sequence[int]) -> dict[str, Tensor]:
-    """What theory says about a chain of `layer`, by name; an empty dict if it says nothing.
+    r"""What theory says about a chain of `layer`, by name; an empty dict if it has no closed form.
 
-    - Linear with batch norm, Gaussian weights: ``mean_field_gap``, V by `mean_field`; ``stationary_gap``,
-      ``stationary_gap_squared``, ``stationary_log_gap``; ``stationary_rank``, the effective rank of `wide_batch`.
-    - The same, centred: ``stationary_gap_squared``.
-    - Linear without a norm, Gaussian: ``collapsed_gap``, the limit sqrt(1 - 1/n) of V.
-    - relu without a norm, Gaussian, linear first: ``mean_field_cosine``, the mean over pairs by `relu_angle`.
-    - Linear with batch norm, Haar weights, n = d: ``isometry_factor`` of `haar_isometry_factor`.
+    Chains without a skip, of at least two samples, have these columns:
+
+    - Linear with batch norm, Gaussian weights: ``mean_field_gap``, V by `mean_field`; ``contraction``, the factor of
+      small deviations per layer; ``stationary_gap``, ``stationary_gap_squared`` and ``stationary_log_gap`` of
+      `stationary_gap`; ``stationary_rank``, ``stationary_smallest`` and ``stationary_largest``, the effective rank and
+      the edges of the spectrum of `wide_batch`.
+    - The same, centred (``"batch_centred"``, ``"batch_standard"``): ``stationary_gap_squared``, and ``contraction``,
+      which is that of n - 1 samples, the dimensions that centring leaves.
+    - Linear without a norm or with layer norm, Gaussian weights: ``collapsed_gap``, the limit sqrt(1 - 1/n) of V. Layer
+      norm takes one dimension from the units and changes lengths of samples, so the rank collapses all the same.
+    - relu without a norm, Gaussian weights, a linear step first: ``mean_field_cosine``, the mean over pairs by
+      `relu_angle`.
+    - Linear with batch norm, Haar weights, as many samples as units: ``isometry_factor`` of `haar_isometry_factor`.
+
+    Other chains have none, because no closed form is known:
+
+    - Activations with batch norm, one sided or not: a unit of length 1 over the samples is no Gaussian vector, and the
+      mean of the activations over such units is an integral over the sphere. Its fixed point is I / n for odd
+      activations only. `gram_chain` with a large width gives it for all.
+    - Activations with layer norm, and activations other than relu without a norm: their kernels depend on lengths and
+      on the gain. `infinite_width.KernelMap` iterates them.
+    - relu without a norm, with relu first: it is applied to the start itself, whose units are not Gaussian.
+    - Skips: the batch stays correlated with the start, layer after layer.
+    - Uniform weights and functions of weights: units given the Gram matrix are not Gaussian, and the law depends on the
+      batch itself. Haar weights with n != d: units are not independent, and the identity of `isometry_gap` wants n = d.
 
     Args:
         layer, weights: the layer, and the name of the law of its weights.
@@ -276,19 +295,26 @@ def columns(layer: RandomLayer, weights: str, factors: Tensor, d: int, layers: S
         return {}
     if layer.activation == "relu" and layer.normaliser == "none" and layer.order.startswith("linear"):
         return {"mean_field_cosine": _relu_cosines(factors, layers)}
-    if not layer.is_linear or layer.normaliser == "layer":
+    if not layer.is_linear:
         return {}
-    if layer.normaliser == "none":
+    if layer.normaliser in ("none", "layer"):
         return {"collapsed_gap": constant(math.sqrt(1 - 1 / n))}
-    stationary = stationary_gap(n, d, centred=layer.normaliser != "batch")
-    squared = {"stationary_gap_squared": constant(stationary.mean_square)}
-    if layer.normaliser != "batch":
-        return squared
-    return squared | {
+    centred = layer.normaliser != "batch"
+    stationary = stationary_gap(n, d, centred=centred)
+    both = {
+        "stationary_gap_squared": constant(stationary.mean_square),
+        "contraction": constant(contraction(n - centred)),
+    }
+    if centred:
+        return both
+    wide = wide_batch(n, d)
+    return both | {
         "mean_field_gap": _mean_field_gaps(factors, layers),
         "stationary_gap": constant(stationary.mean),
         "stationary_log_gap": constant(stationary.mean_log),
-        "stationary_rank": constant(wide_batch(n, d).effective_rank),
+        "stationary_rank": constant(wide.effective_rank),
+        "stationary_smallest": constant(wide.smallest),
+        "stationary_largest": constant(wide.largest),
     }
 
 

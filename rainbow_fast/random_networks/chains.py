@@ -18,6 +18,7 @@ from torch import Tensor
 from rainbow_fast.arguments import integer
 from rainbow_fast.ops.gaussian import MOST, gaussian
 from rainbow_fast.ops.polar import polar
+from rainbow_fast.progress import Progress, reported
 from rainbow_fast.random_networks import chain_theory
 from rainbow_fast.random_networks import orthogonality as measures
 from rainbow_fast.random_networks.chain_layer import RandomLayer
@@ -86,6 +87,12 @@ class ChainResult:
         return squares[..., -1] / squares.sum(-1)
 
     @functools.cached_property
+    def largest_eigenvalue(self) -> Tensor:
+        """Largest eigenvalue of the Gram matrix of trace 1."""
+        squares = torch.linalg.svdvals(self.factors).square()
+        return squares[..., 0] / squares.sum(-1)
+
+    @functools.cached_property
     def mean_cosine(self) -> Tensor:
         """As `mean_cosine`.
 
@@ -124,6 +131,7 @@ def weight_chain(
     runs: int = 1,
     seed: int = 0,
     every: int = 1,
+    progress: Progress | bool | None = None,
 ) -> ChainResult:
     r"""Random chains with explicit weights.
 
@@ -151,12 +159,14 @@ def weight_chain(
         runs: number of independent networks, at most 2^12; 1 by default.
         seed: 0 <= seed < 2^63; 0 by default.
         every: record every such layer, beginning with the start; 1 by default.
+        progress: a function that is called as ``progress(done, total, what)`` after every layer, with the layers of all
+            widths and the width as ``what``; or True for a bar.
 
     Raises:
         ValueError: H is not finite or zero, or has another shape; a number is outside its range; `weights` is unknown,
             or a function of weights returns another shape; a norm over samples has one sample to centre; the layer has
             a skip and H has not the width.
-        TypeError: H is no tensor of float32 or float64, or a number is no integer.
+        TypeError: H is no tensor of float32 or float64, or a number is no integer; or `progress` is no function.
         RuntimeError: a recorded batch is zero or not finite.
     """
     draw = _law(weights)
@@ -173,7 +183,7 @@ def weight_chain(
             state = plan.rescaled(plan.layer(state, linear))
             record(number + 1, state)
 
-    return plan.run(chain, name)
+    return plan.run(chain, name, progress)
 
 
 @dataclass(frozen=True)
@@ -248,21 +258,24 @@ class ChainPlan:
         size = H.abs().amax((-2, -1), keepdim=True)
         return H / torch.where(size > 0, size, 1)
 
-    def run(self, chain: Callable[[int, Record], None], weights: str) -> ChainResult:
+    def run(self, chain: Callable[[int, Record], None], weights: str, progress: Progress | bool | None) -> ChainResult:
         """Run a chain at every width, and collect what it records."""
         runs, batches, n = self.start.shape[:3]
         layers = list(range(0, self.depth + 1, self.every))
         shape = (len(self.widths), runs, batches, len(layers), n, n)
         factors = torch.zeros(shape, dtype=torch.float64, device=self.start.device)
-        for into, d in zip(factors, self.widths, strict=True):
+        with reported(progress) as report:
+            for place, d in enumerate(self.widths):
 
-            def record(number: int, H: Tensor, into: Tensor = into) -> None:
-                if number % self.every == 0:
-                    F = factor(H)
-                    into[:, :, number // self.every, :, : F.shape[-1]] = F
+                def record(number: int, H: Tensor, place: int = place, d: int = d) -> None:
+                    if number % self.every == 0:
+                        F = factor(H)
+                        factors[place, :, :, number // self.every, :, : F.shape[-1]] = F
+                    if report is not None and number:
+                        report(place * self.depth + number, len(self.widths) * self.depth, f"width {d}")
 
-            record(0, self.start)
-            chain(d, record)
+                record(0, self.start)
+                chain(d, record)
         self._check(factors, layers)
         factors = factors / torch.linalg.matrix_norm(factors)[..., None, None]
         factors = factors if self.batches else factors[:, :, 0]

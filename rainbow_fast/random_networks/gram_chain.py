@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.ops.gaussian import gaussian
+from rainbow_fast.progress import Progress
 from rainbow_fast.random_networks.chain_layer import RandomLayer
 from rainbow_fast.random_networks.chains import WIDE, ChainPlan, ChainResult, Record, factor, triangular
 from rainbow_fast.random_networks.gaussian_layer import layer_keys
@@ -28,6 +29,7 @@ def gram_chain(
     runs: int = 1,
     seed: int = 0,
     every: int = 1,
+    progress: Progress | bool | None = None,
 ) -> ChainResult:
     r"""Random chains with fresh Gaussian weights in every layer, by the law of the batch alone.
 
@@ -45,7 +47,7 @@ def gram_chain(
 
     Args:
         H: the first batch, n samples of any number of units; as in `weight_chain`, with B batches and runs.
-        depth, width, layer, runs, seed, every: as in `weight_chain`.
+        depth, width, layer, runs, seed, every, progress: as in `weight_chain`.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `weight_chain`.
@@ -59,7 +61,7 @@ def gram_chain(
         by_factors = plan.layer.is_linear and batches == 1 and n <= d
         (_keep_factors if by_factors else _keep_batches)(plan, d, record)
 
-    return plan.run(chain, "gaussian")
+    return plan.run(chain, "gaussian", progress)
 
 
 def _keep_factors(plan: ChainPlan, d: int, record: Record) -> None:

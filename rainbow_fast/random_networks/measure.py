@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rainbow_fast.arguments import one_of
 from rainbow_fast.plots.gaps import gap_by_site
+from rainbow_fast.progress import Progress, reported
 from rainbow_fast.rainbow.results import Results
 from rainbow_fast.random_networks.measured_inputs import Batch, read
 from rainbow_fast.random_networks.orthogonality import Activations
@@ -153,6 +154,7 @@ def measure(
     measures: Iterable[str] = DEFAULT,
     places: Iterable[str] = PLACES,
     pointwise_modules: Iterable[type[nn.Module]] = (),
+    progress: Progress | bool | None = None,
 ) -> Measures:
     """Measure how far from orthogonal the activations of a batch are at every site of a network, and at its outputs.
 
@@ -173,12 +175,14 @@ def measure(
         places: ``"z"``, the inputs of the non-linearities, ``"phi"``, their outputs with pooling and batch norm that
             belong to the site, or both (default). The outputs of the network are always measured.
         pointwise_modules: as in `fit`.
+        progress: a function that is called as ``progress(done, total, what)`` after each tensor of each batch, with the
+            name of its site as ``what``; or True for a bar. The total grows where the number of batches is unknown.
 
     Returns:
         `Measures`: a row for z and for phi of each site, and one for the outputs if they are a tensor (n, ...).
 
     Raises:
-        TypeError: `module` is not an nn.Module, or `batches` are none.
+        TypeError: `module` is not an nn.Module, `batches` are none, or `progress` is no function.
         ValueError: a measure or a place is unknown or there is none; the network cannot be split into sites, or does
             not take the inputs; a batch is empty or has another size; or activations are not finite: the message names
             the site.
@@ -191,20 +195,24 @@ def measure(
     table: dict[tuple[str, str], tuple[int, dict[str, list[float]]]] = {}
     count, samples, traced = 0, 0, None
     by_batch = any(isinstance(part, _BatchNorm) and part.training for part in module.modules())
-    module, inputs = read(module, batches)
-    for batch in inputs:
-        x = batch.x
-        if count and len(x) != samples:
-            raise ValueError(f"batches: batch {count} has {len(x)} samples, wanted {samples} as in those before it")
-        samples, count = len(x), count + 1
-        if traced is None or by_batch:
-            network = _with_statistics_of(module, x) if by_batch else module
-            traced = trace(network, x[:1], tuple(pointwise_modules), "module")
-        for site, place, H in _activations(traced, batch):
-            if place == OUTPUTS or place in chosen:
-                units, values = table.setdefault((site, place), (H.shape[1], {name: [] for name in names}))
-                for name, value in _measured(names, H, site, place).items():
-                    values[name].append(value)
+    with reported(progress) as report:
+        module, inputs, number = read(module, batches)
+        for batch in inputs:
+            x = batch.x
+            if count and len(x) != samples:
+                raise ValueError(f"batches: batch {count} has {len(x)} samples, wanted {samples} as in those before it")
+            samples, count = len(x), count + 1
+            if traced is None or by_batch:
+                network = _with_statistics_of(module, x) if by_batch else module
+                traced = trace(network, x[:1], tuple(pointwise_modules), "module")
+            tensors = 2 * len(traced.sites) + 1
+            for done, (site, place, H) in enumerate(_activations(traced, batch), start=(count - 1) * tensors + 1):
+                if place == OUTPUTS or place in chosen:
+                    units, values = table.setdefault((site, place), (H.shape[1], {name: [] for name in names}))
+                    for name, value in _measured(names, H, site, place).items():
+                        values[name].append(value)
+                if report is not None:
+                    report(done, max(number, count) * tensors, site)
     rows = [
         SiteMeasures(site, place, units, {name: tuple(each) for name, each in values.items()})
         for (site, place), (units, values) in table.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from operator import length_hint
 from typing import Any, NamedTuple
 
 import torch
@@ -32,27 +33,32 @@ class Batch(NamedTuple):
     counted: dict[int, Tensor]
 
 
-def read(module: nn.Module, data: object) -> tuple[nn.Module, Iterator[Batch]]:
-    """The module as it takes the batches, and the batches. Those of several inputs are padded to the longest one.
+def read(module: nn.Module, data: object) -> tuple[nn.Module, Iterator[Batch], int]:
+    """The module as it takes the batches, the batches, and their number, 0 if it is unknown.
+
+    Batches of several inputs are padded to the longest one.
 
     Raises:
         TypeError, ValueError: the data are no batches, as in `fit`; later batches raise when they are reached.
     """
-    items = iter(batches_of(data, batch_size=WHOLE, name="batches"))
+    every = batches_of(data, batch_size=WHOLE, name="batches")
+    items, number = iter(every), length_hint(every)
     x, _ = next(items)
     xs = chain([x], (x for x, _ in items))
     like = next(module.parameters())
     if isinstance(x, Tensor):
-        return module, _tensors(xs, like, dtype_of_inputs(module, x[:1], like.device, like.dtype))
+        return module, _tensors(xs, like, dtype_of_inputs(module, x[:1], like.device, like.dtype)), number
     together: list[Any] = list(xs)
     rows, _, layout = gather([_item(each) for each in together], "batches", labelled=False)
     assert layout is not None
     parts = rows.split([count_of(each) for each in together])
     if is_plain(layout, module):
         plain = [layout.split(part)[0] for part in parts]
-        return module, _tensors(iter(plain), like, dtype_of_inputs(module, plain[0][:1], like.device, like.dtype))
+        dtype = dtype_of_inputs(module, plain[0][:1], like.device, like.dtype)
+        return module, _tensors(iter(plain), like, dtype), number
     joint = taking(module, layout, ("module", "batches"))
-    return joint, (Batch(part.to(like.device), _counted(layout, part.to(like.device))) for part in parts)
+    padded = (Batch(part.to(like.device), _counted(layout, part.to(like.device))) for part in parts)
+    return joint, padded, number
 
 
 def _tensors(xs: Iterator[Any], like: Tensor, dtype: torch.dtype) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from rainbow_fast.arguments import integer, tensor
 from rainbow_fast.infinite_width import empirical_kernel
+from rainbow_fast.infinite_width.pointwise_features import features_of
 from rainbow_fast.ops.cross_covariance import cross_covariance_
 from rainbow_fast.ops.gaussian import Seed, as_key
-from rainbow_fast.ops.random_features import random_features
 
 FEATURES = 2**22  # numbers of features in memory at a time
 
@@ -22,7 +23,7 @@ def feature_spectrum(
     X: Tensor,  # (T, p)
     n_features: int,
     *,
-    activation: str = "relu",
+    activation: str | Callable[[Tensor], Tensor] = "relu",
     negative_slope: float = 0.01,
     seed: Seed,
     stream: int = 0,
@@ -50,7 +51,10 @@ def feature_spectrum(
     Args:
         X: inputs, float32 or float64, a sample a row.
         n_features: number N of neurons, at least 1.
-        activation, negative_slope, backend: as in `rainbow_fast.random_features`.
+        activation: as in `rainbow_fast.infinite_width.expected_kernel`, functions included. One that
+            `rainbow_fast.random_features` does not have is applied to its projections, block by block, which takes the
+            memory of `max_features` numbers once more.
+        negative_slope, backend: as in `rainbow_fast.random_features`.
         seed, stream, row_offset: the address of W, as in `rainbow_fast.key`; or the key of one seed.
         max_features: features in memory at a time, at least 1; 2^22 by default. (A block has at least 128 neurons, or
             128 samples.) It changes the result only by rounding.
@@ -62,8 +66,9 @@ def feature_spectrum(
 
     Raises:
         ValueError: X is not (T, p) with T >= 1, or is not finite; `n_features` or `max_features` is below 1; the key
-            has several seeds; or as `rainbow_fast.random_features`.
-        TypeError: as `rainbow_fast.random_features`.
+            has several seeds; the name of the activation is unknown, or a function returns another shape or numbers
+            that are not finite; or as `rainbow_fast.random_features`.
+        TypeError: the activation is neither a name nor a function; or as `rainbow_fast.random_features`.
 
     Source: Louart, Liao and Couillet, "A random matrix approach to neural networks" (Annals of Applied Probability
     2018); Daneshmand, Joudaki and Bach, "Representations in random deep neural networks" (2021).
@@ -76,14 +81,14 @@ def feature_spectrum(
     key = as_key(seed, stream, row_offset)
     if key.dim() != 1:
         raise ValueError(f"seed has {len(key)} seeds: wanted one")
-    options: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope, "backend": backend}
-    T = len(X)
+    features, T = features_of(activation, negative_slope), len(X)
     if n_features >= T:
+        options: dict[str, Any] = {"activation": activation, "negative_slope": negative_slope, "backend": backend}
         K = empirical_kernel(X, n_features, seed=key, max_features=max_features, **options).mul_(n_features / T)
         return torch.linalg.eigvalsh(K)
     K = torch.zeros(n_features, n_features, dtype=torch.float64, device=X.device)
     for samples in X.split(max(max_features // n_features, 128)):
-        cross_covariance_(K, random_features(samples, n_features, seed=key, **options), backend=backend)
+        cross_covariance_(K, features(samples, n_features, seed=key, backend=backend), backend=backend)
     values = torch.zeros(T, dtype=torch.float64, device=X.device)
     values[T - n_features :] = torch.linalg.eigvalsh(K.div_(T)).clamp_(min=0)
     return values

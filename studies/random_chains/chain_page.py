@@ -102,10 +102,12 @@ PANELS: dict[str, Panel] = {
         theory="theory, identity",
     ),
     "ICLR 1": Panel(
-        "ICLR 2024, figure 1: n = d = 50",
+        "ICLR 2024, figure 1: Haar weights",
         "layer",
         "mean log isometry gap",
-        "With orthogonal weights and batch norm the isometry gap falls geometrically, by d/(d+2) a layer.",
+        "With orthogonal weights and batch norm the isometry gap phi falls geometrically, by d/(d+2) a layer. Dashed: "
+        "the published curve phi_0 exp(-l / (.015 d^2 (1 + d phi_0))).",
+        limit="published curve",
     ),
     "ranks": Panel(
         "Many samples, width 1024",
@@ -173,7 +175,8 @@ EXPECTED = {
     "identity, value at width 256": "-2.640",
     "identity, slope": "-.512",
     "identity, mean cosine at width 256": "0",
-    "slope of log gap per layer, layers 20 to 100": "-.0392",
+    "n = d = 50, slope of log gap per layer, layers 20 to 100": "-.0392",
+    "n = d = 100, slope of log gap per layer, layers 20 to 100": "-.0198",
     "effective rank, n = 16": "14.96",
     "effective rank, n = 32": "25.12",
     "effective rank, n = 64": "31.26",

@@ -32,6 +32,19 @@ class ConvSetting:
     images: int
     epochs: int
 
+    @property
+    def cost(self) -> int:
+        """In layers."""
+        return self.convolutions
+
+    def __str__(self) -> str:
+        return f"{self.arm}, {self.convolutions} convolutions, seed {self.seed}"
+
+    def run(self, images: Images, step: Step) -> Record:
+        """Train one network on images whose pixels lie between 0 and 1."""
+        images = images._replace(x_train=images.x_train[: self.images] / 2 + 0.5, x_test=images.x_test / 2 + 0.5)
+        return asdict(self) | trained(build(self, images.x_train), self, images, LEARNING_RATE, BATCH, step)
+
 
 def _exact(network: nn.Sequential, x: Tensor, equal: list[str]) -> object:
     return init_orthogonal_(network, x[:INITIAL], layers=equal)
@@ -85,12 +98,6 @@ def build(setting: ConvSetting, x: Tensor) -> nn.Sequential:
     if initial is not None:
         initial(network, x, equal)
     return network
-
-
-def run(setting: ConvSetting, images: Images, step: Step) -> Record:
-    """Train one network on images whose pixels lie between 0 and 1."""
-    images = images._replace(x_train=images.x_train[: setting.images] / 2 + 0.5, x_test=images.x_test / 2 + 0.5)
-    return asdict(setting) | trained(build(setting, images.x_train), setting, images, LEARNING_RATE, BATCH, step)
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:

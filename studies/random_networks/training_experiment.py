@@ -21,7 +21,7 @@ from rainbow_fast.random_networks import init_orthogonal_, measure, singular_val
 from rainbow_fast.random_networks.orthogonality import gap_of_gram
 
 MEAN = STD = (0.5, 0.5, 0.5)  # the published normalisation: pixels from -1 to 1
-LEARNING_RATE, BATCH = 0.01, 100
+LEARNING_RATE = 0.01
 SAMPLES = 500  # of a batch on which gaps are measured
 BATCHES = 4
 INITIAL = 1000  # images of which the exact initial weights whiten the activations
@@ -38,6 +38,20 @@ class Setting:
     width: int
     images: int
     epochs: int
+    batch: int
+
+    @property
+    def cost(self) -> int:
+        """In layers."""
+        return self.depth
+
+    def __str__(self) -> str:
+        return f"{self.arm}, {self.depth} layers, seed {self.seed}"
+
+    def run(self, images: Images, step: Step) -> Record:
+        """Train one network. A loss that is not finite ends the training: the record has the epochs before it."""
+        network = build(self, images.x_train[: self.images])
+        return asdict(self) | trained(network, self, images, LEARNING_RATE, self.batch, step)
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,24 @@ class Kernel:
     """The theory of the standard weights before training: hidden layers of infinite width."""
 
     kernel_layers: int
+
+    @property
+    def cost(self) -> int:
+        """In layers of a network that is trained."""
+        return 1
+
+    def __str__(self) -> str:
+        return "infinite width"
+
+    def run(self, images: Images, step: Step) -> Record:
+        """The orthogonality gap by hidden layer, the mean over the batches on which networks have it."""
+        path = []
+        for x in images.x_train[: SAMPLES * BATCHES].double().flatten(1).split(SAMPLES):
+            lengths = x.norm(dim=1)
+            cosines = (x @ x.mT / lengths.outer(lengths)).clamp(-1, 1)
+            kernels = KernelMap("relu").iterate(cosines, self.kernel_layers)[1:]  # layers keep ratios of lengths
+            path.append(gap_of_gram(kernels * lengths.outer(lengths)))
+        return asdict(self) | {"site_gaps": torch.stack(path).mean(0).tolist()}
 
 
 Initial = Callable[[nn.Sequential, Tensor, list[str]], object]
@@ -72,10 +104,13 @@ ARMS: dict[str, Initial | None] = {
 }
 
 
-def settings(depths: Sequence[int], seeds: int, width: int, images: int, epochs: int) -> list[Setting]:
+def settings(depths: Sequence[int], seeds: int, width: int, images: int, epochs: int, batch: int) -> list[Setting]:
     """All networks, the first seed of every depth first, so that an interrupted run has the whole figure."""
     return [
-        Setting(depth, arm, seed, width, images, epochs) for seed in range(seeds) for depth in depths for arm in ARMS
+        Setting(depth, arm, seed, width, images, epochs, batch)
+        for seed in range(seeds)
+        for depth in depths
+        for arm in ARMS
     ]
 
 
@@ -91,12 +126,6 @@ def build(setting: Setting, x: Tensor) -> nn.Sequential:
     if initial is not None:
         initial(network, x, layers[1:-1])
     return network
-
-
-def run(setting: Setting, images: Images, step: Step) -> Record:
-    """Train one network. A loss that is not finite ends the training: the record has the epochs before it."""
-    network = build(setting, images.x_train[: setting.images])
-    return asdict(setting) | trained(network, setting, images, LEARNING_RATE, BATCH, step)
 
 
 class Training(Protocol):
@@ -140,17 +169,6 @@ def trained(network: nn.Sequential, setting: Training, images: Images, rate: flo
         "gradient_ratio": gradients[0] / gradients[-1],
         "accuracy": reached,
     }
-
-
-def kernel_gaps(setting: Kernel, images: Images) -> Record:
-    """The orthogonality gap by hidden layer at infinite width, the mean over the batches on which networks have it."""
-    path = []
-    for x in images.x_train[: SAMPLES * BATCHES].double().flatten(1).split(SAMPLES):
-        lengths = x.norm(dim=1)
-        cosines = (x @ x.mT / lengths.outer(lengths)).clamp(-1, 1)
-        kernels = KernelMap("relu").iterate(cosines, setting.kernel_layers)[1:]  # layers keep ratios of lengths
-        path.append(gap_of_gram(kernels * lengths.outer(lengths)))
-    return asdict(setting) | {"site_gaps": torch.stack(path).mean(0).tolist()}
 
 
 def _output_gap(network: nn.Module, batches: list[Tensor]) -> float:

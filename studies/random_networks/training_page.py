@@ -18,7 +18,6 @@ from rainbow_fast.rainbow.report import Record
 from rainbow_fast.tables import markdown
 from studies.random_networks.training_experiment import (
     ARMS,
-    BATCH,
     BATCHES,
     INITIAL,
     LEARNING_RATE,
@@ -91,7 +90,7 @@ def page(records: Sequence[Record]) -> str:
         epochs=first["epochs"],
         few=3 * first["width"],
         lr=LEARNING_RATE,
-        batch=BATCH,
+        batch=first["batch"],
         seeds=seeds(records, "depth"),
         initial=INITIAL,
         batches=BATCHES,
@@ -126,7 +125,7 @@ def _against_depth(records: Sequence[Record]) -> list[str]:
             for depth in depths
         ]
         change = f"{mean(losses[-1]) - mean(losses[0]):+.2f}" if losses[0] and losses[-1] else "-"
-        rows.append([arm, *map(_cell, losses), change])
+        rows.append([arm, *map(cell, losses), change])
     return [CLAIM, markdown(["", *(f"depth {depth}" for depth in depths), "change"], rows)]
 
 
@@ -144,13 +143,13 @@ def table(records: Sequence[Record]) -> str:
         missing = "not finite" if lost == len(mine) else f" ({lost} not finite)" if lost else ""
         rows.append([
             arm,
-            _cell([record["losses"][0] for record in whole]),
-            (_cell([record["losses"][-1] for record in whole]) if whole else "") + missing,
-            _cell([100 * record["accuracy"] for record in whole], 1),
-            _cell([record["output_gaps"][0] for record in mine]),
-            _cell([record["output_gaps"][-1] for record in whole]),
-            _cell([record["site_gaps"][-1] for record in mine]),
-            _cell([record["trained_site_gaps"][-1] for record in whole]),
+            cell([record["losses"][0] for record in whole]),
+            (cell([record["losses"][-1] for record in whole]) if whole else "") + missing,
+            cell([100 * record["accuracy"] for record in whole], 1),
+            cell([record["output_gaps"][0] for record in mine]),
+            cell([record["output_gaps"][-1] for record in whole]),
+            cell([record["site_gaps"][-1] for record in mine]),
+            cell([record["trained_site_gaps"][-1] for record in whole]),
             f"{mean(record['gradient_ratio'] for record in mine):.2g}",
         ])  # fmt: skip
     return markdown(heading, rows)
@@ -245,7 +244,7 @@ def arms(records: Sequence[Record]) -> list[str]:
     return [arm for arm in ARMS if arm in present]
 
 
-def _cell(values: Sequence[float], digits: int = 2) -> str:
+def cell(values: Sequence[float], digits: int = 2) -> str:
     if not values:
         return "-"
     (average,), (deviation,) = over_networks([values])

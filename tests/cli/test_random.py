@@ -4,7 +4,8 @@
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 
 from rainbow_fast import random_networks as rn
+from rainbow_fast.cli.grid import Step
+from rainbow_fast.cli.terminal import Bar
 from rainbow_fast.data import digits
 from rainbow_fast.networks import mlp
 from rainbow_fast.ops.gaussian import gaussian
@@ -82,6 +85,13 @@ def test_spectrum(rainbow_fast: Run, tmp_path: Path) -> None:
     assert json.loads(out) == read
 
 
+def test_spectrum_of_an_activation_that_is_applied_to_projections(rainbow_fast: Run) -> None:
+    code, out, err = rainbow_fast("random", "spectrum", 30, 40, "--activation", "sin", "--json")
+    X = gaussian(30, 30, seed=0, stream=1) / 30**0.5
+    assert (code, err) == (0, "")
+    assert json.loads(out)["eigenvalues"] == rn.feature_spectrum(X, 40, activation="sin", seed=0).tolist()
+
+
 def test_chain(rainbow_fast: Run, tmp_path: Path) -> None:
     """The numbers are those of `gram_chain`, and with --explicit those of `weight_chain` in float32."""
     words = ["random", "chain", "16,40", "--layers", 30, "--runs", 3, "--seed", 5]
@@ -131,6 +141,32 @@ def test_measure(rainbow_fast: Run, tmp_path: Path) -> None:
     assert str(result) in out and (tmp_path / "measure.png").read_bytes().startswith(b"\x89PNG")
     _, out, _ = rainbow_fast(*words, "--measures", "stable_rank", "--train", "--json")
     assert list(json.loads(out)["sites"][0]["measures"]) == ["stable_rank"]
+
+
+@pytest.mark.parametrize(
+    "words, job, shares",
+    [
+        (["random", "chain", "8,16", "--layers", "4"], "chains", 8),
+        (["random", "chain", "8", "--layers", "4", "--explicit"], "chains", 4),
+        ([*MEASURED, "--samples", "12", "--batches", "2"], "measure", 6),  # z, phi and the outputs of two batches
+    ],
+    ids=["chain", "explicit", "measure"],
+)
+def test_the_bar_moves(
+    rainbow_fast: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], job: str, shares: int
+) -> None:
+    """By equal steps, to its end."""
+    moved: dict[str, list[float]] = {}
+
+    @contextmanager
+    def watched(bar: Bar, cost: float, name: str) -> Iterator[Step]:
+        steps = moved.setdefault(name, [])
+        yield lambda share, what: steps.append(share)
+
+    monkeypatch.setattr(Bar, "job", watched)
+    code, _, err = rainbow_fast(*words)
+    assert (code, err) == (0, "")
+    assert moved == {job: [(k + 1) / shares for k in range(shares)]}
 
 
 def test_no_command_prints_the_help(rainbow_fast: Run) -> None:

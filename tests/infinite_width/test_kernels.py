@@ -2,11 +2,12 @@
 """Kernels of infinite width, compared with quadrature in two dimensions and with n features, and at their edges."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from here import draw
+from here import assert_same_for_threads, draw
 from torch import Tensor
 
 import rainbow_fast as rf
@@ -147,6 +148,27 @@ def test_empirical_kernel_is_of_the_features(dtype: torch.dtype) -> None:
     torch.testing.assert_close(crossed, kernel[:4, 2:], rtol=0, atol=tolerance * 10)
 
 
+@pytest.mark.parametrize("activation", ["exp", "normal_cdf", lambda x: x.sin() * x])
+def test_empirical_kernel_of_what_the_op_lacks(activation: str | Callable) -> None:
+    """sigma of the projections, with shifts, in blocks: products of float64 in another order; and for all threads."""
+    u, shift, n = draw(30, 6, dtype=torch.float64), draw(30, dtype=torch.float64, seed=1), 300
+    phi = expectations(activation, SLOPE).sigma(u @ rf.gaussian(n, 6, seed=3, dtype=torch.float64).T + shift[:, None])
+    blocks = {"activation": activation, "seed": 3, "max_features": 30 * 128}
+    kernel, wanted = empirical_kernel(u, n, shift=shift, **blocks), phi @ phi.T / n
+    torch.testing.assert_close(kernel, wanted, rtol=0, atol=1e-13 * float(wanted.max()))
+    crossed = empirical_kernel(u[:4], n, u[2:], shift=shift[:4], shift_v=shift[2:], **blocks)
+    torch.testing.assert_close(crossed, wanted[:4, 2:], rtol=0, atol=1e-13 * float(wanted.max()))
+    assert_same_for_threads(lambda: empirical_kernel(u, n, shift=shift, **blocks))
+
+
+def test_empirical_kernel_of_moduli() -> None:
+    """The op takes complex inputs for the modulus, which has no function of real numbers."""
+    u = torch.complex(draw(5, 3, dtype=torch.float64), draw(5, 3, dtype=torch.float64, seed=1))
+    phi = rf.random_features(u, 9, activation="modulus", seed=2)
+    kernel = empirical_kernel(u, 9, activation="modulus", seed=2)
+    torch.testing.assert_close(kernel, phi @ phi.T / 9, rtol=1e-13, atol=0)  # sums of nine positive products
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
 def test_kernel_of_many_features_is_the_expected_one(activation: str) -> None:
     """The means agree within five standard errors, which are estimated from 32 samples, at all 36 pairs."""
@@ -182,3 +204,7 @@ def test_empirical_kernel_refuses() -> None:
         empirical_kernel(torch.zeros(3, 4), 2, seed=0, max_features=0)
     with pytest.raises(ValueError, match="shift_v is given without v"):
         empirical_kernel(torch.zeros(3, 4), 2, seed=0, shift_v=torch.zeros(3))
+    with pytest.raises(ValueError, match="activation='softmax': wanted one of identity, relu"):
+        empirical_kernel(torch.zeros(3, 4), 2, seed=0, activation="softmax")
+    with pytest.raises(TypeError, match="activation is None: wanted a name or a function of tensors"):
+        empirical_kernel(torch.zeros(3, 4), 2, seed=0, activation=None)

@@ -149,8 +149,11 @@ def test_bounds():
 def test_columns():
     layers, start = [0, 2, 5], torch.diag(numbers(1, 0.1, 0.1, 0.1))
     batch = theory.columns(RandomLayer(), "gaussian", start, 64, layers)
-    names = ["mean_field_gap", "stationary_gap", "stationary_gap_squared", "stationary_log_gap", "stationary_rank"]
-    assert sorted(batch) == names and all(column.shape == (3,) for column in batch.values())
+    names = ["gap", "gap_squared", "largest", "log_gap", "rank", "smallest"]
+    assert sorted(batch) == ["contraction", "mean_field_gap", *(f"stationary_{name}" for name in names)]
+    assert all(column.shape == (3,) for column in batch.values())
+    wide = [float(batch[f"stationary_{name}"][0]) for name in ("rank", "smallest", "largest")]
+    assert wide == list(theory.wide_batch(4, 64)) and float(batch["contraction"][2]) == theory.contraction(4) == 4 / 6
     lam = torch.diag(start).square() / start.square().sum()
     for _ in range(2):
         lam = theory.mean_field(lam)
@@ -165,18 +168,21 @@ def test_columns():
     cosine = float(theory.relu_angle(theory.relu_angle(theta)).cos())
     assert float(relu["mean_field_cosine"][1]) == pytest.approx(cosine, rel=1e-12)
 
-    one = {
-        ("none", "gaussian"): "collapsed_gap",
-        ("batch_centred", "gaussian"): "stationary_gap_squared",
-        ("batch_standard", "gaussian"): "stationary_gap_squared",
-    }
-    for (normaliser, weights), name in one.items():
-        assert list(theory.columns(RandomLayer(normaliser=normaliser), weights, start, 64, layers)) == [name]
+    for normaliser in ("none", "layer"):
+        collapsed = theory.columns(RandomLayer(normaliser=normaliser), "gaussian", start, 64, layers)
+        assert list(collapsed) == ["collapsed_gap"]
+    for normaliser in ("batch_centred", "batch_standard"):
+        centred = theory.columns(RandomLayer(normaliser=normaliser), "gaussian", start, 64, layers)
+        assert sorted(centred) == ["contraction", "stationary_gap_squared"]
+        assert float(centred["contraction"][0]) == theory.contraction(3)
     assert list(theory.columns(RandomLayer(), "haar", start, 4, layers)) == ["isometry_factor"]
     for layer, weights in (
         (RandomLayer("tanh"), "gaussian"),
-        (RandomLayer(normaliser="layer"), "gaussian"),
+        (RandomLayer("relu", normaliser="layer"), "gaussian"),
+        (RandomLayer("tanh", normaliser="none"), "gaussian"),
+        (RandomLayer("relu", normaliser="none", order="activation-linear-norm"), "gaussian"),
         (RandomLayer(skip="block"), "gaussian"),
+        (RandomLayer(), "uniform"),
         (RandomLayer(), "function"),
         (RandomLayer(), "haar"),
     ):

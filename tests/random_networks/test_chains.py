@@ -103,7 +103,9 @@ def test_measures_are_those_of_the_batch():
         assert values.shape == (1, 2) and values.dtype == torch.float64
         torch.testing.assert_close(values[0, 0], getattr(rn, name)(H), **close)
         torch.testing.assert_close(values[0, 1], getattr(rn, name)(last), **close)
-    torch.testing.assert_close(result.smallest_eigenvalue[0, 1], torch.linalg.eigvalsh(rn.gram(last))[0], **close)
+    values = torch.linalg.eigvalsh(rn.gram(last))
+    torch.testing.assert_close(result.smallest_eigenvalue[0, 1], values[0], **close)
+    torch.testing.assert_close(result.largest_eigenvalue[0, 1], values[-1], **close)
 
 
 def test_invariances():
@@ -130,8 +132,9 @@ def test_deep_chains_keep_their_scale():
         RandomLayer(),
         RandomLayer("relu", "batch", "activation-linear-norm"),
         RandomLayer("tanh", "batch_centred", "linear-activation-norm", skip="block", branch=0.5),
+        RandomLayer(skip="linear", branch=0.5),
     ],
-    ids=lambda layer: f"{layer.activation}",
+    ids=lambda layer: f"{layer.activation} {layer.skip}",
 )
 def test_same_law_as_without_weights(layer):
     """Two-sample Kolmogorov-Smirnov tests of V after 1 and 10 layers, 2000 runs: p > 1e-3 in each."""
@@ -223,6 +226,24 @@ def test_uniform_weights():
     assert abs(float(means[0] - means[1])) < 4 * deviation
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("law", ["haar", "uniform"])
+def test_the_largest_width(law):
+    """2048: Haar weights are orthogonal; uniform weights are those of `uniform_weights`, with their variance."""
+    d, seen = 2048, []
+    layer = RandomLayer(lambda x: seen.append(x[0, 0]) or x, normaliser="none")
+    weight_chain(torch.eye(d).double(), 1, width=d, weights=law, layer=layer, seed=4)
+    [W] = seen  # transposed, as the batch is the identity
+    if law == "haar":
+        # every entry is a sum of 2048 products of 1/2048: roundings of 1e-16, some hundred times in the iteration
+        torch.testing.assert_close(W @ W.mT, torch.eye(d).double(), rtol=0, atol=1e-12)
+        return
+    wanted = 1 / math.sqrt(d) * rn.uniform_weights(d, d, seed=4, row_offset=d << 32, dtype=torch.float64).T
+    assert torch.equal(W, wanted)
+    # w^2 d has mean 1 and variance 4/5
+    assert abs(float(W.square().mean()) * d - 1) < 4 * math.sqrt(0.8) / d
+
+
 def test_wide_layers_store_no_weights():
     """A layer of width 20 000 would need 1.6 GB of weights; V after it has its deviation of 1 / sqrt d."""
     result = weight_chain(torch.eye(4), 1, width=20_000)
@@ -230,6 +251,14 @@ def test_wide_layers_store_no_weights():
 
 
 H4 = torch.eye(4, 6)
+
+
+@pytest.mark.parametrize("chain", [weight_chain, gram_chain], ids=lambda chain: chain.__name__)
+def test_progress(chain):
+    """Of all widths together, layer by layer, whatever is recorded."""
+    calls: list[tuple] = []
+    chain(H4, 2, width=[5, 8], every=2, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 4, "width 5"), (2, 4, "width 5"), (3, 4, "width 8"), (4, 4, "width 8")]
 
 
 @pytest.mark.parametrize("chain", [weight_chain, gram_chain], ids=lambda chain: chain.__name__)
@@ -244,6 +273,7 @@ H4 = torch.eye(4, 6)
         (H4, {"runs": 0}, ValueError, "^runs=0: wanted (runs >= 1|1 <= runs <= 4096)"),
         (H4, {"seed": -1}, ValueError, "^seed=-1: wanted 0 <= seed < 2\\^63"),
         (H4, {"every": 0}, ValueError, "^every=0: wanted every >= 1"),
+        (H4, {"progress": 3}, TypeError, "^progress: wanted a function, True or None, got int"),
         (H4, {"layer": "batch"}, TypeError, "^layer='batch': wanted a RandomLayer"),
         (0 * H4, {}, ValueError, "^H is zero: wanted a batch with a direction"),
         (H4 / 0, {}, ValueError, "^H is not finite"),

@@ -159,24 +159,56 @@ def test_batch_norms_run_as_their_mode_says():
 # Whole networks
 
 
-@pytest.mark.parametrize("architecture", ["resnet", "mixer"])
-def test_gaps_before_and_after(architecture):
-    """The gap of the outputs falls to its floor, and the mean gap of activations decreases.
+SAMPLES = 200
+LEAST = 1 / 10 - 1 / SAMPLES  # the smallest V^2 of SAMPLES samples of ten numbers, whatever the weights
 
-    No theory says what 100 steps of training do to them: only the range is asserted.
+
+def traced(architecture: str) -> nn.Module:
+    """In train mode: batch norms have the statistics of the batch, which depend on the weights only."""
+    mixer = architecture == "mixer"
+    net = build(Mixer, width=12) if mixer else resnet_cifar(8, width=8, image_channels=1, seed=0)
+    return net.double().train()
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "mixer"])
+def test_every_layer_of_a_traced_network_is_white(architecture):
+    """Over samples and positions, up to rounding; so the gap of the outputs falls to the least one."""
+    x, net = digits()[0][:SAMPLES].double(), traced(architecture)
+    before = rn.measure(net, x)
+    rn.init_orthogonal_(net, x, eps=0)
+    after = rn.measure(net, x)
+    assert before[-1].mean() ** 2 > LEAST
+    assert after[-1].mean() ** 2 == pytest.approx(LEAST, rel=1e-9)  # 1e-16, times conditions of moments of 1e6
+    outputs: dict[str, Tensor] = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.register_forward_hook(lambda _, args, z, name=name: outputs.update({name: z.detach()}))
+    with torch.no_grad():
+        net(x)
+    assert len(outputs) == {"resnet": 8, "mixer": 10}[architecture]
+    for name, z in outputs.items():
+        weight = net.get_parameter(f"{name}.weight")
+        rows = (z.movedim(1, -1) if z.dim() == 4 else z).flatten(0, -2)
+        s = torch.linalg.svdvals(rows)[: min(len(weight), weight[0].numel())]
+        assert float(s[0] / s[-1]) == pytest.approx(1, rel=1e-6), name  # the root of that rounding, and more
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "mixer"])
+def test_100_steps_of_training_leave_the_least_gap_as_the_square_of_the_rate(architecture):
+    """V^2 of the outputs is least after `init_orthogonal_`, for any weights of all layers, so its derivative is 0.
+
+    The steps move the weights by the rate, to first order, and V^2 by its square: half the rate leaves a fourth of the
+    excess. An excess of the first order would give 2, one of the third order 8, and one by rounding (1e-16) about 1.
+    The tolerance is the relative size of the next order at this rate.
     """
-    x, y = (part[:400] for part in digits()[:2])
-    net: nn.Module = resnet_cifar(8, width=8, image_channels=1, seed=0) if architecture == "resnet" else build(Mixer)
-    tables = [rn.measure(net, x)]
-    rn.init_orthogonal_(net, x)
-    tables.append(rn.measure(net, x))
-    train(net, x, y, epochs=25, batch_size=100, lr=0.01)  # 100 steps
-    tables.append(rn.measure(net, x))
-    before, after, trained = [[site.mean() for site in table if site.place != "z"] for table in tables]
-    assert sum(after) < 0.95 * sum(before)
-    floor = math.sqrt(1 / 10 - 1 / 400)
-    assert floor - 1e-6 < after[-1] < floor + 0.06 < 0.5 < before[-1]  # eps leaves weak directions weaker
-    assert all(0 <= gap < 1 for gap in trained)
+    x, y = (part[:SAMPLES] for part in digits()[:2])
+    net, excess = rn.init_orthogonal_(traced(architecture), x.double(), eps=0), []
+    for rate in (4e-7, 2e-7):
+        trained = train(copy.deepcopy(net), x.double(), y, epochs=25, batch_size=50, lr=rate, momentum=0)
+        gap = rn.measure(trained, x, measures=["orthogonality_gap"])[-1].mean()
+        excess.append(gap**2 - LEAST)
+    assert excess[1] > 1e-13  # a thousand times the rounding of V^2, whose terms are about 0.1
+    assert excess[0] / excess[1] == pytest.approx(4, rel=0.05)
 
 
 def test_a_network_with_depthwise_convolutions():

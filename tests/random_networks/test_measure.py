@@ -4,6 +4,7 @@
 import copy
 import json
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from rainbow_fast.random_networks.measure import MEASURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GENERATOR = torch.Generator().manual_seed(0)
+NET = mlp((4, 5, 3), seed=0)
+X = torch.ones(6, 4) + torch.eye(6, 4)
 ROUNDING = {"rel": 1e-12}  # the same float64 numbers, in another order of sums
 
 
@@ -218,6 +221,25 @@ def test_activations_without_a_measure():
     assert math.isnan(phi.mean())
 
 
+class Endless:
+    """Batches whose number is not known, as those of a loader of an iterable dataset."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([X, X])
+
+
+@pytest.mark.parametrize(
+    "batches, totals", [(X, [3] * 3), ([X, X], [6] * 6), (Endless(), [3] * 3 + [6] * 3)], ids=["one", "list", "unknown"]
+)
+def test_progress(batches, totals):
+    """Tensor by tensor of all batches: z and phi of one site, and the outputs, whatever is measured of them."""
+    calls: list[tuple] = []
+    rn.measure(NET, batches, places=["phi"], progress=lambda *call: calls.append(call))
+    assert [total for _, total, _ in calls] == totals
+    assert [done for done, *_ in calls] == list(range(1, len(calls) + 1))
+    assert [site for *_, site in calls] == ["2", "2", "outputs"] * (len(calls) // 3)
+
+
 def test_table():
     torch.manual_seed(0)
     table = rn.measure(mlp((6, 12, 4), seed=0), list(torch.randn(2, 5, 6)))
@@ -250,10 +272,6 @@ def test_plot():
 class TwoMasks(Reader):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_attention_mask: Tensor) -> dict[str, Tensor]:
         return super().forward(input_ids, attention_mask * decoder_attention_mask)
-
-
-NET = mlp((4, 5, 3), seed=0)
-X = torch.ones(6, 4) + torch.eye(6, 4)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +309,7 @@ X = torch.ones(6, 4) + torch.eye(6, 4)
             "^batches: inputs 'attention_mask' and 'decoder_attention_mask' disagree about which of 7 positions count",
         ),
         ({"batches": X * math.nan}, ValueError, "^site '2': z is not finite"),
+        ({"progress": "bar"}, TypeError, "^progress: wanted a function, True or None, got str"),
         ({"module": "net"}, TypeError, "^module: wanted an nn.Module, got str"),
         ({"module": nn.ReLU()}, ValueError, "^module: no parameters, wanted a network"),
     ],

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The spectrum of random features: against all features at once, in blocks, and with fewer neurons than samples."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from here import draw
 
 import rainbow_fast as rf
-from rainbow_fast.random_networks import feature_spectrum
+from rainbow_fast.infinite_width.expectations import expectations
+from rainbow_fast.random_networks import LimitingSpectrum, feature_spectrum
 
 T, P = 150, 20
 
@@ -27,6 +30,25 @@ def test_spectrum_is_that_of_the_features(n: int, dtype: torch.dtype) -> None:
         assert (values[: T - n] == 0).all()
     blocks = feature_spectrum(X, n, **options, max_features=1)  # 128 neurons or samples
     torch.testing.assert_close(blocks, values, rtol=0, atol=tolerance * float(wanted[-1]))
+
+
+OTHERS = ["sin", "squared_relu", "sigmoid", lambda x: x.tanh() + x.square()]
+
+
+@pytest.mark.parametrize("activation", OTHERS, ids=lambda activation: getattr(activation, "__name__", activation))
+@pytest.mark.parametrize("n", [60, 400])
+def test_activations_that_are_applied_to_projections(activation: str | Callable, n: int) -> None:
+    """Names of `expected_kernel` and functions: sigma(X W^T) at once, in blocks, and near the limit of the kernel."""
+    X = draw(T, P, dtype=torch.float64) / P**0.5
+    sigma = expectations(activation, 0.01).sigma
+    phi = sigma(X @ rf.gaussian(n, P, seed=5, dtype=torch.float64).T)
+    wanted = torch.linalg.eigvalsh(phi @ phi.T / T)
+    blocks = feature_spectrum(X, n, activation=activation, seed=5, max_features=1)  # 128 neurons or samples
+    # of the largest eigenvalue: products and LAPACK in float64, in another order
+    torch.testing.assert_close(blocks, wanted, rtol=0, atol=1e-13 * float(wanted[-1]))
+    limit = LimitingSpectrum.of_features(X, n, activation=activation).moments()[0]
+    each = phi.square().mean(0).double()  # the mean eigenvalue is the sum of these over N / T neurons
+    assert abs(float(blocks.mean()) - limit) < 4 * float(each.std()) * n**0.5 / T
 
 
 def test_both_sides_have_the_same_spectrum() -> None:
@@ -50,6 +72,14 @@ def test_both_sides_have_the_same_spectrum() -> None:
         ({"max_features": 0}, ValueError, "max_features=0: wanted max_features >= 1"),
         ({"seed": [0, 1]}, ValueError, "seed has 2 seeds: wanted one"),
         ({"activation": "softmax"}, ValueError, "activation='softmax': wanted one of identity, relu"),
+        ({"activation": 3}, TypeError, "activation is 3: wanted a name or a function of tensors"),
+        (
+            {"activation": torch.sum, "n_features": 2},
+            ValueError,
+            r"activation returned a tensor of shape \(\): wanted a tensor of the shape it takes, \(3, 2\)",
+        ),
+        ({"activation": len}, ValueError, r"activation returned 3: wanted a tensor of the shape it takes, \(3, 4\)"),
+        ({"activation": torch.log}, ValueError, "activation log is not finite at some of the projections"),
     ],
 )
 def test_refusals(arguments: dict, error: type, message: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,10 +17,11 @@ from rainbow_fast.cli.running import run_app
 from rainbow_fast.data import Images
 from rainbow_fast.io import read_records
 from rainbow_fast.random_networks import measure
-from studies.random_networks import convnet_experiment, training_page
-from studies.random_networks.__main__ import app, study
+from studies.random_networks import convnet_experiment, traced_page, training_page
+from studies.random_networks.__main__ import RECORDS, app, study
 from studies.random_networks.convnet_experiment import ConvSetting
-from studies.random_networks.training_experiment import ARMS, Kernel, Setting, build, kernel_gaps, run, settings
+from studies.random_networks.traced_experiment import NETWORKS, TracedSetting
+from studies.random_networks.training_experiment import ARMS, Kernel, Setting, build, settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,11 +32,15 @@ def images(count: int = 2000) -> Images:
     return Images(x, y, x[:50], y[:50])
 
 
+def silent(share: float, what: str) -> None:
+    """Take no notice of progress."""
+
+
 @pytest.mark.slow
 def test_the_study_on_noise(tmp_path: Path) -> None:
     """All initial weights at two depths. A second call goes on where the first stopped."""
     data = images()
-    wanted = settings([4, 6], seeds=1, width=12, images=2000, epochs=2)
+    wanted = settings([4, 6], seeds=1, width=12, images=2000, epochs=2, batch=200)
     assert len(wanted) == 2 * len(ARMS) and len({(each.depth, each.arm) for each in wanted}) == len(wanted)
     study(data, tmp_path, [Kernel(5), *wanted])
     first = (tmp_path / "records.jsonl").read_text()
@@ -59,7 +65,7 @@ def test_the_study_on_noise(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_convolutional_networks_on_noise(tmp_path: Path) -> None:
     wanted = convnet_experiment.settings([6, 7], seeds=1, channels=8, images=2000, epochs=1)
-    study(images(), tmp_path, [Kernel(3), *settings([4], 1, 12, 2000, 1), *wanted[:3]])
+    study(images(), tmp_path, [Kernel(3), *settings([4], 1, 12, 2000, 1, 100), *wanted[:3]])
     records = [each for each in read_records(tmp_path / "records.jsonl") if "convolutions" in each]
     assert [each["arm"] for each in records] == list(convnet_experiment.ARMS)
     for record in records:
@@ -95,20 +101,79 @@ def test_initial_weights_of_convolutional_networks() -> None:
 def test_infinite_width() -> None:
     """The gap of standard weights in wide networks before training."""
     data = images()
-    theory = kernel_gaps(Kernel(3), data)["site_gaps"]
-    network = build(Setting(4, "standard", 0, 500, 2000, 1), data.x_train)
+    theory = Kernel(3).run(data, silent)["site_gaps"]
+    network = build(Setting(4, "standard", 0, 500, 2000, 1, 100), data.x_train)
     table = measure(network, list(data.x_train.split(500)), measures=["orthogonality_gap"], places=["phi"])
     gaps = [site.mean() for site in table if site.place == "phi"]
     # one network of width 500: deviations are of the order of the root of 1/500, 0.045
     assert gaps == pytest.approx(theory, rel=0.045) and theory[2] > theory[1] + 0.04 > theory[0] + 0.08
 
 
+def test_the_size_of_a_batch() -> None:
+    """The published one is 500. One step of the whole batch is that of 2000 images at once, whatever their order."""
+    data = images()
+    whole, halves = (Setting(4, "standard", 0, 12, 2000, 1, batch).run(data, silent) for batch in (2000, 1000))
+    x, y = data.x_train, data.y_train
+    with torch.no_grad():
+        loss = float(torch.nn.functional.cross_entropy(build(Setting(4, "standard", 0, 12, 2000, 1, 2000), x)(x), y))
+    assert whole["losses"] == pytest.approx([loss], rel=1e-5)  # sums of float32 in another order
+    assert whole["batch"] == 2000 and halves["losses"][0] < whole["losses"][0]  # its second half follows a step
+    assert "batches of 2000 and 1 epochs" in training_page.page([whole])
+
+
+@pytest.mark.parametrize(
+    "name, sites", [pytest.param("ResNet-20", 20, marks=pytest.mark.slow), ("MLP-Mixer", 9)], ids=NETWORKS
+)
+def test_the_gaps_of_traced_networks(name: str, sites: int) -> None:
+    """One step: the first gaps are those of the weights, and the last ones those of weights that have moved."""
+    data = images(40)
+    record = TracedSetting(name, 0.01, 1, images=40, epochs=1).run(data, silent)
+    by_site = {stage: dict(zip(record["sites"], gaps, strict=True)) for stage, gaps in record["gaps"].items()}
+    table = measure(NETWORKS[name](1).train(), data.x_train, measures=["orthogonality_gap"], places=["phi"])
+    assert list(by_site["before"].values()) == [site.mean() for site in table] and len(table) == sites
+    assert by_site["after"]["outputs"] < by_site["before"]["outputs"]
+    for arm, stage in (("orthogonal", "after"), ("standard", "before")):
+        assert len(record["losses"][arm]) == 1 and by_site[f"{arm}, trained"] != by_site[stage]
+
+
+def test_what_the_page_says_of_traced_networks() -> None:
+    """The sentences below its tables, for the kept records: "nearly" and "a few hundredths" are 0.05."""
+    records = [record for record in read_records(RECORDS) if "traced" in record]
+    assert {(record["traced"], record["rate"]) for record in records} == {
+        ("ResNet-20", 0.01), ("MLP-Mixer", 0.01), ("MLP-Mixer", 0.001)
+    }  # fmt: skip
+    chance, least = math.log(10), math.sqrt(1 / 10 - 1 / 500)
+    for record in records:
+        before, after, ours, theirs = (
+            np.array(record["gaps"][stage]) for stage in ("before", "after", "orthogonal, trained", "standard, trained")
+        )
+        assert (after < before).all() and least < after[-1] < least + 0.05
+        loss = {arm: losses[-1] for arm, losses in record["losses"].items()}
+        if record["traced"] == "ResNet-20":
+            assert (ours[:-1] < after[:-1] + 0.05).all() and (ours < theirs).all() and ours[-1] > after[-1] + 0.05
+            assert loss["standard"] < loss["orthogonal"] < chance
+        elif record["rate"] == 0.01:
+            assert (ours[1:] > 0.95).all() and loss["orthogonal"] > chance > loss["standard"]
+        else:
+            patches, channels = (slice(first, -1, 2) for first in (0, 1))
+            assert (abs(ours[patches] - after[patches]) < 0.05).all() and loss["orthogonal"] > chance
+            assert (ours[channels] > after[channels] + 0.08).all()
+
+
+def test_a_traced_training_that_diverges_is_told() -> None:
+    record = TracedSetting("MLP-Mixer", 1e30, 0, images=200, epochs=1).run(images(200), silent)
+    assert record["gaps"]["standard, trained"] is None and record["losses"]["standard"] == []
+    text = traced_page.section([record])
+    [row] = [line for line in text.splitlines() if line.startswith("| outputs |")]
+    assert row.endswith("| - | - |") and "not finite" in text
+
+
 def test_a_training_that_diverges_is_told() -> None:
     data = images()
-    setting = Setting(4, "standard", 0, 12, 2000, 1)
-    whole = run(setting, data, lambda share, what: None)
+    setting = Setting(4, "standard", 0, 12, 2000, 1, 100)
+    whole = setting.run(data, silent)
     steep = data._replace(x_train=data.x_train * 1e6)
-    lost = run(replace(setting, seed=1), steep, lambda share, what: None) | {"arm": "batch norm"}
+    lost = replace(setting, seed=1).run(steep, silent) | {"arm": "batch norm"}
     assert lost["losses"] == [] and lost["accuracy"] is None and lost["trained_site_gaps"] is None
     text = training_page.page([whole, lost])
     [row] = [line for line in text.splitlines() if line.startswith("| batch norm |")]
@@ -119,7 +184,7 @@ def test_a_training_that_diverges_is_told() -> None:
 def test_initial_weights() -> None:
     """Only hidden layers differ between methods; all outputs of hidden layers have the size that was asked for."""
     x = images().x_train
-    nets = {arm: build(Setting(5, arm, 3, 20, 2000, 1), x) for arm in ARMS}
+    nets = {arm: build(Setting(5, arm, 3, 20, 2000, 1, 100), x) for arm in ARMS}
     state = nets["standard"].state_dict()
     for arm in ("orthogonal", "orthogonal, Haar", "orthogonal, published"):
         other = nets[arm].state_dict()
