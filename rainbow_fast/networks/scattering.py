@@ -192,6 +192,7 @@ class ComplexBatchNorm2d(nn.Module):
             # first over contiguous numbers of all images, which is much faster
             mean = torch.view_as_real(z).flatten(2, 3).sum(0).sum(1) / count
         # complex differences: torch is slow at tensors that are broadcast along a last axis of length 2
+        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))  # there are no complex numbers of bfloat16
         centred = torch.view_as_real(z - torch.view_as_complex(mean)[:, None, None])
         if self.training:
             variance = centred.square().sum(0).flatten(1).sum(1) / count

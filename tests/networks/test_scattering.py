@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Learned scattering networks: published sizes, the formula, their parts, training, files, options and errors."""
 
+import copy
 import math
 
 import pytest
@@ -139,6 +140,17 @@ def test_complex_batch_norm_of_real_numbers_is_that_of_torch(training: bool) -> 
     assert (got.imag == 0).all() and ours.num_batches_tracked == theirs.num_batches_tracked
     torch.testing.assert_close(ours.running_mean[:, 0], theirs.running_mean)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_complex_maps_in_networks_of_half_precision(dtype: torch.dtype, training: bool) -> None:
+    """Buffers in half precision, maps in single: the result has the error of the rounded averages."""
+    z, exact = torch.complex(*draw(2, 5, 4, 3, 2)) + 1, ComplexBatchNorm2d(4)
+    exact.train()(z)
+    rounded = copy.deepcopy(exact).to(dtype).train(training)
+    out, wanted = rounded(z), exact.train(training)(z)
+    assert out.dtype == z.dtype and (out - wanted).abs().max() <= 4 * torch.finfo(dtype).eps * wanted.abs().max()
 
 
 def test_complex_batch_norm_turns_with_its_input() -> None:
