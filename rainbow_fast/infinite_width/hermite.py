@@ -20,8 +20,9 @@ Function = Callable[[Tensor], Tensor]
 NODES = torch.arange(-13 * 64, 13 * 64 + 1, dtype=torch.float64, device="cpu") / 64
 # The Gaussian weight outside of these nodes is below 1e-18.
 TAIL = 1e-12  # largest share of E[sigma^2] in the omitted terms of a series
-MOST_TERMS = 4096
+FEWEST_TERMS, MOST_TERMS = 64, 4096
 STEEPEST = 24.0  # largest s for which the trapezoidal rule at NODES gives the mean of tanh to 1e-11
+SAMPLES = 256  # samples whose values at the nodes are in memory at a time: 3.4 MB each for x, sigma(x) and its square
 
 
 def mean(name: str, sigma: Function, s: Tensor, a: Tensor) -> Tensor:
@@ -32,33 +33,40 @@ def mean(name: str, sigma: Function, s: Tensor, a: Tensor) -> Tensor:
     """
     if (s > STEEPEST).any():
         raise ValueError(f"u: a row of norm {float(s.max()):.3g} makes {name} too steep: wanted {STEEPEST:g}")
-    return _values(name, sigma, s, a) @ _weights()
+    weights = _weights()
+    parts = zip(s.split(SAMPLES), a.split(SAMPLES), strict=True)
+    return torch.cat([_values(name, sigma, *part) @ weights for part in parts])
 
 
 def coefficients(name: str, sigma: Function, s: Tensor, a: Tensor) -> Tensor:
     r"""c_j = E[sigma(a + s X) He_j(X)] / sqrt(j!), (N, K) for s and a (N,). `series` computes expectations from them.
 
-    K is the smallest power of two from 64 on for which sum_{j >= K} c_j^2 <= 1e-12 E[sigma^2] in every row.
+    K is the smallest power of two from 64 on for which sum_{j >= K} c_j^2 <= 1e-12 E[sigma^2] in every row. The last
+    coefficients of a row may be zero instead, where it needs fewer. Beside them, the memory is that of the values of
+    256 samples at the nodes.
 
     Raises:
         ValueError: as `mean`; or more than 4096 terms are needed. This happens from s = 7.5 on for tanh, 16 for silu
             and gelu, and for functions with kinks or steps.
     """
-    values, weights = _values(name, sigma, s, a), _weights()
-    power = values.square() @ weights
-    polynomials = [torch.ones_like(NODES), NODES]
-    terms = 64
-    while True:
-        for j in range(len(polynomials), terms):  # the recurrence is stable for normalised polynomials
-            polynomials.append((NODES * polynomials[-1] - math.sqrt(j - 1) * polynomials[-2]) / math.sqrt(j))
-        c = values @ (torch.stack(polynomials, 1) * weights.unsqueeze(1))
-        left = power - c.square().sum(1)
-        if (left <= TAIL * power).all():
-            return c
-        terms *= 2
-        if terms > MOST_TERMS:
-            steepest = float(s[left > TAIL * power].max())
-            raise ValueError(f"u: a row of norm {steepest:.3g} makes {name} too steep for its Hermite series")
+    basis, weights = _polynomials(FEWEST_TERMS), _weights()
+    c = torch.zeros(len(s), FEWEST_TERMS, dtype=torch.float64, device=s.device)
+    for rows in torch.arange(len(s), device=s.device).split(SAMPLES):
+        values = _values(name, sigma, s[rows], a[rows])
+        power = values.square() @ weights
+        while True:
+            terms = (values * weights) @ basis.T
+            short = power - terms.square().sum(1) > TAIL * power
+            if not short.any():
+                break
+            if 2 * len(basis) > MOST_TERMS:
+                steepest = float(s[rows][short].max())
+                raise ValueError(f"u: a row of norm {steepest:.3g} makes {name} too steep for its Hermite series")
+            basis = _polynomials(2 * len(basis))
+        if len(basis) > c.shape[1]:
+            c = torch.nn.functional.pad(c, (0, len(basis) - c.shape[1]))
+        c[rows] = terms
+    return c
 
 
 def series(left: Tensor, right: Tensor, angles: Angles) -> Tensor:
@@ -93,6 +101,15 @@ def pointwise(name: str, sigma: Function, x: Tensor) -> Tensor:
     if not bool(values.isfinite().all()):
         raise ValueError(f"activation: {name} is not finite between {float(x.min()):.3g} and {float(x.max()):.3g}")
     return values.double()
+
+
+def _polynomials(count: int) -> Tensor:
+    """He_j / sqrt(j!) at the nodes for j < count, (count, nodes), by their recurrence, which is stable."""
+    rows = torch.empty(count, len(NODES), dtype=torch.float64, device=NODES.device)
+    rows[0], rows[1] = 1.0, NODES
+    for j in range(2, count):
+        rows[j] = (NODES * rows[j - 1] - math.sqrt(j - 1) * rows[j - 2]) / math.sqrt(j)
+    return rows
 
 
 def _weights() -> Tensor:

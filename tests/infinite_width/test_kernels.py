@@ -12,6 +12,7 @@ from torch import Tensor
 
 import rainbow_fast as rf
 from rainbow_fast.infinite_width.expectations import NAMES, expectations
+from rainbow_fast.infinite_width.hermite import SAMPLES
 from rainbow_fast.infinite_width.kernels import empirical_kernel, expected_kernel, expected_mean
 
 pytest.importorskip("scipy")
@@ -123,6 +124,25 @@ def test_kernels_of_data_are_positive_and_agree_block_by_block() -> None:
         torch.testing.assert_close(part, k[:9, 7:], rtol=0, atol=1e-11)  # a series of another length
         # 1e-14: as for blocks; 1e-13: 40 of these roundings, in a spectrum that ends at zero
         assert float((k - k.T).abs().max()) < 1e-14 and torch.linalg.eigvalsh(k)[0] > -1e-13
+
+
+def test_series_of_many_samples_is_computed_in_parts() -> None:
+    """Later parts need more terms than the first; each pair is as in a kernel of few samples."""
+    sizes: list[int] = []
+
+    def sigma(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return torch.tanh(x)
+
+    torch.manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(3 * SAMPLES, 8, dtype=torch.float64))
+    u = torch.linspace(0.1, 3, len(directions), dtype=torch.float64).unsqueeze(1) * directions
+    K, mean = expected_kernel(u, activation=sigma), expected_mean(u, activation=sigma)
+    assert max(sizes) == SAMPLES
+    few = torch.tensor([0, 1, SAMPLES, 2 * SAMPLES + 5, len(u) - 1])
+    # a series of another length; quadratures in another order
+    torch.testing.assert_close(K[few][:, few], expected_kernel(u[few], activation="tanh"), rtol=0, atol=1e-11)
+    torch.testing.assert_close(mean[few], expected_mean(u[few], activation="tanh"), rtol=0, atol=1e-13)
 
 
 def test_series_refuses_what_is_too_steep() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rainbow_fast.infinite_width.expectations import expectations
+from rainbow_fast.infinite_width.hermite import NODES, SAMPLES
 from rainbow_fast.infinite_width.kernels import PAIRS
 from rainbow_fast.rainbow.alignment.classifier import ridge_bytes
 from rainbow_fast.rainbow.network.limit_activation import BLOCK
@@ -12,6 +14,9 @@ from rainbow_fast.rainbow.planning.kernel_memory import polar_bytes
 from rainbow_fast.rainbow.planning.site_memory import VECTORS, SiteMemory
 
 TEMPORARIES = 5  # float64 numbers for each pair of samples while the kernel of relu is computed
+SERIES_TERMS = 128  # of a Hermite series: of tanh at norms of 1 (512 at 2), and of silu at 2 (256 at 3)
+COEFFICIENTS = 2  # copies of the coefficients of a series: those of a sample in a row, and those of a term in a row
+VALUES = 4  # x, sigma(x), its square and its product with the weights, at the nodes
 PRODUCTS = 4  # matrices of the size of X in the square root: X about its mean, X^T / S, and two products
 
 
@@ -28,7 +33,7 @@ class LimitMemory(SiteMemory):
         sums = 2 * 8 * site.rows * site.columns + VECTORS * 8 * site.columns
         phi = 8 * min(self._chunk * site.pixels, site.samples) * site.rows
         block = 8 * min(BLOCK, site.samples * site.columns)
-        computed = _block_bytes(site.samples, site.columns)
+        computed = self._block_bytes(site.samples, site.columns)
         return sums + phi + self._maps + self._X + max(2 * block, computed)
 
     def _solve(self) -> int:
@@ -38,19 +43,19 @@ class LimitMemory(SiteMemory):
         if self._X:
             return always + self._X + PRODUCTS * self._X + site.A_bytes
         K, polar = 8 * site.columns**2, polar_bytes(site.rows, site.columns, single=False)
-        return always + K + max(K, _block_bytes(site.columns, site.columns), polar, M + site.A_bytes)
+        return always + K + max(K, self._block_bytes(site.columns, site.columns), polar, M + site.A_bytes)
 
     def _project(self, refit: tuple[int, int] | None) -> int:
         """A block of the kernel, and what is collected for a new classifier: embedded images."""
         site = self.site
         collected = 0 if refit is None else (site.sizes.align + self._chunk) * self._embedded
-        return site.A_bytes + self._maps + _block_bytes(self._chunk * site.pixels, site.columns) + collected
+        return site.A_bytes + self._maps + self._block_bytes(self._chunk * site.pixels, site.columns) + collected
 
     def _refit(self, F: int) -> int:
         """A new classifier: the kernel of all images with F of them, its factor, and the fit."""
         N = self.site.sizes.align
         rows, images = F * self._embedded, N * self._embedded
-        kernel = rows + images + 8 * N * F + _block_bytes(N, F)
+        kernel = rows + images + 8 * N * F + self._block_bytes(N, F)
         return self.site.A_bytes + max(2 * images, kernel, rows + 8 * F**2 + ridge_bytes(N, F, 8))
 
     @property
@@ -63,7 +68,16 @@ class LimitMemory(SiteMemory):
         """Bytes of what the kernel reads of an image."""
         return 8 * self.site.pixels * (self.site.r + self.site.mean_row)
 
+    def _block_bytes(self, samples: int, rows: int) -> int:
+        """A block of the kernel of these samples and rows, and what a part of it is computed from."""
+        pairs = min(BLOCK, samples * rows) + TEMPORARIES * min(PAIRS, samples * rows)
+        return 8 * (pairs + self._series_numbers(min(samples, max(BLOCK // rows, 1)) + rows))
 
-def _block_bytes(samples: int, rows: int) -> int:
-    """A block of the kernel of these samples and rows, and what a part of it is computed from."""
-    return 8 * (min(BLOCK, samples * rows) + TEMPORARIES * min(PAIRS, samples * rows))
+    def _series_numbers(self, samples: int) -> int:
+        """Coefficients of these samples, if the kernel is a Hermite series, and the values they are integrals of."""
+        how = self.site.kind.expected()
+        assert how is not None  # a site without a limit is refused before
+        form = expectations(how["activation"], how.get("negative_slope", 0.0))
+        if (form.shifted if self.site.mean_row else form.centred) is not None:
+            return 0
+        return COEFFICIENTS * samples * SERIES_TERMS + VALUES * min(SAMPLES, samples) * len(NODES)

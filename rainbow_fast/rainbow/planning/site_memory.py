@@ -8,6 +8,7 @@ from typing import Protocol
 
 from rainbow_fast.rainbow.alignment.classifier import ridge_bytes
 from rainbow_fast.rainbow.alignment.regression import FEATURE_NUMBERS, SolverCost
+from rainbow_fast.rainbow.kinds import Kind
 from rainbow_fast.rainbow.laws.rows import ROW_BLOCK, Rows
 from rainbow_fast.rainbow.network.features import FEATURE_BLOCK, IMPLICIT_BLOCK
 from rainbow_fast.rainbow.planning.kernel_memory import features_covariance_bytes, polar_bytes, second_moment_bytes
@@ -20,6 +21,7 @@ class SizesOfSite(Protocol):
     """The numbers of a site that its memory follows from; see `site_cost.SiteCount`."""
 
     sizes: Sizes
+    kind: Kind
     z: int
     phi: int
     pixels: int

@@ -73,6 +73,7 @@ MANY = {
     "maps before pooling": ("pooled()", (2000, 1, 28, 28), {"factor": 4}),
     "A": ("mlp((32, 64, 32, 10), seed=0)", (500, 32), {"width": 10**6}),
     "kernel": ("mlp((64, 256, 10), seed=0)", (3000, 64), {"factor": math.inf}),
+    "kernel by a series": ("mlp((64, 256, 10), activation=nn.Tanh, seed=0)", (3000, 64), {"factor": math.inf}),
     "kernel of images": (
         "mlp((64, 32, 10), seed=0)",
         (3000, 64),
