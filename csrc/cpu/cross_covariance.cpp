@@ -270,20 +270,15 @@ void accumulate_as(double* out, int64_t ld, Side x, Sides y, bool symmetric, Act
 void cross_covariance(double* out, int64_t ld, Side x, Sides y, bool symmetric, Activation activation,
                       double negative_slope, Precision precision, int threads) {
   const auto run = [&]<class T>(Type<T>) {
-    if constexpr (kOwn<T> && !kFloatsOnUnit<T>)
-      return accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
-    // Multiply-adds have the accuracy of six products on the unit, and take less time.
-    if constexpr (kFloatsOnUnit<T>)
-      if (precision != Precision::highest)
-        return accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
-    if constexpr (!kOwn<T> || kFloatsOnUnit<T>)
-      vectors::cross_covariance(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
+    accumulate_as<T>(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
   };
 #if defined(__AVX512BF16__)
   const bool exact = activation == Activation::identity || activation == Activation::relu;
   if (x.samples.dtype == DType::bf16 && exact && x.shift == nullptr) return run(Type<bf16_pair>{});
 #endif
-  with_products(x.samples.dtype, run);
+  with_unit(x.samples.dtype, precision, run, [&] {
+    vectors::cross_covariance(out, ld, x, y, symmetric, activation, negative_slope, precision, threads);
+  });
 }
 
 }  // namespace rf::RF_ISA

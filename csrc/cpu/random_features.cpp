@@ -285,9 +285,6 @@ void project(Projections all, const Features& f, int threads) {
   if (one_chunk) sizes.sums = most;
   sizes.left = packed_size<T>(most, kNeurons);
   const Products products = products_of(f.precision, true);
-  // Multiply-adds of features that are nearly equal for all samples have nearly equal errors, which go when the mean of
-  // the projections is subtracted. The errors of six products do not.
-  const bool on_unit = kOnUnit<T> && products.count < 6;
   for_blocks_of_samples<T>(f, sizes, threads, [&](const Buffers<T>& own, int64_t begin, int64_t count) {
     if (n == 0) memset(own.sums, 0, static_cast<size_t>(sizes.sums * count) * 8);
     for (int64_t k0 = 0; k0 < n; k0 += kNeurons) {
@@ -301,7 +298,7 @@ void project(Projections all, const Features& f, int threads) {
         for (int64_t j = 0; j < count; j += kGroup<T>) {  // each panel has k neurons, of which `there` count
           const int64_t width = smaller(kGroup<T>, count - j);
           const auto multiply_by_a = [&](const auto& epilogue) {
-            const Aside<T> aside{nullptr, on_unit ? own.partial : nullptr, products};
+            const Aside<T> aside{nullptr, kOnUnit<T> ? own.partial : nullptr, products};
             sweep_whole(RowsOf<T>{own.left, 1, rows}, own.phi + j * k, NR<T> * k, a.images, width, there, aside,
                         epilogue);
           };
@@ -329,31 +326,27 @@ void project(Projections all, const Features& f, int threads) {
 }  // namespace
 
 void random_features(Samples out, const Features& features, int threads) {
-  with_products(features.u.dtype, [&]<class T>(Type<T>) {
-    if constexpr (kOwn<T>)
-      store_features<T>(merged(out), with_merged(features), threads);
-    else
-      vectors::random_features(out, features, threads);
-  });
+  with_unit(
+      features.u.dtype, features.precision,
+      [&]<class T>(Type<T>) { store_features<T>(merged(out), with_merged(features), threads); },
+      [&] { vectors::random_features(out, features, threads); });
 }
 
 void random_features_covariance(double* out, double* total, double* square, Samples x, const void* x_center,
                                 const void* center, const Features& features, int threads) {
-  with_products(features.u.dtype, [&]<class T>(Type<T>) {
-    if constexpr (kOwn<T>)
-      covariance<T>(out, total, square, merged(x), x_center, center, with_merged(features), threads);
-    else
-      vectors::random_features_covariance(out, total, square, x, x_center, center, features, threads);
-  });
+  with_unit(
+      features.u.dtype, features.precision,
+      [&]<class T>(Type<T>) {
+        covariance<T>(out, total, square, merged(x), x_center, center, with_merged(features), threads);
+      },
+      [&] { vectors::random_features_covariance(out, total, square, x, x_center, center, features, threads); });
 }
 
 void random_features_projection(Projections projections, const Features& features, int threads) {
-  with_products(features.u.dtype, [&]<class T>(Type<T>) {
-    if constexpr (kOwn<T>)
-      project<T>(projections, with_merged(features), threads);
-    else
-      vectors::random_features_projection(projections, features, threads);
-  });
+  with_unit(
+      features.u.dtype, features.precision,
+      [&]<class T>(Type<T>) { project<T>(projections, with_merged(features), threads); },
+      [&] { vectors::random_features_projection(projections, features, threads); });
 }
 
 }  // namespace rf::RF_ISA

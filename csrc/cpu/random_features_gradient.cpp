@@ -197,12 +197,12 @@ void differentiate_features(const Samples& grad_u, T* grad_shift, const Upstream
 }  // namespace
 
 void random_features_gradient(Samples u, void* shift, const Upstream& upstream, const Features& features, int threads) {
-  with_products(features.u.dtype, [&]<class T>(Type<T>) {
-    if constexpr (kOwn<T>)
-      differentiate_features<T>(u, static_cast<T*>(shift), upstream, with_merged(features), threads);
-    else
-      vectors::random_features_gradient(u, shift, upstream, features, threads);
-  });
+  with_unit(
+      features.u.dtype, features.precision,
+      [&]<class T>(Type<T>) {
+        differentiate_features<T>(u, static_cast<T*>(shift), upstream, with_merged(features), threads);
+      },
+      [&] { vectors::random_features_gradient(u, shift, upstream, features, threads); });
 }
 
 }  // namespace rf::RF_ISA

@@ -26,8 +26,6 @@ def activate(x: Tensor, activation: str, backend: str = "cpu", **options) -> Ten
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_four_units_in_the_last_place(activation: str, name: str) -> None:
     x = inputs()
-    if name.startswith("amx"):  # smaller numbers lose terms, which would be subnormal
-        x = x[(x == 0) | ~(x.abs() < 2.0**-102)][:: 16 if name == "amx_emulated" else 1]
     with level(name):
         got = activate(x, activation)
     error = units(got, exact(x, activation))
