@@ -246,12 +246,12 @@ RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
     const int first = threadIdx.x / kAcross, x = threadIdx.x % kAcross * kElements;
     const int64_t left = (p.cols - col - x) * static_cast<int64_t>(sizeof(T));
     const int bytes = static_cast<int>(left < 0 ? 0 : left < 16 ? left : 16);
-    const T* const from = p.data + (row + first) * p.s_row + col + x;
+    const int64_t from = (row + first) * p.s_row + col + x;
     RF_UNROLL
     for (int down = 0; down < kStep; down += kDown) {
       const int64_t k = row + first + down;
       const bool inside = k >= 0 && k < p.rows && bytes > 0;
-      copy_async(to + Shape::place(first + down) * kPitch + x, inside ? from + down * p.s_row : p.data,
+      copy_async(to + Shape::place(first + down) * kPitch + x, inside ? p.data + from + down * p.s_row : p.data,
                  inside ? bytes : 0);
     }
   } else {
