@@ -113,12 +113,12 @@ def check_isa() -> None:
 LEAST_CAPABILITY = (8, 0)  # smallest compute capability for the CUDA kernels
 # The kernels for GPUs that each op has, in the order in which backend=None takes those that are present. An order holds
 # from a compute capability on, given by its first number. The reasons are counts of instructions, in
-# docs/guide/gpus.md; on 8.0 and 9.0 they say the same.
+# docs/guide/gpus.md; the same order is taken on 8.0 and 9.0.
 ON_GPUS: dict[str, dict[int, tuple[str, ...]]] = {
     # As many instructions for a number in both. Those of CUDA are compiled before the first call.
     "gaussian": {8: ("cuda", "triton")},
     "uniform": {8: ("cuda", "triton")},
-    # Triton's take fewer instructions for a product.
+    # Triton's take fewer instructions for a product; on 8.0 those of CUDA do, but only for aligned numbers as they are.
     "cross_covariance": {8: ("triton", "cuda")},
     "sample_project_align": {8: ("triton", "cuda")},
     # CUDA would take more instructions for a product, and compute features again for each 128 channels.

@@ -11,12 +11,12 @@ RF_DEVICE float relu(float x) { return x <= 0 ? 0 : x; }
 RF_DEVICE double relu(double x) { return x <= 0 ? 0 : x; }
 
 // A side's stage as a lane sees it: the address of its first channel and sample, and the steps to the next channel and
-// to the next sample.
-template <class T>
+// to the next sample. The steps are constants, so that an address is one register for all loads of a side.
+template <class T, int kChannel, int kSample, bool kRelu>
 struct View {
+  static constexpr int channel = kChannel, sample = kSample;
+  static constexpr bool along = kSample == 1, relu = kRelu;
   const T* at;
-  int channel, sample;
-  bool along, relu;
 };
 
 // A tile of kChannels x kChannels, computed by 2 x 4 warps. Each warp has kRowTiles of 16 rows by kColTiles of 8
@@ -30,22 +30,27 @@ struct Tile {
   static constexpr int kPromote = __is_same(T, bf16) ? 2 : 1, kFlush = 128;  // stages
   float sums[kRowTiles][kColTiles][4], parts[kRowTiles][kColTiles][4];
 
-  static RF_DEVICE View<T> view(const T* stage, bool along, bool relu, int lane) {
-    if (along) return {stage + (lane & 15) * kAlong + (lane >> 4) * 8, kAlong, 1, along, relu};
-    return {stage + ((lane >> 4) * 8 + (lane & 7)) * kAcross + (lane & 8), 1, kAcross, along, relu};
+  // Words 0 and 1 of a lane of the left side are two rows; those of a lane of the right side are two words of a column.
+  static constexpr RF_HOST_DEVICE int first(bool along, bool right, int lane) {
+    if (right) lane = (lane & 7) | (lane & 8) << 1 | (lane & 16) >> 1;
+    return along ? (lane & 15) * kAlong + (lane >> 4) * 8 : ((lane >> 4) * 8 + (lane & 7)) * kAcross + (lane & 8);
   }
   // Loads 16 channels by 16 samples.
-  static RF_DEVICE void load(uint32_t (&r)[4], const View<T>& from, int channel, int sample) {
-    const T* const row = from.at + channel * from.channel + sample * from.sample;
-    if (from.along)
+  template <class V>
+  static RF_DEVICE void load(uint32_t (&r)[4], const V& from, int channel, int sample) {
+    const T* const row = from.at + channel * V::channel + sample * V::sample;
+    if constexpr (V::along)
       load_matrices(r, row);
     else
       load_matrices_transposed(r, row);
-    if (!from.relu) return;
-    RF_UNROLL
-    for (int k = 0; k < 4; ++k) r[k] = __is_same(T, bf16) ? relu_bf16(r[k]) : relu_f16(r[k]);
+    if constexpr (V::relu) {
+      RF_UNROLL
+      for (int k = 0; k < 4; ++k) r[k] = __is_same(T, bf16) ? relu_bf16(r[k]) : relu_f16(r[k]);
+    }
   }
-  RF_DEVICE void multiply(const View<T>& x, const View<T>& y) {
+  template <class X, class Y>
+  RF_DEVICE void multiply(const X& x, const Y& y) {
+    if constexpr (kPromote == 1) clear();
     RF_UNROLL
     for (int s = 0; s < kSamples; s += 16) {
       uint32_t a[kRowTiles][4];
@@ -55,7 +60,7 @@ struct Tile {
       for (int j = 0; j < kColTiles; j += 2) {
         uint32_t b[4];
         load(b, y, j * 8, s);
-        const uint32_t left[2] = {b[0], b[2]}, right[2] = {b[1], b[3]};
+        const uint32_t left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
         RF_UNROLL
         for (int i = 0; i < kRowTiles; ++i) {
           mma<T>(parts[i][j], a[i], left);
@@ -64,11 +69,19 @@ struct Tile {
       }
     }
   }
+  // Where each stage begins with zeros, the first products have them as a constant.
   RF_DEVICE void promote() {
     RF_UNROLL
     for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
     for (int j = 0; j < kColTiles; ++j) RF_UNROLL
-    for (int k = 0; k < 4; ++k) sums[i][j][k] += parts[i][j][k], parts[i][j][k] = 0;
+    for (int k = 0; k < 4; ++k) sums[i][j][k] += parts[i][j][k];
+    if constexpr (kPromote > 1) clear();
+  }
+  RF_DEVICE void clear() {
+    RF_UNROLL
+    for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
+    for (int j = 0; j < kColTiles; ++j) RF_UNROLL
+    for (int k = 0; k < 4; ++k) parts[i][j][k] = 0;
   }
 };
 
@@ -79,37 +92,39 @@ struct SplitTile {
   static constexpr int kPromote = 1, kFlush = 64;
   float sums[kRowTiles][kColTiles][4];
 
-  static RF_DEVICE View<float> view(const float* stage, bool along, bool relu, int lane) {
-    const int channel = along ? kAlong : 1, sample = along ? 1 : kAcross;
-    return {stage + (lane >> 2) * channel + (lane & 3) * sample, channel, sample, along, relu};
+  static constexpr RF_HOST_DEVICE int first(bool along, bool, int lane) {
+    return (lane >> 2) * (along ? kAlong : 1) + (lane & 3) * (along ? 1 : kAcross);
   }
   // Loads 16 channels by W::kTerms samples: rows g, g + 8, g, g + 8 of the first half of the samples, then of the
   // other.
-  static RF_DEVICE void load(uint32_t (&parts)[kParts][4], const View<float>& from, int channel, int sample) {
+  template <class V>
+  static RF_DEVICE void load(uint32_t (&parts)[kParts][4], const V& from, int channel, int sample) {
     split_words<W>(parts, [&](int w, int n) {
       const int across = channel + (w & 1) * 8, down = sample + 4 * ((w >> 1) * W::kInWord + n);
-      const float x = from.at[across * from.channel + down * from.sample];
-      return from.relu ? cuda::relu(x) : x;
+      const float x = from.at[across * V::channel + down * V::sample];
+      return V::relu ? cuda::relu(x) : x;
     });
   }
-  RF_DEVICE void multiply(const View<float>& x, const View<float>& y) {
+  template <class X, class Y>
+  RF_DEVICE void multiply(const X& x, const Y& y) {
     static_assert(kSamples % W::kTerms == 0);
 #pragma unroll 1  // a larger part at once would not fit into the registers of sm_100
-    for (int s = 0; s < kSamples; s += W::kTerms) RF_UNROLL
-    for (int j = 0; j < kColTiles; j += 2) {
-      uint32_t b[kParts][4];
-      load(b, y, j * 8, s);
+    for (int s = 0; s < kSamples; s += W::kTerms) {
+      uint32_t a[kRowTiles][1][kParts][4];
       RF_UNROLL
-      for (int i = 0; i < kRowTiles; ++i) {
-        uint32_t a[1][kParts][4];
-        load(a[0], x, i * 16, s);
+      for (int i = 0; i < kRowTiles; ++i) load(a[i][0], x, i * 16, s);
+      RF_UNROLL
+      for (int j = 0; j < kColTiles; j += 2) {
+        uint32_t b[kParts][4];
+        load(b, y, j * 8, s);
         RF_UNROLL
+        for (int i = 0; i < kRowTiles; ++i) RF_UNROLL
         for (int h = 0; h < 2; ++h) {
           uint32_t half[1][kParts][2];
           RF_UNROLL
           for (int n = 0; n < kParts; ++n) half[0][n][0] = b[n][h], half[0][n][1] = b[n][h + 2];
           float sum[4] = {};
-          add_products<W>(sum, a, half);
+          add_products<W>(sum, a[i], half);
           RF_UNROLL
           for (int k = 0; k < 4; ++k) sums[i][j + h][k] += sum[k];
         }
@@ -130,15 +145,16 @@ struct Tile<double> {
   static constexpr int kPromote = 4, kFlush = 128;
   double sums[kRowTiles][kColTiles][4], parts[kRowTiles][kColTiles][4];
 
-  static RF_DEVICE View<double> view(const double* stage, bool along, bool relu, int lane) {
-    const int channel = along ? kAlong : 1, sample = along ? 1 : kAcross;
-    return {stage + (lane >> 2) * channel + (lane & 3) * sample, channel, sample, along, relu};
+  static constexpr RF_HOST_DEVICE int first(bool along, bool, int lane) {
+    return (lane >> 2) * (along ? kAlong : 1) + (lane & 3) * (along ? 1 : kAcross);
   }
-  static RF_DEVICE double load(const View<double>& from, int channel, int sample) {
-    const double x = from.at[channel * from.channel + sample * from.sample];
-    return from.relu ? cuda::relu(x) : x;
+  template <class V>
+  static RF_DEVICE double load(const V& from, int channel, int sample) {
+    const double x = from.at[channel * V::channel + sample * V::sample];
+    return V::relu ? cuda::relu(x) : x;
   }
-  RF_DEVICE void multiply(const View<double>& x, const View<double>& y) {
+  template <class X, class Y>
+  RF_DEVICE void multiply(const X& x, const Y& y) {
     RF_UNROLL
     for (int s = 0; s < kSamples; s += 4) {
       double b[kColTiles];
@@ -162,14 +178,33 @@ struct Tile<double> {
 
 // What the kernel asks of a tile for numbers of type T.
 template <class S, class T>
-concept TileOf = requires(S tile, const View<T>& side, const T* stage) {
-  { S::kChannels + S::kSamples + S::kAlong + S::kAcross } -> std::convertible_to<int>;  // of a stage
-  { S::kPromote + S::kFlush } -> std::convertible_to<int>;                              // stages of a sum
-  { S::view(stage, true, true, 0) } -> std::same_as<View<T>>;
-  tile.multiply(side, side);
-  tile.promote();
-  tile.sums[S::kRowTiles - 1][S::kColTiles - 1][3] = 0;
-};
+concept TileOf =
+    requires(S tile, const View<T, S::kAlong, 1, true>& along, const View<T, 1, S::kAcross, true>& across) {
+      { S::kChannels + S::kSamples + S::kAlong + S::kAcross } -> std::convertible_to<int>;  // of a stage
+      { S::kPromote + S::kFlush } -> std::convertible_to<int>;                              // stages of a sum
+      { S::first(true, true, 0) } -> std::same_as<int>;  // where the first number of a lane stands in a stage
+      tile.multiply(along, across);
+      tile.promote();
+      tile.sums[S::kRowTiles - 1][S::kColTiles - 1][3] = 0;
+    };
+
+// Whether lanes that load a number (or, in 16 bits, a row of 16 bytes) at the same time always meet different banks of
+// shared memory, of 128 bytes in all.
+template <class T, TileOf<T> S>
+constexpr bool without_conflicts() {
+  constexpr int bytes = sizeof(T) == 2 ? 16 : sizeof(T), at_once = 128 / bytes;
+  for (int form = 0; form < 4; ++form)
+    for (int start = 0; start < kWarp; start += at_once) {
+      uint32_t banks = 0;
+      for (int lane = start; lane < start + at_once; ++lane)
+        banks |= 1u << (S::first(form % 2 == 1, form / 2 == 1, lane) * sizeof(T) / bytes % at_once);
+      if (banks != ~0u >> (32 - at_once)) return false;
+    }
+  return true;
+}
+static_assert(without_conflicts<bf16, Tile<bf16>>() && without_conflicts<f16, Tile<f16>>());
+static_assert(without_conflicts<float, Tile<float>>() && without_conflicts<double, Tile<double>>());
+static_assert(without_conflicts<float, SplitTile<InBf16, 2>>());
 
 }  // namespace
 }  // namespace rf::cuda

@@ -70,6 +70,22 @@ struct Both {
   Operand<T> side[2];
 };
 
+template <bool kValue>
+struct Constant {};
+// Calls f with `value` as a constant of the compiler.
+template <class F>
+RF_DEVICE void with_constant(bool value, const F& f) {
+  if (value)
+    f(Constant<true>{});
+  else
+    f(Constant<false>{});
+}
+// The view of a lane whose first number is at `at`.
+template <class Shape, class T, bool kAlong, bool kRelu>
+RF_DEVICE auto view(const T* at, Constant<kAlong>, Constant<kRelu>) {
+  return View<T, kAlong ? Shape::kAlong : 1, kAlong ? 1 : Shape::kAcross, kRelu>{at};
+}
+
 // blockIdx.x is a tile of the result, row after row; blockIdx.y is a slab of `each` samples. One half of the threads
 // copies the stages of x, the other half those of y. In 16 bits:
 //
@@ -100,9 +116,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t total = (size + Shape::kSamples - 1) / Shape::kSamples;
   T* const stages = shared_memory<T>();
 
-  const int mine = threadIdx.x / kStagers, thread = threadIdx.x % kStagers;
-  const Operand<T>& side = sides.side[mine];
-  Place next = Place::of(side.x, begin);
+  const int mine = threadIdx.x / kStagers;
+  Stager<Shape, T, kStagers> stager(sides.side[mine], begin, size, mine == 0 ? row : col, threadIdx.x % kStagers);
+  // The stages of both sides, and the lane's first number in them.
+  const auto side_of = [&](int64_t it, int side) {
+    return stages + (static_cast<uint32_t>(it) % kStages * 2 + side) * kStage<Shape>;
+  };
+  for (int it = 0; it < kStages; ++it) stager.clear(side_of(it, mine));
+  const bool along_x = sides.side[0].along, along_y = sides.side[1].along;
+  const int left = forget(Shape::first(along_x, false, lane) + own_row * (along_x ? Shape::kAlong : 1));
+  const int right = forget(Shape::first(along_y, true, lane) + own_col * (along_y ? Shape::kAlong : 1));
 
   Shape tile{};
   bool first = to.slab != 0;
@@ -113,19 +136,17 @@ __global__ void __launch_bounds__(kThreads, 1)
       wait_for_copies<kStages - 2>();
       barrier();
     }
-    const int64_t ahead = it + kStages - 1;
-    if (ahead < total) {
-      stage<Shape, T, kStagers>(stages + (ahead % kStages * 2 + mine) * kStage<Shape>, side, next,
-                                size - ahead * Shape::kSamples, mine == 0 ? row : col, forget(thread));
-      next = next.plus(side.x, Shape::kSamples);
-    }
+    stager.copy(side_of(it + kStages - 1, mine));
     commit_copies();
     if (it < 0 || rows <= 0 || cols <= 0) continue;
-    const T* const here = stages + it % kStages * 2 * kStage<Shape>;
-    View<T> left = Shape::view(here, sides.side[0].along, relu, forget(lane));
-    View<T> right = Shape::view(here + kStage<Shape>, sides.side[1].along, relu, forget(lane));
-    left.at += own_row * left.channel, right.at += own_col * right.channel;
-    tile.multiply(left, right);
+    with_constant(along_x, [&](auto x) {
+      with_constant(along_y, [&](auto y) {
+        with_constant(relu, [&](auto positive) {
+          tile.multiply(view<Shape>(side_of(it, 0) + left, x, positive),
+                        view<Shape>(side_of(it, 1) + right, y, positive));
+        });
+      });
+    });
     ++age;
     const bool full = it + 1 == total || age == Shape::kFlush;
     if (full || age % Shape::kPromote == 0) tile.promote();

@@ -144,8 +144,8 @@ RF_DEVICE T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
 
-// Returns x in a way that the compiler cannot see through. So what follows from it is computed anew each time, and not
-// kept in registers through a loop.
+// Returns x in a way that the compiler cannot see through. In a loop, what follows from it is computed anew each time.
+// Before a loop, it is computed once and kept in a register.
 RF_DEVICE int forget(int x) {
   asm volatile("" : "+r"(x));
   return x;

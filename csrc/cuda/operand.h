@@ -88,46 +88,126 @@ RF_DEVICE T prepared(const Operand<T>& side, T value, int64_t channel) {
   return value;
 }
 
-// Copies Shape::kChannels channels, from `channel` on, of Shape::kSamples samples, from `at` on. `left` of these
-// samples exist; the rest, and channels that do not exist, become zeros. With side.along, samples lie side by side and
-// channels are Shape::kAlong apart; otherwise channels lie side by side and samples are Shape::kAcross apart. This is
-// the part of `thread`, one of kThreads.
+// Copies one side into its stages, one after another. A stage has Shape::kChannels channels, from `channel` on, of
+// Shape::kSamples samples. With side.along, samples lie side by side and channels are Shape::kAlong apart; otherwise
+// channels lie side by side and samples are Shape::kAcross apart. Samples and channels that do not exist become zeros.
+// This is the part of `thread`, one of kThreads: kCopies runs of 16 bytes of each stage.
+//
+// As long as a stage lies inside a line, its runs are one stride apart, in memory and in the stage, and the first one
+// moves by a constant from stage to stage. Only a stage that crosses the end of a line, or whose numbers are not taken
+// as they are, needs the place of each sample.
 template <class Shape, class T, int kThreads>
-RF_DEVICE void stage(T* to, const Operand<T>& side, const Place& at, int64_t left, int64_t channel, int thread) {
-  constexpr int kChannels = Shape::kChannels, kSamples = Shape::kSamples;
-  constexpr int kElements = 16 / sizeof(T), kRuns = kChannels * kSamples / kElements;
-  constexpr int kOfChannel = kSamples / kElements, kOfSample = kChannels / kElements;
-  const Samples& x = side.x;
-  const bool along = side.along;
-  const int64_t channels = x.channels - channel;
-#pragma unroll 1
-  for (int run = thread; run < kRuns; run += kThreads) {
-    const int c = along ? run / kOfChannel : run % kOfSample * kElements;
-    const int s = along ? run % kOfChannel * kElements : run / kOfSample;
-    T* const target = to + (along ? c * Shape::kAlong + s : s * Shape::kAcross + c);
-    if (side.whole) {
-      const int64_t there = s < left ? (channels - c) * (along ? 16 : static_cast<int64_t>(sizeof(T))) : 0;
-      const T* from = static_cast<const T*>(x.data);
-      if (there > 0) from += at.plus(x, s).offset(x) + (channel + c) * x.s_channel;
-      copy_async(target, from, static_cast<int>(there < 0 ? 0 : there < 16 ? there : 16));
-      continue;
-    }
-    struct alignas(16) Run {
-      T values[kElements];
-    } found;
-    RF_UNROLL
-    for (int e = 0; e < kElements; ++e) {
-      const int ce = along ? c : c + e, se = along ? s + e : s;
-      found.values[e] =
-          ce < channels && se < left ? read<T>(x, at.plus(x, se).offset(x) + (channel + ce) * x.s_channel) : T(0.0f);
-    }
-    RF_UNROLL
-    for (int e = 0; e < kElements; ++e) {
-      const int ce = along ? c : c + e, se = along ? s + e : s;
-      if (ce < channels && se < left) found.values[e] = prepared(side, found.values[e], channel + ce);
-    }
-    *reinterpret_cast<Run*>(target) = found;
+class Stager {
+  static constexpr int kChannels = Shape::kChannels, kSamples = Shape::kSamples, kSize = sizeof(T),
+                       kElements = 16 / kSize;
+  static constexpr int kOfChannel = kSamples / kElements, kOfSample = kChannels / kElements;  // runs
+  static constexpr int kCopies = kChannels * kOfChannel / kThreads;
+  static constexpr int kDown = kThreads / kOfChannel, kRight = kThreads / kOfSample;  // channels, samples between runs
+  static_assert(kDown * kOfChannel == kThreads && kRight * kOfSample == kThreads);
+
+  const Operand<T>& side;
+  const bool along;
+  bool whole;  // like side.whole, and each run of this thread lies inside or outside the channels with all its bytes
+  const int64_t positions;
+  Place next;               // of the next stage
+  int64_t channel;          // of the first run
+  int sample;               // likewise
+  int64_t left;             // samples from the next stage on
+  const T* from;            // the first run of the next stage
+  int64_t stride, advance;  // from run to run, and from stage to stage
+  int target, pitch;        // in a stage: the first run, and the distance between runs
+  int runs;                 // inside the channels, all 16 bytes of them
+
+  // The bytes of a run that lie inside the channels.
+  RF_DEVICE int inside(int run) const {
+    const int64_t there = (side.x.channels - channel - (along ? run * kDown : 0)) * (along ? 16 : kSize);
+    return static_cast<int>(there < 0 ? 0 : there < 16 ? there : 16);
   }
-}
+  RF_DEVICE const T* start() const {
+    return static_cast<const T*>(side.x.data) + next.offset(side.x) + sample * side.x.s_position +
+           channel * side.x.s_channel;
+  }
+
+  // Copies the next stage, sample by sample.
+  RF_DEVICE void copy_samples(T* stage) const {
+    const Samples& x = side.x;
+#pragma unroll 1
+    for (int run = 0; run < kCopies; ++run) {
+      const int64_t c = channel + (along ? run * kDown : 0);
+      const int s = sample + (along ? 0 : run * kRight);
+      T* const to = stage + target + run * pitch;
+      if (side.whole) {
+        const int there = s < left ? inside(run) : 0;
+        const T* data = static_cast<const T*>(x.data);
+        if (there > 0) data += next.plus(x, s).offset(x) + c * x.s_channel;
+        copy_async(to, data, there);
+        continue;
+      }
+      struct alignas(16) Run {
+        T values[kElements];
+      } numbers;
+      RF_UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        const int64_t ce = along ? c : c + e;
+        const int se = along ? s + e : s;
+        numbers.values[e] =
+            ce < x.channels && se < left ? read<T>(x, next.plus(x, se).offset(x) + ce * x.s_channel) : T(0.0f);
+      }
+      RF_UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        const int64_t ce = along ? c : c + e;
+        const int se = along ? s + e : s;
+        if (ce < x.channels && se < left) numbers.values[e] = prepared(side, numbers.values[e], ce);
+      }
+      *reinterpret_cast<Run*>(to) = numbers;
+    }
+  }
+
+ public:
+  // For `size` samples from `begin` on.
+  RF_DEVICE Stager(const Operand<T>& operand, int64_t begin, int64_t size, int64_t first_channel, int thread)
+      : side(operand), along(side.along), positions(side.x.positions), next(Place::of(side.x, begin)), left(size) {
+    const int c = along ? thread / kOfChannel : thread % kOfSample * kElements;
+    sample = along ? thread % kOfChannel * kElements : thread / kOfSample;
+    channel = first_channel + c;
+    from = start();
+    stride = along ? kDown * side.x.s_channel : kRight * side.x.s_position;
+    advance = kSamples * side.x.s_position;
+    // These are kept in registers, and not computed again for each stage.
+    target = forget(along ? c * Shape::kAlong + sample : sample * Shape::kAcross + c);
+    pitch = forget(along ? kDown * Shape::kAlong : kRight * Shape::kAcross);
+    for (runs = 0; runs < kCopies && inside(runs) == 16;) ++runs;
+    whole = side.whole && (runs == kCopies || inside(runs) == 0);
+  }
+
+  // Sets what `copy` leaves out, the runs outside the channels, to zero.
+  RF_DEVICE void clear(T* stage) const {
+    for (int run = whole ? runs : kCopies; run < kCopies; ++run)
+      for (int e = 0; e < kElements; ++e) stage[target + run * pitch + e] = T(0.0f);
+  }
+
+  // Copies the next stage, if there is one.
+  RF_DEVICE void copy(T* stage) {
+    if (left <= 0) return;
+    if (whole && left >= kSamples && next.position + kSamples <= positions) {
+      T* to = stage + target;
+      if (runs == kCopies) {
+        RF_UNROLL
+        for (int run = 0; run < kCopies; ++run) copy_async(to + run * pitch, from + run * stride);
+      } else {
+#pragma unroll 1
+        for (int run = 0; run < runs; ++run) copy_async(to + run * pitch, from + run * stride);
+      }
+    } else {
+      copy_samples(stage);
+    }
+    left -= kSamples;
+    next.position += kSamples;
+    from += advance;
+    if (next.position < positions) return;
+    next = next.plus(side.x, 0);
+    from = start();
+  }
+};
 
 }  // namespace rf::cuda

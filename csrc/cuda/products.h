@@ -46,7 +46,8 @@ RF_DEVICE void add_products(double (&d)[4], const double (&a)[2], double b) {
 struct InTf32 {
   static constexpr int kInWord = 1, kTerms = 8;  // numbers of a word, terms of a product
   static RF_DEVICE void split(const float (&x)[1], uint32_t (&words)[2]) {
-    words[0] = to_tf32(fminf(fmaxf(x[0], -0x1p80f), 0x1p80f));
+    // As to_tf32 rounds a finite number, in two instructions.
+    words[0] = (__float_as_uint(fminf(fmaxf(x[0], -0x1p80f), 0x1p80f)) + 0x1000u) & 0xffffe000u;
     words[1] = to_tf32(x[0] - __uint_as_float(words[0]));
   }
   static RF_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_tf32(d, a, b); }

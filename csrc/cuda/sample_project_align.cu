@@ -240,14 +240,19 @@ template <class Shape, class T>
 RF_DEVICE void stage(T* to, const Matrix<T>& p, int64_t row, int64_t col) {
   constexpr int kCols = Shape::kCols, kPitch = kCols + Shape::kPad, kThreads = kWarps * kWarp;
   if (p.aligned) {
-    constexpr int kElements = 16 / sizeof(T), kAcross = kCols / kElements;
+    // A thread copies the same 16 bytes of every kDown-th row.
+    constexpr int kElements = 16 / sizeof(T), kAcross = kCols / kElements, kDown = kThreads / kAcross;
+    static_assert(kDown * kAcross == kThreads && kStep % kDown == 0);
+    const int first = threadIdx.x / kAcross, x = threadIdx.x % kAcross * kElements;
+    const int64_t left = (p.cols - col - x) * static_cast<int64_t>(sizeof(T));
+    const int bytes = static_cast<int>(left < 0 ? 0 : left < 16 ? left : 16);
+    const int64_t from = (row + first) * p.s_row + col + x;
     RF_UNROLL
-    for (int c = threadIdx.x; c < kStep * kAcross; c += kThreads) {
-      const int j = c / kAcross, x = c % kAcross * kElements;
-      const int64_t k = row + j, left = (p.cols - col - x) * static_cast<int64_t>(sizeof(T));
-      const bool inside = k >= 0 && k < p.rows && left > 0;
-      copy_async(to + Shape::place(j) * kPitch + x, inside ? p.data + k * p.s_row + col + x : p.data,
-                 inside ? static_cast<int>(left < 16 ? left : 16) : 0);
+    for (int down = 0; down < kStep; down += kDown) {
+      const int64_t k = row + first + down;
+      const bool inside = k >= 0 && k < p.rows && bytes > 0;
+      copy_async(to + Shape::place(first + down) * kPitch + x, inside ? p.data + from + down * p.s_row : p.data,
+                 inside ? bytes : 0);
     }
   } else {
     const bool along_rows = p.s_col <= p.s_row;
@@ -290,10 +295,11 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
        strip += gridDim.y * int64_t{Shape::kRows}) {
     // The stage to copy next, and the stage to multiply.
     int64_t next = 0, next_col = begin, col = begin;
-    int next_step = 0, step = 0;
+    int next_step = 0, step = 0, kept = 0;  // kept: steps of the chunk of G that are done
     const auto stage_next = [&] {
       if (next < total)
-        stage<Shape>(stages + next % Shape::kStages * kStage, p, int64_t{next_step} * kStep - lead, next_col);
+        stage<Shape>(stages + static_cast<uint32_t>(next) % Shape::kStages * kStage, p,
+                     int64_t{next_step} * kStep - lead, next_col);
       commit_copies();
       ++next;
       if (++next_step == steps) next_step = 0, next_col += Shape::kCols;
@@ -305,7 +311,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
     for (int64_t it = 0; it < total; ++it) {
       wait_for_copies<Shape::kStages - 2>();
       barrier();
-      if (step % chunk == 0 && (it == 0 || steps > chunk)) {
+      if (kept == 0 && (it == 0 || steps > chunk)) {
         const int count = steps - step < chunk ? steps - step : chunk;
         for (int pair = warp; pair < count * kTiles / 2; pair += kWarps) {
           const uint32_t group = static_cast<uint32_t>((at.col >> 2) + (step + pair / (kTiles / 2)) * 4 + lane % 4);
@@ -321,10 +327,11 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
         barrier();
       }
       stage_next();
-      tile.multiply(g + (step % chunk * kTiles + first_tile) * Shape::kUnits * kWarp + lane,
-                    stages + it % Shape::kStages * kStage + first_col, kPitch, lane);
+      tile.multiply(g + (kept * kTiles + first_tile) * Shape::kUnits * kWarp + lane,
+                    stages + static_cast<uint32_t>(it) % Shape::kStages * kStage + first_col, kPitch, lane);
+      if (++kept == chunk) kept = 0;
       if (++step < steps) continue;
-      step = 0;
+      step = kept = 0;
       RF_UNROLL
       for (int i = 0; i < Shape::kRowTiles; ++i) RF_UNROLL
       for (int j = 0; j < Shape::kColTiles; ++j) RF_UNROLL

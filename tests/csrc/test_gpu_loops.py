@@ -56,13 +56,13 @@ SIDES = (  # a loop with a long way and a short one round an instruction, and an
 
 def test_the_shortest_way_and_the_trips_of_inner_loops() -> None:
     text = sass(*SIDES).format("HMMA.1688.F32.TF32 R4")
-    assert hot_loop(text) == Hot(2 + 2 + 2, 0.5)
-    assert hot_loop(text, Shape(copies=5)) == Hot(2 + 5 * 2 + 2, 0.5)
+    assert hot_loop(text) == Hot(2 + 2 + 2, 0.5, 1)
+    assert hot_loop(text, Shape(copies=5)) == Hot(2 + 5 * 2 + 2, 0.5, 5)
 
 
 def test_the_way_with_products_is_taken_even_if_it_is_longer() -> None:
     text = sass(*(line if line != "MOV R1, R1" else "HMMA.16816.F32.BF16 R4" for line in SIDES)).format("NOP")
-    assert hot_loop(text) == Hot(2 + 3 + 2 + 2, 3.0)
+    assert hot_loop(text) == Hot(2 + 3 + 2 + 2, 3.0, 1)
 
 
 def test_an_inner_loop_of_products() -> None:

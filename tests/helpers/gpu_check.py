@@ -5,9 +5,9 @@ Each module of rainbow_fast/triton_kernels lists in ``variants()`` what is compi
 matrix products run on tensor cores, the generator is not contracted to fused multiply-adds, and as many programs fit on
 a multiprocessor as its design assumes.
 
-The last column is the number of instructions of a warp in the hot loop for each product of 16 x 8 x 16 numbers, 4,096
-flops of tensor cores (gpu_loops.py). A float32 product of this size is three of them: three products of TF32 take the
-time of six of bfloat16.
+The column /product is the number of instructions of a warp in the hot loop for each product of 16 x 8 x 16 numbers,
+4,096 flops of tensor cores (gpu_loops.py). A float32 product of this size is three of them: three products of TF32 take
+the time of six of bfloat16. The column /stage has the bytes that a block copies in one pass of this loop (CUDA only).
 """
 
 import importlib
@@ -60,25 +60,32 @@ class Row:
     tensor_core: int = 0
     per_gaussian: float | None = None
     per_product: float | None = None
+    stage: int | None = None  # bytes that a block copies asynchronously in one pass of the hot loop
     wrong: list[str] = field(default_factory=list)
 
     HEAD = (
         f"{'kernel':58} {'target':7} {'regs':>5} {'local':>6} {'spills':>6} {'shared':>7} {'mma':>5} {'/normal':>8} "
-        f"{'/product':>8}"
+        f"{'/product':>8} {'/stage':>7}"
     )
 
     def __str__(self) -> str:
         per = " ".join(f"{'' if x is None else f'{x:.1f}':>8}" for x in (self.per_gaussian, self.per_product))
         numbers = f"{self.registers:5} {self.local:6} {self.spills:6} {self.shared:7} {self.tensor_core:5} {per}"
-        return f"{self.kernel:58} {self.target:7} {numbers}  {'; '.join(self.wrong)}"
+        stage = f"{'' if self.stage is None else self.stage:>7}"
+        return f"{self.kernel:58} {self.target:7} {numbers} {stage}  {'; '.join(self.wrong)}"
 
 
-def judge(row: Row, target: Target, *, threads: int, blocks: int, products: bool) -> None:
-    """Write into row.wrong what is wrong with a kernel (`threads` a program, `blocks` programs a multiprocessor)."""
+def judge(row: Row, target: Target, *, threads: int, blocks: int, products: bool, most: float | None = None) -> None:
+    """Write into row.wrong what is wrong with a kernel: `threads` a program, `blocks` programs a multiprocessor.
+
+    It may have `most` instructions a product (None: any number).
+    """
     if row.local or row.spills:
         row.wrong.append("uses local memory")
     if products and not row.tensor_core:
         row.wrong.append("no tensor-core instruction")
+    if most is not None and (row.per_product is None or row.per_product > most):
+        row.wrong.append(f"wanted at most {most} instructions a product")
     if row.shared > target.most:
         row.wrong.append(f"shared memory: one wants more than {target.most}")
     if blocks * (row.shared + target.reserved) > target.shared:

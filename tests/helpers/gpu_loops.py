@@ -159,10 +159,12 @@ PLAIN = Shape()
 
 
 class Hot(NamedTuple):
-    """One pass of the hot loop: instructions of a warp, and units of 4,096 flops of tensor cores for each warp."""
+    """One pass of the hot loop: instructions of a warp, units of 4,096 flops of tensor cores for each warp, and
+    asynchronous copies of a thread, 16 bytes each."""
 
     instructions: int
     units: float
+    copies: int = 0
 
     @property
     def per_unit(self) -> float:
@@ -227,4 +229,4 @@ def hot_loop(sass: str, shape: Shape = PLAIN) -> Hot | None:
         if not best.flops:
             return None
         inside = bodies[head]
-    return Hot(-best.fewer, best.flops / UNIT)
+    return Hot(-best.fewer, best.flops / UNIT, best.copies)

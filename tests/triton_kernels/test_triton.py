@@ -41,12 +41,14 @@ JUDGED = {
         {"shared": 100 * 1024, "tensor_core": 1},
         ["shared memory: one wants more than 101376", "shared memory: 2 programs want more than 167936"],
     ),
+    "products": ({"tensor_core": 1, "per_product": 6.1}, ["wanted at most 6.0 instructions a product"]),
+    "products-uncounted": ({"tensor_core": 1, "per_product": None}, ["wanted at most 6.0 instructions a product"]),
     "registers": ({"registers": 129, "tensor_core": 1}, ["registers: 2 programs want more than 65536"]),
 }
 
 
 @pytest.mark.parametrize(("usage", "wrong"), JUDGED.values(), ids=JUDGED)
-def test_what_gpu_check_finds_wrong(usage: dict[str, int], wrong: list[str]) -> None:
-    row = Row("a kernel", SM_80.name, **usage)
-    judge(row, SM_80, threads=256, blocks=2, products=True)
+def test_what_gpu_check_finds_wrong(usage: dict[str, float], wrong: list[str]) -> None:
+    row = Row("a kernel", SM_80.name, **{"per_product": 6.0, **usage})
+    judge(row, SM_80, threads=256, blocks=2, products=True, most=6.0)
     assert row.wrong == wrong
