@@ -155,6 +155,7 @@ functional(
     _wavelet_modulus,
     _fake,
     flops=wavelet_modulus_flops,
+    captured=False,
     derivative=Derivative(wavelet_modulus_vjp, None, composite=_plain),
     vmap=_vmap,
 )
