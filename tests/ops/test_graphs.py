@@ -130,6 +130,7 @@ def test_the_refusals_of_a_capture_are_real(monkeypatch: pytest.MonkeyPatch) -> 
     with stubbed("both", monkeypatch) as recorder:
         there.copy_(here)
         recorder.mode.capturing = True
-        for copy in (lambda: there.copy_(here), lambda: here.to(CUDA), lambda: torch.as_tensor(here.numpy(), device=CUDA)):
+        from_numpy = lambda: torch.as_tensor(here.numpy(), device=CUDA)  # noqa: E731
+        for copy in (lambda: there.copy_(here), lambda: here.to(CUDA), from_numpy):
             with pytest.raises(AssertionError, match="the host waits for the GPU: .* from the CPU"):
                 copy()
