@@ -222,7 +222,8 @@ class PointwiseConv2d(nn.Conv2d):
         d, D = self.weight.shape[:2]
         pixels = input.shape[-2] * input.shape[-1]
         if input.device.type == "cpu" and input.is_contiguous() and d * D <= (d + D) * pixels:
-            weights = self.weight.flatten(1).expand(len(input), d, D)
+            # len(input) would fix the number of images in an exported graph
+            weights = self.weight.flatten(1).expand(input.shape[0], d, D)
             return torch.bmm(weights, input.flatten(2)).unflatten(2, input.shape[2:])
         return super().forward(input)
 

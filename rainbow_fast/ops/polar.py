@@ -198,16 +198,14 @@ def _by_iteration(
     If the estimated condition says that directions may be null, singular factors decide the rank exactly. They come
     from Gram matrices, many times faster than an SVD, or from an SVD if Gram matrices do not resolve the rank. The SVD
     is also taken if the iteration has not converged; no matrix is known for which this happens. With `single`, the
-    accuracy of float32 is enough; if the result misses it, the iteration runs again in the
-    default accuracy.
+    accuracy of float32 is enough; if the result misses it, the iteration runs again in the default accuracy.
     """
     if chosen == "triton":  # statistics, orthogonality of A and outcome, (batch, 6)
         results = _backend.run_triton("polar", M.device, out, M, rtol, single)
     else:
         results = torch.empty(len(M), 6, dtype=torch.float64, device="cpu")
-        pointers = out.data_ptr(), results.data_ptr(), M.data_ptr()
-        kind = _backend.CODE[M.dtype]
-        _backend.kernels().polar(*pointers, kind, *M.shape, *M.stride(), rtol, single, torch.get_num_threads())
+        arrays = out.data_ptr(), results.data_ptr(), M.data_ptr(), _backend.CODE[M.dtype]
+        _backend.kernels().polar(*arrays, *M.shape, *M.stride(), rtol, single, torch.get_num_threads())
     statistics.copy_(results[:, :4])
     certified = CERTIFIED[torch.float32 if single else M.dtype]
     for i, (_, _, _, residual, orthogonality, outcome) in enumerate(results.tolist()):
@@ -378,6 +376,7 @@ functional(
     _polar,
     _fake,
     flops=polar_flops,
+    captured=False,
     derivative=DERIVATIVE,
     vmap=_vmap,
     takes_half=False,
@@ -387,6 +386,7 @@ writing(
     _write,
     check=_check_out,
     flops=polar_flops,
+    captured=False,
     called="polar_out",
 )
 writing(
@@ -394,6 +394,7 @@ writing(
     _write,
     check=_check_in_place,
     flops=polar_flops,
+    captured=False,
     called="polar_",
     fake=_numbers_fake,
 )

@@ -108,6 +108,7 @@ functional(
     solve,
     lambda H, C, B, tolerance: (torch.empty_like(C), torch.empty_like(B)),
     flops=sylvester_flops,
+    captured=False,
     derivative=Derivative(_sylvester_vjp, _sylvester_jvp, keeps=True),
     vmap=_sylvester_vmap,
 )

@@ -61,6 +61,7 @@ def functional(
     vmap: Callable | None = None,
     autocast: str = "float32",
     takes_half: bool = True,
+    captured: bool = True,
 ) -> None:
     """Register an op that allocates its results.
 
@@ -75,8 +76,9 @@ def functional(
         autocast: ``"float32"`` gives the same results under autocast as without it. ``"lower"`` rounds them to the
             autocast dtype, unless they are float64. In both cases, sums are computed as without autocast.
         takes_half: whether the op supports half precision; if not, autocast widens half-precision inputs to float32.
+        captured: whether `torch.compile` may put the op into a CUDA graph, see `_define`.
     """
-    op = _define(schema, fake, flops)
+    op = _define(schema, fake, flops, captured)
     LIBRARY.impl(op._opname, run, "CompositeExplicitAutograd")
     if derivative is not None:
         LIBRARY.impl(op._opname, _differentiable(op, derivative), "Autograd", with_keyset=True)
@@ -93,6 +95,7 @@ def writing(
     flops: Callable[..., int],
     called: str,
     fake: Callable = lambda *args: None,
+    captured: bool = True,
 ) -> None:
     """Register an op that writes into the arguments that its schema marks with ``(a!)``. It has no derivative.
 
@@ -103,6 +106,7 @@ def writing(
         flops: as in `functional`.
         called: what error messages call the op.
         fake: as in `functional`, for an op that also returns results.
+        captured: as in `functional`.
 
     The registered op raises:
         RuntimeError: the gradient or tangent of an argument would be lost (the message begins with `called`), or an
@@ -113,7 +117,7 @@ def writing(
         check(*args)
         return fake(*args)
 
-    op = _define(schema, shapes, flops)
+    op = _define(schema, shapes, flops, captured)
     kernels = _Writing(op, run, check, called)
     LIBRARY.impl(op._opname, kernels.below_autograd(refuses=True), "Autograd", with_keyset=True)
     LIBRARY.impl(op._opname, kernels.below_autograd(refuses=False), "ADInplaceOrView", with_keyset=True)
@@ -205,8 +209,10 @@ def widened(args: Args) -> Args:
     return filled(args, iter([t.float() if t.dtype in HALVES else t for t in tensors_of(args)]))
 
 
-def _define(schema: str, fake: Callable, flops: Callable[..., int]) -> torch._ops.OpOverload:
-    name = LIBRARY.define(schema)
+def _define(schema: str, fake: Callable, flops: Callable[..., int], captured: bool) -> torch._ops.OpOverload:
+    """Define an op. One with a key is never captured by `torch.compile`: its graph would not follow another key."""
+    outside = not captured or "Tensor key" in schema.replace("?", "")
+    name = LIBRARY.define(schema, tags=(torch.Tag.cudagraph_unsafe,) if outside else ())
     torch.library.register_fake(f"rainbow_fast::{name}", fake, lib=LIBRARY)
     packet = getattr(torch.ops.rainbow_fast, name)
     arguments = [argument.name for argument in packet.default._schema.arguments]

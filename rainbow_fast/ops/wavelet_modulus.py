@@ -56,7 +56,8 @@ def wavelet_modulus(
         bank: "standard", "a", "b", or a `WaveletBank` of your own.
         skip: whether the output also has the wavelets without modulus, and the modulus of the low-pass.
         backend: ``"cpu"``, ``"triton"`` (maps of at most 32 x 32 pixels) or ``"reference"`` (plain PyTorch, on any
-            device); None (default) takes the best one available. There are no CUDA kernels.
+            device); None (default) takes the best one available. There are no CUDA kernels. A CUDA graph can be
+            captured after a first call for maps of the same size, dtype and bank, which copies the filters to the GPU.
 
     Returns:
         Maps (N, 5 c, H', W'), with `skip` (N, 10 c, H', W'), contiguous; a side M becomes M' = `bank.side(M)`. They
@@ -155,6 +156,7 @@ functional(
     _wavelet_modulus,
     _fake,
     flops=wavelet_modulus_flops,
+    captured=False,
     derivative=Derivative(wavelet_modulus_vjp, None, composite=_plain),
     vmap=_vmap,
 )

@@ -86,7 +86,7 @@ def in_tiles(bank: WaveletBank, H: int, W: int, dtype: torch.dtype, device: torc
     size = len(matrices(bank, H, name)["g"]), len(matrices(bank, W, name)["g"])
     left = torch.as_tensor(rows, device=device)
     right = torch.as_tensor(columns.swapaxes(1, 2).copy(), device=device)
-    beta = torch.tensor([bank.beta[1]], dtype=left.dtype, device=device)
+    beta = torch.as_tensor(np.array([bank.beta[1]], rows.dtype), device=device)
     return left, right, (down, across), size, beta, bank.phi_sigma != bank.psi_sigma
 
 

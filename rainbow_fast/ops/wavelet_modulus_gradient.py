@@ -105,6 +105,7 @@ functional(
     _wavelet_modulus_gradient,
     _fake,
     flops=wavelet_modulus_gradient_flops,
+    captured=False,
     derivative=Derivative(_vjp, None, composite=_plain),
     vmap=_vmap,
 )

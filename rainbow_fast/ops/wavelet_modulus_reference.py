@@ -23,7 +23,7 @@ def wavelet_modulus_reference(z: Tensor, bank: WaveletBank, skip: bool) -> Tenso
     compute = z.to(torch.promote_types(z.dtype, torch.float32))
     if z.dim() == 5:
         parts = _convolved(torch.cat([compute[..., 0], compute[..., 1]]), bank)
-        (low, low_i), (re, re_i), (im, im_i) = (part.unflatten(0, (2, len(z))) for part in parts)
+        (low, low_i), (re, re_i), (im, im_i) = (part.unflatten(0, (2, z.shape[0])) for part in parts)
         re, im = re - im_i, im + re_i
     else:
         low, re, im = _convolved(compute, bank)
@@ -61,7 +61,7 @@ def _dense(z: Tensor, maps: dict[str, Tensor], size: tuple[int, int]) -> Maps:
 
 def _separable(z: Tensor, maps: dict[str, Tensor], size: tuple[int, int], beta: float) -> Maps:
     """Products along columns, then along rows, of each map (n, H, W), and their sums."""
-    n, (h, w) = len(z), size
+    n, (h, w) = z.shape[0], size
 
     def product(rows: str, columns: str) -> Tensor:
         """(n, row filters, column filters, h, w), a view."""

@@ -10,7 +10,7 @@ to end.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,10 +83,19 @@ def run(op: Any, args: Any, kwargs: dict) -> Any:
 
 
 class Factories(TorchDispatchMode):
-    """Handles new tensors on `cuda` (autograd asks for them on `meta`), tensors that are moved there, and the ops."""
+    """Handles new tensors on `cuda` (autograd asks for them on `meta`), tensors that are moved there, and the ops.
+
+    While `capturing`, as into a CUDA graph, nothing may be copied from the memory of the host: it would wait.
+    """
+
+    capturing = False
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if op is aten.to.device:  # from numpy
+            op, args, kwargs = aten._to_copy.default, args[:1], {"device": args[1], "dtype": args[2]}
+        if self.capturing and op in COPIES:
+            self.check_copy(op, *args, **kwargs)
         if op.namespace == "rainbow_fast":
             with self:
                 return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
@@ -96,12 +105,20 @@ class Factories(TorchDispatchMode):
             return op(*args, **kwargs)
         return Elsewhere(op(*tree_map_only(Tensor, lambda t: t.to(META), args), **kwargs | {"device": META}))
 
+    @staticmethod
+    def check_copy(op: Any, *tensors: Any, device: Any = "cpu", **_: Any) -> None:
+        into = isinstance(tensors[0], Elsewhere) if op is aten.copy_.default else torch.device(device).type == "cuda"
+        source = tensors[op is aten.copy_.default]
+        if into and not isinstance(source, Elsewhere):
+            raise AssertionError(f"the host waits for the GPU: {op} from the CPU")
+
 
 class Recorder:
     """Takes the place of the compiled kernels and records the names of those that were launched."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: Factories) -> None:
         self.launched: list[str] = []
+        self.mode = mode
 
     def toolkit_version(self) -> int:
         return 13000
@@ -115,9 +132,13 @@ class Recorder:
 
 
 @contextmanager
-def stubbed(built: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """The implementations of Triton, and if `built` is "both" of CUDA, with recorders instead of launchers."""
-    recorder = Recorder()
+def stubbed(built: str, monkeypatch: pytest.MonkeyPatch, *, launchers: bool = False) -> Iterator[Recorder]:
+    """The implementations of Triton, and if `built` is "both" of CUDA, with recorders instead of launchers.
+
+    With `launchers`, those of Triton run, for a test that replaces what they launch.
+    """
+    mode = Factories()
+    recorder = Recorder(mode)
 
     def launch(name: str, device: torch.device, *arguments: Any) -> None:
         assert device.type == "cuda"
@@ -125,13 +146,15 @@ def stubbed(built: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
 
     with monkeypatch.context() as patch:
         patch.setattr(backend, "BUILD", backend.Build(cuda=recorder if built == "both" else None, triton=True))
-        patch.setattr(backend, "run_triton", launch)
+        if not launchers:
+            patch.setattr(backend, "run_triton", launch)
+        patch.setattr(torch.cuda, "device", lambda device: nullcontext())
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "get_device_name", lambda device: "none")
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         stream = SimpleNamespace(device=CUDA, cuda_stream=0)
         patch.setattr(torch.cuda, "current_stream", lambda device: stream)
-        with Factories():
+        with mode:
             yield recorder
 
 

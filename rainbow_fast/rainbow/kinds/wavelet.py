@@ -103,7 +103,7 @@ class Wavelet(Kind):
 
 def _inverse_norm(root: Tensor, maps: Tensor, paired: bool) -> Tensor:
     """``q = 1 / |K maps|`` at each position, where the norm is over channels and parts; 0 where the norm is 0."""
-    square = (root @ maps.flatten(2)).square().sum(1, keepdim=True).view(len(maps), 1, *maps.shape[2:])
+    square = (root @ maps.flatten(2)).square().sum(1, keepdim=True).view(maps.shape[0], 1, *maps.shape[2:])
     square = square.sum(-1, keepdim=True) if paired else square
     zero = square == 0
     q = square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
