@@ -301,8 +301,9 @@ class SampleOptions(MethodOptions):
     )
     classifier: str | None = option(
         None,
-        "None keeps the trained classifier, applied to phih. refit fits a new one to phi' of the last site by ridge "
-        "regression; it holds N x n numbers, at infinite width N x limit_rows. refit_aligned fits it to phih.",
+        "None keeps the trained one. refit fits a new one to phi' of the last site by ridge regression; it holds N x n "
+        "numbers, at infinite width N x limit_rows. refit_aligned fits it to phih. retrained trains all layers after "
+        "the last site on phih: in scattering networks L_{J+1} and the classifier, as published.",
         option_checks.classifier,
     )
     align_flattened: bool = option(
