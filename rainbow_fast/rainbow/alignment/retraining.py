@@ -20,11 +20,11 @@ def retrained_tail(tail: Tail, phi: Tensor, labels: Tensor) -> Tail:
     r"""The tail whose weights theta decrease the mean cross-entropy of ``last(between(phi; theta); theta)``.
 
     They start from the trained weights. Each of `EPOCHS` epochs visits all samples in batches of at least `BATCH`, in
-    random orders that are always the same: ``v <- m v + g + w theta``, ``theta <- theta - r v``, with momentum m, weight
-    decay w and rate r. Batch norms use the statistics of the batch and update their running averages.
+    random orders that are always the same: ``v <- m v + g + w theta``, ``theta <- theta - r v``, with momentum m,
+    weight decay w and rate r. Batch norms use the statistics of the batch and update their running averages.
 
-    Source: rainbow paper, Section 4 (Figure 9, "classifier retraining"): the official code trains L_{J+1} with the
-    classifier, for 150 epochs with the same schedule, on augmented images.
+    Source: the rainbow paper, Figure 9, "classifier retraining", which in the official code trains L_{J+1} too. Rate,
+    momentum, decay and batch are those that the networks are trained with there, in 150 epochs on augmented images.
 
     Args:
         tail: of the reference. It is not changed.

@@ -96,10 +96,13 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="classifier='retrained': data has no labels"):
         rf.sample(net, x, holdout=0, classifier="retrained")
     plain = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 10))
-    with pytest.raises(ValueError, match="no layer with weights .* site '2' and the classifier '3': .* 'refit_aligned'"):
+    with pytest.raises(
+        ValueError, match="no layer with weights .* site '2' and the classifier '3': .* 'refit_aligned'"
+    ):
         rf.sample(plain, (x, y), holdout=0, classifier="retrained")
 
 
+@pytest.mark.slow
 def test_it_is_better_than_the_trained_layers_on_images(cifar10_folder: Path) -> None:
     x, y, x_test, y_test = data.cifar10(cifar10_folder)
     x, y, x_test, y_test = x[:4000], y[:4000], x_test[:4000], y_test[:4000]
@@ -116,5 +119,5 @@ def test_it_is_better_than_the_trained_layers_on_images(cifar10_folder: Path) ->
     for classifier in (None, "refit_aligned", "retrained"):
         _, report = rf.sample(net, (x, y), holdout=(x_test, y_test), seed=0, classifier=classifier)
         accuracies[classifier] = report.accuracy["held_out"]
-    print(accuracies)
-    assert accuracies["retrained"] > accuracies[None]
+    standard_error = (0.25 / len(x_test)) ** 0.5
+    assert accuracies["retrained"] > accuracies[None] + 3 * standard_error
