@@ -293,7 +293,8 @@ HELP = {  # help of library options whose text on the command line differs from 
     "the second or the last axis, separated by commas.",
     "classifier": "Fit a new classifier by ridge regression: refit, to the features of the last wide layer, all of "
     "which it holds in memory (at infinite width their kernel with --limit-rows images), or refit_aligned, to the "
-    "aligned features (default: keep the trained classifier).",
+    "aligned features. retrained trains all layers after the last wide layer, from the trained ones, on the aligned "
+    "features (default: keep the trained classifier).",
 }
 OBJECT = re.compile(r",? or an? `\w+`( object)?")  # the words on objects, which options accept only in Python
 

@@ -27,8 +27,8 @@ def named(names: Iterable[str], kind: type) -> Check:
 
 
 def classifier(name: str, value: Any) -> str:
-    if value not in (None, "refit", "refit_aligned"):
-        raise ValueError(f"{name}={value!r}: wanted None, 'refit' or 'refit_aligned'")
+    if value not in (None, "refit", "refit_aligned", "retrained"):
+        raise ValueError(f"{name}={value!r}: wanted None, 'refit', 'refit_aligned' or 'retrained'")
     return value
 
 

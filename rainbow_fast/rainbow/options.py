@@ -301,8 +301,8 @@ class SampleOptions(MethodOptions):
     )
     classifier: str | None = option(
         None,
-        "None keeps the trained classifier, applied to phih. refit fits a new one to phi' of the last site by ridge "
-        "regression; it holds N x n numbers, at infinite width N x limit_rows. refit_aligned fits it to phih.",
+        "None: the trained one. refit: ridge regression on phi', N x n numbers (infinite width: N x limit_rows). "
+        "refit_aligned: on phih. retrained: all layers after the last site, trained again on phih, as published.",
         option_checks.classifier,
     )
     align_flattened: bool = option(

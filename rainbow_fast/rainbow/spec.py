@@ -143,6 +143,11 @@ class NetworkSpec:
                 "classifier='refit': only a Linear at the very end can be refit, if only average pooling and Flatten "
                 f"precede it; after the last site come {', '.join(others)}: wanted 'refit_aligned'"
             )
+        if classifier == "retrained" and not trace.tail().has_weights:
+            raise ValueError(
+                "classifier='retrained': no layer with weights stands between the last site "
+                f"{last.site.name!r} and the classifier {trace.tail().name!r}: wanted 'refit_aligned'"
+            )
         if align.labels is None:
             raise ValueError(f"classifier={classifier!r}: data has no labels, wanted batches (x, y)")
         if align.labels.dim() > 1 or align.labels.dtype != torch.int64:

@@ -36,12 +36,23 @@ class Tail:
         name: the dotted name of the classifier.
         others: the layers between that are no average pooling and no Flatten, by their kinds. Without them, `between`
             is linear and treats all channels alike.
+        trainable: the names of the modules of `between` that have parameters or buffers of the reference.
     """
 
     between: fx.GraphModule
     last: nn.Linear
     name: str
     others: tuple[str, ...] = ()
+    trainable: tuple[str, ...] = ()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a layer of `between` has parameters."""
+        return any(True for name in self.trainable for _ in self.between.get_submodule(name).parameters())
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers of the tail that training changes, by their names: those of `trainable`, then the classifier."""
+        return {name: self.between.get_submodule(name) for name in self.trainable} | {self.name: self.last}
 
     def features(self, phi: Tensor) -> int:
         """How many inputs of the classifier one channel of phi gives; each position that is not pooled is one.
@@ -100,7 +111,9 @@ def of(graph: fx.GraphModule | None, sites: Sequence[Site]) -> Tail:
         copies[node] = body.node_copy(node, lambda n: copies[n])
     body.output(copies[end.all_input_nodes[0]])
     others = () if all(_averages(node, graph) for node in between) else kinds
-    return Tail(fx.GraphModule(graph, body).eval(), last, str(end.target), others)
+    calls = dict.fromkeys(str(node.target) for node in between if node.op == "call_module" and node.target != affine)
+    trainable = tuple(name for name in calls if graph.get_submodule(name).state_dict())
+    return Tail(fx.GraphModule(graph, body).eval(), last, str(end.target), others, trainable)
 
 
 def _averages(node: fx.Node, owner: fx.GraphModule) -> bool:

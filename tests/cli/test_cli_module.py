@@ -298,7 +298,7 @@ def test_options_of_modules_do_not_go_with_checkpoints(rainbow_fast: Run, words:
         (["--rank", "marchenko_pastur"], "rank='marchenko_pastur': site '2' is not written by one bias-free linear"),
         (["--sites", "2,,4"], "--sites: wanted names separated by commas, each once; got '2,,4'"),
         (["--sites", "2,5"], "sites: '5' is not a site that can be sampled: wanted some of 2, 4"),
-        (["--classifier", "new"], "classifier='new': wanted None, 'refit' or 'refit_aligned'"),
+        (["--classifier", "new"], "classifier='new': wanted None, 'refit', 'refit_aligned' or 'retrained'"),
         (["--resume", "nowhere"], "--resume: no run of `sample` in nowhere"),
     ],
 )  # fmt: skip

@@ -209,7 +209,7 @@ def test_moments_of_every_t_th_position():
         ({"scale": "half"}, "scale='half': wanted one of sqrt, optimal, nuclear, one"),
         ({"alignment": "svd"}, "alignment='svd': wanted one of polar, polar_complete, regression"),
         ({"align_flattened": True}, "align_flattened=True: no sampled site feeds a Flatten"),
-        ({"classifier": "new"}, "classifier='new': wanted None, 'refit' or 'refit_aligned'"),
+        ({"classifier": "new"}, "classifier='new': wanted None, 'refit', 'refit_aligned' or 'retrained'"),
         ({"center": True}, "center=True with offset=False"),
         ({"keep_mean": 1}, "keep_mean=1: wanted True, False or None"),
         ({"width": 4, "factor": 2}, "width=4 and factor=2: wanted one of the two"),

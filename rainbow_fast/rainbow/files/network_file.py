@@ -7,6 +7,7 @@ import copy
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,7 @@ from rainbow_fast.rainbow.network.same_network import WRITTEN, check_network
 from rainbow_fast.rainbow.prepare import own_shapes, site_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics
 from rainbow_fast.tracing.joined import JoinedNetwork
+from rainbow_fast.tracing.tail import Tail
 from rainbow_fast.tracing.trace import Trace, checked, trace
 
 LARGEST_INPUT = 2**26  # numbers in one input, at most: `load` runs the reference on an input of this size
@@ -42,7 +44,7 @@ class NetworkHeader(msgspec.Struct, forbid_unknown_fields=True):
     """The header of the file of a network, see `RainbowNetwork`."""
 
     sites: Annotated[list[PackedSite], msgspec.Meta(min_length=1)]
-    classifier: Literal["refit", "refit_aligned"] | None
+    classifier: Literal["refit", "refit_aligned", "retrained"] | None
     input_shape: list[Positive]
     reference: str
     own_layers: list[str] = []
@@ -85,6 +87,9 @@ def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
     if network.head is not None:
         head = network.body.get_submodule(network.head)
         tensors |= {f"classifier.{key}": copied(value) for key, value in head.state_dict().items()}
+    for name in network.retrained:
+        state = network.body.get_submodule(name).state_dict()
+        tensors |= {f"tail.{name}.{key}": copied(value) for key, value in state.items()}
     for name, module in network.own_layers.items():
         layer: Any = network.body.get_submodule(module)
         tensors[f"{name}.layer"] = copied(layer.weight)
@@ -146,6 +151,7 @@ def load(
         shapes = {s.site.name: s for s in sites}
         activations = _activations(header, tensors, traced, shapes, device)
         head = _head(header, tensors, traced, device)
+        tail = _tail(tensors, traced) if header.classifier == "retrained" else None
     except KeyError as error:
         raise ValueError(f"path: {path} is damaged, it has no {error.args[0]!r}") from None
     except torch.OutOfMemoryError:
@@ -161,6 +167,7 @@ def load(
         input_shape=shape,
         fingerprint=digest,
         own_layers={name: traced.writer_name(shapes[name].site) for name in weights},
+        tail=tail,
     )
     check_network(
         network.body,
@@ -169,6 +176,7 @@ def load(
         probes_for(reference, WRITTEN, shape),
         head=head,
         refit=header.classifier == "refit",
+        tail=tail,
     )
     return network
 
@@ -193,6 +201,15 @@ def _activations(
         activations[entry.name] = unpack(site, entry, tensors, f"{entry.name}.", device)
         check_fits(activations[entry.name], s, outputs=outputs)
     return activations
+
+
+def _tail(tensors: Mapping[str, Tensor], traced: Trace) -> Tail:
+    """The layers after the last site, as they were trained again."""
+    tail = traced.tail()
+    tail = replace(tail, between=copy.deepcopy(tail.between), last=copy.deepcopy(tail.last))
+    for name, layer in tail.layers().items():
+        layer.load_state_dict({key: tensors[f"tail.{name}.{key}"] for key in layer.state_dict()})
+    return tail
 
 
 def _head(

@@ -32,8 +32,9 @@ class RainbowNetwork(nn.Module):
     Attributes:
         body: the network that is run.
         sampled: names of the sampled sites, in order.
-        classifier: the option `classifier`: None, "refit" or "refit_aligned".
+        classifier: the option `classifier`: None, "refit", "refit_aligned" or "retrained".
         head: name of the last layer if it was fitted again to phih ("refit_aligned"); None otherwise.
+        retrained: names of the layers after the last site that were trained again ("retrained"); otherwise empty.
         input_shape: shape of one sample.
         fingerprint: SHA-256 of the weights of the reference.
         own_layers: by the name of a site, the name of the module that writes its z, if that is not the reference's.
@@ -49,11 +50,13 @@ class RainbowNetwork(nn.Module):
         input_shape: tuple[int, ...],
         fingerprint: str,
         own_layers: Mapping[str, str] | None = None,
+        retrained: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.body = body
         self.sampled, self.classifier, self.head = sampled, classifier, head
         self.input_shape, self.fingerprint, self.own_layers = input_shape, fingerprint, dict(own_layers or {})
+        self.retrained = retrained
         self._probes: Tensor | None = None
         self.eval()
 
@@ -149,16 +152,19 @@ def assemble(
     input_shape: tuple[int, ...],
     fingerprint: str,
     own_layers: Mapping[str, str] | None = None,
+    tail: Tail | None = None,
 ) -> RainbowNetwork:
     """Put the sampled sites into a copy of the reference.
 
     With ``classifier="refit"``, A of the last site is the new classifier, so the last linear layer becomes an identity.
     If A is applied to all positions together, the layers between are left out too. With ``"refit_aligned"``, `head`
-    replaces the last linear layer.
+    replaces the last linear layer. With ``"retrained"``, the layers of `tail` replace those after the last site.
     """
     replacements: dict[str, nn.Module] = dict(activations)
     name, ends_at = None, None
-    if classifier is not None:
+    if tail is not None:
+        replacements |= tail.layers()
+    elif classifier is not None:
         name = trace.tail().name
         replacements[name] = nn.Identity() if head is None else head
         if head is None and activations[trace.sites[-1].name].flattened:
@@ -173,6 +179,7 @@ def assemble(
         input_shape=input_shape,
         fingerprint=fingerprint,
         own_layers=own_layers,
+        retrained=() if tail is None else tuple(tail.layers()),
     )
 
 

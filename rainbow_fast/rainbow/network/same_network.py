@@ -18,6 +18,7 @@ from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.materialize import materialize
 from rainbow_fast.tracing.agreement import bound, distance, distances, limit_of
 from rainbow_fast.tracing.random_state import untouched
+from rainbow_fast.tracing.tail import Tail
 from rainbow_fast.tracing.trace import State, Trace
 from rainbow_fast.tracing.wavelet_maps import ByChannel
 
@@ -37,6 +38,7 @@ def check_network(
     *,
     head: nn.Module | None = None,
     refit: bool = False,
+    tail: Tail | None = None,
 ) -> None:
     """Call a sampled network twice, and compare it with the chain of layers and sites that it was sampled along.
 
@@ -47,6 +49,7 @@ def check_network(
         x: a few samples.
         head: the new classifier that was fitted to phih, or None.
         refit: whether the last site contains a new classifier.
+        tail: the layers after the last site, if they were trained again.
 
     Raises:
         RuntimeError: two calls give different bits, or the network differs from the chain by more than `bound`. The
@@ -61,7 +64,7 @@ def check_network(
                 f"network: called twice on {len(x)} samples it gives two outputs, {distances(again, outputs):.1e} of "
                 f"the largest apart, first {_first(calls, repeated_calls, 0.0)}: wanted the same to the bit"
             )
-        wanted, of_chain = _along(trace, sites, x, head, refit)
+        wanted, of_chain = _along(trace, sites, x, head, refit, tail)
         limit = limit_of(outputs, x, _precision(sites))
         if (apart := distances(outputs, wanted)) > limit:
             raise RuntimeError(
@@ -170,7 +173,12 @@ def _neurons(site: RainbowActivation, phi: Tensor) -> Tensor:
 
 
 def _along(
-    trace: Trace, sites: Mapping[str, RainbowActivation], x: Tensor, head: nn.Module | None, refit: bool
+    trace: Trace,
+    sites: Mapping[str, RainbowActivation],
+    x: Tensor,
+    head: nn.Module | None,
+    refit: bool,
+    tail: Tail | None,
 ) -> tuple[Any, Calls]:
     """The outputs of the chain with these sites, computed as in the sampling run, and the calls of the sites."""
     state: State = (x.clone(),)
@@ -182,6 +190,8 @@ def _along(
         state = (done[-1](z), *rest)
         if site.name in sites:
             calls[site.name] = z, state[0]
+    if tail is not None:
+        return tail.last(tail.between(state[0])), calls
     if head is not None:
         return head(trace.tail().between(state[0])), calls
     if refit:

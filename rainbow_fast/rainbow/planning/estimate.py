@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rainbow_fast.ops.cross_covariance import cross_covariance_flops
 from rainbow_fast.rainbow.alignment.classifier import ridge_bytes, ridge_flops
+from rainbow_fast.rainbow.alignment.retraining import EPOCHS
 from rainbow_fast.rainbow.options import Limits
 from rainbow_fast.rainbow.planning.cost import Cost, SiteCost, Work
 from rainbow_fast.rainbow.planning.machine import Machine
@@ -75,7 +76,12 @@ def estimate(prepared: Prepared, spec: NetworkSpec, limits: Limits, *, machine: 
     rest["reference"] = pending + profile
     disk = earlier
     peak = max(peak, earlier + 2 * waiting * arriving * sizes.both + _reference_bytes(trace))  # the network is made
-    if options.classifier is not None:
+    if options.classifier == "retrained":
+        rest["classifier"] = layers[-1] * (3 * EPOCHS * sizes.align)  # forward, and two products backward
+        numbers = sum(t.numel() for layer in trace.tail().layers().values() for t in layer.state_dict().values())
+        peak = max(peak, earlier + 2 * waiting * arriving * sizes.both + b * (arriving * sizes.align + 3 * numbers))
+        disk += b * numbers
+    elif options.classifier is not None:
         classes, F = _classifier(trace, count if options.classifier == "refit" else None)
         rest["classifier"] = Work(ridge_flops(sizes.align, F, classes), "float64")
         ridge = 0 if options.classifier == "refit" else ridge_bytes(sizes.align, F, b)  # that of refit is its site's

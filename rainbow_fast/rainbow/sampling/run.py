@@ -12,6 +12,7 @@ from torch import nn
 
 from rainbow_fast.progress import Progress
 from rainbow_fast.rainbow.alignment.classifier import ridge_classifier
+from rainbow_fast.rainbow.alignment.retraining import retrained_tail
 from rainbow_fast.rainbow.fitting import Watch
 from rainbow_fast.rainbow.network.activation import RainbowActivation
 from rainbow_fast.rainbow.network.rainbow_network import RainbowNetwork, assemble
@@ -30,6 +31,7 @@ from rainbow_fast.rainbow.scores import Score
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, reason_kept
 from rainbow_fast.rainbow.spec import NetworkSpec
 from rainbow_fast.scratch import scratch_folder
+from rainbow_fast.tracing.tail import Tail
 
 
 @torch.no_grad()
@@ -178,6 +180,7 @@ class Lane:
         if self.refit is not None:
             sites[self.trace.sites[-1].name] = self.refit
         head = self._refit_aligned() if classifier == "refit_aligned" else None
+        tail = self._retrained() if classifier == "retrained" else None
         network = assemble(
             self.trace,
             sites,
@@ -186,10 +189,11 @@ class Lane:
             input_shape=tuple(self.align.data.x.shape[1:]),
             fingerprint=digest,
             own_layers=self.spec.own_layers,
+            tail=tail,
         )
         x = self.align.data.chunk(0)
         network.keep_probes(x[:WRITTEN].clone())
-        check_network(network.body, sites, self.trace, x[:FEW], head=head, refit=self.refit is not None)
+        check_network(network.body, sites, self.trace, x[:FEW], head=head, refit=self.refit is not None, tail=tail)
         if classifier is None and self.align.storage.dtype is None:
             computed = self.align.outputs(self.number, 0)
             check_run(network, x, computed, network.sampled[-1], self.spec.options.precision or "highest")
@@ -217,6 +221,12 @@ class Lane:
         self.activations[site.site.name] = site.activation
         self.report.sites.append(site.report)
         self.refit, self.report.ridge = site.refit, site.ridge
+
+    def _retrained(self) -> Tail:
+        """The layers after the last site, trained again on phih."""
+        data = self.align.data
+        assert data.labels is not None
+        return retrained_tail(self.trace.tail(), self.align.after(self.number, nn.Identity()), data.labels)
 
     def _refit_aligned(self) -> nn.Linear:
         """A new last layer, fitted by ridge regression to phih as the last layer receives it."""
