@@ -70,3 +70,25 @@ def take(x: Tensor, first: int, step: int) -> Tensor:
 def as_pairs(x: Tensor) -> Tensor:
     """Real x (...) as pairs (..., 2) with the imaginary part 0."""
     return torch.view_as_real(torch.complex(x, torch.zeros_like(x)))
+
+
+def times_i(x: Tensor) -> Tensor:
+    """``i x`` of pairs x (..., 2)."""
+    return torch.stack([-x[..., 1], x[..., 0]], -1)
+
+
+def real_columns(u: Tensor) -> Tensor:
+    """Pairs u (N, r, ..., 2) as ``(u, i u)`` (N, 2 r, ..., 2): of these, real columns are complex ones of u.
+
+    ``G u = Re G u + Im G (i u)`` for complex G (n, r), so that G is the real matrix (Re G, Im G), (n, 2 r).
+    """
+    return torch.cat([u, times_i(u)], 1)
+
+
+def complex_rows(y: Tensor) -> Tensor:
+    """``y_1 + i y_2`` (N, d, ..., 2) of pairs (y_1, y_2) (N, 2 d, ..., 2).
+
+    ``A v = Re A v + i (Im A v)`` for complex A (d, n), so that A is the real matrix (Re A; Im A), (2 d, n).
+    """
+    first, second = y.chunk(2, 1)
+    return first + times_i(second)

@@ -28,6 +28,7 @@ from rainbow_fast.io import bytes_of_tensor, described, read_all, sha256, whole
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 PIECE = 2**20  # bytes that are read and hashed at a time, while they are in the cache
 SUMS = "sha256"  # metadata key of the checksums: a JSON object from the names of the tensors
+PAIRS = "pairs of complex128, "  # before the checksum of a float64 tensor (..., 2) that stands for complex128
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -139,6 +140,8 @@ class TensorFile:
             t = empty(entry.shape, DTYPES[entry.dtype], torch.device("cpu"))
         except RuntimeError as error:  # sizes whose product overflows beside a zero
             raise self.damaged(f"tensor {name!r} cannot have the shape {entry.shape}") from error
+        paired = wanted is not None and wanted.startswith(PAIRS)
+        wanted = None if wanted is None else wanted.removeprefix(PAIRS)
         digest = hashlib.sha256(described(t))
         for first in range(0, t.nbytes, PIECE):
             piece = bytes_of_tensor(t)[first : first + PIECE]
@@ -148,7 +151,9 @@ class TensorFile:
                 digest.update(piece)
         if wanted not in (None, f"sha256:{digest.hexdigest()}"):
             raise self.damaged(f"tensor {name!r} does not have its checksum")
-        return t
+        if paired and (t.dtype != torch.float64 or t.shape[-1:] != (2,)):
+            raise self.damaged(f"tensor {name!r} is {entry.dtype} {entry.shape}, no pairs of float64")
+        return torch.view_as_complex(t) if paired else t
 
     def _bytes(self, start: int, count: int) -> bytes:
         data = bytearray(count)
@@ -184,15 +189,17 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
     Args:
         path: the file.
-        tensors: any tensors; they may share memory.
+        tensors: any tensors; they may share memory. The format has no complex128: such tensors are written as float64
+            with one more axis of length 2, and their checksums say so.
         metadata: texts that are written too.
         argument: every error message begins with it.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as `io.whole`.
     """
-    dense = _apart(tensors)
-    sums = msgspec.json.encode({name: sha256([t]) for name, t in dense.items()}).decode()
+    pairs = {name for name, t in tensors.items() if t.dtype == torch.complex128}
+    dense = _apart({name: torch.view_as_real(t.resolve_conj()) if name in pairs else t for name, t in tensors.items()})
+    sums = msgspec.json.encode({n: PAIRS * (n in pairs) + sha256([t]) for n, t in dense.items()}).decode()
     size = sum(t.nbytes for t in dense.values())
     with whole(path, argument, size) as temporary:
         try:

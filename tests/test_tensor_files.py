@@ -163,3 +163,28 @@ else:
     raise SystemExit("no error")
 """)
     assert not list(tmp_path.iterdir())
+
+
+def test_complex_numbers_of_both_precisions(tmp_path):
+    """safetensors has no complex128: such tensors are pairs in the file, which their checksums name."""
+    path = tmp_path / "tensors.safetensors"
+    z = torch.complex(torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64))
+    tensors = {"z": z, "conjugate": z.conj(), "number": z[0, 0], "single": z.to(torch.complex64), "real": z.real}
+    tensor_files.write(path, tensors, {})
+    with tensor_files.opened(path) as file:
+        again = file.tensors()
+    assert all(again[name].dtype == t.dtype and torch.equal(again[name], t) for name, t in tensors.items())
+    assert torch.equal(load_file(path)["z"], torch.view_as_real(z))
+
+
+def test_pairs_that_are_none_are_refused(tmp_path):
+    path = tmp_path / "tensors.safetensors"
+    tensor_files.write(path, {"x": torch.zeros(3)}, {})
+    with tensor_files.opened(path) as file:
+        sums = json.loads(file.metadata[tensor_files.SUMS])
+    save_file({"x": torch.zeros(3)}, path, {tensor_files.SUMS: json.dumps({"x": tensor_files.PAIRS + sums["x"]})})
+    with (
+        tensor_files.opened(path) as file,
+        pytest.raises(ValueError, match="tensor 'x' is F32 .3., no pairs of float64"),
+    ):
+        file.tensors()

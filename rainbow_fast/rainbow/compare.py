@@ -252,6 +252,10 @@ class _Run:
 def _check(sites_a: tuple[SiteStatistics, ...], sites_b: tuple[SiteStatistics, ...]) -> None:
     if len(sites_a) != len(sites_b):
         raise ValueError(f"b: it has {len(sites_b)} sites, wanted {len(sites_a)} as a has")
+    for name, sites in (("a", sites_a), ("b", sites_b)):
+        for s in sites:
+            if s.site.complex_weights:
+                raise ValueError(f"{name}: site {s.site.name!r} has complex weights, wanted real ones")
     for site_a, site_b in zip(sites_a, sites_b, strict=True):
         if site_a.positions != site_b.positions:
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rainbow_fast.data.dtypes import as_numbers
 from rainbow_fast.joint_inputs import is_plain
+from rainbow_fast.networks.scattering import ComplexConv2d
 from rainbow_fast.nn.addresses import warn_if_shared
 from rainbow_fast.rainbow.chunks import Data, runs_channels_last
 from rainbow_fast.rainbow.holdout import Part, Split, split
@@ -223,13 +224,16 @@ def _check_parameters(reference: nn.Module, argument: str) -> tuple[torch.device
     if not parameters:
         raise ValueError(f"{argument}: no parameters, wanted a network with linear layers")
     first = next(iter(parameters.values()))
+    allowed = {id(p) for m in reference.modules() if isinstance(m, ComplexConv2d) for p in m.parameters()}
+    dtype = first.dtype.to_real() if id(first) in allowed else first.dtype
     for name, p in parameters.items():
-        if p.dtype not in DTYPES or p.dtype != first.dtype or p.device != first.device:
+        own = p.dtype.to_real() if id(p) in allowed else p.dtype
+        if own not in DTYPES or own != dtype or p.device != first.device:
             raise TypeError(
                 f"{argument}: parameter {name!r} is {p.dtype} on {p.device}: wanted float32, float64, bfloat16 or "
-                "float16, and one dtype and device for all"
+                "float16, and one dtype and device for all; complex weights in a ComplexConv2d only"
             )
-    return first.device, first.dtype
+    return first.device, dtype
 
 
 @torch.no_grad()

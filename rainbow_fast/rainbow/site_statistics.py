@@ -52,6 +52,11 @@ class SiteStatistics:
         return self.site.expansion
 
     @property
+    def columns(self) -> int:
+        """Columns of G_eff as a real matrix: d, or 2 d for the real and imaginary parts of complex weights."""
+        return self.d * (1 + self.site.complex_weights)
+
+    @property
     def neurons(self) -> int:
         """Number of neurons that z' has in the reference: channels of z, or those of the random features."""
         return self.d if self.expansion is None else self.expansion.n
@@ -77,9 +82,12 @@ class SiteStatistics:
         Args:
             flattened: whether all positions are aligned together.
             full: whether all features of a neuron are aligned together, or each one with itself.
+
+        With complex weights, the rows of the real parts are followed by those of the imaginary parts.
         """
         positions = self.positions if flattened else 1
-        return (self.channels if full else self.width) * positions, n * self.site.features * positions
+        rows = (self.channels if full else self.width) * (1 + self.site.complex_weights)
+        return rows * positions, n * self.site.features * positions
 
     @property
     def fitted(self) -> bool:
@@ -106,7 +114,7 @@ class SiteStatistics:
 
         They belong to ``W W^T`` if one bias-free linear layer writes z, also a grouped or transposed convolution
         (`tracing.writers.writer_covariance`); otherwise to ``E[z z^T]``. Eigenvalues decrease, and the largest entry
-        of each column of U is positive.
+        of each column of U is positive. With complex weights they belong to ``W W^H``, and U is complex128.
 
         Args:
             centred: if True, the mean over channels is removed first, as for rows with ``keep_mean=True``.
@@ -119,7 +127,7 @@ class SiteStatistics:
         values, U = torch.linalg.eigh(C)
         values, U = values.flip(0).clamp(min=0), U.flip(1)
         largest = U.gather(0, U.abs().argmax(0, keepdim=True))
-        return values, U * torch.where(largest < 0, -1.0, 1.0)
+        return values, U * (largest.sgn().conj() if U.is_complex() else torch.where(largest < 0, -1.0, 1.0))
 
 
 def active_samples(z: Tensor, statistics: SiteStatistics) -> Tensor:

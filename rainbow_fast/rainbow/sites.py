@@ -135,7 +135,7 @@ def sites(
             layout = JointInputs.of(first)
             reference = taking(reference, layout)
             first = next(iter(first.values())) if layout_of(reference) is None else layout.join(first)
-        example = as_numbers(first, like.device, dtype_of_inputs(reference, first, like.device, like.dtype))
+        example = as_numbers(first, like.device, dtype_of_inputs(reference, first, like.device, like.dtype.to_real()))
     traced = trace(reference, example, pointwise_modules, channel_axes=channel_axes)
     warn_if_shared(reference, stacklevel=3)
     infos: list[SiteInfo] = []

@@ -11,12 +11,13 @@ import torch
 
 from rainbow_fast.data.dtypes import described
 from rainbow_fast.ops.precision import in_force
+from rainbow_fast.rainbow.alignment import PolarFactor
 from rainbow_fast.rainbow.chunks import Data
 from rainbow_fast.rainbow.kinds import kind_of
 from rainbow_fast.rainbow.laws import Law
 from rainbow_fast.rainbow.laws.directions import Directions, choose_directions
 from rainbow_fast.rainbow.laws.law import INFINITE
-from rainbow_fast.rainbow.options import SampleOptions, law_of
+from rainbow_fast.rainbow.options import SampleOptions, alignment_of, law_of
 from rainbow_fast.rainbow.prepare import Prepared, own_shapes
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site, warn_if_few
 from rainbow_fast.tracing.site import Site
@@ -101,6 +102,11 @@ class NetworkSpec:
                 raise ValueError(
                     f"statistics={asked.statistics!r}: site {s.site.name!r} has no standardisation, wanted None"
                 )
+            if s.site.complex_weights and not isinstance(alignment_of(self.options), PolarFactor):
+                raise ValueError(
+                    f"alignment={self.options.alignment!r}: site {s.site.name!r} has complex weights, whose alignment "
+                    "is unitary: wanted 'polar'"
+                )
             if self.options.alignment_blocks == "full":
                 warn_if_few(s.site.name, align.count * s.positions, s.channels)
 
@@ -137,6 +143,11 @@ class NetworkSpec:
         classifier = self.options.classifier
         if classifier is None:
             return
+        if classifier == "refit" and last.site.complex_weights:
+            raise ValueError(
+                f"classifier='refit': the last site {last.site.name!r} has complex weights, and a classifier is real: "
+                "wanted 'refit_aligned'"
+            )
         others = trace.tail().others
         if others and classifier == "refit":
             raise ValueError(

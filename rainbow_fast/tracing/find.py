@@ -30,7 +30,7 @@ from rainbow_fast.tracing.nonlinearities import (
 )
 from rainbow_fast.tracing.operations import name_of, of_input
 from rainbow_fast.tracing.site import FLATTENS, Site, is_flatten, is_linear, make
-from rainbow_fast.tracing.wavelet_sites import is_paired, reason_kept
+from rainbow_fast.tracing.wavelet_sites import has_complex_weights, is_paired, reason_kept
 
 MAPS = (_ConvNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _MaxPoolNd, nn.BatchNorm2d, nn.BatchNorm3d, nn.Flatten)
 MOVING = (*FLATTENS, "transpose", "unflatten", "squeeze", "unsqueeze", "mean", "sum", "chunk", "split")
@@ -301,6 +301,7 @@ def _site(
         gate=_is_gate(sigma, phi, owner, data),
         modules=None if isinstance(sigma, Wavelets) else modules,
         paired=isinstance(sigma, Wavelets) and bool(is_paired(z, owner)),
+        complex_weights=isinstance(sigma, Wavelets) and has_complex_weights(z, owner),
     )
 
 

@@ -152,6 +152,10 @@ def join(traces: Sequence[Trace], example: Tensor) -> Joined:
         if trace.graph is None:
             raise ValueError(f"reference: torch.fx cannot trace number {number}, which is needed for several networks")
         for site in trace.sites:
+            if site.complex_weights:
+                raise ValueError(
+                    f"reference: site {site.name!r} of number {number} has complex weights, wanted one reference"
+                )
             if site.expansion is not None:
                 raise ValueError(
                     f"reference: site {site.name!r} of number {number} has random features, wanted one reference"

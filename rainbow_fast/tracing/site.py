@@ -48,6 +48,7 @@ class Site:
         following: what makes the output of these layers from phi: the affine part of the batch norm as a separate
             layer, or the order of the channels that `Wavelets` have; None if phi is the output.
         paired: whether z and phi are complex, as pairs of real numbers on a last axis.
+        complex_weights: whether the weights of `writer` are complex. Then random rows and A are complex, too.
         axis: the channel axis of z, 1 or -1; None if it is not known, so that only z of shape (N, d) can be sampled.
         writer: the linear layer without bias whose output is z, or None if z is computed in another way.
         feeds_flatten: whether a Flatten is the only reader of phi.
@@ -78,6 +79,7 @@ class Site:
     expansion: RandomFeatures | None
     reference: nn.Sequential
     paired: bool = False
+    complex_weights: bool = False
 
     @property
     def features(self) -> int:
@@ -106,6 +108,7 @@ def make(
     feeds_flatten: bool = False,
     gate: bool = False,
     paired: bool = False,
+    complex_weights: bool = False,
 ) -> Site:
     """The site of the non-linearity `sigma`, a module that nothing else uses; arguments as in `Site`.
 
@@ -141,6 +144,7 @@ def make(
         expansion=expansion,
         reference=nn.Sequential(*layers).eval().requires_grad_(False),
         paired=paired,
+        complex_weights=complex_weights,
     )
 
 

@@ -131,7 +131,7 @@ def load_model(
     state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     network = _with_weights(reference, state, path)
     first = next(network.parameters())
-    device, dtype = first.device, first.dtype
+    device, dtype = first.device, first.dtype.to_real()
     try:
         x = {name: tensors[f"{name}.x"] for name in SETS}
         labels = {name: tensors.get(f"{name}.labels") for name in SETS}

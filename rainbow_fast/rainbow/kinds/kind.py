@@ -19,6 +19,7 @@ class Kind(nn.Module):
     Attributes:
         features: number of features of each neuron at each position. They are adjacent in phi'.
         paired: whether zh and phi' are complex, as pairs of real numbers on a last axis.
+        complex_weights: whether G_eff and A are complex: u is then (w, i w) with complex w, which real rows combine.
         divides: whether z' is divided by its norm over the neurons, so that `prepare` needs the root of `Rows.gram`.
         has_activity: whether the sign of z' decides on its features, so that the share of positive z' is measured.
         fused: whether one kernel computes all features and uses them, so that they are not stored. It is False if a
@@ -29,7 +30,7 @@ class Kind(nn.Module):
     """
 
     features = 1
-    paired = divides = False
+    paired = complex_weights = divides = False
     has_activity = True
     fused = False
     normalisation: float | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rainbow_fast.maps import as_pairs
+from rainbow_fast.maps import as_pairs, real_columns
 from rainbow_fast.networks.scattering import Wavelets
 from rainbow_fast.ops.activations import MODULUS, modulus
 from rainbow_fast.ops.wavelet_modulus import wavelet_modulus
@@ -30,6 +30,7 @@ class Wavelet(Kind):
 
     So the d channels of zh are filtered, never the n neurons. A modulus is that of a pair of real numbers,
     ``|z' * psi|^2 = (G_eff Re u)^2 + (G_eff Im u)^2`` with ``u = (q zh) * psi``. A standardisation may follow.
+    With complex weights the real matrix (Re G_eff, Im G_eff) takes the place of G_eff, and (u, i u) that of u.
 
     Args:
         site: a traced site whose non-linearity is `Wavelets`.
@@ -42,6 +43,7 @@ class Wavelet(Kind):
         wavelets = site.sigma
         assert isinstance(wavelets, Wavelets)
         self.bank, self.skip, self.paired = wavelets.bank, wavelets.skip, site.paired
+        self.complex_weights = site.complex_weights
         self.divides, self.features = site.before is not None, site.features
         self.normalisation = None if site.norm is None else float(site.norm.eps)  # type: ignore[arg-type]
 
@@ -51,14 +53,20 @@ class Wavelet(Kind):
     def prepare(self, u: Tensor, shift: Tensor | None, root: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The maps of the 5 filters, complex numbers as pairs: u (N, r, 5, H', W', 2), the shift (N, 5, H', W', 2)."""
         maps = u if shift is None else torch.cat([u, shift.unsqueeze(1)], 1)
-        if root is not None:
-            maps = maps * _inverse_norm(root.to(maps.dtype), maps, self.paired)
+        q = None if root is None else _inverse_norm(root.to(maps.dtype), maps, self.paired)
+        r = u.shape[1]
+        if self.complex_weights:  # of (w, i w), only w is filtered
+            r //= 2
+            maps = u[:, :r] if shift is None else torch.cat([u[:, :r], shift.unsqueeze(1)], 1)
+        maps = maps if q is None else maps * q
         maps = self._filtered(torch.view_as_complex(maps) if self.paired else maps)
-        return (maps, None) if shift is None else (maps[:, :-1], maps[:, -1])
+        of_u, of_shift = maps[:, :r], None if shift is None else maps[:, r]
+        return real_columns(of_u) if self.complex_weights else of_u, of_shift
 
     def flops(self, u: tuple[int, ...]) -> int:
         constants = self.bank.phi_sigma, self.bank.psi_sigma, self.bank.xi
-        filtered = wavelet_modulus_flops(u, constants, self.bank.stride, self.bank.taps)
+        maps = (u[0], u[1] // (1 + self.complex_weights), *u[2:])
+        filtered = wavelet_modulus_flops(maps, constants, self.bank.stride, self.bank.taps)
         return filtered + (2 * math.prod(u) * u[1] if self.divides else 0)
 
     def kernel(self) -> dict[str, Any]:

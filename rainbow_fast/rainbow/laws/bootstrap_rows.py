@@ -45,7 +45,7 @@ class Bootstrap(Law):
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
         k = choices(n, site.neurons, seed=key).to(site.device)
         if site.expansion is None:
-            return Rows(n, site.d, key, U, k=k, h=self.smoothing)
+            return Rows(n, site.columns, key, U, k=k, h=self.smoothing)
         own, noise = (
             gaussian(*size, seed=one, dtype=torch.float64, device=site.device)
             for size, one in (((site.neurons, site.d), site.expansion.key), ((n, site.d), key))
@@ -70,4 +70,4 @@ class Bootstrap(Law):
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
         if site.expansion is not None:
             return Rows(n, site.d, PLANNED, matrix=without_values(n, site.d))
-        return Rows(n, site.d, PLANNED, U, k=without_values(n, dtype=torch.int64))
+        return Rows(n, site.columns, PLANNED, U, k=without_values(n, dtype=torch.int64))

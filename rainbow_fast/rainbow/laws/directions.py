@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from rainbow_fast.rainbow.laws.marchenko_pastur import NOISE_EDGE, marchenko_pastur_rank
+from rainbow_fast.rainbow.laws.real_form import real_form
 from rainbow_fast.rainbow.site_statistics import SiteStatistics, by_site
 from rainbow_fast.tracing.writers import writer_rows
 
-Directions = dict[str, Tensor | None]  # by site: U (d, r) float64 with orthonormal columns; None: all channels of z
+# By site: U (d, r) float64 with orthonormal columns, or with complex weights its real form (2 d, 2 r); None: all
+# channels of z
+Directions = dict[str, Tensor | None]
 
 
 def choose_directions(
@@ -36,8 +39,8 @@ def choose_directions(
 
     Raises:
         ValueError: a rank is below 1, or a site is unknown; a dict names a site of random features; `NOISE_EDGE` for a
-            site that is not written by one bias-free, not grouped layer; an explained variance for a site whose moments
-            are not known.
+            site that is not written by one bias-free, not grouped layer with real weights; an explained variance for a
+            site whose moments are not known.
     """
     directions: Directions = {s.site.name: None for s in sites}
     for s in sites:
@@ -54,9 +57,10 @@ def choose_directions(
         if explained_variance is not None:
             directions[name] = _holding(s, explained_variance, centred)
         elif name in ranks and only_shapes:
-            directions[name] = torch.empty(s.d, min(ranks[name], s.d), dtype=torch.float64, device="meta")
+            r = min(ranks[name], s.d)
+            directions[name] = torch.empty(s.columns, r * s.columns // s.d, dtype=torch.float64, device="meta")
         elif name in ranks:
-            directions[name] = s.directions(centred=centred)[1][:, : min(ranks[name], s.d)].contiguous()
+            directions[name] = real_form(s.directions(centred=centred)[1][:, : min(ranks[name], s.d)])
     return directions
 
 
@@ -69,7 +73,7 @@ def _holding(s: SiteStatistics, fraction: float, centred: bool) -> Tensor:
     values, U = s.directions(centred=centred)
     share = torch.cumsum(values, 0) / values.sum()
     r = int((share < fraction * (1 - 1e-12)).sum()) + 1
-    return U[:, : min(r, s.d)].contiguous()
+    return real_form(U[:, : min(r, s.d)])
 
 
 def _above_noise(
@@ -92,6 +96,11 @@ def _rank_above_noise(s: SiteStatistics) -> int:
         raise ValueError(
             f"rank={NOISE_EDGE!r}: site {s.site.name!r} is not written by one bias-free linear layer, whose noise "
             "could be told: wanted a number"
+        )
+    if s.site.complex_weights:
+        raise ValueError(
+            f"rank={NOISE_EDGE!r}: site {s.site.name!r} has complex weights, and the edge is that of real noise: "
+            "wanted a number"
         )
     rows = writer_rows(writer)
     if len(rows) > 1:

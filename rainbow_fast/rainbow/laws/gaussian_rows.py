@@ -22,7 +22,7 @@ class Gaussian(Law):
     gaussian_limit = True
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
-        return Rows(n, site.d, key, U)
+        return Rows(n, site.columns, key, U)
 
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
-        return Rows(n, site.d, PLANNED, U)
+        return Rows(n, site.columns, PLANNED, U)

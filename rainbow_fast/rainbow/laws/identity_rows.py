@@ -31,9 +31,9 @@ class Identity(Law):
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
         if site.expansion is not None:
             return Rows(n, site.d, site.expansion.key)
-        return Rows(n, site.d, key, U, k=torch.arange(n, device=site.device))
+        return Rows(n, site.columns, key, U, k=torch.arange(n, device=site.device))
 
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
         if site.expansion is not None:
             return Rows(n, site.d, PLANNED)
-        return Rows(n, site.d, PLANNED, U, k=without_values(n, dtype=torch.int64))
+        return Rows(n, site.columns, PLANNED, U, k=without_values(n, dtype=torch.int64))

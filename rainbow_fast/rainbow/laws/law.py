@@ -58,9 +58,9 @@ class Law:
 
         Args:
             n: number of neurons.
-            site: statistics of the reference: ``d`` channels, the moments ``z``, and ``site.writer``, the layer that
-                writes z.
-            U: the directions that are combined, (d, r) float64 with orthonormal columns; None for all d channels.
+            site: statistics of the reference: the number `columns` of columns of G_eff, which is d, or 2 d with
+                complex weights; the moments ``z``; and ``site.writer``, the layer that writes z.
+            U: the directions that are combined, (columns, r) float64 with orthonormal columns; None for all channels.
             key: the address of the Gaussian numbers of this site, which is a seed of `rainbow_fast.gaussian`.
 
         Returns:
@@ -83,7 +83,7 @@ class Law:
 
         The default is a law that stores R itself, in float64.
         """
-        rows = Rows(n, site.d, PLANNED, U)
+        rows = Rows(n, site.columns, PLANNED, U)
         return rows._replace(matrix=without_values(n, rows.r))
 
     def flops(self, n: int, r: int) -> float:

@@ -30,7 +30,8 @@ class Rows(NamedTuple):
 
     Attributes:
         n: number of neurons of the sampled network.
-        d: number of channels of z.
+        d: number of columns of G_eff: the channels of z, or twice as many with complex weights. These are the real
+            matrices ``(Re G_eff, Im G_eff)``, so that white entries of R give circular numbers g with E|g|^2 = 1.
         key: the address of the white Gaussian matrix G, (4,) int64, on the CPU.
         U: the directions that are combined, (d, r) float64. The columns are orthonormal, unless the law folds a matrix
             into them. None stands for the identity.

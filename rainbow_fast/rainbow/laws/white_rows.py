@@ -18,7 +18,7 @@ from rainbow_fast.rainbow.site_statistics import SiteStatistics
 class White(Law):
     """Rows ``N(0, c^2 I)``: each layer has the white covariance of an untrained layer, with the trace of the trained.
 
-        z' = c G p(phih),    c^2 = tr(W^T W / rows) / columns
+        z' = c G p(phih),    c^2 = tr(W^H W / rows) / columns
 
     p takes the patches that one row of the weights W is applied to. Only c and the alignments depend on the reference.
     The layer that writes a sampled site is replaced by ``c sqrt(columns) I``, which computes p.
@@ -36,10 +36,10 @@ class White(Law):
         return {s.site.name: _patches(_weight(s)) for s in sites}
 
     def draw(self, n: int, site: SiteStatistics, U: Tensor | None, key: Tensor) -> Rows:
-        return Rows(n, site.d, key, U)
+        return Rows(n, site.columns, key, U)
 
     def planned(self, n: int, site: SiteStatistics, U: Tensor | None) -> Rows:
-        return Rows(n, site.d, PLANNED, U)
+        return Rows(n, site.columns, PLANNED, U)
 
 
 def _weight(s: SiteStatistics) -> Tensor:
@@ -55,6 +55,6 @@ def _weight(s: SiteStatistics) -> Tensor:
 def _patches(weight: Tensor) -> Tensor:
     """The weights (columns, in, *kernel) of a layer whose output is the patches times c sqrt(columns)."""
     columns = weight[0].numel()
-    c = weight.detach().double().square().mean().sqrt()
+    c = weight.detach().abs().double().square().mean().sqrt()
     one = torch.eye(columns, dtype=torch.float64, device=weight.device)
     return (c * columns**0.5 * one).to(weight.dtype).view(columns, *weight.shape[1:])

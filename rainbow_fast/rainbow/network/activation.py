@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rainbow_fast.maps import add_per_channel_, channels_first, per_channel
+from rainbow_fast.maps import add_per_channel_, channels_first, per_channel, real_columns
 from rainbow_fast.nn.keyed import Keyed
 from rainbow_fast.ops.random_features import random_features
 from rainbow_fast.ops.registration import without_autocast
 from rainbow_fast.rainbow.kinds import kind_of
+from rainbow_fast.rainbow.laws.real_form import complex_of
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.each_feature import EACH
 from rainbow_fast.rainbow.network.features import FUSED, STORED, FeatureStrategy, Select, blocks
@@ -50,7 +51,9 @@ class RainbowActivation(Keyed):
 
     A site of wavelets has several features of each neuron, with one fused pass for each. phi has those of one channel
     beside each other; complex maps are pairs of real numbers on a last axis. A may be one matrix for each of the
-    features, (features, d, n).
+    features, (features, d, n). With complex weights before the site, G_eff and A are complex. They are stored as real
+    matrices (Re G_eff, Im G_eff) and (Re A; Im A), which act on (u, i u) and give pairs of maps: d is then twice the
+    number of channels in U, and A has 2 d rows.
 
     Buffers, None if absent: ``U`` (d, r) float64, ``T`` (n, n), ``k`` (n,) and ``matrix`` (n, r), see `Rows`;
     ``gain``, ``bias`` (d,); ``A`` (d, n), or (features, n * positions) if `flattened`; ``scale`` () float64;
@@ -162,8 +165,11 @@ class RainbowActivation(Keyed):
         return torch.cat(parts, 1)
 
     def effective_rows(self) -> Tensor:
-        """The random weights G_eff, (n, d) float64, without the recalibration."""
-        return self.drawn.effective(self.scale.device)
+        """The random weights G_eff, (n, d) float64, without the recalibration. Complex ones are complex128."""
+        if not self.kind.complex_weights:
+            return self.drawn.effective(self.scale.device)
+        rows = complex_of(self.drawn._replace(mean_row=False).effective(self.scale.device))
+        return rows - rows.mean(1, keepdim=True) + 1 / rows.shape[1] if self.mean_row else rows
 
     def project(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """u (N, r, *space), and the shift zbar (N, *space)."""
@@ -221,6 +227,7 @@ class RainbowActivation(Keyed):
         shift = u.mean(1) if self.mean_row else None
         if shift is not None:
             u = u - shift.unsqueeze(1)
+        u = real_columns(u) if self.kind.complex_weights else u
         if self.U is not None:
             G = (self.U / math.sqrt(self.d)).to(u.dtype).T
             u = random_features(u, len(G), G=G, activation="identity", precision=self.precision)

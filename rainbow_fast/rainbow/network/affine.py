@@ -22,8 +22,8 @@ class Linear:
     """A linear layer or convolution.
 
     Attributes:
-        weight: (k, d) or (k, d, *kernel), float64.
-        bias: (k,), float64.
+        weight: (k, d) or (k, d, *kernel), float64 or complex128.
+        bias: (k,), of the same dtype.
         options: stride, padding and the like of a convolution.
     """
 
@@ -42,8 +42,8 @@ class Term:
 
     Attributes:
         source: the node of the tensor.
-        weight: a matrix over channels (d, c), or the kernel (d, c, *kernel) of a convolution, float64; None stands for
-            the identity.
+        weight: a matrix over channels (d, c), or the kernel (d, c, *kernel) of a convolution, float64 or complex128;
+            None stands for the identity.
         options: of the convolution.
     """
 
@@ -58,7 +58,7 @@ class Affine:
 
     Attributes:
         terms: the linear terms.
-        bias: (d,), float64; complex128 if the tensors are complex, with real weights.
+        bias: (d,), float64; complex128 if the tensors are complex. The weights may then be complex, too.
         axis: the channel axis of the result.
         dims: number of dimensions of the result.
         positions: if above 1, the result is flattened to (N, d * positions), and the source of each term to
@@ -84,15 +84,16 @@ class Affine:
         for term in self.terms:
             weight = layer.weight
             if term.weight is not None:
-                weight = torch.einsum("kdp,dc->kcp", split, term.weight).reshape(k, -1, *weight.shape[2:])
+                weight = _einsum("kdp,dc->kcp", split, term.weight).reshape(k, -1, *weight.shape[2:])
             terms.append(Term(term.source, weight, layer.options))
         return Affine(tuple(terms), layer.bias + _times(split.sum(2), self.bias), self.axis, self.dims)
 
     def mixed(self, G: Tensor, *, constant: bool) -> Affine:
         """This map, followed by the matrix G (n, d); `constant` adds a channel that is always 1."""
         one = int(constant)
-        bias = torch.cat([_times(G, self.bias), self.bias.new_ones(one)])
-        mixed = [G if w is None else torch.einsum("nd,d...->n...", G, w) for w in (term.weight for term in self.terms)]
+        bias = _times(G, self.bias)
+        bias = torch.cat([bias, bias.new_ones(one)])
+        mixed = [G if w is None else _einsum("nd,d...->n...", G, w) for w in (term.weight for term in self.terms)]
         return self._with([torch.cat([w, w.new_zeros(one, *w.shape[1:])]) for w in mixed], bias)
 
     def scaled(self, factor: Tensor, shift: Tensor) -> Affine:
@@ -129,8 +130,9 @@ class Affine:
         k, c, *kernel = weight.shape
         common: dict[str, Any] = dict(bias=bias is not None, dtype=dtype, device=weight.device)
         if self.bias.is_complex():
-            kind: type[nn.Conv2d] = RealConv2d if bias is None else ComplexConv2d
-            common["dtype"] = dtype if bias is None else dtype.to_complex()
+            complex_weights = bias is not None or weight.is_complex()
+            kind: type[nn.Conv2d] = ComplexConv2d if complex_weights else RealConv2d
+            common["dtype"] = dtype.to_complex() if complex_weights else dtype
             layer: Any = nn.utils.skip_init(kind, c, k, tuple(kernel) or (1, 1), **common, **options)
         elif self.axis == self.dims - 1:
             layer = nn.utils.skip_init(nn.Linear, c, k, **common)
@@ -152,8 +154,14 @@ class Affine:
 
 
 def _times(W: Tensor, bias: Tensor) -> Tensor:
-    """W bias for real weights and a real or complex bias."""
-    return W.to(bias.dtype) @ bias
+    """W bias for real or complex weights and a real or complex bias."""
+    return _einsum("kd,d->k", W, bias)
+
+
+def _einsum(equation: str, a: Tensor, b: Tensor) -> Tensor:
+    """`torch.einsum` of real or complex tensors."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return torch.einsum(equation, a.to(dtype), b.to(dtype))
 
 
 def keeps_constants(module: nn.Module) -> bool:
@@ -168,8 +176,9 @@ def _keeps_constants(options: Mapping[str, Any]) -> bool:
 
 def linear_of(module: nn.Linear | _ConvNd) -> Linear:
     """The layer of a module. A 1x1 convolution without stride and padding becomes a matrix over channels."""
-    weight = module.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
+    weight = module.weight.detach()
+    weight = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
+    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().to(weight.dtype)
     if isinstance(module, nn.Linear):
         return Linear(weight, bias, {})
     padded = not isinstance(module.padding, str) and any(module.padding)

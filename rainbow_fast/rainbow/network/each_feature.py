@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rainbow_fast.maps import as_pairs
+from rainbow_fast.maps import as_pairs, complex_rows
 from rainbow_fast.ops.activations import MODULUS
 from rainbow_fast.ops.center import first_center, spread_samples
 from rainbow_fast.ops.random_features import random_features, random_features_covariance, random_features_projection
@@ -34,6 +34,7 @@ class EachFeature(Stored):
 
     A complex map is a pair of real numbers on a last axis. The parts of a linear feature are samples of one pass. A
     modulus has the imaginary part 0. Linear features are combined before they meet the samples, see `linear_feature`.
+    Complex A is (Re A; Im A), and x of the covariance is then (x, -i x), so that M is (Re M; Im M).
     """
 
     def project(self, site: FeatureSite, z: Tensor, select: Select, A: Tensor | None = None) -> Tensor:
@@ -52,7 +53,8 @@ class EachFeature(Stored):
             if is_linear:
                 total = random_features(joined(u, shift), len(of_f), G=total.T, **IDENTITY, precision=site.precision)
             parts.append(as_pairs(total) if site.kind.paired and not is_linear else total)
-        return torch.stack(parts, 2).flatten(1, 2) if A.dim() == 3 else sum(parts[1:], parts[0])
+        y = torch.stack(parts, 2).flatten(1, 2) if A.dim() == 3 else sum(parts[1:], parts[0])
+        return complex_rows(y) if site.kind.complex_weights else y
 
     def covariance(
         self,

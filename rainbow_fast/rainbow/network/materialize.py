@@ -179,12 +179,15 @@ class _Writer:
         self.features[str(node.target)] = features = Wavelets(kind.bank, kind.skip)
         wide = self._call(features, wide, node.name)
         A = site.A.double()
+        if kind.complex_weights:  # from (Re A; Im A)
+            A = torch.complex(*A.chunk(2, -2))
         if A.dim() == 3:  # a matrix for each feature
             F, d, n = A.shape
             A = torch.diag_embed(A.permute(1, 2, 0)).permute(0, 2, 1, 3).reshape(d * F, n * F)
         order = order_by_channel(site.n, kind.features, A.device).argsort()
-        offset = A.new_zeros(len(A), *[2] * kind.paired) if site.offset is None else site.offset.double()
-        bias = torch.view_as_complex(offset) if kind.paired else offset
+        bias = A.new_zeros(len(A), dtype=torch.complex128 if kind.paired else torch.float64)
+        if site.offset is not None:
+            bias = torch.view_as_complex(site.offset.double()) if kind.paired else site.offset.double()
         return Affine((Term(wide, (site.scale * A)[:, order]),), bias, 1, 4)
 
     def _random_features(self, node: fx.Node, module: RandomFeatures) -> fx.Node:

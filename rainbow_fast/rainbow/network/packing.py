@@ -62,7 +62,7 @@ def unpack(
         ValueError: a buffer does not fit the options.
     """
     mine = {b: tensors[prefix + b] for b in _BUFFERS if b in REQUIRED or prefix + b in tensors}
-    _check_buffers(options, mine)
+    _check_buffers(options, mine, 1 + site.complex_weights)
     mine = {b: t if b == "key" else t.to(device) for b, t in mine.items()}
     drawn: dict[str, Any] = {name: mine.get(name) for name in ("key", "U", "T", "k", "matrix")}
     n = INFINITE if options.n is None else options.n
@@ -92,10 +92,11 @@ def check_fits(activation: RainbowActivation, s: SiteStatistics, *, outputs: int
     Raises:
         ValueError: z has another number of channels, or A other sizes.
     """
-    if activation.d != s.d:
-        raise ValueError(f"site {s.site.name!r} has d = {activation.d}, the reference {s.d}")
+    if activation.d != s.columns:
+        raise ValueError(f"site {s.site.name!r} has d = {activation.d}, the reference {s.columns}")
     assert activation.A is not None
-    own = math.prod(s.phi_shape) if activation.flattened else s.channels
+    parts = 1 + s.site.complex_weights
+    own = math.prod(s.phi_shape) if activation.flattened else parts * s.channels
     features = activation.kind.features
     if activation.flattened and not isinstance(activation, LimitActivation):
         z = activation.scale.new_zeros(1, *s.z_shape, dtype=activation.A.dtype)
@@ -109,17 +110,19 @@ def check_fits(activation: RainbowActivation, s: SiteStatistics, *, outputs: int
             raise ValueError(f"site {s.site.name!r} has pooling of {positions} positions, wanted {wanted_positions}")
     wanted: tuple[int, ...] = own if outputs is None else outputs, columns
     if activation.A.dim() == 3:
-        wanted = features, s.width, activation.n
+        wanted = features, parts * s.width, activation.n
     if tuple(activation.A.shape) != wanted:
         raise ValueError(f"site {s.site.name!r} has A of shape {tuple(activation.A.shape)}, wanted {wanted}")
 
 
-def _check_buffers(options: Packed, buffers: Mapping[str, Tensor]) -> None:
+def _check_buffers(options: Packed, buffers: Mapping[str, Tensor], parts: int) -> None:
+    """Check shapes and dtypes; `parts` is 2 with complex weights, whose real and imaginary parts are rows of A."""
     n, d, A, U = options.n, options.d, buffers["A"], buffers.get("U")
     r = d if U is None else U.shape[-1:].numel()
-    shapes = {"key": (4,), "scale": (), "U": (d, r), "T": (n, n), "k": (n,), "matrix": (n, r), "gain": (d,)}
+    shapes = {"key": (4,), "scale": (), "U": (d, r), "T": (n, n), "k": (n,), "matrix": (n, r), "gain": (d // parts,)}
     pair = (2,) * ("offset" in buffers and buffers["offset"].dim() == 2)  # of complex maps
-    shapes |= {"bias": (d,), "offset": (A.shape[:-1].numel(), *pair), "A": tuple(A.shape[: 2 + (A.dim() == 3)])}
+    shapes |= {"bias": (d // parts,), "offset": (A.shape[:-1].numel() // parts, *pair)}
+    shapes["A"] = tuple(A.shape[: 2 + (A.dim() == 3)])
     positions = len(buffers["pooling"]) if "pooling" in buffers and buffers["pooling"].dim() else 1
     samples = positions * A.shape[-1]
     if n is None and "matrix" in buffers:
@@ -136,8 +139,8 @@ def _check_buffers(options: Packed, buffers: Mapping[str, Tensor]) -> None:
         raise ValueError("pooling: wanted for images at a site of infinitely many neurons, and for no other site")
     if ("gain" in buffers) != ("bias" in buffers):
         raise ValueError("gain and bias: wanted both or none")
-    if "k" in buffers and not 0 <= int(buffers["k"].min()) <= int(buffers["k"].max()) < d:
-        raise ValueError(f"k names neurons outside 0 .. {d - 1}")
+    if "k" in buffers and not 0 <= int(buffers["k"].min()) <= int(buffers["k"].max()) < d // parts:
+        raise ValueError(f"k names neurons outside 0 .. {d // parts - 1}")
 
 
 def copied(t: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ class SiteCount:
         flattened, full = options.align_flattened and self.site.feeds_flatten, options.alignment_blocks == "full"
         self.rows, self.columns = statistics.shape_of_A(self.n, flattened=flattened, full=full)
         filters = 1 if full else self.kind.features
-        one = self.rows, self.columns // filters
+        parts = 1 + self.site.complex_weights  # the polar factor is that of a real matrix, see `align`
+        one = self.rows, parts * self.columns // filters
         self.shapes = [one] * (1 if options.alignment_blocks == "shared" else filters)
         self.step = 1 if flattened else sizes.step(self.positions)
         self.samples = sizes.align if flattened else sizes.samples(self.positions)
@@ -239,7 +240,7 @@ class SiteCount:
             site=self.site.name,
             d=self.statistics.width,
             n=self.spec.widths[self.site.name],
-            rank=self.r,
+            rank=self.r // (1 + self.site.complex_weights),
             samples=self.samples,
             route=self.route.name,
             work={

@@ -93,7 +93,7 @@ class SiteMemory:
         if they are recomputed.
         """
         site = self.site
-        copies = 1.0 + (site.recalibrates or site.mean_row)
+        copies = 1.0 + (site.recalibrates or site.mean_row) + site.kind.complex_weights
         if "U" in site.rows_drawn.stored:
             copies += site.rows_drawn.r / site.rows_drawn.d + (site.pixels > 1)
         copies += 0 if site.sizes.waiting == site.sizes.itemsize else 2
@@ -129,7 +129,7 @@ class SiteMemory:
         """The polar factor or the regression, and A in its dtype beside it."""
         site, M, vectors = self.site, 8 * self.site.rows * self.site.columns, VECTORS * 8 * self.site.columns
         wide = site.sizes.itemsize == 8 or site.samples < min(site.rows, site.columns)  # `align.product_dtype`
-        factor = polar_bytes(site.rows, site.columns, single=not wide)
+        factor = polar_bytes(site.rows, (1 + site.kind.complex_weights) * site.columns, single=not wide)
         if not site.solver:
             return M + vectors + max(factor, site.A_bytes)
         if site.solver == "summed":  # S stays until the end

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from rainbow_fast.maps import complex_rows
 from rainbow_fast.ops.gaussian import gaussian
 from rainbow_fast.ops.polar import LONG_IN_PLACE, RTOL, Polar, polar_, polar_flops
 from rainbow_fast.rainbow.alignment.alignment import Alignment, Problem
@@ -72,6 +73,7 @@ def align(
     eps: float | None = None,
     floor: Tensor | None = None,
     products: torch.dtype | None = None,
+    complex_weights: bool = False,
 ) -> tuple[Tensor, AlignedMap]:
     r"""Align the features phi' of a site with the reference's phi.
 
@@ -88,6 +90,9 @@ def align(
     Moments (F, d, n) of several features of a neuron are F problems of their own; with ``alignment_blocks="shared"``
     their M are added, and all have the same A.
 
+    With complex weights, x of the moments is (phi, -i phi), so that M is (Re M; Im M), B is (Re B; Im B), and A is
+    unitary, the polar factor of the complex M.
+
     Sums are taken about centers, so that the centred M and the variances are not differences of large numbers. The
     only exception is the overlap with an offset and an uncentred M, which is a difference in float64.
 
@@ -102,6 +107,7 @@ def align(
         floor: eps in the units of phi, (d,), to restore the statistics of phi; None to leave phi in the units of the
             features, as the published code does. Only means are restored of an alignment that reads phi.
         products: dtype of the products that M is summed from; None (default) for that of the features.
+        complex_weights: whether M is (Re M; Im M), of pairs.
 
     Returns:
         B (d, n) or (F, d, n) float64, and its properties.
@@ -113,7 +119,8 @@ def align(
     Source: Guth, Menard, Rochette and Mallat (JMLR 2024), equations 6 and 12.
     """
     mu, mean = moments.mean_x, moments.mean_y
-    restores = floor is not None
+    restores, parts = floor is not None, 1 + complex_weights
+    floor = None if floor is None else floor.repeat(parts)
     back = torch.ones_like(moments.x.variance())
     if floor is not None and not alignment.reads_inputs:  # others read phi themselves, in its own units
         back = (moments.x.variance() + floor).sqrt()
@@ -121,7 +128,7 @@ def align(
     subtracted = mean if options.center else shift
     M = moments.consume(subtracted)
     if options.offset and moments.x.constant:
-        return M.zero_(), nothing(M, mu)
+        return M.zero_(), nothing(M, mu[: len(mu) // parts], parts)
     products = products or moments.x.dtype
     _check(moments, options, subtracted, products)
     if eps is not None:
@@ -129,7 +136,7 @@ def align(
     if restores:
         _scale_rows(M, 1 / back)
     features = moments.y.second_moment_about(subtracted, inverse)
-    phi = moments.x.second_moment_about(mu if options.center or restores else torch.zeros_like(mu), 1 / back)
+    phi = moments.x.second_moment_about(mu if options.center or restores else torch.zeros_like(mu), 1 / back) / parts
     size = float(torch.linalg.vector_norm(M))
     if size == 0:
         raise ValueError(
@@ -146,12 +153,13 @@ def align(
     blocks = [M.sum(0)] if shared else list(M.view(-1, *M.shape[-2:]))
     samples = moments.count * (mean.dim() * len(M) if shared else mean.dim())  # a complex number is two samples
     size = float(torch.linalg.vector_norm(blocks[0])) * unit if shared else size
-    few = alignment.rank == "partial" and has_few_directions(blocks[0].shape, samples)
+    few = alignment.rank == "partial" and not complex_weights and has_few_directions(blocks[0].shape, samples)
     polar = (
         partial(_polar_of_few, directions=samples - options.center, products=products, accuracy=accuracy)
         if few
         else partial(polar_, rank=alignment.rank, rtol=RTOL, accuracy=accuracy)
     )
+    polar = partial(_polar_of_complex, polar) if complex_weights else polar
     factors: list[Polar] = list(map(polar, blocks))  # each block is replaced by its factor
     if shared:
         M.copy_(blocks[0].expand_as(M))
@@ -163,12 +171,13 @@ def align(
         _scale_columns(B, inverse)
     if restores:
         _scale_rows(B, back)
+    d = len(mu) // parts
     return B, AlignedMap(
-        shape=(B.shape[-2], B.shape[-1]),
-        b=-times(B, shift),
-        center=mu if restores else torch.zeros_like(mu),
-        inverse=1 / back,
-        mean=times(B, mean),
+        shape=(B.shape[-2] // parts, B.shape[-1]),
+        b=-_folded(times(B, shift), parts),
+        center=mu[:d] if restores else torch.zeros_like(mu[:d]),
+        inverse=1 / back[:d],
+        mean=_folded(times(B, mean), parts),
         overlap=covariance if options.offset else overlap,
         covariance=covariance,
         nuclear_norm=nuclear,
@@ -240,7 +249,7 @@ def size_of(projected: ChannelMoments, aligned: AlignedMap, options: MethodOptio
 def offset(aligned: AlignedMap, s: float, moments: CrossCovariance, options: MethodOptions) -> Tensor | None:
     """The constant c of ``phih = s B phi' + c``, (d,); None if it is zero by construction."""
     if options.offset:
-        return moments.mean_x - s * aligned.mean
+        return moments.mean_x[: len(aligned.mean)] - s * aligned.mean
     constant = s * aligned.b + aligned.center
     return constant if constant.any() else None
 
@@ -265,6 +274,25 @@ def _polar_of_few(M: Tensor, directions: int, products: torch.dtype, accuracy: s
     return factor
 
 
+def _polar_of_complex(polar: Callable[[Tensor], Polar], M: Tensor) -> Polar:
+    """`polar` of a complex matrix M (d, n), given and replaced as (Re M; Im M) (2 d, n).
+
+    `polar` factorises the real matrix ``[[Re M, -Im M], [Im M, Re M]]``. In this form products stay products and M^H
+    is the transpose, so the real factor is the form of ``A = M (M^H M)^(-1/2)``, as partial polar factors are unique.
+    Its first n columns are (Re A; Im A). Each singular value of M appears twice.
+    """
+    real, imaginary = M.chunk(2)
+    whole = torch.cat([M, torch.cat([-imaginary, real])], 1)
+    factor = polar(whole)
+    M.copy_(whole[:, : M.shape[1]])
+    return factor._replace(nuclear_norm=factor.nuclear_norm / 2, rank=factor.rank // 2)
+
+
+def _folded(values: Tensor, parts: int) -> Tensor:
+    """Pairs (2 d, 2) of products with (Re B; Im B) as the complex products (d, 2); others are left."""
+    return complex_rows(values.unsqueeze(0)).squeeze(0) if parts > 1 else values
+
+
 def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor, products: torch.dtype) -> None:
     """Refuse features that are constant, and activations whose products vanish in their dtype."""
     x, y, site = moments.x, moments.y, f"site {moments.name!r}"
@@ -279,9 +307,9 @@ def _check(moments: CrossCovariance, options: MethodOptions, subtracted: Tensor,
         )
 
 
-def nothing(M: Tensor, mu: Tensor) -> AlignedMap:
-    """The properties of B = 0, of the shape of M, for phi with the mean mu."""
-    zeros, ones, shape = torch.zeros_like(mu), mu.new_ones(len(mu)), (M.shape[-2], M.shape[-1])
+def nothing(M: Tensor, mu: Tensor, parts: int = 1) -> AlignedMap:
+    """The properties of B = 0, of the shape of M, for phi with the mean mu; M is in 2 `parts` with complex weights."""
+    zeros, ones, shape = torch.zeros_like(mu), mu.new_ones(len(mu)), (M.shape[-2] // parts, M.shape[-1])
     return AlignedMap(shape, zeros, zeros, ones, zeros, 0.0, 0.0, 0.0, 0.0, math.nan, 0, math.nan, math.nan)
 
 

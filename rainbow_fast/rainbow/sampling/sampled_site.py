@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from rainbow_fast.maps import channels_first
+from rainbow_fast.maps import channels_first, times_i
 from rainbow_fast.ops.gaussian import site_key
 from rainbow_fast.ops.random_features import random_features_covariance
 from rainbow_fast.rainbow.alignment.alignment import Alignment
@@ -87,7 +87,9 @@ class SampledSite:
     @property
     def sum_dtype(self) -> torch.dtype:
         """The dtype of the products that M is summed from."""
-        return product_dtype((self.rows, self.features // self.filters), self.samples, self.dtype)
+        parts = 1 + self.site.complex_weights  # directions of complex M are as many as complex numbers
+        shape = self.rows // parts, self.features // self.filters
+        return product_dtype(shape, self.samples // parts, self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -102,6 +104,11 @@ class SampledSite:
         """Draw the random rows, and compute the recalibration of z if the method has one."""
         address = site_key(self.options.seed, self.options.network_index, self.site.index)
         rows = law_of(self.options).draw(self.n, self.own, self.spec.directions[self.site.name], address)
+        if rows.d != self.own.columns:
+            raise ValueError(
+                f"law: site {self.site.name!r}: got rows with d = {rows.d}, wanted {self.own.columns}, the real and "
+                "imaginary parts of complex weights"
+            )
         self.activation = RainbowActivation(
             self.site,
             rows._replace(mean_row=self.options.keep_mean and self.own.has_mean_row),
@@ -115,13 +122,14 @@ class SampledSite:
     def accumulate(self) -> None:
         """Compute the moments of phi and phi', in one pass over the alignment set."""
         self.moments = self._no_moments()
-        if self.step == 1 and not self.flattened:
+        if self.step == 1 and not self.flattened and not self.site.complex_weights:
             self.moments.know(self.align.phi)
         self.alignment: Alignment | None = alignment_of(self.options).begin(self)
         strategy, kind = self.activation.strategy, self.activation.kind
         for start in self.align:
             phi, zh, select = self.align.output(REFERENCE, start), self._input(self.align, start), self.select(start)
             x = select(self._target(phi)).to(torch.promote_types(zh.dtype, torch.float32))
+            x = torch.cat([x, -times_i(x)], 1) if self.site.complex_weights else x  # M is then (Re M; Im M)
             first = self.moments.cross is None
             sums = self.moments.begin(x, self.features)
             assert self.moments.x.center is not None and self.moments.y.center is not None
@@ -146,6 +154,7 @@ class SampledSite:
             positions=self.statistics.positions if self.flattened else 1,
             eps=kind.normalisation,
             floor=kind.floor(norm) if restores and norm is not None else None,
+            complex_weights=kind.complex_weights,
             products=self.sum_dtype,
         )
         self.activation.A, self.alignment = B.to(self.dtype).contiguous(), None  # frees a matrix as large as S
@@ -310,7 +319,7 @@ class SampledSite:
             site=self.site.name,
             d=self.statistics.width,
             n=self.n,
-            rank=self.activation.drawn.r,
+            rank=self.activation.drawn.r // (1 + self.site.complex_weights),
             samples=self.moments.count,
             error=error[0],  # type: ignore[arg-type]  # the alignment set is never empty
             error_centred=error[1],  # type: ignore[arg-type]

@@ -370,9 +370,3 @@ def test_other_wavelets_are_left() -> None:
     layers = PointwiseConv2d(3, 4, 1, bias=False), Wavelets(skip=True), nn.Flatten(), nn.Linear(4, 2)
     [left] = trace(nn.Sequential(*layers)).left
     assert left.reason == "with skip=True it makes complex maps of real ones"
-
-
-def test_complex_weights_are_refused() -> None:
-    net = scattering(3, 1 / 16, scale_last=True, complex=True, seed=0)
-    with pytest.raises(TypeError, match="parameter 'block1.linear.weight' is torch.complex64 .* wanted float32"):
-        rf.sample(net, images().float())
