@@ -53,7 +53,7 @@ class NetworkHeader(msgspec.Struct, forbid_unknown_fields=True):
 
 # Version 1 has the scale in A, version 2 no own layers, version 3 no checksums, version 4 one input only, version 5 no
 # precision, version 6 no sites of infinitely many neurons.
-NETWORK = Format("rainbow_fast.network", 7, "sampled network", NetworkHeader, summed_since=4, key="network")
+NETWORK = Format("rainbow_fast.network", 8, "sampled network", NetworkHeader, summed_since=4, key="network")
 
 
 def save(network: RainbowNetwork, path: str | os.PathLike[str]) -> None:
