@@ -3,8 +3,8 @@
 
 The floor is the peak of bfloat16 products, measured in the same run: for the tiles of a matrix unit where the CPU has
 one. A float32 product counts as three of them at "high" and one at "medium". At "highest" the floor is the peak of
-float32 multiply-adds; six products on a matrix unit, as in `sample_project_align`, may take less. Errors are relative in
-the Frobenius norm, against float64 with the same operands.
+float32 multiply-adds; six products on a matrix unit, as in `sample_project_align`, may take less. Errors are relative
+in the Frobenius norm, against float64 with the same operands.
 """
 
 from collections.abc import Callable
