@@ -52,7 +52,7 @@ class NetworkHeader(msgspec.Struct, forbid_unknown_fields=True):
 
 
 # Version 1 has the scale in A, version 2 no own layers, version 3 no checksums, version 4 one input only, version 5 no
-# precision, version 6 no sites of infinitely many neurons.
+# precision, version 6 no sites of infinitely many neurons, version 7 no layers that were trained again.
 NETWORK = Format("rainbow_fast.network", 8, "sampled network", NetworkHeader, summed_since=4, key="network")
 
 

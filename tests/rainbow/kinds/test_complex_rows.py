@@ -2,11 +2,13 @@
 """Complex rows as real ones: their law, and features that equal those of n filtered channels."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from complex_networks import VARIANTS, images, maps, network, relative, unitary
 from here import draw
+from scattering_networks import VARIANTS, images, maps, relative, unitary
+from scattering_networks import network as any_network
 
 import rainbow_fast as rf
 from rainbow_fast.networks.scattering import UnitNorm, Wavelets
@@ -17,6 +19,7 @@ from rainbow_fast.tracing.trace import trace
 from rainbow_fast.tracing.wavelet_maps import AsComplex, ByChannel
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
+network = partial(any_network, complex=True)
 
 
 # Complex matrices as real ones

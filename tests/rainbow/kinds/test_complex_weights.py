@@ -2,12 +2,13 @@
 """Scattering networks with complex weights: circular Gaussian rows and unitary alignments."""
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
-from complex_networks import VARIANTS, images, maps, network, relative, unitary
+from scattering_networks import VARIANTS, images, maps, relative, unitary, wide_logits
+from scattering_networks import network as any_network
 from torch import Tensor, nn
 
 import rainbow_fast as rf
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 SITES = ("block2.wavelets", "block3.wavelets", "block4.wavelets")
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 two_variants = pytest.mark.parametrize("options", [{}, {"skip": True}], ids=["plain", "skip"])
+network = partial(any_network, complex=True)
 
 
 @dataclass(frozen=True)
@@ -62,63 +64,11 @@ def test_identity_is_exact_with_the_calibrated_method(options: dict) -> None:
     "blocks, statistics", [("filter", "restore"), ("full", "restore"), ("shared", "restore"), ("full", "running")]
 )
 def test_an_independent_wide_network_has_the_same_logits(options: dict, blocks: str, statistics: str) -> None:
-    """Filters n channels, aligns by torch's own complex SVD, and applies the reference's next layer."""
     net, x = network(**options), images()
     sampled, report = rf.sample(net, x, holdout=0, factor=2, alignment_blocks=blocks, statistics=statistics)
-    phi = phih = net.block1.std(net.block1.wavelets(x))
-    ranks = []
-    for number in (1, 2, 3):
-        block, following = (net.get_submodule(f"block{i}") for i in (number, number + 1))
-        z, zh = block.linear(phi), block.linear(phih)
-        wide = torch.einsum("nd,bdhw->bnhw", sampled.site(f"block{number + 1}.wavelets").effective_rows(), zh)
-        if "norm" in dict(block.named_children()):
-            z, wide = (t / t.abs().square().sum(1, keepdim=True).sqrt() for t in (z, wide))
-        bank, skip = following.wavelets.bank, following.wavelets.skip
-        phi, features = following.std(rf.wavelet_modulus(z, bank, skip=skip)), rf.wavelet_modulus(wide, bank, skip=skip)
-        phih, rank = aligned(phi, features, len(z[0]), following.std, blocks, statistics)
-        ranks.append(rank)
-    z = net.block4.linear(phih)
-    z = net.block4.norm(z) if options.get("norm", True) else z
-    rest = nn.Sequential(OrderedDict((k, v) for k, v in net.named_children() if not k.startswith("block")))
-    assert relative(sampled(x), rest(z)) < 1e-8
+    logits, ranks = wide_logits(net, sampled, x, blocks, statistics)
+    assert relative(sampled(x), logits) < 1e-8
     assert [site.M_rank for site in report.sites] == ranks
-
-
-def aligned(phi: Tensor, features: Tensor, d: int, std: nn.Module, blocks: str, statistics: str) -> tuple[Tensor, int]:
-    """``phih = D A s D'^-1 (phi' - mu') + mu`` in the order of `Wavelets`, and the rank of M."""
-    x, y = (t.movedim(1, -1).reshape(-1, t.shape[1]).T for t in (phi, features))
-    mu, mean = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-    D = ((x - mu).abs().square().mean(1) + std.eps / (std.running_var + std.eps)).sqrt()[:, None]
-    D1 = ((y - mean).abs().square().mean(1) + std.eps).sqrt()[:, None]
-    if statistics == "running":
-        D, mu = torch.ones_like(D), torch.zeros_like(mu)
-    white = (y - mean) / D1
-    M = ((x - mu) / D) @ white.mH / x.shape[1]
-    F = len(x) // d
-    rows, columns = filter_of(d, F), filter_of(len(y) // F, F)
-    if blocks == "full":
-        A, rank = polar(M)
-    else:
-        A = torch.zeros_like(M)
-        each = [M[rows == f][:, columns == f] for f in range(F)]
-        parts = [polar(sum(each))] * F if blocks == "shared" else [polar(block) for block in each]
-        for f, (part, _) in enumerate(parts):
-            A[(rows == f).nonzero(), (columns == f).nonzero().T] = part
-        rank = sum(rank for _, rank in parts[: 1 if blocks == "shared" else F])
-    phih = D * (math.sqrt(len(x) / len(y)) * A @ white) + mu
-    return phih.T.reshape(len(phi), *phi.shape[2:], len(x)).movedim(-1, 1), rank
-
-
-def filter_of(channels: int, features: int) -> Tensor:
-    """The filter of each channel of `Wavelets`: low-pass, then the four angles of each channel; twice with skip."""
-    half = [0] * channels + [1, 2, 3, 4] * channels
-    return torch.tensor(half + [5 + f for f in half] if features == 10 else half)
-
-
-def polar(M: Tensor) -> tuple[Tensor, int]:
-    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
-    kept = S > 1e-10 * S[0]
-    return U[:, kept] @ Vh[kept], int(kept.sum())
 
 
 @variants

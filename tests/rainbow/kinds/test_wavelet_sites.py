@@ -2,16 +2,15 @@
 """Sites of wavelets: they commute with G, the identity law is exact, and a wide network has the same logits."""
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import pytest
 import torch
 from here import draw
+from scattering_networks import VARIANTS, images, maps, network, relative, wide_logits
 from torch import Tensor, nn
 
 import rainbow_fast as rf
-from rainbow_fast.networks import scattering
 from rainbow_fast.networks.scattering import PointwiseConv2d, UnitNorm, Wavelets
 from rainbow_fast.rainbow.laws.rows import Rows
 from rainbow_fast.rainbow.network.activation import RainbowActivation
@@ -20,39 +19,8 @@ from rainbow_fast.tracing.wavelet_maps import AsComplex, ByChannel, ByFilter
 
 pytestmark = pytest.mark.filterwarnings("ignore:site .* samples for")
 F64 = torch.float64
-IMAGES = 40
-VARIANTS = {
-    "plain": {},
-    "no-norm": {"norm": False},
-    "skip": {"skip": True},
-    "skip-no-norm": {"skip": True, "norm": False},
-}
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 blocks = pytest.mark.parametrize("blocks", ["filter", "full", "shared"])
-
-
-def network(**options: object) -> nn.Sequential:
-    """As if trained: the running averages are those of other images."""
-    net = scattering(3, 1 / 16, scale_last=True, image_size=16, seed=0, **options).double()
-    with torch.no_grad():
-        net.train()(images(60, seed=1))
-    return net.eval()
-
-
-def images(number: int = IMAGES, seed: int = 0) -> Tensor:
-    return draw(number, 3, 16, 16, seed=seed).double()
-
-
-def maps(net: nn.Module, x: Tensor) -> list[Tensor]:
-    """z of each site, as `RainbowActivation` takes it."""
-    inputs = []
-    traced = trace(net, x[:1])
-    state: tuple = (x,)
-    for place, site in enumerate(traced.sites):
-        state = traced.advance(place, state, [])
-        inputs.append(state[0])
-        state = (site.reference(state[0]), *state[1:])
-    return inputs
 
 
 @dataclass(frozen=True)
@@ -64,11 +32,6 @@ class Given(rf.Law):
     def draw(self, n: int, site: object, U: Tensor | None, key: Tensor) -> Rows:
         Q = torch.linalg.qr(draw(site.d, site.d, seed=5).double()).Q
         return Rows(n, site.d, key, matrix=self.factor * math.sqrt(site.d) * Q)
-
-
-@torch.no_grad()
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 # Commutation
@@ -144,61 +107,11 @@ def test_identity_is_not_exact_in_the_units_of_the_published_code() -> None:
     "blocks, statistics", [("filter", "restore"), ("full", "restore"), ("shared", "restore"), ("full", "running")]
 )
 def test_an_independent_wide_network_has_the_same_logits(options: dict, blocks: str, statistics: str) -> None:
-    """Filters n channels, aligns by torch's own SVD of complex moments, and applies the reference's next layer."""
     net, x = network(**options), images()
-    sampled, _ = rf.sample(net, x, holdout=0, factor=2, alignment_blocks=blocks, statistics=statistics)
-    phi = phih = net.block1.std(net.block1.wavelets(x))
-    for number in (1, 2, 3):
-        block, following = (net.get_submodule(f"block{i}") for i in (number, number + 1))
-        z, zh = block.linear(phi), block.linear(phih)
-        G = sampled.site(f"block{number + 1}.wavelets").effective_rows()
-        wide = torch.einsum("nd,bdhw->bnhw", G.to(zh.dtype), zh)
-        if "norm" in dict(block.named_children()):
-            z, wide = (t / t.abs().square().sum(1, keepdim=True).sqrt() for t in (z, wide))
-        bank, skip = following.wavelets.bank, following.wavelets.skip
-        phi, features = following.std(rf.wavelet_modulus(z, bank, skip=skip)), rf.wavelet_modulus(wide, bank, skip=skip)
-        phih = aligned(phi, features, len(z[0]), following.std, blocks, statistics)
-    z = net.block4.linear(phih)
-    z = net.block4.norm(z) if options.get("norm", True) else z
-    rest = nn.Sequential(OrderedDict((k, v) for k, v in net.named_children() if not k.startswith("block")))
-    assert relative(sampled(x), rest(z)) < 1e-8
-
-
-def aligned(phi: Tensor, features: Tensor, d: int, std: nn.Module, blocks: str, statistics: str) -> Tensor:
-    """``phih = D A s D'^-1 (phi' - mu') + mu``, all features of all channels in the order of `Wavelets`."""
-    x, y = (t.movedim(1, -1).reshape(-1, t.shape[1]).T for t in (phi, features))
-    mu, mean = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-    eps = std.eps
-    D = ((x - mu).abs().square().mean(1) + eps / (std.running_var + eps)).sqrt()[:, None]
-    D1 = ((y - mean).abs().square().mean(1) + eps).sqrt()[:, None]
-    if statistics == "running":
-        D, mu = torch.ones_like(D), torch.zeros_like(mu)
-    white = (y - mean) / D1
-    M = (((x - mu) / D) @ white.mH / x.shape[1]).real
-    F = len(x) // d
-    rows, columns = filter_of(d, F), filter_of(len(y) // F, F)
-    if blocks == "full":
-        A = polar(M)
-    else:
-        A = torch.zeros_like(M)
-        each = [M[rows == f][:, columns == f] for f in range(F)]
-        shared = polar(sum(each))
-        for f in range(F):
-            A[(rows == f).nonzero(), (columns == f).nonzero().T] = shared if blocks == "shared" else polar(each[f])
-    phih = D * (math.sqrt(len(x) / len(y)) * A.to(white.dtype) @ white) + mu
-    return phih.T.reshape(len(phi), *phi.shape[2:], len(x)).movedim(-1, 1)
-
-
-def filter_of(channels: int, features: int) -> Tensor:
-    """The filter of each channel of `Wavelets`: low-pass, then the four angles of each channel; twice with skip."""
-    half = [0] * channels + [1, 2, 3, 4] * channels
-    return torch.tensor(half + [5 + f for f in half] if features == 10 else half)
-
-
-def polar(M: Tensor) -> Tensor:
-    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
-    kept = S > 1e-10 * S[0]
-    return U[:, kept] @ Vh[kept]
+    sampled, report = rf.sample(net, x, holdout=0, factor=2, alignment_blocks=blocks, statistics=statistics)
+    logits, ranks = wide_logits(net, sampled, x, blocks, statistics)
+    assert relative(sampled(x), logits) < 1e-8
+    assert [site.M_rank for site in report.sites] == ranks
 
 
 @variants
